@@ -13,7 +13,7 @@ EXAMPLES := --dist loadfile src README.md docs
 # Some machines tell Python to keep no bytecode: each of the many processes that tests start would compile all it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install test test-fast test-examples attack check format docs demo benchmarks fuzz results modules sweep coverage clean
+.PHONY: help install test test-fast test-examples attack check format docs demo benchmarks fuzz results modules sweep coverage size clean
 
 help:
 	@echo "make demo        audit a pretrained network before and after it was made fair (offline)"
@@ -28,6 +28,7 @@ help:
 	@echo "make fuzz        open damaged volumes and results of every kind by the thousand (long)"
 	@echo "make results     docs/results.md, from what the studies found"
 	@echo "make modules     the tables of modules in src/README.md, from their docstrings"
+	@echo "make size        the weight of the project beside its budget"
 	@echo "make sweep       neutralize every network of every library; goes on where it was (hours)"
 	@echo "make coverage    docs/coverage.md, from what the sweep found"
 
@@ -99,6 +100,9 @@ results: $(STAMP)
 
 modules: $(STAMP)
 	$(BIN)/python studies/write_modules.py
+
+size: $(STAMP)
+	$(BIN)/python studies/size.py
 
 sweep: $(STAMP)
 	$(BIN)/python studies/sweep.py $(SWEEP)

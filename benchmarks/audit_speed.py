@@ -99,7 +99,12 @@ def main() -> None:
     convert_conv2d_weight_memory_format(frozen, torch.channels_last)
 
     def audit() -> None:
-        evenslice.audit(model, volume, tile=tile, min_windows=count, max_windows=count, progress=False)
+        evenslice.audit(
+            model,
+            volume,
+            sampling=evenslice.Sampling(tile=tile, min_windows=count, max_windows=count),
+            compute=evenslice.Compute(progress=False),
+        )
 
     bare(frozen, windows)  # the first passes of a process are slower
     ratios: dict[str, list[float]] = {"audit / bare": [], "audit / captum": []}

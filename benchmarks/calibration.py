@@ -25,7 +25,7 @@ from kept import Cache, insert_tables, table
 
 import evenslice
 from evenslice.auditing.stopping import settled
-from evenslice.results import Measurements, Thresholds, ask, intervals, judge, next_look
+from evenslice.results import Measurements, Tolerances, ask, intervals, judge, next_look
 from evenslice.volumes.windows import spread_index
 
 if TYPE_CHECKING:
@@ -118,7 +118,12 @@ def take_census(cell: Cell, folder: Path, runs: dict[str, Path]) -> Path | None:
     if cell.region:
         whole = opened[0].shape
         opened = [evenslice.open_volume(volumes[0], region=[slice(*cell.region), *map(slice, whole[1:])])]
-    found = evenslice.audit(model, opened, min_windows=10**6, max_windows=10**6, device="cpu")
+    found = evenslice.audit(
+        model,
+        opened,
+        sampling=evenslice.Sampling(min_windows=10**6, max_windows=10**6),
+        compute=evenslice.Compute(device="cpu"),
+    )
     measured = found.measurements
     arrays = {entry.name: getattr(measured, entry.name) for entry in fields(Measurements)}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +147,7 @@ class Census:
         measured = Measurements(**arrays)
         order = np.lexsort((*measured.position.T[::-1], measured.volume))
         measured = measured.at(order)
-        return cls(measured, ask(measured, len(measured), Thresholds()))
+        return cls(measured, ask(measured, len(measured), Tolerances()))
 
     def figures(self) -> dict[tuple[str, Key], float]:
         """Return the exact figures."""
@@ -174,7 +179,7 @@ def coverage(census: Census, audits: int) -> dict[str, Any]:
             continue
         held: dict[tuple[str, Key], list[tuple[bool, float, float]]] = defaultdict(list)
         for seed in range(audits):
-            for item in ask(census.sample(size, seed), len(census.measured), Thresholds()).evidence:
+            for item in ask(census.sample(size, seed), len(census.measured), Tolerances()).evidence:
                 low, high = item.bounds()
                 for k, key in enumerate(item.keys):
                     if (item.question, key) in truth:
@@ -202,7 +207,7 @@ def verdicts(census: Census, audits: int) -> dict[str, Any]:
     for seed in range(audits):
         read = min(next_look(0), total)
         while True:
-            found = ask(census.sample(read, seed), total, Thresholds())
+            found = ask(census.sample(read, seed), total, Tolerances())
             if settled(found, None) or read >= min(total, 2000):
                 break
             read = min(next_look(read), total)
@@ -257,7 +262,7 @@ def at_tolerance(census: Census, audits: int) -> dict[str, Any]:
     for seed in range(audits):
         left = dict(cases)
         for read in looks:
-            found = ask(census.sample(read, seed), total, Thresholds())
+            found = ask(census.sample(read, seed), total, Tolerances())
             for name, (question, edge, fair) in list(left.items()):
                 moved = tuple(
                     replace(item, tolerance=edge if item.question == question else np.inf)

@@ -223,12 +223,10 @@ def measure_audit(bench: Bench) -> dict[str, Any]:
         found = evenslice.audit(
             bench.model,
             f"{bench.path}:/image",
-            min_windows=bench.sizes.windows,
-            max_windows=bench.sizes.windows,
-            tile=(tile, tile),
-            device=str(bench.device),
-            dtype=bench.dtype,
-            progress=False,
+            sampling=evenslice.Sampling(
+                min_windows=bench.sizes.windows, max_windows=bench.sizes.windows, tile=(tile, tile)
+            ),
+            compute=evenslice.Compute(device=str(bench.device), dtype=bench.dtype, progress=False),
         )
         batch = found.run.batch or batch
         return found.windows
@@ -288,11 +286,9 @@ def measure_segmentation(bench: Bench) -> dict[str, Any]:
             bench.model,
             f"{bench.path}:/image",
             bench.path.with_name("labels.h5"),
-            intensity=(0, 255),
-            device=str(bench.device),
-            dtype=bench.dtype,
+            reading=evenslice.Reading(intensity=(0, 255)),
+            compute=evenslice.Compute(device=str(bench.device), dtype=bench.dtype, progress=False),
             force=True,
-            progress=False,
         )
         return len(labels)
 

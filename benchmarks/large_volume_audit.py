@@ -50,7 +50,7 @@ def queued():
 
 network = load_network(SPEC, weights="imagenet").model
 started, waited = time.perf_counter(), queued()
-found = evenslice.audit(network, sys.argv[1], progress=False)
+found = evenslice.audit(network, sys.argv[1], compute=evenslice.Compute(progress=False))
 seconds, waited = time.perf_counter() - started, queued() - waited
 print(json.dumps({
     "seconds": seconds, "undisturbed": seconds - waited, "verdict": found.verdict, "stopped": found.run.stopped,

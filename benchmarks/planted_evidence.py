@@ -364,7 +364,9 @@ def draw(shared: Path) -> None:
     shown[0].set_title("two of three\nslices", fontsize=10)
     shown[1].set_xlabel("evidence: the\nsquare in z+1", fontsize=10)
     for column, (name, (network, method)) in zip(axes.T[1:], columns.items(), strict=True):
-        maps = evenslice.explain(network, window, 1, method=method, region=region, intensity=(0, 1)).maps
+        maps = evenslice.explain(
+            network, window, 1, method=method, region=region, reading=evenslice.Reading(intensity=(0, 1))
+        ).maps
         size = gaussian_filter(np.abs(maps) if method else maps, (0, SMOOTHING, SMOOTHING))
         size = np.abs(size[list(rows)])
         shares = size.sum((1, 2)) / size.sum()

@@ -128,11 +128,10 @@ class Randomisation:
             model,
             self.volume,
             slices=3,
-            tile=self.effort.tile,
-            min_windows=self.effort.windows,  # all networks get the same
-            max_windows=self.effort.windows,
-            device="cpu",
-            progress=False,
+            sampling=evenslice.Sampling(
+                tile=self.effort.tile, min_windows=self.effort.windows, max_windows=self.effort.windows
+            ),  # all networks get the same
+            compute=evenslice.Compute(device="cpu", progress=False),
         )
         return audit.statistics
 

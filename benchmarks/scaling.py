@@ -103,7 +103,11 @@ def main() -> None:
 
         def segment(address: str, image: evenslice.Volume = volume) -> None:
             evenslice.segment(
-                model, image, out, scheduler=address, dtype=options.dtype, force=True, progress=False
+                model,
+                image,
+                out,
+                compute=evenslice.Compute(scheduler=address, dtype=options.dtype, progress=False),
+                force=True,
             )
 
         def audit(address: str) -> None:
@@ -111,11 +115,8 @@ def main() -> None:
             evenslice.audit(
                 model,
                 volume,
-                scheduler=address,
-                dtype=options.dtype,
-                min_windows=number,
-                max_windows=number,
-                progress=False,
+                compute=evenslice.Compute(scheduler=address, dtype=options.dtype, progress=False),
+                sampling=evenslice.Sampling(min_windows=number, max_windows=number),
             )
 
         def seconds(run: Callable[[str], None], workers: int, *, defaults: bool = False) -> float:

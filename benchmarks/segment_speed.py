@@ -113,7 +113,14 @@ def main() -> None:
 
         def segment(dtype: str, size: tuple[int, int] | None) -> evenslice.Volume:
             out = Path(folder) / f"{dtype}.npy"
-            return evenslice.segment(model, volume, out, dtype=dtype, tile=size, force=True, progress=False)
+            return evenslice.segment(
+                model,
+                volume,
+                out,
+                compute=evenslice.Compute(dtype=dtype, progress=False),
+                tile=size,
+                force=True,
+            )
 
         exact, rounded = segment("float32", None)[...], segment("bfloat16", None)[...]
         runs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {

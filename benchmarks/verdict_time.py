@@ -52,7 +52,9 @@ def find_networks(runs: list[Path]) -> Iterator[tuple[str, nn.Module]]:
 def measure(network: nn.Module, volume: Any, **options: Any) -> tuple[float, int, str]:
     """Return the seconds, the windows and the verdict of an audit."""
     begun = time.process_time()
-    found = evenslice.audit(network, volume, device="cpu", progress=False, **options)
+    found = evenslice.audit(
+        network, volume, compute=evenslice.Compute(device="cpu", progress=False), **options
+    )
     spent = time.process_time() - begun
     measured: Any = found.measurements
     return spent, len(measured.volume) if hasattr(measured, "volume") else found.windows, found.verdict
@@ -71,7 +73,7 @@ def main() -> None:
     spent = []
     for number, (name, network) in enumerate(find_networks(options.runs)):
         if number == 0:
-            measure(network, np.random.default_rng(0).random((16, 64, 64)), max_windows=8)
+            measure(network, np.random.default_rng(0).random((16, 64, 64)), sampling=evenslice.Sampling(max_windows=8))
             print(f"importing and a first small audit: {time.process_time() - BEGUN:.1f} s\n")
             print("| network | volume | verdict | windows | seconds |\n| --- | --- | --- | --- | --- |")
         for path, place in volumes:

@@ -68,9 +68,8 @@ def measure(folder: Path, test: list[dict[str, Any]]) -> dict[str, Any]:
             volumes,
             method=method,
             labels=given,
-            min_windows=WINDOWS[method],
-            max_windows=WINDOWS[method],
-            progress=False,
+            sampling=evenslice.Sampling(min_windows=WINDOWS[method], max_windows=WINDOWS[method]),
+            compute=evenslice.Compute(progress=False),
         )
         found[method] = _interval(audit.saliency[0])
         if audit.stress is not None:

@@ -120,7 +120,7 @@ def train(arm: Arm, seed: int, data: Path) -> nn.Module:
     windows = evenslice.SliceWindows(
         data / "train_image.tif",
         data / "train_mito.tif",
-        record=record,
+        model=record,
         crop=CROP,
         foreground=FOREGROUND,
         augmentation=True,

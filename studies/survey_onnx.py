@@ -74,7 +74,10 @@ def find_thin_resnet() -> ThinResNet | None:
 def audit_thin_resnet(network: ThinResNet, windows: int) -> Audit:
     """Audit it as a black box: what replaced slices and a reversed window change."""
     return evenslice.audit(
-        network, mni152(), slices=3, tile=(SIZE, SIZE), min_windows=windows, max_windows=windows
+        network,
+        mni152(),
+        slices=3,
+        sampling=evenslice.Sampling(tile=(SIZE, SIZE), min_windows=windows, max_windows=windows),
     )
 
 

@@ -246,7 +246,10 @@ def measure(model: nn.Module, rules: Sequence[Rule], volume: Volume, slices: int
     windows = (read_windows(volume, slices) - HALF) / HALF
     for names, network in candidates(model, rules, slices):
         found = evenslice.audit(
-            network, volume, slices=slices, tile=TILE, min_windows=WINDOWS, max_windows=WINDOWS
+            network,
+            volume,
+            slices=slices,
+            sampling=evenslice.Sampling(tile=TILE, min_windows=WINDOWS, max_windows=WINDOWS),
         )
         print(f"N = {slices}: {', '.join(names)}: {found!r}", flush=True)
         yield Measured(

@@ -12,6 +12,7 @@ from ._core import (
 from .auditing import (
     Audit as Audit,
     Explanation as Explanation,
+    Sampling as Sampling,
     Survey as Survey,
     audit as audit,
     explain as explain,
@@ -19,6 +20,7 @@ from .auditing import (
     survey as survey,
 )
 from .inference import (
+    Compute as Compute,
     ModelCard as ModelCard,
     evaluate as evaluate,
     export as export,
@@ -35,6 +37,9 @@ from .neutralizing import (
     symmetrize as symmetrize,
     untie as untie,
 )
+from .results import (
+    Tolerances as Tolerances,
+)
 from .studying import (
     StudyConfig as StudyConfig,
     study as study,
@@ -47,6 +52,7 @@ from .training import (
     train as train,
 )
 from .volumes import (
+    Reading as Reading,
     Scaling as Scaling,
     Volume as Volume,
     open_volume as open_volume,

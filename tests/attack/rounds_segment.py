@@ -25,7 +25,7 @@ import torch
 from disturbance import finish, in_child, killed, small_disk, starved
 from torch import nn
 
-from evenslice import segment
+from evenslice import Compute, segment
 from evenslice.inference import segmentation_job
 from evenslice.volumes import open_volume
 
@@ -39,7 +39,13 @@ def label(image, out, probabilities, force=False):
     segmentation_job.BLOCK_VOXELS = 2 * SHAPE[1] * SHAPE[2]
     model = nn.Sequential(nn.Conv2d(3, 8, 7, padding=3), nn.ReLU(), nn.Conv2d(8, 3, 1)).requires_grad_(False)
     segment(
-        model, image, out, slices=3, dtype="float32", device="cpu", probabilities=probabilities, force=force
+        model,
+        image,
+        out,
+        slices=3,
+        compute=Compute(dtype="float32", device="cpu"),
+        probabilities=probabilities,
+        force=force,
     )
 
 

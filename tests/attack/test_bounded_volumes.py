@@ -84,7 +84,7 @@ def test_empty_slices_without_end(tmp_path, kind):
 def test_segmenting_slices_without_end(tmp_path, kind):
     path = EMPTY[kind](tmp_path)
     network = "__import__('torch').nn.Conv2d(3, 1, 1)"
-    expression = f"__import__('evenslice').segment({network}, path, path + '.tif', intensity=(0, 9))"
+    expression = f"__import__('evenslice').segment({network}, path, path + '.tif', reading=evenslice.Reading(intensity=(0, 9)))"
     assert_bounded(answer(expression, path), f"refused: {path}: claims ")
 
 

@@ -8,16 +8,21 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from values import by_name
 
 import evenslice
 from evenslice import (
+    Compute,
     ConfigError,
     EvensliceError,
     ModelCard,
     ModelError,
     OutputError,
+    Reading,
     Record,
+    Sampling,
     Scaling,
+    Tolerances,
     TrainConfig,
 )
 from evenslice.volumes import write_volume
@@ -32,11 +37,20 @@ def network(classes=2):
 
 
 def audit(**options):
-    return evenslice.audit(network(), VOLUME, max_windows=8, device=options.pop("device", "cpu"), **options)
+    return evenslice.audit(
+        network(),
+        VOLUME,
+        **by_name(
+            evenslice.audit,
+            sampling=evenslice.Sampling(max_windows=8),
+            compute=evenslice.Compute(device=options.pop("device", "cpu")),
+            **options,
+        ),
+    )
 
 
 def segment(out, **options):
-    return evenslice.segment(network(), VOLUME, out, **options)
+    return evenslice.segment(network(), VOLUME, out, **by_name(evenslice.segment, **options))
 
 
 def saved(out):
@@ -49,19 +63,22 @@ def test_numbers_of_numpy_are_written_as_numbers(tmp_path):
     whole, real = np.int64(3), np.float32(0.05)
     found = audit(
         slices=whole,
-        step=np.int64(1),
-        seed=whole,
-        batch=whole,
-        precision=real,
-        tolerance=real,
-        judged_share=real,
+        reading=Reading(step=np.int64(1)),
+        sampling=Sampling(seed=whole, precision=real),
+        compute=Compute(batch=whole),
+        tolerances=Tolerances(tolerance=real, judged_share=real),
     )
     document = json.loads(found.to_json())
     assert (document["slices"], document["seed"], document["batch"]) == (3, 3, 3)
     assert document["tolerance"] == pytest.approx(0.05)
-    scores = evenslice.evaluate(network(), VOLUME, LABELS, slices=whole, step=np.int64(1))
+    scores = evenslice.evaluate(
+        network(), VOLUME, LABELS, slices=whole, reading=evenslice.Reading(step=np.int64(1))
+    )
     assert json.loads(scores.to_json())["model"]["slices"] == 3
-    assert segment(tmp_path / "labels.tif", slices=whole, step=np.int64(1)).shape == VOLUME.shape
+    assert (
+        segment(tmp_path / "labels.tif", slices=whole, reading=Reading(step=np.int64(1))).shape
+        == VOLUME.shape
+    )
     assert evenslice.load_network("timm:test_resnet", "none", seed=whole).record.seed == 3
 
 
@@ -132,13 +149,13 @@ def test_nothing_takes_the_name_of_a_device(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("use", "message"),
     [
-        (lambda: segment("x.tif", step=object()), "step: is <object"),
+        (lambda: segment("x.tif", reading=Reading(step=object())), "step: is <object"),
         (lambda: evenslice.load_network("timm:test_resnet", "none", seed=1.5), "seed: is 1.5"),
-        (lambda: audit(device=1.5), "device=1.5"),
-        (lambda: audit(device=10**30), "device="),
-        (lambda: audit(dtype=["float32"]), "did you mean 'float32'"),
+        (lambda: audit(compute=Compute(device=1.5)), "device=1.5"),
+        (lambda: audit(compute=Compute(device=10**30)), "device="),
+        (lambda: audit(compute=Compute(dtype=["float32"])), "did you mean 'float32'"),
         (lambda: audit(method=["gradient"]), "did you mean 'gradient'"),
-        (lambda: audit(workers=10**30), "at most 1024"),
+        (lambda: audit(compute=Compute(workers=10**30)), "at most 1024"),
         (lambda: evenslice.save_network(network(), "a.safetensors", record={}), "record: is dict"),
         (lambda: evenslice.survey(None), "no network given"),
         (lambda: evenslice.survey([network()]), "are surveyed by name"),
@@ -157,15 +174,21 @@ def test_nothing_takes_the_name_of_a_device(tmp_path, monkeypatch):
         (lambda: Scaling(0, 1)(np.zeros(3, complex)), "cannot be scaled"),
         (lambda: Scaling("3", 5), "'3' is not a number"),
         (
-            lambda: evenslice.evaluate(network(), VOLUME, LABELS, label_values={1, 8}),
+            lambda: evenslice.evaluate(
+                network(), VOLUME, LABELS, reading=evenslice.Reading(label_values={1, 8})
+            ),
             "give the value of each class",
         ),
         (
-            lambda: evenslice.evaluate(network(), VOLUME, LABELS, label_values=np.array(3)),
+            lambda: evenslice.evaluate(
+                network(), VOLUME, LABELS, reading=evenslice.Reading(label_values=np.array(3))
+            ),
             "value of each class",
         ),
         (
-            lambda: evenslice.evaluate(network(), VOLUME, LABELS, other_labels=["error"]),
+            lambda: evenslice.evaluate(
+                network(), VOLUME, LABELS, reading=evenslice.Reading(other_labels=["error"])
+            ),
             "known: background, error",
         ),
         (lambda: evenslice.SliceWindows(VOLUME, crop=np.array(3)), "give a height and a width"),
@@ -207,9 +230,9 @@ def test_a_volume_under_two_names_is_one_sample(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link.npy").symlink_to("image.npy")
     opened = evenslice.open_volume(VOLUME)
-    for given in (["image.npy", tmp_path / "image.npy"], ["image.npy", "link.npy"], [opened, opened]):
+    for twice in (["image.npy", tmp_path / "image.npy"], ["image.npy", "link.npy"], [opened, opened]):
         with pytest.raises(ConfigError, match="is given twice"):
-            evenslice.audit(network(), given)
+            evenslice.audit(network(), twice)
 
 
 def test_an_onnx_file_takes_tensors_and_needs_a_window(tmp_path):

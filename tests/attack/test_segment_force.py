@@ -5,7 +5,7 @@ import pytest
 import zarr
 from torch import nn
 
-from evenslice import segment
+from evenslice import Compute, segment
 from evenslice._core import OutputError
 from evenslice.volumes import open_volume, write_volume
 
@@ -16,7 +16,7 @@ IMAGE = (np.random.default_rng(0).random((6, 40, 40)) * 250).astype(np.uint8)
 
 def label(out):
     model = nn.Conv2d(3, 2, 1).requires_grad_(False)
-    return segment(model, IMAGE, out, slices=3, dtype="float32", device="cpu", force=True)
+    return segment(model, IMAGE, out, slices=3, compute=Compute(dtype="float32", device="cpu"), force=True)
 
 
 def image_and(path, add):

@@ -16,7 +16,7 @@ import torch
 import zarr
 from torch import nn
 
-from evenslice import segment
+from evenslice import Compute, Reading, segment
 from evenslice._core import EvensliceError, VolumeError
 from evenslice.inference import segmentation_job
 from evenslice.volumes import fingerprint, fingerprints, open_volume, write_volume
@@ -54,7 +54,14 @@ def small_blocks(monkeypatch):
 
 def label(path, out, harm=None):
     model = Meddling(harm)
-    return segment(model, path, out, slices=3, intensity=(50, 250), batch=2, dtype="float32", device="cpu")
+    return segment(
+        model,
+        path,
+        out,
+        slices=3,
+        reading=Reading(intensity=(50, 250)),
+        compute=Compute(batch=2, dtype="float32", device="cpu"),
+    )
 
 
 def refused(path, out, harm, message):

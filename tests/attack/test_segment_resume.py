@@ -10,8 +10,9 @@ import pytest
 import torch
 import zarr
 from torch import nn
+from values import by_name
 
-from evenslice import segment
+from evenslice import Compute, Reading, segment
 from evenslice._core import ConfigError, EvensliceError, OutputError, mark_staging
 from evenslice.inference import segmentation, segmentation_job, segmentation_run
 from evenslice.volumes import fingerprints, open_volume, write_volume
@@ -41,11 +42,13 @@ def label(path, out, network=None, **options):
         network or Network(),
         path,
         out,
-        slices=3,
-        intensity=(0, 250),
-        dtype="float32",
-        device="cpu",
-        **options,
+        **by_name(
+            segment,
+            slices=3,
+            reading=Reading(intensity=(0, 250)),
+            compute=Compute(dtype="float32", device="cpu"),
+            **options,
+        ),
     )
 
 

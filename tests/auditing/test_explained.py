@@ -144,7 +144,13 @@ def test_a_black_box_may_return_probabilities(scale, clamped):
         def run(windows):
             return head(model(torch.from_numpy(windows))).numpy()
 
-        return evenslice.audit(run, noise(depth=12), slices=3, intensity=(0, 1), progress=False)
+        return evenslice.audit(
+            run,
+            noise(depth=12),
+            slices=3,
+            reading=evenslice.Reading(intensity=(0, 1)),
+            compute=evenslice.Compute(progress=False),
+        )
 
     logits, found = function(lambda z: z), function(lambda z: z.softmax(1))
     assert (logits.run.assumed, found.run.assumed) == (True, False)

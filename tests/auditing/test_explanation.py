@@ -5,9 +5,10 @@ import re
 import numpy as np
 import pytest
 import torch
+from values import by_name
 
 import evenslice
-from evenslice import ConfigError, explain
+from evenslice import ConfigError, Reading, explain
 from evenslice.auditing.explanation import LARGEST_PART
 
 RANGE = (0.0, 1.0)
@@ -46,7 +47,7 @@ def log_odds(network, window, classes):
     ids=["one", "difference", "product"],
 )
 def test_maps_sum_to_the_change_of_the_log_odds(network, volume):
-    found = explain(network, volume, 4, slices=3, intensity=RANGE)
+    found = explain(network, volume, 4, slices=3, reading=Reading(intensity=RANGE))
     window = torch.from_numpy(volume[3:6])[None]
     middle = window[:, 1:2].expand(-1, 3, -1, -1)
     change = log_odds(network, window, found.answer) - log_odds(network, middle, found.answer)
@@ -58,7 +59,7 @@ def test_maps_sum_to_the_change_of_the_log_odds(network, volume):
 def test_what_adds_is_above_0_and_what_takes_away_below():
     volume = np.full((3, 32, 32), 0.5, np.float32)
     volume[0], volume[2] = 0.6, 0.8
-    found = explain(weighted(-1.0, 0.0, 1.0), volume, 1, slices=3, intensity=RANGE)
+    found = explain(weighted(-1.0, 0.0, 1.0), volume, 1, slices=3, reading=Reading(intensity=RANGE))
     assert (found.answer == 1).all()
     assert np.allclose(found.maps[0], -0.2, atol=1e-5)
     assert np.allclose(found.maps[2], 0.6, atol=1e-5)
@@ -161,4 +162,4 @@ def test_a_window_that_does_not_matter_has_an_empty_map(volume):
 )
 def test_what_cannot_be_asked_is_refused(volume, options, said):
     with pytest.raises(ConfigError, match=said):
-        explain(weighted(1.0, 0.0, 0.0), volume, **{"z": 4, **options})
+        explain(weighted(1.0, 0.0, 0.0), volume, **by_name(explain, **{"z": 4, **options}))

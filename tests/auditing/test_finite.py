@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from values import by_name
 
+from evenslice import Compute, Reading
 from evenslice._core.errors import ModelError
 from evenslice.auditing.auditor import audit
 
@@ -51,7 +53,13 @@ def volume():
 
 
 def run(network, volume, **options):
-    return audit(network, volume, slices=3, intensity=(0, 1.1), device="cpu", **options)
+    return audit(
+        network,
+        volume,
+        **by_name(
+            audit, slices=3, reading=Reading(intensity=(0, 1.1)), compute=Compute(device="cpu"), **options
+        ),
+    )
 
 
 @pytest.mark.parametrize(("classes", "offset"), [(1, 0), (2, 1)])

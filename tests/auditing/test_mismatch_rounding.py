@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from values import by_name
 
 import evenslice
 
@@ -43,7 +44,16 @@ def grays():
 
 def audit(network, grays, **options):
     return evenslice.audit(
-        network, grays, slices=3, intensity=(0, 255), tile=(64, 64), device="cpu", **options
+        network,
+        grays,
+        **by_name(
+            evenslice.audit,
+            slices=3,
+            reading=evenslice.Reading(intensity=(0, 255)),
+            sampling=evenslice.Sampling(tile=(64, 64)),
+            compute=evenslice.Compute(device="cpu"),
+            **options,
+        ),
     )
 
 

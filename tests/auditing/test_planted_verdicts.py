@@ -17,6 +17,7 @@ from formulas import (
     weighted,
 )
 from torch import nn
+from values import by_name
 
 import evenslice
 from evenslice._core.errors import ConfigError, ModelError
@@ -230,7 +231,13 @@ def test_detectors_and_functions(kind, weights, verdict):
     if kind == "detector":
         assert audit_formula(detect, noise(depth=20)).verdict == verdict
         return
-    found = evenslice.audit(function, noise(depth=20), slices=3, intensity=(0, 1), progress=False)
+    found = evenslice.audit(
+        function,
+        noise(depth=20),
+        slices=3,
+        reading=evenslice.Reading(intensity=(0, 1)),
+        compute=evenslice.Compute(progress=False),
+    )
     assert (found.verdict, found.run.method, found.run.use) == (verdict, "", "replacement")
     assert np.isnan(found.saliency[0].estimate)
     assert not found.saliency[0].judged
@@ -245,7 +252,10 @@ def test_a_function_of_class_numbers():
         return ((windows[:, 1] > 0.5) * (1 + (windows[:, 0] > 0.5))).astype(np.int64)
 
     options = {"slices": 3, "intensity": (0, 1), "progress": False}
-    fair, unfair = (evenslice.audit(part, noise(depth=64), **options) for part in (middle, before))
+    fair, unfair = (
+        evenslice.audit(part, noise(depth=64), **by_name(evenslice.audit, **options))
+        for part in (middle, before)
+    )
     assert (fair.verdict, fair.run.explained) == ("symmetric", "class numbers")
     assert fair.answer.estimate == 0
     assert unfair.verdict == "biased"
@@ -257,7 +267,14 @@ def test_numbers_that_are_not_those_of_classes_are_scores():
     def summed(windows):
         return (500 * (windows[:, 0] + windows[:, 2]) + 1000 * windows[:, 1]).astype(np.int64)
 
-    found = evenslice.audit(summed, noise(30), slices=3, target="sum", intensity=(0, 1), progress=False)
+    found = evenslice.audit(
+        summed,
+        noise(30),
+        slices=3,
+        target="sum",
+        reading=evenslice.Reading(intensity=(0, 1)),
+        compute=evenslice.Compute(progress=False),
+    )
     assert (found.verdict, found.answer.estimate) == ("symmetric", 0)
 
 

@@ -54,7 +54,7 @@ def test_random_functions_are_refused():
         return torch.rand(len(windows), 2, 32, 32).numpy()
 
     with pytest.raises(ModelError, match="another output for the same window in a second run"):
-        evenslice.audit(function, noise(depth=12), slices=3, progress=False)
+        evenslice.audit(function, noise(depth=12), slices=3, compute=evenslice.Compute(progress=False))
 
 
 def test_memory_that_runs_out_in_the_check_is_told_in_one_line():

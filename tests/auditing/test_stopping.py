@@ -101,16 +101,37 @@ def test_more_windows_than_the_limit_are_refused():
     with pytest.raises(
         evenslice.ConfigError, match=r"min_windows=50: is more than max_windows=45; raise that as well"
     ):
-        evenslice.audit(torch.nn.Conv2d(3, 2, 1), volume, min_windows=50, max_windows=45)
+        evenslice.audit(
+            torch.nn.Conv2d(3, 2, 1), volume, sampling=evenslice.Sampling(min_windows=50, max_windows=45)
+        )
 
 
 def test_what_excludes_each_other_may_be_said_of_any_output():
     volume = np.random.default_rng(0).random((8, 32, 32))
     network = torch.nn.Conv2d(3, 1, 1)
-    assert evenslice.audit(network, volume, overlapping=False, max_windows=4).run.explained == "log-odds"
     assert (
-        evenslice.audit(network, volume, overlapping=False, target="sum", max_windows=4).run.explained
+        evenslice.audit(
+            network,
+            volume,
+            reading=evenslice.Reading(overlapping=False),
+            sampling=evenslice.Sampling(max_windows=4),
+        ).run.explained
+        == "log-odds"
+    )
+    assert (
+        evenslice.audit(
+            network,
+            volume,
+            reading=evenslice.Reading(overlapping=False),
+            target="sum",
+            sampling=evenslice.Sampling(max_windows=4),
+        ).run.explained
         == "score"
     )
     with pytest.raises(evenslice.ConfigError, match="overlapping"):
-        evenslice.audit(network, volume, overlapping=True, max_windows=4)
+        evenslice.audit(
+            network,
+            volume,
+            reading=evenslice.Reading(overlapping=True),
+            sampling=evenslice.Sampling(max_windows=4),
+        )

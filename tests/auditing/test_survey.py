@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from commands import run_command
 from pages import HOSTILE, Page, plain
+from values import by_name
 
 import evenslice
 from evenslice import cli
@@ -109,7 +110,11 @@ def survey(folder, monkeypatch):
     def survey(*names, **options):
         specs = [name if ":" in name else f"surveyed_networks:{name}" for name in names]
         return evenslice.survey(
-            specs, **{"weights": "none", "volume": "volume.npy", "windows": 8, "progress": False} | options
+            specs,
+            **by_name(
+                evenslice.survey,
+                **{"weights": "none", "volume": "volume.npy", "windows": 8, "progress": False} | options,
+            ),
         )
 
     return survey
@@ -304,7 +309,7 @@ def test_efficientnet_lite_has_the_energies_that_are_known_of_it(survey):
 )
 def test_mistakes_are_told_in_one_line(survey, names, options, error, message):
     with pytest.raises(error, match=message) as caught:
-        survey(*names, **options)
+        survey(*names, **by_name(survey, **options))
     assert "\n" not in str(caught.value)
 
 

@@ -65,8 +65,18 @@ def test_an_audit_ends_where_a_worker_has_other_content(file, monkeypatch, where
     monkeypatch.setattr(KnownFiles, "copies", lying)
     monkeypatch.setattr("evenslice.auditing.stopping.open_cluster", here_and_now)
     with pytest.raises(VolumeError, match="has other content on a worker than here"):
-        evenslice.audit(network, file, tile=(32, 32), batch=2, device="cpu")
-    assert evenslice.audit(network, np.load(file), tile=(32, 32), batch=2, device="cpu").measurements
+        evenslice.audit(
+            network,
+            file,
+            sampling=evenslice.Sampling(tile=(32, 32)),
+            compute=evenslice.Compute(batch=2, device="cpu"),
+        )
+    assert evenslice.audit(
+        network,
+        np.load(file),
+        sampling=evenslice.Sampling(tile=(32, 32)),
+        compute=evenslice.Compute(batch=2, device="cpu"),
+    ).measurements
 
 
 def here_and_now(*_):

@@ -77,7 +77,9 @@ def test_it_is_said_why_surfaces_of_a_large_volume_are_not_compared(monkeypatch,
     for module in (inference, scoring):
         monkeypatch.setattr(module, "LARGEST_SURFACE", most)
     image = np.random.default_rng(0).random((3, 8, 8))
-    found = evenslice.evaluate(lambda windows: windows[:, 1:2] - 0.5, image, image > 0.5, intensity=(0, 1))
+    found = evenslice.evaluate(
+        lambda windows: windows[:, 1:2] - 0.5, image, image > 0.5, reading=evenslice.Reading(intensity=(0, 1))
+    )
     (table,) = evaluation_tables(found)
     said = None if most > 10 else "surfaces are compared in volumes of up to 10 voxels; give a --region"
     assert table.caption == said

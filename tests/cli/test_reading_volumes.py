@@ -14,9 +14,9 @@ from evenslice._core import spelled_on_command_line
 from evenslice.cli import main
 from evenslice.cli.label_opening import LabelledOpening
 from evenslice.inference import stated_reading
-from evenslice.neutralizing import Reading, load_network, save_network
+from evenslice.neutralizing import load_network, save_network
 from evenslice.training import find_reading
-from evenslice.volumes import write_volume
+from evenslice.volumes import Reading, write_volume
 
 BEFORE = Path(__file__).parents[1] / "data" / "written-by-0.1.0"
 SPEC = "smp:Unet/tu-test_resnet?encoder_depth=2&decoder_channels=[4,4]"

@@ -16,6 +16,7 @@ import torch
 from scipy import ndimage
 from tiny_training import dice_of_trainings
 from torch import nn
+from values import by_name
 
 import evenslice
 from evenslice.inference.devices import choose_device, choose_dtype, to_device
@@ -73,12 +74,13 @@ def audited(model, volume, **options):
     return evenslice.audit(
         model,
         volume,
-        intensity=INTENSITY,
-        max_windows=24,
-        batch=4,
-        tile=(64, 64),
-        progress=False,
-        **options,
+        **by_name(
+            evenslice.audit,
+            reading=evenslice.Reading(intensity=INTENSITY),
+            sampling=evenslice.Sampling(max_windows=24, tile=(64, 64)),
+            compute=evenslice.Compute(batch=4, progress=False),
+            **options,
+        ),
     )
 
 
@@ -159,10 +161,8 @@ def test_segment_gives_the_same_labels(unet, volume, tmp_path, dtype):
             unet,
             volume,
             tmp_path / f"{device}.npy",
-            intensity=INTENSITY,
-            device=device,
-            dtype=precision,
-            progress=False,
+            reading=evenslice.Reading(intensity=INTENSITY),
+            compute=evenslice.Compute(device=device, dtype=precision, progress=False),
         )[:]
         for device, precision in (("cpu", "float32"), ("cuda", dtype))
     )
@@ -186,11 +186,26 @@ def test_a_segmentation_begun_on_the_cpu_goes_on_on_the_gpu(unet, volume, tmp_pa
     large = np.concatenate([volume] * 4)
     options = {"intensity": INTENSITY, "batch": 16, "dtype": "float32", "progress": False}
     with pytest.raises(KeyboardInterrupt):
-        evenslice.segment(Stops(), large, tmp_path / "labels.npy", device="cpu", **options)
+        evenslice.segment(
+            Stops(),
+            large,
+            tmp_path / "labels.npy",
+            **by_name(evenslice.segment, compute=evenslice.Compute(device="cpu"), **options),
+        )
     Stops.left = -1
-    found = evenslice.segment(Stops(), large, tmp_path / "labels.npy", device="cuda", **options)[:]
+    found = evenslice.segment(
+        Stops(),
+        large,
+        tmp_path / "labels.npy",
+        **by_name(evenslice.segment, compute=evenslice.Compute(device="cuda"), **options),
+    )[:]
     assert Stops.left == -1 - 3 - 7  # the first block is not computed again
-    right = evenslice.segment(Stops(), large, tmp_path / "right.npy", device="cuda", **options)[:]
+    right = evenslice.segment(
+        Stops(),
+        large,
+        tmp_path / "right.npy",
+        **by_name(evenslice.segment, compute=evenslice.Compute(device="cuda"), **options),
+    )[:]
     assert (found == right).mean() >= 0.999
 
 
@@ -201,12 +216,10 @@ def test_evaluate_with_stress(unet, volume):
             unet,
             volume,
             labels,
-            intensity=INTENSITY,
+            reading=evenslice.Reading(intensity=INTENSITY),
             stress=True,
-            device=device,
-            dtype="float32",
+            compute=evenslice.Compute(device=device, dtype="float32", progress=False),
             surfaces=False,
-            progress=False,
         )
         for device in ("cpu", "cuda")
     )
@@ -268,7 +281,9 @@ def test_the_default_batch_takes_half_of_what_is_free(unet, volume, monkeypatch)
     for _ in range(2):  # the first pass reserves what stays
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        evenslice.audit(unet, volume, batch=2, **options)
+        evenslice.audit(
+            unet, volume, **by_name(evenslice.audit, compute=evenslice.Compute(batch=2), **options)
+        )
     free = 12 * (torch.cuda.max_memory_allocated() - before)
     with memory_of(free) as allowed:
         # CUDA itself does not know of the limit.
@@ -277,7 +292,7 @@ def test_the_default_batch_takes_half_of_what_is_free(unet, volume, monkeypatch)
         )
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        found = evenslice.audit(unet, volume, **options)
+        found = evenslice.audit(unet, volume, **by_name(evenslice.audit, **options))
         assert found.run.batch == 8
         assert free / 6 < torch.cuda.max_memory_allocated() - before < free / 2
 
@@ -336,11 +351,8 @@ def test_workers_use_a_gpu_each(unet, volume, tmp_path):
             unet,
             volume,
             tmp_path / f"{workers}.npy",
-            intensity=INTENSITY,
-            device="cuda",
-            dtype="float32",
-            workers=workers,
-            progress=False,
+            reading=evenslice.Reading(intensity=INTENSITY),
+            compute=evenslice.Compute(device="cuda", dtype="float32", workers=workers, progress=False),
         )[:]
         for workers in (None, 2)
     )

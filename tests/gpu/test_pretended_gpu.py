@@ -14,6 +14,7 @@ import torch
 from pretend_gpu import Far, pretend_gpu
 from tiny_training import dice_of_trainings, start, training_options, write_inputs
 from torch import nn
+from values import by_name
 
 import evenslice
 from evenslice.cli.app import run
@@ -83,7 +84,17 @@ def assert_alike(found, right, where=""):
 
 def audited(model, **options):
     return lambda device: figures(
-        evenslice.audit(model, VOLUME, device=device, max_windows=8, batch=4, **OPTIONS, **options)
+        evenslice.audit(
+            model,
+            VOLUME,
+            **by_name(
+                evenslice.audit,
+                compute=evenslice.Compute(device=device, batch=4),
+                sampling=evenslice.Sampling(max_windows=8),
+                **OPTIONS,
+                **options,
+            ),
+        )
     )
 
 
@@ -135,7 +146,10 @@ def test_audit_of_a_pretrained_kind_of_network():
 def test_segment(tmp_path, tile):
     def work(device):
         labels = evenslice.segment(
-            small(), VOLUME, tmp_path / f"{device}.npy", device=device, tile=tile, **OPTIONS
+            small(),
+            VOLUME,
+            tmp_path / f"{device}.npy",
+            **by_name(evenslice.segment, compute=evenslice.Compute(device=device), tile=tile, **OPTIONS),
         )
         return labels[:]
 
@@ -147,7 +161,14 @@ def test_segment(tmp_path, tile):
 def test_probabilities(tmp_path):
     def work(device):
         path = tmp_path / f"{device}.npy"
-        return evenslice.segment(small(), VOLUME, path, device=device, probabilities=True, **OPTIONS)[:]
+        return evenslice.segment(
+            small(),
+            VOLUME,
+            path,
+            **by_name(
+                evenslice.segment, compute=evenslice.Compute(device=device), probabilities=True, **OPTIONS
+            ),
+        )[:]
 
     on_cpu, on_gpu, _ = both(work)
     assert np.array_equal(on_cpu, on_gpu)
@@ -155,7 +176,12 @@ def test_probabilities(tmp_path):
 
 def test_evaluate_with_stress():
     def work(device):
-        found = evenslice.evaluate(small(), VOLUME, LABELS, stress=True, device=device, **OPTIONS).to_dict()
+        found = evenslice.evaluate(
+            small(),
+            VOLUME,
+            LABELS,
+            **by_name(evenslice.evaluate, stress=True, compute=evenslice.Compute(device=device), **OPTIONS),
+        ).to_dict()
         return [found["dice"], found["stress"]]
 
     on_cpu, on_gpu, gpu = both(work)
@@ -165,14 +191,20 @@ def test_evaluate_with_stress():
 
 def test_evaluate_without_labels_compares_with_the_intact_answer():
     def work(device):
-        return evenslice.evaluate(small(), VOLUME, stress=True, device=device, **OPTIONS).to_dict()["stress"]
+        return evenslice.evaluate(
+            small(),
+            VOLUME,
+            **by_name(evenslice.evaluate, stress=True, compute=evenslice.Compute(device=device), **OPTIONS),
+        ).to_dict()["stress"]
 
     on_cpu, on_gpu, _ = both(work)
     assert_alike(on_gpu, on_cpu)
 
 
 def test_a_slice_explained():
-    on_cpu, on_gpu, _ = both(lambda device: evenslice.explain(small(), VOLUME, 4, device=device))
+    on_cpu, on_gpu, _ = both(
+        lambda device: evenslice.explain(small(), VOLUME, 4, compute=evenslice.Compute(device=device))
+    )
     assert np.allclose(on_cpu.maps, on_gpu.maps, rtol=1e-4, atol=1e-6)
     assert np.array_equal(on_cpu.change, on_gpu.change)
 
@@ -257,7 +289,12 @@ def test_a_training_in_bfloat16_scores_about_as_in_float32(tmp_path):
 def test_survey():
     def work(device):
         found = evenslice.survey(
-            "timm:resnet10t", weights="none", volume=VOLUME, windows=4, draws=1, device=device, progress=False
+            "timm:resnet10t",
+            weights="none",
+            volume=VOLUME,
+            windows=4,
+            draws=1,
+            compute=evenslice.Compute(device=device, progress=False),
         )
         return json.loads(found.to_json())["networks"]
 

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from torch import nn
+from values import by_name
 
 from evenslice.auditing.auditor import audit
 
@@ -27,7 +28,7 @@ def audit_formula(function, volume=None, slices=3, **options):
     volume = noise() if volume is None else volume
     model = function if isinstance(function, nn.Module) else Formula(function)
     options = {"intensity": (0, 1), "device": "cpu", "progress": False} | options
-    return audit(model, volume, slices=slices, **options)
+    return audit(model, volume, **by_name(audit, slices=slices, **options))
 
 
 def weighted(*weights):

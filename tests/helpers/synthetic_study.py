@@ -37,7 +37,7 @@ ARMS: Mapping[str, tuple[float, float]] = {
 LABELS = ("dataset", "architecture", "arm", "fold", "seed")
 
 
-def make_study(  # noqa: PLR0913  # one for each choice
+def make_study(  # one for each choice
     folder: Path,
     *,
     comparisons: Sequence[tuple[str, str]] = (("Lucchi++", "EfficientNet-Lite0 U-Net"),),

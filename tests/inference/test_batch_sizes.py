@@ -5,6 +5,7 @@ import pytest
 import torch
 from pretend_gpu import pretend_gpu
 from torch import nn
+from values import by_name
 
 import evenslice
 from evenslice.auditing.attribution import attribute
@@ -142,7 +143,17 @@ def test_an_attribution_goes_on_in_smaller_batches(method):
 def test_whole_audits_segmentations_and_evaluations_go_on(tmp_path):
     options = {"device": "cpu", "dtype": "float32", "progress": False}
     audits = [
-        evenslice.audit(Small(most), VOLUME, batch=8, max_windows=10, tile=(32, 32), labels=LABELS, **options)
+        evenslice.audit(
+            Small(most),
+            VOLUME,
+            **by_name(
+                evenslice.audit,
+                compute=evenslice.Compute(batch=8),
+                sampling=evenslice.Sampling(max_windows=10, tile=(32, 32)),
+                labels=LABELS,
+                **options,
+            ),
+        )
         for most in (3, 100)
     ]
     for name in ("saliency", "reliance", "mismatch"):
@@ -150,12 +161,23 @@ def test_whole_audits_segmentations_and_evaluations_go_on(tmp_path):
     assert audits[0].run.batch == 8
     assert audits[0].stress == audits[1].stress
     labels = [
-        evenslice.segment(Small(most), VOLUME, tmp_path / f"{most}.npy", batch=8, **options)[:]
+        evenslice.segment(
+            Small(most),
+            VOLUME,
+            tmp_path / f"{most}.npy",
+            **by_name(evenslice.segment, compute=evenslice.Compute(batch=8), **options),
+        )[:]
         for most in (3, 100)
     ]
     assert np.array_equal(*labels)
     scores = [
-        evenslice.evaluate(Small(most), VOLUME, LABELS, batch=8, stress=True, **options) for most in (3, 100)
+        evenslice.evaluate(
+            Small(most),
+            VOLUME,
+            LABELS,
+            **by_name(evenslice.evaluate, compute=evenslice.Compute(batch=8), stress=True, **options),
+        )
+        for most in (3, 100)
     ]
     assert scores[0].dice == scores[1].dice
 
@@ -195,6 +217,9 @@ def test_the_default_batch_on_a_gpu_is_bounded_by_memory_and_recorded():
         list(predict(network, open_volume(VOLUME), scaling=Scaling(0, 1), slices=3))
         assert max(network.module.sizes) == 4
         found = evenslice.audit(
-            Small(100), VOLUME, max_windows=10, tile=(32, 32), device="cuda", dtype="float32", progress=False
+            Small(100),
+            VOLUME,
+            sampling=evenslice.Sampling(max_windows=10, tile=(32, 32)),
+            compute=evenslice.Compute(device="cuda", dtype="float32", progress=False),
         )
         assert found.run.batch == 4

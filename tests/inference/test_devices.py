@@ -14,6 +14,7 @@ import pytest
 import torch
 from pretend_gpu import pretend_gpu
 from torch import nn
+from values import by_name
 
 import evenslice
 import evenslice.inference.ready_network as ready_network_module
@@ -207,12 +208,14 @@ def test_every_pass_of_a_network_computes_float32_in_full(work):
 def test_float16_is_refused_on_a_cpu_in_one_line(work, tmp_path):
     volume = np.random.default_rng(0).random((6, 16, 16))
     calls = {
-        "audit": lambda model: evenslice.audit(model, volume, device="cpu", dtype="float16"),
+        "audit": lambda model: evenslice.audit(
+            model, volume, compute=evenslice.Compute(device="cpu", dtype="float16")
+        ),
         "segment": lambda model: evenslice.segment(
-            model, volume, tmp_path / "out.npy", device="cpu", dtype="float16"
+            model, volume, tmp_path / "out.npy", compute=evenslice.Compute(device="cpu", dtype="float16")
         ),
         "evaluate": lambda model: evenslice.evaluate(
-            model, volume, volume > 0.5, device="cpu", dtype="float16"
+            model, volume, volume > 0.5, compute=evenslice.Compute(device="cpu", dtype="float16")
         ),
     }
     with pytest.raises(evenslice.ConfigError, match="float16.*on a CPU choose bfloat16, float32 or auto"):
@@ -238,7 +241,12 @@ def test_labels_are_those_of_float32_and_what_less_would_cost_is_said(tmp_path, 
     volume = np.random.default_rng(0).random((4, 64, 64))
     kinds = {"default": {}, "float32": {"dtype": "float32"}, "bfloat16": {"dtype": "bfloat16"}}
     found = {
-        name: evenslice.segment(model, volume, tmp_path / f"{name}.npy", device="cpu", **kind)[...]
+        name: evenslice.segment(
+            model,
+            volume,
+            tmp_path / f"{name}.npy",
+            **by_name(evenslice.segment, compute=evenslice.Compute(device="cpu"), **kind),
+        )[...]
         for name, kind in kinds.items()
     }
     np.testing.assert_array_equal(found["default"], found["float32"])
@@ -251,7 +259,12 @@ def test_labels_are_those_of_float32_and_what_less_would_cost_is_said(tmp_path, 
     )
     assert capsys.readouterr().err == said
     for kind in kinds.values():
-        scores = evenslice.evaluate(model, volume, volume > 0.5, device="cpu", surfaces=False, **kind)
+        scores = evenslice.evaluate(
+            model,
+            volume,
+            volume > 0.5,
+            **by_name(evenslice.evaluate, compute=evenslice.Compute(device="cpu"), surfaces=False, **kind),
+        )
         assert scores.model["dtype"] == kind.get("dtype", "float32")
     assert capsys.readouterr().err == said
 
@@ -315,9 +328,17 @@ def test_a_default_device_changes_nothing(tmp_path, device):
                 evenslice.neutralize(model, 5, strategy=strategy, tie=tie, mean=0.5)
                 evenslice.untie(model)
             evenslice.symmetrize(model)
-            found = evenslice.audit(model, volume, tile=(16, 16), max_windows=4, **options)
+            found = evenslice.audit(
+                model,
+                volume,
+                **by_name(
+                    evenslice.audit, sampling=evenslice.Sampling(tile=(16, 16), max_windows=4), **options
+                ),
+            )
             assert found.mismatch.estimate < 1e-5
-            evenslice.segment(model, volume, tmp_path / "labels.npy", tile=(8, 8), **options)
+            evenslice.segment(
+                model, volume, tmp_path / "labels.npy", **by_name(evenslice.segment, tile=(8, 8), **options)
+            )
 
 
 @pytest.mark.parametrize("strategy", ["shuffle", "mirror", "mixer", "reinit"])
@@ -348,7 +369,12 @@ def test_a_default_dtype_changes_no_audit(method, built, request):
 
     def shares():
         options = {"tile": (16, 16), "max_windows": 4, "device": "cpu", "progress": False}
-        return [share.estimate for share in evenslice.audit(model, volume, method=method, **options).shares]
+        return [
+            share.estimate
+            for share in evenslice.audit(
+                model, volume, **by_name(evenslice.audit, method=method, **options)
+            ).shares
+        ]
 
     wanted = shares()
     request.getfixturevalue("float64_by_default")
@@ -365,9 +391,14 @@ def test_a_default_dtype_changes_no_segmentation(tmp_path, request):
         for tile in ((16, 24), (8, 8)):
             options = {"tile": tile, "device": "cpu", "progress": False}
             out = tmp_path / f"{name}-{tile[0]}.npy"
-            evenslice.segment(model, volume, out, probabilities=True, **options)
+            evenslice.segment(model, volume, out, **by_name(evenslice.segment, probabilities=True, **options))
             made.append(np.load(out))
-        scores = evenslice.evaluate(model, volume, (volume > 0.5).astype(np.uint8), stress=True, **options)
+        scores = evenslice.evaluate(
+            model,
+            volume,
+            (volume > 0.5).astype(np.uint8),
+            **by_name(evenslice.evaluate, stress=True, **options),
+        )
         return (*made, scores.to_dict()["stress"]["intact"])
 
     wanted = results("float32")
@@ -455,7 +486,15 @@ def test_a_network_of_torchscript_is_refused_with_what_works(work):
     with pytest.raises(ModelError, match="is a module of TorchScript; give .* or a function that calls it"):
         calls[work]()
     function = evenslice.symmetrize(lambda windows: network(torch.from_numpy(windows)))
-    assert evenslice.audit(function, volume, max_windows=4, progress=False).answer.estimate == 0
+    assert (
+        evenslice.audit(
+            function,
+            volume,
+            sampling=evenslice.Sampling(max_windows=4),
+            compute=evenslice.Compute(progress=False),
+        ).answer.estimate
+        == 0
+    )
 
 
 def test_a_network_that_does_not_compute_in_half_precision_is_told_of_it():
@@ -478,7 +517,9 @@ def test_a_network_without_values_is_refused():
         ):
             evenslice.audit(network, volume)
     lazy(torch.rand(1, 3, 8, 8))
-    evenslice.audit(lazy, volume, max_windows=2, progress=False)
+    evenslice.audit(
+        lazy, volume, sampling=evenslice.Sampling(max_windows=2), compute=evenslice.Compute(progress=False)
+    )
 
 
 def test_a_network_that_cannot_be_copied_is_refused_in_one_line_that_says_what_to_do():

@@ -8,6 +8,7 @@ import torch
 import zarr
 from scipy import ndimage
 from torch import nn
+from values import by_name
 
 import evenslice
 from evenslice._core.errors import ConfigError, ModelError, OutputError, VolumeError
@@ -34,7 +35,7 @@ OPTIONS = {"intensity": (0, 1), "device": "cpu", "dtype": "float32", "progress":
 
 def test_a_network_that_finds_its_labels(blobs):
     image, labels = blobs
-    found = evenslice.evaluate(linear(0, 1, 0), image, labels, **OPTIONS)
+    found = evenslice.evaluate(linear(0, 1, 0), image, labels, **by_name(evenslice.evaluate, **OPTIONS))
     document = found.to_dict()
     assert found.dice == found.iou == document["dice"]["mean"] == 1
     for name in ("dice", "iou", "surface_dice", "surface_dice_3"):
@@ -52,9 +53,7 @@ def test_the_scores_do_not_depend_on_stress(blobs):
             linear(0.4, 0.4, 0.1),
             image,
             labels,
-            stress=stress,
-            stress_slices=7 if stress else None,
-            **OPTIONS,
+            **by_name(evenslice.evaluate, stress=stress, stress_slices=7 if stress else None, **OPTIONS),
         )
         for stress in (False, True)
     )
@@ -63,7 +62,9 @@ def test_the_scores_do_not_depend_on_stress(blobs):
 
 
 def test_without_labels_the_intact_answer_is_the_reference(blobs):
-    found = evenslice.evaluate(linear(1, 0, 0), blobs[0], stress=True, **OPTIONS)
+    found = evenslice.evaluate(
+        linear(1, 0, 0), blobs[0], **by_name(evenslice.evaluate, stress=True, **OPTIONS)
+    )
     assert found.scores is None
     assert np.isnan(found.dice)
     assert found.stress.reference == "intact answer"
@@ -74,7 +75,9 @@ def test_without_labels_the_intact_answer_is_the_reference(blobs):
 
 def test_the_document_is_written_once_unless_forced(blobs, tmp_path):
     image, labels = blobs
-    found = evenslice.evaluate(linear(1, 0, 0), image, labels, stress=True, **OPTIONS)
+    found = evenslice.evaluate(
+        linear(1, 0, 0), image, labels, **by_name(evenslice.evaluate, stress=True, **OPTIONS)
+    )
     found.save(tmp_path)
     document = json.loads((tmp_path / "result.json").read_text())
     assert document == json.loads(found.to_json())
@@ -88,7 +91,9 @@ def test_the_document_names_the_labels_and_what_their_values_mean(blobs, tmp_pat
     image, labels = blobs
     np.save(tmp_path / "labels.npy", 7 * labels.astype(np.uint8))
     options = {**OPTIONS, "label_values": (0, 7), "ignore_label": 9}
-    found = evenslice.evaluate(linear(1, 0, 0), image, tmp_path / "labels.npy", **options)
+    found = evenslice.evaluate(
+        linear(1, 0, 0), image, tmp_path / "labels.npy", **by_name(evenslice.evaluate, **options)
+    )
     assert found.to_dict()["volume"]["labels_path"] == str(tmp_path / "labels.npy")
     assert found.volume.label_options == {
         "label_values": [0, 7],
@@ -101,7 +106,7 @@ def test_the_document_names_the_labels_and_what_their_values_mean(blobs, tmp_pat
 def test_the_document_names_the_entry_that_was_evaluated(blobs):
     image, labels = blobs
     volume = evenslice.open_volume(np.stack([labels, image]), axes="czyx", select={"c": 1})
-    found = evenslice.evaluate(linear(1, 0, 0), volume, labels, **OPTIONS)
+    found = evenslice.evaluate(linear(1, 0, 0), volume, labels, **by_name(evenslice.evaluate, **OPTIONS))
     document = json.loads(found.to_json())
     assert document["volume"]["select"] == {"c": 1}
     assert document["volume"]["level"] == 0
@@ -111,7 +116,12 @@ def test_the_document_names_the_entry_that_was_evaluated(blobs):
 def test_the_document_names_the_value_that_replaced_missing_ones(blobs, fill):
     """The answers depend on it, as on the intensities."""
     image, labels = blobs
-    found = evenslice.evaluate(linear(1, 0, 0), image, labels, fill=fill, **OPTIONS)
+    found = evenslice.evaluate(
+        linear(1, 0, 0),
+        image,
+        labels,
+        **by_name(evenslice.evaluate, reading=evenslice.Reading(fill=fill), **OPTIONS),
+    )
     assert json.loads(found.to_json())["volume"]["fill"] == fill
 
 
@@ -121,14 +131,18 @@ def test_labels_that_are_stored_together_are_read_together(
     blobs, tmp_path, monkeypatch, slices, most, starts
 ):
     image, labels = blobs
-    expected = evenslice.evaluate(linear(0.4, 0.4, 0.1), image, labels, stress=True, **slices, **OPTIONS)
+    expected = evenslice.evaluate(
+        linear(0.4, 0.4, 0.1), image, labels, **by_name(evenslice.evaluate, stress=True, **slices, **OPTIONS)
+    )
     zarr.create_array(tmp_path / "labels.zarr", data=labels, chunks=(8, 24, 40))
     monkeypatch.setattr(slice_runs, "CLASS_VOXELS", most)
     volume, read = evenslice.open_volume(tmp_path / "labels.zarr"), []
     source = type(volume._source())
     original = source.read
     monkeypatch.setattr(source, "read", lambda self, key: read.append(key[0].start) or original(self, key))
-    found = evenslice.evaluate(linear(0.4, 0.4, 0.1), image, volume, stress=True, **slices, **OPTIONS)
+    found = evenslice.evaluate(
+        linear(0.4, 0.4, 0.1), image, volume, **by_name(evenslice.evaluate, stress=True, **slices, **OPTIONS)
+    )
     assert read == [0, *starts]  # all once before anything is predicted
     assert found.dice == expected.dice
     assert found.stress == expected.stress
@@ -137,7 +151,12 @@ def test_labels_that_are_stored_together_are_read_together(
 def test_two_runs_with_one_seed_differ_in_nothing(blobs):
     image, labels = blobs
     one, other = (
-        evenslice.evaluate(linear(0.4, 0.4, 0.1), image, labels, stress=True, seed=3, **OPTIONS)
+        evenslice.evaluate(
+            linear(0.4, 0.4, 0.1),
+            image,
+            labels,
+            **by_name(evenslice.evaluate, stress=True, seed=3, **OPTIONS),
+        )
         for _ in range(2)
     )
     assert one.stress == other.stress
@@ -147,7 +166,11 @@ def test_two_runs_with_one_seed_differ_in_nothing(blobs):
 def test_a_recorded_network_knows_its_slices(blobs):
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
     evenslice.neutralize(network, slices=5)
-    found = evenslice.evaluate(network, *blobs, stress=True, stress_slices=4, surfaces=False, **OPTIONS)
+    found = evenslice.evaluate(
+        network,
+        *blobs,
+        **by_name(evenslice.evaluate, stress=True, stress_slices=4, surfaces=False, **OPTIONS),
+    )
     assert found.model["slices"] == 5
     assert [loss.offset for loss in found.stress.losses[:2]] == [1, 2]
     assert found.stress.reversed.loss.estimate == pytest.approx(0, abs=1e-3)  # uniform
@@ -160,13 +183,22 @@ def test_a_function_is_evaluated_as_a_network_is(blobs):
     def function(windows):
         return 0.4 * windows[:, :1] + 0.4 * windows[:, 1:2] + 0.1 * windows[:, 2:] - 0.5
 
-    expected = evenslice.evaluate(linear(0.4, 0.4, 0.1), image, labels, stress=True, **OPTIONS)
-    found = evenslice.evaluate(function, image, labels, stress=True, intensity=(0, 1), progress=False)
+    expected = evenslice.evaluate(
+        linear(0.4, 0.4, 0.1), image, labels, **by_name(evenslice.evaluate, stress=True, **OPTIONS)
+    )
+    found = evenslice.evaluate(
+        function,
+        image,
+        labels,
+        stress=True,
+        reading=evenslice.Reading(intensity=(0, 1)),
+        compute=evenslice.Compute(progress=False),
+    )
     assert found.dice == pytest.approx(expected.dice, abs=1e-3)
     for loss, other in zip(found.stress.losses, expected.stress.losses, strict=True):
         assert loss.asymmetry.estimate == pytest.approx(other.asymmetry.estimate, abs=2e-3)
     with pytest.raises(ConfigError, match="device='cpu' has no effect on a function"):
-        evenslice.evaluate(function, image, labels, device="cpu")
+        evenslice.evaluate(function, image, labels, compute=evenslice.Compute(device="cpu"))
 
 
 def write_onnx(path, weights, size=None):
@@ -194,9 +226,18 @@ def write_onnx(path, weights, size=None):
 def test_an_onnx_file_is_evaluated_as_a_network_is(blobs, tmp_path, size):
     image, labels = blobs
     network = evenslice.load_onnx(write_onnx(tmp_path / "network.onnx", (0.1, 0.2, 0.0, 0.5, 0.1), size))
-    found = evenslice.evaluate(network, image, labels, stress=True, intensity=(0, 1), progress=False)
+    found = evenslice.evaluate(
+        network,
+        image,
+        labels,
+        stress=True,
+        reading=evenslice.Reading(intensity=(0, 1)),
+        compute=evenslice.Compute(progress=False),
+    )
     options = {**OPTIONS, "slices": 5, "tile": size}
-    expected = evenslice.evaluate(linear(0.1, 0.2, 0.0, 0.5, 0.1), image, labels, stress=True, **options)
+    expected = evenslice.evaluate(
+        linear(0.1, 0.2, 0.0, 0.5, 0.1), image, labels, **by_name(evenslice.evaluate, stress=True, **options)
+    )
     assert found.model["slices"] == 5
     assert found.dice == pytest.approx(expected.dice, abs=1e-3)
     for loss, other in zip(found.stress.losses, expected.stress.losses, strict=True):
@@ -215,7 +256,14 @@ def test_a_stray_label_in_the_last_slice_is_found_before_anything_is_predicted(b
     labels = np.array(labels)
     labels[-1, -1, -1] = 7
     with pytest.raises(VolumeError, match="holds the label value 7"):
-        evenslice.evaluate(function, image, labels, slices=3, intensity=(0, 1), progress=False)
+        evenslice.evaluate(
+            function,
+            image,
+            labels,
+            slices=3,
+            reading=evenslice.Reading(intensity=(0, 1)),
+            compute=evenslice.Compute(progress=False),
+        )
     assert sum(seen) < 3  # a trial
 
 
@@ -251,11 +299,16 @@ def test_what_does_not_fit_is_one_line(blobs, change, error, message):
     if isinstance(given["model"], str):
         del given["device"], given["dtype"]
     with pytest.raises(error, match=message) as caught:
-        evenslice.evaluate(**given)
+        evenslice.evaluate(**by_name(evenslice.evaluate, **given))
     assert "\n" not in str(caught.value)
 
 
 def test_label_values_name_the_classes(blobs):
     image, labels = blobs
-    found = evenslice.evaluate(linear(0, 1, 0), image, labels * 255, label_values=[0, 255], **OPTIONS)
+    found = evenslice.evaluate(
+        linear(0, 1, 0),
+        image,
+        labels * 255,
+        **by_name(evenslice.evaluate, reading=evenslice.Reading(label_values=[0, 255]), **OPTIONS),
+    )
     assert found.dice == 1

@@ -22,6 +22,7 @@ from scipy import ndimage
 from synthetic import make_audit
 from tiny_training import start, training_options, write_inputs
 from torch import nn
+from values import by_name
 
 import evenslice
 from evenslice._core.errors import ConfigError, ModelError, OutputError
@@ -29,10 +30,9 @@ from evenslice.cli.export import _audits
 from evenslice.inference.exporting import onnx_writing
 from evenslice.inference.exporting.stated_reading import stated_reading
 from evenslice.networks import ModelSource, fill_network
-from evenslice.neutralizing import Reading
 from evenslice.results.audits import save_audits
 from evenslice.training.segmenter import Segmenter, find_reading
-from evenslice.volumes import Scaling, slice_indices
+from evenslice.volumes import Reading, Scaling, slice_indices
 
 CUTS = [None, "output", "1"]
 OLD_AUDITS = Path(__file__).parents[1] / "data" / "written-by-0.2.0" / "audits"
@@ -201,7 +201,7 @@ def test_an_onnx_file_takes_windows_of_any_number_and_size_in_0_to_1(tmp_path, a
 
 def test_load_onnx_needs_nobody_to_repeat_the_scaling(tmp_path):
     network = small()
-    evenslice.export(network, tmp_path, to="onnx", step=2, intensity=(10, 200))
+    evenslice.export(network, tmp_path, to="onnx", reading=evenslice.Reading(step=2, intensity=(10, 200)))
     file = evenslice.load_onnx(tmp_path / "network.onnx")
     assert (file.mean, file.std, file.slices) == ((0.4,), (0.2,), 3)
     windows = noise(2, 3, 64, 64)
@@ -261,7 +261,7 @@ def test_a_size_of_windows_can_be_fixed(tmp_path):
 )
 def test_what_is_of_another_kind_is_said_before_anything_is_written(tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):
-        evenslice.export(small(), tmp_path / "out", **{"to": "onnx"} | options)
+        evenslice.export(small(), tmp_path / "out", **by_name(evenslice.export, **{"to": "onnx"} | options))
     assert not (tmp_path / "out").exists()
 
 
@@ -361,7 +361,9 @@ def core_runs(folder, voxels, tmp_path):
 def test_bioimageio_core_accepts_and_runs_a_model(tmp_path, intensity):
     card = evenslice.ModelCard(name="Small network", license="MIT", authors=("A. Author",))
     network, folder = small("1"), tmp_path / "out"
-    evenslice.export(network, folder, to="bioimageio", intensity=intensity, step=2, card=card)
+    evenslice.export(
+        network, folder, to="bioimageio", reading=evenslice.Reading(intensity=intensity, step=2), card=card
+    )
     model = json.loads((folder / "rdf.yaml").read_text())
     (windows,), (logits,) = model["inputs"], model["outputs"]
     assert windows["axes"][1]["channel_names"] == ["z-2", "z", "z+2"]
@@ -453,7 +455,9 @@ def test_a_folder_for_hugging_face_comes_back_bit_for_bit(tmp_path):
     card = evenslice.ModelCard(
         name="Small", license="CC-BY-4.0", authors=("A: <b>",), description="For | tests"
     )
-    evenslice.export(network, tmp_path, to="huggingface", source=source, step=2, card=card)
+    evenslice.export(
+        network, tmp_path, to="huggingface", source=source, reading=evenslice.Reading(step=2), card=card
+    )
     windows = torch.from_numpy(noise(1, 5, 64, 64))
     for back in (
         evenslice.load_network(str(tmp_path)),
@@ -510,7 +514,12 @@ def test_where_the_weights_were_on_this_machine_stays_private(to, tmp_path):
 def test_the_card_shows_what_audits_found(tmp_path):
     volume = noise(24, 32, 32)
     network = small("output")
-    audit = evenslice.audit(network, volume, max_windows=8, dtype="float32")
+    audit = evenslice.audit(
+        network,
+        volume,
+        sampling=evenslice.Sampling(max_windows=8),
+        compute=evenslice.Compute(dtype="float32"),
+    )
     evenslice.export(network, tmp_path, to="huggingface", audits=[audit])
     rows = [line for line in (tmp_path / "README.md").read_text().splitlines() if line.startswith("| ")]
     assert len(rows) == 3
@@ -605,21 +614,23 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path):
     with pytest.raises(
         ConfigError, match="step=0: the distance between the slices of a window is at least 1"
     ):
-        evenslice.export(network, tmp_path, to="onnx", step=0)
+        evenslice.export(network, tmp_path, to="onnx", reading=evenslice.Reading(step=0))
     for intensity in ((0, 1, 2), 5):
         with pytest.raises(ConfigError, match="intensity=.*: give two numbers"):
-            evenslice.export(network, tmp_path, to="onnx", intensity=intensity)
+            evenslice.export(network, tmp_path, to="onnx", reading=evenslice.Reading(intensity=intensity))
     with pytest.raises(ConfigError, match="fill=nan"):
-        evenslice.export(network, tmp_path, to="onnx", fill=float("nan"))
+        evenslice.export(network, tmp_path, to="onnx", reading=evenslice.Reading(fill=float("nan")))
     with pytest.raises(ConfigError, match=r"label_values=\[1, 1\]: give a different value for each class"):
-        evenslice.export(network, tmp_path, to="onnx", label_values=(1, 1))
+        evenslice.export(network, tmp_path, to="onnx", reading=evenslice.Reading(label_values=(1, 1)))
     with pytest.raises(ConfigError, match=r"label_values=\[-1, 1\]: segment writes .* unsigned integers"):
-        evenslice.export(network, tmp_path, to="onnx", label_values=(-1, 1))
+        evenslice.export(network, tmp_path, to="onnx", reading=evenslice.Reading(label_values=(-1, 1)))
     for model, crop in ((network, None), (classifier, (32, 32))):
         with pytest.raises(
             ConfigError, match=r"label_values=\[0\]: give a different value for each of the 2 classes"
         ):
-            evenslice.export(model, tmp_path, to="huggingface", label_values=[0], crop=crop)
+            evenslice.export(
+                model, tmp_path, to="huggingface", reading=evenslice.Reading(label_values=[0]), crop=crop
+            )
     for slices in (0, 4):
         with pytest.raises(ConfigError, match=f"slices={slices}: a window has an odd number"):
             evenslice.export(nn.Conv2d(4, 1, 1), tmp_path, to="onnx", slices=slices)
@@ -702,7 +713,11 @@ def test_a_run_in_each_format_gives_the_labels_of_segment_by_its_own_library(fol
     run = ["--run", "run", "--model", "tiny_networks:tiny"]
     segmenter = evenslice.load_network("tiny_networks:tiny", "run/network.safetensors")
     reference = evenslice.segment(
-        segmenter.model, volume, "wanted.npy", intensity=(0, 255), dtype="float32", device="cpu"
+        segmenter.model,
+        volume,
+        "wanted.npy",
+        reading=evenslice.Reading(intensity=(0, 255)),
+        compute=evenslice.Compute(dtype="float32", device="cpu"),
     )
     labels = np.asarray(reference[:])
     assert 0.01 < labels.mean() < 0.99
@@ -735,7 +750,11 @@ def test_a_run_in_each_format_gives_the_labels_of_segment_by_its_own_library(fol
     assert "model.safetensors" in text
     back = evenslice.load_network("tiny_networks:tiny", "as-huggingface")
     again = evenslice.segment(
-        back.model, volume, "again.npy", intensity=(0, 255), dtype="float32", device="cpu"
+        back.model,
+        volume,
+        "again.npy",
+        reading=evenslice.Reading(intensity=(0, 255)),
+        compute=evenslice.Compute(dtype="float32", device="cpu"),
     )
     np.testing.assert_array_equal(np.asarray(again[:]), labels)
     stated = json.loads((folder / "as-huggingface" / "config.json").read_text())
@@ -812,10 +831,14 @@ def test_what_an_exported_network_says_of_volumes_is_read_back(tmp_path):
         "fill": np.float32(0),
         "label_values": np.array([0, 255]),
     }
-    evenslice.export(small(), tmp_path / "hub", to="huggingface", **READING | numpys)
-    evenslice.export(small(), tmp_path / "onnx", to="onnx", **READING)
+    evenslice.export(
+        small(), tmp_path / "hub", **by_name(evenslice.export, to="huggingface", **READING | numpys)
+    )
+    evenslice.export(small(), tmp_path / "onnx", **by_name(evenslice.export, to="onnx", **READING))
     evenslice.export(small(), tmp_path / "plain", to="onnx")
-    evenslice.export(small(), tmp_path / "objects", to="huggingface", instances="dense")
+    evenslice.export(
+        small(), tmp_path / "objects", to="huggingface", reading=evenslice.Reading(instances="dense")
+    )
     reading = Reading.of(**READING)
     assert stated_reading("tests:any", str(tmp_path / "hub")) == reading
     assert stated_reading(str(tmp_path / "hub"), None) == reading
@@ -837,7 +860,7 @@ def test_what_an_exported_network_says_of_volumes_is_read_back(tmp_path):
 
 
 def test_exports_of_before_do_not_say_what_other_label_values_mean(tmp_path):
-    evenslice.export(small(), tmp_path, to="huggingface", label_values=(0, 255))
+    evenslice.export(small(), tmp_path, to="huggingface", reading=evenslice.Reading(label_values=(0, 255)))
     stated = json.loads((tmp_path / "config.json").read_text())
     for name in ("other_labels", "ignore_label", "instances"):
         del stated[name]
@@ -884,7 +907,7 @@ def test_an_exported_network_is_evaluated_as_the_one_that_it_came_from(tmp_path,
     ],
 )
 def test_damaged_words_of_an_exported_network_are_refused(tmp_path, changes):
-    evenslice.export(small(), tmp_path, to="huggingface", **READING)
+    evenslice.export(small(), tmp_path, **by_name(evenslice.export, to="huggingface", **READING))
     stated = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(stated | changes))
     with pytest.raises(
@@ -900,8 +923,10 @@ def test_slices_along_another_axis_are_said(tmp_path):
     network = small("1")
     for wrong in ("w", "zy", ""):
         with pytest.raises(ConfigError, match=f"plane='{wrong}': must be one of z, y, x"):
-            evenslice.export(network, tmp_path / "out", to="huggingface", plane=wrong)
-    evenslice.export(network, tmp_path / "out", to="huggingface", plane="x")
+            evenslice.export(
+                network, tmp_path / "out", to="huggingface", reading=evenslice.Reading(plane=wrong)
+            )
+    evenslice.export(network, tmp_path / "out", to="huggingface", reading=evenslice.Reading(plane="x"))
     assert json.loads((tmp_path / "out" / "config.json").read_text())["plane"] == "x"
     card = (tmp_path / "out" / "README.md").read_text()
     assert "along the axis x of the volume, not along z" in card

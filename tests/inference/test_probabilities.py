@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from values import by_name
 
 import evenslice
 
@@ -28,10 +29,10 @@ def test_a_last_sigmoid_is_refused_where_classes_are_told(model, dtype, volume, 
     options = {} if model is function else {"dtype": dtype}
     says = r"returns a probability, .* build it without its last sigmoid"
     with pytest.raises(evenslice.ModelError, match=says):
-        evenslice.segment(model, volume, tmp_path / "labels.tif", **options)
+        evenslice.segment(model, volume, tmp_path / "labels.tif", **by_name(evenslice.segment, **options))
     assert not list(tmp_path.iterdir())
     with pytest.raises(evenslice.ModelError, match=says):
-        evenslice.evaluate(model, volume, volume > 128, **options)
+        evenslice.evaluate(model, volume, volume > 128, **by_name(evenslice.evaluate, **options))
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,13 @@ def test_a_last_sigmoid_is_refused_where_classes_are_told(model, dtype, volume, 
 )
 def test_an_audit_looks_behind_a_last_sigmoid(model, of_logits, volume):
     found, same = (
-        evenslice.audit(network, volume, max_windows=8, progress=False) for network in (model, of_logits)
+        evenslice.audit(
+            network,
+            volume,
+            sampling=evenslice.Sampling(max_windows=8),
+            compute=evenslice.Compute(progress=False),
+        )
+        for network in (model, of_logits)
     )
     assert found.run.explained == "log-odds"
     for name in ("answer", "reliance", "mismatch"):
@@ -54,7 +61,9 @@ def test_an_audit_looks_behind_a_last_sigmoid(model, of_logits, volume):
 
 
 def test_a_last_sigmoid_may_be_audited_as_a_plain_output(volume):
-    audit = evenslice.audit(ending_in(nn.Sigmoid()), volume, target="sum", max_windows=8)
+    audit = evenslice.audit(
+        ending_in(nn.Sigmoid()), volume, target="sum", sampling=evenslice.Sampling(max_windows=8)
+    )
     assert audit.run.target == "sum"
 
 
@@ -64,8 +73,12 @@ def test_softmax_is_refused_only_where_probabilities_are_computed(volume, tmp_pa
         evenslice.ModelError, match=r"returns probabilities, which add up to 1.* without its last softmax"
     ):
         evenslice.segment(model, volume, tmp_path / "p.ome.zarr", probabilities=True)
-    labels = evenslice.segment(model, volume, tmp_path / "labels.tif", dtype="float32")
-    same = evenslice.segment(model[0], volume, tmp_path / "same.tif", dtype="float32")
+    labels = evenslice.segment(
+        model, volume, tmp_path / "labels.tif", compute=evenslice.Compute(dtype="float32")
+    )
+    same = evenslice.segment(
+        model[0], volume, tmp_path / "same.tif", compute=evenslice.Compute(dtype="float32")
+    )
     np.testing.assert_array_equal(labels[...], same[...])
 
 
@@ -75,8 +88,12 @@ def test_so_are_sigmoids_of_several_classes(volume, tmp_path):
         evenslice.ModelError, match="probability of each class by itself.* without its last sigmoid"
     ):
         evenslice.segment(model, volume, tmp_path / "p.ome.zarr", probabilities=True)
-    labels = evenslice.segment(model, volume, tmp_path / "labels.tif", dtype="float32")
-    same = evenslice.segment(model[0], volume, tmp_path / "same.tif", dtype="float32")
+    labels = evenslice.segment(
+        model, volume, tmp_path / "labels.tif", compute=evenslice.Compute(dtype="float32")
+    )
+    same = evenslice.segment(
+        model[0], volume, tmp_path / "same.tif", compute=evenslice.Compute(dtype="float32")
+    )
     np.testing.assert_array_equal(labels[...], same[...])
 
 
@@ -149,19 +166,33 @@ def clipped(windows):
 
 @pytest.mark.parametrize("model", [Normalized(), mask, clipped], ids=["normalized", "mask", "clipped"])
 def test_what_no_sigmoid_made_is_accepted(model, volume, tmp_path):
-    labels = evenslice.segment(model, volume, tmp_path / "labels.tif", intensity=(0, 255))
+    labels = evenslice.segment(
+        model, volume, tmp_path / "labels.tif", reading=evenslice.Reading(intensity=(0, 255))
+    )
     assert labels.shape == volume.shape
-    evenslice.evaluate(model, volume, volume > 128, intensity=(0, 255), surfaces=False)
+    evenslice.evaluate(
+        model, volume, volume > 128, reading=evenslice.Reading(intensity=(0, 255)), surfaces=False
+    )
 
 
 @pytest.mark.parametrize("model", [Bounded(), only_in_range], ids=["network", "function"])
 def test_logits_between_0_and_1_are_no_probabilities(model, volume, tmp_path):
-    labels = evenslice.segment(model, volume, tmp_path / "labels.tif", intensity=(0, 255))
+    labels = evenslice.segment(
+        model, volume, tmp_path / "labels.tif", reading=evenslice.Reading(intensity=(0, 255))
+    )
     np.testing.assert_array_equal(labels[...].max(), 1)
 
 
 def test_log_softmax_gives_the_same_probabilities(volume, tmp_path):
     model = ending_in(nn.LogSoftmax(1), classes=2)
-    found = evenslice.segment(model, volume, tmp_path / "a.ome.zarr", probabilities=True, dtype="float32")
-    same = evenslice.segment(model[0], volume, tmp_path / "b.ome.zarr", probabilities=True, dtype="float32")
+    found = evenslice.segment(
+        model, volume, tmp_path / "a.ome.zarr", probabilities=True, compute=evenslice.Compute(dtype="float32")
+    )
+    same = evenslice.segment(
+        model[0],
+        volume,
+        tmp_path / "b.ome.zarr",
+        probabilities=True,
+        compute=evenslice.Compute(dtype="float32"),
+    )
     np.testing.assert_allclose(found[...], same[...], atol=1e-6)

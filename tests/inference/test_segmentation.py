@@ -19,8 +19,9 @@ import pytest
 import torch
 import zarr
 from torch import nn
+from values import by_name
 
-from evenslice import cli, export, load_onnx, segment, symmetrize
+from evenslice import Compute, Reading, cli, export, load_onnx, segment, symmetrize
 from evenslice._core import Terminated, map_ahead, progress_to
 from evenslice._core.errors import ConfigError, EvensliceError, ModelError, OutputError, VolumeError
 from evenslice.inference import prediction, ready_network, segmentation, segmentation_job, segmentation_run
@@ -70,7 +71,7 @@ def small_blocks(monkeypatch):
 
 def test_labels_are_those_of_the_network(tmp_path, image):
     model = network()
-    labels = segment(model, image, tmp_path / "labels.npy", dtype="float32")
+    labels = segment(model, image, tmp_path / "labels.npy", compute=Compute(dtype="float32"))
     right = predicted_classes(expected(model, np.load(image)), dim=0).numpy()
     assert labels.dtype == np.uint8
     np.testing.assert_array_equal(labels[...], right)
@@ -91,7 +92,7 @@ def test_classes_leave_the_device_batch_by_batch_in_bytes_if_these_hold_them(
         return copied[-1]
 
     monkeypatch.setattr(segmentation_run, "_classes", watch)
-    labels = segment(model, volume, tmp_path / "labels.npy", batch=4, dtype="float32")[...]
+    labels = segment(model, volume, tmp_path / "labels.npy", compute=Compute(batch=4, dtype="float32"))[...]
     assert [(len(part), part.dtype) for part in copied] == [(4, dtype), (2, dtype)]
     right = predicted_classes(expected(model, volume), dim=0).numpy()
     assert right.max() == max(classes - 1, 1)
@@ -102,7 +103,13 @@ def test_progress_ends_at_its_total_with_resolution_levels_too(tmp_path):
     heard = []
     volume = np.zeros((3, 260, 260), np.uint8)
     with progress_to(heard.append):
-        labels = segment(network(), volume, tmp_path / "labels.ome.zarr", intensity=(0, 1), dtype="float32")
+        labels = segment(
+            network(),
+            volume,
+            tmp_path / "labels.ome.zarr",
+            reading=Reading(intensity=(0, 1)),
+            compute=Compute(dtype="float32"),
+        )
     assert (tmp_path / "labels.ome.zarr" / "1").is_dir()
     written = [report for report in heard if report.title == "write"]
     assert [report.done for report in written] == sorted(report.done for report in written)
@@ -111,7 +118,7 @@ def test_progress_ends_at_its_total_with_resolution_levels_too(tmp_path):
 
 def test_blocks_and_regions_change_nothing(tmp_path, image, small_blocks):
     model = network()
-    labels = segment(model, image, tmp_path / "labels.npy", tile=(48, 32), dtype="float32")
+    labels = segment(model, image, tmp_path / "labels.npy", tile=(48, 32), compute=Compute(dtype="float32"))
     right = predicted_classes(expected(model, np.load(image), tile=(48, 32)), dim=0).numpy()
     np.testing.assert_array_equal(labels[...], right)
 
@@ -126,7 +133,7 @@ def test_blocks_are_of_one_size(length, most, lengths):
 
 
 def test_what_was_done_in_blocks_of_another_size_is_done_again(tmp_path, image, monkeypatch):
-    right = segment(network(), image, tmp_path / "right.npy", dtype="float32")[...]
+    right = segment(network(), image, tmp_path / "right.npy", compute=Compute(dtype="float32"))[...]
     monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 2 * 70 * 90)
     work = segmentation_run._segment_blocks
 
@@ -136,9 +143,9 @@ def test_what_was_done_in_blocks_of_another_size_is_done_again(tmp_path, image, 
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(segmentation_run, "_segment_blocks", first)
-        segment(network(), image, tmp_path / "labels.npy", dtype="float32")
+        segment(network(), image, tmp_path / "labels.npy", compute=Compute(dtype="float32"))
     monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 5 * 70 * 90)
-    labels = segment(network(), image, tmp_path / "labels.npy", dtype="float32")
+    labels = segment(network(), image, tmp_path / "labels.npy", compute=Compute(dtype="float32"))
     np.testing.assert_array_equal(labels[...], right)
 
 
@@ -205,7 +212,9 @@ def test_chunks_of_many_slices_are_decoded_once_or_by_two_workers(
 ):
     monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 32 * 32)
     volume = open_volume(stored_deep(tmp_path / "image.zarr", 36), region=region)
-    labels = segment(network(), volume, tmp_path / "labels.npy", dtype="float32", workers=workers)
+    labels = segment(
+        network(), volume, tmp_path / "labels.npy", compute=Compute(dtype="float32", workers=workers)
+    )
     assert max(decoded.values()) == times
     assert bool(here) is (workers is not None)
     right = predicted_classes(expected(network(), volume[...]), dim=0).numpy()
@@ -214,7 +223,12 @@ def test_chunks_of_many_slices_are_decoded_once_or_by_two_workers(
 
 def test_no_more_bytes_of_a_chunk_are_held_than_agreed(tmp_path, monkeypatch, decoded):
     monkeypatch.setattr(prediction, "HELD_BYTES", 2 * 32 * 32)
-    segment(network(), stored_deep(tmp_path / "image.zarr"), tmp_path / "labels.npy", dtype="float32")
+    segment(
+        network(),
+        stored_deep(tmp_path / "image.zarr"),
+        tmp_path / "labels.npy",
+        compute=Compute(dtype="float32"),
+    )
     assert set(decoded.values()) == {2}
 
 
@@ -237,7 +251,9 @@ def test_what_was_segmented_along_another_axis_is_decoded_once_for_the_output(
 
     monkeypatch.setattr(segmentation, "_write", counting)
     volume = open_volume(noise(32, 32, 32), plane="x")
-    out = segment(network(), volume, tmp_path / "out.npy", dtype="float32", probabilities=probabilities)
+    out = segment(
+        network(), volume, tmp_path / "out.npy", compute=Compute(dtype="float32"), probabilities=probabilities
+    )
     assert len(chunks) == (3 * 32 if probabilities else 32)
     assert set(chunks.values()) == {1}
     logits = expected(network(), volume)
@@ -253,7 +269,7 @@ def test_tasks_meet_within_chunks_and_are_enough_for_all_workers(tmp_path, monke
     monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 32 * 32)
     monkeypatch.setattr(Cluster, "nthreads", lambda _: dict.fromkeys(range(fewest // 2), 1))
     volume = stored_deep(tmp_path / "image.zarr")
-    segment(network(), volume, tmp_path / "labels.npy", dtype="float32", workers=2)
+    segment(network(), volume, tmp_path / "labels.npy", compute=Compute(dtype="float32", workers=2))
     assert [task[0][0].start for task in here] == starts
 
 
@@ -279,7 +295,7 @@ def test_progress_is_that_of_blocks_within_tasks_too(tmp_path, monkeypatch):
     monkeypatch.setattr(segmentation_run, "map_as_finished", looking)
     volume = stored_deep(tmp_path / "image.zarr")
     with progress_to(reports.append):
-        segment(network(), volume, tmp_path / "labels.npy", dtype="float32", workers=2)
+        segment(network(), volume, tmp_path / "labels.npy", compute=Compute(dtype="float32", workers=2))
     done = [report.done for report in reports if report.title == "segment"]
     assert done == sorted(done)
     assert {*done} == {*range(33)}
@@ -296,14 +312,14 @@ def test_a_worker_leaves_out_what_another_had_finished(tmp_path, monkeypatch, he
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(segmentation_run, "_segment_blocks", dying)
-        segment(network(), volume, tmp_path / "labels.npy", dtype="float32", workers=2)
+        segment(network(), volume, tmp_path / "labels.npy", compute=Compute(dtype="float32", workers=2))
     again = []
     monkeypatch.setattr(
         segmentation_run, "_segment_blocks", lambda blocks, job: again.extend(blocks) or work(blocks, job)
     )
     tasks = segmentation_run._tasks
     monkeypatch.setattr(segmentation_run, "_tasks", lambda _, job, fewest: tasks(job.blocks, job, fewest))
-    segment(network(), volume, tmp_path / "labels.npy", dtype="float32", workers=2)
+    segment(network(), volume, tmp_path / "labels.npy", compute=Compute(dtype="float32", workers=2))
     assert len(done) == 2
     assert len(again) == 30
 
@@ -317,7 +333,7 @@ def writing_behind(monkeypatch):
 
 
 def test_blocks_are_marked_as_finished_when_they_are_written(tmp_path, image, monkeypatch, writing_behind):
-    right = segment(network(), image, tmp_path / "right.npy", dtype="float32")[...]
+    right = segment(network(), image, tmp_path / "right.npy", compute=Compute(dtype="float32"))[...]
     monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 2 * 70 * 90)
     write, threads = zarr.Array.__setitem__, set()
 
@@ -327,7 +343,9 @@ def test_blocks_are_marked_as_finished_when_they_are_written(tmp_path, image, mo
         write(array, place, voxels)
 
     monkeypatch.setattr(zarr.Array, "__setitem__", slowly)
-    labels = segment(network(), image, tmp_path / "labels.npy", dtype="float32")  # which compares sizes
+    labels = segment(
+        network(), image, tmp_path / "labels.npy", compute=Compute(dtype="float32")
+    )  # which compares sizes
     np.testing.assert_array_equal(labels[...], right)
     assert threading.main_thread() not in threads
 
@@ -356,20 +374,20 @@ def test_what_cannot_be_written_in_a_thread_is_one_clear_error(tmp_path, image, 
 
     monkeypatch.setattr(zarr.Array, "__setitem__", full)
     with pytest.raises(OutputError, match="No space left"):
-        segment(network(), image, tmp_path / "labels.npy", dtype="float32")
+        segment(network(), image, tmp_path / "labels.npy", compute=Compute(dtype="float32"))
 
 
 @pytest.mark.parametrize("name", ["p.npy", "p.tif", "p.nii.gz", "p.ome.zarr", "p.h5:/p", "p.mha", "p.nrrd"])
 def test_probabilities_are_those_of_the_network(tmp_path, image, name):
-    last = segment(network(), image, tmp_path / name, probabilities=True, dtype="float32")
+    last = segment(network(), image, tmp_path / name, probabilities=True, compute=Compute(dtype="float32"))
     right = expected(network(), np.load(image)).softmax(0).numpy()
     np.testing.assert_allclose(last[...], right[-1], atol=1e-6)
 
 
 def test_one_channel_stands_for_two_classes(tmp_path, image):
     model = network(classes=1)
-    labels = segment(model, image, tmp_path / "labels.npy", dtype="float32")
-    last = segment(model, image, tmp_path / "p.npy", probabilities=True, dtype="float32")
+    labels = segment(model, image, tmp_path / "labels.npy", compute=Compute(dtype="float32"))
+    last = segment(model, image, tmp_path / "p.npy", probabilities=True, compute=Compute(dtype="float32"))
     np.testing.assert_allclose(last[...], expected(model, np.load(image))[0].sigmoid().numpy(), atol=1e-6)
     np.testing.assert_array_equal(labels[...], last[...] > 0.5)
 
@@ -379,7 +397,7 @@ def test_one_channel_stands_for_two_classes(tmp_path, image):
 )
 def test_probabilities_of_one_slice_can_be_read_again(tmp_path, name):
     options = {"slices": 1, "probabilities": True, "dtype": "float32"}
-    last = segment(network(slices=1), noise(1, 20, 30), tmp_path / name, **options)
+    last = segment(network(slices=1), noise(1, 20, 30), tmp_path / name, **by_name(segment, **options))
     right = expected(network(slices=1), noise(1, 20, 30), slices=1).softmax(0)
     np.testing.assert_allclose(last[...], right[-1], atol=1e-6)
 
@@ -387,36 +405,54 @@ def test_probabilities_of_one_slice_can_be_read_again(tmp_path, name):
 def test_no_probabilities_follow_from_infinite_logits(tmp_path, image):
     model = network()
     model[2].bias[1] = -torch.inf  # a class that is ruled out
-    labels = segment(model, image, tmp_path / "labels.npy", dtype="float32")
+    labels = segment(model, image, tmp_path / "labels.npy", compute=Compute(dtype="float32"))
     assert 1 not in labels[...]
-    segment(model, image, tmp_path / "p.npy", probabilities=True, dtype="float32")
+    segment(model, image, tmp_path / "p.npy", probabilities=True, compute=Compute(dtype="float32"))
     model[2].bias[2] = torch.inf
     with pytest.raises(ModelError, match=r"infinity for slice 0 of .*image.npy, of which no probabilities"):
-        segment(model, image, tmp_path / "q.npy", probabilities=True, dtype="float32")
+        segment(model, image, tmp_path / "q.npy", probabilities=True, compute=Compute(dtype="float32"))
 
 
 def test_labels_get_the_values_asked_for(tmp_path, image):
-    labels = segment(network(), image, tmp_path / "labels.npy", label_values=[0, 1000, 7], dtype="float32")
-    plain = segment(network(), image, tmp_path / "plain.npy", dtype="float32")
+    labels = segment(
+        network(),
+        image,
+        tmp_path / "labels.npy",
+        reading=Reading(label_values=[0, 1000, 7]),
+        compute=Compute(dtype="float32"),
+    )
+    plain = segment(network(), image, tmp_path / "plain.npy", compute=Compute(dtype="float32"))
     assert labels.dtype == np.uint16
     np.testing.assert_array_equal(labels[...], np.array([0, 1000, 7])[plain[...]])
     values = np.array([0, 1000, 7], np.int16)
-    again = segment(network(), image, tmp_path / "again.npy", label_values=values, dtype="float32")
+    again = segment(
+        network(),
+        image,
+        tmp_path / "again.npy",
+        reading=Reading(label_values=values),
+        compute=Compute(dtype="float32"),
+    )
     np.testing.assert_array_equal(again[...], labels[...])
     with pytest.raises(ConfigError, match="for each of the 3 classes"):
-        segment(network(), image, tmp_path / "other.npy", label_values=[0, 1])
+        segment(network(), image, tmp_path / "other.npy", reading=Reading(label_values=[0, 1]))
     for values in ([0, 1, -1], [0, 1, 2**32]):
         with pytest.raises(ConfigError, match="segment writes these values as unsigned integers"):
-            segment(network(), image, tmp_path / "other.npy", label_values=values)
+            segment(network(), image, tmp_path / "other.npy", reading=Reading(label_values=values))
     with pytest.raises(
         ConfigError, match="label_values: has no effect with probabilities; omit one of the two"
     ):
-        segment(network(), image, tmp_path / "other.npy", label_values=[0, 1, 2], probabilities=True)
+        segment(
+            network(),
+            image,
+            tmp_path / "other.npy",
+            reading=Reading(label_values=[0, 1, 2]),
+            probabilities=True,
+        )
     assert not (tmp_path / "other.npy").exists()
 
 
 def test_a_stopped_run_goes_on_with_the_blocks_that_are_left(tmp_path, image, small_blocks, monkeypatch):
-    right = segment(network(), image, tmp_path / "right.npy", dtype="float32")[...]
+    right = segment(network(), image, tmp_path / "right.npy", compute=Compute(dtype="float32"))[...]
     done = []
 
     def broken(blocks, job):
@@ -429,7 +465,7 @@ def test_a_stopped_run_goes_on_with_the_blocks_that_are_left(tmp_path, image, sm
     work = segmentation_run._segment_blocks
     monkeypatch.setattr(segmentation_run, "_segment_blocks", broken)
     with pytest.raises(KeyboardInterrupt):
-        segment(network(), image, tmp_path / "labels.npy", dtype="float32")
+        segment(network(), image, tmp_path / "labels.npy", compute=Compute(dtype="float32"))
     assert not (tmp_path / "labels.npy").exists()
 
     rest, reports = [], []
@@ -437,7 +473,7 @@ def test_a_stopped_run_goes_on_with_the_blocks_that_are_left(tmp_path, image, sm
         segmentation_run, "_segment_blocks", lambda blocks, job: rest.extend(blocks) or work(blocks, job)
     )
     with progress_to(reports.append):
-        labels = segment(network(), image, tmp_path / "labels.npy", dtype="float32")
+        labels = segment(network(), image, tmp_path / "labels.npy", compute=Compute(dtype="float32"))
     np.testing.assert_array_equal(labels[...], right)
     assert not set(map(str, rest)) & set(map(str, done))
     assert len(rest) + len(done) + 1 == 40  # the eighth was finished as the run was stopped
@@ -453,12 +489,12 @@ def test_the_beginning_of_another_segmentation_is_not_gone_on_with(tmp_path, ima
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(segmentation_run, "_segment_blocks", first)
-        segment(network(), image, tmp_path / "labels.npy", dtype="float32")
+        segment(network(), image, tmp_path / "labels.npy", compute=Compute(dtype="float32"))
     other = network()
     other[0].bias.add_(1)
     with pytest.raises(OutputError, match="unfinished segmentation by another network"):
-        segment(other, image, tmp_path / "labels.npy", dtype="float32")
-    labels = segment(other, image, tmp_path / "labels.npy", dtype="float32", force=True)
+        segment(other, image, tmp_path / "labels.npy", compute=Compute(dtype="float32"))
+    labels = segment(other, image, tmp_path / "labels.npy", compute=Compute(dtype="float32"), force=True)
     right = predicted_classes(expected(other, np.load(image)), dim=0).numpy()
     np.testing.assert_array_equal(labels[...], right)
 
@@ -496,17 +532,19 @@ def test_nor_is_that_by_a_network_with_another_setting(tmp_path, image, monkeypa
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(segmentation_run, "_segment_blocks", first)
-        segment(Shifted(name, setting(0.5)), image, tmp_path / "labels.npy", dtype="float32")
+        segment(Shifted(name, setting(0.5)), image, tmp_path / "labels.npy", compute=Compute(dtype="float32"))
     with pytest.raises(OutputError, match="unfinished segmentation by another network"):
-        segment(Shifted(name, setting(0.50001)), image, tmp_path / "labels.npy", dtype="float32")
-    segment(Shifted(name, setting(0.5)), image, tmp_path / "labels.npy", dtype="float32")
+        segment(
+            Shifted(name, setting(0.50001)), image, tmp_path / "labels.npy", compute=Compute(dtype="float32")
+        )
+    segment(Shifted(name, setting(0.5)), image, tmp_path / "labels.npy", compute=Compute(dtype="float32"))
 
 
 def test_a_setting_that_holds_itself_is_no_obstacle(tmp_path, image):
     model = network()
     model.parts = []
     model.parts.append(model.parts)
-    segment(model, image, tmp_path / "labels.npy", dtype="float32")
+    segment(model, image, tmp_path / "labels.npy", compute=Compute(dtype="float32"))
 
 
 def test_a_segmentation_goes_on_where_batch_norms_are_folded_to_other_roundings(tmp_path, image, monkeypatch):
@@ -529,12 +567,12 @@ def test_a_segmentation_goes_on_where_batch_norms_are_folded_to_other_roundings(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(segmentation_run, "_segment_blocks", first)
-        segment(model, image, tmp_path / "labels.npy", dtype="float32")
+        segment(model, image, tmp_path / "labels.npy", compute=Compute(dtype="float32"))
     monkeypatch.setattr(ready_network, "fuse_batch_norms", fold_elsewhere)
     monkeypatch.setattr(
         segmentation_run, "_segment_blocks", lambda blocks, job: begun.extend(blocks) or work(blocks, job)
     )
-    segment(model, image, tmp_path / "labels.npy", dtype="float32")
+    segment(model, image, tmp_path / "labels.npy", compute=Compute(dtype="float32"))
     assert len(begun) == 10 - 4
 
 
@@ -552,7 +590,7 @@ def test_each_slice_is_read_once(tmp_path, image, monkeypatch, small_blocks):
         return read(self, key)
 
     monkeypatch.setattr(type(volume), "__getitem__", noted)
-    segment(network(), volume, tmp_path / "labels.npy", dtype="float32")
+    segment(network(), volume, tmp_path / "labels.npy", compute=Compute(dtype="float32"))
     assert sorted(reads) == list(range(20))
 
 
@@ -583,7 +621,7 @@ t.segment(t.network(), Path({image!r}), Path({out!r}), dtype="float32")
 
 def test_a_killed_run_goes_on_to_the_same_labels(tmp_path, image, monkeypatch):
     monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 2 * 70 * 90)
-    right = segment(network(), image, tmp_path / "right.npy", dtype="float32")[...]
+    right = segment(network(), image, tmp_path / "right.npy", compute=Compute(dtype="float32"))[...]
     out = tmp_path / "labels.npy"
     script = KILLED.format(tests=str(Path(__file__).parent), image=str(image), out=str(out))
     process = subprocess.Popen([sys.executable, "-c", script])
@@ -604,7 +642,7 @@ def test_a_killed_run_goes_on_to_the_same_labels(tmp_path, image, monkeypatch):
     monkeypatch.setattr(
         segmentation_run, "_segment_blocks", lambda blocks, job: seen.extend(blocks) or work(blocks, job)
     )
-    labels = segment(network(), image, out, dtype="float32")
+    labels = segment(network(), image, out, compute=Compute(dtype="float32"))
     np.testing.assert_array_equal(labels[...], right)
     assert len(seen) == 10 - len(done)
 
@@ -628,11 +666,15 @@ class Dying(nn.Module):
 def test_a_killed_worker_costs_its_blocks_alone(tmp_path, image, monkeypatch):
     """Here of a network whose answers for window and mirror are averaged, as workers have to do, too."""
     monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 2 * 70 * 90)
-    right = segment(symmetrize(network()), image, tmp_path / "right.npy", dtype="float32")[...]
-    assert not np.array_equal(right, segment(network(), image, tmp_path / "other.npy", dtype="float32")[...])
+    right = segment(symmetrize(network()), image, tmp_path / "right.npy", compute=Compute(dtype="float32"))[
+        ...
+    ]
+    assert not np.array_equal(
+        right, segment(network(), image, tmp_path / "other.npy", compute=Compute(dtype="float32"))[...]
+    )
     flag = tmp_path / "flag"
     dying = Dying(symmetrize(network()), flag)
-    labels = segment(dying, image, tmp_path / "labels.npy", dtype="float32", workers=2)
+    labels = segment(dying, image, tmp_path / "labels.npy", compute=Compute(dtype="float32", workers=2))
     assert flag.exists()
     np.testing.assert_array_equal(labels[...], right)
 
@@ -648,7 +690,12 @@ def test_workers_that_do_not_see_the_staging_folder_are_one_clear_error(tmp_path
     monkeypatch.setattr(segmentation_run, "open_cluster", somewhere)
     monkeypatch.setattr(segmentation_run, "map_as_finished", on_another_machine)
     with pytest.raises(OutputError, match="not/here: is missing on the worker .*share with scratch"):
-        segment(network(), image, tmp_path / "labels.npy", dtype="float32", scheduler="tcp://head:1")
+        segment(
+            network(),
+            image,
+            tmp_path / "labels.npy",
+            compute=Compute(dtype="float32", scheduler="tcp://head:1"),
+        )
 
 
 def test_blocks_that_kill_their_workers_are_one_clear_error(tmp_path, image, monkeypatch):
@@ -662,14 +709,19 @@ def test_blocks_that_kill_their_workers_are_one_clear_error(tmp_path, image, mon
     with pytest.raises(
         EvensliceError, match="every worker that took these blocks died, .*give workers more memory"
     ):
-        segment(network(), image, tmp_path / "labels.npy", dtype="float32", workers=2)
+        segment(network(), image, tmp_path / "labels.npy", compute=Compute(dtype="float32", workers=2))
 
 
 def test_a_cluster_needs_a_shared_folder_for_an_output_at_an_address(image):
     with pytest.raises(
         ConfigError, match="choose a folder that this machine and all workers share with scratch"
     ):
-        segment(network(), image, "s3://bucket/labels.ome.zarr", dtype="float32", scheduler="tcp://head:1")
+        segment(
+            network(),
+            image,
+            "s3://bucket/labels.ome.zarr",
+            compute=Compute(dtype="float32", scheduler="tcp://head:1"),
+        )
 
 
 def test_a_full_disk_is_one_clear_error(tmp_path, image):
@@ -682,7 +734,9 @@ def test_a_full_disk_is_one_clear_error(tmp_path, image):
         pytest.skip("a small file system cannot be mounted here")
     try:
         with pytest.raises(OutputError, match="No space left"):
-            segment(network(), image, small / "labels.npy", dtype="float32", probabilities=True)
+            segment(
+                network(), image, small / "labels.npy", compute=Compute(dtype="float32"), probabilities=True
+            )
         assert not (small / "labels.npy").exists()
     finally:
         subprocess.run(["umount", str(small)], check=True)
@@ -705,7 +759,7 @@ def test_the_command_segments_with_a_network_in_a_file(tmp_path, image, monkeypa
         cli.main()
     assert exit_.value.code == 0
     assert "labels.tif" in capsys.readouterr().out.replace("\n", "")  # long paths are wrapped
-    right = segment(model, image, tmp_path / "right.npy", dtype="float32")
+    right = segment(model, image, tmp_path / "right.npy", compute=Compute(dtype="float32"))
     np.testing.assert_array_equal(open_volume(tmp_path / "labels.tif")[...], right[...])
 
 
@@ -783,8 +837,8 @@ def test_a_window_without_a_middle_is_refused(tmp_path, image, slices):
 
 def test_bounds_that_numpy_gives_are_plain_numbers(tmp_path, image):
     low, high = np.int16(-32768), np.int16(32767)
-    by_numpy = segment(network(), image, tmp_path / "numpy.npy", intensity=(low, high))
-    plain = segment(network(), image, tmp_path / "plain.npy", intensity=(-32768, 32767))
+    by_numpy = segment(network(), image, tmp_path / "numpy.npy", reading=Reading(intensity=(low, high)))
+    plain = segment(network(), image, tmp_path / "plain.npy", reading=Reading(intensity=(-32768, 32767)))
     np.testing.assert_array_equal(by_numpy[...], plain[...])
 
 
@@ -794,7 +848,7 @@ def test_bounds_that_numpy_gives_are_plain_numbers(tmp_path, image):
 )
 def test_what_is_refused_leaves_nothing_beside_the_output(tmp_path, shape, options, error):
     with pytest.raises(error):
-        segment(network(), noise(*shape), tmp_path / "labels.tif", **options)
+        segment(network(), noise(*shape), tmp_path / "labels.tif", **by_name(segment, **options))
     assert not list(tmp_path.iterdir())
 
 
@@ -815,11 +869,11 @@ def test_a_function_is_segmented_like_the_network_that_it_calls(tmp_path, image)
     def function(windows):
         return model(torch.from_numpy(windows)).numpy()
 
-    right = segment(model, image, tmp_path / "right.npy", tile=(64, 32), dtype="float32")
+    right = segment(model, image, tmp_path / "right.npy", tile=(64, 32), compute=Compute(dtype="float32"))
     labels = segment(function, image, tmp_path / "labels.npy", tile=(64, 32))
     np.testing.assert_array_equal(labels[...], right[...])
     with pytest.raises(ConfigError, match="dtype='float32' has no effect on a function"):
-        segment(function, image, tmp_path / "no.npy", dtype="float32")
+        segment(function, image, tmp_path / "no.npy", compute=Compute(dtype="float32"))
     with pytest.raises(ModelError, match="returns int64, such as class numbers; it must return logits"):
         segment(lambda windows: windows[:, :1].astype(int), image, tmp_path / "no.npy")
     with pytest.raises(ModelError, match=r"must return \(batch, classes, y, x\)"):
@@ -862,11 +916,16 @@ def test_workers_segment_by_an_onnx_file_that_is_symmetrized(tmp_path, image):
     export(model, tmp_path / "exported", to="onnx")
     function = symmetrize(load_onnx(tmp_path / "exported" / "network.onnx"))
     right = segment(function, image, tmp_path / "right.npy")
-    labels = segment(function, image, tmp_path / "labels.npy", workers=1)
+    labels = segment(function, image, tmp_path / "labels.npy", compute=Compute(workers=1))
     np.testing.assert_array_equal(labels[...], right[...])
     lock = threading.Lock()
     with pytest.raises(ConfigError, match="cannot be sent to workers"):
-        segment(lambda windows: windows[:, :2] if lock else None, image, tmp_path / "no.npy", workers=1)
+        segment(
+            lambda windows: windows[:, :2] if lock else None,
+            image,
+            tmp_path / "no.npy",
+            compute=Compute(workers=1),
+        )
 
 
 def test_the_number_of_blocks_limits_a_volume(tmp_path, monkeypatch):
@@ -877,7 +936,7 @@ def test_the_number_of_blocks_limits_a_volume(tmp_path, monkeypatch):
 
     def begin(*shape):
         zarr.create_array(path, shape=shape, chunks=(64, 64, 64), dtype=np.uint8, overwrite=True)
-        segment(network(), path, out=tmp_path / "labels.zarr", intensity=(0, 255))
+        segment(network(), path, out=tmp_path / "labels.zarr", reading=Reading(intensity=(0, 255)))
 
     with pytest.raises(pytest.fail.Exception, match="enough"):
         begin(13000, 13000, 13000)  # two terabytes

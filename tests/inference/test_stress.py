@@ -258,7 +258,7 @@ def test_a_class_that_the_answer_alone_has_counts_as_0_in_both_means():
         labels,
         stress=True,
         stress_slices=21,
-        intensity=(0, 1),
+        reading=evenslice.Reading(intensity=(0, 1)),
         surfaces=False,
     )
     intact = found.stress.intact

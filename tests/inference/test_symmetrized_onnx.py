@@ -143,7 +143,7 @@ def test_an_exported_network_keeps_its_description(tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(5, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
     evenslice.neutralize(model, slices=5, mean=0.5, std=0.25, strategy="center")
-    evenslice.export(model, tmp_path / "exported", to="onnx", step=2)
+    evenslice.export(model, tmp_path / "exported", to="onnx", reading=evenslice.Reading(step=2))
     path = tmp_path / "fair.onnx"
     symmetrize_onnx(tmp_path / "exported" / "network.onnx", path)
     given = evenslice.load_onnx(path)

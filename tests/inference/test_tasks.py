@@ -8,8 +8,10 @@ import torch
 from torch import nn
 from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from values import by_name
 
 import evenslice
+from evenslice import Compute, Reading, Sampling
 from evenslice._core.errors import ModelError
 from evenslice.auditing.attribution import attribute
 from evenslice.auditing.targets import resolve_target
@@ -112,7 +114,7 @@ def texture():
 
 def audit(network, volume, **options):
     given = {"dtype": "float32", "device": "cpu", "max_windows": 6, "batch": 3, **options}
-    return evenslice.audit(network, volume, **given)
+    return evenslice.audit(network, volume, **by_name(evenslice.audit, **given))
 
 
 def shares(found):
@@ -176,7 +178,7 @@ def torchvision_detector(kind, threshold=0.0):
 
 @pytest.mark.parametrize("kind", ["fasterrcnn", "retinanet", "fcos"])
 def test_detectors_of_torchvision(texture, kind):
-    found = audit(torchvision_detector(kind), texture, max_windows=4)
+    found = audit(torchvision_detector(kind), texture, sampling=Sampling(max_windows=4))
     np.testing.assert_allclose(shares(found), EXPECTED, atol=1e-4)
     assert found.run.target == "sum"
     assert found.run.windows_without_attribution == 0
@@ -210,7 +212,12 @@ def test_windows_without_a_detection_are_left_out_and_counted(method):
     volume = np.random.default_rng(0).random((40, 32, 32))
     volume[:20] *= 0.2
     found = audit(
-        Spots(0.25), volume, intensity=(0, 1), max_windows=36, batch=1, precision=1e-9, method=method
+        Spots(0.25),
+        volume,
+        reading=Reading(intensity=(0, 1)),
+        sampling=Sampling(max_windows=36, precision=1e-9),
+        compute=Compute(batch=1),
+        method=method,
     )
     told = ~np.isnan(found.measurements.shares).all(axis=(1, 2))
     without = found.run.windows_without_attribution
@@ -233,7 +240,7 @@ def test_windows_without_a_detection_are_left_out_and_counted(method):
 )
 def test_a_network_that_ignores_its_input_gets_no_verdict(texture, network, options):
     with pytest.raises(ModelError, match="output does not depend on its input: nothing in 6 windows"):
-        audit(network, texture, **options)
+        audit(network, texture, **by_name(audit, **options))
 
 
 def test_outputs_whose_sum_is_constant_are_told_by_replacing_slices(texture):
@@ -246,7 +253,7 @@ def test_an_audit_without_any_attribution_gives_up_early():
     constant = Apply(lambda x: torch.ones(len(x), 2, 8, 8) + 0 * x.sum())
     volume = np.random.default_rng(0).random((400, 8, 8))
     with pytest.raises(ModelError, match="nothing in 220 windows"):
-        audit(constant, volume, max_windows=300, batch=8)
+        audit(constant, volume, sampling=Sampling(max_windows=300), compute=Compute(batch=8))
 
 
 def test_a_small_slope_is_no_rounding(texture):
@@ -291,7 +298,7 @@ def test_a_reduction_runs_in_the_precision_of_the_network(texture):
     def product(returned):  # of what the network computed in bfloat16 and of what is in float32
         return torch.einsum("qc,bcyx->bqyx", weights, returned)
 
-    found = audit(Mixed(nn.Conv2d(1, 4, 1)), texture, outputs=product, dtype="bfloat16")
+    found = audit(Mixed(nn.Conv2d(1, 4, 1)), texture, outputs=product, compute=Compute(dtype="bfloat16"))
     np.testing.assert_allclose(shares(found), EXPECTED, atol=0.01)
 
 

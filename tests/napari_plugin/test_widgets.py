@@ -11,8 +11,9 @@ import pytest
 import evenslice
 from evenslice._core import ProgressReport
 from evenslice.napari_plugin.network_choice import FromFile, FromLibrary, FromRun, random_parts
-from evenslice.neutralizing import Reading, save_network
+from evenslice.neutralizing import save_network
 from evenslice.training import load_segmenter
+from evenslice.volumes import Reading
 
 SHAPE, SCALE = (12, 40, 48), (3.0, 0.5, 0.5)
 
@@ -229,7 +230,9 @@ def test_the_user_says_how_a_network_of_others_is_scaled(viewer, widget, wait_fo
     audit.start.changed.emit(True)
     wait_for(lambda: not audit.busy)
     expected = evenslice.load_network("smp:Unet/tu-test_resnet", "none", slices=3, mean=0, std=1)
-    found = evenslice.audit(expected.model, layer.data, slices=3, intensity=(0, 300), fill=7)
+    found = evenslice.audit(
+        expected.model, layer.data, slices=3, reading=evenslice.Reading(intensity=(0, 300), fill=7)
+    )
     assert audit.audit.shares == found.shares
     read = audit.audit.run.volumes[0]
     assert (read.intensity, read.fill) == ((0, 300), 7)

@@ -19,10 +19,10 @@ from evenslice.networks.outputs import logits
 from evenslice.neutralizing import network_files as checkpoints
 from evenslice.neutralizing.network_files import neutralize_file, save_network
 from evenslice.neutralizing.neutralization import neutralize, untie
-from evenslice.neutralizing.reading import Reading
 from evenslice.neutralizing.record import record_of
 from evenslice.neutralizing.symmetrization import symmetrize
 from evenslice.training import find_reading
+from evenslice.volumes import Reading
 
 smp = pytest.importorskip("segmentation_models_pytorch")
 timm = pytest.importorskip("timm")
@@ -541,7 +541,7 @@ def test_file_that_says_nothing_of_volumes(saved):
 
 
 def test_unknown_entry_about_volumes(tmp_path):
-    with pytest.raises(ConfigError, match="reading: unknown entry 'steps'; did you mean 'step'"):
+    with pytest.raises(ConfigError, match="unknown entry 'steps'; did you mean 'step'"):
         neutralize_file("timm:test_resnet", "none", tmp_path / "net.safetensors", reading={"steps": 2})
     assert not list(tmp_path.iterdir())
 
@@ -561,7 +561,7 @@ def test_unknown_entry_about_volumes(tmp_path):
 )
 def test_words_about_volumes_that_cannot_be_right_are_not_written(tmp_path, reading):
     path = tmp_path / "net.safetensors"
-    with pytest.raises(ConfigError, match="^reading: "):
+    with pytest.raises(ConfigError, match="|".join(reading)):
         neutralize_file("timm:test_resnet", "none", path, reading=reading)
     assert not path.exists()
 
@@ -584,7 +584,6 @@ def test_words_about_volumes_may_be_numpys(tmp_path):
         {"other_labels": "ignore"},
         {"other_labels": ["error"]},
         {"ignore_label": 0.5},
-        {"ignore_label": True},
         {"overlapping": 1},
         {"instances": "some"},
         [2],

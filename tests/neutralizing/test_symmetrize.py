@@ -688,8 +688,16 @@ def test_an_audit_of_a_function():
     def first_slice(images):
         return images[:, :1]
 
-    assert evenslice.audit(first_slice, volume, slices=3, progress=False).verdict == "biased"
-    assert evenslice.audit(symmetrize(first_slice), volume, slices=3, progress=False).verdict == "symmetric"
+    assert (
+        evenslice.audit(first_slice, volume, slices=3, compute=evenslice.Compute(progress=False)).verdict
+        == "biased"
+    )
+    assert (
+        evenslice.audit(
+            symmetrize(first_slice), volume, slices=3, compute=evenslice.Compute(progress=False)
+        ).verdict
+        == "symmetric"
+    )
 
 
 # The strategy "twin"
@@ -869,7 +877,9 @@ def test_a_survey_sees_the_kernels_of_a_saved_network(tmp_path):
     model, _, source = load_network(SMALL, "none", slices=5, symmetrize="encoder")
     path = tmp_path / "fair.safetensors"
     save_network(model, path, source=source)
-    found = evenslice.survey(SMALL, weights=str(path), volume=volume, windows=4, progress=False)
+    found = evenslice.survey(
+        SMALL, weights=str(path), volume=volume, windows=4, compute=evenslice.Compute(progress=False)
+    )
     assert found.networks[0].error == ""
     assert len(found.networks[0].energy) == 5
 

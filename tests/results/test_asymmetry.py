@@ -16,7 +16,7 @@ from evenslice.results.asymmetry import summarize
 from evenslice.results.biases import data_part, directional_bias, model_part, pair_bias
 from evenslice.results.measurements import Measurements
 from evenslice.results.questions import answer_kind, ask
-from evenslice.results.thresholds import Thresholds, least_attention
+from evenslice.results.tolerances import Tolerances, least_attention
 
 MANY = 10**6
 
@@ -177,7 +177,7 @@ def test_verdicts_by_reliance_answer_and_use():
         found = summarize(unlike, [MANY])
         assert (found.verdict, found.mirror_mismatch.state) == ("balanced", state)
         assert found.decided_by[0].question == "use"
-        assert settled(ask(unlike, MANY, Thresholds()), None) == ("settled" if state == "beyond" else "")
+        assert settled(ask(unlike, MANY, Tolerances()), None) == ("settled" if state == "beyond" else "")
 
 
 def test_a_census_decides_without_width():
@@ -208,7 +208,7 @@ def test_the_pairs_that_are_not_judged_get_little_attention_together(slices):
     found = summarize(measurements(profile), [MANY])
     assert not any(pair.judged for pair in found.pairs)
     assert 1 - found.shares[pairs].estimate < 0.04
-    judged = summarize(measurements(profile), [MANY], Thresholds(judged=0.019))
+    judged = summarize(measurements(profile), [MANY], Tolerances(judged_share=0.019))
     assert all(pair.judged for pair in judged.pairs)
     assert (found.least_attention, judged.least_attention) == (least, least_attention(pairs, 0.019))
 
@@ -224,7 +224,7 @@ def test_a_pair_is_judged_for_reliance_by_what_its_slices_change():
 def test_a_wider_tolerance_accepts_more():
     mine = measurements(noisy(0.1, 0.01))
     assert summarize(mine, [MANY]).verdict == "biased"
-    found = summarize(mine, [MANY], Thresholds(attention=0.2))
+    found = summarize(mine, [MANY], Tolerances(tolerance=0.2))
     assert (found.verdict, found.tolerance) == ("balanced", 0.2)
 
 
@@ -255,7 +255,7 @@ def test_classes_are_judged_by_their_size_and_the_two_largest_always():
     assert found.unjudged_classes == (1, 4)
     small = summarize(measurements(noisy(0, 0.01), classes=(0.996, 0.001, 0.003)), [MANY])
     assert [item.class_number for item in small.classes] == [0, 2]
-    more = summarize(measurements(noisy(0, 0.01), classes=sizes), [MANY], Thresholds(judged_class=0.005))
+    more = summarize(measurements(noisy(0, 0.01), classes=sizes), [MANY], Tolerances(judged_class=0.005))
     assert [item.class_number for item in more.classes] == [0, 2, 3, 4]
 
 
@@ -269,7 +269,7 @@ def test_a_class_that_may_be_too_small_counts_but_does_not_decide_for_biased():
     assert [item.class_number for item in found.classes] == [0, 1, 2]
     assert found.verdict == "inconclusive"
     assert (found.decided_by[0].question, found.decided_by[0].class_number) == ("saliency", 2)
-    assert summarize(mine, [MANY], Thresholds(judged_class=0.001)).verdict == "biased"
+    assert summarize(mine, [MANY], Tolerances(judged_class=0.001)).verdict == "biased"
 
 
 def test_windows_that_all_equal_their_mirrors_bound_the_part_that_may_differ():

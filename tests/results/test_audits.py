@@ -183,7 +183,7 @@ def test_a_wrong_suffix_is_an_error_that_names_the_right_one(tmp_path, act):
     import evenslice
 
     volume = np.random.default_rng(0).random((16, 32, 32))
-    found = evenslice.audit(torch.nn.Conv2d(3, 2, 1), volume, max_windows=8)
+    found = evenslice.audit(torch.nn.Conv2d(3, 2, 1), volume, sampling=evenslice.Sampling(max_windows=8))
     with pytest.raises(
         evenslice.EvensliceError, match=r"a\.npz: an audit is kept in a \.json file; .*a\.json"
     ):

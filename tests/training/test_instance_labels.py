@@ -34,28 +34,39 @@ class Bright(nn.Module):
 def test_slice_windows_find_them(cells):
     numbers, edges = cells
     data = evenslice.SliceWindows(
-        edges.astype(np.float32), numbers, instances="dense", foreground=1.0, crop=(32, 32)
+        edges.astype(np.float32),
+        numbers,
+        reading=evenslice.Reading(instances="dense"),
+        foreground=1.0,
+        crop=(32, 32),
     )
     window, labels = data[0]
     assert torch.equal(labels, window[1].round().long())
     with pytest.raises(ConfigError, match="instances: has no effect without labels"):
-        evenslice.SliceWindows(edges, instances="dense")
+        evenslice.SliceWindows(edges, reading=evenslice.Reading(instances="dense"))
     with pytest.raises(ConfigError, match="instances='dense': gives 2 classes"):
-        evenslice.SliceWindows(edges, numbers, instances="dense", classes=3)
+        evenslice.SliceWindows(edges, numbers, reading=evenslice.Reading(instances="dense"), classes=3)
 
 
 def test_evaluate_and_audit_score_them(cells):
     numbers, edges = cells
-    scores = evenslice.evaluate(Bright(), edges, numbers, instances="dense", intensity=(0, 1))
+    scores = evenslice.evaluate(
+        Bright(), edges, numbers, reading=evenslice.Reading(instances="dense", intensity=(0, 1))
+    )
     assert scores.dice == 1
     found = evenslice.audit(
-        Bright(), edges, labels=numbers, instances="dense", intensity=(0, 1), max_windows=8, dtype="float32"
+        Bright(),
+        edges,
+        labels=numbers,
+        reading=evenslice.Reading(instances="dense", intensity=(0, 1)),
+        sampling=evenslice.Sampling(max_windows=8),
+        compute=evenslice.Compute(dtype="float32"),
     )
     assert found.stress.intact == 1
     with pytest.raises(ConfigError, match="instances: has no effect without labels"):
-        evenslice.evaluate(Bright(), edges, stress=True, instances="dense")
+        evenslice.evaluate(Bright(), edges, stress=True, reading=evenslice.Reading(instances="dense"))
     with pytest.raises(ConfigError, match="instances: has no effect without labels"):
-        evenslice.audit(Bright(), edges, instances="dense")
+        evenslice.audit(Bright(), edges, reading=evenslice.Reading(instances="dense"))
 
 
 def test_evaluate_compares_the_objects():
@@ -67,7 +78,13 @@ def test_evaluate_compares_the_objects():
     halves[10:, 10:] = 3
     error, _, _ = adapted_rand_error(truth, halves, ignore_labels=(0,))
     split, merge = variation_of_information(truth, halves, ignore_labels=(0,))
-    found = evenslice.evaluate(Bright(), merged, numbers, instances="dense", intensity=(0, 1), surfaces=False)
+    found = evenslice.evaluate(
+        Bright(),
+        merged,
+        numbers,
+        reading=evenslice.Reading(instances="dense", intensity=(0, 1)),
+        surfaces=False,
+    )
     assert error > 0
     np.testing.assert_allclose(found.scores.volumes[0].objects, (error, split, merge))
 
@@ -93,8 +110,7 @@ def test_the_background_of_sparse_objects_is_no_object(islands):
         Bright(),
         folder / "merged.npy",
         folder / "numbers.npy",
-        instances="sparse",
-        intensity=(0, 1),
+        reading=evenslice.Reading(instances="sparse", intensity=(0, 1)),
         surfaces=False,
     )
     assert (split, merge) == pytest.approx((0, 1))

@@ -8,6 +8,7 @@ import pytest
 import tiny_training
 import torch
 from torch import nn
+from values import by_name
 
 import evenslice
 from evenslice import ConfigError, TrainConfig, VolumeError
@@ -171,13 +172,13 @@ def test_where_all_count_the_loss_does_not_wait_for_the_values_of_labels(loss, s
 def test_pytorchs_own_cross_entropy_leaves_them_out():
     image = np.random.default_rng(0).random((4, 16, 16))
     stored = np.where(image > 0.9, 255, image > 0.5)
-    window, labels = evenslice.SliceWindows(image, stored, ignore_label=255)[1]
+    window, labels = evenslice.SliceWindows(image, stored, reading=evenslice.Reading(ignore_label=255))[1]
     scores = torch.stack([1 - window[1], window[1]])[None]
     counted = labels >= 0
     expected = nn.functional.cross_entropy(scores[:, :, counted], labels[counted][None])
     assert torch.allclose(nn.functional.cross_entropy(scores, labels[None]), expected)
     with pytest.raises(ConfigError, match="ignore_label: has no effect without labels"):
-        evenslice.SliceWindows(image, ignore_label=255)
+        evenslice.SliceWindows(image, reading=evenslice.Reading(ignore_label=255))
 
 
 class Bright(nn.Module):
@@ -194,24 +195,39 @@ def test_scores_leave_out_what_is_ignored():
     wrong = np.where(np.arange(32)[:, None] < 3, 255, right)
     wrong[2:4, 10:20] = np.where(right[2:4, 10:20] == 5, 9, 5)
     options = {"label_values": [0, 5], "other_labels": "background", "intensity": (0, 1)}
-    perfect = evenslice.evaluate(Bright(), image, right, **options)
+    perfect = evenslice.evaluate(Bright(), image, right, **by_name(evenslice.evaluate, **options))
     assert perfect.dice == 1
-    scores = evenslice.evaluate(Bright(), image, wrong, ignore_label=255, stress=True, **options)
+    scores = evenslice.evaluate(
+        Bright(),
+        image,
+        wrong,
+        **by_name(evenslice.evaluate, reading=evenslice.Reading(ignore_label=255), stress=True, **options),
+    )
     counted = scores.scores.to_dict()["confusion"]
     assert np.sum(counted) == 8 * 32 * 29
     assert counted[0][1] + counted[1][0] == 2 * 10 * 32
     ignored = np.where((wrong != right) | (wrong == 255), 255, right)
-    again = evenslice.evaluate(Bright(), image, ignored, ignore_label=255, **options)
+    again = evenslice.evaluate(
+        Bright(),
+        image,
+        ignored,
+        **by_name(evenslice.evaluate, reading=evenslice.Reading(ignore_label=255), **options),
+    )
     assert again.dice == 1
     assert again.scores.volumes[0].surface_dice[1] == 1
     found = evenslice.evaluate(
-        Bright(), image, right, label_values=np.array([9, 5], np.uint8), intensity=(0, 1)
+        Bright(),
+        image,
+        right,
+        reading=evenslice.Reading(label_values=np.array([9, 5], np.uint8), intensity=(0, 1)),
     )
     assert found.dice == 1
     with pytest.raises(VolumeError, match="holds the label value 9"):
-        evenslice.evaluate(Bright(), image, right, label_values=[0, 5], intensity=(0, 1))
+        evenslice.evaluate(
+            Bright(), image, right, reading=evenslice.Reading(label_values=[0, 5], intensity=(0, 1))
+        )
     with pytest.raises(ConfigError, match="ignore_label: has no effect without labels"):
-        evenslice.evaluate(Bright(), image, stress=True, ignore_label=255)
+        evenslice.evaluate(Bright(), image, stress=True, reading=evenslice.Reading(ignore_label=255))
 
 
 def test_the_stress_of_an_audit_leaves_them_out():
@@ -225,13 +241,23 @@ def test_the_stress_of_an_audit_leaves_them_out():
         def forward(self, x):
             return torch.stack([0.5 - x[:, 2], x[:, 2] - 0.5], dim=1)
 
-    found = evenslice.audit(After(), image, labels=labels, **given, **options)
-    whole = evenslice.audit(After(), image[:, 16:], labels=labels[:, 16:], label_values=[9, 5], **options)
+    found = evenslice.audit(After(), image, **by_name(evenslice.audit, labels=labels, **given, **options))
+    whole = evenslice.audit(
+        After(),
+        image[:, 16:],
+        **by_name(
+            evenslice.audit, labels=labels[:, 16:], reading=evenslice.Reading(label_values=[9, 5]), **options
+        ),
+    )
     assert found.stress.intact == pytest.approx(whole.stress.intact, abs=0.02)
     with pytest.raises(ConfigError, match="ignore_label=255: the target 'labels' explains"):
-        evenslice.audit(After(), image, labels=labels, target="labels", **given, **options)
+        evenslice.audit(
+            After(), image, **by_name(evenslice.audit, labels=labels, target="labels", **given, **options)
+        )
     with pytest.raises(ConfigError, match="ignore_label: has no effect without labels"):
-        evenslice.audit(After(), image, ignore_label=255, **options)
+        evenslice.audit(
+            After(), image, **by_name(evenslice.audit, reading=evenslice.Reading(ignore_label=255), **options)
+        )
 
 
 def write_pair(folder):

@@ -221,7 +221,14 @@ def test_the_monitor_finds_what_an_audit_of_the_same_windows_finds():
     network = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 3, 1)).eval()
     with torch.no_grad():
         network[2].bias -= network(windows).mean((0, 2, 3))
-    audit = evenslice.audit(network, volume, slices=3, intensity=(0, 1), min_windows=22, progress=False)
+    audit = evenslice.audit(
+        network,
+        volume,
+        slices=3,
+        reading=evenslice.Reading(intensity=(0, 1)),
+        sampling=evenslice.Sampling(min_windows=22),
+        compute=evenslice.Compute(progress=False),
+    )
     found = measure_bias(network, windows)
     assert audit.answer.estimate > 0.1
     assert found["directional_bias"] == pytest.approx(audit.directional_bias.estimate, abs=1e-4)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from values import by_name
 
 import evenslice
 from evenslice import ConfigError, VolumeError, open_volume
@@ -132,10 +133,18 @@ def test_every_function_fills_masked_voxels(function, tmp_path):
     masked.data[masked.mask] = 1e6  # what must not be read
     network = torch.nn.Conv2d(3, 1, 1).requires_grad_(False)
     call = {
-        "evaluate": lambda **fill: evenslice.evaluate(network, masked, voxels > 0.5, **fill),
-        "audit": lambda **fill: evenslice.audit(network, masked, max_windows=2, **fill),
-        "segment": lambda **fill: evenslice.segment(network, masked, tmp_path / "a.npy", **fill),
-        "SliceWindows": lambda **fill: SliceWindows(masked, crop=(8, 8), **fill).scalings,
+        "evaluate": lambda **fill: evenslice.evaluate(
+            network, masked, voxels > 0.5, **by_name(evenslice.evaluate, **fill)
+        ),
+        "audit": lambda **fill: evenslice.audit(
+            network, masked, **by_name(evenslice.audit, sampling=evenslice.Sampling(max_windows=2), **fill)
+        ),
+        "segment": lambda **fill: evenslice.segment(
+            network, masked, tmp_path / "a.npy", **by_name(evenslice.segment, **fill)
+        ),
+        "SliceWindows": lambda **fill: (
+            SliceWindows(masked, **by_name(SliceWindows, crop=(8, 8), **fill)).scalings
+        ),
     }[function]
     with pytest.raises(VolumeError, match="is a masked array; give fill"):
         call()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from evenslice import VolumeError, audit, open_volume
+from evenslice import Sampling, VolumeError, audit, open_volume
 from evenslice.training import DataConfig, ModelConfig
 from evenslice.training.data import open_data
 from evenslice.training.slice_windows import SliceWindows
@@ -117,7 +117,13 @@ def test_training_and_audits_refuse_labels_elsewhere(image, tmp_path):
     with pytest.raises(VolumeError, match="500 mm"):
         SliceWindows(image, path, crop=(8, 8))
     with pytest.raises(VolumeError, match="500 mm"):
-        audit(lambda windows: windows[:, :1], image, labels=path, target="labels", tile=(8, 8))
+        audit(
+            lambda windows: windows[:, :1],
+            image,
+            labels=path,
+            target="labels",
+            sampling=Sampling(tile=(8, 8)),
+        )
 
 
 def test_a_configuration_names_its_own_way_out(image, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import evenslice
-from evenslice import ConfigError, VolumeError, open_volume, segment
+from evenslice import ConfigError, Reading, VolumeError, open_volume, segment
 from evenslice.volumes import write_volume
 from evenslice.volumes.fingerprints import fingerprint
 from evenslice.volumes.opening import open_labels
@@ -98,7 +98,9 @@ class Bright(nn.Module):
 @pytest.mark.parametrize("name", ["labels.nii.gz", "labels.npy", "labels.ome.zarr"])
 def test_segment_writes_in_the_order_of_the_file(stack, file, tmp_path, plane, name):
     volume = open_volume(file, plane=plane)
-    labels = segment(Bright(), volume, tmp_path / name, intensity=(0, 200), label_values=[0, 7])
+    labels = segment(
+        Bright(), volume, tmp_path / name, reading=Reading(intensity=(0, 200), label_values=[0, 7])
+    )
     before = np.concatenate([volume[1:2], volume[:-1]]) > 100  # windows at the end are mirrored
     expected = np.transpose(before, np.argsort(ORDERS[plane])) * 7
     assert labels.plane == "z"
@@ -111,7 +113,9 @@ def test_segment_writes_in_the_order_of_the_file(stack, file, tmp_path, plane, n
 
 def test_probabilities_are_written_in_the_order_of_the_file(stack, file, tmp_path):
     out = tmp_path / "probabilities.npy"
-    last = segment(Bright(), open_volume(file, plane="x"), out, intensity=(0, 200), probabilities=True)
+    last = segment(
+        Bright(), open_volume(file, plane="x"), out, reading=Reading(intensity=(0, 200)), probabilities=True
+    )
     assert last.shape == stack.shape
     volume = open_volume(file, plane="x")
     before = np.concatenate([volume[1:2], volume[:-1]]) > 100
@@ -127,10 +131,10 @@ def test_an_interrupted_segmentation_goes_on_in_the_same_plane_alone(file, tmp_p
     with monkeypatch.context() as patch:
         patch.setattr("evenslice.inference.segmentation._write", stop)
         with pytest.raises(KeyboardInterrupt):
-            segment(Bright(), reslice(cube, "y"), tmp_path / "out.npy", intensity=(0, 200))
+            segment(Bright(), reslice(cube, "y"), tmp_path / "out.npy", reading=Reading(intensity=(0, 200)))
     with pytest.raises(evenslice.OutputError, match="unfinished segmentation"):
-        segment(Bright(), reslice(cube, "x"), tmp_path / "out.npy", intensity=(0, 200))
-    segment(Bright(), reslice(cube, "y"), tmp_path / "out.npy", intensity=(0, 200))
+        segment(Bright(), reslice(cube, "x"), tmp_path / "out.npy", reading=Reading(intensity=(0, 200)))
+    segment(Bright(), reslice(cube, "y"), tmp_path / "out.npy", reading=Reading(intensity=(0, 200)))
 
 
 def test_an_audit_and_an_evaluation_along_another_axis(stack):
@@ -145,11 +149,21 @@ def test_an_audit_and_an_evaluation_along_another_axis(stack):
     random = np.random.default_rng(0)
     data = random.random((32, 40, 32))
     volume = open_volume(data, plane="y")
-    found = evenslice.audit(After(), volume, dtype="float32", max_windows=16, target="sum")
+    found = evenslice.audit(
+        After(),
+        volume,
+        compute=evenslice.Compute(dtype="float32"),
+        sampling=evenslice.Sampling(max_windows=16),
+        target="sum",
+    )
     assert found.run.volumes[0].path == "<array> along y"
     assert found.run.volumes[0].shape == (40, 32, 32)
     assert found.shares[2].estimate == pytest.approx(0.75)
-    scores = evenslice.evaluate(Bright(), volume, data > 0.5, intensity=(0, 1), surfaces=False)
+    scores = evenslice.evaluate(
+        Bright(), volume, data > 0.5, reading=evenslice.Reading(intensity=(0, 1)), surfaces=False
+    )
     turned = data.transpose(1, 0, 2)
-    direct = evenslice.evaluate(Bright(), turned, turned > 0.5, intensity=(0, 1), surfaces=False)
+    direct = evenslice.evaluate(
+        Bright(), turned, turned > 0.5, reading=evenslice.Reading(intensity=(0, 1)), surfaces=False
+    )
     assert scores.dice == direct.dice

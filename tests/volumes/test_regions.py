@@ -14,7 +14,7 @@ from hypothesis import given, strategies as st
 from torch import nn
 
 import evenslice
-from evenslice import ConfigError, open_volume, segment
+from evenslice import ConfigError, Reading, open_volume, segment
 from evenslice.cli import main
 from evenslice.results import AuditResult
 from evenslice.volumes.fingerprints import fingerprint
@@ -138,7 +138,7 @@ def test_a_file_of_labels_of_the_whole_image_gets_its_region(file, tmp_path, sto
 @pytest.mark.parametrize("plane", ["z", "x"])
 def test_the_segmentation_of_a_region(file, tmp_path, plane):
     part = open_volume(file, region=REGION, plane=plane)
-    labels = segment(Bright(), part, tmp_path / "labels.nii.gz", intensity=(0, 200))
+    labels = segment(Bright(), part, tmp_path / "labels.nii.gz", reading=Reading(intensity=(0, 200)))
     assert np.array_equal(labels[...], STACK[REGION] > 100)
     assert np.allclose(labels.affine, open_volume(file, region=REGION).affine)
 
@@ -151,11 +151,17 @@ def test_an_interrupted_segmentation_of_another_region_is_not_continued(file, tm
         patch.setattr("evenslice.inference.segmentation._write", stop)
         with pytest.raises(KeyboardInterrupt):
             segment(
-                Bright(), open_volume(file, region=np.s_[:4, :, :]), tmp_path / "out.npy", intensity=(0, 200)
+                Bright(),
+                open_volume(file, region=np.s_[:4, :, :]),
+                tmp_path / "out.npy",
+                reading=Reading(intensity=(0, 200)),
             )
     with pytest.raises(evenslice.OutputError, match="unfinished segmentation"):
         segment(
-            Bright(), open_volume(file, region=np.s_[4:8, :, :]), tmp_path / "out.npy", intensity=(0, 200)
+            Bright(),
+            open_volume(file, region=np.s_[4:8, :, :]),
+            tmp_path / "out.npy",
+            reading=Reading(intensity=(0, 200)),
         )
 
 

@@ -47,7 +47,7 @@ class Mirrored(nn.Module):
         return self.module(windows.flip(1))
 
 
-def attribute(  # noqa: PLR0913  # one for each option of an explanation
+def attribute(  # one for each option of an explanation
     module: nn.Module,
     windows: Tensor,
     *,

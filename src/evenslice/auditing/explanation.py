@@ -14,10 +14,10 @@ from evenslice.auditing.attribution import attribute
 from evenslice.auditing.methods import choose_map
 from evenslice.auditing.preparation import check_method_of, corner_of, understand
 from evenslice.auditing.targets import Score, parse_target
-from evenslice.inference import keep_sides, make_ready
+from evenslice.inference import Compute, keep_sides, make_ready
 from evenslice.networks import with_gradients
 from evenslice.report import explanation_html, map_line, map_shares
-from evenslice.volumes import WindowGrid, check_tile, fit_scaling, open_volume
+from evenslice.volumes import Reading, WindowGrid, check_tile, fit_scaling, in_plane, open_volume
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,23 +94,20 @@ class Explanation:
 
 
 @with_gradients
-def explain(  # noqa: PLR0913  # all but three arguments have defaults and names
+def explain(
     model: nn.Module | Callable[[Any], Any],
     volume: VolumeLike,
     z: int,
     *,
     slices: int | None = None,
-    step: int = 1,
     method: str | None = None,
     baseline: str | None = None,
     target: Target = "auto",
-    overlapping: bool | None = None,
     region: ArrayLike | None = None,
     at: tuple[int, int] | None = None,
     tile: tuple[int, int] | None = None,
-    intensity: tuple[float, float] | None = None,
-    fill: float | None = None,
-    device: str = "auto",
+    reading: Reading | None = None,
+    compute: Compute = Compute(),  # noqa: B008  # immutable
 ) -> Explanation:
     """Explain the answer of a network for one slice: what each slice of its window adds, and what it takes away.
 
@@ -126,19 +123,16 @@ def explain(  # noqa: PLR0913  # all but three arguments have defaults and names
         volume: the volume, an array (z, y, x), or a path.
         z: the middle slice.
         slices: N, odd; by default as recorded by ``neutralize`` or stated by the function, else 3.
-        step: distance between neighbouring slices of the window.
         method: the attribution method, one of ``evenslice.auditing.methods.METHODS``.
         baseline: "middle" or "gray": what "integrated_gradients" and "occlusion" compare the window with; by default the
             middle slice in place of all, but gray if occlusion is asked for by name.
         target: the output to explain, as for ``evenslice.audit``.
-        overlapping: whether several channels of the output can be on at once, as for ``evenslice.audit``.
         region: (y, x) of the volume's plane, true at the pixels whose answer is explained; by default all.
         at: (y, x) of the middle of the part of the plane that is explained, unless that is all of it; by default the middle
             of the region, or of the plane.
         tile: size (y, x) of the part; by default all of a plane of up to 512 x 512, or the size the network requires.
-        intensity: the voxel values that become 0 and 1; by default percentiles of the volume.
-        fill: the voxel value that replaces NaN and infinity.
-        device: "auto" (a CUDA GPU if there is one, else the CPU) or a PyTorch device name.
+        reading: how the volume is read.
+        compute: the device and the data type of the network's passes.
 
     Raises:
         ConfigError: there is no such slice, method or class, or an option is out of range or has no effect.
@@ -152,26 +146,33 @@ def explain(  # noqa: PLR0913  # all but three arguments have defaults and names
         >>> volume[2, 4, 4], volume[0, 8, 8] = 0.5, 1
         >>> region = np.zeros((32, 32), bool)
         >>> region[4, 4] = True
-        >>> found = explain(network, volume, 1, region=region, intensity=(0, 1))
+        >>> found = explain(network, volume, 1, region=region, reading=Reading(intensity=(0, 1)))
         >>> found.shares, float(found.maps[2, 4, 4])
         ((0.0, 0.0, 1.0), 0.5)
     """
-    volume, z = open_volume(volume), whole_number("z", z, least=0)
+    reading = reading or Reading()
+    compute.refuse("batch", "workers", "scheduler")
+    volume, z = in_plane(open_volume(volume), reading.plane), whole_number("z", z, least=0)
     if z >= len(volume):
         raise ConfigError(f"{volume.path}: has no slice {z}; choose one of 0 to {len(volume) - 1}")
     check_method_of(model, method)
-    network, slices = make_ready(model, slices, device=device, dtype="auto")
+    network, slices = make_ready(model, slices, device=compute.device, dtype=compute.dtype)
     plane = volume.shape[1:]
     mask = _check_region(region, plane)
     tile = (
         check_tile(tile) if tile else network.tile or keep_sides(model, _part_size(plane, network.multiple))
     )
     y, x = corner_of("at", at or _middle(mask), tile, plane)
-    scaling = fit_scaling(volume, intensity=intensity, fill=fill)
-    grid = WindowGrid(volume, scaling, slices, tile, step, edge="reflect")
+    scaling = fit_scaling(volume, intensity=reading.intensity, fill=reading.fill)
+    grid = WindowGrid(volume, scaling, slices, tile, reading.step, edge="reflect")
     returned = network.prepare(slices, tile)
     understood = understand(
-        network, returned, slices=slices, tile=tile, target=parse_target(str(target)), overlapping=overlapping
+        network,
+        returned,
+        slices=slices,
+        tile=tile,
+        target=parse_target(str(target)),
+        overlapping=reading.overlapping,
     )
     method, baseline = choose_map(method, baseline, gradient=understood.gradient)
     window = torch.from_numpy(grid.read(z, y, x))[None].to(network.device)

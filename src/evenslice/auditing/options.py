@@ -1,45 +1,62 @@
-"""Options of an audit that travel together."""
+"""Options of an audit that travel together: which windows it reads, and when it stops."""
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from collections.abc import Sequence  # noqa: TC003  # the command line reads it
+from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import ConfigError, option, whole_number
-from evenslice.results import Thresholds
 
 if TYPE_CHECKING:
     from evenslice.auditing.targets import Target
-    from evenslice.volumes import LabelValues
+    from evenslice.volumes import Reading
 
 FIRST = 40  # windows before which an audit does not end by default; fewer may be the most
-__all__ = ["Computing", "Sampling", "check_label_options", "check_thresholds"]
+__all__ = ["Sampling", "check_label_options"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Which windows an audit measures and when it stops; see ``audit`` for the meaning of each.
+    """Which windows an audit reads, and when it stops.
+
+    Attributes:
+        precision: also go on until the half-widths of the 95 % intervals of all judged B and C are below this; by default
+            only until the verdict is settled.
+        min_windows: number of windows before which an audit does not end, unless there are fewer.
+        max_windows: largest number of windows, and of those that the stress test shows, but those of one slice.
+        tile: size (y, x) of the in-plane tile; by default the size that the network requires, or up to 256 of a plane that
+            is no larger, and 192 of larger planes, of which the inner 160 are compared.
+        seed: random seed for the order of the windows and for methods that draw samples, 0 to 2**63 - 1.
+        explain: a slice z of the first volume, or (z, y, x), whose window is the first of the examples: the one around that
+            voxel, or in the middle of the plane. For other sizes and methods see ``evenslice.explain``.
+        stress: with labels, also measure at the end what a disturbed slice costs.
 
     Raises:
         ConfigError: a value is out of range.
+
+    Example:
+        >>> Sampling(precision=0.01).max_windows
+        2000
     """
 
-    precision: float | None
-    max_windows: int
-    min_windows: int
-    batch: int | None
-    seed: int
+    precision: float | None = None
+    min_windows: int = FIRST
+    max_windows: int = 2000
+    tile: tuple[int, int] | None = None
+    seed: int = 0
+    explain: int | Sequence[int] | None = None
+    stress: bool = True
 
     def __post_init__(self) -> None:
         if self.precision is not None:
-            if not (_is_number(self.precision) and self.precision > 0):
-                raise ConfigError(f"{option('precision', self.precision)}: must be above 0")
-            object.__setattr__(self, "precision", float(self.precision))
-        for name, least in (("max_windows", 1), ("min_windows", 1), ("seed", 0), ("batch", 1)):
-            value = getattr(self, name)
-            if value is not None or name != "batch":
-                object.__setattr__(self, name, whole_number(name, value, least))
+            precision: Any = self.precision
+            if not (isinstance(precision, Real) and float(precision) > 0):
+                raise ConfigError(f"{option('precision', precision)}: must be above 0")
+            object.__setattr__(self, "precision", float(precision))
+        for name, least in (("max_windows", 1), ("min_windows", 1), ("seed", 0)):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
         if self.seed >= 2**63:
             raise ConfigError(f"{option('seed', self.seed)}: must be below 2**63")
 
@@ -52,45 +69,14 @@ class Sampling:
             )
 
 
-@dataclass(frozen=True)
-class Computing:
-    """Where and how an audit computes; see ``audit`` for the meaning of each."""
-
-    device: str
-    dtype: str
-    workers: int | None
-    scheduler: str | None
-    progress: bool | None
-
-
-def check_label_options(values: LabelValues, target: Target, *, labelled: bool) -> None:
+def check_label_options(reading: Reading, target: Target, *, labelled: bool) -> None:
     """Raise ConfigError if there are no labels that an audit needs, or options of labels have no effect in it."""
     if not labelled and target == "labels":
         raise ConfigError(f"{option('target', target)} needs label volumes; give them as {option('labels')}")
     if not labelled:
-        values.refuse()
-    if values.ignore_label is not None and target == "labels":
+        reading.labels.refuse()
+    if reading.ignore_label is not None and target == "labels":
         raise ConfigError(
-            f"{option('ignore_label', values.ignore_label)}: the target 'labels' explains the class of every pixel; "
+            f"{option('ignore_label', reading.ignore_label)}: the target 'labels' explains the class of every pixel; "
             "omit one of the two"
         )
-    values.check()
-
-
-def check_thresholds(thresholds: Thresholds) -> Thresholds:
-    """Return thresholds as numbers of Python; raise ConfigError if one is out of range."""
-    for name, value in (
-        ("tolerance", thresholds.attention),
-        ("answer_tolerance", thresholds.answer),
-        ("mismatch_tolerance", thresholds.use),
-    ):
-        if not (_is_number(value) and 0 < value < 1):
-            raise ConfigError(f"{option(name, value)}: must lie between 0 and 1")
-    for name, value in (("judged_share", thresholds.judged), ("judged_class", thresholds.judged_class)):
-        if not (_is_number(value) and 0 <= value < 1):
-            raise ConfigError(f"{option(name, value)}: must be at least 0 and below 1")
-    return Thresholds(*map(float, astuple(thresholds)))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real)

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from evenslice.auditing.measuring import MeasuredBatch, Measurer
-    from evenslice.auditing.options import Computing, Sampling
+    from evenslice.auditing.options import Sampling
     from evenslice.auditing.sampling import WindowBatch, WindowSample
-    from evenslice.results import Measurements, Questions, Thresholds
+    from evenslice.inference import Compute
+    from evenslice.results import Measurements, Questions, Tolerances
 
 __all__ = ["Found", "batch_size", "check_first", "read_until_settled", "settled"]
 
@@ -73,19 +74,19 @@ def read_until_settled(
     sample: WindowSample,
     measurer: Measurer,
     sampling: Sampling,
-    thresholds: Thresholds,
-    computing: Computing,
+    tolerances: Tolerances,
+    compute: Compute,
 ) -> Found:
     """Measure windows until the word is settled."""
     collected: list[MeasuredBatch] = []
     read, look, population = 0, sample.next_look(0), sum(sample.population)
     with (
-        open_cluster(computing.workers, computing.scheduler) as client,
+        open_cluster(compute.workers, compute.scheduler) as client,
         progress_bar(
-            "audit", sample.limit, "windows at most", show=computing.progress, remaining=False
+            "audit", sample.limit, "windows at most", show=compute.progress, remaining=False
         ) as advance,
         closing(
-            measure_batches(sample, lambda: sampling.batch or batch_size(measurer), measurer, client=client)
+            measure_batches(sample, lambda: compute.batch or batch_size(measurer), measurer, client=client)
         ) as measured,
     ):
         found, note = None, ""
@@ -100,7 +101,7 @@ def read_until_settled(
             moved = _moved(measurements)
             if read >= min(SETTLING, sample.limit) and not moved:
                 raise _unmoved(read, scores=measurer.explainer.explained.target == "sum")
-            questions = ask(measurements, population, thresholds)
+            questions = ask(measurements, population, tolerances)
             note = _progress_note(questions)
             advance(len(batch.places), note)
             stopped = settled(questions, sampling.precision) if moved else ""

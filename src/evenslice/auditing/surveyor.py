@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 import time
+from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,8 @@ from evenslice._core import (
 )
 from evenslice.auditing.auditor import audit
 from evenslice.auditing.documents import Survey
-from evenslice.inference import choose_device
+from evenslice.auditing.options import Sampling
+from evenslice.inference import Compute, choose_device
 from evenslice.networks import with_gradients
 from evenslice.neutralizing import (
     effective_kernels,
@@ -65,7 +67,7 @@ BOUNDS = {
 
 
 @with_gradients
-def survey(  # noqa: PLR0913  # all but the networks have defaults and names
+def survey(  # all but the networks have defaults and names
     specs: str | Sequence[str],
     *,
     weights: str | Sequence[str] = "imagenet",
@@ -76,9 +78,8 @@ def survey(  # noqa: PLR0913  # all but the networks have defaults and names
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
     seed: int = 0,
-    device: str = "auto",
     command: str | None = None,
-    progress: bool | None = None,
+    compute: Compute = Compute(),  # noqa: B008  # immutable
 ) -> Survey:
     """Measure the colour balance of networks' stems, and how unequally the networks treat slices because of it.
 
@@ -101,9 +102,8 @@ def survey(  # noqa: PLR0913  # all but the networks have defaults and names
         mean: input mean used in training; by default as stated by each network's weights.
         std: input standard deviation used in training, with the same default.
         seed: random seed for the windows and for random weights, 0 or more.
-        device: "auto" (a CUDA GPU if there is one, else the CPU) or a PyTorch device name.
         command: the command line to record in the results.
-        progress: show a progress bar on standard error; by default one on a terminal, and lines elsewhere.
+        compute: where and how the networks run.
 
     Raises:
         ConfigError: an option is out of range, or the weights do not match the networks.
@@ -134,18 +134,19 @@ def survey(  # noqa: PLR0913  # all but the networks have defaults and names
         raise ConfigError(f"{option('windows', windows)}: at least 2 are needed for an interval")
     if draws < 1:
         raise ConfigError(f"{option('draws', draws)}: the random parts of a network are drawn at least once")
-    choose_device(device)  # raises if it is not there, of which otherwise every network would tell
+    compute.refuse("workers", "scheduler")
+    choose_device(compute.device)  # raises if it is not there, of which otherwise every network would tell
     if slices is not None:
         slices = whole_number("slices", slices)
         find_strategy("pretrained", slices)  # raises if the number of slices is not valid
     shown = mni152() if volume is None else open_volume(volume)
     network = {"slices": slices, "mean": mean, "std": std, "seed": seed}
-    options = {"min_windows": windows, "max_windows": windows, "seed": seed, "device": device}
+    sampling = Sampling(min_windows=windows, max_windows=windows, seed=seed)
     found: list[SurveyedNetwork] = []
     shared: dict[str, Any] = {}
-    with progress_bar("survey", len(pairs), "networks", show=progress) as advance:
+    with progress_bar("survey", len(pairs), "networks", show=compute.progress) as advance:
         for spec, which in pairs:
-            item, details = _survey_one(spec, which, shown, draws, network, options)
+            item, details = _survey_one(spec, which, shown, draws, network, sampling, compute)
             found.append(item)
             shared = shared or details
             advance(1)
@@ -187,7 +188,13 @@ def _paired(specs: Sequence[str], weights: str | Sequence[str]) -> list[tuple[st
 
 
 def _survey_one(
-    spec: str, weights: str, volume: Volume, draws: int, network: dict[str, Any], options: dict[str, Any]
+    spec: str,
+    weights: str,
+    volume: Volume,
+    draws: int,
+    network: dict[str, Any],
+    sampling: Sampling,
+    compute: Compute,
 ) -> tuple[SurveyedNetwork, dict[str, Any]]:
     """Survey one network; also return the parts of its audit's run that are the same for all networks."""
     started = time.monotonic()
@@ -198,7 +205,7 @@ def _survey_one(
             records.append(record)
             sources.append(source)
             balances.append(colour_balance(_kernels(model, record)))
-            audits.append(audit(model, volume, progress=False, **options))
+            audits.append(audit(model, volume, sampling=sampling, compute=replace(compute, progress=False)))
             if not source.random:
                 break
     except EvensliceError as error:

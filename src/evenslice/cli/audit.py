@@ -1,6 +1,6 @@
 """evenslice audit: measure how unequally a network treats its slices."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evenslice._core import check_known
+from evenslice.auditing import Sampling
 from evenslice.cli import options
 from evenslice.cli.label_opening import LabelledOpening
-from evenslice.cli.option_groups import grouped
-from evenslice.cli.parsing import parse_values
+from evenslice.cli.option_groups import Options, grouped
+from evenslice.cli.parsing import check_seed, parse_values
 from evenslice.cli.printing import (
     command_line,
     quiet,
@@ -21,16 +22,59 @@ from evenslice.cli.printing import (
     tell_missing_slices,
     tell_untrained,
 )
-from evenslice.results import Thresholds
+from evenslice.results import Tolerances
 
 if TYPE_CHECKING:
     from evenslice.auditing import Audit
-    from evenslice.neutralizing import Reading
+    from evenslice.volumes import Reading
 
 
 # "not applicable" is not enough: nothing was shown for a window of one slice, which may be there by mistake.
 ENOUGH = {"symmetric": ("symmetric",), "balanced": ("symmetric", "balanced")}
 """The verdicts that are enough for each value of ``--require``."""
+
+
+TOLERANCES = {
+    "tolerance": options.measurement(
+        "Largest pair bias B, of saliency or reliance, that counts as equal.", metavar="X"
+    ),
+    "answer_tolerance": options.measurement(
+        "Largest answer change C that counts as the same answer for a window and its mirror.", metavar="X"
+    ),
+    "mismatch_tolerance": options.measurement(
+        "Largest mirror mismatch E that counts as using opposite slices alike.", metavar="X"
+    ),
+    "judged_share": options.measurement(
+        "Pairs that get less than this share of the saliency are shown, not judged; in windows of more than five slices (K "
+        "pairs), 2/K of it.",
+        metavar="X",
+    ),
+    "judged_class": options.measurement(
+        "Classes that cover less than this part of the pixels are not judged, except for the two largest.",
+        metavar="X",
+    ),
+}
+SAMPLING = {
+    "precision": options.measurement(
+        "Also go on until every judged B and C is known to ± X (default: only until the verdict is settled).",
+        metavar="X",
+    ),
+    "min_windows": options.measurement("Read at least this many windows, if there are so many.", metavar="N"),
+    "max_windows": options.measurement("Stop after this many windows.", metavar="N"),
+    "explain": options.measurement(
+        "Show this slice first among the examples of the report, in the middle of the plane or around a voxel: Z or Z,Y,X.",
+        metavar="Z",
+        parser=parse_values,
+    ),
+    "stress": options.measurement(
+        "With --labels, also measure what a disturbed slice costs.", "--stress/--no-stress"
+    ),
+    "tile": options.computing(
+        "In-plane tile size in pixels (default: what the network or its crops state, else planes up to 256, or 192).",
+        metavar="Y X",
+    ),
+    "seed": options.computing("Random seed.", metavar="N", callback=check_seed),
+}
 
 
 @grouped
@@ -48,7 +92,6 @@ def audit(
             autocompletion=lambda: options.TIES,
         ),
     ] = None,
-    step: options.Step = None,
     strategy: Annotated[
         list[Any] | None, options.strategy("; repeat to compare several (default: pretrained)")
     ] = None,
@@ -64,14 +107,8 @@ def audit(
             metavar="PATH",
         ),
     ] = None,
-    values: options.LabelValues,
-    no_stress: Annotated[
-        bool,
-        options.measurement("With --labels, do not measure what a disturbed slice costs.", "--no-stress"),
-    ] = False,
-    plane: options.Plane = None,
+    reading: options.AuditReading,
     opening: LabelledOpening,
-    scaling: options.Scaling,
     method: Annotated[
         list[str] | None,
         options.measurement(
@@ -89,14 +126,6 @@ def audit(
             metavar="B",
         ),
     ] = None,
-    explain: Annotated[
-        Any | None,
-        options.measurement(
-            "Show this slice first among the examples of the report, in the middle of the plane or around a voxel: Z or Z,Y,X.",
-            metavar="Z",
-            parser=parse_values,
-        ),
-    ] = None,
     target: Annotated[
         str,
         options.measurement(
@@ -106,14 +135,6 @@ def audit(
             autocompletion=lambda: options.TARGETS,
         ),
     ] = "auto",
-    overlapping: Annotated[
-        bool | None,
-        options.measurement(
-            "Whether several output channels can be on at once, or exclude each other (default: as the network's last "
-            "activation says, else they exclude each other).",
-            "--overlapping/--exclusive",
-        ),
-    ] = None,
     outputs: Annotated[
         str | None,
         options.measurement(
@@ -122,51 +143,8 @@ def audit(
             metavar="FUNCTION",
         ),
     ] = None,
-    tolerance: Annotated[
-        float,
-        options.measurement(
-            "Largest pair bias B, of saliency or reliance, that counts as equal.", metavar="X"
-        ),
-    ] = Thresholds.attention,
-    answer_tolerance: Annotated[
-        float,
-        options.measurement(
-            "Largest answer change C that counts as the same answer for a window and its mirror.",
-            metavar="X",
-        ),
-    ] = Thresholds.answer,
-    mismatch_tolerance: Annotated[
-        float,
-        options.measurement(
-            "Largest mirror mismatch E that counts as using opposite slices alike.", metavar="X"
-        ),
-    ] = Thresholds.use,
-    judged_share: Annotated[
-        float,
-        options.measurement(
-            "Pairs that get less than this share of the saliency are shown, not judged; in windows of more than five "
-            "slices (K pairs), 2/K of it.",
-            metavar="X",
-        ),
-    ] = Thresholds.judged,
-    judged_class: Annotated[
-        float,
-        options.measurement(
-            "Classes that cover less than this part of the pixels are not judged, except for the two largest.",
-            metavar="X",
-        ),
-    ] = Thresholds.judged_class,
-    precision: Annotated[
-        float | None,
-        options.measurement(
-            "Also go on until every judged B and C is known to ± X (default: only until the verdict is settled).",
-            metavar="X",
-        ),
-    ] = None,
-    min_windows: Annotated[
-        int, options.measurement("Read at least this many windows, if there are so many.", metavar="N")
-    ] = 40,
-    max_windows: Annotated[int, options.measurement("Stop after this many windows.", metavar="N")] = 2000,
+    tolerances: Annotated[Tolerances, Options(TOLERANCES)],
+    sampling: Annotated[Sampling, Options(SAMPLING)],
     fail_on_bias: Annotated[
         bool,
         options.measurement(
@@ -182,8 +160,7 @@ def audit(
             metavar="V",
         ),
     ] = None,
-    seed: options.Seed = 0,
-    computing: options.AuditComputing,
+    computing: options.Computing,
     out: Annotated[Path | None, options.output("Folder for results and report.", metavar="DIR")] = None,
     output: options.Output,
 ) -> None:
@@ -198,22 +175,24 @@ def audit(
     if require is not None:
         check_known("require", require, ENOUGH)
     if labels is None:
-        values.refuse()
+        options.refuse_labels(reading)
         opening.refuse()
-        refuse_without_labels(no_stress=no_stress or None)
-    network, reading = _of_source(
+        refuse_without_labels(no_stress=None if sampling.stress else True)
+    network, read = _of_source(
         source,
         network={**asdict(inputs), "classes": classes, "tie": tie},
-        reading={"step": step, "plane": plane, **asdict(values), **asdict(scaling)},
+        reading=reading,
         strategy=strategy,
     )
-    tile = computing.tile or asked_size(source.run, source.model, source.weights)
-    read = reading.options(labels=labels is not None)
-    if target == "labels" and values.ignore_label is None:  # this target has no pixels to ignore
-        read.pop("ignore_label", None)
+    if sampling.tile is None:
+        sampling = replace(sampling, tile=asked_size(source.run, source.model, source.weights))
+    if labels is None:
+        read = read.without_labels()
+    elif target == "labels" and "ignore_label" not in reading:  # this target has no pixels to ignore
+        read = replace(read, ignore_label=None)
     if out is not None:
         need_report_extra("the report of an audit")
-    opened = [opening.open(path, plane=reading.plane) for path in volume]
+    opened = [opening.open(path, plane=read.plane) for path in volume]
     tell_missing_slices(*opened)
     with quiet(output.json), output.staged(out, AUDITS + RENDERED, AUDITS) as folder:
         audits = audit_strategies(
@@ -224,33 +203,30 @@ def audit(
                 labels=[opening.open_labels(path, *volume) for path in labels] if labels else None,
                 target=parse_target(target),
                 baseline=baseline,
-                explain=explain,
                 outputs=None if outputs is None else find_function(outputs),
-                tolerance=tolerance,
-                answer_tolerance=answer_tolerance,
-                mismatch_tolerance=mismatch_tolerance,
-                judged_share=judged_share,
-                judged_class=judged_class,
-                overlapping=reading.overlapping if overlapping is None and target != "sum" else overlapping,
-                precision=precision,
-                min_windows=min_windows,
-                max_windows=max_windows,
-                seed=seed,
-                **read,
-                **(asdict(computing) | {"tile": tile}),
+                reading=read,
+                tolerances=tolerances,
+                compute=computing,
             ),
             strategies=strategy or ["pretrained"],
             methods=method or [None],
-            seed=seed,
-            stress=not no_stress,
+            sampling=sampling,
             command=command_line(),
         )
         if folder is not None:
             write_results(audits, folder)
     show_audits(audits, out, json=output.json)
-    if labels and target != "labels" and all(found.stress is None for found in audits):
-        why = "--no-stress was given" if no_stress else "a window of one slice has no neighbours to disturb"
-        tell(f"note: --labels: had no effect, as {why}")
+    if labels:
+        _tell_idle_labels(audits, target, sampling)
+    _tell_missing_weights(source, audits)
+    short = [audit for audit in audits if require and audit.verdict not in ENOUGH[require]]
+    tell(*(_shortfall(audit, str(require)) for audit in short))
+    if short or (fail_on_bias and any(audit.verdict == "biased" for audit in audits)):
+        raise typer.Exit(1)
+
+
+def _tell_missing_weights(source: options.AnySource, audits: "list[Audit]") -> None:
+    """Say which parts of the network were random."""
     audited = audits[0].run.model
     if source.weights is not None:
         tell_untrained(source.weights, audited.get("random", ()))
@@ -259,10 +235,17 @@ def audit(
         audited.get("random", ()),
         "were random in this audit; for a verdict on trained answers, give the weights of the whole network",
     )
-    short = [audit for audit in audits if require and audit.verdict not in ENOUGH[require]]
-    tell(*(_shortfall(audit, str(require)) for audit in short))
-    if short or (fail_on_bias and any(audit.verdict == "biased" for audit in audits)):
-        raise typer.Exit(1)
+
+
+def _tell_idle_labels(audits: "list[Audit]", target: str, sampling: Sampling) -> None:
+    """Say so where labels had no effect."""
+    if target != "labels" and all(found.stress is None for found in audits):
+        why = (
+            "a window of one slice has no neighbours to disturb"
+            if sampling.stress
+            else "--no-stress was given"
+        )
+        tell(f"note: --labels: had no effect, as {why}")
 
 
 def _shortfall(audit: "Audit", required: str) -> str:

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from evenslice.auditing import Audit
+    from evenslice.auditing import Audit, Sampling
     from evenslice.cli.options import Network
     from evenslice.inference import OnnxNetwork
     from evenslice.networks import ModelSource
     from evenslice.neutralizing import Record
 
     class Measure(Protocol):
-        """``evenslice.audit`` with everything given but the network and the method."""
+        """``evenslice.audit`` with everything given but the network, the method and the sampling."""
 
         def __call__(
             self,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
             *,
             slices: int | None,
             method: str | None,
-            stress: bool,
+            sampling: Sampling,
         ) -> Audit: ...
 
 
@@ -64,8 +64,7 @@ def audit_strategies(
     *,
     strategies: Sequence[str | tuple[float, ...]] = ("pretrained",),
     methods: Sequence[str | None] = (None,),
-    seed: int = 0,
-    stress: bool = True,
+    sampling: Sampling,
     command: str | None = None,
 ) -> list[Audit]:
     """Load a network once for each strategy and audit it by each method.
@@ -76,8 +75,7 @@ def audit_strategies(
         strategies: how colour kernels become slice kernels, or the weights of a profile; "pretrained" is the network as
             built.
         methods: attribution methods; None stands for the default of ``audit``.
-        seed: random seed of the strategies.
-        stress: with labels, also measure what a disturbed slice costs, once for each strategy.
+        sampling: which windows are read; its seed is also that of the strategies, and its stress test is run once for each.
         command: the command line to note in the results.
 
     Returns:
@@ -94,10 +92,11 @@ def audit_strategies(
     _refuse_repeated("method", methods)
     several = (len(strategies) > 1, len(methods) > 1)
     audits = []
-    for model, title, source in _networks(network, strategies, seed):
+    for model, title, source in _networks(network, strategies, sampling.seed):
         lost = None
         for number, method in enumerate(methods):
-            found = measure(model, slices=network.slices, method=method, stress=stress and number == 0)
+            own = sampling if number == 0 else replace(sampling, stress=False)
+            found = measure(model, slices=network.slices, method=method, sampling=own)
             lost = found.stress if number == 0 else lost  # which no method changes
             scaling = _scaling(network, model, found.run.scaling)
             run = replace(found.run, model=found.run.model | source, scaling=scaling, command=command)

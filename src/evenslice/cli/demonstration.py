@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evenslice._core import EvensliceError, OutputError, needs_extra, option
-from evenslice.auditing import audit
+from evenslice.auditing import Sampling, audit
 from evenslice.cli.comparison import audit_strategies
 from evenslice.cli.options import Network
 from evenslice.report import need_report_extra
@@ -61,11 +61,14 @@ def run_demo(*, seed: int = 0, command: str | None = None) -> Iterator[Audit]:
     Yields:
         Each audit as soon as it is done.
     """
-    measure = partial(audit, volume=mni152(), seed=seed, max_windows=MOST_WINDOWS)
+    measure = partial(audit, volume=mni152())
+    sampling = Sampling(max_windows=MOST_WINDOWS, seed=seed)
     for strategy, slices in CASES:
         name = strategy if slices == 3 else f"{strategy}, {slices} slices"
         network = Network(spec=SPEC, weights="imagenet", slices=slices)
-        (found,) = audit_strategies(network, measure, strategies=[strategy], seed=seed, command=command)
+        (found,) = audit_strategies(
+            network, measure, strategies=[strategy], sampling=sampling, command=command
+        )
         yield found.renamed(name)
 
 

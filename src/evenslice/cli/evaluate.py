@@ -1,6 +1,6 @@
 """evenslice evaluate: compare a network's answers with labels, and measure what disturbed slices cost."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +16,6 @@ def evaluate(
     source: options.AnySource,
     inputs: options.Input,
     classes: options.Classes = None,
-    step: options.Step = None,
     volume: Annotated[str, options.volume(f"Volume to evaluate: {options.VOLUME_HELP}.", metavar="PATH")],
     labels: Annotated[
         str | None,
@@ -25,10 +24,8 @@ def evaluate(
             metavar="PATH",
         ),
     ] = None,
-    values: options.LabelValues,
-    plane: options.Plane = None,
+    reading: options.LabelledReading,
     opening: LabelledOpening,
-    scaling: options.Scaling,
     stress: Annotated[
         bool,
         options.measurement(
@@ -50,6 +47,7 @@ def evaluate(
         ),
     ] = False,
     seed: options.Seed = 0,
+    tile: options.Tile = None,
     computing: options.Passes,
     out: Annotated[Path | None, options.output("Folder for result.json.", metavar="DIR")] = None,
     output: options.Output,
@@ -60,7 +58,7 @@ def evaluate(
     from evenslice.inference import RESULT_FILES
 
     if labels is None:
-        values.refuse()
+        options.refuse_labels(reading)
         opening.refuse()
         if no_surfaces:
             raise ConfigError("--no-surfaces: has no effect without --labels; give both or neither")
@@ -68,7 +66,7 @@ def evaluate(
     tell_missing_slices(opened)
     opened_labels = None if labels is None else opening.open_labels(labels, volume)
     with quiet(output.json), output.staged(out, RESULT_FILES, RESULT_FILES) as folder:
-        network = source.load(inputs, values, scaling, step=step, classes=classes, plane=plane)
+        network = source.load(inputs, classes=classes, **reading)
         found = network.evaluate(
             opened,
             opened_labels,
@@ -76,7 +74,8 @@ def evaluate(
             stress_slices=stress_slices,
             surfaces=not no_surfaces,
             seed=seed,
-            **asdict(computing),
+            tile=tile,
+            compute=computing,
         )
         found = replace(found, command=command_line())
         if folder is not None:

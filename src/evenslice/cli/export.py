@@ -19,10 +19,7 @@ def export(
     source: options.Source,
     inputs: options.Input,
     classes: options.Classes = None,
-    step: options.Step = None,
-    plane: options.Plane = None,
-    values: options.LabelValues,
-    scaling: options.Scaling,
+    reading: options.LabelledReading,
     to: Annotated[
         str,
         options.output(
@@ -70,7 +67,7 @@ def export(
     check_export_format(to)
     with quiet(output.json):
         audits = _audits(source.run, audit, symmetrized=inputs.symmetrize is not None)
-        segmenter = source.load(inputs, values, scaling, step=step, classes=classes, plane=plane)
+        segmenter = source.load(inputs, classes=classes, **reading)
         written = segmenter.export(
             out,
             to=to,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from evenslice.cli.option_groups import Given, Options
 from evenslice.cli.parsing import (
     AxisEntry,
     check_seed,
@@ -21,6 +22,8 @@ from evenslice.cli.parsing import (
     parse_values,
 )
 from evenslice.cli.printing import tell_untrained
+from evenslice.inference import Compute
+from evenslice.volumes import Reading
 
 if TYPE_CHECKING:
     from evenslice.training import Segmenter
@@ -88,23 +91,7 @@ Tie = Annotated[
         autocompletion=lambda: TIES,
     ),
 ]
-Step = Annotated[
-    int | None,
-    network(
-        "Take every n-th slice of the volume into a window (1: adjacent slices; default: that of the run or saved network, "
-        "else 1).",
-        metavar="N",
-    ),
-]
 Seed = Annotated[int, computing("Random seed.", metavar="N", callback=check_seed)]
-Device = Annotated[
-    str,
-    computing(
-        "Device: auto (a CUDA GPU, else the CPU), cpu, cuda, or one GPU of several such as cuda:1.",
-        metavar="DEVICE",
-        autocompletion=lambda: ("auto", "cpu", "cuda"),
-    ),
-]
 Json = Annotated[bool, output("Print the result as one JSON document.", "--json")]
 
 
@@ -164,8 +151,8 @@ class Source:
     model: Annotated[str | None, network(f"{MODEL_HELP}. {REPEAT_HELP}.", metavar="SPEC")] = None
     weights: Annotated[str | None, network(f"{WEIGHTS_HELP}.", metavar="W")] = None
 
-    def load(self, *groups: Any, **options: Any) -> "Segmenter":
-        """Load the network with the options of these groups and further ones, as ``load_segmenter`` takes them.
+    def load(self, inputs: "Input", **options: Any) -> "Segmenter":
+        """Load the network with these options, as ``load_segmenter`` takes them.
 
         Say which parts of it are random although its answers depend on them.
 
@@ -174,8 +161,7 @@ class Source:
         """
         from evenslice.training import load_segmenter
 
-        given = {name: value for group in groups for name, value in asdict(group).items()}
-        loaded = load_segmenter(self.run, self.model, self.weights, **given, **options)
+        loaded = load_segmenter(self.run, self.model, self.weights, **asdict(inputs), **options)
         loaded.need_all_weights()
         if self.weights is not None and loaded.source is not None:
             tell_untrained(self.weights, loaded.source.random)
@@ -244,142 +230,104 @@ class Opening:
         )
 
 
-Plane = Annotated[
-    str | None,
-    volume(
+READ: dict[str, Any] = {
+    "step": network(
+        "Take every n-th slice of the volume into a window (1: adjacent slices; default: that of the run or saved network, "
+        "else 1).",
+        metavar="N",
+    ),
+    "plane": volume(
         "Axis along which slices are stacked: z, y or x (default: that of the run or saved network, else z).",
         metavar="AXIS",
         autocompletion=lambda: PLANES,
     ),
+    "intensity": volume(
+        "Voxel values mapped to 0 and 1 (default: those of the run or saved network, else percentiles of the volume).",
+        metavar="LOW HIGH",
+    ),
+    "fill": volume(
+        "Voxel value that replaces NaN and infinity (default: that of the run or saved network, else they are an error).",
+        metavar="X",
+    ),
+}
+"""How volumes are read."""
+
+LABELS: dict[str, Any] = {
+    "label_values": volume(
+        "Label value of each class (default: those of the run or saved network, else 0,1,2 ...).",
+        metavar="V,V",
+        parser=parse_values,
+    ),
+    "other_labels": volume(
+        "What all other values mean: error, or background, which is class 0 (default: that of the run or saved network, "
+        "else error).",
+        metavar="WHAT",
+        autocompletion=lambda: OTHERS,
+    ),
+    "ignore_label": volume(
+        "Label value of voxels that do not count in scores (default: that of the run or saved network).",
+        metavar="V",
+    ),
+    "instances": volume(
+        "Labels number objects; their boundaries become class 1. sparse: 0 is background. dense: 0 lies between objects "
+        "and is boundary (default: that of the run or saved network, else labels are classes).",
+        metavar="KIND",
+        autocompletion=lambda: INSTANCES,
+    ),
+}
+"""What the values of labels mean."""
+
+OVERLAPPING: dict[str, Any] = {
+    "overlapping": measurement(
+        "Whether several output channels can be on at once, or exclude each other (default: as the network's file or last "
+        "activation says, else they exclude each other).",
+        "--overlapping/--exclusive",
+    )
+}
+
+VolumeReading = Annotated[dict[str, Any], Given(READ, Reading)]
+LabelledReading = Annotated[dict[str, Any], Given(READ | LABELS, Reading)]
+AuditReading = Annotated[dict[str, Any], Given(READ | LABELS | OVERLAPPING, Reading)]
+
+
+def refuse_labels(given: dict[str, Any]) -> None:
+    """Raise ConfigError if an option of labels is given, as there are none to which it would apply."""
+    from evenslice.volumes import refuse_without_labels
+
+    refuse_without_labels(**{name: given.get(name) for name in LABELS})
+
+
+PASSES: dict[str, Any] = {
+    "device": computing(
+        "Device: auto (a CUDA GPU, else the CPU), cpu, cuda, or one GPU of several such as cuda:1.",
+        metavar="DEVICE",
+        autocompletion=lambda: ("auto", "cpu", "cuda"),
+    ),
+    "dtype": computing(
+        "Data type of the network's passes: float32 (auto), or bfloat16 or float16 (on a GPU only), in which an audit has all "
+        "figures, and whose cost in labels is otherwise measured.",
+        metavar="TYPE",
+        autocompletion=lambda: DTYPES,
+    ),
+    "batch": computing("Windows per forward pass (default: chosen for speed).", metavar="N"),
+}
+CLUSTER: dict[str, Any] = {
+    "workers": computing("Start this many local worker processes.", metavar="N"),
+    "scheduler": computing("Use the workers of the Dask scheduler at this address.", metavar="ADDRESS"),
+}
+
+DeviceAlone = Annotated[Compute, Options({"device": PASSES["device"]})]
+Passes = Annotated[Compute, Options(PASSES)]
+Computing = Annotated[Compute, Options(PASSES | CLUSTER)]
+Cluster = Annotated[Compute, Options(CLUSTER)]
+Tile = Annotated[
+    tuple[int, int] | None,
+    computing(
+        "In-plane tile size in pixels (default: the only size that the network takes, else whole planes up to 1024 along "
+        "each axis, and equal parts of longer ones).",
+        metavar="Y X",
+    ),
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelValues:
-    """What the values of labels mean; fields are named as the arguments of ``audit`` and ``evaluate``."""
-
-    label_values: Annotated[
-        Sequence[int] | None,
-        volume(
-            "Label value of each class (default: those of the run or saved network, else 0,1,2 ...).",
-            metavar="V,V",
-            parser=parse_values,
-        ),
-    ] = None
-    other_labels: Annotated[
-        str | None,
-        volume(
-            "What all other values mean: error, or background, which is class 0 (default: that of the run or saved "
-            "network, else error).",
-            metavar="WHAT",
-            autocompletion=lambda: OTHERS,
-        ),
-    ] = None
-    ignore_label: Annotated[
-        int | None,
-        volume(
-            "Label value of voxels that do not count in scores (default: that of the run or saved network).",
-            metavar="V",
-        ),
-    ] = None
-    instances: Annotated[
-        str | None,
-        volume(
-            "Labels number objects; their boundaries become class 1. sparse: 0 is background. dense: 0 lies between objects "
-            "and is boundary (default: that of the run or saved network, else labels are classes).",
-            metavar="KIND",
-            autocompletion=lambda: INSTANCES,
-        ),
-    ] = None
-
-    def refuse(self) -> None:
-        """Raise ConfigError if an option is given, as there are no labels to which it would apply."""
-        from evenslice.volumes import refuse_without_labels
-
-        refuse_without_labels(**asdict(self))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scaling:
-    """How voxel values become inputs; fields are named as the arguments of ``audit`` and ``segment``."""
-
-    intensity: Annotated[
-        tuple[float, float] | None,
-        volume(
-            "Voxel values mapped to 0 and 1 (default: those of the run or saved network, else percentiles of the volume).",
-            metavar="LOW HIGH",
-        ),
-    ] = None
-    fill: Annotated[
-        float | None,
-        volume(
-            "Voxel value that replaces NaN and infinity (default: that of the run or saved network, else they are an error).",
-            metavar="X",
-        ),
-    ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cluster:
-    """Which processes share the work."""
-
-    workers: Annotated[int | None, computing("Start this many local worker processes.", metavar="N")] = None
-    scheduler: Annotated[
-        str | None, computing("Use the workers of the Dask scheduler at this address.", metavar="ADDRESS")
-    ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Passes:
-    """How a network runs in this process; fields are named as the arguments of ``evaluate``."""
-
-    device: Device = "auto"
-    dtype: Annotated[
-        str,
-        computing(
-            "Data type of the network's passes: float32 (auto), or bfloat16 or float16 (on a GPU only), whose cost in labels is "
-            "then measured.",
-            metavar="TYPE",
-            autocompletion=lambda: DTYPES,
-        ),
-    ] = "auto"
-    batch: Annotated[
-        int | None, computing("Windows per forward pass (default: chosen for speed).", metavar="N")
-    ] = None
-    tile: Annotated[
-        tuple[int, int] | None,
-        computing(
-            "In-plane tile size in pixels (default: the only size that the network takes, else whole planes up to 1024 along "
-            "each axis, and equal parts of longer ones).",
-            metavar="Y X",
-        ),
-    ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Computing(Passes, Cluster):
-    """How a network runs, and where; fields are named as the arguments of ``segment``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AuditComputing(Computing):
-    """How the network of an audit runs, and where; fields are named as the arguments of ``audit``."""
-
-    dtype: Annotated[
-        str,
-        computing(
-            "Data type of the network's passes and of all figures: float32 (auto), bfloat16, or float16 (on a GPU only).",
-            metavar="TYPE",
-            autocompletion=lambda: DTYPES,
-        ),
-    ] = "auto"
-    tile: Annotated[
-        tuple[int, int] | None,
-        computing(
-            "In-plane tile size in pixels (default: what the network or its crops state, else planes up to 256, or 192).",
-            metavar="Y X",
-        ),
-    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,11 +17,10 @@ def segment(
     source: options.AnySource,
     inputs: options.Input,
     classes: options.Classes = None,
-    step: options.Step = None,
     volume: Annotated[str, options.volume(f"Volume to segment: {options.VOLUME_HELP}.", metavar="PATH")],
-    plane: options.Plane = None,
     opening: options.Opening,
-    scaling: options.Scaling,
+    reading: options.VolumeReading,
+    tile: options.Tile = None,
     computing: options.Computing,
     out: Annotated[
         str,
@@ -45,14 +44,15 @@ def segment(
     opened = opening.open(volume)
     tell_missing_slices(opened)
     with quiet(output.json), resumable(partial(_remedy, out, scratch)):
-        segmenter = source.load(inputs, scaling, step=step, classes=classes, plane=plane)
+        segmenter = source.load(inputs, classes=classes, **reading)
         written = segmenter.segment(
             opened,
             out,
             probabilities=probabilities,
             scratch=scratch,
             force=output.force,
-            **asdict(computing),
+            tile=tile,
+            compute=computing,
         )
     described = describe_volume(written)
     show(asdict(described), info_table(described), json=output.json)

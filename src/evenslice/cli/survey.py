@@ -37,7 +37,7 @@ def survey(
         ),
     ] = 3,
     seed: options.Seed = 0,
-    device: options.Device = "auto",
+    computing: options.DeviceAlone,
     out: Annotated[
         Path | None, options.output("Folder for survey.json, survey.csv and the report.", metavar="DIR")
     ] = None,
@@ -61,7 +61,7 @@ def survey(
             windows=windows,
             draws=draws,
             seed=seed,
-            device=device,
+            compute=computing,
             command=command_line(),
             **asdict(inputs),
         )

@@ -5,6 +5,7 @@ from .black_boxes import (
     keep_sides as keep_sides,
     make_ready as make_ready,
 )
+from .compute import Compute as Compute
 from .depthwise import keep_depthwise_exact as keep_depthwise_exact
 from .device_errors import (
     SMALLER as SMALLER,

@@ -15,6 +15,7 @@ import numpy as np
 
 from evenslice._core import ConfigError, option, package_versions, whole_number
 from evenslice.inference.black_boxes import make_ready
+from evenslice.inference.compute import Compute
 from evenslice.inference.evaluation_result import EvaluatedVolume, Evaluation
 from evenslice.inference.prediction import choose_tile, tell_rounding, try_network
 from evenslice.inference.scoring import score_parts
@@ -24,16 +25,18 @@ from evenslice.volumes import (
     ClassIndex,
     LabelledVolume,
     LabelValues,
+    Reading,
     check_classes,
     check_tile,
     fingerprint,
     fit_scaling,
+    in_plane,
     open_filled,
     open_labels,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from torch import nn
 
@@ -48,7 +51,7 @@ PACKAGES = ("evenslice", "torch", "numpy", "scipy", "monai", "onnxruntime")
 
 
 @with_gradients
-def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments have defaults and names
+def evaluate(
     model: nn.Module | Callable[..., Any],
     volume: VolumeLike,
     labels: VolumeLike | None = None,
@@ -56,20 +59,11 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
     stress: bool = False,
     stress_slices: int | None = None,
     slices: int | None = None,
-    step: int = 1,
-    label_values: Sequence[int] | None = None,
-    other_labels: str = "error",
-    ignore_label: int | None = None,
-    instances: str | None = None,
-    intensity: tuple[float, float] | None = None,
-    fill: float | None = None,
     surfaces: bool = True,
     tile: tuple[int, int] | None = None,
-    batch: int | None = None,
     seed: int = 0,
-    device: str = "auto",
-    dtype: str = "auto",
-    progress: bool | None = None,
+    reading: Reading | None = None,
+    compute: Compute = Compute(),  # noqa: B008  # immutable
 ) -> Evaluation:
     """Predict a volume slice by slice, compare it with its labels, and measure what disturbed slices cost.
 
@@ -88,22 +82,11 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
             to 0..1) or shifted by 8 pixels along x; and the whole window reversed.
         stress_slices: disturb the windows of at most this many slices, spread evenly over the volume; by default 60.
         slices: N, odd; by default as recorded by ``neutralize`` or stated by the function, else 3.
-        step: distance between the slices of a window.
-        label_values: the value of each class in the labels; by default 0, 1, 2 ...
-        other_labels: what all other values in the labels mean: an "error", or "background", which is class 0.
-        ignore_label: the value of voxels that do not count in the scores.
-        instances: "sparse" or "dense" if the labels number objects, whose boundaries within slices are then class 1:
-            "sparse" for objects on a background, 0; "dense" for objects that fill the volume, where 0 is boundary too.
-            Scores then compare the objects between them, too.
-        intensity: the voxel values that become 0 and 1; by default percentiles of the volume.
-        fill: the voxel value that replaces NaN and infinity, and masked voxels of an array.
         surfaces: also compare surfaces, in volumes of up to 2**26 voxels.
         tile: size (y, x) of the in-plane tiles, see ``evenslice.inference.prediction.predict``.
-        batch: windows per forward pass, see ``predict``; fewer once memory runs out.
         seed: random seed for the noise of noisy slices, 0 or more.
-        device: "auto" (a CUDA GPU if there is one, else the CPU) or a PyTorch device name.
-        dtype: "float32", which "auto" stands for; or "bfloat16" or "float16" (on a GPU), whose cost in labels is then said.
-        progress: show a progress bar on standard error; by default one on a terminal, and lines elsewhere.
+        reading: how the volume and the labels are read; with ``instances``, scores compare the objects, too.
+        compute: where and how the network runs.
 
     Raises:
         VolumeError: a volume cannot be read, has too few slices, is constant or not finite; the labels have another
@@ -119,40 +102,38 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
         >>> _ = network.bias.requires_grad_(False).fill_(-0.5)
         >>> image = np.zeros((8, 32, 32))
         >>> image[:, :, 20:] = 1
-        >>> scores = evaluate(network, image, image, stress=True, intensity=(0, 1))
+        >>> scores = evaluate(network, image, image, stress=True, reading=Reading(intensity=(0, 1)))
         >>> blank = scores.stress.losses[1]
         >>> scores.dice, blank.kind, blank.before.loss.estimate, blank.after.loss.estimate
         (1.0, 'blank', 1.0, 0.0)
     """
-    values = LabelValues(
-        label_values=label_values, other_labels=other_labels, ignore_label=ignore_label, instances=instances
-    )
+    reading = reading or Reading()
+    compute.refuse("workers", "scheduler")
+    values = reading.labels
     if labels is None:
         _need_stress(stress=stress)
         values.refuse()
-    seed, step, stress_slices = (
+    seed, stress_slices = (
         whole_number("seed", seed, least=0),
-        whole_number("step", step),
         _check_stress_slices(stress_slices, stress=stress),
     )
-    volume = open_filled(volume, fill)
+    volume = in_plane(open_filled(volume, reading.fill), reading.plane)
     stored = None if labels is None else open_labels(labels, volume)
-    ready, slices = make_ready(model, slices, device=device, dtype=dtype)
+    ready, slices = make_ready(model, slices, device=compute.device, dtype=compute.dtype)
     tile = choose_tile(ready, volume.shape[1:]) if tile is None else check_tile(tile)
     classes, _ = try_network(ready, slices, tile)
     known = None if stored is None else values.class_volume(stored, classes)
     if known is not None:
         check_classes(known)
-    scaling = fit_scaling(volume, intensity=intensity, fill=fill)
-    tell_rounding(ready, volume, scaling, slices=slices, step=step, tile=tile, batch=batch, progress=progress)
-    options: dict[str, Any] = {
-        "classes": classes,
+    scaling = fit_scaling(volume, intensity=reading.intensity, fill=reading.fill)
+    run: dict[str, Any] = {
         "slices": slices,
-        "step": step,
+        "step": reading.step,
         "tile": tile,
-        "batch": batch,
-        "progress": progress,
+        "batch": compute.batch,
+        "progress": compute.progress,
     }
+    tell_rounding(ready, volume, scaling, **run)
     scores: Scores | None = None
     stressed: Stress | None = None
     if stored is None or known is None:
@@ -161,7 +142,8 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
             [StressedVolume(volume, scaling)],
             most_slices=stress_slices,
             seed=seed,
-            **options,
+            classes=classes,
+            **run,
         )
     else:
         index = ClassIndex(np.zeros(classes, np.int64), ())  # all slices are predicted: none is chosen
@@ -173,13 +155,14 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
             surfaces=surfaces,
             test=StressTest(slices, classes, seed=seed) if stress else None,
             stressed=stress_slices,
-            **options,
+            classes=classes,
+            **run,
         )
         stressed = scores.stress
     return Evaluation(
         scores=scores,
         stress=stressed,
-        model=_describe_network(ready, slices, step),
+        model=_describe_network(ready, slices, reading.step),
         volume=_describe_volume(volume, scaling, stored, values),
         seed=seed,
         versions=package_versions(PACKAGES),

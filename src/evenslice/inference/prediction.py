@@ -61,7 +61,7 @@ SHOWN = 256
 """Number of values of its output by which a network is recognized."""
 
 
-def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
+def predict(  # all but three arguments have defaults and names
     network: Network,
     volume: Volume,
     *,

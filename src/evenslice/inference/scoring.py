@@ -45,7 +45,7 @@ LARGEST_SURFACE = 2**26
 """Voxels of the largest volume whose surfaces are compared, which takes up to 64 bytes a voxel."""
 
 
-def evaluate_parts(  # noqa: PLR0913  # all but three arguments have defaults and names
+def evaluate_parts(  # all but three arguments have defaults and names
     model: nn.Module,
     parts: Sequence[LabelledVolume],
     *,

@@ -15,8 +15,9 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import ConfigError, OutputError, VolumeError, option, progress_bar, whole_number
+from evenslice._core import ConfigError, OutputError, VolumeError, option, progress_bar
 from evenslice.inference.black_boxes import make_ready
+from evenslice.inference.compute import Compute
 from evenslice.inference.plans import describe_network
 from evenslice.inference.prediction import HELD_BYTES, choose_tile, tell_rounding, try_network
 from evenslice.inference.segmentation_job import (
@@ -32,10 +33,12 @@ from evenslice.inference.unfinished import clear, unfinished_folder, working_in
 from evenslice.networks import with_gradients
 from evenslice.volumes import (
     LabelValues,
+    Reading,
     Volume,
     check_destination,
     check_tile,
     fit_scaling,
+    in_plane,
     open_complete,
     open_filled,
     open_volume,
@@ -47,7 +50,7 @@ from evenslice.volumes import (
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from torch import nn
 
@@ -57,26 +60,18 @@ __all__ = ["segment"]
 
 
 @with_gradients
-def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
+def segment(
     model: nn.Module | Callable[..., Any],
     volume: VolumeLike,
     out: str | os.PathLike[str],
     *,
     slices: int | None = None,
-    step: int = 1,
-    intensity: tuple[float, float] | None = None,
-    fill: float | None = None,
     probabilities: bool = False,
-    label_values: Sequence[int] | None = None,
     tile: tuple[int, int] | None = None,
-    batch: int | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    workers: int | None = None,
-    scheduler: str | None = None,
     scratch: str | os.PathLike[str] | None = None,
     force: bool = False,
-    progress: bool | None = None,
+    reading: Reading | None = None,
+    compute: Compute = Compute(),  # noqa: B008  # immutable
 ) -> Volume:
     """Segment a volume slice by slice, and write the labels, or the probability of each class.
 
@@ -97,24 +92,16 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
         out: the output file, OME-Zarr folder or its ``s3://`` address; the suffix gives the format, see
             ``evenslice.volumes.write.writer``.
         slices: N, odd; by default as recorded by ``neutralize`` or stated by the function, else 3.
-        step: distance between the slices of a window.
-        intensity: the voxel values that become 0 and 1; by default percentiles of the volume.
-        fill: the voxel value that replaces NaN and infinity, and masked voxels of an array.
         probabilities: write the probability of each class, float32 (class, z, y, x), instead of labels: the softmax of the
             logits, or the sigmoid of a single one.
-        label_values: the voxel value of each class in the labels, integers of at least 0; by default 0, 1, 2 ... Not with
-            ``probabilities``.
         tile: size (y, x) of the in-plane tiles, see ``predict``.
-        batch: windows per forward pass, see ``predict``; fewer once memory runs out.
-        device: "auto" (a CUDA GPU if there is one, else the CPU) or a PyTorch device name.
-        dtype: "float32", which "auto" stands for; or "bfloat16" or "float16" (on a GPU), whose cost in labels is then said.
-        workers: worker processes to start on this machine; by default everything runs in this process.
-        scheduler: address of a Dask scheduler whose workers to use instead; they must reach the volume and the staging
-            folder by the same paths.
         scratch: where to create the staging folder; by default beside the output, or in the system's folder for
             temporary files if the output is remote, where it is needed with ``scheduler``.
         force: overwrite existing output, and discard an interrupted run with other options.
-        progress: show a progress bar on standard error; by default one on a terminal, and lines elsewhere.
+        reading: how the volume is read; its ``label_values``, integers of at least 0, are written, not its other options of
+            labels.
+        compute: where and how the network runs; workers of a scheduler must reach the volume and the staging folder by the
+            same paths.
 
     Returns:
         The written labels, opened; with ``probabilities``, those of the last class.
@@ -137,20 +124,23 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
         >>> _ = network.bias.requires_grad_(False).fill_(-0.5)
         >>> image = np.zeros((4, 40, 40), np.uint8)
         >>> image[:, 10:20] = 200
-        >>> labels = segment(network, image, Path(tempfile.mkdtemp()) / "labels.tif", intensity=(0, 200))
+        >>> labels = segment(network, image, Path(tempfile.mkdtemp()) / "labels.tif", reading=Reading(intensity=(0, 200)))
         >>> labels.shape, labels[2, ::10, 0].tolist()
         ((4, 40, 40), [0, 1, 0, 0])
     """
-    values = LabelValues(label_values=label_values)
-    if probabilities and label_values is not None:
+    reading = reading or Reading()
+    values = LabelValues(label_values=reading.label_values)
+    if probabilities and reading.overlapping:
         raise ConfigError(
-            f"{option('label_values')}: has no effect with {option('probabilities')}; omit one of the two"
+            f"{option('probabilities')}: classes that overlap have a sigmoid each (training.loss: dice_bce), and segment "
+            "writes a softmax; write labels, or train with dice_ce"
         )
-    step, volume = whole_number("step", step), open_filled(volume, fill)
-    root = unfinished_folder(out, scratch, shared=scheduler is not None)
+    volume = in_plane(open_filled(volume, reading.fill), reading.plane)
+    root = unfinished_folder(out, scratch, shared=compute.scheduler is not None)
     check_destination(out, volume, force=force)
-    sent = workers is not None or scheduler is not None
-    network, slices = make_ready(model, slices, device=device, dtype=dtype, sent=sent)
+    network, slices = make_ready(
+        model, slices, device=compute.device, dtype=compute.dtype, sent=compute.shared
+    )
     tile = choose_tile(network, volume.shape[1:]) if tile is None else check_tile(tile)
     identity = describe_network(network)  # before its batch norms are folded
     classes, output = try_network(network, slices, tile, probabilities=probabilities)
@@ -160,11 +150,11 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
         network=network,
         identity=identity,
         volume=volume,
-        scaling=fit_scaling(volume, intensity=intensity, fill=fill),
+        scaling=fit_scaling(volume, intensity=reading.intensity, fill=reading.fill),
         slices=slices,
-        step=step,
+        step=reading.step,
         tile=tile,
-        batch=batch,
+        batch=compute.batch,
         classes=classes,
         values=None if probabilities else values.of_classes(classes),
         output=output,
@@ -178,18 +168,18 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
                 volume,
                 job.scaling,
                 slices=slices,
-                step=step,
+                step=reading.step,
                 tile=tile,
-                batch=batch,
-                progress=progress,
+                batch=compute.batch,
+                progress=compute.progress,
             )
-            run_blocks(job, workers, scheduler, progress)
+            run_blocks(job, compute.workers, compute.scheduler, compute.progress)
         except BaseException:
             discard_unused(job)
             raise
-        check_blocks(job, patience=0 if scheduler is None else SEEN_LATE)
+        check_blocks(job, patience=0 if compute.scheduler is None else SEEN_LATE)
         confirm_input(job)
-        _write(job, out, force=force, progress=progress)
+        _write(job, out, force=force, progress=compute.progress)
         clear(job.root)
     if job.values:
         return open_volume(out)

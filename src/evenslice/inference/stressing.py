@@ -132,7 +132,7 @@ class StressTest:
         )
 
 
-def stress(  # noqa: PLR0913  # all but three arguments have defaults and names
+def stress(  # all but three arguments have defaults and names
     network: Network,
     volumes: Sequence[StressedVolume],
     *,

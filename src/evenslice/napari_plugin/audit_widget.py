@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import TYPE_CHECKING
 
 from magicgui.widgets import Label, PushButton
 
-from evenslice.auditing import audit, explain
+from evenslice.auditing import Sampling, audit, explain
 from evenslice.napari_plugin.job_widget import JobWidget, wrap
 from evenslice.napari_plugin.layers import position
 from evenslice.napari_plugin.map_layers import MapLayers
@@ -53,12 +53,9 @@ class _Audited:
             self.volume,
             place[self.axis],
             slices=run.slices,
-            step=run.step,
-            overlapping=self.network.reading.overlapping,
             at=(y, x),
             tile=self.network.crop,
-            intensity=(low, high),
-            fill=run.volumes[0].fill,
+            reading=replace(self.network.reading, intensity=(low, high), fill=run.volumes[0].fill),
         )
 
 
@@ -150,8 +147,7 @@ def _audit(choice: NetworkChoice, volume: Volume, layer: Image) -> _Audited:
         network.network,
         volume,
         slices=network.slices,
-        tile=network.crop,
-        overlapping=network.reading.overlapping,
-        **network.reading.options(labels=False),
+        reading=network.reading.without_labels(),
+        sampling=Sampling(tile=network.crop),
     )
     return _Audited(found, network, random_parts(choice, network), volume, layer)

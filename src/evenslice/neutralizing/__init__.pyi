@@ -9,7 +9,6 @@ from .network_files import (
     save_network as save_network,
 )
 from .neutralization import neutralize as neutralize, untie as untie
-from .reading import Reading as Reading
 from .record import (
     Record as Record,
     record_of as record_of,

@@ -48,12 +48,12 @@ from evenslice.networks import (
 from evenslice.neutralizing.averages import average_mirrored, averages_due
 from evenslice.neutralizing.folding import ChannelScaling, find_scaling
 from evenslice.neutralizing.neutralization import KnownInput, inspect_network, neutralize
-from evenslice.neutralizing.reading import Reading
 from evenslice.neutralizing.record import Record, keep_record, record_of, record_with_names, unwrapped
 from evenslice.neutralizing.rewriting import MIXER, mix, shape_stems
 from evenslice.neutralizing.stems import input_channels
 from evenslice.neutralizing.symmetrization import restore_average, symmetrize as make_symmetric
 from evenslice.neutralizing.ties import is_tied
+from evenslice.volumes import Reading
 
 if TYPE_CHECKING:
     import os
@@ -81,7 +81,7 @@ class LoadedNetwork(NamedTuple):
 
 
 @with_gradients
-def load_network(  # noqa: PLR0913  # what to build, and one argument for each choice of neutralize
+def load_network(  # what to build, and one argument for each choice of neutralize
     spec: str,
     weights: str | None = None,
     *,
@@ -478,7 +478,10 @@ def _saved_text(
         "record": record.to_dict(),
         "source": None if source is None else source.to_dict(),
     }
-    stated = {"reading": Reading.stated(reading).to_plain()} if reading else {}
+    stated: dict[str, Any] = {}
+    if reading:
+        read = reading if isinstance(reading, Reading) else Reading(**reading)
+        stated = {"reading": read.to_plain()}
     return json.dumps(document | stated | ({"run": dict(run)} if run else {}))
 
 

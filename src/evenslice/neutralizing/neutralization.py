@@ -125,7 +125,7 @@ class Change:
 
 
 @with_gradients
-def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, and how to check
+def neutralize(  # what to do, what is known of the network, and how to check
     model: nn.Module,
     slices: int = 3,
     *,

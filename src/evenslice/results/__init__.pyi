@@ -81,5 +81,5 @@ from .surveys import (
     is_survey as is_survey,
     mean_of_draws as mean_of_draws,
 )
-from .thresholds import Thresholds as Thresholds
+from .tolerances import Tolerances as Tolerances
 from .verdicts import Decision as Decision, judge as judge

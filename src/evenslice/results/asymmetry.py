@@ -15,7 +15,7 @@ import numpy as np
 from evenslice.results.biases import data_part, directional_bias, halves, model_part, pair_bias
 from evenslice.results.intervals import UNKNOWN, Interval, fit_ratios, mean_interval
 from evenslice.results.questions import AnswerKind, ask
-from evenslice.results.thresholds import Thresholds, least_attention
+from evenslice.results.tolerances import Tolerances, least_attention
 from evenslice.results.verdicts import LARGEST_DIFFERENT, Decision, Evidence, State, Verdict, judge
 
 if TYPE_CHECKING:
@@ -181,10 +181,10 @@ class Asymmetry:
     different: float | None = None
     needed: int | None = None
     by_volume: tuple[VolumeFigures, ...] = ()
-    answer_tolerance: float = Thresholds.answer
-    mismatch_tolerance: float = Thresholds.use
-    judged_share: float = Thresholds.judged
-    judged_class: float = Thresholds.judged_class
+    answer_tolerance: float = Tolerances.answer_tolerance
+    mismatch_tolerance: float = Tolerances.mismatch_tolerance
+    judged_share: float = Tolerances.judged_share
+    judged_class: float = Tolerances.judged_class
 
     @property
     def least_attention(self) -> float:
@@ -215,7 +215,7 @@ def next_look(windows: int) -> int:
 def summarize(
     measurements: Measurements,
     population: Sequence[int],
-    thresholds: Thresholds = Thresholds(),  # noqa: B008  # immutable
+    tolerances: Tolerances = Tolerances(),  # noqa: B008  # immutable
     questions: Questions | None = None,
 ) -> Asymmetry:
     """Compute the statistics of an audit and its verdict.
@@ -223,11 +223,11 @@ def summarize(
     Args:
         measurements: those of a random sample of the windows.
         population: number of windows in each volume.
-        thresholds: what counts as fair.
+        tolerances: what counts as fair.
         questions: the evidence on the questions, if it is known from the last look.
     """
     total, count = sum(population), measurements.slices
-    found = questions or ask(measurements, total, thresholds)
+    found = questions or ask(measurements, total, tolerances)
     verdict, decided_by = judge(found.evidence, found.different)
     shares = measurements.shares
     known = np.asarray(~np.isnan(shares).any(axis=(1, 2)))
@@ -255,7 +255,7 @@ def summarize(
         )
     return Asymmetry(
         verdict=verdict,
-        tolerance=thresholds.attention,
+        tolerance=tolerances.tolerance,
         shares=_means(profile, total, (0, 1)),
         data_pairs=_means(data_part(pair_bias(given), pair_bias(mirrored)), total, (-1, 1)),
         directional_bias=mean_interval(model_part(*directions), total, (-1, 1)),
@@ -270,11 +270,11 @@ def summarize(
         unjudged_classes=found.unjudged,
         different=found.different,
         needed=_needed(found) if verdict == "inconclusive" else None,
-        by_volume=_by_volume(measurements, population, thresholds),
-        answer_tolerance=thresholds.answer,
-        mismatch_tolerance=thresholds.use,
-        judged_share=thresholds.judged,
-        judged_class=thresholds.judged_class,
+        by_volume=_by_volume(measurements, population, tolerances),
+        answer_tolerance=tolerances.answer_tolerance,
+        mismatch_tolerance=tolerances.mismatch_tolerance,
+        judged_share=tolerances.judged_share,
+        judged_class=tolerances.judged_class,
         **overall,
     )
 
@@ -339,7 +339,7 @@ def _needed(found: Questions) -> int | None:
 
 
 def _by_volume(
-    measured: Measurements, population: Sequence[int], thresholds: Thresholds
+    measured: Measurements, population: Sequence[int], tolerances: Tolerances
 ) -> tuple[VolumeFigures, ...]:
     """Return the figures of each volume of several, from the windows that were read of it."""
     found = []
@@ -347,7 +347,7 @@ def _by_volume(
         part = measured.at(measured.volume == volume)
         if not len(part):
             continue
-        overall = summarize(part, [windows], thresholds)
+        overall = summarize(part, [windows], tolerances)
         found.append(
             VolumeFigures(
                 volume,

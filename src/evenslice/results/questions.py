@@ -10,14 +10,14 @@ from scipy.special import stdtrit
 
 from evenslice.results.biases import halves, model_part, pair_bias
 from evenslice.results.intervals import fit_ratios, unseen_part
-from evenslice.results.thresholds import least_attention
+from evenslice.results.tolerances import least_attention
 from evenslice.results.verdicts import Evidence, Key
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from evenslice.results.measurements import Measurements
-    from evenslice.results.thresholds import Thresholds
+    from evenslice.results.tolerances import Tolerances
 
     Floats = NDArray[np.float64]
 
@@ -54,15 +54,15 @@ class _Classes:
     decides: NDArray[np.bool_]
 
 
-def ask(measured: Measurements, population: int, thresholds: Thresholds) -> Questions:
+def ask(measured: Measurements, population: int, tolerances: Tolerances) -> Questions:
     """Return the evidence that windows give on each question; none for windows of one slice.
 
     Args:
         measured: those of a random sample of the windows.
         population: number of all windows.
-        thresholds: what counts as fair.
+        tolerances: what counts as fair.
     """
-    classes = _judge_classes(measured, population, thresholds)
+    classes = _judge_classes(measured, population, tolerances)
     numbers = tuple(np.flatnonzero(classes.judged).tolist())
     unjudged = tuple(np.flatnonzero((classes.pixels > 0) & ~classes.judged).tolist())
     # One class that is everywhere has the figures of all pixels.
@@ -72,10 +72,10 @@ def ask(measured: Measurements, population: int, thresholds: Thresholds) -> Ques
     decides = np.array([group == 0 or bool(classes.decides[group - 1]) for group in groups])
     found: list[Evidence] = []
     if measured.slices > 1:
-        saliency = _saliency(measured, population, thresholds, groups, decides)
-        reliance = _reliance(measured, population, thresholds, groups, decides)
-        answer = _answer(measured, population, thresholds, numbers, classes.decides)
-        use = _use(measured, population, thresholds, groups, saliency or reliance)
+        saliency = _saliency(measured, population, tolerances, groups, decides)
+        reliance = _reliance(measured, population, tolerances, groups, decides)
+        answer = _answer(measured, population, tolerances, numbers, classes.decides)
+        use = _use(measured, population, tolerances, groups, saliency or reliance)
         found = [item for item in (saliency, reliance, answer, use) if item is not None]
     return Questions(
         evidence=tuple(found),
@@ -104,7 +104,7 @@ def answer_kind(measured: Measurements) -> AnswerKind:
     return "classes" if (measured.union[tell].sum(axis=0) > 0).sum() > 1 else "scores"
 
 
-def _judge_classes(measured: Measurements, population: int, thresholds: Thresholds) -> _Classes:
+def _judge_classes(measured: Measurements, population: int, tolerances: Tolerances) -> _Classes:
     """Tell which classes are judged: those that may cover the judged part of the pixels, and the two largest."""
     count = measured.classes
     if not count:
@@ -119,14 +119,14 @@ def _judge_classes(measured: Measurements, population: int, thresholds: Threshol
     largest = np.zeros(count, bool)
     largest[np.argsort(-pixels, kind="stable")[:2]] = True
     surely = largest & ((high[None, :] > low[:, None]).sum(axis=1) <= 2)  # one of the others, and itself
-    least = thresholds.judged_class
+    least = tolerances.judged_class
     return _Classes(pixels, seen & (largest | (high >= least)), seen & (surely | (low >= least)))
 
 
 def _saliency(
     measured: Measurements,
     population: int,
-    thresholds: Thresholds,
+    tolerances: Tolerances,
     groups: tuple[int, ...],
     decides: NDArray[np.bool_],
 ) -> Evidence | None:
@@ -144,14 +144,14 @@ def _saliency(
     if not any(whole.any() for whole in wholes):
         return None
     pairs = parts[0].shape[1]
-    material = np.stack(outer) >= least_attention(pairs, thresholds.judged)
-    return _biases("saliency", groups, parts, wholes, material, decides, population, thresholds)
+    material = np.stack(outer) >= least_attention(pairs, tolerances.judged_share)
+    return _biases("saliency", groups, parts, wholes, material, decides, population, tolerances)
 
 
 def _reliance(
     measured: Measurements,
     population: int,
-    thresholds: Thresholds,
+    tolerances: Tolerances,
     groups: tuple[int, ...],
     decides: NDArray[np.bool_],
 ) -> Evidence:
@@ -162,10 +162,10 @@ def _reliance(
         left, right = halves(sums)
         parts.append(right - left)
         wholes.append(right + left)
-        least = 2 * thresholds.judged * measured.explained[:, group].sum()
+        least = 2 * tolerances.judged_share * measured.explained[:, group].sum()
         total = (right + left).sum(axis=0)
         material.append((total >= least) & (total > 0))
-    return _biases("reliance", groups, parts, wholes, np.stack(material), decides, population, thresholds)
+    return _biases("reliance", groups, parts, wholes, np.stack(material), decides, population, tolerances)
 
 
 def _biases(
@@ -176,7 +176,7 @@ def _biases(
     material: NDArray[np.bool_],
     decides: NDArray[np.bool_],
     population: int,
-    thresholds: Thresholds,
+    tolerances: Tolerances,
 ) -> Evidence:
     pairs = parts[0].shape[1]
     return Evidence(
@@ -188,7 +188,7 @@ def _biases(
             population,
             scale="linear" if question == "saliency" else "atanh",
         ),
-        tolerance=thresholds.attention,
+        tolerance=tolerances.tolerance,
         judged=material.ravel(),
         decides=np.repeat(decides, pairs),
     )
@@ -197,7 +197,7 @@ def _biases(
 def _answer(
     measured: Measurements,
     population: int,
-    thresholds: Thresholds,
+    tolerances: Tolerances,
     numbers: tuple[int, ...],
     decides: NDArray[np.bool_],
 ) -> Evidence | None:
@@ -215,7 +215,7 @@ def _answer(
             question="answer",
             keys=tuple(Key(number) for number in chosen),
             fit=fit_ratios(measured.changed[:, chosen], measured.union[:, chosen], population, scale="log"),
-            tolerance=thresholds.answer,
+            tolerance=tolerances.answer_tolerance,
             judged=np.ones(len(chosen), bool),
             decides=decides[chosen],
         )
@@ -227,7 +227,7 @@ def _answer(
         question="answer",
         keys=(Key(),),
         fit=fit_ratios(change[:, None], spread[:, None], population, scale="log"),
-        tolerance=thresholds.answer,
+        tolerance=tolerances.answer_tolerance,
         judged=np.ones(1, bool),
         decides=np.ones(1, bool),
         root=True,
@@ -247,7 +247,7 @@ def _variance(measured: Measurements, tell: NDArray[np.bool_]) -> Floats:
 def _use(
     measured: Measurements,
     population: int,
-    thresholds: Thresholds,
+    tolerances: Tolerances,
     groups: tuple[int, ...],
     biases: Evidence,
 ) -> Evidence | None:
@@ -267,7 +267,7 @@ def _use(
         question="use",
         keys=tuple(keys),
         fit=fit_ratios(part, whole, population, scale="log"),
-        tolerance=thresholds.use,
+        tolerance=tolerances.mismatch_tolerance,
         judged=judged,
         decides=np.zeros(len(keys), bool),
     )

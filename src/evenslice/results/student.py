@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from evenslice.results.intervals import UNKNOWN, Interval
-from evenslice.results.thresholds import Thresholds
+from evenslice.results.tolerances import Tolerances
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -95,7 +95,7 @@ def bias_removed(own: ArrayLike, baseline: ArrayLike) -> Interval:
     pairs = np.array([own, baseline], dtype=np.float64)
     pairs = pairs[:, ~np.isnan(pairs).any(axis=0)]
     count = pairs.shape[1]
-    if not student_interval(pairs[1]).low > Thresholds.attention:
+    if not student_interval(pairs[1]).low > Tolerances.tolerance:
         return UNKNOWN
     from scipy.stats import t as student  # slow to import
 

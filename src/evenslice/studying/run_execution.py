@@ -22,8 +22,8 @@ from evenslice._core import (
     option,
     staged_file,
 )
-from evenslice.auditing import audit
-from evenslice.inference import ReadyNetwork, predict
+from evenslice.auditing import Sampling, audit
+from evenslice.inference import Compute, ReadyNetwork, predict
 from evenslice.networks import predicted_classes
 from evenslice.neutralizing import load_network, symmetrize
 from evenslice.results import EXAMPLE_SIZE, saliency_percentiles, save_audits
@@ -245,23 +245,33 @@ def _largest(pairs: Sequence[PairBias]) -> float:
 def _audit(
     network: nn.Module, parts: Sequence[LabelledVolume], run: Run, progress: bool | None
 ) -> AuditResult:
-    options, chosen = run.config.training, run.audit.model_dump()
+    options, chosen = run.config.training, run.audit
+    reading = reading_of(run.config).without_labels()
     try:
         found = audit(
             network,
             [part.volume for part in parts],
-            step=run.config.model.step,
-            tile=options.asked_size,
-            scalings=[part.scaling for part in parts],
-            seed=run.seed,
-            device=options.device,
-            progress=progress,
-            overlapping=None if chosen.get("target") == "sum" else reading_of(run.config).overlapping,
-            **chosen | {"max_windows": run.audit.max_windows or sys.maxsize},
+            method=chosen.method,
+            reading=[
+                replace(
+                    reading,
+                    intensity=(part.scaling.low, part.scaling.high),
+                    fill=part.scaling.fill,
+                    plane="z",
+                )
+                for part in parts
+            ],
+            sampling=Sampling(
+                precision=chosen.precision,
+                max_windows=chosen.max_windows or sys.maxsize,
+                tile=options.asked_size,
+                seed=run.seed,
+            ),
+            compute=Compute(device=options.device, dtype=chosen.dtype, batch=chosen.batch, progress=progress),
         )
     except EvensliceError as error:
         raise error.within(
-            "audit", lambda name, value: run.spell(f"audit.{name}" if name in chosen else name, value)
+            "audit", lambda name, value: run.spell(f"audit.{name}" if hasattr(chosen, name) else name, value)
         ) from error
     return found.renamed(run.arm)
 

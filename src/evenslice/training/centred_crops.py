@@ -57,7 +57,7 @@ class CentredCrops(Dataset[tuple["Tensor", "Tensor"]]):
         (torch.Size([3, 4, 4]), torch.Size([]), True)
     """
 
-    def __init__(  # noqa: PLR0913  # all but three arguments have defaults, and all but one names
+    def __init__(  # all but three arguments have defaults, and all but one names
         self,
         parts: Sequence[LabelledVolume],
         *,

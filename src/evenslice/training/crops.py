@@ -59,7 +59,7 @@ class CropDataset(Dataset[Any]):
         (torch.Size([5, 32, 48]), torch.Size([32, 48]), 1)
     """
 
-    def __init__(  # noqa: PLR0913  # all but two arguments have defaults and names
+    def __init__(  # all but two arguments have defaults and names
         self,
         parts: Sequence[LabelledVolume],
         *,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -20,8 +20,8 @@ from evenslice.inference import (
     stated_reading,
 )
 from evenslice.networks import missing_parts, parse_specification
-from evenslice.neutralizing import Reading, load_network, symmetrize
-from evenslice.volumes import reslice
+from evenslice.neutralizing import load_network, symmetrize
+from evenslice.volumes import Reading
 
 if TYPE_CHECKING:
     import os
@@ -71,16 +71,10 @@ class Segmenter:
         """Segment a volume; the other options are those of ``evenslice.segment``.
 
         Raises:
-            ConfigError: the network is that of a run that trained a classifier; or ``probabilities`` are asked for that the
-                run did not train.
+            ConfigError: the network is that of a run that trained a classifier.
         """
         self._need_segmentation()
-        if options.get("probabilities"):
-            self._need_probabilities()
-        own = self.reading.options(labels=False)
-        if not options.get("probabilities"):
-            own["label_values"] = self.reading.labels.label_values
-        return segment(self.network, self._sliced(volume), out, slices=self.slices, **own, **options)
+        return segment(self.network, volume, out, slices=self.slices, reading=self.reading, **options)
 
     def evaluate(self, volume: Volume, labels: Volume | None = None, **options: Any) -> Evaluation:
         """Evaluate the network on a volume; the other options are those of ``evenslice.evaluate``.
@@ -89,8 +83,8 @@ class Segmenter:
             ConfigError: the network is that of a run that trained a classifier.
         """
         self._need_segmentation()
-        own = self.reading.options(labels=labels is not None)
-        return evaluate(self.network, self._sliced(volume), labels, slices=self.slices, **own, **options)
+        reading = self.reading.without_labels() if labels is None else self.reading
+        return evaluate(self.network, volume, labels, slices=self.slices, reading=reading, **options)
 
     def export(self, out: str | os.PathLike[str], *, to: str, **options: Any) -> Exported:
         """Export the network for other programs; the other options are those of ``evenslice.export``.
@@ -102,8 +96,8 @@ class Segmenter:
             raise ConfigError(
                 f"{option('model', ONNX)}: is exported already; name the network that it came from"
             )
-        own = {"crop": self.crop, "plane": self.reading.plane, **self.reading.options()}
-        return export(self.network, out, to=to, source=self.source, slices=self.slices, **own, **options)
+        own: dict[str, Any] = {"crop": self.crop, "reading": self.reading, "source": self.source}
+        return export(self.network, out, to=to, slices=self.slices, **own, **options)
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -124,17 +118,6 @@ class Segmenter:
                 f"{option('run')}: the run {self.run} trained a classifier of crops, which gives no map of classes; "
                 f"its scores are in its result.json, and `evenslice audit --run` takes it"
             )
-
-    def _need_probabilities(self) -> None:
-        """Raise ConfigError if the classes of a run do not exclude each other: their probabilities are no softmax."""
-        if self.reading.overlapping:
-            raise ConfigError(
-                f"{option('probabilities')}: the run {self.run} trained a sigmoid for each of several classes "
-                "(training.loss: dice_bce), and segment writes a softmax; write labels, or train with dice_ce"
-            )
-
-    def _sliced(self, volume: Volume) -> Volume:
-        return reslice(volume, self.reading.plane)
 
 
 def load_segmenter(
@@ -192,7 +175,7 @@ def find_reading(run: Path | None, spec: str | None, weights: str | None, **opti
         run: the folder of the run of the network; None for a network without one.
         spec: without a run, the specification of the network, which may have been exported: see ``stated_reading``.
         weights: likewise, its weights.
-        options: those of ``Reading.of``; None means the default. With a run, ``step`` and options of other kinds are
+        options: those of ``Reading``; None means the default. With a run, ``step`` and options of other kinds are
             refused.
 
     Raises:
@@ -217,7 +200,7 @@ def reading_of(config: TrainConfig) -> Reading:
         plane=data.plane,
         intensity=data.intensity,
         fill=data.fill,
-        labels=data.label_options,
+        **asdict(data.label_options),
         overlapping=None if sigmoids and data.classes <= 2 else sigmoids,
     )
 

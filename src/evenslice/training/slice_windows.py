@@ -20,10 +20,11 @@ from evenslice.training.crops import CropDataset
 from evenslice.volumes import (
     ClassIndex,
     LabelledVolume,
-    LabelValues,
-    Scaling,
+    Reading,
+    each_reading,
     fit_scalings,
     hold_small,
+    in_plane,
     index_classes,
     open_several,
     open_several_labels,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from evenslice.training.config import AugmentationConfig
-    from evenslice.volumes import Edge, Volume, VolumeLike
+    from evenslice.volumes import Edge, LabelValues, Scaling, Volume, VolumeLike
 
     Augmentation: TypeAlias = AugmentationConfig | Mapping[str, Any] | bool
 
@@ -59,24 +60,16 @@ class SliceWindows(CropDataset):
             ``open_volume`` with its ``plane``.
         labels: the class of each voxel, in volumes of the same shapes; None for windows without labels.
         slices: N, odd; by default as recorded on ``model``, else 3.
-        step: distance between the slices of a window.
         crop: size (y, x) of random crops; a smaller plane is reflected at its borders. By default whole planes:
             item i is the window around slice i, all volumes laid end to end, and from the first again if ``length`` is
             greater.
         edge: "reflect" fills windows at the ends of a volume with the inner slices, as ``segment`` does; "valid" omits
             these windows, as ``audit`` does.
-        intensity: the voxel values that become 0 and 1; by default percentiles of each volume.
-        fill: the voxel value that replaces NaN and infinity, and masked voxels of an array.
-        scaling: one scaling for all volumes, or one for each, instead of ``intensity`` and ``fill``.
-        model: a neutralized network: slices are then scaled as it expects. Without a network or a record they are in
-            0..1.
-        record: what ``neutralize`` returned, instead of the network.
+        reading: how volumes and labels are read; one for each volume where they differ in intensity or fill. The class of
+            voxels with the ``ignore_label`` is -100, which PyTorch's cross entropy ignores.
+        model: a neutralized network, or what ``neutralize`` returned: slices are then scaled as it expects. Without, they
+            are in 0..1.
         classes: number of classes, including background; by default as many as ``label_values``, else 2.
-        label_values: the value of each class in the labels; by default 0, 1, 2 ...
-        other_labels: what all other values in the labels mean: an "error", or "background", which is class 0.
-        ignore_label: the value of voxels that do not count; their class is -100, which PyTorch's cross entropy ignores.
-        instances: "sparse" or "dense" if the labels number objects, whose boundaries within slices are then class 1:
-            "sparse" for objects on a background, 0; "dense" for objects that fill the volume, where 0 is boundary too.
         foreground: fraction of crops drawn around a voxel of a class above 0, 0..1, all classes equally likely.
         augmentation: random flips, rotations and so on: True for all but missing slices, or an ``AugmentationConfig`` or
             its options as a dict; they need the extra ``train``.
@@ -85,7 +78,7 @@ class SliceWindows(CropDataset):
 
     Attributes:
         slices: N.
-        scalings: the map from voxel values to 0..1 of each volume, as ``audit`` takes them.
+        scalings: the map from voxel values to 0..1 of each volume.
         classes: number of classes.
 
     Raises:
@@ -108,25 +101,17 @@ class SliceWindows(CropDataset):
         (12, torch.Size([3, 64, 64]))
     """
 
-    def __init__(  # noqa: PLR0913  # all but two arguments have defaults and names
+    def __init__(
         self,
         volume: VolumeLike | Sequence[VolumeLike],
         labels: VolumeLike | Sequence[VolumeLike] | None = None,
         *,
         slices: int | None = None,
-        step: int = 1,
         crop: tuple[int, int] | None = None,
         edge: Edge = "reflect",
-        intensity: tuple[float, float] | None = None,
-        fill: float | None = None,
-        scaling: Scaling | Sequence[Scaling] | None = None,
-        model: nn.Module | None = None,
-        record: Record | None = None,
+        reading: Reading | Sequence[Reading] | None = None,
+        model: nn.Module | Record | None = None,
         classes: int | None = None,
-        label_values: Sequence[int] | None = None,
-        other_labels: str = "error",
-        ignore_label: int | None = None,
-        instances: str | None = None,
         foreground: float = 0.0,
         augmentation: Augmentation | None = None,
         length: int | None = None,
@@ -135,25 +120,20 @@ class SliceWindows(CropDataset):
         crop = None if crop is None else _crop(crop)
         length = None if length is None else _length(length)
         _check(crop, foreground, seed, labelled=labels is not None)
-        values = LabelValues(
-            label_values=label_values,
-            other_labels=other_labels,
-            ignore_label=ignore_label,
-            instances=instances,
-        )
+        volumes = open_several(volume, reading.fill if isinstance(reading, Reading) else None)
+        readings = each_reading(reading, volumes)
+        values = readings[0].labels
         if labels is None:
             refuse_without_labels(classes=classes)
             values.refuse()
-        record = _record(model, record)
+        record = _record(model)
         self.slices = _slices(slices, record)
         self.classes = _classes(classes, values)
-        volumes = open_several(volume, fill)
+        volumes = [in_plane(item, own.plane) for item, own in zip(volumes, readings, strict=True)]
         stored = None if labels is None else open_several_labels(labels, volumes)
         held = hold_small([*volumes, *(stored or ())])
         volumes, stored = held[: len(volumes)], held[len(volumes) :] or None
-        self.scalings = fit_scalings(
-            volumes, scaling, name="scaling", intensity=intensity, fill=fill, seed=seed
-        )
+        self.scalings = fit_scalings(volumes, readings, seed=seed)
         maps: list[Volume | None] = [values.class_volume(item, self.classes) for item in stored or ()]
         keep = POSITIONS // len(volumes) if foreground else 0
         parts = [
@@ -163,7 +143,7 @@ class SliceWindows(CropDataset):
         super().__init__(
             parts,
             slices=self.slices,
-            step=step,
+            step=readings[0].step,
             crop=crop,
             length=length,
             edge=edge,
@@ -211,14 +191,9 @@ def _check(crop: tuple[int, int] | None, foreground: float, seed: int, *, labell
         raise ConfigError(f"{option('seed', seed)}: must be a whole number from 0 to 2**63 - 1")
 
 
-def _record(model: nn.Module | None, record: Record | None) -> Record | None:
-    given: Any = record
-    if given is not None and not isinstance(given, Record):
-        raise ConfigError(f"record: is {type(given).__name__}; give what evenslice.neutralize returned")
-    if model is None:
-        return record
-    if record is not None:
-        raise ConfigError("model and record say the same; give one of them")
+def _record(model: nn.Module | Record | None) -> Record | None:
+    if model is None or isinstance(model, Record):
+        return model
     found = record_of(model)
     if found is None:
         raise ConfigError(

@@ -24,8 +24,10 @@ from .opening import (
     stated_axes as stated_axes,
 )
 from .read.places import is_address as is_address
+from .reading import Reading as Reading
 from .scaling import PERCENTILES as PERCENTILES, Scaling as Scaling, fit_scaling as fit_scaling
 from .several import (
+    each_reading as each_reading,
     fit_scalings as fit_scalings,
     open_several as open_several,
     open_several_labels as open_several_labels,
@@ -35,6 +37,7 @@ from .stored_images import StoredImage as StoredImage, stored_image as stored_im
 from .templates import mni152 as mni152, mni152_path as mni152_path
 from .views import (
     hold_small as hold_small,
+    in_plane as in_plane,
     read_in_runs as read_in_runs,
     reslice as reslice,
     take_slices as take_slices,

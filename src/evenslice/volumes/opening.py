@@ -48,7 +48,7 @@ ARRAY = ("shape", "dtype", "__getitem__")
 """What every array has."""
 
 
-def open_volume(  # noqa: PLR0913  # all but one argument have defaults and names
+def open_volume(  # all but one argument have defaults and names
     path: VolumeLike,
     *,
     axes: str | None = None,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from evenslice.volumes.volume import Volume
 
-__all__ = ["PERCENTILES", "Scaling", "fit_scaling", "require_finite"]
+__all__ = ["PERCENTILES", "Scaling", "fit_scaling", "require_finite", "two_numbers"]
 
 PERCENTILES = (0.5, 99.5)
 """The percentiles of the voxel values that become 0 and 1 unless a range is given."""
@@ -175,7 +175,7 @@ def fit_scaling(
     if fill is None and _is_searched(volume):
         _check_whole(volume)
     if intensity is not None:
-        scaling = Scaling(*_two_numbers(intensity), fill=fill)
+        scaling = Scaling(*two_numbers(intensity), fill=fill)
         if not volume.remote:  # a sample of one at an address takes many requests
             _check_contrast(volume, scaling, seed, blank=blank)
         return scaling
@@ -190,7 +190,7 @@ def fit_scaling(
     return Scaling(*_range(volume, finite, blank=blank), fill)
 
 
-def _two_numbers(intensity: Any) -> tuple[float, float]:
+def two_numbers(intensity: Any) -> tuple[float, float]:
     """Return a range that a user gave.
 
     Raises:

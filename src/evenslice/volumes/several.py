@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from evenslice._core import ConfigError, option
 from evenslice.volumes.opening import open_filled, open_labels
-from evenslice.volumes.scaling import Scaling, fit_scaling
+from evenslice.volumes.reading import Reading
+from evenslice.volumes.scaling import fit_scaling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from evenslice.volumes.opening import VolumeLike
+    from evenslice.volumes.scaling import Scaling
     from evenslice.volumes.volume import Volume
 
-__all__ = ["fit_scalings", "open_several", "open_several_labels", "refuse_repeated"]
+__all__ = ["each_reading", "fit_scalings", "open_several", "open_several_labels", "refuse_repeated"]
 
 
 def open_several(given: VolumeLike | Sequence[VolumeLike], fill: float | None) -> list[Volume]:
@@ -49,48 +51,34 @@ def open_several_labels(labels: VolumeLike | Sequence[VolumeLike], volumes: Sequ
     return [open_labels(item, volume) for item, volume in zip(given, volumes, strict=True)]
 
 
-def fit_scalings(
-    volumes: Sequence[Volume],
-    given: Scaling | Sequence[Scaling] | None,
-    *,
-    name: str,
-    intensity: tuple[float, float] | None,
-    fill: float | None,
-    seed: int,
-) -> list[Scaling]:
-    """Return the scaling of each volume, as given or fitted.
-
-    Args:
-        volumes: the volumes.
-        given: one scaling for each, or one for all; None to fit them.
-        name: the option that ``given`` comes from.
-        intensity: the voxel values that become 0 and 1; by default percentiles of each volume.
-        fill: the voxel value that replaces NaN and infinity.
-        seed: random seed of the samples.
+def each_reading(reading: Reading | Sequence[Reading] | None, volumes: Sequence[Volume]) -> list[Reading]:
+    """Return how each volume is read; by default as ``Reading()`` says.
 
     Raises:
-        ConfigError: scalings are given together with ``intensity`` or ``fill``, or are none, or not one for each volume.
+        ConfigError: there are several ways, but not one for each volume.
+    """
+    given = [reading or Reading()] if isinstance(reading, Reading | None) else list(reading)
+    if len(given) == 1:
+        return given * len(volumes)
+    if len(given) != len(volumes):
+        raise ConfigError(
+            f"{option('reading')}: {len(given)} for {_count(volumes)}; give one for each, or one for all"
+        )
+    return given
+
+
+def fit_scalings(volumes: Sequence[Volume], readings: Sequence[Reading], *, seed: int) -> list[Scaling]:
+    """Return the scaling of each volume, as it is to be read.
+
+    Raises:
         VolumeError: a volume cannot be scaled, or it is the only one and constant.
     """
-    if given is None:
-        # An empty tile may stand beside others; alone, all of its windows would be the same.
-        blank = len(volumes) > 1
-        return [fit_scaling(item, intensity=intensity, fill=fill, seed=seed, blank=blank) for item in volumes]
-    if intensity is not None or fill is not None:
-        raise ConfigError(
-            f"{option('intensity')} and {option('fill')} have no effect with {option(name)}; give one or the other"
-        )
-    scalings: Any = list(given) if isinstance(given, list | tuple) else [given] * len(volumes)
-    if not all(isinstance(item, Scaling) for item in scalings):
-        raise ConfigError(
-            f"{option(name, given)}: give an evenslice.Scaling for all volumes, or a list with one for each; "
-            f"{option('intensity')} takes the two values themselves"
-        )
-    if len(scalings) != len(volumes):
-        raise ConfigError(
-            f"{len(scalings)} scalings for {_count(volumes)}; give one for each, or one for all"
-        )
-    return list(scalings)
+    # An empty tile may stand beside others; alone, all of its windows would be the same.
+    blank = len(volumes) > 1
+    return [
+        fit_scaling(item, intensity=own.intensity, fill=own.fill, seed=seed, blank=blank)
+        for item, own in zip(volumes, readings, strict=True)
+    ]
 
 
 def refuse_repeated(volumes: Sequence[Volume]) -> None:

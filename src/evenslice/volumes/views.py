@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "hold_in_memory",
     "hold_small",
+    "in_plane",
     "map_voxels",
     "read_in_runs",
     "region_bounds",
@@ -42,6 +43,11 @@ _ORDERS: dict[str, tuple[int, int, int]] = {"z": (0, 1, 2), "y": (1, 0, 2), "x":
 
 IN_MEMORY = 2**30
 """Largest total size in bytes of the volumes that ``hold_small`` keeps in memory."""
+
+
+def in_plane(volume: Volume, plane: str) -> Volume:
+    """Return a volume as ``Reading.plane`` says: sliced along "y" or "x", or with "z" as it was opened."""
+    return volume if plane == "z" else reslice(volume, plane)
 
 
 def reslice(volume: Volume, plane: str) -> Volume:
@@ -77,7 +83,7 @@ def reslice(volume: Volume, plane: str) -> Volume:
     if affine is not None:  # its columns belong to x, y and z
         affine = affine[:, [*(2 - axis for axis in (third, second, first)), 3]]
     named = volume.path.removesuffix(f" along {volume.plane}")
-    arrangement = volume._arrangement  # noqa: SLF001  # set by `open_volume`
+    arrangement = volume._arrangement  # noqa: SLF001  # noqa: SLF001  # set by `open_volume`
     return replace(
         volume,
         path=named if plane == "z" else f"{named} along {plane}",
@@ -184,7 +190,7 @@ def region_bounds(region: Region, shape: tuple[int, ...], label: str) -> tuple[t
 
 def _cropped(volume: Volume, bounds: Sequence[tuple[int, int]]) -> Volume:
     """Return a box of a volume: first voxel and one past the last along each of its axes."""
-    zyx = volume._arrangement.zyx  # noqa: SLF001  # set by `open_volume`
+    zyx = volume._arrangement.zyx  # noqa: SLF001  # noqa: SLF001  # set by `open_volume`
     crops = tuple((dimension, *ends) for dimension, ends in zip(zyx, bounds, strict=True))
     affine = volume.affine
     if affine is not None:
@@ -264,7 +270,7 @@ def read_in_runs(volume: Volume, stop: int, max_bytes: int) -> Volume:
     if volume.chunks is None or volume.chunks[0] == 1:
         return volume
     with reporting_read_errors(volume.path, volume.format):
-        volume._source()  # noqa: SLF001  # opened once, whatever is read of it later
+        volume._source()  # noqa: SLF001  # noqa: SLF001  # opened once, whatever is read of it later
     return wrap_source(
         volume,
         partial(_InRuns, volume=volume, stop=stop, max_bytes=max_bytes),
@@ -311,7 +317,7 @@ class _InRuns(VoxelSource):
     def __init__(self, source: VoxelSource, volume: Volume, stop: int, max_bytes: int) -> None:
         self._source, self._volume, self._stop = source, volume, stop
         self._most = max_bytes // volume.dtype.itemsize
-        self._axis = volume._arrangement.zyx[0]  # noqa: SLF001  # set by `open_volume`
+        self._axis = volume._arrangement.zyx[0]  # noqa: SLF001  # noqa: SLF001  # set by `open_volume`
         self.format, self.shape, self.dtype = source.format, source.shape, source.dtype
         self._key: tuple[slice, ...] = ()
         self._run: NDArray[Any] | None = None

@@ -16,8 +16,8 @@ import torch
 from evenslice._core import ConfigError, option
 from evenslice.inference.exporting.whole_network import output_shape
 from evenslice.inference.ready_network import input_scaling
-from evenslice.neutralizing import Reading, record_of, symmetrized_at
-from evenslice.volumes import PERCENTILES, check_window
+from evenslice.neutralizing import record_of, symmetrized_at
+from evenslice.volumes import PERCENTILES, Reading, check_window
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

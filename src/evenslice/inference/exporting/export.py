@@ -22,9 +22,8 @@ from evenslice.inference.exporting.description import Description, ModelCard, de
 from evenslice.inference.exporting.huggingface_folder import HUGGINGFACE_FILES, write_huggingface
 from evenslice.inference.exporting.readme import README
 from evenslice.networks import check_source, with_gradients
-from evenslice.neutralizing import Reading
 from evenslice.results import AuditResult
-from evenslice.volumes import check_tile
+from evenslice.volumes import Reading, check_tile
 
 if TYPE_CHECKING:
     import os
@@ -83,20 +82,13 @@ def check_export_format(to: str) -> None:
 
 
 @with_gradients
-def export(  # noqa: PLR0913  # all but three arguments have defaults and names
+def export(
     model: nn.Module,
     out: str | os.PathLike[str],
     *,
     to: str,
     slices: int | None = None,
-    step: int = 1,
-    intensity: tuple[float, float] | None = None,
-    fill: float | None = None,
-    label_values: Sequence[int] | None = None,
-    other_labels: str = "error",
-    ignore_label: int | None = None,
-    instances: str | None = None,
-    plane: str = "z",
+    reading: Reading | None = None,
     source: ModelSource | None = None,
     tile: tuple[int, int] | None = None,
     crop: tuple[int, int] | None = None,
@@ -116,14 +108,7 @@ def export(  # noqa: PLR0913  # all but three arguments have defaults and names
             weights, which takes voxel values. ``"huggingface"``: weights, ``config.json`` and a model card, which
             ``load_network`` takes back.
         slices: N; by default what ``neutralize`` recorded, else 3.
-        step: distance between the slices of a window.
-        intensity: the voxel values that become 0 and 1; by default percentiles of each volume.
-        fill: the voxel value that replaces NaN and infinity.
-        label_values: the voxel value of each class in labels; by default 0, 1, 2 ...
-        other_labels: what all other values in labels mean: an "error", or "background", which is class 0.
-        ignore_label: the value of voxels in labels that do not count.
-        instances: "sparse" or "dense" if labels number objects, whose boundaries are class 1; see ``evaluate``.
-        plane: the axis along which slices follow one another, "z", "y" or "x".
+        reading: how it reads volumes and their labels.
         source: what the network was built from, as ``load_network`` returns it.
         tile: fix the size (y, x) of the windows; by default ``crop``, else free where the network allows that. Not for
             weights.
@@ -152,6 +137,7 @@ def export(  # noqa: PLR0913  # all but three arguments have defaults and names
         >>> evenslice.load_network(folder).record == record
         True
     """
+    reading = reading or Reading()
     check_export_format(to)
     if to == "huggingface" and tile is not None:
         raise ConfigError(f"{option('tile', tile)}: weights have no fixed size of windows; leave it out")
@@ -165,16 +151,7 @@ def export(  # noqa: PLR0913  # all but three arguments have defaults and names
     description = describe(
         model,
         slices=slices,
-        reading=Reading.of(
-            step=step,
-            plane=plane,
-            intensity=intensity,
-            fill=fill,
-            label_values=label_values,
-            other_labels=other_labels,
-            ignore_label=ignore_label,
-            instances=instances,
-        ),
+        reading=reading,
         crop=crop,
         source=source,
         card=card or ModelCard(),

@@ -10,7 +10,8 @@ from evenslice._core import json_text, needs_extra
 from evenslice.inference.exporting.description import LIBRARY
 from evenslice.inference.exporting.licenses import hub_license
 from evenslice.inference.exporting.readme import README, readme_text
-from evenslice.neutralizing import Reading, save_network
+from evenslice.neutralizing import save_network
+from evenslice.volumes import Reading
 
 if TYPE_CHECKING:
     from torch import nn
@@ -89,12 +90,8 @@ def _usage(description: Description) -> list[str]:
             *load,
             f"logits = network(windows)  # (batch, {description.slices}, {size}), scaled as above: (batch, classes)",
         ]
-    reading, default = description.reading, Reading()
-    given = {**reading.options(labels=False), "label_values": reading.labels.label_values}
-    known = {**default.options(labels=False), "label_values": default.labels.label_values}
-    options = "".join(f", {name}={value!r}" for name, value in given.items() if value != known[name])
-    volume = '"volume.tif"'
-    if reading.plane != "z":
-        load.insert(1, "from evenslice.volumes import reslice")
-        volume = f'reslice(evenslice.open_volume("volume.tif"), {reading.plane!r})'
-    return [*load, f'evenslice.segment(network, {volume}, "labels.tif"{options})']
+    default = Reading().to_plain()
+    given = {name: value for name, value in description.reading.to_plain().items() if value != default[name]}
+    values = ", ".join(f"{name}={value!r}" for name, value in given.items())
+    reading = f", reading=evenslice.Reading({values})" if given else ""
+    return [*load, f'evenslice.segment(network, "volume.tif", "labels.tif"{reading})']

@@ -15,7 +15,7 @@ from evenslice._core import UNREADABLE, ModelError, read_bounded, reason
 from evenslice.inference.exporting.description import LIBRARY
 from evenslice.inference.onnx_networks import MOST_METADATA, ONNX, open_session
 from evenslice.networks import METADATA_KEY, NO_FILES, read_metadata
-from evenslice.neutralizing import Reading
+from evenslice.volumes import Reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

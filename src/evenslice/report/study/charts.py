@@ -18,7 +18,7 @@ from evenslice.report.study.pooled import POOLED_READING, shown_pooled
 from evenslice.results import (
     SALIENCY_PERCENTILES,
     Comparison,
-    Thresholds,
+    Tolerances,
     pair_runs,
     replicate_means,
     score_title,
@@ -115,7 +115,7 @@ def _draw_forest(
             axes.tick_params(labelbottom=axes is axes_below[-1])
     for axes, points in zip(panels[-1], bias, strict=True):
         axes.set_xlim(*_bias_limits(bias))
-        axes.axvspan(0, Thresholds.attention, color=style.BAND, linewidth=0, zorder=0.5)
+        axes.axvspan(0, Tolerances.tolerance, color=style.BAND, linewidth=0, zorder=0.5)
         _mark_all(axes, points)
     panels[-1, -1].set_xlabel("largest pair bias")
     if not any(scores):
@@ -156,7 +156,7 @@ def _scale_scores(axes: Axes, blocks: Sequence[Sequence[_Point]], margin: float,
 
 
 def _bias_limits(blocks: Sequence[Sequence[_Point]]) -> tuple[float, float]:
-    high = 1.08 * max(2 * Thresholds.attention, *_ends(blocks))
+    high = 1.08 * max(2 * Tolerances.tolerance, *_ends(blocks))
     return -0.03 * high, high
 
 

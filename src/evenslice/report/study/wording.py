@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from evenslice.report.base.wording import MINUS, NOTHING, counted, decimals, interval, listed, number, percent
-from evenslice.results import Thresholds, inferiority, score_title
+from evenslice.results import Tolerances, inferiority, score_title
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -207,7 +207,7 @@ def verdicts(seen: Sequence[str]) -> str:
 
 def metric_text(name: str, arm: ArmSummary | PooledArm) -> str:
     """Format a metric of an arm with its interval, a pair bias so that its side of the audit's tolerance is seen."""
-    return interval(arm.metrics[name], *([Thresholds.attention] if name == "largest_bias" else []))
+    return interval(arm.metrics[name], *([Tolerances.tolerance] if name == "largest_bias" else []))
 
 
 def difference_text(name: str, arm: ArmSummary | PooledArm) -> str:

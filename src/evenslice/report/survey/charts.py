@@ -13,7 +13,7 @@ from evenslice.report.base import style
 from evenslice.report.base.drawing import NARROW, WIDTH, Drawing
 from evenslice.report.base.wording import one_line
 from evenslice.report.survey.tables import channel_names
-from evenslice.results import Thresholds
+from evenslice.results import Tolerances
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -103,9 +103,9 @@ def _biases(axes: Axes, networks: Sequence[SurveyedNetwork]) -> None:
     biases = [(y, item.directional_bias) for y, item in enumerate(networks)]
     known = [(y, bias) for y, bias in biases if np.isfinite(bias.estimate)]
     ends = (end for _, bias in known for end in (bias.estimate, bias.low, bias.high))
-    reach = max([3 * Thresholds.attention, *(abs(end) for end in ends if np.isfinite(end))])
+    reach = max([3 * Tolerances.tolerance, *(abs(end) for end in ends if np.isfinite(end))])
     limit = min(1.05 * reach, 1.05)
-    axes.axvspan(-Thresholds.attention, Thresholds.attention, color=style.BAND, linewidth=0, zorder=0.5)
+    axes.axvspan(-Tolerances.tolerance, Tolerances.tolerance, color=style.BAND, linewidth=0, zorder=0.5)
     axes.axvline(0, color=style.QUIET, linewidth=1)
     for y, bias in known:
         axes.plot(

@@ -1,0 +1,251 @@
+"""Print the weight of the project beside its budget: code, modules, imports, exports, parameters, tests, words.
+
+    python studies/size.py           prints the table
+    python studies/size.py --hold    lets the tests hold the figures that fell
+
+Counted as the budget counts: code is lines without docstrings, comments and blanks; run-time imports are those between
+modules of the package, ``__init__`` and ``TYPE_CHECKING`` aside; an export is a name in a room's stub; a test's import is
+private if it comes from anywhere but ``evenslice`` itself.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import re
+import sys
+import tokenize
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "evenslice"
+HELD = ROOT / "tests" / "layout" / "size.json"
+ROOMS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+NO_CODE = (
+    *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER),
+)
+BUDGET = {
+    "code": 22000,
+    "code of _core": 1200,
+    "code of auditing": 1600,
+    "code of cli": 1900,
+    "code of inference": 2400,
+    "code of napari_plugin": 450,
+    "code of networks": 1500,
+    "code of neutralizing": 2300,
+    "code of report": 1900,
+    "code of results": 1500,
+    "code of studying": 1050,
+    "code of training": 2400,
+    "code of volumes": 3800,
+    "modules": 150,
+    "run-time imports": 800,
+    "longest chain of imports": 18,
+    "names between rooms": 180,
+    "most parameters": 12,
+    "most fields of a value": 12,
+    "doors with **kwargs": 0,
+    "lines of tests": 28000,
+    "private imports of tests, %": 30,
+    "words of docs": 30000,
+    "words of README": 500,
+}
+"""What the design allows; raises are counted, too, without a budget."""
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    """Return the syntax tree of a file."""
+    return ast.parse(path.read_text())
+
+
+def modules() -> dict[str, Path]:
+    """Return every module of the package by its name, packages aside."""
+    return {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path.name != "__init__.py"
+    }
+
+
+def code_lines(path: Path) -> int:
+    """Return the number of lines that hold code: no docstring, no comment, no blank."""
+    docstrings = {
+        line
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
+    tokens = tokenize.generate_tokens(io.StringIO(path.read_text()).readline)
+    held = (range(token.start[0], token.end[0] + 1) for token in tokens if token.type not in NO_CODE)
+    return len({line for lines in held for line in lines} - docstrings)
+
+
+def exports(room: str) -> dict[str, str]:
+    """Return the module that each name in the stub of a room comes from."""
+    return {
+        alias.asname or alias.name: f"evenslice.{room}.{node.module}"
+        for node in tree(PACKAGE / room / "__init__.pyi").body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+
+def run_time_imports() -> dict[str, set[str]]:
+    """Return which modules each module imports when it runs, wherever in it."""
+    known, doors = modules(), {f"evenslice.{room}": exports(room) for room in ROOMS}
+    found = defaultdict(set)
+    for module, path in known.items():
+        typing = {
+            id(inner)
+            for node in ast.walk(tree(path))
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+            for inner in ast.walk(node)
+        }
+        for node in ast.walk(tree(path)):
+            if not isinstance(node, ast.ImportFrom) or id(node) in typing or not node.module:
+                continue
+            for alias in node.names:
+                target = doors.get(node.module, {}).get(alias.name, node.module)
+                target = (
+                    target if f"{node.module}.{alias.name}" not in known else f"{node.module}.{alias.name}"
+                )
+                if target in known and target != module:
+                    found[module].add(target)
+    return found
+
+
+def longest_chain(graph: dict[str, set[str]]) -> int:
+    """Return the number of modules on the longest path of imports."""
+
+    @cache
+    def depth(module: str) -> int:
+        return 1 + max((depth(target) for target in graph.get(module, ())), default=0)
+
+    return max(map(depth, list(graph)))
+
+
+def functions() -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Return every function and method of the package."""
+    return [
+        node
+        for path in modules().values()
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+
+
+def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Return the number of parameters that a function declares."""
+    given = function.args
+    return len(
+        [
+            name
+            for name in (*given.posonlyargs, *given.args, *given.kwonlyargs)
+            if name.arg not in ("self", "cls")
+        ]
+    )
+
+
+def most_fields() -> int:
+    """Return the largest number of fields of a value, files of configuration and of results aside."""
+    counts = [
+        sum(isinstance(entry, ast.AnnAssign) for entry in node.body)
+        for module, path in modules().items()
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.ClassDef) and not re.search(r"config|document|results\.|outcome", module)
+    ]
+    return max(counts)
+
+
+def doors_with_kwargs() -> int:
+    """Return how many functions that a room exports, and methods of classes that it does, take any keyword."""
+    doors = {name for room in ROOMS for name in exports(room)}
+    found = 0
+    for path in modules().values():
+        for node in tree(path).body:
+            inner = node.body if isinstance(node, ast.ClassDef) else [node]
+            if getattr(node, "name", None) in doors:
+                found += sum(isinstance(at, ast.FunctionDef) and at.args.kwarg is not None for at in inner)
+    return found
+
+
+def test_files() -> list[Path]:
+    """Return the modules of the tests."""
+    return sorted((ROOT / "tests").rglob("*.py"))
+
+
+def private_imports() -> float:
+    """Return the percentage of the names which tests import that are not imported from ``evenslice`` itself."""
+    sources = [
+        node.module
+        for path in test_files()
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "evenslice"
+        for _ in node.names
+    ] + [
+        "evenslice"
+        for path in test_files()
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Import)
+        for alias in node.names
+        if alias.name == "evenslice"
+    ]
+    return round(100 * sum(source != "evenslice" for source in sources) / len(sources))
+
+
+def words(*paths: Path) -> int:
+    """Return the number of words in some files."""
+    return sum(len(path.read_text().split()) for path in paths)
+
+
+def measure() -> dict[str, int]:
+    """Return every figure by its name."""
+    lines = {module: code_lines(path) for module, path in modules().items()}
+    graph = run_time_imports()
+    pages = [
+        path
+        for path in (ROOT / "docs").rglob("*.md")
+        if "_build" not in path.parts and "api" not in path.parts
+    ]
+    return {
+        "code": sum(lines.values()),
+        **{
+            f"code of {room}": sum(count for module, count in lines.items() if module.split(".")[1] == room)
+            for room in ROOMS
+        },
+        "modules": len(lines),
+        "run-time imports": sum(map(len, graph.values())),
+        "longest chain of imports": longest_chain(graph),
+        "names between rooms": sum(len(exports(room)) for room in ROOMS),
+        "most parameters": max(map(parameters, functions())),
+        "most fields of a value": most_fields(),
+        "doors with **kwargs": doors_with_kwargs(),
+        "raises": sum(
+            isinstance(node, ast.Raise) for path in modules().values() for node in ast.walk(tree(path))
+        ),
+        "lines of tests": sum(len(path.read_text().splitlines()) for path in test_files()),
+        "private imports of tests, %": int(private_imports()),
+        "words of docs": words(*pages),
+        "words of README": words(ROOT / "README.md"),
+    }
+
+
+def main() -> None:
+    """Print the table, or hold its figures."""
+    found = measure()
+    if "--hold" in sys.argv[1:]:
+        known = json.loads(HELD.read_text()) if HELD.exists() else {}
+        held = {name: min(value, known.get(name, value)) for name, value in found.items()}
+        HELD.write_text(json.dumps(held, indent=1) + "\n")
+    for name, value in found.items():
+        print(f"{name:30} {value:7,} {BUDGET.get(name, ''):>7}")
+
+
+if __name__ == "__main__":
+    main()
