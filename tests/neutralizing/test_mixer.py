@@ -167,14 +167,6 @@ def test_a_mixed_network_once_more(strategy):
     torch.testing.assert_close(run(model, gray.expand(-1, 7, -1, -1)), before, rtol=1e-4, atol=1e-5)
 
 
-def test_names_that_are_taken():
-    model = Luma()
-    model.slice_mixer = "mine"
-    with pytest.raises(ModelError, match="already has an attribute 'slice_mixer'"):
-        neutralize(model, strategy="mixer")
-    assert model.slice_mixer == "mine"
-
-
 def test_csatv2():
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)

@@ -9,7 +9,6 @@ from .inputs import (
 from .models import (
     ModelSource as ModelSource,
     build_model as build_model,
-    check_source as check_source,
     missing_parts as missing_parts,
     sketched_size as sketched_size,
     untrained_parts as untrained_parts,

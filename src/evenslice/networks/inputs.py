@@ -27,26 +27,10 @@ ENCODERS = {
     "xception": HALF,
 }
 # Model types of transformers that only take images of the size in their configuration.
-FIXED_TYPES = frozenset(
-    [
-        "clip",
-        "clip_vision_model",
-        "data2vec-vision",
-        "deit",
-        "eomt",
-        "hiera",
-        "ijepa",
-        "levit",
-        "pvt",
-        "sam_hq_vision_model",
-        "sam_vision_model",
-        "siglip",
-        "siglip_vision_model",
-        "swin",
-        "vit",
-        "vit_mae",
-        "vit_msn",
-    ]
+FIXED_TYPES = (
+    *("clip", "clip_vision_model", "data2vec-vision", "deit", "eomt", "hiera", "ijepa", "levit", "pvt"),
+    *("sam_hq_vision_model", "sam_vision_model", "siglip", "siglip_vision_model"),
+    *("swin", "vit", "vit_mae", "vit_msn"),
 )
 
 

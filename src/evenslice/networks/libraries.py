@@ -228,12 +228,11 @@ def _classifier(specification: Specification, pretrained: bool) -> tuple[Any, tu
     from torchvision.models import get_model
 
     name, classes, arguments = specification.name, _classes(specification), specification.arguments
-    if pretrained:
-        model = get_model(name, weights="DEFAULT", **arguments)
-        if not classes:
-            return model, ()
+    model = get_model(name, weights="DEFAULT", **arguments) if pretrained else None
+    if model is not None and not classes:
+        return model, ()
     drawn = get_model(name, weights=None, **classes, **arguments)
-    return (model, _transplant_heads(model, drawn)) if pretrained else (drawn, ())
+    return (drawn, ()) if model is None else (model, _transplant_heads(model, drawn))
 
 
 def _on_backbone(specification: Specification, pretrained: bool) -> tuple[Any, tuple[str, ...]]:

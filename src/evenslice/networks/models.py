@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from evenslice._core import ConfigError, ModelError, option, whole_number
+from evenslice._core import ModelError, option, whole_number
 from evenslice.networks.builders import LIBRARIES, build_network, parse_specification
 from evenslice.networks.state_matching import differing_sizes, fill_network, without_head
 from evenslice.networks.weight_files import (
@@ -64,20 +64,6 @@ class ModelSource:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values, ready for JSON."""
         return {**asdict(self), "random": list(self.random), "unused": list(self.unused)}
-
-
-def check_source(source: Any) -> None:
-    """Raise ConfigError unless what a network was built from is stated as a ``ModelSource``, or None.
-
-    Example:
-        >>> check_source("timm:resnet18")
-        Traceback (most recent call last):
-        evenslice.ConfigError: source: is str; give the source that evenslice.load_network returned
-    """
-    if source is not None and not isinstance(source, ModelSource):
-        raise ConfigError(
-            f"{option('source')}: is {type(source).__name__}; give the source that evenslice.load_network returned"
-        )
 
 
 class BuiltNetwork(NamedTuple):

@@ -16,46 +16,27 @@ if TYPE_CHECKING:
 _LEVELS = {"channels": (16, 32, 64, 128, 256), "strides": (2, 2, 2, 2)}
 _PATCHES = {"img_size": (96, 96), "patch_size": (16, 16)}
 
+_WITHOUT_ARGUMENTS = (
+    *("AHNet", "BasicUNet", "BasicUNetPlusPlus", "HighResNet", "HoVerNet", "MedNeXt", "Quicknat"),
+    *("DenseNet121", "DenseNet169", "DenseNet201", "DenseNet264", "SEResNet50", "SEResNet101", "SEResNet152"),
+    *("SEResNext50", "SEResNext101", "SENet154", "SegResNet", "SegResNetDS", "SwinUNETR"),
+    *("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet200"),
+)
+
 NETWORKS: dict[str, Mapping[str, Any]] = {
-    "AHNet": {},
     "AttentionUnet": _LEVELS,
     "AutoEncoder": {"channels": (16, 32, 64), "strides": (2, 2, 2)},
-    "BasicUNet": {},
-    "BasicUNetPlusPlus": {},
     "Classifier": {**_LEVELS, "in_shape": (96, 96)},
-    "DenseNet121": {},
-    "DenseNet169": {},
-    "DenseNet201": {},
-    "DenseNet264": {},
     "DynUNet": {"kernel_size": (3, 3, 3, 3), "strides": (1, 2, 2, 2), "upsample_kernel_size": (2, 2, 2)},
     "EfficientNetBN": {"model_name": "efficientnet-b0"},
     "FlexibleUNet": {"backbone": "efficientnet-b0"},
-    "HighResNet": {},
-    "HoVerNet": {},
-    "MedNeXt": {},
-    "Quicknat": {},
-    "SEResNet50": {},
-    "SEResNet101": {},
-    "SEResNet152": {},
-    "SEResNext50": {},
-    "SEResNext101": {},
-    "SENet154": {},
-    "SegResNet": {},
-    "SegResNetDS": {},
     "SegResNetVAE": {"input_image_size": (96, 96)},
-    "SwinUNETR": {},
     "UNet": _LEVELS,
     "UNETR": {"img_size": (96, 96)},
     "ViT": {**_PATCHES, "classification": True},
     "ViTAutoEnc": _PATCHES,
     "VNet": {"dropout_dim": 2},
-    "resnet10": {},
-    "resnet18": {},
-    "resnet34": {},
-    "resnet50": {},
-    "resnet101": {},
-    "resnet152": {},
-    "resnet200": {},
+    **{name: {} for name in _WITHOUT_ARGUMENTS},
 }
 """MONAI's networks that take one 2-D image, with values for the arguments that MONAI requires."""
 

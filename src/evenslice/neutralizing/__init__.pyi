@@ -1,6 +1,4 @@
-from .averages import copy_average as copy_average, without_mirror as without_mirror
-from .folding import effective_kernels as effective_kernels, find_scaling as find_scaling
-from .input_path import probe as probe
+from .averages import copy_average as copy_average
 from .network_files import (
     find_in_folder as find_in_folder,
     load_network as load_network,
@@ -8,7 +6,7 @@ from .network_files import (
     read_saved as read_saved,
     save_network as save_network,
 )
-from .neutralization import neutralize as neutralize, untie as untie
+from .neutralization import current_kernels as current_kernels, neutralize as neutralize, untie as untie
 from .record import (
     Record as Record,
     record_of as record_of,
@@ -17,7 +15,6 @@ from .record import (
     symmetrized_at as symmetrized_at,
     uncompiled as uncompiled,
 )
-from .stems import find_stems as find_stems
 from .strategies import (
     STRATEGIES as STRATEGIES,
     find_strategy as find_strategy,

@@ -391,7 +391,7 @@ def find_activations(model: nn.Module, stems: Sequence[Stem], image: Tensor) -> 
         ModelError: no activation follows a stem, or only one that the network uses elsewhere too.
 
     Example:
-        >>> from evenslice.neutralizing import find_stems
+        >>> from evenslice.neutralizing.stems import find_stems
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1)).eval()
         >>> find_activations(network, find_stems(network).items, torch.zeros(1, 3, 8, 8))
         ('2',)

@@ -85,7 +85,7 @@ def probe(model: nn.Module, stems: Stems, channels: int) -> tuple[Layout, ...]:
         ModelError: the path to a stem does not accept so many channels, or mixes, drops or centres them.
 
     Example:
-        >>> from evenslice.neutralizing import find_stems
+        >>> from evenslice.neutralizing.stems import find_stems
         >>> network = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 8, 3))
         >>> layout, = probe(network, find_stems(network), 3)
         >>> layout.index                            # (positions, channels)
@@ -205,7 +205,7 @@ def interior(stem: Stem, layout: Layout) -> Tensor:
         A boolean mask that broadcasts against the output of the stem for one image.
 
     Example:
-        >>> from evenslice.neutralizing import find_stems
+        >>> from evenslice.neutralizing.stems import find_stems
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1))
         >>> found = find_stems(network, size=(4, 4))
         >>> interior(found.items[0], probe(network, found, 3)[0])[0, 0].int()

@@ -20,7 +20,6 @@ from torch import nn
 
 from evenslice._core import (
     UNREADABLE,
-    ConfigError,
     ModelError,
     OutputError,
     local_path,
@@ -36,7 +35,6 @@ from evenslice.networks import (
     TIED,
     ModelSource,
     build_model,
-    check_source,
     exact_evaluation,
     fill_network,
     parse_specification,
@@ -149,7 +147,7 @@ def load_network(  # what to build, and one argument for each choice of neutrali
     else:
         model, source = build_model(spec, weights, classes=classes, seed=seed)
         inputs = source.inputs or input_channels(model)
-        options = {"strategy": strategy, "tie": tie, "mean": mean, "std": std, "seed": seed}
+        options: dict[str, Any] = {"strategy": strategy, "tie": tie, "mean": mean, "std": std, "seed": seed}
         change = _neutralize_averaged if averages_due(model) else neutralize
         record = change(model, inputs if slices is None else slices, **options)
         loaded = LoadedNetwork(model, record, replace(source, inputs=inputs))
@@ -267,7 +265,7 @@ def _average_as_recorded(model: nn.Module, record: Record, weights: str) -> None
     """Average over windows and their mirrors where a saved network did; of version 0.2, its record alone says where.
 
     Raises:
-        ModelError: the network lacks a module after which it did, or its weights name another one.
+        ModelError: the network lacks a module after which it did.
     """
     missing = set(record.symmetrized) - dict(model.named_modules()).keys()
     if missing:
@@ -276,11 +274,6 @@ def _average_as_recorded(model: nn.Module, record: Record, weights: str) -> None
         )
     if record.symmetrized:
         average_mirrored(model, record.symmetrized, ExitStack())  # never closed
-    if other := averages_due(model):
-        raise ModelError(
-            f"{weights}: its weights say that it averages after {other[0] or 'the output'!r}, and its record does not; save "
-            "the network again"
-        )
 
 
 def save_network(
@@ -467,11 +460,6 @@ def _saved_text(
     Raises:
         ConfigError: an entry of ``reading`` is unknown, or cannot be right; or ``source`` is something else.
     """
-    check_source(source)
-    if not isinstance(record, Record):
-        raise ConfigError(
-            f"{option('record')}: is {type(record).__name__}; give what evenslice.neutralize returned"
-        )
     document = {
         "format": FORMAT,
         "version": version("evenslice"),
@@ -535,12 +523,9 @@ def _check_asked(
     for name, value in asked.items():
         wanted = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
         if wanted is not None and has[name] is not None and wanted != has[name]:
-            # Whoever asks for a strategy may do so by default, and cannot leave it out.
-            advice = f"give {option(name, has[name])}" if name == "strategy" else f"leave out {option(name)}"
-            if name == "seed":  # which may be for more than what it drew there
-                advice = f"give {option('seed', has[name])} or no {option('strategy')}"
             raise ModelError(
-                f"{weights}: was saved with {name} {has[name]}, not {wanted}; {advice}, or start from the original weights"
+                f"{weights}: was saved with {name} {has[name]}, not {wanted}; leave out {option(name)}, "
+                f"give {option(name, has[name])}, or start from the original weights"
             )
     if asked["tie"] is not None and record.tie is None:
         raise ModelError(

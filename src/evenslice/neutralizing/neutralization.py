@@ -41,12 +41,17 @@ from evenslice.networks import (
     require_values,
     with_gradients,
 )
-from evenslice.neutralizing.averages import average_mirrored, averages_mirrored, find_activations
+from evenslice.neutralizing.averages import (
+    average_mirrored,
+    averages_mirrored,
+    find_activations,
+    without_mirror,
+)
 from evenslice.neutralizing.folding import ChannelScaling, effective_kernels, find_scaling
-from evenslice.neutralizing.input_path import Layout, interior, run_to_stems
+from evenslice.neutralizing.input_path import Layout, interior, probe, run_to_stems
 from evenslice.neutralizing.record import CHECKS, Record, amend_records, record_of, replace_record, uncompiled
 from evenslice.neutralizing.rewriting import MIXER, Request, has_mixer, mix, open_path, plan, rewrite
-from evenslice.neutralizing.stems import Stems, accepted_input, plain_stems, trace
+from evenslice.neutralizing.stems import Stems, accepted_input, find_stems, plain_stems, trace
 from evenslice.neutralizing.strategies import MIXER_HINT, find_strategy
 from evenslice.neutralizing.ties import check_tie, is_tied, untie_weight
 from evenslice.neutralizing.verification import (
@@ -223,12 +228,9 @@ def _check_request(model: nn.Module, request: Request) -> None:
     """Raise an error if a tie does not go with the strategy, or the network was changed in a way that cannot be changed again."""
     strategy, tie = request.strategy, request.tie
     if averages_mirrored(model):
-        made = record_of(model)
-        if made is not None and made.strategy == "twin":
-            raise ModelError(
-                "the network was neutralized with the strategy 'twin' already; build it again to change that"
-            )
-        raise ModelError("the network is symmetrized; neutralize it first, and symmetrize it afterwards")
+        raise ModelError(
+            "the network averages over a window and its mirror already; build it again, and symmetrize it after neutralizing it"
+        )
     if strategy.averaged and tie is not None:
         raise ConfigError(
             f"{option('tie', tie)}: the strategy {strategy.name!r} is symmetric whatever is learned; omit it"
@@ -314,7 +316,9 @@ def inspect_network(model: nn.Module, known: KnownInput, *, stems: bool = True) 
     """
     before = known.record
     channels, size = _accepted_input(model, known)
-    scaling = find_scaling(model, channels, known.mean, known.std, before and (before.mean, before.std))
+    scaling = find_scaling(
+        model, channels, known.mean, known.std, (before.mean, before.std) if before else None
+    )
     image = scaling.apply(random_image(model, (1, 1, *size)).repeat(1, channels, 1, 1))
     if known.whole and stems:
         traced = trace(model, image)
@@ -436,6 +440,24 @@ def _kernels(change: Change, scaling: ChannelScaling) -> tuple[StemKernels, ...]
         StemKernels(name, _picture(old), _picture(new))
         for name, old, new in zip(names, change.before, after, strict=True)
     )
+
+
+def current_kernels(model: nn.Module, record: Record) -> list[NDArray[np.float32]]:
+    """Return the kernels (filters, slices, P, ...) of each stem of a network, as they act on slices of one scale.
+
+    Args:
+        model: the network; ties are baked in.
+        record: what was done to it.
+    """
+    untie(model)
+    with without_mirror(model):
+        stems = find_stems(model, channels=(record.slices,))
+        layouts = probe(model, stems, stems.channels)
+    scaling = find_scaling(model, stems.channels, None, None, (record.mean, record.std))
+    return [
+        effective_kernels(stem, layout, scaling).kernels.numpy()
+        for stem, layout in zip(stems.items, layouts, strict=True)
+    ]
 
 
 def _picture(kernels: Tensor) -> NDArray[np.float32]:

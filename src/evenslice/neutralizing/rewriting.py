@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from evenslice._core import ModelError
-from evenslice.networks import layer_label, random_image, seed_generators
+from evenslice.networks import random_image, seed_generators
 from evenslice.neutralizing.averages import change_image
 from evenslice.neutralizing.folding import (
     EffectiveKernels,
@@ -199,9 +199,6 @@ def mix(
     Returns:
         The mixer, which slice its features come from, and its effective kernels (C, C, 1, 1, 1) before.
 
-    Raises:
-        ModelError: the network has another attribute of this name.
-
     Example:
         >>> from contextlib import ExitStack
         >>> from evenslice.neutralizing.folding import ChannelScaling
@@ -238,8 +235,6 @@ def has_mixer(model: nn.Module) -> bool:
 
 
 def _add_mixer(model: nn.Module, scale: Tensor, shift: Tensor, slices: int, undo: ExitStack) -> nn.Conv2d:
-    if hasattr(model, MIXER):
-        raise ModelError(f"{layer_label('', model)} already has an attribute {MIXER!r}; rename it")
     like = random_image(model, ())
     mixer = nn.Conv2d(slices, len(scale), 1, device=like.device, dtype=like.dtype)
     with torch.no_grad():

@@ -171,14 +171,7 @@ def accepted_input(
         ModelError: the network refuses every image, or an error of evenslice was raised in it.
         ConfigError: the size is not a pair of positive whole numbers.
     """
-    if size is not None and not (
-        isinstance(size, tuple | list)
-        and len(size) == 2
-        and all(isinstance(pixels, Integral) and int(pixels) > 0 for pixels in size)
-    ):
-        raise ConfigError(
-            f"{option('size')}: is {size!r:.60}; must be two numbers of pixels (y, x), such as (64, 64)"
-        )
+    _check_size(size)
     stated, usual = input_size(model), [(pixels, pixels) for pixels in SIZES]
     sizes = [size] if size else [stated, *usual] if stated else usual
     counts = tuple(dict.fromkeys(channels)) or tuple(dict.fromkeys((3, *_first_width(model))))
@@ -201,6 +194,15 @@ def accepted_input(
         f"the network refuses images of {' or '.join(map(str, counts))} channels at {tried} pixels"
         f" ({type(refusals[0]).__name__}: {reason(refusals[0])}); in Python, give the right size (y, x) as size"
     )
+
+
+def _check_size(size: Any) -> None:
+    numbers = size if isinstance(size, tuple | list) else ()
+    sound = len(numbers) == 2 and all(isinstance(pixels, Integral) and int(pixels) > 0 for pixels in numbers)
+    if size is not None and not sound:
+        raise ConfigError(
+            f"{option('size')}: is {size!r:.60}; must be two numbers of pixels (y, x), such as (64, 64)"
+        )
 
 
 def _first_width(model: nn.Module) -> Iterator[int]:

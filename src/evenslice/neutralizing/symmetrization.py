@@ -10,7 +10,6 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from numbers import Number
@@ -65,7 +64,7 @@ from evenslice.neutralizing.verification import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -423,8 +422,6 @@ class SymmetrizedFunction:
         return mean
 
     def _mean(self, first: Any, second: Any) -> Any:
-        if isinstance(first, Mapping):  # of a kind that PyTorch does not know
-            return {key: tree_map(self._mean, value, second[key]) for key, value in first.items()}
         if isinstance(first, WORDS) or (isinstance(first, int) and first == second):  # what is no answer
             return first
         # A tensor may be on any device and in any precision, of which NumPy knows but some.
@@ -454,9 +451,7 @@ def _as_tensors(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _copied(answer: Any) -> Any:
-    """Return a copy of an array or tensor, and of those in a mapping of a kind that PyTorch does not know."""
-    if isinstance(answer, Mapping):
-        return {key: tree_map(_copied, value) for key, value in answer.items()}
+    """Return a copy of an array or tensor."""
     if isinstance(answer, torch.Tensor):
         return answer.detach().clone()
     return answer.copy() if isinstance(answer, np.ndarray) else answer
