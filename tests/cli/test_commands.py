@@ -22,7 +22,7 @@ from evenslice.cli import main, options
 from evenslice.cli.app import app
 from evenslice.cli.option_groups import grouped
 from evenslice.networks.weight_files import SUFFIXES
-from evenslice.neutralizing.cuts import OUTPUT
+from evenslice.neutralizing.averages import OUTPUT
 from evenslice.neutralizing.strategies import STRATEGIES
 from evenslice.neutralizing.ties import TIES
 from evenslice.volumes import Plane

@@ -5,61 +5,38 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import ModelError, did_you_mean
-from evenslice.networks.libraries.library import IMAGENET, Library
+from evenslice.networks.libraries import IMAGENET, SEGMENTER_CLASSES, Library
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from evenslice.networks.libraries.library import Built
+    from evenslice.networks.libraries import Built
     from evenslice.networks.specification import Specification
 
-__all__ = ["MONAI", "NETWORKS"]
-
-CLASSES = 2  # by default: background and one structure
 _LEVELS = {"channels": (16, 32, 64, 128, 256), "strides": (2, 2, 2, 2)}
 _PATCHES = {"img_size": (96, 96), "patch_size": (16, 16)}
 
+_WITHOUT_ARGUMENTS = (
+    *("AHNet", "BasicUNet", "BasicUNetPlusPlus", "HighResNet", "HoVerNet", "MedNeXt", "Quicknat"),
+    *("DenseNet121", "DenseNet169", "DenseNet201", "DenseNet264", "SEResNet50", "SEResNet101", "SEResNet152"),
+    *("SEResNext50", "SEResNext101", "SENet154", "SegResNet", "SegResNetDS", "SwinUNETR"),
+    *("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet200"),
+)
+
 NETWORKS: dict[str, Mapping[str, Any]] = {
-    "AHNet": {},
     "AttentionUnet": _LEVELS,
     "AutoEncoder": {"channels": (16, 32, 64), "strides": (2, 2, 2)},
-    "BasicUNet": {},
-    "BasicUNetPlusPlus": {},
     "Classifier": {**_LEVELS, "in_shape": (96, 96)},
-    "DenseNet121": {},
-    "DenseNet169": {},
-    "DenseNet201": {},
-    "DenseNet264": {},
     "DynUNet": {"kernel_size": (3, 3, 3, 3), "strides": (1, 2, 2, 2), "upsample_kernel_size": (2, 2, 2)},
     "EfficientNetBN": {"model_name": "efficientnet-b0"},
     "FlexibleUNet": {"backbone": "efficientnet-b0"},
-    "HighResNet": {},
-    "HoVerNet": {},
-    "MedNeXt": {},
-    "Quicknat": {},
-    "SEResNet50": {},
-    "SEResNet101": {},
-    "SEResNet152": {},
-    "SEResNext50": {},
-    "SEResNext101": {},
-    "SENet154": {},
-    "SegResNet": {},
-    "SegResNetDS": {},
     "SegResNetVAE": {"input_image_size": (96, 96)},
-    "SwinUNETR": {},
     "UNet": _LEVELS,
     "UNETR": {"img_size": (96, 96)},
     "ViT": {**_PATCHES, "classification": True},
     "ViTAutoEnc": _PATCHES,
     "VNet": {"dropout_dim": 2},
-    "resnet10": {},
-    "resnet18": {},
-    "resnet34": {},
-    "resnet50": {},
-    "resnet101": {},
-    "resnet152": {},
-    "resnet200": {},
+    **{name: {} for name in _WITHOUT_ARGUMENTS},
 }
 """MONAI's networks that take one 2-D image, with values for the arguments that MONAI requires."""
 
@@ -72,27 +49,28 @@ _OUTPUTS = ("out_channels", "num_classes", "classes", "out_classes")
 
 def _build(specification: Specification, pretrained: bool) -> Built:
     from monai.networks import nets
+    from monai.networks.nets.efficientnet import url_map
 
     head, slash, variant = specification.name.partition("/")
-    name = {known.lower(): known for known in NETWORKS}.get(head.lower())
-    if name is None:
-        raise ModelError(
-            f"{specification.text}: MONAI has no 2-D network {head!r}; {did_you_mean(head, NETWORKS)}"
-        )
+    names = {known.lower(): known for known in NETWORKS}
+    name = names.get(head.lower(), head)
+    specification.require(name, NETWORKS, "MONAI has no 2-D network")
     arguments = {**NETWORKS[name], **specification.arguments}
     if slash:
         if name not in _AFTER_SLASH:
-            raise ModelError(
-                f"{specification.text}: {name} has no variants; write monai:{name}?argument=value"
-            )
+            raise specification.error(f"{name} has no variants; write monai:{name}?argument=value")
         arguments[_AFTER_SLASH[name]] = variant
     variant = str(arguments.get(_AFTER_SLASH.get(name, ""), ""))
-    _check_variant(specification, name, variant)
     builder = getattr(nets, name)
     known = _parameters(builder)
     arguments |= _own_arguments(specification, known, arguments)
-    if pretrained:
-        _check_pretrained(specification, variant)
+    if (
+        pretrained and variant not in url_map
+    ):  # MONAI has no other weights for 2-D images, or only pickled ones
+        raise specification.error(
+            "evenslice reads imagenet weights from MONAI for efficientnet-b0 to -b7 only, as in"
+            " monai:FlexibleUNet/efficientnet-b0; give a weights file, or none"
+        )
     if "pretrained" in known:
         arguments["pretrained"] = pretrained
     model = builder(**arguments)
@@ -140,35 +118,12 @@ def _parameters(builder: Callable[..., Any]) -> set[str]:
     return {name for source in own for name in inspect.signature(source).parameters}
 
 
-def _check_variant(specification: Specification, name: str, variant: str) -> None:
-    from monai.networks.nets.efficientnet import efficientnet_params
-    from monai.networks.nets.flexible_unet import FLEXUNET_BACKBONE
-
-    variants = {"FlexibleUNet": FLEXUNET_BACKBONE.register_dict, "EfficientNetBN": efficientnet_params}
-    if name in variants and variant not in variants[name]:
-        raise ModelError(
-            f"{specification.text}: {name} has no {_AFTER_SLASH[name]} {variant!r}; "
-            f"{did_you_mean(variant, variants[name])}"
-        )
-
-
-def _check_pretrained(specification: Specification, variant: str) -> None:
-    """Refuse a network of which MONAI has no weights for 2-D images, or only pickled ones."""
-    from monai.networks.nets.efficientnet import url_map
-
-    if variant not in url_map:
-        raise ModelError(
-            f"{specification.text}: evenslice reads imagenet weights from MONAI for efficientnet-b0 to -b7 only, as in"
-            " monai:FlexibleUNet/efficientnet-b0; give a weights file, or none"
-        )
-
-
 MONAI = Library(
     package="monai",
     extra="train",
     build=_build,
     reserved=frozenset({*_INPUTS, *_OUTPUTS, "pretrained", "spatial_dims"}),
-    classes=CLASSES,
+    classes=SEGMENTER_CLASSES,
     # VNet adds its input, repeated, to 16 features.
     inputs={"vnet": 1},
 )

@@ -1,11 +1,12 @@
-"""Trial runs of a network: without side effects, in its plain precision, on random images."""
+"""Running networks: in full precision, in evaluation mode, without side effects, on random images, and the same way twice."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from traceback import walk_tb
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,27 +14,9 @@ from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 
 from evenslice._core import EvensliceError, ModelError, reason
-from evenslice.networks.precision import full_precision
 
-__all__ = [
-    "ABOUT_INPUT",
-    "exact_evaluation",
-    "failing_layer",
-    "first_tensor",
-    "is_on_meta",
-    "keep_generators",
-    "layer_label",
-    "random_image",
-    "refuse_inference_tensors",
-    "refuse_torchscript",
-    "reporting_own_errors",
-    "require_network",
-    "require_values",
-    "run_network",
-    "seed_generators",
-    "tensors_in",
-]
-
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+Answer = Callable[[Tensor], Mapping[Any, Tensor]]
 
 ABOUT_INPUT = (RuntimeError, ValueError, AssertionError, IndexError, TypeError, MemoryError)
 """What networks raise on windows that are too large, or of a size or number of slices that they do not take."""
@@ -66,7 +49,8 @@ def exact_evaluation(model: nn.Module) -> Iterator[None]:
         for kind in {device.type for device in devices}:
             stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(full_precision())
-        stack.callback(_restore_modes, modes)
+        for module, training in modes:
+            stack.callback(setattr, module, "training", training)
         stack.enter_context(_keeping_buffers(model))
         model.eval()
         yield
@@ -99,11 +83,6 @@ def _keeping_buffers(model: nn.Module) -> Iterator[None]:
         for handle in handles:
             handle.remove()
         put_back()  # an interrupt, unlike an error, goes round the hook
-
-
-def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
-    for module, training in modes:
-        module.training = training
 
 
 @contextmanager
@@ -153,10 +132,7 @@ def require_network(model: object) -> None:
 
 
 def refuse_torchscript(model: nn.Module) -> None:
-    """Refuse a network of TorchScript, which can be neither changed nor copied and frozen as a module.
-
-    Raises:
-        ModelError: it is one.
+    """Raise ModelError for a network of TorchScript, which can be neither changed nor copied and frozen as a module.
 
     Example:
         >>> refuse_torchscript(nn.Conv2d(3, 8, 3))
@@ -169,7 +145,7 @@ def refuse_torchscript(model: nn.Module) -> None:
 
 
 def require_values(model: nn.Module, *, meta: bool = False) -> None:
-    """Refuse a network with parameters or buffers that have no values, as on the device "meta" or in lazy layers.
+    """Refuse what cannot be changed: TorchScript, and parameters or buffers without values, as on "meta" or in lazy layers.
 
     Args:
         model: the network.
@@ -181,27 +157,12 @@ def require_values(model: nn.Module, *, meta: bool = False) -> None:
     Example:
         >>> require_values(nn.Conv2d(3, 8, 3))
     """
+    refuse_torchscript(model)
     tensors = [*model.named_parameters(), *model.named_buffers()]
     if without := [name for name, tensor in tensors if is_lazy(tensor) or (tensor.is_meta and not meta)]:
         raise ModelError(
             f"the network {type(model).__name__} has parameters without values ({without[0]!r}); load its weights, or run it "
             "once if its layers are lazy"
-        )
-
-
-def refuse_inference_tensors(model: nn.Module) -> None:
-    """Refuse a network whose weights were made within ``torch.inference_mode``, as they cannot be changed or trained.
-
-    Raises:
-        ModelError: it is one.
-
-    Example:
-        >>> refuse_inference_tensors(nn.Conv2d(3, 8, 3))
-    """
-    if any(parameter.is_inference() for parameter in model.parameters()):
-        raise ModelError(
-            "the network was built within torch.inference_mode(), so its weights can be neither changed nor trained; build "
-            "it outside of that, or give a copy.deepcopy of it that is made outside"
         )
 
 
@@ -339,3 +300,230 @@ def failing_layer(error: Exception, model: nn.Module) -> str:
         if isinstance(owner, nn.Module) and owner in names:
             found = owner
     return layer_label(names[found], found)
+
+
+def with_gradients(function: _Function) -> _Function:
+    """Let a function run as by default, also when called within ``torch.no_grad`` or ``torch.inference_mode``.
+
+    In inference mode ``torch.enable_grad`` has no effect, so nothing can be attributed nor traced to the image; and the
+    tensors that are made there can never be trained.
+
+    Example:
+        >>> @with_gradients
+        ... def weight():
+        ...     return torch.nn.Parameter(torch.ones(2))
+        >>> with torch.inference_mode():
+        ...     weight().sum().requires_grad, weight().is_inference()
+        (False, False)
+    """
+    return torch.inference_mode(mode=False)(function)
+
+
+FULL = ("none", "ieee")
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Compute float32 in full in the block, whatever PyTorch is set to; in other threads, too.
+
+    By default convolutions on a GPU round to TensorFloat32, 10 bits, and ``torch.set_float32_matmul_precision`` lets
+    products round, on a CPU to bfloat16. The symmetry of networks is judged by differences smaller than that.
+
+    Example:
+        >>> torch.set_float32_matmul_precision("medium")
+        >>> with full_precision():
+        ...     torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        ('highest', False)
+        >>> torch.get_float32_matmul_precision()
+        'medium'
+        >>> torch.set_float32_matmul_precision("highest")
+    """
+    _SETTINGS.hold()
+    try:
+        yield
+    finally:
+        _SETTINGS.release()
+
+
+def as_float64(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64, where it is; on the CPU if its device, Apple's, has no float64.
+
+    Example:
+        >>> as_float64(torch.ones(1))
+        tensor([1.], dtype=torch.float64)
+    """
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
+class _Settings:
+    """PyTorch's settings, which hold for all threads: full as long as any thread needs it, then as before."""
+
+    def __init__(self) -> None:
+        self._lock, self._held, self._before = threading.Lock(), 0, [""]
+
+    def hold(self) -> None:
+        with self._lock:
+            if not self._held:
+                self._before = [operation.fp32_precision for operation in _operations()]
+                # The older switches go along, for PyTorch complains where it reads one that says otherwise.
+                _set_older(convolutions=False, products="highest")
+                _set_newer([name if name in FULL else "ieee" for name in self._before])
+            self._held += 1
+
+    def release(self) -> None:
+        with self._lock:
+            self._held -= 1
+            if self._held:
+                return
+            before = self._before
+            products = {"bf16": "medium", "tf32": "high"}.get(
+                before[3], "high" if before[2] == "tf32" else "highest"
+            )
+            _set_older(convolutions=before[0] == before[1] == "tf32", products=products)
+            _set_newer(before)
+
+
+_SETTINGS = _Settings()
+
+
+def _operations() -> tuple[Any, ...]:
+    backends: Any = torch.backends
+    convolutions = (backends.cudnn.conv, backends.cudnn.rnn)
+    return (*convolutions, backends.cuda.matmul, backends.mkldnn.matmul, backends.mkldnn.conv)
+
+
+def _set_older(*, convolutions: bool, products: str) -> None:
+    torch.backends.cudnn.allow_tf32 = convolutions
+    torch.set_float32_matmul_precision(products)
+
+
+def _set_newer(names: list[str]) -> None:
+    for operation, name in zip(_operations(), names, strict=True):
+        if operation.fp32_precision != name:
+            operation.fp32_precision = name
+
+
+MOST_NAMED = 5
+ADVICE = {
+    "random": "make it deterministic in evaluation mode",
+    "dependent on the batch": "make it independent of its batch in evaluation mode, as a batch norm with "
+    "track_running_stats=True is",
+}
+
+
+def answers_alone(
+    answer: Answer,
+    windows: Tensor,
+    *,
+    name: str,
+    limits: tuple[float, float],
+    model: nn.Module | None = None,
+) -> tuple[Mapping[Any, Tensor], Mapping[Any, Tensor]]:
+    """Return the answers to two windows, each in a batch of its own, which depend on nothing but the window.
+
+    Args:
+        answer: returns the outputs of the network for a batch, each with the batch first, by any names.
+        windows: (2, N, y, x).
+        name: of the network, for messages.
+        limits: the largest differences of two outputs for one window, relative to the largest value: of two runs, and of batches
+            of different sizes, which are computed in another order.
+        model: the network, whose layers are named; None if it has none.
+
+    Raises:
+        ModelError: the outputs for a window differ by more in a second run, or in a batch with the other window in front of it
+            or behind it; the layers that do so are named.
+
+    Example:
+        >>> noisy = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.Flatten(0, 0))
+        >>> noisy.append(type("Noise", (torch.nn.Module,), {"forward": lambda self, x: x + torch.rand_like(x)})())
+        Sequential(...)
+        >>> windows = torch.rand(2, 3, 8, 8)
+        >>> with torch.no_grad():
+        ...     answers_alone(lambda batch: {"": noisy(batch)}, windows, name="Net", limits=(1e-4, 1e-4), model=noisy)
+        Traceback (most recent call last):
+        ...
+        evenslice.ModelError: the network Net returns another output for the same window ... random: 2 (Noise) ...
+    """
+
+    def refused(place: int, batch: Tensor, where: str, kind: str, limit: float) -> ModelError:
+        alone = windows[1 - place, None]
+        layers = [] if model is None else _unlike_layers(model, answer, alone, batch, place, limit)
+        named = f"; {kind}: {', '.join(layers[:MOST_NAMED])}" if layers else ""
+        return ModelError(
+            f"the network {name} returns another output for the same window {where}, so a window cannot be compared with its "
+            f"mirror{named}; {ADVICE[kind]}"
+        )
+
+    def unlike(one: Mapping[Any, Tensor], other: Mapping[Any, Tensor], limit: float) -> bool:
+        return any(_differ(one[key], other[key], limit) for key in one if key in other)
+
+    first, second = answer(windows[:1]), answer(windows[1:])
+    again, together = answer(windows[1:]), answer(windows.flip(0))
+    if unlike(second, again, limits[0]):
+        raise refused(0, windows[1:], "in a second run", "random", limits[0])
+    for place, alone in enumerate((second, first)):
+        if unlike(alone, {key: output[place : place + 1] for key, output in together.items()}, limits[1]):
+            raise refused(
+                place, windows.flip(0), "beside another window", "dependent on the batch", limits[1]
+            )
+    return first, second
+
+
+def _differ(one: Tensor, other: Tensor, limit: float) -> bool:
+    if one.shape != other.shape:
+        return True
+    size = max(float(one.abs().max()) if one.numel() else 0.0, torch.finfo(torch.float32).tiny)
+    return float((one - other).abs().max() if one.numel() else 0.0) > limit * size
+
+
+def _unlike_layers(  # of which network, on what
+    model: nn.Module, answer: Answer, alone: Tensor, batch: Tensor, place: int, limit: float
+) -> list[str]:
+    """Return the innermost layers that answer the same input differently, by name and kind.
+
+    Args:
+        model: the network.
+        answer: runs it.
+        alone: a window.
+        batch: a batch with this window.
+        place: where it is in there.
+        limit: the largest difference that counts as none.
+    """
+    runs = []
+    for windows, row in ((alone, 0), (batch, place)):
+        calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        hooks = [
+            part.register_forward_hook(_recorder(calls, name, row)) for name, part in model.named_modules()
+        ]
+        try:
+            answer(windows)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        runs.append(calls)
+    found = [
+        name
+        for name, calls in runs[0].items()
+        if any(
+            not _differ(given, again, limit) and _differ(output, repeated, limit)
+            for (given, output), (again, repeated) in zip(calls, runs[1].get(name, []), strict=False)
+        )
+    ]
+    inner = [
+        name
+        for name in found
+        if not any(item != name and item.startswith(f"{name}." if name else "") for item in found)
+    ]
+    return [layer_label(name, model.get_submodule(name)) for name in inner]
+
+
+def _recorder(calls: dict[str, list[tuple[Tensor, Tensor]]], name: str, row: int) -> Callable[..., None]:
+    """Return a hook that keeps what a layer is given and returns for one window."""
+
+    def record(_module: nn.Module, given: Any, returned: Any) -> None:
+        tensors = [item for item in given if isinstance(item, Tensor) and item.ndim]
+        if tensors and isinstance(returned, Tensor) and returned.ndim:
+            rows = slice(row, row + 1)
+            calls.setdefault(name, []).append((tensors[0][rows].float(), returned[rows].float()))
+
+    return record

@@ -8,14 +8,12 @@ for which the library has one. Only safetensors files are read, and no code that
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from evenslice._core import ModelError, did_you_mean, reason
-from evenslice.networks.hubs import hub_with_timeout, without_hub
-from evenslice.networks.libraries.library import HALF, IMAGENET, PLAIN, Library
-from evenslice.networks.libraries.reserved import find_loader_in_configuration
+from evenslice.networks.libraries import HALF, IMAGENET, PLAIN, Library, hub_with_timeout, without_hub
+from evenslice.networks.specification import find_loader_in_configuration
 from evenslice.networks.state_matching import AVERAGED, place_averages
 
 if TYPE_CHECKING:
@@ -23,10 +21,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from evenslice.networks.libraries.library import Built
+    from evenslice.networks.libraries import Built
     from evenslice.networks.specification import Specification
-
-__all__ = ["TASKS", "TRANSFORMERS", "TYPE_SCALINGS"]
 
 TASKS = (
     "semantic-segmentation",
@@ -54,123 +50,105 @@ _PARTS = ("backbone_config", "vision_config")  # configurations inside a configu
 
 
 def _build(specification: Specification, pretrained: bool) -> Built:
-    place = _Place.find(specification)
-    if place.kind == "type" and pretrained:
-        raise ModelError(
-            f"{specification.text}: a model type has no weights; name a network on the hub, such as "
-            "transformers:nvidia/mit-b0, a"
-            " folder, or a weights file, or use none"
+    origin = _origin(specification)
+    if origin == "type" and pretrained:
+        raise specification.error(
+            "a model type has no weights; name a network on the hub, such as transformers:nvidia/mit-b0, a folder, or a weights "
+            "file, or use none"
         )
-    config = _image_part(_configured(specification, place))
+    config = _image_part(_configured(specification, origin))
     network = _network(specification, config)
     _set_inputs(specification, config)
     if pretrained:
-        model, random = _load(specification, place, network, config)
+        model, random = _load(specification, network, config, local=origin == "local")
     else:
         model, random = network(config), ()
     # Read by evenslice's normalization, as timm's networks carry it.
-    model.pretrained_cfg = place.scaling(config)
+    model.pretrained_cfg = _scaling(specification.name, origin, config)
     return model, random
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a configuration comes from: a model "type", a "local" folder or file, or the "hub"."""
+def _origin(specification: Specification) -> str:
+    """Return where a configuration comes from: a model "type", a "local" folder or file, or the "hub"."""
+    from transformers import CONFIG_MAPPING
 
-    kind: str
-    name: str
-
-    @classmethod
-    def find(cls, specification: Specification) -> _Place:
-        from transformers import CONFIG_MAPPING
-
-        path = Path(specification.name)
-        if (path / "config.json").is_file() or (path.suffix == ".json" and path.is_file()):
-            return cls("local", specification.name)
-        if specification.name in CONFIG_MAPPING:
-            return cls("type", specification.name)
-        if path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", specification.name):
-            raise ModelError(
-                f"{specification.text}: {specification.name} is not a folder with a config.json, nor a "
-                "model type of transformers, nor"
-                f" OWNER/NAME on the hub; {did_you_mean(specification.name, CONFIG_MAPPING)}"
-            )
-        return cls("hub", specification.name)
-
-    def read(self, **changes: Any) -> tuple[Any, Mapping[str, Any]]:
-        """Read the configuration; return it with those of the changes that it has no place for.
-
-        Raises:
-            OSError: it is not there; or a type's or a folder's names a backbone that is elsewhere.
-        """
-        with hub_with_timeout() if self.kind == "hub" else without_hub():
-            return self._read(changes)
-
-    def _read(self, changes: dict[str, Any]) -> tuple[Any, Mapping[str, Any]]:
-        from transformers import AutoConfig, PretrainedConfig
-
-        if self.kind == "type":
-            changes = {**_DEFAULTS.get(self.name, {}), **changes}
-            plain = AutoConfig.for_model(self.name)  # which would accept any change, even a meaningless one
-            unknown = {key: value for key, value in changes.items() if not hasattr(plain, key)}
-            return (plain if unknown else AutoConfig.for_model(self.name, **changes)), unknown
-        options = {"return_unused_kwargs": True, "trust_remote_code": False, **changes}
-        if self.kind == "local":
-            options["local_files_only"] = True
-        stated, _ = PretrainedConfig.get_config_dict(self.name, **options)
-        if loader := find_loader_in_configuration(stated):
-            raise ModelError(
-                f"{self.name}: its configuration sets {loader} so as to read other files or to run "
-                "code; remove it there"
-            )
-        config, unused = AutoConfig.from_pretrained(self.name, **options)
-        return config, unused
-
-    def scaling(self, config: Any) -> Mapping[str, Any]:
-        """Return how the network wants its input: what lies beside its configuration says, else its type."""
-        from transformers import ImageProcessingMixin
-
-        default = TYPE_SCALINGS.get(config.model_type, IMAGENET)
-        if self.kind == "type" or Path(self.name).is_file():
-            return default
-        try:
-            stated, _ = ImageProcessingMixin.get_image_processor_dict(
-                self.name, local_files_only=self.kind == "local"
-            )
-        except OSError:  # no such file
-            return default
-        if stated.get("do_normalize") is False:
-            return PLAIN
-        mean, std = stated.get("image_mean"), stated.get("image_std")
-        return {"mean": mean, "std": std} if mean and std else default
+    name, path = specification.name, Path(specification.name)
+    if (path / "config.json").is_file() or (path.suffix == ".json" and path.is_file()):
+        return "local"
+    if name not in CONFIG_MAPPING and (path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name)):
+        raise specification.error(
+            f"{name} is not a folder with a config.json, nor a model type of transformers, nor OWNER/NAME on the hub; "
+            f"{did_you_mean(name, CONFIG_MAPPING)}"
+        )
+    return "type" if name in CONFIG_MAPPING else "hub"
 
 
-def _configured(specification: Specification, place: _Place) -> Any:
+def _scaling(name: str, origin: str, config: Any) -> Mapping[str, Any]:
+    """Return how a network wants its input: what lies beside its configuration says, else its type."""
+    from transformers import ImageProcessingMixin
+
+    default = TYPE_SCALINGS.get(config.model_type, IMAGENET)
+    if origin == "type" or Path(name).is_file():
+        return default
+    try:
+        stated, _ = ImageProcessingMixin.get_image_processor_dict(name, local_files_only=origin == "local")
+    except OSError:  # no such file
+        return default
+    if stated.get("do_normalize") is False:
+        return PLAIN
+    mean, std = stated.get("image_mean"), stated.get("image_std")
+    return {"mean": mean, "std": std} if mean and std else default
+
+
+def _configured(specification: Specification, origin: str) -> Any:
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     changes = {key: value for key, value in specification.arguments.items() if key != "task"}
     if specification.classes is not None:
         changes["num_labels"] = specification.classes
     try:
-        config, unknown = place.read(**changes)
+        with hub_with_timeout() if origin == "hub" else without_hub():
+            read = _read_type if origin == "type" else _read_file
+            config, unknown = read(specification.name, changes, local=origin == "local")
     except OSError as error:
-        if place.kind != "hub" and isinstance(error, OfflineModeIsEnabled):
-            raise ModelError(
-                f"{specification.text}: its configuration names a backbone that is another network on the hub; put the "
-                "configuration of that in its place (backbone_config)"
+        if origin != "hub" and isinstance(error, OfflineModeIsEnabled):
+            raise specification.error(
+                "its configuration names a backbone that is another network on the hub; put the configuration of that in its "
+                "place (backbone_config)"
             ) from error
-        raise ModelError(
-            f"{specification.text}: its configuration is neither a local file nor cached, and the hub did "
-            f"not provide it ({reason(error)}); name a"
-            " folder that holds a config.json, or a model type, such as transformers:segformer"
+        raise specification.error(
+            f"its configuration is neither a local file nor cached, and the hub did not provide it ({reason(error)}); name a "
+            "folder that holds a config.json, or a model type, such as transformers:segformer"
         ) from error
-    if unknown:
-        name = min(unknown)
-        raise ModelError(
-            f"{specification.text}: the configuration of {config.model_type} has no {name!r}; "
-            f"{did_you_mean(name, config.to_dict())}"
-        )
+    for name in sorted(unknown):
+        specification.require(name, config.to_dict(), f"the configuration of {config.model_type} has no")
     return config
+
+
+def _read_type(name: str, changes: dict[str, Any], **_: bool) -> tuple[Any, Iterable[str]]:
+    """Return the library's configuration of a type, and those of the changes that it has no place for."""
+    from transformers import AutoConfig
+
+    changes = {**_DEFAULTS.get(name, {}), **changes}
+    plain = AutoConfig.for_model(name)  # which would accept any change, even a meaningless one
+    unknown = [key for key in changes if not hasattr(plain, key)]
+    return (plain if unknown else AutoConfig.for_model(name, **changes)), unknown
+
+
+def _read_file(name: str, changes: dict[str, Any], *, local: bool) -> tuple[Any, Iterable[str]]:
+    """Return the configuration of a file or of the hub, and those of the changes that it has no place for."""
+    from transformers import AutoConfig, PretrainedConfig
+
+    options = {"return_unused_kwargs": True, "trust_remote_code": False, **changes}
+    if local:
+        options["local_files_only"] = True
+    stated, _ = PretrainedConfig.get_config_dict(name, **options)
+    if loader := find_loader_in_configuration(stated):
+        raise ModelError(
+            f"{name}: its configuration sets {loader} so as to read other files or to run code; remove it there"
+        )
+    config, unused = AutoConfig.from_pretrained(name, **options)
+    return config, unused
 
 
 def _image_part(config: Any) -> Any:
@@ -184,8 +162,8 @@ def _network(specification: Specification, config: Any) -> Any:
     import transformers
 
     task = specification.arguments.get("task")
-    if task is not None and task not in TASKS:
-        raise ModelError(f"{specification.text}: unknown task {task!r}; {did_you_mean(str(task), TASKS)}")
+    if task is not None:
+        specification.require(str(task), TASKS, "unknown task")
     found = dict(_heads(config, [task] if task else TASKS))
     stated = next(iter(config.architectures or ()), "")
     network = getattr(transformers, stated, None)
@@ -195,12 +173,12 @@ def _network(specification: Specification, config: Any) -> Any:
         chosen, network = next(iter(found.items()), (None, None))
     if network is None:
         having = [task for task, _ in _heads(config, TASKS)]
-        raise ModelError(
-            f"{specification.text}: transformers has no {config.model_type} for {task or 'images'};"
+        raise specification.error(
+            f"transformers has no {config.model_type} for {task or 'images'};"
             f" it has it for {', '.join(having) or 'none of the tasks that evenslice knows'}"
         )
     if specification.classes is not None and chosen in _HEADLESS:
-        raise ModelError(f"{specification.text}: a {network.__name__} has no classes; leave their number out")
+        raise specification.error(f"a {network.__name__} has no classes; leave their number out")
     return network
 
 
@@ -220,29 +198,26 @@ def _set_inputs(specification: Specification, config: Any) -> None:
     parts = [config, *(getattr(config, part, None) for part in _PARTS)]
     places = [part for part in parts if hasattr(part, "num_channels")]
     if specification.inputs != 3 and not places:
-        raise ModelError(
-            f"{specification.text}: transformers builds {config.model_type} for 3 inputs only, these "
-            f"weights have {specification.inputs}"
+        raise specification.error(
+            f"transformers builds {config.model_type} for 3 inputs only, these weights have {specification.inputs}"
         )
     for part in places:
         part.num_channels = specification.inputs
 
 
 def _load(
-    specification: Specification, place: _Place, network: Any, config: Any
+    specification: Specification, network: Any, config: Any, *, local: bool
 ) -> tuple[Any, tuple[str, ...]]:
     """Build a network with its weights, and refuse them where they are not the network's."""
     import torch
 
-    local = place.kind == "local"
-    if local and not any(Path(place.name).glob("*.safetensors")):
-        raise ModelError(
-            f"{specification.text}: the folder holds no .safetensors file, and evenslice does not open "
-            "pickled ones; save the network"
-            " again with save_pretrained, or use none for random weights"
+    if local and not any(Path(specification.name).glob("*.safetensors")):
+        raise specification.error(
+            "the folder holds no .safetensors file, and evenslice does not open pickled ones; save the network again with "
+            "save_pretrained, or use none for random weights"
         )
     model, info = network.from_pretrained(
-        place.name,
+        specification.name,
         config=config,
         dtype=torch.float32,
         use_safetensors=True,
@@ -258,14 +233,10 @@ def _load(
     random = {key.partition(".")[0] for key in missing}
     if random & filled or not filled:
         first = min(key for key in missing if key.partition(".")[0] in filled or not filled)
-        raise ModelError(
-            f"{specification.text}: its weights lack {first}; they are not those of a {network.__name__}"
-        )
+        raise specification.error(f"its weights lack {first}; they are not those of a {network.__name__}")
     wrong = [key for key, have, want in info["mismatched_keys"] if tuple(have)[1:] != tuple(want)[1:]]
     if wrong:
-        raise ModelError(
-            f"{specification.text}: {wrong[0]} has another shape in its weights than its configuration says"
-        )
+        raise specification.error(f"{wrong[0]} has another shape in its weights than its configuration says")
     return model, tuple(sorted(random | {key.partition(".")[0] for key in resized}))
 
 
