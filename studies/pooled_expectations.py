@@ -12,9 +12,8 @@ from study_expectations import LOST, Expectation, by_study, outcome
 from evenslice.neutralizing.strategies import find_strategy
 from evenslice.report.formatting import difference, interval, p_value
 from evenslice.report.study_tables import superiority
-from evenslice.results.intervals import pool_means
 from evenslice.results.arms import pair_runs, replicate_means
-from evenslice.results.intervals import LEVEL
+from evenslice.results.intervals import LEVEL, pool_means
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,9 +21,8 @@ if TYPE_CHECKING:
 
     from found_studies import Study
 
-    from evenslice.results.intervals import Interval
-    from evenslice.results.intervals import PooledMean
     from evenslice.results.arms import PooledArm, PooledComparison
+    from evenslice.results.intervals import Interval, PooledMean
     from evenslice.studying.config import Arm
 
     RunRecord = Mapping[str, Any]
