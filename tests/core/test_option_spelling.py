@@ -8,8 +8,7 @@ import torch
 
 import evenslice
 from evenslice._core.errors import ConfigError, EvensliceError, VolumeError, option, spelled_on_command_line
-from evenslice.auditing.methods import check_method
-from evenslice.auditing.preparation import check_method_of
+from evenslice.auditing.attribution import check_method, check_method_of
 from evenslice.auditing.targets import parse_target, resolve_target
 from evenslice.inference.devices import choose_device, choose_dtype
 from evenslice.inference.logit_maps import class_map
