@@ -11,7 +11,6 @@ import zarr
 
 from evenslice._core.errors import ConfigError, MissingExtraError, OutputError, VolumeError
 from evenslice.volumes.opening import open_volume
-from evenslice.volumes.read.places import is_address
 from evenslice.volumes.read.source import ArraySource
 from evenslice.volumes.write.writer import check_destination, write_volume
 
@@ -97,13 +96,6 @@ def test_what_appears_meanwhile_is_not_replaced(tmp_path):
         write_volume(open_volume(NOISE), tmp_path / "a.zarr", progress=appear)
     assert list((tmp_path / "a.zarr").iterdir()) == []
     assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_another_dataset_in_the_file_of_an_input_is_not_said_to_be_it(tmp_path):
-    write_volume(open_volume(NOISE), tmp_path / "a.h5:/raw")
-    volume = open_volume(tmp_path / "a.h5:/raw")
-    with pytest.raises(OutputError, match="a.h5:/seg: would replace the file of .*a.h5:/raw, which is read"):
-        check_destination(tmp_path / "a.h5:/seg", volume, force=True)
 
 
 @every_format
@@ -273,9 +265,3 @@ def test_a_package_that_is_missing_is_named_before_the_work(tmp_path, monkeypatc
     ):
         check_destination(tmp_path / "a.nii")
     check_destination(tmp_path / "a.mha")
-
-
-def test_addresses_are_told_from_paths():
-    assert is_address("s3://bucket/a.zarr")
-    assert not is_address("a.h5:/labels")
-    assert not is_address(r"C:\data\a.tif")

@@ -1,6 +1,5 @@
 import pickle
 
-import nibabel
 import numpy as np
 import pytest
 import tifffile
@@ -58,14 +57,6 @@ def test_slices_that_are_not_there(stack):
     for start, stop in ((-1, 3), (3, 3), (5, 13)):
         with pytest.raises(VolumeError, match="has slices 0 to 11, not"):
             take_slices(stack[1], start, stop)
-
-
-def test_some_slices_keep_their_place_in_space(tmp_path):
-    affine = np.array([[2, 0, 0, 5], [0, 3, 0, 6], [0, 0, 4, 7], [0, 0, 0, 1.0]])
-    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 5, 6), np.int16), affine), tmp_path / "scan.nii")
-    part = take_slices(open_volume(tmp_path / "scan.nii"), 2, 4)
-    assert part.shape == (2, 5, 4)
-    assert np.allclose(part.affine @ [0, 0, 0, 1], [5, 6, 15, 1])
 
 
 def test_a_copy_in_memory_outlives_its_file(stack):

@@ -141,14 +141,6 @@ def test_a_range_beyond_float32_is_that_of_large_values():
         assert Scaling(0, 1e-320)(np.array([0, 1], kind)).tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.int16, np.uint16, np.float16, np.float32])
-def test_what_float32_holds_is_scaled_in_float32(dtype):
-    voxels = np.random.default_rng(0).integers(0, 2 if dtype == np.bool_ else 120, (4, 9, 9)).astype(dtype)
-    low, high = 0.3, 77.7
-    expected = (voxels.astype(np.float32) - np.float32(low)) * np.float32(1 / (high - low))
-    np.testing.assert_array_equal(Scaling(low, high)(voxels), expected.clip(0, 1))
-
-
 @pytest.mark.parametrize(
     ("given", "option"),
     [

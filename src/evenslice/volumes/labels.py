@@ -314,7 +314,8 @@ def open_several_labels(labels: VolumeLike | Sequence[VolumeLike], volumes: Sequ
     """
     given = list_given(labels)
     if len(given) != len(volumes):
-        raise ConfigError(f"{len(given)} label volumes for {len(volumes)} volumes; give one for each")
+        count = "1 volume" if len(volumes) == 1 else f"{len(volumes)} volumes"
+        raise ConfigError(f"{len(given)} label volumes for {count}; give one for each")
     return [open_labels(item, volume) for item, volume in zip(given, volumes, strict=True)]
 
 

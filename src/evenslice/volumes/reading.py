@@ -144,9 +144,8 @@ def each_reading(reading: Reading | Sequence[Reading] | None, volumes: Sequence[
     if len(given) == 1:
         return given * len(volumes)
     if len(given) != len(volumes):
-        raise ConfigError(
-            f"{option('reading')}: {len(given)} for {len(volumes)} volumes; give one for each, or one for all"
-        )
+        count = "1 volume" if len(volumes) == 1 else f"{len(volumes)} volumes"
+        raise ConfigError(f"{option('reading')}: {len(given)} for {count}; give one for each, or one for all")
     return given
 
 
