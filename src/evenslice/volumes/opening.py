@@ -226,7 +226,7 @@ def _arranged(
     try:
         arrangement = _arrangement(source, names, picks)
     except EvensliceError as error:
-        raise type(error)(f"{place.label}: {error}") from None
+        raise error.within(place.label, option) from None
     z, y, x = arrangement.zyx
     sizes = source.spacing
     spacing = source.voxel_size or (None if sizes is None else (sizes[z], sizes[y], sizes[x]))
