@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from evenslice.results.arms import ArmSummary, Comparison
     from evenslice.results.pooling import PooledArm, PooledComparison
-    from evenslice.studying.study_data import StudyData
+    from evenslice.studying.config import StudyData
 
 __all__ = ["full_table", "pooled_table", "result_table", "run_table", "stress_table"]
 

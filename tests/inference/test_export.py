@@ -28,10 +28,11 @@ from evenslice._core.errors import ConfigError, ModelError, OutputError
 from evenslice.cli.export import _audits
 from evenslice.inference.exporting import onnx_writing
 from evenslice.inference.exporting.stated_reading import stated_reading
+from evenslice.inference.segmenter import Segmenter
 from evenslice.networks import ModelSource, fill_network
 from evenslice.neutralizing import Reading
 from evenslice.results.audits import save_audits
-from evenslice.training.segmenter import Segmenter, find_reading
+from evenslice.training.run_network import find_reading
 from evenslice.volumes import Scaling, slice_indices
 
 CUTS = [None, "output", "1"]

@@ -23,7 +23,7 @@ from evenslice.cli.parsing import (
 from evenslice.cli.printing import tell_untrained
 
 if TYPE_CHECKING:
-    from evenslice.training import Segmenter
+    from evenslice.inference import Segmenter
     from evenslice.volumes import Volume
 
 STRATEGIES = (
