@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from found_studies import Study
 
     from evenslice.results.arms import Comparison
-    from evenslice.studying.study_data import StudyData
+    from evenslice.studying.config import StudyData
 
 __all__ = ["full_table", "run_table", "stress_table"]
 

@@ -339,7 +339,7 @@ def _look_at_run(folder: Path, _: Path) -> None:
     from evenslice._core.config_files import load_config
     from evenslice.training.config import TrainConfig
     from evenslice.training.run_folder import RunFolder
-    from evenslice.training.segmenter import load_segmenter
+    from evenslice.training.run_network import load_segmenter
 
     run = RunFolder(folder)
     load_segmenter(folder)

@@ -24,7 +24,7 @@ from evenslice.inference import BlackBox
 from evenslice.inference.plans import describe_network
 from evenslice.inference.prediction import choose_tile
 from evenslice.report.files import write_report
-from evenslice.training.segmenter import load_segmenter
+from evenslice.training.run_network import load_segmenter
 
 
 @pytest.fixture(scope="module")

@@ -25,14 +25,16 @@ from torch import nn
 from values import by_name
 
 import evenslice
+from evenslice import Reading
 from evenslice._core.errors import ConfigError, ModelError, OutputError
 from evenslice.cli.export import _audits
 from evenslice.inference.exporting import onnx_writing
 from evenslice.inference.exporting.stated_reading import stated_reading
+from evenslice.inference.segmenter import Segmenter
 from evenslice.networks import ModelSource, fill_network
 from evenslice.results.audits import save_audits
-from evenslice.training.segmenter import Segmenter, find_reading
-from evenslice.volumes import Reading, Scaling, slice_indices
+from evenslice.training.run_network import find_reading
+from evenslice.volumes import Scaling, slice_indices
 
 CUTS = [None, "output", "1"]
 OLD_AUDITS = Path(__file__).parents[1] / "data" / "written-by-0.2.0" / "audits"

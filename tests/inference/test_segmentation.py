@@ -30,7 +30,7 @@ from evenslice.inference.ready_network import ReadyNetwork
 from evenslice.networks.outputs import predicted_classes
 from evenslice.neutralizing.network_files import save_network
 from evenslice.neutralizing.neutralization import neutralize
-from evenslice.training.segmenter import load_segmenter
+from evenslice.training.run_network import load_segmenter
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.zarr import ZarrSource
 from evenslice.volumes.scaling import fit_scaling

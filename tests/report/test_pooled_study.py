@@ -9,26 +9,25 @@ import re
 import shutil
 
 import pytest
+from evenslice.report.base import style
+from evenslice.report.study.page import draw_charts
+from evenslice.report.study.pooled import pooled_arm_sentence, pooled_groups, pooled_sentence
+from evenslice.report.study.tables import figure_groups
+from evenslice.report.study.wording import arm_sentence
 from pages import plain
 from rich.console import Console
 from synthetic_study import make_study
 
+from evenslice._core.errors import render
 from evenslice._core.words import json_text
 from evenslice.cli.study_tables import study_tables
-from evenslice.report.base import style
-from evenslice.report.base.wording import NOTHING
 from evenslice.report.files import write_study_report
-from evenslice.report.study.charts import forest_figure
-from evenslice.report.study.csv_files import csv_tables
-from evenslice.report.study.page import draw_charts, render
-from evenslice.report.study.pooled import pooled_arm_sentence, pooled_groups, pooled_sentence, shown_pooled
-from evenslice.report.study.stress import stress_group
-from evenslice.report.study.summary import study_html
-from evenslice.report.study.tables import figure_groups
-from evenslice.report.study.wording import arm_sentence
-from evenslice.results.arms import summarize_runs
+from evenslice.report.formatting import NOTHING
+from evenslice.report.stress_tables import stress_group
+from evenslice.report.study_charts import forest_figure
+from evenslice.report.study_tables import csv_tables, shown_pooled, study_html
+from evenslice.results.arms import Primary, pool_runs, summarize_runs
 from evenslice.results.intervals import Interval
-from evenslice.results.pooling import Primary, pool_runs
 from evenslice.results.studies import load_study
 
 ARMS = {"pretrained": (-0.19, 0.0), "uniform": (-0.001, -0.03), "fair": (0.0, 0.01)}

@@ -5,14 +5,15 @@ import json
 import math
 
 import pytest
+from evenslice.report.study.stress import stress_chart
 from matplotlib.patches import Rectangle
 from synthetic_study import ARMS, make_study
 
 from evenslice._core.errors import ConfigError
-from evenslice.report.base.stress_chart import StressItem, stress_figure
-from evenslice.report.base.style import settings
 from evenslice.report.files import write_study_report
-from evenslice.report.study.stress import stress_chart, stress_group
+from evenslice.report.stress_chart import StressItem, stress_figure
+from evenslice.report.stress_tables import stress_group
+from evenslice.report.style import settings
 from evenslice.results.intervals import Interval
 from evenslice.results.stress import BriefLoss, StressSummary
 from evenslice.results.studies import load_study

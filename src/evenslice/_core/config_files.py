@@ -58,7 +58,7 @@ Config = TypeVar("Config", bound="Section")
 
 
 class Section(BaseModel):
-    """A group of options: immutable, unknown names refused, each option with a description.
+    """A group of options: immutable, unknown names refused, each option described by the text below it.
 
     Example:
         >>> from pydantic import Field
@@ -69,7 +69,18 @@ class Section(BaseModel):
         shade: 3
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,
+        use_attribute_docstrings=True,
+    )
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        for info in cls.model_fields.values():  # texts of several lines
+            info.description = info.description and " ".join(info.description.split())
 
     @model_validator(mode="before")
     @classmethod

@@ -16,7 +16,7 @@ from evenslice.inference import Compute
 from evenslice.volumes import Reading
 
 if TYPE_CHECKING:
-    from evenslice.training import Segmenter
+    from evenslice.inference import Segmenter
 
 STRATEGIES = (
     "pretrained", "uniform", "center", "profile", "mirror", "twin", "shuffle", "equalize", "mixer", "reinit", "random",

@@ -38,5 +38,10 @@ from .probabilities import holds_probabilities as holds_probabilities
 from .ready_network import ReadyNetwork as ReadyNetwork, trial_windows as trial_windows
 from .scoring import LARGEST_SURFACE as LARGEST_SURFACE, evaluate_parts as evaluate_parts
 from .segmentation import segment as segment
+from .segmenter import (
+    Segmenter as Segmenter,
+    open_segmenter as open_segmenter,
+    reading_of_network as reading_of_network,
+)
 from .stressing import StressedVolume as StressedVolume, stress as stress
 from .unfinished import unfinished_folder as unfinished_folder

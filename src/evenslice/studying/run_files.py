@@ -1,19 +1,36 @@
-"""The outcome of a run of a study, as ``run.json`` holds it."""
+"""What a study adds to the folder of a run: its outcome, ``run.json``; which files are damaged, and what is repeated then."""
 
 from __future__ import annotations
 
 import math
+import shutil
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from evenslice._core import UNREADABLE, json_text, needs_extra, read_bounded, staged_file
+from evenslice._core import (
+    UNREADABLE,
+    EvensliceError,
+    json_text,
+    load_config,
+    needs_extra,
+    read_bounded,
+    remove_leftovers,
+    staged_file,
+)
+from evenslice.networks import read_metadata
+from evenslice.results import AuditResult, read_example
+from evenslice.training import RunFolder, TrainConfig, check_archive
 
 with needs_extra("train", "a study"):
     from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-__all__ = ["STRESS_COLUMNS", "RunOutcome"]
+__all__ = ["STRESS_COLUMNS", "RunOutcome", "damaged_files", "repair_run"]
+
+FILES = ("run.json", "audit.json", "audit.npz", "example.npz")
+"""Names of the files that a study adds to a run."""
 
 STRESS_COLUMNS = ("stress_intact", "stress_before", "stress_after", "stress_both", "stress_reversed")
 
@@ -100,10 +117,6 @@ class RunOutcome(BaseModel):
     data: list[str] | None = None
     audit: dict[str, Any]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields that were set as plain values."""
-        return self.model_dump(exclude_unset=True)
-
     @classmethod
     def load(cls, path: Path) -> Self | None:
         """Read what ``save`` wrote; None if there is no such file, or a damaged one."""
@@ -114,7 +127,72 @@ class RunOutcome(BaseModel):
 
     def save(self, path: Path) -> Self:
         """Write the outcome, and return it as it will be read: with None for NaN."""
-        text = json_text(self.to_dict())
+        text = json_text(self.model_dump(exclude_unset=True))
         with staged_file(path, force=True) as beside:
             beside.write_text(text, encoding="utf-8")
         return self.model_validate_json(text)
+
+
+def damaged_files(folder: Path) -> set[Path]:
+    """Return the files of a run that are there and cannot be read; those that were removed are not damaged."""
+    return {file for file, check in _checks(RunFolder(folder)) if file.exists() and not _passes(check)}
+
+
+def repair_run(folder: Path) -> None:
+    """Remove the damaged files of a run and what depends on them, so that it can be resumed; the rest is kept.
+
+    Args:
+        folder: the folder of the run; it may be missing.
+
+    Raises:
+        OutputError: another process works in it.
+    """
+    if folder.exists():
+        with RunFolder(folder).lock():
+            _repair(RunFolder(folder))
+
+
+def _repair(run: RunFolder) -> None:
+    """Do so; hold the lock."""
+    damaged = damaged_files(run.path)
+    remove_leftovers(run.path, FILES)
+    checkpoints = {run.last, run.best}
+    untested = run.network.exists() and (run.result in damaged or not run.result.exists())
+    # Of a finished run, results may have been kept without what a training goes on from.
+    bare = (run.path / "run.json").exists() and not run.config.exists()
+    lost = damaged & {run.config, run.data, run.metrics, run.network}
+    if lost or bare or (untested and not run.metrics.exists()):
+        damaged |= {run.config, run.data, run.metrics, run.network, run.result, *checkpoints}
+    elif damaged & checkpoints or not run.metrics.exists():
+        damaged |= checkpoints
+    if run.network in damaged or not run.network.exists():
+        damaged.add(run.result)
+    for file in damaged:
+        if file.is_dir() and not file.is_symlink():
+            shutil.rmtree(file)
+        else:
+            file.unlink(missing_ok=True)
+
+
+def _checks(run: RunFolder) -> Iterator[tuple[Path, Callable[[], object]]]:
+    """Yield files of a run with functions that raise if they are damaged."""
+    audit, example = run.path / "audit.json", run.path / "example.npz"
+    yield run.config, lambda: load_config(run.config, TrainConfig)
+    yield run.data, run.read_data
+    yield run.metrics, run.read_metrics
+    yield run.last, lambda: check_archive(run.last)
+    yield run.best, lambda: read_metadata(run.best)
+    yield run.network, lambda: read_metadata(run.network)
+    yield run.result, run.read_result
+    yield audit, lambda: AuditResult.load(audit)
+    yield example, lambda: read_example(example)
+
+
+def _passes(check: Callable[[], object]) -> bool:
+    try:
+        check()
+    except EvensliceError:
+        return False
+    except UNREADABLE:
+        return False
+    return True
