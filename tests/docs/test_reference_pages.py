@@ -14,8 +14,7 @@ import pytest
 
 import evenslice
 from evenslice.report.formatting import difference
-from evenslice.results.intervals import pool_means
-from evenslice.results.intervals import student_interval
+from evenslice.results.intervals import pool_means, student_interval
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

@@ -12,6 +12,15 @@ from xml.etree import ElementTree as ET
 import matplotlib as mpl
 import numpy as np
 import pytest
+from evenslice.report.audit.charts import biases_figure
+from evenslice.report.audit.kernels import kernel_figures
+from evenslice.report.audit.page import draw_charts, render
+from evenslice.report.audit.pictures import MAX_PIXELS, example_panels
+from evenslice.report.audit.sentences import network_names, volume_names
+from evenslice.report.audit.tables import csv_tables
+from evenslice.report.base.stress_chart import stress_figure
+from evenslice.report.base.style import AUDIT_COLOURS, audit_colour, audit_marker, settings
+from evenslice.report.base.wording import few_lines, interval, one_line, percent
 from matplotlib.figure import Figure
 from pages import HOSTILE, Page, plain
 from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit
@@ -29,15 +38,6 @@ from evenslice.report import (
     write_report,
     write_tables,
 )
-from evenslice.report.audit.charts import biases_figure
-from evenslice.report.audit.kernels import kernel_figures
-from evenslice.report.audit.page import draw_charts, render
-from evenslice.report.audit.pictures import MAX_PIXELS, example_panels
-from evenslice.report.audit.sentences import network_names, volume_names
-from evenslice.report.audit.tables import csv_tables
-from evenslice.report.base.stress_chart import stress_figure
-from evenslice.report.base.style import AUDIT_COLOURS, audit_colour, audit_marker, settings
-from evenslice.report.base.wording import few_lines, interval, one_line, percent
 from evenslice.results import AuditedVolume, AuditRun, Decision, Interval, PairBias
 from evenslice.results.asymmetry import AnswerChange, Mismatch
 from evenslice.results.stress import BriefLoss, StressSummary

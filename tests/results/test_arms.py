@@ -10,8 +10,14 @@ from hypothesis import given, strategies as st
 from scipy import stats
 
 from evenslice._core.words import json_text
-from evenslice.results.arms import METRICS, metric_bounds, pool_runs, saliency_percentiles, summarize_runs
-from evenslice.results.arms import bias_removed
+from evenslice.results.arms import (
+    METRICS,
+    bias_removed,
+    metric_bounds,
+    pool_runs,
+    saliency_percentiles,
+    summarize_runs,
+)
 from evenslice.results.intervals import non_inferiority, student_interval
 from evenslice.results.studies import read_comparisons, read_pooled
 

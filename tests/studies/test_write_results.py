@@ -15,8 +15,8 @@ from pages import plain
 from synthetic_study import ARMS, make_study
 
 from evenslice.report.formatting import p_value
-from evenslice.results.intervals import Interval
 from evenslice.results.arms import Primary
+from evenslice.results.intervals import Interval
 
 ROOT = Path(__file__).parents[2]
 
