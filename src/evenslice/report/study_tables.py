@@ -53,7 +53,9 @@ POOLED_READING: Final = (
     "Means over data sets have 95 % intervals from the variances within them (Welch and Satterthwaite). The p of a difference is "
     "two-sided and adjusted by Holm's method."
 )
-PRIMARY_READING: Final = "* Primary comparison, with a margin of {:g}: tested for superiority where it is not inferior, not adjusted."
+PRIMARY_READING: Final = (
+    "* Primary comparison, with a margin of {:g}: tested for superiority if it is not inferior, not adjusted."
+)
 INTERIM_READING: Final = (
     " Runs are missing, so every p is interim: 5 % holds for one look at the finished study."
 )
