@@ -1,6 +1,5 @@
 from .arms import (
     METRICS as METRICS,
-    SALIENCY_PERCENTILES as SALIENCY_PERCENTILES,
     ArmSummary as ArmSummary,
     Comparison as Comparison,
     saliency_percentiles as saliency_percentiles,
@@ -34,18 +33,14 @@ from .measurements import SAME as SAME, SAME_USE as SAME_USE, Measurements as Me
 from .pooling import (
     ENOUGH_REPLICATES as ENOUGH_REPLICATES,
     LOSSES as LOSSES,
-    POOLED as POOLED,
     PooledArm as PooledArm,
     PooledComparison as PooledComparison,
     Primary as Primary,
     pool_runs as pool_runs,
-    uncompared_folds as uncompared_folds,
 )
 from .questions import Questions as Questions, ask as ask
 from .ratios import ratio as ratio
 from .replicates import (
-    Unit as Unit,
-    pair_runs as pair_runs,
     replicate_means as replicate_means,
     run_name as run_name,
 )
@@ -71,7 +66,6 @@ from .study_summaries import (
     failed_runs as failed_runs,
     read_comparisons as read_comparisons,
     read_pooled as read_pooled,
-    read_score as read_score,
 )
 from .surveys import (
     SURVEY_FILES as SURVEY_FILES,
