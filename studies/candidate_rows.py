@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 from paging import table
 
-from evenslice.report.base.wording import percent
-from evenslice.report.study.wording import difference
-from evenslice.results.student import student_interval
+from evenslice.report.formatting import difference, percent
+from evenslice.results.intervals import student_interval
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

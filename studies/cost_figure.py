@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 from matplotlib.transforms import offset_copy
 
-from evenslice.report.base import style
-from evenslice.report.base.drawing import WIDTH, Drawing
-from evenslice.report.base.wording import MINUS
+from evenslice.report import style
+from evenslice.report.formatting import MINUS
+from evenslice.report.style import WIDTH, Drawing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

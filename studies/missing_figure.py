@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from evenslice.report.base import style
-from evenslice.report.base.drawing import WIDTH, Drawing
+from evenslice.report import style
+from evenslice.report.style import WIDTH, Drawing
 
 if TYPE_CHECKING:
-    from evenslice.results.pooling import PooledComparison
+    from evenslice.results.arms import PooledComparison
 
 __all__ = ["missing_figure"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from importlib import metadata
 from pathlib import Path
@@ -12,12 +11,13 @@ import jinja2
 
 from evenslice._core.errors import ConfigError
 from evenslice._core.staging import staged_file
-from evenslice.report.base import style
+from evenslice.report import style
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from evenslice.report.base.drawing import Drawing
+    from evenslice.report import Table
+    from evenslice.report.style import Drawing
 
 STUDIES = Path(__file__).parent
 DOCS = STUDIES.parent / "docs"
@@ -32,6 +32,15 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """
     lines = [list(header), ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def markdown(item: Table) -> str:
+    """Return a table of a report in Markdown."""
+    rows: list[list[str]] = []
+    for group in item.groups:
+        rows += [[f"**{group.title}**", *[""] * (len(item.columns) - 1)]] if group.title else []
+        rows += [[row.label, *(cell.replace("\n", ", ") for cell in row.cells)] for row in group.rows]
+    return table(item.columns, rows)
 
 
 def versions(packages: Iterable[str]) -> str:
@@ -79,7 +88,5 @@ def write_page(template: str, path: Path, **values: Any) -> None:
 
 def write_figure(drawing: Drawing, path: Path) -> None:
     """Write a figure as a small SVG; call it inside ``style.settings()``."""
-    buffer = io.StringIO()
-    drawing.figure.savefig(buffer, format="svg", metadata=style.NO_METADATA)
     with staged_file(path, force=True) as beside:
-        beside.write_text(style.compact_svg(buffer.getvalue()), encoding="utf-8")
+        beside.write_text(style.svg_text(drawing.figure), encoding="utf-8")

@@ -10,12 +10,10 @@ import numpy as np
 from study_expectations import LOST, Expectation, by_study, outcome
 
 from evenslice.neutralizing.strategies import find_strategy
-from evenslice.report.base.wording import interval
-from evenslice.report.study.pooled import superiority
-from evenslice.report.study.wording import difference, p_value
-from evenslice.results.pooled_means import pool_means
-from evenslice.results.replicates import pair_runs, replicate_means
-from evenslice.results.student import LEVEL
+from evenslice.report.formatting import difference, interval, p_value
+from evenslice.report.study_tables import superiority
+from evenslice.results.arms import pair_runs, replicate_means
+from evenslice.results.intervals import LEVEL, pool_means
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,9 +21,8 @@ if TYPE_CHECKING:
 
     from found_studies import Study
 
-    from evenslice.results.intervals import Interval
-    from evenslice.results.pooled_means import PooledMean
-    from evenslice.results.pooling import PooledArm, PooledComparison
+    from evenslice.results.arms import PooledArm, PooledComparison
+    from evenslice.results.intervals import Interval, PooledMean
     from evenslice.studying.config import Arm
 
     RunRecord = Mapping[str, Any]
@@ -156,7 +153,7 @@ def _is_lower(item: PooledFound) -> bool:
 def _test(item: PooledFound) -> str:
     interim = not item.study.complete
     if item.arm.primary:
-        return superiority(item.arm, interim=interim)
+        return superiority(item.arm, interim=interim).replace("\n", ", ")
     return _adjusted(item.arm.p_adjusted, interim=interim)
 
 

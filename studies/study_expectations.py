@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 from found_studies import Found
 
-from evenslice.report.base.wording import interval, number, percent
-from evenslice.report.study.wording import difference, judgement, metric_text, removed_part
+from evenslice.report.formatting import difference, interval, number, percent
+from evenslice.report.study_tables import judgement, metric_text, removed_part
 from evenslice.results.intervals import UNKNOWN
 
 if TYPE_CHECKING:

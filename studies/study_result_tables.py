@@ -6,114 +6,23 @@ import math
 from statistics import median
 from typing import TYPE_CHECKING
 
-from paging import table
+from paging import markdown, table
 
-from evenslice.report.base.wording import NOTHING, interval, listed, percent
-from evenslice.report.study.pooled import superiority
-from evenslice.report.study.stress import stress_group
-from evenslice.report.study.tables import extents, figure_groups
-from evenslice.report.study.wording import (
-    difference_text,
-    judgement,
-    metric_text,
-    p_value,
-    removed_part,
-    verdicts,
-)
-from evenslice.results.replicates import replicate_means
-from evenslice.results.scores import score_title
-from evenslice.results.student import student_interval
+from evenslice.report.formatting import NOTHING, interval, listed
+from evenslice.report.study_tables import statistics_groups, verdicts
+from evenslice.report.tables import Group, Row, Table
+from evenslice.results.arms import replicate_means
+from evenslice.results.intervals import student_interval
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from found_studies import Study
 
-    from evenslice.results.arms import ArmSummary, Comparison
-    from evenslice.results.pooling import PooledArm, PooledComparison
+    from evenslice.results.arms import Comparison
     from evenslice.studying.study_data import StudyData
 
-__all__ = ["full_table", "pooled_table", "result_table", "run_table", "stress_table"]
-
-
-def result_table(study: Study, comparison: Comparison) -> str:
-    """Return what matters most of each arm, one a row."""
-    baseline, score = study.results.baseline, score_title(study.results.score, first=True)
-    header = (
-        "arm",
-        score,
-        f"{score} minus {baseline}",
-        "not inferior?",
-        "largest pair bias",
-        "part of it removed",
-        "mirror disagreement",
-    )
-    rows = {arm.arm: _result_row(arm, interim=not study.complete) for arm in comparison.arms}
-    return _with_extents(study, [comparison], header, rows)
-
-
-def _with_extents(
-    study: Study, comparisons: Sequence[Comparison], header: Sequence[str], rows: Mapping[str, Sequence[str]]
-) -> str:
-    """Return a table of arms, with the folds and seeds of each behind its name where the arms differ in them."""
-    found = extents(study.results, comparisons, [*rows])
-    if found is None:
-        return table(header, rows.values())
-    return table(
-        (header[0], found.label, *header[1:]),
-        ([row[0], extent, *row[1:]] for row, extent in zip(rows.values(), found.cells, strict=True)),
-    )
-
-
-def _result_row(arm: ArmSummary, *, interim: bool) -> list[str]:
-    compared = bool(arm.differences)
-    tested = f"{judgement(arm)} ({p_value(arm.p, interim=interim)})" if not math.isnan(arm.p) else NOTHING
-    return [
-        arm.arm,
-        metric_text(arm.score, arm),
-        difference_text(arm.score, arm) if compared else NOTHING,
-        tested,
-        metric_text("largest_bias", arm),
-        removed_part(arm.bias_removed),
-        percent(arm.metrics["mirror_disagreement"].estimate),
-    ]
-
-
-def pooled_table(study: Study, item: PooledComparison) -> str:
-    """Return what matters most of each arm over all data sets, one a row; the primary comparison is in bold."""
-    score = score_title(study.results.score, first=True)
-    header = (
-        "arm",
-        score,
-        f"{score} minus {study.results.baseline}",
-        "not inferior?",
-        "superior?",
-        "p of a difference, adjusted",
-        "largest pair bias",
-        "loss, both neighbours missing",
-    )
-    columns = zip(header, *(_pooled_row(arm, interim=not study.complete) for arm in item.arms), strict=True)
-    known = [column for column in columns if set(column[1:]) != {NOTHING}]
-    first, *rows = zip(*known, strict=True)
-    names = [arm.arm for arm in item.arms]
-    sets = [found for found in study.results.comparisons if found.architecture == item.architecture]
-    return _with_extents(study, sets, first, dict(zip(names, rows, strict=True)))
-
-
-def _pooled_row(arm: PooledArm, *, interim: bool) -> list[str]:
-    compared = bool(arm.differences)
-    return [
-        f"**{arm.arm}**" if arm.primary else arm.arm,
-        metric_text(arm.score, arm),
-        difference_text(arm.score, arm) if compared else NOTHING,
-        f"{judgement(arm)} ({p_value(arm.p, interim=interim)}, margin {arm.margin:g})"
-        if not math.isnan(arm.p)
-        else NOTHING,
-        superiority(arm, interim=interim),
-        p_value(arm.p_adjusted, interim=interim),
-        metric_text("largest_bias", arm),
-        interval(arm.metrics["loss_both"]),
-    ]
+__all__ = ["full_table", "run_table", "stress_table"]
 
 
 def stress_table(study: Study, comparison: Comparison) -> str:
@@ -147,14 +56,9 @@ def stress_table(study: Study, comparison: Comparison) -> str:
 def full_table(study: Study, comparison: Comparison) -> str:
     """Return every figure of each arm, one a column, in groups below their titles."""
     names = [arm.arm for arm in comparison.arms]
-    rows = []
-    stress = stress_group(study.results, comparison)
-    for group in (*figure_groups(study.results, comparison), *([stress] if stress.rows else [])):
-        rows.append([f"**{group.title}**", *[""] * len(names)])
-        rows += [[row.label, *row.cells] for row in group.rows]
-    rows.append(["**Time**", *[""] * len(names)])
-    rows.append(["Minutes of training, median", *(_minutes(study, comparison, name) for name in names)])
-    return table(["", *names], rows)
+    minutes = Row("Minutes of training, median", tuple(_minutes(study, comparison, name) for name in names))
+    groups = (*statistics_groups(study.results, comparison), Group("Time", "", (minutes,)))
+    return markdown(Table("", ("", *names), groups))
 
 
 def _minutes(study: Study, comparison: Comparison, arm: str) -> str:

@@ -17,7 +17,7 @@ import torch
 import evenslice
 from evenslice.inference.batch_norm_fusion import fuse_batch_norms
 from evenslice.inference.onnx_networks import open_session
-from evenslice.results.channel_balance import colour_balance
+from evenslice.results.surveys import colour_balance
 from evenslice.volumes import mni152
 
 if TYPE_CHECKING:

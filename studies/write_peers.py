@@ -26,9 +26,9 @@ from paging import DOCS, shared_folder, table, versions, write_figure, write_pag
 import evenslice
 from evenslice._core.errors import ModelError
 from evenslice.networks.weight_files import packaged_weights
-from evenslice.report.audit.charts import shares_figure
-from evenslice.report.base import style
-from evenslice.report.base.wording import number, signed
+from evenslice.report import style
+from evenslice.report.audit_charts import shares_figure
+from evenslice.report.formatting import number, signed
 from evenslice.volumes import mni152
 from evenslice.volumes.scaling import fit_scaling
 from evenslice.volumes.windows import WindowGrid

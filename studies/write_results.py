@@ -13,7 +13,6 @@ A study is a folder with ``summary.json`` beside the configuration of the same n
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import math
 import sys
@@ -24,28 +23,27 @@ from candidate_rows import candidate_table, read_rows
 from cost_figure import cost_figure
 from found_studies import find_studies
 from missing_figure import missing_figure
-from paging import DOCS, STUDIES, write_figure, write_page
+from paging import DOCS, STUDIES, markdown, write_figure, write_page
 from PIL import Image
 from pooled_expectations import pooled_expectations
 from recorded import describe_machine, describe_training, segmenter_table, training_table
 from study_expectations import expectations
-from study_result_tables import full_table, pooled_table, result_table, run_table, stress_table
+from study_result_tables import full_table, run_table, stress_table
 
 from evenslice._core.staging import staged_file, staged_folder
 from evenslice._core.words import json_text
-from evenslice.report.base import style
-from evenslice.report.study.page import draw_charts
-from evenslice.report.study.pictures import example_figure, example_panels
-from evenslice.report.study.pooled import pooled_sentence, shown_pooled
-from evenslice.report.study.wording import comparison_sentence
+from evenslice.report import style
+from evenslice.report.pictures import outlined_panels
+from evenslice.report.study_charts import study_charts
+from evenslice.report.study_tables import arm_tables, shown_pooled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from found_studies import Study
 
-    from evenslice.report.base.drawing import Drawing
-    from evenslice.results.pooling import PooledComparison
+    from evenslice.report.pictures import Panel
+    from evenslice.results.arms import PooledComparison
 
 
 def write_pages(studies: Sequence[Study], folder: Path, docs: Path) -> None:
@@ -103,17 +101,19 @@ def _note(file: Path, content: dict[str, Any]) -> None:
 
 def _shown(study: Study, costs: dict[str, Any] | None, folder: Path) -> dict[str, Any]:
     """Draw a study's figures into a folder, and return what the template needs."""
-    drawings = [*draw_charts(study.results)]
+    drawings = study_charts(study.results)
+    tables = {item.title: item for item in arm_tables(study.results.summary)}
     if costs is not None:
         drawings += [cost_figure(item, costs, study.results.baseline) for item in study.results.comparisons]
-    drawings += [missing_figure(item) for item in shown_pooled(study.results) if _is_stressed(item)]
+    drawings += [missing_figure(item) for item in shown_pooled(study.results.pooled) if _is_stressed(item)]
     for drawing in drawings:
         write_figure(drawing, folder / f"{study.name}-{drawing.name}.svg")
     examples = []
-    for index, panel in enumerate(example_panels(study.results), start=1):
-        drawing = example_figure(panel, f"example-{index}")
-        _save_picture(drawing, folder / f"{study.name}-{drawing.name}.webp")
-        examples.append(drawing)
+    for index, panel in enumerate(outlined_panels(study.results), start=1):
+        _save_picture(panel, folder / f"{study.name}-example-{index}.webp")
+        examples.append(
+            {"name": f"example-{index}", "title": panel.title, "arms": [one.name for one in panel.strips]}
+        )
     return {
         "name": study.name,
         "about": study.about,
@@ -129,19 +129,16 @@ def _shown(study: Study, costs: dict[str, Any] | None, folder: Path) -> dict[str
         "pooled": [
             {
                 "title": item.title,
-                "sentence": pooled_sentence(study.results, item),
-                "table": pooled_table(study, item),
-                "primary": any(arm.primary for arm in item.arms),
-                "several": len(item.datasets) > 1,
+                "sentence": tables[item.title].note,
+                "table": markdown(tables[item.title]),
             }
-            for item in shown_pooled(study.results)
+            for item in shown_pooled(study.results.pooled)
         ],
         "comparisons": [
             {
                 "title": item.title,
-                "unit": item.unit,
-                "sentence": comparison_sentence(item, study.results.baseline),
-                "table": result_table(study, item),
+                "sentence": tables[item.title].note,
+                "table": markdown(tables[item.title]),
                 "stress": stress_table(study, item),
                 "figures": full_table(study, item),
             }
@@ -157,10 +154,18 @@ def _is_stressed(pooled: PooledComparison) -> bool:
     )
 
 
-def _save_picture(drawing: Drawing, path: Path) -> None:
-    buffer = io.BytesIO()
-    drawing.figure.savefig(buffer, format="png", dpi=100)
-    Image.open(buffer).convert("RGB").save(path, "WEBP", quality=70, method=6)
+def _save_picture(panel: Panel, path: Path) -> None:
+    """Save the test slices of a panel with their outlines, from left to right."""
+    tiles = []
+    for strip in panel.strips:
+        layer = Image.fromarray(strip.pictures[0].layer)
+        image = Image.fromarray(strip.pictures[0].image).resize(layer.size).convert("RGBA")
+        tiles.append(Image.alpha_composite(image, layer))
+    width, height = tiles[0].size
+    found = Image.new("RGB", ((width + 8) * len(tiles) - 8, height), "white")
+    for index, tile in enumerate(tiles):
+        found.paste(tile.convert("RGB"), ((width + 8) * index, 0))
+    found.save(path, "WEBP", quality=70, method=6)
 
 
 def main() -> int:

@@ -23,9 +23,9 @@ from survey_onnx import THIN, audit_thin_resnet, find_thin_resnet, folded_energy
 import evenslice
 from evenslice._core.errors import ModelError
 from evenslice.networks.weight_files import packaged_weights, read_weights
-from evenslice.report.base import style
-from evenslice.report.base.wording import NOTHING, interval, number, percent
-from evenslice.report.survey.charts import balance_figure
+from evenslice.report import style
+from evenslice.report.formatting import NOTHING, interval, number, percent
+from evenslice.report.survey_chart import balance_figure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

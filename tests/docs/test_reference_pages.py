@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 import evenslice
-from evenslice.report.study.wording import difference
-from evenslice.results.pooled_means import pool_means
-from evenslice.results.student import student_interval
+from evenslice.report.formatting import difference
+from evenslice.results.intervals import pool_means, student_interval
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

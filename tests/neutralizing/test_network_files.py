@@ -405,12 +405,12 @@ def test_how_a_network_reads_volumes_comes_back(tmp_path):
     path = tmp_path / "model.safetensors"
     record = neutralize_file("timm:test_resnet", "none", path, reading=READING)
     assert load_network("timm:test_resnet", str(path))[1] == record
-    reading = Reading.of(**READING)
+    reading = Reading(**READING)
     assert stated_reading("timm:test_resnet", str(path)) == reading
     assert stated_reading(str(path), None) == reading
     assert stated_reading("timm:test_resnet", str(tmp_path)) == reading  # the folder
     found = find_reading(None, "timm:test_resnet", str(path), step=1, fill=0.0)
-    assert found == Reading.of(**READING | {"step": 1, "fill": 0.0})
+    assert found == Reading(**READING | {"step": 1, "fill": 0.0})
     again = tmp_path / "again.safetensors"
     neutralize_file("timm:test_resnet", str(path), again, strategy="pretrained", reading=reading)
     assert stated_reading("timm:test_resnet", str(again)) == reading

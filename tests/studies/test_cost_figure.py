@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import scripts
 
-from evenslice.report.base.style import settings
+from evenslice.report.style import settings
 
 STUDIES = Path(__file__).parents[2] / "studies"
 

@@ -14,9 +14,9 @@ import scripts
 from pages import plain
 from synthetic_study import ARMS, make_study
 
-from evenslice.report.study.wording import p_value
+from evenslice.report.formatting import p_value
+from evenslice.results.arms import Primary
 from evenslice.results.intervals import Interval
-from evenslice.results.pooling import Primary
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,8 +116,8 @@ def test_the_pages_tell_what_was_run_and_what_came_out(script, folder, docs):
     assert "version 0.2" not in text
     uniform = study.results.comparisons[0].arms[2]
     change = uniform.differences["dice"]
-    assert f"| uniform | {uniform.metrics['dice'].estimate:.3f} [" in text
-    assert f"+{change.estimate:.3f} [{change.low:.3f}, {change.high:.3f}] | not inferior (p = " in text
+    assert f"| uniform | 3 | {uniform.metrics['dice'].estimate:.3f} [" in text
+    assert f"+{change.estimate:.3f} [{change.low:.3f}, {change.high:.3f}] | not inferior, p = " in text
     assert "| Adapted Rand error |" in text
     assert "machine" not in overview  # nobody has said what it was
     assert "nan" not in text.lower().split()
@@ -134,7 +134,7 @@ def test_a_page_says_which_audits_are_by_older_definitions(script, folder, tmp_p
 def test_every_figure_of_the_page_is_there_and_small(docs):
     text = (docs / "results" / "made-up.md").read_text(encoding="utf-8")
     files = {path.name for path in (docs / "results").iterdir() if path.suffix != ".md"}
-    charts = ("forest", "learning", "trajectories", "saliency", "stress", "missing")
+    charts = ("forest", "learning", "stress", "missing")
     assert files == {
         *(f"made-up-{name}.svg" for name in charts),
         "made-up-example-1.webp",
@@ -300,16 +300,11 @@ def test_a_study_with_folds_begins_with_all_data_sets(script, folder, tmp_path):
         "## Lucchi++, net (study `folded`)"
     )
     assert "Folds of one data set share training data, so intervals over folds may be too narrow" in part
-    assert part.count("Means over folds (of the means over the seeds of each fold)") == 2
-    assert part.count("Means over seeds have") == 0
-    assert "folds x seeds" not in part  # all arms have the same
-    assert "compares fair with pretrained" in part
-    assert (
-        "adjusted for the number of such tests that the study plans (Holm); the p of\nnon-inferiority is not"
-        in part
-    )
-    assert "| **fair** | " in part
-    assert "| superior (interim p " in part  # one run failed
+    assert part.count("Means over folds, with 95 % intervals by Student's t.") == 2
+    assert "* Primary comparison, with a margin of 0.005" in part
+    assert "| fair * | " in part
+    assert "| superior, p " in part
+    assert "every p is interim" in part  # one run failed
     assert "- d, n, a, fold 2, seed 1: no luck" in part
     assert "| `folded` | Lucchi++ | net | 3 | 3 | 0, 1 |" in read(tmp_path / "docs", "results.md")
     assert pooled_outcomes(read(tmp_path / "docs", "results/outcomes.md")) == [
@@ -493,31 +488,6 @@ def test_a_study_that_lacks_results_is_open(script, folder):
     unfinished = {**study.results.summary, "planned": 25}
     results = dataclasses.replace(study.results, summary=unfinished)
     assert outcomes(script, dataclasses.replace(study, results=results)) == ["open (interim)"] * 5
-
-
-def test_arms_with_fewer_seeds_are_marked(script, tmp_path):
-    study = folded_study(script, tmp_path, ARMS_FOLDED)
-    runs = tuple(run for run in study.results.runs if (run.arm, run.seed) != ("uniform", 1))
-    fewer = dataclasses.replace(study, results=dataclasses.replace(study.results, runs=runs))
-    (pooled,), (first, _) = fewer.results.pooled, fewer.results.comparisons
-    for text in (script.result_table(fewer, first), script.pooled_table(fewer, pooled)):
-        header, _, pretrained, uniform, _ = text.splitlines()
-        assert header.startswith("| arm | folds x seeds | ")
-        assert pretrained.startswith("| pretrained | 3 x 2 | ")
-        assert uniform.startswith("| uniform | 3 x 1 | ")
-    assert "| 3 | 0, 1; uniform: 0 | 3 |" in plain(script.run_table([fewer]))
-
-
-def test_runs_that_are_not_folds_times_seeds_are_counted(script, tmp_path):
-    study = folded_study(script, tmp_path, ARMS_FOLDED)
-    runs = tuple(
-        run for run in study.results.runs if (run.arm, run.seed, run.fold > 0) != ("uniform", 1, True)
-    )
-    fewer = dataclasses.replace(study, results=dataclasses.replace(study.results, runs=runs))
-    header, _, pretrained, uniform, _ = script.result_table(fewer, fewer.results.comparisons[0]).splitlines()
-    assert header.startswith("| arm | folds x seeds | ")
-    assert pretrained.startswith("| pretrained | 3 x 2 | ")
-    assert uniform.startswith("| uniform | 3 x 2 (4 runs) | ")
 
 
 def test_a_study_is_planned_by_the_larger_of_its_plans(script, tmp_path):
