@@ -11,7 +11,7 @@ import zarr
 
 from evenslice._core.errors import ConfigError, MissingExtraError, OutputError, VolumeError
 from evenslice.volumes.opening import open_volume
-from evenslice.volumes.read.places import is_address
+from evenslice.volumes.read.location import is_address
 from evenslice.volumes.read.source import ArraySource
 from evenslice.volumes.write.writer import check_destination, write_volume
 

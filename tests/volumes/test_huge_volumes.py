@@ -14,7 +14,7 @@ from evenslice.volumes import blocks, fingerprints, scaling
 from evenslice.volumes.fingerprints import fingerprint, modified
 from evenslice.volumes.label_values import LabelValues
 from evenslice.volumes.opening import open_volume
-from evenslice.volumes.read.pieces import THREADS
+from evenslice.volumes.read.chunk_files import THREADS
 from evenslice.volumes.scaling import Scaling, fit_scaling
 from evenslice.volumes.views import hold_in_memory, reslice, take_region, take_slices
 from evenslice.volumes.windows import WindowGrid

@@ -23,7 +23,7 @@ from .opening import (
     open_volume as open_volume,
     stated_axes as stated_axes,
 )
-from .read.places import is_address as is_address
+from .read.location import is_address as is_address
 from .scaling import PERCENTILES as PERCENTILES, Scaling as Scaling, fit_scaling as fit_scaling
 from .several import (
     fit_scalings as fit_scalings,

@@ -11,7 +11,7 @@ import numpy as np
 from evenslice._core import open_regular
 from evenslice.volumes.blocks import sample_chunks, sample_stored
 from evenslice.volumes.read.checks import reporting_read_errors
-from evenslice.volumes.read.places import files_under, holds_many
+from evenslice.volumes.read.location import files_under, holds_many
 from evenslice.volumes.views import reslice
 
 if TYPE_CHECKING:

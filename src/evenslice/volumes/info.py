@@ -10,7 +10,7 @@ import numpy as np
 from evenslice.volumes.affines import axis_codes
 from evenslice.volumes.blocks import sample_stored
 from evenslice.volumes.read.checks import reporting_read_errors
-from evenslice.volumes.read.places import files_under, holds_many
+from evenslice.volumes.read.location import files_under, holds_many
 from evenslice.volumes.read.slice_folder import SLICE_FOLDER, missing_numbers
 
 if TYPE_CHECKING:

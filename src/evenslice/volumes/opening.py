@@ -28,7 +28,7 @@ from evenslice.volumes.axes import arrange, check_axes, check_picks
 from evenslice.volumes.label_places import check_place
 from evenslice.volumes.masked_arrays import fill_masked, is_masked
 from evenslice.volumes.read.formats import open_source
-from evenslice.volumes.read.places import Place, locate
+from evenslice.volumes.read.location import Place, locate
 from evenslice.volumes.read.source import ArraySource, VoxelSource
 from evenslice.volumes.units import UNITS, normal_unit, positive
 from evenslice.volumes.views import reslice, take_region

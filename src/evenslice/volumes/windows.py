@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 import numpy as np
 
 from evenslice._core import ConfigError, VolumeError, check_known, option
-from evenslice.volumes.read.pieces import reads_at_once
+from evenslice.volumes.read.chunk_files import reads_at_once
 from evenslice.volumes.scaling import require_finite
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import OutputError, needs_extra, option, path_text, reporting_write_errors
-from evenslice.volumes.read.places import is_address, refuse_secret
+from evenslice.volumes.read.location import is_address, refuse_secret
 from evenslice.volumes.write.formats import HDF5, ZARR, WriteFormat, find_write_format
 from evenslice.volumes.write.hdf5 import beside_volume
 from evenslice.volumes.write.remote import check_remote

@@ -54,7 +54,7 @@ def write_zarr_store(store: Store, image: Image, name: str) -> None:
         image: the image.
         name: name of the image in its metadata.
     """
-    from evenslice.volumes.read.zarr_tasks import settle
+    from evenslice.volumes.read.zarr import settle
     from evenslice.volumes.write.metadata_last import MetadataLast
 
     held = MetadataLast(store)
