@@ -15,7 +15,7 @@ from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit, with_statistics
 
 from evenslice._core.errors import ConfigError, MissingExtraError, OutputError
 from evenslice.auditing.documents import load_audits
-from evenslice.networks.stem_kernels import StemKernels
+from evenslice.networks.inputs import StemKernels
 from evenslice.report import verdict_sentence, write_figures, write_report, write_tables
 from evenslice.report.audit_charts import audit_charts, biases_figure, kernel_figures
 from evenslice.report.formatting import interval

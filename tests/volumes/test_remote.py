@@ -25,7 +25,6 @@ from evenslice._core import errors
 from evenslice.volumes import info
 from evenslice.volumes.info import describe_volume, fingerprint
 from evenslice.volumes.opening import open_volume
-from evenslice.volumes.read.remote import remote_store
 from evenslice.volumes.volume import take_slices
 
 STACK = (np.arange(6 * 40 * 32) % 1021).reshape(6, 40, 32).astype(np.uint16)
@@ -288,6 +287,7 @@ def test_a_bucket_that_may_not_be_listed(bucket, monkeypatch):
             raise PermissionError("Access Denied") from None  # as S3 says where a bucket may not be listed
 
     monkeypatch.setattr(s3fs.S3FileSystem, "_cat_file", forbidden)
+    s3fs.S3FileSystem.clear_instance_cache()
     volume = open_volume(f"{bucket}/plain.zarr")
     np.testing.assert_array_equal(volume[:2], STACK[:2])
     with pytest.raises(errors.VolumeError, match="PermissionError: Access Denied.* your credentials"):
@@ -331,10 +331,9 @@ def test_a_server_that_goes_away(tmp_path):
         ),
         ("file:///etc/a.zarr", "cannot read addresses of this kind"),
         ("reference://x/a.zarr", "cannot read addresses of this kind"),
-        ("https://host/a.zarr::reference://x", "cannot read addresses of this kind"),
         ("simplecache::https://host/a.zarr", "no such file|cannot read addresses of this kind"),
-        ("http://[::1]:1/a.zarr", "Cannot connect to host ::1:1"),
-        ("http://[::1]::reference://x", "cannot read addresses of this kind"),
+        ("http://[::1]:1/a.zarr", "cannot be read .ConnectionError.*::1"),
+        ("s3://bucket/a.zarr::reference://x", "cannot read addresses of this kind"),
         ("https://host/a/../../b.zarr", "is not the address of a folder"),
         ("s3://", "is not the address of a folder"),
     ],
@@ -372,12 +371,6 @@ def test_an_address_in_a_path():
 
 
 def test_missing_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "fsspec", None)
+    monkeypatch.setitem(sys.modules, "requests", None)
     with pytest.raises(errors.MissingExtraError, match=r"pip install 'evenslice\[remote\]'"):
         open_volume("https://host/a.zarr")
-
-
-def test_stores_of_many_addresses_share_a_class():
-    stores = [remote_store(f"http://127.0.0.1:1/{name}.zarr", name, most=100) for name in "ab"]
-    assert type(stores[0]) is type(stores[1])
-    assert stores[0].with_read_only(True) == stores[0]

@@ -31,7 +31,7 @@ from .opening import (
     open_volume as open_volume,
     stated_axes as stated_axes,
 )
-from .read.places import is_address as is_address
+from .read.location import is_address as is_address
 from .reading import Reading as Reading, each_reading as each_reading, fit_scalings as fit_scalings
 from .scaling import (
     PERCENTILES as PERCENTILES,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import map_ahead
-from evenslice.volumes.read.pieces import reads_at_once
+from evenslice.volumes.read.chunk_files import reads_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

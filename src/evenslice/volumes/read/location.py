@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Place",
     "confined",
-    "data_file",
     "files_under",
     "holds_many",
     "is_address",
@@ -32,7 +31,6 @@ KINDS = ("precomputed", "n5", "zarr")
 """Formats that may be named in front of an address, as Neuroglancer does: precomputed://gs://bucket/image."""
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
-_IPV6 = re.compile(r"^\[[0-9A-Fa-f:.]+\](?=[:/])")
 _CRUSHED = re.compile(r"(?:https?|s3|gs|az):/[^/]")
 _KIND = re.compile(rf"({'|'.join(KINDS)})://(.*)", re.DOTALL)
 _DATASET = re.compile(r"(.+\.(?:h5|hdf5|hdf|he5|nxs|ims)):(.*)", re.IGNORECASE)
@@ -50,7 +48,7 @@ class Place:
         series: which series of a DICOM folder, or None if the user named none.
         kind: the format that the user named in front of the address, or None.
         picked: the axes, as the file names them, along which the user picked an index.
-        since: when it was named, in seconds since 1970; no chunk of a Zarr folder may disappear later.
+        since: when it was named, in seconds since 1970; no chunk of a folder may disappear later.
     """
 
     label: str
@@ -126,9 +124,8 @@ def _check_address(url: str, protocol: str, kind: str | None) -> None:
         )
     refuse_secret(url, VolumeError)
     rest = url.partition("://")[2]
-    if protocol.lower() not in PROTOCOLS or "::" in _IPV6.sub(
-        "", rest, count=1
-    ):  # by which fsspec joins addresses
+    # By :: fsspec, which reads s3://, joins addresses.
+    if protocol.lower() not in PROTOCOLS or (protocol.lower() == "s3" and "::" in rest):
         raise VolumeError(
             f"{url}: cannot read addresses of this kind; start it with "
             f"{', '.join(f'{known}://' for known in PROTOCOLS)}, or name a file"
@@ -168,22 +165,6 @@ def confined(folder: Path, name: str, label: str) -> Path:
     return path
 
 
-def data_file(folder: Path, name: str, label: str) -> Path:
-    """Return the path of an existing file that a header names, which must be in its folder or below.
-
-    Raises:
-        VolumeError: the name leads out of the folder or means several files, or the file is missing.
-    """
-    if re.match(r"LIST(\s|$)", name) or "%" in name:
-        raise VolumeError(
-            f"{label}: its voxels are spread over several files ({name[:40]}); save it as one file"
-        )
-    path = confined(folder, name, label)
-    if not path.is_file():
-        raise VolumeError(f"{label}: its data file {name[:80]!r} is missing; copy it too")
-    return path
-
-
 def files_under(path: Path, label: str) -> list[Path]:
     """Return the file itself, or all files below a folder in the order of their relative names.
 
@@ -204,7 +185,7 @@ def files_under(path: Path, label: str) -> list[Path]:
 
 
 def holds_many(path: Path, most: int) -> bool:
-    """Return whether more than a number of files and folders are below a folder, without listing more than these.
+    """Return whether more than a number of files and folders are below a folder, without listing far more than these.
 
     Example:
         >>> import tempfile
@@ -214,13 +195,9 @@ def holds_many(path: Path, most: int) -> bool:
         >>> holds_many(folder, 2), holds_many(folder, 3), holds_many(folder / "a", 0)
         (True, False, False)
     """
-    seen, folders = 0, [os.fspath(path)] if path.is_dir() else []
-    while folders:
-        with os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                seen += 1
-                if seen > most:
-                    return True
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
+    seen = 0
+    for _, folders, files in os.walk(path):
+        seen += len(folders) + len(files)
+        if seen > most:
+            return True
     return False

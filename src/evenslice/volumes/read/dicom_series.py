@@ -1,33 +1,66 @@
-"""The frames of DICOM files: the metadata of each image in a file, in one form for classic and enhanced objects.
+"""The frames of DICOM files, in one form for classic and enhanced objects: their metadata, and their pixels.
 
 Source: DICOM PS3.3, sections C.7.6.2 (image plane), C.7.6.16 (functional groups) and C.11.1 (rescaling).
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import MissingExtraError, VolumeError
-from evenslice.volumes.read.checks import reporting_read_errors, require_bytes, require_chunk
-from evenslice.volumes.read.dicom_headers import first, number, numbers, pick, read_header, whole
+from evenslice._core import MissingExtraError, VolumeError, needs_extra, open_regular
+from evenslice.volumes.read.checks import (
+    reporting_read_errors,
+    require_bytes,
+    require_piece,
+    without_warnings,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
+    from numpy.typing import NDArray
 
-__all__ = ["Frame", "Series", "read_series", "where_in"]
+__all__ = ["Frame", "Series", "decode", "is_dicom", "read_series"]
 
-MOST_FRAMES = 100_000
+_TAGS = [
+    "SOPClassUID",
+    "SeriesInstanceUID",
+    "SeriesNumber",
+    "SeriesDescription",
+    "Modality",
+    "InstanceNumber",
+    "AcquisitionNumber",
+    "TemporalPositionIdentifier",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "SpacingBetweenSlices",
+    "SliceThickness",
+    "NumberOfFrames",
+    "SamplesPerPixel",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "PixelRepresentation",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "ModalityLUTSequence",
+    "GridFrameOffsetVector",
+    "DVHSequence",
+    "DoseGridScaling",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+]
 
-TRUSTED_BYTES = 2**28
-"""Size in bytes that a compressed frame may expand to without a check."""
-
-_RUN_LENGTHS, _RUN_LENGTH_EXPANSION = "1.2.840.10008.1.2.5", 64
+# Without a handler, logging would print the warnings of pydicom about damaged files next to our own error.
+logging.getLogger("pydicom").addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True)
@@ -37,7 +70,6 @@ class Frame:
     Attributes:
         path: the file.
         index: index of the frame in the file.
-        packed: whether it is compressed so that it may expand to far more than its header claims.
         shape: rows, columns, and samples per pixel if there are several.
         dtype: data type as decoded.
         slope: factor of the stored values.
@@ -51,7 +83,6 @@ class Frame:
 
     path: Path
     index: int
-    packed: bool
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     slope: float
@@ -80,6 +111,20 @@ class Series:
     frames: list[Frame]
 
 
+def is_dicom(path: Path) -> bool:
+    """Return whether a file has the signature of DICOM."""
+    with open_regular(path) as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _read_header(path: Path) -> Any:
+    """Read the required elements of a header, without warnings: what matters is checked by the caller."""
+    with needs_extra("medical", "reading a DICOM volume"):
+        import pydicom
+    with without_warnings():
+        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
+
+
 def read_series(files: Sequence[Path], label: str) -> list[Series]:
     """Read the headers of files and group their frames into series, sorted by number; files without an image are omitted.
 
@@ -88,11 +133,10 @@ def read_series(files: Sequence[Path], label: str) -> list[Series]:
         MissingExtraError: the voxels are compressed and their decoder is not installed.
     """
     found: dict[str, Series] = {}
-    count = 0
     for file in files:
-        where = where_in(label, file)
+        where = _where_in(label, file)
         with reporting_read_errors(where, "DICOM"):
-            header = read_header(file, where)
+            header = _read_header(file)
             if "Rows" not in header or "Columns" not in header:
                 _require_no_image(header, where)
                 continue
@@ -100,18 +144,39 @@ def read_series(files: Sequence[Path], label: str) -> list[Series]:
             title = (
                 f"{header.get('Modality', '')} {header.get('SeriesDescription', '')}".strip() or "no title"
             )
-            series = found.setdefault(uid, Series(uid, whole(header, "SeriesNumber"), title, []))
-            for frame in _frames(header, file, where):
-                series.frames.append(frame)
-                count += 1
-            if count > MOST_FRAMES:
-                raise VolumeError(
-                    f"{label}: holds more than {MOST_FRAMES:,} images; name a folder with fewer"
-                )
+            series = found.setdefault(uid, Series(uid, _whole(header, "SeriesNumber"), title, []))
+            series.frames.extend(_frames(header, file, where))
     return sorted(found.values(), key=lambda series: (series.number, series.uid))
 
 
-def where_in(label: str, path: Path) -> str:
+def decode(frames: Iterable[Frame], label: str) -> Iterator[NDArray[Any]]:
+    """Yield the rescaled pixels of frames; consecutive frames of one file are read together.
+
+    Raises:
+        VolumeError: they cannot be decoded, or do not match the header.
+    """
+    from pydicom.pixels.utils import iter_pixels
+
+    for path, group in groupby(frames, key=lambda frame: frame.path):
+        where, wanted = _where_in(label, path), list(group)
+        with reporting_read_errors(where, "DICOM"):
+            images = iter_pixels(path, indices=[frame.index for frame in wanted])
+            for frame, pixels in zip(wanted, images, strict=True):
+                yield _rescaled(pixels, frame, where)
+
+
+def _rescaled(pixels: NDArray[Any], frame: Frame, where: str) -> NDArray[Any]:
+    if pixels.shape != frame.shape or pixels.dtype.newbyteorder("=") != frame.dtype:
+        raise VolumeError(
+            f"{where}: its image is {pixels.shape} {pixels.dtype} and its header claims {frame.shape} "
+            f"{frame.dtype}; the file is damaged"
+        )
+    if (frame.slope, frame.intercept) == (1.0, 0.0):
+        return pixels
+    return np.asarray(pixels, np.float64) * frame.slope + frame.intercept
+
+
+def _where_in(label: str, path: Path) -> str:
     """Return the label of a file in a folder, or of the file that was opened."""
     return label if label.endswith(path.name) else f"{label}: {path.name}"
 
@@ -130,39 +195,35 @@ def _require_no_image(header: Any, where: str) -> None:
 
 def _frames(header: Any, path: Path, where: str) -> Iterator[Frame]:
     """Yield the frames of a file, with their shared and their own metadata."""
-    count = max(whole(header, "NumberOfFrames", 1), 1)
-    if count > MOST_FRAMES:
-        raise VolumeError(
-            f"{where}: claims {count:,} frames, more than the limit of {MOST_FRAMES:,}; split the file"
-        )
+    count = max(_whole(header, "NumberOfFrames", 1), 1)
+    if count > (held := path.stat().st_size):
+        raise VolumeError(f"{where}: claims {count:,} frames in {held:,} bytes; the file is damaged")
     shape, dtype = _shape_and_type(header, where)
     _check_syntax(header, path, where, shape, count)
     if "ModalityLUTSequence" in header:
         raise VolumeError(
             f"{where}: its values refer to a modality lookup table, which cannot be read; save it rescaled"
         )
-    shared = first(header, "SharedFunctionalGroupsSequence")
+    shared = _first(header, "SharedFunctionalGroupsSequence")
     own = header.get("PerFrameFunctionalGroupsSequence") or []
     if own and len(own) != count:
         raise VolumeError(f"{where}: claims {count} frames and describes {len(own)}; the file is damaged")
     stated = header.get("GridFrameOffsetVector")  # of one frame, a number
     offsets = [] if stated is None else np.atleast_1d(np.asarray(stated, dtype=float)).tolist()
-    packed = _may_expand(header, path)
     for index in range(count):
         groups = [group for group in (own[index] if own else None, shared) if group is not None]
-        group = partial(pick, groups, header)
+        group = partial(_pick, groups, header)
         measures, values = group("PixelMeasuresSequence"), group("PixelValueTransformationSequence")
-        orientation = numbers(group("PlaneOrientationSequence"), "ImageOrientationPatient", 6)
+        orientation = _numbers(group("PlaneOrientationSequence"), "ImageOrientationPatient", 6)
         position = None
         if count == 1 or own:
-            position = numbers(group("PlanePositionSequence"), "ImagePositionPatient", 3)
+            position = _numbers(group("PlanePositionSequence"), "ImagePositionPatient", 3)
         if len(offsets) == count and orientation is not None:
             position = _dose_position(header, orientation, offsets[index], offsets[0])
-        gap = abs(number(measures, "SpacingBetweenSlices", 0.0)) or number(measures, "SliceThickness", 0.0)
+        gap = abs(_number(measures, "SpacingBetweenSlices", 0.0)) or _number(measures, "SliceThickness", 0.0)
         yield Frame(
             path=path,
             index=index,
-            packed=packed,
             shape=shape,
             dtype=dtype,
             slope=_rescaling(values, "RescaleSlope", where)
@@ -171,12 +232,12 @@ def _frames(header: Any, path: Path, where: str) -> Iterator[Frame]:
             intercept=_rescaling(values, "RescaleIntercept", where, may_be_zero=True) or 0.0,
             position=position,
             orientation=orientation,
-            pixel=numbers(measures, "PixelSpacing", 2),
+            pixel=_numbers(measures, "PixelSpacing", 2),
             gap=gap if gap > 0 else None,
             order=(
-                whole(header, "TemporalPositionIdentifier"),
-                whole(header, "AcquisitionNumber"),
-                whole(header, "InstanceNumber"),
+                _whole(header, "TemporalPositionIdentifier"),
+                _whole(header, "AcquisitionNumber"),
+                _whole(header, "InstanceNumber"),
                 index,
             ),
         )
@@ -200,17 +261,9 @@ def _rescaling(item: Any, name: str, where: str, *, may_be_zero: bool = False) -
     return found
 
 
-def _may_expand(header: Any, path: Path) -> bool:
-    """Return whether the frames of a file are compressed and could expand to more than ``TRUSTED_BYTES``."""
-    syntax = header.file_meta.TransferSyntaxUID
-    if not syntax.is_encapsulated:
-        return False
-    return str(syntax) != _RUN_LENGTHS or path.stat().st_size * _RUN_LENGTH_EXPANSION > TRUSTED_BYTES
-
-
 def _shape_and_type(header: Any, where: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    rows, columns, samples = (whole(header, name, 1) for name in ("Rows", "Columns", "SamplesPerPixel"))
-    bits = whole(header, "BitsAllocated")
+    rows, columns, samples = (_whole(header, name, 1) for name in ("Rows", "Columns", "SamplesPerPixel"))
+    bits = _whole(header, "BitsAllocated")
     if rows < 1 or columns < 1 or samples not in (1, 3, 4) or bits not in (1, 8, 16, 32, 64):
         raise VolumeError(
             f"{where}: claims an impossible image of {rows} x {columns} pixels, {samples} samples, {bits} "
@@ -218,11 +271,11 @@ def _shape_and_type(header: Any, where: str) -> tuple[tuple[int, ...], np.dtype[
         )
     shape = (rows, columns, *((samples,) if samples > 1 else ()))
     if "PixelRepresentation" in header:
-        kind = "i" if whole(header, "PixelRepresentation") == 1 else "u"
+        kind = "i" if _whole(header, "PixelRepresentation") == 1 else "u"
     else:
         kind = "f" if bits >= 32 else "u"  # parametric maps of floats lack it
     dtype = np.dtype(f"{kind}{max(bits, 8) // 8}")
-    require_chunk(where, "its images", shape, dtype)
+    require_piece(where, "its images", shape, dtype)
     return shape, dtype
 
 
@@ -231,6 +284,10 @@ def _check_syntax(header: Any, path: Path, where: str, shape: tuple[int, ...], c
     from pydicom.pixels.decoders.base import get_decoder
 
     syntax = header.file_meta.TransferSyntaxUID
+    if syntax.is_deflated:
+        raise VolumeError(
+            f"{where}: is compressed as a whole (deflated); save it uncompressed, or with compressed images"
+        )
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
@@ -243,7 +300,7 @@ def _check_syntax(header: Any, path: Path, where: str, shape: tuple[int, ...], c
             "'evenslice[medical]'"
         )
     if not syntax.is_encapsulated and len(shape) == 2:
-        bits = whole(header, "BitsAllocated")
+        bits = _whole(header, "BitsAllocated")
         require_bytes(path, where, shape[0] * shape[1] * count * bits // 8)
 
 
@@ -255,10 +312,47 @@ def _dose_position(
     Source: PS3.3, section C.8.8.3.2. Offsets count along the normal and start at zero; z, whatever the normal, towards
     the head.
     """
-    first = numbers(header, "ImagePositionPatient", 3)
+    first = _numbers(header, "ImagePositionPatient", 3)
     if first is None:
         return None
     normal = np.cross(orientation[:3], orientation[3:])
     if first_offset and normal[2] < 0:
         normal = -normal
     return tuple((np.array(first) + (offset - first_offset) * normal).tolist())
+
+
+def _first(header: Any, name: str) -> Any:
+    """Return the first item of a sequence, or None."""
+    items = header.get(name)
+    return items[0] if items else None
+
+
+def _pick(groups: Sequence[Any], header: Any, name: str) -> Any:
+    """Return the functional group of a frame: its own, else the shared one, else the header itself, as in classic objects."""
+    for group in groups:
+        found = _first(group, name)
+        if found is not None:
+            return found
+    return header
+
+
+def _numbers(item: Any, name: str, count: int) -> tuple[float, ...] | None:
+    """Return ``count`` finite numbers, or None if the element has anything else."""
+    stated = item.get(name)
+    if stated is None or not hasattr(stated, "__len__") or len(stated) != count:
+        return None
+    found = tuple(float(part) for part in stated)
+    return found if np.isfinite(found).all() else None
+
+
+def _number(item: Any, name: str, default: float) -> float:
+    """Return a finite number, or the default."""
+    stated = item.get(name)
+    found = default if stated is None or stated == "" else float(stated)
+    return found if np.isfinite(found) else default
+
+
+def _whole(item: Any, name: str, default: int = 0) -> int:
+    """Return an integer, or the default."""
+    stated = item.get(name)
+    return default if stated is None or stated == "" else int(stated)
