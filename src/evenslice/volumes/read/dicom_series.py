@@ -29,36 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Frame", "Series", "decode", "is_dicom", "read_series"]
 
-_TAGS = [
-    "SOPClassUID",
-    "SeriesInstanceUID",
-    "SeriesNumber",
-    "SeriesDescription",
-    "Modality",
-    "InstanceNumber",
-    "AcquisitionNumber",
-    "TemporalPositionIdentifier",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "PixelSpacing",
-    "SpacingBetweenSlices",
-    "SliceThickness",
-    "NumberOfFrames",
-    "SamplesPerPixel",
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "PixelRepresentation",
-    "RescaleSlope",
-    "RescaleIntercept",
-    "ModalityLUTSequence",
-    "GridFrameOffsetVector",
-    "DVHSequence",
-    "DoseGridScaling",
-    "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
-]
-
 # Without a handler, logging would print the warnings of pydicom about damaged files next to our own error.
 logging.getLogger("pydicom").addHandler(logging.NullHandler())
 
@@ -122,7 +92,7 @@ def _read_header(path: Path) -> Any:
     with needs_extra("medical", "reading a DICOM volume"):
         import pydicom
     with without_warnings():
-        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
+        return pydicom.dcmread(path, stop_before_pixels=True, defer_size=2**16)
 
 
 def read_series(files: Sequence[Path], label: str) -> list[Series]:

@@ -7,9 +7,9 @@ sizes. N5 counts its axes x first; here, as everywhere, z comes first.
 from __future__ import annotations
 
 import math
-import os
 import struct
 from contextlib import suppress
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,8 +54,6 @@ CODECS = {
 
 _LZ4 = struct.Struct("<8sBIII")
 """What precedes each piece of a stream of lz4-java: its mark, method, and sizes before and after, and a checksum."""
-
-_MOST_LISTED = 1000
 
 
 def is_n5(path: Path) -> bool:
@@ -285,15 +283,8 @@ def _no_dataset(files: ChunkFiles) -> ConfigError | VolumeError:
         )
     listed: list[str] = []
     if not isinstance(place.location, str):
-        seen = 0
-        for folder, folders, names in os.walk(place.location):
-            seen += len(folders) + len(names)
-            if ATTRIBUTES in names and folder != str(place.location):
-                listed.append(os.path.relpath(folder, place.location))
-                folders.clear()
-            folders[:] = sorted(folders)[:20]
-            if seen > _MOST_LISTED or len(listed) == 6:
-                break
+        found = chain.from_iterable(place.location.glob(f"{'*/' * depth}{ATTRIBUTES}") for depth in (1, 2, 3))
+        listed = [path.parent.relative_to(place.location).as_posix() for path in islice(found, 6)]
     inside = f" (it holds {', '.join(listed)})" if listed else ""
     example = listed[0] if listed else "volumes/raw"
     if files.remote:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from contextlib import contextmanager, suppress
-from functools import cache
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +48,6 @@ _PASSING = (
     HTTPStatus.SERVICE_UNAVAILABLE,
     HTTPStatus.GATEWAY_TIMEOUT,
 )
-_METADATA = ("zarr.json", ".zgroup", ".zarray", "attributes.json", "s0/attributes.json", "info")
 _NOTHING_FOUND = ("GroupNotFoundError", "ArrayNotFoundError", "NodeNotFoundError")  # of Zarr, in its versions
 _GOOGLE = "https://storage.googleapis.com"
 
@@ -67,12 +65,10 @@ class RemoteFiles:
 
     def __init__(self, url: str) -> None:
         self._base = web_address(url)
-        self._s3: Any = None
+        self._s3: list[Any] = []
         with needs_extra("remote", "reading a volume from an address"):
             if url.lower().startswith("s3:"):
-                import fsspec
-
-                self._s3, self._base = fsspec.url_to_fs(url, **_s3_options(url))
+                self._s3 = _s3_systems()
             else:
                 self._session = _session()
 
@@ -87,11 +83,23 @@ class RemoteFiles:
         Raises:
             OSError, or what s3fs raises: it is missing, larger, or cannot be read.
         """
-        if self._s3 is not None:
-            part = span or slice(0, most + 1)
-            content: bytes = self._s3.cat_file(f"{self._base}/{name}", start=part.start, end=part.stop)
-            return content
+        if self._s3:
+            return self._from_s3(f"{self._base}/{name}", span or slice(0, most + 1))
         return self._fetch(f"{self._base}/{name}", most, span)
+
+    def _from_s3(self, url: str, span: slice) -> bytes:
+        """Ask S3 without credentials; with them, from then on, if only that is allowed."""
+        content: bytes
+        for system in self._s3:
+            try:
+                content = system.cat_file(url, start=span.start, end=span.stop)
+            except PermissionError:
+                if system is self._s3[-1]:
+                    raise
+            else:
+                self._s3 = [system] if system is self._s3[-1] else self._s3
+                return content
+        raise AssertionError  # one of them returned or raised
 
     def _fetch(self, url: str, most: int, span: slice | None) -> bytes:
         """Ask a web server, and again if the connection is lost; what may pass otherwise, the session repeats."""
@@ -187,35 +195,16 @@ def _body(answer: requests.Response, most: int) -> bytes:
 # S3
 
 
-def _s3_options(url: str) -> dict[str, Any]:
+def _s3_systems() -> list[Any]:
+    """Return S3 without credentials, and with those of the environment if there are any."""
     import botocore.session
+    import fsspec
     import s3fs  # noqa: F401  # fsspec imports it by name
 
-    connection = s3_connection()
-    without = botocore.session.get_session().get_credentials() is None
-    return {"anon": without or _is_public(url, connection.get("endpoint_url")), **connection}
-
-
-def _is_public(url: str, endpoint: str | None) -> bool:
-    """Say whether a volume's metadata can be read without credentials."""
-    try:
-        return _answers_anyone(url, endpoint)
-    except Exception:  # noqa: BLE001  # whatever is wrong is said when the volume is read
-        return False
-
-
-@cache
-def _answers_anyone(url: str, _endpoint: str | None) -> bool:
-    """Say the same once it is known; what fails, as a network does, is not remembered."""
-    import fsspec
-
-    files = fsspec.filesystem("s3", anon=True, **s3_connection())
-    for name in _METADATA:
-        # PermissionError, too, means a missing file where none may be listed.
-        with suppress(FileNotFoundError, PermissionError):
-            files.cat_file(f"{url.rstrip('/')}/{name}", start=0, end=1)
-            return True
-    return False
+    known = botocore.session.get_session().get_credentials() is not None
+    return [
+        fsspec.filesystem("s3", anon=anonymous, **s3_connection()) for anonymous in (True, False)[: 1 + known]
+    ]
 
 
 def s3_connection() -> dict[str, Any]:
