@@ -309,9 +309,9 @@ class RunFolder:
         before, now = load_config(self.config, TrainConfig).training.stress, config.training.stress
         if before != now:
             raise ConfigError(
-                f"training.stress: {str(now).lower()}: the run in {self.path} is finished, and was tested with "
-                f"{str(before).lower()}; give training.stress: {str(before).lower()}, or remove {self.result} to test its "
-                "network again"
+                f"training.stress: {str(now).lower()}: the run in {self.path} is finished, and was tested "
+                f"{'with' if before else 'without'} it; give training.stress: {str(before).lower()}, or remove {self.result} "
+                "to test its network again"
             )
 
     def check_data(self, now: Mapping[str, list[DataPart]]) -> None:
