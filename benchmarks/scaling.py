@@ -29,8 +29,8 @@ import torch
 from distributed import Client, LocalCluster
 
 import evenslice
-from evenslice._core.allocator import KEPT
-from evenslice._core.local_workers import THREADS, UNWATCHED
+from evenslice._core.machine import KEPT
+from evenslice._core.workers import THREADS, UNWATCHED
 from evenslice.cli.demonstration import SPEC
 from evenslice.neutralizing.network_files import load_network
 from evenslice.volumes import mni152

@@ -32,7 +32,7 @@ from study_expectations import expectations
 from study_result_tables import full_table, pooled_table, result_table, run_table, stress_table
 
 from evenslice._core.staging import staged_file, staged_folder
-from evenslice._core.words import json_text
+from evenslice._core.text import json_text
 from evenslice.report.base import style
 from evenslice.report.study.page import draw_charts
 from evenslice.report.study.pictures import example_figure, example_panels

@@ -276,7 +276,7 @@ def _look(item: Seed) -> None:
 
 
 def _look_at_audits(folder: Path, _: Path) -> None:
-    from evenslice._core.words import json_text
+    from evenslice._core.text import json_text
     from evenslice.auditing.documents import load_audits
     from evenslice.cli.printing import _plain_console
     from evenslice.cli.tables import audit_table

@@ -19,7 +19,7 @@ import evenslice
 import evenslice.cli
 from evenslice._core.errors import ConfigError, ModelError, VolumeError
 from evenslice.inference import BlackBox
-from evenslice.inference.plans import describe_network
+from evenslice.inference.network_identity import describe_network
 from evenslice.inference.prediction import choose_tile
 from evenslice.report.files import write_report
 from evenslice.training.segmenter import load_segmenter

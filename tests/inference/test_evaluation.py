@@ -11,7 +11,7 @@ from torch import nn
 
 import evenslice
 from evenslice._core.errors import ConfigError, ModelError, OutputError, VolumeError
-from evenslice._core.words import json_text
+from evenslice._core.text import json_text
 from evenslice.inference import slice_runs
 
 

@@ -13,7 +13,7 @@ from pages import plain
 from rich.console import Console
 from synthetic_study import make_study
 
-from evenslice._core.words import json_text
+from evenslice._core.text import json_text
 from evenslice.cli.study_tables import study_tables
 from evenslice.report.base import style
 from evenslice.report.base.wording import NOTHING

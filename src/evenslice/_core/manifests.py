@@ -12,8 +12,8 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from evenslice._core.bounded import open_regular, read_bounded
 from evenslice._core.errors import UNREADABLE, OutputError
+from evenslice._core.files import open_regular, read_bounded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

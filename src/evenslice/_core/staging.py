@@ -1,9 +1,13 @@
-"""Files and folders written beside their final name and renamed at the end: old results are lost only to whole new ones."""
+"""Files and folders written beside their final name and renamed at the end: old results are lost only to whole new ones.
+
+Locks tell a second process that a first one works on the same result; the system releases those of a killed one.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from contextlib import contextmanager, suppress
@@ -13,13 +17,24 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from evenslice._core.errors import OutputError, option
-from evenslice._core.local_paths import local_path
+from evenslice._core.files import local_path
 from evenslice._core.manifests import MANIFEST, manifest_text, old_results, refuse_links
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
-__all__ = ["is_staging", "mark_staging", "staged_file", "staged_folder"]
+__all__ = [
+    "is_locked",
+    "is_staging",
+    "locked",
+    "locked_folder",
+    "mark_staging",
+    "remove_leftovers",
+    "reporting_write_errors",
+    "staged_file",
+    "staged_folder",
+    "staged_tree",
+]
 
 _MARKER = ".evenslice-staging"
 """A file in each staging folder, without which none is removed that another process left: names alone may be the user's.
@@ -298,3 +313,109 @@ def _room_for(path: Path) -> Iterator[None]:
                 f"{path}: cannot be written ({error.strerror}); make room or choose another place"
             ) from error
         raise
+
+
+_STAGING = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # as `staged_file` and `staged_folder` name theirs
+
+
+def remove_leftovers(folder: Path, names: Collection[str]) -> None:
+    """Remove what processes that were killed while they wrote some files left beside these, and nothing of the user's.
+
+    Call it only while no other process can write them.
+
+    Args:
+        folder: where the files are; it may be missing.
+        names: their final names, or "unfinished" for those of ``staged_folder``.
+
+    Example:
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for name in (".run.json.k2_x7a0b", ".run.json.original"):
+        ...     (folder / name).mkdir()
+        >>> mark_staging(folder / ".run.json.k2_x7a0b")
+        >>> remove_leftovers(folder, ["run.json"])
+        >>> [item.name for item in folder.iterdir()]
+        ['.run.json.original']
+    """
+    for item in folder.glob(".*"):
+        found = _STAGING.fullmatch(item.name)
+        if found and found[1] in names and is_staging(item):
+            shutil.rmtree(item, ignore_errors=True)
+
+
+LOCK = ".evenslice-lock"
+"""Name of the lock file in a folder of results, which is removed at the end: no file of the user's has it."""
+
+WAIT_SECONDS = 1.0  # for a process that is just ending
+
+
+@contextmanager
+def locked(path: str | os.PathLike[str], busy: str) -> Iterator[None]:
+    """Hold a lock file while the block runs; it is created if missing, with its folder, and removed at the end.
+
+    Args:
+        path: the lock file, which is used for nothing else.
+        busy: the message if another process holds it: what it works on, and what to do.
+
+    Raises:
+        OutputError: another process, or another thread of this one, holds it; or it cannot be created.
+
+    Example:
+        >>> path = Path(tempfile.mkdtemp()) / "lock"
+        >>> with locked(path, "out: another process writes it"), locked(path, "out: another process writes it"):
+        ...     pass
+        Traceback (most recent call last):
+        ...
+        evenslice.OutputError: out: another process writes it
+    """
+    path = Path(path)
+    with reporting_write_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, timeout=WAIT_SECONDS, thread_local=False)
+        try:
+            lock.acquire()
+        except (Timeout, FileNotFoundError):  # the process that held it has just removed its folder
+            raise OutputError(busy) from None
+    try:
+        yield
+    finally:
+        # Removed while it is held: filelock discards a lock on a file that has no name any more, so nobody is misled.
+        with suppress(OSError):  # Windows does not remove what is open
+            path.unlink()
+        lock.release()
+
+
+@contextmanager
+def locked_folder(folder: Path, busy: str) -> Iterator[None]:
+    """Hold a lock on a folder of results; it is created if missing, and removed if it is empty at the end.
+
+    Args:
+        folder: the folder.
+        busy: the message if another process holds it.
+
+    Raises:
+        OutputError: another process, or another thread of this one, holds it; or it cannot be written.
+    """
+    made = [item for item in (folder, *folder.parents) if not item.exists()]
+    try:
+        with locked(folder / LOCK, busy):
+            yield
+    finally:
+        for item in made:
+            with suppress(OSError):  # it is not empty
+                item.rmdir()
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether a process holds the lock of a folder of results, or was killed while it did.
+
+    Where this process sees other files by the same path than the one that holds the lock, it sees none.
+
+    Example:
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with locked_folder(folder, "another process works in it"):
+        ...     print(is_locked(folder))
+        True
+        >>> is_locked(folder)
+        False
+    """
+    return (folder / LOCK).exists()

@@ -97,7 +97,7 @@ def measure_loss(
     seed: int,
     progress: bool | None,
 ) -> StressSummary:
-    """Measure the Dice of a network when neighbouring slices are lost or damaged; see ``evenslice.inference.stress``.
+    """Measure the Dice of a network when neighbouring slices are lost or damaged; see ``evenslice.inference.stress_test``.
 
     Args:
         network: ready to run.

@@ -138,7 +138,7 @@ class OnnxNetwork:
         except Exception as error:
             import torch
 
-            from evenslice.inference.device_errors import out_of_memory
+            from evenslice.inference.devices import out_of_memory
 
             if out_of_memory(
                 RuntimeError(error)

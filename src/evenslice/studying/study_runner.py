@@ -30,7 +30,7 @@ from evenslice._core import (
     json_text,
     local_path,
     map_as_finished,
-    open_cluster,
+    open_workers,
     spelled_in_configuration,
     staged_file,
 )
@@ -281,7 +281,7 @@ def _execute_all(
 ) -> Iterator[tuple[Run, RunOutcome]]:
     if not runs:
         return
-    with open_cluster(workers, scheduler) as client:
+    with open_workers(workers, scheduler) as client:
         run_one = partial(execute, progress=None) if client is None else execute_at_worker
         for run, outcome in map_as_finished(
             partial(run_one, base=base, data=data), runs, client, needs=lambda run: run.base

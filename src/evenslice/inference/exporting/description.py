@@ -15,7 +15,7 @@ import torch
 
 from evenslice._core import ConfigError, option
 from evenslice.inference.exporting.whole_network import output_shape
-from evenslice.inference.ready_network import input_scaling
+from evenslice.inference.ready_networks import input_scaling
 from evenslice.neutralizing import Reading, record_of, symmetrized_at
 from evenslice.volumes import PERCENTILES, check_window
 

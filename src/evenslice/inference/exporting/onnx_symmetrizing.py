@@ -24,8 +24,8 @@ from evenslice._core import (
     reason,
     staged_file,
 )
-from evenslice.inference.black_boxes import keep_sides
 from evenslice.inference.onnx_networks import SYMMETRIZED, TYPES, load_onnx
+from evenslice.inference.ready_networks import keep_sides
 from evenslice.networks import METADATA_KEY
 
 if TYPE_CHECKING:
