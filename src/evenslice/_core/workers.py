@@ -200,8 +200,8 @@ def map_as_finished(
     futures: dict[Future[Result], Item] = {}
     failed: dict[int, Exception] = {}
     with workers.sharing(common) as submit:
-        while taken := list(queue.take(workers.capacity() - len(futures))) or futures:
-            for item in () if taken is futures else taken:
+        while (taken := list(queue.take(workers.capacity() - len(futures)))) or futures:
+            for item in taken:
                 if (error := failed.get(id(needs(item)))) is None:
                     futures[submit(function, item)] = item
                 else:

@@ -11,14 +11,17 @@ from .devices import (
     to_device as to_device,
 )
 from .evaluation import RESULT_FILES as RESULT_FILES, Evaluation as Evaluation, evaluate as evaluate
-from .exporting.description import ModelCard as ModelCard
+from .exporting.description import (
+    ModelCard as ModelCard,
+    stated_crop as stated_crop,
+    stated_reading as stated_reading,
+)
 from .exporting.export import (
     Exported as Exported,
     check_export_format as check_export_format,
     export as export,
 )
 from .exporting.onnx_symmetrizing import symmetrize_onnx as symmetrize_onnx
-from .exporting.stated_reading import stated_crop as stated_crop, stated_reading as stated_reading
 from .network_outputs import class_logits as class_logits, holds_probabilities as holds_probabilities
 from .onnx_networks import ONNX as ONNX, OnnxNetwork as OnnxNetwork, load_onnx as load_onnx
 from .prediction import choose_tile as choose_tile, even_slices as even_slices, predict as predict

@@ -24,7 +24,6 @@ __all__ = [
     "holds_probabilities",
     "logit_map",
     "refuse_probabilities",
-    "refuse_sigmoid",
 ]
 
 
@@ -103,13 +102,14 @@ SOFTMAX_ROUNDING = 0.01
 """How far a sum of probabilities may be from 1 in half precision; that of logits is hardly near it everywhere."""
 
 
-def refuse_sigmoid(
+def refuse_probabilities(
     network: ReadyNetwork | BlackBox, returned: Any, slices: int, tile: tuple[int, int]
 ) -> None:
-    """Check that the only class of a network is told from the background by the sign of its output.
+    """Check that a network returns logits.
 
-    Probabilities are above 0 everywhere, so all of a volume would be taken for foreground. Of a network, the graph of its
-    output tells; of a function, that a map stays between 0 and 1 and is driven to both ends. What neither tells passes.
+    Of a single probability, which is above 0 everywhere, all of a volume would be taken for foreground; of several, a
+    softmax makes wrong ones. Of a network, the graph of its output tells; of a function, that its values add up to 1, or
+    stay between 0 and 1 and are driven to both ends. What neither tells passes.
 
     Args:
         network: the network, or the function.
@@ -118,65 +118,33 @@ def refuse_sigmoid(
         tile: the size (y, x) of its windows.
 
     Raises:
-        ModelError: the network has a single output channel, which ends in a sigmoid.
+        ModelError: its output channels are probabilities.
 
     Example:
         >>> from evenslice.inference import ReadyNetwork
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 1, 1), torch.nn.Sigmoid())
         >>> network = ReadyNetwork(model, slices=3, device="cpu", dtype="float32")
-        >>> refuse_sigmoid(network, network.prepare(3, (8, 8)), 3, (8, 8))
+        >>> refuse_probabilities(network, network.prepare(3, (8, 8)), 3, (8, 8))
         Traceback (most recent call last):
         ...
         evenslice.ModelError: the network Sequential returns a probability, between 0 and 1, where a logit is needed ...
     """
     output = logits(returned)
-    if output.ndim < 2 or output.shape[1] != 1 or not _is_probability(output):
+    kind = holds_probabilities(network, output, slices, tile)
+    if kind is None:
         return
-    windows = trial_windows(slices, tile).to(network.device)
-    ends = _is_driven_to_both_ends if isinstance(network, BlackBox) else _ends_in_sigmoid
-    if ends(network, windows):
+    if output.shape[1] == 1:
         raise ModelError(f"the network {network.name} {PROBABILITY}")
-
-
-def refuse_probabilities(
-    network: ReadyNetwork | BlackBox, returned: Any, slices: int, tile: tuple[int, int]
-) -> None:
-    """Check that several outputs of a network are not probabilities already, of which a softmax makes wrong ones.
-
-    Args:
-        network: the network, or the function.
-        returned: what it returned for the window of noise from ``trial_windows``.
-        slices: N, the number of slices of its windows.
-        tile: the size (y, x) of its windows.
-
-    Raises:
-        ModelError: its output channels, at least two, are nowhere negative and add up to 1 everywhere, or end in
-            sigmoids, as the graph of a network's output tells.
-
-    Example:
-        >>> from evenslice.inference import ReadyNetwork
-        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.Softmax(1))
-        >>> network = ReadyNetwork(model, slices=3, device="cpu", dtype="float32")
-        >>> refuse_probabilities(network, network.prepare(3, (8, 8)), 3, (8, 8))
-        Traceback (most recent call last):
-        ...
-        evenslice.ModelError: the network Sequential returns probabilities ...
-    """
-    output = logits(returned)
-    if output.ndim < 2 or output.shape[1] < 2 or not _within(output):
-        return
-    if bool(((output.float().sum(dim=1) - 1).abs() <= SOFTMAX_ROUNDING).all()):
+    if kind == "softmax":
         raise ModelError(
             f"the network {network.name} returns probabilities, which add up to 1, where logits are needed; build it without "
             "its last softmax"
         )
-    windows = trial_windows(slices, tile).to(network.device)
-    if not isinstance(network, BlackBox) and _ends_in_sigmoid(network, windows):
-        raise ModelError(
-            f"the network {network.name} returns a probability of each class by itself, where logits of a softmax are "
-            "needed; segment without probabilities, or build it without its last sigmoid if a softmax is what it was "
-            "trained with"
-        )
+    raise ModelError(
+        f"the network {network.name} returns a probability of each class by itself, where logits of a softmax are "
+        "needed; segment without probabilities, or build it without its last sigmoid if a softmax is what it was "
+        "trained with"
+    )
 
 
 def holds_probabilities(

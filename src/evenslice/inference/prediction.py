@@ -20,7 +20,7 @@ import torch
 
 from evenslice._core import ConfigError, ModelError, map_ahead, option, whole_number
 from evenslice.inference.devices import SMALLER, reporting_device_errors, to_device
-from evenslice.inference.network_outputs import class_logits, logit_map, refuse_probabilities, refuse_sigmoid
+from evenslice.inference.network_outputs import class_logits, logit_map, refuse_probabilities
 from evenslice.inference.ready_networks import BlackBox, keep_sides
 from evenslice.networks import predicted_classes
 from evenslice.volumes import WindowGrid, check_window, read_in_runs, run_end, slice_indices, tile_origins
@@ -233,8 +233,7 @@ def try_network(network: Network, slices: int, tile: tuple[int, int], *, probabi
     """
     returned = network.prepare(slices, tile)
     output = logit_map(returned, 1, tile)
-    refuse_sigmoid(network, returned, slices, tile)
-    if probabilities:
+    if probabilities or output.shape[1] == 1:
         refuse_probabilities(network, returned, slices, tile)
     return max(output.shape[1], 2)
 

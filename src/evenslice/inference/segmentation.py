@@ -121,8 +121,8 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
         ModelError: the network rejects the windows, or does not return a map of logits.
         OutputError: the output exists, is an input, cannot be written, or is being written by another process.
         ConfigError: an option is out of range or has no effect, or the scheduler does not answer.
-        EvensliceError: worker processes do not start, or a block killed every one that took it.
-        MissingExtraError: Zarr, a package that writes the output or, for workers, Dask is not installed.
+        EvensliceError: worker processes do not start, or one was killed.
+        MissingExtraError: Zarr, a package that writes the output or, with a scheduler, Dask is not installed.
 
     Example: a network that finds bright voxels.
         >>> import tempfile

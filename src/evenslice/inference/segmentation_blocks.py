@@ -105,8 +105,8 @@ def unfinished_folder(
     target = output_location(out)
     digest = hashlib.sha256(os.fsencode(str(target))).hexdigest()[:8]
     if scratch is None and isinstance(target, Path):
-        name = os.fsencode(target.name)
-        short = name if len(name) <= LONGEST_NAME else name[:150] + f"-{digest}".encode()
+        whole = os.fsencode(target.name)
+        short = whole if len(whole) <= LONGEST_NAME else whole[:150] + f"-{digest}".encode()
         return target.parent / f".{os.fsdecode(short)}.unfinished"
     if scratch is None and shared:
         raise ConfigError(
