@@ -12,7 +12,7 @@ from torch import nn
 import evenslice
 from evenslice._core.errors import ConfigError, ModelError, OutputError, VolumeError
 from evenslice._core.text import json_text
-from evenslice.inference import slice_runs
+from evenslice.inference import prediction
 
 
 def linear(*weights, threshold=0.5):
@@ -123,7 +123,7 @@ def test_labels_that_are_stored_together_are_read_together(
     image, labels = blobs
     expected = evenslice.evaluate(linear(0.4, 0.4, 0.1), image, labels, stress=True, **slices, **OPTIONS)
     zarr.create_array(tmp_path / "labels.zarr", data=labels, chunks=(8, 24, 40))
-    monkeypatch.setattr(slice_runs, "CLASS_VOXELS", most)
+    monkeypatch.setattr(prediction, "CLASS_VOXELS", most)
     volume, read = evenslice.open_volume(tmp_path / "labels.zarr"), []
     source = type(volume._source())
     original = source.read

@@ -70,6 +70,40 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(segmentation_blocks, "BLOCK_VOXELS", 2 * 64 * 64)
 
 
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Begin a segmentation and stop it after some blocks, as if it were killed."""
+    work = segmentation_blocks._segment_blocks
+
+    def stop_after(count, *arguments, **options):
+        def first(blocks, job):
+            yield from islice(work(blocks, job), count)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(segmentation_blocks, "_segment_blocks", first)
+            segment(*arguments, **options)
+
+    return stop_after
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """Return a list that gets the blocks that are segmented from now on."""
+    work = segmentation_blocks._segment_blocks
+
+    def watched():
+        begun = []
+        monkeypatch.setattr(
+            segmentation_blocks,
+            "_segment_blocks",
+            lambda blocks, job: begun.extend(blocks) or work(blocks, job),
+        )
+        return begun
+
+    return watched
+
+
 def test_labels_are_those_of_the_network(tmp_path, image):
     model = network()
     labels = segment(model, image, tmp_path / "labels.npy", dtype="float32")
@@ -118,18 +152,10 @@ def test_blocks_and_regions_change_nothing(tmp_path, image, small_blocks):
     np.testing.assert_array_equal(labels[...], right)
 
 
-def test_what_was_done_in_blocks_of_another_size_is_gone_on_with(tmp_path, image, monkeypatch):
+def test_what_was_done_in_blocks_of_another_size_is_gone_on_with(tmp_path, image, monkeypatch, stop_after):
     right = segment(network(), image, tmp_path / "right.npy", dtype="float32")[...]
     monkeypatch.setattr(segmentation_blocks, "BLOCK_VOXELS", 2 * 70 * 90)
-    work = segmentation_blocks._segment_blocks
-
-    def first(blocks, job):
-        yield from islice(work(blocks, job), 1)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(segmentation_blocks, "_segment_blocks", first)
-        segment(network(), image, tmp_path / "labels.npy", dtype="float32")
+    stop_after(1, network(), image, tmp_path / "labels.npy", dtype="float32")
     monkeypatch.setattr(segmentation_blocks, "BLOCK_VOXELS", 5 * 70 * 90)
     labels = segment(network(), image, tmp_path / "labels.npy", dtype="float32")
     np.testing.assert_array_equal(labels[...], right)
@@ -431,16 +457,8 @@ def test_a_stopped_run_goes_on_with_the_blocks_that_are_left(tmp_path, image, sm
     assert [report.done for report in reports if report.title == "segment"] == [*range(8, 41)]
 
 
-def test_the_beginning_of_another_segmentation_is_not_gone_on_with(tmp_path, image, monkeypatch):
-    work = segmentation_blocks._segment_blocks
-
-    def first(blocks, job):
-        yield from islice(work(blocks, job), 1)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(segmentation_blocks, "_segment_blocks", first)
-        segment(network(), image, tmp_path / "labels.npy", dtype="float32")
+def test_the_beginning_of_another_segmentation_is_not_gone_on_with(tmp_path, image, stop_after):
+    stop_after(1, network(), image, tmp_path / "labels.npy", dtype="float32")
     other = network()
     other[0].bias.add_(1)
     with pytest.raises(OutputError, match="unfinished segmentation by another network"):
@@ -474,16 +492,8 @@ class Shifted(nn.Module):
         ("_shift", float),
     ],
 )
-def test_nor_is_that_by_a_network_with_another_setting(tmp_path, image, monkeypatch, name, setting):
-    work = segmentation_blocks._segment_blocks
-
-    def first(blocks, job):
-        yield from islice(work(blocks, job), 1)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(segmentation_blocks, "_segment_blocks", first)
-        segment(Shifted(name, setting(0.5)), image, tmp_path / "labels.npy", dtype="float32")
+def test_nor_is_that_by_a_network_with_another_setting(tmp_path, image, stop_after, name, setting):
+    stop_after(1, Shifted(name, setting(0.5)), image, tmp_path / "labels.npy", dtype="float32")
     with pytest.raises(OutputError, match="unfinished segmentation by another network"):
         segment(Shifted(name, setting(0.50001)), image, tmp_path / "labels.npy", dtype="float32")
     segment(Shifted(name, setting(0.5)), image, tmp_path / "labels.npy", dtype="float32")
@@ -496,31 +506,25 @@ def test_a_setting_that_holds_itself_is_no_obstacle(tmp_path, image):
     segment(model, image, tmp_path / "labels.npy", dtype="float32")
 
 
-def test_a_segmentation_goes_on_where_batch_norms_are_folded_to_other_roundings(tmp_path, image, monkeypatch):
+def test_a_segmentation_goes_on_where_batch_norms_are_folded_to_other_roundings(
+    tmp_path, image, monkeypatch, stop_after, watched
+):
     """As on a GPU, to which a segmentation begun on the CPU is moved."""
     model = nn.Sequential(
         nn.Conv2d(3, 8, 5, padding=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1)
     ).eval()
     nn.init.uniform_(model[1].running_var, 0.5, 1.5)
-    work, fold, begun = segmentation_blocks._segment_blocks, ready_networks.fuse_batch_norms, []
+    fold = ready_networks.fuse_batch_norms
     monkeypatch.setattr(segmentation_blocks, "BLOCK_VOXELS", 2 * 70 * 90)
-
-    def first(blocks, job):
-        yield from islice(work(blocks, job), 4)
-        raise KeyboardInterrupt
 
     def fold_elsewhere(module, *arguments):
         assert fold(module, *arguments) == 1
         module[0].weight.copy_(module[0].weight.nextafter(torch.tensor(1.0)))
         return 1
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(segmentation_blocks, "_segment_blocks", first)
-        segment(model, image, tmp_path / "labels.npy", dtype="float32")
+    stop_after(4, model, image, tmp_path / "labels.npy", dtype="float32")
     monkeypatch.setattr(ready_networks, "fuse_batch_norms", fold_elsewhere)
-    monkeypatch.setattr(
-        segmentation_blocks, "_segment_blocks", lambda blocks, job: begun.extend(blocks) or work(blocks, job)
-    )
+    begun = watched()
     segment(model, image, tmp_path / "labels.npy", dtype="float32")
     assert len(begun) == 10 - 4
 
@@ -568,7 +572,7 @@ t.segment(t.network(), Path({image!r}), Path({out!r}), dtype="float32")
 """
 
 
-def test_a_killed_run_goes_on_to_the_same_labels(tmp_path, image, monkeypatch):
+def test_a_killed_run_goes_on_to_the_same_labels(tmp_path, image, monkeypatch, watched):
     monkeypatch.setattr(segmentation_blocks, "BLOCK_VOXELS", 2 * 70 * 90)
     right = segment(network(), image, tmp_path / "right.npy", dtype="float32")[...]
     out = tmp_path / "labels.npy"
@@ -586,11 +590,7 @@ def test_a_killed_run_goes_on_to_the_same_labels(tmp_path, image, monkeypatch):
     assert 3 <= done < 10
     assert not out.exists()
 
-    seen = []
-    work = segmentation_blocks._segment_blocks
-    monkeypatch.setattr(
-        segmentation_blocks, "_segment_blocks", lambda blocks, job: seen.extend(blocks) or work(blocks, job)
-    )
+    seen = watched()
     labels = segment(network(), image, out, dtype="float32")
     np.testing.assert_array_equal(labels[...], right)
     assert len(seen) == 10 - done
@@ -797,7 +797,9 @@ def test_a_function_is_segmented_like_the_network_that_it_calls(tmp_path, image)
         segment(lambda windows: windows[:, 0], image, tmp_path / "no.npy")
 
 
-def test_the_segmentation_of_a_function_is_resumed_by_the_same_function_alone(tmp_path, image, monkeypatch):
+def test_the_segmentation_of_a_function_is_resumed_by_the_same_function_alone(
+    tmp_path, image, monkeypatch, stop_after, watched
+):
     def scaling(factor):
         def scaled(windows):
             return factor * windows[:, :2]
@@ -805,20 +807,10 @@ def test_the_segmentation_of_a_function_is_resumed_by_the_same_function_alone(tm
         return scaled
 
     monkeypatch.setattr(segmentation_blocks, "BLOCK_VOXELS", 2 * 70 * 90)
-    work, begun = segmentation_blocks._segment_blocks, []
-
-    def first(blocks, job):
-        yield from islice(work(blocks, job), 4)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(segmentation_blocks, "_segment_blocks", first)
-        segment(scaling(1.0), image, tmp_path / "labels.npy")
+    stop_after(4, scaling(1.0), image, tmp_path / "labels.npy")
     with pytest.raises(OutputError, match="unfinished segmentation by another network"):
         segment(scaling(1.001), image, tmp_path / "labels.npy")
-    monkeypatch.setattr(
-        segmentation_blocks, "_segment_blocks", lambda blocks, job: begun.extend(blocks) or work(blocks, job)
-    )
+    begun = watched()
     labels = segment(scaling(1.0), image, tmp_path / "labels.npy")
     assert len(begun) == 10 - 4
     monkeypatch.undo()

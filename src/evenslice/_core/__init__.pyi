@@ -41,7 +41,11 @@ from .import_paths import (
     module_file as module_file,
 )
 from .interrupts import Terminated as Terminated
-from .machine import available_cores as available_cores, keep_freed_memory as keep_freed_memory
+from .machine import (
+    available_cores as available_cores,
+    keep_freed_memory as keep_freed_memory,
+    package_versions as package_versions,
+)
 from .progress import (
     Advance as Advance,
     ProgressReport as ProgressReport,
@@ -62,7 +66,6 @@ from .staging import (
 )
 from .text import json_text as json_text, printable as printable, without_secrets as without_secrets
 from .threads import map_ahead as map_ahead
-from .versions import package_versions as package_versions
 from .workers import (
     check_sendable as check_sendable,
     map_as_finished as map_as_finished,

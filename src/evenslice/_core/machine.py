@@ -1,14 +1,20 @@
-"""What this machine leaves to the process: its cores, and memory that is kept for the next tensor once it is freed."""
+"""What this machine leaves to the process: its cores, memory that is kept for the next tensor, and installed packages."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import sys
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["KEPT", "available_cores", "keep_freed_memory"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["KEPT", "available_cores", "keep_freed_memory", "package_versions"]
 
 LARGEST_KEPT = 2**30  # bytes at once; more, such as a whole volume, is returned
 KEPT = {
@@ -67,3 +73,17 @@ def _container_cores() -> int | None:
             if quota > 0 and period > 0:
                 return -(-quota // period)
     return None
+
+
+def package_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of Python, under ``"python"``, and of those packages that are installed.
+
+    Example:
+        >>> list(package_versions(["numpy", "no-such-package"]))
+        ['python', 'numpy']
+    """
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
