@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from paging import table
 
-from evenslice._core.versions import package_versions
+from evenslice._core.machine import package_versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -31,7 +31,7 @@ from study_expectations import expectations
 from study_result_tables import full_table, run_table, stress_table
 
 from evenslice._core.staging import staged_file, staged_folder
-from evenslice._core.words import json_text
+from evenslice._core.text import json_text
 from evenslice.report import style
 from evenslice.report.pictures import outlined_panels
 from evenslice.report.study_charts import study_charts

@@ -161,7 +161,7 @@ def put_sparse(chunk, _):
 REPLACED = {
     "link": (put_link, "is a link to outside its folder"),
     "folder": (put_link_to_folder, "is a link to outside its folder"),
-    "pipe": (put_pipe, "is a pipe, not a regular file"),
+    "pipe": (put_pipe, "not a regular file"),
     "device": (put_device, "is a link to outside its folder"),
     "device behind two links": (put_device_inside, "is a link to outside its folder"),
     "sparse": (put_sparse, "has 8,589,934,592 bytes where at most"),

@@ -18,7 +18,7 @@ from torch import nn
 
 from evenslice import Compute, Reading, segment
 from evenslice._core import EvensliceError, VolumeError
-from evenslice.inference import segmentation_job
+from evenslice.inference import segmentation_blocks
 from evenslice.volumes import fingerprint, info, open_volume, write_volume
 
 pytestmark = pytest.mark.attack
@@ -49,7 +49,7 @@ class Meddling(nn.Module):
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 2 * 70 * 90)
+    monkeypatch.setattr(segmentation_blocks, "BLOCK_VOXELS", 2 * 70 * 90)
 
 
 def label(path, out, harm=None):

@@ -238,12 +238,28 @@ def test_an_option_that_replaces_a_merged_one_is_not_taken_for_a_repetition(tmp_
     assert found.training == {"steps": 3, "batch": 9}
 
 
-def test_references_that_grow_without_end_stay_small(message):
-    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
-    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
-    bomb = "[" + ", ".join(line.partition(": ")[2] for line in lines) + "]"
-    for text in (DATA + f"training: {{crop: {bomb}}}", DATA + f"model: {{spec: {bomb}}}", bomb):
-        assert message(text).startswith("is not valid YAML (it holds more than 100,000 values)")
+def test_the_first_five_errors_are_listed_in_one_line(message):
+    text = message(DATA + "training: {lr: 3, stepss: 3}\nmodel: 3")
+    for part in (
+        "model: 3: should be a section",
+        "; training.lr: no such option",
+        "; training.stepss: no such option",
+    ):
+        assert part in text
+    text = message(DATA + f"training: {{{', '.join(f'{name}: 3' for name in 'abcdefg')}}}")
+    assert text.count(": no such option") == 5
+    assert text.endswith(" (and 2 more)")
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(ConfigError, match="nothing.yaml: cannot be read"):
+        load_config(tmp_path / "nothing.yaml", TrainConfig)
+
+
+def test_a_file_of_no_text(message, tmp_path):
+    (tmp_path / "run.yaml").write_bytes(b"\x89PNG\r\n\x1a\n\0\xff")
+    with pytest.raises(ConfigError, match="is not valid YAML"):
+        load_config(tmp_path / "run.yaml", TrainConfig)
 
 
 def test_without_the_extra_an_error_names_it():

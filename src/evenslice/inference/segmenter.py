@@ -13,8 +13,8 @@ from torch import nn
 
 from evenslice._core import ConfigError, ModelError, option
 from evenslice.inference.evaluation import evaluate
+from evenslice.inference.exporting.description import stated_crop, stated_reading
 from evenslice.inference.exporting.export import export
-from evenslice.inference.exporting.stated_reading import stated_crop, stated_reading
 from evenslice.inference.onnx_networks import ONNX, load_onnx
 from evenslice.inference.segmentation import segment
 from evenslice.networks import missing_parts
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from evenslice.inference.evaluation_result import Evaluation
+    from evenslice.inference.evaluation import Evaluation
     from evenslice.inference.exporting.export import Exported
     from evenslice.networks import ModelSource
     from evenslice.volumes import Volume

@@ -29,7 +29,7 @@ from evenslice._core import (
     local_path,
     locked_folder,
     map_as_finished,
-    open_cluster,
+    open_workers,
     remove_leftovers,
     spelled_in_configuration,
     staged_file,
@@ -268,7 +268,7 @@ def _execute_all(
 ) -> Iterator[tuple[Run, RunOutcome]]:
     if not runs:
         return
-    with open_cluster(workers, scheduler) as client:
+    with open_workers(workers, scheduler) as client:
         run_one = partial(execute, progress=None) if client is None else execute_at_worker
         for run, outcome in map_as_finished(
             partial(run_one, base=base, data=data), runs, client, needs=lambda run: run.base

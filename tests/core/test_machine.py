@@ -1,4 +1,4 @@
-"""Memory that is freed and used again, without the system, which would clear it."""
+"""What the machine leaves to the process: memory that is freed and used again, and cores."""
 
 import os
 import subprocess
@@ -6,10 +6,12 @@ import sys
 
 import pytest
 
-from evenslice._core import map_in_order, open_cluster
-from evenslice._core.allocator import KEPT
+from evenslice._core import available_cores, machine, map_in_order, open_workers
+from evenslice._core.machine import KEPT
 
-pytestmark = pytest.mark.skipif(
+MANY = 64
+
+gnu = pytest.mark.skipif(
     not sys.platform.startswith("linux") or not os.confstr("CS_GNU_LIBC_VERSION"), reason="needs glibc"
 )
 
@@ -62,16 +64,44 @@ def returned():
     return counted("")
 
 
+@gnu
 def test_a_command_uses_its_memory_again(returned):
     assert counted(RUN_COMMAND) < returned / 5
 
 
+@gnu
 def test_the_environment_comes_first(returned):
     assert counted(RUN_COMMAND, MALLOC_TRIM_THRESHOLD_="131072") > returned / 2
 
 
+@gnu
 @pytest.mark.slow
 def test_workers_use_their_memory_again(returned):
-    with open_cluster(workers=1) as client:
-        (found,) = map_in_order(faults, [10], client)
+    with open_workers(workers=1) as workers:
+        (found,) = map_in_order(faults, [10], workers)
     assert found < returned / 5
+
+
+@pytest.mark.parametrize(
+    ("files", "number"),
+    [
+        ({}, MANY),
+        ({"cpu.max": "max 100000\n"}, MANY),
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "1000 100000\n"}, 1),
+        ({"cpu.max": "9900000 100000\n"}, MANY),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, MANY),
+        ({"cpu.max": ""}, MANY),
+        ({"cpu.max": "200000"}, MANY),
+        ({"cpu.max": "200000 0"}, MANY),
+        ({"cpu.max": "\xff much"}, MANY),
+    ],
+)
+def test_a_container_may_have_fewer_cores_than_its_machine(files, number, tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(MANY)), raising=False)
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_bytes(text.encode("latin-1"))
+    assert available_cores() == number

@@ -1,18 +1,33 @@
-"""The README of an exported network: what it expects, how to run it, and what audits found."""
+"""Folders as Hugging Face keeps models, and the README of a network in every format that has one.
+
+A folder holds ``model.safetensors``, ``config.json`` and the README as a model card: what the network expects, how to run it,
+and what audits found.
+"""
 
 from __future__ import annotations
 
 import html
 import re
+import warnings
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from evenslice._core import ConfigError, json_text, needs_extra, option
+from evenslice.inference.exporting.description import LIBRARY
+from evenslice.neutralizing import save_network
+from evenslice.volumes import Reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from torch import nn
+
     from evenslice.inference.exporting.description import Description
+    from evenslice.networks import ModelSource
     from evenslice.volumes import LabelValues
 
-__all__ = ["README", "readme_text"]
+__all__ = ["HUGGINGFACE_FILES", "README", "match_license", "readme_text", "write_huggingface"]
 
 README = "README.md"
 """Name of the file, in every format that has one."""
@@ -189,3 +204,119 @@ def _plain(text: str) -> str:
         'a \\| &lt;b&gt;'
     """
     return re.sub(r"([\\`*\[\]|#])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
+
+
+HUGGINGFACE_FILES = ("model.safetensors", "config.json", README)
+TAGS = ("evenslice", "2.5d", "volumes")
+
+
+def write_huggingface(
+    model: nn.Module, folder: Path, description: Description, source: ModelSource | None
+) -> None:
+    """Write the files of a model into an existing folder; ``load_network`` reads them.
+
+    Raises:
+        ModelError: the network has no record of ``neutralize``.
+        ConfigError: the license is no identifier.
+        MissingExtraError: huggingface_hub is not installed.
+    """
+    header = _header(description)  # first, as it checks the license
+    if source is not None:
+        source = replace(source, weights=Path(source.weights).name)  # without folders of this machine
+    save_network(model, folder / "model.safetensors", source=source)
+    configuration = {"library_name": LIBRARY, **_settings(description)}
+    (folder / "config.json").write_text(json_text(configuration), encoding="utf-8")
+    (folder / README).write_text(
+        f"---\n{header}\n---\n\n{readme_text(description, _usage(description))}",
+        encoding="utf-8",
+    )
+
+
+def _settings(description: Description) -> dict[str, Any]:
+    """Return the document with what people look for first."""
+    values = description.to_dict()
+    record, source = values["record"] or {}, values["source"] or {}
+    first = {
+        "spec": source.get("spec"),
+        "classes": source.get("classes"),
+        "strategy": record.get("strategy"),
+        "symmetrized": record.get("symmetrized"),
+    }
+    return first | values
+
+
+def _header(description: Description) -> str:
+    """Return the metadata of the model card as YAML."""
+    with needs_extra("export", "writing a model card"):
+        from huggingface_hub import ModelCardData
+
+    card = description.card
+    data = ModelCardData(
+        license=hub_license(card.license) if card.license else None,
+        library_name=LIBRARY,
+        tags=[*TAGS, f"image-{description.task}"],
+        pipeline_tag=f"image-{description.task}",
+        model_name=card.name,
+        authors=list(card.authors) or None,
+    )
+    return data.to_yaml()
+
+
+def _usage(description: Description) -> list[str]:
+    spec = (description.source or {}).get("spec", "SPEC")
+    load = [
+        "import evenslice",
+        "",
+        f'network = evenslice.load_network({spec!r}, "path/to/this/folder").model',
+    ]
+    if description.task == "classification":
+        size = "y, x" if description.crop is None else ", ".join(map(str, description.crop))
+        return [
+            *load,
+            f"logits = network(windows)  # (batch, {description.slices}, {size}), scaled as above: (batch, classes)",
+        ]
+    default = Reading().to_plain()
+    given = {name: value for name, value in description.reading.to_plain().items() if value != default[name]}
+    values = ", ".join(f"{name}={value!r}" for name, value in given.items())
+    reading = f", reading=evenslice.Reading({values})" if given else ""
+    return [*load, f'evenslice.segment(network, "volume.tif", "labels.tif"{reading})']
+
+
+def match_license(text: str) -> str:
+    """Return the SPDX identifier that a text is, spelled as SPDX does.
+
+    Raises:
+        ConfigError: it is none that bioimageio.spec knows.
+        MissingExtraError: bioimageio.spec is not installed.
+    """
+    with needs_extra("export", "checking a license"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of parts of the library
+        from bioimageio.spec.model.v0_5 import DeprecatedLicenseId, LicenseId
+        from pydantic import TypeAdapter
+    names = [
+        name for kind in (DeprecatedLicenseId, LicenseId) for name in TypeAdapter(kind).json_schema()["enum"]
+    ]
+    found = {name.lower(): str(name) for name in names}.get(text.strip().lower())
+    if found is None:
+        raise _no_license(text)
+    return found
+
+
+def hub_license(text: str) -> str:
+    """Return a license as Hugging Face writes it: in lower case.
+
+    It has identifiers of its own as well, such as ``openrail``, so any word is taken.
+
+    Raises:
+        ConfigError: it is no identifier, but the name of a license or several words.
+    """
+    name = text.strip().lower()
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", name):
+        raise _no_license(text)
+    return name
+
+
+def _no_license(text: str) -> ConfigError:
+    return ConfigError(
+        f"{option('license', text)}: give an SPDX identifier, such as CC-BY-4.0, from https://spdx.org/licenses"
+    )

@@ -1,25 +1,47 @@
-"""Networks ready to run: frozen copies on their device, in their precision, with the input scaling they expect."""
+"""Networks and functions ready to run, in the same way: from windows of slices in 0..1 to outputs.
+
+A network becomes a frozen copy on its device, in its precision, with the input scaling that it expects. A function gets
+windows as a NumPy array (batch, slices, y, x), float32 in 0..1, and returns an array or a tensor of outputs, batch first. It
+has no gradients, so only occlusion can explain it.
+"""
 
 from __future__ import annotations
 
 import copy
 import threading
-from functools import partial
+from collections.abc import Mapping
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from evenslice._core import ConfigError, ModelError, option, reason
+from evenslice._core import (
+    ConfigError,
+    EvensliceError,
+    ModelError,
+    check_sendable,
+    option,
+    reason,
+    whole_number,
+)
 from evenslice.inference.batch_norm_fusion import fuse_batch_norms
-from evenslice.inference.batch_sizes import BatchSizes
-from evenslice.inference.depthwise import keep_depthwise_exact
-from evenslice.inference.device_errors import SMALLER, is_device_error, reporting_device_errors
-from evenslice.inference.devices import choose_device, choose_dtype
+from evenslice.inference.devices import (
+    SMALLER,
+    BatchSizes,
+    choose_device,
+    choose_dtype,
+    is_device_error,
+    memory_error,
+    out_of_memory,
+    reporting_device_errors,
+)
 from evenslice.networks import (
     ABOUT_INPUT,
     full_precision,
+    function_name,
     input_multiple,
     input_size,
     logits,
@@ -30,13 +52,25 @@ from evenslice.networks import (
     require_values,
 )
 from evenslice.neutralizing import record_of, untie
+from evenslice.volumes import check_tile, check_window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
-__all__ = ["ReadyNetwork", "by_slice", "check_output", "frozen_copy", "input_scaling", "trial_windows"]
+__all__ = [
+    "BlackBox",
+    "ReadyNetwork",
+    "by_slice",
+    "choose_slices",
+    "frozen_copy",
+    "input_scaling",
+    "keep_depthwise_exact",
+    "keep_sides",
+    "make_ready",
+    "trial_windows",
+]
 
 ANY_GPU = ("auto", "cuda")  # devices that are chosen anew by each process
 _MOVING = threading.Lock()
@@ -300,3 +334,243 @@ def _is_finite(returned: Any) -> bool:
     """Return whether the logits in what a network returned are finite, as far as they are of floating point."""
     output = logits(returned)
     return not output.is_floating_point() or bool(output.isfinite().all())
+
+
+class BlackBox(nn.Module):
+    """A function wrapped as a module on the CPU, without gradients.
+
+    Args:
+        function: maps an array (batch, slices, y, x), float32 in 0..1, to an array or a tensor, batch first, or to
+            anything that ``outputs`` or ``evenslice.networks.logits`` reduces to one. It scales and
+            moves its input itself. Attributes ``slices`` and ``tile``, if present and not None, state the only windows
+            that it accepts; ``sides`` is like ``tile``, with None for a side of any length. ``name``, ``mean`` and
+            ``std``, if present, are recorded. ``origin``, such as a digest of its weights, tells it from others when a
+            segmentation is resumed.
+        outputs: maps what the function returns to the outputs.
+        device: must be "auto": any other value would have no effect.
+        dtype: likewise.
+
+    Raises:
+        ModelError: it is not callable.
+        ConfigError: a device or a precision was given.
+
+    Example:
+        >>> network = BlackBox(lambda windows: windows.mean(axis=(1, 2, 3)))
+        >>> network(torch.ones(2, 3, 8, 8))
+        tensor([1., 1.])
+    """
+
+    device = torch.device("cpu")
+    dtype = torch.float32
+    multiple = 32
+    """The number of which the size of windows is a multiple: most networks behind functions need it."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        outputs: Callable[[Any], Any] | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+    ) -> None:
+        super().__init__()
+        if not callable(function):
+            raise ModelError(
+                f"{type(function).__name__} is not a network; give a torch.nn.Module, or a function from "
+                "arrays of windows "
+                "to outputs"
+            )
+        for name, value in (("device", device), ("dtype", dtype)):
+            if value != "auto":
+                raise ConfigError(
+                    f"{option(name, value)} has no effect on a function, which chooses where and how to compute; "
+                    "leave it out"
+                )
+        self.function = function
+        self.outputs = outputs
+        self.batches = BatchSizes()
+        self.name = str(getattr(function, "name", function_name(function)))
+        self.scaling = {
+            name: np.atleast_1d(getattr(function, name, default)).tolist()
+            for name, default in (("mean", 0.0), ("std", 1.0))
+        }
+
+    @torch.no_grad()
+    def forward(self, windows: Tensor) -> Any:
+        """Call the function on windows (batch, slices, y, x) in 0..1, and return its outputs as tensors."""
+        returned = self.function(np.ascontiguousarray(windows.detach().cpu().numpy(), dtype=np.float32))
+        if self.outputs is not None:
+            returned = reduce_output(returned, self.outputs)
+        return self._tensors(returned)
+
+    @property
+    def tile(self) -> tuple[int, int] | None:
+        """The only size (y, x) of windows that the function states to accept; None if it states none."""
+        stated = getattr(self.function, "tile", None)
+        return None if stated is None else check_tile(stated)
+
+    def prepare(self, slices: int, tile: tuple[int, int]) -> Any:
+        """Call the function on one test window, and return the result.
+
+        Raises:
+            ModelError: it rejects the window, memory runs out, or its result contains no outputs.
+            ConfigError: it states that it takes other windows.
+        """
+        for name, asked, stated in (
+            ("slices", slices, getattr(self.function, "slices", None)),
+            ("tile", tuple(tile), self.tile),
+        ):
+            if stated is not None and stated != asked:
+                raise ConfigError(
+                    f"{option(name, asked)}: {self.name} takes {stated}; leave {option(name)} out"
+                )
+        windows = trial_windows(slices, tile)
+        try:
+            returned = self(windows)
+        except EvensliceError:
+            raise
+        except Exception as error:
+            if out_of_memory(error):
+                raise memory_error(
+                    error, f"a window of {slices} slices of {tile[0]} x {tile[1]} does not fit", SMALLER
+                ) from error
+            raise ModelError(
+                f"the function {self.name} fails on an array of shape {tuple(windows.shape)}: {type(error).__name__}: "
+                f"{reason(error)}"
+            ) from error
+        check_output(returned, self.name)
+        return returned
+
+    def _tensors(self, returned: Any) -> Any:
+        """Convert arrays, however nested in the returned value, to tensors."""
+        if isinstance(returned, torch.Tensor):
+            return returned.detach().cpu()
+        if isinstance(returned, Mapping):
+            return {key: self._tensors(item) for key, item in returned.items()}
+        if isinstance(returned, list | tuple):
+            return [self._tensors(item) for item in returned]
+        if not hasattr(returned, "__array__"):
+            return returned
+        array = np.array(returned)  # a copy: the original may be read-only
+        if array.dtype.kind not in "fiub":
+            raise ModelError(
+                f"the function {self.name} returns an array of type {array.dtype}; it must return numbers"
+            )
+        return torch.from_numpy(array.astype(np.float32 if array.dtype.kind == "f" else np.int64))
+
+
+def keep_sides(network: object, tile: tuple[int, int]) -> tuple[int, int]:
+    """Return the size (y, x) of windows, with each side that a function states to be the only one that it accepts.
+
+    Args:
+        network: the function, such as one from ``load_onnx``, or its ``BlackBox``; anything else states no side.
+        tile: the size to take else.
+
+    Example:
+        >>> def function(windows):
+        ...     return windows
+        >>> function.sides = 32, None
+        >>> keep_sides(function, (64, 96)), keep_sides(BlackBox(function), (64, 96))
+        ((32, 96), (32, 96))
+    """
+    function = network.function if isinstance(network, BlackBox) else network
+    y, x = getattr(function, "sides", (None, None))
+    return y or tile[0], x or tile[1]
+
+
+def choose_slices(model: nn.Module | Callable[..., Any]) -> int:
+    """Return the number of slices that ``neutralize`` recorded on a network or that a function states, else 3.
+
+    Example:
+        >>> choose_slices(lambda windows: windows)
+        3
+    """
+    stated = record_of(model) if isinstance(model, nn.Module) else model
+    return getattr(stated, "slices", None) or 3
+
+
+def make_ready(
+    model: nn.Module | Callable[..., Any],
+    slices: int | None,
+    *,
+    device: str,
+    dtype: str,
+    outputs: Callable[[Any], Any] | None = None,
+    sent: bool = False,
+) -> tuple[ReadyNetwork | BlackBox, int]:
+    """Return a network or a function ready to run, and the number of slices of its windows.
+
+    Args:
+        model: the network or the function.
+        slices: N; by default see ``choose_slices``.
+        device: as for ``ReadyNetwork``, and for ``BlackBox``.
+        dtype: likewise.
+        outputs: likewise.
+        sent: whether it will be sent to other processes.
+
+    Raises:
+        ConfigError: the number is not odd, or a function cannot be sent.
+        ModelError, ConfigError: see ``ReadyNetwork`` and ``BlackBox``.
+
+    Example:
+        >>> make_ready(lambda windows: windows, None, device="auto", dtype="auto")[1]
+        3
+    """
+    slices = choose_slices(model) if slices is None else whole_number("slices", slices)
+    check_window(slices, 1, "reflect")
+    ready: ReadyNetwork | BlackBox
+    if isinstance(model, nn.Module):  # a network can be sent, as it can be copied
+        ready = ReadyNetwork(model, slices=slices, device=device, dtype=dtype, outputs=outputs)
+    else:
+        ready = BlackBox(model, device=device, dtype=dtype, outputs=outputs)
+        if sent:
+            check_sendable(model, f"the function {ready.name}")
+    if sent and outputs is not None:
+        check_sendable(outputs, option("outputs", function_name(outputs)))
+    return ready, slices
+
+
+LARGEST_FAST = 3  # largest kernel size for which the gradient of the weights is fast
+
+
+def keep_depthwise_exact(network: nn.Module) -> None:
+    """Make depthwise convolutions whose gradient is slow in bfloat16 run in float32 on a CPU under autocast, in place.
+
+    No parameter is renamed. Freeze weights that are not trained first: whether a weight is trained is decided here.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(4, 4, 3, stride=2, groups=4, bias=False))
+        >>> keep_depthwise_exact(network)
+        >>> with torch.autocast("cpu", dtype=torch.bfloat16):
+        ...     output = network(torch.full((1, 4, 3, 3), 1.001))
+        >>> bool((output - 1.001 * network[0].weight.sum((1, 2, 3)).view(1, -1, 1, 1)).abs().max() < 1e-6)
+        True
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and _is_slow(module) and not isinstance(module, _Exact):
+            module.__class__ = _exact(type(module))  # type: ignore[arg-type]  # mypy takes the instance's hash
+
+
+def _is_slow(convolution: nn.Conv2d) -> bool:
+    depthwise = convolution.groups == convolution.in_channels > 1
+    strided, large = max(convolution.stride) > 1, max(convolution.kernel_size) > LARGEST_FAST
+    return depthwise and (strided or (large and convolution.weight.requires_grad))
+
+
+class _Exact:
+    """The forward pass of a convolution, in the precision of its weights if a gradient may follow."""
+
+    weight: Tensor
+
+    def forward(self, pixels: Tensor) -> Any:
+        if torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled():
+            return super().forward(pixels)  # type: ignore[misc]  # the convolution's
+        with torch.autocast("cpu", enabled=False):
+            output: Tensor = super().forward(pixels.to(self.weight.dtype))  # type: ignore[misc]
+        return output.to(pixels.dtype)
+
+
+@cache
+def _exact(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
+    """Return a class of convolutions that computes in float32."""
+    return type(kind.__name__, (_Exact, kind), {})
