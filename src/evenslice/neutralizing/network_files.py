@@ -20,6 +20,7 @@ from torch import nn
 
 from evenslice._core import (
     UNREADABLE,
+    ConfigError,
     ModelError,
     OutputError,
     local_path,
