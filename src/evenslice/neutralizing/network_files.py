@@ -20,6 +20,7 @@ from torch import nn
 
 from evenslice._core import (
     UNREADABLE,
+    ConfigError,
     ModelError,
     OutputError,
     local_path,
@@ -466,7 +467,10 @@ def _saved_text(
     }
     stated: dict[str, Any] = {}
     if reading:
-        read = reading if isinstance(reading, Reading) else Reading(**reading)
+        try:
+            read = reading if isinstance(reading, Reading) else Reading(**reading)
+        except TypeError as error:  # an entry that there is not
+            raise ConfigError(f"{option('reading')}: {reason(error)}") from error
         stated = {"reading": read.to_plain()}
     return json.dumps(document | stated | ({"run": dict(run)} if run else {}))
 
