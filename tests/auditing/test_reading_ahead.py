@@ -206,7 +206,8 @@ def test_an_interrupt_does_not_wait_for_a_slow_server(tmp_path):
         "volume = evenslice.open_volume(sys.argv[1])\n"
         "print('opened', flush=True)\n"
         "try:\n"
-        "    evenslice.audit(network, volume, tile=(64, 64), intensity=(0, 255), progress=False)\n"
+        "    reading, sampling = evenslice.Reading(intensity=(0, 255)), evenslice.Sampling(tile=(64, 64))\n"
+        "    evenslice.audit(network, volume, reading=reading, sampling=sampling)\n"
         "except KeyboardInterrupt:\n"
         "    print('interrupted', flush=True)\n"
     )

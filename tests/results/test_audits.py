@@ -173,13 +173,15 @@ def test_what_is_no_document_is_refused(audits, tmp_path, content):
         ({"measurements/level": np.array([object()])}, "allow_pickle=False"),
         ({"examples/maps": np.full((2, 3, 32, 32), np.nan, np.float32)}, "examples/maps holds values beyond"),
         ({"examples/images": np.zeros((2, 5, 32, 32), np.uint8)}, "examples/images is uint8"),
+        ({"examples/images": None}, "examples/images"),
         ({"kernels/0/after": np.zeros((4, 3))}, "kernels/0/after is of shape"),
     ],
 )
 def test_damaged_arrays_are_one_error_that_names_file_and_entry(audits, tmp_path, arrays, entry):
     save_audits(audits[:1], tmp_path)
     with np.load(tmp_path / "audit.npz") as known:
-        np.savez(tmp_path / "audit.npz", **{**known, **arrays})
+        kept = {name: array for name, array in {**known, **arrays}.items() if array is not None}
+    np.savez(tmp_path / "audit.npz", **kept)
     refuse(tmp_path, f"audit.npz: cannot be read as part of an audit (.*{entry}")
     (tmp_path / "audit.npz").write_bytes(b"PK not quite")
     refuse(tmp_path, "audit.npz: cannot be read as part of an audit")
