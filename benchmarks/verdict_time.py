@@ -73,7 +73,11 @@ def main() -> None:
     spent = []
     for number, (name, network) in enumerate(find_networks(options.runs)):
         if number == 0:
-            measure(network, np.random.default_rng(0).random((16, 64, 64)), sampling=evenslice.Sampling(max_windows=8))
+            measure(
+                network,
+                np.random.default_rng(0).random((16, 64, 64)),
+                sampling=evenslice.Sampling(max_windows=8),
+            )
             print(f"importing and a first small audit: {time.process_time() - BEGUN:.1f} s\n")
             print("| network | volume | verdict | windows | seconds |\n| --- | --- | --- | --- | --- |")
         for path, place in volumes:
