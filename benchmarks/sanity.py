@@ -36,7 +36,7 @@ from sanity_checks import (
 from sanity_networks import QUICK, STAGES, WAYS, find_families, open_template
 
 import evenslice
-from evenslice.report.base.wording import MINUS, NOTHING
+from evenslice.report.formatting import MINUS, NOTHING
 from evenslice.results import Interval, mean_of_draws, student_interval
 
 if TYPE_CHECKING:

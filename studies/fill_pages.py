@@ -26,13 +26,13 @@ LIBRARIES = ("timm", "torchvision", "smp", "monai", "transformers")
 
 
 def fill(text: str, tables: Mapping[str, str]) -> str:
-    """Return a page with its tables in place.
+    r"""Return a page with its tables in place.
 
     Raises:
         ValueError: it has not exactly one place for each.
 
     Example:
-        >>> print(fill("<!-- table: a -->\\nold\\n<!-- end -->", {"a": "| new |"}))
+        >>> print(fill("<!-- table: a -->\nold\n<!-- end -->", {"a": "| new |"}))
         <!-- table: a -->
         <BLANKLINE>
         | new |
@@ -43,10 +43,8 @@ def fill(text: str, tables: Mapping[str, str]) -> str:
     if sorted(found) != sorted(tables):
         raise ValueError(f"the page has places for {', '.join(found)}, and there are {', '.join(tables)}")
     for name, rows in tables.items():
-        place = rf"(<!-- table: {re.escape(name)} -->\n).*?(<!-- end -->)"
-        text = re.sub(
-            place, lambda match, rows=rows: f"{match[1]}\n{rows}\n\n{match[2]}", text, flags=re.DOTALL
-        )
+        before, start, rest = text.partition(f"<!-- table: {name} -->\n")
+        text = f"{before}{start}\n{rows}\n\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
     return text
 
 

@@ -4,8 +4,8 @@
     python studies/run_archive.py pack      # and back, after a study has grown
 
 A resumed study looks for ``runs/RUN/run.json``; its report reads ``log/metrics.csv``, what disturbed slices cost, and
-``example.npz``, of which one is kept as a picture of the study. Of ``result.json``, which names places of one machine, the entry ``stress`` is kept as
-``stress.json``. Networks and checkpoints stay out of the repository.
+``example.npz``, of which one is kept as a picture of the study. Of ``result.json``, which names places of one machine, the
+entry ``stress`` is kept as ``stress.json``. Networks and checkpoints stay out of the repository.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from torch import nn
 from evenslice import Compute, Reading, segment
 from evenslice._core import EvensliceError, VolumeError
 from evenslice.inference import segmentation_job
-from evenslice.volumes import fingerprint, fingerprints, open_volume, write_volume
+from evenslice.volumes import fingerprint, info, open_volume, write_volume
 
 pytestmark = pytest.mark.attack
 
@@ -113,8 +113,8 @@ def test_an_array_that_is_written_anew(array, tmp_path):
 
 
 def test_a_large_array_of_which_the_fingerprint_covers_a_part(array, tmp_path, monkeypatch):
-    monkeypatch.setattr(fingerprints, "WHOLE_BYTES", 1000)
-    monkeypatch.setattr(fingerprints, "END_BYTES", 100)
+    monkeypatch.setattr(info, "WHOLE_BYTES", 1000)
+    monkeypatch.setattr(info, "END_BYTES", 100)
 
     def harm():
         np.load(array, mmap_mode="r+")[12:14] = 0

@@ -15,7 +15,7 @@ from values import by_name
 from evenslice import Compute, Reading, segment
 from evenslice._core import ConfigError, EvensliceError, OutputError, mark_staging
 from evenslice.inference import segmentation, segmentation_job, segmentation_run
-from evenslice.volumes import fingerprints, open_volume, write_volume
+from evenslice.volumes import info, open_volume, write_volume
 
 pytestmark = pytest.mark.attack
 
@@ -178,8 +178,8 @@ def test_chunks_that_disappear_before_the_end_are_no_zeros(tmp_path, image, monk
 def test_a_large_volume_that_was_rewritten_meanwhile_does_not_go_on(
     tmp_path, image, right, stop_after, monkeypatch
 ):
-    monkeypatch.setattr(fingerprints, "WHOLE_BYTES", 1000)
-    monkeypatch.setattr(fingerprints, "END_BYTES", 100)
+    monkeypatch.setattr(info, "WHOLE_BYTES", 1000)
+    monkeypatch.setattr(info, "END_BYTES", 100)
     out = tmp_path / "labels.npy"
     stop_after(4, image, out)
     stop_after(1, image, out)

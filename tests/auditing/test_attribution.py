@@ -9,8 +9,7 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from evenslice._core.errors import ConfigError, ModelError
-from evenslice.auditing.attribution import Mirrored, attribute, reproducible
-from evenslice.auditing.methods import BASELINES, METHODS
+from evenslice.auditing.attribution import BASELINES, METHODS, Mirrored, attribute, reproducible
 from evenslice.auditing.targets import parse_target
 
 GRADIENTS = [

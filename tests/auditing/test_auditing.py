@@ -11,7 +11,7 @@ from values import by_name
 import evenslice
 from evenslice._core.errors import ConfigError, ModelError, VolumeError
 from evenslice.auditing import stopping
-from evenslice.volumes.fingerprints import fingerprint
+from evenslice.volumes.info import fingerprint
 
 
 class Linear(nn.Module):

@@ -23,8 +23,7 @@ from evenslice import Compute, Sampling
 from evenslice._core.errors import VolumeError
 from evenslice.auditing import measuring
 from evenslice.auditing.lost_slices import take_middle
-from evenslice.auditing.measuring import Measurer
-from evenslice.auditing.worker_files import KnownFiles
+from evenslice.auditing.measuring import KnownFiles, Measurer
 from evenslice.volumes import open_volume, reslice
 
 HUGE, CHUNK = (98_304, 32_768, 32_768), (16, 64, 64)

@@ -11,7 +11,7 @@ from torch import nn
 import evenslice
 from evenslice._core import VolumeError
 from evenslice.auditing import worker_files
-from evenslice.auditing.worker_files import KnownFiles, refuse_other_content
+from evenslice.auditing.measuring import KnownFiles, refuse_other_content
 from evenslice.volumes import fingerprint, open_volume
 
 

@@ -276,12 +276,12 @@ def _look(item: Seed) -> None:
 
 
 def _look_at_audits(folder: Path, _: Path) -> None:
+    from evenslice._core.errors import render
     from evenslice._core.words import json_text
     from evenslice.auditing.documents import load_audits
     from evenslice.cli.printing import _plain_console
     from evenslice.cli.tables import audit_table
-    from evenslice.report.audit.page import render
-    from evenslice.report.audit.tables import csv_tables
+    from evenslice.report.study_tables import csv_tables
 
     audits = load_audits(folder)
     render(audits)
@@ -293,11 +293,13 @@ def _look_at_audits(folder: Path, _: Path) -> None:
 
 
 def _look_at_study(folder: Path, _: Path) -> None:
+    from evenslice.report.study.page import draw_charts
+
+    from evenslice._core.errors import render
     from evenslice.cli.printing import _plain_console
     from evenslice.cli.study_tables import study_tables
-    from evenslice.report.base.style import settings
-    from evenslice.report.study.csv_files import csv_tables
-    from evenslice.report.study.page import draw_charts, render
+    from evenslice.report.study_tables import csv_tables
+    from evenslice.report.style import settings
     from evenslice.results.studies import load_study
 
     results = load_study(folder)
@@ -311,11 +313,11 @@ def _look_at_study(folder: Path, _: Path) -> None:
 
 
 def _look_at_survey(folder: Path, _: Path) -> None:
+    from evenslice._core.errors import render
     from evenslice.auditing.documents import Survey
     from evenslice.cli.printing import _plain_console
     from evenslice.cli.tables import survey_tables
-    from evenslice.report.files import survey_csv
-    from evenslice.report.survey.page import render
+    from evenslice.report.survey_tables import survey_csv
 
     survey = Survey.load(folder)
     render(survey)

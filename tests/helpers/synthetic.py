@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from evenslice.auditing.documents import Audit
-from evenslice.networks.stem_kernels import StemKernels
+from evenslice.networks.inputs import StemKernels
 from evenslice.results.asymmetry import summarize
 from evenslice.results.audits import AuditedVolume, AuditRun, ExampleWindows, StemShape
 from evenslice.results.measurements import Measurements

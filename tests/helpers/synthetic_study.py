@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from evenslice._core.words import json_text
-from evenslice.results.arms import METRICS, SALIENCY_PERCENTILES, summarize_runs
-from evenslice.results.pooling import pool_runs
+from evenslice.results.arms import METRICS, SALIENCY_PERCENTILES, pool_runs, summarize_runs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from evenslice.results.pooling import Primary
+    from evenslice.results.arms import Primary
 
 Floats: TypeAlias = NDArray[np.float64]
 

@@ -839,16 +839,16 @@ def test_what_an_exported_network_says_of_volumes_is_read_back(tmp_path):
     evenslice.export(
         small(), tmp_path / "objects", to="huggingface", reading=evenslice.Reading(instances="dense")
     )
-    reading = Reading.of(**READING)
+    reading = Reading(**READING)
     assert stated_reading("tests:any", str(tmp_path / "hub")) == reading
     assert stated_reading(str(tmp_path / "hub"), None) == reading
     assert stated_reading("onnx", str(tmp_path / "onnx" / "network.onnx")) == reading
     assert stated_reading("onnx", str(tmp_path / "plain" / "network.onnx")) == Reading()
     assert stated_reading("tests:any", str(tmp_path / "hub" / "model.safetensors")) == reading
-    assert stated_reading(str(tmp_path / "objects"), None) == Reading.of(instances="dense")
+    assert stated_reading(str(tmp_path / "objects"), None) == Reading(instances="dense")
     assert stated_reading(str(tmp_path), None) is None
     found = find_reading(None, str(tmp_path / "hub"), None, step=1, intensity=(0.0, 1.0))
-    assert found == Reading.of(**READING | {"step": 1, "intensity": (0.0, 1.0)})
+    assert found == Reading(**READING | {"step": 1, "intensity": (0.0, 1.0)})
     found = find_reading(None, str(tmp_path / "hub"), None, instances="sparse")
     assert (found.labels.label_values, found.labels.other_labels) == (None, "error")
     card = (tmp_path / "hub" / "README.md").read_text()
@@ -865,12 +865,12 @@ def test_exports_of_before_do_not_say_what_other_label_values_mean(tmp_path):
     for name in ("other_labels", "ignore_label", "instances"):
         del stated[name]
     (tmp_path / "config.json").write_text(json.dumps(stated))
-    assert stated_reading(str(tmp_path), None) == Reading.of(label_values=(0, 255))
+    assert stated_reading(str(tmp_path), None) == Reading(label_values=(0, 255))
 
 
 @pytest.mark.parametrize("to", ["onnx", "bioimageio", "huggingface"])
 def test_an_exported_network_is_evaluated_as_the_one_that_it_came_from(tmp_path, to):
-    loaded = Segmenter(small(), 3, Reading.of(intensity=(0, 1), other_labels="background", ignore_label=255))
+    loaded = Segmenter(small(), 3, Reading(intensity=(0, 1), other_labels="background", ignore_label=255))
     loaded.export(tmp_path, to=to)
     if to == "bioimageio":
         stated = json.loads((tmp_path / "rdf.yaml").read_text())["config"]["evenslice"]

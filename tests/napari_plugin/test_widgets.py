@@ -302,7 +302,7 @@ def test_a_file_of_weights_says_how_volumes_are_read(tmp_path):
     loaded = evenslice.load_network(spec, "none")
     save_network(loaded.model, file, source=loaded.source, reading=reading)
     for choice in (FromLibrary(spec, str(file), 3, "pretrained"), FromFile(file)):
-        assert choice.load().reading == Reading.of(**reading)
+        assert choice.load().reading == Reading(**reading)
 
 
 def test_a_network_whose_decoder_is_random_segments_nothing(viewer, widget, wait_for, volume, tmp_path):

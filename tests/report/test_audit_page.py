@@ -18,7 +18,7 @@ from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit
 
 from evenslice._core.errors import ConfigError, MissingExtraError, OutputError
 from evenslice.auditing.documents import load_audits
-from evenslice.networks.stem_kernels import StemKernels
+from evenslice.networks.inputs import StemKernels
 from evenslice.report import (
     advice_sentence,
     extent_sentence,

@@ -10,10 +10,16 @@ from hypothesis import given, strategies as st
 from scipy import stats
 
 from evenslice._core.words import json_text
-from evenslice.results.arms import METRICS, metric_bounds, saliency_percentiles, summarize_runs
-from evenslice.results.pooling import pool_runs
-from evenslice.results.student import bias_removed, non_inferiority, student_interval
-from evenslice.results.study_summaries import read_comparisons, read_pooled
+from evenslice.results.arms import (
+    METRICS,
+    bias_removed,
+    metric_bounds,
+    pool_runs,
+    saliency_percentiles,
+    summarize_runs,
+)
+from evenslice.results.intervals import non_inferiority, student_interval
+from evenslice.results.studies import read_comparisons, read_pooled
 
 dices = st.lists(st.floats(0.5, 0.9), min_size=2, max_size=6).filter(lambda values: np.std(values) > 1e-3)
 

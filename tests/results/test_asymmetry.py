@@ -10,13 +10,11 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from evenslice.auditing.class_sums import _sample, compare_answers, compare_outputs, wasserstein
+from evenslice.auditing.explaining import _sample, compare_answers, compare_outputs, wasserstein
 from evenslice.auditing.stopping import settled
 from evenslice.results.asymmetry import summarize
-from evenslice.results.biases import data_part, directional_bias, model_part, pair_bias
-from evenslice.results.measurements import Measurements
-from evenslice.results.questions import answer_kind, ask
-from evenslice.results.tolerances import Tolerances, least_attention
+from evenslice.results.measurements import Measurements, data_part, directional_bias, model_part, pair_bias
+from evenslice.results.verdicts import Tolerances, answer_kind, ask, least_attention
 
 MANY = 10**6
 

@@ -7,11 +7,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy import stats
 
-from evenslice.results.arms import summarize_runs
-from evenslice.results.pooled_means import holm, pool_means
-from evenslice.results.pooling import POOLED, Primary, pool_runs
-from evenslice.results.replicates import replicate_means
-from evenslice.results.student import student_interval
+from evenslice.results.arms import POOLED, Primary, pool_runs, replicate_means, summarize_runs
+from evenslice.results.intervals import holm, pool_means, student_interval
 
 values = st.lists(st.floats(0.5, 0.9), min_size=2, max_size=6).filter(lambda found: np.std(found) > 1e-3)
 

@@ -31,8 +31,7 @@ from evenslice.training.lightning_module import TrainingModule
 from evenslice.training.run_folder import RunFolder
 from evenslice.training.segmenter import asked_size, load_segmenter
 from evenslice.training.trainer import train
-from evenslice.volumes.boundaries import IGNORED
-from evenslice.volumes.labels import LabelledVolume, index_classes
+from evenslice.volumes.labels import IGNORED, LabelledVolume, index_classes
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.scaling import Scaling
 from evenslice.volumes.windows import WindowGrid

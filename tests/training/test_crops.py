@@ -13,7 +13,7 @@ from evenslice.training.data_config import DataConfig
 from evenslice.volumes.labels import LabelledVolume, index_classes
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.scaling import Scaling
-from evenslice.volumes.views import take_slices
+from evenslice.volumes.volume import take_slices
 
 OFF = AugmentationConfig(flips=False, rotations=False, z_flip=False, intensity=False)
 

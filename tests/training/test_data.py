@@ -13,8 +13,7 @@ from evenslice._core.errors import ConfigError, EvensliceError, VolumeError
 from evenslice.training.config import ModelConfig
 from evenslice.training.data import fingerprints, open_data
 from evenslice.training.data_config import DataConfig, LabelledFiles
-from evenslice.volumes.label_values import LabelValues
-from evenslice.volumes.labels import index_classes
+from evenslice.volumes.labels import LabelValues, index_classes
 from evenslice.volumes.opening import open_volume
 
 SHAPE = (40, 24, 32)
@@ -137,7 +136,7 @@ def test_parts_can_be_pickled(load):
 
 def test_large_data_sets_stay_in_their_files(load, monkeypatch):
     kept = load([[0, 20]])
-    monkeypatch.setattr("evenslice.volumes.views.IN_MEMORY", 100)
+    monkeypatch.setattr("evenslice.volumes.volume.IN_MEMORY", 100)
     lazy = load([[0, 20]])
     assert np.array_equal(kept.train[0].volume[...], lazy.train[0].volume[...])
     assert len(pickle.dumps(lazy.train[0].volume)) < 5000 < len(pickle.dumps(kept.train[0].volume))

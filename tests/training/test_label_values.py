@@ -18,9 +18,7 @@ from evenslice.training.config import ModelConfig
 from evenslice.training.data import open_data
 from evenslice.training.data_config import DataConfig
 from evenslice.training.lightning_module import SegmentationLoss
-from evenslice.volumes.boundaries import IGNORED
-from evenslice.volumes.label_values import LabelValues
-from evenslice.volumes.labels import index_classes
+from evenslice.volumes.labels import IGNORED, LabelValues, index_classes
 from evenslice.volumes.opening import open_volume
 
 
@@ -96,17 +94,17 @@ def test_what_cannot_be(array, options, kind, message):
         (
             [0, 1, 5],
             {},
-            "set label_values=[0, 5] if it is that of a class, or build the network with classes=6 if there are as many, or",
+            "set label_values=[0, 5] or classes if it is that of a class, ignore_label=5 if such voxels do not count, or",
         ),
         (
             [0, 255],
             {},
-            "set label_values=[0, 255] if it is that of a class, ignore_label=255 if such voxels do not count, or",
+            "set label_values=[0, 255] or classes if it is that of a class, ignore_label=255 if such voxels do not count, or",
         ),
         (
             [0, 1],
             {"values": [0, 255]},
-            "set label_values=[0, 1] if it is that of a class, ignore_label=1 if such voxels do not count, or",
+            "set label_values=[0, 1] or classes if it is that of a class, ignore_label=1 if such voxels do not count, or",
         ),
         ([-1, 0, 1], {}, "set ignore_label=-1 if such voxels do not count, or"),
     ],

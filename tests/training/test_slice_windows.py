@@ -107,7 +107,7 @@ def test_it_travels_to_workers_as_its_files(tmp_path, image):
 def test_files_too_large_for_memory_are_read_piece_by_piece(tmp_path, image, monkeypatch):
     np.save(tmp_path / "image.npy", image)
     held = SliceWindows(tmp_path / "image.npy", crop=(16, 16))
-    monkeypatch.setattr("evenslice.volumes.views.IN_MEMORY", 0)
+    monkeypatch.setattr("evenslice.volumes.volume.IN_MEMORY", 0)
     lazy = SliceWindows(tmp_path / "image.npy", crop=(16, 16))
     assert all(torch.equal(held[i], lazy[i]) for i in range(len(held)))
     assert len(pickle.dumps(lazy)) < 10_000 < len(pickle.dumps(held))

@@ -28,7 +28,7 @@ from torch import nn
 from evenslice._core.config_files import load_config, to_yaml
 from evenslice._core.errors import ConfigError, EvensliceError, ModelError, OutputError
 from evenslice.cli import entry as cli
-from evenslice.neutralizing import without_mirror
+from evenslice.neutralizing.averages import without_mirror
 from evenslice.neutralizing.network_files import load_network, save_network
 from evenslice.training import fitting, training_progress
 from evenslice.training.assumptions import describe_assumptions

@@ -20,8 +20,7 @@ from pydicom.uid import (
 from volume_checks import fails, same
 
 from evenslice._core import errors
-from evenslice.volumes.fingerprints import fingerprint
-from evenslice.volumes.info import describe_volume
+from evenslice.volumes.info import describe_volume, fingerprint
 from evenslice.volumes.opening import open_volume
 
 STACK = (np.arange(6 * 40 * 32) % 1021).reshape(6, 40, 32).astype(np.uint16)

@@ -12,8 +12,7 @@ import pytest
 from volume_checks import fails, same
 
 from evenslice._core import errors
-from evenslice.volumes.fingerprints import fingerprint
-from evenslice.volumes.info import describe_volume
+from evenslice.volumes.info import describe_volume, fingerprint
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read import hdf5_chunks
 from evenslice.volumes.read.hdf5_chunks import ChunkChecks

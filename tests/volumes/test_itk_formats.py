@@ -13,8 +13,7 @@ from hypothesis import example, given, strategies as st
 from volume_checks import fails, same
 
 from evenslice._core import errors
-from evenslice.volumes.fingerprints import fingerprint
-from evenslice.volumes.info import describe_volume
+from evenslice.volumes.info import describe_volume, fingerprint
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.deflate import DeflatedFile, read_in_parts
 

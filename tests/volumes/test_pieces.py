@@ -18,9 +18,8 @@ from piece_files import IMAGE, LABELS, PLAIN_SHARDS, SHARDS, change_json, write_
 from volume_checks import fails, same
 
 from evenslice._core import errors
-from evenslice.volumes.fingerprints import fingerprint
-from evenslice.volumes.info import describe_volume
-from evenslice.volumes.label_values import LabelValues
+from evenslice.volumes.info import describe_volume, fingerprint
+from evenslice.volumes.labels import LabelValues
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.pieces import assemble
 

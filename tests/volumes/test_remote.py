@@ -22,12 +22,11 @@ from moto.server import ThreadedMotoServer
 from volume_checks import fails, same
 
 from evenslice._core import errors
-from evenslice.volumes import fingerprints
-from evenslice.volumes.fingerprints import fingerprint
-from evenslice.volumes.info import describe_volume
+from evenslice.volumes import info
+from evenslice.volumes.info import describe_volume, fingerprint
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.remote import remote_store
-from evenslice.volumes.views import take_slices
+from evenslice.volumes.volume import take_slices
 
 STACK = (np.arange(6 * 40 * 32) % 1021).reshape(6, 40, 32).astype(np.uint16)
 
@@ -201,14 +200,14 @@ def test_what_has_changed_between_the_first_and_the_last_chunk_is_noticed(tmp_pa
 
 
 def test_of_large_chunks_few_are_read_for_a_fingerprint(tmp_path, monkeypatch):
-    monkeypatch.setattr(fingerprints, "SAMPLED_BYTES", 1000)
+    monkeypatch.setattr(info, "SAMPLED_BYTES", 1000)
     stack = np.ones((60, 16, 16), np.uint8)
     zarr.create_array(tmp_path / "a.zarr", data=stack, chunks=(1, 16, 16))
     with served(tmp_path) as address:
         Handler.asked.clear()
         fingerprint(open_volume(f"{address}/a.zarr"))
         assert len([name for name in Handler.asked if "/c/" in name]) == 2 + 1000 // 256
-        monkeypatch.setattr(fingerprints, "SAMPLED_BYTES", 255)
+        monkeypatch.setattr(info, "SAMPLED_BYTES", 255)
         Handler.asked.clear()
         fingerprint(open_volume(f"{address}/a.zarr"))
         assert len([name for name in Handler.asked if "/c/" in name]) == 2

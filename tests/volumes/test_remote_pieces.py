@@ -19,7 +19,7 @@ from piece_files import IMAGE, LABELS, PLAIN_SHARDS, SHARDS, write_n5, write_pre
 from volume_checks import fails, same
 
 from evenslice._core import errors
-from evenslice.volumes.fingerprints import fingerprint
+from evenslice.volumes.info import fingerprint
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read import web_files
 from evenslice.volumes.read.clouds import web_address

@@ -12,8 +12,7 @@ from PIL import Image
 from volume_checks import fails, same
 
 from evenslice._core import errors
-from evenslice.volumes.fingerprints import fingerprint
-from evenslice.volumes.info import describe_volume
+from evenslice.volumes.info import describe_volume, fingerprint
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.slice_folder import missing_numbers, natural_order
 

@@ -14,7 +14,7 @@ import zarr
 from volume_checks import fails
 
 from evenslice._core import errors
-from evenslice.volumes.fingerprints import fingerprint
+from evenslice.volumes.info import fingerprint
 from evenslice.volumes.opening import open_volume
 
 STACK = (np.arange(6 * 40 * 32) % 1021).reshape(6, 40, 32).astype(np.uint16)

@@ -12,18 +12,22 @@ import numpy as np
 from torch import nn
 
 from evenslice._core import ConfigError, option, whole_number
-from evenslice.auditing.documents import Audit
+from evenslice.auditing.attribution import check_method_of, choose_baseline, choose_map
+from evenslice.auditing.documents import Audit, describe_run
 from evenslice.auditing.explaining import Explainer
-from evenslice.auditing.lost_slices import check_labels, count_stressed, measure_loss, stressed_volumes
-from evenslice.auditing.measuring import Measurer, collect_examples
-from evenslice.auditing.methods import choose_baseline, choose_map
+from evenslice.auditing.lost_slices import check_labels, count_stressed, stressed_volumes
+from evenslice.auditing.measuring import (
+    Measurer,
+    WindowBatch,
+    WindowSample,
+    choose_tile,
+    collect_examples,
+    corner_of,
+)
 from evenslice.auditing.options import Sampling, check_label_options
-from evenslice.auditing.preparation import check_method_of, choose_tile, corner_of, scaling_source, understand
-from evenslice.auditing.run_description import describe_run
-from evenslice.auditing.sampling import WindowBatch, WindowSample
-from evenslice.auditing.stopping import batch_size, check_first, read_until_settled
-from evenslice.auditing.targets import count_classes, parse_target
-from evenslice.inference import Compute, choose_slices, make_ready
+from evenslice.auditing.stopping import check_first, read_until_settled
+from evenslice.auditing.targets import count_classes, parse_target, understand
+from evenslice.inference import Compute, choose_slices, make_ready, stress
 from evenslice.networks import StemKernels, refuse_torchscript, with_gradients
 from evenslice.neutralizing import record_with_names, uncompiled
 from evenslice.results import Tolerances, summarize
@@ -46,7 +50,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from evenslice.auditing.preparation import Function
+    from evenslice.auditing.attribution import Function
     from evenslice.auditing.targets import Target
     from evenslice.neutralizing import Record
     from evenslice.volumes import VolumeLike
@@ -182,23 +186,24 @@ def audit(
     )
     labelled = opened if opened and understood.explained.target == "labels" else None
     measurer = Measurer(explainer, grids, labelled)
-    sample = WindowSample(grids, sampling.seed, sampling.max_windows, sampling.min_windows)
+    sample = WindowSample(grids, sampling)
     sampling.check(sum(sample.population))
     check_first(measurer, sample)
     shown = [] if place is None else [measurer.measure(measurer.read(WindowBatch(place, pictures=1)))]
-    found = read_until_settled(sample, measurer, sampling, tolerances, compute)
+    found = read_until_settled(sample, measurer, tolerances, compute)
     lost = None
     if stressed:
-        lost = measure_loss(
+        lost = stress(
             network,
             stressed,
-            grids[0],
+            slices=slices,
+            step=read.step,
             most_slices=most_stressed,
             tile=asked,
             batch=compute.batch,
             seed=sampling.seed,
             progress=compute.progress,
-        )
+        ).summary()
     kernels = _kernels(model, record)
     return Audit(
         name=record.strategy if record else "audit",
@@ -210,19 +215,15 @@ def audit(
         stress=lost,
         run=describe_run(
             measurer,
-            found.batches,
-            found.measurements,
-            understood=understood,
-            source=scaling_source(model),
+            found,
+            understood,
+            model=model,
             record=record,
             kernels=kernels,
             outputs=outputs,
             labels=stored,
             values=read.labels,
-            precision=sampling.precision,
-            batch=compute.batch or batch_size(measurer),
-            seed=sampling.seed,
-            stopped=found.stopped,
+            sampling=sampling,
             seconds=time.monotonic() - started,
         ),
     )

@@ -1,13 +1,21 @@
-"""Audits and surveys as the user gets them: the results of ``evenslice.results`` with their reports."""
+"""Audits and surveys as the user gets them, with their reports, and the description of what an audit ran."""
 
 from __future__ import annotations
 
+import datetime as dt
 from collections import Counter
-from contextlib import suppress
+from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from evenslice._core import UNREADABLE, ConfigError, local_path, staged_file, staged_folder
+from torch import nn
+
+from evenslice._core import ConfigError, local_path, package_versions, staged_file, staged_folder
+from evenslice.networks import (
+    function_name,
+    normalization,
+)
+from evenslice.neutralizing import recorded_on
 from evenslice.report import (
     audit_html,
     survey_csv,
@@ -16,15 +24,24 @@ from evenslice.report import (
     write_survey_figures,
     write_survey_report,
 )
-from evenslice.results import SURVEY_FILES, AuditResult, SurveyResult, stored_size
+from evenslice.results import SURVEY_FILES, AuditedVolume, AuditResult, AuditRun, StemShape, SurveyResult
+from evenslice.volumes import fingerprint
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable, Sequence
 
-__all__ = ["Audit", "Survey", "load_audits"]
+    from evenslice.auditing.measuring import Measurer
+    from evenslice.auditing.options import Sampling
+    from evenslice.auditing.stopping import Found
+    from evenslice.auditing.targets import Understood
+    from evenslice.networks import StemKernels
+    from evenslice.neutralizing import Record
+    from evenslice.volumes import LabelValues, Volume, WindowGrid
+
+    Function: TypeAlias = Callable[[Any], Any]
 
 MOST_AUDITS = 200  # in one report
-MOST_BYTES = 2**30  # of all their measurements and examples
 
 
 class Audit(AuditResult):
@@ -125,7 +142,7 @@ def load_audits(folder: str | os.PathLike[str]) -> list[Audit]:
     Audits of the same name get the name of their folder as a prefix.
 
     Raises:
-        ConfigError: there is no audit, one that cannot be read, or more than a report shows: 200, or 1 GiB of measurements.
+        ConfigError: there is no audit, one that cannot be read, or more than a report shows, 200.
 
     Example:
         >>> import tempfile
@@ -147,12 +164,6 @@ def load_audits(folder: str | os.PathLike[str]) -> list[Audit]:
         raise ConfigError(
             f"{folder}: holds {len(paths)} audits; a report shows at most {MOST_AUDITS}: name a folder with fewer"
         )
-    size = sum(map(_size, paths))
-    if size > MOST_BYTES:
-        raise ConfigError(
-            f"{folder}: its audits hold {size:,} bytes; a report is made of at most {MOST_BYTES:,}: name a "
-            "folder with fewer"
-        )
     audits = [(path, Audit.load(path)) for path in paths]
     count = Counter(audit.name for _, audit in audits)
     named = [
@@ -167,7 +178,111 @@ def _name(folder: Path) -> str:
     return folder.name if folder.name not in ("", "..") else folder.resolve().name
 
 
-def _size(path: Path) -> int:
-    with suppress(*UNREADABLE):  # loading it says what is wrong
-        return stored_size(path.with_suffix(".npz"))
-    return 0
+def scaling_source(model: nn.Module | Function) -> str:
+    """Return where the scaling of slices in 0..1 comes from, as ``AuditRun.scaling`` says it.
+
+    Example:
+        >>> scaling_source(nn.Conv2d(3, 8, 3))
+        'assumed'
+    """
+    if not isinstance(model, nn.Module):
+        return "function"
+    part = recorded_on(model)
+    if part is not None:
+        return "recorded on a part" if part else "recorded"
+    return "assumed" if normalization(model) is None else "stated"
+
+
+PACKAGES = [
+    "evenslice",
+    "torch",
+    "numpy",
+    "scipy",
+    "captum",
+    "timm",
+    "segmentation-models-pytorch",
+    "torchvision",
+    "onnxruntime",
+]
+
+
+def describe_run(
+    measurer: Measurer,
+    found: Found,
+    understood: Understood,
+    *,
+    model: nn.Module | Function,
+    record: Record | None,
+    kernels: Sequence[StemKernels],
+    outputs: Function | None,
+    labels: Sequence[Volume] | None,
+    values: LabelValues,
+    sampling: Sampling,
+    seconds: float,
+) -> AuditRun:
+    """Return what an audit ran that ends now.
+
+    Args:
+        measurer: what measured the windows.
+        found: what they say.
+        understood: how the output was understood.
+        model: the network.
+        record: that of ``neutralize``, if there is one.
+        kernels: the stems.
+        outputs: the function that reduced the network's output, if one was given.
+        labels: those of each volume as stored, if given.
+        values: what the values of the labels mean.
+        sampling: which windows were read.
+        seconds: its duration.
+    """
+    explainer, grids = measurer.explainer, measurer.grids
+    network, measurements = explainer.network, found.measurements
+    unmoved = ~(measurements.saliency.any(axis=(1, 2, 3)) | measurements.reliance.any(axis=(1, 2, 3)))
+    return AuditRun(
+        slices=grids[0].slices,
+        step=grids[0].step,
+        strategy=record.strategy if record else None,
+        tie=record.tie if record else None,
+        method=explainer.method,
+        baseline=explainer.baseline,
+        maps=(explainer.maps[0], explainer.maps[1] or ""),
+        use="gradient" if explainer.gradient else "replacement",
+        target=understood.explained.target,
+        explained=understood.name,
+        assumed=understood.assumed,
+        outputs=None if outputs is None else function_name(outputs),
+        label_options=None if labels is None else values.to_dict(),
+        precision=sampling.precision,
+        windows_available=sum(map(len, grids)),
+        windows_without_attribution=int(unmoved.sum()),
+        stopped=found.stopped,
+        tile=grids[0].tile,
+        batch=found.batch,
+        seed=sampling.seed,
+        device=", ".join(sorted({item.device for item in found.batches})) or str(network.device),
+        dtype=str(network.dtype).removeprefix("torch."),
+        scaling={**network.scaling, "source": scaling_source(model)},
+        clamped=float(measurements.clamped.mean()) if understood.explained.probabilities else None,
+        model={"class": network.name},
+        stems=tuple(StemShape(stem.name, stem.after.shape) for stem in kernels),
+        volumes=tuple(_describe(grid, of) for grid, of in zip(grids, labels or repeat(None), strict=False)),
+        versions=package_versions(PACKAGES),
+        created=dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
+        seconds=round(seconds, 2),
+    )
+
+
+def _describe(grid: WindowGrid, labels: Volume | None) -> AuditedVolume:
+    volume = grid.volume
+    same = ("path", "format", "shape", "region", "level", "spacing", "unit")
+    return AuditedVolume(
+        **{name: getattr(volume, name) for name in same},
+        select=dict(volume.select),
+        dtype=str(volume.dtype),
+        fingerprint=fingerprint(volume),
+        windows=len(grid),
+        intensity=(grid.scaling.low, grid.scaling.high),
+        fill=grid.scaling.fill,
+        labels_path=None if labels is None else labels.path,
+        labels=None if labels is None else fingerprint(labels),
+    )

@@ -10,10 +10,9 @@ import torch
 from torch.nn import functional
 
 from evenslice._core import ConfigError, option, whole_number
-from evenslice.auditing.attribution import attribute
-from evenslice.auditing.methods import choose_map
-from evenslice.auditing.preparation import check_method_of, corner_of, understand
-from evenslice.auditing.targets import Score, parse_target
+from evenslice.auditing.attribution import attribute, check_method_of, choose_map
+from evenslice.auditing.measuring import corner_of
+from evenslice.auditing.targets import Score, parse_target, understand
 from evenslice.inference import Compute, keep_sides, make_ready
 from evenslice.networks import with_gradients
 from evenslice.report import explanation_html, map_line, map_shares

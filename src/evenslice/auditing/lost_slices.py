@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from evenslice._core import ModelError, option
-from evenslice.inference import Disturbances, StressedVolume, even_slices, stress
+from evenslice.inference import Disturbances, StressedVolume, even_slices
 from evenslice.networks import logits
 from evenslice.volumes import IGNORED, LabelValues, check_classes, open_volume, reslice
 
@@ -13,11 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from evenslice.inference import BlackBox, ReadyNetwork
-    from evenslice.results import StressSummary
     from evenslice.volumes import Volume, WindowGrid
-
-__all__ = ["check_labels", "count_stressed", "measure_loss", "stressed_volumes", "take_middle"]
 
 STRESSED_SLICES = 16
 STRESSED_SIDE = 1024
@@ -41,7 +37,7 @@ def count_stressed(slices: int, most_windows: int) -> int:
 def stressed_volumes(
     returned: Any, grids: Sequence[WindowGrid], labels: Sequence[Volume]
 ) -> list[StressedVolume]:
-    """Return what ``measure_loss`` predicts: of each volume the middle of its slices, with its labels.
+    """Return what the stress test predicts: of each volume the middle of its slices, with its labels.
 
     Args:
         returned: what the network returned for a window.
@@ -84,43 +80,6 @@ def check_labels(labels: Sequence[Volume], stressed: Sequence[StressedVolume], m
         elif stressed and (compared := stressed[number].labels) is not None:
             for z in chosen[number]:
                 compared[z]
-
-
-def measure_loss(
-    network: ReadyNetwork | BlackBox,
-    stressed: Sequence[StressedVolume],
-    grid: WindowGrid,
-    *,
-    most_slices: int,
-    tile: tuple[int, int] | None,
-    batch: int | None,
-    seed: int,
-    progress: bool | None,
-) -> StressSummary:
-    """Measure the Dice of a network when neighbouring slices are lost or damaged; see ``evenslice.inference.stress``.
-
-    Args:
-        network: ready to run.
-        stressed: as ``stressed_volumes`` returns them.
-        grid: the windows of one of the volumes, of three slices or more.
-        most_slices: see ``count_stressed``.
-        tile: size (y, x) of the in-plane tiles that the user asked for; None for whole slices.
-        batch: windows per pass, likewise; None for as many as suit the network.
-        seed: random seed of the noise.
-        progress: show a progress bar.
-    """
-    found = stress(
-        network,
-        stressed,
-        slices=grid.slices,
-        step=grid.step,
-        most_slices=most_slices,
-        tile=tile,
-        batch=batch,
-        seed=seed,
-        progress=progress,
-    )
-    return found.summary()
 
 
 def take_middle(volume: Volume) -> Volume:

@@ -1,40 +1,210 @@
-"""Windows are read and measured, in this process or on the workers of a cluster.
+"""Windows are drawn, read and measured, in this process or on the workers of a cluster.
 
     for batch in measure_batches(sample, lambda: 8, measurer, client=None):
         ...
 
-In this process the next batch is read while the network computes; each worker of a cluster receives the measurer once.
+The windows of all volumes, every tile at every depth, are one population. They are read in a random order without
+replacement in which every window has the same chance to be among the first n, whatever n is, while those n are spread
+over volumes, depth and plane in proportion (``evenslice.volumes.spread_index``). In this process the next batch is read
+while the network computes; each worker of a cluster receives the measurer once.
 """
 
 from __future__ import annotations
 
+import platform
 import threading
+from bisect import bisect_right
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
+from torch import nn
 
-from evenslice._core import ModelError, map_ahead, map_in_order, option
+from evenslice._core import ConfigError, ModelError, VolumeError, map_ahead, map_in_order, option
 from evenslice.auditing.attribution import attribute
 from evenslice.auditing.explaining import NotFiniteError
-from evenslice.auditing.worker_files import KnownFiles, refuse_other_content
-from evenslice.inference import to_device
-from evenslice.results import ExampleWindows, Measurements
+from evenslice.inference import keep_sides, to_device
+from evenslice.networks import (
+    input_multiple,
+    input_size,
+)
+from evenslice.results import ExampleWindows, Measurements, next_look
+from evenslice.volumes import check_tile, fingerprint, fit_tile, modified, spread_index
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
 
     from evenslice.auditing.explaining import Explainer
-    from evenslice.auditing.sampling import WindowBatch, WindowSample
+    from evenslice.auditing.options import Sampling
     from evenslice.volumes import Volume, WindowGrid
 
-__all__ = ["MeasuredBatch", "Measurer", "collect_examples", "collect_measurements", "measure_batches"]
+    Function: TypeAlias = Callable[[Any], Any]
+
+EXAMPLES = 4
+MOST_OF_EXAMPLES = 2**27  # bytes that they may take: results of a few audits are read back together
+
+
+@dataclass(frozen=True)
+class WindowBatch:
+    """Windows to measure in one pass.
+
+    Attributes:
+        places: (batch, 4) volume, z, y, x of each window.
+        pictures: number of windows to keep as pictures.
+    """
+
+    places: NDArray[np.int64]
+    pictures: int
+
+
+@dataclass(frozen=True)
+class WindowSample:
+    """The windows of several volumes in random order.
+
+    Attributes:
+        grids: the windows of each volume.
+        sampling: how many of them are read, and the seed of their order.
+    """
+
+    grids: list[WindowGrid]
+    sampling: Sampling
+
+    @property
+    def population(self) -> list[int]:
+        """Number of windows in each volume."""
+        return [len(grid) for grid in self.grids]
+
+    @property
+    def limit(self) -> int:
+        """Largest number of windows to read."""
+        return min(sum(self.population), self.sampling.max_windows)
+
+    def next_look(self, read: int) -> int:
+        """Return the number of windows after which an audit that has read some looks at what it knows."""
+        look = next_look(max(read, min(self.sampling.min_windows, self.limit) - 1))
+        if read < self.sampling.min_windows < look:
+            look = self.sampling.min_windows
+        return min(look, self.limit)
+
+    def batches(self, size: Callable[[], int]) -> Iterator[WindowBatch]:
+        """Yield the windows in batches; ``size`` is asked for the largest size of each.
+
+        A batch ends where the audit looks, so that what it finds does not depend on the size of batches.
+        """
+        read = 0
+        while read < self.limit:
+            stop = min(read + size(), self.next_look(read))
+            places = np.array([self._place(number) for number in range(read, stop)], dtype=np.int64)
+            yield WindowBatch(places, pictures=min(max(self._examples() - read, 0), stop - read))
+            read = stop
+
+    def _place(self, number: int) -> tuple[int, int, int, int]:
+        """Return volume, z, y, x of a window."""
+        ends = list(accumulate(self.population))
+        index = spread_index(number, ends[-1], self.sampling.seed)
+        volume = bisect_right(ends, index)
+        grid = self.grids[volume]
+        return (volume, *grid.place(index - (ends[volume] - len(grid))))
+
+    def _examples(self) -> int:
+        """Return how many windows to keep as pictures: those of few large ones, a byte and two float32 for each voxel."""
+        grid = self.grids[0]
+        return min(EXAMPLES, MOST_OF_EXAMPLES // (9 * grid.slices * grid.tile[0] * grid.tile[1]))
+
+
+def corner_of(
+    name: str, centre: Sequence[int] | None, tile: tuple[int, int], plane: tuple[int, int]
+) -> tuple[int, int]:
+    """Return the corner (y, x) of the tile around a pixel of a plane, or in its middle, as far inside as it fits.
+
+    Raises:
+        ConfigError: the option ``name`` gives a pixel outside of the plane.
+
+    Example:
+        >>> corner_of("at", (0, 90), (32, 32), (20, 100)), corner_of("at", None, (32, 32), (64, 64))
+        ((0, 68), (16, 16))
+    """
+    y, x = centre or (plane[0] // 2, plane[1] // 2)
+    if not (0 <= y < plane[0] and 0 <= x < plane[1]):
+        raise ConfigError(
+            f"{option(name, (y, x))}: y, x lies outside of the plane; give a pixel of {plane[0]} x {plane[1]}"
+        )
+    return (
+        max(0, min(y - tile[0] // 2, plane[0] - tile[0])),
+        max(0, min(x - tile[1] // 2, plane[1] - tile[1])),
+    )
+
+
+def choose_tile(model: nn.Module | Function, volumes: list[Volume]) -> tuple[int, int]:
+    """Return the tile (y, x) that a network or function insists on, or one that fits the smallest volume."""
+    network = model if isinstance(model, nn.Module) else None
+    fixed = getattr(model, "tile", None) if network is None else input_size(network)
+    if fixed is not None:
+        return check_tile(fixed)
+    smallest = (min(volume.shape[1] for volume in volumes), min(volume.shape[2] for volume in volumes))
+    tile = fit_tile(smallest, multiple=32 if network is None else input_multiple(network))
+    return tile if network is not None else keep_sides(model, tile)
+
+
+_FOUND: dict[tuple[str, str], str | None] = {}
+"""What a process has found of each path and stamp: the fingerprint of a file that is another, or a copy."""
+
+
+def stamps_of(volumes: Sequence[Volume]) -> dict[str, str]:
+    """Return when the files of volumes were modified, by path; not of those at addresses and arrays in memory."""
+    return {volume.path: stamp for volume in volumes if (stamp := modified(volume)) is not None}
+
+
+def copies_of(volumes: Sequence[Volume], stamps: Mapping[str, str]) -> dict[str, str]:
+    """Return, on a worker, the fingerprints of files with other times of modification, by path.
+
+    Raises:
+        VolumeError: a file is missing here.
+    """
+    found = {}
+    for volume in volumes:
+        if (stamp := stamps.get(volume.path)) is not None:
+            if (volume.path, stamp) not in _FOUND:
+                _FOUND[volume.path, stamp] = _fingerprint_of_copy(volume, stamp)
+            if (content := _FOUND[volume.path, stamp]) is not None:
+                found[volume.path] = content
+    return found
+
+
+def _fingerprint_of_copy(volume: Volume, stamp: str) -> str | None:
+    """Return the fingerprint of a volume on a worker; None if its files are those with this stamp."""
+    try:
+        return None if modified(volume) == stamp else fingerprint(volume)
+    except VolumeError as error:
+        raise VolumeError(
+            f"{volume.path}: is not there, or cannot be read, on the worker {platform.node()}; all workers must find it under "
+            "this path"
+        ) from error
+
+
+def refuse_other_content(volumes: Sequence[Volume], copies: Mapping[str, str], known: dict[str, str]) -> None:
+    """Raise VolumeError if what a worker has found under the path of a volume has other content.
+
+    Args:
+        volumes: as the command found them.
+        copies: what ``copies_of`` returned on a worker.
+        known: the fingerprints of the volumes that were needed so far, by path; others are added.
+    """
+    for volume in (volume for volume in volumes if volume.path in copies):
+        if volume.path not in known:
+            known[volume.path] = fingerprint(volume)
+        if copies[volume.path] != known[volume.path]:
+            raise VolumeError(
+                f"{volume.path}: has other content on a worker than here; all workers must find the same file under this path"
+            )
+
 
 AHEAD = 1  # batches that are read while one is measured; those of an audit that stops are read for nothing
 
@@ -181,7 +351,7 @@ def measure_batches(
             yield from map(measurer.measure, reading)
         return
     volumes, fingerprints = measurer.volumes, dict[str, str]()
-    measure = partial(_measure_on_worker, files=KnownFiles.of(volumes))  # which reads for itself
+    measure = partial(_measure_on_worker, stamps=stamps_of(volumes))  # which reads for itself
     with closing(map_in_order(measure, sample.batches(size), client, common=measurer)) as measured:
         for found, copies in measured:
             refuse_other_content(volumes, copies, fingerprints)
@@ -189,10 +359,10 @@ def measure_batches(
 
 
 def _measure_on_worker(
-    batch: WindowBatch, measurer: Measurer, files: KnownFiles
+    batch: WindowBatch, measurer: Measurer, stamps: Mapping[str, str]
 ) -> tuple[MeasuredBatch, dict[str, str]]:
     """Measure a batch; return it, and the fingerprints of files that are copies."""
-    copies, read = files.copies(measurer.volumes), measurer.read(batch)
+    copies, read = copies_of(measurer.volumes, stamps), measurer.read(batch)
     with _ALONE:
         return measurer.measure(read), copies
 

@@ -20,13 +20,9 @@ from evenslice.results import SAME, ask, judge
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from evenslice.auditing.measuring import MeasuredBatch, Measurer
-    from evenslice.auditing.options import Sampling
-    from evenslice.auditing.sampling import WindowBatch, WindowSample
+    from evenslice.auditing.measuring import MeasuredBatch, Measurer, WindowBatch, WindowSample
     from evenslice.inference import Compute
     from evenslice.results import Measurements, Questions, Tolerances
-
-__all__ = ["Found", "batch_size", "check_first", "read_until_settled", "settled"]
 
 MOST = 8  # windows in one pass, beside as many mirrors
 CACHED_PIXELS = 2**17  # of windows and mirrors in float32
@@ -38,12 +34,13 @@ MOST_ON_GPU = 32  # windows in one pass: more would hardly be faster, and an aud
 
 @dataclass(frozen=True)
 class Found:
-    """The windows that were read, what they say, and why no more were read."""
+    """The windows that were read, what they say, why no more were read, and how many at most in one pass."""
 
     batches: list[MeasuredBatch]
     measurements: Measurements
     questions: Questions
     stopped: str
+    batch: int
 
 
 def check_first(measurer: Measurer, sample: WindowSample) -> None:
@@ -73,11 +70,14 @@ def check_first(measurer: Measurer, sample: WindowSample) -> None:
 def read_until_settled(
     sample: WindowSample,
     measurer: Measurer,
-    sampling: Sampling,
     tolerances: Tolerances,
     compute: Compute,
 ) -> Found:
     """Measure windows until the word is settled."""
+
+    def size() -> int:
+        return compute.batch or batch_size(measurer)
+
     collected: list[MeasuredBatch] = []
     read, look, population = 0, sample.next_look(0), sum(sample.population)
     with (
@@ -85,9 +85,7 @@ def read_until_settled(
         progress_bar(
             "audit", sample.limit, "windows at most", show=compute.progress, remaining=False
         ) as advance,
-        closing(
-            measure_batches(sample, lambda: compute.batch or batch_size(measurer), measurer, client=client)
-        ) as measured,
+        closing(measure_batches(sample, size, measurer, client=client)) as measured,
     ):
         found, note = None, ""
         for batch in measured:
@@ -104,9 +102,9 @@ def read_until_settled(
             questions = ask(measurements, population, tolerances)
             note = _progress_note(questions)
             advance(len(batch.places), note)
-            stopped = settled(questions, sampling.precision) if moved else ""
+            stopped = settled(questions, sample.sampling.precision) if moved else ""
             ended = "all windows used" if read == population else "limit reached"
-            found = Found(collected, measurements, questions, stopped or ended)
+            found = Found(collected, measurements, questions, stopped or ended, size())
             if stopped or read == sample.limit:
                 break
     return cast("Found", found)  # the last look is at the limit

@@ -13,14 +13,21 @@ black box may return them: a pixel then counts 1 where it has the class, else 0.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from evenslice._core import ConfigError, ModelError, did_you_mean, option
-from evenslice.networks import detections, logits, predicted_classes
+from evenslice.inference import BlackBox, holds_probabilities, trial_windows
+from evenslice.networks import (
+    detections,
+    ends_in_sigmoid,
+    ends_in_softmax,
+    logits,
+    predicted_classes,
+)
 from evenslice.report import counted
 
 if TYPE_CHECKING:
@@ -28,16 +35,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = [
-    "Explained",
-    "LastActivation",
-    "Score",
-    "Target",
-    "check_batch",
-    "count_classes",
-    "parse_target",
-    "resolve_target",
-]
+    from evenslice.inference import ReadyNetwork
+
+    Function: TypeAlias = Callable[[Any], Any]
 
 Target = int | Literal["auto", "predicted", "labels", "sum"]
 """The output that is explained at each output pixel.
@@ -379,3 +379,88 @@ def _plain(output: Tensor) -> Tensor:
 def _detected_nothing(returned: Any) -> bool:
     found = detections(returned)
     return found is not None and not any(len(item["scores"]) for item in found)
+
+
+@dataclass(frozen=True)
+class Understood:
+    """How the output of a network is understood.
+
+    Attributes:
+        explained: what is explained.
+        name: of that: "log-odds", "channel", "score" or "class numbers".
+        assumed: whether it was assumed that classes exclude each other.
+        gradient: whether the output has a gradient.
+    """
+
+    explained: Explained
+    name: str
+    assumed: bool
+    gradient: bool
+
+
+def understand(
+    network: ReadyNetwork | BlackBox,
+    returned: Any,
+    *,
+    slices: int,
+    tile: tuple[int, int],
+    target: Target,
+    overlapping: bool | None,
+    margin: tuple[float, float] = (0.0, 0.0),
+) -> Understood:
+    """Tell how the output of a network is to be understood.
+
+    A sigmoid at the end of several channels, which the graph of the network shows, says that they overlap; a softmax that
+    they exclude each other. What does not say is taken for the logits of classes that exclude each other.
+
+    Args:
+        network: ready to run.
+        returned: what it returned for the window of noise from ``trial_windows``.
+        slices: N.
+        tile: size (y, x) of the windows.
+        target: as given by the user.
+        overlapping: as given by the user; None if the network is to tell.
+        margin: part of each side of the windows in which answers are not compared.
+
+    Raises:
+        ModelError: the target needs classes and the output has none.
+        ConfigError: an output without channels is said to have ``overlapping`` ones.
+    """
+    target = resolve_target(target, returned)
+    fresh, undone = _run(network, slices, tile)
+    gradient = fresh.requires_grad
+    channels = fresh.is_floating_point() and fresh.ndim in (2, 4) and fresh.shape[1] > 1 and target != "sum"
+    if overlapping and not channels:
+        raise ConfigError(
+            f"{option('overlapping', overlapping)}: tells how several channels of classes are to be read; the network "
+            f"returns {tuple(fresh.shape)}: leave it out"
+        )
+    if target == "sum":
+        return Understood(Explained("sum", margin=margin), "score", assumed=False, gradient=gradient)
+    if not fresh.is_floating_point():
+        return Understood(Explained(target, margin=margin), "class numbers", assumed=False, gradient=False)
+    sigmoid, softmax = ends_in_sigmoid(fresh), ends_in_softmax(fresh)
+    found = holds_probabilities(network, fresh, slices, tile)
+    several = channels and (sigmoid or found == "sigmoid")
+    explained = Explained(
+        target,
+        overlapping=several if overlapping is None else overlapping,
+        probabilities=not undone and (sigmoid or found is not None),
+        margin=margin,
+    )
+    return Understood(
+        explained,
+        "channel" if explained.overlapping else "log-odds",
+        assumed=channels and overlapping is None and not (several or softmax or found == "softmax"),
+        gradient=gradient,
+    )
+
+
+def _run(network: ReadyNetwork | BlackBox, slices: int, tile: tuple[int, int]) -> tuple[torch.Tensor, bool]:
+    """Return the output for a window of noise with its graph, and whether its last activation can be undone."""
+    windows = trial_windows(slices, tile).to(network.device)
+    if isinstance(network, BlackBox):
+        return logits(network(windows)), False
+    with torch.enable_grad(), LastActivation() as last:
+        output = logits(network(windows.requires_grad_()))
+    return output, last.undone(output) is not output

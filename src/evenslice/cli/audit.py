@@ -10,9 +10,9 @@ import typer
 from evenslice._core import check_known
 from evenslice.auditing import Sampling
 from evenslice.cli import options
-from evenslice.cli.label_opening import LabelledOpening
+from evenslice.cli.opening import LabelledOpening
 from evenslice.cli.option_groups import Options, grouped
-from evenslice.cli.parsing import check_seed, parse_values
+from evenslice.cli.options import check_seed, parse_values
 from evenslice.cli.printing import (
     command_line,
     quiet,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from evenslice.cli import options
-from evenslice.cli.label_opening import LabelledOpening
+from evenslice.cli.opening import LabelledOpening
 from evenslice.cli.option_groups import grouped
 from evenslice.cli.printing import command_line, quiet, show, tell_missing_slices
 

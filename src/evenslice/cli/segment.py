@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 from evenslice.cli import options
-from evenslice.cli.interrupts import resumable
+from evenslice.cli.ending import resumable
+from evenslice.cli.opening import Opening
 from evenslice.cli.option_groups import grouped
 from evenslice.cli.printing import quiet, show, tell_missing_slices
 
@@ -18,7 +19,7 @@ def segment(
     inputs: options.Input,
     classes: options.Classes = None,
     volume: Annotated[str, options.volume(f"Volume to segment: {options.VOLUME_HELP}.", metavar="PATH")],
-    opening: options.Opening,
+    opening: Opening,
     reading: options.VolumeReading,
     tile: options.Tile = None,
     computing: options.Computing,

@@ -7,16 +7,26 @@ Everything here is a pure function. docs/statistics.md explains the method, docs
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice.results.biases import data_part, directional_bias, halves, model_part, pair_bias
+from evenslice.results.documents import PAIRS, SLICES
 from evenslice.results.intervals import UNKNOWN, Interval, fit_ratios, mean_interval
-from evenslice.results.questions import AnswerKind, ask
-from evenslice.results.tolerances import Tolerances, least_attention
-from evenslice.results.verdicts import LARGEST_DIFFERENT, Decision, Evidence, State, Verdict, judge
+from evenslice.results.measurements import data_part, directional_bias, halves, model_part, pair_bias
+from evenslice.results.verdicts import (
+    LARGEST_DIFFERENT,
+    AnswerKind,
+    Decision,
+    Evidence,
+    State,
+    Tolerances,
+    Verdict,
+    ask,
+    judge,
+    least_attention,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,21 +34,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from evenslice.results.measurements import Measurements
-    from evenslice.results.questions import Questions
+    from evenslice.results.verdicts import Questions
 
     Floats = NDArray[np.float64]
-
-__all__ = [
-    "AnswerChange",
-    "Asymmetry",
-    "ClassFigures",
-    "Figure",
-    "Mismatch",
-    "PairBias",
-    "VolumeFigures",
-    "next_look",
-    "summarize",
-]
 
 FIRST_LOOKS = (40, 59)
 """Windows at the first two looks: with 59 that equal their mirrors, fewer than 5 % of all can differ."""
@@ -73,7 +71,7 @@ class AnswerChange(Figure):
     """
 
     of: AnswerKind = "unknown"
-    class_number: int | None = None
+    class_number: int | None = field(default=None, metadata={"key": "class"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +82,7 @@ class Mismatch(Figure):
         pairs: E of each pair k = 1..K; empty for a class.
     """
 
-    pairs: tuple[Figure, ...] = ()
+    pairs: tuple[Figure, ...] = field(default=(), metadata=PAIRS)
 
 
 NO_ANSWER = AnswerChange(math.nan, math.nan, math.nan, judged=False, state="not judged")
@@ -105,11 +103,11 @@ class ClassFigures:
         mirror_mismatch: E of the class.
     """
 
-    class_number: int
+    class_number: int = field(metadata={"key": "class"})
     pixels: float
     windows: int
-    pairs: tuple[PairBias, ...] = ()
-    reliance: tuple[PairBias, ...] = ()
+    pairs: tuple[PairBias, ...] = field(default=(), metadata=PAIRS)
+    reliance: tuple[PairBias, ...] = field(default=(), metadata=PAIRS)
     answer_change: AnswerChange = NO_ANSWER
     mirror_mismatch: Mismatch = NO_MISMATCH
 
@@ -120,8 +118,8 @@ class VolumeFigures:
 
     volume: int
     windows: int
-    pairs: tuple[Interval, ...]
-    reliance: tuple[Interval, ...]
+    pairs: tuple[Interval, ...] = field(metadata=PAIRS)
+    reliance: tuple[Interval, ...] = field(metadata=PAIRS)
     answer_change: Interval
     mirror_mismatch: Interval
 
@@ -162,17 +160,17 @@ class Asymmetry:
 
     verdict: Verdict
     tolerance: float
-    shares: tuple[Interval, ...]
-    pairs: tuple[PairBias, ...]
-    data_pairs: tuple[Interval, ...]
+    shares: tuple[Interval, ...] = field(metadata=SLICES)
+    pairs: tuple[PairBias, ...] = field(metadata=PAIRS)
+    data_pairs: tuple[Interval, ...] = field(metadata=PAIRS)
     directional_bias: Interval
     data_direction: Interval
     asymmetry: Interval
     imbalance: Interval
-    wasserstein: tuple[Interval, ...]
+    wasserstein: tuple[Interval, ...] = field(metadata=PAIRS)
     mirror_error: Interval
     mirror_disagreement: Interval
-    reliance: tuple[PairBias, ...] = ()
+    reliance: tuple[PairBias, ...] = field(default=(), metadata=PAIRS)
     answer_change: AnswerChange = NO_ANSWER
     mirror_mismatch: Mismatch = NO_MISMATCH
     decided_by: tuple[Decision, ...] = ()
@@ -233,24 +231,21 @@ def summarize(
     known = np.asarray(~np.isnan(shares).any(axis=(1, 2)))
     given, mirrored = (np.where(known[:, None], shares[:, order], np.nan) for order in (0, 1))
     directions = directional_bias(given), directional_bias(mirrored)
-    profile, differences = (
-        model_part(given, mirrored),
-        model_part(_differences(given), _differences(mirrored)),
-    )
-    different = found.different
-    judged = {
-        number: ClassFigures(
+    profile = model_part(given, mirrored)
+    differences = model_part(_differences(given), _differences(mirrored))
+    classes = tuple(
+        ClassFigures(
             number,
             float(found.pixels[number]),
             int((measurements.pixels[:, number] > 0).sum()),
-            **_figures(found.evidence, number, count, different),
+            **_figures(found.evidence, number, count, found.different),
         )
         for number in found.judged
-    }
-    overall = _figures(found.evidence, None, count, different)
-    if judged and overall["answer_change"].of == "unknown":
+    )
+    overall = _figures(found.evidence, None, count, found.different)
+    if classes and overall["answer_change"].of == "unknown":
         overall["answer_change"] = max(
-            (item.answer_change for item in judged.values()),
+            (item.answer_change for item in classes),
             key=lambda item: (item.state == "beyond", np.nan_to_num(item.estimate, nan=-1)),
         )
     return Asymmetry(
@@ -266,7 +261,7 @@ def summarize(
         mirror_error=mean_interval(measurements.mirror_error, total, (0, np.inf)),
         mirror_disagreement=mean_interval(measurements.mirror_disagreement, total, (0, 1)),
         decided_by=decided_by,
-        classes=tuple(judged.values()),
+        classes=classes,
         unjudged_classes=found.unjudged,
         different=found.different,
         needed=_needed(found) if verdict == "inconclusive" else None,
@@ -283,30 +278,26 @@ def _figures(
     evidence: Sequence[Evidence], number: int | None, slices: int, different: float | None
 ) -> dict[str, Any]:
     """Return the figures of a class, or of all predicted pixels, by the names of ``ClassFigures``."""
-    found: dict[str, Any] = {name: _unknown_pairs(slices) for name in ("pairs", "reliance")}
+    unknown = (PairBias(math.nan, math.nan, math.nan, judged=False, state="not judged"),) * (slices // 2)
+    found: dict[str, Any] = {"pairs": unknown, "reliance": unknown}
     found |= {"answer_change": NO_ANSWER, "mirror_mismatch": NO_MISMATCH}
-    comparisons = max(
-        sum(int((item.judged & item.decides).sum()) for item in evidence if item.question != "use"), 1
-    )
+    tests = [item for item in evidence if item.question != "use"]
+    comparisons = max(sum(int((item.judged & item.decides).sum()) for item in tests), 1)
     for item in evidence:
         chosen = [index for index, key in enumerate(item.keys) if key.class_number == number]
         if not chosen:
             continue
         figures = _as_figures(item, chosen, comparisons, different)
-        if item.question in ("saliency", "reliance"):
-            name = "pairs" if item.question == "saliency" else "reliance"
-            found[name] = tuple(PairBias(**asdict(figure)) for figure in figures)
-        elif item.question == "answer":
+        if item.question == "answer":
             of: AnswerKind = "scores" if item.root else "classes"
-            found["answer_change"] = AnswerChange(**asdict(figures[0]), of=of, class_number=number)
+            found["answer_change"] = AnswerChange(*figures[0], of=of, class_number=number)
+        elif item.question == "use":
+            pairs = tuple(Figure(*figure) for figure in figures[1:]) if number is None else ()
+            found["mirror_mismatch"] = Mismatch(*figures[0], pairs=pairs)
         else:
-            pairs = () if number is not None else tuple(figures[1:])
-            found["mirror_mismatch"] = Mismatch(**asdict(figures[0]), pairs=pairs)
+            name = "pairs" if item.question == "saliency" else "reliance"
+            found[name] = tuple(PairBias(*figure) for figure in figures)
     return found
-
-
-def _unknown_pairs(slices: int) -> tuple[PairBias, ...]:
-    return (PairBias(math.nan, math.nan, math.nan, judged=False, state="not judged"),) * (slices // 2)
 
 
 RANGES = {"saliency": (-1.0, 1.0), "reliance": (-1.0, 1.0), "use": (0.0, 1.0)}
@@ -314,8 +305,8 @@ RANGES = {"saliency": (-1.0, 1.0), "reliance": (-1.0, 1.0), "use": (0.0, 1.0)}
 
 def _as_figures(
     item: Evidence, chosen: Sequence[int], comparisons: int, different: float | None
-) -> list[Figure]:
-    """Return some figures of a question; 0 where all windows read equal their mirrors."""
+) -> list[tuple[float, float, float, bool, State]]:
+    """Return the fields of some figures of a question; 0 where all windows read equal their mirrors."""
     states, low, high = item.states(comparisons), *item.bounds()
     estimate = item.estimate
     if different is not None:
@@ -324,8 +315,7 @@ def _as_figures(
         estimate = low = high = np.zeros(len(states))
     low, high = np.clip((low, high), *RANGES.get(item.question, (0.0, np.inf if item.root else 1.0)))
     return [
-        Figure(float(estimate[k]), float(low[k]), float(high[k]), bool(item.judged[k]), states[k])
-        for k in chosen
+        (float(estimate[k]), float(low[k]), float(high[k]), bool(item.judged[k]), states[k]) for k in chosen
     ]
 
 
@@ -342,27 +332,19 @@ def _by_volume(
     measured: Measurements, population: Sequence[int], tolerances: Tolerances
 ) -> tuple[VolumeFigures, ...]:
     """Return the figures of each volume of several, from the windows that were read of it."""
+
+    def plain(figure: Interval) -> Interval:
+        return Interval(figure.estimate, figure.low, figure.high)
+
     found = []
     for volume, windows in enumerate(population if len(population) > 1 else ()):
         part = measured.at(measured.volume == volume)
-        if not len(part):
-            continue
-        overall = summarize(part, [windows], tolerances)
-        found.append(
-            VolumeFigures(
-                volume,
-                len(part),
-                tuple(map(_plain, overall.pairs)),
-                tuple(map(_plain, overall.reliance)),
-                _plain(overall.answer_change),
-                _plain(overall.mirror_mismatch),
-            )
-        )
+        if len(part):
+            of = summarize(part, [windows], tolerances)
+            pairs, reliance = tuple(map(plain, of.pairs)), tuple(map(plain, of.reliance))
+            answer, use = plain(of.answer_change), plain(of.mirror_mismatch)
+            found.append(VolumeFigures(volume, len(part), pairs, reliance, answer, use))
     return tuple(found)
-
-
-def _plain(figure: Interval) -> Interval:
-    return Interval(figure.estimate, figure.low, figure.high)
 
 
 def _differences(shares: Floats) -> Floats:

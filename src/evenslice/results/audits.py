@@ -8,51 +8,39 @@ folder, the second and later ones as ``audit.1-NAME.json`` and so on.
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from numpy.typing import NDArray  # noqa: TC002  # ``from_arrays`` reads the annotations
 
-from evenslice._core import (
-    UNREADABLE,
-    ConfigError,
-    OutputError,
-    json_text,
-    local_path,
-    read_json,
-    reason,
-    staged_file,
-)
+from evenslice._core import ConfigError, OutputError, json_text, local_path, read_json, reading, staged_file
 from evenslice.networks import StemKernels
-from evenslice.results.array_files import read_arrays
-from evenslice.results.audit_checks import check_audit
-from evenslice.results.audit_json import DEFINITIONS, statistics_from_plain, statistics_to_plain
+from evenslice.results.asymmetry import Asymmetry
+from evenslice.results.documents import (
+    DEFINITIONS,
+    FORMAT,
+    check_finite,
+    definitions_of,
+    from_arrays,
+    from_plain,
+    read_arrays,
+    to_arrays,
+    to_plain,
+)
 from evenslice.results.measurements import Measurements
-from evenslice.results.plain_values import from_plain
 from evenslice.results.stress import StressSummary
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Self
 
-    from numpy.typing import NDArray
-
-    from evenslice.results.asymmetry import AnswerChange, Asymmetry, Mismatch, PairBias
+    from evenslice.results.asymmetry import AnswerChange, Mismatch, PairBias
     from evenslice.results.intervals import Interval
     from evenslice.results.verdicts import Verdict
 
-__all__ = [
-    "AuditResult",
-    "AuditRun",
-    "AuditedVolume",
-    "ExampleWindows",
-    "StemShape",
-    "save_audits",
-]
-
-FORMAT = 1
 MOST_BYTES = 2**29
 """Largest size of the measurements and examples of one audit that is read back."""
 
@@ -72,11 +60,11 @@ class ExampleWindows:
             the saliency.
     """
 
-    volume: NDArray[np.int64]
-    position: NDArray[np.int64]
-    images: NDArray[np.uint8]
-    saliency: NDArray[np.float32]
-    maps: NDArray[np.float32]
+    volume: Annotated[NDArray[np.int64], "e"]
+    position: Annotated[NDArray[np.int64], "e 3"]
+    images: Annotated[NDArray[np.uint8], "e N y x"]
+    saliency: Annotated[NDArray[np.float32], "e N y x"]
+    maps: Annotated[NDArray[np.float32], "e N y x"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,18 +272,18 @@ class AuditResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the audit as plain values, with the keys of ``audit.json``."""
-        statistics = statistics_to_plain(self.statistics)
-        first = ("verdict", "decided_by", "tolerance")
+        statistics = to_plain(self.statistics)
+        for share in statistics["shares"]:
+            share["mean"] = share.pop("estimate")
         return {
             "format": FORMAT,
             "definitions": self.definitions,
             "name": self.name,
-            **{name: statistics.pop(name) for name in first},
             "windows": self.windows,
             "population": {"windows": self.run.windows_available, "read": self.windows},
             **statistics,
-            "stress": None if self.stress is None else self.stress.to_dict(),
-            **asdict(self.run),
+            "stress": to_plain(self.stress),
+            **to_plain(self.run),
         }
 
     def to_json(self) -> str:
@@ -315,11 +303,9 @@ class AuditResult:
         path = local_path(path)
         if path.suffix != ".json":
             raise OutputError(f"{path}: an audit is kept in a .json file; write {_json_file(path)}")
-        arrays = {
-            f"{group}/{key}": value
-            for group, item in (("measurements", self.measurements), ("examples", self.examples))
-            for key, value in _arrays(item).items()
-        }
+        arrays = to_arrays(self.examples, "examples/")
+        if self.measurements is not None:
+            arrays |= to_arrays(self.measurements, "measurements/")
         for index, kernels in enumerate(self.kernels):
             arrays[f"kernels/{index}/before"] = kernels.before
             arrays[f"kernels/{index}/after"] = kernels.after
@@ -344,38 +330,56 @@ class AuditResult:
         path = local_path(path, ConfigError)
         if path.suffix != ".json":
             raise ConfigError(f"{path}: an audit is kept in a .json file; read {_json_file(path)}")
-        try:
-            found = cls._from_files(read_json(path), read_arrays(path.with_suffix(".npz"), MOST_BYTES))
-            check_audit(found)
-        except UNREADABLE as error:
-            raise ConfigError(
-                f"{path}: cannot be read as an audit ({reason(error)}); run the audit again"
-            ) from error
-        return found
-
-    @classmethod
-    def _from_files(cls, document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Self:
-        if document["format"] != FORMAT:
-            raise ValueError(f"format {document['format']}, this version reads {FORMAT}")
-        run, definitions = from_plain(AuditRun, document), document.get("definitions", 1)
-        if definitions not in (1, DEFINITIONS):
-            raise ValueError(f"definitions {definitions}, this version reads 1 and {DEFINITIONS}")
-        measured = _group(arrays, "measurements") if definitions == DEFINITIONS else None
-        return cls(
-            name=str(document["name"]),
-            statistics=statistics_from_plain(document),
-            windows=int(document["windows"]),
-            measurements=None if measured is None else Measurements(**measured),
+        with reading(path, "an audit", "run the audit again"):
+            document = read_json(path)
+            definitions, statistics = definitions_of(document), _read_statistics(document)
+            run, slices = from_plain(AuditRun, document), len(statistics.shares)
+            name = from_plain(str, document["name"], "name")
+            windows = from_plain(int, document["windows"], "windows")
+            stress = from_plain(StressSummary | None, document.get("stress"), "stress")
+        with reading(path.with_suffix(".npz"), "an audit", "run the audit again") as beside:
+            arrays, measured = read_arrays(beside, MOST_BYTES), None
             # Version 0.2 wrote no maps.
-            examples=ExampleWindows(**{"maps": arrays["examples/saliency"]} | _group(arrays, "examples")),
-            kernels=tuple(
-                StemKernels(stem.name, **_group(arrays, f"kernels/{index}"))
-                for index, stem in enumerate(run.stems)
-            ),
-            stress=None if document.get("stress") is None else StressSummary.from_dict(document["stress"]),
-            run=run,
-            definitions=definitions,
-        )
+            known = {"examples/maps": arrays["examples/saliency"], **arrays}
+            examples = from_arrays(ExampleWindows, known, "examples/", finite=True, N=slices)
+            if definitions == DEFINITIONS:
+                sizes = {"n": windows, "N": slices, "K": slices // 2}
+                measured = from_arrays(Measurements, arrays, "measurements/", **sizes)
+                if any(item.class_number >= measured.classes for item in statistics.classes):
+                    raise ValueError("it has no windows of a class of the audit")
+            for item in (examples, measured) if measured else (examples,):
+                if not np.isin(item.volume, range(max(len(run.volumes), 1))).all():
+                    raise ValueError("it has windows of a volume that is none of the audit's")
+            kernels = tuple(_read_kernels(stem, f"kernels/{n}", arrays) for n, stem in enumerate(run.stems))
+        return cls(name, statistics, windows, measured, examples, kernels, stress, run, definitions)
+
+
+def _read_statistics(document: dict[str, Any]) -> Asymmetry:
+    """Read the statistics of an audit, and check that they fit together, so that reports can rely on it."""
+    shares = from_plain(tuple[dict[str, Any], ...], document["shares"], "shares")
+    decided = document.get("decided_by") or []  # a single one by the definitions of version 0.2
+    plain = {
+        "shares": [{**share, "estimate": share["mean"]} for share in shares],
+        "decided_by": [decided] if isinstance(decided, dict) else decided,
+    }
+    found: Asymmetry = from_plain(Asymmetry, document | plain)
+    items: list[Any] = [found, *found.classes, *found.by_volume]
+    lengths = {len(part) for part in (found.pairs, found.data_pairs, found.wasserstein)}
+    lengths |= {len(part) for item in items for part in (item.pairs, item.reliance) if part}
+    if len(shares) % 2 != 1 or lengths != {len(shares) // 2}:
+        raise ValueError("its numbers of slices and of pairs do not fit together")
+    if not (0 < found.tolerance <= 1 and document["windows"]):
+        raise ValueError("it has no windows, or a tolerance that is not above 0 and at most 1")
+    return found
+
+
+def _read_kernels(stem: StemShape, place: str, arrays: Mapping[str, NDArray[Any]]) -> StemKernels:
+    found = {name: arrays[f"{place}/{name}"] for name in ("before", "after")}
+    for name, array in found.items():
+        check_finite(f"{place}/{name}", array)
+        if array.ndim != 4 or not array.size:
+            raise ValueError(f"{place}/{name} is of shape {array.shape}")
+    return StemKernels(stem.name, **found)
 
 
 def _json_file(path: Path) -> Path:
@@ -387,13 +391,3 @@ def save_audits(audits: Sequence[AuditResult], folder: str | os.PathLike[str]) -
     for index, audit in enumerate(audits):
         slug = re.sub(r"[^a-z0-9]+", "-", audit.name.lower())[:LONGEST_SLUG].strip("-")
         audit.save(Path(folder) / ("audit.json" if index == 0 else f"audit.{index}-{slug}.json"))
-
-
-def _arrays(item: Measurements | ExampleWindows | None) -> dict[str, NDArray[Any]]:
-    return {} if item is None else {entry.name: getattr(item, entry.name) for entry in fields(item)}
-
-
-def _group(arrays: dict[str, NDArray[Any]], name: str) -> dict[str, NDArray[Any]]:
-    return {
-        key.removeprefix(f"{name}/"): value for key, value in arrays.items() if key.startswith(f"{name}/")
-    }

@@ -1,32 +1,39 @@
-"""What an audit keeps of each window: sums of attributions and changes, from which all figures are ratios."""
+"""What an audit keeps of each window: sums of attributions and changes, from which all figures are ratios, and biases.
+
+For the shares s_-K..s_K of one window, in the order in which the network saw its slices, and every pair k = 1..K
+
+    pair bias          B_k = (s_k - s_-k) / (s_k + s_-k)                               0 where both are 0
+    directional bias   D = (sum of s_k, k > 0, - sum of s_k, k < 0) / (sum of both)    0 where all are 0
+
+lie in [-1, 1], and for either, with its values at a window x and its mirror x' (the same slices in reversed order),
+exactly
+
+    model part   (D(x) + D(x')) / 2     0 for a mirror-symmetric network, whatever the data
+    data part    (D(x) - D(x')) / 2
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import numpy as np
+from numpy.typing import NDArray
 
-from evenslice.results.ratios import ratio
+from evenslice.results.intervals import ratio
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Self
 
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
-
-__all__ = ["SAME", "SAME_USE", "Measurements"]
+Floats = NDArray[np.float64]
+Whole = NDArray[np.int64]
 
 SAME = 1e-4
 """Largest difference of a window from its mirror that rounding may explain, relative to the largest output."""
 
 SAME_USE = 1e-3
 """Largest mirror mismatch that rounding may explain where outputs are the same: a tenth of the tolerance."""
-
-CLASSES_LAST = ("pixels", "changed", "union")
-CLASSES_INSIDE = {"saliency": 2, "reliance": 2, "explained": 1, "mismatch": 1, "outer": 1}
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,24 +69,24 @@ class Measurements:
             of its slices matters.
     """
 
-    volume: NDArray[np.int64]
-    position: NDArray[np.int64]
-    saliency: Floats
-    reliance: Floats
-    explained: Floats
-    mismatch: Floats
-    outer: Floats
-    pixels: Floats
-    changed: Floats
-    union: Floats
-    wasserstein: Floats
-    mirror_error: Floats
-    mirror_disagreement: Floats
-    change: Floats
-    power: Floats
-    level: Floats
-    clamped: Floats
-    own_mirror: Floats
+    volume: Annotated[Whole, "n"]
+    position: Annotated[Whole, "n 3"]
+    saliency: Annotated[Floats, "n 2 1+C N"]
+    reliance: Annotated[Floats, "n 2 1+C N"]
+    explained: Annotated[Floats, "n 1+C"]
+    mismatch: Annotated[Floats, "n 1+C K"]
+    outer: Annotated[Floats, "n 1+C K"]
+    pixels: Annotated[Floats, "n C"]
+    changed: Annotated[Floats, "n C"]
+    union: Annotated[Floats, "n C"]
+    wasserstein: Annotated[Floats, "n K"]
+    mirror_error: Annotated[Floats, "n"]
+    mirror_disagreement: Annotated[Floats, "n"]
+    change: Annotated[Floats, "n"]
+    power: Annotated[Floats, "n"]
+    level: Annotated[Floats, "n F"]
+    clamped: Annotated[Floats, "n"]
+    own_mirror: Annotated[Floats, "n"]
 
     def __len__(self) -> int:
         return len(self.volume)
@@ -119,20 +126,58 @@ class Measurements:
         classes = max(part["pixels"].shape[1] for part in parts)
         features = {part["level"].shape[1] for part in parts}
         joined = {}
-        for name in parts[0]:
-            arrays = [_with_classes(name, part[name], classes) for part in parts]
+        for name, hint in get_type_hints(cls, include_extras=True).items():
+            arrays = [part[name] for part in parts]
             if name == "level" and len(features) > 1:
                 arrays = [array.mean(axis=1, keepdims=True) for array in arrays]
-            joined[name] = np.concatenate(arrays)
+            axes = [{"C": classes, "1+C": classes + 1}.get(axis, 0) for axis in hint.__metadata__[0].split()]
+            joined[name] = np.concatenate([_filled_up(array, axes) for array in arrays])
         return cls(**joined)
 
 
-def _with_classes(name: str, values: NDArray[Any], classes: int) -> NDArray[Any]:
-    """Fill up the classes that a batch did not see with zeros."""
-    if name in CLASSES_LAST:
-        axis, missing = 1, classes - values.shape[1]
-    elif name in CLASSES_INSIDE:
-        axis, missing = CLASSES_INSIDE[name], classes + 1 - values.shape[CLASSES_INSIDE[name]]
-    else:
-        return values
-    return np.pad(values, [(0, missing if axis == number else 0) for number in range(values.ndim)])
+def _filled_up(array: NDArray[Any], lengths: Sequence[int]) -> NDArray[Any]:
+    """Fill an array up with zeros to the least length of each axis, for the classes that a batch did not see."""
+    return np.pad(array, [(0, max(least - has, 0)) for least, has in zip(lengths, array.shape, strict=True)])
+
+
+def pair_bias(shares: Floats) -> Floats:
+    """Return the pair biases B_1..B_K (n, K) of shares (n, N); NaN where a share is NaN.
+
+    Example:
+        >>> pair_bias(np.array([[0.125, 0.5, 0.375], [0.0, 1.0, 0.0]])).tolist()
+        [[0.5], [0.0]]
+    """
+    left, right = halves(shares)
+    return _contrast(right, left)
+
+
+def directional_bias(shares: Floats) -> Floats:
+    """Return the directional bias D (n,) of shares (n, N): positive if later slices get more attention.
+
+    Example:
+        >>> directional_bias(np.array([[0.1, 0.1, 0.2, 0.3, 0.3]])).round(6).tolist()
+        [0.5]
+    """
+    left, right = halves(shares)
+    return _contrast(right.sum(axis=1), left.sum(axis=1))
+
+
+def model_part(bias: Floats, mirrored_bias: Floats) -> Floats:
+    """Return the model part of a bias, from the bias at the windows and at their mirrors."""
+    return (bias + mirrored_bias) / 2
+
+
+def data_part(bias: Floats, mirrored_bias: Floats) -> Floats:
+    """Return the data part of a bias, from the bias at the windows and at their mirrors."""
+    return (bias - mirrored_bias) / 2
+
+
+def halves(array: Floats) -> tuple[Floats, Floats]:
+    """Return the parts of an array (n, N, ...) for offsets -1..-K and for 1..K, both (n, K, ...)."""
+    half = array.shape[1] // 2
+    return array[:, :half][:, ::-1], array[:, half + 1 :]
+
+
+def _contrast(right: Floats, left: Floats) -> Floats:
+    total = right + left
+    return np.divide(right - left, total, out=np.zeros_like(total), where=total != 0)

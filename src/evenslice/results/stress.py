@@ -20,27 +20,23 @@ any of the classes do not count.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit
 
-from evenslice.results.intervals import UNKNOWN, Interval
-from evenslice.results.ratios import ratio
-from evenslice.results.study_files import count, number, text
+from evenslice.results.documents import to_plain
+from evenslice.results.intervals import UNKNOWN, Interval, ratio
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
     Counts = NDArray[np.int64]
 
-__all__ = ["DisturbedScore", "Loss", "Stress", "StressCounts", "StressSummary", "summarize_stress"]
-
-MOST_LOSSES = 400  # in a file
 WAYS = 3  # before, after and both
 
 
@@ -122,7 +118,7 @@ class Stress:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values; ``blank`` is the scaled intensity of blank slices."""
-        return {**asdict(self), "blank": 0.0}
+        return {**to_plain(self), "blank": 0.0}
 
     def summary(self) -> StressSummary:
         """Return the short form."""
@@ -167,40 +163,7 @@ class StressSummary:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as plain values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> StressSummary:
-        """Read what ``to_dict`` returned, perhaps from a file of unknown origin.
-
-        Raises:
-            ValueError, TypeError, KeyError: it is damaged.
-
-        Example:
-            >>> brief = StressSummary("labels", 9, 0.9, 0.8, (BriefLoss("blank", 1, 0.7, 0.9, 0.6, Interval(0.2, 0.1, 0.3)),))
-            >>> StressSummary.from_dict(brief.to_dict()) == brief
-            True
-        """
-        if len(values["losses"]) > MOST_LOSSES:
-            raise ValueError(f"stress has more than {MOST_LOSSES} losses")
-        losses = [
-            BriefLoss(
-                text(loss, "kind"),
-                count(loss["offset"]),
-                number(loss["before"]),
-                number(loss["after"]),
-                number(loss["both"]),
-                Interval(*(number(loss["asymmetry"][name]) for name in ("estimate", "low", "high"))),
-            )
-            for loss in values["losses"]
-        ]
-        return cls(
-            text(values, "reference"),
-            count(values["slices"]),
-            number(values["intact"]),
-            number(values["reversed"]),
-            tuple(losses),
-        )
+        return dict(to_plain(self))
 
 
 def summarize_stress(

@@ -17,42 +17,70 @@ import re
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired, TypedDict, cast
 
 import numpy as np
+from numpy.typing import NDArray  # noqa: TC002  # ``from_arrays`` reads the annotations
 
 from evenslice._core import ConfigError, read_json, read_log, read_rows, read_text, reading
-from evenslice.results.arms import METRICS, SALIENCY_PERCENTILES, Comparison, incomparable
-from evenslice.results.intervals import Interval
+from evenslice.results.arms import (
+    MAIN_SCORES,
+    METRICS,
+    POOLED,
+    SALIENCY_PERCENTILES,
+    Arm,
+    Comparison,
+    PooledComparison,
+    incomparable,
+    run_name,
+)
+from evenslice.results.documents import definitions_of, from_arrays, from_plain, read_arrays
+from evenslice.results.intervals import UNKNOWN, Interval
 from evenslice.results.stress import BriefLoss, StressSummary
-from evenslice.results.study_files import count, number, read_pictures, text
-from evenslice.results.study_summaries import StudySummary, read_comparisons, read_pooled, read_score
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+    from typing import TypeVar
 
-    from numpy.typing import NDArray
-
-    from evenslice.results.pooling import PooledComparison
-
+    AnyArm = TypeVar("AnyArm", bound=Arm)
     Entries = Mapping[str, Any]
-
-__all__ = [
-    "ExampleSlice",
-    "StudyResults",
-    "StudyRun",
-    "is_study",
-    "load_study",
-]
 
 COLUMNS = ("dataset", "architecture", "arm", "seed", "key", "status")  # required in results.csv
 STRESS_FILE = "stress.json"  # beside run.json where result.json was not kept: its entry "stress" alone
 MAX_RUNS = 5000  # largest number of rows of results.csv
 
+EXAMPLE_SIZE = 256
+"""Largest number of pixels along y and x of the example that a run keeps."""
+
 _reading = partial(
     reading, whole="a study", remedy="remove it and start the study again, which repeats only what is missing"
 )
+
+
+class FailedRun(TypedDict):
+    """A run that failed, as ``summary.json`` describes it."""
+
+    dataset: str
+    architecture: str
+    arm: str
+    fold: NotRequired[int]
+    seed: int
+    error: str
+
+
+class StudySummary(TypedDict):
+    """The content of ``summary.json``; ``planned`` and ``finished`` are numbers of runs."""
+
+    format: int
+    planned: int
+    finished: int
+    failed: list[FailedRun]
+    baseline: str
+    score: NotRequired[str]  # the main score; summaries without are about Dice
+    definitions: NotRequired[int]  # of the figures of its audits; in summaries of version 0.2 they are 1
+    comparisons: list[dict[str, Any]]
+    pooled: NotRequired[list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -65,9 +93,9 @@ class ExampleSlice:
         predicted: the class that the network predicted.
     """
 
-    image: NDArray[np.uint8]
-    labels: NDArray[np.uint8]
-    predicted: NDArray[np.uint8]
+    image: Annotated[NDArray[np.uint8], "y x"]
+    labels: Annotated[NDArray[np.uint8], "y x"]
+    predicted: Annotated[NDArray[np.uint8], "y x"]
 
 
 @dataclass(frozen=True)
@@ -167,6 +195,54 @@ class StudyResults:
         return [run for run in self.runs if (run.dataset, run.architecture, run.arm) == names]
 
 
+def read_comparisons(summary: Entries) -> tuple[Comparison, ...]:
+    """Return the comparisons of a summary, and check the rest of it but ``pooled``."""
+    definitions_of(summary)
+    from_plain(StudySummary, dict(summary))
+    found = from_plain(tuple[Comparison, ...], summary["comparisons"], "comparisons")
+    return tuple(replace(item, arms=_with_all(item.arms, METRICS, read_score(summary))) for item in found)
+
+
+def read_pooled(summary: Entries) -> tuple[PooledComparison, ...]:
+    """Return the comparisons over all data sets of a summary."""
+    found = from_plain(tuple[PooledComparison, ...], summary.get("pooled", []), "pooled")
+    return tuple(replace(item, arms=_with_all(item.arms, POOLED, read_score(summary))) for item in found)
+
+
+def _with_all(arms: Sequence[AnyArm], names: Sequence[str], score: str) -> tuple[AnyArm, ...]:
+    """Return arms with all metrics, of which an earlier version knew fewer, and with the name of the main score."""
+
+    def whole(known: dict[str, Interval]) -> dict[str, Interval]:
+        return {name: known.get(name, UNKNOWN) for name in names} if known else {}
+
+    return tuple(
+        replace(arm, metrics=whole(arm.metrics), differences=whole(arm.differences), score=score)
+        for arm in arms
+    )
+
+
+def read_score(summary: Entries) -> str:
+    """Return the name of the main score of a summary."""
+    score = summary.get("score", MAIN_SCORES["segmentation"])
+    if score not in MAIN_SCORES.values():
+        raise ValueError(f"score: {score!r:.40} is not a main score")
+    return str(score)
+
+
+def failed_runs(summary: Entries) -> list[tuple[str, str]]:
+    """Return the name of each failed run, with its fold if its data set has any, and its error.
+
+    Example:
+        >>> failed = {"dataset": "em", "architecture": "net", "arm": "twin", "fold": 0, "seed": 1, "error": "no luck"}
+        >>> comparison = {"dataset": "em", "architecture": "net", "unit": "fold", "arms": []}
+        >>> failed_runs({"comparisons": [comparison], "failed": [failed, failed | {"dataset": "mri"}]})
+        [('em, net, twin, fold 0, seed 1', 'no luck'), ('mri, net, twin, seed 1', 'no luck')]
+    """
+    folded = {item["dataset"] for item in summary["comparisons"] if item.get("unit") == "fold"}
+    folded |= {run["dataset"] for run in summary["failed"] if run.get("fold")}
+    return [(run_name(run, folded=run["dataset"] in folded), run["error"]) for run in summary["failed"]]
+
+
 def is_study(folder: str | os.PathLike[str]) -> bool:
     """Return whether a folder holds a study."""
     return (Path(folder) / "summary.json").is_file()
@@ -224,24 +300,16 @@ def _run(folder: Path, row: Entries) -> StudyRun:
     """Read a run, with the names from its row in results.csv, which may have been edited."""
     with _reading(folder / "run.json") as path:
         record = read_json(path)
-        shares = tuple(number(share) for share in record["shares"] or ())
-        return StudyRun(
-            dataset=text(row, "dataset"),
-            architecture=text(row, "architecture"),
-            arm=text(row, "arm"),
-            fold=count(int(row.get("fold") or 0)),
-            seed=count(int(row["seed"])),
-            metrics={name: number(record.get(name)) for name in METRICS},
-            verdict=text(record, "verdict"),
-            definitions=count(record.get("definitions", 1)),
-            answer_of=text({"answer_of": "unknown"} | record, "answer_of"),
-            shares=shares,
-            saliency=_saliency(record.get("saliency"), len(shares)),
-            windows=count(record["windows"]),
-            steps=count(record["steps"]),
-            seconds=number(record["seconds"]),
+        metrics = {name: from_plain(float, record.get(name), name) for name in METRICS}
+        names = {name: row[name] for name in ("dataset", "architecture", "arm")}
+        numbers = {"fold": int(row.get("fold") or 0), "seed": int(row["seed"])}
+        known = {"shares": record["shares"] or [], "metrics": metrics, "saliency": None}
+        run: StudyRun = from_plain(StudyRun, {**record, **known, **names, **numbers})
+        return replace(
+            run,
+            saliency=_saliency(record.get("saliency"), len(run.shares)),
             curves=_curves(folder / "log" / "metrics.csv"),
-            example=_example(folder / "example.npz"),
+            example=read_example(folder / "example.npz"),
             stress=_stress(folder, record),
             circumstances=_circumstances(folder / "result.json"),
         )
@@ -250,7 +318,7 @@ def _run(folder: Path, row: Entries) -> StudyRun:
 def _saliency(values: Any, slices: int) -> NDArray[np.float64] | None:
     if values is None:
         return None
-    table = np.array([[number(value) for value in row] for row in values])
+    table = np.array(from_plain(tuple[tuple[float, ...], ...], values, "saliency"))
     if table.shape != (slices, len(SALIENCY_PERCENTILES)):
         raise ValueError(f"saliency has shape {table.shape}")
     return table
@@ -262,16 +330,24 @@ def _curves(path: Path) -> dict[str, NDArray[np.float64]]:
     with _reading(path):
         rows = read_log(path)
         return {
-            name: np.array([number(float(row[name]) if row[name] else None) for row in rows])
+            name: np.array([from_plain(float, float(row[name]) if row[name] else None, name) for row in rows])
             for name in (rows[0] if rows else ())
         }
 
 
-def _example(path: Path) -> ExampleSlice | None:
+def read_example(path: Path) -> ExampleSlice | None:
+    """Read the example of a run; None if there is none.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
     if not path.is_file():
         return None
     with _reading(path):
-        return ExampleSlice(**read_pictures(path, "image", "labels", "predicted"))
+        found: ExampleSlice = from_arrays(ExampleSlice, read_arrays(path, 4 * EXAMPLE_SIZE**2))
+        if not found.image.size or max(found.image.shape) > EXAMPLE_SIZE:
+            raise ValueError(f"its pictures are of shape {found.image.shape}")
+        return found
 
 
 def _stress(folder: Path, record: Entries) -> StressSummary | None:
@@ -280,9 +356,12 @@ def _stress(folder: Path, record: Entries) -> StressSummary | None:
         if path.is_file():
             with _reading(path):
                 values = read_json(path).get("stress")
-                return None if values is None else StressSummary.from_dict(values)
+                found: StressSummary | None = from_plain(StressSummary | None, values, "stress")
+                return found
     names = ("intact", "reversed", "before", "after", "both")
-    intact, turned, before, after, both = (number(record.get(f"stress_{name}")) for name in names)
+    intact, turned, before, after, both = (
+        from_plain(float, record.get(f"stress_{name}"), f"stress_{name}") for name in names
+    )
     if math.isnan(intact):
         return None
     missing = BriefLoss("missing", 1, before, after, both, Interval(after - before, math.nan, math.nan))

@@ -1,28 +1,43 @@
-"""The result of a survey of networks, and the file that holds it."""
+"""The result of a survey of networks, and the file that holds it; and the colour balance of a network's stems.
+
+The colour balance is the weight of each channel, and the part that a gray image does not excite.
+For the kernels W_c of the channels c = 1..C, all filters and taps together, the energy of a channel is |W_c|^2, the sum
+of squares. A gray image is the same in every channel, so it only excites sum_c W_c: the projection of the kernels on
+equal channels, of energy |sum_c W_c|^2 / C. The rest is chromatic:
+
+    chromatic part  =  1 - |sum_c W_c|^2 / (C sum_c |W_c|^2)
+
+It is 0 if all channels have the same kernels and 1 if they cancel out. Energies of several stems are added.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import UNREADABLE, ConfigError, json_text, local_path, read_json, reason
-from evenslice.results.audit_json import DEFINITIONS
+import numpy as np
+
+from evenslice._core import ConfigError, ModelError, json_text, local_path, read_json, reading
 from evenslice.results.audits import AuditedVolume  # noqa: TC001  # ``from_plain`` reads the annotation
-from evenslice.results.intervals import UNKNOWN, Interval
-from evenslice.results.plain_values import from_plain
-from evenslice.results.student import clipped, student_interval
+from evenslice.results.documents import (
+    DEFINITIONS,
+    FORMAT,
+    PAIRS,
+    SLICES,
+    definitions_of,
+    from_plain,
+    to_plain,
+)
+from evenslice.results.intervals import UNKNOWN, Interval, clipped, student_interval
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
     from typing import Self
 
-__all__ = ["SURVEY_FILES", "SurveyResult", "SurveyRun", "SurveyedNetwork", "is_survey", "mean_of_draws"]
-
-FORMAT = 1
-LARGEST = 1e9  # no figure of a survey can be larger
+    from numpy.typing import NDArray
 
 SURVEY_FILES = ("survey.json", "survey.csv", "report.html", "figures/balance.png", "figures/balance.svg")
 """Names of the files that ``Survey.save`` writes."""
@@ -39,7 +54,7 @@ class SurveyedNetwork:
         random: top-level parts of the network with random weights.
         draws: number of times that these were drawn; energies and what follows are means over the draws.
         stems: dotted names of the layers that read the image.
-        energy: (C,) share of each channel in the energy of the stems, 0..1; see ``evenslice.results.channel_balance``.
+        energy: (C,) share of each channel in the energy of the stems, 0..1; see ``evenslice.results.surveys``.
         chromatic: part of that energy to which a gray image does not contribute, 0..1.
         verdict: of the audit of every draw; "inconclusive" if they differ.
         shares: (N,) share of each slice in the saliency.
@@ -64,9 +79,9 @@ class SurveyedNetwork:
     energy: tuple[float, ...] = ()
     chromatic: float = math.nan
     verdict: str = ""
-    shares: tuple[Interval, ...] = ()
-    pairs: tuple[Interval, ...] = ()
-    reliance: tuple[Interval, ...] = ()
+    shares: tuple[Interval, ...] = field(default=(), metadata=SLICES)
+    pairs: tuple[Interval, ...] = field(default=(), metadata=PAIRS)
+    reliance: tuple[Interval, ...] = field(default=(), metadata=PAIRS)
     answer_change: Interval = UNKNOWN
     answer_of: str = "unknown"
     directional_bias: Interval = UNKNOWN
@@ -158,8 +173,8 @@ class SurveyResult:
         return {
             "format": FORMAT,
             "definitions": self.definitions,
-            "networks": [_plain(item) for item in self.networks],
-            **asdict(self.run),
+            "networks": to_plain(self.networks),
+            **to_plain(self.run),
         }
 
     @classmethod
@@ -172,21 +187,13 @@ class SurveyResult:
         path = local_path(folder, ConfigError) / "survey.json"
         if not path.is_file():
             raise ConfigError(f"{folder}: holds no survey; name a folder that `evenslice survey --out` wrote")
-        try:
+        with reading(path, "a survey", "run the survey again"):
             document = read_json(path)
-            if document["format"] != FORMAT:
-                raise ValueError(f"this version reads format {FORMAT}")
-            definitions = document.get("definitions", 1)
-            if definitions not in (1, DEFINITIONS):
-                raise ValueError(f"definitions {definitions}, this version reads 1 and {DEFINITIONS}")
-            networks = from_plain(tuple[SurveyedNetwork, ...], document["networks"])
+            definitions = definitions_of(document)
+            networks = from_plain(tuple[SurveyedNetwork, ...], document["networks"], "networks")
             survey = cls(networks, from_plain(SurveyRun, document), definitions)
             if not survey.measured or not all(map(_is_whole, survey.measured)):
                 raise ValueError("it holds no network that was measured, or one without its measurements")
-        except UNREADABLE as error:
-            raise ConfigError(
-                f"{path}: cannot be read as a survey ({reason(error)}); run the survey again"
-            ) from error
         return survey
 
     def to_json(self) -> str:
@@ -222,30 +229,56 @@ def mean_of_draws(draws: Sequence[Interval], bounds: tuple[float, float]) -> Int
 
 
 def _is_whole(item: SurveyedNetwork) -> bool:
-    """Return whether a network has all its figures, and none that a page cannot show."""
-    figures = (
-        *(item.directional_bias, item.mirror_error, item.mirror_disagreement, item.answer_change),
-        *(*item.shares, *item.pairs, *item.reliance),
-    )
-    plain = (*item.energy, item.chromatic, *(value for figure in figures for value in astuple(figure)))
-    return (
-        bool(item.energy)
-        and len(item.shares) % 2 == 1
-        and len(item.pairs) == len(item.shares) // 2
-        and len(item.reliance) in (0, len(item.pairs))
-        and not any(abs(value) > LARGEST for value in plain)
-        and 0 <= item.windows < LARGEST
-        and 1 <= item.draws < LARGEST
-    )
-
-
-def _plain(item: SurveyedNetwork) -> dict[str, Any]:
-    values = asdict(item)
-    for name, first in (("shares", -(len(item.shares) // 2)), ("pairs", 1), ("reliance", 1)):
-        values[name] = [{"offset": k, **value} for k, value in enumerate(values[name], first)]
-    return values
+    """Return whether a network has all its figures."""
+    pairs = len(item.shares) // 2
+    known = bool(item.energy) and len(item.shares) % 2 == 1 and item.draws > 0
+    return known and len(item.pairs) == pairs and len(item.reliance) in (0, pairs)
 
 
 def is_survey(folder: str | os.PathLike[str]) -> bool:
     """Return whether a folder holds a survey."""
     return (Path(folder) / "survey.json").is_file()
+
+
+@dataclass(frozen=True)
+class ColourBalance:
+    """The weights that a network's stems give to channels.
+
+    Attributes:
+        energy: of each channel, as a share of the energy of all, 0..1; they sum to 1.
+        chromatic: part of the energy that an image of equal channels does not excite, 0..1.
+    """
+
+    energy: tuple[float, ...]
+    chromatic: float
+
+
+def colour_balance(kernels: Sequence[NDArray[Any]]) -> ColourBalance:
+    """Compute the colour balance of stems.
+
+    Args:
+        kernels: the effective kernels of each stem, (filters, C, ...), from ``Record.kernels`` or
+            ``evenslice.neutralizing.folding.effective_kernels``; all with the same C.
+
+    Raises:
+        ModelError: the stems have different numbers of channels, or their kernels are all 0 or not finite.
+
+    Example: one filter that subtracts twice the second channel from the first.
+        >>> colour_balance([np.array([[1.0, -2.0]])])
+        ColourBalance(energy=(0.2, 0.8), chromatic=0.9)
+    """
+    stems = [np.asarray(stem, dtype=np.float64).reshape(*stem.shape[:2], -1) for stem in kernels]
+    counts = {stem.shape[1] for stem in stems}
+    if len(counts) != 1:
+        raise ModelError(
+            f"the stems read {' and '.join(map(str, sorted(counts))) or 'no'} channels; they must all read the same"
+        )
+    by_channel = sum(np.square(stem).sum(axis=(0, 2)) for stem in stems)
+    total = float(np.sum(by_channel))
+    if not (np.isfinite(total) and total > 0):
+        raise ModelError("the kernels of the stems are all 0 or not finite; check the weights of the network")
+    gray = sum(float(np.square(stem.sum(axis=1)).sum()) for stem in stems)
+    return ColourBalance(
+        energy=tuple((by_channel / total).tolist()),
+        chromatic=max(0.0, 1 - gray / (counts.pop() * total)),  # rounding may take it below 0
+    )

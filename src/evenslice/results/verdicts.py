@@ -1,15 +1,21 @@
-"""The verdict of an audit, from what was found about saliency, reliance, answer and use. docs/statistics.md explains it.
+"""The four questions of an audit, the evidence that its windows give on each, and the verdict. docs/statistics.md explains it.
 
-An audit asks four questions: would a map of saliency favour a side, does the network rely on one, does the order of slices
-change its answers, and are opposite slices used in the same way, place by place? ``judge`` decides from the evidence.
+An audit asks: would a map of saliency favour a side, does the network rely on one, does the order of slices change its
+answers, and are opposite slices used in the same way, place by place? ``ask`` collects the evidence, ``judge`` decides from it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, field, fields
+from numbers import Real
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
+
+from evenslice._core import ConfigError, option
+from evenslice.results.intervals import fit_ratios, unseen_part
+from evenslice.results.measurements import halves, model_part, pair_bias
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -17,16 +23,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from evenslice.results.intervals import Ratios
+    from evenslice.results.measurements import Measurements
 
     Floats = NDArray[np.float64]
-
-__all__ = ["QUESTIONS", "Decision", "Evidence", "Key", "Question", "State", "Verdict", "judge"]
+    Flags = NDArray[np.bool_]
 
 Verdict = Literal["symmetric", "balanced", "biased", "inconclusive", "not applicable"]
 Question = Literal["saliency", "reliance", "answer", "use"]
 State = Literal["within", "beyond", "open", "not judged", "unknown"]
-
-QUESTIONS: tuple[Question, ...] = ("saliency", "reliance", "answer", "use")
+AnswerKind = Literal["classes", "scores", "unknown"]
 
 # Looks are taken again and again, and any of several figures decides "biased": with these levels, wrong verdicts are at most
 # 5 % over all looks and figures (benchmarks/calibration.py).
@@ -34,6 +39,57 @@ BEYOND_LEVEL = 0.95
 WITHIN_LEVEL = 0.995
 LARGEST_DIFFERENT = 0.05
 """Part of the windows that may differ from their mirrors, at 95 % confidence, where all that were read are equal."""
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """What counts as fair.
+
+    Attributes:
+        tolerance: the largest absolute pair bias B_k, of saliency or reliance, that counts as equal.
+        answer_tolerance: the largest part C of an answer that may change when the window is reversed.
+        mismatch_tolerance: the largest mirror mismatch E of a network that uses opposite slices in the same way.
+        judged_share: the part of the saliency that a pair has to get in order to be judged; see ``least_attention``.
+        judged_class: the part of the pixels that a class has to cover; the two largest classes are always judged.
+
+    Raises:
+        ConfigError: a value is no number, or out of range.
+
+    Example:
+        >>> Tolerances(tolerance=0.1)
+        Tolerances(tolerance=0.1, answer_tolerance=0.05, mismatch_tolerance=0.01, judged_share=0.02, judged_class=0.01)
+    """
+
+    tolerance: float = 0.05
+    answer_tolerance: float = 0.05
+    mismatch_tolerance: float = 0.01
+    judged_share: float = 0.02
+    judged_class: float = 0.01
+
+    def __post_init__(self) -> None:
+        for entry, value in zip(fields(self), astuple(self), strict=True):
+            zero = entry.name.startswith("judged")
+            if not isinstance(value, Real) or not (0 < float(value) < 1 or (zero and value == 0)):
+                allowed = "at least 0 and below 1" if zero else "between 0 and 1"
+                raise ConfigError(f"{option(entry.name, value)}: must be {allowed}")
+            object.__setattr__(self, entry.name, float(value))
+
+
+def least_attention(pairs: int, judged_share: float = Tolerances.judged_share) -> float:
+    """Return the part of the saliency that each of K pairs has to get in order to be judged.
+
+    That is the judged share, and with more than two pairs 2/K of it: however many slices share the saliency, the pairs
+    that are not judged together get less than twice the judged share.
+
+    Args:
+        pairs: K.
+        judged_share: the part that each of one or two pairs has to get.
+
+    Example: of 101 slices, each pair gets about 2 % of the saliency.
+        >>> [least_attention(pairs) for pairs in (1, 2, 4, 50)]
+        [0.02, 0.02, 0.01, 0.0008]
+    """
+    return judged_share * min(1.0, 2 / max(pairs, 1))
 
 
 class Key(NamedTuple):
@@ -54,7 +110,7 @@ class Decision:
     """
 
     question: str
-    class_number: int | None = None
+    class_number: int | None = field(default=None, metadata={"key": "class"})
     offset: int | None = None
 
 
@@ -76,8 +132,8 @@ class Evidence:
     keys: tuple[Key, ...]
     fit: Ratios
     tolerance: float
-    judged: NDArray[np.bool_]
-    decides: NDArray[np.bool_]
+    judged: Flags
+    decides: Flags
     root: bool = False
 
     @property
@@ -90,12 +146,12 @@ class Evidence:
         low, high = self.fit.bounds(level, comparisons)
         return (np.sqrt(low), np.sqrt(high)) if self.root else (low, high)
 
-    def beyond(self, comparisons: int = 1) -> NDArray[np.bool_]:
+    def beyond(self, comparisons: int = 1) -> Flags:
         """Return which figures (q,) are beyond the tolerance with their whole intervals."""
         low, high = self.bounds(BEYOND_LEVEL, comparisons)
         return np.asarray(((low > self.tolerance) | (high < -self.tolerance)) & self.judged)
 
-    def within(self) -> NDArray[np.bool_]:
+    def within(self) -> Flags:
         """Return which figures (q,) are within the tolerance with their whole intervals."""
         low, high = self.bounds(WITHIN_LEVEL)
         return np.asarray((low >= -self.tolerance) & (high <= self.tolerance) & self.judged)
@@ -108,7 +164,7 @@ class Evidence:
             for judged, out, inside in zip(self.judged, beyond, within, strict=True)
         ]
 
-    def excess(self, chosen: NDArray[np.bool_]) -> int:
+    def excess(self, chosen: Flags) -> int:
         """Return the chosen figure that is most certainly beyond the tolerance, or else nearest to it."""
         low, high = self.bounds()
         least = np.where(self.estimate < 0, -high, low)
@@ -117,7 +173,7 @@ class Evidence:
         ties = np.where(ranked == ranked.max(), np.nan_to_num(np.abs(self.estimate)), -1.0)
         return int(np.where(chosen, ties, -2.0).argmax())
 
-    def decision(self, chosen: NDArray[np.bool_]) -> Decision:
+    def decision(self, chosen: Flags) -> Decision:
         """Return the decision of the chosen figure that is most certainly beyond."""
         key = self.keys[self.excess(chosen)]
         return Decision(self.question, key.class_number, key.offset)
@@ -134,9 +190,8 @@ class Evidence:
         read, population = self.fit.read, self.fit.population
         size = np.abs(self.estimate)
         gap = np.abs(size - self.tolerance)
-        half = np.where(self.estimate < 0, np.where(size > self.tolerance, high, low), 0.0)
-        half = np.where(self.estimate < 0, half, np.where(size > self.tolerance, low, high))
-        reach = np.abs(half - self.estimate)
+        nearer = np.where((self.estimate < 0) == (size > self.tolerance), high, low)
+        reach = np.abs(nearer - self.estimate)
         with np.errstate(all="ignore"):
             left = np.maximum(1 / read - 1 / population, 0) * np.square(gap / reach)
             counts = np.where(np.isfinite(reach) & (gap > 0), 1 / (left + 1 / population), population)
@@ -176,6 +231,227 @@ def judge(evidence: Sequence[Evidence], different: float | None) -> tuple[Verdic
     return ("symmetric", ()) if uses and not unlike else ("balanced", unlike)
 
 
-def _decisions(chosen: Iterable[tuple[Evidence, NDArray[np.bool_]]]) -> tuple[Decision, ...]:
+def _decisions(chosen: Iterable[tuple[Evidence, Flags]]) -> tuple[Decision, ...]:
     """Return the decision of each question that has chosen figures."""
     return tuple(item.decision(which) for item, which in chosen if which.any())
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The evidence on the questions that were asked, and the classes that it is about.
+
+    Attributes:
+        evidence: on saliency, reliance, answer and use, as far as asked.
+        judged: the numbers of the judged classes.
+        unjudged: those of the other classes in the answers.
+        pixels: (C,) the part of the pixels in each class.
+        different: the part of the windows that may differ from their mirrors; None if some of those read do.
+    """
+
+    evidence: tuple[Evidence, ...]
+    judged: tuple[int, ...]
+    unjudged: tuple[int, ...]
+    pixels: Floats
+    different: float | None
+
+
+def ask(measured: Measurements, population: int, tolerances: Tolerances) -> Questions:
+    """Return the evidence that windows give on each question; none for windows of one slice.
+
+    Args:
+        measured: those of a random sample of the windows.
+        population: number of all windows.
+        tolerances: what counts as fair.
+    """
+    pixels, judged, decides = _judge_classes(measured, population, tolerances)
+    numbers = tuple(np.flatnonzero(judged).tolist())
+    # One class that is everywhere has the figures of all pixels.
+    groups = (0, *(number + 1 for number in numbers)) if (pixels > 0).sum() > 1 else (0,)
+    if not measured.explained[:, 0].any() and numbers:
+        groups = tuple(number + 1 for number in numbers)  # classes that overlap have no figure over all
+    found: list[Evidence | None] = []
+    if measured.slices > 1:
+        sample = _Sample(measured, population, tolerances, groups, numbers, decides)
+        saliency, reliance = sample.saliency(), sample.reliance()
+        found = [saliency, reliance, sample.answer(), sample.use(saliency or reliance)]
+    return Questions(
+        evidence=tuple(item for item in found if item is not None),
+        judged=numbers,
+        unjudged=tuple(np.flatnonzero((pixels > 0) & ~judged).tolist()),
+        pixels=pixels,
+        different=_different_part(measured, population),
+    )
+
+
+def _different_part(measured: Measurements, population: int) -> float | None:
+    """Return the part of all windows that may differ from their mirrors, with 95 % confidence; None if some read do."""
+    if not measured.equal.all() or (measured.own_mirror == 1).all():  # then nothing tells
+        return None
+    return unseen_part(float(len(measured)), len(measured), population, 0.05)
+
+
+def answer_kind(measured: Measurements) -> AnswerKind:
+    """Return what C compares: the predicted "classes", or the "scores", the numbers that are explained.
+
+    Where one class is predicted everywhere, it says nothing about the order, and its scores are compared.
+    """
+    if np.isnan(measured.power).all():
+        return "classes"
+    tell = measured.own_mirror != 1
+    return "classes" if (measured.union[tell].sum(axis=0) > 0).sum() > 1 else "scores"
+
+
+def _judge_classes(
+    measured: Measurements, population: int, tolerances: Tolerances
+) -> tuple[Floats, Flags, Flags]:
+    """Return the part of the pixels in each class, which classes are judged, and which may decide for "biased"; (C,) each.
+
+    Judged are those that may cover the judged part of the pixels, and the two largest.
+    """
+    count = measured.classes
+    if not count:
+        return np.zeros(0), np.zeros(0, bool), np.zeros(0, bool)
+    # Student's intervals: those of the bootstrap have no end for a class that few windows have.
+    read, pixels = len(measured), measured.pixels.mean(axis=0)
+    left = max(0.0, 1 - read / population) / max(read, 1)
+    error = np.sqrt(measured.pixels.var(axis=0, ddof=1) * left) if read > 1 else np.full(count, np.inf)
+    half = -stdtrit(max(read - 1, 1), 0.025) * error
+    low, high, seen = pixels - half, pixels + half, pixels > 0
+    largest = np.zeros(count, bool)
+    largest[np.argsort(-pixels, kind="stable")[:2]] = True
+    surely = largest & ((high[None, :] > low[:, None]).sum(axis=1) <= 2)  # one of the others, and itself
+    least = tolerances.judged_class
+    return pixels, seen & (largest | (high >= least)), seen & (surely | (low >= least))
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """A sample of windows that is asked.
+
+    Attributes:
+        measured: the windows.
+        population: number of all windows.
+        tolerances: what counts as fair.
+        groups: that have figures: 0 for all predicted pixels, c + 1 for those of the class c.
+        numbers: of the judged classes.
+        decides: (C,) which classes may decide for "biased".
+    """
+
+    measured: Measurements
+    population: int
+    tolerances: Tolerances
+    groups: tuple[int, ...]
+    numbers: tuple[int, ...]
+    decides: Flags
+
+    def saliency(self) -> Evidence | None:
+        """Return the pair biases of the saliency, means over the windows that have any; None if none has."""
+        parts, wholes, outer = [], [], []
+        for group in self.groups:
+            sums = self.measured.saliency[:, :, group]
+            known = (sums.sum(axis=-1) > 0).all(axis=1)
+            bias = model_part(pair_bias(sums[:, 0]), pair_bias(sums[:, 1]))
+            shares = sums / np.where(known[:, None, None], sums.sum(axis=-1, keepdims=True), 1)
+            left, right = halves(shares.mean(axis=1))
+            parts.append(np.where(known[:, None], bias, 0))
+            wholes.append(np.broadcast_to(known[:, None], bias.shape).astype(float))
+            outer.append((left + right)[known].mean(axis=0) if known.any() else np.zeros(bias.shape[1]))
+        if not any(whole.any() for whole in wholes):
+            return None
+        material = np.stack(outer) >= least_attention(parts[0].shape[1], self.tolerances.judged_share)
+        return self._biases("saliency", parts, wholes, material)
+
+    def reliance(self) -> Evidence:
+        """Return the pair biases of the reliance: ratios of sums over windows."""
+        parts, wholes, material = [], [], []
+        for group in self.groups:
+            left, right = halves(self.measured.reliance[:, :, group].sum(axis=1))
+            parts.append(right - left)
+            wholes.append(right + left)
+            least = 2 * self.tolerances.judged_share * self.measured.explained[:, group].sum()
+            total = (right + left).sum(axis=0)
+            material.append((total >= least) & (total > 0))
+        return self._biases("reliance", parts, wholes, np.stack(material))
+
+    def _biases(
+        self,
+        question: Literal["saliency", "reliance"],
+        parts: list[Floats],
+        wholes: list[Floats],
+        material: Flags,
+    ) -> Evidence:
+        pairs = parts[0].shape[1]
+        scale: Literal["linear", "atanh"] = "linear" if question == "saliency" else "atanh"
+        decides = [group == 0 or bool(self.decides[group - 1]) for group in self.groups]
+        return Evidence(
+            question=question,
+            keys=tuple(Key(_number(group), k) for group in self.groups for k in range(1, pairs + 1)),
+            fit=fit_ratios(np.hstack(parts), np.hstack(wholes), self.population, scale=scale),
+            tolerance=self.tolerances.tolerance,
+            judged=material.ravel(),
+            decides=np.repeat(decides, pairs),
+        )
+
+    def answer(self) -> Evidence | None:
+        """Return the part C of the answer that changes when a window is reversed; None if no window tells.
+
+        Of a class, the pixels that only one of the answers to window and mirror puts into it, over those that either does:
+        1 - IoU. Of scores, the RMS of f(x) - f(x') over sqrt(2) times the standard deviation of f(x), which is 1 for
+        unrelated answers.
+        """
+        measured = self.measured
+        of_classes, chosen = answer_kind(measured) == "classes", list[int]()
+        if of_classes:
+            chosen = [number for number in self.numbers if measured.union[:, number].any()]
+            part, whole = measured.changed[:, chosen], measured.union[:, chosen]
+        else:
+            tell = (measured.own_mirror != 1) & ~np.isnan(measured.change)
+            part = np.where(tell, measured.change, 0)[:, None]
+            whole = 2 * _variance(measured, tell)[:, None]
+        if not whole.any():
+            return None  # or the scores vary over no pixel, and nothing is there to hold their change against
+        return Evidence(
+            question="answer",
+            keys=tuple(map(Key, chosen)) if of_classes else (Key(),),
+            fit=fit_ratios(part, whole, self.population, scale="log"),
+            tolerance=self.tolerances.answer_tolerance,
+            judged=np.ones(whole.shape[1], bool),
+            decides=self.decides[chosen] if of_classes else np.ones(1, bool),
+            root=not of_classes,
+        )
+
+    def use(self, biases: Evidence) -> Evidence | None:
+        """Return the mirror mismatch E of each class, over all outer slices and for each judged pair; None if no window tells."""
+        if not self.measured.outer.any():
+            return None
+        parts, wholes, keys = [], [], []
+        for group in self.groups:
+            part, whole = self.measured.mismatch[:, group], self.measured.outer[:, group]
+            parts.append(np.column_stack([part.sum(axis=1), part]))
+            wholes.append(np.column_stack([whole.sum(axis=1), whole]))
+            keys += [Key(_number(group), k or None) for k in range(part.shape[1] + 1)]
+        whole = np.hstack(wholes)
+        count = len(self.groups)
+        pairs = np.column_stack([np.ones(count, bool), biases.judged.reshape(count, -1)])
+        return Evidence(
+            question="use",
+            keys=tuple(keys),
+            fit=fit_ratios(np.hstack(parts), whole, self.population, scale="log"),
+            tolerance=self.tolerances.mismatch_tolerance,
+            judged=pairs.ravel() & (whole.sum(axis=0) > 0),
+            decides=np.zeros(len(keys), bool),
+        )
+
+
+def _variance(measured: Measurements, tell: Flags) -> Floats:
+    """Return for each window the variance of what is explained: over its pixels, or over windows if it has none."""
+    level = measured.level[tell]
+    if not len(level):
+        return np.zeros(len(measured))
+    mean, found = level.mean(axis=0), np.zeros(len(measured))
+    found[tell] = np.maximum(measured.power[tell] + np.mean(mean**2 - 2 * mean * level, axis=1), 0)
+    return found
+
+
+def _number(group: int) -> int | None:
+    return group - 1 if group else None

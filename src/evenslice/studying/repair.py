@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from evenslice._core import UNREADABLE, EvensliceError, load_config, open_regular, remove_leftovers
 from evenslice.networks import read_metadata
-from evenslice.results import AuditResult, read_pictures
+from evenslice.results import AuditResult, read_example
 from evenslice.training import RunFolder, TrainConfig, check_archive
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _checks(run: RunFolder) -> Iterator[tuple[Path, Callable[[], object]]]:
     yield run.network, lambda: read_metadata(run.network)
     yield run.result, run.read_result
     yield audit, lambda: AuditResult.load(audit)
-    yield example, lambda: read_pictures(example, "image", "labels", "predicted")
+    yield example, lambda: read_example(example)
 
 
 def _check_archive(path: Path) -> None:

@@ -37,9 +37,9 @@ from evenslice._core import (
 from evenslice.report import need_report_extra, study_html, write_study_report
 from evenslice.results import (
     DEFINITIONS,
+    FORMAT,
     MAIN_SCORES,
     METRICS,
-    STUDY_FORMAT,
     TASK_SCORES,
     Primary,
     load_study,
@@ -312,7 +312,7 @@ def write_results(config: StudyConfig, outcomes: Iterable[RunOutcome], out: Path
     failed = [outcome for outcome in ordered if outcome.status == "failed"]
     score = MAIN_SCORES[config.task]
     summary = {
-        "format": STUDY_FORMAT,
+        "format": FORMAT,
         "planned": count_runs(config),
         "finished": len(done),
         "failed": [outcome.model_dump(include={*LABELS, "error"}) for outcome in failed],

@@ -94,7 +94,7 @@ class ModelConfig(Section):
 
         A network need not be made symmetric in two ways.
         """
-        from evenslice.neutralizing import MANY_SLICES, TIES
+        from evenslice.neutralizing import TIES
 
         if not isinstance(values, dict):
             return values
@@ -105,11 +105,6 @@ class ModelConfig(Section):
             fitting["strategy"] = "pretrained"
         if record := record_beside(values.get("weights"), info):
             fitting["strategy"] = "pretrained"
-            if record.slices > MANY_SLICES and "slices" not in values:
-                raise ValueError(
-                    f"the weights were saved with {record.slices} slices, which take much memory; to accept them, set "
-                    f"slices to {record.slices}"
-                )
             fitting["slices"] = record.slices
         return fitting | values
 

@@ -21,7 +21,7 @@ from evenslice._core import (
 from evenslice.inference.exporting.description import Description, ModelCard, describe
 from evenslice.inference.exporting.huggingface_folder import HUGGINGFACE_FILES, write_huggingface
 from evenslice.inference.exporting.readme import README
-from evenslice.networks import check_source, with_gradients
+from evenslice.networks import with_gradients
 from evenslice.results import AuditResult
 from evenslice.volumes import Reading, check_tile
 
@@ -144,7 +144,6 @@ def export(
     tile, crop = (
         None if size is None else check_tile(size, name) for name, size in (("tile", tile), ("crop", crop))
     )
-    check_source(source)
     _check_kinds(card, audits)
     if local_path(out).is_file():
         raise OutputError(f"{out}: is a file; name a folder")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import ConfigError, VolumeError, open_regular, option
-from evenslice.volumes.affines import affine_from_lps
+from evenslice.volumes.geometry import affine_from_lps
 from evenslice.volumes.read.checks import describe_content, require_few
 from evenslice.volumes.read.dicom_frames import Series, read_series
 from evenslice.volumes.read.dicom_headers import is_dicom

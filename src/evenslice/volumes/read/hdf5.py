@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from evenslice.volumes.units import Unit
+    from evenslice.volumes.geometry import Unit
 
 __all__ = ["Hdf5Source", "dataset_address"]
 

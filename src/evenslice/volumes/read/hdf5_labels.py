@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from evenslice._core import VolumeError
-from evenslice.volumes.units import common_unit, normal_unit
+from evenslice.volumes.geometry import common_unit, normal_unit
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from evenslice.volumes.units import Unit
+    from evenslice.volumes.geometry import Unit
 
 __all__ = ["Labels", "has_labels", "read_labels"]
 

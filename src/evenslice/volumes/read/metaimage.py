@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import VolumeError
-from evenslice.volumes.affines import affine_from_lps
+from evenslice.volumes.geometry import affine_from_lps, millimetres, normal_unit
 from evenslice.volumes.read.checks import describe_content
 from evenslice.volumes.read.places import data_file
 from evenslice.volumes.read.raw import Encoding, RawSource, head_of
-from evenslice.volumes.units import millimetres, normal_unit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

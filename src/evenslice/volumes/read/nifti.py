@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import VolumeError, needs_extra, open_regular
-from evenslice.volumes.affines import LARGEST
+from evenslice.volumes.geometry import LARGEST, millimetres, normal_unit, positive
 from evenslice.volumes.read.checks import describe_content
 from evenslice.volumes.read.deflate import MOST_COMPRESSION, PART_BYTES, read_in_parts
 from evenslice.volumes.read.file_voxels import FileVoxels
 from evenslice.volumes.read.source import VoxelSource
-from evenslice.volumes.units import millimetres, normal_unit, positive
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import VolumeError, needs_extra
-from evenslice.volumes.affines import affine_from_lps
+from evenslice.volumes.geometry import affine_from_lps, common_unit, millimetres, normal_unit
 from evenslice.volumes.read.checks import describe_content
 from evenslice.volumes.read.places import data_file
 from evenslice.volumes.read.raw import HEADER_BYTES, RawSource, head_of
-from evenslice.volumes.units import common_unit, millimetres, normal_unit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from evenslice.volumes.geometry import Unit
     from evenslice.volumes.read.raw import Encoding
-    from evenslice.volumes.units import Unit
 
 __all__ = ["NrrdSource"]
 

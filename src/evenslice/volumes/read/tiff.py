@@ -15,12 +15,12 @@ from xml.etree import ElementTree as ET
 import numpy as np
 
 from evenslice._core import VolumeError, needs_extra
+from evenslice.volumes.geometry import common_unit, normal_unit
 from evenslice.volumes.read.checks import reporting_read_errors, require_signature
 from evenslice.volumes.read.file_voxels import FileVoxels
 from evenslice.volumes.read.places import confined
 from evenslice.volumes.read.source import VoxelSource
 from evenslice.volumes.read.tiff_pages import PageReader
-from evenslice.volumes.units import common_unit, normal_unit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import tifffile
     from numpy.typing import NDArray
 
-    from evenslice.volumes.units import Unit
+    from evenslice.volumes.geometry import Unit
 
 __all__ = ["TiffSource"]
 

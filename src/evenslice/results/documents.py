@@ -1,0 +1,233 @@
+"""Documents of results: one writer and one reader for every dataclass that a JSON document or an ``.npz`` file holds.
+
+    to_plain(found)                                  # lists, dicts, numbers and text, for JSON
+    from_plain(AuditRun, document)                   # checked field by field, as the annotations say
+    from_arrays(ExampleWindows, arrays, "examples/")  # likewise; shapes as in Annotated[Floats, "n 3"]
+
+Metadata of a field state where a document differs from it: ``{"key": "non_inferiority/p"}`` is the entry, nested in others
+(None: it is not written), and ``PAIRS`` or ``SLICES`` give each item its ``offset``.
+
+Files may be damaged, or come from anyone. All errors of the readers are of the kinds ``UNREADABLE``, and name the entry.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from dataclasses import MISSING, fields, is_dataclass
+from types import NoneType, UnionType
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Literal,
+    NotRequired,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
+
+import numpy as np
+
+from evenslice._core import open_regular
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+FORMAT = 1
+DEFINITIONS = 2
+"""The definitions of the figures: 1 are those of versions 0.1 and 0.2, which are not pooled or compared with these."""
+
+LARGEST = 1e30
+"""No figure can be larger; twice as many digits can no longer be drawn."""
+
+
+SLICES: Final = {"first": lambda count: -(count // 2)}
+PAIRS: Final = {"first": lambda _: 1}
+"""Metadata of fields with an item for each slice of a window, -K..K, and for each pair, 1..K."""
+
+
+def definitions_of(document: Mapping[str, Any]) -> int:
+    """Return the definitions of the figures of a document, after a check of its format."""
+    if document["format"] != FORMAT:
+        raise ValueError(f"format {document['format']!r:.40}, this version reads {FORMAT}")
+    definitions = from_plain(int, document.get("definitions", 1), "definitions")
+    if definitions not in (1, DEFINITIONS):
+        raise ValueError(f"definitions {definitions}, this version reads 1 and {DEFINITIONS}")
+    return int(definitions)
+
+
+def to_plain(value: Any) -> Any:
+    """Return a value as ``from_plain`` reads it, of dicts, lists, numbers and text.
+
+    Example:
+        >>> to_plain({"a": (1, None)})
+        {'a': [1, None]}
+    """
+    if is_dataclass(value):
+        plain: dict[str, Any] = {}
+        for entry in fields(value):
+            *outer, key = _keys(entry)
+            holder = plain
+            for name in outer:
+                holder = holder.setdefault(name, {})
+            if key:
+                holder[key] = to_plain(getattr(value, entry.name))
+            if "first" in entry.metadata:
+                first = entry.metadata["first"](len(holder[key]))
+                holder[key] = [{"offset": k, **item} for k, item in enumerate(holder[key], first)]
+        return plain
+    if isinstance(value, dict):
+        return {name: to_plain(item) for name, item in value.items()}
+    return [to_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def from_plain(kind: Any, value: Any, place: str = "") -> Any:
+    """Rebuild a value of a type from what ``to_plain`` and JSON made of it.
+
+    A dataclass is read from an object: entries that it does not know are ignored, fields with a default may be missing.
+    A float may be null, which is NaN; whole numbers are at least 0.
+
+    Args:
+        kind: a dataclass, ``TypedDict``, ``tuple``, ``list``, ``dict``, ``Literal``, union, plain type or ``Any``.
+        value: the plain value.
+        place: its entry, for messages.
+
+    Raises:
+        TypeError: the value, or a part of it, is not of that type.
+        ValueError: likewise, or a number is too large.
+
+    Example:
+        >>> from_plain(tuple[float, ...], [1, None])
+        (1.0, nan)
+        >>> from_plain(dict[str, tuple[int, ...]], {"seeds": [0, "1"]})
+        Traceback (most recent call last):
+        ...
+        TypeError: seeds/1: '1' is not a whole number of at least 0
+    """
+    origin, arguments, inner = get_origin(kind), get_args(kind), f"{place}/" if place else ""
+    if isinstance(value, dict) and (is_dataclass(kind) or is_typeddict(kind)):
+        return kind(**dict(_entries(kind, value, inner)))
+    if isinstance(value, dict) and origin is dict:
+        return {name: from_plain(arguments[1], item, f"{inner}{name}") for name, item in value.items()}
+    if isinstance(value, list) and origin in (tuple, list):
+        kinds = arguments if origin is tuple and Ellipsis not in arguments else arguments[:1] * len(value)
+        parts = enumerate(zip(kinds, value, strict=True))
+        return origin(from_plain(one, item, f"{inner}{n}") for n, (one, item) in parts)
+    if origin in (UnionType, Union):
+        return _first_that_fits(arguments, value, place)
+    return _scalar(kind, value, place)
+
+
+def _first_that_fits(kinds: tuple[Any, ...], value: Any, place: str) -> Any:
+    if value is None and NoneType in kinds:
+        return None
+    *others, last = (kind for kind in kinds if kind is not NoneType)
+    for kind in others:
+        with suppress(TypeError, ValueError):
+            return from_plain(kind, value, place)
+    return from_plain(last, value, place)
+
+
+def _scalar(kind: Any, value: Any, place: str) -> Any:
+    if kind is float and value is None:
+        return math.nan
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits = kind is Any or (isinstance(kind, type) and isinstance(value, kind) and (kind is not int or number))
+    fits = fits or (get_origin(kind) is Literal and value in get_args(kind))
+    if not (fits or (kind is float and number)) or (kind is int and value < 0):
+        kinds = {float: "a number", int: "a whole number of at least 0", str: "text", bool: "true or false"}
+        lists = {tuple: "a list", list: "a list", Literal: f"one of {', '.join(map(str, get_args(kind)))}"}
+        expected = kinds.get(kind) or lists.get(get_origin(kind), "an object")
+        raise TypeError(f"{place}: {value!r:.40} is not {expected}")
+    if kind in (int, float) and abs(value) > LARGEST:
+        raise ValueError(f"{place}: {value!r:.40} is too large")
+    return float(value) if kind is float else value
+
+
+def _keys(entry: Any) -> list[str]:
+    """Return the entries, each in that before it, that hold a field; an empty name if none does."""
+    return (entry.metadata.get("key", entry.name) or "").split("/")
+
+
+def _entries(kind: Any, document: dict[str, Any], inner: str) -> Iterator[tuple[str, Any]]:
+    """Yield what a document has of the fields of a dataclass or ``TypedDict``."""
+    hints = get_type_hints(kind, include_extras=True)
+    optional = {name for name, hint in hints.items() if get_origin(hint) is NotRequired}
+    places = {name: [name] for name in hints}
+    if is_dataclass(kind):
+        defaults = [
+            entry for entry in fields(kind) if (entry.default, entry.default_factory) != (MISSING,) * 2
+        ]
+        optional = {entry.name for entry in defaults}
+        places = {entry.name: keys for entry in fields(kind) if any(keys := _keys(entry))}
+    for name, keys in places.items():
+        value: Any = document
+        for key in keys:
+            value = value.get(key, MISSING) if isinstance(value, dict) else MISSING
+        if value is not MISSING:
+            hint = get_args(hints[name])[0] if get_origin(hints[name]) is NotRequired else hints[name]
+            yield name, from_plain(hint, value, inner + "/".join(keys))
+        elif name not in optional:
+            raise ValueError(f"{inner}{'/'.join(keys)} is missing")
+
+
+def read_arrays(path: Path, most: int) -> dict[str, NDArray[Any]]:
+    """Return the arrays of an ``.npz`` file by name; nothing is unpickled.
+
+    Args:
+        path: the file.
+        most: largest number of bytes of all arrays together.
+    """
+    with open_regular(path) as file, np.load(file, allow_pickle=False) as archive:
+        size = sum(entry.file_size for entry in archive.zip.infolist())
+        if size > most:
+            raise ValueError(f"its arrays have {size:,} bytes; at most {most:,} are read")
+        return dict(archive)
+
+
+def to_arrays(value: Any, prefix: str) -> dict[str, NDArray[Any]]:
+    """Return the fields of a dataclass of arrays by their names in a file."""
+    return {f"{prefix}{entry.name}": getattr(value, entry.name) for entry in fields(value)}
+
+
+def from_arrays(
+    kind: Any, arrays: Mapping[str, NDArray[Any]], prefix: str = "", *, finite: bool = False, **sizes: int
+) -> Any:
+    """Rebuild a dataclass of arrays from those of a file.
+
+    Args:
+        kind: the dataclass; its annotations tell the type of each array, and in letters the length of each axis: the same
+            letter, the same length.
+        arrays: those of the file.
+        prefix: of their names.
+        finite: whether they have to hold numbers that can be drawn.
+        sizes: the lengths that are known.
+    """
+    found = {}
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        array, (plain, shape) = arrays[prefix + name], get_args(hint)
+        axes = shape.split()
+        fits = array.ndim == len(axes) and array.dtype.kind == np.dtype(get_args(get_args(plain)[1])[0]).kind
+        for axis, length in zip(axes, array.shape, strict=False):
+            more = int(axis.startswith("1+"))
+            known = int(axis) if axis.isdigit() else sizes.setdefault(axis.removeprefix("1+"), length - more)
+            fits = fits and length == known + more
+        if not fits:
+            raise ValueError(
+                f"{prefix}{name} is {array.dtype} of shape {array.shape}, where ({shape}) is read"
+            )
+        check_finite(prefix + name, array if finite else np.zeros(0))
+        found[name] = array
+    return kind(**found)
+
+
+def check_finite(name: str, array: NDArray[Any]) -> None:
+    """Raise ValueError unless an array holds numbers that can be drawn."""
+    if array.size and not float(np.max(np.abs(array))) <= LARGEST:  # NaN is not, either
+        raise ValueError(f"{name} holds values beyond all bounds")
