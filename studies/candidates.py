@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import evenslice
-from evenslice.training.lightning_module import SegmentationLoss, learning_rate_factor
+from evenslice.training.lightning_module import learning_rate_factor
+from evenslice.training.tasks import TaskLoss
 
 ROWS = Path(__file__).parent / "candidates.csv"
 BASELINE = "pretrained"
@@ -184,7 +185,7 @@ def train(arm: Arm, seed: int, data: Path) -> nn.Module:
         length=STEPS * BATCH,
         seed=seed,
     )
-    loss_of = SegmentationLoss("dice_ce", classes=2)
+    loss_of = TaskLoss("dice_ce", classes=2)
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, functools.partial(learning_rate_factor, steps=STEPS, warmup=WARMUP)

@@ -100,7 +100,7 @@ def test_documents_of_a_study_that_are_devices_are_refused_or_left_out(tmp_path,
     found.unlink()
     found.symlink_to("/dev/zero")
     said = evenslice("report", study, cwd=tmp_path, status=2 if refused else 0)
-    assert ("is a device, not a regular file" in said) == refused
+    assert ("not a regular file" in said) == refused
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,8 @@ def test_a_folder_of_an_earlier_version_is_drawn_again(tmp_path):
     (folder / "figures" / "shares.png").write_text("drawn by the earlier version")
     (folder / "figures" / "example-photo.png").write_text(OWN)
     evenslice("report", folder, cwd=tmp_path, status=0)
-    assert (folder / "figures" / "shares.png").read_bytes().startswith(b"\x89PNG")
+    assert not (folder / "figures" / "shares.png").exists()
+    assert (folder / "figures" / "shares.svg").exists()
     assert (folder / "figures" / "example-photo.png").read_text() == OWN
     evenslice("report", folder, cwd=tmp_path, status=0)
 

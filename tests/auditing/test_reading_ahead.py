@@ -23,7 +23,7 @@ from evenslice import Compute, Sampling
 from evenslice._core.errors import VolumeError
 from evenslice.auditing import measuring
 from evenslice.auditing.lost_slices import take_middle
-from evenslice.auditing.measuring import KnownFiles, Measurer
+from evenslice.auditing.measuring import Measurer
 from evenslice.volumes import open_volume, reslice
 
 HUGE, CHUNK = (98_304, 32_768, 32_768), (16, 64, 64)
@@ -244,7 +244,7 @@ def test_threads_of_a_worker_take_turns_at_the_network():
         inside.pop()
 
     measurer = SimpleNamespace(read=lambda batch: batch, measure=measure, volumes=[])
-    on_worker = partial(measuring._measure_on_worker, measurer=measurer, files=KnownFiles.of([]))
+    on_worker = partial(measuring._measure_on_worker, measurer=measurer, stamps={})
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(on_worker, range(8)))
     assert max(most) == 1

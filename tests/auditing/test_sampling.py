@@ -11,6 +11,7 @@ from formulas import audit_formula, noise
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
+from evenslice import Sampling
 from evenslice.auditing.measuring import WindowSample
 from evenslice.results import next_look
 from evenslice.volumes import Scaling, WindowGrid, open_volume, spread_index, windows as grid_module
@@ -93,7 +94,7 @@ def test_huge_populations_take_no_time():
 @settings(max_examples=30)
 def test_volumes_and_depths_get_their_part(depths, seed):
     grids = [grid(depth, 16) for depth in depths]
-    sample = WindowSample(grids, seed, max_windows=10**6, min_windows=40)
+    sample = WindowSample(grids, Sampling(seed=seed, max_windows=10**6))
     places = np.concatenate([batch.places for batch in sample.batches(lambda: 16)])
     assert len({tuple(place) for place in places.tolist()}) == len(places) == sum(sample.population)
     prefix = places[: len(places) // 2]
@@ -112,7 +113,7 @@ def test_volumes_and_depths_get_their_part(depths, seed):
 )
 @pytest.mark.parametrize("size", [2, 8, 32])
 def test_batches_end_where_an_audit_looks(least, most, ends, size):
-    sample = WindowSample([grid(402)], 0, most, least)
+    sample = WindowSample([grid(402)], Sampling(max_windows=most, min_windows=least))
     sizes = [len(batch.places) for batch in sample.batches(lambda: size)]
     looks = [0]
     while looks[-1] < most:

@@ -25,7 +25,7 @@ from evenslice.networks.weight_files import SUFFIXES
 from evenslice.neutralizing.averages import OUTPUT
 from evenslice.neutralizing.strategies import STRATEGIES
 from evenslice.neutralizing.ties import TIES
-from evenslice.volumes import Plane
+from evenslice.volumes.volume import Plane
 
 COMMANDS = get_command(app).commands
 GROUPS = {

@@ -167,3 +167,8 @@ def _kernels(name: str, shares: Sequence[float]) -> StemKernels:
     else:
         after = before[:, np.arange(len(shares)) % 3] * 3 / len(shares)
     return StemKernels(name, before.astype(np.float32), after.astype(np.float32))
+
+
+def with_statistics(audit: Audit, **changes: Any) -> Audit:
+    """Return an audit with other statistics."""
+    return replace(audit, statistics=replace(audit.statistics, **changes))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from values import by_name
 
 import evenslice
 from evenslice._core import ProgressReport
@@ -117,7 +118,7 @@ def test_a_cancelled_audit_leaves_nothing(viewer, widget, wait_for, volume, monk
     def slow(*given, **options):
         reached.set()
         go_on.wait(60)
-        return evenslice.audit(*given, **options)
+        return evenslice.audit(*given, **by_name(evenslice.audit, **options))
 
     monkeypatch.setattr("evenslice.napari_plugin.audit_widget.audit", slow)
     audit.start.changed.emit(True)

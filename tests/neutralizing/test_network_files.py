@@ -17,7 +17,7 @@ from evenslice.inference import stated_reading
 from evenslice.networks import models
 from evenslice.networks.outputs import logits
 from evenslice.neutralizing import network_files as checkpoints
-from evenslice.neutralizing.network_files import neutralize_file, save_network
+from evenslice.neutralizing.network_files import save_network
 from evenslice.neutralizing.neutralization import neutralize, untie
 from evenslice.neutralizing.record import record_of
 from evenslice.neutralizing.symmetrization import symmetrize
@@ -34,6 +34,10 @@ LITE = "smp:Unet/tu-tf_efficientnet_lite0"
 
 def load_network(*arguments, **options) -> tuple[Any, checkpoints.Record, models.ModelSource]:
     return checkpoints.load_network(*arguments, **options)
+
+
+def neutralize_file(spec, weights, out, *, reading=None, force=False, **options):
+    return checkpoints.neutralize_file(spec, weights, out, options, reading=reading, force=force)
 
 
 def build_model(*arguments, **options) -> tuple[Any, models.ModelSource]:

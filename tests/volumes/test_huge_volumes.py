@@ -14,7 +14,7 @@ from evenslice.volumes import blocks, info, scaling
 from evenslice.volumes.info import fingerprint, modified
 from evenslice.volumes.labels import LabelValues
 from evenslice.volumes.opening import open_volume
-from evenslice.volumes.read.pieces import THREADS
+from evenslice.volumes.read.chunk_files import THREADS
 from evenslice.volumes.scaling import Scaling, fit_scaling
 from evenslice.volumes.volume import hold_small, reslice, take_region, take_slices
 from evenslice.volumes.windows import WindowGrid

@@ -1,7 +1,6 @@
 """Each format, written by its own library: values, order of axes, spacing, unit, metadata."""
 
 import gzip
-import os
 import re
 
 import nibabel as nib
@@ -251,20 +250,6 @@ def test_a_nifti_offset_within_the_header_is_that_of_the_first_voxel(tmp_path, i
         content[168:176] = np.int64(352).tobytes()
     path.write_bytes(content)
     assert same(open_volume(path), STACK)
-
-
-@pytest.mark.parametrize("slope", [1, 0.5])
-def test_an_uncompressed_nifti_file_is_sliced_along_x_in_few_reads(tmp_path, monkeypatch, slope):
-    path = tmp_path / "scan.nii"
-    file = nib.Nifti1Image(STACK.T.astype(np.int16), np.eye(4))
-    file.header.set_slope_inter(slope, 0)
-    nib.save(file, path)
-    volume = open_volume(path, plane="x")
-    read, calls = os.preadv, []
-    monkeypatch.setattr(os, "preadv", lambda *arguments: calls.append(1) or read(*arguments))
-    for x in range(32):
-        np.testing.assert_array_equal(volume[x], STACK[:, :, x] * slope)
-    assert 0 < len(calls) < 8
 
 
 def test_large_compressed_nifti_is_read_through_the_index(tmp_path, monkeypatch):

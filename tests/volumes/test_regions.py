@@ -19,6 +19,7 @@ from evenslice.cli import main
 from evenslice.results import AuditResult
 from evenslice.volumes.info import describe_volume, fingerprint
 from evenslice.volumes.labels import open_labels
+from evenslice.volumes.read.chunk_files import ChunkFiles
 from evenslice.volumes.volume import take_region, take_slices
 
 STACK = np.random.default_rng(0).integers(0, 200, (12, 40, 48), dtype=np.uint8)
@@ -107,11 +108,9 @@ def test_only_the_chunks_of_a_region_are_read(tmp_path, monkeypatch):
     zarr.create_array(tmp_path / "a.zarr", data=STACK, chunks=(4, 8, 8))
     part = open_volume(tmp_path / "a.zarr", region=np.s_[4:8, 8:16, 16:24])
     asked = []
-    from evenslice.volumes.read import zarr_store
-
-    read = zarr_store.read_file
+    read = ChunkFiles.read
     monkeypatch.setattr(
-        zarr_store, "read_file", lambda root, key, *more: asked.append(key) or read(root, key, *more)
+        ChunkFiles, "read", lambda files, name, *more: asked.append(name) or read(files, name, *more)
     )
     assert np.array_equal(part[...], STACK[4:8, 8:16, 16:24])
     assert asked == ["c/1/1/2"]

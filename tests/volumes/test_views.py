@@ -7,7 +7,7 @@ import zarr
 from hypothesis import given, strategies as st
 
 from evenslice._core.errors import VolumeError
-from evenslice.volumes.blocks import run_end, sample_voxels
+from evenslice.volumes.blocks import sample_voxels
 from evenslice.volumes.info import describe_volume, fingerprint
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.zarr import ZarrSource
@@ -16,6 +16,7 @@ from evenslice.volumes.volume import (
     map_voxels,
     read_in_runs,
     reslice,
+    run_end,
     take_region,
     take_slices,
 )

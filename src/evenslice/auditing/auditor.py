@@ -90,7 +90,7 @@ def audit(
         labels: class maps of the volumes' shapes, with which the audit also measures what a disturbed slice costs, unless
             windows have one slice: the ``stress`` of the result. The target "labels" needs them.
         slices: N, odd; by default as recorded by ``neutralize`` or stated by the function, else 3.
-        method: the attribution method for the question of saliency, one of ``evenslice.auditing.methods.METHODS``; by
+        method: the attribution method for the question of saliency, one of ``evenslice.auditing.METHODS``; by
             default "gradient". Without a gradient, as of functions, the question is not asked. "occlusion" needs none, and
             the use of slices is then told by replacing them.
         baseline: "middle" or "gray": what "integrated_gradients" (by default "middle": a window whose slices all are the

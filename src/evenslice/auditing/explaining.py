@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -71,7 +71,7 @@ def class_sums(values: Tensor, classes: Tensor | None, count: int) -> Floats:
     return as_numpy(torch.cat([whole[:, None], parts], dim=1))
 
 
-def compare_answers(answers: Tensor | None, count: int) -> dict[str, Floats]:
+def compare_answers(answers: Tensor, count: int) -> dict[str, Floats]:
     """Compare the answers to m windows and to their mirrors, which follow them.
 
     Returns:
@@ -82,8 +82,6 @@ def compare_answers(answers: Tensor | None, count: int) -> dict[str, Floats]:
         >>> found["changed"].tolist(), found["union"].tolist(), found["mirror_disagreement"].tolist()
         ([[0.25, 0.25]], [[0.75, 0.5]], [0.25])
     """
-    if answers is None:
-        raise ValueError("scores have no classes")
     half = len(answers) // 2
     given, mirrored = (part.reshape(half, -1) for part in (answers[:half], answers[half:]))
     if answers.dtype == torch.bool:
@@ -487,17 +485,14 @@ class _Pass:
         """
         if self.classes is None:
             return
-        counted = class_sums(self._ones()[: self.half], self.classes[: self.half], self.count)[:, 1:]
-        parts = counted / max(self.classes[0].numel() // (self.count if self._overlap else 1), 1)
+        given = self.classes[: self.half]
+        ones = given if self._overlap else torch.ones_like(given, dtype=torch.float32)
+        parts = class_sums(ones, given, self.count)[:, 1:]
+        parts /= max(given[0].numel() // (self.count if self._overlap else 1), 1)
         ranks = np.argsort(np.argsort(-parts, axis=1, kind="stable"), axis=1)
         chosen = (parts >= SMALLEST_PART) & (ranks < MOST_EXPLAINED)
         for number in np.flatnonzero(chosen.any(axis=0)).tolist():
             yield number + 1, torch.from_numpy(chosen[:, number]).to(self.both.device)
-
-    def _ones(self) -> Tensor:
-        if self.classes is None:
-            return torch.ones(len(self.both), 1)
-        return self.classes.float() if self._overlap else torch.ones_like(self.classes, dtype=torch.float32)
 
     def _groups(self) -> Iterator[tuple[int, Tensor]]:
         """Yield each class and the sum of what is explained at its pixels; 0 is what is left."""
@@ -512,15 +507,12 @@ class _Pass:
 
     def _mask(self, number: int, chosen: Tensor) -> Tensor:
         """Return the pixels of a class in chosen windows."""
-        if self.classes is None:
-            raise ValueError("scores have no classes")
-        rows = chosen.view(-1, *(1,) * (self.classes.ndim - 1))
+        classes = cast("Tensor", self.classes)
+        rows = chosen.view(-1, *(1,) * (classes.ndim - 1))
         if self._overlap:
-            found = torch.zeros_like(self.classes)
-            found[:, number] = self.classes[:, number]
-            return found & rows
-        numbers = self.classes.clamp(max=self.count - 1)
-        return (numbers == number) & rows
+            numbers = torch.arange(classes.shape[1], device=classes.device)
+            return classes & rows & (numbers == number).view(-1, *(1,) * (classes.ndim - 2))
+        return (classes.clamp(max=self.count - 1) == number) & rows
 
     def _reduce(self, attribution: Tensor) -> tuple[Floats, Floats, Floats]:
         """Return sums (m, 2, N), mismatch and outer (m, K) of attributions (2m, N, y, x) in the order of the input."""

@@ -122,7 +122,7 @@ def explain(
         volume: the volume, an array (z, y, x), or a path.
         z: the middle slice.
         slices: N, odd; by default as recorded by ``neutralize`` or stated by the function, else 3.
-        method: the attribution method, one of ``evenslice.auditing.methods.METHODS``.
+        method: the attribution method, one of ``evenslice.auditing.METHODS``.
         baseline: "middle" or "gray": what "integrated_gradients" and "occlusion" compare the window with; by default the
             middle slice in place of all, but gray if occlusion is asked for by name.
         target: the output to explain, as for ``evenslice.audit``.

@@ -13,7 +13,7 @@ black box may return them: a pixel then counts 1 where it has the class, else 0.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
 import torch
 from torch import nn
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
     Function: TypeAlias = Callable[[Any], Any]
 
-Target = int | Literal["auto", "predicted", "labels", "sum"]
+NamedTarget = Literal["auto", "predicted", "labels", "sum"]
+Target = int | NamedTarget
 """The output that is explained at each output pixel.
 
 - "auto": "predicted" if the output has classes, "sum" otherwise.
@@ -48,13 +49,6 @@ Target = int | Literal["auto", "predicted", "labels", "sum"]
 - "labels": the class in the label map.
 - "sum": the plain sum of all outputs, such as depths, features or detection scores.
 """
-
-_NAMED_TARGETS: tuple[Literal["auto", "predicted", "labels", "sum"], ...] = (
-    "auto",
-    "predicted",
-    "labels",
-    "sum",
-)
 
 CLAMP = 1e-6
 """Probabilities are clamped to CLAMP..1 - CLAMP, as their logits would be infinite."""
@@ -89,10 +83,11 @@ def parse_target(text: str) -> Target:
     """
     if text.isdecimal():
         return int(text)
-    for name in _NAMED_TARGETS:
+    names: tuple[NamedTarget, ...] = get_args(NamedTarget)
+    for name in names:
         if text == name:
             return name
-    raise ConfigError(f"{option('target', text)}: {did_you_mean(text, _NAMED_TARGETS)}, or a class number")
+    raise ConfigError(f"{option('target', text)}: {did_you_mean(text, names)}, or a class number")
 
 
 def resolve_target(target: Target, returned: Any) -> Target:

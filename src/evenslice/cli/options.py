@@ -16,7 +16,7 @@ from evenslice.inference import Compute
 from evenslice.volumes import Reading
 
 if TYPE_CHECKING:
-    from evenslice.training import Segmenter
+    from evenslice.inference import Segmenter
 
 STRATEGIES = (
     "pretrained", "uniform", "center", "profile", "mirror", "twin", "shuffle", "equalize", "mixer", "reinit", "random",
@@ -109,7 +109,7 @@ Classes = Annotated[int | None, network("Output classes (default: as in the weig
 Tie = Annotated[
     str | None,
     network(
-        "Tie the kernels so that training keeps the symmetry: mirror or uniform.",
+        "Average the kernels of opposite slices (mirror) or of all slices (uniform), and keep them so in training.",
         metavar="TIE",
         autocompletion=lambda: TIES,
     ),
@@ -162,6 +162,20 @@ class Input(Window):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelledInput(Input):
+    """Likewise, and the classes of the output."""
+
+    classes: Classes = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TiedInput(LabelledInput):
+    """Likewise, with the symmetry of the kernels."""
+
+    tie: Tie = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """Where a network comes from: a run, or a specification and weights."""
 
@@ -202,13 +216,11 @@ class AnySource(Source):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Network(Input):
+class Network(TiedInput):
     """A network; fields are named as the arguments of ``load_network``."""
 
     spec: Annotated[str, network(f"{MODEL_HELP}.", "--model", metavar="SPEC")]
     weights: Annotated[str, network(f"{WEIGHTS_HELP}.", metavar="W")]
-    classes: Classes = None
-    tie: Tie = None
 
 
 READ: dict[str, Any] = {

@@ -16,8 +16,7 @@ from evenslice.cli.printing import quiet, show, tell_missing_slices
 def segment(
     *,
     source: options.AnySource,
-    inputs: options.Input,
-    classes: options.Classes = None,
+    inputs: options.LabelledInput,
     volume: Annotated[str, options.volume(f"Volume to segment: {options.VOLUME_HELP}.", metavar="PATH")],
     opening: Opening,
     reading: options.VolumeReading,
@@ -45,7 +44,7 @@ def segment(
     opened = opening.open(volume)
     tell_missing_slices(opened)
     with quiet(output.json), resumable(partial(_remedy, out, scratch)):
-        segmenter = source.load(inputs, classes=classes, **reading)
+        segmenter = source.load(inputs, **reading)
         written = segmenter.segment(
             opened,
             out,

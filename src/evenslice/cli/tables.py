@@ -68,9 +68,7 @@ def rich_table(table: Table, *, breaks: bool = True) -> RichTable:
     """
     shown = new_table(table.title, *table.columns)
     for row in table.rows:
-        cells = [
-            without_zero(cell.replace(" [", "\n[")) if breaks else without_zero(cell) for cell in row.cells
-        ]
+        cells = [cell.replace(" [", "\n[") if breaks else cell for cell in row.cells]
         shown.add_row(
             row.label, *(Text.assemble(*map(_line, cell.splitlines(keepends=True))) for cell in cells)
         )
@@ -82,7 +80,9 @@ def rich_table(table: Table, *, breaks: bool = True) -> RichTable:
 
 
 def _line(line: str) -> tuple[str, str]:
-    return printable(line), TONE_STYLES[tone(line)]
+    """Return a line of a cell and its style; figures lose their zeros."""
+    shown = without_zero(line) if re.match(r"[-+\[\d\N{MINUS SIGN}]", line) else line
+    return printable(shown), TONE_STYLES[tone(line)]
 
 
 def verdict_lines(audits: Sequence[Audit]) -> Iterator[Text | str]:

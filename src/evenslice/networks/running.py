@@ -145,7 +145,7 @@ def refuse_torchscript(model: nn.Module) -> None:
 
 
 def require_values(model: nn.Module, *, meta: bool = False) -> None:
-    """Refuse what cannot be changed: TorchScript, and parameters or buffers without values, as on "meta" or in lazy layers.
+    """Refuse what cannot be changed: no network, TorchScript, or parameters without values, as on "meta" or in lazy layers.
 
     Args:
         model: the network.
@@ -157,6 +157,7 @@ def require_values(model: nn.Module, *, meta: bool = False) -> None:
     Example:
         >>> require_values(nn.Conv2d(3, 8, 3))
     """
+    require_network(model)
     refuse_torchscript(model)
     tensors = [*model.named_parameters(), *model.named_buffers()]
     if without := [name for name, tensor in tensors if is_lazy(tensor) or (tensor.is_meta and not meta)]:

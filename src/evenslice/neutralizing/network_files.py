@@ -367,11 +367,10 @@ def neutralize_file(
     spec: str,
     weights: str,
     out: str | os.PathLike[str],
+    options: Mapping[str, Any],
     *,
-    strategy: str | Sequence[float] = "uniform",
     reading: Reading | Mapping[str, Any] | None = None,
     force: bool = False,
-    **options: Any,
 ) -> Record:
     """Neutralize or symmetrize a network from its weights into a file, as ``evenslice neutralize`` does.
 
@@ -379,10 +378,9 @@ def neutralize_file(
         spec: which network; see ``evenslice.networks.specification``.
         weights: ``"imagenet"``, ``"none"``, or the path of a file or folder, which stays as it is.
         out: the file to write, ``.safetensors``.
-        strategy: how the stem's colour kernels become slice kernels.
+        options: those of ``load_network``, by name; the strategy is "uniform" unless they say otherwise.
         reading: how the network reads volumes, as for ``save_network``.
         force: overwrite an existing file.
-        options: other options of ``load_network``.
 
     Returns:
         What was done.
@@ -397,7 +395,7 @@ def neutralize_file(
         raise OutputError(f"{out}: is the file of weights to read; write to another file")
     _check_name(out)
     with staged_file(out, force=force) as beside:
-        loaded = load_network(spec, weights, strategy=strategy, **options)
+        loaded = load_network(spec, weights, **{"strategy": "uniform", **options})
         _write(loaded.model, beside, _saved_text(loaded.record, loaded.source, reading), label=out)
     return loaded.record
 

@@ -51,7 +51,7 @@ from evenslice.neutralizing.folding import ChannelScaling, effective_kernels, fi
 from evenslice.neutralizing.input_path import Layout, interior, probe, run_to_stems
 from evenslice.neutralizing.record import CHECKS, Record, amend_records, record_of, replace_record, uncompiled
 from evenslice.neutralizing.rewriting import MIXER, Request, has_mixer, mix, open_path, plan, rewrite
-from evenslice.neutralizing.stems import Stems, accepted_input, find_stems, plain_stems, trace
+from evenslice.neutralizing.stems import Stems, accepted_input, find_stems, plain_stems, trace, trace_dry
 from evenslice.neutralizing.strategies import MIXER_HINT, find_strategy
 from evenslice.neutralizing.ties import check_tie, is_tied, untie_weight
 from evenslice.neutralizing.verification import (
@@ -205,7 +205,6 @@ def neutralize(  # what to do, what is known of the network, and how to check
     check_tie(tie)
     check_known("check", check, CHECKS)
     request = Request(slices, find_strategy(strategy, slices), tie, seed)
-    require_network(model)
     require_values(model, meta=check == "stems")
     model = uncompiled(model)
     _check_request(model, request)
@@ -315,7 +314,9 @@ def inspect_network(model: nn.Module, known: KnownInput, *, stems: bool = True) 
         ('0', [(1, 8, 6, 6)])
     """
     before = known.record
-    channels, size = _accepted_input(model, known)
+    channels, size = accepted_input(
+        model, (before.slices,) if before else (), known.size, dry=not known.whole
+    )
     scaling = find_scaling(
         model, channels, known.mean, known.std, (before.mean, before.std) if before else None
     )
@@ -329,33 +330,11 @@ def inspect_network(model: nn.Module, known: KnownInput, *, stems: bool = True) 
         return Inspection(unknown, scaling, compared(*run_with_parts(model, image), 1, known.outputs))
     if not stems:
         return Inspection(unknown, scaling, {MIXER: image})
-    found = _traced_dry(model, image)
+    found = trace_dry(model, image)
     calls = run_to_stems(model, found, image, run=True)
     outputs = {stem.name: call.output for stem, call in zip(found.items, calls, strict=True)}
     found = plain_stems(found, [call.input for call in calls])
     return Inspection(found, scaling, outputs, tuple((call.output,) for call in calls))
-
-
-def _accepted_input(model: nn.Module, known: KnownInput) -> tuple[int, tuple[int, int]]:
-    """Return what a network takes, by a pass of shapes alone where the whole is not verified and that is possible."""
-    channels = (known.record.slices,) if known.record else ()
-    if not known.whole:
-        try:
-            return accepted_input(model, channels, known.size, dry=True)
-        except ModelError:
-            if is_on_meta(model):
-                raise
-    return accepted_input(model, channels, known.size)
-
-
-def _traced_dry(model: nn.Module, image: Tensor) -> Stems:
-    """Find the stems by a pass of shapes alone, or as usual if the network cannot be run without values."""
-    try:
-        return trace(model, image.to("meta")).stems
-    except ModelError:
-        if is_on_meta(model):
-            raise
-    return trace(model, image.clone()).stems
 
 
 def _rewritten(model: nn.Module, before: Inspection, request: Request, undo: ExitStack) -> Change:

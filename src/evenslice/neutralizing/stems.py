@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import product
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,6 +30,7 @@ from evenslice.networks import (
     exact_evaluation,
     first_tensor,
     input_size,
+    is_on_meta,
     layer_label,
     random_image,
     run_network,
@@ -136,7 +138,7 @@ def find_stems(
     count, pixels = accepted_input(model, channels, size)
     image = random_image(model, (1, count, *pixels))
     with exact_evaluation(model):
-        return trace(model, image.to("meta") if all(p.is_meta for p in model.parameters()) else image).stems
+        return trace(model, image.to("meta") if is_on_meta(model) else image).stems
 
 
 def input_channels(model: nn.Module) -> int:
@@ -165,7 +167,7 @@ def accepted_input(
         model: the network; it is left as it was.
         channels: see `find_stems`.
         size: see `find_stems`.
-        dry: run it on shapes alone, as it is if it lies on the meta device.
+        dry: run it on shapes alone, if it can be run without values; it is anyhow if it lies on the meta device.
 
     Raises:
         ModelError: the network refuses every image, or an error of evenslice was raised in it.
@@ -175,20 +177,19 @@ def accepted_input(
     stated, usual = input_size(model), [(pixels, pixels) for pixels in SIZES]
     sizes = [size] if size else [stated, *usual] if stated else usual
     counts = tuple(dict.fromkeys(channels)) or tuple(dict.fromkeys((3, *_first_width(model))))
-    dry = dry or all(parameter.is_meta for parameter in model.parameters())
+    passes = (True,) if is_on_meta(model) else (True, False) if dry else (False,)
     refusals: list[Exception] = []
     with exact_evaluation(model), torch.no_grad():
-        for pixels in sizes:
-            for count in counts:
-                image = random_image(model, (1, count, *pixels))
-                try:
-                    run_network(model, image.to("meta") if dry else image)
-                except EvensliceError:
+        for shapes_alone, pixels, count in product(passes, sizes, counts):
+            image = random_image(model, (1, count, *pixels))
+            try:
+                run_network(model, image.to("meta") if shapes_alone else image)
+            except Exception as error:  # a network may refuse an image by any exception
+                if isinstance(error, EvensliceError) and shapes_alone == passes[-1]:
                     raise
-                except Exception as error:  # noqa: BLE001  # a network may refuse an image by any exception
-                    refusals.append(error)
-                else:
-                    return count, pixels
+                refusals.append(error)
+            else:
+                return count, pixels
     tried = ", ".join(f"{y}x{x}" for y, x in sizes)
     raise ModelError(
         f"the network refuses images of {' or '.join(map(str, counts))} channels at {tried} pixels"
@@ -211,6 +212,16 @@ def _first_width(model: nn.Module) -> Iterator[int]:
         if isinstance(module, nn.Conv2d | nn.Linear):
             yield module.in_channels if isinstance(module, nn.Conv2d) else module.in_features
             return
+
+
+def trace_dry(model: nn.Module, image: Tensor) -> Stems:
+    """Find the stems by a pass of shapes alone, or as `trace` does if the network cannot be run without values."""
+    try:
+        return trace(model, image.to("meta")).stems
+    except ModelError:
+        if is_on_meta(model):
+            raise
+    return trace(model, image.clone()).stems
 
 
 def trace(model: nn.Module, image: Tensor) -> Trace:

@@ -233,9 +233,14 @@ def verdict_sentence(audit: AuditResult) -> str:
         about = listed([item.question for item in found.decided_by])
         return f"{audit.verdict.capitalize()} with the definitions of version 0.2{about and f', by its {about}'}."
     decided = [item for item in answers if item.decided]
+    biases = [
+        _bias(audit, item.question, item.found)
+        for item in decided
+        if audit.verdict == "biased" and item.found
+    ]
+    names = [item.name for item in decided]
     text = VERDICTS[audit.verdict].format(
-        biased=listed([_bias(audit, item.question, item.found) for item in decided if item.found]),
-        decided=listed([item.name for item in decided]) or "nothing differs so far",
+        biased=listed(biases), decided=listed(names) or "nothing differs so far"
     )
     if found.different is not None:
         text += f" Equal in all {counted(audit.windows, 'window')} read"

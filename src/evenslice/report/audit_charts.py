@@ -6,6 +6,8 @@ import math
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -80,6 +82,7 @@ def biases_figure(audits: Sequence[AuditResult]) -> Drawing:
     """Draw the pair biases of saliency and reliance with their intervals, the audits side by side."""
     most = max(len(audit.pairs) for audit in audits)
     rows = [(k, i) for k in range(most) for i, audit in enumerate(audits) if k < len(audit.pairs)]
+    labels = [one_line(audits[i].name, 18) + (f", k = {k + 1}" if most > 1 else "") for k, i in rows]
     figure = Figure(figsize=(WIDTH, 1.2 + min(0.34 * len(rows), TALLEST)), layout="constrained")
     columns = figure.subplots(1, 2, sharex=True, sharey=True)
     pairs = [pair for audit in audits for pair in (*audit.pairs, *audit.reliance)]
@@ -94,13 +97,8 @@ def biases_figure(audits: Sequence[AuditResult]) -> Drawing:
             if k < len(found):
                 style.draw_interval(axes, y, found[k], i, reach, 1.0 if found[k].judged else 0.35)
         axes.set_title(title)
-        axes.axvline(0, color=style.QUIET, linewidth=1)
-        axes.grid(visible=False, axis="y")
-        axes.tick_params(axis="y", length=0)
         axes.set_xlabel("← before · pair bias · after →")
-    labels = [one_line(audits[i].name, 18) + (f", k = {k + 1}" if most > 1 else "") for k, i in rows]
-    columns[0].set_yticks(range(len(rows)), labels)
-    columns[0].set_ylim(len(rows) - 0.5, -0.5)
+        style.name_rows(axes, range(len(rows)), labels, len(rows) - 0.4)
     columns[0].set_xlim(-reach, reach)
     columns[0].xaxis.set_major_locator(MaxNLocator(4))
     reading = "Figures with their 95 % intervals. A pair is fair if that lies within the shaded tolerance."
@@ -149,19 +147,18 @@ def _draw_kernels(blocks: Sequence[Block]) -> Figure:
     for axes in places:
         axes.set_axis_off()
     scale = max(float(np.quantile(np.abs(kernels), 0.99)) for _, kernels, _ in blocks) or 1.0
+    weights = ScalarMappable(Normalize(-scale, scale), "RdBu_r")
     chosen: dict[int, NDArray[np.int64]] = {}  # the same filters of all networks with the same number of them
     for axes, (title, kernels, inputs) in zip(places, blocks, strict=False):
         energy = np.square(kernels.astype(np.float64)).sum(axis=(1, 2, 3))
         largest = np.sort(np.argsort(-energy, kind="stable")[:FILTERS_SHOWN])
         filters = chosen.setdefault(len(kernels), largest)
-        image = axes.imshow(
-            _mosaic(kernels[filters]), cmap="RdBu_r", vmin=-scale, vmax=scale, interpolation="none"
-        )
+        axes.imshow(_mosaic(kernels[filters]), cmap=weights.cmap, norm=weights.norm, interpolation="none")
         axes.set_axis_on()
         axes.set_title(one_line(title, 20), fontsize=9)
         _name_inputs(axes, kernels, inputs)
     look: dict[str, Any] = {"location": "bottom", "shrink": 0.4, "aspect": 30, "extend": "both"}
-    figure.colorbar(image, ax=places.tolist(), label="weight", **look)
+    figure.colorbar(weights, ax=places.tolist(), label="weight", **look)
     return figure
 
 
@@ -175,7 +172,8 @@ def _mosaic(kernels: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _gap(kernels: NDArray[np.float32]) -> int:
-    return max(1, min(kernels.shape[2:]) // 8)
+    ky, kx = kernels.shape[2:]
+    return max(1, int(min(ky, kx)) // 8)
 
 
 def _name_inputs(axes: Axes, kernels: NDArray[np.float32], names: Sequence[str]) -> None:

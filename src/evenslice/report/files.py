@@ -57,7 +57,7 @@ STUDY_FILES = (
         f"figures/{name}"
         for name in _figure_files("forest", "learning", "trajectories", "saliency", "stress", "example-*")
     ),
-    *(f"tables/{name}" for name in STUDY_TABLE_FILES),
+    *(f"tables/{name}" for name in (*STUDY_TABLE_FILES, "curves.csv", "saliency.csv")),
 )
 """Patterns of the files that ``write_study_report`` writes beside the page, or wrote in earlier versions."""
 
@@ -141,9 +141,8 @@ def write_study_report(results: StudyResults, path: str | os.PathLike[str]) -> P
     """Write the page of a study as a self-contained HTML file, with the folders ``figures`` and ``tables`` beside it.
 
     The page needs no network, no other file and no JavaScript. ``figures`` holds its charts as SVG. ``tables``
-    holds ``arms.csv`` (a row for every mean and paired difference of every arm), ``curves.csv`` (a row for every step
-    that a run logged), ``saliency.csv`` (percentiles by run and slice) and, of several data sets, ``pooled.csv`` (the same as
-    ``arms.csv`` over all of them).
+    holds ``arms.csv`` (a row for every mean and paired difference of every arm) and ``pooled.csv`` (the same over all data
+    sets).
 
     Args:
         results: the results of the study; see ``load_study``.

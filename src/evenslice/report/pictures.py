@@ -62,7 +62,7 @@ class Picture:
     def height(self) -> float:
         """Height in units of which the width has 100."""
         height, width = self.image.shape
-        return 100 * height / width
+        return 100.0 * float(height) / float(width)
 
     @cached_property
     def image_uri(self) -> str:

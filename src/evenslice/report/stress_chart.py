@@ -105,10 +105,7 @@ def _draw_block(axes: Axes, items: Sequence[StressItem], rows: Sequence[tuple[st
             for end, fill in zip(ends, (colour, "none"), strict=True):
                 marker = style.audit_marker(item.index)
                 axes.plot(end, y, color=colour, marker=marker, markerfacecolor=fill, markersize=5)
-    axes.axvline(0, color=style.QUIET, linewidth=1)
     several = any(offset > 1 for _, offset in rows)
     labels = [one_line(kind, 12) + (f", k = {offset}" if several else "") for kind, offset in rows]
-    axes.set_yticks([row * (len(items) + 1) + (len(items) - 1) / 2 for row in range(len(rows))], labels)
-    axes.set_ylim(len(rows) * (len(items) + 1) - 1, -1)
-    axes.grid(visible=False, axis="y")
-    axes.tick_params(axis="y", length=0)
+    places = [row * (len(items) + 1) + (len(items) - 1) / 2 for row in range(len(rows))]
+    style.name_rows(axes, places, labels, len(rows) * (len(items) + 1) - 1)

@@ -83,13 +83,8 @@ def forest_figure(results: StudyResults) -> Drawing:
             style.draw_interval(left, row, change[row], results.arms.index(arm.arm), reach)
             style.draw_interval(right, row, bias[row], results.arms.index(arm.arm), high)
         for axes in (left, right):
-            axes.set_yticks(
-                range(len(own)), [few_lines(arm.arm, NAME) if axes is left else "" for arm in own]
-            )
-            axes.set_ylim(len(own) - 0.4, -0.6)
-            axes.grid(visible=False, axis="y")
-            axes.tick_params(axis="y", length=0)
-            axes.axvline(0, color=style.QUIET, linewidth=1)
+            names = [few_lines(arm.arm, NAME) if axes is left else "" for arm in own]
+            style.name_rows(axes, range(len(own)), names, len(own) - 0.4)
             axes.xaxis.set_major_locator(MaxNLocator(4))
     title = score_title(results.score, first=True)
     grid[0, 0].set_xlim(-reach, reach)

@@ -53,7 +53,9 @@ POOLED_READING: Final = (
     "Means over data sets have 95 % intervals from the variances within them (Welch and Satterthwaite). The p of a difference is "
     "two-sided and adjusted by Holm's method."
 )
-PRIMARY_READING: Final = "* Primary comparison, with a margin of {:g}: tested for superiority where it is not inferior, not adjusted."
+PRIMARY_READING: Final = (
+    "* Primary comparison, with a margin of {:g}: tested for superiority if it is not inferior, not adjusted."
+)
 INTERIM_READING: Final = (
     " Runs are missing, so every p is interim: 5 % holds for one look at the finished study."
 )
@@ -131,19 +133,18 @@ def arm_tables(summary: Mapping[str, Any]) -> list[Table]:
     items += [(item, [item]) for item in comparisons]
     names = [*dict.fromkeys(arm.arm for item in comparisons for arm in item.arms)]
     interim = INTERIM_READING if summary["finished"] < summary["planned"] else ""
-    return [
-        plain_table(
-            item.title,
-            ("arm", *columns),
-            [
-                Row(arm.arm + (" *" if getattr(arm, "primary", False) else ""), cells, names.index(arm.arm))
-                for arm, cells in zip(item.arms, zip(*columns.values(), strict=True), strict=True)
-            ],
-            _note(item, sets, summary["baseline"]) + interim,
-        )
-        for item, sets in items
-        if (columns := _arm_columns(item, sets, summary["baseline"]))
-    ]
+    tables = []
+    for item, sets in items:
+        arms: Sequence[Arm] = item.arms
+        columns = _arm_columns(item, sets, summary["baseline"])
+        lines = zip(*columns.values(), strict=True)
+        rows = [
+            Row(arm.arm + (" *" if getattr(arm, "primary", False) else ""), cells, names.index(arm.arm))
+            for arm, cells in zip(arms, lines, strict=True)
+        ]
+        note = _note(item, sets, summary["baseline"]) + interim
+        tables.append(plain_table(item.title, ("arm", *columns), rows, note))
+    return [table for table in tables if table.rows]
 
 
 def shown_pooled(items: Sequence[PooledComparison]) -> list[PooledComparison]:

@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from matplotlib.style import context
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -120,6 +120,15 @@ def draw_interval(
     colour, ends = audit_colour(index), np.clip([value.low, value.high, value.estimate], -reach, reach)
     axes.plot(ends[:2], [y, y], color=colour, alpha=alpha, linewidth=2.5, solid_capstyle="butt")
     axes.plot(ends[2], y, color=colour, alpha=alpha, marker=audit_marker(index), markersize=5.5)
+
+
+def name_rows(axes: Axes, places: Sequence[float], labels: Sequence[str], bottom: float) -> None:
+    """Name rows from the top of a chart to ``bottom``, and mark 0."""
+    axes.set_yticks(places, labels)
+    axes.set_ylim(bottom, -0.6)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    axes.axvline(0, color=QUIET, linewidth=1)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import math
 from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
-from evenslice.report.formatting import MINUS, counted, interval, number
+from evenslice.report.formatting import MINUS, counted, difference, number
 from evenslice.report.tables import Row, Table, csv_text, html_table, plain_table
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def survey_table(survey: SurveyResult) -> Table:
             (
                 item.verdict
                 + ("\nall random" if item.random == ("*",) else "\npartly random" if item.random else ""),
-                interval(item.directional_bias),
+                difference(item.directional_bias),
                 " ".join(map(number, item.energy)),
                 number(item.chromatic),
                 " ".join(number(share.estimate) for share in item.shares),

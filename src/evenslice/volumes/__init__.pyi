@@ -1,4 +1,4 @@
-from .blocks import cut_axis as cut_axis, find_nonfinite as find_nonfinite, run_end as run_end
+from .blocks import cut_axis as cut_axis, find_nonfinite as find_nonfinite
 from .info import (
     PARTIAL as PARTIAL,
     StoredImage as StoredImage,
@@ -31,7 +31,7 @@ from .opening import (
     open_volume as open_volume,
     stated_axes as stated_axes,
 )
-from .read.places import is_address as is_address
+from .read.location import is_address as is_address
 from .reading import Reading as Reading, each_reading as each_reading, fit_scalings as fit_scalings
 from .scaling import (
     PERCENTILES as PERCENTILES,
@@ -40,12 +40,12 @@ from .scaling import (
 )
 from .templates import mni152 as mni152, mni152_path as mni152_path
 from .volume import (
-    Plane as Plane,
     Volume as Volume,
     hold_small as hold_small,
     in_plane as in_plane,
     read_in_runs as read_in_runs,
     reslice as reslice,
+    run_end as run_end,
     take_slices as take_slices,
 )
 from .windows import (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import map_ahead
-from evenslice.volumes.read.pieces import reads_at_once
+from evenslice.volumes.read.chunk_files import reads_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -68,28 +68,6 @@ def cut_axis(length: int, step: int) -> Iterator[slice]:
         [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
     """
     return (slice(start, min(start + step, length)) for start in range(0, length, step))
-
-
-def run_end(volume: Volume, z: int, area: int, most: int) -> int:
-    """Return the end of the slices from z on that are best read at once: each read decodes all that share their chunks.
-
-    Args:
-        volume: the volume.
-        z: the first slice.
-        area: number of voxels that are read of each.
-        most: number of voxels to read at once, unless one slice has more.
-
-    Example:
-        >>> import dask.array as da
-        >>> from evenslice.volumes import open_volume
-        >>> volume = open_volume(da.zeros((23, 4, 4), chunks=(10, 4, 4)))
-        >>> [run_end(volume, z, 16, most=64) for z in (0, 3, 8, 22)]
-        [4, 4, 10, 23]
-    """
-    stored = (volume.chunks or (1,))[0]
-    inside = (z + volume.chunk_offset[0]) % stored
-    run = min(stored, max(1, most // area))
-    return min(z - inside % run + run, z - inside + stored, len(volume))
 
 
 def find_nonfinite(volume: Volume) -> tuple[int, tuple[int, int, int]] | None:

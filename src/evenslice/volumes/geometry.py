@@ -159,7 +159,8 @@ def axis_codes(affine: NDArray[Any]) -> str:
     """
     with needs_extra("volumes", "the orientation of a volume"):
         from nibabel.orientations import aff2axcodes
-    return "".join(map(str, aff2axcodes(affine)))
+    codes = aff2axcodes(affine)  # type: ignore[no-untyped-call]
+    return "".join(map(str, codes))
 
 
 def is_invertible(affine: NDArray[Any]) -> bool:

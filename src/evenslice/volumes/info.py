@@ -17,8 +17,8 @@ from evenslice.volumes.blocks import sample_chunks, sample_voxels
 from evenslice.volumes.geometry import axis_codes
 from evenslice.volumes.read.checks import reporting_read_errors
 from evenslice.volumes.read.hdf5 import dataset_address
+from evenslice.volumes.read.location import files_under, holds_many
 from evenslice.volumes.read.n5 import group_above
-from evenslice.volumes.read.places import files_under, holds_many
 from evenslice.volumes.read.slice_folder import SLICE_FOLDER, missing_numbers
 from evenslice.volumes.read.zarr import image_above
 from evenslice.volumes.volume import reslice

@@ -233,7 +233,7 @@ def _classes(
     place = np.searchsorted(rising, stored).clip(max=len(rising) - 1)
     known = rising[place] == stored if held else np.zeros(stored.shape, bool)
     if not lenient and not (known | ignored).all():
-        raise _of_no_class(path, values, int(stored[~(known | ignored)].flat[0]))
+        raise _of_no_class(path, values, stored[~(known | ignored)].flat[0].item())
     found = np.array([index for _, index in sorted(held)] or [0], np.int64)[place * known]
     return np.where(ignored, IGNORED, np.where(known, found, 0))
 
@@ -241,17 +241,18 @@ def _classes(
 def _holds(dtype: np.dtype[Any], value: int) -> bool:
     """Return whether a data type has a whole number, so that voxels can be equal to it."""
     if dtype.kind == "f":
-        return abs(value) <= np.finfo(dtype).max and float(value) == value
+        return abs(value) <= float(np.finfo(dtype).max) and float(value) == value
     limits = np.iinfo(dtype)
     return bool(limits.min <= value <= limits.max)
 
 
-def _of_no_class(path: str, values: tuple[int, ...], number: int) -> VolumeError:
+def _of_no_class(path: str, values: tuple[int, ...], value: float) -> VolumeError:
+    number, shown = int(value), str(+value).removesuffix(".0")
     # A mask, whose foreground is perhaps 255; no class is written as a negative number.
     mask = [values[0], number] if len(values) == 2 else None
     of_class = f"{option('label_values', mask)} or {option('classes')} if it is that of a class, "
     return VolumeError(
-        f"{path}: holds the label value {number}, but the {len(values)} classes have the values "
+        f"{path}: holds the label value {shown}, but the {len(values)} classes have the values "
         f"{', '.join(map(str, values))}; set {of_class if number > 0 else ''}{option('ignore_label', number)} if such "
         f"voxels do not count, or take others as {option('other_labels', 'background')}"
     )

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from evenslice._core import ConfigError, EvensliceError, VolumeError, did_you_mean, option, whole_number
 from evenslice.volumes.geometry import UNITS, normal_unit, positive
 from evenslice.volumes.read.formats import open_source
-from evenslice.volumes.read.places import Place, locate
+from evenslice.volumes.read.location import Place, locate
 from evenslice.volumes.read.source import ArraySource, VoxelSource
 from evenslice.volumes.volume import Arrangement, Volume, reslice, take_region
 
@@ -226,7 +226,7 @@ def _arranged(
     try:
         arrangement = _arrangement(source, names, picks)
     except EvensliceError as error:
-        raise type(error)(f"{place.label}: {error}") from None
+        raise type(error)(f"{place.label}: {error.args[0]}") from None
     z, y, x = arrangement.zyx
     sizes = source.spacing
     spacing = source.voxel_size or (None if sizes is None else (sizes[z], sizes[y], sizes[x]))
@@ -261,9 +261,8 @@ def _arrangement(source: VoxelSource, names: str | None, picks: Mapping[str, int
     if source.dtype.kind not in "biuf" or source.dtype.itemsize > 8:
         raise VolumeError(f"is {source.dtype}; a volume needs bool, integer or real voxels of up to 64 bits")
     if names is not None and len(names) != len(source.shape):
-        raise ConfigError(
-            f"{option('axes', names)}: give one letter for each axis of its shape {source.shape}"
-        )
+        has = f"its shape {source.shape} has {len(source.shape)}"
+        raise ConfigError(f"{option('axes', names)} names {len(names)} axes, {has}")
     return arrange(source.shape, names or source.names, picks)
 
 

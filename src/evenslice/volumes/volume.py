@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, cast, get_args
 import numpy as np
 
 from evenslice._core import ConfigError, VolumeError, check_known, option
-from evenslice.volumes.blocks import run_end
 from evenslice.volumes.read.checks import reporting_read_errors
 from evenslice.volumes.read.source import ArraySource, VoxelSource
 
@@ -446,6 +445,28 @@ def hold_small(volumes: Sequence[Volume]) -> list[Volume]:
         arrangement = Arrangement((0, 1, 2), volume.shape, {})
         held.append(replace(volume, chunks=None, _open=opener, _sources=[opener()], _arrangement=arrangement))
     return held
+
+
+def run_end(volume: Volume, z: int, area: int, most: int) -> int:
+    """Return the end of the slices from z on that are best read at once: each read decodes all that share their chunks.
+
+    Args:
+        volume: the volume.
+        z: the first slice.
+        area: number of voxels that are read of each.
+        most: number of voxels to read at once, unless one slice has more.
+
+    Example:
+        >>> import dask.array as da
+        >>> from evenslice.volumes import open_volume
+        >>> volume = open_volume(da.zeros((23, 4, 4), chunks=(10, 4, 4)))
+        >>> [run_end(volume, z, 16, most=64) for z in (0, 3, 8, 22)]
+        [4, 4, 10, 23]
+    """
+    stored = (volume.chunks or (1,))[0]
+    inside = (z + volume.chunk_offset[0]) % stored
+    run = min(stored, max(1, most // area))
+    return min(z - inside % run + run, z - inside + stored, len(volume))
 
 
 def read_in_runs(volume: Volume, stop: int, max_bytes: int) -> Volume:

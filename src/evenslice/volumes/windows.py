@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from evenslice._core import ConfigError, VolumeError, check_known, option, whole_number
-from evenslice.volumes.read.pieces import reads_at_once
+from evenslice.volumes.read.chunk_files import reads_at_once
 from evenslice.volumes.scaling import require_finite
 
 if TYPE_CHECKING:

@@ -61,7 +61,7 @@ def write_zarr(path: Path, image: Image) -> None:
 
 def write_zarr_store(held: MetadataLast, image: Image, name: str) -> None:
     """Write the image, of this name in its metadata, into an empty Zarr store."""
-    from evenslice.volumes.read.zarr_tasks import settle
+    from evenslice.volumes.read.zarr import settle
 
     try:
         _write_levels(held, image, name)
