@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-import functools
+import math
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -20,12 +20,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
+from monai.losses import DiceCELoss
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import evenslice
-from evenslice.training.lightning_module import learning_rate_factor
-from evenslice.training.tasks import TaskLoss
 
 ROWS = Path(__file__).parent / "candidates.csv"
 BASELINE = "pretrained"
@@ -167,6 +166,14 @@ def hold_outer_kernels(network: nn.Module, steps: int) -> None:
     kernels.register_hook(hold)  # type: ignore[no-untyped-call]
 
 
+def learning_rate_factor(step: int) -> float:
+    """Return the factor of the peak learning rate in a step: a linear rise, then a cosine decay, as in `train`."""
+    rising = round(WARMUP * STEPS)
+    if step < rising:
+        return (step + 1) / rising
+    return (1 + math.cos(math.pi * (step - rising) / max(STEPS - rising, 1))) / 2
+
+
 def train(arm: Arm, seed: int, data: Path) -> nn.Module:
     """Return the trained network of an arm."""
     network, record, _ = evenslice.load_network(
@@ -185,16 +192,16 @@ def train(arm: Arm, seed: int, data: Path) -> nn.Module:
         length=STEPS * BATCH,
         seed=seed,
     )
-    loss_of = TaskLoss("dice_ce", classes=2)
+    loss_of = DiceCELoss(
+        include_background=False, to_onehot_y=True, softmax=True, batch=True
+    )  # as `train` has it
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, functools.partial(learning_rate_factor, steps=STEPS, warmup=WARMUP)
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor)
     torch.manual_seed(seed)
     network.train()
     for crops, labels in DataLoader(windows, batch_size=BATCH):
         scores = network(crops)
-        loss = loss_of(scores, labels)
+        loss = loss_of(scores, labels[:, None])
         if arm.consistency:
             loss = loss + arm.consistency * consistency(scores, network(crops.flip(1)))
         if teacher is not None:

@@ -18,8 +18,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from evenslice._core import staged_file
-
 STUDIES = Path(__file__).parent
 ARCHIVE = "runs.zip"
 STRESS = "stress.json"
@@ -40,10 +38,8 @@ def pack(study: Path) -> Path:
     if lost := _archived(archive) - {run.name for run in runs}:
         raise SystemExit(f"{archive}: has {len(lost)} runs that are not in {study / 'runs'}; unpack it first")
     pictures = [run / PICTURE for run in runs if (run / PICTURE).is_file()][:1]
-    with (
-        staged_file(archive, force=True) as beside,
-        zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as file,
-    ):
+    beside = archive.with_suffix(".new")
+    with zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as file:
         for run in runs:
             for path in (run / name for name in KEPT):
                 if path.is_file():
@@ -52,6 +48,7 @@ def pack(study: Path) -> Path:
                 _add(file, (run / STRESS).relative_to(study), json.dumps(stress, indent=1).encode())
         for path in pictures:
             _add(file, path.relative_to(study), path.read_bytes())
+    beside.replace(archive)
     return archive
 
 
