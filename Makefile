@@ -13,7 +13,7 @@ EXAMPLES := --dist loadfile src README.md docs
 # Some machines tell Python to keep no bytecode: each of the many processes that tests start would compile all it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install test test-fast test-examples attack check format docs demo benchmarks fuzz results modules sweep coverage size clean
+.PHONY: help install test test-fast test-examples attack check format docs demo benchmarks fuzz results modules sweep size clean
 
 help:
 	@echo "make demo        audit a pretrained network before and after it was made fair (offline)"
@@ -26,11 +26,10 @@ help:
 	@echo "make docs        the documentation site, in docs/_build/html; its tutorials are run"
 	@echo "make benchmarks  speed, memory, calibration and sanity checks (long)"
 	@echo "make fuzz        open damaged volumes and results of every kind by the thousand (long)"
-	@echo "make results     docs/results.md, from what the studies found"
+	@echo "make results     the tables of docs/results.md, survey.md and coverage.md, from what the studies found"
 	@echo "make modules     the tables of modules in src/README.md, from their docstrings"
 	@echo "make size        the weight of the project beside its budget"
 	@echo "make sweep       neutralize every network of every library; goes on where it was (hours)"
-	@echo "make coverage    docs/coverage.md, from what the sweep found"
 
 install: $(STAMP)
 
@@ -96,7 +95,7 @@ fuzz: $(STAMP)
 	$(BIN)/python tests/helpers/fuzz_results.py --count 500
 
 results: $(STAMP)
-	$(BIN)/python studies/write_results.py
+	$(BIN)/python studies/fill_pages.py
 
 modules: $(STAMP)
 	$(BIN)/python studies/write_modules.py
@@ -106,10 +105,6 @@ size: $(STAMP)
 
 sweep: $(STAMP)
 	$(BIN)/python studies/sweep.py $(SWEEP)
-	@echo "make coverage writes the page once all three ways are swept"
-
-coverage: $(STAMP)
-	$(BIN)/python studies/write_coverage.py
 
 clean:
 	rm -rf .venv .venv-* evenslice-demo docs/_build docs/reference/api .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

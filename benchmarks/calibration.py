@@ -1,7 +1,7 @@
 """How often the intervals and verdicts of an audit are right, in audits drawn from censuses of real networks.
 
     python benchmarks/calibration.py --censuses FOLDER           # reads all windows of each network once (an hour a core)
-    python benchmarks/calibration.py --censuses FOLDER --docs    # then draws audits, and writes the tables of the page
+    python benchmarks/calibration.py --censuses FOLDER --docs    # then draws audits, and writes their tables
     python benchmarks/calibration.py --censuses FOLDER --only lucchi --audits 200
 
 A census reads every window of a volume, so its figures are exact. Audits are then drawn from it as audits draw windows, a
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from kept import Cache, insert_tables, table
+from kept import Cache, insert_tables, table, write_csvs
 
 import evenslice
 from evenslice.auditing.stopping import settled
@@ -301,7 +301,9 @@ def main() -> int:
     parser.add_argument("--audits", type=int, default=1000)
     parser.add_argument("--only", default="", help="cells whose name contains this")
     parser.add_argument("--census-only", action="store_true")
-    parser.add_argument("--docs", action="store_true", help="write the tables to docs/calibration.md")
+    parser.add_argument(
+        "--docs", action="store_true", help="write the tables to benchmarks/results and docs/calibration.md"
+    )
     options = parser.parse_args()
     runs = {name: Path(folder) for name, _, folder in (item.partition("=") for item in options.run)}
     if options.runs:
@@ -347,7 +349,7 @@ def main() -> int:
             ]
         )
     tables = {
-        "calibration coverage": table(
+        "coverage": table(
             ["question", "figures", "covered on average", "least", "where audits stop", "least there"],
             [
                 [
@@ -358,8 +360,8 @@ def main() -> int:
                 for name, part in by_question.items()
             ],
         ),
-        "calibration cells": table(["network, volume", "figure", "census", "covered", "too high"], failed),
-        "calibration verdicts": table(
+        "cells": table(["network, volume", "figure", "census", "covered", "too high"], failed),
+        "verdicts": table(
             [
                 "network, volume",
                 "windows",
@@ -371,12 +373,13 @@ def main() -> int:
             ],
             rows,
         ),
-        "calibration tolerance": table(["network, volume", *EDGES], hardest),
+        "tolerance": table(["network, volume", *EDGES], hardest),
     }
     for name, text in tables.items():
         print(f"\n{name}\n\n{text}")
     if options.docs:
-        insert_tables(ROOT / "docs" / "calibration.md", tables)
+        write_csvs("calibration", tables)
+        insert_tables(ROOT / "docs" / "calibration.md", {"calibration coverage": tables["coverage"]})
     return 0
 
 

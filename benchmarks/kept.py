@@ -1,17 +1,21 @@
-"""What long benchmarks keep as they go, and the tables that they insert into pages."""
+"""What long benchmarks keep as they go, and the tables that they write: into pages, and to CSV files."""
 
 from __future__ import annotations
 
+import csv
 import json
 import time
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core.staging import staged_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from pathlib import Path
+
+
+RESULTS = Path(__file__).parent / "results"
 
 
 class Cache:
@@ -58,3 +62,16 @@ def insert_tables(page: Path, tables: dict[str, str]) -> None:
         text = f"{before}{start}\n{new}\n{end}{rest.split(end)[1]}"
     with staged_file(page, force=True) as beside:
         beside.write_text(text, encoding="utf-8")
+
+
+def write_csvs(prefix: str, tables: dict[str, str], folder: Path = RESULTS) -> None:
+    """Write each table in Markdown to a CSV file, ``PREFIX-NAME.csv``."""
+    for name, text in tables.items():
+        header, _, *rows = text.splitlines()
+        with (folder / f"{prefix}-{name.replace(' ', '-')}.csv").open(
+            "w", newline="", encoding="utf-8"
+        ) as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerows(
+                [cell.strip() for cell in line.strip("|").split("|")] for line in (header, *rows)
+            )

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/kept_memory.py [--rounds 3]
 
 The network of the demonstration runs in processes of its own, alternately with the environment variables that say so
-(those of ``evenslice._core.allocator``, which the command line and its workers need not be given), without them, and
+(those of ``evenslice._core.machine``, which the command line and its workers need not be given), without them, and
 with the one that Dask gives its workers: forward passes of a plane of 768 x 1024 pixels, and passes with a gradient of 8
 windows of 256 x 224. Ratios are of the times of the processor to those of the first.
 """
@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from evenslice._core.allocator import KEPT
+from evenslice._core.machine import KEPT
 from evenslice.cli.demonstration import SPEC
-from evenslice.inference.ready_network import ReadyNetwork
+from evenslice.inference.ready_networks import ReadyNetwork
 from evenslice.neutralizing.network_files import load_network
 
 if TYPE_CHECKING:

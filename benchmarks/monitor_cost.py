@@ -28,8 +28,8 @@ from evenslice.inference.devices import choose_dtype
 from evenslice.neutralizing.network_files import load_network
 from evenslice.training.config import TrainConfig
 from evenslice.training.fitting import MONITORED
-from evenslice.training.lightning_module import SegmentationLoss
 from evenslice.training.monitor import measure_bias
+from evenslice.training.tasks import TaskLoss
 from evenslice.training.trainer import train
 
 
@@ -60,7 +60,7 @@ class Bare:
         shape = training.batch, model.slices, *training.crop
         self.windows = torch.rand(shape).contiguous(memory_format=torch.channels_last)
         self.labels = torch.randint(2, (training.batch, *training.crop))
-        self.loss = SegmentationLoss(training.loss, 2)
+        self.loss = TaskLoss(training.loss, 2)
         self.optimizer = torch.optim.AdamW(self.network.parameters())
         self.bfloat16 = choose_dtype(training.dtype, torch.device("cpu"), training=True) == torch.bfloat16
 

@@ -1,4 +1,4 @@
-"""Sanity checks of attribution on pretrained networks; docs/sanity.md shows the results and says what follows.
+"""Sanity checks of attribution on pretrained networks; docs/calibration.md says what follows.
 
     python benchmarks/sanity.py [--family NAME] [--weights FOLDER] [--volume PATH] [--results FILE] [--quick] [--docs]
 
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from kept import Cache, insert_tables, table
+from kept import Cache, table, write_csvs
 from sanity_checks import (
     FIGURES,
     METHODS,
@@ -36,7 +36,7 @@ from sanity_checks import (
 from sanity_networks import QUICK, STAGES, WAYS, find_families, open_template
 
 import evenslice
-from evenslice.report.base.wording import MINUS, NOTHING
+from evenslice.report.formatting import MINUS, NOTHING
 from evenslice.results import Interval, mean_of_draws, student_interval
 
 if TYPE_CHECKING:
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from sanity_networks import Family
 
 ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
 
 
 def stage_table(name: str, stages: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
@@ -154,11 +153,6 @@ def _bias_table(found: dict[tuple[str, int], dict[str, Any]]) -> str:
     return table(["network", "slices", "pair", *titles], rows)
 
 
-def write_docs(label: str, tables: dict[str, str], page: Path = DOCS / "sanity.md") -> None:
-    """Insert the tables into docs/sanity.md, each between the two markers of its volume."""
-    insert_tables(page, {f"{label}: {name}": lines for name, lines in tables.items()})
-
-
 def measure_all(
     families: Sequence[Family], volume: evenslice.Volume, label: str, cache: Cache, *, quick: bool = False
 ) -> dict[str, str]:
@@ -221,10 +215,10 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="few windows and one draw, too few for conclusions"
     )
-    parser.add_argument("--docs", action="store_true", help="write the tables into docs/sanity.md")
+    parser.add_argument("--docs", action="store_true", help="write the tables to benchmarks/results")
     options = parser.parse_args()
     if options.docs and (options.quick or options.family):
-        parser.error("--docs: the tables of the page are of all networks; leave out --quick and --family")
+        parser.error("--docs: the tables that are kept are of all networks; leave out --quick and --family")
     known = find_families(options.weights)
     names = [family.name for family in known]
     if unknown := set(options.family or ()) - set(names):
@@ -233,7 +227,7 @@ def main() -> None:
     for family in chosen:
         if family.missing and options.docs:
             parser.error(
-                f"--docs: the tables of the page are of all networks, and {family.name} is left out: {family.missing}"
+                f"--docs: the tables that are kept are of all networks, and {family.name} is left out: {family.missing}"
             )
         if family.missing:
             print(f"{family.name} is left out: {family.missing}")
@@ -244,7 +238,7 @@ def main() -> None:
     for name, lines in tables.items():
         print(f"\n{label}: {name}\n\n{lines}")
     if options.docs:
-        write_docs(label, tables)
+        write_csvs("sanity" if label == "MNI152" else f"sanity-{label}", tables)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 import evenslice
 from evenslice._core import ModelError
 from evenslice.auditing.attribution import attribute
-from evenslice.inference.ready_network import ReadyNetwork
+from evenslice.inference.ready_networks import ReadyNetwork
 from evenslice.networks import predicted_classes
 from evenslice.results import Interval, pair_bias, ratio
 from evenslice.results.intervals import mean_interval

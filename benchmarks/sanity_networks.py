@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import evenslice
-from evenslice.inference.ready_network import input_scaling
+from evenslice.inference.ready_networks import input_scaling
 from evenslice.networks.weight_files import packaged_weights
 from evenslice.neutralizing import record_of
 from evenslice.neutralizing.network_files import load_network

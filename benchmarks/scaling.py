@@ -8,7 +8,7 @@ one thread; the ratios are of alternating measurements within one run. An audit 
 slices, or ``--windows``; with ``--dtype auto``, one worker checks the precision on the first of them. A small
 segmentation before each measurement makes the workers import their modules. The same ratio for bare forward passes, in
 equal parts on the workers, says what the machine allows: two cores share their caches, their memory and their clock.
-The workers are set as those of ``--workers``: they keep the memory that they free, and Dask hardly watches them. The
+The workers keep the memory that they free, and Dask hardly watches them, as docs/cluster.md sets them. The
 last ratio says how much longer two workers take with Dask's defaults.
 """
 
@@ -29,8 +29,8 @@ import torch
 from distributed import Client, LocalCluster
 
 import evenslice
-from evenslice._core.allocator import KEPT
-from evenslice._core.local_workers import THREADS, UNWATCHED
+from evenslice._core.machine import KEPT
+from evenslice._core.workers import THREADS
 from evenslice.cli.demonstration import SPEC
 from evenslice.neutralizing.network_files import load_network
 from evenslice.volumes import mni152
@@ -41,7 +41,11 @@ if TYPE_CHECKING:
 PASSES = 192  # of a window of 256 x 256, by all workers together
 SETTINGS = {
     "distributed.nanny.pre-spawn-environ": {**dict.fromkeys(THREADS, 1), **KEPT},
-    **UNWATCHED,
+    # Dask interrupts its workers a hundred times a second, for its dashboard alone.
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "10s",
+    "distributed.admin.system-monitor.gil.enabled": False,
 }
 
 

@@ -4,31 +4,88 @@
 
 Each is trained with a few seeds for 400 steps of 8 crops of 96 x 96 (the same crops in each), and tested on every eighth
 slice of the other volume. The rows are in studies/candidates.csv, written one by one, so that an interrupted run goes on
-where it was; ``python studies/write_results.py`` makes a table of them. Trainings that are not of the package's own
-design are made here, in a loop of one's own, as docs/training.md describes it.
+where it was. Trainings that are not of the package's own design are made here, in a loop of one's own, as docs/training.md
+describes it.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
+import csv
+import math
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
-from candidate_rows import BASELINE, Row, append_row, read_rows
+from monai.losses import DiceCELoss
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import evenslice
-from evenslice.training.lightning_module import SegmentationLoss, learning_rate_factor
 
+ROWS = Path(__file__).parent / "candidates.csv"
+BASELINE = "pretrained"
 SPEC = "smp:Unet/tu-tf_efficientnet_lite0"
 STEPS, BATCH, CROP, RATE, WARMUP, FOREGROUND = 400, 8, (96, 96), 1e-3, 0.05, 0.5
 EVERY = 8  # of the test slices, one in so many is tested
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one training gave.
+
+    Attributes:
+        arm: name of the arm.
+        seed: random seed of network and crops.
+        dice: Dice of the foreground over all tested slices.
+        changed: the pixels whose class changes if the window is reversed, over those that are foreground in either answer.
+        before: Dice with the middle slice in place of the slice before.
+        after: the same for the slice after.
+        both: the same for both neighbours.
+        seconds: of training, with that of a teacher.
+    """
+
+    arm: str
+    seed: int
+    dice: float
+    changed: float
+    before: float
+    after: float
+    both: float
+    seconds: float
+
+
+def read_rows(path: Path = ROWS) -> list[Row]:
+    """Return the rows found so far."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as lines:
+        return [
+            Row(
+                arm=line.pop("arm"),
+                seed=int(line.pop("seed")),
+                **{name: float(value) for name, value in line.items()},
+            )
+            for line in csv.DictReader(lines)
+        ]
+
+
+def append_row(row: Row, path: Path = ROWS) -> None:
+    """Write one more row."""
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as lines:
+        writer = csv.DictWriter(lines, [field.name for field in fields(Row)], lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(
+            {
+                name: f"{value:.4f}" if isinstance(value, float) else value
+                for name, value in asdict(row).items()
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -109,6 +166,14 @@ def hold_outer_kernels(network: nn.Module, steps: int) -> None:
     kernels.register_hook(hold)  # type: ignore[no-untyped-call]
 
 
+def learning_rate_factor(step: int) -> float:
+    """Return the factor of the peak learning rate in a step: a linear rise, then a cosine decay, as in `train`."""
+    rising = round(WARMUP * STEPS)
+    if step < rising:
+        return (step + 1) / rising
+    return (1 + math.cos(math.pi * (step - rising) / max(STEPS - rising, 1))) / 2
+
+
 def train(arm: Arm, seed: int, data: Path) -> nn.Module:
     """Return the trained network of an arm."""
     network, record, _ = evenslice.load_network(
@@ -127,16 +192,16 @@ def train(arm: Arm, seed: int, data: Path) -> nn.Module:
         length=STEPS * BATCH,
         seed=seed,
     )
-    loss_of = SegmentationLoss("dice_ce", classes=2)
+    loss_of = DiceCELoss(
+        include_background=False, to_onehot_y=True, softmax=True, batch=True
+    )  # as `train` has it
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, functools.partial(learning_rate_factor, steps=STEPS, warmup=WARMUP)
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor)
     torch.manual_seed(seed)
     network.train()
     for crops, labels in DataLoader(windows, batch_size=BATCH):
         scores = network(crops)
-        loss = loss_of(scores, labels)
+        loss = loss_of(scores, labels[:, None])
         if arm.consistency:
             loss = loss + arm.consistency * consistency(scores, network(crops.flip(1)))
         if teacher is not None:

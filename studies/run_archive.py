@@ -1,11 +1,11 @@
-"""The finished runs of the project's studies, kept as one file a study: what resuming it and its page need of each run.
+"""The finished runs of the project's studies, kept as one file a study: what resuming it and its report need of each run.
 
     python studies/run_archive.py unpack    # studies/*/runs.zip to the folders studies/*/runs
     python studies/run_archive.py pack      # and back, after a study has grown
 
-A resumed study looks for ``runs/RUN/run.json``; its page reads ``log/metrics.csv``, what disturbed slices cost and, of the
-first seed, ``example.npz``. Of ``result.json``, which names places of one machine, the entry ``stress`` is kept as
-``stress.json``. Networks and checkpoints stay out of the repository.
+A resumed study looks for ``runs/RUN/run.json``; its report reads ``log/metrics.csv``, what disturbed slices cost, and
+``example.npz``, of which one is kept as a picture of the study. Of ``result.json``, which names places of one machine, the
+entry ``stress`` is kept as ``stress.json``. Networks and checkpoints stay out of the repository.
 """
 
 from __future__ import annotations
@@ -18,20 +18,17 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from evenslice._core import staged_file
-
 STUDIES = Path(__file__).parent
 ARCHIVE = "runs.zip"
 STRESS = "stress.json"
-KEPT = ("run.json", "log/metrics.csv", "example.npz")
+KEPT = ("run.json", "log/metrics.csv")
+PICTURE = "example.npz"
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The same time for every file, so that the same runs give the same bytes."""
 
 
 def pack(study: Path) -> Path:
     """Write what is kept of each finished run of a study to its archive, and return the archive.
-
-    Examples are kept of the first seed alone: the page shows no others.
 
     Raises:
         SystemExit: the archive has runs that are not there, and would be lost.
@@ -40,18 +37,18 @@ def pack(study: Path) -> Path:
     runs = [run for run in sorted((study / "runs").iterdir()) if _is_done(run)]
     if lost := _archived(archive) - {run.name for run in runs}:
         raise SystemExit(f"{archive}: has {len(lost)} runs that are not in {study / 'runs'}; unpack it first")
-    seeds = sorted(map(_seed, runs))
-    with (
-        staged_file(archive, force=True) as beside,
-        zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as file,
-    ):
+    pictures = [run / PICTURE for run in runs if (run / PICTURE).is_file()][:1]
+    beside = archive.with_suffix(".new")
+    with zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as file:
         for run in runs:
-            for name in KEPT:
-                path = run / name
-                if path.is_file() and (name != "example.npz" or _seed(run) == seeds[0]):
+            for path in (run / name for name in KEPT):
+                if path.is_file():
                     _add(file, path.relative_to(study), path.read_bytes())
             if (stress := _stress(run)) is not None:
                 _add(file, (run / STRESS).relative_to(study), json.dumps(stress, indent=1).encode())
+        for path in pictures:
+            _add(file, path.relative_to(study), path.read_bytes())
+    beside.replace(archive)
     return archive
 
 
@@ -91,10 +88,6 @@ def unpack(study: Path) -> Path:
                 whole.parent.mkdir(parents=True, exist_ok=True)
                 part.replace(whole)
     return study / "runs"
-
-
-def _seed(run: Path) -> int:
-    return int(run.name.split("-")[-2])
 
 
 def main() -> int:

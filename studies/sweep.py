@@ -10,8 +10,8 @@
 Every network has random weights that are unequal by colour; it is neutralized for 3 and for 5 slices, and held to what
 that promises: by the strategy "uniform", or "mixer" where that fails; or by "twin"; or by "pretrained", and then
 symmetrized at its output. Networks work in child processes, with limits on memory and time, so that one that crashes
-or hangs is a row of the results like any other. Each way has a CSV of its own; ``write_coverage.py`` makes
-docs/coverage.md of them.
+or hangs is a row of the results like any other. Each way has a CSV of its own; ``fill_pages.py`` fills the
+table of docs/coverage.md from them.
 """
 
 from __future__ import annotations

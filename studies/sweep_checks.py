@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 import evenslice
-from evenslice._core.errors import EvensliceError
+from evenslice import EvensliceError
 from evenslice.networks.inputs import input_size
 from evenslice.networks.models import build_model
 from evenslice.networks.outputs import logits

@@ -18,6 +18,8 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
+from evenslice import Compute
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 import numpy as np
@@ -25,8 +27,8 @@ import torch
 from disturbance import finish, in_child, killed, small_disk, starved
 from torch import nn
 
-from evenslice import Compute, segment
-from evenslice.inference import segmentation_job
+from evenslice import segment
+from evenslice.inference import segmentation_blocks
 from evenslice.volumes import open_volume
 
 SHAPE = (48, 160, 200)
@@ -36,7 +38,7 @@ OUTPUTS = {"labels.npy": False, "labels.ome.zarr": False, "p.h5:/p": True, "p.om
 def label(image, out, probabilities, force=False):
     """Segment in small blocks, so that a moment can fall into any of them."""
     torch.manual_seed(0)
-    segmentation_job.BLOCK_VOXELS = 2 * SHAPE[1] * SHAPE[2]
+    segmentation_blocks.BLOCK_VOXELS = 2 * SHAPE[1] * SHAPE[2]
     model = nn.Sequential(nn.Conv2d(3, 8, 7, padding=3), nn.ReLU(), nn.Conv2d(8, 3, 1)).requires_grad_(False)
     segment(
         model,

@@ -3,10 +3,8 @@
 import io
 import json
 import os
-import pickle
 import shutil
 import stat
-import struct
 import sys
 import zipfile
 from pathlib import Path
@@ -102,7 +100,7 @@ def test_documents_of_a_study_that_are_devices_are_refused_or_left_out(tmp_path,
     found.unlink()
     found.symlink_to("/dev/zero")
     said = evenslice("report", study, cwd=tmp_path, status=2 if refused else 0)
-    assert ("is a device, not a regular file" in said) == refused
+    assert ("not a regular file" in said) == refused
 
 
 @pytest.mark.parametrize(
@@ -140,37 +138,16 @@ def test_compressed_entries_of_a_checkpoint_are_not_inflated(tmp_path):
     said = evenslice(
         *("neutralize", "--model", SPEC, "--weights", "bomb.pt", "--out", "out.safetensors"), cwd=tmp_path
     )
-    assert "its entries are compressed" in said
-
-
-def test_a_checkpoint_that_makes_text_grow_is_refused(tmp_path):
-    times = 33  # 8 GiB
-    body = b"\x80\x02}X\x01\x00\x00\x00a" + b"c_codecs\nencode\n" * times
-    body += b"X\x01\x00\x00\x00aX\x06\x00\x00\x00latin1\x86R" + b"X\x09\x00\x00\x00hex_codec\x86R" * (
-        times - 1
-    )
-    parts = [pickle.dumps(item, 2) for item in (0x1950A86A20F9469CFC6C, 1001, {})]
-    (tmp_path / "bomb.pt").write_bytes(b"".join(parts) + body + b"s." + pickle.dumps([], 2))
-    arguments = "neutralize", "--model", SPEC, "--weights", "bomb.pt", "--out", "out.safetensors"
-    assert "calls _codecs.encode" in evenslice(*arguments, cwd=tmp_path)
-
-
-def test_a_sparse_checkpoint_is_refused(tmp_path):
-    with (tmp_path / "sparse.safetensors").open("wb") as file:
-        header = json.dumps({"a": {"dtype": "F32", "shape": [2**30], "data_offsets": [0, 2**32]}}).encode()
-        file.write(struct.pack("<Q", len(header)) + header)
-        file.truncate(8 + len(header) + 2**32)
-    arguments = "neutralize", "--model", SPEC, "--weights", "sparse.safetensors", "--out", "o.safetensors"
-    assert "of which the disk holds" in evenslice(*arguments, cwd=tmp_path)
+    assert "bytes, more than it has" in said
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"record": {"slices": 999_999_999}}, "is not a number of slices"),
-        ({"record": {"slices": 1001}}, "was saved with 1001 slices, which take much memory"),
-        ({"record": {"slices": [[[]]] * 9}}, "is not a number of slices"),
-        ({"source": {"classes": 10**9}}, "classes: bad value"),
+        ({"record": {"slices": 999_999_999}}, "a window has at most 1001 slices"),
+        ({"record": {"slices": 1001}}, "has no weights for 1001 slices"),
+        ({"record": {"slices": [[[]]] * 9}}, "not a whole number"),
+        ({"source": {"classes": 10**9}}, "is too small for its network"),
     ],
 )
 def test_records_with_huge_numbers_are_refused(tmp_path, changes, words):
@@ -289,7 +266,8 @@ def test_a_folder_of_an_earlier_version_is_drawn_again(tmp_path):
     (folder / "figures" / "shares.png").write_text("drawn by the earlier version")
     (folder / "figures" / "example-photo.png").write_text(OWN)
     evenslice("report", folder, cwd=tmp_path, status=0)
-    assert (folder / "figures" / "shares.png").read_bytes().startswith(b"\x89PNG")
+    assert not (folder / "figures" / "shares.png").exists()
+    assert (folder / "figures" / "shares.svg").exists()
     assert (folder / "figures" / "example-photo.png").read_text() == OWN
     evenslice("report", folder, cwd=tmp_path, status=0)
 

@@ -18,8 +18,8 @@ from torch import nn
 
 from evenslice import Compute, Reading, segment
 from evenslice._core import EvensliceError, VolumeError
-from evenslice.inference import segmentation_job
-from evenslice.volumes import fingerprint, fingerprints, open_volume, write_volume
+from evenslice.inference import segmentation_blocks
+from evenslice.volumes import fingerprint, info, open_volume, write_volume
 
 pytestmark = pytest.mark.attack
 
@@ -49,7 +49,7 @@ class Meddling(nn.Module):
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 2 * 70 * 90)
+    monkeypatch.setattr(segmentation_blocks, "BLOCK_VOXELS", 2 * 70 * 90)
 
 
 def label(path, out, harm=None):
@@ -113,8 +113,8 @@ def test_an_array_that_is_written_anew(array, tmp_path):
 
 
 def test_a_large_array_of_which_the_fingerprint_covers_a_part(array, tmp_path, monkeypatch):
-    monkeypatch.setattr(fingerprints, "WHOLE_BYTES", 1000)
-    monkeypatch.setattr(fingerprints, "END_BYTES", 100)
+    monkeypatch.setattr(info, "WHOLE_BYTES", 1000)
+    monkeypatch.setattr(info, "END_BYTES", 100)
 
     def harm():
         np.load(array, mmap_mode="r+")[12:14] = 0
@@ -236,25 +236,20 @@ def test_a_file_that_is_shortened_is_an_error(name, tmp_path):
 
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("shape", [(7, 30, 40), (3, 5, 400), (200, 3, 90)])
-def test_parts_of_a_file_are_those_of_its_array(order, shape, tmp_path, monkeypatch):
-    from evenslice.volumes.read import file_voxels
-
+def test_parts_of_a_file_are_those_of_its_array(order, shape, tmp_path):
     random = np.random.default_rng(1)
     array = random.integers(0, 2**15, shape).astype(">i2")
     np.save(tmp_path / "a.npy", np.asarray(array, order=order))
-    for piece, call in ((2**24, 2**13), (200, 1), (200, 2**20)):
-        monkeypatch.setattr(file_voxels, "PIECE_BYTES", piece)
-        monkeypatch.setattr(file_voxels, "_CALL_BYTES", call)
-        volume = open_volume(tmp_path / "a.npy")
-        for _ in range(60):
-            key = tuple(
-                slice(start, int(random.integers(start + 1, length + 1)), int(random.integers(1, 4)))
-                for length in shape
-                for start in [int(random.integers(0, length))]
-            )
-            np.testing.assert_array_equal(volume[key], array[key])
-        for z in range(shape[0]):
-            plane = volume[z]
-            np.testing.assert_array_equal(plane, array[z])
-            plane[:] = 0  # it is the caller's
-        np.testing.assert_array_equal(volume[...], array)
+    volume = open_volume(tmp_path / "a.npy")
+    for _ in range(60):
+        key = tuple(
+            slice(start, int(random.integers(start + 1, length + 1)), int(random.integers(1, 4)))
+            for length in shape
+            for start in [int(random.integers(0, length))]
+        )
+        np.testing.assert_array_equal(volume[key], array[key])
+    for z in range(shape[0]):
+        plane = volume[z]
+        np.testing.assert_array_equal(plane, array[z])
+        plane[:] = 0  # it is the caller's
+    np.testing.assert_array_equal(volume[...], array)

@@ -14,8 +14,8 @@ from values import by_name
 
 from evenslice import Compute, Reading, segment
 from evenslice._core import ConfigError, EvensliceError, OutputError, mark_staging
-from evenslice.inference import segmentation, segmentation_job, segmentation_run
-from evenslice.volumes import fingerprints, open_volume, write_volume
+from evenslice.inference import segmentation, segmentation_blocks
+from evenslice.volumes import info, open_volume, write_volume
 
 pytestmark = pytest.mark.attack
 
@@ -67,8 +67,8 @@ def right(image):
 @pytest.fixture
 def stop_after(monkeypatch):
     """Let a segmentation stop after some blocks of two slices, as if it were killed."""
-    monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 2 * 70 * 90)
-    work = segmentation_run._segment_blocks
+    monkeypatch.setattr(segmentation_blocks, "BLOCK_VOXELS", 2 * 70 * 90)
+    work = segmentation_blocks._segment_blocks
 
     def stop_after(count, *arguments, **options):
         def first(blocks, job):
@@ -76,7 +76,7 @@ def stop_after(monkeypatch):
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(segmentation_run, "_segment_blocks", first)
+            patch.setattr(segmentation_blocks, "_segment_blocks", first)
             label(*arguments, **options)
 
     return stop_after
@@ -129,46 +129,47 @@ def test_a_process_that_ends_as_a_second_one_begins(tmp_path, image, monkeypatch
         label(image, tmp_path / "labels.npy", Network())
 
 
-@pytest.mark.parametrize("harm", ["removed", "cut", "emptied", "linked", "all removed"])
-def test_finished_blocks_whose_chunks_are_not_whole_are_done_again(tmp_path, image, right, stop_after, harm):
+@pytest.mark.parametrize("harm", ["removed", "emptied", "all removed"])
+def test_blocks_whose_chunks_are_missing_are_done_again(tmp_path, image, right, stop_after, harm):
     out = tmp_path / "labels.npy"
     stop_after(4, image, out)
     chunks = sorted(path for path in staging(out).glob("array.zarr/c/**/*") if path.is_file())
     assert len(chunks) == 8
     for chunk in chunks if harm == "all removed" else chunks[:1]:
-        content = chunk.read_bytes()
         chunk.unlink()
-        if harm == "cut":
-            chunk.write_bytes(content[:-9])
-        elif harm == "emptied":
+        if harm == "emptied":
             chunk.touch()
-        elif harm == "linked":
-            chunk.symlink_to(chunks[1])
     np.testing.assert_array_equal(label(image, out)[...], right)
 
 
-def test_a_note_that_a_full_disk_left_empty_does_not_count(tmp_path, image, right, stop_after):
+def test_a_chunk_that_is_cut_is_no_voxels(tmp_path, image, right, stop_after):
     out = tmp_path / "labels.npy"
-    stop_after(2, image, out)
-    folder = staging(out)
-    (folder / "finished" / "18_20-0_70-0_90").touch()
+    stop_after(4, image, out)
+    chunk = next(path for path in staging(out).glob("array.zarr/c/**/*") if path.is_file())
+    chunk.write_bytes(chunk.read_bytes()[:-9])
+    with pytest.raises(EvensliceError, match=r"array\.zarr") as caught:
+        label(image, out)
+    assert "\n" not in str(caught.value)
+    assert not out.exists()
+    chunk.unlink()
     np.testing.assert_array_equal(label(image, out)[...], right)
 
 
 @pytest.mark.parametrize(
-    ("when", "said"),
-    [("run_blocks", "has changed or removed finished blocks"), ("confirm_input", "c/0/0/0' is missing")],
+    ("place", "name", "said"),
+    [
+        (segmentation_blocks, "_run", "has removed finished blocks"),
+        (segmentation, "run_blocks", "c/0/0/0' is missing"),
+    ],
 )
-def test_chunks_that_disappear_before_the_end_are_no_zeros(tmp_path, image, monkeypatch, when, said):
-    out = tmp_path / "labels.npy"
-
-    work = getattr(segmentation, when)
+def test_chunks_that_disappear_before_the_end_are_no_zeros(tmp_path, image, monkeypatch, place, name, said):
+    out, work = tmp_path / "labels.npy", getattr(place, name)
 
     def removing(job, *arguments):
         work(job, *arguments)
         Path(next(job.chunks(job.blocks[0]))).unlink()
 
-    monkeypatch.setattr(segmentation, when, removing)
+    monkeypatch.setattr(place, name, removing)
     with pytest.raises(EvensliceError, match=said) as caught:
         label(image, out)
     assert "\n" not in str(caught.value)
@@ -178,8 +179,8 @@ def test_chunks_that_disappear_before_the_end_are_no_zeros(tmp_path, image, monk
 def test_a_large_volume_that_was_rewritten_meanwhile_does_not_go_on(
     tmp_path, image, right, stop_after, monkeypatch
 ):
-    monkeypatch.setattr(fingerprints, "WHOLE_BYTES", 1000)
-    monkeypatch.setattr(fingerprints, "END_BYTES", 100)
+    monkeypatch.setattr(info, "WHOLE_BYTES", 1000)
+    monkeypatch.setattr(info, "END_BYTES", 100)
     out = tmp_path / "labels.npy"
     stop_after(4, image, out)
     stop_after(1, image, out)
@@ -309,7 +310,7 @@ def test_links_in_the_folder_for_unfinished_work_are_not_followed(tmp_path, imag
 
 
 def test_outputs_whose_addresses_end_alike_have_folders_of_their_own(tmp_path):
-    from evenslice.inference.unfinished import unfinished_folder
+    from evenslice.inference.segmentation_blocks import unfinished_folder
 
     names = [f"s3://{bucket}/{'x' * 120}/labels.ome.zarr" for bucket in ("a", "b")]
     assert len({unfinished_folder(name, tmp_path) for name in names}) == 2

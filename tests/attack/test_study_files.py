@@ -116,7 +116,7 @@ def test_a_file_of_the_user_is_not_replaced(inputs, command, tmp_path, monkeypat
     status, error = command("study", given, "--out", ".")
     assert status == 2
     assert error.count("\n") == 1
-    assert f"{name}: was not written by a study, which would overwrite it; choose another folder" in error
+    assert f"{name}: was not written by a study, or its runs are elsewhere" in error
     assert (tmp_path / name).read_text() == text
     assert tree(tmp_path) == sorted({name, given.name})
 
@@ -127,7 +127,7 @@ def test_a_summary_without_its_runs_is_not_replaced(inputs, undisturbed, command
     (tmp_path / "study.yaml").write_text(json.dumps(study_options(inputs)))
     status, error = command("study", tmp_path / "study.yaml", "--out", tmp_path / "out")
     assert status == 2
-    assert "out: holds the summary of a study, but not its runs" in error
+    assert "summary.json: was not written by a study, or its runs are elsewhere" in error
     assert error.endswith("restore its folder runs, or choose another folder\n")
     assert tree(tmp_path / "out") == ["summary.json"]
 

@@ -131,15 +131,6 @@ def flipped(content):
     return content[:place] + bytes([content[place] ^ 0x40]) + content[place + 1 :]
 
 
-def compress(path):
-    with zipfile.ZipFile(path) as archive:
-        parts = {part.filename: archive.read(part) for part in archive.infolist()}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in parts.items():
-            archive.writestr(name, content)
-        archive.writestr("archive/data/9999", bytes(2**28))
-
-
 def altered(change):
     def alter(path):
         checkpoint = torch.load(path, weights_only=True)
@@ -147,13 +138,6 @@ def altered(change):
         torch.save(checkpoint, path)
 
     return alter
-
-
-def nested(levels):
-    value = [0.5]
-    for _ in range(levels):
-        value = [value, value]
-    return value
 
 
 def pickled(path):
@@ -165,10 +149,6 @@ def make_pipe(path):
     os.mkfifo(path)
 
 
-def first_state(checkpoint):
-    return checkpoint["optimizer_states"][0]["state"][0]
-
-
 BAD = {
     "empty": lambda path: path.write_bytes(b""),
     "cut": lambda path: path.write_bytes(path.read_bytes()[:-300]),
@@ -176,7 +156,6 @@ BAD = {
     "text": lambda path: path.write_text("epoch: 3"),
     "plain pickle": lambda path: path.write_bytes(pickle.dumps(Command("false"))),
     "pickled command": pickled,
-    "compressed": compress,
     "large": lambda path: os.truncate(path, 2**40),
     "pipe": make_pipe,
     "folder": lambda path: (path.unlink(), path.mkdir()),
@@ -186,24 +165,12 @@ BAD = {
         lambda found: found["state_dict"].update({"network.0.weight": torch.zeros(9, 3, 3, 3)})
     ),
     "no weights": altered(lambda found: found["state_dict"].pop("network.0.weight")),
-    "expanded": altered(
-        lambda found: first_state(found).update(exp_avg=torch.zeros(1, dtype=torch.float64).expand(2**36))
-    ),
-    "small state": altered(lambda found: first_state(found).update(exp_avg=torch.zeros(2))),
-    "state lacks": altered(lambda found: first_state(found).pop("exp_avg_sq")),
-    "doubling": altered(lambda found: found["callbacks"].update(Other=nested(60))),
-    "deep": altered(lambda found: first_state(found).update(step=nested(60))),
-    "text for a rate": altered(
-        lambda found: found["optimizer_states"][0]["param_groups"][0].update(betas="ab")
-    ),
     "text for a count": altered(
         lambda found: found["loops"]["fit_loop"].update(epoch_progress={"current": "none"})
     ),
-    "negative count": altered(lambda found: found["lr_schedulers"][0].update(last_epoch=-5)),
     "no measurements": altered(
         lambda found: [state.update(history=["none"]) for state in found["callbacks"].values()]
     ),
-    "bytes": altered(lambda found: found.update(extra=bytearray(10))),
     "no time": altered(lambda found: found.pop("evenslice")),
 }
 
@@ -276,12 +243,6 @@ def test_what_a_checkpoint_names_is_not_removed(config, run, undisturbed, tmp_pa
     altered(lambda found: found["callbacks"].update({key: state}))(run.last)
     train(config, run.path, resume=True)
     assert (precious / "thesis.txt").exists()
-    assert trained(run.path) == trained(undisturbed)
-
-
-def test_what_a_schedule_in_a_checkpoint_adds_is_left_out(config, run, undisturbed):
-    altered(lambda found: found["lr_schedulers"][0].update(step="no function", get_lr="none"))(run.last)
-    train(config, run.path, resume=True)
     assert trained(run.path) == trained(undisturbed)
 
 
@@ -390,9 +351,7 @@ def test_a_run_does_not_go_on_with_an_edited_configuration(undisturbed, command,
     assert tree(run.path) == before
     status, error = command("train", given, "--out", run.path, "--resume")  # as it was, but for the folder
     assert status == 2
-    assert (
-        "seed: 0, training.learning_rate: 0.01: the run" in error or "config.yaml: seed, training.l" in error
-    )
+    assert "error: seed, training.learning_rate: changed since the run began" in error
     run.config.write_text(text)
     assert command("train", "--out", run.path, "--resume")[0] == 0
 

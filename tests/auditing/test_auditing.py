@@ -9,9 +9,10 @@ from torch import nn
 from values import by_name
 
 import evenslice
+from evenslice import Compute, Reading, Sampling
 from evenslice._core.errors import ConfigError, ModelError, VolumeError
 from evenslice.auditing import auditor, stopping
-from evenslice.volumes.fingerprints import fingerprint
+from evenslice.volumes.info import fingerprint
 
 
 class Linear(nn.Module):
@@ -63,7 +64,12 @@ def test_planted_weights_are_found(texture, weights):
 def test_larger_windows_are_fewer_in_a_batch(side, batch):
     """What they take in the network would not stay in the cache of a CPU."""
     volume = np.random.default_rng(0).random((3, 1, side)) + np.zeros((3, side, 1))
-    found = audit(Linear(1.0, 2.0, 1.0), volume, tile=(side, side), max_windows=2, device="cpu")
+    found = audit(
+        Linear(1.0, 2.0, 1.0),
+        volume,
+        sampling=Sampling(tile=(side, side), max_windows=2),
+        compute=Compute(device="cpu"),
+    )
     assert (found.run.batch, found.run.dtype) == (batch, "float32")
 
 
@@ -75,9 +81,9 @@ def test_the_device_of_an_audit_is_that_where_its_windows_were_measured(texture,
         for number, batch in enumerate(measure(*arguments, **options)):
             yield replace(batch, device=f"cuda:{number % 2}")
 
-    assert audit(Linear(1.0, 2.0, 1.0), texture, max_windows=4).run.device == "cpu"
+    assert audit(Linear(1.0, 2.0, 1.0), texture, sampling=Sampling(max_windows=4)).run.device == "cpu"
     monkeypatch.setattr(stopping, "measure_batches", elsewhere)
-    found = audit(Linear(1.0, 2.0, 1.0), texture, max_windows=8, batch=2)
+    found = audit(Linear(1.0, 2.0, 1.0), texture, sampling=Sampling(max_windows=8), compute=Compute(batch=2))
     assert found.run.device == "cuda:0, cuda:1"
 
 
@@ -124,19 +130,19 @@ def test_a_stray_label_in_the_last_slice_is_found_before_any_window_is_measured(
     labels = np.zeros(texture.shape, np.uint8)
     labels[-1, -1, -1] = 7
     with pytest.raises(VolumeError, match="holds the label value 7"):
-        audit(Linear(1.0, 2.0, 1.0), texture, labels=labels, **options)
+        audit(Linear(1.0, 2.0, 1.0), texture, **by_name(audit, labels=labels, **options))
 
 
 def test_of_large_labels_those_that_are_compared_are_read_first(texture, monkeypatch):
     monkeypatch.setattr("evenslice.auditing.lost_slices.MOST_CHECKED", 0)
     labels = np.zeros(texture.shape, np.uint8)
     labels[[0, -1]] = 7
-    found = audit(Linear(1.0, 2.0, 1.0), texture, labels=labels, max_windows=14)
+    found = audit(Linear(1.0, 2.0, 1.0), texture, labels=labels, sampling=Sampling(max_windows=14))
     assert found.stress.slices == 1
     labels[24] = 7
     monkeypatch.setattr(auditor, "read_until_settled", lambda *_: pytest.fail("measures windows"))
     with pytest.raises(VolumeError, match="holds the label value 7"):
-        audit(Linear(1.0, 2.0, 1.0), texture, labels=labels, max_windows=14)
+        audit(Linear(1.0, 2.0, 1.0), texture, labels=labels, sampling=Sampling(max_windows=14))
 
 
 def test_lost_slices_are_measured_last_and_in_no_more_windows_than_an_audit_may_read(texture):
@@ -147,12 +153,12 @@ def test_lost_slices_are_measured_last_and_in_no_more_windows_than_an_audit_may_
         return np.stack([1 - 2 * windows[:, 1], 2 * windows[:, 1] - 1], axis=1)
 
     options = {"slices": 3, "labels": texture > 0.5, "intensity": (0, 1), "tile": (40, 40), "batch": 4}
-    found = audit(function, texture, max_windows=30, **options)
+    found = audit(function, texture, **by_name(audit, max_windows=30, **options))
     assert found.stress.slices == 2  # each in 14 ways
     assert sum(blank) == 2 * 3
     assert len(blank) - blank.index(True) < 28
     blank.clear()
-    assert audit(function, texture, max_windows=30, stress=False, **options).stress is None
+    assert audit(function, texture, **by_name(audit, max_windows=30, stress=False, **options)).stress is None
     assert not any(blank)
 
 
@@ -191,7 +197,7 @@ def test_one_slice_has_nothing_to_judge(texture):
 def test_the_same_seed_gives_the_same_audit_bit_for_bit(texture):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
-    first, again = (audit(network, texture, seed=5, method="smoothgrad") for _ in range(2))
+    first, again = (audit(network, texture, sampling=Sampling(seed=5), method="smoothgrad") for _ in range(2))
     volatile = ("created", "seconds")
     documents = [{k: v for k, v in audit.to_dict().items() if k not in volatile} for audit in (first, again)]
     assert documents[0] == documents[1]
@@ -221,7 +227,7 @@ def test_several_volumes_are_one_population(texture):
 
 
 def test_examples_show_what_the_network_saw(texture):
-    found = audit(Linear(3.0, 2.0, 1.0), texture, intensity=(0, 1))
+    found = audit(Linear(3.0, 2.0, 1.0), texture, reading=Reading(intensity=(0, 1)))
     examples = found.examples
     assert examples.images.shape == examples.saliency.shape == examples.maps.shape == (4, 3, 32, 32)
     z, y, x = examples.position[3]
@@ -236,7 +242,7 @@ def test_examples_show_what_the_network_saw(texture):
 
 def test_a_slice_is_explained_among_the_examples(texture):
     network = Linear(3.0, 2.0, 1.0)
-    found = audit(network, texture, explain=7, max_windows=4)
+    found = audit(network, texture, sampling=Sampling(explain=7, max_windows=4))
     middle = [(length - 32) // 2 for length in texture.shape[1:]]
     assert found.examples.position[0].tolist() == [7, *middle]
     assert len(found.examples.position) == 5
@@ -244,25 +250,26 @@ def test_a_slice_is_explained_among_the_examples(texture):
     explained = evenslice.explain(network, texture, 7, tile=(32, 32))
     assert explained.origin == tuple(middle)
     np.testing.assert_allclose(explained.maps, found.examples.maps[0], atol=1e-5)
-    corner = audit(network, texture, explain=(7, 0, 0), max_windows=4, method="gradient")
+    corner = audit(network, texture, sampling=Sampling(explain=(7, 0, 0), max_windows=4), method="gradient")
     assert corner.examples.position[0].tolist() == [7, 0, 0]
     assert (corner.run.maps, corner.run.baseline) == (("gradient", ""), None)
-    small = audit(network, texture[:, :20, :30], explain=7, tile=(32, 32), max_windows=4)
+    small = audit(network, texture[:, :20, :30], sampling=Sampling(explain=7, tile=(32, 32), max_windows=4))
     assert small.examples.position[0].tolist() == [
         7,
         0,
         0,
     ]  # the plane is reflected, not read from before its start
     with pytest.raises(ConfigError, match=r"explain=\[40, 0\]: y, x lies outside of the plane"):
-        audit(network, texture, explain=(7, 40, 0))
+        audit(network, texture, sampling=Sampling(explain=(7, 40, 0)))
     with pytest.raises(ConfigError, match=r"explain=0: give a slice z whose window is complete, 1 to"):
-        audit(network, texture, explain=0)
+        audit(network, texture, sampling=Sampling(explain=0))
 
 
 def test_integrated_gradients_take_either_baseline(texture):
     options = {"method": "integrated_gradients", "max_windows": 4}
     middle, gray = (
-        audit(Linear(3.0, 2.0, 1.0), texture, **options, **more) for more in ({}, {"baseline": "gray"})
+        audit(Linear(3.0, 2.0, 1.0), texture, **by_name(audit, **options, **more))
+        for more in ({}, {"baseline": "gray"})
     )
     assert (middle.run.baseline, gray.run.baseline) == ("middle", "gray")
     assert middle.shares[1].estimate == 0 < gray.shares[1].estimate
@@ -275,7 +282,7 @@ def test_labels_as_target(texture):
 
     labels = np.zeros(texture.shape, dtype=np.uint8)
     labels[:, :, 20:] = 1
-    found = audit(TwoReaders(), texture, labels=labels, target="labels", tile=(40, 40))
+    found = audit(TwoReaders(), texture, labels=labels, target="labels", sampling=Sampling(tile=(40, 40)))
     np.testing.assert_allclose([share.estimate for share in found.shares], [0.5, 0, 0.5], atol=1e-6)
 
 
@@ -283,8 +290,8 @@ def test_labels_as_target(texture):
 def test_labels_of_any_type_are_class_numbers_if_they_are_whole(texture, dtype):
     labels = (texture > np.median(texture)).astype(dtype)
     options = {"max_windows": 4, "stress": True}
-    whole = audit(Linear(1.0, 2.0, 1.0), texture, labels=labels, **options)
-    same = audit(Linear(1.0, 2.0, 1.0), texture, labels=labels.astype(np.uint8), **options)
+    whole = audit(Linear(1.0, 2.0, 1.0), texture, **by_name(audit, labels=labels, **options))
+    same = audit(Linear(1.0, 2.0, 1.0), texture, **by_name(audit, labels=labels.astype(np.uint8), **options))
     assert whole.stress is not None
     assert whole.stress.to_dict() == same.stress.to_dict()
 
@@ -299,7 +306,7 @@ def test_what_a_lost_slice_costs_is_measured_in_the_windows_asked_for(texture):
         return np.stack([1 - 2 * windows[:, 1], 2 * windows[:, 1] - 1], axis=1)
 
     options = {"labels": texture > 0.5, "max_windows": 4, "intensity": (0, 1), "progress": False}
-    found = audit(function, texture, tile=(16, 16), batch=3, **options)
+    found = audit(function, texture, **by_name(audit, tile=(16, 16), batch=3, **options))
     assert found.stress is not None
     assert found.stress.intact == pytest.approx(1)
     assert max(shape[0] for shape in shapes) == 2 * 3  # windows and mirrors
@@ -320,7 +327,10 @@ def test_the_mode_of_the_caller_changes_nothing(mode, texture, tmp_path):
     def results(out):
         options = {"tile": (16, 16), "progress": False}
         evenslice.segment(model, texture, out, **by_name(evenslice.segment, probabilities=True, **options))
-        audits = [audit(network, texture, max_windows=8, **options) for network in (model, function)]
+        audits = [
+            audit(network, texture, **by_name(audit, max_windows=8, **options))
+            for network in (model, function)
+        ]
         return np.load(out), *([share.estimate for share in found.shares] for found in audits)
 
     wanted = results(tmp_path / "wanted.npy")
@@ -335,12 +345,12 @@ def test_a_blank_volume_alone_is_refused(texture):
     blank, network = np.ones((12, 33, 40)), Linear(3.0, 2.0, 1.0)
     for options in ({}, {"intensity": (0, 2)}):
         with pytest.raises(VolumeError, match=r"sampled voxels are 1; use a volume with contrast$"):
-            audit(network, blank, **options)
-    audit(network, [blank, texture], intensity=(0, 2), max_windows=4)
+            audit(network, blank, **by_name(audit, **options))
+    audit(network, [blank, texture], reading=Reading(intensity=(0, 2)), sampling=Sampling(max_windows=4))
 
 
 def test_a_step_between_slices(texture):
-    found = audit(Linear(3.0, 2.0, 1.0), texture, step=4)
+    found = audit(Linear(3.0, 2.0, 1.0), texture, reading=Reading(step=4))
     assert found.run.windows_available == (48 - 8) * 4
     assert found.verdict == "biased"
 
@@ -376,7 +386,7 @@ def test_a_step_between_slices(texture):
 def test_a_wrong_option_is_refused(texture, options, error, message):
     network = nn.Conv2d(3, 2, 3, padding=1)
     with pytest.raises(error, match=message):
-        audit(network, texture, **options)
+        audit(network, texture, **by_name(audit, **options))
 
 
 def test_a_gpu_is_used_where_there_is_one(texture):
@@ -400,13 +410,13 @@ def test_a_volume_given_twice_is_no_second_sample(texture, tmp_path):
     ]
     planes = [evenslice.open_volume(one, plane=plane) for plane in "zy"]
     for given in ([one, another], halves, planes, [np.zeros((9, 64, 64))] * 2):
-        found = audit(network, given, max_windows=2, intensity=(0, 1))
+        found = audit(network, given, sampling=Sampling(max_windows=2), reading=Reading(intensity=(0, 1)))
         assert len(found.run.volumes) == 2
 
 
 def test_scalings_known_from_training_are_used(texture):
     network = Linear(3.0, 2.0, 1.0)
-    fixed = audit(network, [texture, texture[::-1]], intensity=(0.2, 0.7))
+    fixed = audit(network, [texture, texture[::-1]], reading=Reading(intensity=(0.2, 0.7)))
     known = [evenslice.Reading(intensity=pair) for pair in ((0.2, 0.7), (0.1, 0.9))]
     given = audit(network, [texture, texture[::-1]], reading=known)
     assert [volume.intensity for volume in given.run.volumes] == [(0.2, 0.7), (0.1, 0.9)]
@@ -422,7 +432,7 @@ def test_a_wrapped_network_is_audited_as_it_is(texture, tmp_path, wrap, loaded):
         evenslice.save_network(model, tmp_path / "network.safetensors", source=source)
         model = evenslice.load_network("timm:test_resnet", tmp_path / "network.safetensors").model
     options = {"device": "cpu", "max_windows": 2, "tile": (32, 32)}
-    plain, found = (audit(each, texture, **options) for each in (model, wrap(model)))
+    plain, found = (audit(each, texture, **by_name(audit, **options)) for each in (model, wrap(model)))
     (inner,), (outer,) = plain.kernels, found.kernels
     assert outer.name == f"{'0' if wrap is nn.Sequential else 'module'}.{inner.name}"
     assert np.array_equal(outer.after, inner.after)
@@ -436,7 +446,7 @@ def test_an_audit_names_the_labels_that_it_read_and_what_their_values_mean(tmp_p
         np.save(path, (255 * rng.integers(0, 2, (12, 32, 32))).astype(np.uint8))
     volumes = [rng.random((12, 32, 32)) for _ in paths]
     options = {"target": target, "label_values": [0, 255], "max_windows": 4, "device": "cpu"}
-    found = audit(Linear(1.0, 0.0, 2.0), volumes, labels=paths, **options)
+    found = audit(Linear(1.0, 0.0, 2.0), volumes, **by_name(audit, labels=paths, **options))
     found.save(tmp_path / "audit.json")
     read = evenslice.Audit.load(tmp_path / "audit.json").run
     assert read == found.run
@@ -454,7 +464,9 @@ def test_an_audit_names_the_labels_that_it_read_and_what_their_values_mean(tmp_p
 
 def test_an_audit_without_labels_names_none():
     volume = np.random.default_rng(0).random((12, 32, 32))
-    run = audit(Linear(1.0, 0.0, 2.0), volume, max_windows=4, device="cpu").run
+    run = audit(
+        Linear(1.0, 0.0, 2.0), volume, sampling=Sampling(max_windows=4), compute=Compute(device="cpu")
+    ).run
     assert (run.label_options, run.volumes[0].labels_path, run.volumes[0].labels) == (None, None, None)
 
 
@@ -462,7 +474,9 @@ def test_an_audit_names_the_entry_that_it_read(tmp_path):
     path = tmp_path / "four.npy"
     np.save(path, np.random.default_rng(0).random((2, 12, 32, 32)).astype(np.float32))
     volume = evenslice.open_volume(path, axes="tzyx", select={"t": np.int64(1)})
-    found = audit(nn.Conv2d(3, 2, 3, padding=1), volume, device="cpu", max_windows=4)
+    found = audit(
+        nn.Conv2d(3, 2, 3, padding=1), volume, compute=Compute(device="cpu"), sampling=Sampling(max_windows=4)
+    )
     found.save(tmp_path / "audit.json")
     (read,) = evenslice.Audit.load(tmp_path / "audit.json").run.volumes
     assert (read.select, read.level) == ({"t": 1}, 0)
@@ -470,5 +484,7 @@ def test_an_audit_names_the_entry_that_it_read(tmp_path):
 
 def test_an_audit_that_explains_labels_measures_what_lost_slices_cost_too(texture):
     labels = (texture > 0.5).astype(np.uint8)
-    found = audit(Linear(1.0, 2.0, 1.0), texture, labels=labels, target="labels", max_windows=8)
+    found = audit(
+        Linear(1.0, 2.0, 1.0), texture, labels=labels, target="labels", sampling=Sampling(max_windows=8)
+    )
     assert (found.run.target, found.stress is None) == ("labels", False)

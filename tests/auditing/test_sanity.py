@@ -1,4 +1,4 @@
-"""A short run of benchmarks/sanity.py on networks whose answers are known; its long run is in docs/sanity.md."""
+"""A short run of benchmarks/sanity.py on networks whose answers are known; its long run is in benchmarks/results."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import sanity
 import torch
-from kept import Cache
+from kept import Cache, write_csvs
 from sanity_checks import (
     METHODS,
     REPLACEMENTS,
@@ -162,7 +162,7 @@ def test_redrawn_norms_get_the_statistics_of_their_new_input():
     assert drawn[1].momentum == 0.1
 
 
-def test_results_are_kept_and_tables_written_between_their_markers(volume, effort, tmp_path):
+def test_results_are_kept_and_tables_written_to_files(volume, effort, tmp_path):
     class Planted(Family):
         def load(self, slices):
             network = linear((3.0, 2.0, 1.0, 2.0, 1.0)[:slices])
@@ -177,15 +177,10 @@ def test_results_are_kept_and_tables_written_between_their_markers(volume, effor
     assert tables["signs"].splitlines()[2] == (
         "| planted | 3 | mean gray | 1.00 [1.00, 1.00] | 1.00 [1.00, 1.00] | 1.00 [1.00, 1.00] |"
     )
-    page = tmp_path / "sanity.md"
-    page.write_text(
-        "".join(f"<!-- noise: {name} -->\nold\n<!-- end of noise: {name} -->\n" for name in tables)
-    )
-    sanity.write_docs("noise", tables, page)
-    assert "old" not in page.read_text()
-    assert all(table in page.read_text() for table in tables.values())
-    with pytest.raises(SystemExit, match="no place for the results of other"):
-        sanity.write_docs("other", tables, page)
+    write_csvs("noise", tables, tmp_path)
+    signs = (tmp_path / "noise-signs.csv").read_text().splitlines()
+    assert signs[1] == 'planted,3,mean gray,"1.00 [1.00, 1.00]","1.00 [1.00, 1.00]","1.00 [1.00, 1.00]"'
+    assert len(signs) == len(tables["signs"].splitlines()) - 1
 
 
 def test_networks_without_weights_say_what_is_missing(tmp_path):

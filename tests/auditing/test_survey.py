@@ -2,7 +2,6 @@
 
 import csv
 import json
-import re
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -140,7 +139,7 @@ def estimates(intervals):
     ],
 )
 def test_a_linear_network_gives_its_weights_back(survey, name, options, energy, chromatic):
-    (found,) = survey(name, **options).networks
+    (found,) = survey(name, **by_name(survey, **options)).networks
     assert found.energy == pytest.approx(energy)
     assert found.chromatic == pytest.approx(chromatic)
     assert (found.windows, found.stems) == (8, ("one", "other") if name == "two_stems" else found.stems[:1])
@@ -395,23 +394,21 @@ def test_the_page_shows_every_network_and_lets_nothing_in(tmp_path):
         tmp_path / "r.html"
     )
     page = Page(path.read_text(encoding="utf-8"))
-    text = plain(" ".join(page.text))
+    text = " ".join(plain(" ".join(page.text)).split())
     assert "script" not in page.tags
     assert [link for link in page.links if not link.startswith(("#", "data:"))] == []
     assert len(page.ids) == len(set(page.ids))
     assert set(page.references) <= set(page.ids)
     assert "3 networks: 2 biased, 1 failed." in text
-    assert "0.250 [0.150, 0.350]" in text
-    assert re.search(r"red 0\.200\s+green 0\.700\s+blue 0\.100", text)
-    assert "all weights random" in text
+    assert "+0.250 [0.150, 0.350]" in text
+    assert "0.200 0.700 0.100" in text
+    assert "all random" in text
 
 
 def test_a_page_of_many_networks_says_how_many_the_chart_leaves_out(tmp_path):
     networks = tuple(make(f"timm:net{i}", 0.9 - 0.01 * i) for i in range(62))
     text = plain(" ".join(Page(Survey(networks).to_html(tmp_path / "r.html").read_text()).text))
-    assert (
-        "The 60 networks with the largest directional bias are shown; 2 more are in the table below." in text
-    )
+    assert "The 60 networks with the largest bias are shown; 2 more are in the table." in text
     assert text.count("timm:net61") == 1
 
 
@@ -420,7 +417,7 @@ def test_the_terminal_calls_none_what_is_not_known():
     silent = replace(make("timm:net", 0.2), mirror_error=unknown, chromatic=float("nan"))
     (table,) = survey_tables(Survey((silent,)))
     cells = [next(iter(column.cells)) for column in table.columns]
-    assert [cells[2], cells[5]] == ["none", "none"]
+    assert [str(cells[4]), str(cells[6])] == ["\N{EN DASH}"] * 2
 
 
 def test_no_pairs_at_one_slice(survey, tmp_path):
@@ -449,13 +446,13 @@ def test_the_command_end_to_end(folder, tmp_path):
     ]
     done = run(folder, *names, *options)
     assert done.returncode == 1, done.stderr  # one network failed
-    assert "+0.500" in done.stdout
+    assert "+.500" in done.stdout
     assert "by design" in done.stdout
     assert all(len(line) <= 80 for line in done.stdout.splitlines() if "report:" not in line)
     written = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
     assert written == {
         *(".evenslice-files.json", "survey.json", "survey.csv", "report.html"),
-        *("figures/balance.png", "figures/balance.svg"),
+        "figures/balance.svg",
     }
     again = run(folder, *names, *options)
     assert (again.returncode, again.stdout) == (2, "")

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from pretended_client import PretendedClient
+from pretended_workers import PretendedWorkers
 from torch import nn
 
 import evenslice
@@ -63,7 +63,7 @@ def test_an_audit_ends_where_a_worker_has_other_content(file, monkeypatch, where
         return {str(file): "sha256:0"} if where == "first" or len(asked) > 2 else honest(volumes, known)
 
     monkeypatch.setattr(measuring, "copies_of", lying)
-    monkeypatch.setattr("evenslice.auditing.stopping.open_cluster", here_and_now)
+    monkeypatch.setattr("evenslice.auditing.stopping.open_workers", here_and_now)
     with pytest.raises(VolumeError, match="has other content on a worker than here"):
         evenslice.audit(
             network,
@@ -80,4 +80,4 @@ def test_an_audit_ends_where_a_worker_has_other_content(file, monkeypatch, where
 
 
 def here_and_now(*_):
-    return nullcontext(PretendedClient())
+    return nullcontext(PretendedWorkers())

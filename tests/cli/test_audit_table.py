@@ -111,7 +111,7 @@ def test_what_a_lost_slice_costs_stands_below_once_for_each_network(shown):
     audit = dataclasses.replace(make_audit("network", PRETRAINED), stress=stress)
     lines = shown(audit)
     assert "Dice when slices are disturbed, 16 windows" in lines
-    assert "missing 1 .600 .800 .500 +.200 [+.100, +.300]" in lines
+    assert "missing 1 .600 .800 .500 +.200 [.100, .300]" in lines
     methods = [audit.renamed(f"network, {method}") for method in ("gradient", "occlusion")]
     assert [line for line in shown(*methods) if "disturbed" in line] == [
         "network, gradient: Dice when slices are disturbed, 16 windows"

@@ -22,10 +22,10 @@ from evenslice.cli import main, options
 from evenslice.cli.app import app
 from evenslice.cli.option_groups import grouped
 from evenslice.networks.weight_files import SUFFIXES
-from evenslice.neutralizing.cuts import OUTPUT
+from evenslice.neutralizing.averages import OUTPUT
 from evenslice.neutralizing.strategies import STRATEGIES
 from evenslice.neutralizing.ties import TIES
-from evenslice.volumes import Plane
+from evenslice.volumes.volume import Plane
 
 COMMANDS = get_command(app).commands
 GROUPS = {
@@ -94,7 +94,7 @@ def test_every_option_has_a_help_text_that_is_a_sentence(command):
 
 def test_the_help_says_what_a_run_or_a_saved_network_settles():
     named = {parameter.name: parameter.help for parameter in COMMANDS["audit"].params}
-    for name in (*("step", "plane", "intensity", "fill"), *asdict(options.LabelValues())):
+    for name in (*options.READ, *options.LABELS):
         assert "of the run or saved network" in named[name], name
     for suffix in SUFFIXES:
         assert suffix in named["weights"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from evenslice.cli import demonstration, main
-from evenslice.studying.study_folder import STUDY_FILES, working_in_study
+from evenslice.studying.study_runner import STUDY_FILES, working_in_study
 from evenslice.volumes import open_volume, write_volume
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import tifffile
 from evenslice import ConfigError, EvensliceError, open_volume
 from evenslice._core import spelled_on_command_line
 from evenslice.cli import main
-from evenslice.cli.label_opening import LabelledOpening
+from evenslice.cli.opening import LabelledOpening
 from evenslice.inference import stated_reading
 from evenslice.neutralizing import load_network, save_network
 from evenslice.training import find_reading
@@ -65,7 +66,7 @@ def trained(tmp_path):
 def test_a_symmetrized_run_reads_volumes_as_the_run_does(trained, tmp_path, run):
     fair = tmp_path / "fair.safetensors"
     run("symmetrize", "--run", trained, "--out", fair)
-    assert stated_reading(SPEC, str(fair)) == Reading.of(**READING, overlapping=False)
+    assert stated_reading(SPEC, str(fair)) == Reading(**READING, overlapping=False)
     volume = tmp_path / "volume.npy"
     np.save(volume, np.random.default_rng(0).integers(0, 255, (32, 14, 32), dtype=np.uint8))
     audit = ["audit", "--volume", volume, "--max-windows", 8, "--json"]
@@ -82,7 +83,7 @@ def test_what_a_file_of_weights_says_of_volumes_is_carried_on(tmp_path, run, com
     save_network(model, fair, record=record, source=source, reading=READING)
     strategy = ["--strategy", "pretrained"] if command == "neutralize" else []
     run(command, "--model", SPEC, "--weights", fair, *strategy, "--out", fairer)
-    assert stated_reading(SPEC, str(fairer)) == Reading.of(**READING)
+    assert stated_reading(SPEC, str(fairer)) == Reading(**READING)
 
 
 def test_the_run_does_not_say_what_the_target_labels_ignores(trained, tmp_path, run):
@@ -104,7 +105,7 @@ def test_values_of_classes_take_the_place_of_numbered_objects(trained):
     config.write_text(text)
     assert find_reading(trained, None, None).labels.instances == "sparse"
     for given in ({"label_values": (0, 255)}, {"other_labels": "background"}):
-        found = find_reading(trained, None, None, **given).options()
+        found = asdict(find_reading(trained, None, None, **given))
         assert found["instances"] is None
         assert given.items() <= found.items()
 

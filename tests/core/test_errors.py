@@ -2,7 +2,7 @@ import pytest
 
 from evenslice._core import errors
 from evenslice._core.errors import EvensliceError, MissingExtraError, did_you_mean, needs_extra, reason
-from evenslice._core.words import without_secrets
+from evenslice._core.text import without_secrets
 
 
 def test_every_error_hangs_under_the_root_and_stands_in_the_documented_tree():

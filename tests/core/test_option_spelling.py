@@ -11,12 +11,11 @@ from evenslice._core.errors import ConfigError, EvensliceError, VolumeError, opt
 from evenslice.auditing.attribution import check_method, check_method_of
 from evenslice.auditing.targets import parse_target, resolve_target
 from evenslice.inference.devices import choose_device, choose_dtype
-from evenslice.inference.logit_maps import class_map
+from evenslice.inference.network_outputs import class_map
 from evenslice.inference.onnx_networks import load_onnx
 from evenslice.neutralizing.network_files import load_network
 from evenslice.neutralizing.strategies import find_strategy
 from evenslice.neutralizing.ties import check_tie
-from evenslice.volumes.axes import check_axes
 from evenslice.volumes.scaling import Scaling
 
 CASES = [
@@ -55,7 +54,7 @@ def test_each_reader_sees_their_own_spelling(name, value, python, shell):
         (lambda: find_strategy("foo", 3), "--strategy foo: known"),
         (lambda: check_tie("foo"), "--tie foo: known: mirror, uniform; omit it to leave the slices free"),
         (lambda: Scaling(3, 1), "--intensity 3.0 1.0: the first must be below the second"),
-        (lambda: check_axes("xyq"), "--axes xyq: give one letter"),
+        (lambda: evenslice.open_volume(np.zeros((2, 2, 2)), axes="xyq"), "--axes xyq: give one letter"),
         (
             lambda: evenslice.open_volume(np.zeros((2, 2, 2)), level=2),
             "has only one resolution level; omit --level 2",

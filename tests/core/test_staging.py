@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from evenslice._core import locks
+from evenslice._core import staging
 from evenslice._core.errors import OutputError
-from evenslice._core.locks import locked_folder
-from evenslice._core.staging import staged_file, staged_folder
+from evenslice._core.staging import locked_folder, staged_file, staged_folder
 
 PATTERNS = ("audit*.json", "figures/*.svg")
 
@@ -223,7 +222,7 @@ def test_a_file_where_a_folder_should_be_is_said_to_be_one(tmp_path):
 def test_a_folder_that_goes_with_the_process_that_held_it(tmp_path, monkeypatch):
     """Between two attempts to lock it, the other process may have ended."""
     folder = tmp_path / "unfinished"
-    other = locks.FileLock(folder / "lock")
+    other = staging.FileLock(folder / "lock")
 
     def end_other(_):
         other.release(force=True)
@@ -232,5 +231,5 @@ def test_a_folder_that_goes_with_the_process_that_held_it(tmp_path, monkeypatch)
     folder.mkdir()
     other.acquire()
     monkeypatch.setattr("time.sleep", end_other)
-    with pytest.raises(OutputError, match="is busy"), locks.locked(folder / "lock", "is busy"):
+    with pytest.raises(OutputError, match="is busy"), staging.locked(folder / "lock", "is busy"):
         pass

@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 import zipfile
+from contextlib import redirect_stdout
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import fuzz_volumes
@@ -20,7 +23,6 @@ from fuzz_seeds import Seed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 COUNT = 500
 SPEC = "timm:test_resnet"
@@ -270,62 +272,40 @@ def _make_run(folder: Path) -> None:
 
 
 def _look(item: Seed) -> None:
-    from pathlib import Path
-
     KINDS[item.options["kind"]][1](Path(item.path), item.options["file"])
 
 
 def _look_at_audits(folder: Path, _: Path) -> None:
-    from evenslice._core.words import json_text
-    from evenslice.auditing.documents import load_audits
-    from evenslice.cli.printing import _plain_console
-    from evenslice.cli.tables import audit_table
-    from evenslice.report.audit.page import render
-    from evenslice.report.audit.tables import csv_tables
+    from evenslice import load_audits
+    from evenslice.cli.comparison import write_rendered
+    from evenslice.cli.printing import show_audits
 
     audits = load_audits(folder)
-    render(audits)
-    csv_tables(audits)
-    json_text([audit.to_dict() for audit in audits])
-    console = _plain_console()
-    with console.capture():
-        for audit in audits:
-            console.print(audit_table(audit, audit.name))
+    with tempfile.TemporaryDirectory() as out, redirect_stdout(io.StringIO()):
+        write_rendered(audits, Path(out))
+        for json_asked in (True, False):
+            show_audits(audits, None, json=json_asked)
 
 
 def _look_at_study(folder: Path, _: Path) -> None:
-    from evenslice.cli.printing import _plain_console
-    from evenslice.cli.study_tables import study_tables
-    from evenslice.report.base.style import settings
-    from evenslice.report.study.csv_files import csv_tables
-    from evenslice.report.study.page import draw_charts, render
-    from evenslice.results.studies import load_study
+    from evenslice.cli.printing import show_study
+    from evenslice.report import write_study_report
+    from evenslice.results import load_study
 
     results = load_study(folder)
-    with settings():
-        render(results, draw_charts(results))
-    csv_tables(results)
-    console = _plain_console()
-    with console.capture():
-        for table in study_tables(results.summary):
-            console.print(table)
+    with tempfile.TemporaryDirectory() as out, redirect_stdout(io.StringIO()):
+        write_study_report(results, Path(out) / "report.html")
+        show_study(results.summary, folder, json=False)
 
 
 def _look_at_survey(folder: Path, _: Path) -> None:
-    from evenslice.auditing.documents import Survey
-    from evenslice.cli.printing import _plain_console
-    from evenslice.cli.tables import survey_tables
-    from evenslice.report.files import survey_csv
-    from evenslice.report.survey.page import render
+    from evenslice.auditing import Survey
+    from evenslice.cli.printing import show_survey
 
     survey = Survey.load(folder)
-    render(survey)
-    survey_csv(survey)
-    survey.to_json()
-    console = _plain_console()
-    with console.capture():
-        for table in survey_tables(survey):
-            console.print(table)
+    with tempfile.TemporaryDirectory() as out, redirect_stdout(io.StringIO()):
+        survey.save(Path(out), force=True)
+        show_survey(survey, None, json=False)
 
 
 def _look_at_network(_: Path, file: Path) -> None:
@@ -338,7 +318,7 @@ def _look_at_run(folder: Path, _: Path) -> None:
     from evenslice._core.config_files import load_config
     from evenslice.training.config import TrainConfig
     from evenslice.training.run_folder import RunFolder
-    from evenslice.training.segmenter import load_segmenter
+    from evenslice.training.run_network import load_segmenter
 
     run = RunFolder(folder)
     load_segmenter(folder)

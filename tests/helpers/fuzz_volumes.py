@@ -179,13 +179,11 @@ _KINDS_OF_DAMAGE = (
 
 def work(name: str, seed: int, first: int, count: int) -> None:
     """Open damaged volumes and print one line of JSON for each; the main function of the process."""
-    from evenslice.volumes.read import hdf5_labels, nifti, raw
-
-    hdf5_labels.SECONDS = SECONDS - 1
+    from evenslice.volumes.read import nifti
 
     def vary(chance: random.Random) -> None:
         # Half of the small files are read as large ones are.
-        nifti.IN_MEMORY = raw.IN_MEMORY = chance.choice((0, 2**27))
+        nifti.IN_MEMORY = chance.choice((0, 2**27))
 
     work_on(name, seed, first, count, fuzz_seeds.make, _look, vary)
 

@@ -46,5 +46,18 @@ class Page(HTMLParser):
             self.text.append(data)
 
 
+def standing_alone(text):
+    """Parse a page that loads nothing, and whose identifiers are unique and referred to as they are."""
+    page = Page(text)
+    assert page.links
+    assert all(link.startswith(("data:", "#")) for link in page.links)
+    assert "://" not in re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)
+    assert "default-src 'none'" in text
+    assert len(set(page.ids)) == len(page.ids)
+    inner = {link.removeprefix("#") for link in page.links if link.startswith("#")}
+    assert inner | set(page.references) <= set(page.ids)
+    return page
+
+
 def plain(text):
     return text.replace("\N{MINUS SIGN}", "-").replace("\N{NO-BREAK SPACE}", " ")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from evenslice.auditing.documents import Audit
-from evenslice.networks.stem_kernels import StemKernels
+from evenslice.networks.inputs import StemKernels
 from evenslice.results.asymmetry import summarize
 from evenslice.results.audits import AuditedVolume, AuditRun, ExampleWindows, StemShape
 from evenslice.results.measurements import Measurements
@@ -167,3 +167,8 @@ def _kernels(name: str, shares: Sequence[float]) -> StemKernels:
     else:
         after = before[:, np.arange(len(shares)) % 3] * 3 / len(shares)
     return StemKernels(name, before.astype(np.float32), after.astype(np.float32))
+
+
+def with_statistics(audit: Audit, **changes: Any) -> Audit:
+    """Return an audit with other statistics."""
+    return replace(audit, statistics=replace(audit.statistics, **changes))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from evenslice.inference.batch_norm_fusion import fuse_batch_norms
-from evenslice.inference.ready_network import ReadyNetwork
+from evenslice.inference.ready_networks import ReadyNetwork
 from evenslice.neutralizing.network_files import load_network
 
 

@@ -10,10 +10,9 @@ from values import by_name
 import evenslice
 from evenslice.auditing.attribution import attribute
 from evenslice.inference import prediction
-from evenslice.inference.batch_sizes import BatchSizes
-from evenslice.inference.device_errors import out_of_memory
+from evenslice.inference.devices import BatchSizes, out_of_memory
 from evenslice.inference.prediction import predict
-from evenslice.inference.ready_network import ReadyNetwork
+from evenslice.inference.ready_networks import ReadyNetwork
 from evenslice.volumes import Scaling, open_volume
 
 VOLUME = np.random.default_rng(0).random((12, 40, 48))

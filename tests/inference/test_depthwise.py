@@ -8,7 +8,7 @@ import torch
 from timm.layers import Conv2dSame
 from torch import nn
 
-from evenslice.inference.depthwise import keep_depthwise_exact
+from evenslice.inference.ready_networks import keep_depthwise_exact
 
 
 def network():

@@ -17,11 +17,11 @@ from torch import nn
 from values import by_name
 
 import evenslice
-import evenslice.inference.ready_network as ready_network_module
+import evenslice.inference.ready_networks as ready_network_module
 from evenslice._core import ModelError, worker_number
 from evenslice.auditing.attribution import attribute
 from evenslice.inference.devices import choose_device, choose_dtype, to_device
-from evenslice.inference.ready_network import ReadyNetwork
+from evenslice.inference.ready_networks import ReadyNetwork
 from evenslice.neutralizing import in_float64
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

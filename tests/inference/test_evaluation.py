@@ -12,8 +12,8 @@ from values import by_name
 
 import evenslice
 from evenslice._core.errors import ConfigError, ModelError, OutputError, VolumeError
-from evenslice._core.words import json_text
-from evenslice.inference import slice_runs
+from evenslice._core.text import json_text
+from evenslice.inference import prediction
 
 
 def linear(*weights, threshold=0.5):
@@ -135,7 +135,7 @@ def test_labels_that_are_stored_together_are_read_together(
         linear(0.4, 0.4, 0.1), image, labels, **by_name(evenslice.evaluate, stress=True, **slices, **OPTIONS)
     )
     zarr.create_array(tmp_path / "labels.zarr", data=labels, chunks=(8, 24, 40))
-    monkeypatch.setattr(slice_runs, "CLASS_VOXELS", most)
+    monkeypatch.setattr(prediction, "CLASS_VOXELS", most)
     volume, read = evenslice.open_volume(tmp_path / "labels.zarr"), []
     source = type(volume._source())
     original = source.read

@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 from torch import nn
 
 from evenslice._core.errors import ConfigError, MissingExtraError, ModelError
-from evenslice._core.words import json_text
+from evenslice._core.text import json_text
 from evenslice.inference.metrics import object_scores, surface_scores
 from evenslice.inference.scoring import evaluate_parts
 from evenslice.volumes.labels import ClassIndex, LabelledVolume

@@ -11,10 +11,9 @@ from torch import nn
 
 from evenslice._core.errors import ConfigError, ModelError, VolumeError
 from evenslice.inference import prediction as predicting
-from evenslice.inference.black_boxes import BlackBox
-from evenslice.inference.logit_maps import class_logits
+from evenslice.inference.network_outputs import class_logits
 from evenslice.inference.prediction import predict, try_network
-from evenslice.inference.ready_network import ReadyNetwork
+from evenslice.inference.ready_networks import BlackBox, ReadyNetwork
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.zarr import ZarrSource
 from evenslice.volumes.scaling import Scaling

@@ -8,8 +8,9 @@ import sys
 import threading
 import time
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import islice, product
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,19 +19,20 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from pretended_workers import PretendedWorkers
 from torch import nn
 from values import by_name
 
 from evenslice import Compute, Reading, cli, export, load_onnx, segment, symmetrize
 from evenslice._core import Terminated, map_ahead, progress_to
 from evenslice._core.errors import ConfigError, EvensliceError, ModelError, OutputError, VolumeError
-from evenslice.inference import prediction, ready_network, segmentation, segmentation_job, segmentation_run
+from evenslice.inference import prediction, ready_networks, segmentation, segmentation_blocks
 from evenslice.inference.prediction import predict
-from evenslice.inference.ready_network import ReadyNetwork
+from evenslice.inference.ready_networks import ReadyNetwork
 from evenslice.networks.outputs import predicted_classes
 from evenslice.neutralizing.network_files import save_network
 from evenslice.neutralizing.neutralization import neutralize
-from evenslice.training.segmenter import load_segmenter
+from evenslice.training.run_network import load_segmenter
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.zarr import ZarrSource
 from evenslice.volumes.scaling import fit_scaling
@@ -64,9 +66,43 @@ def image(tmp_path):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of two slices, of a quarter of the plane."""
-    monkeypatch.setattr(segmentation_job, "CHUNK", 32)
-    monkeypatch.setattr(segmentation_job, "LARGEST_REGION", 64)
-    monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 2 * 64 * 64)
+    monkeypatch.setattr(segmentation_blocks, "CHUNK", 32)
+    monkeypatch.setattr(segmentation_blocks, "LARGEST_REGION", 64)
+    monkeypatch.setattr(segmentation_blocks, "BLOCK_VOXELS", 2 * 64 * 64)
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Begin a segmentation and stop it after some blocks, as if it were killed."""
+    work = segmentation_blocks._segment_blocks
+
+    def stop_after(count, *arguments, **options):
+        def first(blocks, job):
+            yield from islice(work(blocks, job), count)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(segmentation_blocks, "_segment_blocks", first)
+            segment(*arguments, **by_name(segment, **options))
+
+    return stop_after
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """Return a list that gets the blocks that are segmented from now on."""
+    work = segmentation_blocks._segment_blocks
+
+    def watched():
+        begun = []
+        monkeypatch.setattr(
+            segmentation_blocks,
+            "_segment_blocks",
+            lambda blocks, job: begun.extend(blocks) or work(blocks, job),
+        )
+        return begun
+
+    return watched
 
 
 def test_labels_are_those_of_the_network(tmp_path, image):
@@ -85,13 +121,13 @@ def test_classes_leave_the_device_batch_by_batch_in_bytes_if_these_hold_them(
     model, volume = network(classes), noise(6, 20, 24)
     if classes > 1:
         model[2].bias[-1] = model[2].bias.max() + 0.2  # which the last class wins somewhere
-    copied, convert = [], segmentation_run._classes
+    copied, convert = [], segmentation_blocks._classes
 
     def watch(output):
         copied.append(convert(output))
         return copied[-1]
 
-    monkeypatch.setattr(segmentation_run, "_classes", watch)
+    monkeypatch.setattr(segmentation_blocks, "_classes", watch)
     labels = segment(model, volume, tmp_path / "labels.npy", compute=Compute(batch=4, dtype="float32"))[...]
     assert [(len(part), part.dtype) for part in copied] == [(4, dtype), (2, dtype)]
     right = predicted_classes(expected(model, volume), dim=0).numpy()
@@ -123,57 +159,30 @@ def test_blocks_and_regions_change_nothing(tmp_path, image, small_blocks):
     np.testing.assert_array_equal(labels[...], right)
 
 
-@pytest.mark.parametrize(
-    ("length", "most", "lengths"), [(160, 22, [20] * 8), (10, 4, [3, 3, 4]), (3, 9, [3])]
-)
-def test_blocks_are_of_one_size(length, most, lengths):
-    parts = segmentation_job._divide(length, most)
-    assert [part.stop - part.start for part in parts] == lengths
-    assert [part.start for part in parts[1:]] == [part.stop for part in parts[:-1]]
-
-
-def test_what_was_done_in_blocks_of_another_size_is_done_again(tmp_path, image, monkeypatch):
+def test_what_was_done_in_blocks_of_another_size_is_gone_on_with(tmp_path, image, monkeypatch, stop_after):
     right = segment(network(), image, tmp_path / "right.npy", compute=Compute(dtype="float32"))[...]
-    monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 2 * 70 * 90)
-    work = segmentation_run._segment_blocks
-
-    def first(blocks, job):
-        yield from islice(work(blocks, job), 1)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(segmentation_run, "_segment_blocks", first)
-        segment(network(), image, tmp_path / "labels.npy", compute=Compute(dtype="float32"))
-    monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 5 * 70 * 90)
+    monkeypatch.setattr(segmentation_blocks, "BLOCK_VOXELS", 2 * 70 * 90)
+    stop_after(1, network(), image, tmp_path / "labels.npy", dtype="float32")
+    monkeypatch.setattr(segmentation_blocks, "BLOCK_VOXELS", 5 * 70 * 90)
     labels = segment(network(), image, tmp_path / "labels.npy", compute=Compute(dtype="float32"))
     np.testing.assert_array_equal(labels[...], right)
 
 
-class Cluster:
-    """Stands in for the client of a cluster."""
-
-    def nthreads(self):
-        return {"tcp://one": 1, "tcp://two": 1}
-
-
-def somewhere(_workers, _scheduler):
-    return nullcontext(Cluster())
+def somewhere(workers, scheduler):
+    return nullcontext(PretendedWorkers(2) if workers or scheduler else None)
 
 
 @pytest.fixture
 def here(monkeypatch):
     """Tasks that would go to workers, which are done here in turn."""
-    tasks = []
+    tasks, submit = [], PretendedWorkers.submit
 
-    def work(function, items, _client, common, **_):
-        for item in items:
-            tasks.append(item)
-            yield item, function(item, common)
+    def noted(self, rest, function, item):
+        tasks.append(item)
+        return submit(self, rest, function, item)
 
-    monkeypatch.setattr(
-        segmentation_run, "open_cluster", lambda workers, _: nullcontext(workers and Cluster())
-    )
-    monkeypatch.setattr(segmentation_run, "map_as_finished", work)
+    monkeypatch.setattr(PretendedWorkers, "submit", noted)
+    monkeypatch.setattr(segmentation_blocks, "open_workers", somewhere)
     return tasks
 
 
@@ -210,7 +219,7 @@ def stored_deep(path, depth=32):
 def test_chunks_of_many_slices_are_decoded_once_or_by_two_workers(
     tmp_path, monkeypatch, decoded, here, workers, times, region
 ):
-    monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 32 * 32)
+    monkeypatch.setattr(segmentation_blocks, "BLOCK_VOXELS", 32 * 32)
     volume = open_volume(stored_deep(tmp_path / "image.zarr", 36), region=region)
     labels = segment(
         network(), volume, tmp_path / "labels.npy", compute=Compute(dtype="float32", workers=workers)
@@ -266,8 +275,10 @@ def test_what_was_segmented_along_another_axis_is_decoded_once_for_the_output(
     [(8, [0, *range(2, 32, 4)]), (16, [0, *range(1, 32, 2)]), (64, list(range(32)))],
 )
 def test_tasks_meet_within_chunks_and_are_enough_for_all_workers(tmp_path, monkeypatch, here, fewest, starts):
-    monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 32 * 32)
-    monkeypatch.setattr(Cluster, "nthreads", lambda _: dict.fromkeys(range(fewest // 2), 1))
+    monkeypatch.setattr(segmentation_blocks, "BLOCK_VOXELS", 32 * 32)
+    monkeypatch.setattr(
+        segmentation_blocks, "open_workers", lambda *_: nullcontext(PretendedWorkers(fewest // 2))
+    )
     volume = stored_deep(tmp_path / "image.zarr")
     segment(network(), volume, tmp_path / "labels.npy", compute=Compute(dtype="float32", workers=2))
     assert [task[0][0].start for task in here] == starts
@@ -276,13 +287,13 @@ def test_tasks_meet_within_chunks_and_are_enough_for_all_workers(tmp_path, monke
 def test_what_is_left_of_an_unfinished_segmentation_is_divided_among_all_workers():
     job = SimpleNamespace(volume=SimpleNamespace(chunks=(64, 64, 64), chunk_offset=(0, 0, 0)))
     blocks = [(slice(z, z + 1), slice(0, 64), slice(0, 64)) for z in range(928, 1024)]
-    tasks = segmentation_run._tasks(blocks, job, 32)
+    tasks = segmentation_blocks._tasks(blocks, job, 32)
     assert len(tasks) >= 32
     assert [block for task in tasks for block in task] == blocks
 
 
 def test_progress_is_that_of_blocks_within_tasks_too(tmp_path, monkeypatch):
-    def looking(function, tasks, _client, common, meanwhile):
+    def looking(function, tasks, _workers, common, meanwhile):
         for task in tasks:
             for block in task:
                 function([block], common)
@@ -290,9 +301,9 @@ def test_progress_is_that_of_blocks_within_tasks_too(tmp_path, monkeypatch):
             yield task, None
 
     reports = []
-    monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 32 * 32)
-    monkeypatch.setattr(segmentation_run, "open_cluster", somewhere)
-    monkeypatch.setattr(segmentation_run, "map_as_finished", looking)
+    monkeypatch.setattr(segmentation_blocks, "BLOCK_VOXELS", 32 * 32)
+    monkeypatch.setattr(segmentation_blocks, "open_workers", somewhere)
+    monkeypatch.setattr(segmentation_blocks, "map_as_finished", looking)
     volume = stored_deep(tmp_path / "image.zarr")
     with progress_to(reports.append):
         segment(network(), volume, tmp_path / "labels.npy", compute=Compute(dtype="float32", workers=2))
@@ -302,23 +313,23 @@ def test_progress_is_that_of_blocks_within_tasks_too(tmp_path, monkeypatch):
 
 
 def test_a_worker_leaves_out_what_another_had_finished(tmp_path, monkeypatch, here):
-    monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 32 * 32)
+    monkeypatch.setattr(segmentation_blocks, "BLOCK_VOXELS", 32 * 32)
     volume, done = stored_deep(tmp_path / "image.zarr"), []
-    work = segmentation_run._segment_blocks
+    work = segmentation_blocks._segment_blocks
 
     def dying(blocks, job):
         done.extend(islice(work(blocks, job), 2))
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(segmentation_run, "_segment_blocks", dying)
+        patch.setattr(segmentation_blocks, "_segment_blocks", dying)
         segment(network(), volume, tmp_path / "labels.npy", compute=Compute(dtype="float32", workers=2))
     again = []
     monkeypatch.setattr(
-        segmentation_run, "_segment_blocks", lambda blocks, job: again.extend(blocks) or work(blocks, job)
+        segmentation_blocks, "_segment_blocks", lambda blocks, job: again.extend(blocks) or work(blocks, job)
     )
-    tasks = segmentation_run._tasks
-    monkeypatch.setattr(segmentation_run, "_tasks", lambda _, job, fewest: tasks(job.blocks, job, fewest))
+    tasks = segmentation_blocks._tasks
+    monkeypatch.setattr(segmentation_blocks, "_tasks", lambda _, job, fewest: tasks(job.blocks, job, fewest))
     segment(network(), volume, tmp_path / "labels.npy", compute=Compute(dtype="float32", workers=2))
     assert len(done) == 2
     assert len(again) == 30
@@ -328,13 +339,15 @@ def test_a_worker_leaves_out_what_another_had_finished(tmp_path, monkeypatch, he
 def writing_behind(monkeypatch):
     """Write in a thread, as where a GPU computes."""
     monkeypatch.setattr(
-        segmentation_run, "map_ahead", lambda *given, **options: map_ahead(*given, **{**options, "ahead": 1})
+        segmentation_blocks,
+        "map_ahead",
+        lambda *given, **options: map_ahead(*given, **{**options, "ahead": 1}),
     )
 
 
 def test_blocks_are_marked_as_finished_when_they_are_written(tmp_path, image, monkeypatch, writing_behind):
     right = segment(network(), image, tmp_path / "right.npy", compute=Compute(dtype="float32"))[...]
-    monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 2 * 70 * 90)
+    monkeypatch.setattr(segmentation_blocks, "BLOCK_VOXELS", 2 * 70 * 90)
     write, threads = zarr.Array.__setitem__, set()
 
     def slowly(array, place, voxels):
@@ -359,12 +372,12 @@ def test_blocks_that_other_machines_have_finished_may_be_seen_late(patience, see
         asked[block] += 1
         return block != 1 or asked[block] > 2
 
-    monkeypatch.setattr(segmentation_job, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(segmentation_blocks, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(segmentation_blocks, "SEEN_LATE", patience)
+    monkeypatch.setattr(segmentation_blocks, "_run", lambda *_: None)
     job = SimpleNamespace(blocks=range(3), is_finished=is_finished, staging="staging")
-    with (
-        nullcontext() if seen else pytest.raises(OutputError, match="has changed or removed finished blocks")
-    ):
-        segmentation_job.check_blocks(job, patience)
+    with nullcontext() if seen else pytest.raises(OutputError, match="has removed finished blocks"):
+        segmentation_blocks.run_blocks(job, None, "tcp://head:8786", None)
     assert asked == ({0: 1, 1: 3, 2: 1} if seen else {0: 1, 1: 1, 2: 1})
 
 
@@ -462,15 +475,15 @@ def test_a_stopped_run_goes_on_with_the_blocks_that_are_left(tmp_path, image, sm
             yield block
             done.append(block)
 
-    work = segmentation_run._segment_blocks
-    monkeypatch.setattr(segmentation_run, "_segment_blocks", broken)
+    work = segmentation_blocks._segment_blocks
+    monkeypatch.setattr(segmentation_blocks, "_segment_blocks", broken)
     with pytest.raises(KeyboardInterrupt):
         segment(network(), image, tmp_path / "labels.npy", compute=Compute(dtype="float32"))
     assert not (tmp_path / "labels.npy").exists()
 
     rest, reports = [], []
     monkeypatch.setattr(
-        segmentation_run, "_segment_blocks", lambda blocks, job: rest.extend(blocks) or work(blocks, job)
+        segmentation_blocks, "_segment_blocks", lambda blocks, job: rest.extend(blocks) or work(blocks, job)
     )
     with progress_to(reports.append):
         labels = segment(network(), image, tmp_path / "labels.npy", compute=Compute(dtype="float32"))
@@ -480,16 +493,8 @@ def test_a_stopped_run_goes_on_with_the_blocks_that_are_left(tmp_path, image, sm
     assert [report.done for report in reports if report.title == "segment"] == [*range(8, 41)]
 
 
-def test_the_beginning_of_another_segmentation_is_not_gone_on_with(tmp_path, image, monkeypatch):
-    work = segmentation_run._segment_blocks
-
-    def first(blocks, job):
-        yield from islice(work(blocks, job), 1)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(segmentation_run, "_segment_blocks", first)
-        segment(network(), image, tmp_path / "labels.npy", compute=Compute(dtype="float32"))
+def test_the_beginning_of_another_segmentation_is_not_gone_on_with(tmp_path, image, stop_after):
+    stop_after(1, network(), image, tmp_path / "labels.npy", dtype="float32")
     other = network()
     other[0].bias.add_(1)
     with pytest.raises(OutputError, match="unfinished segmentation by another network"):
@@ -523,16 +528,8 @@ class Shifted(nn.Module):
         ("_shift", float),
     ],
 )
-def test_nor_is_that_by_a_network_with_another_setting(tmp_path, image, monkeypatch, name, setting):
-    work = segmentation_run._segment_blocks
-
-    def first(blocks, job):
-        yield from islice(work(blocks, job), 1)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(segmentation_run, "_segment_blocks", first)
-        segment(Shifted(name, setting(0.5)), image, tmp_path / "labels.npy", compute=Compute(dtype="float32"))
+def test_nor_is_that_by_a_network_with_another_setting(tmp_path, image, stop_after, name, setting):
+    stop_after(1, Shifted(name, setting(0.5)), image, tmp_path / "labels.npy", dtype="float32")
     with pytest.raises(OutputError, match="unfinished segmentation by another network"):
         segment(
             Shifted(name, setting(0.50001)), image, tmp_path / "labels.npy", compute=Compute(dtype="float32")
@@ -547,41 +544,35 @@ def test_a_setting_that_holds_itself_is_no_obstacle(tmp_path, image):
     segment(model, image, tmp_path / "labels.npy", compute=Compute(dtype="float32"))
 
 
-def test_a_segmentation_goes_on_where_batch_norms_are_folded_to_other_roundings(tmp_path, image, monkeypatch):
+def test_a_segmentation_goes_on_where_batch_norms_are_folded_to_other_roundings(
+    tmp_path, image, monkeypatch, stop_after, watched
+):
     """As on a GPU, to which a segmentation begun on the CPU is moved."""
     model = nn.Sequential(
         nn.Conv2d(3, 8, 5, padding=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1)
     ).eval()
     nn.init.uniform_(model[1].running_var, 0.5, 1.5)
-    work, fold, begun = segmentation_run._segment_blocks, ready_network.fuse_batch_norms, []
-    monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 2 * 70 * 90)
-
-    def first(blocks, job):
-        yield from islice(work(blocks, job), 4)
-        raise KeyboardInterrupt
+    fold = ready_networks.fuse_batch_norms
+    monkeypatch.setattr(segmentation_blocks, "BLOCK_VOXELS", 2 * 70 * 90)
 
     def fold_elsewhere(module, *arguments):
         assert fold(module, *arguments) == 1
         module[0].weight.copy_(module[0].weight.nextafter(torch.tensor(1.0)))
         return 1
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(segmentation_run, "_segment_blocks", first)
-        segment(model, image, tmp_path / "labels.npy", compute=Compute(dtype="float32"))
-    monkeypatch.setattr(ready_network, "fuse_batch_norms", fold_elsewhere)
-    monkeypatch.setattr(
-        segmentation_run, "_segment_blocks", lambda blocks, job: begun.extend(blocks) or work(blocks, job)
-    )
+    stop_after(4, model, image, tmp_path / "labels.npy", dtype="float32")
+    monkeypatch.setattr(ready_networks, "fuse_batch_norms", fold_elsewhere)
+    begun = watched()
     segment(model, image, tmp_path / "labels.npy", compute=Compute(dtype="float32"))
     assert len(begun) == 10 - 4
 
 
 def test_each_slice_is_read_once(tmp_path, image, monkeypatch, small_blocks):
-    monkeypatch.setattr(segmentation_job, "LARGEST_REGION", 128)
+    monkeypatch.setattr(segmentation_blocks, "LARGEST_REGION", 128)
     reads = []
     volume = open_volume(image)
     monkeypatch.setattr(segmentation, "fit_scaling", lambda *_, **__: fit_scaling(open_volume(image)))
-    monkeypatch.setattr(segmentation_job, "fingerprint", lambda _: "")
+    monkeypatch.setattr(segmentation_blocks, "fingerprint", lambda _: "")
     read = type(volume).__getitem__
 
     def noted(self, key):
@@ -605,46 +596,42 @@ def test_an_input_is_never_written_over(tmp_path, image):
 KILLED = """
 import sys, time
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{tests!r}, {tests!r} + "/../helpers"]
 import test_segmentation as t
-from evenslice.inference import segmentation, segmentation_job, segmentation_run
-segmentation_job.BLOCK_VOXELS = 2 * 70 * 90
-work = segmentation_run._segment_blocks
+from evenslice.inference import segmentation_blocks
+segmentation_blocks.BLOCK_VOXELS = 2 * 70 * 90
+work = segmentation_blocks._segment_blocks
 def slow(blocks, job):
     for block in work(blocks, job):
         yield block
         time.sleep(0.2)
-segmentation_run._segment_blocks = slow
+segmentation_blocks._segment_blocks = slow
 t.segment(t.network(), Path({image!r}), Path({out!r}), dtype="float32")
 """
 
 
-def test_a_killed_run_goes_on_to_the_same_labels(tmp_path, image, monkeypatch):
-    monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 2 * 70 * 90)
+def test_a_killed_run_goes_on_to_the_same_labels(tmp_path, image, monkeypatch, watched):
+    monkeypatch.setattr(segmentation_blocks, "BLOCK_VOXELS", 2 * 70 * 90)
     right = segment(network(), image, tmp_path / "right.npy", compute=Compute(dtype="float32"))[...]
     out = tmp_path / "labels.npy"
     script = KILLED.format(tests=str(Path(__file__).parent), image=str(image), out=str(out))
     process = subprocess.Popen([sys.executable, "-c", script])
     root = tmp_path / ".labels.npy.unfinished"
     until = time.monotonic() + 60
-    while len(list(root.glob("*/finished/*"))) < 3:
+    while len(list(root.glob("work/array.zarr/c/*/0/0"))) < 6:
         assert process.poll() is None
         assert time.monotonic() < until
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = {path: path.stat().st_mtime_ns for path in root.glob("*/finished/*")}
-    assert 3 <= len(done) < 10
+    done = len(list(root.glob("work/array.zarr/c/*/0/0"))) // 2
+    assert 3 <= done < 10
     assert not out.exists()
 
-    seen = []
-    work = segmentation_run._segment_blocks
-    monkeypatch.setattr(
-        segmentation_run, "_segment_blocks", lambda blocks, job: seen.extend(blocks) or work(blocks, job)
-    )
+    seen = watched()
     labels = segment(network(), image, out, compute=Compute(dtype="float32"))
     np.testing.assert_array_equal(labels[...], right)
-    assert len(seen) == 10 - len(done)
+    assert len(seen) == 10 - done
 
 
 class Dying(nn.Module):
@@ -662,10 +649,8 @@ class Dying(nn.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of Dask, about the worker that died
-def test_a_killed_worker_costs_its_blocks_alone(tmp_path, image, monkeypatch):
+def test_a_killed_worker_ends_the_segmentation_in_one_line_and_it_goes_on(tmp_path, image, monkeypatch):
     """Here of a network whose answers for window and mirror are averaged, as workers have to do, too."""
-    monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 2 * 70 * 90)
     right = segment(symmetrize(network()), image, tmp_path / "right.npy", compute=Compute(dtype="float32"))[
         ...
     ]
@@ -674,21 +659,21 @@ def test_a_killed_worker_costs_its_blocks_alone(tmp_path, image, monkeypatch):
     )
     flag = tmp_path / "flag"
     dying = Dying(symmetrize(network()), flag)
-    labels = segment(dying, image, tmp_path / "labels.npy", compute=Compute(dtype="float32", workers=2))
+    monkeypatch.setattr(segmentation_blocks, "BLOCK_VOXELS", 2 * 70 * 90)
+    with pytest.raises(EvensliceError, match="worker process was killed, .* start the command again"):
+        segment(dying, image, tmp_path / "labels.npy", compute=Compute(dtype="float32", workers=2))
     assert flag.exists()
+    labels = segment(dying, image, tmp_path / "labels.npy", compute=Compute(dtype="float32", workers=2))
     np.testing.assert_array_equal(labels[...], right)
 
 
 def test_workers_that_do_not_see_the_staging_folder_are_one_clear_error(tmp_path, image, monkeypatch):
-    def on_another_machine(function, blocks, _client, common, **_):
-        for block in blocks:
-            try:
-                yield block, function(block, replace(common, root=tmp_path / "not" / "here"))
-            except OutputError as error:
-                yield block, error
+    @contextmanager
+    def sharing(self, common):
+        yield partial(self.submit, (replace(common, root=tmp_path / "not" / "here"),))
 
-    monkeypatch.setattr(segmentation_run, "open_cluster", somewhere)
-    monkeypatch.setattr(segmentation_run, "map_as_finished", on_another_machine)
+    monkeypatch.setattr(PretendedWorkers, "sharing", sharing)
+    monkeypatch.setattr(segmentation_blocks, "open_workers", somewhere)
     with pytest.raises(OutputError, match="not/here: is missing on the worker .*share with scratch"):
         segment(
             network(),
@@ -696,20 +681,6 @@ def test_workers_that_do_not_see_the_staging_folder_are_one_clear_error(tmp_path
             tmp_path / "labels.npy",
             compute=Compute(dtype="float32", scheduler="tcp://head:1"),
         )
-
-
-def test_blocks_that_kill_their_workers_are_one_clear_error(tmp_path, image, monkeypatch):
-    from distributed import KilledWorker
-
-    def killed(_function, blocks, _client, **_):
-        yield blocks[0], KilledWorker("task", None, 3)
-
-    monkeypatch.setattr(segmentation_run, "open_cluster", somewhere)
-    monkeypatch.setattr(segmentation_run, "map_as_finished", killed)
-    with pytest.raises(
-        EvensliceError, match="every worker that took these blocks died, .*give workers more memory"
-    ):
-        segment(network(), image, tmp_path / "labels.npy", compute=Compute(dtype="float32", workers=2))
 
 
 def test_a_cluster_needs_a_shared_folder_for_an_output_at_an_address(image):
@@ -771,14 +742,14 @@ def test_an_interrupted_command_says_how_to_go_on_if_anything_is_finished(
 ):
     model, weights = smp_network(), str(tmp_path / "network.safetensors")
     save_network(model, weights, record=neutralize(model, 3))
-    monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 2 * 70 * 90)
-    work = segmentation_run._segment_blocks
+    monkeypatch.setattr(segmentation_blocks, "BLOCK_VOXELS", 2 * 70 * 90)
+    work = segmentation_blocks._segment_blocks
 
     def first(blocks, job):
         yield from islice(work(blocks, job), finished)
         raise error
 
-    monkeypatch.setattr(segmentation_run, "_segment_blocks", first)
+    monkeypatch.setattr(segmentation_blocks, "_segment_blocks", first)
     out = tmp_path / "labels.tif"
     arguments = [
         "--model",
@@ -880,28 +851,20 @@ def test_a_function_is_segmented_like_the_network_that_it_calls(tmp_path, image)
         segment(lambda windows: windows[:, 0], image, tmp_path / "no.npy")
 
 
-def test_the_segmentation_of_a_function_is_resumed_by_the_same_function_alone(tmp_path, image, monkeypatch):
+def test_the_segmentation_of_a_function_is_resumed_by_the_same_function_alone(
+    tmp_path, image, monkeypatch, stop_after, watched
+):
     def scaling(factor):
         def scaled(windows):
             return factor * windows[:, :2]
 
         return scaled
 
-    monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 2 * 70 * 90)
-    work, begun = segmentation_run._segment_blocks, []
-
-    def first(blocks, job):
-        yield from islice(work(blocks, job), 4)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(segmentation_run, "_segment_blocks", first)
-        segment(scaling(1.0), image, tmp_path / "labels.npy")
+    monkeypatch.setattr(segmentation_blocks, "BLOCK_VOXELS", 2 * 70 * 90)
+    stop_after(4, scaling(1.0), image, tmp_path / "labels.npy")
     with pytest.raises(OutputError, match="unfinished segmentation by another network"):
         segment(scaling(1.001), image, tmp_path / "labels.npy")
-    monkeypatch.setattr(
-        segmentation_run, "_segment_blocks", lambda blocks, job: begun.extend(blocks) or work(blocks, job)
-    )
+    begun = watched()
     labels = segment(scaling(1.0), image, tmp_path / "labels.npy")
     assert len(begun) == 10 - 4
     monkeypatch.undo()
@@ -930,8 +893,9 @@ def test_workers_segment_by_an_onnx_file_that_is_symmetrized(tmp_path, image):
 
 def test_the_number_of_blocks_limits_a_volume(tmp_path, monkeypatch):
     begun = []
-    monkeypatch.setattr(segmentation, "run_blocks", lambda job, *_: begun.append(job.blocks))
-    monkeypatch.setattr(segmentation, "check_blocks", lambda *_, **__: pytest.fail("enough"))
+    monkeypatch.setattr(
+        segmentation, "run_blocks", lambda job, *_: begun.append(job.blocks) or pytest.fail("enough")
+    )
     path = tmp_path / "claims.zarr"
 
     def begin(*shape):

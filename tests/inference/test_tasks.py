@@ -15,7 +15,7 @@ from evenslice import Compute, Reading, Sampling
 from evenslice._core.errors import ModelError
 from evenslice.auditing.attribution import attribute
 from evenslice.auditing.targets import resolve_target
-from evenslice.inference.ready_network import ReadyNetwork
+from evenslice.inference.ready_networks import ReadyNetwork
 
 WEIGHTS = (1.0, -3.0, 4.0)
 EXPECTED = [0.125, 0.375, 0.5]

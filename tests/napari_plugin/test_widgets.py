@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from values import by_name
 
 import evenslice
 from evenslice._core import ProgressReport
@@ -117,7 +118,7 @@ def test_a_cancelled_audit_leaves_nothing(viewer, widget, wait_for, volume, monk
     def slow(*given, **options):
         reached.set()
         go_on.wait(60)
-        return evenslice.audit(*given, **options)
+        return evenslice.audit(*given, **by_name(evenslice.audit, **options))
 
     monkeypatch.setattr("evenslice.napari_plugin.audit_widget.audit", slow)
     audit.start.changed.emit(True)
@@ -302,7 +303,7 @@ def test_a_file_of_weights_says_how_volumes_are_read(tmp_path):
     loaded = evenslice.load_network(spec, "none")
     save_network(loaded.model, file, source=loaded.source, reading=reading)
     for choice in (FromLibrary(spec, str(file), 3, "pretrained"), FromFile(file)):
-        assert choice.load().reading == Reading.of(**reading)
+        assert choice.load().reading == Reading(**reading)
 
 
 def test_a_network_whose_decoder_is_random_segments_nothing(viewer, widget, wait_for, volume, tmp_path):

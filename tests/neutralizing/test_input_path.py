@@ -10,7 +10,6 @@ from torch import nn
 from evenslice._core.errors import ModelError
 from evenslice.neutralizing.neutralization import neutralize
 from evenslice.neutralizing.stems import find_stems
-from evenslice.neutralizing.strategies import STRATEGIES
 
 MEAN, STD = ([0.3, 0.5, 0.7], [0.1, 0.2, 0.4])
 
@@ -68,7 +67,7 @@ def run(model, image):
 
 
 @pytest.mark.parametrize("build", BUILDS)
-@pytest.mark.parametrize("slices", [1, 3, 5, 7])
+@pytest.mark.parametrize("slices", [1, 3, 5])
 def test_without_padding_a_gray_image_gets_the_response_it_got_everywhere(build, slices):
     model = build()
     gray = torch.rand(2, 1, 20, 24)
@@ -92,7 +91,7 @@ def test_with_padding_the_borders_are_symmetric_too(build):
 
 
 @pytest.mark.parametrize("build", BUILDS)
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", ["uniform", "twin", "mixer", "random"])
 def test_after_an_error_everything_is_back(build, strategy, monkeypatch):
     def fail(*_):
         raise ModelError("at the end")

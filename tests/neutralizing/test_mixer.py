@@ -3,7 +3,6 @@
 import copy
 import io
 import pickle
-from contextlib import ExitStack
 
 import planted
 import pytest
@@ -11,9 +10,9 @@ import torch
 from torch import nn
 
 from evenslice._core.errors import ModelError
-from evenslice.neutralizing.mixer import MIXER, add_mixer
 from evenslice.neutralizing.neutralization import neutralize, untie
 from evenslice.neutralizing.record import record_of
+from evenslice.neutralizing.rewriting import MIXER
 from evenslice.neutralizing.ties import is_tied
 
 
@@ -47,10 +46,6 @@ def test_parts_that_a_chain_repeats_keep_their_places():
     ).eval()
     order, gray = list(model._modules), torch.rand(1, 1, 16, 16)
     before = run(model, gray.expand(-1, 3, -1, -1))
-    with ExitStack() as undo:
-        add_mixer(model, torch.ones(3), torch.zeros(3), 5, undo)
-        assert list(model._modules) == [MIXER, *order]
-    assert list(model._modules) == order
     neutralize(model, 5, strategy="mixer", mean=0.0, std=1.0)
     assert list(model._modules) == [MIXER, *order]
     torch.testing.assert_close(run(model, gray.expand(-1, 5, -1, -1)), before, rtol=1e-4, atol=1e-5)
@@ -159,20 +154,6 @@ def test_images_by_name_and_in_lists():
         model(pixels=None)
 
 
-def test_other_inputs_are_not_mixed():
-    class Scaled(Luma):
-        def forward(self, image, scale=None):
-            return super().forward(image) * (1 if scale is None else scale)
-
-    model = Scaled()
-    neutralize(model, 5, strategy="mixer")
-    window = torch.rand(2, 5, 16, 16)
-    for scale in (torch.tensor(2.0), torch.rand(2, 5, 16, 16)[:, :1]):
-        expected = run(model, window) * scale
-        torch.testing.assert_close(model(scale=scale, image=window).detach(), expected)
-        torch.testing.assert_close(model(window, scale).detach(), expected)
-
-
 @pytest.mark.parametrize("strategy", ["mixer", "uniform", "center", "mirror"])
 def test_a_mixed_network_once_more(strategy):
     model = Luma()
@@ -184,20 +165,6 @@ def test_a_mixed_network_once_more(strategy):
     assert (second.mean, second.std, second.strategy) == (first.mean, first.std, strategy)
     assert [name for name, _ in model.named_children()].count("slice_mixer") == 1
     torch.testing.assert_close(run(model, gray.expand(-1, 7, -1, -1)), before, rtol=1e-4, atol=1e-5)
-
-
-def test_names_that_are_taken():
-    model = Luma()
-    model.slice_mixer = "mine"
-    with pytest.raises(ModelError, match="already has an attribute 'slice_mixer'"):
-        neutralize(model, strategy="mixer")
-    assert model.slice_mixer == "mine"
-
-
-def test_a_network_that_would_not_help_itself():
-    model = planted.SecondRead()
-    with pytest.raises(ModelError, match="strategy='mixer'"):
-        neutralize(model)
 
 
 def test_csatv2():

@@ -120,14 +120,6 @@ def test_an_optimizer_goes_on_after_untie():
     assert type(model[0]) is nn.Conv2d
 
 
-def test_untie_leaves_a_free_network_alone():
-    model = planted.conv_bias()
-    state = copy.deepcopy(model.state_dict())
-    untie(model)
-    assert record_of(model) is None
-    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
-
-
 def by_pickle(model):
     return pickle.loads(pickle.dumps(model))  # noqa: S301  # our own
 
@@ -155,17 +147,6 @@ def test_a_tied_network_can_be_copied(copied):
     untie(twin)
     assert not is_tied(twin[0])
     assert is_tied(model[0])
-
-
-def test_a_state_dict_goes_from_one_tied_network_to_another():
-    first, second = planted.conv_norm(), planted.conv_norm()
-    for model in (first, second):
-        neutralize(model, 5, tie="mirror")
-    train(first)
-    second.load_state_dict(first.state_dict())
-    window = torch.rand(2, 5, 16, 16)
-    with torch.no_grad():
-        assert torch.equal(first(window), second(window))
 
 
 def test_a_state_dict_of_another_tie_is_refused():

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,6 @@ with pytest.MonkeyPatch.context() as patch:
     import sweep_checks
     import sweep_networks
     import sweep_rows
-    import write_coverage
     from sweep_rows import Result, Row
 
 SAMPLE = [
@@ -439,81 +437,6 @@ def test_network_without_a_place_is_not_checked_again(small_sweep, tmp_path, cap
     assert capsys.readouterr().out == ""
 
 
-# The page
-
-
-def result(outcome, mixer="", error=""):
-    return Result(outcome, error=error, mixer=mixer, mixer_error="it | too" if mixer == "failed" else "")
-
-
-def test_page_counts_what_there_is(tmp_path):
-    good, mixed = result("ok"), result("failed", "ok", "no_way")
-    lost = result("failed", "failed", "no <b>way</b>")
-    rows = [
-        Row("timm", "one", "timm:one", results={3: good, 5: good}),
-        Row("timm", "two", "timm:two", results={3: good, 5: mixed}),
-        Row("timm", "three", "timm:three", results={3: lost, 5: lost}),
-        Row("timm", "huge", "timm:huge", 2000.0, checked="stem", results={3: good, 5: good}),
-        Row("smp", "Unet/x", "smp:Unet/x", unbuilt="smp:Unet/x: cannot be built (ValueError: no)"),
-    ]
-    for row in rows:
-        sweep_rows.append(row, tmp_path / "rows.csv")
-    text = write_coverage.page(sweep_rows.read_rows(tmp_path / "rows.csv"))
-    assert "| timm | 3 | 2 (66.7 %) | 1 (33.3 %) | 2 (66.7 %) | 2 (66.7 %) | 1 |" in text
-    assert "Checked at the stem alone (2000 to 2000 million parameters):" in text
-    assert "| timm | 1 | 1 (100 %) | 1 (100 %) | 1 (100 %) | 1 (100 %) | 0 |" in text
-    assert "| two | 5 | no\\_way | ok |" in text
-    assert "| three | 3, 5 | no \\<b\\>way\\</b\\> | failed: it \\| too |" in text
-    assert "1 of smp" in text
-    assert "| smp | Unet/x | cannot be built (ValueError: no) |" in text
-
-
-def test_page_counts_what_was_made_symmetric():
-    good, nowhere, lost = result("ok"), result("no place"), result("failed", error="no_way")
-    untried = Result(error="only for 3 slices")
-    rows = [Row("timm", str(number), f"timm:{number}", results={3: good, 5: good}) for number in range(9)]
-    twin = [
-        Row("timm", "0", "timm:0", results={3: good, 5: good}),
-        Row("timm", "1", "timm:1", results={3: nowhere, 5: nowhere}),
-        Row("timm", "2", "timm:2", results={3: good, 5: lost}),
-        Row("timm", "3", "timm:3", 2000.0, checked="stem", results={3: good, 5: good}),
-    ]
-    built = Result("ok", note="as it was built")
-    symmetrize = [
-        Row("timm", "0", "timm:0", results={3: good, 5: good}),
-        Row("timm", "1", "timm:1", results={3: built, 5: untried}),
-        Row("timm", "2", "timm:2", unbuilt="too large"),
-    ]
-    text = write_coverage.page(rows, {"twin": twin, "symmetrize": symmetrize})
-    assert "of 9 networks: 4 by `twin`, 2 by `symmetrize`" in text
-    assert "| twin | timm | 9 | 3 | 2 | 1 | 1 | 1 | 50.0 % [1.3 %, 98.7 %] |" in text
-    assert "| symmetrize | all | 9 | 2 | 2 | 1 | 0 | 0 | 100.0 % [15.8 %, 100.0 %] |" in text
-    assert "Checked by `twin` at the stem alone: 1; no place: 0; refused: 0." in text
-    assert "By `symmetrize` as they were built, for 3 slices alone: `timm:1`." in text
-    assert "| twin | timm:2 | 5 | no\\_way |" in text
-    assert "No place for `twin`: `timm:1`." in text
-    assert "Symmetric networks" not in write_coverage.page(rows, {"twin": []})
-
-
-@pytest.mark.parametrize("lost", ["coverage", "twin", "symmetrize"])
-def test_page_is_not_written_without_all_of_its_rows(tmp_path, monkeypatch, lost):
-    row = Row("timm", "one", "timm:one", results={3: result("ok"), 5: result("ok")})
-    for name in {"coverage", "twin", "symmetrize"} - {lost}:
-        sweep_rows.append(row, tmp_path / f"{name}.csv")
-    page = tmp_path / "coverage.md"
-    arguments = ["write_coverage.py", "--results", str(tmp_path / "coverage.csv"), "--out", str(page)]
-    monkeypatch.setattr(sys, "argv", arguments)
-    way = "uniform" if lost == "coverage" else lost
-    with pytest.raises(
-        SystemExit, match=rf"{lost}\.csv: is missing; make it: make sweep SWEEP='--way {way}'$"
-    ):
-        write_coverage.main()
-    assert not page.exists()
-    sweep_rows.append(row, tmp_path / f"{lost}.csv")
-    write_coverage.main()
-    assert "1 by `twin`, 1 by `symmetrize`" in page.read_text()
-
-
 def test_rows_survive_the_file(tmp_path):
     row = Row(
         "timm",
@@ -521,7 +444,7 @@ def test_rows_survive_the_file(tmp_path):
         'timm:"a"',
         12.5,
         64,
-        results={3: Result("ok", 1e-8, 1e-7, 0.0, 1.25, note="a, note"), 5: result("failed", "ok")},
+        results={3: Result("ok", 1e-8, 1e-7, 0.0, 1.25, note="a, note"), 5: Result("failed", mixer="ok")},
     )
     other = Row("smp", "x", "smp:x", unbuilt="no")
     sweep_rows.write_rows([row, other], tmp_path / "rows.csv")

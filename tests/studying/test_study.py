@@ -11,30 +11,26 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
 import pytest
 import torch
-import zarr
 from commands import Command, run_command
 from scipy import ndimage
 from torch import nn
 
 import evenslice
 from evenslice._core.config_files import Section, as_config, load_config, to_yaml
-from evenslice._core.errors import ConfigError, MissingExtraError, OutputError, VolumeError, option
+from evenslice._core.errors import ConfigError, OutputError, VolumeError, option
 from evenslice.cli import entry as cli
 from evenslice.results.studies import load_study
 from evenslice.studying import run_execution, study_runner
-from evenslice.studying.config import STUDY_TEMPLATE, StudyConfig
-from evenslice.studying.outcome import RunOutcome
+from evenslice.studying.config import STUDY_TEMPLATE, StudyConfig, StudyData
+from evenslice.studying.run_files import RunOutcome
 from evenslice.studying.runs import plan_runs
-from evenslice.studying.study_data import StudyData
 from evenslice.studying.study_runner import study
 from evenslice.training.config import TrainingConfig
-from evenslice.volumes import ClassIndex, LabelledVolume, Scaling
 
 STUDYING = "evenslice.studying"
 
@@ -206,13 +202,6 @@ def test_a_study_ends_with_its_page(done, monkeypatch):
     assert "4 of 4 runs are done" in (out / "report.html").read_text(encoding="utf-8")
 
 
-def test_without_the_extra_of_the_page_no_run_begins(folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(MissingExtraError, match=r"evenslice\[report\]"):
-        study(config(), folder / "undrawn")
-    assert not (folder / "undrawn").exists()
-
-
 def test_the_arms_are_what_they_should_be(done):
     _, summary, _ = done
     pretrained, tied = summary["comparisons"][0]["arms"]
@@ -248,28 +237,6 @@ def test_a_run_leaves_what_a_report_needs(done):
         with np.load(path.parent / "example.npz") as example:
             assert example["image"].shape == example["labels"].shape == example["predicted"].shape == (48, 48)
             assert example["labels"].sum() > 0
-
-
-def test_an_example_of_many_classes(tmp_path, monkeypatch):
-    labels = np.zeros((10, 16, 16), np.int64)
-    labels[3:5, :8], labels[4, 8:] = 256, 300
-    zarr.create_array(tmp_path / "labels.zarr", data=labels, chunks=(5, 16, 16))
-    volume, read = evenslice.open_volume(tmp_path / "labels.zarr"), []
-    original = type(volume._source()).read
-    monkeypatch.setattr(
-        type(volume._source()), "read", lambda self, key: read.append(key[0]) or original(self, key)
-    )
-    part = LabelledVolume(
-        "part", evenslice.open_volume(labels / 300), volume, Scaling(0, 1), ClassIndex(np.zeros(301), ())
-    )
-    options = {"model": SimpleNamespace(slices=3, step=1), "training": TrainingConfig()}
-    run_execution._save_example(
-        nn.Conv2d(3, 301, 1), part, SimpleNamespace(**options), tmp_path / "example.npz"
-    )
-    assert len(read) == 3  # two chunks, and the chosen slice
-    with np.load(tmp_path / "example.npz") as example:
-        assert (example["labels"] == 255).all()
-        assert example["predicted"].shape == (16, 16)
 
 
 def test_the_table_has_what_a_missing_neighbour_costs(done):
@@ -335,27 +302,6 @@ def test_a_run_that_version_0_2_audited_is_kept_and_named(done, tmp_path):
     assert (
         pretrained["figures"]["answer_change"]["low"] is not None
     )  # of two classes, it has the same meaning
-
-
-@pytest.mark.parametrize("slices", [1, 3])
-def test_only_what_could_be_measured_is_missed(slices):
-    """A window of one slice has no neighbours to disturb."""
-    runs = plan_runs(config(slices=slices, arms=[{"name": "pretrained", "strategy": "center"}]))
-    outcomes = {
-        run.key: RunOutcome(**run.labels, key=run.key, status="done", error=None, audit={}) for run in runs
-    }
-    lines = study_runner._not_applied(runs, outcomes)
-    assert len(lines) == (slices > 1)
-
-
-def test_the_example_of_a_run_shows_its_foreground_wherever_it_is():
-    labels = np.zeros((300, 1000), np.uint8)
-    labels[280:290, 900:980] = 1
-    y, x = run_execution._around_foreground(labels)
-    assert ((y.start, y.stop), (x.start, x.stop)) == ((44, 300), (744, 1000))
-    assert labels[y, x].sum() == labels.sum()
-    y, x = run_execution._around_foreground(labels[:40, :1000] * 0)
-    assert ((y.start, y.stop), (x.start, x.stop)) == ((0, 256), (372, 628))
 
 
 def test_a_finished_study_repeats_nothing(done, monkeypatch):
@@ -431,22 +377,6 @@ def test_scores_are_not_joined_with_an_audit_of_other_data(folder):
         path.unlink()
     with pytest.raises(ConfigError, match=CHANGED):
         study(StudyConfig.model_validate(values), out)
-
-
-def test_a_run_is_not_audited_on_data_that_have_changed_since_its_test(folder, monkeypatch):
-    values, data = data_of_its_own(folder, "changing_data")
-    train = run_execution.train
-
-    def train_and_change(*arguments, **options):
-        result = train(*arguments, **options)
-        change_labels(data)
-        return result
-
-    monkeypatch.setattr(run_execution, "train", train_and_change)
-    values["arms"] = values["arms"][:1]
-    (failed,) = study(StudyConfig.model_validate(values), folder / "changing")["failed"]
-    assert failed["error"].startswith("datasets[0]: its files have changed since ")
-    assert not list((folder / "changing").glob("runs/*/audit.json"))
 
 
 def test_runs_on_data_that_change_during_a_study_fail(folder):
@@ -594,23 +524,6 @@ def test_errors_of_runs_name_options_as_the_study_has_them(folder, monkeypatch):
     assert not any("model" in error for error in errors.values())
 
 
-def test_the_place_where_a_derived_run_is_symmetrized_is_named_by_its_arm(folder):
-    arms = [*options()["arms"][:1], {"name": "derived", "network_of": "pretrained", "symmetrize": "encdoer"}]
-    (failed,) = study(config(arms=arms), folder / "nowhere")["failed"]
-    assert failed["error"].startswith(
-        "arms[1].symmetrize: encdoer: the network has no module 'encdoer'; did you"
-    )
-
-
-def test_a_long_name_is_cut_in_the_folder_of_a_run(tmp_path):
-    config = without_folds(load_config(STUDY_TEMPLATE, StudyConfig))
-    long = config.arms[0].model_copy(update={"name": "u" * 300})
-    run = plan_runs(config.model_copy(update={"arms": [long, *config.arms[2:]]}))[0]
-    folder = run.folder(tmp_path)
-    assert len(folder.name) < 200
-    assert folder.name.endswith(f"-{run.key}")
-
-
 def test_bad_data_stop_a_study_before_its_first_run(folder):
     missing = options()
     missing["datasets"].append(
@@ -619,17 +532,6 @@ def test_bad_data_stop_a_study_before_its_first_run(folder):
     with pytest.raises(VolumeError, match=r"no\.npy"):
         study(StudyConfig.model_validate(missing), folder / "bad")
     assert not (folder / "bad").exists()
-
-
-@pytest.mark.parametrize("training", [{"keep": "best"}, {"patience": 2}])
-def test_an_option_that_needs_validation_data_stops_a_study_before_its_first_run(folder, training):
-    values = options()
-    values["training"] |= training
-    values["datasets"][0]["validation_fraction"] = 0
-    (name,) = training
-    with pytest.raises(ConfigError, match=f"datasets: 'blobs': training.{name}: .*no validation data"):
-        study(StudyConfig.model_validate(values), folder / "unvalidated")
-    assert not (folder / "unvalidated").exists()
 
 
 def start(folder, name, *arguments, slow, **changes):
@@ -666,16 +568,16 @@ def test_a_killed_study_goes_on_where_it_was(folder, done):
 
 
 @pytest.mark.slow
-def test_a_study_survives_the_death_of_a_worker(folder, done):
+def test_a_study_whose_worker_is_killed_ends_in_one_line_and_goes_on(folder, done):
     process, watched = start(folder, "spread", "--workers", "2", slow=0.1)
     wait_for(lambda: list(watched.iterdir()), process)
     worker = int(next(watched.iterdir()).name)
     assert worker != process.pid
     os.kill(worker, signal.SIGKILL)
     error = process.communicate(timeout=200)[1]
-    assert process.returncode == 0, error
-    assert "2/2 blobs, small" in error
-    assert len(list(watched.iterdir())) > 1
+    assert process.returncode == 2, error
+    assert error.strip().splitlines()[-1].startswith("error: a worker process was killed")
+    study(config(), folder / "spread")
     assert figures(folder / "spread") == [record for record in figures(done[0]) if record["seed"] == 0]
 
 
@@ -778,22 +680,6 @@ def test_the_template_is_printed_to_start_from(tmp_path):
     assert load_config(tmp_path / "study.yaml", StudyConfig).primary.arm == "twin"
 
 
-@pytest.mark.parametrize("idle", [("c.yaml",), ("--out", "x"), ("--json",), ("--workers", "2")])
-def test_print_config_of_a_study_refuses_what_has_no_effect(tmp_path, idle):
-    ended = run_command("study", "--print-config", *idle, cwd=tmp_path)
-    name = "CONFIG.yaml" if idle == ("c.yaml",) else idle[0]
-    assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr == f"error: {name}: has no effect with --print-config; omit it\n"
-
-
-def test_a_study_needs_a_configuration_and_a_folder(tmp_path):
-    ended = run_command("study", "--out", "x", cwd=tmp_path)
-    assert ended.returncode == 2
-    assert ended.stderr.startswith(
-        "error: CONFIG.yaml and --out are required; evenslice study --print-config prints"
-    )
-
-
 @pytest.mark.parametrize(
     ("training", "message"),
     [
@@ -814,15 +700,6 @@ def test_weights_are_looked_for_before_the_first_run(tmp_path):
     with pytest.raises(ConfigError, match=r"^arms\[1\].weights: .*nosuch.pt: no such weights file"):
         study({**options(), "arms": arms}, tmp_path / "out")
     assert not list((tmp_path / "out").glob("**/log"))
-
-
-def test_a_wrong_data_set_is_not_said_to_be_missing():
-    wrong = options()
-    del wrong["datasets"][0]["test"]
-    with pytest.raises(ConfigError) as raised:
-        as_config(wrong, StudyConfig)
-    assert "datasets[0]" in str(raised.value)
-    assert "at least 1 item" not in str(raised.value)
 
 
 def test_a_configuration_is_written_as_it_is_read(tmp_path):
@@ -875,10 +752,7 @@ def test_an_arm_that_starts_from_a_saved_network_leaves_it_as_it_is(tmp_path):
     ("change", "message"),
     [
         ({"baseline": "uniform"}, "baseline: 'uniform': no arm has this name; the arms are pretrained, tied"),
-        (
-            {"arms": [{"name": "uniform"}]},
-            "baseline: 'pretrained': no arm has this name; the arms are uniform",
-        ),
+        ({"arms": [{"name": "uniform"}]}, "baseline: 'pretrained': no arm has this name; the arms are"),
         ({"audit": {"method": "gradeint"}}, "audit.method: 'gradeint': did you mean 'gradient'"),
         ({"seeds": [1, 1]}, "seeds: .*different seeds"),
         ({"seeds": [0, 2**33]}, "seeds: .*from 0 to 4294967295"),
@@ -887,15 +761,9 @@ def test_an_arm_that_starts_from_a_saved_network_leaves_it_as_it_is(tmp_path):
         ({"training": {"steps": 0}}, "training.steps: 0"),
         ({"training": {"stepz": 4}}, "training.stepz: no such option; did you mean 'steps'"),
         ({"training": {"devices": 2}}, "training.*one device"),
-        (
-            {"arms": [{"name": "pretrained", "strategy": "unifrom"}]},
-            r"arms\[0\].strategy: 'unifrom': did you mean",
-        ),
+        ({"arms": [{"name": "pretrained", "strategy": "unifrom"}]}, r"arms\[0\].strategy: 'unifrom': did"),
         ({"arms": [{"name": "pretrained"}] * 2}, "arms: .*'pretrained' occurs twice"),
-        (
-            {"datasets": [{"name": "a", "train": [{"image": "i", "labels": "l"}]}]},
-            r"datasets\[0\].test: is missing",
-        ),
+        ({"datasets": [{"name": "a", "train": [{"image": "i", "labels": "l"}]}]}, r"datasets\[0\].test: is"),
     ],
 )
 def test_a_wrong_option_is_refused(tmp_path, change, message):

@@ -2,7 +2,6 @@
 
 import json
 import math
-import signal
 import sys
 from collections import Counter
 
@@ -14,25 +13,22 @@ from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from torch import nn
 
-from evenslice._core.config_files import load_config, to_yaml
+from evenslice._core.config_files import load_config
 from evenslice._core.errors import ConfigError, ModelError
 from evenslice.cli import entry as cli
 from evenslice.inference.onnx_networks import load_onnx
-from evenslice.training.centred_crops import CentredCrops, read_around
-from evenslice.training.classification import (
-    ClassificationLoss,
+from evenslice.training.config import AugmentationConfig, TrainConfig
+from evenslice.training.crops import CentredCrops, read_around
+from evenslice.training.run_folder import RunFolder
+from evenslice.training.run_network import asked_size
+from evenslice.training.tasks import (
     ClassificationScores,
+    TaskLoss,
     evaluate_centres,
     lattice,
 )
-from evenslice.training.config import AugmentationConfig, TrainConfig
-from evenslice.training.interruption import TrainingInterrupted
-from evenslice.training.lightning_module import TrainingModule
-from evenslice.training.run_folder import RunFolder
-from evenslice.training.segmenter import asked_size, load_segmenter
 from evenslice.training.trainer import train
-from evenslice.volumes.boundaries import IGNORED
-from evenslice.volumes.labels import LabelledVolume, index_classes
+from evenslice.volumes.labels import IGNORED, LabelledVolume, index_classes
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.scaling import Scaling
 from evenslice.volumes.windows import WindowGrid
@@ -187,35 +183,6 @@ def test_reversed_windows_hide_a_class_that_depends_on_the_next_slice(folder, tm
     assert 0.6 < result["accuracy"] < 0.85
 
 
-def test_an_interrupted_run_ends_as_an_undisturbed_one(folder, planted, tmp_path, monkeypatch):
-    original = TrainingModule.training_step
-
-    def interrupted(self, batch, batch_idx):
-        if self.global_step == 120:
-            signal.raise_signal(signal.SIGINT)
-        return original(self, batch, batch_idx)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(TrainingModule, "training_step", interrupted)
-        with pytest.raises(TrainingInterrupted, match="step 121 of 200"):
-            train(make_config(folder), tmp_path / "run", progress=False)
-    result = train(make_config(folder), tmp_path / "run", resume=True, progress=False)
-    undisturbed = RunFolder(planted).read_result()
-    assert all(result[name] == undisturbed[name] for name in ("confusion", "validation", "bias", "macro_f1"))
-    one, other = (load_file(RunFolder(run).network) for run in (planted, tmp_path / "run"))
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_the_configuration_of_a_run_is_read_back(folder, planted):
-    assert load_config(planted / "config.yaml", TrainConfig) == make_config(folder)
-    assert "task: classification" in to_yaml(make_config(folder))
-
-
-def test_a_run_without_a_test_has_no_scores(folder, tmp_path):
-    result = train(make_config(folder, data={"test": []}, steps=1), tmp_path / "run", progress=False)
-    assert (result["accuracy"], result["balanced_accuracy"], result["macro_f1"]) == (None, None, None)
-
-
 def test_voxels_to_ignore_are_neither_learned_nor_counted(folder, tmp_path):
     config = make_config(folder, labels="half.npy", data={"ignore_label": IGNORED_VALUE})
     result = train(config, tmp_path / "run", progress=False)
@@ -229,22 +196,10 @@ def test_voxels_to_ignore_are_neither_learned_nor_counted(folder, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"loss": "dice_ce"},
-            "training.loss: .*dice_ce.*: should be 'ce' with the task classification",
-        ),
-        (
-            {"task": "segmentation", "loss": "ce"},
-            "should be 'dice_ce' or 'dice_bce' with the task segmentation",
-        ),
-        (
-            {"stress": True},
-            "training.stress: .*: is measured on segmentations; omit it with the task classification",
-        ),
-        (
-            {"data": {"boundaries": True}},
-            "boundaries: true: are compared in segmentations; omit it with the task class",
-        ),
+        ({"loss": "dice_ce"}, "training.loss: .*dice_ce.*: should be 'ce' with the task classification"),
+        ({"task": "segmentation", "loss": "ce"}, "should be 'dice_ce' or 'dice_bce' with the task"),
+        ({"stress": True}, "training.stress: .*: is measured on segmentations; omit it with the task"),
+        ({"data": {"boundaries": True}}, "boundaries: true: are compared in segmentations; omit it with"),
         ({"task": "detection"}, "training.task: .*detection.*'segmentation' or 'classification'"),
     ],
 )
@@ -258,10 +213,7 @@ def test_options_of_another_task_are_refused(folder, tmp_path, changes, message)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"spec": "classifiers:segmenter"},
-            r"of shape \(1, 2, 5, 5\); a classifier must return \(batch, classes\).*training.task: segmentation",
-        ),
+        ({"spec": "classifiers:segmenter"}, r"of shape \(1, 2, 5, 5\); a classifier must return \(batch"),
         ({"spec": "classifiers:three"}, "returns 3 channels; 2 classes with the loss ce need 2"),
         ({"task": "segmentation"}, r"a segmentation network must return \(batch, classes, y, x\)"),
     ],
@@ -321,11 +273,6 @@ def test_a_classifier_is_audited_on_windows_as_large_as_its_crops(planted, tmp_p
     assert json.loads((tmp_path / "a" / "audit.json").read_text())["tile"] == tile
 
 
-def test_a_classifier_is_exported_for_windows_as_large_as_its_crops(planted, tmp_path, monkeypatch):
-    status = run_command(monkeypatch, "export", "--run", planted, "--to", "onnx", "--out", tmp_path / "out")
-    assert (status, load_onnx(tmp_path / "out" / "network.onnx").tile) == (0, (5, 5))
-
-
 def test_a_folder_for_hugging_face_states_the_size_of_the_crops(planted, tmp_path, monkeypatch):
     hub = tmp_path / "hub"
     assert run_command(monkeypatch, "export", "--run", planted, "--to", "huggingface", "--out", hub) == 0
@@ -342,11 +289,6 @@ def test_a_folder_for_hugging_face_states_the_size_of_the_crops(planted, tmp_pat
     (hub / "config.json").write_text((hub / "config.json").read_text().replace('"crop": [', '"crop": [0, '))
     with pytest.raises(ModelError, match="description of how it reads volumes is damaged .*crop"):
         asked_size(None, "classifiers:probe", str(hub))
-
-
-def test_a_classifier_can_be_loaded_from_its_run(planted):
-    found = load_segmenter(planted, "classifiers:probe")
-    assert found.network(torch.zeros(1, 3, 5, 5)).shape == (1, 2)
 
 
 # Crops
@@ -399,22 +341,6 @@ def test_the_class_is_that_of_the_centre_pixel_whatever_was_flipped_or_rotated(c
     assert len(set(map(int, classes))) == 3
 
 
-def test_augmentation_turns_crops_about_their_centre_in_every_way():
-    image = numbered((1, 5, 5))
-    part = part_of(64 * image, np.pad(np.ones((1, 1, 1), np.int64), [(0, 0), (2, 2), (2, 2)]), classes=2)
-    crops = CentredCrops(
-        [part],
-        slices=1,
-        crop=(5, 5),
-        length=100,
-        foreground=1,
-        augmentation=AugmentationConfig(intensity=False),
-    )
-    seen = {tuple(window.flatten().tolist()) for window, _ in crops}
-    turned = [np.rot90(each, turns) for each in (image[0], image[0, :, ::-1]) for turns in range(4)]
-    assert seen == {tuple(each.flatten().tolist()) for each in turned}
-
-
 def test_rare_classes_are_drawn_as_often_as_asked_for():
     labels = np.zeros((4, 50, 50), np.int64)
     labels[2, 10, 10:20], labels[1, 0, 0] = 1, 2
@@ -423,19 +349,6 @@ def test_rare_classes_are_drawn_as_often_as_asked_for():
     assert drawn[0] == pytest.approx(1000, abs=100)
     assert drawn[1] == pytest.approx(500, abs=80)
     assert drawn[2] == pytest.approx(500, abs=80)
-
-
-def test_a_crop_depends_on_its_number_alone():
-    labels = np.random.default_rng(0).integers(0, 3, (5, 11, 8))
-    crops = CentredCrops([part_of(labels, labels)], slices=3, crop=(4, 4), length=10, foreground=0.5)
-    (one, first), (other, second) = crops[3], crops[3]
-    assert torch.equal(one, other)
-    assert first == second
-    with pytest.raises(IndexError, match="window 10 of 10"):
-        crops[10]
-    with pytest.raises(IndexError, match="window -11 of 10"):
-        crops[-11]
-    assert torch.equal(crops[-7][0], one)
 
 
 # Scores
@@ -511,7 +424,7 @@ def test_centres_are_spread_evenly_over_all_volumes(shapes, most):
 
 def test_the_loss_leaves_out_what_does_not_count():
     scores = torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 1.0]], requires_grad=True)
-    loss = ClassificationLoss()
+    loss = TaskLoss("ce", 2)
     found = loss(scores, torch.tensor([0, IGNORED, 1]))
     assert found.item() == pytest.approx((math.log(1 + math.exp(-2)) + math.log(2)) / 2)
     nothing = loss(scores, torch.full((3,), IGNORED))

@@ -1,19 +1,17 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from evenslice import ConfigError, SliceWindows
 from evenslice._core import as_config
 from evenslice.training.config import AugmentationConfig, TrainConfig, TrainingConfig
-from evenslice.training.crop_batches import CropData, StepSampler
 from evenslice.training.crops import CropDataset
-from evenslice.training.data import Data
 from evenslice.training.data_config import DataConfig
+from evenslice.training.lightning_module import CropData, StepSampler
 from evenslice.volumes.labels import LabelledVolume, index_classes
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.scaling import Scaling
-from evenslice.volumes.views import take_slices
+from evenslice.volumes.volume import take_slices
 
 OFF = AugmentationConfig(flips=False, rotations=False, z_flip=False, intensity=False)
 
@@ -47,28 +45,6 @@ def test_crop_number_i_depends_on_seed_and_i_alone(noise):
         assert torch.equal(labels, forward[i][1])
     different = crops([noise], foreground=0.5, augmentation=AugmentationConfig(), seed=4)
     assert not any(torch.equal(different[i][0], forward[i][0]) for i in range(20))
-
-
-def test_processes_that_cut_crops_change_nothing(noise):
-    data = crops([noise], augmentation=AugmentationConfig(), length=8)
-    state = torch.get_rng_state()
-    loader = DataLoader(data, batch_size=4, num_workers=1, generator=torch.Generator())
-    windows = torch.cat([window for window, _ in loader])
-    assert torch.equal(windows, torch.stack([data[i][0] for i in range(8)]))
-    assert torch.equal(state, torch.get_rng_state())
-
-
-def test_a_number_beyond_the_end(noise):
-    with pytest.raises(IndexError, match="window 100 of 100"):
-        crops([noise])[100]
-
-
-def test_windows_are_scaled_as_the_network_wants_them():
-    part = make_part(np.full((5, 20, 20), 0.75))
-    window, labels = crops([part], scaling=(0.5, 0.25))[0]
-    assert window.dtype == torch.float32
-    assert labels.dtype == torch.int64
-    assert window.unique().tolist() == [1.0]
 
 
 def test_windows_hold_the_slices_around_the_middle():
@@ -212,12 +188,6 @@ def test_the_share_of_crops_around_the_foreground():
     assert np.mean([bool(data[i][1].any()) for i in range(800)]) == pytest.approx(0.25, abs=0.06)
 
 
-def test_crops_lie_anywhere_and_large_parts_get_more():
-    large, small = (make_part(np.full((depth, 24, 24), value)) for depth, value in ((30, 0.25), (10, 0.75)))
-    data = crops([large, small], length=800)
-    assert np.mean([float(data[i][0][0, 0, 0]) == 0.75 for i in range(800)]) == pytest.approx(0.25, abs=0.06)
-
-
 def test_a_part_without_foreground_is_no_obstacle():
     empty, full = (
         make_part(np.zeros((5, 24, 24))),
@@ -225,15 +195,6 @@ def test_a_part_without_foreground_is_no_obstacle():
     )
     data = crops([empty, full], foreground=1.0)
     assert all(float(data[i][0].min()) == 1 for i in range(50))
-
-
-def test_planes_smaller_than_the_crop_are_mirrored():
-    labels = np.arange(5 * 6).reshape(1, 5, 6) * np.ones((5, 1, 1), np.int64) % 2
-    part = make_part(labels.astype(float), labels)
-    data = crops([part], crop=(16, 20), foreground=0.5, augmentation=AugmentationConfig(intensity=False))
-    for window, classes in (data[i] for i in range(30)):
-        assert tuple(classes.shape) == (16, 20)
-        assert torch.equal(window[1], classes.float())
 
 
 def test_the_sampler_gives_each_process_its_share():
@@ -254,7 +215,7 @@ def test_an_epoch_lasts_from_one_validation_to_the_next(noise):
         training=TrainingConfig(steps=11, batch=4, crop=(16, 24), validate_every=5),
         seed=9,
     )
-    data = CropData(config, Data((noise,), (), ()), (0.5, 0.5))
+    data = CropData(config, [noise], (0.5, 0.5))
     batches = list(data.train_dataloader())
     assert len(batches) == len(data.train_dataloader()) == 5
     windows, classes = batches[1]

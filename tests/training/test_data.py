@@ -1,19 +1,15 @@
-import json
 import pickle
-import struct
 
 import h5py
 import numpy as np
 import pytest
-import tifffile
 import zarr
 from hypothesis import given, strategies as st
 
 from evenslice._core.errors import ConfigError, EvensliceError, VolumeError
 from evenslice.training.config import ModelConfig
 from evenslice.training.data import fingerprints, open_data
-from evenslice.training.data_config import DataConfig, LabelledFiles
-from evenslice.volumes.label_values import LabelValues
+from evenslice.training.data_config import DataConfig
 from evenslice.volumes.labels import index_classes
 from evenslice.volumes.opening import open_volume
 
@@ -81,14 +77,6 @@ def test_scaling_is_fitted_to_what_trains_of_a_file(load):
     assert data.train[0].scaling == data.validation[0].scaling == data.test[0].scaling
 
 
-def test_scaling_of_another_file_is_its_own(load, folder):
-    np.save(folder / "other.npy", 3.0 * np.load(folder / "image.npy"))
-    np.save(folder / "other_labels.npy", np.load(folder / "labels.npy"))
-    data = load([{}], test=[{"image": "other.npy", "labels": "other_labels.npy"}])
-    assert data.test[0].scaling.high == pytest.approx(3 * data.train[0].volume[...].max(), rel=0.4)
-    assert data.test[0].name == "other.npy"
-
-
 def test_the_intensity_range_of_the_configuration_is_for_all(load):
     data = load([[0, 20]], test=[[31, 40]], intensity=[0, 100], fill=5)
     assert {(part.scaling.low, part.scaling.high, part.scaling.fill) for part in data.train + data.test} == {
@@ -129,37 +117,12 @@ def test_options_of_a_file_and_the_spacing(load, folder):
     assert part.volume[7, 0, 0] == 7
 
 
-def test_parts_can_be_pickled(load):
-    part = pickle.loads(pickle.dumps(load([[0, 20]], test=[[31, 40]]).test[0]))  # noqa: S301  # our own
-    assert part.volume[0, 0, 0] == 31
-    assert part.labels[...].max() == 1
-
-
 def test_large_data_sets_stay_in_their_files(load, monkeypatch):
     kept = load([[0, 20]])
-    monkeypatch.setattr("evenslice.volumes.views.IN_MEMORY", 100)
+    monkeypatch.setattr("evenslice.volumes.volume.IN_MEMORY", 100)
     lazy = load([[0, 20]])
     assert np.array_equal(kept.train[0].volume[...], lazy.train[0].volume[...])
     assert len(pickle.dumps(lazy.train[0].volume)) < 5000 < len(pickle.dumps(kept.train[0].volume))
-
-
-def test_missing_file(error):
-    kind, text = error([{"image": "nothing.tif"}])
-    assert kind is VolumeError
-    assert text.startswith("data.train[0].image: ")
-    assert "nothing.tif" in text
-
-
-def test_a_file_of_four_axes_names_the_options_of_a_configuration(error, folder):
-    np.save(folder / "channels.npy", np.zeros((2, *SHAPE), np.uint8))
-    _, text = error([{"image": "channels.npy"}])
-    place = "data.train[0].image"
-    assert text.endswith(f"name them, as {place}.axes: tzyx, and pick with {place}.select: {{t: 0}}")
-
-
-def test_a_damaged_file(error, folder):
-    (folder / "damaged.tif").write_bytes(b"II*\0" + bytes(40))
-    assert error([{"labels": "damaged.tif"}])[1].startswith("data.train[0].labels: ")
 
 
 def test_shapes_that_differ(error, folder):
@@ -188,23 +151,6 @@ def test_label_values_of_no_class(error, folder, split):
     assert kind is VolumeError
     assert text.startswith(f"data.{split}[0].labels: ")
     assert "wrong.npy[31:40]: holds the label value 255, but the 2 classes have the values 0, 1" in text
-
-
-@pytest.mark.parametrize("value", [0.5, np.nan, -1, 2, 1e30])
-def test_real_labels_have_to_be_classes(value):
-    labels = LabelValues().class_volume(open_volume(np.array([[[0.0, 1.0, value]]])), 2)
-    expected = "holds the label value" if value % 1 == 0 else "which is not a label; labels are whole numbers"
-    with pytest.raises(VolumeError, match=expected):
-        labels[...]
-    assert labels[0, 0, :2].tolist() == [0, 1]
-
-
-def test_labels_of_any_data_type():
-    for dtype in (bool, np.uint8, np.int16, np.uint64, np.float32):
-        labels = LabelValues().class_volume(open_volume(np.array([[[0, 1]]], dtype)), 2)
-        assert labels[...].tolist() == [[[0, 1]]]
-    with pytest.raises(VolumeError, match="label value 18446744073709551615"):
-        LabelValues().class_volume(open_volume(np.array([[[2**64 - 1]]], np.uint64)), 2)[...]
 
 
 def test_a_class_without_a_pixel_in_training(error, folder):
@@ -261,11 +207,6 @@ def test_splits_that_overlap_or_lie_too_close(error, splits, slices, expected):
     assert expected in text
 
 
-def test_a_file_is_the_same_under_another_name(error, folder):
-    (folder / "link.npy").symlink_to(folder / "image.npy")
-    assert "overlap" in error([[0, 20]], test=[{"image": "link.npy"}])[1]
-
-
 def test_copies_of_an_image_with_the_same_labels(error, load, folder):
     np.save(folder / "copy.npy", np.load(folder / "image.npy"))
     copy = {"image": "copy.npy", "slices": [10, 30]}
@@ -277,25 +218,12 @@ def test_copies_of_an_image_with_the_same_labels(error, load, folder):
 
 @pytest.fixture
 def pyramids(folder):
-    """The image and its labels as OME-Zarr and as N5, each with a second level of half as many slices."""
+    """The image and its labels as OME-Zarr, each with a second level of half as many slices."""
     for name in ("image", "labels"):
         levels = [np.load(folder / f"{name}.npy"), np.load(folder / f"{name}.npy")[::2, ::2, ::2]]
         group = zarr.open_group(folder / f"{name}.ome.zarr", mode="w")
         for number, voxels in enumerate(levels):
             group[str(number)] = voxels
-            inner = folder / f"{name}.n5" / f"s{number}"
-            inner.mkdir(parents=True)
-            sizes = list(voxels.shape[::-1])
-            header = {
-                "dimensions": sizes,
-                "blockSize": sizes,
-                "dataType": "uint8",
-                "compression": {"type": "raw"},
-            }
-            (inner / "attributes.json").write_text(json.dumps(header))
-            block = inner / "0" / "0" / "0"
-            block.parent.mkdir(parents=True)
-            block.write_bytes(struct.pack(">HHIII", 0, 3, *sizes) + voxels.tobytes())
         datasets = [{"path": str(number)} for number in range(2)]
         group.attrs["multiscales"] = [{"axes": ["z", "y", "x"], "datasets": datasets}]
     return folder
@@ -314,8 +242,6 @@ def of(name, level=0, slices=None):
         (of(".ome.zarr", 0, [24, 40]), of(".ome.zarr", 1, [0, 12])),
         (of(".ome.zarr", 0, [24, 40]), of(".ome.zarr/1", 0, [0, 12])),
         (of(".ome.zarr/0", 0, [24, 40]), of(".ome.zarr/1", 0, [0, 12])),
-        (of(".n5", 0, [24, 40]), of(".n5", 1, [0, 12])),
-        (of(".n5/s0", 0, [24, 40]), of(".n5/s1", 0, [0, 12])),
     ],
 )
 def test_slices_of_different_levels_of_an_image_are_not_compared(error, pyramids, one, other):
@@ -325,16 +251,10 @@ def test_slices_of_different_levels_of_an_image_are_not_compared(error, pyramids
     assert "at different resolution levels" in text
 
 
-@pytest.mark.parametrize("name", [".ome.zarr", ".n5"])
-def test_an_image_and_the_array_of_its_finest_level_are_one(error, load, pyramids, name):
-    inner = f"{name}/{'0' if 'zarr' in name else 's0'}"
+def test_an_image_and_the_array_of_its_finest_level_are_one(error, load, pyramids):
+    name, inner = ".ome.zarr", ".ome.zarr/0"
     assert "overlap in slices 10 to 19" in error([of(name, 0, [0, 20])], test=[of(inner, 0, [10, 30])])[1]
     assert len(load([of(name, 0, [0, 20])], test=[of(inner, 0, [25, 40])]).test) == 1
-
-
-def test_an_image_read_along_other_axes_is_the_same_image(error, folder):
-    turned = {kind: {"path": f"{kind}.npy", "axes": "xyz"} for kind in ("image", "labels")}
-    assert "with other axes" in error([[0, 20]], test=[turned | {"slices": [25, 32]}])[1]
 
 
 def test_links_to_a_dataset_are_that_dataset(error, folder):
@@ -348,22 +268,6 @@ def test_links_to_a_dataset_are_that_dataset(error, folder):
     ]
     assert "overlap in slices 10 to 19" in error(pairs[:1], test=pairs[1:2])[1]
     assert "overlap in slices 15 to 19" in error(pairs[:1], test=pairs[2:])[1]
-
-
-def test_an_address_stays_one(error, folder):
-    address = "http://127.0.0.1:1/cells.ome.zarr"
-    kind, text = error([{"image": address}])
-    assert kind is VolumeError
-    assert text.startswith(f"data.train[0].image: {address}: cannot be read")
-    assert LabelledFiles(image=folder / "image.npy", labels="b").image.path == str(folder / "image.npy")
-
-
-def test_an_intensity_range_that_makes_all_voxels_alike(error):
-    kind, text = error([[0, 20]], intensity=[100, 200])
-    assert kind is ConfigError
-    assert (
-        "all voxels are equal after scaling by data.intensity: [100.0, 200.0]; give the voxel values" in text
-    )
 
 
 def test_a_blank_image_cannot_be_trained_on_whatever_the_range(error, folder):
@@ -382,11 +286,6 @@ def test_files_are_known_by_their_fingerprints(load, folder):
     assert len(before) == 2
     np.save(folder / "labels.npy", np.load(folder / "labels.npy") ^ 1)
     assert len(before & fingerprints(config)) == 1
-
-
-def test_splits_that_keep_their_distance(load):
-    load([[0, 20], [20, 30]], validation=[[32, 35]], test=[[36, 40]])
-    load([[0, 20]], validation=[[22, 30]], test=[[32, 40]], model={"slices": 3, "step": 2})
 
 
 def test_a_split_shorter_than_a_window(error):
@@ -411,19 +310,6 @@ def test_an_image_that_is_not_finite(error, load, folder):
     assert "1 voxels are NaN or infinite, the first at z, y, x = (3, 2, 1); " in text
     assert text.endswith("set data.fill to the voxel value that replaces them")
     load([[0, 20]], test=[[30, 40]], fill=0)
-
-
-def test_a_constant_image(error, folder):
-    np.save(folder / "image.npy", np.full(SHAPE, 7, np.uint8))
-    assert "constant" in error([{}])[1]
-    assert "--" not in error([{}])[1]
-
-
-def test_compressed_files_are_read_once(load, folder):
-    tifffile.imwrite(folder / "image.tif", np.load(folder / "image.npy"), compression="zlib")
-    part = load([{"image": "image.tif", "slices": [10, 30]}]).train[0]
-    (folder / "image.tif").unlink()
-    assert part.volume[0, 0, 0] == 10
 
 
 @given(
@@ -495,9 +381,3 @@ def test_a_place_is_named_once(error, source, message):
     _, text = error([source])
     assert text.startswith(message)
     assert text.count("data.train[0]") == 1
-
-
-def test_one_slice_is_no_window(error):
-    assert error([[0, 20]], test=[[30, 31]])[1].startswith(
-        "data.test[0]: has 1 slice; a window of 3 needs 3; give"
-    )

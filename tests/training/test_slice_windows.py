@@ -10,8 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from values import by_name
 
-import evenslice
-from evenslice import ConfigError, Reading, SliceWindows, VolumeError, neutralize, open_volume
+from evenslice import ConfigError, Reading, SliceWindows, VolumeError, neutralize
 from evenslice.training.config import AugmentationConfig
 
 
@@ -107,7 +106,7 @@ def test_it_travels_to_workers_as_its_files(tmp_path, image):
 def test_files_too_large_for_memory_are_read_piece_by_piece(tmp_path, image, monkeypatch):
     np.save(tmp_path / "image.npy", image)
     held = SliceWindows(tmp_path / "image.npy", crop=(16, 16))
-    monkeypatch.setattr("evenslice.volumes.views.IN_MEMORY", 0)
+    monkeypatch.setattr("evenslice.volumes.volume.IN_MEMORY", 0)
     lazy = SliceWindows(tmp_path / "image.npy", crop=(16, 16))
     assert all(torch.equal(held[i], lazy[i]) for i in range(len(held)))
     assert len(pickle.dumps(lazy)) < 10_000 < len(pickle.dumps(held))
@@ -131,13 +130,6 @@ def test_a_label_of_no_class_is_found_when_labels_are_read(image):
         SliceWindows(image, labels, crop=(8, 8), foreground=0.5)
 
 
-def test_scalings_are_given_or_told(image):
-    data = SliceWindows([image, 2 * image])
-    assert data.scalings[1].high == pytest.approx(2 * data.scalings[0].high)
-    given = SliceWindows([image, 2 * image], reading=Reading(intensity=(0, 2)))
-    assert torch.allclose(given[0], torch.from_numpy(image[[1, 0, 1]] / 2))
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -145,20 +137,14 @@ def test_scalings_are_given_or_told(image):
         ({"foreground": 2, "crop": (8, 8)}, "foreground=2: is a fraction"),
         ({"step": 1.5}, "step: is 1.5, not a whole number"),
         ({"slices": 3.0}, "slices=3.0: must be a whole number"),
-        ({"seed": 1.5}, "seed=1.5: must be a whole number from 0"),
-        ({"seed": 2**70}, r"seed=1180591620717411303424: must be a whole number from 0 to 2\*\*63 - 1"),
-        ({"crop": (0, 8)}, r"crop=\[0, 8\]: give a height"),
-        ({"length": 0}, "length=0: must be a whole number of at least 1"),
-        ({"length": 10.5}, "length=10.5: must be a whole number of at least 1"),
-        ({"length": 1e4}, "length=10000.0: must be a whole number of at least 1"),
+        ({"seed": -1}, "^seed=-1: must be at least 0"),
+        ({"crop": (0, 8)}, r"^crop=\[0, 8\]"),
+        ({"crop": 64}, "^crop=64"),
+        ({"length": 0}, "^length=0: must be at least 1"),
+        ({"length": 1.5}, "^length: is 1.5, not a whole number"),
         ({"foreground": "half", "crop": (8, 8)}, "foreground='half': is a fraction of the crops, 0 to 1"),
-        (
-            {"intensity": (0, 1, 2)},
-            r"intensity=\[0, 1, 2\]: give two numbers, the voxel values that become 0 and 1",
-        ),
-        ({"intensity": 5}, "intensity=5: give two numbers"),
-        ({"crop": np.array([8.5, 8])}, r"crop=\[8.5, 8.0\]: give a height"),
-        ({"augmentation": {"zflip": True}}, "^augmentation: zflip: no such option"),
+        ({"intensity": (0, 1, 2)}, r"intensity=\[0, 1, 2\]: give two numbers, the voxel values that become"),
+        ({"scaling": (0, 100)}, r"scaling=\[0, 100\]: give an evenslice.Scaling for all .*; intensity"),
         ({"slices": 4}, "a window has an odd number of slices"),
         ({"edge": "mirror"}, "edge='mirror': did you mean|edge='mirror': known"),
         ({"classes": 1}, "classes=1: at least 2"),
@@ -166,14 +152,10 @@ def test_scalings_are_given_or_told(image):
         ({"reading": [Reading()] * 2}, "reading: 2 for 1 volume;"),
         ({"model": nn.Conv2d(3, 1, 1)}, "model: has no record"),
         ({"augmentation": {"flip": True}}, "flip: no such option; did you mean 'flips'"),
-        ({"augmentation": "flips"}, "augmentation='flips'"),
+        ({"augmentation": "flips"}, "^augmentation"),
         ({"fill": "x"}, "fill: 'x' is not a number"),
         ({"classes": "2"}, "classes: is '2', not a whole number"),
-        ({"classes": 2.5}, "classes: is 2.5, not a whole number"),
-        (
-            {"label_values": 5},
-            r"label_values=5: give the value of each class, such as label_values=\[0, 255\]",
-        ),
+        ({"label_values": 5}, r"label_values=5: give the value of each class, such as label_values=\[0"),
     ],
 )
 def test_what_is_wrong_is_said_at_once(image, options, message):
@@ -224,35 +206,9 @@ def test_plain_use_needs_no_extra(tmp_path):
     assert "evenslice[train]" in error
 
 
-def test_an_open_volume_serves(image):
-    assert len(evenslice.SliceWindows(open_volume(image, spacing=(3, 1, 1)))) == 12
-
-
-def test_foreground_where_no_window_has_its_middle_is_none(image):
-    labels = np.zeros(image.shape, dtype=np.uint8)
-    labels[[0, -1]] = 1
-    SliceWindows(image, labels, crop=(8, 8), foreground=1.0)
-    with pytest.raises(VolumeError, match="holds background alone in the middle slices of its windows"):
-        SliceWindows(image, labels, crop=(8, 8), foreground=1.0, edge="valid")
-
-
 def test_one_of_several_volumes_may_have_no_foreground(image):
     labels = [image > 2, image > 0.9]
     data = SliceWindows([image, image], labels, crop=(8, 8), foreground=1.0, length=8)
     assert all(data[number][1].any() for number in range(8))
     with pytest.raises(VolumeError, match="holds background alone"):
         SliceWindows([image, image], [image > 2] * 2, crop=(8, 8), foreground=0.5)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"slices": 0}, "slices=0: a window has an odd number"),
-        ({"classes": 0}, "classes=0: at least 2"),
-        ({"crop": 64}, "crop=64: give a height and a width"),
-        ({"crop": (64,)}, r"crop=\[64\]: give a height and a width"),
-    ],
-)
-def test_nothing_that_is_given_becomes_a_default(image, options, message):
-    with pytest.raises(ConfigError, match=message):
-        SliceWindows(image, image > 0.9, **by_name(SliceWindows, **options))

@@ -6,7 +6,7 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from evenslice.neutralizing.network_files import load_network
-from evenslice.training.synchronized_norms import SynchronizedNorms
+from evenslice.training.lightning_module import SynchronizedNorms
 
 LITE = "smp:Unet/tu-tf_efficientnet_lite0"
 

@@ -97,17 +97,12 @@ MASKED = np.ma.masked_greater(VOXELS, 300)
     "array", [MASKED, da.ma.masked_greater(da.from_array(VOXELS, chunks=(2, 7, 8)), 300)]
 )
 def test_masked_voxels_need_a_value(array):
-    with pytest.raises(
-        VolumeError,
-        match=r"<array>: is a masked array; give fill, the value of its masked voxels, or array.filled\(...\)",
-    ):
+    with pytest.raises(VolumeError, match="<array>: is masked; give fill"):
         open_volume(array)
-    with pytest.raises(VolumeError, match=r"<array>: labels are a masked array; give array.filled"):
+    with pytest.raises(VolumeError, match="<array>: labels are masked"):
         open_labels(array, open_volume(VOXELS))
-    with pytest.raises(ConfigError, match=r"fill=0.5: the masked array is int16, which has no such value"):
+    with pytest.raises(ConfigError, match=r"fill=0.5: int16 has no such value"):
         open_volume(array, fill=0.5)
-    with pytest.raises(ConfigError, match="fill='x': the masked array is int16, which has no such value"):
-        open_volume(array, fill="x")
     filled = open_volume(array, fill=-7, plane="y", region=np.s_[1:, :, :])
     assert np.array_equal(filled[...], MASKED.filled(-7)[1:].transpose(1, 0, 2))
     assert type(filled[0]) is np.ndarray
@@ -116,9 +111,7 @@ def test_masked_voxels_need_a_value(array):
 def test_a_file_has_no_masked_voxels_to_fill(tmp_path):
     np.save(tmp_path / "a.npy", VOXELS)
     for given in (tmp_path / "a.npy", open_volume(VOXELS)):
-        with pytest.raises(
-            ConfigError, match=r"^fill=5: has no effect on .*(a.npy|<array>), only arrays have masked voxels;"
-        ):
+        with pytest.raises(ConfigError, match=r"^fill=5: omit it for .*(a.npy|<array>)"):
             open_volume(given, fill=5)
 
 
@@ -146,6 +139,6 @@ def test_every_function_fills_masked_voxels(function, tmp_path):
             SliceWindows(masked, **by_name(SliceWindows, crop=(8, 8), **fill)).scalings
         ),
     }[function]
-    with pytest.raises(VolumeError, match="is a masked array; give fill"):
+    with pytest.raises(VolumeError, match="is masked; give fill"):
         call()
     assert call(fill=0.25) is not None

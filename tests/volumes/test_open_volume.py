@@ -1,7 +1,6 @@
 """Each format, written by its own library: values, order of axes, spacing, unit, metadata."""
 
 import gzip
-import os
 import re
 
 import nibabel as nib
@@ -12,10 +11,10 @@ import zarr
 from volume_checks import same
 
 from evenslice._core import errors
+from evenslice.volumes.geometry import UNITS, common_unit, normal_unit
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.formats import READ_FORMATS
 from evenslice.volumes.templates import mni152_path
-from evenslice.volumes.units import UNITS, common_unit, normal_unit
 from evenslice.volumes.volume import Volume
 
 STACK = (np.arange(6 * 40 * 32) % 1021).reshape(6, 40, 32).astype(np.uint16)
@@ -251,20 +250,6 @@ def test_a_nifti_offset_within_the_header_is_that_of_the_first_voxel(tmp_path, i
         content[168:176] = np.int64(352).tobytes()
     path.write_bytes(content)
     assert same(open_volume(path), STACK)
-
-
-@pytest.mark.parametrize("slope", [1, 0.5])
-def test_an_uncompressed_nifti_file_is_sliced_along_x_in_few_reads(tmp_path, monkeypatch, slope):
-    path = tmp_path / "scan.nii"
-    file = nib.Nifti1Image(STACK.T.astype(np.int16), np.eye(4))
-    file.header.set_slope_inter(slope, 0)
-    nib.save(file, path)
-    volume = open_volume(path, plane="x")
-    read, calls = os.preadv, []
-    monkeypatch.setattr(os, "preadv", lambda *arguments: calls.append(1) or read(*arguments))
-    for x in range(32):
-        np.testing.assert_array_equal(volume[x], STACK[:, :, x] * slope)
-    assert 0 < len(calls) < 8
 
 
 def test_large_compressed_nifti_is_read_through_the_index(tmp_path, monkeypatch):
@@ -506,11 +491,8 @@ def test_real_mri(shared_data):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"select": "c=0"}, "select: is 'c=0'; give a whole number for each axis, such as select={'t': 0}"),
-        ({"select": {"c": "0"}}, "select: is {'c': '0'}; give a whole number"),
-        ({"select": {"c": 0.0}}, "select: is {'c': 0.0}; give a whole number"),
-        ({"select": {0: 1}}, "select: is {0: 1}; give a whole number"),
-        ({"select": ["c"]}, "give a whole number for each axis"),
+        ({"select": {"c": "0"}}, "select: is '0', not a whole number"),
+        ({"select": {"c": 0.0}}, "select: is 0.0, not a whole number"),
         ({"select": {"c": 0}, "level": "0"}, "level: is '0', not a whole number"),
         ({"select": {"c": 0}, "level": None}, "level: is None, not a whole number"),
     ],

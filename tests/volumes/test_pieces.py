@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 
+import imagecodecs
 import numcodecs
 import numpy as np
 import pytest
@@ -18,11 +19,10 @@ from piece_files import IMAGE, LABELS, PLAIN_SHARDS, SHARDS, change_json, write_
 from volume_checks import fails, same
 
 from evenslice._core import errors
-from evenslice.volumes.fingerprints import fingerprint
-from evenslice.volumes.info import describe_volume
-from evenslice.volumes.label_values import LabelValues
+from evenslice.volumes.info import describe_volume, fingerprint
+from evenslice.volumes.labels import LabelValues
 from evenslice.volumes.opening import open_volume
-from evenslice.volumes.read.pieces import assemble
+from evenslice.volumes.read.chunk_files import ChunkFiles, assemble
 
 SHARDINGS = {"files": None, "hashed": SHARDS, "one shard": PLAIN_SHARDS}
 
@@ -101,7 +101,13 @@ def test_a_precomputed_volume_by_hand(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("suffix", "pack"), [("zstd", numcodecs.zstd.compress), ("xz", lzma.compress), ("bz2", bz2.compress)]
+    ("suffix", "pack"),
+    [
+        ("zstd", numcodecs.zstd.compress),
+        ("xz", lzma.compress),
+        ("bz2", bz2.compress),
+        ("br", imagecodecs.brotli_encode),
+    ],
 )
 def test_chunks_that_cloud_volume_compressed_otherwise(tmp_path, suffix, pack):
     write_precomputed(tmp_path, IMAGE)
@@ -111,11 +117,23 @@ def test_chunks_that_cloud_volume_compressed_otherwise(tmp_path, suffix, pack):
     assert same(open_volume(tmp_path), IMAGE)
 
 
-def test_chunks_compressed_as_brotli_are_no_zeros(tmp_path):
-    write_precomputed(tmp_path, IMAGE)
-    for file in list(next(tmp_path.glob("*/")).iterdir()):
-        file.rename(f"{file}.br")
-    fails(str(tmp_path), r"its chunk '4_4_40/\S+\.br' is compressed as brotli, which is not read; write it")
+@pytest.mark.parametrize("stored", [False, True])
+def test_n5_blocks_compressed_as_lz4(tmp_path, stored):
+    """In pieces, as LZ4BlockOutputStream of lz4-java writes them."""
+    write_n5(tmp_path, IMAGE)
+    change_json(tmp_path / "attributes.json", compression={"type": "lz4", "blockSize": 512})
+    for file in (file for file in tmp_path.rglob("*") if file.is_file() and file.suffix != ".json"):
+        content, found = file.read_bytes(), []
+        for start in range(16, len(content), 512):
+            plain = content[start : start + 512]
+            packed = plain if stored else bytes(numcodecs.lz4.compress(plain))[4:]
+            token = 0x10 if stored else 0x20
+            found.append(struct.pack("<8sBIII", b"LZ4Block", token, len(packed), len(plain), 0) + packed)
+        end = struct.pack("<8sBIII", b"LZ4Block", 0x10, 0, 0, 0)
+        file.write_bytes(content[:16] + b"".join(found) + end)
+    assert same(open_volume(tmp_path), IMAGE)
+    file.write_bytes(file.read_bytes()[:99])
+    fails(str(tmp_path), "cannot be read as N5")
 
 
 def test_an_n5_data_set_by_hand(tmp_path):
@@ -227,14 +245,14 @@ def test_only_the_pieces_asked_for_are_read(tmp_path, monkeypatch):
     write_precomputed(tmp_path / "s", IMAGE, "raw", PLAIN_SHARDS)
     write_n5(tmp_path / "n", IMAGE)
     read = []
-    from evenslice.volumes.read import pieces as module
+    whole = ChunkFiles.read
 
-    def counting(root, name, span, label, most, whole=module.read_file):
-        content = whole(root, name, span, label, most)
+    def counting(files, name, *more):
+        content = whole(files, name, *more)
         read.append((name, len(content)))
         return content
 
-    monkeypatch.setattr(module, "read_file", counting)
+    monkeypatch.setattr(ChunkFiles, "read", counting)
     for name, expected in (("p", 16 * 16 * 4), ("n", 16 * 16 * 4 + 16)):
         volume = open_volume(tmp_path / name)
         read.clear()

@@ -8,11 +8,10 @@ import torch
 from torch import nn
 
 import evenslice
-from evenslice import ConfigError, Reading, VolumeError, open_volume, segment
+from evenslice import ConfigError, Reading, open_volume, segment
 from evenslice.volumes import write_volume
-from evenslice.volumes.fingerprints import fingerprint
-from evenslice.volumes.opening import open_labels
-from evenslice.volumes.views import hold_in_memory, map_voxels, reslice, take_slices
+from evenslice.volumes.info import fingerprint
+from evenslice.volumes.volume import hold_small, map_voxels, reslice, take_slices
 
 ORDERS = {"z": (0, 1, 2), "y": (1, 0, 2), "x": (2, 0, 1)}
 PLANES = pytest.mark.parametrize("plane", ORDERS)
@@ -69,17 +68,9 @@ def test_each_voxel_keeps_its_place_in_the_patient(stack, file, plane):
 @PLANES
 def test_what_is_made_of_it_stays_in_its_plane(stack, file, plane):
     volume = open_volume(file, plane=plane)
-    part = map_voxels(hold_in_memory(take_slices(volume, 1, 5)), np.negative, np.uint8)
+    part = map_voxels(hold_small([take_slices(volume, 1, 5)])[0], np.negative, np.uint8)
     assert np.array_equal(-part[...], volume[1:5])
     assert np.array_equal(-reslice(part, "z")[...], reslice(take_slices(volume, 1, 5), "z")[...])
-
-
-def test_labels_are_sliced_as_their_volume(stack):
-    volume = open_volume(stack, plane="y")
-    for labels in (stack, open_volume(stack), open_volume(stack, plane="x")):
-        assert np.array_equal(open_labels(labels, volume)[...], volume[...])
-    with pytest.raises(VolumeError, match=r"<array> along y: labels of shape \(10, 6, 8\) do not fit"):
-        open_labels(stack.transpose(0, 2, 1), volume)
 
 
 def test_no_such_plane(stack):

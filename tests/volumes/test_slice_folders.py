@@ -12,8 +12,7 @@ from PIL import Image
 from volume_checks import fails, same
 
 from evenslice._core import errors
-from evenslice.volumes.fingerprints import fingerprint
-from evenslice.volumes.info import describe_volume
+from evenslice.volumes.info import describe_volume, fingerprint
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.slice_folder import missing_numbers, natural_order
 
@@ -200,10 +199,10 @@ def png(width, height, colour=0, depth=8, data=b""):
 @pytest.mark.parametrize(
     ("content", "pattern"),
     [
-        (png(2**30, 2**30), "claims 1073741824 x 1073741824 pixels in .* bytes; it is damaged"),
+        (png(2**30, 2**30), "take 1,152,921,504,606,846,976 bytes each"),
         (
             png(2**16, 2**16, data=zlib.compress(bytes(2**24))),
-            r"claims 65536 x 65536 pixels|take 4,294,967,296 bytes",
+            "take 4,294,967,296 bytes",
         ),
         (png(8, 8, colour=2, depth=16, data=zlib.compress(bytes(8 * 49))), "is a 16-bit colour image"),
     ],

@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from evenslice.volumes import open_volume, write_volume
-from evenslice.volumes.stored_images import stored_image
+from evenslice.volumes.info import stored_image
 
 STACK = np.arange(24 * 64 * 64, dtype=np.uint16).reshape(24, 64, 64)
 

@@ -14,7 +14,7 @@ import zarr
 from volume_checks import fails
 
 from evenslice._core import errors
-from evenslice.volumes.fingerprints import fingerprint
+from evenslice.volumes.info import fingerprint
 from evenslice.volumes.opening import open_volume
 
 STACK = (np.arange(6 * 40 * 32) % 1021).reshape(6, 40, 32).astype(np.uint16)
@@ -134,7 +134,7 @@ def test_truncated_nifti(tmp_path, name, fraction):
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * fraction)])
     with pytest.raises(errors.VolumeError, match="is truncated|is not|cannot be read as"):
-        open_volume(path)
+        open_volume(path)[...]
 
 
 def test_truncated_npy(tmp_path):
@@ -240,7 +240,7 @@ def test_nifti_that_claims_too_much(tmp_path):
     tracemalloc.start()
     fails(
         str(path),
-        r"is truncated, its header claims 1,099,511,628,320 bytes and the file holds at most [\d,]{5,12};",
+        r"is truncated, its header claims 1,099,511,628,320 bytes and the file cannot hold as many",
     )
     assert tracemalloc.get_traced_memory()[1] < 10e6
     tracemalloc.stop()

@@ -29,14 +29,6 @@ def test_reflected_windows_agree_with_numpy(z, slices, step):
     assert slice_indices(z, slices, step=step, depth=20, edge="reflect").tolist() == expected.tolist()
 
 
-@given(z=st.integers(0, 6), slices=odd, step=st.integers(1, 4))
-def test_reflected_windows_stay_inside_and_are_centred(z, slices, step):
-    indices = slice_indices(z, slices, step=step, depth=7, edge="reflect")
-    assert indices[slices // 2] == z
-    assert indices.min() >= 0
-    assert indices.max() <= 6
-
-
 def test_one_slice_is_reflected_onto_itself():
     assert slice_indices(0, 5, depth=1, edge="reflect").tolist() == [0] * 5
 
@@ -140,31 +132,6 @@ def test_what_float32_would_make_equal_is_scaled_apart(dtype):
     assert len(np.unique(found(voxels))) >= 198
 
 
-@given(st.integers(-(2**63), 2**63 - 1), st.integers(1, 1000), st.sampled_from([np.int64, np.uint64]))
-def test_integers_are_subtracted_as_such(low, width, dtype):
-    low = int(float(low))
-    limits = np.iinfo(dtype)
-    high = float(low + 2048 * width)  # which float64 tells apart up to 2**64
-    values = [low - 5, low, low + 1, low + 1024 * width, low + 2048 * width, limits.min, limits.max]
-    kept = [value for value in values if limits.min <= value <= limits.max]
-    expected = [min(max((value - low) / (int(high) - low), 0), 1) for value in kept]
-    np.testing.assert_allclose(Scaling(low, high)(np.array(kept, dtype)), expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("distinct", [2, 100, 200, 1000])
-def test_integers_that_float64_rounds_to_one_are_not_constant(distinct):
-    voxels = np.uint64(2**60) + np.arange(distinct, dtype=np.uint64).reshape(1, 2, -1)
-    assert len(np.unique(fit_scaling(volume_of(voxels))(voxels))) >= 0.95 * distinct
-
-
-def test_a_range_of_large_integers_is_that_of_their_differences():
-    voxels = np.uint64(2**60) + np.arange(200, dtype=np.uint64).reshape(2, 10, 10)
-    scaling = fit_scaling(volume_of(voxels * np.uint64(2)), intensity=(2**61, 2**61 + 512))
-    np.testing.assert_array_equal(scaling(voxels * np.uint64(2)).ravel(), np.arange(200) / np.float32(256))
-    whole = np.array([-(2**63), 0, 2**63 - 1], np.int64).reshape(1, 1, 3)
-    assert fit_scaling(volume_of(whole))(whole).ravel().tolist() == pytest.approx([0, 0.5, 1])
-
-
 def test_a_range_beyond_float32_is_that_of_large_values():
     voxels = np.linspace(0, 1e302, 101).reshape(1, 1, 101)
     scaling = fit_scaling(volume_of(voxels), intensity=(0, 1e302))
@@ -172,30 +139,23 @@ def test_a_range_beyond_float32_is_that_of_large_values():
     for kind in (np.uint8, np.float32):
         assert Scaling(-1e302, 1e302)(np.array([0, 255], kind)).tolist() == [0.5, 0.5]
         assert Scaling(0, 1e-320)(np.array([0, 1], kind)).tolist() == [0, 1]
-    with pytest.raises(ConfigError, match="too far apart for a float"):
-        Scaling(-1.7e308, 1.7e308)
 
 
-@pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.int16, np.uint16, np.float16, np.float32])
-def test_what_float32_holds_is_scaled_in_float32(dtype):
-    voxels = np.random.default_rng(0).integers(0, 2 if dtype == np.bool_ else 120, (4, 9, 9)).astype(dtype)
-    low, high = 0.3, 77.7
-    expected = (voxels.astype(np.float32) - np.float32(low)) * np.float32(1 / (high - low))
-    np.testing.assert_array_equal(Scaling(low, high)(voxels), expected.clip(0, 1))
-
-
-def test_a_range_upside_down_is_refused():
-    with pytest.raises(ConfigError, match="the first must be below the second"):
-        Scaling(3, 3)
-
-
-@pytest.mark.parametrize("wrong", ["low", None, [1], 10**400])
-def test_what_is_no_number_is_refused(wrong):
-    with pytest.raises(ConfigError, match="intensity: .* is not a number; give voxel values"):
-        Scaling(wrong, 1)
-    if wrong is not None:
-        with pytest.raises(ConfigError, match="fill: .* is not a number; give voxel values"):
-            Scaling(0, 1, fill=wrong)
+@pytest.mark.parametrize(
+    ("given", "option"),
+    [
+        (("low", 1), "intensity"),
+        ((None, 1), "intensity"),
+        ((3, 3), "intensity"),
+        ((-1.7e308, 1.7e308), "intensity"),
+        ((0, 1, [1]), "fill"),
+        ((0, 1, 10**400), "fill"),
+        ((0, 1, np.inf), "fill"),
+    ],
+)
+def test_what_is_no_scaling_is_refused(given, option):
+    with pytest.raises(ConfigError, match=option):
+        Scaling(*given)
 
 
 def test_without_a_fill_nan_stays_and_infinity_is_clipped():
@@ -252,35 +212,25 @@ def test_a_sparse_volume_is_scaled_by_its_extremes():
     assert fit_scaling(volume_of(voxels)) == Scaling(0, 9)
 
 
-def test_nonfinite_voxels_are_counted_and_located():
-    voxels = np.random.default_rng(0).random((6, 8, 8)).astype(np.float32)
-    voxels[2, 3, 4] = np.nan
-    voxels[5, 0, 0] = np.inf
-    with pytest.raises(
-        VolumeError, match=r"2 voxels are NaN or infinite, the first at z, y, x = \(2, 3, 4\).* as fill"
-    ):
-        fit_scaling(volume_of(voxels))
-    assert fit_scaling(volume_of(voxels), fill=0).fill == 0
-    grid = WindowGrid(volume_of(voxels), Scaling(0, 1), 3, (8, 8))
-    with pytest.raises(VolumeError, match="2 voxels are NaN"):
-        grid.read(2, 0, 0)
-    assert np.isfinite(WindowGrid(volume_of(voxels), Scaling(0, 1, fill=0.5), 3, (8, 8)).read(2, 0, 0)).all()
-
-
-def test_one_nan_in_a_large_volume_is_found_whether_a_range_is_given_or_not():
+@pytest.mark.parametrize("intensity", [None, (0, 1)])
+def test_nonfinite_voxels_are_counted_and_located(intensity):
     voxels = np.random.default_rng(0).random((60, 200, 200)).astype(np.float32)
     voxels[40, 30, 20] = np.nan
-    for intensity in (None, (0, 1)):
-        with pytest.raises(
-            VolumeError, match=r"1 voxels are NaN or infinite, the first at z, y, x = \(40, 30, 20\)"
-        ):
-            fit_scaling(volume_of(voxels), intensity=intensity)
+    voxels[50, 0, 0] = np.inf
+    located = r"2 voxels are NaN or infinite, the first at z, y, x = \(40, 30, 20\).* as fill"
+    with pytest.raises(VolumeError, match=located):
+        fit_scaling(volume_of(voxels), intensity=intensity)
+    assert fit_scaling(volume_of(voxels), intensity=intensity, fill=0).fill == 0
+    with pytest.raises(VolumeError, match=located):
+        WindowGrid(volume_of(voxels), Scaling(0, 1), 3, (40, 40)).read(40, 0, 0)
+    filled = WindowGrid(volume_of(voxels), Scaling(0, 1, fill=0.5), 3, (40, 40))
+    assert filled.read(40, 0, 0)[1, 30, 20] == 0.5
 
 
 def test_values_beyond_float32_are_no_nan():
     voxels = np.random.default_rng(0).random((5, 8, 8))
     voxels[1, 2, 3] = 1e300
-    with pytest.raises(VolumeError, match="beyond the range of float32"):
+    with pytest.raises(VolumeError, match="beyond float32"):
         fit_scaling(volume_of(voxels))
     assert Scaling(0, 1)(voxels).max() == 1
 
@@ -331,16 +281,3 @@ def test_a_remote_volume_is_not_downloaded_to_search_it_for_nan(monkeypatch):
     grid = WindowGrid(volume, fit_scaling(volume, intensity=(0, 1)), 3, (32, 32))
     with pytest.raises(VolumeError, match=r"1 of 3072 voxels of the window at z, y, x = \(1, 0, 0\) are NaN"):
         grid.read(1, 0, 0)
-
-
-def test_infinity_is_an_error_in_any_volume(monkeypatch):
-    monkeypatch.setattr(
-        "evenslice.volumes.scaling.WHOLE_CHECK", 0
-    )  # as in a large one, of which a sample is searched
-    voxels = np.full((5, 40, 40), 100, np.float32)
-    voxels[2, 3, 4] = np.inf
-    grid = WindowGrid(open_volume(voxels), Scaling(0, 200), 3, (32, 32))
-    with pytest.raises(VolumeError, match="NaN or infinite"):
-        grid.read(1, 0, 0)
-    filled = WindowGrid(open_volume(voxels), Scaling(0, 200, fill=0), 3, (32, 32))
-    assert filled.read(1, 0, 0)[2, 3, 4] == 0

@@ -3,7 +3,6 @@
 import pickle
 import tracemalloc
 from dataclasses import dataclass
-from functools import partial
 
 import h5py
 import nibabel as nib
@@ -121,6 +120,10 @@ def test_every_format_keeps_channels(name, tmp_path):
     np.testing.assert_array_equal(found.voxels, PROBABILITIES)
     if found.spacing is not None:
         assert found.spacing == pytest.approx(SPACING, rel=1e-6)
+    axis, axes = "t" if ".nii" in name else "c", "czyx" if name == "a.npy" else None
+    np.testing.assert_array_equal(
+        open_volume(tmp_path / name, axes=axes, select={axis: 1})[:], PROBABILITIES[1]
+    )
 
 
 @every_format
@@ -138,36 +141,13 @@ def test_what_is_written_opens_as_the_volume_it_was(name, tmp_path):
 
 
 @every_format
-def test_channels_open_one_by_one(name, tmp_path):
-    write_channels(channels_of(PROBABILITIES), tmp_path / name)
-    axis = "t" if ".nii" in name else "c"
-    axes = "czyx" if name == "a.npy" else None
-    again = open_volume(tmp_path / name, axes=axes, select={axis: 1})
-    np.testing.assert_array_equal(again[:], PROBABILITIES[1])
-
-
-@pytest.mark.parametrize("name", ["a.nii.gz", "a.mha", "a.nrrd"])
-def test_an_orientation_survives_from_format_to_format(name, tmp_path):
-    like = nifti_volume(tmp_path, ORTHOGONAL)
-    write_volume(open_volume(LABELS), tmp_path / name, like=like)
-    np.testing.assert_allclose(open_volume(tmp_path / name).affine, ORTHOGONAL, atol=1e-6)
-
-
-@every_format
-def test_a_volume_without_spacing_is_written_too(name, tmp_path):
-    write_volume(open_volume(LABELS), tmp_path / name)
-    if name.endswith((".tif", ".btf")):
-        assert open_volume(tmp_path / name).spacing is None
-    elif name == "a.h5":
-        with h5py.File(tmp_path / name) as file:
-            assert "element_size_um" not in file["labels"].attrs
-    elif name in {"a.mha", "a.nrrd"}:
-        assert sitk.ReadImage(str(tmp_path / name)).GetSpacing() == (1, 1, 1)
-
-
-@every_format
-def test_a_spacing_whose_unit_is_unknown_is_not_given_one(name, tmp_path):
+def test_a_spacing_that_is_unknown_or_has_no_unit_is_not_given_one(name, tmp_path):
+    write_volume(open_volume(LABELS), tmp_path / f"none-{name}")
     write_volume(open_volume(LABELS, spacing=SPACING), tmp_path / name)
+    if name.endswith((".tif", ".btf", ".h5")):
+        assert open_volume(tmp_path / f"none-{name}").spacing is None
+    elif name in {"a.mha", "a.nrrd"}:
+        assert sitk.ReadImage(str(tmp_path / f"none-{name}")).GetSpacing() == (1, 1, 1)
     if name.endswith((".tif", ".btf", ".nii", ".gz", ".zarr")):
         again = open_volume(tmp_path / name)
         assert again.spacing == pytest.approx(SPACING)
@@ -310,32 +290,21 @@ def test_slabs_cover_each_voxel_once(data, tmp_path_factory):
     np.testing.assert_array_equal(found, array)
 
 
-def test_channels_must_be_alike(tmp_path):
-    with pytest.raises(ConfigError, match="no channel"):
-        write_channels([], tmp_path / "a.tif")
-    one, other = open_volume(LABELS), open_volume(LABELS.astype(np.uint16))
-    with pytest.raises(ConfigError, match=r"uint16 and the first channel .* uint8"):
-        write_channels([one, other], tmp_path / "a.tif")
-
-
-def test_like_must_have_the_same_shape(tmp_path):
-    with pytest.raises(ConfigError, match=r"\(6, 33, 40\) and that of <array> \(5, 33, 40\)"):
-        write_volume(open_volume(LABELS), tmp_path / "a.tif", like=open_volume(LABELS[1:]))
-
-
-def test_what_is_written_is_an_open_volume(tmp_path):
-    volume, message = (
-        open_volume(LABELS),
-        r"is an open volume, not \w+; give what evenslice.open_volume returns of it",
-    )
-    for other in (LABELS, "a.tif", None):
-        with pytest.raises(ConfigError, match=message):
-            write_volume(other, tmp_path / "a.tif")
-        with pytest.raises(ConfigError, match=message):
-            write_channels([volume, other], tmp_path / "a.tif")
-    for like in (LABELS, "a.tif"):
-        with pytest.raises(ConfigError, match=message):
-            write_volume(volume, tmp_path / "a.tif", like=like)
+def test_what_cannot_be_written_together(tmp_path):
+    volume, other = open_volume(LABELS), open_volume(LABELS.astype(np.uint16))
+    for call, reason in (
+        (lambda path: write_volume(LABELS, path), "is an open volume, not"),
+        (lambda path: write_channels([volume, "a.tif"], path), "is an open volume, not"),
+        (lambda path: write_volume(volume, path, like=LABELS), "is an open volume, not"),
+        (lambda path: write_channels([], path), "no channel"),
+        (lambda path: write_channels([volume, other], path), "uint16 and the first channel .* uint8"),
+        (
+            lambda path: write_volume(volume, path, like=open_volume(LABELS[1:])),
+            r"\(6, 33, 40\).*\(5, 33, 40\)",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            call(tmp_path / "a.tif")
     assert not list(tmp_path.iterdir())
 
 
@@ -368,6 +337,7 @@ def test_nifti_takes_the_affine_of_the_input(affine, tmp_path):
     write_volume(open_volume(LABELS), tmp_path / "a.nii.gz", like=like)
     image = nib.load(tmp_path / "a.nii.gz")
     np.testing.assert_array_equal(image.affine, affine)
+    np.testing.assert_allclose(open_volume(tmp_path / "a.nii.gz").affine, affine, atol=1e-6)
     assert image.header.get_zooms() == pytest.approx(np.linalg.norm(affine[:3, :3], axis=0))
     if affine is ORTHOGONAL:
         np.testing.assert_allclose(image.header.get_qform(), affine, atol=1e-5)
@@ -419,6 +389,7 @@ def test_itk_formats_take_the_affine_of_the_input(name, tmp_path):
     assert mine.GetSpacing() == pytest.approx(theirs.GetSpacing())
     assert mine.GetOrigin() == pytest.approx(theirs.GetOrigin())
     assert mine.GetDirection() == pytest.approx(theirs.GetDirection(), abs=1e-6)
+    np.testing.assert_allclose(open_volume(tmp_path / name).affine, ORTHOGONAL, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.mha", "a.nrrd"])
@@ -432,14 +403,6 @@ def test_a_spacing_of_the_users_goes_before_that_of_the_affine(name, tmp_path):
     assert image.GetDirection() == pytest.approx((0, 1, 0, 1, 0, 0, 0, 0, 1), abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["a.mha", "a.nrrd"])
-def test_an_affine_in_micrometres_becomes_millimetres(name, tmp_path):
-    like = nifti_volume(tmp_path, ORTHOGONAL, unit="micron")
-    write_volume(open_volume(LABELS), tmp_path / name, like=like)
-    image = sitk.ReadImage(str(tmp_path / name))
-    assert image.GetSpacing() == pytest.approx((5e-4, 2e-3, 3e-3))
-
-
 def test_an_affine_that_cannot_be_inverted_is_left_out(tmp_path):
     flat = open_volume(LABELS, spacing=SPACING, unit="mm")
     object.__setattr__(flat, "affine", np.diag([1.0, 0.0, 1.0, 1.0]))
@@ -447,18 +410,16 @@ def test_an_affine_that_cannot_be_inverted_is_left_out(tmp_path):
     assert sitk.ReadImage(str(tmp_path / "a.mha")).GetSpacing() == pytest.approx(SPACING[::-1])
 
 
-@pytest.mark.parametrize("like", [False, True], ids=["alone", "like"])
 @every_format
-def test_a_real_volume_comes_back(name, like, tmp_path, shared_data):
+def test_a_real_volume_comes_back(name, tmp_path, shared_data):
     folder = shared_data / "lucchi_pp"
     crop = (slice(0, 5), slice(200, 500), slice(100, 420))
     picture, labels = (
         open_volume(open_volume(folder / file)[crop], spacing=(5, 5, 5), unit="nm")
         for file in ("test_image.tif", "test_mito.tif")
     )
-    write = partial(write_volume, like=picture) if like else write_volume
-    write(labels, tmp_path / "labels" / name)
-    write(picture, tmp_path / "picture" / name)
+    write_volume(labels, tmp_path / "labels" / name, like=picture)
+    write_volume(picture, tmp_path / "picture" / name)
     for part, written in (("labels", labels), ("picture", picture)):
         found = READERS[name](str(tmp_path / part / name))
         np.testing.assert_array_equal(found.voxels, written[:])

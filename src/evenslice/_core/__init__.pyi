@@ -1,19 +1,9 @@
-from .allocator import keep_freed_memory as keep_freed_memory
-from .bounded import open_regular as open_regular, read_bounded as read_bounded
-from .cluster import (
-    check_sendable as check_sendable,
-    map_as_finished as map_as_finished,
-    map_in_order as map_in_order,
-    open_cluster as open_cluster,
-    refuse_killed as refuse_killed,
-)
 from .config_files import (
     Section as Section,
     as_config as as_config,
     load_config as load_config,
     to_yaml as to_yaml,
 )
-from .cores import available_cores as available_cores
 from .errors import (
     UNREADABLE as UNREADABLE,
     ConfigError as ConfigError,
@@ -32,6 +22,18 @@ from .errors import (
     spelled_on_command_line as spelled_on_command_line,
     whole_number as whole_number,
 )
+from .files import (
+    EMPTY_PATH as EMPTY_PATH,
+    local_path as local_path,
+    open_regular as open_regular,
+    path_text as path_text,
+    read_bounded as read_bounded,
+    read_json as read_json,
+    read_log as read_log,
+    read_rows as read_rows,
+    read_text as read_text,
+    reading as reading,
+)
 from .import_paths import (
     import_object as import_object,
     importable_here as importable_here,
@@ -39,27 +41,35 @@ from .import_paths import (
     module_file as module_file,
 )
 from .interrupts import Terminated as Terminated
-from .leftovers import remove_leftovers as remove_leftovers
-from .listening import ProgressReport as ProgressReport, progress_to as progress_to
-from .local_paths import EMPTY_PATH as EMPTY_PATH, local_path as local_path, path_text as path_text
-from .locks import is_locked as is_locked, locked as locked, locked_folder as locked_folder
-from .progress import Advance as Advance, progress_bar as progress_bar
-from .result_files import (
-    read_json as read_json,
-    read_log as read_log,
-    read_rows as read_rows,
-    read_text as read_text,
-    reading as reading,
+from .machine import (
+    available_cores as available_cores,
+    keep_freed_memory as keep_freed_memory,
+    package_versions as package_versions,
+)
+from .progress import (
+    Advance as Advance,
+    ProgressReport as ProgressReport,
+    progress_bar as progress_bar,
+    progress_to as progress_to,
 )
 from .staging import (
+    is_locked as is_locked,
     is_staging as is_staging,
+    locked as locked,
+    locked_folder as locked_folder,
     mark_staging as mark_staging,
+    remove_leftovers as remove_leftovers,
     reporting_write_errors as reporting_write_errors,
     staged_file as staged_file,
     staged_folder as staged_folder,
     staged_tree as staged_tree,
 )
+from .text import json_text as json_text, printable as printable, without_secrets as without_secrets
 from .threads import map_ahead as map_ahead
-from .versions import package_versions as package_versions
-from .words import json_text as json_text, printable as printable, without_secrets as without_secrets
-from .worker_names import worker_number as worker_number
+from .workers import (
+    check_sendable as check_sendable,
+    map_as_finished as map_as_finished,
+    map_in_order as map_in_order,
+    open_workers as open_workers,
+    worker_number as worker_number,
+)

@@ -14,14 +14,12 @@ from __future__ import annotations
 import reprlib
 import textwrap
 from collections.abc import Mapping
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-from evenslice._core.bounded import read_bounded
 from evenslice._core.errors import UNREADABLE, ConfigError, did_you_mean, needs_extra, option, reason
-from evenslice._core.local_paths import local_path
-from evenslice._core.words import without_secrets
+from evenslice._core.files import local_path, read_bounded
+from evenslice._core.text import without_secrets
 
 with needs_extra("train", "a configuration"):
     import yaml
@@ -46,9 +44,6 @@ __all__ = ["Section", "as_config", "load_config", "to_yaml"]
 LARGEST_FILE = 2**20
 """Size limit of a configuration file in bytes."""
 
-MOST_VALUES = 100_000
-"""Limit of the values in a configuration, counted wherever a reference repeats them."""
-
 MOST_SHOWN = 5
 """Limit of the wrong options that one message lists."""
 
@@ -58,7 +53,7 @@ Config = TypeVar("Config", bound="Section")
 
 
 class Section(BaseModel):
-    """A group of options: immutable, unknown names refused, each option with a description.
+    """A group of options: immutable, unknown names refused, each option described by the text below it.
 
     Example:
         >>> from pydantic import Field
@@ -69,7 +64,18 @@ class Section(BaseModel):
         shade: 3
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,
+        use_attribute_docstrings=True,
+    )
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        for info in cls.model_fields.values():  # texts of several lines
+            info.description = info.description and " ".join(info.description.split())
 
     @model_validator(mode="before")
     @classmethod
@@ -246,8 +252,6 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
             self._checked.add(id(node))
             _refuse_repeated(node)
         super().flatten_mapping(node)
-        if len(node.value) > MOST_VALUES:  # each merge can double what it takes over
-            raise yaml.constructor.ConstructorError(problem=f"it merges more than {MOST_VALUES:,} values")
 
 
 def _refuse_repeated(node: yaml.MappingNode) -> None:
@@ -267,32 +271,11 @@ def _read_yaml(path: Path) -> Any:
         cause = error.strerror or reason(error)
         raise ConfigError(f"{path}: cannot be read ({cause}); name a YAML configuration file") from error
     try:
-        values = None if (too_long := _is_too_long(text)) else yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader
-        if too_long or _count(values) > MOST_VALUES:
-            raise ValueError(f"it holds more than {MOST_VALUES:,} values")
+        return yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader
     except _DAMAGED as error:
         # The libraries name no file, which the message begins with.
         cause = " ".join(str(error).replace('in "<byte string>", ', "at ").split())[:200]
         raise ConfigError(f"{path}: is not valid YAML ({cause}); write options as 'name: value'") from error
-    return values
-
-
-def _is_too_long(text: bytes) -> bool:
-    """Return whether the text itself spells too many values; parsing it is ten times faster than making them."""
-    scalars = (event for event in yaml.parse(text, _Loader) if isinstance(event, yaml.ScalarEvent))
-    most = 2 * MOST_VALUES  # a name and a value each
-    return next(islice(scalars, most, None), None) is not None
-
-
-def _count(values: Any) -> int:
-    """Count values, up to a little more than ``MOST_VALUES``; a few references make billions out of a short file."""
-    waiting, count = [values], 0
-    while waiting and count <= MOST_VALUES:
-        value = waiting.pop()
-        count += 1
-        if isinstance(value, dict | list) and len(waiting) <= MOST_VALUES:
-            waiting += value.values() if isinstance(value, dict) else value
-    return count + len(waiting)
 
 
 def _describe(error: ValidationError, values: Any) -> str:

@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Self
 
-from evenslice._core.words import printable, without_secrets
+from evenslice._core.text import printable, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -1,24 +1,16 @@
-"""Ctrl-C and SIGTERM. Ctrl-C can be kept for later while something starts or ends that cannot be left in between.
-
-    with DeferredInterrupts() as interrupts, started() as processes:
-        with interrupts.heard():
-            work(processes)
-
-Threads and processes that start meanwhile never see the signal: a terminal sends it to every process of a command,
-and it is for the first of them to answer.
-"""
+"""Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
 import signal
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["DeferredInterrupts", "Terminated", "terminable"]
+__all__ = ["Terminated", "terminable", "without_interrupts"]
 
 
 class Terminated(KeyboardInterrupt):
@@ -59,66 +51,25 @@ def _terminate(_number: int, _frame: object) -> None:
     raise Terminated
 
 
-class DeferredInterrupts:
-    """A context in which SIGINT has no effect until its end, or until a block in `heard`.
-
-    Only the main thread can answer signals. In any other, this concerns only the threads and processes started.
+@contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Let Ctrl-C wait until the end of the block; processes that start in it never see one.
 
     Example:
-        >>> with DeferredInterrupts() as interrupts:
-        ...     signal.raise_signal(signal.SIGINT)
-        ...     try:
-        ...         with interrupts.heard():
-        ...             print("never reached")
-        ...     except KeyboardInterrupt:
-        ...         print("heard")
-        heard
+        >>> try:
+        ...     with without_interrupts():
+        ...         signal.raise_signal(signal.SIGINT)
+        ...         print("goes on")
+        ... except KeyboardInterrupt:
+        ...     print("interrupted")
+        goes on
+        interrupted
     """
-
-    def __init__(self) -> None:
-        self._waiting = False
-        self._before: Any = None  # the handler, where this thread can replace it
-        self._mask: Any = None
-
-    def __enter__(self) -> Self:
-        """Begin to defer."""
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.getsignal(signal.SIGINT)
-        self._defer()
-        return self
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        """Answer an interrupt that is waiting, unless an error is on its way anyhow."""
-        self._hear()
-        if error is None:
-            self._answer()
-
-    @contextmanager
-    def heard(self) -> Iterator[None]:
-        """Answer interrupts in the block, first one that is waiting."""
-        self._hear()
-        try:
-            self._answer()
-            yield
-        finally:
-            self._defer()
-
-    def _note(self, _number: int, _frame: object) -> None:
-        self._waiting = True
-
-    def _defer(self) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._note)
-        if hasattr(signal, "pthread_sigmask"):  # not on Windows
-            self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-
-    def _hear(self) -> None:
-        if self._mask is not None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-
-    def _answer(self) -> None:
-        if self._waiting:
-            self._waiting = False
-            signal.raise_signal(signal.SIGINT)
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,4 +1,13 @@
-"""Progress: a bar on a terminal; elsewhere, as in the log of a cluster, a line every now and then."""
+"""Progress: a bar on a terminal; elsewhere, as in the log of a cluster, a line every now and then.
+
+A program that follows it, such as a graphical interface, listens in place of both:
+
+    with progress_to(show):
+        evenslice.audit(model, volume)
+
+The listener is called in the thread that works. What it raises ends the work there, as Ctrl-C does on the command line:
+nothing half-done is left under a final name.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +15,8 @@ import datetime as dt
 import sys
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console
@@ -19,15 +29,57 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from evenslice._core.listening import ProgressReport, listener
-from evenslice._core.words import printable
+from evenslice._core.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Advance", "progress_bar"]
+__all__ = ["Advance", "ProgressReport", "progress_bar", "progress_to"]
 
 FIRST_LINE, LINE_EVERY = 10.0, 30.0  # seconds
+
+
+@dataclass(frozen=True)
+class ProgressReport:
+    """How far a piece of work is.
+
+    Attributes:
+        title: what is in progress.
+        done: steps that are done.
+        total: number of steps, at most.
+        unit: name of the steps, in the plural.
+    """
+
+    title: str
+    done: int
+    total: int
+    unit: str
+
+
+_listener: ContextVar[Callable[[ProgressReport], None] | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def progress_to(listener: Callable[[ProgressReport], None]) -> Iterator[None]:
+    """Send all progress in the block to a listener, where ``progress`` is not set; only in this thread.
+
+    Args:
+        listener: is called when a piece of work begins, and whenever it advances. It may raise to end the work; an
+            exception that is no ``Exception`` passes by all that handles errors, as ``KeyboardInterrupt`` does.
+
+    Example:
+        >>> from evenslice._core import progress_bar
+        >>> with progress_to(lambda report: print(f"{report.title}: {report.done} of {report.total} {report.unit}")):
+        ...     with progress_bar("audit", 8, "windows", show=None) as advance:
+        ...         advance(4)
+        audit: 0 of 8 windows
+        audit: 4 of 8 windows
+    """
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
 
 
 class Advance(Protocol):
@@ -67,7 +119,7 @@ def progress_bar(
         >>> with progress_bar("audit", 8, "windows", show=False) as advance:
         ...     advance(4)
     """
-    told = listener()
+    told = _listener.get()
     if show is None and told is not None:
         yield _Reports(told, ProgressReport(title, done, total, unit))
         return

@@ -1,25 +1,45 @@
-"""Files and folders written beside their final name and renamed at the end: old results are lost only to whole new ones."""
+"""Files and folders written beside their final name and renamed at the end: old results are lost only to whole new ones.
+
+Locks tell a second process that a first one works on the same result; the system releases those of a killed one.
+
+Which files of a folder evenslice wrote is in a list kept beside them, so that nothing else is ever replaced or removed. In a
+folder without a list, a result document is recognised by its beginning, and files that are named like documents are then
+taken for results; pages, figures and tables, whose names may be the user's, never are. Links are never followed, removed or
+replaced, whatever a list says: a folder and the list in it may come from anyone.
+"""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
+import re
 import shutil
 import tempfile
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from evenslice._core.errors import OutputError, option
-from evenslice._core.local_paths import local_path
-from evenslice._core.manifests import MANIFEST, manifest_text, old_results, refuse_links
+from evenslice._core.errors import UNREADABLE, OutputError, option
+from evenslice._core.files import local_path, open_regular, read_bounded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
-__all__ = ["is_staging", "mark_staging", "staged_file", "staged_folder"]
+__all__ = [
+    "is_locked",
+    "is_staging",
+    "locked",
+    "locked_folder",
+    "mark_staging",
+    "remove_leftovers",
+    "reporting_write_errors",
+    "staged_file",
+    "staged_folder",
+    "staged_tree",
+]
 
 _MARKER = ".evenslice-staging"
 """A file in each staging folder, without which none is removed that another process left: names alone may be the user's.
@@ -28,6 +48,12 @@ In those of ``staged_folder`` it is a lock: the system releases it when its proc
 
 _RETIRED = ".old"
 """The folder in a staging folder to which ``staged_folder`` moves old results until all new ones are in place."""
+
+MANIFEST = ".evenslice-files.json"
+"""Name of the list."""
+
+MOST_BYTES = 2**20
+DOCUMENT_START = b'{\n  "format": '  # of every result document that evenslice writes, see ``json_text``
 
 LONGEST_PREFIX = 200  # bytes of the name of a staging folder, which may have 255 on most file systems
 
@@ -298,3 +324,214 @@ def _room_for(path: Path) -> Iterator[None]:
                 f"{path}: cannot be written ({error.strerror}); make room or choose another place"
             ) from error
         raise
+
+
+_STAGING = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # as `staged_file` and `staged_folder` name theirs
+
+
+def remove_leftovers(folder: Path, names: Collection[str]) -> None:
+    """Remove what processes that were killed while they wrote some files left beside these, and nothing of the user's.
+
+    Call it only while no other process can write them.
+
+    Args:
+        folder: where the files are; it may be missing.
+        names: their final names, or "unfinished" for those of ``staged_folder``.
+
+    Example:
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for name in (".run.json.k2_x7a0b", ".run.json.original"):
+        ...     (folder / name).mkdir()
+        >>> mark_staging(folder / ".run.json.k2_x7a0b")
+        >>> remove_leftovers(folder, ["run.json"])
+        >>> [item.name for item in folder.iterdir()]
+        ['.run.json.original']
+    """
+    for item in folder.glob(".*"):
+        found = _STAGING.fullmatch(item.name)
+        if found and found[1] in names and is_staging(item):
+            shutil.rmtree(item, ignore_errors=True)
+
+
+LOCK = ".evenslice-lock"
+"""Name of the lock file in a folder of results, which is removed at the end: no file of the user's has it."""
+
+WAIT_SECONDS = 1.0  # for a process that is just ending
+
+
+@contextmanager
+def locked(path: str | os.PathLike[str], busy: str) -> Iterator[None]:
+    """Hold a lock file while the block runs; it is created if missing, with its folder, and removed at the end.
+
+    Args:
+        path: the lock file, which is used for nothing else.
+        busy: the message if another process holds it: what it works on, and what to do.
+
+    Raises:
+        OutputError: another process, or another thread of this one, holds it; or it cannot be created.
+
+    Example:
+        >>> path = Path(tempfile.mkdtemp()) / "lock"
+        >>> with locked(path, "out: another process writes it"), locked(path, "out: another process writes it"):
+        ...     pass
+        Traceback (most recent call last):
+        ...
+        evenslice.OutputError: out: another process writes it
+    """
+    path = Path(path)
+    with reporting_write_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, timeout=WAIT_SECONDS, thread_local=False)
+        try:
+            lock.acquire()
+        except (Timeout, FileNotFoundError):  # the process that held it has just removed its folder
+            raise OutputError(busy) from None
+    try:
+        yield
+    finally:
+        # Removed while it is held: filelock discards a lock on a file that has no name any more, so nobody is misled.
+        with suppress(OSError):  # Windows does not remove what is open
+            path.unlink()
+        lock.release()
+
+
+@contextmanager
+def locked_folder(folder: Path, busy: str) -> Iterator[None]:
+    """Hold a lock on a folder of results; it is created if missing, and removed if it is empty at the end.
+
+    Args:
+        folder: the folder.
+        busy: the message if another process holds it.
+
+    Raises:
+        OutputError: another process, or another thread of this one, holds it; or it cannot be written.
+    """
+    made = [item for item in (folder, *folder.parents) if not item.exists()]
+    try:
+        with locked(folder / LOCK, busy):
+            yield
+    finally:
+        for item in made:
+            with suppress(OSError):  # it is not empty
+                item.rmdir()
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether a process holds the lock of a folder of results, or was killed while it did.
+
+    Where this process sees other files by the same path than the one that holds the lock, it sees none.
+
+    Example:
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with locked_folder(folder, "another process works in it"):
+        ...     print(is_locked(folder))
+        True
+        >>> is_locked(folder)
+        False
+    """
+    return (folder / LOCK).exists()
+
+
+def old_results(folder: Path, patterns: Sequence[str], documents: Sequence[str] | None) -> list[Path]:
+    """Return the files of an earlier result in a folder, which a new one may replace or remove.
+
+    Args:
+        folder: the folder.
+        patterns: glob patterns of the files that make up a result of this kind.
+        documents: glob patterns of result documents, which are known without a list if one of them is evenslice's; None:
+            there is no list, the names alone decide.
+
+    Raises:
+        OutputError: a file has the name of a result, but is not one that evenslice wrote, or is one of another kind of
+            result, or is a link.
+    """
+    found = [item for pattern in patterns for item in sorted(folder.glob(pattern))]
+    named = [folder / pattern for pattern in patterns if "*" not in pattern and "[" not in pattern]
+    refuse_links(folder, [*found, *named, *(folder / Path(pattern).parent for pattern in patterns)])
+    listed = None if documents is None else _listed(folder)
+    if documents is None:
+        known = set(found)
+    elif listed is not None:
+        known = {folder / name for name in listed}
+    else:
+        unlisted = set(_glob(folder, documents))
+        known = unlisted if any(map(_is_document, unlisted)) else set()
+    for item in found:
+        if item not in known or not item.is_file():
+            raise OutputError(
+                f"{item}: has the name of a result, but evenslice did not write it; move it away, or choose "
+                "another folder"
+            )
+    if found and not _glob(folder, documents or patterns):
+        _refuse_others(folder, found, listed or ())
+    return found
+
+
+def _refuse_others(folder: Path, found: Sequence[Path], listed: Iterable[str]) -> None:
+    """Check that files are not those of another kind of result; kinds share names such as report.html.
+
+    Raises:
+        OutputError: the folder has another result document, in the list.
+    """
+    for name in sorted(listed):
+        path = folder / name
+        if (
+            path.parent == folder
+            and path.suffix in {".json", ".yaml"}
+            and path.is_file()
+            and path not in found
+        ):
+            raise OutputError(
+                f"{folder}: holds a result of another kind ({name}), to which {found[0].name} belongs; choose another folder"
+            )
+
+
+def manifest_text(folder: Path, new: Iterable[str], documents: Sequence[str]) -> str:
+    """Return the list of a folder that is to get new files.
+
+    Args:
+        folder: the folder.
+        new: names of the new files, relative to the folder, with slashes.
+        documents: see ``old_results``; those of an earlier version are listed too.
+    """
+    listed = _listed(folder)
+    if listed is None:
+        listed = {item.relative_to(folder).as_posix() for item in _glob(folder, documents)}
+    kept = {name for name in listed if os.path.lexists(folder / name)}
+    return json.dumps({"format": 1, "files": sorted(kept | set(new))}, indent=2) + "\n"
+
+
+def refuse_links(folder: Path, items: Iterable[Path]) -> None:
+    """Check that neither paths in a folder nor what is above them there are links.
+
+    Raises:
+        OutputError: one is.
+    """
+    for item in items:
+        for place in (item, *item.relative_to(folder).parents):
+            place = folder / place  # noqa: PLW2901  # the parents are relative
+            if place != folder and place.is_symlink():
+                raise OutputError(
+                    f"{place}: is a link, through which nothing is written; remove it, or choose another folder"
+                )
+
+
+def _listed(folder: Path) -> set[str] | None:
+    """Return the names in the list; None without a list that can be read."""
+    try:
+        names = json.loads(read_bounded(folder / MANIFEST, MOST_BYTES))["files"]
+        return {PurePosixPath(name).as_posix() for name in names}
+    except UNREADABLE:
+        return None
+
+
+def _glob(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    return [item for pattern in patterns for item in folder.glob(pattern)]
+
+
+def _is_document(path: Path) -> bool:
+    try:
+        with open_regular(path) as file:
+            return file.read(len(DOCUMENT_START)) == DOCUMENT_START
+    except OSError:
+        return False

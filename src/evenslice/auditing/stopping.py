@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import torch
 
-from evenslice._core import ModelError, open_cluster, option, progress_bar
+from evenslice._core import ModelError, open_workers, option, progress_bar
 from evenslice.auditing.measuring import collect_measurements, measure_batches
 from evenslice.auditing.targets import check_batch
 from evenslice.inference import SMALLER, BlackBox, ReadyNetwork, reporting_device_errors
@@ -81,7 +81,7 @@ def read_until_settled(
     collected: list[MeasuredBatch] = []
     read, look, population = 0, sample.next_look(0), sum(sample.population)
     with (
-        open_cluster(compute.workers, compute.scheduler) as client,
+        open_workers(compute.workers, compute.scheduler) as client,
         progress_bar(
             "audit", sample.limit, "windows at most", show=compute.progress, remaining=False
         ) as advance,

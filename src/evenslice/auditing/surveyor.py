@@ -23,16 +23,7 @@ from evenslice.auditing.documents import Survey
 from evenslice.auditing.options import Sampling
 from evenslice.inference import Compute, choose_device
 from evenslice.networks import with_gradients
-from evenslice.neutralizing import (
-    effective_kernels,
-    find_scaling,
-    find_stems,
-    find_strategy,
-    load_network,
-    probe,
-    untie,
-    without_mirror,
-)
+from evenslice.neutralizing import current_kernels, find_strategy, load_network
 from evenslice.results import Interval, SurveyedNetwork, SurveyRun, colour_balance, mean_of_draws
 from evenslice.volumes import mni152, open_volume
 
@@ -258,17 +249,7 @@ def _statistics(audits: Sequence[Audit]) -> dict[str, Any]:
 
 def _kernels(model: nn.Module, record: Record) -> list[NDArray[Any]]:
     """Return the effective kernels of each stem: those for colours, or those of a saved network as they are."""
-    if record.kernels:
-        return [stem.before for stem in record.kernels]
-    untie(model)
-    with without_mirror(model):
-        stems = find_stems(model, channels=(record.slices,))
-        layouts = probe(model, stems, stems.channels)
-    scaling = find_scaling(model, stems.channels, None, None, (record.mean, record.std))
-    return [
-        effective_kernels(stem, layout, scaling).kernels.numpy()
-        for stem, layout in zip(stems.items, layouts, strict=True)
-    ]
+    return [stem.before for stem in record.kernels] or current_kernels(model, record)
 
 
 def _all_failed(found: Sequence[SurveyedNetwork]) -> str:

@@ -27,6 +27,7 @@ from evenslice._core import (
 )
 from evenslice.cli.audit import audit
 from evenslice.cli.demo import demo
+from evenslice.cli.ending import discard_stdout, refusal
 from evenslice.cli.evaluate import evaluate
 from evenslice.cli.export import export
 from evenslice.cli.info import info
@@ -36,7 +37,6 @@ from evenslice.cli.segment import segment
 from evenslice.cli.study import study
 from evenslice.cli.survey import survey
 from evenslice.cli.symmetrize import symmetrize
-from evenslice.cli.system_errors import discard_stdout, refusal
 from evenslice.cli.train import train
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """evenslice audit: measure how unequally a network treats its slices."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,9 +10,9 @@ import typer
 from evenslice._core import check_known
 from evenslice.auditing import Sampling
 from evenslice.cli import options
-from evenslice.cli.label_opening import LabelledOpening
+from evenslice.cli.opening import LabelledOpening
 from evenslice.cli.option_groups import Options, grouped
-from evenslice.cli.parsing import check_seed, parse_values
+from evenslice.cli.options import check_seed, parse_values
 from evenslice.cli.printing import (
     command_line,
     quiet,
@@ -77,28 +77,14 @@ SAMPLING = {
 }
 
 
-@grouped
-def audit(
-    *,
-    source: options.AnySource,
-    inputs: options.Input,
-    classes: options.Classes = None,
-    tie: Annotated[
-        str | None,
-        options.network(
-            "Audit the network with tied kernels, those of opposite slices (mirror) or of all slices (uniform) averaged, as "
-            "a training with this tie begins.",
-            metavar="TIE",
-            autocompletion=lambda: options.TIES,
-        ),
-    ] = None,
-    strategy: Annotated[
-        list[Any] | None, options.strategy("; repeat to compare several (default: pretrained)")
-    ] = None,
+@dataclass(frozen=True, kw_only=True)
+class Volumes(LabelledOpening):
+    """What to audit the network on."""
+
     volume: Annotated[
         list[str],
         options.volume(f"Volume to audit: {options.VOLUME_HELP}; repeat for several.", metavar="PATH"),
-    ],
+    ]
     labels: Annotated[
         list[str] | None,
         options.volume(
@@ -106,9 +92,13 @@ def audit(
             "in the same order.",
             metavar="PATH",
         ),
-    ] = None,
-    reading: options.AuditReading,
-    opening: LabelledOpening,
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explained:
+    """What of the answers is explained, and how."""
+
     method: Annotated[
         list[str] | None,
         options.measurement(
@@ -117,7 +107,7 @@ def audit(
             metavar="M",
             autocompletion=lambda: options.METHODS,
         ),
-    ] = None,
+    ] = None
     baseline: Annotated[
         str | None,
         options.measurement(
@@ -125,7 +115,7 @@ def audit(
             "(default: middle for integrated_gradients, gray for occlusion).",
             metavar="B",
         ),
-    ] = None,
+    ] = None
     target: Annotated[
         str,
         options.measurement(
@@ -134,7 +124,7 @@ def audit(
             metavar="T",
             autocompletion=lambda: options.TARGETS,
         ),
-    ] = "auto",
+    ] = "auto"
     outputs: Annotated[
         str | None,
         options.measurement(
@@ -142,16 +132,20 @@ def audit(
             "(default: take the logits).",
             metavar="FUNCTION",
         ),
-    ] = None,
-    tolerances: Annotated[Tolerances, Options(TOLERANCES)],
-    sampling: Annotated[Sampling, Options(SAMPLING)],
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Required:
+    """What an audit has to find for the exit status to be 0."""
+
     fail_on_bias: Annotated[
         bool,
         options.measurement(
             "Exit with status 1 if a verdict is biased; inconclusive passes (use --require to refuse it).",
             "--fail-on-bias",
         ),
-    ] = False,
+    ] = False
     require: Annotated[
         str | None,
         options.measurement(
@@ -159,7 +153,27 @@ def audit(
             "satisfies).",
             metavar="V",
         ),
+    ] = None
+
+    def is_missed(self, audit: "Audit") -> bool:
+        """Return whether a verdict is less than required."""
+        return self.require is not None and audit.verdict not in ENOUGH[self.require]
+
+
+@grouped
+def audit(
+    *,
+    source: options.AnySource,
+    inputs: options.TiedInput,
+    strategy: Annotated[
+        list[Any] | None, options.strategy("; repeat to compare several (default: pretrained)")
     ] = None,
+    volumes: Volumes,
+    reading: options.AuditReading,
+    explained: Explained,
+    tolerances: Annotated[Tolerances, Options(TOLERANCES)],
+    sampling: Annotated[Sampling, Options(SAMPLING)],
+    required: Required,
     computing: options.Computing,
     out: Annotated[Path | None, options.output("Folder for results and report.", metavar="DIR")] = None,
     output: options.Output,
@@ -172,15 +186,16 @@ def audit(
     from evenslice.training import asked_size
     from evenslice.volumes import refuse_without_labels
 
-    if require is not None:
-        check_known("require", require, ENOUGH)
+    if required.require is not None:
+        check_known("require", required.require, ENOUGH)
+    labels, target = volumes.labels, explained.target
     if labels is None:
         options.refuse_labels(reading)
-        opening.refuse()
+        volumes.refuse()
         refuse_without_labels(no_stress=None if sampling.stress else True)
     network, read = _of_source(
         source,
-        network={**asdict(inputs), "classes": classes, "tie": tie},
+        network=asdict(inputs),
         reading=reading,
         strategy=strategy,
     )
@@ -192,7 +207,7 @@ def audit(
         read = replace(read, ignore_label=None)
     if out is not None:
         need_report_extra("the report of an audit")
-    opened = [opening.open(path, plane=read.plane) for path in volume]
+    opened = [volumes.open(path, plane=read.plane) for path in volumes.volume]
     tell_missing_slices(*opened)
     with quiet(output.json), output.staged(out, AUDITS + RENDERED, AUDITS) as folder:
         audits = audit_strategies(
@@ -200,16 +215,16 @@ def audit(
             partial(
                 measure,
                 volume=opened,
-                labels=[opening.open_labels(path, *volume) for path in labels] if labels else None,
+                labels=[volumes.open_labels(path, *volumes.volume) for path in labels] if labels else None,
                 target=parse_target(target),
-                baseline=baseline,
-                outputs=None if outputs is None else find_function(outputs),
+                baseline=explained.baseline,
+                outputs=None if explained.outputs is None else find_function(explained.outputs),
                 reading=read,
                 tolerances=tolerances,
                 compute=computing,
             ),
             strategies=strategy or ["pretrained"],
-            methods=method or [None],
+            methods=explained.method or [None],
             sampling=sampling,
             command=command_line(),
         )
@@ -219,9 +234,9 @@ def audit(
     if labels:
         _tell_idle_labels(audits, target, sampling)
     _tell_missing_weights(source, audits)
-    short = [audit for audit in audits if require and audit.verdict not in ENOUGH[require]]
-    tell(*(_shortfall(audit, str(require)) for audit in short))
-    if short or (fail_on_bias and any(audit.verdict == "biased" for audit in audits)):
+    short = [audit for audit in audits if required.is_missed(audit)]
+    tell(*(_shortfall(audit, str(required.require)) for audit in short))
+    if short or (required.fail_on_bias and any(audit.verdict == "biased" for audit in audits)):
         raise typer.Exit(1)
 
 

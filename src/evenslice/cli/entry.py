@@ -5,7 +5,7 @@ import sys
 from contextlib import suppress
 
 from evenslice._core import keep_freed_memory
-from evenslice.cli.exit_statuses import INTERRUPTED, TERMINATED
+from evenslice.cli.ending import INTERRUPTED, TERMINATED
 
 __all__ = ["main"]
 

@@ -1,12 +1,12 @@
-"""The tables that ``evaluate`` prints for people; the second also stands below that of an audit with labels."""
+"""The tables that ``evaluate`` prints for people."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Any
 
-from evenslice.cli.tables import new_table
-from evenslice.report import counted
+from evenslice.cli.tables import new_table, rich_table
+from evenslice.report import stress_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,11 +14,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from evenslice.inference import Evaluation
-    from evenslice.results import Interval, StressSummary
 
-__all__ = ["evaluation_tables", "stress_table"]
+__all__ = ["evaluation_tables"]
 
-MINUS = "\N{MINUS SIGN}"
 SCORES = ("dice", "iou", "surface_dice", "surface_dice_3", "hd95")
 
 
@@ -37,7 +35,7 @@ def evaluation_tables(found: Evaluation) -> Iterator[Table]:
         if not math.isnan(document["adapted_rand_error"]):
             yield _objects_table(document)
     if found.stress is not None:
-        yield stress_table(found.stress.summary())
+        yield rich_table(stress_table(found.stress.summary()), breaks=False)
 
 
 def _scores_table(document: dict[str, Any]) -> Table:
@@ -68,42 +66,5 @@ def _objects_table(document: dict[str, Any]) -> Table:
     return table
 
 
-def stress_table(stress: StressSummary, network: str | None = None) -> Table:
-    """Return the mean Dice for each kind of disturbance: of the slice at -k, at +k and both, and the asymmetry."""
-    what = "Dice" if stress.reference == "labels" else "Dice with the intact answer"
-    whose = "" if network is None else f"{network}: "
-    table = new_table(
-        f"{whose}{what} when slices are disturbed, {counted(stress.slices, 'window')}",
-        "slice is",
-        "k",
-        f"{MINUS}k",
-        "+k",
-        "both",
-        f"loss at {MINUS}k\nminus at +k",
-    )
-    table.add_row("intact", "", *[_score(stress.intact)] * 3, "")
-    for loss in stress.losses:
-        table.add_row(
-            loss.kind,
-            str(loss.offset),
-            *(_score(side) for side in (loss.before, loss.after, loss.both)),
-            _signed(loss.asymmetry),
-        )
-    table.add_row("reversed stack", "", "", "", _score(stress.reversed), "")
-    if not stress.intact > 0:
-        found = "the answer is right about" if stress.reference == "labels" else "the network finds"
-        table.caption = f"{found} no class but 0 in these slices, so there is nothing to lose"
-    return table
-
-
 def _score(value: float) -> str:
     return "none" if math.isnan(value) else f"{value:.3f}".removeprefix("0")
-
-
-def _signed(value: Interval) -> str:
-    if math.isnan(value.estimate):
-        return "none"
-    estimate, low, high = (
-        f"{bound:+z.3f}".replace("0.", ".", 1) for bound in (value.estimate, value.low, value.high)
-    )
-    return f"{estimate} [{low}, {high}]"

@@ -1,5 +1,6 @@
 """evenslice export: hand a network on to other programs."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,14 +12,43 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from evenslice.auditing import Audit
+    from evenslice.inference import ModelCard
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a file cannot know about a network."""
+
+    name: Annotated[str | None, options.output("Name of the network.", metavar="NAME")] = None
+    description: Annotated[str | None, options.output("What the network is for.", metavar="TEXT")] = None
+    author: Annotated[list[str] | None, options.output("Author; repeat for more.", metavar="NAME")] = None
+    license_id: Annotated[
+        str | None,
+        options.output("License, as an SPDX identifier such as CC-BY-4.0.", "--license", metavar="ID"),
+    ] = None
+    cite: Annotated[
+        list[str] | None,
+        options.output("What to cite, with a DOI or an address; repeat for more.", metavar="TEXT"),
+    ] = None
+
+    def to_model_card(self) -> "ModelCard":
+        """Return the card that ``evenslice.export`` takes."""
+        from evenslice.inference import ModelCard
+
+        return ModelCard(
+            name=self.name,
+            description=self.description,
+            authors=tuple(self.author or ()),
+            license=self.license_id,
+            cite=tuple(self.cite or ()),
+        )
 
 
 @grouped
 def export(
     *,
     source: options.Source,
-    inputs: options.Input,
-    classes: options.Classes = None,
+    inputs: options.LabelledInput,
     reading: options.LabelledReading,
     to: Annotated[
         str,
@@ -44,17 +74,7 @@ def export(
             metavar="DIR",
         ),
     ] = None,
-    name: Annotated[str | None, options.output("Name of the network.", metavar="NAME")] = None,
-    description: Annotated[str | None, options.output("What the network is for.", metavar="TEXT")] = None,
-    author: Annotated[list[str] | None, options.output("Author; repeat for more.", metavar="NAME")] = None,
-    license_id: Annotated[
-        str | None,
-        options.output("License, as an SPDX identifier such as CC-BY-4.0.", "--license", metavar="ID"),
-    ] = None,
-    cite: Annotated[
-        list[str] | None,
-        options.output("What to cite, with a DOI or an address; repeat for more.", metavar="TEXT"),
-    ] = None,
+    card: Card,
     output: options.Output,
 ) -> None:
     """Write a network as an ONNX file, a model for bioimage.io or a folder for Hugging Face.
@@ -62,23 +82,17 @@ def export(
     What it writes says how volumes and labels are read: as the run or the file of weights says, unless an option does.
     """
     from evenslice.cli.tables import export_table
-    from evenslice.inference import ModelCard, check_export_format
+    from evenslice.inference import check_export_format
 
     check_export_format(to)
     with quiet(output.json):
         audits = _audits(source.run, audit, symmetrized=inputs.symmetrize is not None)
-        segmenter = source.load(inputs, classes=classes, **reading)
+        segmenter = source.load(inputs, **reading)
         written = segmenter.export(
             out,
             to=to,
             tile=tile,
-            card=ModelCard(
-                name=name,
-                description=description,
-                authors=tuple(author or ()),
-                license=license_id,
-                cite=tuple(cite or ()),
-            ),
+            card=card.to_model_card(),
             audits=audits,
             force=output.force,
         )

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from evenslice.cli import options
+from evenslice.cli.opening import Opening
 from evenslice.cli.option_groups import grouped
 from evenslice.cli.printing import show
 
@@ -14,7 +15,7 @@ from evenslice.cli.printing import show
 def info(
     *,
     path: Annotated[str, typer.Argument(metavar="PATH", help=f"Volume: {options.VOLUME_HELP}.")],
-    opening: options.Opening,
+    opening: Opening,
     json: options.Json = False,
 ) -> None:
     """Describe a volume: format, shape, spacing, orientation, size, intensities, classes."""

@@ -28,12 +28,13 @@ def neutralize(
     from evenslice.inference import stated_reading
     from evenslice.neutralizing import neutralize_file
 
+    given = {**asdict(network), "strategy": strategy, "seed": seed}
     with quiet(output.json):
         record = neutralize_file(
-            **asdict(network),
-            out=out,
-            strategy=strategy,
-            seed=seed,
+            given.pop("spec"),
+            given.pop("weights"),
+            out,
+            given,
             reading=stated_reading(network.spec, network.weights),
             force=output.force,
         )

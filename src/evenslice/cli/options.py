@@ -11,23 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evenslice.cli.option_groups import Given, Options
-from evenslice.cli.parsing import (
-    AxisEntry,
-    check_seed,
-    check_selection,
-    parse_numbers,
-    parse_region,
-    parse_selection,
-    parse_strategy,
-    parse_values,
-)
 from evenslice.cli.printing import tell_untrained
 from evenslice.inference import Compute
 from evenslice.volumes import Reading
 
 if TYPE_CHECKING:
-    from evenslice.training import Segmenter
-    from evenslice.volumes import Volume
+    from evenslice.inference import Segmenter
 
 STRATEGIES = (
     "pretrained", "uniform", "center", "profile", "mirror", "twin", "shuffle", "equalize", "mixer", "reinit", "random",
@@ -55,9 +44,43 @@ STRATEGY_HELP = (
     f"How colour kernels become slice kernels: {', '.join(STRATEGIES[1:])}, pretrained (the network as built), or the "
     "weights of a profile, such as 0.2,0.6,0.2"
 )
-REGION_HELP = "as start:stop along z, y and x, such as 0:16,:,100:612"
 REPEAT_HELP = "With --run, give the function again if the run's network comes from one of yours"
 VOLUME_HELP = "a file, a folder, file.h5:/path or an address (https://, s3://, gs://, az://)"
+
+
+def parse_numbers(text: str) -> list[float]:
+    """Read one number, or several separated by commas."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text}: numbers are needed, such as 0.485,0.456,0.406") from None
+
+
+def parse_strategy(text: str) -> str | tuple[float, ...]:
+    """Read the name of a strategy, or the weights of a profile separated by commas."""
+    if "," not in text:
+        return text
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text}: give the name of one strategy, or the weights of a profile, such as 0.25,0.5,0.25"
+        ) from None
+
+
+def parse_values(text: str) -> list[int]:
+    """Read whole numbers separated by commas."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text}: whole numbers are needed, such as 0,255") from None
+
+
+def check_seed(seed: int) -> int:
+    """Return a seed that every random generator takes; a range that Typer knows would fill the help."""
+    if not 0 <= seed < 2**63:
+        raise typer.BadParameter(f"{seed} is not between 0 and 2**63 - 1")
+    return seed
 
 
 def _option(panel: str, text: str, *names: str, metavar: str = "", **more: Any) -> Any:
@@ -86,7 +109,7 @@ Classes = Annotated[int | None, network("Output classes (default: as in the weig
 Tie = Annotated[
     str | None,
     network(
-        "Tie the kernels so that training keeps the symmetry: mirror or uniform.",
+        "Average the kernels of opposite slices (mirror) or of all slices (uniform), and keep them so in training.",
         metavar="TIE",
         autocompletion=lambda: TIES,
     ),
@@ -139,6 +162,20 @@ class Input(Window):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelledInput(Input):
+    """Likewise, and the classes of the output."""
+
+    classes: Classes = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TiedInput(LabelledInput):
+    """Likewise, with the symmetry of the kernels."""
+
+    tie: Tie = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """Where a network comes from: a run, or a specification and weights."""
 
@@ -179,55 +216,11 @@ class AnySource(Source):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Network(Input):
+class Network(TiedInput):
     """A network; fields are named as the arguments of ``load_network``."""
 
     spec: Annotated[str, network(f"{MODEL_HELP}.", "--model", metavar="SPEC")]
     weights: Annotated[str, network(f"{WEIGHTS_HELP}.", metavar="W")]
-    classes: Classes = None
-    tie: Tie = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Opening:
-    """How to read the axes of a volume."""
-
-    axes: Annotated[
-        str | None,
-        volume(
-            "Names of the file's axes as stored, such as xyz or tzyx (default: those that the file states, else z, y, x).",
-            metavar="AXES",
-        ),
-    ] = None
-    select: Annotated[
-        list[AxisEntry] | None,
-        volume(
-            "Select one entry of an axis, such as t=0; repeat for further axes.",
-            metavar="AXIS=N",
-            parser=parse_selection,
-            callback=check_selection,
-        ),
-    ] = None
-    level: Annotated[
-        int, volume("Resolution level of a multiscale volume; 0 is the finest.", metavar="N")
-    ] = 0
-    region: Annotated[
-        Sequence[slice] | None,
-        volume(
-            f"Read only this part of the file, {REGION_HELP}.",
-            metavar="Z:Z,Y:Y,X:X",
-            parser=parse_region,
-        ),
-    ] = None
-
-    def open(self, path: str, *, plane: str | None = None) -> "Volume":
-        """Open a volume with these options, sliced along an axis."""
-        from evenslice.volumes import open_volume
-
-        chosen = dict(self.select or ())
-        return open_volume(
-            path, axes=self.axes, select=chosen, level=self.level, plane=plane, region=self.region
-        )
 
 
 READ: dict[str, Any] = {

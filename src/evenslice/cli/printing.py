@@ -122,7 +122,7 @@ def _fitting(item: RenderableType, console: Console) -> RenderableType:
 
     if isinstance(item, Table) and sum(_least_widths(item, console)) > console.width:
         for column in item.columns:
-            column.no_wrap, column.overflow = False, "fold"
+            column.no_wrap, column.overflow, column.min_width = False, "fold", None
     return item
 
 
@@ -153,8 +153,8 @@ def show_audits(audits: Sequence[Audit], out: Path | None, *, json: bool) -> Non
     For people, lines above a table of the answers of each say how the audits were made, the verdicts, and what to do; what lost
     slices cost follows, where labels were given.
     """
-    from evenslice.cli.evaluation_tables import stress_table
-    from evenslice.cli.tables import audit_table, verdict_lines
+    from evenslice.cli.tables import audit_table, rich_table, verdict_lines
+    from evenslice.report import stress_table
 
     documents = [audit.to_dict() for audit in audits]
     stressed = {repr(audit.stress): audit for audit in reversed(audits) if audit.stress is not None}
@@ -167,7 +167,7 @@ def show_audits(audits: Sequence[Audit], out: Path | None, *, json: bool) -> Non
             if audit.pairs
         ),
         *(
-            stress_table(audit.stress, audit.name if len(audits) > 1 else None)
+            rich_table(stress_table(audit.stress, audit.name if len(audits) > 1 else ""), breaks=False)
             for audit in reversed(stressed.values())
             if audit.stress is not None
         ),

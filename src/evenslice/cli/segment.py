@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 from evenslice.cli import options
-from evenslice.cli.interrupts import resumable
+from evenslice.cli.ending import resumable
+from evenslice.cli.opening import Opening
 from evenslice.cli.option_groups import grouped
 from evenslice.cli.printing import quiet, show, tell_missing_slices
 
@@ -15,10 +16,9 @@ from evenslice.cli.printing import quiet, show, tell_missing_slices
 def segment(
     *,
     source: options.AnySource,
-    inputs: options.Input,
-    classes: options.Classes = None,
+    inputs: options.LabelledInput,
     volume: Annotated[str, options.volume(f"Volume to segment: {options.VOLUME_HELP}.", metavar="PATH")],
-    opening: options.Opening,
+    opening: Opening,
     reading: options.VolumeReading,
     tile: options.Tile = None,
     computing: options.Computing,
@@ -44,7 +44,7 @@ def segment(
     opened = opening.open(volume)
     tell_missing_slices(opened)
     with quiet(output.json), resumable(partial(_remedy, out, scratch)):
-        segmenter = source.load(inputs, classes=classes, **reading)
+        segmenter = source.load(inputs, **reading)
         written = segmenter.segment(
             opened,
             out,

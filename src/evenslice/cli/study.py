@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from evenslice.cli import options
-from evenslice.cli.interrupts import resumable
+from evenslice.cli.ending import resumable
 from evenslice.cli.option_groups import grouped
 from evenslice.cli.printing import quiet, show_study, tell
 

@@ -49,12 +49,9 @@ def symmetrize(
             spec,
             weights,
             out,
-            strategy="pretrained",
-            classes=classes,
-            symmetrize=at,
+            {"strategy": "pretrained", "classes": classes, "symmetrize": at, **asdict(window)},
             reading=stated_reading(spec, weights) if run is None else find_reading(run, spec, weights),
             force=output.force,
-            **asdict(window),
         )
     show(record.to_dict(), record_table(record, out), json=output.json)
     tell_random(out, weights)

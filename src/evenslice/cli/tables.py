@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.filesize import decimal
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from evenslice._core import printable
 from evenslice.report import (
     advice_sentence,
+    answer_table,
     counted,
-    decimals,
     extent_sentence,
-    four_answers,
+    failed_networks,
     setting_lines,
+    survey_table,
+    tone,
     verdict_sentence,
 )
 from evenslice.results import MAIN_SCORES, score_title
@@ -31,45 +32,57 @@ if TYPE_CHECKING:
     from evenslice.auditing import Audit, Survey
     from evenslice.inference import Exported
     from evenslice.neutralizing import Record
-    from evenslice.results import Interval
+    from evenslice.report import Table
     from evenslice.volumes import VolumeInfo
 
 __all__ = [
     "audit_table",
     "export_table",
-    "failed_table",
     "info_table",
     "new_table",
     "record_table",
+    "rich_table",
     "run_table",
     "survey_tables",
     "verdict_lines",
     "without_zero",
 ]
 
-HALF_A_DIGIT = 0.0005
-
-VERDICT_STYLES = {
-    "symmetric": "green",
-    "balanced": "green",
-    "biased": "red",
-    "inconclusive": "yellow",
-    "not applicable": "dim",
-}
-STATE_STYLES = {"within": "green", "beyond": "red", "open": "yellow"}
+LONGEST_WORD = 14  # that is not broken in a cell
+TONE_STYLES = {"good": "green", "bad": "red", "open": "yellow", "": ""}
 
 
-def audit_table(audit: Audit, title: str) -> Table:
+def audit_table(audit: Audit, title: str) -> RichTable:
     """Return a row for each question of an audit: the figure that decided or matters most, and its state."""
-    table = new_table(title, "question", "", "figure [95 %]", "of", "found")
+    table = rich_table(answer_table(audit, title), breaks=False)
     table.columns[2].no_wrap = True
-    for item in four_answers(audit):
-        found = Text(item.verdict, STATE_STYLES.get(item.state, "dim"))
-        question = item.question + " *" * item.decided
-        table.add_row(question, item.symbol, without_zero(item.value), item.about, found)
-    if audit.statistics.decided_by:
-        table.caption, table.caption_justify = "* Decided the verdict, or left it open.", "left"
     return table
+
+
+def rich_table(table: Table, *, breaks: bool = True) -> RichTable:
+    """Return a table for the terminal, coloured by the verdicts in it.
+
+    Args:
+        table: as on pages.
+        breaks: whether intervals stand below their figures.
+    """
+    shown = new_table(table.title, *table.columns)
+    for row in table.rows:
+        cells = [cell.replace(" [", "\n[") if breaks else cell for cell in row.cells]
+        shown.add_row(
+            row.label, *(Text.assemble(*map(_line, cell.splitlines(keepends=True))) for cell in cells)
+        )
+    for column in shown.columns:
+        words = " ".join(str(cell) for cell in (column.header, *column.cells)).split()
+        column.min_width = min(max(map(len, words), default=0), LONGEST_WORD)
+    shown.caption, shown.caption_justify = table.note or None, "left"
+    return shown
+
+
+def _line(line: str) -> tuple[str, str]:
+    """Return a line of a cell and its style; figures lose their zeros."""
+    shown = without_zero(line) if re.match(r"[-+\[\d\N{MINUS SIGN}]", line) else line
+    return printable(shown), TONE_STYLES[tone(line)]
 
 
 def verdict_lines(audits: Sequence[Audit]) -> Iterator[Text | str]:
@@ -77,33 +90,14 @@ def verdict_lines(audits: Sequence[Audit]) -> Iterator[Text | str]:
     yield from setting_lines(audits)
     for audit in audits:
         word, rest = verdict_sentence(audit).split(maxsplit=1)
-        style = VERDICT_STYLES[audit.verdict]
+        style = TONE_STYLES[tone(audit.verdict)]
         name = f"{audit.name}: " if len(audits) > 1 else ""
         yield Text.assemble(printable(name), (word, f"bold {style}"), f" {rest} {extent_sentence(audit)}")
     advised = audits if len(audits) == 1 else [audit for audit in audits if audit.verdict != "symmetric"]
     yield from dict.fromkeys(filter(None, map(advice_sentence, advised)))
 
 
-def _with_half_width(value: Interval, between: str = " ", limits: Sequence[float] = ()) -> str:
-    """Return a value and the half-width of its interval, or both ends if that is cut off at the end of the range.
-
-    They show on which side of limits the ends lie.
-    """
-    if math.isnan(value.estimate):
-        return "none"
-    ends = value.low, value.high
-    places = decimals(ends, limits)
-    estimate = f"{value.estimate:+z.{places}f}"
-    if float(estimate) == 0:
-        estimate = f" {estimate[1:]}"
-    half = (value.high - value.low) / 2
-    if abs(value.high - value.estimate - half) > HALF_A_DIGIT:
-        low, high = (f"{end:z.{decimals(ends, limits, least=2)}f}" for end in ends)
-        return f"{estimate}\n[{low}, {high}]"
-    return f"{estimate}{between}± {_short(half, places)}"
-
-
-def info_table(info: VolumeInfo) -> Table:
+def info_table(info: VolumeInfo) -> RichTable:
     """Return the properties of a volume, one in each row."""
     table = _facts(info.path)
     if info.part is not None:
@@ -143,7 +137,7 @@ def _spacing(info: VolumeInfo) -> str:
     return f"{sizes} (z, y, x), unit not stated" if info.unit is None else f"{sizes} {info.unit} (z, y, x)"
 
 
-def record_table(record: Record, out: Path) -> Table:
+def record_table(record: Record, out: Path) -> RichTable:
     """Return the record of a neutralized network, one entry in each row."""
     table = _facts(str(out))
     table.add_row("strategy", record.strategy + (f", tied: {record.tie}" if record.tie else ""))
@@ -161,7 +155,7 @@ def record_table(record: Record, out: Path) -> Table:
     return table
 
 
-def symmetrized_onnx_table(mirror_error: float, out: Path) -> Table:
+def symmetrized_onnx_table(mirror_error: float, out: Path) -> RichTable:
     """Return what was done to a network in an ONNX file, one entry in each row."""
     table = _facts(str(out))
     table.add_row("averaged at", "the output")
@@ -169,7 +163,7 @@ def symmetrized_onnx_table(mirror_error: float, out: Path) -> Table:
     return table
 
 
-def export_table(written: Exported) -> Table:
+def export_table(written: Exported) -> RichTable:
     """Return what was exported, one entry in each row."""
     table = _facts(str(written.folder))
     table.add_row("files", ", ".join(written.files))
@@ -191,7 +185,7 @@ TEST_SCORES = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1",
 """Scores of the test that have a value for each class."""
 
 
-def run_table(result: Mapping[str, Any], out: Path) -> Table:
+def run_table(result: Mapping[str, Any], out: Path) -> RichTable:
     """Return the result of a training run, one entry in each row."""
     table = _facts(str(out))
     table.add_row("steps", f"{result['steps']} in {result['seconds']:.0f} s")
@@ -232,49 +226,11 @@ def _stress_rows(stress: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
     yield "  stack reversed", f"{stress['reversed']:z.3f}"
 
 
-def survey_tables(survey: Survey) -> Iterator[Table]:
-    """Yield a table of the networks of a survey, one in each row, and one of those that failed; the first fits 80 columns.
-
-    Energy is that of each channel of the stem; "chromatic" is the part of it to which a gray image does not contribute.
-    """
-    columns = ("network", "energy\nR G B", "chro-\nmatic", "shares", "D_m", "mirror\nerror")
-    table = new_table("colour balance and slice bias", *columns)
-    for column in table.columns:
-        column.no_wrap = column.header not in {"network", "shares"}
-    for item in survey.measured:
-        table.add_row(
-            item.spec,
-            "\n".join(
-                " ".join(map(_short, item.energy[start : start + 3]))
-                for start in range(0, len(item.energy), 3)
-            ),
-            _short(item.chromatic),
-            " ".join(_short(share.estimate) for share in item.shares),
-            _with_half_width(item.directional_bias, "\n"),
-            "none" if math.isnan(item.mirror_error.estimate) else f"{item.mirror_error.estimate:.1g}",
-        )
-    draws = {item.draws for item in survey.measured if item.draws > 1}
-    if draws:
-        table.caption, table.caption_justify = (
-            f"Networks with random parts: means over {max(draws)} draws.",
-            "left",
-        )
-    yield table
-    if survey.failed:
-        yield failed_table("failed", "network", [(item.spec, item.error) for item in survey.failed])
-
-
-def failed_table(title: str, what: str, failed: Sequence[tuple[str, str]]) -> Table:
-    """Return a name and an error in each row."""
-    table = new_table(title, what, "error")
-    for name, error in failed:
-        table.add_row(name, error)
-    return table
-
-
-def _short(value: float, places: int = 3) -> str:
-    """Format a number between 0 and 1 without its zero."""
-    return "none" if math.isnan(value) else f"{value:.{places}f}".removeprefix("0")
+def survey_tables(survey: Survey) -> Iterator[RichTable]:
+    """Yield a table of the networks of a survey, one in each row, and one of those that failed."""
+    for table in (survey_table(survey), failed_networks(survey)):
+        if table.rows:
+            yield rich_table(table)
 
 
 def without_zero(text: str) -> str:
@@ -282,16 +238,18 @@ def without_zero(text: str) -> str:
     return re.sub(r"\b0\.", ".", text)
 
 
-def new_table(title: str, *columns: str) -> Table:
+def new_table(title: str, *columns: str) -> RichTable:
     """Return a table without rows."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table = RichTable(
+        title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
 
 
-def _facts(title: str) -> Table:
-    table = Table(title=title, title_justify="left", show_header=False)
+def _facts(title: str) -> RichTable:
+    table = RichTable(title=title, title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column()
     return table

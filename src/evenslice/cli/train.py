@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from evenslice.cli import options
-from evenslice.cli.interrupts import resumable
+from evenslice.cli.ending import resumable
 from evenslice.cli.option_groups import grouped
 from evenslice.cli.printing import command_line, quiet, show, tell
 

@@ -1,20 +1,35 @@
-"""The device that networks run on: which one, in which precision, and how arrays get there."""
+"""The device that networks run on: which one, in which precision, what it refuses, and how many windows it takes at once."""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 
-from evenslice._core import ConfigError, check_known, option, reason, worker_number
+from evenslice._core import ConfigError, ModelError, check_known, option, reason, worker_number
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator
+
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["choose_device", "choose_dtype", "to_device"]
+__all__ = [
+    "SMALLER",
+    "BatchSizes",
+    "choose_device",
+    "choose_dtype",
+    "is_device_error",
+    "memory_error",
+    "memory_error_of",
+    "out_of_memory",
+    "reporting_device_errors",
+    "shortage",
+    "to_device",
+]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 AMPERE = 8  # the compute capability from which GPUs of NVIDIA have bfloat16
@@ -93,3 +108,202 @@ def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
         return tensor.to(device, memory_format=layout)
     # The GPU, and not this process, changes the layout.
     return tensor.pin_memory().to(device, non_blocking=True).contiguous(memory_format=layout)
+
+
+NO_ENGINE = "unable to find an engine"
+"""What PyTorch says where every algorithm of cuDNN fails: for want of memory as a rule, seldom as none suits the device."""
+
+CPU_ALLOCATOR = "DefaultCPUAllocator"
+OUT_OF_MEMORY = (
+    *(CPU_ALLOCATOR, NO_ENGINE),
+    *("out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED"),
+    *("Failed to allocate memory for requested buffer", "is smaller than requested bytes"),  # of onnxruntime
+)
+DEVICE_ERRORS = ("CUDA error", "HIP error", "cuDNN error")
+
+SMALLER = f"choose a smaller {option('tile')}"
+ELSEWHERE = f"end what else uses it, or choose {option('device', 'cpu')}"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that the memory of a device, or of the machine, has run out.
+
+    Example:
+        >>> out_of_memory(torch.OutOfMemoryError()), out_of_memory(RuntimeError("expected 3 channels"))
+        (True, False)
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in OUT_OF_MEMORY)
+
+
+def is_device_error(error: BaseException) -> bool:
+    """Return whether an error is about the device, and not about what it was to compute; memory that runs out is, too.
+
+    Example:
+        >>> is_device_error(RuntimeError("CUDA error: no kernel image is available for execution on the device"))
+        True
+        >>> is_device_error(RuntimeError("expected 3 channels"))
+        False
+    """
+    if isinstance(error, torch.AcceleratorError) or out_of_memory(error):
+        return True
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in DEVICE_ERRORS)
+
+
+def shortage(error: BaseException) -> str:
+    """Return how to put an error that ``out_of_memory`` counts as one, of which cuDNN leaves open what it lacks.
+
+    Example:
+        >>> shortage(RuntimeError("GET was unable to find an engine to execute this computation"))
+        'the memory of the device has run out, or cuDNN cannot compute this there'
+    """
+    run_out = "the memory of the device has run out"
+    return f"{run_out}, or cuDNN cannot compute this there" if NO_ENGINE in str(error) else run_out
+
+
+def memory_error(error: BaseException, what: str, advice: str) -> ModelError:
+    """Return the error that tells a user what did not fit into the memory of the device, and what to do about it.
+
+    Example:
+        >>> print(memory_error(torch.OutOfMemoryError(), "a single window does not fit into it", SMALLER))
+        the memory of the device has run out: a single window does not fit into it; choose a smaller tile
+    """
+    if NO_ENGINE in str(error):
+        advice = f"{advice}, or {option('device', 'cpu')}"
+    return ModelError(f"{shortage(error)}: {what}; {advice}")
+
+
+def memory_error_of(error: BaseException) -> ModelError:
+    """Return the same for an error of a library, which may come from anywhere.
+
+    Example:
+        >>> print(memory_error_of(torch.OutOfMemoryError("tried to allocate 20 GiB.")))
+        the memory of the device has run out: tried to allocate 20 GiB; choose a smaller tile or batch, end what else ...
+    """
+    on_cpu = isinstance(error, MemoryError) or CPU_ALLOCATOR in str(error)
+    elsewhere = "or end what else uses it" if on_cpu else ELSEWHERE
+    what, advice = reason(error).rstrip("."), f"{SMALLER} or {option('batch')}, {elsewhere}"
+    return ModelError(f"{shortage(error)}: {what}; {advice}")
+
+
+@contextmanager
+def reporting_device_errors(device: torch.device, what: str, advice: str = ELSEWHERE) -> Iterator[None]:
+    """Turn what a device refuses in the block into one line.
+
+    Args:
+        device: where the block computes.
+        what: what did not fit if memory runs out, as a sentence: "the network does not fit".
+        advice: what to do in that case.
+
+    Raises:
+        ModelError: its memory has run out.
+        ConfigError: it refuses to compute.
+
+    Example:
+        >>> with reporting_device_errors(torch.device("cuda", 0), "the network does not fit"):
+        ...     raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+        Traceback (most recent call last):
+        ...
+        evenslice.ConfigError: device='cuda:0': fails (CUDA error: no kernel image is available for execution on the device); ...
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if out_of_memory(error):
+            raise memory_error(error, what, advice) from error
+        if is_device_error(error):
+            raise ConfigError(
+                f"{option('device', str(device))}: fails ({reason(error)}); choose {option('device', 'cpu')}, or install a "
+                "PyTorch for this device"
+            ) from error
+        raise
+
+
+Result = TypeVar("Result")
+
+USED = 0.5
+"""Part of the free memory of a GPU that a batch may take: other programs, and other batches, want some."""
+
+
+class BatchSizes:
+    """How many windows at once a network can take on its device, for each kind of work.
+
+    A kind of work is whatever tells it from others that take other memory: what is computed, in which precision, on
+    windows of which size.
+    """
+
+    def __init__(self) -> None:
+        self._most: dict[Hashable, int] = {}
+        self._fitting: dict[Hashable, int] = {}
+
+    def run(self, compute: Callable[[slice], Result], count: int, kind: Hashable) -> list[Result]:
+        """Compute on a batch of windows; where memory runs out, on halves of it, and from then on on no more at once.
+
+        Args:
+            compute: computes on some windows of the batch.
+            count: number of windows in the batch.
+            kind: of work.
+
+        Returns:
+            The results of the parts of the batch, in order; usually there is one.
+
+        Raises:
+            ModelError: memory runs out for a single window.
+
+        Example: memory for two windows.
+            >>> def compute(part):
+            ...     if part.stop - part.start > 2:
+            ...         raise torch.OutOfMemoryError
+            ...     return list(range(5)[part])
+            >>> BatchSizes().run(compute, 5, "example")
+            [[0, 1], [2, 3], [4]]
+        """
+        results: list[Result] = []
+        size, start = min(self._most.get(kind, count), count), 0
+        while start < count:
+            part = slice(start, min(start + size, count))
+            try:
+                results.append(compute(part))
+            except (RuntimeError, MemoryError) as error:  # the latter of a function, by NumPy
+                if not out_of_memory(error):
+                    raise
+                refusal = memory_error(error, "a single window does not fit into it", SMALLER)
+            else:
+                start = part.stop
+                continue
+            # Only here is the exception gone, and with it the tensors that it held.
+            if part.stop - part.start == 1:
+                raise refusal
+            size = self._most[kind] = (part.stop - part.start) // 2
+            _release()
+        return results
+
+    def fitting(
+        self, compute: Callable[[int], object], device: torch.device, *, most: int, kind: Hashable
+    ) -> int:
+        """Return the largest power of two of windows, at most ``most``, that take up half of the free memory of a GPU.
+
+        Args:
+            compute: computes on this number of windows; called once for each kind of work, with two.
+            device: the GPU.
+            most: the largest number.
+            kind: of work.
+        """
+        if kind not in self._fitting:
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+            compute(2)
+            each = max(1, (torch.cuda.max_memory_allocated(device) - before) // 2)
+            # What PyTorch has reserved and does not use is as good as free.
+            unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            free = torch.cuda.mem_get_info(device)[0] + unused
+            fit = int(max(1, min(free * USED // each, most)))
+            self._fitting[kind] = 2 ** (fit.bit_length() - 1)
+        return min(self._fitting[kind], most)
+
+
+def _release() -> None:
+    """Give memory that is reserved in pieces back, so that whole ones can be reserved."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()

@@ -36,8 +36,6 @@ SYMMETRIZED = "symmetrized"
 """The entry in the metadata of a file that averages over a window and its mirror."""
 
 MOST_METADATA = 2**24  # characters
-FREE_SIDE = 256  # pixels that are assumed where a file leaves the size of windows open
-MOST_PADDED = 2**30  # pixels in all slices of the windows that a file takes at once, 4 GiB
 
 CPU = ("CPUExecutionProvider",)
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
@@ -84,12 +82,6 @@ class OnnxNetwork:
         self.tile = None if y is None or x is None else (y, x)
         self.outputs = tuple(item.name for item in self._session.get_outputs())
         self.types = tuple(item.type for item in self._session.get_outputs())
-        at_once = self.batch or 1
-        if at_once > 1 and at_once * (self.slices or 3) * (y or FREE_SIDE) * (x or FREE_SIDE) > MOST_PADDED:
-            raise ModelError(
-                f"{path}: takes {self.batch:,} windows at once, to which even a single one would be filled up; export it "
-                "with a free batch size"
-            )
         averages = SYMMETRIZED in self._session.get_modelmeta().custom_metadata_map
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.slices or len(values)):
@@ -138,7 +130,7 @@ class OnnxNetwork:
         except Exception as error:
             import torch
 
-            from evenslice.inference.device_errors import out_of_memory
+            from evenslice.inference.devices import out_of_memory
 
             if out_of_memory(
                 RuntimeError(error)
@@ -246,8 +238,6 @@ def _scaling(
             f"{path}: states its own mean and std; leave out {option('mean')} and {option('std')}"
         )
     try:
-        if len(text) > MOST_METADATA:
-            raise ValueError(f"{len(text):,} characters")
         stated = json.loads(text)
         centre, spread = (tuple(float(value) for value in stated[name]) for name in ("mean", "std"))
         if not (centre and spread and np.isfinite([*centre, *spread]).all() and min(spread) > 0):

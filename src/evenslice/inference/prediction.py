@@ -19,13 +19,11 @@ import numpy as np
 import torch
 
 from evenslice._core import ConfigError, ModelError, map_ahead, option, whole_number
-from evenslice.inference.black_boxes import BlackBox, keep_sides
-from evenslice.inference.device_errors import SMALLER, reporting_device_errors
-from evenslice.inference.devices import to_device
-from evenslice.inference.logit_maps import class_logits, logit_map
-from evenslice.inference.probabilities import refuse_probabilities, refuse_sigmoid
+from evenslice.inference.devices import SMALLER, reporting_device_errors, to_device
+from evenslice.inference.network_outputs import class_logits, logit_map, refuse_probabilities
+from evenslice.inference.ready_networks import BlackBox, keep_sides
 from evenslice.networks import predicted_classes
-from evenslice.volumes import WindowGrid, check_window, read_in_runs, slice_indices, tile_origins
+from evenslice.volumes import WindowGrid, check_window, read_in_runs, run_end, slice_indices, tile_origins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,19 +32,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from evenslice.inference.ready_network import ReadyNetwork
+    from evenslice.inference.ready_networks import ReadyNetwork
     from evenslice.volumes import Scaling, Volume
 
     Network: TypeAlias = ReadyNetwork | BlackBox
     Window: TypeAlias = Sequence[NDArray[np.float32]]
 
-__all__ = ["HELD_BYTES", "choose_tile", "even_slices", "predict", "tell_rounding", "try_network"]
+__all__ = ["HELD_BYTES", "SliceRuns", "choose_tile", "even_slices", "predict", "tell_rounding", "try_network"]
 
 LARGEST_TILE = 1024
 """Pixels along y and x up to which a plane goes through the network as a whole."""
 
 HELD_BYTES = 2**30
 """Stored slices that share their chunks are held up to here: 64 of 4096 x 4096 voxels of 8 bits."""
+
+CLASS_VOXELS = 2**23
+"""Voxels of classes that are read at once if slices are stored together: they take 8 bytes each, and more while looked up."""
 
 OVERLAP = 8
 """Tiles overlap their neighbours by their size divided by this number."""
@@ -56,9 +57,6 @@ GPU_BATCH_PIXELS, LARGEST_GPU_BATCH = 2**23, 64
 MOST_AT_ONCE = 2**20  # windows; no memory holds more
 
 FEWER = f"{SMALLER} or {option('batch')}"
-
-SHOWN = 256
-"""Number of values of its output by which a network is recognized."""
 
 
 def predict(  # all but three arguments have defaults and names
@@ -221,10 +219,8 @@ def _choose_batch(network: Network, slices: int, tile: tuple[int, int]) -> int:
     )
 
 
-def try_network(
-    network: Network, slices: int, tile: tuple[int, int], *, probabilities: bool = False
-) -> tuple[int, NDArray[np.float64]]:
-    """Prepare a network by running one fixed window through it.
+def try_network(network: Network, slices: int, tile: tuple[int, int], *, probabilities: bool = False) -> int:
+    """Prepare a network by running one fixed window through it, and return the number of its classes.
 
     Args:
         network: the network, or the function.
@@ -232,19 +228,14 @@ def try_network(
         tile: the size (y, x) of its windows.
         probabilities: whether probabilities will be computed from its logits.
 
-    Returns:
-        The number of its classes, and some values of its output.
-
     Raises:
         ModelError: it rejects the window, or returns no map of logits.
     """
     returned = network.prepare(slices, tile)
     output = logit_map(returned, 1, tile)
-    refuse_sigmoid(network, returned, slices, tile)
-    if probabilities:
+    if probabilities or output.shape[1] == 1:
         refuse_probabilities(network, returned, slices, tile)
-    values = output.flatten().cpu().double().numpy()
-    return max(output.shape[1], 2), values[:: max(1, len(values) // SHOWN)][:SHOWN]
+    return max(output.shape[1], 2)
 
 
 def even_slices(depths: Sequence[int], most: int | None) -> list[list[int]]:
@@ -398,3 +389,29 @@ def _run(network: Network, windows: Tensor) -> Tensor:
         return parts[0]
     with reporting_device_errors(network.device, f"the outputs of {len(windows)} windows do not fit", FEWER):
         return torch.cat(parts)
+
+
+class SliceRuns:
+    """The slices (y, x) of a volume of classes, which are asked for in ascending order.
+
+    Args:
+        volume: the volume.
+    """
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self._first = 0
+        self._run: NDArray[Any] = volume[:0]
+
+    def __getitem__(self, z: int) -> NDArray[Any]:
+        """Return a slice.
+
+        Raises:
+            VolumeError: it cannot be read.
+        """
+        if not self._first <= z < self._first + len(self._run):
+            _, height, width = self._volume.shape
+            stop = run_end(self._volume, z, height * width, CLASS_VOXELS)
+            self._first, self._run = z, self._volume[z:stop]
+        found: NDArray[Any] = self._run[z - self._first]
+        return found

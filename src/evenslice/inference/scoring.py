@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evenslice._core import ConfigError, needs_extra, option, progress_bar
-from evenslice.inference.logit_maps import class_map
 from evenslice.inference.metrics import (
     Scores,
     VolumeScores,
@@ -24,10 +23,10 @@ from evenslice.inference.metrics import (
     object_scores,
     surface_scores,
 )
-from evenslice.inference.prediction import choose_tile, even_slices, predict
-from evenslice.inference.ready_network import ReadyNetwork
-from evenslice.inference.slice_runs import SliceRuns
-from evenslice.inference.stressing import StressTest
+from evenslice.inference.network_outputs import class_map
+from evenslice.inference.prediction import SliceRuns, choose_tile, even_slices, predict
+from evenslice.inference.ready_networks import ReadyNetwork
+from evenslice.inference.stress_test import StressTest
 from evenslice.neutralizing import record_of
 
 if TYPE_CHECKING:

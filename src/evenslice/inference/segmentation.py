@@ -2,11 +2,10 @@
 
     labels = segment(model, "brain.nii.gz", out="labels.ome.zarr")
 
-The volume is processed in blocks, which go to a staging folder beside the output
-(``evenslice.inference.unfinished``), so that a run that was killed can be resumed. At the end the result is written
-in the format of the output, and the staging folder removed. The same function processes the same blocks in one
-process and on a Dask cluster; see ``evenslice.inference.segmentation_run``. Besides windows and outputs, a process holds
-at most 1 GiB of stored voxels: slices that share their chunks, which are thus decoded once.
+The volume is processed in blocks (``evenslice.inference.segmentation_blocks``), which go to a staging folder beside the
+output, so that a run that was killed can be resumed. At the end the result is written in the format of the output, and the
+staging folder removed. Besides windows and outputs, a process holds at most 1 GiB of stored voxels: slices that share their
+chunks, which are thus decoded once.
 """
 
 from __future__ import annotations
@@ -16,20 +15,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import ConfigError, OutputError, VolumeError, option, progress_bar
-from evenslice.inference.black_boxes import make_ready
 from evenslice.inference.compute import Compute
-from evenslice.inference.plans import describe_network
+from evenslice.inference.network_identity import describe_network
 from evenslice.inference.prediction import HELD_BYTES, choose_tile, tell_rounding, try_network
-from evenslice.inference.segmentation_job import (
-    SEEN_LATE,
+from evenslice.inference.ready_networks import make_ready
+from evenslice.inference.segmentation_blocks import (
     Job,
     begin,
-    check_blocks,
-    confirm_input,
-    discard_unused,
+    clear,
+    run_blocks,
+    unfinished_folder,
+    working_in,
 )
-from evenslice.inference.segmentation_run import run_blocks
-from evenslice.inference.unfinished import clear, unfinished_folder, working_in
 from evenslice.networks import with_gradients
 from evenslice.volumes import (
     LabelValues,
@@ -84,9 +81,9 @@ def segment(
         model: maps (batch, slices, y, x) to logits (batch, classes, y, x). Slices in 0..1 are scaled as ``neutralize``
             recorded on it, else by the mean and std that its library states for pretrained weights, else not at all. Or any
             function with such an output (logits, no class numbers or probabilities),
-            such as one from ``load_onnx``; see ``evenslice.inference.black_boxes.BlackBox`` for its input. An
-            interrupted run recognizes a function by its name, by its attribute ``origin``, such as a digest, and by
-            what it returns for one window.
+            such as one from ``load_onnx``; see ``evenslice.inference.BlackBox`` for its input. An interrupted run
+            recognizes a function by its name, by its code where Python has it, and by its attribute ``origin``, such as a
+            digest; a change elsewhere is not noticed.
         volume: the volume to segment; one that was opened with another ``plane`` is segmented along that axis, and
             the output is written in the order of the file.
         out: the output file, OME-Zarr folder or its ``s3://`` address; the suffix gives the format, see
@@ -111,8 +108,8 @@ def segment(
         ModelError: the network rejects the windows, or does not return a map of logits.
         OutputError: the output exists, is an input, cannot be written, or is being written by another process.
         ConfigError: an option is out of range or has no effect, or the scheduler does not answer.
-        EvensliceError: worker processes do not start, or a block killed every one that took it.
-        MissingExtraError: Zarr, a package that writes the output or, for workers, Dask is not installed.
+        EvensliceError: worker processes do not start, or one was killed.
+        MissingExtraError: Zarr, a package that writes the output or, with a scheduler, Dask is not installed.
 
     Example: a network that finds bright voxels.
         >>> import tempfile
@@ -143,7 +140,7 @@ def segment(
     )
     tile = choose_tile(network, volume.shape[1:]) if tile is None else check_tile(tile)
     identity = describe_network(network)  # before its batch norms are folded
-    classes, output = try_network(network, slices, tile, probabilities=probabilities)
+    classes = try_network(network, slices, tile, probabilities=probabilities)
     values.check(classes)
     values.check_written()
     job = Job(
@@ -157,28 +154,22 @@ def segment(
         batch=compute.batch,
         classes=classes,
         values=None if probabilities else values.of_classes(classes),
-        output=output,
         root=root,
+    )
+    tell_rounding(
+        network,
+        volume,
+        job.scaling,
+        slices=slices,
+        step=reading.step,
+        tile=tile,
+        batch=compute.batch,
+        progress=compute.progress,
     )
     with working_in(job.root, out):
         begin(job, force=force)
-        try:
-            tell_rounding(
-                network,
-                volume,
-                job.scaling,
-                slices=slices,
-                step=reading.step,
-                tile=tile,
-                batch=compute.batch,
-                progress=compute.progress,
-            )
-            run_blocks(job, compute.workers, compute.scheduler, compute.progress)
-        except BaseException:
-            discard_unused(job)
-            raise
-        check_blocks(job, patience=0 if compute.scheduler is None else SEEN_LATE)
-        confirm_input(job)
+        run_blocks(job, compute.workers, compute.scheduler, compute.progress)
+        job.confirm_input()
         _write(job, out, force=force, progress=compute.progress)
         clear(job.root)
     if job.values:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from napari.layers import Image
 
     from evenslice.auditing import Audit, Explanation
+    from evenslice.inference import Segmenter
     from evenslice.napari_plugin.network_choice import NetworkChoice
-    from evenslice.training import Segmenter
     from evenslice.volumes import Volume
 
 __all__ = ["AuditWidget"]

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import ConfigError
+from evenslice.inference import Segmenter
 from evenslice.networks import untrained_parts
 from evenslice.neutralizing import load_network
-from evenslice.training import Segmenter, asked_size, find_reading, load_segmenter
+from evenslice.training import asked_size, find_reading, load_segmenter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,24 +1,6 @@
 from .builders import check_stated_in_file as check_stated_in_file, parse_specification as parse_specification
-from .dry_runs import (
-    ABOUT_INPUT as ABOUT_INPUT,
-    exact_evaluation as exact_evaluation,
-    failing_layer as failing_layer,
-    first_tensor as first_tensor,
-    is_on_meta as is_on_meta,
-    keep_generators as keep_generators,
-    layer_label as layer_label,
-    random_image as random_image,
-    refuse_inference_tensors as refuse_inference_tensors,
-    refuse_torchscript as refuse_torchscript,
-    reporting_own_errors as reporting_own_errors,
-    require_network as require_network,
-    require_values as require_values,
-    run_network as run_network,
-    seed_generators as seed_generators,
-    tensors_in as tensors_in,
-)
-from .grad_mode import with_gradients as with_gradients
 from .inputs import (
+    StemKernels as StemKernels,
     check_mean as check_mean,
     input_multiple as input_multiple,
     input_size as input_size,
@@ -27,7 +9,6 @@ from .inputs import (
 from .models import (
     ModelSource as ModelSource,
     build_model as build_model,
-    check_source as check_source,
     missing_parts as missing_parts,
     sketched_size as sketched_size,
     untrained_parts as untrained_parts,
@@ -43,8 +24,27 @@ from .outputs import (
     predicted_classes as predicted_classes,
     reduce_output as reduce_output,
 )
-from .precision import as_float64 as as_float64, full_precision as full_precision
-from .repeatability import answers_alone as answers_alone
+from .running import (
+    ABOUT_INPUT as ABOUT_INPUT,
+    answers_alone as answers_alone,
+    as_float64 as as_float64,
+    exact_evaluation as exact_evaluation,
+    failing_layer as failing_layer,
+    first_tensor as first_tensor,
+    full_precision as full_precision,
+    is_on_meta as is_on_meta,
+    keep_generators as keep_generators,
+    layer_label as layer_label,
+    random_image as random_image,
+    refuse_torchscript as refuse_torchscript,
+    reporting_own_errors as reporting_own_errors,
+    require_network as require_network,
+    require_values as require_values,
+    run_network as run_network,
+    seed_generators as seed_generators,
+    tensors_in as tensors_in,
+    with_gradients as with_gradients,
+)
 from .state_matching import (
     AVERAGED as AVERAGED,
     TIED as TIED,
@@ -52,7 +52,6 @@ from .state_matching import (
     is_mark as is_mark,
     mark_average as mark_average,
 )
-from .stem_kernels import StemKernels as StemKernels
 from .weight_files import (
     METADATA_KEY as METADATA_KEY,
     NO_FILES as NO_FILES,

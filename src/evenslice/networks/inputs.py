@@ -1,20 +1,21 @@
-"""What a network states about its input: its scaling and its size."""
+"""The input of a network: its scaling and its size, as far as it states them, and the kernels that act on it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import ConfigError, option
-from evenslice.networks.libraries.library import HALF, IMAGENET
-from evenslice.networks.libraries.transformers import TYPE_SCALINGS
+from evenslice.networks.libraries import HALF, IMAGENET
+from evenslice.networks.transformers_networks import TYPE_SCALINGS
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import nn
-
-__all__ = ["check_mean", "input_multiple", "input_size", "normalization"]
 
 LARGEST_MEAN = 10  # on a scale of 0..1, with room for a narrow range of wide intensities
 
@@ -26,27 +27,30 @@ ENCODERS = {
     "xception": HALF,
 }
 # Model types of transformers that only take images of the size in their configuration.
-FIXED_TYPES = frozenset(
-    [
-        "clip",
-        "clip_vision_model",
-        "data2vec-vision",
-        "deit",
-        "eomt",
-        "hiera",
-        "ijepa",
-        "levit",
-        "pvt",
-        "sam_hq_vision_model",
-        "sam_vision_model",
-        "siglip",
-        "siglip_vision_model",
-        "swin",
-        "vit",
-        "vit_mae",
-        "vit_msn",
-    ]
+FIXED_TYPES = (
+    *("clip", "clip_vision_model", "data2vec-vision", "deit", "eomt", "hiera", "ijepa", "levit", "pvt"),
+    *("sam_hq_vision_model", "sam_vision_model", "siglip", "siglip_vision_model"),
+    *("swin", "vit", "vit_mae", "vit_msn"),
 )
+
+
+@dataclass(frozen=True, eq=False)
+class StemKernels:
+    """The kernels of one stem as they act on the image; a linear stem has ky = kx = 1.
+
+    Where one channel feeds several features of the stem, as after space to depth, their kernels lie side by side, in a
+    square if their number is a square.
+
+    Attributes:
+        name: the stem.
+        before: (filters, C, ky, kx) float32, the response to one unit of each channel. Channels and slices are in the
+            unit that all slices share from now on, so a normalization by channel is part of the kernels.
+        after: (filters, N, ky, kx) float32, the response to one unit of each slice.
+    """
+
+    name: str
+    before: NDArray[np.float32]
+    after: NDArray[np.float32]
 
 
 def normalization(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

@@ -8,15 +8,14 @@ weights), or a file.
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch.overrides import TorchFunctionMode
 
-from evenslice._core import ConfigError, ModelError, option, whole_number
+from evenslice._core import ModelError, option, whole_number
 from evenslice.networks.builders import LIBRARIES, build_network, parse_specification
 from evenslice.networks.state_matching import differing_sizes, fill_network, without_head
 from evenslice.networks.weight_files import (
@@ -34,20 +33,8 @@ if TYPE_CHECKING:
 
     from evenslice.networks.specification import Specification
 
-__all__ = [
-    "BuiltNetwork",
-    "ModelSource",
-    "build_model",
-    "check_source",
-    "missing_parts",
-    "sketched_size",
-    "untrained_parts",
-]
-
 NOT_IN_ANSWERS = frozenset({"aux_classifier", "auxiliary_head"})
 """Parts that networks need in their training alone."""
-
-MOST_STEPS = 1024  # of a ``linspace`` with values while a network is sketched
 
 
 @dataclass(frozen=True)
@@ -77,20 +64,6 @@ class ModelSource:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values, ready for JSON."""
         return {**asdict(self), "random": list(self.random), "unused": list(self.unused)}
-
-
-def check_source(source: Any) -> None:
-    """Raise ConfigError unless what a network was built from is stated as a ``ModelSource``, or None.
-
-    Example:
-        >>> check_source("timm:resnet18")
-        Traceback (most recent call last):
-        evenslice.ConfigError: source: is str; give the source that evenslice.load_network returned
-    """
-    if source is not None and not isinstance(source, ModelSource):
-        raise ConfigError(
-            f"{option('source')}: is {type(source).__name__}; give the source that evenslice.load_network returned"
-        )
 
 
 class BuiltNetwork(NamedTuple):
@@ -169,23 +142,12 @@ def sketched_size(spec: str, *, classes: int | None = None, inputs: int | None =
     library = parse_specification(spec).library
     if not library:
         return None
-    with suppress(ImportError):  # building names the extra
+    with suppress(ModelError, ImportError):  # building names the extra
         import_module(LIBRARIES[library].package)  # what a library makes when it is imported has to be real
-    for values in (nullcontext(), _FewSteps()):
-        with suppress(ModelError), torch.device("meta"), values:
+        with torch.device("meta"):
             model, _ = build_model(spec, "none", classes=classes, inputs=inputs)
-            return sum(parameter.numel() for parameter in model.parameters())
+        return sum(parameter.numel() for parameter in model.parameters())
     return None
-
-
-class _FewSteps(TorchFunctionMode):
-    """On the meta device, give short results of ``torch.linspace`` values: libraries read rates of dropout from them."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        if func is torch.linspace and made.numel() <= MOST_STEPS:
-            return func(*args, **{**(kwargs or {}), "device": "cpu"})
-        return made
 
 
 def missing_parts(weights: str, random: Sequence[str]) -> tuple[str, ...]:
@@ -285,6 +247,6 @@ def _refuse_lite(specification: Specification) -> None:
     decoder, _, encoder = specification.name.partition("/")
     if specification.library == "smp" and encoder.startswith("timm-tf_efficientnet_lite"):
         right = f"smp:{decoder}/{encoder.replace('timm-', 'tu-')}"
-        raise ModelError(
-            f"{specification.text}: the weights were trained for another padding than this encoder has; use {right}"
+        raise specification.error(
+            f"the weights were trained for another padding than this encoder has; use {right}"
         )

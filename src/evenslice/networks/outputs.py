@@ -14,18 +14,6 @@ from evenslice._core import ConfigError, EvensliceError, ModelError, import_obje
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = [
-    "PROBABILITY",
-    "detections",
-    "ends_in_sigmoid",
-    "ends_in_softmax",
-    "find_function",
-    "function_name",
-    "logits",
-    "predicted_classes",
-    "reduce_output",
-]
-
 # Names under which libraries return scores, most likely first: torchvision; transformers' classifiers and segmenters,
 # its depth estimators, its encoders without a head.
 NAMES = ("out", "logits", "predicted_depth", "last_hidden_state")

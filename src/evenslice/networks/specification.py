@@ -16,25 +16,58 @@ A specification names a library and a network, or a user's function:
 Keyword arguments of the builder, or of the configuration, may follow as Python or JSON literals:
 ``smp:Unet/resnet34?encoder_depth=4`` or ``timm:mobilenetv1_100?pad_type=same&bn_eps=1e-3``. evenslice adds
 ``task`` for transformers, to choose among the heads of a model type: ``transformers:dpt?task=depth-estimation``.
+
+No specification may set, at any depth of a mapping, by what the libraries' builders read further files or run code that comes
+with a network: evenslice reads weights itself, without unpickling.
 """
 
 from __future__ import annotations
 
 import ast
 import json
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote
 
-from evenslice._core import ModelError
+from evenslice._core import ModelError, did_you_mean
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+_CODE = frozenset(
+    {
+        "allow_all_kernels",  # transformers: compiled code from the hub
+        "checkpoint_path",  # timm: unpickled before 1.0.26
+        "code_revision",
+        "kernel_config",
+        "pretrained_cfg_overlay",
+        "trust_remote_code",
+        "use_kernels",
+    }
+)
+_LOADERS = _CODE | {
+    "cache_dir",
+    "encoder_weights",
+    "gguf_file",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_filter_fn",
+    "pretrained_model_args",
+    "pretrained_state_dict_key",
+    "pretrained_url",  # MONAI's HoVerNet: downloads and unpickles
+    "quantization_config",
+    "state_dict",
+    "weights",
+    "weights_backbone",
+    "weights_only",
+}
+_NESTED = ("backbone_kwargs", "model_args")  # settings that transformers passes on to a builder of timm
 
-__all__ = ["LONGEST", "Specification", "parse_arguments"]
-
-LONGEST = 1000
-"""Most characters of a specification, which may come from a file of anyone's."""
+# transformers downloads and runs an implementation of attention that is named like a repository on the hub.
+_IMPLEMENTATION = re.compile(r"_?(?:attn|experts)_implementation(?:_internal)?")
+_IMPLEMENTATIONS = (None, "eager", "sdpa")
+# timm: a network by the configuration in a folder or on the hub.
+_SOURCE = re.compile(r"(?:hf[-_]hub|local-dir):")
 
 
 @dataclass(frozen=True)
@@ -74,6 +107,22 @@ class Specification:
         _, _, encoder = self.name.partition("/")
         return encoder.removeprefix("tu-") if self.library == "smp" and encoder.startswith("tu-") else None
 
+    def error(self, message: str) -> ModelError:
+        """Return an error that names the specification."""
+        return ModelError(f"{self.text}: {message}")
+
+    def require(self, name: str, known: Iterable[str], lacks: str) -> None:
+        """Raise ModelError unless a name is known.
+
+        Args:
+            name: the name.
+            known: all that there are.
+            lacks: what to say in front of any other name, such as "timm has no network".
+        """
+        known = list(known)
+        if name not in known:
+            raise self.error(f"{lacks} {name!r}; {did_you_mean(name, known)}")
+
 
 def parse_arguments(text: str, query: str) -> dict[str, Any]:
     """Read ``a=1&b=true&c=same``; values are Python or JSON literals, else words.
@@ -108,3 +157,48 @@ def _literal(text: str) -> Any:
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
     return text
+
+
+def find_loader(arguments: Any) -> str | None:
+    """Return the first argument, at any depth, that reads further files or runs code; None if there is none.
+
+    Example:
+        >>> find_loader({"depth": 4, "backbone_kwargs": {"checkpoint_path": "a.pth"}}), find_loader({"depth": 4})
+        ('checkpoint_path', None)
+    """
+    return next(
+        (name for name, value in _settings(arguments) if name in _LOADERS or _runs(name, value)), None
+    )
+
+
+def find_loader_in_configuration(configuration: Any) -> str | None:
+    """Return the first setting in a configuration of transformers that reads further files or runs code.
+
+    Published configurations state some loaders that transformers then ignores, such as ``pretrained_cfg``; those which
+    reach a builder are refused, and ``trust_remote_code``, which some releases followed.
+    """
+    for name, value in _settings(configuration):
+        if (name in _CODE and value) or _runs(name, value):
+            return name
+        if name in _NESTED and (nested := find_loader(value)):
+            return nested
+    return None
+
+
+def _settings(values: Any) -> Iterator[tuple[str, Any]]:
+    """Yield names and values at all depths; an element of a list has the list's name."""
+    pending: deque[tuple[str, Any]] = deque([("", values)])
+    while pending:
+        name, value = pending.popleft()
+        yield name, value
+        if isinstance(value, Mapping):
+            pending += [(str(key), inner) for key, inner in value.items()]
+        elif isinstance(value, list | tuple):
+            pending += [(name, inner) for inner in value]
+
+
+def _runs(name: str, value: Any) -> bool:
+    if _IMPLEMENTATION.fullmatch(name):
+        chosen = value.values() if isinstance(value, Mapping) else [value]
+        return any(each not in _IMPLEMENTATIONS for each in chosen)
+    return isinstance(value, str) and _SOURCE.match(value) is not None

@@ -20,19 +20,6 @@ if TYPE_CHECKING:
 
     State = Mapping[str, Tensor]
 
-__all__ = [
-    "AVERAGED",
-    "TIED",
-    "Filled",
-    "State",
-    "differing_sizes",
-    "fill_network",
-    "is_mark",
-    "mark_average",
-    "place_averages",
-    "without_head",
-]
-
 AVERAGED = "evenslice_mirror_average"
 """Buffer of a module after which a network averages over a window and its mirror, so that its state dict says so."""
 
@@ -43,7 +30,6 @@ TIED = "evenslice_tied"
 PREFIXES = ("model.", "module.", "net.", "_orig_mod.")
 # Where segmentation networks keep a backbone: the whole network, smp, smp with timm, timm's feature getter, torchvision.
 BACKBONES = ("encoder.", "encoder.model.", "encoder.model.model.", "backbone.")
-_MOST_PARTS = 16  # of a state dict that may hold networks; each is matched by itself
 # How the key of a tied weight ends: `neutralize` ties by a parametrization of PyTorch.
 _TIED = "parametrizations.weight.original"
 # What may stay random if the state dict is of the backbone alone.
@@ -118,11 +104,6 @@ def fill_network(model: nn.Module, state: State, *, source: str, target: str) ->
         raise ModelError(
             f"{source} does not fit {target}: it was saved while a weight was tied ({_shown(tied)}); call "
             "evenslice.untie(model) before torch.save, or save the network with evenslice.save_network"
-        )
-    if len(copies := _copies(state, network)) > 1:
-        raise ModelError(
-            f"{source} does not fit {target}: it holds the network {len(copies)} times, under "
-            f"{', '.join(f'{_shown(top)}.' for top in copies)}; save one of them alone, without its prefix"
         )
     raise ModelError(f"{source} does not fit {target}: {closest.difference()}")
 
@@ -337,17 +318,6 @@ def _views(state: State, network: State) -> Iterator[_View]:
             for kept, outside in _stripped(state):
                 named = kept if not part else {_name(key, wanted): value for key, value in kept.items()}
                 yield _View(part, wanted, named, outside)
-
-
-def _copies(state: State, network: State) -> list[str]:
-    """Return the top-level parts of a state dict that hold the network each by itself, such as student and teacher."""
-    parts: dict[str, dict[str, Tensor]] = {}
-    for key, value in state.items():
-        top, _, inner = key.partition(".")
-        parts.setdefault(top, {})[inner] = value
-    if len(parts) > _MOST_PARTS:
-        return []
-    return [top for top, part in parts.items() if any(view.fits() for view in _views(part, network))]
 
 
 def _stripped(state: State, depth: int = 3) -> Iterator[tuple[State, tuple[str, ...]]]:

@@ -19,25 +19,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from evenslice._core import ConfigError, ModelError, option
+from evenslice._core import ConfigError, option
 from evenslice.networks import check_mean, normalization
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from evenslice.neutralizing.probing import Layout
+    from evenslice.neutralizing.input_path import Layout
     from evenslice.neutralizing.stems import Stem
-
-__all__ = [
-    "ChannelScaling",
-    "EffectiveKernels",
-    "add_constant",
-    "effective_kernels",
-    "find_scaling",
-    "restorer",
-    "set_width",
-    "write_kernels",
-]
 
 
 @dataclass(frozen=True)
@@ -127,8 +116,8 @@ def effective_kernels(stem: Stem, layout: Layout, scaling: ChannelScaling) -> Ef
         scaling: how the channels are scaled now.
 
     Example:
-        >>> from evenslice.neutralizing import probe
-        >>> from evenslice.neutralizing import find_stems
+        >>> from evenslice.neutralizing.input_path import probe
+        >>> from evenslice.neutralizing.stems import find_stems
         >>> layer = nn.Conv2d(2, 1, 1)
         >>> layer.weight.data = torch.tensor([1.0, 1.0]).reshape(1, 2, 1, 1)
         >>> stems = find_stems(layer, channels=[2])
@@ -136,8 +125,6 @@ def effective_kernels(stem: Stem, layout: Layout, scaling: ChannelScaling) -> Ef
         >>> found.kernels.flatten(), found.constant
         (tensor([2.0000, 0.6667], dtype=torch.float64), tensor([0.3333], dtype=torch.float64))
     """
-    if stem.module.weight.is_meta:
-        raise ModelError(f"{stem.label} has no values (it is on the device 'meta'); load its weights first")
     weight = stem.module.weight.detach().to("cpu", torch.float64)
     means, stds = (
         torch.tensor(values, dtype=torch.float64, device="cpu") for values in (scaling.means, scaling.stds)

@@ -1,34 +1,284 @@
-"""The path from the image to the stems, made to treat all channels alike.
+"""The path from the image to the stems: probed, and made to treat all channels alike.
 
-A batch norm on the image is removed; torchvision's ``transform_input`` is switched off; constants with one value a
+Images whose channels are distinct constants, sent through the parameter-free part in front of the stems, tell which channel
+each input feature of a stem comes from, whatever happens to the image on the way: unfolding, space to depth, resizing, a fixed
+scaling. The passes end at the last stem.
+
+Then a batch norm on the image is removed; torchvision's ``transform_input`` is switched off; constants with one value a
 channel, such as the mean and std of a normalization inside the network, become their average; and attributes that state
-the number of channels state that of the slices. The layouts that were probed before tell what these did to the image;
-`evenslice.neutralizing.folding` moves it into the stems.
+the number of channels state that of the slices. What these did to the image moves into the stems; see
+`evenslice.neutralizing.folding`.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+import copy
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from evenslice._core import EvensliceError, ModelError
-from evenslice.networks import layer_label, random_image
-from evenslice.neutralizing.probing import run_to_stems
+from evenslice._core import EvensliceError, ModelError, reason
+from evenslice.networks import exact_evaluation, first_tensor, is_on_meta, layer_label, random_image
+from evenslice.neutralizing.strategies import MIXER_HINT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from contextlib import ExitStack
 
-    from evenslice.neutralizing.probing import Layout
-    from evenslice.neutralizing.stems import Stems
+    from torch.utils.hooks import RemovableHandle
 
-__all__ = ["equalize_input_path", "install_plain_stems", "replace_module"]
+    from evenslice.neutralizing.stems import Stem, Stems
 
 WIDTHS = ("in_channels", "in_chans", "num_channels")
 """Attributes of modules that contain a stem, or of their configuration, that state the number of channels."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the input features of a stem come from: feature ``index[p, c]`` is ``scale[p, c] * image[c] + shift[p, c]``.
+
+    P features of a stem come from each of C channels: 1 in most networks, 16 where space to depth unfolds 4 x 4 pixels.
+
+    Attributes:
+        index: (P, C) feature numbers, int64.
+        scale: (P, C) float64.
+        shift: (P, C) float64.
+        where: (1, ...) float32, of the shape of the stem's input for one image: 1 where a feature follows the
+            channels as above, 0 where it does not, as in a border that was padded on the way to the stem.
+    """
+
+    index: Tensor
+    scale: Tensor
+    shift: Tensor
+    where: Tensor
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether the image arrives as it is, or only moved about."""
+        return bool((self.scale == 1).all() and not self.shift.any())
+
+
+class StemCall(NamedTuple):
+    """One call of a stem: its input, and the output of its `Stem.bias_owner`, empty if the stem was not run."""
+
+    input: Tensor
+    output: Tensor
+
+
+def probe(model: nn.Module, stems: Stems, channels: int) -> tuple[Layout, ...]:
+    """Find which channel each input feature of the stems comes from, for images of some number of channels.
+
+    Only the parameter-free part in front of the stems is run, so the number of channels need not be the one that the
+    stems are made for.
+
+    Args:
+        model: the network; it is left as it was.
+        stems: from `find_stems`.
+        channels: number of channels of the images.
+
+    Returns:
+        One layout a stem.
+
+    Raises:
+        ModelError: the path to a stem does not accept so many channels, or mixes, drops or centres them.
+
+    Example:
+        >>> from evenslice.neutralizing.stems import find_stems
+        >>> network = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 8, 3))
+        >>> layout, = probe(network, find_stems(network), 3)
+        >>> layout.index                            # (positions, channels)
+        tensor([[ 0,  4,  8],
+                [ 1,  5,  9],
+                [ 2,  6, 10],
+                [ 3,  7, 11]])
+    """
+    images = random_image(model, (channels + 1, channels, *stems.size)).zero_()
+    for channel in range(channels):
+        images[channel + 1, channel] = 1
+    with exact_evaluation(model), torch.no_grad():
+        calls = run_to_stems(model, stems, images, run=False)
+    return tuple(
+        _layout(stem, call.input, channels, tolerance=_mixing(images.dtype))
+        for stem, call in zip(stems.items, calls, strict=True)
+    )
+
+
+def run_to_stems(model: nn.Module, stems: Stems, images: Tensor, *, run: bool) -> tuple[StemCall, ...]:
+    """Run a network up to its last stem; call it inside `evenslice.networks.exact_evaluation`.
+
+    Args:
+        model: the network; what is after the stems may be on the meta device.
+        stems: from `find_stems`.
+        images: (batch, channels, y, x).
+        run: run the stems too; otherwise the number of channels may differ from theirs.
+
+    Returns:
+        The first call of each stem.
+
+    Raises:
+        ModelError: the path to a stem refuses the images.
+    """
+    watch = _Watch(stems, run=run, elsewhere=is_on_meta(model))
+    with ExitStack() as stack:
+        for stem in stems.items:
+            stack.callback(watch.before(stem).remove)
+            for handle in watch.after(stem):
+                stack.callback(handle.remove)
+        try:
+            model(images)
+        except _Reached:
+            nothing = images.new_empty(0)
+            return tuple(
+                StemCall(watch.arrivals[stem.name], watch.written.get(stem.name, nothing))
+                for stem in stems.items
+            )
+        except Exception as error:  # noqa: BLE001  # a network may refuse an image by any exception
+            refusal = f"{type(error).__name__}: {reason(error)}"
+        else:
+            refusal = "nothing arrives"
+    passed = watch.written if run else watch.arrivals
+    missed = next(stem for stem in stems.items if stem.name not in passed)
+    raise ModelError(
+        f"the way from the image to the layer {missed.label} does not take {images.shape[1]} channels"
+        f" ({refusal}); it seems to be made for {stems.channels}; {MIXER_HINT}"
+    )
+
+
+class _Watch:
+    """Hooks on the stems of a network that record their calls, and end the pass after the last stem."""
+
+    def __init__(self, stems: Stems, *, run: bool, elsewhere: bool) -> None:
+        self.arrivals: dict[str, Tensor] = {}
+        self.written: dict[str, Tensor] = {}
+        self.stems, self.run, self.elsewhere = stems, run, elsewhere
+
+    def before(self, stem: Stem) -> RemovableHandle:
+        """Hook the stem for its input."""
+
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            arrived = first_tensor((*args, *kwargs.values()))
+            if arrived is not None:
+                self.arrivals.setdefault(stem.name, arrived.clone())
+            if self.run:
+                return None
+            if len(self.arrivals) == len(self.stems.items):
+                raise _Reached
+            # Others follow: continue with an input of the width that the layer is made for.
+            return (_of_width(self.arrivals[stem.name], stem.module),), {}
+
+        return stem.reader.register_forward_pre_hook(hook, with_kwargs=True)
+
+    def after(self, stem: Stem) -> Iterator[RemovableHandle]:
+        """Hook the stem, and the batch norm after it, for their outputs."""
+        last = stem.reader if stem.norm is None or _lies_on_meta(stem.norm) else stem.norm
+        bias_owner = stem.norm if stem.norm is not None and stem.bias_owner is stem.norm else stem.reader
+
+        def hook(module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            if self.run and module is bias_owner:
+                self.written.setdefault(stem.name, output.clone())
+                if len(self.written) == len(self.stems.items):
+                    raise _Reached
+            return output.to("meta") if self.elsewhere and module is last else None
+
+        for module in dict.fromkeys((bias_owner, last)):
+            yield module.register_forward_hook(hook)
+
+
+def _lies_on_meta(module: nn.Module) -> bool:
+    return any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
+
+
+class _Reached(Exception):  # noqa: N818  # not an error: it ends a forward pass when every stem has been reached
+    pass
+
+
+def interior(stem: Stem, layout: Layout) -> Tensor:
+    """Mark the outputs of a stem whose taps all lie inside the image.
+
+    Args:
+        stem: the layer.
+        layout: its layout for the channels that the layer takes now.
+
+    Returns:
+        A boolean mask that broadcasts against the output of the stem for one image.
+
+    Example:
+        >>> from evenslice.neutralizing.stems import find_stems
+        >>> network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1))
+        >>> found = find_stems(network, size=(4, 4))
+        >>> interior(found.items[0], probe(network, found, 3)[0])[0, 0].int()
+        tensor([[0, 0, 0, 0],
+                [0, 1, 1, 0],
+                [0, 1, 1, 0],
+                [0, 0, 0, 0]], dtype=torch.int32)
+    """
+    layer = copy.deepcopy(stem.module).float()
+    axis = _feature_axis(layer)
+    with torch.no_grad():
+        layer.weight.fill_(1)
+        if layer.bias is not None:
+            layer.bias.zero_()
+        taps: Tensor = layer(layout.where).narrow(axis, 0, 1)
+    inside: Tensor = taps == taps.max()
+    return inside
+
+
+def _of_width(tensor: Tensor, layer: nn.Conv2d | nn.Linear) -> Tensor:
+    """Return zeros of a tensor's shape, except for the feature axis, which is as wide as a layer takes."""
+    shape = list(tensor.shape)
+    shape[_feature_axis(layer)] = layer.weight.shape[1]
+    return tensor.new_zeros(shape)
+
+
+def _layout(stem: Stem, arrived: Tensor, channels: int, tolerance: float) -> Layout:
+    """Derive the layout from the inputs for the images 0, e_1 .. e_C."""
+    where = f"the layer {stem.label}, given images of {channels} channels"
+    axis = _feature_axis(stem.module)
+    moved = arrived.detach().to("cpu", torch.float64).movedim(axis, -1)
+    if moved.shape[0] % (channels + 1):
+        raise ModelError(
+            f"{where}, gets {moved.shape[0]} inputs for {channels + 1} images; it mixes images; {MIXER_HINT}"
+        )
+    by_image = moved.reshape(channels + 1, -1, moved.shape[-1])  # (images, positions, features)
+    typical = by_image.median(dim=1).values  # borders that were padded on the way are few
+    shift, gain = typical[0], typical[1:] - typical[0]
+    strength, source = gain.abs().max(dim=0)
+    if (strength < tolerance).any() or (gain.abs().sum(dim=0) > strength * (1 + channels * tolerance)).any():
+        raise ModelError(
+            f"{where}, gets features that no channel or several channels enter; evenslice needs each to come from one;"
+            f" {MIXER_HINT}"
+        )
+    counts = source.bincount(minlength=channels)
+    if counts.min() != counts.max():
+        raise ModelError(
+            f"{where}, gets {'/'.join(map(str, counts.tolist()))} features from them, where each should give as many;"
+            f" the way to it seems to be made for another number of channels; {MIXER_HINT}"
+        )
+    index = source.argsort(stable=True).reshape(channels, -1).T
+    follows = torch.isclose(by_image, typical[:, None], rtol=tolerance, atol=tolerance).all(dim=0)
+    one_image = moved.reshape(channels + 1, -1, *moved.shape[1:])[0]
+    return Layout(
+        index=index,
+        scale=_snapped(gain.gather(0, source[None])[0], 1.0)[index],
+        shift=_snapped(shift, 0.0)[index],
+        where=follows.reshape(one_image.shape).movedim(-1, axis).to(arrived.device, torch.float32),
+    )
+
+
+def _snapped(values: Tensor, to: float) -> Tensor:
+    """Undo the rounding of values meant to be a round number: resizing an image of ones gives 0.9999999."""
+    return torch.where((values - to).abs() < 1e-6, to, values)
+
+
+def _mixing(dtype: torch.dtype) -> float:
+    """Return the share of a feature below which the trace of another channel counts as rounding."""
+    return 50 * torch.finfo(dtype).eps
+
+
+def _feature_axis(layer: nn.Conv2d | nn.Linear) -> int:
+    return -3 if isinstance(layer, nn.Conv2d) else -1
 
 
 def install_plain_stems(model: nn.Module, stems: Stems, undo: ExitStack) -> Stems:
@@ -36,7 +286,7 @@ def install_plain_stems(model: nn.Module, stems: Stems, undo: ExitStack) -> Stem
 
     Args:
         model: the network.
-        stems: from `evenslice.neutralizing.stems.find_stems`.
+        stems: from `find_stems`.
         undo: takes what undoes this.
 
     Returns:
@@ -55,8 +305,8 @@ def equalize_input_path(
 
     Args:
         model: the network.
-        stems: from `evenslice.neutralizing.stems.find_stems`.
-        layouts: from `evenslice.neutralizing.probing.probe`, for the channels that the network takes now.
+        stems: from `find_stems`.
+        layouts: from `probe`, for the channels that the network takes now.
         slices: N, the number of channels that it will take.
         undo: takes what undoes this.
     """

@@ -6,17 +6,33 @@ It is a safetensors file with the network's plain keys, so that others can read 
 
 from __future__ import annotations
 
+import json
 import stat
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
 
-from evenslice._core import ModelError, OutputError, local_path, option, reason, staged_file, whole_number
+from evenslice._core import (
+    UNREADABLE,
+    ConfigError,
+    ModelError,
+    OutputError,
+    local_path,
+    option,
+    path_text,
+    reason,
+    staged_file,
+    whole_number,
+)
 from evenslice.networks import (
     METADATA_KEY,
+    NO_FILES,
     TIED,
     ModelSource,
     build_model,
@@ -28,29 +44,25 @@ from evenslice.networks import (
     sketched_size,
     with_gradients,
 )
-from evenslice.neutralizing.inspection import KnownInput, locate_stems
-from evenslice.neutralizing.mirror_average import averages_due
-from evenslice.neutralizing.mixer import MIXER
-from evenslice.neutralizing.network_metadata import check_asked, find_in_folder, read_saved, saved_text
-from evenslice.neutralizing.neutralization import neutralize
+from evenslice.neutralizing.averages import average_mirrored, averages_due
+from evenslice.neutralizing.folding import ChannelScaling, find_scaling
+from evenslice.neutralizing.neutralization import KnownInput, inspect_network, neutralize
 from evenslice.neutralizing.record import Record, keep_record, record_of, record_with_names, unwrapped
-from evenslice.neutralizing.restored_averages import average_as_recorded, neutralize_averaged
-from evenslice.neutralizing.rewriting import shape_mixer, shape_stems
-from evenslice.neutralizing.stems import find_stems, input_channels
-from evenslice.neutralizing.symmetrization import symmetrize as make_symmetric
+from evenslice.neutralizing.rewriting import MIXER, mix, shape_stems
+from evenslice.neutralizing.stems import input_channels
+from evenslice.neutralizing.symmetrization import restore_average, symmetrize as make_symmetric
 from evenslice.neutralizing.ties import is_tied
+from evenslice.volumes import Reading
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
-    from evenslice.volumes import Reading
-__all__ = ["MANY_SLICES", "LoadedNetwork", "load_network", "neutralize_file", "save_network"]
-
 DRAWN = ("shuffle", "reinit", "random")  # strategies with a seed
-MANY_SLICES = 81  # the memory in which stems are probed grows with their square; 1 GiB at this number
+FORMAT = 1
+FOLDER_WEIGHTS = "model.safetensors"
+_DAMAGED: tuple[type[Exception], ...] = (*UNREADABLE, ModelError)
 
 
 class LoadedNetwork(NamedTuple):
@@ -108,8 +120,7 @@ def load_network(  # what to build, and one argument for each choice of neutrali
     Raises:
         ModelError: the specification or the weights cannot be used, or not together; the network cannot be neutralized;
             or a file from ``save_network`` was saved with other slices, strategy, tie or classes than requested, states
-            the mean and std itself, has more than 81 slices and ``slices`` does not say so, or names a network by
-            arguments whose size only building it would tell.
+            the mean and std itself, or is too small for the network that it names.
         ConfigError: an option is unknown or has a bad value.
         MissingExtraError: the library of the network is not installed.
 
@@ -121,7 +132,7 @@ def load_network(  # what to build, and one argument for each choice of neutrali
         >>> record.mean, record.std, source.weights
         (0.5, 0.5, 'imagenet')
     """
-    stated, seed = weights is None, whole_number("seed", seed, least=0)
+    seed = whole_number("seed", seed, least=0)
     spec, weights = find_in_folder(spec, weights)
     if METADATA_KEY in read_metadata(weights):
         if mean is not None or std is not None:
@@ -133,102 +144,107 @@ def load_network(  # what to build, and one argument for each choice of neutrali
             del asked["strategy"]
         elif isinstance(strategy, str) and strategy in DRAWN and seed != 0:  # callers pass the default too
             asked["seed"] = seed
-        return _symmetrized(_load_saved(spec, weights, asked, stated=stated), symmetrize)
-    model, source = build_model(spec, weights, classes=classes, seed=seed)
-    inputs = source.inputs or input_channels(model)
-    count = inputs if slices is None else slices
-    change = neutralize_averaged if averages_due(model) else neutralize
-    record = change(model, count, strategy=strategy, tie=tie, mean=mean, std=std, seed=seed)
-    return _symmetrized(LoadedNetwork(model, record, replace(source, inputs=inputs)), symmetrize)
+        loaded = _load_saved(spec, weights, asked)
+    else:
+        model, source = build_model(spec, weights, classes=classes, seed=seed)
+        inputs = source.inputs or input_channels(model)
+        options: dict[str, Any] = {"strategy": strategy, "tie": tie, "mean": mean, "std": std, "seed": seed}
+        change = _neutralize_averaged if averages_due(model) else neutralize
+        record = change(model, inputs if slices is None else slices, **options)
+        loaded = LoadedNetwork(model, record, replace(source, inputs=inputs))
+    if symmetrize is not None:
+        make_symmetric(loaded.model, symmetrize)
+    return loaded._replace(record=record_of(loaded.model) or loaded.record)
 
 
-def _symmetrized(loaded: LoadedNetwork, at: str | None) -> LoadedNetwork:
-    if at is None:
-        return loaded
-    return loaded._replace(record=record_of(make_symmetric(loaded.model, at)) or loaded.record)
+def _neutralize_averaged(
+    model: nn.Module, slices: int, *, strategy: Any, mean: Any, std: Any, **options: Any
+) -> Record:
+    """Neutralize a network whose state dict says that it averaged, which may change nothing, and restore its average.
+
+    Its slices are on one scale, as in any such network; options are those of `neutralize`.
+
+    Raises:
+        ModelError: it would change; or see `neutralize` and `restore_average`.
+    """
+    cuts, before = averages_due(model), {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    scaling = find_scaling(model, input_channels(model), mean, std, None)
+    record = neutralize(model, slices, strategy=strategy, mean=scaling.mean, std=scaling.std, **options)
+    after = model.state_dict()
+    if before.keys() != after.keys() or not all(torch.equal(after[key], before[key]) for key in before):
+        raise ModelError(
+            "the weights are those of a network that averages over a window and its mirror after "
+            f"{', '.join(cut or 'the output' for cut in cuts)}, and this strategy, tie or number of slices, or the network's "
+            f"own scaling, would change them; give {option('strategy', 'pretrained')}, leave out {option('tie')} and "
+            f"{option('slices')}, or load a file from evenslice.save_network, which says what was done to the network"
+        )
+    restore_average(model)
+    return record_of(model) or record
 
 
-def _load_saved(spec: str, weights: str, asked: Mapping[str, Any], *, stated: bool) -> LoadedNetwork:
-    """Load a file of `save_network`, whose words may be anyone's; it alone names the network if that is stated there."""
+def _load_saved(spec: str, weights: str, asked: Mapping[str, Any]) -> LoadedNetwork:
+    """Load a file of `save_network`, which may be anyone's."""
     file = read_weights(weights)
     record, saved = read_saved(weights, file.metadata[METADATA_KEY])
     parse_specification(spec, asked["classes"])  # of a function, nobody can ask for classes
-    check_asked(spec, weights, asked, record, saved)
-    if record.slices > MANY_SLICES and asked["slices"] is None:
-        raise ModelError(
-            f"{weights}: was saved with {record.slices} slices, which take much memory; to load it, give "
-            f"{option('slices', record.slices)}"
-        )
-    inputs = _inputs(record, saved)
+    _check_asked(spec, weights, asked, record, saved)
     classes = saved.classes if saved is not None and saved.classes is not None else asked["classes"]
+    inputs = None  # its stems get a shape of their own afterwards
+    if not record.stems:  # nobody has neutralized it
+        inputs = record.slices
+    elif saved is not None and record.stems == (MIXER,):
+        inputs = saved.inputs
     state = dict(file.state)
-    size = sketched_size(spec, classes=classes, inputs=inputs)
-    if size is None and stated and parse_specification(spec).arguments:
-        raise ModelError(
-            f"{weights}: its network {spec} has to be built before its size is known; if you trust the file, give the "
-            "specification as well"
-        )
-    if size is not None and size > _room(state):
-        raise ModelError(
-            f"{weights}: is too small for the network {spec}; name the network that was saved in it"
-        )
+    _check_declared(weights, state, record, sketched_size(spec, classes=classes, inputs=inputs))
     model, source = build_model(spec, "none", classes=classes, inputs=inputs)
-    _check_room(model, record, state, weights)
-    _shape_stems(model, source, record, weights)
+    if record.stems:
+        _shape_stems(model, source, record, weights)
     _match_stems(model, record.stems, state)
     target = spec if asked["classes"] is None else f"{spec} with {classes} classes"
     filled = fill_network(model, state, source=weights, target=target)
     if filled.random:
         raise ModelError(f"{weights}: lacks the network's {', '.join(filled.random)}; save the network again")
-    average_as_recorded(model, record, weights)
+    _average_as_recorded(model, record, weights)
     keep_record(model, record)
     source = replace(source if saved is None else saved, spec=spec, weights=str(weights), origin=file.origin)
     return LoadedNetwork(model, record, replace(source, random=() if saved is None else saved.random))
 
 
-def _inputs(record: Record, saved: ModelSource | None) -> int | None:
-    """Return the inputs to build a saved network with; None where its stems get a shape of their own afterwards."""
-    if not record.stems:  # nobody has neutralized it
-        return record.slices
-    return saved.inputs if saved is not None and record.stems == (MIXER,) else None
+def _check_declared(weights: str, state: Mapping[str, Tensor], record: Record, size: int | None) -> None:
+    """Refuse a file that names more parameters or slices than it holds, before a network of that size is built.
 
-
-def _room(state: Mapping[str, Tensor]) -> int:
-    """Return how many parameters a network may have at most whose file holds these tensors."""
-    return 16 * sum(tensor.numel() for tensor in state.values()) + 2**20
-
-
-def _check_room(model: nn.Module, record: Record, state: Mapping[str, Tensor], weights: str) -> None:
-    """Check that a file is large enough for the stems that its record names, before they are made."""
-    names = dict(model.named_modules())
-    needed = sum(
-        parameter.numel() // 3 * record.slices  # about: few networks have other than three inputs
-        for name in record.stems
-        for key, parameter in (names[name].named_parameters(recurse=False) if name in names else ())
-        if key == "weight"
-    )
-    if needed > _room(state):
-        raise ModelError(
-            f"{weights}: is too small for the {record.slices} slices that it names; save the network again"
-        )
+    Args:
+        weights: the file, for messages.
+        state: its tensors.
+        record: what was done to the network in it.
+        size: the number of parameters of the network that it names; None if unknown.
+    """
+    if size is not None and size > 16 * sum(tensor.numel() for tensor in state.values()) + 2**20:
+        raise ModelError(f"{weights}: is too small for its network; name the network that was saved in it")
+    for name in record.stems:
+        weight = state.get(f"{name}.weight" if name else "weight")
+        if weight is None or weight.ndim < 2 or weight.shape[1] % record.slices:
+            raise ModelError(
+                f"{weights}: has no weights for {record.slices} slices in {name!r:.100}; save the network again"
+            )
 
 
 def _shape_stems(model: nn.Module, source: ModelSource, record: Record, weights: str) -> None:
-    """Give the stems of a network the shapes and ties of a saved one; none are named if nobody neutralized it."""
-    if not record.stems:
-        return
-    if record.stems == (MIXER,):
-        shape_mixer(model, source.inputs or input_channels(model), record.slices, record.tie)
-        return
+    """Give the stems of a network the shapes and ties of a saved one."""
+    undo = ExitStack()  # never closed
     with exact_evaluation(model), torch.no_grad():
-        stems = find_stems(model) if record.check == "network" else locate_stems(model, KnownInput())[0]
+        if record.stems == (MIXER,):
+            channels = source.inputs or input_channels(model)
+            scaling = ChannelScaling((0.0,) * channels, (1.0,) * channels)
+            mix(model, scaling, record.slices, record.tie, undo)
+            return
+        stems = inspect_network(model, KnownInput(whole=False)).stems
         names = tuple(stem.name for stem in stems.items)
         if names != record.stems:
             raise ModelError(
-                f"{weights}: was saved with the stems {', '.join(record.stems)}, but {source.spec} has "
-                f"{', '.join(names)}"
+                f"{weights}: was saved with the stems {', '.join(record.stems)}, but {source.spec} has {', '.join(names)}"
             )
-        shape_stems(model, stems, record.slices, record.tie)
+        shape_stems(model, stems, record.slices, record.tie, undo)
 
 
 def _match_stems(model: nn.Module, stems: Sequence[str], state: dict[str, Tensor]) -> None:
@@ -244,6 +260,21 @@ def _match_stems(model: nn.Module, stems: Sequence[str], state: dict[str, Tensor
             stem.register_parameter("bias", nn.Parameter(weight.new_zeros(len(weight))))
         if is_tied(stem) and f"{prefix}weight" in state:
             state[f"{prefix}parametrizations.weight.original"] = state.pop(f"{prefix}weight")
+
+
+def _average_as_recorded(model: nn.Module, record: Record, weights: str) -> None:
+    """Average over windows and their mirrors where a saved network did; of version 0.2, its record alone says where.
+
+    Raises:
+        ModelError: the network lacks a module after which it did.
+    """
+    missing = set(record.symmetrized) - dict(model.named_modules()).keys()
+    if missing:
+        raise ModelError(
+            f"{weights}: was symmetrized after {min(missing)!r}, which the network lacks; save the network again"
+        )
+    if record.symmetrized:
+        average_mirrored(model, record.symmetrized, ExitStack())  # never closed
 
 
 def save_network(
@@ -291,7 +322,7 @@ def save_network(
         raise ModelError("the network has no record; call evenslice.neutralize on it before saving it")
     _check_name(path)
     with staged_file(path, force=force) as beside:
-        _write(model, beside, saved_text(record, source, reading, run), label=path)
+        _write(model, beside, _saved_text(record, source, reading, run), label=path)
 
 
 def _write(model: nn.Module, path: Path, metadata: str, *, label: str | os.PathLike[str]) -> None:
@@ -333,19 +364,12 @@ def _check_name(path: str | os.PathLike[str]) -> None:
         raise OutputError(f"{path}: is not UTF-8, as safetensors needs; choose another name") from None
 
 
-def neutralize_file(  # noqa: PLR0913  # one for each option of the command
+def neutralize_file(
     spec: str,
     weights: str,
     out: str | os.PathLike[str],
+    options: Mapping[str, Any],
     *,
-    slices: int | None = None,
-    strategy: str | Sequence[float] = "uniform",
-    tie: str | None = None,
-    classes: int | None = None,
-    seed: int = 0,
-    mean: float | Sequence[float] | None = None,
-    std: float | Sequence[float] | None = None,
-    symmetrize: str | None = None,
     reading: Reading | Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> Record:
@@ -355,14 +379,7 @@ def neutralize_file(  # noqa: PLR0913  # one for each option of the command
         spec: which network; see ``evenslice.networks.specification``.
         weights: ``"imagenet"``, ``"none"``, or the path of a file or folder, which stays as it is.
         out: the file to write, ``.safetensors``.
-        slices: see ``load_network``, as for the options below.
-        strategy: how the stem's colour kernels become slice kernels.
-        tie: which slices to tie permanently.
-        classes: channels of the output.
-        seed: of random parts.
-        mean: by which the network's inputs were centred in training.
-        std: by which they were divided afterwards.
-        symmetrize: where to average over a window and its mirror.
+        options: those of ``load_network``, by name; the strategy is "uniform" unless they say otherwise.
         reading: how the network reads volumes, as for ``save_network``.
         force: overwrite an existing file.
 
@@ -379,17 +396,151 @@ def neutralize_file(  # noqa: PLR0913  # one for each option of the command
         raise OutputError(f"{out}: is the file of weights to read; write to another file")
     _check_name(out)
     with staged_file(out, force=force) as beside:
-        loaded = load_network(
-            spec,
-            weights,
-            slices=slices,
-            strategy=strategy,
-            tie=tie,
-            classes=classes,
-            seed=seed,
-            mean=mean,
-            std=std,
-            symmetrize=symmetrize,
-        )
-        _write(loaded.model, beside, saved_text(loaded.record, loaded.source, reading), label=out)
+        loaded = load_network(spec, weights, **{"strategy": "uniform", **options})
+        _write(loaded.model, beside, _saved_text(loaded.record, loaded.source, reading), label=out)
     return loaded.record
+
+
+def find_in_folder(spec: str, weights: str | None) -> tuple[str, str]:
+    """Return the specification of a network and its file of weights, of which a folder holds the file, or both.
+
+    Args:
+        spec: a specification; without weights, a folder, or a file of ``save_network``.
+        weights: a folder; anything else is returned as it is.
+
+    Raises:
+        ModelError: without weights: there is no such folder or file, or it does not name a network of a library.
+
+    Example:
+        >>> find_in_folder("timm:resnet18", "imagenet")
+        ('timm:resnet18', 'imagenet')
+    """
+    spec, weights = path_text(spec, "a network"), None if weights is None else path_text(weights, "weights")
+    folder = local_path(spec if weights is None else weights, ModelError)
+    file = folder if weights is None and folder.is_file() else folder / FOLDER_WEIGHTS
+    if weights is not None:
+        found = weights not in NO_FILES and file.is_file()
+        return spec, str(file) if found else weights
+    if not file.is_file():
+        raise ModelError(
+            f"{spec}: is not a folder with {FOLDER_WEIGHTS}, nor a file that `evenslice neutralize` wrote; name one that "
+            f"`evenslice export --to huggingface` wrote, or give {option('weights')} as well"
+        )
+    return _named_in(file), str(file)
+
+
+def _named_in(file: Path) -> str:
+    """Return the specification that a file of ``save_network`` names; a function is not called on its word alone."""
+    text = read_metadata(file).get(METADATA_KEY)
+    source = None if text is None else read_saved(str(file), text)[1]
+    if source is None:
+        raise ModelError(f"{file}: does not say which network it is of; give its specification as well")
+    if not parse_specification(source.spec).library:
+        raise ModelError(
+            f"{file}: its network comes from the function {source.spec}; if you trust its module, give its name as well"
+        )
+    return source.spec
+
+
+def _saved_text(
+    record: Record,
+    source: ModelSource | None,
+    reading: Reading | Mapping[str, Any] | None,
+    run: Mapping[str, str] | None = None,
+) -> str:
+    """Return the metadata of a network's file, which ``read_saved`` and ``stated_reading`` read.
+
+    Args:
+        record: what was done to the network.
+        source: what it was built from; None if unknown.
+        reading: how it reads volumes and their labels, as such or as options by name; None if unknown.
+        run: hashes of the options of its training; None if it comes from none.
+
+    Raises:
+        ConfigError: an entry of ``reading`` is unknown, or cannot be right; or ``source`` is something else.
+    """
+    document = {
+        "format": FORMAT,
+        "version": version("evenslice"),
+        "record": record.to_dict(),
+        "source": None if source is None else source.to_dict(),
+    }
+    stated: dict[str, Any] = {}
+    if reading:
+        try:
+            read = reading if isinstance(reading, Reading) else Reading(**reading)
+        except TypeError as error:  # an entry that there is not
+            raise ConfigError(f"{option('reading')}: {reason(error)}") from error
+        stated = {"reading": read.to_plain()}
+    return json.dumps(document | stated | ({"run": dict(run)} if run else {}))
+
+
+def read_saved(weights: str, text: str) -> tuple[Record, ModelSource | None]:
+    """Parse the metadata that evenslice wrote into a file; the file may come from anywhere.
+
+    Args:
+        weights: the file, for messages.
+        text: its metadata under ``METADATA_KEY``.
+
+    Returns:
+        What was done to the network, and what it was built from, if that is known.
+
+    Raises:
+        ModelError: they are not as ``save_network`` writes them.
+    """
+    try:
+        document = json.loads(text)
+        if document["format"] != FORMAT:
+            raise ValueError(f"format {document['format']}, this version reads {FORMAT}")
+        source = document["source"]
+        return Record.from_dict(document["record"]), None if source is None else _parsed_source(source)
+    except _DAMAGED as error:
+        raise ModelError(
+            f"{weights}: the metadata of evenslice in it cannot be read ({reason(error)}); save the network again"
+        ) from error
+
+
+def _check_asked(
+    spec: str, weights: str, asked: Mapping[str, Any], record: Record, saved: ModelSource | None
+) -> None:
+    """Check what is asked of a saved network against what it is.
+
+    Args:
+        spec: the network that is asked for.
+        weights: the file, for messages.
+        asked: any of slices, strategy, tie, seed and classes; None for what nobody asks for.
+        record: what was done to the network in the file.
+        saved: what it was built from, if that is known.
+
+    Raises:
+        ModelError: the file holds another network.
+    """
+    has: dict[str, Any] = {
+        "slices": record.slices,
+        "strategy": record.profile or record.strategy,
+        "tie": record.tie,
+        "seed": record.seed,
+        "classes": None if saved is None else saved.classes,
+    }
+    for name, value in asked.items():
+        wanted = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
+        if wanted is not None and has[name] is not None and wanted != has[name]:
+            raise ModelError(
+                f"{weights}: was saved with {name} {has[name]}, not {wanted}; leave out {option(name)}, "
+                f"give {option(name, has[name])}, or start from the original weights"
+            )
+    if asked["tie"] is not None and record.tie is None:
+        raise ModelError(
+            f"{weights}: was saved untied; leave out {option('tie')}, or start from the original weights"
+        )
+    # Another argument of the builder may fit as well and compute something else; a function may have moved.
+    if saved is not None and saved.spec != spec and parse_specification(saved.spec).library:
+        raise ModelError(f"{weights}: was saved as {saved.spec}, not {spec}")
+
+
+def _parsed_source(values: Mapping[str, Any]) -> ModelSource:
+    lists = {name: tuple(str(part) for part in values[name]) for name in ("random", "unused")}
+    source = ModelSource(**{entry.name: values[entry.name] for entry in fields(ModelSource)} | lists)
+    if not all(isinstance(text, str) for text in (source.spec, source.weights, source.origin)):
+        raise ValueError("the source is not named by text")
+    return source

@@ -13,56 +13,120 @@ Example:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evenslice._core import ConfigError, ModelError, check_known, option, reason, whole_number
+from evenslice._core import (
+    ConfigError,
+    EvensliceError,
+    ModelError,
+    check_known,
+    option,
+    reason,
+    whole_number,
+)
 from evenslice.networks import (
     StemKernels,
     exact_evaluation,
     failing_layer,
     is_on_meta,
     random_image,
-    refuse_inference_tensors,
-    refuse_torchscript,
     require_network,
     require_values,
     with_gradients,
 )
-from evenslice.neutralizing.cuts import find_activations
-from evenslice.neutralizing.folding import effective_kernels
-from evenslice.neutralizing.inspection import ChannelValues, KnownInput, inspect_network
-from evenslice.neutralizing.mirror_average import average_mirrored, averages_mirrored, mean_of_halves
-from evenslice.neutralizing.mixer import MIXER_HINT, has_mixer
-from evenslice.neutralizing.probing import run_to_stems
+from evenslice.neutralizing.averages import (
+    average_mirrored,
+    averages_mirrored,
+    find_activations,
+    without_mirror,
+)
+from evenslice.neutralizing.folding import ChannelScaling, effective_kernels, find_scaling
+from evenslice.neutralizing.input_path import Layout, interior, probe, run_to_stems
 from evenslice.neutralizing.record import CHECKS, Record, amend_records, record_of, replace_record, uncompiled
-from evenslice.neutralizing.rewriting import Request, RewrittenStems, mix, rewrite
-from evenslice.neutralizing.strategies import find_strategy
+from evenslice.neutralizing.rewriting import MIXER, Request, has_mixer, mix, open_path, plan, rewrite
+from evenslice.neutralizing.stems import Stems, accepted_input, find_stems, plain_stems, trace, trace_dry
+from evenslice.neutralizing.strategies import MIXER_HINT, find_strategy
 from evenslice.neutralizing.ties import check_tie, is_tied, untie_weight
 from evenslice.neutralizing.verification import (
+    Border,
     ComparedOutputs,
+    Outputs,
     check_promises,
-    compare_apart,
-    compare_outputs,
+    compared,
     in_float64,
-    old_borders,
-    recording_outputs,
+    measure,
+    run_with_parts,
     trial_images,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from evenslice.neutralizing.folding import ChannelScaling
+ChannelValues = float | Sequence[float] | None
 
-__all__ = ["neutralize", "untie"]
+
+@dataclass(frozen=True)
+class KnownInput:
+    """What is known in advance of a network's input and output.
+
+    Attributes:
+        mean: by which the user says that the channels were centred, one value for each or one for all.
+        std: by which they were divided afterwards, likewise.
+        size: in-plane size (y, x) in pixels that the user requests.
+        record: of an earlier change.
+        outputs: maps what the network returns to one tensor; None for the rules of `evenslice.networks.logits`.
+        whole: verify the outputs of the whole network, not of its stems alone.
+    """
+
+    mean: ChannelValues = None
+    std: ChannelValues = None
+    size: tuple[int, int] | None = None
+    record: Record | None = None
+    outputs: Callable[[Any], Any] | None = None
+    whole: bool = True
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A network as it was before any change.
+
+    Attributes:
+        stems: its stems; none if a mixer comes before it.
+        scaling: how its channels are scaled.
+        gray: its outputs for a gray image.
+        stem_outputs: for each stem, what its `Stem.bias_owner` returned for that image, call by call.
+    """
+
+    stems: Stems
+    scaling: ChannelScaling
+    gray: ComparedOutputs
+    stem_outputs: tuple[tuple[Tensor, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Change:
+    """What was done to a network.
+
+    Attributes:
+        stems: what was rewritten, as it is in the network now.
+        layouts: for each, which slice its features come from.
+        before: for each, its effective kernels (out, C, P, ...) before.
+        borders: what takes padding out of the comparison of gray images, where it makes a difference.
+    """
+
+    stems: Stems
+    layouts: tuple[Layout, ...]
+    before: tuple[Tensor, ...]
+    borders: tuple[Border, ...] = ()
 
 
 @with_gradients
@@ -88,13 +152,13 @@ def neutralize(  # what to do, what is known of the network, and how to check
     goes into the bias of the stem, else into the running mean of the batch norm that follows, else into a new bias.
 
     A stem that computes its weight, such as a weight-standardized convolution, or works in groups is replaced by an
-    equivalent plain layer (see `evenslice.neutralizing.plain_layers`), which no longer standardizes what it learns. Hooks
+    equivalent plain layer (see `evenslice.neutralizing.stems`), which no longer standardizes what it learns. Hooks
     on such a stem that only watch it do not come along: register them again. One that changes its input or output is an
     error.
     Normalizations before the stems are removed, or made to treat all slices alike (see
     `evenslice.neutralizing.input_path`). The strategy "mixer" leaves the stems alone and puts a layer before the
-    network (see `evenslice.neutralizing.mixer`). The strategy "twin" makes the network average over a window and its
-    mirror after the activation of each stem (see `evenslice.neutralizing.mirror_average`); `symmetrize` does that
+    network (see `evenslice.neutralizing.rewriting`). The strategy "twin" makes the network average over a window and its
+    mirror after the activation of each stem (see `evenslice.neutralizing.averages`); `symmetrize` does that
     anywhere else.
 
     Args:
@@ -138,77 +202,75 @@ def neutralize(  # what to do, what is known of the network, and how to check
     slices, seed = whole_number("slices", slices), whole_number("seed", seed)
     if not 0 <= seed < 2**63:
         raise ConfigError(f"{option('seed', seed)}: must be from 0 to 2**63 - 1")
-    chosen = find_strategy(strategy, slices)
     check_tie(tie)
     check_known("check", check, CHECKS)
-    require_network(model)
-    refuse_torchscript(model)
+    request = Request(slices, find_strategy(strategy, slices), tie, seed)
     require_values(model, meta=check == "stems")
-    refuse_inference_tensors(model)
     model = uncompiled(model)
-    if averages_mirrored(model):
-        made = record_of(model)
-        if made is not None and made.strategy == "twin":
-            raise ModelError(
-                "the network was neutralized with the strategy 'twin' already; build it again to change that"
-            )
-        raise ModelError("the network is symmetrized; neutralize it first, and symmetrize it afterwards")
-    if chosen.averaged and tie is not None:
-        raise ConfigError(
-            f"{option('tie', tie)}: the strategy {chosen.name!r} is symmetric whatever is learned; omit it"
-        )
-    if chosen.symmetry == "mirror" and tie == "uniform":
-        raise ConfigError(
-            f"{option('tie', tie)}: makes every strategy 'uniform', not {chosen.name!r}; choose the strategy 'uniform', or "
-            f"{option('tie', 'mirror')}"
-        )
-    if any(is_tied(module) for module in model.modules()):
-        raise ModelError("the network is tied; call evenslice.untie(model) before neutralizing it again")
-    known = KnownInput(mean, std, size, record_of(model), outputs)
-    request = Request(slices, chosen, tie, seed)
+    _check_request(model, request)
+    known = KnownInput(mean, std, size, record_of(model), outputs, check == "network")
     with exact_evaluation(model), torch.no_grad():
         with ExitStack() as undo:
-            record, broken = _change(model, known, request, check, undo)
+            record, broken = _neutralized(model, known, request, undo)
             if broken is None:
                 undo.pop_all()
         if broken is not None:
-            _check_in_float64(model, known, request, check, broken)
+            _check_in_float64(model, known, request, broken)
             with ExitStack() as undo:
-                record, _ = _change(model, known, request, check, undo)
+                record, _ = _neutralized(model, known, request, undo)
                 undo.pop_all()
     replace_record(model, record)
     return record
 
 
-def _change(
-    model: nn.Module, known: KnownInput, request: Request, check: str, undo: ExitStack
+def _check_request(model: nn.Module, request: Request) -> None:
+    """Raise an error if a tie does not go with the strategy, or the network was changed in a way that cannot be changed again."""
+    strategy, tie = request.strategy, request.tie
+    if averages_mirrored(model):
+        raise ModelError(
+            "the network averages over a window and its mirror already; build it again, and symmetrize it after neutralizing it"
+        )
+    if strategy.averaged and tie is not None:
+        raise ConfigError(
+            f"{option('tie', tie)}: the strategy {strategy.name!r} is symmetric whatever is learned; omit it"
+        )
+    if strategy.symmetry == "mirror" and tie == "uniform":
+        raise ConfigError(
+            f"{option('tie', tie)}: makes every strategy 'uniform', not {strategy.name!r}; choose the strategy 'uniform', or "
+            f"{option('tie', 'mirror')}"
+        )
+    if any(is_tied(module) for module in model.modules()):
+        raise ModelError("the network is tied; call evenslice.untie(model) before neutralizing it again")
+
+
+def _neutralized(
+    model: nn.Module, known: KnownInput, request: Request, undo: ExitStack
 ) -> tuple[Record, ModelError | None]:
-    """Change a network in place.
+    """Change a network in place, and measure what came of it.
 
     Args:
         model: the network.
         known: what is known of its input.
         request: what to do.
-        check: which outputs to verify, one of `CHECKS`.
         undo: takes what undoes the change.
 
     Returns:
         The record, and the error that says which promise is broken in the network's own precision, if one is.
     """
     strategy = request.strategy
-    whole, mixing = check == "network", strategy.name == "mixer" and not has_mixer(model)
-    before = inspect_network(model, known, whole=whole, stems=not mixing)
-    change = (mix if mixing else rewrite)(model, before, request, undo)
+    mixing = strategy.name == "mixer" and not has_mixer(model)
+    before = inspect_network(model, known, stems=not mixing)
+    change = (_mixed if mixing else _rewritten)(model, before, request, undo)
+    cuts = _averaged(model, change, undo) if strategy.averaged else ()
     shared = before.scaling.shared(request.slices)
-    cuts = _average(model, change, undo) if strategy.averaged else ()
-    images = _trial(model, change, shared)
-
-    run = _outputs if whole else _stem_outputs
-    errors = compare_outputs(before.gray, run(model, change, images, known.outputs))
-    plain = replace(change, borders=())  # as there is no gray image
-    errors, unlike = compare_apart(
-        model, errors, lambda windows: run(model, plain, windows, known.outputs), images
-    )
+    outputs = Outputs(known.outputs, None if known.whole else change.stems, change.borders)
+    images = _trial_images(model, shared, change.stems.size)
+    try:
+        errors, unlike = measure(model, before.gray, outputs, images)
+    except EvensliceError:
+        raise
+    except Exception as error:  # a network may refuse an image by any exception
+        raise _refusal(model, request.slices, error) from error
     record = Record(
         strategy=strategy.name,
         profile=strategy.profile,
@@ -221,20 +283,115 @@ def _change(
         mirror_error=errors.mirror,
         permutation_error=errors.permutation,
         gray_error=errors.gray,
-        check=check,
+        check="network" if known.whole else "stems",
         symmetrized=cuts,
-        kernels=tuple(_kernels(change, shared)),
+        kernels=_kernels(change, shared),
     )
+    broken = check_promises(record, strategy, before.stems.channels, errors.rounding, change.stems.items)
+    return record, unlike or broken
+
+
+def inspect_network(model: nn.Module, known: KnownInput, *, stems: bool = True) -> Inspection:
+    """Run a network once on a gray image; call it inside `evenslice.networks.exact_evaluation`.
+
+    Where the stems alone are verified, a pass of shapes alone finds them, and only they and what is in front of them are run;
+    what is after them may be on the meta device.
+
+    Args:
+        model: the network.
+        known: what is known of its input.
+        stems: look for its stems, which raises if one of them cannot be rewritten.
+
+    Raises:
+        ModelError: see `evenslice.neutralizing.stems.find_stems`.
+        ConfigError: see `evenslice.neutralizing.folding.find_scaling`.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        >>> with exact_evaluation(network):
+        ...     found = inspect_network(network, KnownInput(size=(8, 8)))
+        >>> found.stems.items[0].name, [tuple(output.shape) for output in found.gray.values()]
+        ('0', [(1, 8, 6, 6)])
+    """
+    before = known.record
+    channels, size = accepted_input(
+        model, (before.slices,) if before else (), known.size, dry=not known.whole
+    )
+    scaling = find_scaling(
+        model, channels, known.mean, known.std, (before.mean, before.std) if before else None
+    )
+    image = scaling.apply(random_image(model, (1, 1, *size)).repeat(1, channels, 1, 1))
+    if known.whole and stems:
+        traced = trace(model, image)
+        gray = compared(traced.output, traced.parts, 1, known.outputs)
+        return Inspection(traced.stems, scaling, gray, traced.stem_outputs)
+    unknown = Stems((), channels, size)
+    if known.whole:
+        return Inspection(unknown, scaling, compared(*run_with_parts(model, image), 1, known.outputs))
+    if not stems:
+        return Inspection(unknown, scaling, {MIXER: image})
+    found = trace_dry(model, image)
+    calls = run_to_stems(model, found, image, run=True)
+    outputs = {stem.name: call.output for stem, call in zip(found.items, calls, strict=True)}
+    found = plain_stems(found, [call.input for call in calls])
+    return Inspection(found, scaling, outputs, tuple((call.output,) for call in calls))
+
+
+def _rewritten(model: nn.Module, before: Inspection, request: Request, undo: ExitStack) -> Change:
+    """Give the stems of a network slice kernels."""
+    opened = open_path(model, before.stems, request.slices, undo)
+    planned = plan(opened, before.scaling, request)
+    borders = tuple(
+        Border(stem, interior(stem, layout), outputs)
+        for stem, layout, new, outputs in zip(
+            opened.stems.items, opened.old, planned, before.stem_outputs, strict=True
+        )
+        if new.colours.shifted
+    )
+    rewrite(model, opened, planned, request, undo)
+    return Change(opened.stems, opened.layouts, tuple(new.colours.kernels for new in planned), borders)
+
+
+def _mixed(model: nn.Module, before: Inspection, request: Request, undo: ExitStack) -> Change:
+    """Put a slice mixer in front of a network."""
+    mixer, layout, kernels = mix(model, before.scaling, request.slices, request.tie, undo)
+    return Change(replace(before.stems, items=(mixer,)), (layout,), (kernels,))
+
+
+def _averaged(model: nn.Module, change: Change, undo: ExitStack) -> tuple[str, ...]:
+    """Average over windows and their mirrors after the activations of the stems, and return their names."""
+    image = random_image(model, (1, change.layouts[0].index.shape[1], *change.stems.size))
     try:
-        check_promises(record, strategy, before.stems.channels, errors.rounding, change.stems.items)
-    except ModelError as error:
-        return record, unlike or error
-    return record, unlike
+        cuts = find_activations(model, change.stems.items, image.to("meta") if is_on_meta(model) else image)
+    except ModelError:
+        raise
+    except Exception as error:  # a network may refuse an image by any exception
+        raise _refusal(model, image.shape[1], error) from error
+    average_mirrored(model, cuts, undo)
+    return cuts
 
 
-def _check_in_float64(
-    model: nn.Module, known: KnownInput, request: Request, check: str, broken: ModelError
-) -> None:
+def _trial_images(model: nn.Module, scaling: ChannelScaling, size: tuple[int, int]) -> Tensor:
+    slices = len(scaling.means)
+    gray = scaling.apply(random_image(model, (1, 1, *size)).repeat(1, slices, 1, 1))
+    return trial_images(gray, scaling.apply(random_image(model, (1, slices, *size), seed=1)))
+
+
+def _refusal(model: nn.Module, slices: int, error: Exception) -> ModelError:
+    """Return what to say of a network whose stems take so many slices, but which fails with them."""
+    where = f"{failing_layer(error, model)} ({type(error).__name__}: {reason(error)})"
+    if averages_mirrored(model):
+        return ModelError(
+            "the strategy 'twin' cannot be averaged at a single place, because a connection bypasses the activation of "
+            f"the stem, or the network reads the image elsewhere too: it fails in {where}; choose another strategy, "
+            f"such as 'mirror', or leave it out and symmetrize the network ({option('symmetrize', 'output')})"
+        )
+    return ModelError(
+        f"the network reads the image elsewhere too, and refuses {slices} slices in {where}; {MIXER_HINT}"
+    )
+
+
+def _check_in_float64(model: nn.Module, known: KnownInput, request: Request, broken: ModelError) -> None:
     """Check in float64 whether rounding alone broke a promise; the network is as before afterwards.
 
     One random change of the last bits does not always tell how much a deep network with random weights amplifies
@@ -245,11 +402,50 @@ def _check_in_float64(
     """
     try:
         with in_float64(model), ExitStack() as undo:
-            _, again = _change(model, known, request, check, undo)
+            _, again = _neutralized(model, known, request, undo)
     except Exception:  # noqa: BLE001  # a network may refuse float64 by any exception
         raise broken from None
     if again is not None:
         raise again
+
+
+def _kernels(change: Change, scaling: ChannelScaling) -> tuple[StemKernels, ...]:
+    after = (
+        effective_kernels(stem, layout, scaling).kernels
+        for stem, layout in zip(change.stems.items, change.layouts, strict=True)
+    )
+    names = (stem.name for stem in change.stems.items)
+    return tuple(
+        StemKernels(name, _picture(old), _picture(new))
+        for name, old, new in zip(names, change.before, after, strict=True)
+    )
+
+
+def current_kernels(model: nn.Module, record: Record) -> list[NDArray[np.float32]]:
+    """Return the kernels (filters, slices, P, ...) of each stem of a network, as they act on slices of one scale.
+
+    Args:
+        model: the network; ties are baked in.
+        record: what was done to it.
+    """
+    untie(model)
+    with without_mirror(model):
+        stems = find_stems(model, channels=(record.slices,))
+        layouts = probe(model, stems, stems.channels)
+    scaling = find_scaling(model, stems.channels, None, None, (record.mean, record.std))
+    return [
+        effective_kernels(stem, layout, scaling).kernels.numpy()
+        for stem, layout in zip(stems.items, layouts, strict=True)
+    ]
+
+
+def _picture(kernels: Tensor) -> NDArray[np.float32]:
+    """Lay (filters, slices, P, ky, kx) or (filters, slices, P) kernels out as (filters, slices, y, x)."""
+    filters, slices, features, *taps = kernels.shape
+    down = math.isqrt(features) if math.isqrt(features) ** 2 == features else features
+    ky, kx = taps or (1, 1)
+    grid = kernels.reshape(filters, slices, down, features // down, ky, kx).transpose(3, 4)
+    return grid.reshape(filters, slices, down * ky, -1).numpy().astype(np.float32)
 
 
 @with_gradients
@@ -276,79 +472,3 @@ def untie(model: nn.Module) -> None:
         if is_tied(module):
             untie_weight(module)
     amend_records(model, tie=None)
-
-
-def _average(model: nn.Module, change: RewrittenStems, undo: ExitStack) -> tuple[str, ...]:
-    """Average over windows and their mirrors after the activations of the stems, and return their names."""
-    image = random_image(model, (1, change.layouts[0].index.shape[1], *change.stems.size))
-    try:
-        cuts = find_activations(model, change.stems.items, image.to("meta") if is_on_meta(model) else image)
-    except ModelError:
-        raise
-    except Exception as error:  # a network may refuse an image by any exception
-        raise _refusal(model, image.shape[1], error) from error
-    average_mirrored(model, cuts, undo)
-    return cuts
-
-
-def _trial(model: nn.Module, change: RewrittenStems, scaling: ChannelScaling) -> Tensor:
-    slices, size = len(scaling.means), change.stems.size
-    gray = scaling.apply(random_image(model, (1, 1, *size)).repeat(1, slices, 1, 1))
-    return trial_images(gray, scaling.apply(random_image(model, (1, slices, *size), seed=1)))
-
-
-def _outputs(
-    model: nn.Module, change: RewrittenStems, images: Tensor, reduce: Callable[[Any], Any] | None
-) -> ComparedOutputs:
-    """Return the outputs of a changed network to compare with those before."""
-    with recording_outputs(model, reduce) as choose, old_borders(change.borders):
-        try:
-            output = model(images)
-        except Exception as error:  # a network may refuse an image by any exception
-            where = f"{failing_layer(error, model)} ({type(error).__name__}: {reason(error)})"
-            if averages_mirrored(model):
-                raise ModelError(
-                    "the strategy 'twin' cannot be averaged at a single place, because a connection bypasses the activation of "
-                    f"the stem, or the network reads the image elsewhere too: it fails in {where}; choose another strategy, "
-                    f"such as 'mirror', or leave it out and symmetrize the network ({option('symmetrize', 'output')})"
-                ) from error
-            raise _refusal(model, images.shape[1], error) from error
-        return choose(output, len(images))
-
-
-def _refusal(model: nn.Module, slices: int, error: Exception) -> ModelError:
-    """Return what to say of a network whose stems take so many slices, but which fails with them."""
-    return ModelError(
-        f"the network reads the image elsewhere too, and refuses {slices} slices in {failing_layer(error, model)} "
-        f"({type(error).__name__}: {reason(error)}); {MIXER_HINT}"
-    )
-
-
-def _stem_outputs(model: nn.Module, change: RewrittenStems, images: Tensor, _: object) -> ComparedOutputs:
-    """Return the outputs of changed stems to compare with those before, averaged where the network averages them later."""
-    calls = run_to_stems(model, change.stems, images, run=True)
-    borders = {border.stem.name: border for border in change.borders}
-    averaged = averages_mirrored(model)
-    outputs = {}
-    for stem, call in zip(change.stems.items, calls, strict=True):
-        border = borders.get(stem.name)
-        output = border.patched(call.output, 0) if border else call.output
-        # A batch norm with an activation inside, after which the network averages, has done so already.
-        both = averaged and len(output) == len(call.input)
-        outputs[stem.name] = mean_of_halves(output) if both else output
-    return outputs
-
-
-def _kernels(change: RewrittenStems, scaling: ChannelScaling) -> Iterator[StemKernels]:
-    for stem, layout, before in zip(change.stems.items, change.layouts, change.before, strict=True):
-        after = effective_kernels(stem, layout, scaling).kernels
-        yield StemKernels(stem.name, _picture(before), _picture(after))
-
-
-def _picture(kernels: Tensor) -> NDArray[np.float32]:
-    """Lay (filters, slices, P, ky, kx) or (filters, slices, P) kernels out as (filters, slices, y, x)."""
-    filters, slices, features, *taps = kernels.shape
-    down = math.isqrt(features) if math.isqrt(features) ** 2 == features else features
-    ky, kx = taps or (1, 1)
-    grid = kernels.reshape(filters, slices, down, features // down, ky, kx).transpose(3, 4)
-    return grid.reshape(filters, slices, down * ky, -1).numpy().astype(np.float32)

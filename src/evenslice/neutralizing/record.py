@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from evenslice._core import UNREADABLE, ConfigError, ModelError, did_you_mean, reason
+from evenslice._core import UNREADABLE, ConfigError, ModelError, check_known, reason, whole_number
 from evenslice.networks import require_network
-from evenslice.neutralizing.strategies import MOST_SLICES, find_strategy
+from evenslice.neutralizing.strategies import find_strategy
 from evenslice.neutralizing.ties import check_tie
 
 if TYPE_CHECKING:
@@ -20,20 +20,8 @@ if TYPE_CHECKING:
 
     from evenslice.networks import StemKernels
 
-__all__ = [
-    "CHECKS",
-    "Record",
-    "amend_records",
-    "keep_record",
-    "record_of",
-    "record_with_names",
-    "replace_record",
-    "symmetrized_at",
-    "uncompiled",
-    "unwrapped",
-]
-
 _ATTRIBUTE = "evenslice_record"
+ERRORS = ("mirror_error", "permutation_error", "gray_error")
 _DAMAGED: tuple[type[Exception], ...] = (*UNREADABLE, ConfigError)
 CHECKS: tuple[str, ...] = ("network", "stems")
 """Which outputs `neutralize` verifies: those of the whole network, or of its stems."""
@@ -93,7 +81,7 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record, without its kernels, as plain values for JSON."""
-        values = {name: getattr(self, name) for name in _stated()}
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "kernels"}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
@@ -109,11 +97,32 @@ class Record:
             True
         """
         try:
-            return _parsed({"check": "network", "symmetrized": (), **values})  # not in older records
+            given = {"check": "network", "symmetrized": (), **values}  # not in older records
+            stated = [entry.name for entry in fields(cls) if entry.name != "kernels"]
+            if wrong := {str(name) for name in given} ^ set(stated):
+                raise ValueError(f"entries missing or unknown: {', '.join(sorted(wrong))}")
+            for name in ("profile", "stems", "symmetrized"):
+                if not isinstance(given[name], list | tuple):
+                    raise ValueError(f"{name} {given[name]!r:.40} is no list")
+            numbers = {name: float(given[name]) for name in ("mean", "std", *ERRORS)}
+            check_known("check", given["check"], CHECKS)
+            check_tie(given["tie"])
+            find_strategy(given["profile"] or given["strategy"], given["slices"])
+            record = cls(
+                **given
+                | numbers
+                | {name: whole_number(name, given[name]) for name in ("slices", "seed")}
+                | {name: tuple(map(str, given[name])) for name in ("stems", "symmetrized")}
+                | {"profile": tuple(map(float, given["profile"]))}
+            )
+            sound = record.std > 0 and min(numbers[name] for name in ERRORS) >= 0
+            if not (sound and all(map(math.isfinite, numbers.values()))):
+                raise ValueError(f"bad scaling or errors: {numbers}")
         except _DAMAGED as error:
             raise ModelError(
                 f"not the record of a neutralized network ({reason(error)}); neutralize the network again"
             ) from error
+        return record
 
 
 def symmetrized_at(record: Record | None) -> str | None:
@@ -254,45 +263,3 @@ def _renamed(record: Record, rename: Callable[[str], str]) -> Record:
         symmetrized=tuple(map(rename, record.symmetrized)),
         kernels=tuple(replace(kernels, name=rename(kernels.name)) for kernels in record.kernels),
     )
-
-
-def _stated() -> list[str]:
-    return [entry.name for entry in fields(Record) if entry.name != "kernels"]
-
-
-def _parsed(values: Mapping[str, Any]) -> Record:
-    wrong = {str(name) for name in values} ^ set(_stated())
-    if wrong:
-        raise ValueError(f"entries missing or unknown: {', '.join(sorted(wrong))}")
-    if not (isinstance(values["slices"], int) and 1 <= values["slices"] <= MOST_SLICES):
-        raise ValueError(f"slices {values['slices']!r:.40} is not a number of slices")
-    if not (isinstance(values["seed"], int) and 0 <= values["seed"] < 2**63):
-        raise ValueError(f"seed {values['seed']!r:.40} is not a seed")
-    if values["check"] not in CHECKS:
-        raise ValueError(f"check {values['check']!r:.40}; {did_you_mean(str(values['check']), CHECKS)}")
-    for name in ("stems", "symmetrized"):
-        if not isinstance(values[name], list | tuple):
-            raise ValueError(f"{name} {values[name]!r:.40} is no list of names")
-    find_strategy(values["profile"] or values["strategy"], values["slices"])
-    check_tie(values["tie"])
-    record = Record(
-        strategy=str(values["strategy"]),
-        profile=tuple(float(weight) for weight in values["profile"]),
-        tie=values["tie"],
-        slices=int(values["slices"]),
-        seed=int(values["seed"]),
-        stems=tuple(str(name) for name in values["stems"]),
-        mean=float(values["mean"]),
-        std=float(values["std"]),
-        mirror_error=float(values["mirror_error"]),
-        permutation_error=float(values["permutation_error"]),
-        gray_error=float(values["gray_error"]),
-        check=values["check"],
-        symmetrized=tuple(str(name) for name in values["symmetrized"]),
-    )
-    if not (math.isfinite(record.mean) and math.isfinite(record.std) and record.std > 0):
-        raise ValueError(f"bad scaling: mean {record.mean}, std {record.std}")
-    errors = record.mirror_error, record.permutation_error, record.gray_error
-    if not all(math.isfinite(error) and error >= 0 for error in errors):
-        raise ValueError(f"bad errors: {errors}")
-    return record

@@ -1,31 +1,53 @@
-"""Stems: the layers of a network that read the image before any parameter has touched it.
+"""Stems: the layers of a network that read the image before any parameter has touched it, and plain equivalents of them.
 
-No list of architectures is needed: one forward pass finds them (see `evenslice.neutralizing.image_readers`).
+No list of architectures is needed. One forward pass with an image that requires its gradient finds them: the autograd graph
+of a layer's input leads back to the image and to no parameter. A batch norm that reads the image is passed through: in
+evaluation mode it is a fixed scaling by channel.
+
+New kernels reach the image unchanged only if a layer uses its weight as it is. A weight-standardized convolution, a layer with
+a parametrization, or one with torch's older weight normalization computes its weight in every pass. What it computed is seen
+in the one call of `torch.nn.functional.conv2d` or `linear` in its forward pass, so no list of such layers is needed. A grouped
+convolution is a dense one whose other kernels are zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import product
 from numbers import Integral
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.parametrize import is_parametrized
+from torch.overrides import TorchFunctionMode
 
 from evenslice._core import ConfigError, EvensliceError, ModelError, option, reason
-from evenslice.networks import exact_evaluation, input_size, layer_label, random_image, run_network
-from evenslice.neutralizing.image_readers import find_readers
-from evenslice.neutralizing.mixer import MIXER_HINT
-from evenslice.neutralizing.plain_layers import plain_layer
+from evenslice.networks import (
+    exact_evaluation,
+    first_tensor,
+    input_size,
+    is_on_meta,
+    layer_label,
+    random_image,
+    run_network,
+    tensors_in,
+)
+from evenslice.neutralizing.strategies import MIXER_HINT
 
-__all__ = ["Stem", "Stems", "Trace", "find_stems", "first_accepted", "input_channels", "plain_stems", "trace"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from torch.utils.hooks import RemovableHandle
 
 SIZES = (64, 224, 256, 384, 512)
 """In-plane sizes tried in turn, in pixels, for a network that does not state its own."""
 
-Draw = Callable[[int, tuple[int, int]], Tensor]  # (channels, size) to an image
-_T = TypeVar("_T")
+OPTIONS = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}  # of torch's conv2d
+ARGUMENTS = ("input", "weight", "bias", *OPTIONS)
 
 
 @dataclass(frozen=True)
@@ -80,11 +102,13 @@ class Trace(NamedTuple):
     Attributes:
         stems: its stems.
         output: what it returned.
+        parts: names and outputs of its top-level parts, call by call.
         stem_outputs: for each stem, what its `Stem.bias_owner` returned, call by call.
     """
 
     stems: Stems
     output: Any
+    parts: tuple[tuple[str, Any], ...]
     stem_outputs: tuple[tuple[Tensor, ...], ...]
 
 
@@ -111,13 +135,10 @@ def find_stems(
         >>> found.items[0].norm is network[1]
         True
     """
-
-    def draw(count: int, pixels: tuple[int, int]) -> Tensor:
-        image = random_image(model, (1, count, *pixels))
-        return image.to("meta") if all(p.is_meta for p in model.parameters()) else image
-
+    count, pixels = accepted_input(model, channels, size)
+    image = random_image(model, (1, count, *pixels))
     with exact_evaluation(model):
-        return trace(model, draw, channels=channels, size=size).stems
+        return trace(model, image.to("meta") if is_on_meta(model) else image).stems
 
 
 def input_channels(model: nn.Module) -> int:
@@ -130,84 +151,56 @@ def input_channels(model: nn.Module) -> int:
         >>> input_channels(nn.Conv2d(4, 8, 3))
         4
     """
-
-    def run(count: int, size: tuple[int, int]) -> int:
-        run_network(model, random_image(model, (1, count, *size)))
-        return count
-
-    with exact_evaluation(model), torch.no_grad():
-        return first_accepted(model, run)
+    return accepted_input(model)[0]
 
 
-def trace(
+def accepted_input(
     model: nn.Module,
-    draw: Draw,
-    *,
     channels: Iterable[int] = (),
     size: tuple[int, int] | None = None,
-) -> Trace:
-    """Run a network once and find its stems; call it inside `evenslice.networks.exact_evaluation`.
-
-    Args:
-        model: the network.
-        draw: returns an image (1, channels, y, x), on the meta device for a pass of shapes alone.
-        channels: see `find_stems`.
-        size: see `find_stems`.
-
-    Raises:
-        ModelError: see `find_stems`.
-    """
-    return first_accepted(
-        model, lambda count, pixels: _trace(model, draw(count, pixels)), channels=channels, size=size
-    )
-
-
-def first_accepted(
-    model: nn.Module,
-    run: Callable[[int, tuple[int, int]], _T],
     *,
-    channels: Iterable[int] = (),
-    size: tuple[int, int] | None = None,
-) -> _T:
-    """Try numbers of channels and sizes in turn; return the result of the first run that the network accepts.
+    dry: bool = False,
+) -> tuple[int, tuple[int, int]]:
+    """Return the first number of channels and in-plane size of those tried in turn that a network accepts.
 
     Args:
-        model: the network.
-        run: runs it on images of so many channels and such a size, and may raise anything.
+        model: the network; it is left as it was.
         channels: see `find_stems`.
         size: see `find_stems`.
+        dry: run it on shapes alone, if it can be run without values; it is anyhow if it lies on the meta device.
 
     Raises:
-        ModelError: the network refuses every image, or the run raised an error of evenslice.
+        ModelError: the network refuses every image, or an error of evenslice was raised in it.
         ConfigError: the size is not a pair of positive whole numbers.
     """
-    if size is not None:
-        _check_size(size)
-    stated = input_size(model)
-    usual = [(pixels, pixels) for pixels in SIZES]
+    _check_size(size)
+    stated, usual = input_size(model), [(pixels, pixels) for pixels in SIZES]
     sizes = [size] if size else [stated, *usual] if stated else usual
     counts = tuple(dict.fromkeys(channels)) or tuple(dict.fromkeys((3, *_first_width(model))))
+    passes = (True,) if is_on_meta(model) else (True, False) if dry else (False,)
     refusals: list[Exception] = []
-    for tried in sizes:
-        for count in counts:
+    with exact_evaluation(model), torch.no_grad():
+        for shapes_alone, pixels, count in product(passes, sizes, counts):
+            image = random_image(model, (1, count, *pixels))
             try:
-                return run(count, tried)
-            except EvensliceError:
-                raise
-            except Exception as error:  # noqa: BLE001  # a network may refuse an image by any exception
+                run_network(model, image.to("meta") if shapes_alone else image)
+            except Exception as error:  # a network may refuse an image by any exception
+                if isinstance(error, EvensliceError) and shapes_alone == passes[-1]:
+                    raise
                 refusals.append(error)
+            else:
+                return count, pixels
+    tried = ", ".join(f"{y}x{x}" for y, x in sizes)
     raise ModelError(
-        f"the network refuses images of {' or '.join(map(str, counts))} channels at {_pixels(sizes)} pixels"
+        f"the network refuses images of {' or '.join(map(str, counts))} channels at {tried} pixels"
         f" ({type(refusals[0]).__name__}: {reason(refusals[0])}); in Python, give the right size (y, x) as size"
     )
 
 
 def _check_size(size: Any) -> None:
-    if not (
-        isinstance(size, tuple | list)
-        and len(size) == 2
-        and all(isinstance(pixels, Integral) and int(pixels) > 0 for pixels in size)
-    ):
+    numbers = size if isinstance(size, tuple | list) else ()
+    sound = len(numbers) == 2 and all(isinstance(pixels, Integral) and int(pixels) > 0 for pixels in numbers)
+    if size is not None and not sound:
         raise ConfigError(
             f"{option('size')}: is {size!r:.60}; must be two numbers of pixels (y, x), such as (64, 64)"
         )
@@ -221,28 +214,78 @@ def _first_width(model: nn.Module) -> Iterator[int]:
             return
 
 
-def _trace(model: nn.Module, image: Tensor) -> Trace:
-    """Run the network once and return its stems in the order in which they read the image."""
-    found = find_readers(model, image)
-    if not found.readers:
+def trace_dry(model: nn.Module, image: Tensor) -> Stems:
+    """Find the stems by a pass of shapes alone, or as `trace` does if the network cannot be run without values."""
+    try:
+        return trace(model, image.to("meta")).stems
+    except ModelError:
+        if is_on_meta(model):
+            raise
+    return trace(model, image.clone()).stems
+
+
+def trace(model: nn.Module, image: Tensor) -> Trace:
+    """Run a network once and find its stems; call it inside `evenslice.networks.exact_evaluation`.
+
+    Args:
+        model: the network.
+        image: (1, channels, y, x), on the meta device for a pass of shapes alone, which leaves the stems as they are.
+
+    Raises:
+        ModelError: nothing with parameters reads the image, or what reads it is no convolution or linear layer.
+    """
+    tracer = _Tracer(image.requires_grad_())
+    with ExitStack() as stack, torch.enable_grad():
+        for parameter in model.parameters():
+            if parameter.is_floating_point() and not parameter.requires_grad:
+                parameter.requires_grad_()
+                stack.callback(parameter.requires_grad_, False)
+        for name, module in model.named_modules():
+            if _has_parameters(module) or _has_statistics(module):
+                for handle in tracer.watch(name, module):
+                    stack.callback(handle.remove)
+        parts = stack.enter_context(recorded_parts(model))
+        stack.callback(tracer.thaw)
+        try:
+            output = run_network(
+                model, image.clone()
+            )  # a clone, since a network may change its input in place
+        except EvensliceError:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"the network fails where gradients are recorded ({type(error).__name__}: {reason(error)})"
+            ) from error
+    readers = tracer.readers(output)
+    if not readers:
         raise ModelError(
-            f"no layer of this {type(model).__name__} reads the image first; evenslice looks for "
-            "convolutions and linear"
+            f"no layer of this {type(model).__name__} reads the image first; evenslice looks for convolutions and linear"
             f" layers that the forward pass calls; {MIXER_HINT}"
         )
-    items = tuple(Stem(reader.name, reader.module, reader.norm, reader.module) for reader in found.readers)
-    stems = Stems(items, image.shape[1], (image.shape[2], image.shape[3]), found.norms)
+    items = tuple(Stem(reader.name, reader.module, reader.norm, reader.module) for reader in readers)
+    stems = Stems(items, image.shape[1], (image.shape[2], image.shape[3]), tuple(tracer.passed))
     if not image.is_meta:
-        stems = plain_stems(stems, [reader.input for reader in found.readers])
+        stems = plain_stems(stems, [reader.input for reader in readers])
     outputs = tuple(
         tuple(reader.norm_outputs if stem.bias_owner is stem.norm else reader.outputs)
-        for stem, reader in zip(stems.items, found.readers, strict=True)
+        for stem, reader in zip(stems.items, readers, strict=True)
     )
-    return Trace(stems, found.output, outputs)
+    return Trace(stems, output, tuple(parts), outputs)
+
+
+@contextmanager
+def recorded_parts(model: nn.Module) -> Iterator[list[tuple[str, Any]]]:
+    """Yield a list of the names and outputs of a network's top-level parts, to which each call in the block adds."""
+    heard: list[tuple[str, Any]] = []
+    with ExitStack() as stack:
+        for name, part in model.named_children():
+            handle = part.register_forward_hook(lambda _, __, output, name=name: heard.append((name, output)))
+            stack.callback(handle.remove)
+        yield heard
 
 
 def plain_stems(stems: Stems, arrivals: Sequence[Tensor]) -> Stems:
-    """Return stems with a plain layer each, given one input of each; see `evenslice.neutralizing.plain_layers`.
+    """Return stems with a plain layer each, given one input of each; see `evenslice.neutralizing.stems`.
 
     Raises:
         ModelError: one of them has no plain equivalent.
@@ -257,5 +300,334 @@ def plain_stems(stems: Stems, arrivals: Sequence[Tensor]) -> Stems:
     )
 
 
-def _pixels(sizes: list[tuple[int, int]]) -> str:
-    return ", ".join(f"{y}x{x}" for y, x in sizes)
+@dataclass
+class _Reader:
+    """A layer that reads the image.
+
+    Attributes:
+        name: its dotted name in the network.
+        module: the layer.
+        input: its first input.
+        norm: the batch norm that alone reads its outputs, all of them and nothing else, if there is one.
+        outputs: its outputs, call by call.
+        norm_outputs: those of the batch norm.
+        made: its outputs, as they are in the network.
+        nodes: the nodes of the autograd graph that made them.
+        norms: the batch norms that read them, call by call.
+    """
+
+    name: str
+    module: Any
+    input: Tensor
+    norm: nn.Module | None = None
+    outputs: list[Tensor] = field(default_factory=list)
+    norm_outputs: list[Tensor] = field(default_factory=list)
+    made: list[Tensor] = field(default_factory=list)
+    nodes: list[Any] = field(default_factory=list)
+    norms: list[nn.Module] = field(default_factory=list)
+
+
+class _Tracer:
+    """Watches the layers of a network during one forward pass for those that read the image.
+
+    Args:
+        image: the leaf of the autograd graph that the pass starts from.
+    """
+
+    def __init__(self, image: Tensor) -> None:
+        self.image = image
+        self.passed: list[str] = []  # batch norms that read the image
+        self.frozen: list[nn.Parameter] = []  # their parameters
+        self.seen: dict[str, _Reader] = {}
+        self.norm_calls: Counter[nn.Module | None] = Counter()
+
+    def watch(self, name: str, module: nn.Module) -> Iterator[RemovableHandle]:
+        """Hook a module, and yield the handles of the hooks."""
+
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            arrived = first_tensor((*args, *kwargs.values()))
+            if arrived is None:
+                return
+            self._note_norm(module, arrived)
+            if not _leads_only_to(self.image, arrived):
+                return
+            if _is_fixed_norm(module, arrived):
+                self.passed.append(name)
+                self._freeze(module)
+            elif _has_parameters(module) and _is_layer(module):
+                self.seen.setdefault(name, _Reader(name, module, arrived.detach()))
+
+        def after(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+            if isinstance(output, Tensor):
+                self._note_output(name, module, output)
+
+        yield module.register_forward_pre_hook(before, with_kwargs=True)
+        yield module.register_forward_hook(after)
+
+    def _freeze(self, module: nn.Module) -> None:
+        """Keep a module's parameters out of the graph of its output."""
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.requires_grad_(False)
+                self.frozen.append(parameter)
+
+    def thaw(self) -> None:
+        """Undo what was done to parameters."""
+        for parameter in self.frozen:
+            parameter.requires_grad_()
+
+    def _note_norm(self, module: nn.Module, arrived: Tensor) -> None:
+        if _has_statistics(module):
+            self.norm_calls[module] += 1
+            for reader in self.seen.values():
+                # An activation in place changes the node, but not the tensor.
+                if arrived.grad_fn in reader.nodes and any(output is arrived for output in reader.made):
+                    reader.norms.append(module)
+
+    def _note_output(self, name: str, module: nn.Module, output: Tensor) -> None:
+        # Copies, since what follows may change an output in place.
+        if name in self.seen:
+            reader = self.seen[name]
+            reader.made.append(output)
+            reader.nodes.append(output.grad_fn)
+            reader.outputs.append(output.detach().clone())
+        for reader in self.seen.values():
+            if module in reader.norms:
+                reader.norm_outputs.append(output.detach().clone())
+
+    def readers(self, output: Any) -> tuple[_Reader, ...]:
+        """Return the layers that read the image, given what the network returned."""
+        consumers = _consumers(output, {node for reader in self.seen.values() for node in reader.nodes})
+        for reader in self.seen.values():
+            norm, calls = next(iter(reader.norms), None), len(reader.made)
+            alone = reader.norms == [norm] * calls and self.norm_calls[norm] == calls
+            if alone and all(consumers[node] == 1 for node in reader.nodes):
+                reader.norm = norm
+        return tuple(self.seen.values())
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Say whether a module is a layer, not a container.
+
+    A container may own parameters that never meet the image, such as a position embedding, so it is passed over; if
+    they do meet it, verifying the neutralized network reveals it.
+    """
+    parts = (name for name, _ in module.named_children() if name != "parametrizations")
+    return isinstance(module, nn.Conv2d | nn.Linear) or not any(parts)
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    own = next(module.parameters(recurse=False), None)
+    return own is not None or is_parametrized(module)
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    """Say whether a module normalizes by running statistics, as every batch norm does, frozen ones included."""
+    return isinstance(getattr(module, "running_mean", None), Tensor)
+
+
+def _is_fixed_norm(module: nn.Module, arrived: Tensor) -> bool:
+    """Say whether a module that reads the image only scales its channels, each by fixed numbers."""
+    return (
+        _has_statistics(module)
+        and arrived.ndim == 4
+        and module.get_buffer("running_mean").numel() == arrived.shape[1]
+        and all(isinstance(child, nn.Identity) for child in module.children())
+    )
+
+
+def _leads_only_to(image: Tensor, tensor: Tensor) -> bool:
+    """Say whether a tensor was computed from the image and from no parameter.
+
+    The nodes of a layer's parameters are the last of its inputs, and the walk takes the last first, so it ends after a
+    few steps anywhere after a stem.
+    """
+    stack, seen, found = [tensor.grad_fn], set(), False
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and leaf is not image:
+            return False
+        found = found or leaf is image
+        stack.extend(parent for parent, _ in node.next_functions)
+    return found
+
+
+def _consumers(output: Any, nodes: set[Any]) -> Counter[Any]:
+    """Count the operations that read the output of each of some graph nodes."""
+    counts: Counter[Any] = Counter()
+    stack = [tensor.grad_fn for tensor in tensors_in(output)]
+    seen = set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        for parent, _ in node.next_functions:
+            if parent in nodes:
+                counts[parent] += 1
+            stack.append(parent)
+    return counts
+
+
+class SameConv2d(nn.Conv2d):
+    """A convolution that pads like TensorFlow's "SAME": the size of the output is that of the input over the stride.
+
+    Example:
+        >>> SameConv2d(3, 8, 3, stride=2)(torch.zeros(1, 3, 7, 8)).shape
+        torch.Size([1, 8, 4, 4])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name that torch gives it
+        """Pad an image (batch, channels, y, x), more at its end where the number is odd, and convolve it."""
+        pads: list[int] = []
+        for axis in (1, 0):  # torch pads the last axis first
+            size, stride = input.shape[axis - 2], self.stride[axis]
+            reach = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
+            total = max((-(-size // stride) - 1) * stride + reach - size, 0)
+            pads += [total // 2, total - total // 2]
+        return super().forward(functional.pad(input, pads))
+
+
+def plain_layer(name: str, layer: nn.Module, arrived: Tensor) -> nn.Conv2d | nn.Linear:
+    """Return a layer if it is plain, else an equivalent plain one.
+
+    A plain layer is a `torch.nn.Conv2d` without groups or a `torch.nn.Linear` that uses its own weight as it is. An
+    equivalent one has no hooks: older weight normalizations are hooks of a layer themselves, and handles of those of a
+    user would no longer remove them.
+
+    Args:
+        name: its dotted name in the network, for messages.
+        layer: what reads the image; it is left as it was.
+        arrived: an input of the layer.
+
+    Raises:
+        ModelError: no plain convolution or linear layer is equivalent, with a hook that changes the input or output as well.
+
+    Example:
+        >>> layer = torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3))
+        >>> plain = plain_layer("stem", layer, torch.rand(1, 3, 8, 8))
+        >>> type(plain).__name__, torch.equal(plain.weight, layer.weight)
+        ('Conv2d', True)
+    """
+    with torch.no_grad():
+        with _Listener() as listener:
+            layer(arrived.clone())
+        if len(listener.calls) == 1:
+            (call,) = listener.calls
+            if isinstance(layer, nn.Conv2d | nn.Linear) and _is_plain(layer, call):
+                return layer
+            for made in _candidates(layer, call, arrived):
+                if _responds_alike(made, layer, arrived):
+                    return made
+    raise ModelError(
+        f"the layer {layer_label(name, layer)} reads the image itself, and does something else with it than one "
+        f"convolution or linear layer; evenslice cannot rewrite it; {MIXER_HINT}"
+    )
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of conv2d or linear: its input, and its options by name."""
+
+    input: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    options: Mapping[str, Any]
+
+
+class _Listener(TorchFunctionMode):
+    """Notes the calls of conv2d and linear in a block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[_Call] = []
+
+    def __torch_function__(
+        self, function: Any, _types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if function in (functional.conv2d, functional.linear):
+            given = dict(zip(ARGUMENTS, args, strict=False)) | dict(kwargs or {})
+            options = OPTIONS | given if function is functional.conv2d else {}
+            options = {name: options[name] for name in OPTIONS if options}
+            self.calls.append(_Call(given["input"], given["weight"], given.get("bias"), options))
+        return function(*args, **(kwargs or {}))
+
+
+def _is_plain(layer: nn.Conv2d | nn.Linear, call: _Call) -> bool:
+    own = dict(layer.named_parameters(recurse=False))
+    return (
+        call.weight is own.get("weight")
+        and call.bias is own.get("bias")
+        and call.options.get("groups", 1) == 1
+    )
+
+
+def _candidates(layer: nn.Module, call: _Call, arrived: Tensor) -> Iterator[nn.Conv2d | nn.Linear]:
+    """Yield plain layers that may be equivalent to a layer, given one of its calls."""
+    if not call.options:
+        yield _filled(nn.Linear, (call.weight.shape[1], call.weight.shape[0]), {}, layer, call, call.weight)
+        return
+    weight = _dense(call.weight, call.options["groups"])
+    channels = (weight.shape[1], weight.shape[0], tuple(weight.shape[2:]))
+    options = {name: call.options[name] for name in ("stride", "dilation", "padding")}
+    if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
+        mode = {"padding": layer.padding, "padding_mode": layer.padding_mode}
+        yield _filled(nn.Conv2d, channels, {**options, **mode}, layer, call, weight)
+    elif call.input.shape == arrived.shape:
+        yield _filled(nn.Conv2d, channels, options, layer, call, weight)
+    else:  # it was padded with zeros before, the same on every side or as the stride requires
+        added = [(a - b) // 2 for a, b in zip(call.input.shape[-2:], arrived.shape[-2:], strict=True)]
+        yield _filled(SameConv2d, channels, {**options, "padding": 0}, layer, call, weight)
+        yield _filled(nn.Conv2d, channels, {**options, "padding": tuple(added)}, layer, call, weight)
+
+
+def _dense(weight: Tensor, groups: int) -> Tensor:
+    """Return the weight of the dense convolution that is equivalent to a grouped one."""
+    if groups == 1:
+        return weight
+    out, width = weight.shape[:2]
+    dense = weight.new_zeros(out, groups * width, *weight.shape[2:])
+    for group in range(groups):
+        filters = slice(group * out // groups, (group + 1) * out // groups)
+        dense[filters, group * width : (group + 1) * width] = weight[filters]
+    return dense
+
+
+def _filled(
+    make: Callable[..., nn.Conv2d | nn.Linear],
+    shape: tuple[Any, ...],
+    options: Mapping[str, Any],
+    layer: nn.Module,
+    call: _Call,
+    weight: Tensor,
+) -> nn.Conv2d | nn.Linear:
+    """Make a plain layer with the weights of a call; it is trainable if the other layer is."""
+    made = make(*shape, bias=call.bias is not None, device=weight.device, dtype=weight.dtype, **options)
+    made.weight.copy_(weight)
+    if call.bias is not None and made.bias is not None:
+        made.bias.copy_(call.bias)
+    learns = any(parameter.requires_grad for parameter in layer.parameters())
+    return made.requires_grad_(learns).train(layer.training)
+
+
+def _responds_alike(made: nn.Module, layer: nn.Module, arrived: Tensor) -> bool:
+    """Say whether two layers respond alike, to an image of another size too if sizes matter."""
+    images = [arrived]
+    if isinstance(made, nn.Conv2d):
+        images.append(
+            arrived[..., : -1 if arrived.shape[-2] > 1 else None, : -1 if arrived.shape[-1] > 1 else None]
+        )
+    for image in images:
+        try:
+            old, new = layer(image.clone()), made(image)
+        except Exception:  # noqa: BLE001  # another size may be too small, or the layer may refuse it
+            return False
+        if not isinstance(old, Tensor) or old.shape != new.shape:
+            return False
+        if (old - new).abs().max() > 50 * torch.finfo(old.dtype).eps * old.abs().max():
+            return False
+    return True

@@ -16,7 +16,7 @@ Example:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -26,8 +26,6 @@ from evenslice._core import ConfigError, ModelError, did_you_mean, option, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-__all__ = ["STRATEGIES", "KernelStrategy", "find_strategy", "profile_weights", "spread"]
 
 Symmetry = Literal["mirror", "permutation"]
 
@@ -42,7 +40,8 @@ class KernelStrategy:
             None if neither is promised.
         keeps_gray: True if the slice kernels always sum to the colour kernels, "multiples" if they do when N is 1 or a
             multiple of C, False if they need not.
-        drawn: the stem is drawn at random, not derived from its kernels.
+        derive: turns (filters, C, ...) kernels into those of N slices, given N, the profile and a seed; None if the stem is drawn
+            at random.
         averaged: the features of a window and of its mirror are averaged after the activation of the stem.
         profile: the N weights of the strategy "profile"; empty for the binomial weights.
     """
@@ -50,9 +49,14 @@ class KernelStrategy:
     name: str
     symmetry: Symmetry | None = None
     keeps_gray: bool | Literal["multiples"] = False
-    drawn: bool = False
+    derive: Callable[[Tensor, int, Sequence[float], int], Tensor] | None = None
     averaged: bool = False
     profile: tuple[float, ...] = ()
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the stem is drawn at random, not derived from its kernels."""
+        return self.derive is None
 
     def promises_gray(self, channels: int, slices: int) -> bool:
         """Say whether N equal slices get the response that C equal channels got."""
@@ -61,31 +65,15 @@ class KernelStrategy:
         return self.keeps_gray
 
 
-_TABLE = {
-    strategy.name: strategy
-    for strategy in (
-        KernelStrategy("pretrained", keeps_gray="multiples"),
-        KernelStrategy("uniform", symmetry="permutation", keeps_gray=True),
-        KernelStrategy("center", symmetry="mirror", keeps_gray=True),
-        KernelStrategy("profile", symmetry="mirror", keeps_gray=True),
-        KernelStrategy("mirror", symmetry="mirror", keeps_gray=True),
-        KernelStrategy("twin", symmetry="mirror", keeps_gray=True, averaged=True),
-        KernelStrategy("shuffle", keeps_gray="multiples"),
-        KernelStrategy("equalize"),
-        KernelStrategy("mixer", symmetry="permutation", keeps_gray=True),
-        KernelStrategy("reinit", drawn=True),
-        KernelStrategy("random", drawn=True),
-    )
-}
-
 MOST_SLICES = 1001
 """Largest number of slices in a window."""
 
-LARGEST_WEIGHT = 1e6  # of a profile, far beyond any use
 SMALLEST_SIZE, LARGEST_SIZE = 1e-100, 1e100  # of a voxel, of which no quotient overflows
 
-STRATEGIES: tuple[str, ...] = tuple(_TABLE)
-"""The names of all strategies."""
+MIXER_HINT = (
+    f"{option('strategy', 'mixer')} leaves the layer alone and puts a mixer of slices in front of the network"
+)
+"""The end of every message about a network whose stems cannot be rewritten."""
 
 
 def find_strategy(strategy: str | Sequence[float], slices: int) -> KernelStrategy:
@@ -127,19 +115,15 @@ def find_strategy(strategy: str | Sequence[float], slices: int) -> KernelStrateg
             f"{option('strategy')}: the profile has {len(profile)} weights; {slices} slices need {slices}; change one of the "
             f"two ({option('slices')})"
         )
-    if not all(abs(weight) <= LARGEST_WEIGHT for weight in profile):  # NaN neither
+    if not math.isclose(sum(profile), 1.0, abs_tol=1e-6):
         raise ConfigError(
-            f"{option('strategy')}: the weights {profile} of the profile must be numbers of at most {LARGEST_WEIGHT:g}"
-        )
-    if not math.isclose(math.fsum(profile), 1.0, abs_tol=1e-6):
-        raise ConfigError(
-            f"{option('strategy')}: the weights of the profile sum to {math.fsum(profile):g}; they have to sum to 1"
+            f"{option('strategy')}: the weights of the profile sum to {sum(profile):g}; they have to sum to 1"
         )
     if profile != profile[::-1]:
         raise ConfigError(
             f"{option('strategy')}: the profile {profile} is not symmetric; give the same weight to opposite offsets"
         )
-    return KernelStrategy("profile", symmetry="mirror", keeps_gray=True, profile=profile)
+    return replace(_TABLE["profile"], profile=profile)
 
 
 def profile_weights(
@@ -207,12 +191,12 @@ def spread(
     - ``mirror``: each pair of opposite channels shares its mean. The outermost pair is spread evenly over the offsets
       beyond the others where N > C, and offsets beyond the window are folded onto its ends where N < C.
     - ``twin``: as ``mirror``, without the mean: channels on either side of the middle stay on their side. The network
-      averages after the stem's activation, see `evenslice.neutralizing.mirror_average`.
+      averages after the stem's activation, see `evenslice.neutralizing.averages`.
     - ``shuffle``: ``pretrained``, then one random permutation of the slices for each filter.
     - ``equalize``: ``pretrained``, then each kernel is rescaled to an N-th of the energy (sum of squares) of its
       filter; a kernel of zeros stays one.
     - ``mixer``: ``uniform``; the kernels are those of a mixer in front of the network, see
-      `evenslice.neutralizing.mixer`.
+      `evenslice.neutralizing.rewriting`.
 
     Args:
         kernels: (filters, C, ...) weights; any C of 1 or more.
@@ -236,9 +220,9 @@ def spread(
     """
     if not isinstance(strategy, KernelStrategy):
         strategy = find_strategy(strategy, slices)
-    if strategy.name not in _SPREAD:
+    if strategy.derive is None:
         raise ConfigError(f"the strategy {strategy.name!r} draws new kernels instead of deriving them")
-    return _SPREAD[strategy.name](kernels.double(), slices, strategy.profile, seed)
+    return strategy.derive(kernels.double(), slices, strategy.profile, seed)
 
 
 def _pretrained(kernels: Tensor, slices: int, *_: object) -> Tensor:
@@ -315,14 +299,22 @@ def _along_slices(values: Tensor, kernels: Tensor) -> Tensor:
     return values.reshape(*values.shape, *[1] * (kernels.ndim - 2))
 
 
-_SPREAD: dict[str, Callable[[Tensor, int, Sequence[float], int], Tensor]] = {
-    "pretrained": _pretrained,
-    "uniform": _uniform,
-    "center": _center,
-    "profile": _profile,
-    "mirror": _mirror,
-    "twin": _twin,
-    "shuffle": _shuffle,
-    "equalize": _equalize,
-    "mixer": _uniform,
+_TABLE = {
+    strategy.name: strategy
+    for strategy in (
+        KernelStrategy("pretrained", None, "multiples", _pretrained),
+        KernelStrategy("uniform", "permutation", True, _uniform),
+        KernelStrategy("center", "mirror", True, _center),
+        KernelStrategy("profile", "mirror", True, _profile),
+        KernelStrategy("mirror", "mirror", True, _mirror),
+        KernelStrategy("twin", "mirror", True, _twin, averaged=True),
+        KernelStrategy("shuffle", None, "multiples", _shuffle),
+        KernelStrategy("equalize", derive=_equalize),
+        KernelStrategy("mixer", "permutation", True, _uniform),
+        KernelStrategy("reinit"),
+        KernelStrategy("random"),
+    )
 }
+
+STRATEGIES: tuple[str, ...] = tuple(_TABLE)
+"""The names of all strategies."""

@@ -12,28 +12,37 @@ from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
+from numbers import Number
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+import numpy as np
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map, tree_structure
 
 from evenslice._core import EvensliceError, ModelError, option, reason
 from evenslice.networks import (
     detections,
     exact_evaluation,
     failing_layer,
+    function_name,
     layer_label,
     logits,
     random_image,
-    refuse_torchscript,
     require_values,
     tensors_in,
     with_gradients,
 )
-from evenslice.neutralizing.cuts import OUTPUT, find_cut
+from evenslice.neutralizing.averages import (
+    OUTPUT,
+    average_detections,
+    average_mirrored,
+    averages_due,
+    averages_mirrored,
+    find_cut,
+    finds_objects,
+)
 from evenslice.neutralizing.folding import find_scaling
-from evenslice.neutralizing.mirror_average import average_mirrored, averages_mirrored
 from evenslice.neutralizing.record import (
     Record,
     keep_record,
@@ -42,26 +51,30 @@ from evenslice.neutralizing.record import (
     uncompiled,
     unwrapped,
 )
-from evenslice.neutralizing.stems import first_accepted
-from evenslice.neutralizing.symmetrized_functions import SymmetrizedFunction
+from evenslice.neutralizing.stems import accepted_input
 from evenslice.neutralizing.verification import (
     OutputErrors,
+    Outputs,
     allowed_error,
-    compare_apart,
-    compare_outputs,
+    compared,
     in_float64,
-    recording_outputs,
+    measure,
+    run_with_parts,
     trial_images,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from torch import Tensor
+    from numpy.typing import NDArray
 
-    from evenslice.neutralizing.verification import ComparedOutputs
+STATED = ("slices", "tile", "sides", "mean", "std", "origin")
+"""Attributes by which a function states what windows it takes, and where it comes from."""
 
-__all__ = ["symmetrize", "symmetrize_after"]
+WORDS = (str, bytes, type(None))
+"""What is no answer, and is returned as it was for the window as given."""
+
+RIGHT = "it has to return arrays or tensors, or a mapping, tuple or list of them"
 
 _Network = TypeVar("_Network", bound=nn.Module)
 
@@ -138,7 +151,6 @@ def symmetrize(
                     f"{option(name)}: has no effect on a function, which is not verified; leave it out"
                 )
         return SymmetrizedFunction(model)
-    refuse_torchscript(model)
     require_values(model)
     network = uncompiled(model)
     if averages_mirrored(network):
@@ -147,6 +159,28 @@ def symmetrize(
         )
     symmetrize_after(network, (find_cut(network, str(at).removeprefix("_orig_mod.")),), size, outputs)
     return model
+
+
+def restore_average(model: nn.Module) -> None:
+    """Let a network average where its state dict says that it did, and verify it as `symmetrize` does; else do nothing.
+
+    Raises:
+        ModelError: it is not symmetric then.
+
+    Example:
+        >>> from torch import nn
+        >>> from evenslice.networks import fill_network
+        >>> twin, other = (nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()) for _ in range(2))
+        >>> from evenslice.neutralizing import neutralize
+        >>> record = neutralize(twin, strategy="twin", mean=0, std=1)
+        >>> filled = fill_network(other, twin.state_dict(), source="a state dict", target="a network")
+        >>> restore_average(other)
+        >>> window = torch.rand(1, 3, 8, 8)
+        >>> torch.equal(other(window), twin(window))
+        True
+    """
+    if cuts := averages_due(model):
+        symmetrize_after(model, cuts)
 
 
 def symmetrize_after(
@@ -170,17 +204,16 @@ def symmetrize_after(
     outside = next((cut for cut in cuts if cut and not f"{cut}.".startswith(wrapper)), None)
     if outside is not None:
         raise ModelError(
-            f"{_label(model, outside)} only wraps the network {type(network).__name__}; choose {OUTPUT!r} or a module inside "
-            "it"
+            f"{_label(model, outside)} only wraps the network {type(network).__name__}; choose {OUTPUT!r} or a module inside it"
         )
+    # Where the record is, as what wraps the network may be taken off, or call another part of it. Else around the wrapper, which
+    # may call no more than the network's forward, or give it more than the window.
     with exact_evaluation(model), torch.no_grad():
-        # Where the record is, as what wraps the network may be taken off, or call another part of it.
         try:
             _symmetrize_part(model, cuts, network, wrapper, size, outputs)
         except ModelError:
             if network is model:
                 raise
-            # The wrapper may call no more than the network's forward, or give it more than the window.
             _symmetrize_part(model, cuts, model, "", size, outputs)
 
 
@@ -198,19 +231,31 @@ def _symmetrize_part(  # where the averages are, and how the whole is verified
         ModelError: see `symmetrize`.
     """
     record = record_with_names(network)
-    names = tuple(f"{cut}.".removeprefix(wrapper).removesuffix(".") for cut in cuts)
-    with ExitStack() as undo:
-        errors, slices = _symmetrized(
-            model,
-            cuts[0],
-            partial(average_mirrored, network, names),
-            _inputs(network, record),
-            size,
-            outputs,
-            undo,
+    inputs: Sequence[int] = ()
+    if record is not None:  # a part of the network may get other inputs
+        inputs = (record.slices,) if record is record_of(network) else range(record.slices, 0, -1)
+    slices, pixels = accepted_input(model, inputs, size)
+    if slices % 2 == 0:
+        raise ModelError(
+            f"the network takes {slices} slices, and a window has an odd number: 1, 3, 5, ...; build it with an odd number of "
+            "inputs"
         )
-        undo.pop_all()
-    if record is None or record.slices != slices:  # that of a part which gets other inputs
+    names = tuple(f"{cut}.".removeprefix(wrapper).removesuffix(".") for cut in cuts)
+    trial = model, network, names, cuts[0], (slices, pixels), outputs
+    errors, unlike = _measured(*trial)
+    if unlike is not None or _broken(errors):
+        with in_float64(model):
+            exact, unlike = _measured(*trial)
+        if unlike is not None:
+            raise unlike
+        if _broken(exact):
+            raise ModelError(
+                f"the network is not symmetric when it is cut after {_label(model, cuts[0])}: reversing the window "
+                f"changes its output by {exact.mirror:.2g} of its largest value, giving it one slice N times by "
+                f"{exact.gray:.2g}; something else in it reads the window"
+            )
+    average_mirrored(network, names, ExitStack())  # never closed
+    if record is None or record.slices != slices:
         record = _new_record(model, slices, record)
     keep_record(
         network,
@@ -225,112 +270,46 @@ def _symmetrize_part(  # where the averages are, and how the whole is verified
     )
 
 
-def _inputs(network: nn.Module, record: Record | None) -> Sequence[int]:
-    """Return the numbers of slices to try in turn, given the record of the network or a part of it; none for the usual."""
-    if record is None:
-        return ()
-    return (record.slices,) if record is record_of(network) else range(record.slices, 0, -1)
-
-
-def _symmetrized(  # what to do, and what is known of the network
+def _measured(  # what is averaged where, and what it takes
     model: nn.Module,
+    network: nn.Module,
+    names: Sequence[str],
     cut: str,
-    average: Callable[[ExitStack], None],
-    inputs: Sequence[int],
-    size: tuple[int, int] | None,
+    shape: tuple[int, tuple[int, int]],
     outputs: Callable[[Any], Any] | None,
-    undo: ExitStack,
-) -> tuple[OutputErrors, int]:
-    """Symmetrize a network in place by ``average``, and return its errors and how many slices it takes.
+) -> tuple[OutputErrors, ModelError | None]:
+    """Measure the errors of a network that averages, which ends with it; see `measure`.
 
     Raises:
         ModelError: see `symmetrize`.
     """
-
-    def gray(count: int, pixels: tuple[int, int]) -> Tensor:
-        return random_image(model, (1, 1, *pixels)).repeat(1, count, 1, 1)
-
-    def run(count: int, pixels: tuple[int, int]) -> tuple[int, tuple[int, int]]:
-        model(gray(count, pixels))
-        return count, pixels
-
-    channels, pixels = first_accepted(model, run, channels=inputs, size=size)
-    if channels % 2 == 0:
-        raise ModelError(
-            f"the network takes {channels} slices, and a window has an odd number: 1, 3, 5, ...; build it with an "
-            "odd number of inputs"
-        )
-
-    def compare() -> tuple[OutputErrors, ModelError | None]:
-        before, sizes = _outputs(model, gray(channels, pixels), outputs, whole=not cut)
-        window = random_image(model, (1, channels, *pixels), seed=1)
-        images = trial_images(gray(channels, pixels), window)
-        with ExitStack() as here, _naming(model, cut):
-            average(here)
-            after, sizes_after = _outputs(model, images, outputs, whole=not cut)
-            _check_sizes(sizes, sizes_after, len(images))
-            return compare_apart(
-                model,
-                compare_outputs(before, after),
-                lambda windows: _outputs(model, windows, outputs, whole=not cut)[0],
-                images,
-            )
-
-    errors, unlike = compare()
-    if _broken(errors) or unlike is not None:
-        with in_float64(model):
-            exact, unlike = compare()
-        if unlike is not None:
-            raise unlike
-        if _broken(exact):
-            raise ModelError(
-                f"the network is not symmetric when it is cut after {_label(model, cut)}: reversing the window "
-                f"changes its output by {exact.mirror:.2g} of its largest value, giving it one slice N times by "
-                f"{exact.gray:.2g}; something else in it reads the window"
-            )
-    average(undo)
-    return errors, channels
+    slices, pixels = shape
+    gray = random_image(model, (1, 1, *pixels)).repeat(1, slices, 1, 1)
+    images = trial_images(gray, random_image(model, (1, slices, *pixels), seed=1))
+    # What a detector finds is compared where it is averaged, not what its parts return.
+    chosen = Outputs(logits if outputs is None and not cut else outputs)
+    output, parts = run_with_parts(model, gray)
+    before = compared(output, parts, 1, chosen.reduce)
+    with ExitStack() as undo, _naming(model, cut):
+        average_mirrored(network, names, undo)
+        _check_lengths(_lengths(output), _lengths(model(images[1:2])))
+        return measure(model, before, chosen, images)
 
 
-def _outputs(
-    model: nn.Module, images: Tensor, outputs: Callable[[Any], Any] | None, *, whole: bool
-) -> tuple[ComparedOutputs, list[int]]:
-    """Return the outputs to compare, and the lengths of all tensors that the network returns; none for a detector.
-
-    Args:
-        model: the network.
-        images: what to run it on.
-        outputs: reduces what it returns, see `symmetrize`.
-        whole: whether its output is averaged, so that what a detector finds is compared, not what its parts return.
-    """
-    if whole and outputs is None:
-        outputs = logits
-    with recording_outputs(model, outputs) as choose:
-        found = model(images)
-        sizes = (
-            [] if detections(found) is not None else [len(each) for each in tensors_in(found) if each.ndim]
-        )
-        return choose(found, len(images)), sizes
+def _lengths(output: Any) -> list[int]:
+    """Return the lengths of all tensors that a network returns; none for a detector."""
+    return [] if detections(output) is not None else [len(each) for each in tensors_in(output) if each.ndim]
 
 
-def _check_sizes(one: Sequence[int], several: Sequence[int], images: int) -> None:
-    """Check that each output is a batch of averages, or was left alone.
-
-    Args:
-        one: lengths of the outputs for one image, without mirrors.
-        several: those for several images, averaged over their mirrors.
-        images: their number.
-
-    Raises:
-        ModelError: an output is twice as long as it would be, or half as long as something that is no batch.
-    """
-    for number, (before, after) in enumerate(zip(one, several, strict=False), 1):
-        if after == 2 * images * before:
+def _check_lengths(without: Sequence[int], averaged: Sequence[int]) -> None:
+    """Refuse outputs of a window and its mirror that are longer or shorter than those of a window: no averages of a batch."""
+    for number, (before, after) in enumerate(zip(without, averaged, strict=False), 1):
+        if after == 2 * before:
             raise ModelError(f"output {number} of the network is for windows and mirrors, not averaged")
-        if after not in (images * before, before):
+        if after != before:
             raise ModelError(
-                f"output {number} of the network is no batch (its length is {before} for one window, {after} for "
-                f"{images} and their mirrors) and would be cut in half; let the network return it as an attribute"
+                f"output {number} of the network is no batch (its length is {before} for one window, {after} with its mirror) "
+                "and would be cut in half; let the network return it as an attribute"
             )
 
 
@@ -380,3 +359,99 @@ def _new_record(model: nn.Module, channels: int, part: Record | None) -> Record:
         permutation_error=0.0,
         gray_error=0.0,
     )
+
+
+class SymmetrizedFunction:
+    """The mean of a function's outputs for windows and for their mirrors.
+
+    Args:
+        function: maps an array (batch, slices, y, x) to an array or tensor, or to a mapping, tuple or list of them;
+            there, single numbers are averaged, too, while text and None stay as they are for the windows as given. A list
+            with the boxes, labels and scores in each window is averaged object by object, see `average_detections`. What
+            it states by the attributes ``slices``, ``tile``, ``sides``, ``mean``, ``std``, ``origin`` and ``name`` holds
+            here, too.
+
+    Attributes:
+        function: the function.
+        name: its name.
+
+    Raises:
+        ModelError: it is not callable; or, on a call, it returns integers, such as classes, another object, no number at
+            all, or other parts for the windows than for their mirrors.
+
+    Example:
+        >>> fair = SymmetrizedFunction(lambda windows: windows[:, 0])
+        >>> fair(np.array([[[[1.0]], [[5.0]], [[3.0]]]]))
+        array([[[2.]]])
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        if not callable(function):
+            raise ModelError(
+                f"{type(function).__name__} is not a network; give a torch.nn.Module, or a function from arrays of windows to "
+                "outputs"
+            )
+        self.function = function
+        self.name = str(getattr(function, "name", function_name(function)))
+
+    def __getattr__(self, name: str) -> Any:
+        if name in STATED:
+            return getattr(self.function, name)
+        raise AttributeError(name)
+
+    def __repr__(self) -> str:
+        return f"SymmetrizedFunction({self.function!r})"
+
+    def __call__(self, windows: NDArray[np.float32]) -> Any:
+        """Return the mean over windows (batch, slices, y, x) and their mirrors."""
+        # The function may change its input, and may return the same memory again.
+        mirrors = windows[:, ::-1].copy()
+        as_given = tree_map(_copied, self.function(windows))
+        mirrored = tree_map(_copied, self.function(mirrors))
+        if tree_structure(as_given) != tree_structure(mirrored):
+            raise ModelError(
+                f"{self.name} returns other parts for a window than for its mirror, which cannot be averaged; return as many, "
+                "of the same names, for any window"
+            )
+        if finds_objects(as_given):
+            both = (map(_as_tensors, found) for found in (as_given, mirrored))
+            return [average_detections(*pair) for pair in zip(*both, strict=True)]
+        mean = tree_map(self._mean, as_given, mirrored)
+        if all(isinstance(leaf, (*WORDS, int)) for leaf in tree_leaves(mean)):
+            raise ModelError(f"{self.name} returns {type(as_given).__name__} without a score; {RIGHT}")
+        return mean
+
+    def _mean(self, first: Any, second: Any) -> Any:
+        if isinstance(first, WORDS) or (isinstance(first, int) and first == second):  # what is no answer
+            return first
+        # A tensor may be on any device and in any precision, of which NumPy knows but some.
+        if isinstance(first, torch.Tensor):
+            first, second = first.detach(), second.detach()
+            real = first.is_floating_point() or first.is_complex()
+        elif isinstance(first, Number) or hasattr(first, "__array__"):
+            real = np.asarray(first).dtype.kind in "fc"
+        else:
+            raise ModelError(
+                f"{self.name} returns {type(first).__name__}, which cannot be averaged over a window and its mirror; {RIGHT}"
+            )
+        if not real:
+            raise ModelError(
+                f"{self.name} returns integers, which cannot be averaged over a window and its mirror; "
+                "it has to return scores or probabilities"
+            )
+        return first / 2 + second / 2  # of which no term overflows in half precision
+
+
+def _as_tensors(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a detector found with tensors in place of arrays, without their graph."""
+    return {
+        name: torch.as_tensor(value).detach() if hasattr(value, "__array__") else value
+        for name, value in found.items()
+    }
+
+
+def _copied(answer: Any) -> Any:
+    """Return a copy of an array or tensor."""
+    if isinstance(answer, torch.Tensor):
+        return answer.detach().clone()
+    return answer.copy() if isinstance(answer, np.ndarray) else answer

@@ -16,9 +16,7 @@ from evenslice._core import check_known
 from evenslice.networks import TIED
 
 if TYPE_CHECKING:
-    from evenslice.neutralizing.probing import Layout
-
-__all__ = ["TIES", "Tied", "check_tie", "is_tied", "symmetric", "tie_weight", "untie_weight"]
+    from evenslice.neutralizing.input_path import Layout
 
 TIES: tuple[str, ...] = ("mirror", "uniform")
 """The names of all ties."""

@@ -10,35 +10,32 @@ from __future__ import annotations
 import math
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from evenslice._core import ModelError
-from evenslice.networks import answers_alone, as_float64, detections, logits, reduce_output, tensors_in
-from evenslice.neutralizing.mixer import MIXER_HINT
+from evenslice.networks import (
+    answers_alone,
+    as_float64,
+    detections,
+    logits,
+    reduce_output,
+    tensors_in,
+)
+from evenslice.neutralizing.averages import averages_mirrored, mean_of_halves
+from evenslice.neutralizing.input_path import run_to_stems
+from evenslice.neutralizing.stems import recorded_parts
+from evenslice.neutralizing.strategies import MIXER_HINT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from evenslice.neutralizing.record import Record
-    from evenslice.neutralizing.stems import Stem
+    from evenslice.neutralizing.stems import Stem, Stems
     from evenslice.neutralizing.strategies import KernelStrategy
-
-__all__ = [
-    "Border",
-    "ComparedOutputs",
-    "OutputErrors",
-    "allowed_error",
-    "check_promises",
-    "compare_apart",
-    "compare_outputs",
-    "in_float64",
-    "old_borders",
-    "recording_outputs",
-    "trial_images",
-]
 
 ComparedOutputs = dict[Any, Tensor]
 """The tensors of a network that are compared, by where they come from; the first axis counts images."""
@@ -86,8 +83,7 @@ def _fits(mask: Tensor, tensor: Tensor) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class OutputErrors:
+class OutputErrors(NamedTuple):
     """The errors of a `Record`, and the effect of rounding: of changing the last bits of the input."""
 
     mirror: float
@@ -96,44 +92,71 @@ class OutputErrors:
     rounding: float
 
 
-@contextmanager
-def recording_outputs(
-    model: nn.Module, reduce: Callable[[Any], Any] | None = None
-) -> Iterator[Callable[[Any, int], ComparedOutputs]]:
-    """Record what a network's parts return in the block, and yield the choice of what is compared.
+@dataclass(frozen=True)
+class Outputs:
+    """Which outputs of a network are compared before and after a change: those of the whole, or of its stems alone.
 
-    That is `reduce` of what the network returns, or its `evenslice.networks.logits`. For a detector, it is what the
-    network's parts return: whether a detection passes a threshold may depend on the last bit.
+    Attributes:
+        reduce: maps what the network returns to one tensor; None for `evenslice.networks.logits`. For a detector, None compares
+            what its parts return: whether a detection passes a threshold may depend on the last bit.
+        stems: the stems; None for the whole network.
+        borders: what keeps the values of before the change for gray images.
+    """
 
-    Yields:
-        A function from what the network returned and the number of images to the tensors to compare.
+    reduce: Callable[[Any], Any] | None = None
+    stems: Stems | None = None
+    borders: tuple[Border, ...] = ()
+
+    def of(self, model: nn.Module, images: Tensor) -> ComparedOutputs:
+        """Run a network on images, and return what is compared."""
+        if self.stems is not None:
+            return _stem_outputs(model, self.stems, self.borders, images)
+        with _old_borders(self.borders):
+            return compared(*run_with_parts(model, images), len(images), self.reduce)
+
+
+def run_with_parts(model: nn.Module, images: Tensor) -> tuple[Any, list[tuple[str, Any]]]:
+    """Return what a network returns, and what its top-level parts do, call by call."""
+    with recorded_parts(model) as parts:
+        return model(images), parts
+
+
+def compared(
+    output: Any, parts: Sequence[tuple[str, Any]], images: int, reduce: Callable[[Any], Any] | None = None
+) -> ComparedOutputs:
+    """Return the tensors to compare of what a network returned for a number of images; see `Outputs`.
 
     Example:
-        >>> network = nn.Sequential(nn.Conv2d(3, 2, 1))
-        >>> with recording_outputs(network) as choose:
-        ...     outputs = choose(network(torch.zeros(1, 3, 4, 4)), 1)
-        >>> [tuple(output.shape) for output in outputs.values()]
+        >>> [tuple(tensor.shape) for tensor in compared((torch.zeros(1, 2, 4, 4), None), [], 1).values()]
         [(1, 2, 4, 4)]
     """
-    heard: list[tuple[str, Any]] = []
+    if reduce is not None:
+        output = reduce_output(output, reduce)
+    if detections(output) is None:
+        return {"output": logits(output).detach()}
+    return {
+        (name, number): tensor.detach()
+        for name, value in parts
+        for number, tensor in enumerate(tensors_in(value))
+        if tensor.is_floating_point() and tensor.ndim > 1 and len(tensor) == images
+    }
 
-    def choose(output: Any, images: int) -> ComparedOutputs:
-        if reduce is not None:
-            output = reduce_output(output, reduce)
-        if detections(output) is None:
-            return {"output": logits(output).detach()}
-        return {
-            (name, number): tensor.detach()
-            for name, value in heard
-            for number, tensor in enumerate(tensors_in(value))
-            if tensor.is_floating_point() and tensor.ndim > 1 and len(tensor) == images
-        }
 
-    with ExitStack() as stack:
-        for name, part in model.named_children():
-            handle = part.register_forward_hook(lambda _, __, output, name=name: heard.append((name, output)))
-            stack.callback(handle.remove)
-        yield choose
+def _stem_outputs(
+    model: nn.Module, stems: Stems, borders: Sequence[Border], images: Tensor
+) -> ComparedOutputs:
+    """Return the outputs of changed stems, averaged where the network averages them later."""
+    calls = run_to_stems(model, stems, images, run=True)
+    patched = {border.stem.name: border for border in borders}
+    averaged = averages_mirrored(model)
+    outputs = {}
+    for stem, call in zip(stems.items, calls, strict=True):
+        border = patched.get(stem.name)
+        output = border.patched(call.output, 0) if border else call.output
+        # A batch norm with an activation inside, after which the network averages, has done so already.
+        both = averaged and len(output) == len(call.input)
+        outputs[stem.name] = mean_of_halves(output) if both else output
+    return outputs
 
 
 def trial_images(gray: Tensor, window: Tensor) -> Tensor:
@@ -153,7 +176,7 @@ def trial_images(gray: Tensor, window: Tensor) -> Tensor:
 
 
 @contextmanager
-def old_borders(borders: Sequence[Border]) -> Iterator[None]:
+def _old_borders(borders: Sequence[Border]) -> Iterator[None]:
     """In the block, stems return their values of before the change on the border of the gray image."""
 
     def hook(border: Border) -> Callable[[nn.Module, tuple[object, ...], Tensor], Tensor]:
@@ -209,7 +232,7 @@ def compare_outputs(before: ComparedOutputs, after: ComparedOutputs) -> OutputEr
     common = [(before[key], after[key]) for key in before if key in after]
     if not common:
         raise ModelError(f"the network no longer returns what it did before the change; {MIXER_HINT}")
-    return _worst([_compare(old, new) for old, new in common])
+    return OutputErrors(*map(max, zip(*(_compare(old, new) for old, new in common), strict=True)))
 
 
 def _compare(reference: Tensor, outputs: Tensor) -> OutputErrors:
@@ -224,15 +247,6 @@ def _compare(reference: Tensor, outputs: Tensor) -> OutputErrors:
     # Relative to both, since kernels that sum to zero turn a gray image into nothing but rounding.
     grays = _difference(torch.cat([reference, window]), torch.cat([gray, window]))
     return OutputErrors(orders[0], max(orders), grays, rounding)
-
-
-def _worst(errors: Sequence[OutputErrors]) -> OutputErrors:
-    return OutputErrors(
-        max(error.mirror for error in errors),
-        max(error.permutation for error in errors),
-        max(error.gray for error in errors),
-        max(error.rounding for error in errors),
-    )
 
 
 def _difference(first: Tensor, second: Tensor) -> float:
@@ -257,21 +271,29 @@ def allowed_error(precise: float, rounding: float) -> float:
     return max(precise, min(4 * rounding, MOST_ROUNDING))
 
 
-def compare_apart(
-    model: nn.Module, errors: OutputErrors, run: Callable[[Tensor], ComparedOutputs], images: Tensor
+def measure(
+    model: nn.Module, before: ComparedOutputs, outputs: Outputs, images: Tensor
 ) -> tuple[OutputErrors, ModelError | None]:
-    """Compare a window and its mirror in batches of their own, too: in one batch, one could stand in for the other.
+    """Measure the errors of a changed network.
+
+    A window and its mirror are run in batches of their own, too: in one batch, one could stand in for the other.
 
     Args:
         model: the network.
-        errors: what `compare_outputs` returned.
-        run: returns what is compared for a batch.
+        before: its outputs for the gray image before the change.
+        outputs: what is compared.
         images: those of `trial_images`.
 
     Returns:
         The errors, and what to say of a network whose output for a window depends on something else; None for any other.
+
+    Raises:
+        ModelError: an output is not finite, or its shape has changed.
     """
+    errors = compare_outputs(before, outputs.of(model, images))
+    plain = replace(outputs, borders=())  # as there is no gray image
     limits = REPEATABLE, max(SAME, min(64 * torch.finfo(images.dtype).eps, MOST_ROUNDING))
+    run = partial(plain.of, model)
     try:
         # Beside the gray image: many networks cannot tell a window from its mirror.
         _, window = answers_alone(run, images[:2], name=type(model).__name__, limits=limits, model=model)
@@ -280,13 +302,13 @@ def compare_apart(
     mirror = run(images[2:3])
     apart = max((_difference(window[key], mirror[key]) for key in window if key in mirror), default=0.0)
     largest = max(errors.mirror, apart)
-    return replace(errors, mirror=largest, permutation=max(errors.permutation, largest)), None
+    return errors._replace(mirror=largest, permutation=max(errors.permutation, largest)), None
 
 
 def check_promises(
     record: Record, strategy: KernelStrategy, channels: int, rounding: float, stems: Sequence[Stem]
-) -> None:
-    """Check the errors of a record against what was promised.
+) -> ModelError | None:
+    """Check the errors of a record against what was promised; return what to say of an error that exceeds it.
 
     Args:
         record: what was done, and the errors.
@@ -294,9 +316,6 @@ def check_promises(
         channels: C, the number of inputs before.
         rounding: the effect of rounding on the output; no network keeps a promise better than it computes.
         stems: what was rewritten, for messages.
-
-    Raises:
-        ModelError: an error exceeds what the strategy and the tie promise.
     """
     symmetry = {"uniform": "permutation", "mirror": "mirror"}.get(record.tie or "", strategy.symmetry)
     promises = [
@@ -313,8 +332,9 @@ def check_promises(
         limit = allowed_error(precise, rounding)
         if promised and error > limit:
             hint = "" if strategy.name == "mixer" else f"; {MIXER_HINT}"
-            raise ModelError(
+            return ModelError(
                 f"the network breaks what the strategy {strategy.name!r} promises: {what} changes its output"
                 f" by {error:.2g} of its largest value, more than {limit:.2g};"
                 f" look for what else reads the image, besides {', '.join(stem.label for stem in stems)}{hint}"
             )
+    return None

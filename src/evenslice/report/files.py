@@ -1,7 +1,7 @@
 """Results written as an HTML page, figures and tables.
 
     write_report(audits, "report.html")          # one self-contained page
-    write_figures(audits, "figures")             # the figures of the page, as PNG and SVG
+    write_figures(audits, "figures")             # the charts of the page, as SVG
     write_tables(audits, "tables")               # statistics, windows and settings, as CSV
     write_study_report(results, "report.html")   # the page of a study, with its figures and tables beside it
     write_survey_report(survey, "report.html")   # the page of a survey
@@ -18,23 +18,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evenslice._core import ConfigError, needs_extra, staged_file, staged_folder
-from evenslice.report.audit.tables import csv_tables
-from evenslice.report.study.csv_files import csv_tables as study_csv_tables
-from evenslice.report.study.tables import TABLE_FILES as STUDY_TABLE_FILES
-from evenslice.report.survey.tables import survey_csv
+from evenslice.report.audit_tables import TABLE_FILES, csv_tables
+from evenslice.report.study_tables import TABLE_FILES as STUDY_TABLE_FILES, csv_tables as study_csv_tables
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from evenslice.report.base.drawing import Drawing
+    from evenslice.report.style import Drawing
     from evenslice.results import AuditResult, StudyResults, SurveyResult
 
 __all__ = [
     "FIGURE_FILES",
-    "TABLE_FILES",
     "need_report_extra",
-    "survey_csv",
     "write_figures",
     "write_report",
     "write_study_report",
@@ -43,42 +39,27 @@ __all__ = [
     "write_tables",
 ]
 
-SUFFIXES = (".png", ".svg")
+_NUMBERS = ("[0-9]", "[0-9][0-9]", "[0-9][0-9][0-9]")
+_EARLIER = (".svg", ".png")  # earlier versions wrote both, and examples too
 
-NUMBERS = ("[0-9]", "[0-9][0-9]", "[0-9][0-9][0-9]")
 
-FIGURE_FILES = tuple(
-    f"{name}{suffix}"
-    for name in (
-        "shares",
-        "biases",
-        "stress",
-        *(f"kernels-{number}" for number in NUMBERS),
-        *(f"example-{number}" for number in NUMBERS),
-    )
-    for suffix in SUFFIXES
-)
-"""Patterns of the files that ``write_figures`` writes."""
+def _figure_files(*names: str) -> tuple[str, ...]:
+    numbered = [f"{name[:-1]}{number}" for name in names if name.endswith("*") for number in _NUMBERS]
+    plain = [name for name in names if not name.endswith("*")]
+    return tuple(f"{name}{suffix}" for name in (*plain, *numbered) for suffix in _EARLIER)
 
-TABLE_FILES = ("figures.csv", "windows.csv", "run.csv")
-"""Names of the files that ``write_tables`` writes."""
+
+FIGURE_FILES = _figure_files("shares", "biases", "stress", "kernels-*", "example-*")
+"""Patterns of the files that ``write_figures`` writes, or wrote in earlier versions."""
 
 STUDY_FILES = (
     *(
-        f"figures/{name}{suffix}"
-        for name in (
-            "forest",
-            "learning",
-            "trajectories",
-            "saliency",
-            "stress",
-            *(f"example-{number}" for number in NUMBERS),
-        )
-        for suffix in SUFFIXES
+        f"figures/{name}"
+        for name in _figure_files("forest", "learning", "trajectories", "saliency", "stress", "example-*")
     ),
-    *(f"tables/{name}" for name in STUDY_TABLE_FILES),
+    *(f"tables/{name}" for name in (*STUDY_TABLE_FILES, "curves.csv", "saliency.csv")),
 )
-"""Patterns of the files that ``write_study_report`` writes beside the page."""
+"""Patterns of the files that ``write_study_report`` writes beside the page, or wrote in earlier versions."""
 
 
 def write_report(audits: Sequence[AuditResult], path: str | os.PathLike[str]) -> Path:
@@ -100,13 +81,15 @@ def write_report(audits: Sequence[AuditResult], path: str | os.PathLike[str]) ->
     """
     _check_not_empty(audits)
     need_report_extra("writing a report")
-    from evenslice.report.audit.page import render
+    from evenslice.report.pages import audit_page
+    from evenslice.report.style import settings
 
-    return _write_page(render(audits), path)
+    with settings():
+        return _write_page(audit_page(audits), path)
 
 
 def write_figures(audits: Sequence[AuditResult], folder: str | os.PathLike[str]) -> list[Path]:
-    """Write every figure of the report as ``NAME.png`` (150 dots per inch) and ``NAME.svg``.
+    """Write every chart of the report as ``NAME.svg``.
 
     Args:
         audits: one or more.
@@ -122,14 +105,11 @@ def write_figures(audits: Sequence[AuditResult], folder: str | os.PathLike[str])
     """
     _check_not_empty(audits)
     need_report_extra("drawing figures")
-    from evenslice.report.audit.page import draw_charts
-    from evenslice.report.audit.pictures import example_figures
-    from evenslice.report.base.style import settings
+    from evenslice.report.audit_charts import audit_charts
+    from evenslice.report.style import settings
 
-    with settings():
-        drawings = [*draw_charts(audits), *example_figures(audits)]
-        with staged_folder(folder, FIGURE_FILES, force=True) as beside:
-            return [Path(folder) / name for name in _save_figures(drawings, beside)]
+    with settings(), staged_folder(folder, FIGURE_FILES, force=True) as beside:
+        return [Path(folder) / name for name in _save_figures(audit_charts(audits), beside)]
 
 
 def write_tables(audits: Sequence[AuditResult], folder: str | os.PathLike[str]) -> list[Path]:
@@ -137,8 +117,8 @@ def write_tables(audits: Sequence[AuditResult], folder: str | os.PathLike[str]) 
 
     ``figures.csv`` has a row for every statistic of every audit (audit, figure, offset, estimate, low, high, judged,
     state, class, volume), those of each judged class and each volume too; ``windows.csv`` a row for every window, with its
-    place and sums by offset (``share_-1``, ``reliance_-1``, ``mismatch_1``); ``run.csv`` a row for every setting and a
-    column for every audit. Undefined values are left empty.
+    place and what was measured, by offset (``share_-1``, ``reliance_-1``, ``mismatch_1``); ``run.csv`` a row for every
+    setting and a column for every audit. Undefined values are left empty.
 
     Args:
         audits: one or more.
@@ -160,10 +140,9 @@ def write_tables(audits: Sequence[AuditResult], folder: str | os.PathLike[str]) 
 def write_study_report(results: StudyResults, path: str | os.PathLike[str]) -> Path:
     """Write the page of a study as a self-contained HTML file, with the folders ``figures`` and ``tables`` beside it.
 
-    The page needs no network, no other file and no JavaScript. ``figures`` holds its figures as PNG and SVG. ``tables``
-    holds ``arms.csv`` (a row for every mean and paired difference of every arm), ``curves.csv`` (a row for every step
-    that a run logged), ``saliency.csv`` (percentiles by run and slice) and, of several data sets, ``pooled.csv`` (the same as
-    ``arms.csv`` over all of them).
+    The page needs no network, no other file and no JavaScript. ``figures`` holds its charts as SVG. ``tables``
+    holds ``arms.csv`` (a row for every mean and paired difference of every arm) and ``pooled.csv`` (the same over all data
+    sets).
 
     Args:
         results: the results of the study; see ``load_study``.
@@ -178,16 +157,17 @@ def write_study_report(results: StudyResults, path: str | os.PathLike[str]) -> P
     """
     path = Path(path)
     need_report_extra("the page of a study")
-    from evenslice.report.base.style import settings
-    from evenslice.report.study.page import draw_charts, draw_examples, render
+    from evenslice.report.pages import study_page
+    from evenslice.report.study_charts import study_charts
+    from evenslice.report.style import settings
 
     patterns = (escape(path.name), *STUDY_FILES)
     with settings(), staged_folder(path.parent, patterns, documents=("summary.json",), force=True) as beside:
-        charts = draw_charts(results)
-        (beside / path.name).write_text(render(results, charts), encoding="utf-8", errors="replace")
+        charts = study_charts(results)
+        (beside / path.name).write_text(study_page(results, charts), encoding="utf-8", errors="replace")
         for name in ("figures", "tables"):
             (beside / name).mkdir()
-        _save_figures([*charts, *draw_examples(results)], beside / "figures")
+        _save_figures(charts, beside / "figures")
         _save_tables(study_csv_tables(results), beside / "tables")
     return path
 
@@ -209,27 +189,26 @@ def write_survey_report(survey: SurveyResult, path: str | os.PathLike[str]) -> P
         MissingExtraError: Jinja2 or Matplotlib is not installed.
     """
     need_report_extra("the page of a survey")
-    from evenslice.report.survey.page import render
+    from evenslice.report.pages import survey_page
+    from evenslice.report.style import settings
 
-    return _write_page(render(survey), path)
+    with settings():
+        return _write_page(survey_page(survey), path)
 
 
 def write_survey_figures(survey: SurveyResult, folder: str | os.PathLike[str]) -> None:
-    """Write the figures of a survey as ``NAME.png`` and ``NAME.svg`` into a folder, which is created if missing.
+    """Write the chart of a survey as ``balance.svg`` into a folder, which is created if missing.
 
     Raises:
         OutputError: the files cannot be written.
         MissingExtraError: Matplotlib is not installed.
     """
     need_report_extra("the figures of a survey")
-    from evenslice.report.base.style import settings
-    from evenslice.report.survey.page import draw_charts
+    from evenslice.report.style import settings
+    from evenslice.report.survey_chart import balance_figure
 
-    with settings():
-        drawings = draw_charts(survey)
-        names = [f"{drawing.name}{suffix}" for drawing in drawings for suffix in SUFFIXES]
-        with staged_folder(folder, names, force=True) as beside:
-            _save_figures(drawings, beside)
+    with settings(), staged_folder(folder, _figure_files("balance"), force=True) as beside:
+        _save_figures([balance_figure(survey)], beside)
 
 
 def need_report_extra(what: str) -> None:
@@ -252,18 +231,13 @@ def _write_page(text: str, path: str | os.PathLike[str]) -> Path:
     return Path(path)
 
 
-def _save_figures(drawings: Iterable[Drawing], folder: Path) -> list[str]:
-    """Save figures as PNG and SVG and return the names of the files."""
-    from evenslice.report.base.style import NO_METADATA
+def _save_figures(drawings: Sequence[Drawing], folder: Path) -> list[str]:
+    """Save charts and return the names of the files."""
+    from evenslice.report.style import svg_text
 
-    names = []
     for drawing in drawings:
-        for suffix, metadata in zip(SUFFIXES, ({"Software": None}, NO_METADATA), strict=True):
-            names.append(f"{drawing.name}{suffix}")
-            drawing.figure.savefig(
-                folder / names[-1], dpi=150 if suffix == ".png" else "figure", metadata=metadata
-            )
-    return names
+        (folder / f"{drawing.name}.svg").write_text(svg_text(drawing.figure), encoding="utf-8")
+    return [f"{drawing.name}.svg" for drawing in drawings]
 
 
 def _save_tables(tables: Mapping[str, str], folder: Path) -> None:

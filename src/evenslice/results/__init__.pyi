@@ -69,7 +69,6 @@ from .studies import (
     read_comparisons as read_comparisons,
     read_example as read_example,
     read_pooled as read_pooled,
-    read_score as read_score,
 )
 from .surveys import (
     SURVEY_FILES as SURVEY_FILES,

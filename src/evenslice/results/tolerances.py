@@ -19,6 +19,10 @@ class Tolerances:
 
     Raises:
         ConfigError: a value is no number, or out of range.
+
+    Example:
+        >>> Tolerances(tolerance=0.1)
+        Tolerances(tolerance=0.1, answer_tolerance=0.05, mismatch_tolerance=0.01, judged_share=0.02, judged_class=0.01)
     """
 
     tolerance: float = 0.05

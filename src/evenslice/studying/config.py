@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from evenslice._core import Section, did_you_mean, needs_extra
-from evenslice.studying.study_data import OneDevice, StudyData
 from evenslice.training import (
     AugmentationConfig,
+    DataConfig,
+    LabelledFiles,
     SlicesOption,
     StrategyOption,
     TieOption,
     TrainingConfig,
     WeightsOption,
     check_added_symmetry,
+    check_boundaries,
     check_missing_slices,
     check_strategy,
 )
@@ -27,11 +28,20 @@ with needs_extra("train", "a study"):
         TypeAdapter,
         ValidationError,
         ValidationInfo,
+        field_serializer,
         field_validator,
         model_validator,
     )
 
-__all__ = ["STUDY_TEMPLATE", "Architecture", "Arm", "AuditOptions", "PrimaryComparison", "StudyConfig"]
+__all__ = [
+    "STUDY_TEMPLATE",
+    "Architecture",
+    "Arm",
+    "AuditOptions",
+    "PrimaryComparison",
+    "StudyConfig",
+    "StudyData",
+]
 
 STUDY_TEMPLATE = Path(__file__).with_name("template.yaml")
 """A configuration to start from, which shows every option."""
@@ -40,50 +50,27 @@ STUDY_TEMPLATE = Path(__file__).with_name("template.yaml")
 class Arm(Section):
     """One way of initializing and training networks, to be compared with others."""
 
-    name: str = Field(min_length=1, description="Name of the arm in results.")
-    strategy: StrategyOption = Field(
-        default="uniform",
-        description=(
-            "How colour kernels become slice kernels: one of the strategies of train. Unlike there, the default is uniform "
-            "whatever the other options are; a network saved by neutralize is left unchanged."
-        ),
-    )
-    tie: TieOption = Field(
-        default=None, description="Symmetry to enforce during training: mirror or uniform."
-    )
-    z_flip: bool | None = Field(
-        default=None, description="Randomly reverse the order of slices; by default as in augmentation."
-    )
-    weights: WeightsOption | None = Field(default=None, description="Replaces the architecture's weights.")
-    symmetrize: str | None = Field(
-        default=None,
-        min_length=1,
-        description=(
-            "Where to average the results for a window and its mirror, as in train: output, encoder, or the name "
-            "of a module; null for nowhere."
-        ),
-    )
-    missing_slices: float | None = Field(
-        default=None,
-        ge=0,
-        le=1,
-        description=(
-            "Probability that a neighbouring slice is replaced by the middle slice; by default as in augmentation."
-        ),
-    )
-    network_of: str | None = Field(
-        default=None,
-        min_length=1,
-        description=(
-            "Reuse this arm's trained network, symmetrized as given by symmetrize, instead of training one; all other "
-            "options come from that arm."
-        ),
-    )
-    seeds: tuple[int, ...] | None = Field(
-        default=None,
-        min_length=1,
-        description="Which of the study's seeds this arm is run with, at least one of the baseline's; by default all.",
-    )
+    name: str = Field(min_length=1)
+    """Name of the arm in results."""
+    strategy: StrategyOption = "uniform"
+    """How colour kernels become slice kernels: one of the strategies of train. Unlike there, the default is uniform
+    whatever the other options are; a network saved by neutralize is left unchanged."""
+    tie: TieOption = None
+    """Symmetry to enforce during training: mirror or uniform."""
+    z_flip: bool | None = None
+    """Randomly reverse the order of slices; by default as in augmentation."""
+    weights: WeightsOption | None = None
+    """Replaces the architecture's weights."""
+    symmetrize: str | None = Field(default=None, min_length=1)
+    """Where to average the results for a window and its mirror, as in train: output, encoder, or the name of a
+    module; null for nowhere."""
+    missing_slices: float | None = Field(default=None, ge=0, le=1)
+    """Probability that a neighbouring slice is replaced by the middle slice; by default as in augmentation."""
+    network_of: str | None = Field(default=None, min_length=1)
+    """Reuse this arm's trained network, symmetrized as given by symmetrize, instead of training one; all other
+    options come from that arm."""
+    seeds: tuple[int, ...] | None = Field(default=None, min_length=1)
+    """Which of the study's seeds this arm is run with, at least one of the baseline's; by default all."""
 
     @field_validator("tie", "symmetrize")
     @classmethod
@@ -105,9 +92,12 @@ class Arm(Section):
 class Architecture(Section):
     """A network to compare the arms with."""
 
-    name: str = Field(min_length=1, description="Name of the network in results.")
-    spec: str = Field(min_length=1, description="Network, as in train.")
-    weights: WeightsOption = Field(default="imagenet", description="Weights: imagenet, none, or a file.")
+    name: str = Field(min_length=1)
+    """Name of the network in results."""
+    spec: str = Field(min_length=1)
+    """Network, as in train."""
+    weights: WeightsOption = "imagenet"
+    """Weights: imagenet, none, or a file."""
 
 
 def _known_method(method: str) -> str:
@@ -124,62 +114,143 @@ Method = Annotated[str, AfterValidator(_known_method)]
 class AuditOptions(Section):
     """How trained networks are audited, on the test volumes."""
 
-    method: Method = Field(default="gradient", description="Attribution method.")
-    precision: float = Field(
-        default=0.01,
-        gt=0,
-        description="Half-width of the 95 % intervals of judged biases and answer changes at which to stop.",
-    )
-    max_windows: int | None = Field(
-        default=400, ge=1, description="Largest number of windows; null for no limit."
-    )
-    batch: int = Field(default=4, ge=1, description="Windows per forward pass.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="float32", description="Precision; rounding in bfloat16 alone causes biases of 0.001."
-    )
+    method: Method = "gradient"
+    """Attribution method."""
+    precision: float = Field(default=0.01, gt=0)
+    """Half-width of the 95 % intervals of judged biases and answer changes at which to stop."""
+    max_windows: int | None = Field(default=400, ge=1)
+    """Largest number of windows; null for no limit."""
+    batch: int = Field(default=4, ge=1)
+    """Windows per forward pass."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    """Precision; rounding in bfloat16 alone causes biases of 0.001."""
 
 
 class PrimaryComparison(Section):
     """The comparison with the baseline that a study is made for; name it before the runs."""
 
-    arm: str = Field(min_length=1, description="Arm that is compared with the baseline.")
-    margin: float = Field(
-        default=0.005,
-        gt=0,
-        lt=1,
-        description="Loss of the main score, averaged over the data sets, that would matter.",
-    )
-    architecture: str | None = Field(
-        default=None, min_length=1, description="Network of the comparison; by default the first."
-    )
+    arm: str = Field(min_length=1)
+    """Arm that is compared with the baseline."""
+    margin: float = Field(default=0.005, gt=0, lt=1)
+    """Loss of the main score, averaged over the data sets, that would matter."""
+    architecture: str | None = Field(default=None, min_length=1)
+    """Network of the comparison; by default the first."""
 
 
-def _given(training: Any) -> dict[str, Any] | None:
-    """Return the training options that were set; None if they are invalid, which is reported later."""
-    if isinstance(training, TrainingConfig):
-        return training.model_dump(exclude_unset=True)
-    return {} if training is None else training if isinstance(training, dict) else None
+def _one_device(training: TrainingConfig) -> TrainingConfig:
+    if training.devices > 1:
+        raise ValueError("a run of a study uses one device; use several workers to run several at once")
+    return training
+
+
+OneDevice = Annotated[TrainingConfig, AfterValidator(_one_device)]
+
+
+def _need(values: dict[str, Any], *names: str) -> None:
+    """Raise the error of pydantic for missing options, with the place of each."""
+    missing = [name for name in names if name not in values]
+    if missing:
+        raise ValidationError.from_exception_data(
+            "data", [{"type": "missing", "loc": (name,), "input": values} for name in missing]
+        )
+
+
+class StudyData(DataConfig):
+    """A data set to compare the arms on: pairs for training and others for tests, or folds of pairs.
+
+    Example: three quarters of a volume are trained on and one is tested, in turn.
+        >>> pair = {"image": "image.tif", "labels": "labels.tif"}
+        >>> data = StudyData.model_validate({"name": "em", "pairs": [pair], "blocks": 4, "folds": 4})
+        >>> data.fold_count
+        4
+    """
+
+    train: tuple[LabelledFiles, ...] = ()
+    """Pairs of image and labels for training; or give pairs and folds."""
+    test: tuple[LabelledFiles, ...] = ()
+    """Pairs for tests and audits; or give pairs and folds."""
+    pairs: tuple[LabelledFiles, ...] = ()
+    """Pairs of image and labels that are each tested in one of the folds and trained on in the others, instead of
+    train and test."""
+    folds: int | None = Field(default=None, ge=2)
+    """Number of folds: fold f tests on parts f, f + folds, f + 2 folds ... of the pairs and trains on the others,
+    except for slices near the test slices."""
+    blocks: int = Field(default=1, ge=1)
+    """Number of parts, contiguous blocks of slices, into which each pair is cut."""
+    training: OneDevice = Field(default_factory=TrainingConfig)
+    """Training options for this data set that differ from those of the study."""
+
+    @field_serializer("training")
+    def _in_full(self, training: TrainingConfig) -> dict[str, Any]:
+        """Keep defaults, too: they may differ from the options of the study."""
+        return training.model_dump(mode="json")
+
+    @classmethod
+    def _of_nnunet(cls, found: Any, given: dict[str, Any]) -> dict[str, Any]:
+        """Fold the cases that a folder of nnU-Net's has for training, if folds are given."""
+        if given.get("folds") is not None:
+            rest = {name: value for name, value in found.items() if name not in ("train", "test")}
+            found = {"pairs": found["train"], **rest}
+        return super()._of_nnunet(found, given)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_way_to_test(cls, values: Any) -> Any:
+        """Check that there are either pairs to fold, or pairs for training and for tests."""
+        if not isinstance(values, dict):
+            return values
+        if not (values.get("pairs") or values.get("folds") or values.get("blocks", 1) != 1):
+            _need(values, "train", "test")
+            return values
+        _need(values, "pairs", "folds")
+        for name in ("train", "validation", "test"):
+            if values.get(name):
+                raise ValueError(f"{name}: cannot stand beside pairs and folds; give one or the other")
+        return values
+
+    @field_validator("test")
+    @classmethod
+    def _can_test(cls, pairs: tuple[LabelledFiles, ...]) -> tuple[LabelledFiles, ...]:
+        if not pairs:
+            raise ValueError("give at least one pair of image and labels")
+        return pairs
+
+    @model_validator(mode="after")
+    def _enough_parts(self) -> Self:
+        parts = len(self.pairs) * self.blocks
+        if self.folds is not None and parts < self.folds:
+            raise ValueError(
+                f"folds: {self.folds}: more than there are parts, {parts} (pairs: {len(self.pairs)}, blocks of each: "
+                f"{self.blocks}); give more pairs or blocks, or fewer folds"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fit_task(self) -> Self:
+        check_boundaries(self, self.training)
+        return self
+
+    @property
+    def fold_count(self) -> int:
+        """The number of folds; 1 without any."""
+        return self.folds or 1
 
 
 _TRAINING: TypeAdapter[TrainingConfig] = TypeAdapter(OneDevice)
 
 
-def _common(training: Any) -> dict[str, Any] | None:
-    """Return the training options for all data sets; None if they are invalid, which is said of them alone."""
-    common = _given(training)
-    with suppress(ValidationError):
-        _TRAINING.validate_python({} if common is None else common)
-        return common
-    return None
+def _given(training: Any) -> Any:
+    """Return the training options that were set, or whatever stands in their place."""
+    if isinstance(training, TrainingConfig):
+        return training.model_dump(exclude_unset=True)
+    return {} if training is None else training
 
 
 def _completed(data: Any, common: dict[str, Any]) -> Any:
     """Return a data set with the common training options that it does not override."""
-    if isinstance(data, StudyData):
-        training = TrainingConfig.model_validate(common | (_given(data.training) or {}))
-        return data.model_copy(update={"training": training})
-    own = _given(data.get("training")) if isinstance(data, dict) else None
-    return data if own is None else {**data, "training": common | own}
+    options = dict(data) if isinstance(data, dict | StudyData) else {}
+    own = _given(options.get("training"))
+    return {**options, "training": common | own} if options and isinstance(own, dict) else data
 
 
 def _seeds_of(arm: Arm, arms: tuple[Arm, ...], seeds: tuple[int, ...]) -> tuple[int, ...]:
@@ -210,47 +281,45 @@ class StudyConfig(Section):
         (2, 300, 4)
     """
 
-    seeds: tuple[int, ...] = Field(
-        default=(0, 1, 2), min_length=1, description="Random seeds; each arm is run with each of them."
-    )
-    slices: SlicesOption = Field(default=3, description="Odd number of slices in a window.")
-    step: int = Field(default=1, ge=1, description="Distance between the slices of a window.")
-    augmentation: AugmentationConfig = Field(
-        default=AugmentationConfig(), description="Augmentation of crops."
-    )
-    training: OneDevice = Field(default=TrainingConfig(), description="Training.")
-    audit: AuditOptions = Field(default=AuditOptions(), description="Audit of the trained networks.")
-    arms: tuple[Arm, ...] = Field(min_length=1, description="Arms to compare.")
-    baseline: str = Field(
-        default="pretrained", validate_default=True, description="Arm that the others are compared with."
-    )
-    margin: float = Field(
-        default=0.01,
-        gt=0,
-        lt=1,
-        description=(
-            "Loss of the main score (Dice; in classification, balanced accuracy) relative to the baseline that would "
-            "matter."
-        ),
-    )
-    architectures: tuple[Architecture, ...] = Field(min_length=1, description="Networks.")
-    datasets: tuple[StudyData, ...] = Field(min_length=1, description="Data sets.")
-    primary: PrimaryComparison | None = Field(
-        default=None,
-        description=(
-            "Comparison that the study is made for: tested for non-inferiority first, and then for superiority, "
-            "without adjustment; all others get adjusted p values."
-        ),
-    )
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    """Random seeds; each arm is run with each of them."""
+    slices: SlicesOption = 3
+    """Odd number of slices in a window."""
+    step: int = Field(default=1, ge=1)
+    """Distance between the slices of a window."""
+    augmentation: AugmentationConfig = AugmentationConfig()
+    """Augmentation of crops."""
+    training: OneDevice = TrainingConfig()
+    """Training."""
+    audit: AuditOptions = AuditOptions()
+    """Audit of the trained networks."""
+    arms: tuple[Arm, ...] = Field(min_length=1)
+    """Arms to compare."""
+    baseline: str = Field(default="pretrained", validate_default=True)
+    """Arm that the others are compared with."""
+    margin: float = Field(default=0.01, gt=0, lt=1)
+    """Loss of the main score (Dice; in classification, balanced accuracy) relative to the baseline that would
+    matter."""
+    architectures: tuple[Architecture, ...] = Field(min_length=1)
+    """Networks."""
+    datasets: tuple[StudyData, ...] = Field(min_length=1)
+    """Data sets."""
+    primary: PrimaryComparison | None = None
+    """Comparison that the study is made for: tested for non-inferiority first, and then for superiority, without
+    adjustment; all others get adjusted p values."""
 
     @model_validator(mode="before")
     @classmethod
     def _complete_training(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Complete each data set with the common training options."""
-        common, datasets = _common(values.get("training")), values.get("datasets")
-        if common and isinstance(datasets, list | tuple):
-            return {**values, "datasets": [_completed(data, common) for data in datasets]}
-        return values
+        """Complete each data set with the common training options, unless these are wrong, which is said of them alone."""
+        common, datasets = _given(values.get("training")), values.get("datasets")
+        if not isinstance(datasets, list | tuple):
+            return values
+        try:
+            _TRAINING.validate_python(common)
+        except ValidationError:
+            return values
+        return {**values, "datasets": [_completed(data, common) for data in datasets]}
 
     @field_validator("arms", "architectures", "datasets")
     @classmethod
@@ -268,24 +337,6 @@ class StudyConfig(Section):
             raise ValueError("give different seeds, from 0 to 4294967295")
         return seeds
 
-    @field_validator("arms")
-    @classmethod
-    def _use_seeds(cls, arms: tuple[Arm, ...], info: ValidationInfo) -> tuple[Arm, ...]:
-        for arm in arms if "seeds" in info.data else ():
-            if unknown := sorted(set(arm.seeds or ()) - set(info.data["seeds"])):
-                raise ValueError(
-                    f"{arm.name}: seeds: {unknown[0]} is not one of the study's seeds; add it there"
-                )
-        return arms
-
-    @field_validator("arms")
-    @classmethod
-    def _fit_slices(cls, arms: tuple[Arm, ...], info: ValidationInfo) -> tuple[Arm, ...]:
-        for arm in arms if "slices" in info.data else ():
-            check_strategy(arm.strategy, info.data["slices"])
-            check_missing_slices(arm.missing_slices, info.data["slices"])
-        return arms
-
     @field_validator("augmentation")
     @classmethod
     def _has_neighbours(cls, augmentation: AugmentationConfig, info: ValidationInfo) -> AugmentationConfig:
@@ -294,14 +345,22 @@ class StudyConfig(Section):
 
     @field_validator("arms")
     @classmethod
-    def _have_networks(cls, arms: tuple[Arm, ...]) -> tuple[Arm, ...]:
+    def _can_be_run(cls, arms: tuple[Arm, ...], info: ValidationInfo) -> tuple[Arm, ...]:
+        """Check that arms use seeds of the study, fit its windows, and take networks of arms that are trained as they are."""
         by_name = {arm.name: arm for arm in arms}
+        slices = info.data.get("slices", 3)
         for arm in arms:
+            if unknown := sorted(set(arm.seeds or ()) - set(info.data.get("seeds", arm.seeds or ()))):
+                raise ValueError(
+                    f"{arm.name}: seeds: {unknown[0]} is not one of the study's seeds; add it there"
+                )
+            check_strategy(arm.strategy, slices)
+            check_missing_slices(arm.missing_slices, slices)
             if arm.network_of is None:
                 continue
-            if arm.network_of not in by_name:
+            base = by_name.get(arm.network_of)
+            if base is None:
                 raise ValueError(f"network_of: {did_you_mean(arm.network_of, by_name)}")
-            base = by_name[arm.network_of]
             if base.network_of is not None or base.symmetrize is not None or base.strategy == "twin":
                 what = "trains no network itself" if base.network_of is not None else "is symmetrized already"
                 raise ValueError(f"network_of: {base.name!r} {what}; name an arm that is trained as it is")
@@ -322,19 +381,14 @@ class StudyConfig(Section):
 
     @field_validator("baseline")
     @classmethod
-    def _is_an_arm(cls, baseline: str, info: ValidationInfo) -> str:
-        names = [arm.name for arm in info.data.get("arms", ())]
-        if names and baseline not in names:
-            raise ValueError(f"no arm has this name; the arms are {', '.join(names)}")
-        return baseline
-
-    @field_validator("baseline")
-    @classmethod
-    def _shares_seeds(cls, baseline: str, info: ValidationInfo) -> str:
+    def _can_be_compared(cls, baseline: str, info: ValidationInfo) -> str:
+        """Check that the baseline is an arm, and has a seed in common with each other arm."""
         if not {"seeds", "arms"} <= info.data.keys():
             return baseline
         arms, seeds = info.data["arms"], info.data["seeds"]
         known = {arm.name: _seeds_of(arm, arms, seeds) for arm in arms}
+        if baseline not in known:
+            raise ValueError(f"no arm has this name; the arms are {', '.join(known)}")
         for name, own in known.items():
             if set(own).isdisjoint(known[baseline]):
                 raise ValueError(
@@ -348,16 +402,16 @@ class StudyConfig(Section):
     def _is_a_comparison(
         cls, primary: PrimaryComparison | None, info: ValidationInfo
     ) -> PrimaryComparison | None:
-        if primary is None:
-            return None
         arms, networks = (
             [item.name for item in info.data.get(kind, ())] for kind in ("arms", "architectures")
         )
-        if arms and primary.arm not in arms:
+        if primary is None or not arms or not networks:
+            return primary
+        if primary.arm not in arms:
             raise ValueError(f"arm: {did_you_mean(primary.arm, arms)}")
         if primary.arm == info.data.get("baseline"):
             raise ValueError(f"arm: {primary.arm!r} is the baseline; name the arm that is compared with it")
-        if networks and primary.architecture not in {*networks, None}:
+        if primary.architecture not in {*networks, None}:
             raise ValueError(f"architecture: {did_you_mean(str(primary.architecture), networks)}")
         return primary
 

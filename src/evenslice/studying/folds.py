@@ -8,8 +8,7 @@ A part is a pair of image and labels, or a block of its slices. Fold f of k test
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from evenslice.volumes import is_address, open_volume
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from evenslice.studying.study_data import StudyData
+    from evenslice.studying.config import StudyData
     from evenslice.training import LabelledFiles, ModelConfig, VolumeFile
 
 __all__ = ["cut_blocks", "fold_data"]
@@ -32,7 +31,7 @@ OPTIONS = ("training", "pairs", "folds", "blocks")
 
 @dataclass(frozen=True)
 class _Part:
-    """A pair, or a block of its slices; ``start`` and ``stop`` are None for all slices of a pair of unknown length.
+    """A pair, or a block of its slices; these are None for all of a pair of unknown length, which shares no file.
 
     ``files`` has the resolution level of each of its files.
     """
@@ -40,8 +39,7 @@ class _Part:
     number: int
     pair: LabelledFiles
     files: Mapping[tuple[Any, ...], int]
-    start: int | None = None
-    stop: int | None = None
+    slices: tuple[int, int] | None = None
 
     def near(self, other: _Part) -> bool:
         """Return whether both read the same image or the same labels."""
@@ -64,7 +62,7 @@ def fold_data(data: StudyData, window: ModelConfig) -> list[DataConfig]:
         VolumeError: an image whose number of slices is needed cannot be opened.
 
     Example: two halves of a volume of 100 slices.
-        >>> from evenslice.studying.study_data import StudyData
+        >>> from evenslice.studying.config import StudyData
         >>> from evenslice.training import ModelConfig
         >>> pair = {"image": "image.tif", "labels": "labels.tif", "slices": [0, 100]}
         >>> data = StudyData.model_validate({"name": "em", "pairs": [pair], "blocks": 2, "folds": 2})
@@ -112,7 +110,7 @@ def _cut(data: StudyData, window: ModelConfig) -> list[_Part]:
                     f"datasets: {data.name!r}: blocks: {data.blocks}: cuts pairs[{part.number}] into blocks of "
                     f"{last - first} slices, fewer than the {window.extent} that a window spans; give fewer blocks"
                 )
-            parts.append(_Part(part.number, part.pair, part.files, first, last))
+            parts.append(replace(part, slices=(first, last)))
     return parts
 
 
@@ -136,13 +134,13 @@ def _one_fold(
     train = []
     for number, pair in enumerate(data.pairs):
         kept = [part for part in parts if part.number == number and part not in tested]
-        if kept and kept[0].start is None:
+        slices = {z for part in kept if part.slices for z in range(*part.slices)}
+        if kept and not slices:
             train.append(pair)
             continue
-        slices = {z for part in kept for z in range(*_range(part))}
         for part in tested:
-            if kept and part.near(kept[0]):
-                first, last = _range(part)
+            if kept and part.slices and part.near(kept[0]):
+                first, last = part.slices
                 slices -= set(range(first - window.guard - 1, last + window.guard + 1))
         train += [_slices(pair, *ends) for ends in _runs(slices) if ends[1] - ends[0] >= window.extent]
     if not train:
@@ -150,15 +148,10 @@ def _one_fold(
             f"datasets: {data.name!r}: fold {fold} has no slices to train on: those that are not tested are too near "
             "to the test, or fewer than a window spans; give more pairs or other blocks and folds"
         )
-    test = [part.pair if part.start is None else _slices(part.pair, *_range(part)) for part in tested]
-    return {"train": train, "test": test}
-
-
-def _range(part: _Part) -> tuple[int, int]:
-    """Return the slices of a part that shares its file with others."""
-    if part.start is None or part.stop is None:
-        raise TypeError("the number of slices is unknown")  # never: such a part shares no file
-    return part.start, part.stop
+    return {
+        "train": train,
+        "test": [part.pair if part.slices is None else _slices(part.pair, *part.slices) for part in tested],
+    }
 
 
 def _runs(slices: set[int]) -> Iterator[tuple[int, int]]:
@@ -192,17 +185,9 @@ def _path(data: StudyData, file: VolumeFile) -> Path | str:
 def _length(data: StudyData, part: _Part) -> int:
     """Return the number of slices of the image of a pair; only its header is read."""
     image = part.pair.image
-    with _at(f"datasets: {data.name!r}: pairs[{part.number}].image"):
-        volume = open_volume(
-            _path(data, image), axes=image.axes, select=image.select, level=image.level, plane=data.plane
-        )
-    return len(volume)
-
-
-@contextmanager
-def _at(place: str) -> Iterator[None]:
-    """Add the place in the configuration to errors."""
+    options: dict[str, Any] = {"axes": image.axes, "select": image.select, "level": image.level}
     try:
-        yield
+        return len(open_volume(_path(data, image), plane=data.plane, **options))
     except EvensliceError as error:
+        place = f"datasets: {data.name!r}: pairs[{part.number}].image"
         raise error.within(place, spelled_in_configuration) from error

@@ -27,8 +27,7 @@ from evenslice.inference import Compute, ReadyNetwork, predict
 from evenslice.networks import predicted_classes
 from evenslice.neutralizing import load_network, symmetrize
 from evenslice.results import EXAMPLE_SIZE, saliency_percentiles, save_audits
-from evenslice.studying.outcome import STRESS_COLUMNS, RunOutcome
-from evenslice.studying.repair import repair_run
+from evenslice.studying.run_files import STRESS_COLUMNS, RunOutcome, repair_run
 from evenslice.training import (
     RunFolder,
     TrainConfig,
@@ -285,32 +284,25 @@ def _save_example(network: nn.Module, part: LabelledVolume, config: TrainConfig,
     _, output = next(
         predict(ready, part.volume, scaling=part.scaling, slices=model.slices, step=model.step, centres=[z])
     )
-    labels = _shades(part.labels[z])
+    # Those that do not count are shown as background, those above 255 as one.
+    labels, predicted = (
+        np.clip(classes, 0, 255).astype(np.uint8)
+        for classes in (part.labels[z], predicted_classes(output, dim=0).cpu().numpy())
+    )
     shown = _around_foreground(labels)
     with staged_file(path, force=True) as beside:
         np.savez_compressed(
             beside,
             image=np.rint(part.scaling(part.volume[z]) * 255).astype(np.uint8)[shown],
             labels=labels[shown],
-            predicted=_shades(predicted_classes(output, dim=0).cpu().numpy())[shown],
+            predicted=predicted[shown],
         )
-
-
-def _shades(classes: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
-    """Return classes as the example shows them: those that do not count as background, those above 255 as one."""
-    shades: NDArray[np.uint8] = np.clip(classes, 0, 255).astype(np.uint8)
-    return shades
 
 
 def _around_foreground(labels: NDArray[np.uint8]) -> tuple[slice, slice]:
     """Return a part (y, x) of a slice of at most ``EXAMPLE_SIZE`` pixels a side, around the middle of its foreground."""
-    places = np.nonzero(labels)
-    y, x = (
-        (where.min() + where.max() + 1) // 2 if len(where) else length // 2
-        for where, length in zip(places, labels.shape, strict=True)
-    )
-    starts = [
-        int(min(max(0, middle - EXAMPLE_SIZE // 2), max(0, length - EXAMPLE_SIZE)))
-        for middle, length in zip((y, x), labels.shape, strict=True)
-    ]
+    starts = []
+    for where, length in zip(np.nonzero(labels), labels.shape, strict=True):
+        middle = (where.min() + where.max() + 1) // 2 if len(where) else length // 2
+        starts.append(int(min(max(0, middle - EXAMPLE_SIZE // 2), max(0, length - EXAMPLE_SIZE))))
     return slice(starts[0], starts[0] + EXAMPLE_SIZE), slice(starts[1], starts[1] + EXAMPLE_SIZE)

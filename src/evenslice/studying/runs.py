@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from evenslice._core import ConfigError, EvensliceError, module_file, spelled_in_configuration
 from evenslice.networks import parse_specification
 from evenslice.studying.folds import fold_data
-from evenslice.studying.outcome import RunOutcome
-from evenslice.studying.repair import damaged_files
+from evenslice.studying.run_files import RunOutcome, damaged_files
 from evenslice.training import (
     MOVABLE,
     ModelConfig,
@@ -29,8 +28,7 @@ from evenslice.training import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from evenslice.studying.config import Architecture, Arm, AuditOptions, StudyConfig
-    from evenslice.studying.study_data import StudyData
+    from evenslice.studying.config import Architecture, Arm, AuditOptions, StudyConfig, StudyData
     from evenslice.training import DataConfig
 
 __all__ = ["LABELS", "Run", "count_runs", "plan_runs"]

@@ -12,11 +12,9 @@ A run that takes the network of another one begins when that is done.
 
 from __future__ import annotations
 
-import csv
-import json
 import re
+from contextlib import contextmanager, suppress
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,31 +25,22 @@ from evenslice._core import (
     VolumeError,
     as_config,
     check_callable,
-    json_text,
+    load_config,
     local_path,
+    locked_folder,
     map_as_finished,
-    open_cluster,
+    open_workers,
+    remove_leftovers,
     spelled_in_configuration,
     staged_file,
+    to_yaml,
 )
 from evenslice.report import need_report_extra, study_html, write_study_report
-from evenslice.results import (
-    DEFINITIONS,
-    FORMAT,
-    MAIN_SCORES,
-    METRICS,
-    TASK_SCORES,
-    Primary,
-    load_study,
-    pool_runs,
-    run_name,
-    summarize_runs,
-)
+from evenslice.results import DEFINITIONS, load_study, run_name
 from evenslice.studying.config import StudyConfig
-from evenslice.studying.outcome import STRESS_COLUMNS
 from evenslice.studying.run_execution import DataFiles, execute, execute_at_worker, record_failure
-from evenslice.studying.runs import LABELS, count_runs, plan_runs
-from evenslice.studying.study_folder import working_in_study, write_config
+from evenslice.studying.runs import plan_runs
+from evenslice.studying.study_results import write_results
 from evenslice.training import DataConfig, RunFolder, check_data, fingerprints, open_data
 
 if TYPE_CHECKING:
@@ -59,10 +48,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from evenslice.results import StudySummary
-    from evenslice.studying.outcome import RunOutcome
+    from evenslice.studying.run_files import RunOutcome
     from evenslice.studying.runs import Run
 
-__all__ = ["study", "write_results"]
+__all__ = ["STUDY_FILES", "study", "working_in_study"]
+
+STUDY_FILES = ("config.yaml", "summary.json", "results.csv", "report.html")
+"""Names of the files of a study."""
+
+_RUN = re.compile(r".+-[0-9a-f]{12}")
 
 OF_DATA = re.compile(rf"(?<![\w./])data\.(?=(?:{'|'.join(DataConfig.model_fields)})\b)")
 """What stands before an option of a training's data, and not before one of a study's data set."""
@@ -137,43 +131,29 @@ def study(
     config = config.model_copy(update={"datasets": tuple(data.with_root() for data in config.datasets)})
     need_report_extra("the report of a study")
     out, runs = local_path(out).absolute(), plan_runs(config)
-    with working_in_study(out):
-        return _study(config, runs, out, workers, scheduler, on_start, on_finished)
-
-
-def _study(
-    config: StudyConfig,
-    runs: Sequence[Run],
-    out: Path,
-    workers: int | None,
-    scheduler: str | None,
-    on_start: Callable[[tuple[str, ...]], None] | None,
-    on_finished: Callable[[RunOutcome, int, int], None] | None,
-) -> StudySummary:
     base = out / "runs"
-    outcomes = {run.key: found for run in runs if (found := run.outcome(base)) is not None}
-    for key in _networks_to_restore(runs, outcomes, base):
-        del outcomes[key]
-    waiting = [run for run in runs if run.key not in outcomes]
-    _check_weights(waiting)
-    _check_data(config, waiting)
-    data = {place: sorted(fingerprints(group[0].config.data)) for place, group in _by_data(waiting).items()}
-    _check_unchanged(runs, data, base)
-    for run in waiting[:1]:
-        run.folder(base).mkdir(parents=True, exist_ok=True)  # from now on, it is the folder of a study
-    write_config(config, out)
-    if on_start is not None and (lines := _not_applied(runs, outcomes)):
-        on_start(lines)
-    for run, outcome in _execute_all(waiting, data, base, workers, scheduler):
-        outcomes[run.key] = outcome
-        write_results(config, outcomes.values(), out)
-        if on_finished is not None:
-            on_finished(outcome, len(outcomes), len(runs))
-    for run in waiting:  # of a failed one, a worker that was only thought lost may have finished it since
-        if outcomes[run.key].status == "failed" and (found := run.outcome(base)) is not None:
-            outcomes[run.key] = found
-    summary = write_results(config, outcomes.values(), out)
-    write_study_report(load_study(out), out / "report.html")
+    with working_in_study(out):
+        outcomes = {run.key: found for run in runs if (found := run.outcome(base)) is not None}
+        for key in _networks_to_restore(runs, outcomes, base):
+            del outcomes[key]
+        waiting = [run for run in runs if run.key not in outcomes]
+        data = _check_data(config, waiting)
+        _check_unchanged(runs, data, base)
+        for run in waiting[:1]:
+            run.folder(base).mkdir(parents=True, exist_ok=True)  # from now on, it is the folder of a study
+        _write_config(config, out)
+        if on_start is not None and (lines := _not_applied(runs, outcomes)):
+            on_start(lines)
+        for run, outcome in _execute_all(waiting, data, base, workers, scheduler):
+            outcomes[run.key] = outcome
+            write_results(config, outcomes.values(), out)
+            if on_finished is not None:
+                on_finished(outcome, len(outcomes), len(runs))
+        for run in waiting:  # of a failed one, a worker that was only thought lost may have finished it since
+            if outcomes[run.key].status == "failed" and (found := run.outcome(base)) is not None:
+                outcomes[run.key] = found
+        summary = write_results(config, outcomes.values(), out)
+        write_study_report(load_study(out), out / "report.html")
     return cast("StudySummary", _ShownSummary(summary))
 
 
@@ -203,14 +183,18 @@ def _not_applied(runs: Sequence[Run], outcomes: Mapping[str, RunOutcome]) -> tup
         and run.config.model.slices > 1  # a window of one slice has no neighbours to disturb
         and "stress_intact" not in outcome.model_fields_set
     ]
-    lines = [f"training.stress: these finished runs were tested without it, and stay so: {_some(unstressed)}"]
+    lines = []
+    if unstressed:
+        lines.append(
+            f"training.stress: these finished runs were tested without it, and stay so: {_some(unstressed)}"
+        )
     older = [run for run, outcome in finished if outcome.definitions < DEFINITIONS]
-    if len(older) < len(runs):
+    if 0 < len(older) < len(runs):
         lines.append(
             "audit: these finished runs were audited by version 0.2, and have no figures that stand beside the others' (to "
             f"audit them again, remove their run.json): {_some(older)}"
         )
-    return tuple(line for line, found in zip(lines, (unstressed, older), strict=False) if found)
+    return tuple(lines)
 
 
 def _some(runs: Sequence[Run]) -> str:
@@ -225,17 +209,18 @@ class _ShownSummary(dict[str, Any]):
         return study_html(cast("StudySummary", self))
 
 
-def _check_weights(runs: Iterable[Run]) -> None:
-    """Check that the files of weights exist: in a study of days, the run that needs one may be the last."""
-    for run in runs:
+def _check_data(config: StudyConfig, runs: Sequence[Run]) -> DataFiles:
+    """Report errors in the files of runs, or options that do not fit them, before the first of them.
+
+    Returns:
+        The fingerprints of the data, by the name of the data set and the fold.
+    """
+    for run in runs:  # in a study of days, the run that needs a file may be the last
         weights = run.config.model.weights
         if weights not in {"imagenet", "none"} and not Path(weights).exists():
             raise ConfigError(f"{run.spell('weights', weights)}: no such weights file; check the path")
-
-
-def _check_data(config: StudyConfig, runs: Iterable[Run]) -> None:
-    """Report errors in the data of runs, or options that do not fit them, before the first of them."""
     folded = {data.name for data in config.datasets if data.folds is not None}
+    found = {}
     for (name, fold), group in _by_data(runs).items():
         first = group[0].config
         try:
@@ -244,6 +229,8 @@ def _check_data(config: StudyConfig, runs: Iterable[Run]) -> None:
             place = f"{name!r}: fold {fold}" if name in folded else repr(name)
             text = OF_DATA.sub("", error.render(spelled_in_configuration))
             raise type(error)(f"datasets: {place}: {text}") from error
+        found[name, fold] = sorted(fingerprints(first.data))
+    return found
 
 
 def _by_data(runs: Iterable[Run]) -> dict[tuple[str, int], list[Run]]:
@@ -281,7 +268,7 @@ def _execute_all(
 ) -> Iterator[tuple[Run, RunOutcome]]:
     if not runs:
         return
-    with open_cluster(workers, scheduler) as client:
+    with open_workers(workers, scheduler) as client:
         run_one = partial(execute, progress=None) if client is None else execute_at_worker
         for run, outcome in map_as_finished(
             partial(run_one, base=base, data=data), runs, client, needs=lambda run: run.base
@@ -294,95 +281,34 @@ def _execute_all(
                 yield run, outcome
 
 
-def write_results(config: StudyConfig, outcomes: Iterable[RunOutcome], out: Path) -> StudySummary:
-    """Write the results of a study so far: ``results.csv`` and ``summary.json``.
+@contextmanager
+def working_in_study(out: Path) -> Iterator[None]:
+    """Hold the lock of the folder of a study, new or not, without what killed processes left there.
 
-    Args:
-        config: the configuration of the study.
-        outcomes: those of all finished or failed runs.
-        out: the folder of the study.
-
-    Returns:
-        The content of ``summary.json``.
+    Raises:
+        OutputError: another study works in it; or it holds files of a study's names, but no run of one, so that they
+            are not a study's, or their runs are kept elsewhere.
     """
-    by_labels = {tuple(getattr(outcome, name) for name in LABELS): outcome for outcome in outcomes}
-    ordered = [by_labels[labels] for labels in _rows(config) if labels in by_labels]
-    data = {item.name: {"folds": item.fold_count, "classes": item.classes} for item in config.datasets}
-    done = [{**outcome.to_dict(), **data[outcome.dataset]} for outcome in ordered if outcome.status == "done"]
-    failed = [outcome for outcome in ordered if outcome.status == "failed"]
-    score = MAIN_SCORES[config.task]
-    summary = {
-        "format": FORMAT,
-        "planned": count_runs(config),
-        "finished": len(done),
-        "failed": [outcome.model_dump(include={*LABELS, "error"}) for outcome in failed],
-        "baseline": config.baseline,
-        "score": score,
-        "definitions": max(
-            (outcome.definitions for outcome in ordered if outcome.verdict), default=DEFINITIONS
-        ),
-        "comparisons": [
-            item.to_dict()
-            for item in summarize_runs(done, baseline=config.baseline, margin=config.margin, score=score)
-        ],
-        "pooled": [
-            item.to_dict()
-            for item in pool_runs(
-                done,
-                baseline=config.baseline,
-                margin=config.margin,
-                primary=_primary(config),
-                score=score,
-                datasets=[data.name for data in config.datasets],
-                architectures=[item.name for item in config.architectures],
-                arms=[arm.name for arm in config.arms],
+    with locked_folder(
+        out,
+        f"{out}: another `evenslice study` is at work in it; wait for it, or choose another folder",
+    ):
+        runs = [run for run in (out / "runs").glob("*/") if _RUN.fullmatch(run.name)]
+        found = [out / name for name in STUDY_FILES if (out / name).exists()]
+        if found and not runs:
+            raise OutputError(
+                f"{found[0]}: was not written by a study, or its runs are elsewhere; restore its folder runs, or choose another "
+                "folder"
             )
-        ],
-    }
-    text = json_text(summary)
-    with staged_file(out / "summary.json", force=True) as beside:
-        beside.write_text(text, encoding="utf-8")
-    _write_table(ordered, config, out / "results.csv")
-    written: StudySummary = json.loads(text)
-    return written
+        remove_leftovers(out, (*STUDY_FILES, "unfinished"))
+        yield
 
 
-def _primary(config: StudyConfig) -> Primary | None:
-    chosen = config.primary
-    if chosen is None:
-        return None
-    return Primary(chosen.arm, chosen.architecture or config.architectures[0].name, chosen.margin)
-
-
-def _rows(config: StudyConfig) -> Iterator[tuple[Any, ...]]:
-    """Yield the labels of all runs in the order of the table."""
-    for data in config.datasets:
-        names = ([item.name for item in items] for items in (config.architectures, config.arms))
-        yield from product([data.name], *names, range(data.fold_count), config.seeds)
-
-
-def _write_table(outcomes: Sequence[RunOutcome], config: StudyConfig, path: Path) -> None:
-    """Write one row for each run; undefined values are left empty."""
-    half = config.slices // 2
-    shares = [f"share_{offset}" for offset in range(-half, half + 1)]
-    scores = TASK_SCORES[config.task]
-    other_task = {name for names in TASK_SCORES.values() for name in names} - {*scores}
-    first = (*LABELS, *scores[:2], "directional_bias", "asymmetry", "imbalance", *shares, "seconds")
-    measured = any("stress_intact" in outcome.to_dict() for outcome in outcomes)  # not by earlier versions
-    others = (
-        "verdict",
-        *(name for name in METRICS if name not in {*first, *other_task}),
-        "answer_of",
-        *(STRESS_COLUMNS if measured else ()),
-        "definitions",
-        "windows",
-        "steps",
-    )
-    with staged_file(path, force=True) as beside, beside.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, (*first, *others, "key", "status", "error"), extrasaction="ignore")
-        table.writeheader()
-        for outcome in outcomes:
-            record = outcome.to_dict() | dict(zip(shares, outcome.shares or (), strict=False))
-            if outcome.status == "done":
-                record["definitions"] = outcome.definitions
-            table.writerow(record)
+def _write_config(config: StudyConfig, out: Path) -> None:
+    """Write the configuration of a study to its folder, unless the one there says the same, perhaps with comments."""
+    path = out / "config.yaml"
+    with suppress(ConfigError):  # damaged
+        if path.exists() and load_config(path, StudyConfig) == config:
+            return
+    with staged_file(path, force=True) as beside:
+        beside.write_text(to_yaml(config), encoding="utf-8")

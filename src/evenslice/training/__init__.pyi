@@ -1,12 +1,18 @@
-from .checkpoints import check_archive as check_archive
 from .config import (
     AugmentationConfig as AugmentationConfig,
     ModelConfig as ModelConfig,
+    SlicesOption as SlicesOption,
+    StrategyOption as StrategyOption,
+    TieOption as TieOption,
     TrainConfig as TrainConfig,
     TrainingConfig as TrainingConfig,
+    WeightsOption as WeightsOption,
+    check_added_symmetry as check_added_symmetry,
     check_boundaries as check_boundaries,
     check_missing_slices as check_missing_slices,
+    check_strategy as check_strategy,
     default_yaml as default_yaml,
+    saved_record as saved_record,
 )
 from .data import fingerprints as fingerprints, open_data as open_data
 from .data_config import (
@@ -14,23 +20,15 @@ from .data_config import (
     LabelledFiles as LabelledFiles,
     VolumeFile as VolumeFile,
 )
-from .documents import data_of_result as data_of_result
-from .logs import is_first_process as is_first_process
 from .monitor import AsymmetryMonitor as AsymmetryMonitor
-from .option_types import (
-    SlicesOption as SlicesOption,
-    StrategyOption as StrategyOption,
-    TieOption as TieOption,
-    WeightsOption as WeightsOption,
-    check_added_symmetry as check_added_symmetry,
-    check_strategy as check_strategy,
-    saved_record as saved_record,
+from .plan import check_data as check_data
+from .run_folder import (
+    MOVABLE as MOVABLE,
+    RunFolder as RunFolder,
+    data_of_result as data_of_result,
+    flat_options as flat_options,
 )
-from .preflight import check_data as check_data
-from .retesting import retest as retest
-from .run_folder import MOVABLE as MOVABLE, RunFolder as RunFolder, flat_options as flat_options
-from .segmenter import (
-    Segmenter as Segmenter,
+from .run_network import (
     asked_size as asked_size,
     find_reading as find_reading,
     load_segmenter as load_segmenter,
@@ -38,4 +36,5 @@ from .segmenter import (
     reading_of as reading_of,
 )
 from .slice_windows import SliceWindows as SliceWindows
-from .trainer import train as train
+from .trainer import retest as retest, train as train
+from .training_files import check_archive as check_archive, is_first_process as is_first_process

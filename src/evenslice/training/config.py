@@ -8,32 +8,130 @@ These checks need only the configuration; ``evenslice.training.data`` checks the
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from evenslice._core import Section, needs_extra, to_yaml
-from evenslice.training.data_config import DataConfig, LabelledFiles
-from evenslice.training.option_types import (
-    SlicesOption,
-    StrategyOption,
-    TieOption,
-    WeightsOption,
-    check_added_symmetry,
-    check_strategy,
-    record_beside,
+from evenslice._core import (
+    ConfigError,
+    EvensliceError,
+    ModelError,
+    Section,
+    did_you_mean,
+    needs_extra,
+    to_yaml,
 )
+from evenslice.training.data_config import DataConfig, LabelledFiles, config_folder
+
+if TYPE_CHECKING:
+    from evenslice.neutralizing import Record
+
 
 with needs_extra("train", "a configuration"):
-    from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
+    from pydantic import AfterValidator, Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
 __all__ = [
     "AugmentationConfig",
     "ModelConfig",
+    "SlicesOption",
+    "StrategyOption",
+    "TieOption",
     "TrainConfig",
     "TrainingConfig",
+    "WeightsOption",
+    "check_added_symmetry",
     "check_boundaries",
     "check_missing_slices",
+    "check_strategy",
     "default_yaml",
+    "saved_record",
 ]
+
+
+def _odd(slices: int) -> int:
+    if slices % 2 == 0:
+        raise ValueError("a window has an odd number of slices, such as 3 or 5")
+    return slices
+
+
+def _beside_file(weights: str, info: ValidationInfo) -> str:
+    from evenslice.neutralizing import find_in_folder
+
+    if weights in ("imagenet", "none"):
+        return weights
+    beside = config_folder(info) / weights
+    try:
+        _, file = find_in_folder("", str(beside))
+        return file if Path(file).is_file() else weights
+    except EvensliceError as error:  # of a name that no file can have
+        raise ValueError(str(error)) from error
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror}); name a file that can") from error
+
+
+def record_beside(weights: Any, info: ValidationInfo) -> Record | None:
+    """Return what was done to the network that weights in a configuration hold; see ``saved_record``."""
+    try:
+        return saved_record(_beside_file(str(weights), info)) if isinstance(weights, str | Path) else None
+    except ValueError:  # of which the option itself will tell
+        return None
+
+
+def saved_record(weights: str) -> Record | None:
+    """Return what was done to the network in a file of ``save_network``; None for any other weights."""
+    from evenslice.networks import METADATA_KEY, read_metadata
+    from evenslice.neutralizing import read_saved
+
+    try:
+        text = read_metadata(weights).get(METADATA_KEY)
+        return None if text is None else read_saved(weights, text)[0]
+    except ModelError:  # a damaged file, of which reading the weights will tell
+        return None
+
+
+def _known_strategy(strategy: str | tuple[float, ...]) -> str | tuple[float, ...]:
+    from evenslice.neutralizing import STRATEGIES
+
+    if isinstance(strategy, str) and strategy not in STRATEGIES:
+        raise ValueError(did_you_mean(strategy, STRATEGIES))
+    return strategy
+
+
+def check_strategy(strategy: str | tuple[float, ...], slices: int) -> None:
+    """Raise ValueError if a strategy does not fit the number of slices."""
+    from evenslice.neutralizing import find_strategy
+
+    try:
+        find_strategy(strategy, slices)
+    except ConfigError as error:  # pydantic itself says which option of the configuration it is
+        raise ValueError(str(error).removeprefix("strategy: ")) from error
+
+
+def check_added_symmetry(value: str | None, info: ValidationInfo) -> str | None:
+    """Raise ValueError if a tie or a place to average adds nothing to the strategy's own symmetry, or makes it another."""
+    strategy = info.data.get("strategy")
+    symmetric = strategy in ("center", "profile", "mirror") or isinstance(strategy, tuple)
+    if value == "uniform" and info.field_name == "tie" and symmetric:
+        raise ValueError("makes every strategy 'uniform'; choose the strategy 'uniform', or the tie 'mirror'")
+    if value is not None and strategy == "twin":
+        other = "'pretrained'" if info.field_name == "symmetrize" else "that of its name"
+        raise ValueError(
+            f"the strategy 'twin' is mirror-symmetric whatever is learned; omit {info.field_name}, or choose another "
+            f"strategy, such as {other}"
+        )
+    return value
+
+
+SlicesOption = Annotated[int, Field(ge=1), AfterValidator(_odd)]
+"""The number of slices in a window."""
+
+WeightsOption = Annotated[str, Field(min_length=1), AfterValidator(_beside_file)]
+"""Weights by name or file; a file beside the configuration takes precedence."""
+
+StrategyOption = Annotated[str | tuple[float, ...], AfterValidator(_known_strategy)]
+"""The name of a strategy, or the weights of a symmetric profile."""
+
+TieOption = Literal["mirror", "uniform"] | None
+"""The name of a tie, or None."""
 
 
 class ModelConfig(Section):
@@ -44,43 +142,25 @@ class ModelConfig(Section):
         ('twin', 'uniform', 'pretrained')
     """
 
-    spec: str = Field(
-        default="smp:Unet/tu-tf_efficientnet_lite0",
-        min_length=1,
-        description=(
-            "Network: smp:Unet/resnet34, timm:NAME, torchvision:NAME, monai:NAME, transformers:NAME, or "
-            "package.module:function."
-        ),
-    )
-    weights: WeightsOption = Field(
-        default="imagenet",
-        description="Weights: imagenet, none (random), a file, or a folder for Hugging Face.",
-    )
-    slices: SlicesOption = Field(
-        default=3,
-        description="Odd number of slices in a window; by default that of the network in a file of neutralize, else 3.",
-    )
-    step: int = Field(default=1, ge=1, description="Distance between the slices of a window.")
-    strategy: StrategyOption = Field(
-        default="twin",
-        description=(
-            "How colour kernels become slice kernels: pretrained, uniform, center, profile, mirror, twin, shuffle, "
-            "equalize, reinit, random, mixer; or the weights of a symmetric profile. With symmetrize, the default is "
-            "pretrained, and with a tie, the strategy of that name; a network saved by neutralize is left unchanged."
-        ),
-    )
-    tie: TieOption = Field(
-        default=None, description="Symmetry to enforce during training: mirror or uniform."
-    )
+    spec: str = Field(default="smp:Unet/tu-tf_efficientnet_lite0", min_length=1)
+    """Network: smp:Unet/resnet34, timm:NAME, torchvision:NAME, monai:NAME, transformers:NAME, or
+    package.module:function."""
+    weights: WeightsOption = "imagenet"
+    """Weights: imagenet, none (random), a file, or a folder for Hugging Face."""
+    slices: SlicesOption = 3
+    """Odd number of slices in a window; by default that of the network in a file of neutralize, else 3."""
+    step: int = Field(default=1, ge=1)
+    """Distance between the slices of a window."""
+    strategy: StrategyOption = "twin"
+    """How colour kernels become slice kernels: pretrained, uniform, center, profile, mirror, twin, shuffle, equalize,
+    reinit, random, mixer; or the weights of a symmetric profile. With symmetrize, the default is pretrained, and with
+    a tie, the strategy of that name; a network saved by neutralize is left unchanged."""
+    tie: TieOption = None
+    """Symmetry to enforce during training: mirror or uniform."""
 
-    symmetrize: str | None = Field(
-        default=None,
-        min_length=1,
-        description=(
-            "Where to average the results for a window and its mirror: output, encoder, or the name of a module; "
-            "null for nowhere."
-        ),
-    )
+    symmetrize: str | None = Field(default=None, min_length=1)
+    """Where to average the results for a window and its mirror: output, encoder, or the name of a module; null for
+    nowhere."""
 
     @field_validator("tie", "symmetrize")
     @classmethod
@@ -94,7 +174,7 @@ class ModelConfig(Section):
 
         A network need not be made symmetric in two ways.
         """
-        from evenslice.neutralizing import MANY_SLICES, TIES
+        from evenslice.neutralizing import TIES
 
         if not isinstance(values, dict):
             return values
@@ -105,11 +185,6 @@ class ModelConfig(Section):
             fitting["strategy"] = "pretrained"
         if record := record_beside(values.get("weights"), info):
             fitting["strategy"] = "pretrained"
-            if record.slices > MANY_SLICES and "slices" not in values:
-                raise ValueError(
-                    f"the weights were saved with {record.slices} slices, which take much memory; to accept them, set "
-                    f"slices to {record.slices}"
-                )
             fitting["slices"] = record.slices
         return fitting | values
 
@@ -153,16 +228,16 @@ class AugmentationConfig(Section):
         True
     """
 
-    flips: bool = Field(default=True, description="Flip along y and x.")
-    rotations: bool = Field(default=True, description="Rotate in the plane by multiples of 90 degrees.")
-    z_flip: bool = Field(default=True, description="Reverse the order of slices.")
-    intensity: bool = Field(default=True, description="Change brightness, contrast and gamma, and add noise.")
-    missing_slices: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="Probability that a neighbouring slice is replaced by the middle slice, independently for each.",
-    )
+    flips: bool = True
+    """Flip along y and x."""
+    rotations: bool = True
+    """Rotate in the plane by multiples of 90 degrees."""
+    z_flip: bool = True
+    """Reverse the order of slices."""
+    intensity: bool = True
+    """Change brightness, contrast and gamma, and add noise."""
+    missing_slices: float = Field(default=0.0, ge=0, le=1)
+    """Probability that a neighbouring slice is replaced by the middle slice, independently for each."""
 
 
 LOSSES = {"segmentation": ("dice_ce", "dice_bce"), "classification": ("ce",)}
@@ -178,91 +253,53 @@ class TrainingConfig(Section):
         ('ce', False)
     """
 
-    task: Literal["segmentation", "classification"] = Field(
-        default="segmentation",
-        description=(
-            "What the network learns: the class of each pixel of the middle slice (segmentation), or of the "
-            "pixel (y // 2, x // 2) of crops of size y, x (classification)."
-        ),
-    )
-    steps: int = Field(default=2000, ge=1, description="Optimizer steps.")
-    batch: int = Field(default=8, ge=1, description="Crops per step, over all devices.")
-    crop: tuple[PositiveInt, PositiveInt] = Field(
-        default=(192, 192),
-        description="Size of crops along y and x; smaller planes are reflected at their borders.",
-    )
-    loss: Literal["dice_ce", "dice_bce", "ce"] = Field(
-        default="dice_ce",
-        description=(
-            "Dice plus cross entropy (dice_ce, the default) or binary cross entropy (dice_bce); in classification, cross "
-            "entropy alone (ce)."
-        ),
-    )
-    learning_rate: float = Field(default=5e-4, gt=0, description="Peak learning rate of AdamW.")
-    weight_decay: float = Field(default=1e-2, ge=0, description="Weight decay of AdamW.")
-    warmup: float = Field(
-        default=0.05,
-        ge=0,
-        lt=1,
-        description="Fraction of the steps during which the learning rate rises, before its cosine decay.",
-    )
-    foreground: float = Field(
-        default=0.5,
-        ge=0,
-        le=1,
-        description=(
-            "Fraction of crops drawn around a foreground voxel (in classification, centred on it); all foreground "
-            "classes are equally likely."
-        ),
-    )
-    validate_every: int = Field(
-        default=200,
-        ge=1,
-        description=(
-            "Steps between validations. Each uses a tenth as many pixels as were trained on since the last, but "
-            "at least 8 slices; in classification, a tenth as many crops, but at least 512."
-        ),
-    )
-    patience: int | None = Field(
-        default=None,
-        ge=1,
-        description="Stop after this many validations without improvement; null never stops early.",
-    )
-    keep: Literal["auto", "last", "best"] = Field(
-        default="auto",
-        description=(
-            "Network to keep: last, best (in validation; of those within 0.002 of the best, the last), or auto (best if "
-            "patience is set, else last, which was trained longest and ended at the lowest learning rate)."
-        ),
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto",
-        description=(
-            "Precision of training: float32, bfloat16, float16 (on a GPU), or auto (bfloat16 where the hardware supports "
-            "it). Scores are computed in float32."
-        ),
-    )
-    accelerator: str = Field(
-        default="auto",
-        min_length=1,
-        description="Hardware to train on: auto (a CUDA GPU, else the CPU), cpu, gpu (or cuda), or mps.",
-    )
-    devices: int = Field(default=1, ge=1, description="Number of devices to train on.")
-    workers: int = Field(
-        default=0, ge=0, description="Processes that prepare crops; 0 prepares them in the training process."
-    )
-    tensorboard: bool = Field(default=False, description="Also write a TensorBoard log.")
-    mlflow: bool = Field(default=False, description="Also log to a local MLflow store.")
-    monitor_every: int | None = Field(
-        default=200, ge=1, description="Steps between measurements of the slice bias; null disables them."
-    )
-    stress: bool = Field(
-        default=True,
-        description=(
-            "Also test with neighbouring slices missing, blank, noisy or shifted, and with reversed windows, "
-            "on a sample of the test slices; by default in segmentation, and not possible in classification."
-        ),
-    )
+    task: Literal["segmentation", "classification"] = "segmentation"
+    """What the network learns: the class of each pixel of the middle slice (segmentation), or of the pixel (y // 2, x
+    // 2) of crops of size y, x (classification)."""
+    steps: int = Field(default=2000, ge=1)
+    """Optimizer steps."""
+    batch: int = Field(default=8, ge=1)
+    """Crops per step, over all devices."""
+    crop: tuple[PositiveInt, PositiveInt] = (192, 192)
+    """Size of crops along y and x; smaller planes are reflected at their borders."""
+    loss: Literal["dice_ce", "dice_bce", "ce"] = "dice_ce"
+    """Dice plus cross entropy (dice_ce, the default) or binary cross entropy (dice_bce); in classification, cross
+    entropy alone (ce)."""
+    learning_rate: float = Field(default=5e-4, gt=0)
+    """Peak learning rate of AdamW."""
+    weight_decay: float = Field(default=1e-2, ge=0)
+    """Weight decay of AdamW."""
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    """Fraction of the steps during which the learning rate rises, before its cosine decay."""
+    foreground: float = Field(default=0.5, ge=0, le=1)
+    """Fraction of crops drawn around a foreground voxel (in classification, centred on it); all foreground classes
+    are equally likely."""
+    validate_every: int = Field(default=200, ge=1)
+    """Steps between validations. Each uses a tenth as many pixels as were trained on since the last, but at least 8
+    slices; in classification, a tenth as many crops, but at least 512."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after this many validations without improvement; null never stops early."""
+    keep: Literal["auto", "last", "best"] = "auto"
+    """Network to keep: last, best (in validation; of those within 0.002 of the best, the last), or auto (best if
+    patience is set, else last, which was trained longest and ended at the lowest learning rate)."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of training: float32, bfloat16, float16 (on a GPU), or auto (bfloat16 where the hardware supports
+    it). Scores are computed in float32."""
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
+    """Hardware to train on: auto (a CUDA GPU, else the CPU), cpu, gpu (or cuda), or mps."""
+    devices: int = Field(default=1, ge=1)
+    """Number of devices to train on."""
+    workers: int = Field(default=0, ge=0)
+    """Processes that prepare crops; 0 prepares them in the training process."""
+    tensorboard: bool = False
+    """Also write a TensorBoard log."""
+    mlflow: bool = False
+    """Also log to a local MLflow store."""
+    monitor_every: int | None = Field(default=200, ge=1)
+    """Steps between measurements of the slice bias; null disables them."""
+    stress: bool = True
+    """Also test with neighbouring slices missing, blank, noisy or shifted, and with reversed windows, on a sample of
+    the test slices; by default in segmentation, and not possible in classification."""
 
     @model_validator(mode="before")
     @classmethod
@@ -336,13 +373,16 @@ class TrainConfig(Section):
         (500, 'twin', 'image.tif')
     """
 
-    data: DataConfig = Field(description="Data set.")
-    model: ModelConfig = Field(default=ModelConfig(), description="Network.")
-    augmentation: AugmentationConfig = Field(
-        default=AugmentationConfig(), description="Augmentation of crops."
-    )
-    training: TrainingConfig = Field(default=TrainingConfig(), description="Training.")
-    seed: int = Field(default=0, ge=0, lt=2**32, description="Random seed.")
+    data: DataConfig
+    """Data set."""
+    model: ModelConfig = ModelConfig()
+    """Network."""
+    augmentation: AugmentationConfig = AugmentationConfig()
+    """Augmentation of crops."""
+    training: TrainingConfig = TrainingConfig()
+    """Training."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Random seed."""
 
     @model_validator(mode="after")
     def _fit_task(self) -> Self:

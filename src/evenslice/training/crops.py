@@ -1,19 +1,22 @@
-"""Random crops of volumes, or whole planes, each of which depends only on the seed and its number.
+"""Random crops of volumes, or whole planes, each of which depends only on the seed and its number; and their augmentation.
 
 Crop i of a run does not depend on what was drawn before it, nor on the process: a run that is resumed, or that uses
 several devices, sees the same crops. ``SliceWindows`` opens volumes for a user's own loop, and ``train`` reads the
-parts of its configuration; both are a ``CropDataset``.
+parts of its configuration; both are a ``CropDataset``. Classifiers are trained on ``CentredCrops``.
+
+Rotations, flips and intensity changes are array operations instead of MONAI's transforms: by default crops are prepared
+in the training process, and the transforms take several times as long (``benchmarks/crop_speed.py``).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from evenslice.training.augmentation import augment
 from evenslice.volumes import WindowGrid
 
 if TYPE_CHECKING:
@@ -22,9 +25,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from evenslice.training.config import AugmentationConfig
-    from evenslice.volumes import Edge, LabelledVolume, Volume
+    from evenslice.volumes import Edge, LabelledVolume
 
-__all__ = ["CropDataset", "Places"]
+__all__ = ["CentredCrops", "CropDataset", "augment", "read_around"]
+
+# Ranges and probabilities of intensity changes, for intensities in 0..1.
+CHANGED = 0.5
+GAMMA = 0.25  # exponents from exp(-GAMMA) to exp(GAMMA)
+CONTRAST = 0.2
+BRIGHTNESS = 0.1
+NOISY = 0.5  # of the changed windows
+NOISE = 0.04
 
 
 class CropDataset(Dataset[Any]):
@@ -85,12 +96,12 @@ class CropDataset(Dataset[Any]):
             for tile in (crop, crop and crop[::-1])
         )
         self._length = sum(map(len, self._grids)) if length is None else length
-        self._places = Places(parts, [grid.centres for grid in self._grids], foreground)
+        self._positions = _Positions(parts, [grid.centres for grid in self._grids], foreground)
 
     @property
     def has_foreground(self) -> bool:
         """Whether the middle slice of any window has foreground."""
-        return self._places.has_foreground
+        return self._positions.has_foreground
 
     def __len__(self) -> int:
         return self._length
@@ -99,8 +110,8 @@ class CropDataset(Dataset[Any]):
         """Return window ``index``; a negative one counts from the end, as in a list.
 
         Returns:
-            The window, (N, y, x) float32, scaled for the network; and its classes, (y, x) int64, unless there are no
-            labels.
+            The window, (N, y, x) float32, scaled for the network; and its classes, (y, x) int64, or () of centred
+            crops, unless there are no labels.
 
         Raises:
             IndexError: there is no window of this number.
@@ -110,33 +121,145 @@ class CropDataset(Dataset[Any]):
             raise IndexError(f"window {index} of {self._length}")
         index %= self._length
         random = np.random.Generator(np.random.Philox(key=[self._seed, index]))
-        turns, grid, source, place = self._place(index, random)
-        window = np.rot90(grid.read(*place), turns, (1, 2))
-        labels = None if source is None else np.rot90(grid.read_labels(source, *place), turns)
-        if self._augmentation:
-            window, labels = augment(window, labels, self._augmentation, random)
-        scaled = torch.from_numpy(np.ascontiguousarray((window - self._mean) / self._std))
+        turns = int(random.integers(4)) if self._augmentation and self._augmentation.rotations else 0
+        window, labels = self._read(index, turns, random)
+        scaled = torch.from_numpy(np.ascontiguousarray((window - self._mean) / self._std, dtype=np.float32))
         # Copied: what is one pixel high or wide counts as contiguous, although its strides may be negative.
         return scaled if labels is None else (scaled, torch.from_numpy(labels.copy()))
 
-    def _place(
-        self, index: int, random: np.random.Generator
-    ) -> tuple[int, WindowGrid, Volume | None, tuple[int, int, int]]:
-        """Return by how many quarter turns window ``index`` is rotated, and where it is read."""
-        turns = int(random.integers(4)) if self._augmentation and self._augmentation.rotations else 0
+    def _read(
+        self, index: int, turns: int, random: np.random.Generator
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
+        """Return an augmented window, turned by so many quarters, and its labels."""
         if self._crop is None:
-            number, z = self._places.plane(index)
-            grid = self._grids[number]
+            number, z = self._positions.plane(index)
+            grid, place = self._grids[number], [z, 0, 0]
             if grid.tile[0] != grid.tile[1]:
                 turns -= turns % 2  # a quarter turn would change its shape
-            return turns, grid, self._labels[number], (z, 0, 0)
-        tile = self._crop[::-1] if turns % 2 else self._crop
-        number, *place = self._places.draw(tile, random)
-        grid = (self._turned if turns % 2 else self._grids)[number]
-        return turns, grid, self._labels[number], (place[0], place[1], place[2])
+        else:
+            number, *place = self._positions.draw(self._crop[::-1] if turns % 2 else self._crop, random)
+            grid = (self._turned if turns % 2 else self._grids)[number]
+        stored = self._labels[number]
+        z, y, x = place
+        window = np.rot90(grid.read(z, y, x), turns, (1, 2))
+        labels = None if stored is None else np.rot90(grid.read_labels(stored, z, y, x), turns)
+        return augment(window, labels, self._augmentation, random) if self._augmentation else (window, labels)
 
 
-class Places:
+class CentredCrops(CropDataset):
+    """Random windows of parts, with the class of the centre pixel of their middle slices, (y // 2, x // 2).
+
+    The centre is a uniformly random voxel or, with probability ``foreground``, a voxel of a foreground class. Any voxel
+    may be there: what a crop sees beyond the border of the plane is the plane mirrored. Augmentation leaves the centre
+    in its place.
+
+    Example: the class of a voxel is its column.
+        >>> from evenslice.volumes import LabelledVolume, Scaling, index_classes, open_volume
+        >>> columns = np.broadcast_to(np.arange(3), (5, 8, 3))
+        >>> labels = open_volume(columns.copy())
+        >>> part = LabelledVolume("columns", labels, labels, Scaling(0, 2), index_classes(labels, 3, keep=100))
+        >>> crops = CentredCrops([part], slices=3, crop=(4, 4), length=50)
+        >>> window, label = crops[7]
+        >>> window.shape, label.shape, label.item() == 2 * window[1, 2, 2].item()
+        (torch.Size([3, 4, 4]), torch.Size([]), True)
+    """
+
+    def _read(
+        self, index: int, turns: int, random: np.random.Generator
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
+        del index
+        rows, columns = crop = self._crop or (1, 1)
+        number, z, y, x = self._positions.draw((1, 1), random)
+        height, width = crop[::-1] if turns % 2 else crop
+        # Flips and rotations leave the centre of an odd size in its place; the pixel too many is cut off after them.
+        read = read_around(self._grids[number], (z, y, x), (height | 1, width | 1))
+        window = np.rot90(read, turns, (1, 2))
+        if self._augmentation:
+            window, _ = augment(window, None, self._augmentation, random)
+        stored = self._labels[number]
+        label = None if stored is None else stored[z, y : y + 1, x : x + 1][0, 0]
+        return window[:, :rows, :columns], None if label is None else np.array(label)
+
+
+def read_around(grid: WindowGrid, place: tuple[int, int, int], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Read the window whose centre pixel, (size // 2) in the middle slice, is a voxel; it is reflected at the border.
+
+    Args:
+        grid: the windows of the volume; its tile does not count.
+        place: z, y, x of the voxel.
+        size: in-plane size (y, x) of the window.
+
+    Returns:
+        (N, y, x) in 0..1.
+
+    Example:
+        >>> from evenslice.volumes import Scaling, open_volume
+        >>> volume = open_volume(np.arange(12, dtype=np.float32).reshape(1, 3, 4))
+        >>> window = read_around(WindowGrid(volume, Scaling(0, 16), 1, (1, 1)), (0, 0, 3), (3, 3))
+        >>> (16 * window[0]).tolist()
+        [[2.0, 3.0, 3.0], [2.0, 3.0, 3.0], [6.0, 7.0, 7.0]]
+    """
+    z, *centre = place
+    rows, columns = (
+        _mirrored(at - length // 2 + np.arange(length), plane)
+        for at, length, plane in zip(centre, size, grid.volume.shape[1:], strict=True)
+    )
+    y, x = int(rows.min()), int(columns.min())
+    box = replace(grid, tile=(int(rows.max()) + 1 - y, int(columns.max()) + 1 - x))
+    return box.read(z, y, x)[:, rows - y][:, :, columns - x]
+
+
+def _mirrored(indices: NDArray[np.intp], length: int) -> NDArray[np.intp]:
+    """Map indices beyond an axis into it, as mirrors at both ends would, which show the first and last pixel twice."""
+    folded = indices % (2 * length)
+    return np.minimum(folded, 2 * length - 1 - folded)
+
+
+def augment(
+    window: NDArray[np.float32],
+    labels: NDArray[np.int64] | None,
+    config: AugmentationConfig,
+    random: np.random.Generator,
+) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
+    """Flip a window and its labels, lose slices and change intensities, as the configuration says.
+
+    Rotations are not among them: they are chosen before a window is read, whose tile they turn. All slices are changed
+    alike, but for noise.
+
+    Args:
+        window: (N, y, x) in 0..1.
+        labels: (y, x) classes of the middle slice, if there are any.
+        config: which changes.
+        random: what decides, on a Philox generator. Which slices are lost changes nothing else that is drawn.
+    """
+    z, y, x = (-1 if draw < 0.5 else 1 for draw in random.random(3))
+    if config.flips:
+        window, labels = window[:, ::y, ::x], None if labels is None else labels[::y, ::x]
+    if config.z_flip:
+        window = window[::z]
+    if config.missing_slices:
+        # From numbers far ahead, so that the next draws are those of a crop without lost slices: arms are compared on both.
+        ahead = np.random.Generator(cast("np.random.Philox", random.bit_generator).jumped())
+        lost = ahead.random(len(window)) < config.missing_slices
+        window = np.where(lost[:, None, None], window[len(window) // 2], window)
+    if config.intensity and random.random() < CHANGED:
+        window = _change_intensity(window, random)
+    return window, labels
+
+
+def _change_intensity(window: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
+    """Change gamma, contrast and brightness of a window, equally in all slices, and add noise to half of all."""
+    gamma, contrast, brightness = random.uniform(-1, 1, 3) * (GAMMA, CONTRAST, BRIGHTNESS)
+    window = window ** float(np.exp(gamma))
+    window = (window - 0.5) * float(1 + contrast) + float(0.5 + brightness)
+    if random.random() < NOISY:
+        generator = torch.Generator().manual_seed(int(random.integers(2**63)))
+        noise = torch.randn(window.shape, generator=generator, dtype=torch.float32, device="cpu")
+        window += random.uniform(0, NOISE) * noise.numpy()
+    return window
+
+
+class _Positions:
     """Draws positions of crops: a part, and the slice and corner in it.
 
     Args:
@@ -149,11 +272,11 @@ class Places:
         self._foreground = foreground
         self._shapes = [part.volume.shape for part in parts]
         self._centres = centres
-        self._ends = np.cumsum([len(places) for places in centres])
+        self._ends = np.cumsum([len(slices) for slices in centres])
         self._by_size = _cumulate(
             [len(z) * height * width for z, (_, height, width) in zip(centres, self._shapes, strict=True)]
         )
-        found = [_within(part, places) for part, places in zip(parts, centres, strict=True)]
+        found = [_within(part, slices) for part, slices in zip(parts, centres, strict=True)]
         self._classes = [
             (_cumulate([count for count, _ in by_part]), [positions for _, positions in by_part])
             for by_part in zip(*found, strict=True)
@@ -172,41 +295,28 @@ class Places:
         return number, self._centres[number][place - int(self._ends[number])]
 
     def draw(self, tile: tuple[int, int], random: np.random.Generator) -> tuple[int, int, int, int]:
-        """Return the index of a part, the centre slice z, and the corner y, x."""
+        """Return the index of a part, the centre slice z, and the corner y, x of a tile."""
         if self._classes and random.random() < self._foreground:
             return self._draw_around(tile, random)
         number = _choose(self._by_size, random)
         z = random.integers(len(self._centres[number]))
         y, x = (
-            random.integers(max(length - size, 0) + 1)
+            int(random.integers(max(length - size, 0) + 1))
             for length, size in zip(self._shapes[number][1:], tile, strict=True)
         )
-        return number, self._centres[number][z], int(y), int(x)
+        return number, self._centres[number][z], y, x
 
     def _draw_around(self, tile: tuple[int, int], random: np.random.Generator) -> tuple[int, int, int, int]:
         """Draw a foreground voxel, and a corner of a tile that contains it."""
-        number, z, *inside = self._foreground_voxel(random)
-        low = [max(at - size + 1, 0) for at, size in zip(inside, tile, strict=True)]
+        by_part, positions = self._classes[random.integers(len(self._classes))]
+        number = _choose(by_part, random)
+        z, *inside = np.unravel_index(random.choice(positions[number]), self._shapes[number])
+        low = [max(int(at) - size + 1, 0) for at, size in zip(inside, tile, strict=True)]
         high = [
-            min(at, max(length - size, 0))
+            min(int(at), max(length - size, 0))
             for at, length, size in zip(inside, self._shapes[number][1:], tile, strict=True)
         ]
         y, x = random.integers(low, high, endpoint=True)
-        return number, z, int(y), int(x)
-
-    def voxel(self, random: np.random.Generator) -> tuple[int, int, int, int]:
-        """Return the index of a part, and z, y, x of a voxel on its centre slices: any, or one of a foreground class."""
-        if self._classes and random.random() < self._foreground:
-            return self._foreground_voxel(random)
-        number = _choose(self._by_size, random)
-        z = random.integers(len(self._centres[number]))
-        y, x = (int(random.integers(length)) for length in self._shapes[number][1:])
-        return number, self._centres[number][z], y, x
-
-    def _foreground_voxel(self, random: np.random.Generator) -> tuple[int, int, int, int]:
-        by_part, positions = self._classes[random.integers(len(self._classes))]
-        number = _choose(by_part, random)
-        z, y, x = np.unravel_index(random.choice(positions[number]), self._shapes[number])
         return number, int(z), int(y), int(x)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from evenslice._core import ConfigError, EvensliceError, VolumeError
 from evenslice.volumes import (
+    ClassIndex,
     LabelledVolume,
     Scaling,
     Volume,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
     from evenslice.training.config import ModelConfig
     from evenslice.training.data_config import DataConfig, LabelledFiles, VolumeFile
-    from evenslice.volumes import ClassIndex, StoredImage
+    from evenslice.volumes import StoredImage
 
 __all__ = ["Data", "fingerprints", "open_data"]
 
@@ -55,7 +56,7 @@ FEW_POSITIONS = 1024
 WHOLE_PAIRS = 4
 """Number of training pairs from which whole pairs are held out for validation."""
 
-_SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,15 @@ def open_data(config: DataConfig, model: ModelConfig, *, seed: int = 0) -> Data:
     if not config.validation and config.validation_fraction:
         drafts = _hold_out(drafts, config.validation_fraction, model)
         _check_ranges(drafts, model)
-    drafts = [_with_classes(draft, config) for draft in _load([draft.cut() for draft in drafts])]
-    indices = [_index(draft, config, seed) for draft in drafts]
-    _check_classes(drafts, indices, config)
-    scalings = _fit_scalings(drafts, config, seed)
-    parts: dict[str, list[LabelledVolume]] = {split: [] for split in _SPLITS}
-    for draft, index, scaling in zip(drafts, indices, scalings, strict=True):
+    drafts = [_cut(draft) for draft in drafts]
+    held = iter(hold_small([volume for draft in drafts for volume in (draft.volume, draft.labels)]))
+    drafts = [
+        _with_classes(replace(draft, volume=next(held), labels=next(held)), config, seed) for draft in drafts
+    ]
+    _check_classes(drafts, config)
+    parts: dict[str, list[LabelledVolume]] = {split: [] for split in SPLITS}
+    for draft, scaling in zip(drafts, _fit_scalings(drafts, config, seed), strict=True):
+        index = draft.index or ClassIndex(np.zeros(0, np.int64), ())
         part = LabelledVolume(draft.name, draft.volume, draft.labels, scaling, index, draft.background)
         parts[draft.split].append(part)
     return Data(**{split: tuple(items) for split, items in parts.items()})
@@ -136,31 +140,31 @@ class _Draft:
     start: int
     stop: int
     background: Volume | None = None
+    index: ClassIndex | None = None
 
     def __len__(self) -> int:
         return self.stop - self.start
-
-    def cut(self) -> _Draft:
-        """Return the draft with its volumes cut to its slices."""
-        name = self.name if len(self) == len(self.volume) else f"{self.name}[{self.start}:{self.stop}]"
-        volume, labels = (take_slices(item, self.start, self.stop) for item in (self.volume, self.labels))
-        return replace(self, name=name, volume=volume, labels=labels)
 
 
 def _open_pairs(config: DataConfig) -> list[_Draft]:
     return [
         _open_pair(config, split, f"data.{split}[{number}]", pair)
-        for split in _SPLITS
+        for split in SPLITS
         for number, pair in enumerate(getattr(config, split))
     ]
 
 
 def _open_pair(config: DataConfig, split: str, place: str, pair: LabelledFiles) -> _Draft:
-    root = config.root or Path()
+    def opened(file: VolumeFile, **more: Any) -> Volume:
+        path = file.path if is_address(file.path) else (config.root or Path()) / Path(file.path).expanduser()
+        return open_volume(
+            path, axes=file.axes, select=file.select, level=file.level, plane=config.plane, **more
+        )
+
     with _at(f"{place}.image"):
-        volume = _open(root, pair.image, spacing=pair.spacing, unit=pair.unit, plane=config.plane)
+        volume = opened(pair.image, spacing=pair.spacing, unit=pair.unit)
     with _at(f"{place}.labels"):
-        labels = _open(root, pair.labels, plane=config.plane)
+        labels = opened(pair.labels)
     if volume.shape != labels.shape:
         raise VolumeError(
             f"{place}: {volume.path} has the shape {volume.shape} and {labels.path} {labels.shape}; "
@@ -176,11 +180,6 @@ def _open_pair(config: DataConfig, split: str, place: str, pair: LabelledFiles) 
         )
     origins = (stored_image(volume), stored_image(labels))
     return _Draft(split, place, pair.image.path, *origins, volume, labels, start, stop)
-
-
-def _open(root: Path, file: VolumeFile, **options: Any) -> Volume:
-    path = file.path if is_address(file.path) else root / Path(file.path).expanduser()
-    return open_volume(path, axes=file.axes, select=file.select, level=file.level, **options)
 
 
 @contextmanager
@@ -283,36 +282,33 @@ def _held_out(draft: _Draft) -> _Draft:
     return replace(draft, split="validation", place=f"{draft.place} (held out for validation)")
 
 
-def _load(drafts: list[_Draft]) -> list[_Draft]:
-    """Read small data sets into memory."""
-    held = iter(hold_small([volume for draft in drafts for volume in (draft.volume, draft.labels)]))
-    return [replace(draft, volume=next(held), labels=next(held)) for draft in drafts]
+def _cut(draft: _Draft) -> _Draft:
+    """Return a draft with its volumes cut to its slices."""
+    whole = len(draft) == len(draft.volume)
+    name = draft.name if whole else f"{draft.name}[{draft.start}:{draft.stop}]"
+    volume, labels = (take_slices(item, draft.start, draft.stop) for item in (draft.volume, draft.labels))
+    return replace(draft, name=name, volume=volume, labels=labels)
 
 
-def _with_classes(draft: _Draft, config: DataConfig) -> _Draft:
-    options = config.label_options
-    return replace(
-        draft,
-        labels=options.class_volume(draft.labels, config.classes),
-        background=options.background_volume(draft.labels),
-    )
-
-
-def _index(draft: _Draft, config: DataConfig, seed: int) -> ClassIndex:
+def _with_classes(draft: _Draft, config: DataConfig, seed: int) -> _Draft:
+    """Return a draft with classes as its labels, and where each of them is."""
     keep = {
         "train": max(POSITIONS // len(config.train), FEW_POSITIONS),
         "validation": FEW_POSITIONS,
         "test": 0,
     }[draft.split]
+    labels = config.label_options.class_volume(draft.labels, config.classes)
+    background = config.label_options.background_volume(draft.labels)
     with _at(f"{draft.place}.labels"):
-        return index_classes(draft.labels, config.classes, keep=keep, seed=seed)
+        index = index_classes(labels, config.classes, keep=keep, seed=seed)
+    return replace(draft, labels=labels, background=background, index=index)
 
 
-def _check_classes(drafts: Sequence[_Draft], indices: Sequence[ClassIndex], config: DataConfig) -> None:
+def _check_classes(drafts: Sequence[_Draft], config: DataConfig) -> None:
     """Check that each class can be learned, and that validation and test have a foreground."""
-    counts = {split: np.zeros(config.classes, np.int64) for split in _SPLITS}
-    for draft, index in zip(drafts, indices, strict=True):
-        counts[draft.split] += index.counts
+    counts = {split: np.zeros(config.classes, np.int64) for split in SPLITS}
+    for draft in drafts:
+        counts[draft.split] += 0 if draft.index is None else draft.index.counts
     for number in np.flatnonzero(counts["train"] == 0):
         if config.instances is not None:
             raise ConfigError(
@@ -324,17 +320,13 @@ def _check_classes(drafts: Sequence[_Draft], indices: Sequence[ClassIndex], conf
             f"data.train: has no voxel of class {number} (label value {value}) in its slices; "
             "choose others, or make data.classes and data.label_values match the labels"
         )
-    for split in ("validation", "test"):
-        places = [draft.place for draft in drafts if draft.split == split]
-        if places and not counts[split][1:].any():
-            what = (
-                "contains only class 0"
-                if counts[split].any()
-                else f"contains only voxels with data.ignore_label: {config.ignore_label}"
-            )
+    for draft in drafts:
+        count = counts[draft.split]
+        if not count[1:].any():
+            void = f"only voxels with data.ignore_label: {config.ignore_label}"
             raise ConfigError(
-                f"{places[0]}: {what}, so it cannot measure a network; "
-                f"give slices with other classes as data.{split}"
+                f"{draft.place}: contains {'only class 0' if count.any() else void}, so it cannot measure a network; "
+                f"give slices with other classes as data.{draft.split}"
             )
 
 
@@ -344,18 +336,14 @@ def _fit_scalings(drafts: Sequence[_Draft], config: DataConfig, seed: int) -> li
     scalings = {}
     for draft in drafts:
         with _at(f"{draft.place}.image"):
-            _check_finite(draft.volume, config)
+            bad = find_nonfinite(draft.volume) if config.fill is None else None
+            if bad is not None:
+                raise VolumeError(
+                    f"{draft.volume.path}: {bad[0]} voxels are NaN or infinite, the first at z, y, x = {bad[1]}; to accept "
+                    "them, set data.fill to the voxel value that replaces them"
+                )
             if draft.origin not in largest or draft is largest[draft.origin]:
                 scalings[draft.place] = fit_scaling(
                     draft.volume, intensity=config.intensity, fill=config.fill, seed=seed, blank=False
                 )
     return [scalings[largest.get(draft.origin, draft).place] for draft in drafts]
-
-
-def _check_finite(volume: Volume, config: DataConfig) -> None:
-    bad = find_nonfinite(volume) if config.fill is None else None
-    if bad is not None:
-        raise VolumeError(
-            f"{volume.path}: {bad[0]} voxels are NaN or infinite, the first at z, y, x = {bad[1]}; "
-            "to accept them, set data.fill to the voxel value that replaces them"
-        )

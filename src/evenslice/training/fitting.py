@@ -25,23 +25,17 @@ from evenslice._core import (
     reason,
     staged_file,
 )
-from evenslice.inference import choose_device, is_device_error, keep_depthwise_exact, out_of_memory, shortage
+from evenslice.inference import is_device_error, keep_depthwise_exact, out_of_memory, shortage
 from evenslice.networks import keep_generators
 from evenslice.neutralizing import load_network, save_network
 from evenslice.results import MAIN_SCORES
-from evenslice.training.best_network import KeepBest
-from evenslice.training.checkpoints import CheckpointFiles, SaveLast, unusable
-from evenslice.training.crop_batches import CropData
-from evenslice.training.interruption import StopAtStep, Stopped
-from evenslice.training.lightning_module import TrainingModule
-from evenslice.training.logs import run_loggers
+from evenslice.training.callbacks import KeepBest, SaveLast, ShowProgress, Stopped
+from evenslice.training.lightning_module import CropData, SynchronizedNorms, TrainingModule
 from evenslice.training.monitor import AsymmetryMonitor, bias_columns
-from evenslice.training.preflight import find_device, find_dtype
 from evenslice.training.run_folder import fixed_options
-from evenslice.training.segmenter import reading_of
-from evenslice.training.synchronized_norms import SynchronizedNorms
+from evenslice.training.run_network import reading_of
 from evenslice.training.tasks import validation_score
-from evenslice.training.training_progress import ShowProgress
+from evenslice.training.training_files import CheckpointFiles, run_loggers, unusable
 from evenslice.volumes import WindowGrid
 
 with needs_extra("train", "training"):
@@ -55,11 +49,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from evenslice.networks import ModelSource
-    from evenslice.neutralizing import Record
-    from evenslice.training.config import ModelConfig, TrainConfig, TrainingConfig
-    from evenslice.training.data import Data
-    from evenslice.training.interruption import Interruption
+    from evenslice.training.callbacks import Interruption
+    from evenslice.training.config import ModelConfig
+    from evenslice.training.plan import Plan
     from evenslice.training.run_folder import RunFolder
     from evenslice.volumes import LabelledVolume
 
@@ -108,25 +100,11 @@ def fixed_windows(
     return torch.from_numpy(np.stack([grid.read(*place) for grid, place in chosen]))
 
 
-def fit(
-    network: nn.Module,
-    record: Record,
-    source: ModelSource,
-    data: Data,
-    config: TrainConfig,
-    run: RunFolder,
-    *,
-    interruption: Interruption,
-    progress: bool | None,
-) -> None:
+def fit(plan: Plan, run: RunFolder, *, interruption: Interruption, progress: bool | None) -> None:
     """Train a network, from the last checkpoint of its run if there is one, and write the resulting network.
 
     Args:
-        network: the network, with the stems of its strategy.
-        record: how its slices are scaled.
-        source: what it was built from.
-        data: the data set.
-        config: the configuration of the run.
+        plan: the plan of the run.
         run: its folder.
         interruption: ends the training after a step and its checkpoint.
         progress: show progress: True for a bar, False for nothing, None for a bar on a terminal and lines elsewhere.
@@ -136,45 +114,27 @@ def fit(
         ConfigError: it cannot resume from the checkpoint, or the device fails.
         ModelError: the loss is not finite, or the memory of the device has run out.
     """
-    options = config.training
+    config, network, record = plan.config, plan.network, plan.record
+    options, device = config.training, plan.machine.device
     convert_conv2d_weight_memory_format(network.train(), torch.channels_last)
-    device = find_device(options)
     if device.type == "cpu":
         keep_depthwise_exact(network)
     ignored = config.data.ignore_label is not None
     module = TrainingModule(network, options, classes=config.data.classes, seed=config.seed, ignored=ignored)
+    crops = CropData(config, plan.data.train, (record.mean, record.std), pin=device.type == "cuda")
     save = partial(
         save_network,
         record=record,
-        source=source,
+        source=plan.source,
         reading=reading_of(config),
         run=fixed_options(config.model_dump(mode="json")),
         force=True,
     )
-    validation = f"validation_{MAIN_SCORES[options.task]}"
-    columns = ("loss", "learning_rate", "seconds", validation, *bias_columns(config.model.slices))
-    with interruption.deferred(), _quiet(), keep_generators(_all_of(device)):
-        trainer = Trainer(
-            accelerator=device.type,
-            devices=_devices(options),
-            precision=PRECISIONS[find_dtype(options)],
-            max_epochs=-1,  # the module ends the training; an interrupted epoch is two
-            reload_dataloaders_every_n_epochs=1,  # each epoch has its own steps
-            use_distributed_sampler=False,
-            logger=run_loggers(config, run, columns),
-            log_every_n_steps=1,
-            callbacks=_callbacks(record, save, data, config, run, interruption, progress),
-            # Lightning would resume a job requeued by SLURM in the middle of an epoch; ``resume`` does better.
-            plugins=[
-                CheckpointFiles(module, config),
-                *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else ()),
-                *([SynchronizedNorms()] if options.devices > 1 and device.type == "cuda" else ()),
-            ],
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=run.path,
-        )
-        crops = CropData(config, data, (record.mean, record.std))
+    # All GPUs, whose generators are asked for without starting others; or the CPU.
+    of_gpus = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+    generators = of_gpus if device.type == "cuda" else [device]
+    with interruption.deferred(), _quiet(), keep_generators(generators):
+        trainer = _make_trainer(plan, run, module, _callbacks(plan, run, save, interruption, progress))
         _run_trainer(trainer, module, crops, run.last if run.last.exists() else None)
         if trainer.is_global_zero:
             if options.keeps_best and run.best.exists():  # unless no validation had a score
@@ -184,29 +144,42 @@ def fit(
                 save(network, run.network)
 
 
-def _all_of(device: torch.device) -> list[torch.device]:
-    """Return all devices of its kind, without starting others."""
-    if device.type != "cuda":
-        return [device]
-    return [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
-
-
-def _devices(options: TrainingConfig) -> int | list[int]:
-    """Return the number of devices, or, in one of several workers of a study, the GPU of this worker."""
-    device = choose_device(options.device)
-    return options.devices if options.devices > 1 or str(device) == device.type else [device.index]
+def _make_trainer(plan: Plan, run: RunFolder, module: TrainingModule, callbacks: list[Callback]) -> Trainer:
+    config, machine = plan.config, plan.machine
+    several = config.training.devices > 1 and machine.device.type == "cuda"
+    validation = f"validation_{MAIN_SCORES[config.training.task]}"
+    columns = ("loss", "learning_rate", "seconds", validation, *bias_columns(config.model.slices))
+    return Trainer(
+        accelerator=machine.device.type,
+        devices=machine.devices,
+        precision=PRECISIONS[machine.dtype],
+        max_epochs=-1,  # the module ends the training; an interrupted epoch is two
+        reload_dataloaders_every_n_epochs=1,  # each epoch has its own steps
+        use_distributed_sampler=False,
+        logger=run_loggers(config, run, columns),
+        log_every_n_steps=1,
+        callbacks=callbacks,
+        # Lightning would resume a job requeued by SLURM in the middle of an epoch; ``resume`` does better.
+        plugins=[
+            CheckpointFiles(module, config),
+            *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else ()),
+            *([SynchronizedNorms()] if several else ()),
+        ],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=run.path,
+    )
 
 
 def _callbacks(
-    record: Record,
-    save: Callable[[nn.Module, Path], None],
-    data: Data,
-    config: TrainConfig,
+    plan: Plan,
     run: RunFolder,
+    save: Callable[[nn.Module, Path], None],
     interruption: Interruption,
     progress: bool | None,
 ) -> list[Callback]:
     """Return the callbacks of the trainer, in the order in which they are called; Lightning moves ``SaveLast`` to the end."""
+    config, data, record = plan.config, plan.data, plan.record
     options = config.training
     monitor = best = None
     if options.monitor_every is not None:
@@ -222,24 +195,19 @@ def _callbacks(
             partial(_require_best, run, config.model.spec) if options.keeps_best else lambda: None,
         )
     shown = ShowProgress(f"train {run.path.name}", options.steps, show=progress, monitor=monitor, best=best)
-    found = [StopAtStep(interruption), shown, monitor, best, SaveLast(run.last, options.steps, interruption)]
+    found = [interruption, shown, monitor, best, SaveLast(run.last, options.steps, interruption)]
     return [callback for callback in found if callback is not None]
 
 
 def _require_best(run: RunFolder, spec: str) -> None:
     """Raise OutputError if the best network so far is missing or damaged, which training would go on without."""
-    if not run.best.exists():
-        found = "is missing"
-    else:
-        try:
-            load_network(spec, str(run.best))
-        except ModelError as error:
-            found = f"cannot be loaded ({str(error).removeprefix(f'{run.best}: ')})"
-        else:
-            return
-    raise OutputError(
-        f"{run.best}: {found}, so that the best network is lost; copy it back, or remove {run.last} to train anew"
-    )
+    try:
+        load_network(spec, str(run.best))
+    except ModelError as error:
+        raise OutputError(
+            f"{run.best}: is lost ({str(error).removeprefix(f'{run.best}: ')}), and with it the best network so far; copy it "
+            f"back, or remove {run.last} to train anew"
+        ) from error
 
 
 def _run_trainer(trainer: Trainer, module: TrainingModule, crops: CropData, checkpoint: Path | None) -> None:

@@ -1,103 +1,40 @@
-"""Training of networks: loss, optimizer and learning rate."""
+"""What Lightning trains: a network with its optimizer and learning rate, and the batches of its steps."""
 
 from __future__ import annotations
 
 import math
+import signal
 import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn import functional
+from timm.layers.norm_act import convert_sync_batchnorm
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
+from torch.utils.data import DataLoader, Sampler
 
 from evenslice._core import ModelError, needs_extra
 from evenslice.networks import METADATA_KEY, seed_generators
-from evenslice.training.classification import ClassificationLoss
-from evenslice.training.logs import CsvLog, log_metrics
-from evenslice.training.tasks import task_logits
+from evenslice.training.crops import CentredCrops, CropDataset
+from evenslice.training.tasks import TaskLoss, task_logits
+from evenslice.training.training_files import CsvLog, log_metrics
 
 with needs_extra("train", "training"):
-    from lightning.pytorch import LightningModule
+    from lightning.pytorch import LightningDataModule, LightningModule
+    from lightning.pytorch.plugins import TorchSyncBatchNorm
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-    from torch import Tensor
 
-    from evenslice.training.config import TrainingConfig
+    from evenslice.training.config import TrainConfig, TrainingConfig
+    from evenslice.volumes import LabelledVolume
 
-__all__ = [
-    "SegmentationLoss",
-    "TrainingModule",
-    "learning_rate_factor",
-    "output_channels",
-]
+__all__ = ["CropData", "StepSampler", "SynchronizedNorms", "TrainingModule", "learning_rate_factor"]
 
 LOG_EVERY = 10  # steps; a row of the log holds their mean loss
-
-
-def output_channels(loss: str, classes: int) -> int:
-    """Return the number of channels that a network needs: one for each class, or one if a single sigmoid is enough.
-
-    Example:
-        >>> output_channels("dice_ce", 2), output_channels("dice_bce", 2), output_channels("dice_bce", 3)
-        (2, 1, 3)
-    """
-    return 1 if loss == "dice_bce" and classes == 2 else classes
-
-
-class SegmentationLoss(nn.Module):
-    """The sum of MONAI's Dice loss and PyTorch's cross entropy.
-
-    The Dice loss excludes the background and is computed over all pixels of a batch at once, so that a crop without a
-    class is not penalized; the cross entropy is the mean over pixels.
-
-    Args:
-        kind: "dice_ce", softmax over the classes, or "dice_bce", a sigmoid for each class, or only for class 1 of two.
-        classes: C, 2 or more.
-        ignored: whether labels may be below 0. If not, no step waits for the device to find that out.
-
-    Example:
-        >>> loss = SegmentationLoss("dice_ce", classes=2)
-        >>> labels = torch.tensor([[[0, 1]]])
-        >>> right = torch.tensor([[[[9.0, -9.0]], [[-9.0, 9.0]]]])
-        >>> loss(right, labels).item() < 0.001 < 1 < loss(-right, labels).item()
-        True
-    """
-
-    def __init__(self, kind: str, classes: int, *, ignored: bool = True) -> None:
-        with needs_extra("train", "training"):
-            from monai.losses import DiceLoss  # takes seconds, which a mistake in the data need not wait for
-        super().__init__()
-        self.channels = output_channels(kind, classes)
-        self.exclusive = kind == "dice_ce"
-        self.ignored = ignored
-        self.dice = DiceLoss(
-            include_background=self.channels == 1,
-            softmax=self.exclusive,
-            sigmoid=not self.exclusive,
-            batch=True,
-        )
-
-    def forward(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """Return the scalar loss of logits (batch, channels, y, x) and classes (batch, y, x).
-
-        Pixels below 0, ``IGNORED``, do not count if ``ignored``; without any other, the loss is 0.
-        """
-        if self.ignored and not bool((counted := labels >= 0).all()):
-            if not bool(counted.any()):
-                return scores.sum() * 0
-            # Dice and cross entropy are sums over all pixels of the batch, wherever they are.
-            scores, labels = scores.movedim(1, -1)[counted].T[None, :, None], labels[counted][None, None]
-        target = labels[:, None].to(scores)
-        if self.channels > 1:
-            target = functional.one_hot(labels, self.channels).movedim(-1, 1).to(scores)
-        if self.exclusive:
-            entropy = functional.cross_entropy(scores, labels)
-        else:
-            entropy = functional.binary_cross_entropy_with_logits(scores, target)
-        dice: Tensor = self.dice(scores, target)
-        return dice + entropy
 
 
 class TrainingModule(LightningModule):
@@ -132,11 +69,7 @@ class TrainingModule(LightningModule):
         super().__init__()
         self.network = network
         self.config = config
-        self.loss: nn.Module = (
-            ClassificationLoss(ignored=ignored)
-            if config.task == "classification"
-            else SegmentationLoss(config.loss, classes, ignored=ignored)
-        )
+        self.loss = TaskLoss(config.loss, classes, ignored=ignored)
         self.seconds = 0.0
         self.started = False
         self._seed = seed
@@ -210,9 +143,9 @@ class TrainingModule(LightningModule):
         for log in self._csv_logs:
             log.resume(int(checkpoint["global_step"]), None if logged is None else int(logged), remedy)
         self.seconds = float(saved["seconds"])
-        # Versions before 0.2 write none.
-        losses = saved.get("losses", ())[:LOG_EVERY]
-        self._losses = [torch.tensor(float(loss), dtype=torch.float32, device="cpu") for loss in losses]
+        self._losses = [
+            torch.tensor(float(loss), dtype=torch.float32, device="cpu") for loss in saved["losses"]
+        ]
 
     @property
     def _csv_logs(self) -> list[CsvLog]:
@@ -260,3 +193,126 @@ def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
     if step < rising:
         return (step + 1) / rising
     return (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1))) / 2
+
+
+class StepSampler(Sampler[list[int]]):
+    """The indices of the crops of each step, for one of several processes.
+
+    Step s uses the crops from ``s * batch`` up to ``(s + 1) * batch``; each of ``world`` processes takes every
+    ``world``-th of them.
+
+    Example:
+        >>> list(StepSampler(range(1, 3), batch=4, rank=1, world=2))
+        [[5, 7], [9, 11]]
+    """
+
+    def __init__(self, steps: range, batch: int, *, rank: int = 0, world: int = 1) -> None:
+        self._steps, self._batch, self._rank, self._world = steps, batch, rank, world
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self._steps:
+            start = step * self._batch
+            yield list(range(start + self._rank, start + self._batch, self._world))
+
+
+class CropData(LightningDataModule):
+    """The crops of a training run, in batches; an epoch lasts to the next validation.
+
+    The trainer must reload the data each epoch (``reload_dataloaders_every_n_epochs=1``) and must not replace the
+    sampler, which handles several processes (``use_distributed_sampler=False``).
+
+    Args:
+        config: the configuration of the run.
+        parts: the volumes to train on.
+        scaling: the mean and standard deviation that the network expects of slices in 0..1.
+        pin: whether to hold batches where a GPU reads them fastest.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        parts: Sequence[LabelledVolume],
+        scaling: tuple[float, float],
+        *,
+        pin: bool = False,
+    ) -> None:
+        super().__init__()
+        self._training, self._pin = config.training, pin
+        kind = CentredCrops if config.training.task == "classification" else CropDataset
+        self._crops = kind(
+            parts,
+            slices=config.model.slices,
+            step=config.model.step,
+            crop=config.training.crop,
+            length=config.training.steps * config.training.batch,
+            foreground=config.training.foreground,
+            augmentation=config.augmentation,
+            scaling=scaling,
+            seed=config.seed,
+        )
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Return the batches up to the next validation: windows (batch, N, y, x) and classes (batch, y, x), or (batch,).
+
+        They begin with the next step: an epoch in which a run was interrupted is cut in two.
+        """
+        training, trainer = self._training, self.trainer
+        first, rank, world = (
+            (trainer.global_step, trainer.global_rank, trainer.world_size) if trainer else (0, 0, 1)
+        )
+        end = (first // training.validate_every + 1) * training.validate_every
+        steps = range(first, min(end, training.steps))
+        return DataLoader(
+            self._crops,
+            batch_sampler=StepSampler(steps, training.batch, rank=rank, world=world),
+            num_workers=training.workers,
+            worker_init_fn=_tolerate_first,
+            pin_memory=self._pin,
+            generator=torch.Generator(),  # the global generator would advance each epoch
+        )
+
+
+def _tolerate_first(_worker: int) -> None:
+    """Let a worker process live through the first signals: the process that trains needs it for one more step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+class SynchronizedNorms(TorchSyncBatchNorm):
+    """Lightning's plugin for synchronized batch norms, without what the conversion of PyTorch loses.
+
+    Some batch norms of timm end with an activation, and the average over a window and its mirror is a hook, which may be
+    on a batch norm; PyTorch's conversion drops both.
+
+    Example:
+        >>> from timm.layers import BatchNormAct2d
+        >>> from torch import nn
+        >>> network = nn.Sequential(nn.Conv2d(3, 4, 1), BatchNormAct2d(4))
+        >>> SynchronizedNorms().apply(network)[1].act
+        ReLU(inplace=True)
+    """
+
+    def __init__(self) -> None:
+        self._original: dict[nn.Module, nn.Module] = {}
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Replace the batch norms of a model, in place; weights and statistics are the same tensors."""
+        replaced: dict[nn.Module, nn.Module] = {}
+        for name, norm in list(model.named_modules(remove_duplicate=False)):
+            if isinstance(norm, _BatchNorm) and not isinstance(norm, SyncBatchNorm):
+                if norm not in replaced:
+                    replaced[norm] = convert_sync_batchnorm(norm)  # type: ignore[no-untyped-call]  # timm's
+                    vars(replaced[norm]).update(vars(norm))  # with its hooks
+                model.set_submodule(name, replaced[norm])
+        self._original |= {synchronized: norm for norm, synchronized in replaced.items()}
+        return model
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        """Put the original batch norms back, in place, with the weights and statistics that they have by now."""
+        for name, norm in list(model.named_modules(remove_duplicate=False)):
+            if norm in self._original:
+                model.set_submodule(name, self._original[norm].train(norm.training))
+        return model

@@ -3,7 +3,7 @@
     monitor = AsymmetryMonitor(windows, every=200)
     Trainer(callbacks=[monitor], logger=CsvLog("metrics.csv", ["loss", *monitor.columns]))
 
-The monitor and the log (``evenslice.training.logs``) are plain Lightning classes: they work with any LightningModule.
+The monitor and the log (``evenslice.training.training_files``) are plain Lightning classes: they work with any LightningModule.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from evenslice._core import ConfigError, needs_extra, option, whole_number
 from evenslice.auditing import Mirrored, Score, attribute, parse_target
 from evenslice.networks import as_float64, with_gradients
 from evenslice.results import directional_bias, model_part, ratio
-from evenslice.training.logs import log_metrics
+from evenslice.training.training_files import log_metrics
 
 with needs_extra("train", "monitoring of training"):
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -69,23 +69,21 @@ class AsymmetryMonitor(Callback):
     """
 
     def __init__(self, windows: Tensor, *, every: int = 200, target: Target = "auto", batch: int = 4) -> None:
-        given: Any = windows
-        if not isinstance(given, torch.Tensor):
+        shape = tuple(np.shape(windows))
+        if len(shape) != 4 or shape[0] == 0 or shape[1] % 2 == 0 or not torch.is_floating_point(windows):
             raise ConfigError(
-                f"windows of type {type(given).__name__}: give a tensor (windows, slices, y, x)"
+                f"windows of shape {shape}: give at least one as a tensor of floating point, (windows, slices, y, x), with an "
+                "odd number of slices"
             )
-        if windows.ndim != 4 or len(windows) == 0 or windows.shape[1] % 2 == 0:
-            raise ConfigError(
-                f"windows of shape {tuple(windows.shape)}: give at least one, as (windows, slices, y, x) with an odd "
-                "number of slices"
-            )
-        if windows.is_meta or not windows.is_floating_point() or not bool(windows.isfinite().all()):
-            raise ConfigError(
-                f"windows of {windows.dtype}: give finite numbers of floating point, scaled for the network"
-            )
+        if not bool(windows.isfinite().all()):
+            raise ConfigError("windows: hold NaN or infinity; give finite numbers, scaled for the network")
         self.windows = windows
         self.every = whole_number("every", every, least=1)
-        self.target = _target(target)
+        self.target = parse_target(str(target))
+        if self.target == "labels":
+            raise ConfigError(
+                f"{option('target', 'labels')}: a monitor has none; choose auto, predicted, sum or a class"
+            )
         self.batch = whole_number("batch", batch, least=1)
         self.columns = bias_columns(windows.shape[1])
         self.history: list[dict[str, float]] = []
@@ -191,20 +189,6 @@ def bias_columns(slices: int) -> tuple[str, ...]:
     """
     half = slices // 2
     return (*(f"share_{k}" for k in range(-half, half + 1)), "directional_bias", "asymmetry", "imbalance")
-
-
-def _target(target: Target) -> Target:
-    """Return a target that can be explained without labels.
-
-    Raises:
-        ConfigError: it is unknown, or needs labels.
-    """
-    found = parse_target(str(target))
-    if found == "labels":
-        raise ConfigError(
-            f"{option('target', found)}: a monitor has no labels; choose auto, predicted, sum or a class number"
-        )
-    return found
 
 
 def _shares(attribution: Tensor) -> Floats:

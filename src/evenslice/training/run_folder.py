@@ -1,13 +1,19 @@
-"""The folder of a training run: its files, and checks before a run is resumed."""
+"""The folder of a training run: its files, what they hold, and checks before a run is resumed."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, cast
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Required,  # pydantic needs this one before Python 3.12
+    cast,
+)
+
+from typing_extensions import TypedDict
 
 from evenslice._core import (
     UNREADABLE,
@@ -29,17 +35,26 @@ from evenslice._core import (
 )
 from evenslice.networks import METADATA_KEY, read_metadata
 from evenslice.training.config import TrainConfig
-from evenslice.training.documents import RESULT_SCORES, DataPart, TrainResult
 
 with needs_extra("train", "a training run"):
     from pydantic import TypeAdapter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-__all__ = ["MOVABLE", "RunFolder", "changed_options", "fixed_options", "flat_options", "refuse_changed"]
+__all__ = [
+    "MOVABLE",
+    "RESULT_SCORES",
+    "DataPart",
+    "RunFolder",
+    "TrainResult",
+    "data_of_result",
+    "fixed_options",
+    "flat_options",
+    "refuse_changed",
+]
 
 FILES = (
     *("config.yaml", "data.json", "metrics.csv", "last.ckpt", "best.safetensors"),
@@ -48,7 +63,81 @@ FILES = (
 """Names of the files of a run that are written beside their final names."""
 
 SPLITS = {"train", "validation", "test"}
-SHOWN = ("validation", "bias", "steps", "seconds", "data")  # of every result
+
+RESULT_SCORES = {
+    "segmentation": ("dice", "iou"),
+    "classification": ("accuracy", "balanced_accuracy", "macro_f1"),
+}
+"""The scores of each task that every ``result.json`` has, None without test volumes."""
+
+
+class ClassScores(TypedDict):
+    """A score by class, and its mean, in segmentations without the background; None where undefined."""
+
+    mean: float | None
+    per_class: list[float | None]
+
+
+class DataPart(TypedDict):
+    """A part of the data set: its shape (z, y, x), the voxel values of 0 and 1, and the fingerprints of its files."""
+
+    name: str
+    shape: list[int]
+    intensity: list[float]
+    image: str
+    labels: str
+
+
+class TrainResult(TypedDict, total=False):
+    """The content of ``result.json``.
+
+    ``dice`` to ``volumes`` are scores on the test volumes (``evenslice.inference.metrics.Scores``): without test
+    volumes, ``dice`` and ``iou`` are None and the others absent. A classification has ``accuracy``,
+    ``balanced_accuracy``, the recall of each class, ``macro_f1`` and ``confusion`` in their place
+    (``ClassificationScores``). ``stress`` says what disturbed slices cost there (``evenslice.results.StressSummary``),
+    None if that was not measured. ``validation`` has the ``step`` and the main score of the kept network, None without
+    validation; ``bias`` what ``AsymmetryMonitor`` measured of that network, None if it was not measured at its step.
+    ``seconds`` is the time spent training; ``data`` has the parts of each split.
+    """
+
+    accuracy: float | None
+    balanced_accuracy: ClassScores | None
+    macro_f1: ClassScores | None
+    dice: ClassScores | None
+    iou: ClassScores | None
+    hd95: ClassScores
+    surface_dice: ClassScores
+    surface_dice_3: ClassScores
+    adapted_rand_error: float | None
+    variation_of_information: dict[str, float | None]
+    confusion: list[list[int]]
+    volumes: list[dict[str, Any]]
+    stress: dict[str, Any] | None
+    validation: Required[dict[str, float] | None]
+    bias: Required[dict[str, float | None] | None]
+    steps: Required[int]
+    seconds: Required[float]
+    name: str
+    seed: int
+    config: dict[str, Any]
+    data: Required[dict[str, list[DataPart]]]
+    network: dict[str, Any]
+    record: dict[str, Any]
+    command: str | None
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    created: str
+
+
+def data_of_result(result: Mapping[str, Any]) -> set[str]:
+    """Return the fingerprints of the files with which a network was trained and tested, from ``result.json``.
+
+    Example:
+        >>> sorted(data_of_result({"data": {"train": [{"image": "a", "labels": "b"}], "test": [{"image": "a", "labels": "c"}]}}))
+        ['a', 'b', 'c']
+    """
+    return {part[kind] for parts in result["data"].values() for part in parts for kind in ("image", "labels")}
+
 
 _RESULT, _DATA = TypeAdapter(TrainResult), TypeAdapter(dict[str, list[DataPart]])
 
@@ -59,12 +148,21 @@ MOVABLE = {
 """Options that may change when a run is resumed: where it runs, and what else it logs and tests, not its network."""
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """The paths of the files of a run.
+    """The files of a run.
+
+    Args:
+        path: the folder.
 
     Attributes:
-        path: the folder.
+        config: the configuration, with every option, and paths made absolute.
+        data: the parts of the data set, with the fingerprints of their files when the run began.
+        log: the folder of logs.
+        metrics: loss, validation and slice bias by step; see ``read_metrics``.
+        last: the checkpoint from which training is resumed.
+        best: the best network in validation so far, written by ``save_network``.
+        network: the trained network, once training has ended: the last or the best in validation, see ``keep``.
+        result: the result, once everything has ended.
 
     Example:
         >>> from pathlib import Path
@@ -72,59 +170,34 @@ class RunFolder:
         'run/network.safetensors'
     """
 
-    path: Path
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config, self.data, self.log = path / "config.yaml", path / "data.json", path / "log"
+        self.metrics = self.log / "metrics.csv"
+        self.last, self.best = (path / "checkpoints" / name for name in ("last.ckpt", "best.safetensors"))
+        self.network, self.result = path / "network.safetensors", path / "result.json"
 
-    @property
-    def config(self) -> Path:
-        """The configuration, with every option, and paths made absolute."""
-        return self.path / "config.yaml"
+    def begin(self, data: Mapping[str, list[DataPart]], config: TrainConfig, *, again: bool = False) -> None:
+        """Write ``data.json`` and ``config.yaml``, with which a run begins; hold the lock.
 
-    @property
-    def data(self) -> Path:
-        """The parts of the data set, with the fingerprints of their files when the run began."""
-        return self.path / "data.json"
+        Args:
+            data: the parts of the data set.
+            config: the configuration.
+            again: whether a run goes on, perhaps with other ``MOVABLE`` options, such as another place of its data.
 
-    @property
-    def log(self) -> Path:
-        """The folder of logs."""
-        return self.path / "log"
+        Raises:
+            ConfigError: a run goes on with other data.
+        """
+        if again:
+            self.check_data(data)
+        else:
+            _write(self.data, json_text(data))
+        if not again or load_config(self.config, TrainConfig) != config:
+            _write(self.config, to_yaml(config))
 
-    @property
-    def metrics(self) -> Path:
-        """Loss, validation and slice bias by step; see ``read_metrics``."""
-        return self.log / "metrics.csv"
-
-    @property
-    def last(self) -> Path:
-        """The checkpoint from which training is resumed."""
-        return self.path / "checkpoints" / "last.ckpt"
-
-    @property
-    def best(self) -> Path:
-        """The best network in validation so far, written by ``save_network``."""
-        return self.path / "checkpoints" / "best.safetensors"
-
-    @property
-    def network(self) -> Path:
-        """The trained network, once training has ended: the last or the best in validation, see ``keep``."""
-        return self.path / "network.safetensors"
-
-    @property
-    def result(self) -> Path:
-        """The result, once everything has ended."""
-        return self.path / "result.json"
-
-    def begin(self, data: Mapping[str, list[DataPart]], config: TrainConfig) -> None:
-        """Write ``data.json`` and ``config.yaml``, with which a run begins; hold the lock."""
-        for path, text in ((self.data, json_text(data)), (self.config, to_yaml(config))):
-            with staged_file(path, force=True) as beside:
-                beside.write_text(text, encoding="utf-8")
-
-    def update(self, config: TrainConfig) -> None:
-        """Write ``config.yaml`` if a run goes on with other ``MOVABLE`` options, such as another place of its data."""
-        if load_config(self.config, TrainConfig) != config:
-            with staged_file(self.config, force=True) as beside:
-                beside.write_text(to_yaml(config), encoding="utf-8")
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Write ``result.json``, with which a run ends; hold the lock."""
+        _write(self.result, json_text(result))
 
     def read_result(self) -> TrainResult:
         """Return the content of ``result.json``.
@@ -136,7 +209,7 @@ class RunFolder:
         with reading(self.result, "a run", remedy):
             document = read_json(self.result)
             task = "classification" if "accuracy" in document else "segmentation"
-            if missing := [name for name in (*RESULT_SCORES[task], *SHOWN) if name not in document]:
+            if missing := [name for name in RESULT_SCORES[task] if name not in document]:
                 raise ValueError(f"it has no {missing[0]}")
             _RESULT.validate_python(document)
         return cast(TrainResult, document)
@@ -211,39 +284,20 @@ class RunFolder:
             )
         if not left:
             return False
-        before, now = (
-            flat_options(without_secrets(each.model_dump(mode="json")))  # of which the folder keeps none
-            for each in (load_config(self.config, TrainConfig), config)
-        )
-        other = [
-            name
-            for name in sorted(before.keys() | now.keys())
-            if name not in MOVABLE and before.get(name) != now.get(name)
-        ]
-        stated = {file: changed_options(options, config) for file, options in self._stated()}
-        if other and stated and not any(stated.values()):
-            raise ConfigError(
-                f"{self.config}: {', '.join(other)}: edited since the run began; put back what was there, which is what the "
-                "run is resumed with now, or start a new run in another folder"
-            )
-        if other:
-            raise ConfigError(
-                f"{', '.join(f'{name}: {now.get(name)!r}' for name in other)}: the run in {self.path} began with "
-                f"{', '.join(repr(before.get(name)) for name in other)}; resume it with that, or start a new run in another "
-                "folder"
-            )
-        for file, changed in stated.items():
-            refuse_changed(changed, file)
+        for file, stated in self._stated():
+            refuse_changed(stated, config, file)
         return True
 
     def _stated(self) -> Iterator[tuple[Path, Mapping[str, str]]]:
-        """Yield what the files of the run say about the options that it began with, as ``fixed_options`` does."""
+        """Yield what the files of the run say about the options that it began with, as ``fixed_options`` does.
+
+        ``config.yaml`` says all, but may have been edited since.
+        """
+        yield self.config, fixed_options(load_config(self.config, TrainConfig).model_dump(mode="json"))
         if self.result.exists():
             yield self.result, fixed_options(self.read_result().get("config", {}))
         for file in (self.network, self.best):
-            with suppress(
-                ModelError, *UNREADABLE
-            ):  # of one that is missing or damaged, or was written before 0.3
+            with suppress(ModelError, *UNREADABLE):  # missing or damaged, or written before 0.3
                 yield file, dict(json.loads(read_metadata(file)[METADATA_KEY])["run"])
 
     def check_test(self, config: TrainConfig) -> None:
@@ -268,14 +322,13 @@ class RunFolder:
         """
         if not self.data.exists():
             return
-        before: Mapping[str, list[DataPart]] = self.read_data()
+        before = self.read_data()
         for split, parts in now.items():
             for old, new in zip_longest(before[split], parts):
                 if old != new:
                     raise ConfigError(
-                        f"data.{split}: {(new or old)['name']}: the files are not those with which the run "
-                        f"in {self.path} "
-                        "began; restore them, or start a new run in another folder"
+                        f"data.{split}: {(new or old)['name']}: the files are not those with which the run in {self.path} began; "
+                        "restore them, or start a new run in another folder"
                     )
 
     def _check_own(self, *files: Path) -> None:
@@ -284,14 +337,18 @@ class RunFolder:
         Such a run writes ``data.json`` first, which says more than its name and suffix.
         """
         found = [file for file in files if file.exists()]
-        if not found:
-            return
         try:
-            self.read_data()
+            if found:
+                self.read_data()
         except ConfigError as error:
             raise OutputError(
                 f"{found[0]}: is not a file of a run, and training here would replace it; choose another folder"
             ) from error
+
+
+def _write(path: Path, text: str) -> None:
+    with staged_file(path, force=True) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def fixed_options(values: Mapping[str, Any]) -> dict[str, str]:
@@ -306,29 +363,23 @@ def fixed_options(values: Mapping[str, Any]) -> dict[str, str]:
         >>> fixed_options({"seed": 0, "training": {"stress": True}})
         {'seed': '5feceb66'}
     """
-    named: dict[str, Any] = {}
-    for name, value in without_secrets(dict(values)).items():
-        parts = {f"{name}.{part}": item for part, item in value.items()} if isinstance(value, dict) else {}
-        named |= parts or {name: value}
     return {
         name: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
-        for name, value in named.items()
+        for name, value in flat_options(without_secrets(dict(values))).items()
         if name not in MOVABLE
     }
 
 
-def changed_options(stated: Mapping[str, str], config: TrainConfig) -> list[str]:
-    """Return the names of options that differ from what ``fixed_options`` stated; of those of other versions none do."""
+def refuse_changed(stated: Mapping[str, str], config: TrainConfig, file: Path) -> None:
+    """Raise ConfigError if options are not those with which a run began, as ``fixed_options`` stated them in a file of it.
+
+    Those that only one version of evenslice has do not differ.
+    """
     now = fixed_options(config.model_dump(mode="json"))
-    return sorted(name for name in stated.keys() & now.keys() if stated[name] != now[name])
-
-
-def refuse_changed(changed: Sequence[str], file: Path) -> None:
-    """Raise ConfigError if options are not those with which a run began, as a file of it says."""
-    if changed:
+    if changed := sorted(name for name in stated.keys() & now.keys() if stated[name] != now[name]):
         raise ConfigError(
-            f"{', '.join(changed)}: changed since the run began, as {file} says; put back what config.yaml said, or start a "
-            "new run in another folder"
+            f"{', '.join(changed)}: changed since the run began, as {file} says; resume it as it began, or start a new run "
+            "in another folder"
         )
 
 

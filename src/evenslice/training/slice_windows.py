@@ -8,19 +8,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from numbers import Integral, Real
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import ConfigError, VolumeError, did_you_mean, option, whole_number
+from evenslice._core import ConfigError, VolumeError, option, whole_number
 from evenslice.neutralizing import Record, record_of
 from evenslice.training.crops import CropDataset
 from evenslice.volumes import (
     ClassIndex,
     LabelledVolume,
     Reading,
+    check_tile,
     each_reading,
     fit_scalings,
     hold_small,
@@ -32,6 +32,7 @@ from evenslice.volumes import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from typing import TypeAlias
 
     from torch import nn
@@ -117,9 +118,17 @@ class SliceWindows(CropDataset):
         length: int | None = None,
         seed: int = 0,
     ) -> None:
-        crop = None if crop is None else _crop(crop)
-        length = None if length is None else _length(length)
-        _check(crop, foreground, seed, labelled=labels is not None)
+        crop = None if crop is None else check_tile(np.asarray(crop).tolist(), "crop")
+        length = None if length is None else whole_number("length", length, least=1)
+        seed = whole_number("seed", seed, least=0)
+        fraction: Any = foreground
+        if not isinstance(fraction, Real) or not 0 <= float(fraction) <= 1:
+            raise ConfigError(f"{option('foreground', foreground)}: is a fraction of the crops, 0 to 1")
+        if foreground and (crop is None or labels is None):
+            missing = option("crop", [192, 192]) if crop is None else option("labels")
+            raise ConfigError(
+                f"{option('foreground', foreground)}: has no effect without {missing}; give both"
+            )
         volumes = open_several(volume, reading.fill if isinstance(reading, Reading) else None)
         readings = each_reading(reading, volumes)
         values = readings[0].labels
@@ -160,37 +169,6 @@ class SliceWindows(CropDataset):
             )
 
 
-def _crop(given: Any) -> tuple[int, int]:
-    listed = isinstance(given, Sequence | np.ndarray) and not isinstance(given, str) and np.ndim(given) == 1
-    sides = list(given) if listed else []
-    if len(sides) != 2 or not all(isinstance(side, Integral) and int(side) > 0 for side in sides):
-        raise ConfigError(f"{option('crop', sides or given)}: give a height and a width of at least 1 pixel")
-    return int(sides[0]), int(sides[1])
-
-
-def _length(given: Any) -> int:
-    if not isinstance(given, Integral) or given < 1:
-        raise ConfigError(f"{option('length', given)}: must be a whole number of at least 1")
-    return int(given)
-
-
-def _check(crop: tuple[int, int] | None, foreground: float, seed: int, *, labelled: bool) -> None:
-    """Check options by themselves.
-
-    Raises:
-        ConfigError: one is out of range or has no effect.
-    """
-    fraction: Any = foreground
-    if not isinstance(fraction, Real) or not 0 <= float(fraction) <= 1:
-        raise ConfigError(f"{option('foreground', foreground)}: is a fraction of the crops, 0 to 1")
-    if foreground and not (crop and labelled):
-        missing = option("labels") if crop else option("crop", [192, 192])
-        raise ConfigError(f"{option('foreground', foreground)}: has no effect without {missing}; give both")
-    number: Any = seed
-    if not isinstance(number, Integral) or not 0 <= seed < 2**63:
-        raise ConfigError(f"{option('seed', seed)}: must be a whole number from 0 to 2**63 - 1")
-
-
 def _record(model: nn.Module | Record | None) -> Record | None:
     if model is None or isinstance(model, Record):
         return model
@@ -204,11 +182,10 @@ def _record(model: nn.Module | Record | None) -> Record | None:
 
 
 def _slices(slices: int | None, record: Record | None) -> int:
-    if record is not None and slices is not None and slices != record.slices:
-        raise ConfigError(f"{option('slices', slices)}: the network takes {record.slices}; omit the option")
-    if slices is None:
-        return record.slices if record else 3
-    return slices
+    expected = record.slices if record else slices
+    if slices not in (None, expected):
+        raise ConfigError(f"{option('slices', slices)}: the network takes {expected}; omit the option")
+    return 3 if expected is None else expected
 
 
 def _classes(classes: int | None, values: LabelValues) -> int:
@@ -233,28 +210,12 @@ def _augmentation(given: Augmentation | None, slices: int) -> AugmentationConfig
     """Return the augmentation that the user means; its options are checked by the class that ``train`` uses."""
     if given is None or given is False:
         return None
+    from evenslice._core import as_config
     from evenslice.training.config import AugmentationConfig, check_missing_slices  # need the extra `train`
 
-    values: Any = {} if given is True else given
-    if isinstance(given, AugmentationConfig):
-        config = given
-    elif isinstance(values, Mapping):
-        config = _options(values, AugmentationConfig)
-    else:
-        raise ConfigError(
-            f"{option('augmentation', given)}: {did_you_mean(str(given), AugmentationConfig.model_fields)}, or True for all"
-        )
     try:
+        config = as_config({} if given is True else given, AugmentationConfig)
         check_missing_slices(config.missing_slices, slices)
-    except ValueError as error:
-        raise ConfigError(f"{option('augmentation')}: {error}") from None
-    return config
-
-
-def _options(given: Mapping[str, Any], kind: type[AugmentationConfig]) -> AugmentationConfig:
-    from evenslice._core import as_config  # needs the extra `train`
-
-    try:
-        return as_config(dict(given), kind)
-    except ConfigError as error:
+    except (ConfigError, ValueError) as error:
         raise ConfigError(f"{option('augmentation')}: {error}") from error
+    return config

@@ -1,25 +1,48 @@
-"""What depends on the task of a training: the logits of a network, and its scores in validation and in the test."""
+"""What depends on the task of a training: the logits of a network, its loss, and its scores in validation and in the test.
+
+A classifier names the class of the centre of a window. It is tested on a lattice of centres over all slices of the tested
+volumes, equally far apart along z, y and x, so the classes are as frequent among them as in the volumes.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import islice, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
 
-from evenslice.inference import class_logits, evaluate_parts
-from evenslice.training.classification import classifier_logits, evaluate_centres
+from evenslice._core import ModelError, needs_extra, progress_bar
+from evenslice.inference import ReadyNetwork, class_logits, evaluate_parts, to_device
+from evenslice.networks import logits, predicted_classes
+from evenslice.results import ratio
+from evenslice.training.crops import read_around
+from evenslice.volumes import WindowGrid
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from torch import Tensor, nn
+    from numpy.typing import NDArray
+    from torch import Tensor
 
     from evenslice.training.config import TrainConfig
     from evenslice.volumes import LabelledVolume
 
-__all__ = ["final_scores", "stressed_slices", "task_logits", "validation_score"]
+__all__ = [
+    "ClassificationScores",
+    "TaskLoss",
+    "evaluate_centres",
+    "final_scores",
+    "lattice",
+    "output_channels",
+    "stressed_slices",
+    "task_logits",
+    "validation_score",
+]
 
 VALIDATION_FRACTION = 0.1  # of the pixels or crops trained on between two validations
 FEWEST_VALIDATED = 8  # slices
@@ -33,6 +56,9 @@ STRESSED_PIXELS = 2**22
 
 FEWEST_STRESSED, MOST_STRESSED = 8, 60
 
+BATCH = 32  # windows per forward pass of a classifier
+OF_MISSED = 16  # voxels of each volume that stand for a class without a centre
+
 
 def task_logits(network: nn.Module, windows: Tensor, task: str) -> Tensor:
     """Return the logits of windows (batch, slices, y, x): (batch, classes, y, x), of a classifier (batch, classes).
@@ -41,12 +67,94 @@ def task_logits(network: nn.Module, windows: Tensor, task: str) -> Tensor:
         ModelError: the network returns an output of another shape.
 
     Example:
-        >>> import torch
-        >>> from torch import nn
         >>> task_logits(nn.Conv2d(3, 2, 1), torch.zeros(1, 3, 8, 8), "segmentation").shape
         torch.Size([1, 2, 8, 8])
+        >>> task_logits(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), torch.zeros(2, 3, 2, 2), "classification").shape
+        torch.Size([2, 5])
     """
-    return (classifier_logits if task == "classification" else class_logits)(network, windows)
+    if task == "segmentation":
+        return class_logits(network, windows)
+    output = logits(network(windows))
+    if output.ndim != 2:
+        raise ModelError(
+            f"the network returns an output of shape {tuple(output.shape)}; a classifier must return (batch, classes); "
+            "for a map of classes, set training.task: segmentation"
+        )
+    return output.float()
+
+
+def output_channels(loss: str, classes: int) -> int:
+    """Return the number of channels that a network needs: one for each class, or one if a single sigmoid is enough.
+
+    Example:
+        >>> output_channels("dice_ce", 2), output_channels("dice_bce", 2), output_channels("dice_bce", 3)
+        (2, 1, 3)
+    """
+    return 1 if loss == "dice_bce" and classes == 2 else classes
+
+
+class TaskLoss(nn.Module):
+    """The loss of a kind: the sum of MONAI's Dice loss and PyTorch's cross entropy, or cross entropy alone.
+
+    The Dice loss excludes the background and is computed over all pixels of a batch at once, so that a crop without a
+    class is not penalized; the cross entropy is the mean over pixels, or over the windows of a classifier.
+
+    Args:
+        kind: "dice_ce", softmax over the classes; "dice_bce", a sigmoid for each class, or only for class 1 of two; "ce",
+            cross entropy alone.
+        classes: C, 2 or more.
+        ignored: whether labels may be below 0. If not, no step waits for the device to find that out.
+
+    Example:
+        >>> loss = TaskLoss("dice_ce", classes=2)
+        >>> labels = torch.tensor([[[0, 1]]])
+        >>> right = torch.tensor([[[[9.0, -9.0]], [[-9.0, 9.0]]]])
+        >>> loss(right, labels).item() < 0.001 < 1 < loss(-right, labels).item()
+        True
+        >>> TaskLoss("ce", classes=2)(torch.tensor([[9.0, -9.0], [0.0, 0.0]]), torch.tensor([0, -100])).item() < 1e-6
+        True
+    """
+
+    def __init__(self, kind: str, classes: int, *, ignored: bool = True) -> None:
+        super().__init__()
+        self.channels = output_channels(kind, classes)
+        self.exclusive = kind != "dice_bce"
+        self.ignored = ignored
+        self.dice: nn.Module | None = None
+        if kind != "ce":
+            with needs_extra("train", "training"):
+                from monai.losses import (
+                    DiceLoss,  # takes seconds, which a mistake in the data need not wait for
+                )
+            self.dice = DiceLoss(
+                include_background=self.channels == 1,
+                softmax=self.exclusive,
+                sigmoid=not self.exclusive,
+                batch=True,
+            )
+
+    def forward(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """Return the scalar loss of logits (batch, channels, ...) and classes (batch, ...).
+
+        Pixels or windows below 0, ``IGNORED``, do not count if ``ignored``; without any other, the loss is 0.
+        """
+        if self.ignored and not bool((counted := labels >= 0).all()):
+            if not bool(counted.any()):
+                return scores.sum() * 0
+            scores, labels = scores.movedim(1, -1)[counted], labels[counted]
+            if self.dice is not None:  # both are sums over all pixels of the batch, wherever they are
+                scores, labels = scores.T[None, :, None], labels[None, None]
+        if self.dice is None:
+            return functional.cross_entropy(scores, labels)
+        target = labels[:, None].to(scores)
+        if self.channels > 1:
+            target = functional.one_hot(labels, self.channels).movedim(-1, 1).to(scores)
+        if self.exclusive:
+            entropy = functional.cross_entropy(scores, labels)
+        else:
+            entropy = functional.binary_cross_entropy_with_logits(scores, target)
+        dice: Tensor = self.dice(scores, target)
+        return dice + entropy
 
 
 def validation_score(network: nn.Module, parts: Sequence[LabelledVolume], config: TrainConfig) -> float:
@@ -108,3 +216,179 @@ def stressed_slices(parts: Sequence[LabelledVolume], config: TrainConfig) -> int
     plane = max(math.prod(part.volume.shape[1:]) for part in parts)
     most = min(max(STRESSED_PIXELS // plane, FEWEST_STRESSED), MOST_STRESSED)
     return min(most, sum(len(part.volume) for part in parts))
+
+
+@dataclass(frozen=True)
+class ClassificationScores:
+    """How often the classes of centres were found.
+
+    Attributes:
+        confusion: (C, C) number of centres by their class (row) and the predicted class (column).
+    """
+
+    confusion: NDArray[np.int64]
+
+    @property
+    def accuracy(self) -> float:
+        """The part of the centres whose class is predicted, 0..1; NaN without centres."""
+        return float(ratio(np.trace(self.confusion), self.confusion.sum()))
+
+    @property
+    def recall(self) -> NDArray[np.float64]:
+        """(C,) The part of the centres of each class that is predicted as such, 0..1; NaN for a class without centres."""
+        return ratio(np.diag(self.confusion), self.confusion.sum(axis=1))
+
+    @property
+    def f1(self) -> NDArray[np.float64]:
+        """(C,) The F1 score of each class, 0..1; NaN for a class that neither is among the centres nor is predicted."""
+        found = np.diag(self.confusion)
+        return ratio(2 * found, self.confusion.sum(axis=0) + self.confusion.sum(axis=1))
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """The mean recall of the classes that have centres: 1/C by chance, 1 at best; NaN without centres."""
+        return _mean(self.recall)
+
+    @property
+    def macro_f1(self) -> float:
+        """The mean F1 score of the classes, 0..1; NaN without centres."""
+        return _mean(self.f1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the scores as plain values, with the keys of ``result.json``.
+
+        Example: nine of ten centres are of class 0, of which one is missed.
+            >>> scores = ClassificationScores(np.array([[8, 1], [0, 1]]))
+            >>> scores.accuracy, round(scores.balanced_accuracy, 3), round(scores.macro_f1, 3)
+            (0.9, 0.944, 0.804)
+        """
+        return {
+            "accuracy": self.accuracy,
+            "balanced_accuracy": {"mean": self.balanced_accuracy, "per_class": self.recall.tolist()},
+            "macro_f1": {"mean": self.macro_f1, "per_class": self.f1.tolist()},
+            "confusion": self.confusion.tolist(),
+        }
+
+
+def evaluate_centres(
+    model: nn.Module,
+    parts: Sequence[LabelledVolume],
+    config: TrainConfig,
+    *,
+    most: int,
+    device: str = "auto",
+    progress: bool | None = False,
+) -> ClassificationScores:
+    """Classify the windows around a lattice of centres and compare the classes with the labels there.
+
+    Args:
+        model: maps (batch, slices, y, x), with the scaling of its record, to logits (batch, classes).
+        parts: volumes with their labels and scaling.
+        config: the configuration of the run: the size of crops, the window, the number of classes.
+        most: the largest number of centres.
+        device: "auto" (a CUDA GPU if there is one, else the CPU) or a PyTorch device name.
+        progress: show progress on standard error: True for a bar, False for nothing, None for a bar on a terminal and
+            lines elsewhere.
+
+    Raises:
+        VolumeError: a volume cannot be read.
+        ModelError: the network does not return one logit for each class.
+    """
+    window, crop, classes = config.model, config.training.crop, config.data.classes
+    network = ReadyNetwork(model, slices=window.slices, device=device)
+    network.prepare(window.slices, crop)
+    grids = [
+        WindowGrid(part.volume, part.scaling, window.slices, crop, window.step, "reflect") for part in parts
+    ]
+    confusion = np.zeros((classes, classes), np.int64)
+    counted = [*_counted(parts, lattice([part.volume.shape for part in parts], most))]
+    counted += _missed(parts, counted, classes)
+    waiting = iter(counted)
+    with progress_bar("classify", len(counted), "windows", show=progress) as advance, torch.inference_mode():
+        while chunk := list(islice(waiting, BATCH)):
+            read = [read_around(grids[number], place, crop) for number, place, _ in chunk]
+            found = _classify(network, to_device(np.stack(read), network.device))
+            answers = predicted_classes(found, dim=1).cpu().numpy()
+            for (*_, label), answer in zip(chunk, answers.tolist(), strict=True):
+                confusion[label, answer] += 1
+            advance(len(chunk))
+    return ClassificationScores(confusion)
+
+
+def _classify(network: ReadyNetwork, windows: Tensor) -> Tensor:
+    """Return the logits (batch, classes) of windows (batch, N, y, x), however many go into the memory at once."""
+    parts = network.batches.run(
+        lambda part: task_logits(network, windows[part], "classification"),
+        len(windows),
+        (network.dtype, *windows.shape[1:]),
+    )
+    return torch.cat(parts)
+
+
+def lattice(shapes: Sequence[tuple[int, ...]], most: int) -> list[tuple[int, tuple[int, int, int]]]:
+    """Return the voxels of a lattice over volumes: the index of the volume, and z, y, x.
+
+    Its step is the same along all axes and in all volumes, the smallest that gives at most ``most`` voxels; each volume
+    has at least one. The voxels keep the same distance from both ends of an axis, or differ by one.
+
+    Example:
+        >>> lattice([(2, 6, 6)], most=4)
+        [(0, (0, 1, 1)), (0, (0, 1, 4)), (0, (0, 4, 1)), (0, (0, 4, 4))]
+    """
+    step = 1
+    while sum(math.prod(-(-length // step) for length in shape) for shape in shapes) > max(most, len(shapes)):
+        step += 1
+    return [
+        (number, (z, y, x))
+        for number, shape in enumerate(shapes)
+        for z, y, x in product(*(_spread(length, step) for length in shape))
+    ]
+
+
+def _spread(length: int, step: int) -> range:
+    """Return places along an axis, ``step`` apart, in its middle."""
+    count = -(-length // step)
+    return range((length - 1 - (count - 1) * step) // 2, length, step)
+
+
+def _counted(
+    parts: Sequence[LabelledVolume], places: Sequence[tuple[int, tuple[int, int, int]]]
+) -> Iterator[tuple[int, tuple[int, int, int], int]]:
+    """Yield the places whose label counts, each with its class; a slice of labels is read once."""
+    last, plane = None, np.empty((0, 0), np.int64)
+    for number, (z, y, x) in places:
+        if (number, z) != last:
+            last, plane = (number, z), parts[number].labels[z]
+        label = int(plane[y, x])
+        if label >= 0:
+            yield number, (z, y, x), label
+
+
+def _missed(
+    parts: Sequence[LabelledVolume], counted: Sequence[tuple[int, tuple[int, int, int], int]], classes: int
+) -> list[tuple[int, tuple[int, int, int], int]]:
+    """Return some voxels, with their class, of each class that occurs but has no centre: else its recall would be unknown."""
+    seen = {label for *_, label in counted}
+    found = []
+    for label in set(range(classes)) - seen:
+        for number, part in enumerate(parts):
+            positions = _some_voxels(part, label) if part.index.counts[label] else np.empty(0, np.int64)
+            places = zip(*np.unravel_index(positions, part.volume.shape), strict=True)
+            found += [(number, (int(z), int(y), int(x)), label) for z, y, x in places]
+    return found
+
+
+def _some_voxels(part: LabelledVolume, label: int) -> NDArray[np.int64]:
+    """Return the flat indices of up to ``OF_MISSED`` voxels of a class, evenly spaced among those that are known."""
+    known = part.index.positions[label] if part.index.positions else np.empty(0, np.int64)
+    if not len(known):  # test data are not indexed
+        plane = math.prod(part.volume.shape[1:])
+        found = (z * plane + np.flatnonzero(part.labels[z] == label) for z in range(len(part.volume)))
+        known = next((positions for positions in found if len(positions)), known)
+    chosen = np.linspace(0, len(known) - 1, min(len(known), OF_MISSED)).astype(int)
+    return np.asarray(known[chosen])
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan

@@ -1,4 +1,4 @@
-"""Train a segmenter of slice windows, from a configuration to the folder of a run.
+"""Train a segmenter or a classifier of slice windows, from a configuration to the folder of a run.
 
     result = train("train.yaml", "run")
     result["dice"]["mean"]
@@ -10,46 +10,56 @@ and the number of the step: an interrupted run resumes from its last checkpoint 
 
 from __future__ import annotations
 
+import datetime as dt
+import math
+import platform
 import signal
-from contextlib import contextmanager, nullcontext, suppress
-from typing import TYPE_CHECKING
+from contextlib import nullcontext, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from evenslice._core import (
     ConfigError,
-    EvensliceError,
+    ModelError,
     OutputError,
     VolumeError,
     as_config,
     check_callable,
     local_path,
-    spelled_in_configuration,
+    package_versions,
+    without_secrets,
 )
-from evenslice.networks import check_stated_in_file, parse_specification, with_gradients
-from evenslice.neutralizing import load_network
-from evenslice.training.assumptions import describe_assumptions
+from evenslice.networks import check_stated_in_file, with_gradients
+from evenslice.neutralizing import load_network, record_of, save_network
+from evenslice.results import MAIN_SCORES
+from evenslice.training.callbacks import Interruption, TrainingInterrupted, kept_validation
 from evenslice.training.config import TrainConfig
 from evenslice.training.data import fingerprints, open_data
-from evenslice.training.documents import data_of_result
 from evenslice.training.fitting import fit
-from evenslice.training.interruption import Interruption, TrainingInterrupted
-from evenslice.training.lightning_module import output_channels
-from evenslice.training.logs import is_first_process
-from evenslice.training.preflight import check_data, check_network, check_planes, find_dtype
-from evenslice.training.result import describe_data, finish_run
-from evenslice.training.run_folder import RunFolder
+from evenslice.training.monitor import bias_columns
+from evenslice.training.plan import Plan, at_model, describe_plan, find_machine, resolve
+from evenslice.training.run_folder import RESULT_SCORES, RunFolder, data_of_result, fixed_options
+from evenslice.training.run_network import reading_of
+from evenslice.training.tasks import final_scores
+from evenslice.training.training_files import is_first_process
+from evenslice.volumes import fingerprint
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping
-    from typing import Any
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import nn
 
     from evenslice.networks import ModelSource
-    from evenslice.neutralizing import Record
-    from evenslice.training.documents import TrainResult
+    from evenslice.training.data import Data
+    from evenslice.training.run_folder import DataPart, TrainResult
 
-__all__ = ["train"]
+__all__ = ["retest", "train"]
+
+PACKAGES = ("evenslice", "torch", "lightning", "monai", "numpy", "timm", "segmentation-models-pytorch")
 
 
 @with_gradients
@@ -116,78 +126,36 @@ def train(
     check_callable("on_start", on_start)
     config = as_config(config, TrainConfig)
     config = config.model_copy(update={"data": config.data.with_root()})
-    with _at_model():
+    with at_model():
         check_stated_in_file(config.model.spec)
+    tell = on_start or (lambda _: None)
     run, first = RunFolder(local_path(out).absolute()), is_first_process()
     if first and resume and run.result.exists() and run.has_begun(config, resume=True):
         with suppress(OutputError), run.lock():  # the folder need not be writable
             run.remove_leftovers()
-        return _finished(config, run, on_start)
+        result = _finished(config, run)
+        tell((f"note: the run in {run.path} is finished; nothing is trained or tested again",))
+        return result
     with run.lock() if first else nullcontext(), Interruption() as interruption:
         try:
-            return _train(
-                config,
-                run,
-                first=first,
-                resume=resume,
-                command=command,
-                progress=progress,
-                on_start=on_start,
-                interruption=interruption,
-            )
+            began = first and run.has_begun(config, resume=resume)
+            if first:
+                run.remove_leftovers()
+            plan = resolve(config, find_machine(config.training))
+            if first:
+                run.begin(_describe_data(plan.data), config, again=began)
+                tell(describe_plan(plan))
+            if not run.network.exists():
+                fit(plan, run, interruption=interruption, progress=progress)
+            interruption.reached = "its test"
+            if not first:
+                return {}  # type: ignore[typeddict-item]  # the first process alone has one
+            return _tested(plan, run, run.read_metrics(), command, progress)
         except KeyboardInterrupt as error:
             raise TrainingInterrupted(interruption.signal or signal.SIGINT, interruption.reached) from error
 
 
-def _train(
-    config: TrainConfig,
-    run: RunFolder,
-    *,
-    first: bool,
-    resume: bool,
-    command: str | None,
-    progress: bool | None,
-    on_start: Callable[[tuple[str, ...]], None] | None,
-    interruption: Interruption,
-) -> TrainResult:
-    began = first and run.has_begun(config, resume=resume)
-    if began and run.result.exists():
-        return _finished(config, run, on_start)
-    if first:
-        run.remove_leftovers()
-    find_dtype(config.training)  # raises if the device is missing, or does not compute in it
-    data = open_data(config.data, config.model, seed=config.seed)
-    check_data(config, data)
-    network, record, source = _build(config)
-    check_planes(network, config, data)
-    described = describe_data(data)
-    if began:
-        run.check_data(described)
-        run.update(config)
-    elif first:
-        run.begin(described, config)
-    if first and on_start is not None:
-        on_start(describe_assumptions(config, data, record, source))
-    if not run.network.exists():
-        fit(network, record, source, data, config, run, interruption=interruption, progress=progress)
-    interruption.reached = "its test"
-    if not first:
-        return {}
-    return finish_run(
-        run,
-        data,
-        config,
-        run.read_metrics(),
-        record=record,
-        source=source,
-        command=command,
-        progress=progress,
-    )
-
-
-def _finished(
-    config: TrainConfig, run: RunFolder, on_start: Callable[[tuple[str, ...]], None] | None
-) -> TrainResult:
+def _finished(config: TrainConfig, run: RunFolder) -> TrainResult:
     """Return the result of a finished run, after a check that it is one of the configuration and its data as they are now.
 
     Raises:
@@ -201,42 +169,144 @@ def _finished(
                 f"data: the files are not those on which the run in {run.path} was trained and tested; restore them, or "
                 "start a new run in another folder"
             )
-    if on_start is not None:
-        on_start((f"note: the run in {run.path} is finished; nothing is trained or tested again",))
     return result
 
 
-def _build(config: TrainConfig) -> tuple[nn.Module, Record, ModelSource]:
-    """Build the network, in float32 on the CPU, and test it on a blank crop."""
-    model, channels = config.model, output_channels(config.training.loss, config.data.classes)
-    with _at_model():
-        network, record, source = load_network(
-            model.spec,
-            model.weights,
-            slices=model.slices,
-            strategy=model.strategy,
-            tie=model.tie,
-            # An imported function determines the number of classes itself.
-            classes=channels if parse_specification(model.spec).library else None,
-            seed=config.seed,
-            symmetrize=model.symmetrize,
-        )
-    # Whatever it was built as: under another default dtype or device of PyTorch's, or by a function.
-    network = network.cpu().float()
-    check_network(network, config, channels)
-    return network, record, source
+def _tested(
+    plan: Plan, run: RunFolder, log: Sequence[Mapping[str, float]], command: str | None, progress: bool | None
+) -> TrainResult:
+    """Test the network of a run, as it is in its file, and write the result of the run.
 
-
-@contextmanager
-def _at_model() -> Iterator[None]:
-    """Add the place in the configuration to errors about the network, and spell options as they are written there."""
+    Raises:
+        ModelError: the file of the network is damaged.
+    """
     try:
-        yield
-    except EvensliceError as error:
-        raise error.within("model", _spelled) from error
+        network = load_network(plan.config.model.spec, str(run.network)).model
+    except ModelError as error:
+        raise ModelError(
+            f"{error}; restore it, or delete it and resume the run, which writes it again from its checkpoint"
+        ) from error
+    run.finish({**_describe_run(replace(plan, network=network), log, progress), "command": command})
+    return run.read_result()
 
 
-def _spelled(name: str, value: Any) -> str:
-    """Spell an option of a network as in the configuration."""
-    path = {"classes": "data.classes", "seed": "seed"}.get(name, f"model.{name}")
-    return spelled_in_configuration(path, value)
+def _describe_run(plan: Plan, log: Sequence[Mapping[str, float]], progress: bool | None) -> dict[str, Any]:
+    """Test the network of a plan, and return what is known about it and its run, as ``result.json`` holds it."""
+    config, machine, tested = plan.config, plan.machine, plan.data.test
+    scores = {**dict.fromkeys(RESULT_SCORES[config.training.task]), "stress": None}
+    if tested:
+        scores = final_scores(plan.network, tested, config, device=machine.device.type, progress=progress)
+    return {
+        **scores,
+        **_summarize_log(log, config),
+        "name": config.data.name,
+        "seed": config.seed,
+        "config": without_secrets(config.model_dump(mode="json")),
+        "data": _describe_data(plan.data),
+        "machine": {
+            "platform": platform.platform(),
+            "device": machine.device.type,
+            "devices": config.training.devices,
+            "dtype": str(machine.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+        },
+        "versions": package_versions(PACKAGES),
+        "created": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
+        "network": plan.source.to_dict(),
+        "record": plan.record.to_dict(),
+    }
+
+
+def _describe_data(data: Data) -> dict[str, list[DataPart]]:
+    """Return the parts of a data set by split."""
+    return {
+        split: [
+            {
+                "name": part.name,
+                "shape": list(part.volume.shape),
+                "intensity": [part.scaling.low, part.scaling.high],
+                "image": fingerprint(part.volume),
+                "labels": fingerprint(part.labels),
+            }
+            for part in getattr(data, split)
+        ]
+        for split in ("train", "validation", "test")
+    }
+
+
+def _summarize_log(rows: Sequence[Mapping[str, float]], config: TrainConfig) -> dict[str, Any]:
+    score = MAIN_SCORES[config.training.task]
+    column = f"validation_{score}"
+    validated = [row for row in rows if row["step"] > 0 and not math.isnan(row.get(column, math.nan))]
+    kept = (
+        kept_validation(validated, column) if config.training.keeps_best else next(reversed(validated), None)
+    )
+    columns = bias_columns(config.model.slices)
+    network = kept if config.training.keeps_best and kept else rows[-1]
+    bias = {name: network[name] for name in columns} if "directional_bias" in network else None
+    return {
+        "validation": kept and {"step": int(kept["step"]), score: kept[column]},
+        "bias": bias,
+        "steps": int(rows[-1]["step"]),
+        "seconds": max(row.get("seconds", 0) for row in rows),
+    }
+
+
+def retest(
+    network: nn.Module,
+    source: ModelSource,
+    config: TrainConfig,
+    out: str | os.PathLike[str],
+    *,
+    trained: RunFolder,
+    progress: bool | None = False,
+) -> TrainResult:
+    """Test a network that was changed after its training, and write everything to a folder.
+
+    The folder gets the files of ``train`` but its log and checkpoints: ``config.yaml``, ``data.json``,
+    ``network.safetensors`` and ``result.json``, with 0 as ``steps`` and ``seconds``. A finished run is not changed.
+
+    Args:
+        network: the network, with the record that ``neutralize`` or ``symmetrize`` left on it.
+        source: what it was built from.
+        config: the configuration that describes the network as it is now, with its data.
+        out: the folder.
+        trained: the run that trained the network.
+        progress: show the progress of the test: True for a bar, False for nothing, None for a bar on a terminal and
+            lines elsewhere.
+
+    Returns:
+        The content of ``result.json``.
+
+    Raises:
+        OutputError: another process works in the folder, or it cannot be written.
+        ConfigError: the options do not fit the data or the machine, or differ from those of the run in the folder; or
+            the data are not those that the network was trained on.
+        VolumeError: the data cannot be used.
+        ModelError: the network has no record.
+
+    Example: a trained network, made fair afterwards.
+        >>> from evenslice.neutralizing import load_network, symmetrize
+        >>> from evenslice.training import RunFolder, TrainConfig, retest
+        >>> def test_symmetrized(config: TrainConfig, base: RunFolder, out: str) -> float | None:
+        ...     model, _, source = load_network(config.model.spec, str(base.network))
+        ...     return retest(symmetrize(model), source, config, out, trained=base)["dice"]["mean"]
+    """
+    run, record = RunFolder(Path(out).absolute()), record_of(network)
+    if record is None:
+        raise ModelError("the network has no record; load it with load_network, or call neutralize on it")
+    with run.lock():
+        if run.has_begun(config, resume=True) and run.result.exists():
+            return run.read_result()
+        run.remove_leftovers()
+        machine = find_machine(config.training)
+        data = open_data(config.data, config.model, seed=config.seed)
+        trained.check_data(_describe_data(data))
+        run.begin(_describe_data(data), config)
+        began = fixed_options(config.model_dump(mode="json"))
+        reading = reading_of(config)
+        save_network(
+            network, run.network, record=record, source=source, reading=reading, run=began, force=True
+        )
+        plan = Plan(config, machine, data, network, record, source)
+        return _tested(plan, run, [{"step": 0.0, "seconds": 0.0}], None, progress)

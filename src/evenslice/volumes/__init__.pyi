@@ -1,48 +1,53 @@
-from .blocks import cut_axis as cut_axis, find_nonfinite as find_nonfinite, run_end as run_end
-from .boundaries import IGNORED as IGNORED
-from .fingerprints import PARTIAL as PARTIAL, fingerprint as fingerprint, modified as modified
+from .blocks import cut_axis as cut_axis, find_nonfinite as find_nonfinite
 from .info import (
+    PARTIAL as PARTIAL,
+    StoredImage as StoredImage,
     VolumeInfo as VolumeInfo,
     describe_missing_numbers as describe_missing_numbers,
     describe_volume as describe_volume,
+    fingerprint as fingerprint,
     missing_slice_numbers as missing_slice_numbers,
+    modified as modified,
+    refuse_repeated as refuse_repeated,
+    stored_image as stored_image,
 )
-from .label_places import check_place as check_place
-from .label_values import LabelValues as LabelValues, refuse_without_labels as refuse_without_labels
 from .labels import (
+    IGNORED as IGNORED,
     ClassIndex as ClassIndex,
     LabelledVolume as LabelledVolume,
+    LabelValues as LabelValues,
     check_classes as check_classes,
+    check_place as check_place,
     index_classes as index_classes,
+    open_labels as open_labels,
+    open_several_labels as open_several_labels,
+    refuse_without_labels as refuse_without_labels,
 )
 from .opening import (
     VolumeLike as VolumeLike,
     open_complete as open_complete,
     open_filled as open_filled,
-    open_labels as open_labels,
+    open_several as open_several,
     open_volume as open_volume,
     stated_axes as stated_axes,
 )
-from .read.places import is_address as is_address
-from .reading import Reading as Reading
-from .scaling import PERCENTILES as PERCENTILES, Scaling as Scaling, fit_scaling as fit_scaling
-from .several import (
-    each_reading as each_reading,
-    fit_scalings as fit_scalings,
-    open_several as open_several,
-    open_several_labels as open_several_labels,
-    refuse_repeated as refuse_repeated,
+from .read.location import is_address as is_address
+from .reading import Reading as Reading, each_reading as each_reading, fit_scalings as fit_scalings
+from .scaling import (
+    PERCENTILES as PERCENTILES,
+    Scaling as Scaling,
+    fit_scaling as fit_scaling,
 )
-from .stored_images import StoredImage as StoredImage, stored_image as stored_image
 from .templates import mni152 as mni152, mni152_path as mni152_path
-from .views import (
+from .volume import (
+    Volume as Volume,
     hold_small as hold_small,
     in_plane as in_plane,
     read_in_runs as read_in_runs,
     reslice as reslice,
+    run_end as run_end,
     take_slices as take_slices,
 )
-from .volume import Plane as Plane, Volume as Volume
 from .windows import (
     Edge as Edge,
     WindowGrid as WindowGrid,
@@ -54,7 +59,7 @@ from .windows import (
     spread_index as spread_index,
     tile_origins as tile_origins,
 )
-from .write.destinations import output_location as output_location
+from .write.formats import output_location as output_location
 from .write.writer import (
     check_destination as check_destination,
     write_channels as write_channels,

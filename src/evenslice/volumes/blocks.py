@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import ConfigError, map_ahead
-from evenslice.volumes.read.pieces import reads_at_once
+from evenslice._core import map_ahead
+from evenslice.volumes.read.chunk_files import reads_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -19,16 +19,6 @@ if TYPE_CHECKING:
     from evenslice.volumes.volume import Volume
 
     Block = tuple[slice, slice, slice]
-
-__all__ = [
-    "cut_axis",
-    "find_nonfinite",
-    "iterate_blocks",
-    "run_end",
-    "sample_chunks",
-    "sample_stored",
-    "sample_voxels",
-]
 
 BLOCK_BYTES = 2**25
 # With a million voxels of EM, the 1st and 99th percentile are then within 1 % of the range.
@@ -80,28 +70,6 @@ def cut_axis(length: int, step: int) -> Iterator[slice]:
     return (slice(start, min(start + step, length)) for start in range(0, length, step))
 
 
-def run_end(volume: Volume, z: int, area: int, most: int) -> int:
-    """Return the end of the slices from z on that are best read at once: each read decodes all that share their chunks.
-
-    Args:
-        volume: the volume.
-        z: the first slice.
-        area: number of voxels that are read of each.
-        most: number of voxels to read at once, unless one slice has more.
-
-    Example:
-        >>> import dask.array as da
-        >>> from evenslice.volumes import open_volume
-        >>> volume = open_volume(da.zeros((23, 4, 4), chunks=(10, 4, 4)))
-        >>> [run_end(volume, z, 16, most=64) for z in (0, 3, 8, 22)]
-        [4, 4, 10, 23]
-    """
-    stored = (volume.chunks or (1,))[0]
-    inside = (z + volume.chunk_offset[0]) % stored
-    run = min(stored, max(1, most // area))
-    return min(z - inside % run + run, z - inside + stored, len(volume))
-
-
 def find_nonfinite(volume: Volume) -> tuple[int, tuple[int, int, int]] | None:
     """Count the voxels that are NaN or infinite, reading the volume once in blocks of bounded memory.
 
@@ -140,7 +108,7 @@ def find_nonfinite(volume: Volume) -> tuple[int, tuple[int, int, int]] | None:
     return None if first is None else (count, first)
 
 
-def sample_voxels(volume: Volume, voxels: int = 1_000_000, seed: int = 0) -> NDArray[np.float32]:
+def sample_voxels(volume: Volume, voxels: int = 1_000_000, seed: int = 0) -> NDArray[Any]:
     """Draw voxels from small blocks spread over the volume, for percentiles and the like.
 
     The blocks lie inside chunks, so that few chunks are decoded, and are stratified along z; each voxel is almost
@@ -153,30 +121,24 @@ def sample_voxels(volume: Volume, voxels: int = 1_000_000, seed: int = 0) -> NDA
         seed: the same seed draws the same voxels.
 
     Returns:
-        The values as float32, in one dimension.
+        The values in their own data type, in one dimension.
 
     Raises:
-        ConfigError: ``voxels`` is below 1.
         VolumeError: the file cannot be read.
 
     Example:
         >>> import numpy as np
         >>> from evenslice.volumes import open_volume
         >>> sample_voxels(open_volume(np.arange(8).reshape(2, 2, 2))).tolist()
-        [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+        [0, 1, 2, 3, 4, 5, 6, 7]
     """
-    with np.errstate(over="ignore"):  # overflows become infinite
-        return sample_stored(volume, voxels, seed).astype(np.float32)
-
-
-def sample_stored(volume: Volume, voxels: int = 1_000_000, seed: int = 0) -> NDArray[Any]:
-    """Draw voxels like :func:`sample_voxels`, in their own data type."""
-    if voxels < 1:
-        raise ConfigError(f"a sample of {voxels} voxels: draw at least 1")
     chunks = _Axes.of(volume.shape, volume.chunks or (1, *volume.shape[1:]), None)
     if volume.size <= voxels and (volume.chunks is None or chunks.total <= MOST_BLOCKS):
         return volume[...].ravel()
-    blocks = _random_blocks(volume, voxels, np.random.default_rng(seed))
+    block = _block_shape(chunks.chunk, max(1, voxels // SAMPLE_BLOCKS))
+    axes = _Axes.of(volume.shape, chunks.chunk, block)
+    count = min(axes.total, -(-voxels * axes.total // volume.size), MOST_BLOCKS)
+    blocks = axes.spread(count, np.random.default_rng(seed))
     return np.concatenate(_read_blocks(volume, blocks, chunks))
 
 
@@ -259,15 +221,6 @@ class _Axes:
     def number_of_chunk(self, block: Block) -> tuple[int, ...]:
         """Return the numbers along each axis of the chunk that a part lies in."""
         return tuple(part.start // whole for part, whole in zip(block, self.chunk, strict=True))
-
-
-def _random_blocks(volume: Volume, voxels: int, generator: np.random.Generator) -> list[Block]:
-    """Choose distinct blocks of a grid inside the chunks, of about ``voxels`` voxels in total, in the order of z."""
-    chunk = volume.chunks or (1, *volume.shape[1:])
-    block = _block_shape(chunk, max(1, voxels // SAMPLE_BLOCKS))
-    axes = _Axes.of(volume.shape, chunk, block)
-    count = min(axes.total, -(-voxels * axes.total // volume.size), MOST_BLOCKS)
-    return axes.spread(count, generator)
 
 
 def _read_blocks(volume: Volume, blocks: Sequence[Block], chunks: _Axes) -> list[NDArray[Any]]:

@@ -1,33 +1,35 @@
-"""A summary of a volume: its metadata, and statistics of a sample of its voxels."""
+"""Facts about a volume: a summary, hashes that tell whether two are of the same data, and the image that was opened."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import os
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice.volumes.affines import axis_codes
-from evenslice.volumes.blocks import sample_stored
+from evenslice._core import ConfigError, EvensliceError, open_regular
+from evenslice.volumes.blocks import sample_chunks, sample_voxels
+from evenslice.volumes.geometry import axis_codes
 from evenslice.volumes.read.checks import reporting_read_errors
-from evenslice.volumes.read.places import files_under, holds_many
+from evenslice.volumes.read.hdf5 import dataset_address
+from evenslice.volumes.read.location import files_under, holds_many
+from evenslice.volumes.read.n5 import group_above
 from evenslice.volumes.read.slice_folder import SLICE_FOLDER, missing_numbers
+from evenslice.volumes.read.zarr import image_above
+from evenslice.volumes.volume import reslice
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from evenslice.volumes.units import Unit
+    from evenslice.volumes.geometry import Unit
     from evenslice.volumes.volume import Volume
-
-__all__ = [
-    "PERCENTILES",
-    "VolumeInfo",
-    "describe_missing_numbers",
-    "describe_volume",
-    "missing_slice_numbers",
-]
 
 PERCENTILES = (0.5, 1.0, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0, 99.5)
 MOST_CLASSES = 32
@@ -100,26 +102,22 @@ def describe_volume(volume: Volume) -> VolumeInfo:
         >>> info.maximum, info.classes
         (7, ((0, 0.75), (7, 0.25)))
     """
-    values = sample_stored(volume)
+    values = sample_voxels(volume)
     finite = values[np.isfinite(values)] if volume.dtype.kind == "f" else values
+    # Half precision overflows in the interpolation, and bool has none.
+    percentiles = np.percentile(finite.astype(np.float64), PERCENTILES).tolist() if finite.size else []
+    of_volume = ("path", "part", "format", "shape", "spacing", "unit", "chunks", "region")
     return VolumeInfo(
-        path=volume.path,
-        part=volume.part,
-        format=volume.format,
-        shape=volume.shape,
+        **{name: getattr(volume, name) for name in of_volume},
         dtype=str(volume.dtype),
-        spacing=volume.spacing,
-        unit=volume.unit,
-        chunks=volume.chunks,
         orientation=None if volume.affine is None or not volume.placed else axis_codes(volume.affine),
-        region=volume.region,
         bytes_on_disk=_bytes_on_disk(volume),
         bytes_in_memory=volume.nbytes,
         sampled=values.size,
         nonfinite=values.size - finite.size,
         minimum=_number(finite.min()) if finite.size else float("nan"),
         maximum=_number(finite.max()) if finite.size else float("nan"),
-        percentiles=_percentiles(finite),
+        percentiles=tuple(zip(PERCENTILES, percentiles, strict=False)),
         classes=_classes(finite) if volume.dtype.kind in "biu" else None,
         missing_numbers=missing_slice_numbers(volume),
     )
@@ -153,11 +151,8 @@ def _bytes_on_disk(volume: Volume) -> int | None:
     if volume.location is None or isinstance(volume.location, str):
         return None
     with reporting_read_errors(volume.path, volume.format):
-        if volume.files:
-            return sum(file.stat().st_size for file in volume.files)
-        if holds_many(volume.location, MOST_FILES):
-            return None
-        return sum(file.stat().st_size for file in files_under(volume.location, volume.path))
+        files = list(islice(volume.files or _files_below(volume.location), MOST_FILES + 1))
+        return None if len(files) > MOST_FILES else sum(file.stat().st_size for file in files)
 
 
 def _number(value: Any) -> float:
@@ -165,16 +160,251 @@ def _number(value: Any) -> float:
     return int(value) if value.dtype.kind in "biu" else float(value)
 
 
-def _percentiles(values: NDArray[Any]) -> tuple[tuple[float, float], ...]:
-    if not values.size:
-        return ()
-    # Half precision overflows in the interpolation, and bool has none.
-    found = np.percentile(values.astype(np.float64), PERCENTILES)
-    return tuple(zip(PERCENTILES, found.tolist(), strict=True))
-
-
 def _classes(values: NDArray[Any]) -> tuple[tuple[int, float], ...] | None:
     kinds, counts = np.unique(values, return_counts=True)
     if kinds.size > MOST_CLASSES:
         return None
     return tuple((int(kind), int(count) / values.size) for kind, count in zip(kinds, counts, strict=True))
+
+
+PARTIAL = "sha256-partial"
+"""What the fingerprint of a volume starts with if it covers a part of it."""
+
+WHOLE_BYTES = 2**32
+END_BYTES = 2**26
+MOST_LISTED = 2**16
+SAMPLED_CHUNKS = 32  # a few seconds from most servers
+SAMPLED_BYTES = 2**26
+PIECE_BYTES = 2**20
+
+
+def fingerprint(volume: Volume) -> str:
+    """Hash the stored bytes of a volume; of a large one a part, so that the time is limited.
+
+    Slices, regions, classes and copies of a volume in files or at an address have its fingerprint.
+
+    Args:
+        volume: a volume in files, in a Zarr folder, at an address, or in memory.
+
+    Returns:
+        "sha256:" and a hexadecimal SHA-256: of the file, as ``sha256sum`` prints it; of several files, of their
+        relative names, sizes and contents (a Zarr folder in order of file names); of an array, of its bytes in the
+        order z, y, x. Above 4 GiB, "sha256-partial:" and the hash of names, sizes, and the first and last 64 MiB; for
+        an array of more than 4 GiB, or a folder of more than 65,536 files, the hash of format, shape, data type and
+        a sample of a million voxels; for an address, that of the address, format, shape, data type, the first and the
+        last chunk, and up to 32 chunks spread over the volume, of at most 64 MiB together.
+
+    Raises:
+        VolumeError: a file cannot be read.
+
+    Example:
+        >>> import numpy as np
+        >>> from evenslice.volumes import open_volume
+        >>> fingerprint(open_volume(np.zeros((1, 1, 1), np.uint8)))
+        'sha256:6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d'
+    """
+    volume = reslice(volume._whole or volume, "z")  # noqa: SLF001  # the same data, however it is sliced
+    if volume.location is None:
+        if volume.nbytes > WHOLE_BYTES:
+            return _fingerprint_of_parts(volume, [sample_voxels(volume)])
+        digest = hashlib.sha256()
+        for z in range(len(volume)):
+            digest.update(np.ascontiguousarray(volume[z]).tobytes())
+        return f"sha256:{digest.hexdigest()}"
+    if isinstance(volume.location, str):
+        return _fingerprint_of_parts(volume, _outer_and_sampled_chunks(volume), volume.location)
+    with reporting_read_errors(volume.path, volume.format):
+        if volume.files is None and holds_many(volume.location, MOST_LISTED):
+            return _fingerprint_of_parts(volume, [sample_voxels(volume)])
+        return _fingerprint_of_files(volume, volume.location)
+
+
+def modified(volume: Volume) -> str | None:
+    """Hash the names, sizes and times of the last modification of the files of a volume; None if it is not in files.
+
+    This takes little time, and tells whether the voxels may have changed.
+
+    Raises:
+        VolumeError: a file is missing.
+
+    Example:
+        >>> import numpy as np
+        >>> from evenslice.volumes import open_volume
+        >>> modified(open_volume(np.zeros((1, 1, 1), np.uint8))) is None
+        True
+    """
+    if volume.location is None or isinstance(volume.location, str):
+        return None
+    total = 0
+    with reporting_read_errors(volume.path, volume.format):
+        for file in volume.files or _files_below(volume.location):
+            found = file.stat()
+            stamp = f"{os.fspath(file)}\0{found.st_size}\0{found.st_mtime_ns}\0".encode(
+                errors="surrogateescape"
+            )
+            total += int.from_bytes(hashlib.sha256(stamp).digest(), "big")
+    return f"{total % 2**256:064x}"
+
+
+def _files_below(path: Path) -> Iterator[Path]:
+    """Yield a file, or those below a folder in any order, without a list of them."""
+    if path.is_file():
+        yield path
+    for folder, _, names in os.walk(path):
+        yield from (Path(folder, name) for name in names)
+
+
+def _fingerprint_of_files(volume: Volume, location: Path) -> str:
+    digest = hashlib.sha256()
+    named = volume.files or tuple(files_under(location, volume.path))
+    files = [(file, file.stat().st_size) for file in named]
+    partial = sum(size for _, size in files) > WHOLE_BYTES
+    folder = location if location.is_dir() or len(files) == 1 else location.parent
+    if partial or len(files) > 1 or location.is_dir():
+        for file, size in files:
+            name = os.path.relpath(file.resolve(), folder.resolve()).replace(os.sep, "/")
+            digest.update(f"{name}\0{size}\0".encode(errors="surrogateescape"))
+    for file, start, stop in _spans(files) if partial else [(file, 0, size) for file, size in files]:
+        _update(digest, file, start, stop)
+    return f"{PARTIAL if partial else 'sha256'}:{digest.hexdigest()}"
+
+
+def _fingerprint_of_parts(volume: Volume, parts: Iterable[NDArray[Any]], *address: str) -> str:
+    """Hash the metadata of a volume and some of its voxels, without loading it whole."""
+    stated = (*address, volume.format, volume.shape, volume.dtype.str)
+    digest = hashlib.sha256("".join(f"{item}\0" for item in stated).encode())
+    for voxels in parts:
+        digest.update(voxels.tobytes())
+    return f"{PARTIAL}:{digest.hexdigest()}"
+
+
+def _outer_and_sampled_chunks(volume: Volume) -> Iterator[NDArray[Any]]:
+    chunk = volume.chunks or volume.shape
+    yield volume[tuple(slice(0, size) for size in chunk)]
+    ends = zip(chunk, volume.shape, strict=True)
+    yield volume[tuple(slice((length - 1) // size * size, length) for size, length in ends)]
+    yield from sample_chunks(volume, SAMPLED_CHUNKS, SAMPLED_BYTES)
+
+
+def _spans(files: list[tuple[Path, int]]) -> Iterator[tuple[Path, int, int]]:
+    """Yield the parts of files that make up the first and the last ``END_BYTES`` of all files laid end to end."""
+    total = sum(size for _, size in files)
+    origin = 0
+    for file, size in files:
+        for low, high in ((0, END_BYTES), (total - END_BYTES, total)):
+            start, stop = max(low - origin, 0), min(high - origin, size)
+            if start < stop:
+                yield file, start, stop
+        origin += size
+
+
+def _update(digest: Any, path: Path, start: int, stop: int) -> None:
+    """Hash bytes start to stop of a file, piece by piece."""
+    with open_regular(path) as file:
+        file.seek(start)
+        while start < stop and (piece := file.read(min(PIECE_BYTES, stop - start))):
+            digest.update(piece)
+            start += len(piece)
+
+
+_ABOVE: dict[str, Callable[[Path], tuple[Path, int] | None]] = {
+    "Zarr v2": image_above,
+    "Zarr v3": image_above,
+    "N5": group_above,
+}
+"""Formats whose arrays may be levels of an image in the folder above, and what finds it."""
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """A stored image and how it is read; two are equal if they are of one image.
+
+    Attributes:
+        image: what tells images apart: where they are, and what was selected along axes other than z, y and x.
+        level: the resolution level that is read, 0 the finest.
+        zyx: the stored dimensions that are read as z, y and x.
+        depth: the number of slices of that level.
+    """
+
+    image: tuple[Any, ...]
+    level: int = field(compare=False)
+    zyx: tuple[int, ...] = field(compare=False)
+    depth: int = field(compare=False)
+
+    def slices_match(self, other: StoredImage) -> bool:
+        """Return whether a slice number means the same in both, if they are of one image."""
+        return (self.depth, self.zyx) == (other.depth, other.zyx)
+
+
+def stored_image(volume: Volume) -> StoredImage:
+    """Return the stored image that a volume was opened from.
+
+    It is equal for all links to a file or to a dataset in it, for all levels of an image, and for a level opened by the path
+    of its array. A copy of a file is another image, as is at an address an array that is opened by its own path, and every
+    array in memory.
+
+    Raises:
+        VolumeError: the file cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from evenslice.volumes import open_volume, write_volume
+        >>> path = f"{tempfile.mkdtemp()}/image.ome.zarr"
+        >>> write_volume(open_volume(np.zeros((8, 300, 300), np.uint8)), path)
+        >>> whole, level = stored_image(open_volume(path)), stored_image(open_volume(f"{path}/1"))
+        >>> whole == level, level.level, whole.slices_match(level)
+        (True, 1, False)
+    """
+    where, level = _place(volume)
+    reading = volume.reading
+    depth = (volume.whole_shape or volume.shape)[0]
+    return StoredImage((*where, *map(tuple, reading["fixed"])), level, tuple(reading["zyx"]), depth)
+
+
+def _place(volume: Volume) -> tuple[tuple[Any, ...], int]:
+    """Return what the stored images of one container differ in, and the resolution level."""
+    if volume.location is None:
+        return (id(volume),), 0
+    if not isinstance(volume.location, Path):
+        return (volume.location, volume.part), volume.level
+    path = volume.location.resolve()
+    if volume.part is not None:
+        with reporting_read_errors(volume.path, volume.format):
+            return (path, dataset_address(path, volume.part, volume.path)), 0
+    if volume.files:  # of one series, in a folder of several
+        return tuple(file.resolve() for file in volume.files), 0
+    if volume.format in _ABOVE:
+        # Whatever is wrong with the folder above does not concern the array.
+        with suppress(EvensliceError), reporting_read_errors(volume.path, volume.format):
+            if above := _ABOVE[volume.format](path):
+                return (above[0],), above[1]
+    return (path,), volume.level
+
+
+def refuse_repeated(volumes: Sequence[Volume]) -> None:
+    """Raise ConfigError if a file is given twice, read in the same way: it is no second sample.
+
+    Copies of a file are not noticed, nor are arrays that were not opened before.
+
+    Raises:
+        ConfigError: a file is given twice.
+        VolumeError: a file cannot be read.
+
+    Example:
+        >>> from evenslice.volumes import open_volume
+        >>> volume = open_volume(np.zeros((1, 1, 1)))
+        >>> refuse_repeated([volume, volume])
+        Traceback (most recent call last):
+        ...
+        evenslice.ConfigError: <array>: is given twice, but volumes count as independent; give it once
+    """
+    known = set()
+    for volume in volumes:
+        arranged = volume._arrangement  # noqa: SLF001  # where it starts
+        read = stored_image(volume), volume.plane, arranged.start, volume.shape, repr(volume.reading)
+        if read in known:
+            raise ConfigError(
+                f"{volume.path}: is given twice, but volumes count as independent; give it once"
+            )
+        known.add(read)

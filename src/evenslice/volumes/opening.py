@@ -16,36 +16,26 @@ A file with axes other than z, y and x is refused until ``axes`` and ``select`` 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
+import numpy as np
 from numpy.typing import NDArray
 
-from evenslice._core import ConfigError, VolumeError, did_you_mean, option, whole_number
-from evenslice.volumes.axes import arrange, check_axes, check_picks
-from evenslice.volumes.label_places import check_place
-from evenslice.volumes.masked_arrays import fill_masked, is_masked
+from evenslice._core import ConfigError, EvensliceError, VolumeError, did_you_mean, option, whole_number
+from evenslice.volumes.geometry import UNITS, normal_unit, positive
 from evenslice.volumes.read.formats import open_source
-from evenslice.volumes.read.places import Place, locate
+from evenslice.volumes.read.location import Place, locate
 from evenslice.volumes.read.source import ArraySource, VoxelSource
-from evenslice.volumes.units import UNITS, normal_unit, positive
-from evenslice.volumes.views import reslice, take_region
-from evenslice.volumes.volume import Volume
+from evenslice.volumes.volume import Arrangement, Volume, reslice, take_region
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["VolumeLike", "open_complete", "open_filled", "open_labels", "open_volume", "stated_axes"]
-
 VolumeLike = Volume | NDArray[Any] | str | os.PathLike[str]
 """A volume, an array (z, y, x), a path or an address."""
-
-
-ARRAY = ("shape", "dtype", "__getitem__")
-"""What every array has."""
 
 
 def open_volume(  # all but one argument have defaults and names
@@ -100,28 +90,21 @@ def open_volume(  # all but one argument have defaults and names
     """
     if fill is not None and not _is_array(path):
         named = path.path if isinstance(path, Volume) else path
-        raise ConfigError(
-            f"{option('fill', fill)}: has no effect on {named}, only arrays have masked voxels; leave it out here, and give it "
-            "to what reads the volume to replace NaN and infinity"
-        )
+        raise ConfigError(f"{option('fill', fill)}: omit it for {named}; only arrays have masked voxels")
     if isinstance(path, Volume):
         if axes is not None or select or level or spacing is not None or unit is not None:
             raise ConfigError(f"{path.path}: is already open; give the options when opening it")
         part = path if region is None else take_region(path, region)
         return part if plane is None else reslice(part, plane)
-    names, level, picks = (
-        None if axes is None else check_axes(str(axes)),
-        whole_number("level", level),
-        check_picks(select),
-    )
+    names = None if axes is None else _check_axes(str(axes))
+    picks = {axis: whole_number("select", index) for axis, index in (select or {}).items()}
+    level = whole_number("level", level)
     opener: Callable[[], VoxelSource]
     if _is_array(path):
         if level:
-            raise ConfigError(
-                f"<array>: an array in memory has only one resolution level; omit {option('level', level)}"
-            )
+            raise ConfigError(f"<array>: has only one resolution level; omit {option('level', level)}")
         place = Place("<array>", "")
-        opener = partial(ArraySource, fill_masked(path, fill))
+        opener = partial(ArraySource, _fill_masked(path, fill))
     else:
         place = locate(cast("str | os.PathLike[str]", path), level, picks.get("series"))
         if names is None:
@@ -134,7 +117,45 @@ def open_volume(  # all but one argument have defaults and names
 
 def _is_array(item: object) -> TypeGuard[NDArray[Any]]:
     """Return whether something is an array, of whatever library."""
-    return not isinstance(item, str | os.PathLike | Volume) and all(hasattr(item, name) for name in ARRAY)
+    is_other = isinstance(item, str | os.PathLike | Volume)
+    return not is_other and all(hasattr(item, name) for name in ("shape", "dtype", "__getitem__"))
+
+
+def _is_lazy(array: Any) -> bool:
+    """Return whether an array is one of Dask whose chunks are masked arrays."""
+    return isinstance(getattr(array, "_meta", None), np.ma.MaskedArray)
+
+
+def is_masked(array: Any) -> bool:
+    """Return whether voxels of an array are masked, or may be, as in a Dask array of masked chunks."""
+    return bool(np.ma.is_masked(array)) or _is_lazy(array)
+
+
+def _fill_masked(array: Any, fill: float | None) -> Any:
+    """Return an array whose masked voxels, if there are any, have a value."""
+    if not is_masked(array):
+        return np.ma.getdata(array) if np.ma.isMaskedArray(array) else array
+    if fill is None:
+        raise VolumeError(f"<array>: is masked; give {option('fill')}, the value of masked voxels")
+    with np.errstate(over="ignore", invalid="ignore"):
+        value: Any = np.asarray(fill).astype(array.dtype)[()]
+        if array.dtype.kind != "f" and value != fill:
+            raise ConfigError(f"{option('fill', fill)}: {array.dtype} has no such value; give another")
+        if _is_lazy(array):
+            return array.map_blocks(np.ma.filled, value, dtype=array.dtype)
+        return np.ma.filled(array, value)
+
+
+def list_given(given: Any) -> list[Any]:
+    """Return one item or several as a list.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    items = list(given) if isinstance(given, list | tuple) else [given]
+    if not items:
+        raise ConfigError("no volume given; at least one is needed")
+    return items
 
 
 def open_filled(given: VolumeLike, fill: float | None) -> Volume:
@@ -152,42 +173,19 @@ def open_filled(given: VolumeLike, fill: float | None) -> Volume:
     return open_volume(given, fill=fill if _is_array(given) else None)
 
 
-def open_labels(labels: VolumeLike, volume: Volume) -> Volume:
-    """Open the labels of a volume, sliced along the same axis; of a file of the whole image, the region of the volume.
+def open_several(given: VolumeLike | Sequence[VolumeLike], fill: float | None) -> list[Volume]:
+    """Open one volume or several, the masked voxels of arrays filled.
 
     Raises:
-        VolumeError: they cannot be read, or have another shape, or lie elsewhere (see ``check_place``).
+        ConfigError: there is none, or an option does not fit.
+        VolumeError: one cannot be opened.
 
     Example:
         >>> import numpy as np
-        >>> image = open_volume(np.zeros((2, 4, 4)))
-        >>> open_labels(np.zeros((2, 4, 5), np.uint8), image)
-        Traceback (most recent call last):
-        ...
-        evenslice.VolumeError: <array>: labels of shape (2, 4, 5) do not fit <array> of shape (2, 4, 4); the two must
-        be equal
+        >>> [volume.shape for volume in open_several([np.zeros((3, 4, 5)), np.zeros((1, 2, 3))], None)]
+        [(3, 4, 5), (1, 2, 3)]
     """
-    if is_masked(labels):
-        raise VolumeError(
-            f"<array>: labels are a masked array; give array.filled(...), with the value of {option('ignore_label')}"
-        )
-    opened = open_volume(labels, plane=volume.plane)
-    if volume.region is not None and isinstance(labels, str | os.PathLike):
-        opened = _same_region(opened, volume)
-    if opened.shape != volume.shape:
-        raise VolumeError(
-            f"{opened.path}: labels of shape {opened.shape} do not fit {volume.path} of shape {volume.shape}; "
-            "the two must be equal"
-        )
-    check_place(opened, volume)
-    return opened
-
-
-def _same_region(labels: Volume, volume: Volume) -> Volume:
-    """Return the region of labels that a volume is of its file, if they have the shape of that file."""
-    if volume.region is None or reslice(labels, "z").shape != volume.whole_shape:
-        return labels
-    return take_region(labels, [slice(*bounds) for bounds in volume.region])
+    return [open_filled(item, fill) for item in list_given(given)]
 
 
 def open_complete(path: Path, *, select: Mapping[str, int] | None = None) -> Volume:
@@ -223,30 +221,23 @@ def _arranged(
     place: Place, opener: Callable[[], VoxelSource], names: str | None, select: Mapping[str, int]
 ) -> Volume:
     """Open the stored array and make a volume of it."""
-    label = place.label
     source = opener()
-    if source.dtype.kind not in "biuf" or source.dtype.itemsize > 8:
-        raise VolumeError(
-            f"{label}: its data type is {source.dtype}; a volume needs bool, integer or real voxels of at most 64 bits"
-        )
-    if names is not None and len(names) != len(source.shape):
-        raise ConfigError(
-            f"{label}: {option('axes', names)} names {len(names)} axes, its shape {source.shape} has "
-            f"{len(source.shape)}; give one letter per axis"
-        )
     picks = {axis: index for axis, index in select.items() if axis not in source.selected}
-    arrangement = arrange(source.shape, names or source.names, picks, label)
+    try:
+        arrangement = _arrangement(source, names, picks)
+    except EvensliceError as error:
+        raise type(error)(f"{place.label}: {error.args[0]}") from None
     z, y, x = arrangement.zyx
     sizes = source.spacing
     spacing = source.voxel_size or (None if sizes is None else (sizes[z], sizes[y], sizes[x]))
     known = spacing is not None and positive(spacing)
     offset = source.offset or (0.0,) * len(source.shape)
     volume = Volume(
-        path=label,
+        path=place.label,
         location=place.location or None,
         part=source.part,
         format=source.format,
-        shape=(source.shape[z], source.shape[y], source.shape[x]),
+        shape=arrangement.lengths,
         dtype=source.dtype.newbyteorder("="),
         spacing=spacing if known else None,
         unit=source.unit if known else None,
@@ -266,6 +257,15 @@ def _arranged(
     return volume if volume.location is None else replace(volume, _whole=volume)
 
 
+def _arrangement(source: VoxelSource, names: str | None, picks: Mapping[str, int]) -> Arrangement:
+    if source.dtype.kind not in "biuf" or source.dtype.itemsize > 8:
+        raise VolumeError(f"is {source.dtype}; a volume needs bool, integer or real voxels of up to 64 bits")
+    if names is not None and len(names) != len(source.shape):
+        has = f"its shape {source.shape} has {len(source.shape)}"
+        raise ConfigError(f"{option('axes', names)} names {len(names)} axes, {has}")
+    return arrange(source.shape, names or source.names, picks)
+
+
 def _with_spacing(volume: Volume, spacing: Sequence[float] | None, unit: str | None) -> Volume:
     """Replace the file's spacing and unit by the user's.
 
@@ -273,8 +273,12 @@ def _with_spacing(volume: Volume, spacing: Sequence[float] | None, unit: str | N
         ConfigError: the spacing or unit is invalid, or there is a unit but no spacing.
     """
     if spacing is not None:
+        sizes = tuple(spacing)
+        if len(sizes) != 3 or not positive(sizes):
+            raise ConfigError(f"{option('spacing', spacing)}: give three sizes above zero, along z, y, x")
         # The file's unit belongs to the file's spacing.
-        volume = replace(volume, spacing=_three_sizes(spacing), unit=None)
+        z, y, x = map(float, sizes)
+        volume = replace(volume, spacing=(z, y, x), unit=None)
     if unit is not None:
         known = normal_unit(unit)
         if known is None:
@@ -285,10 +289,96 @@ def _with_spacing(volume: Volume, spacing: Sequence[float] | None, unit: str | N
     return volume
 
 
-def _three_sizes(spacing: Sequence[float]) -> tuple[float, float, float]:
-    with suppress(TypeError, OverflowError):  # not several, or not numbers that a spacing can be
-        spacing = tuple(spacing)
-        if len(spacing) == 3 and positive(spacing):
-            z, y, x = spacing
-            return float(z), float(y), float(x)
-    raise ConfigError(f"{option('spacing', spacing)}: give three sizes above zero, along z, y, x")
+def _check_axes(axes: str) -> str:
+    """Return the user's names of the stored dimensions, checked and in lower case.
+
+    Raises:
+        ConfigError: a name is not a letter or is repeated, or z, y or x is missing.
+
+    Example:
+        >>> _check_axes("TZYX")
+        'tzyx'
+    """
+    names = axes.lower()
+    if not names.isalpha() or len(set(names)) != len(names) or not set("zyx") <= set(names):
+        raise ConfigError(f"{option('axes', axes)}: give one letter for each axis, with z, y and x, as tzyx")
+    return names
+
+
+def arrange(shape: tuple[int, ...], names: str | None, select: Mapping[str, int]) -> Arrangement:
+    """Find z, y and x among the stored dimensions, and one index for each of the others.
+
+    Three unnamed dimensions are z, y, x. A dimension of length 1 that is neither z, y nor x is dropped.
+
+    Args:
+        shape: the stored shape.
+        names: one letter per stored dimension, or None if unnamed.
+        select: the index to read of a named dimension that is neither z, y nor x.
+
+    Raises:
+        VolumeError: the array is not a volume; the message names the option that makes it one.
+        ConfigError: ``select`` does not fit the array.
+
+    Example:
+        >>> arrange((5, 20, 64, 48), "tzyx", {"t": 3})
+        Arrangement(zyx=(1, 2, 3), lengths=(20, 64, 48), fixed={0: 3}, start=(0, 0, 0))
+    """
+    if 0 in shape:
+        raise VolumeError(f"has an empty axis, its shape is {shape}; a volume needs at least one voxel")
+    if len(shape) < 3:
+        raise VolumeError(
+            f"is {len(shape)}-D ({_described(shape, names)}); a volume needs three axes z, y, x: put all slices into one file"
+        )
+    if names is None:
+        return _arrange_unnamed(shape, select)
+    if missing := [name for name in "zyx" if name not in names]:
+        example = "xyz" if 0 <= names.find("x") < names.find("y") else "zyx"
+        raise VolumeError(
+            f"has {_described(shape, names)} and no axis {' and '.join(missing)}; say which axis is which, as "
+            f"{option('axes', example if len(shape) == 3 else f't{example}')}"
+        )
+    zyx = (names.index("z"), names.index("y"), names.index("x"))
+    fixed = _selected(shape, names, select)
+    fixed.update({d: 0 for d, n in enumerate(shape) if n == 1 and d not in zyx and d not in fixed})
+    if rest := [name for d, name in enumerate(names) if d not in zyx and d not in fixed]:
+        raise VolumeError(
+            f"has {len(shape)} {_described(shape, names)}; pick one of axis {', '.join(rest).upper()} with "
+            f"{option('select', dict.fromkeys(rest, 0))}, or name the axes by {option('axes')} if they are others"
+        )
+    return Arrangement(zyx, (shape[zyx[0]], shape[zyx[1]], shape[zyx[2]]), fixed)
+
+
+def _described(shape: tuple[int, ...], names: str | None) -> str:
+    return f"axes {names.upper()} {shape}" if names else f"shape {shape}"
+
+
+def _arrange_unnamed(shape: tuple[int, ...], select: Mapping[str, int]) -> Arrangement:
+    count = len(shape)
+    long = [d for d, length in enumerate(shape) if length > 1]
+    example = "tzyx" if count == 4 else "uvwtczyx"[-count:]
+    named = f"{count} dimensions {shape}"
+    if select:
+        raise ConfigError(f"its {named} have no names to select by; name them, as {option('axes', example)}")
+    if count == 3 or len(long) == 3:
+        z, y, x = range(3) if count == 3 else long
+        return Arrangement(
+            (z, y, x), (shape[z], shape[y], shape[x]), {d: 0 for d in range(count) if d not in {z, y, x}}
+        )
+    picks = option("select", {name: 0 for name in example if name not in "zyx"})
+    raise VolumeError(f"has {named}; name them, as {option('axes', example)}, and pick with {picks}")
+
+
+def _selected(shape: tuple[int, ...], names: str, select: Mapping[str, int]) -> dict[int, int]:
+    """Translate the user's selection to stored dimensions and indices."""
+    fixed = {}
+    choices = [name for name in names if name not in "zyx"]
+    for axis, index in select.items():
+        name = axis.lower()
+        if name not in choices:
+            known = did_you_mean(name, choices) if choices else "its only axes are z, y and x"
+            raise ConfigError(f"{option('select', {axis: index})} names no axis of the file; {known}")
+        length = shape[names.index(name)]
+        if not 0 <= index < length:
+            raise ConfigError(f"{option('select', {axis: index})}: axis {name} has 0 to {length - 1}")
+        fixed[names.index(name)] = index
+    return fixed

@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Self, get_args
 
 from evenslice._core import ConfigError, check_known, option, whole_number
-from evenslice.volumes.label_values import LabelValues
-from evenslice.volumes.scaling import Scaling, two_numbers
+from evenslice.volumes.labels import LabelValues
+from evenslice.volumes.scaling import Scaling, fit_scaling, two_numbers
 from evenslice.volumes.volume import Plane
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Reading"]
+    from evenslice.volumes.volume import Volume
 
 OF_LABELS = tuple(entry.name for entry in fields(LabelValues))
 
@@ -132,3 +132,32 @@ class Reading:
             entry.name: entry.default for entry in fields(self) if entry.name in OF_LABELS
         }
         return replace(self, **defaults)
+
+
+def each_reading(reading: Reading | Sequence[Reading] | None, volumes: Sequence[Volume]) -> list[Reading]:
+    """Return how each volume is read; by default as ``Reading()`` says.
+
+    Raises:
+        ConfigError: there are several ways, but not one for each volume.
+    """
+    given = [reading or Reading()] if isinstance(reading, Reading | None) else list(reading)
+    if len(given) == 1:
+        return given * len(volumes)
+    if len(given) != len(volumes):
+        count = "1 volume" if len(volumes) == 1 else f"{len(volumes)} volumes"
+        raise ConfigError(f"{option('reading')}: {len(given)} for {count}; give one for each, or one for all")
+    return given
+
+
+def fit_scalings(volumes: Sequence[Volume], readings: Sequence[Reading], *, seed: int) -> list[Scaling]:
+    """Return the scaling of each volume, as it is to be read.
+
+    Raises:
+        VolumeError: a volume cannot be scaled, or it is the only one and constant.
+    """
+    # An empty tile may stand beside others; alone, all of its windows would be the same.
+    blank = len(volumes) > 1
+    return [
+        fit_scaling(item, intensity=own.intensity, fill=own.fill, seed=seed, blank=blank)
+        for item, own in zip(volumes, readings, strict=True)
+    ]

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evenslice._core import ConfigError, VolumeError, option
-from evenslice.volumes.blocks import find_nonfinite, sample_stored, sample_voxels
+from evenslice.volumes.blocks import find_nonfinite, sample_voxels
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from evenslice.volumes.volume import Volume
-
-__all__ = ["PERCENTILES", "Scaling", "fit_scaling", "require_finite", "two_numbers"]
 
 PERCENTILES = (0.5, 99.5)
 """The percentiles of the voxel values that become 0 and 1 unless a range is given."""
@@ -24,8 +21,6 @@ PERCENTILES = (0.5, 99.5)
 STRAY = 0.001  # part of the voxels that may lie inside a range although it leaves a volume no contrast
 
 LARGEST = float(np.finfo(np.float32).max)  # beyond which nothing is scaled in float32
-
-EXACT = 2**53  # up to which float64 holds every integer
 
 WHOLE_CHECK = 2**32  # bytes up to which a whole volume, unless it is remote, is searched for NaN first
 
@@ -53,72 +48,55 @@ class Scaling:
     fill: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("low", "high", "fill"):  # those of NumPy may overflow, and are not written as JSON
-            value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None and name == "fill" else _number(name, value))
-        if not (np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high):
-            raise ConfigError(
-                f"{option('intensity', [self.low, self.high])}: the first must be below the second"
-            )
-        if not np.isfinite(self.high - self.low):
-            raise ConfigError(
-                f"{option('intensity', [self.low, self.high])}: too far apart for a float; they must be less than 1.8e308 apart"
-            )
-        if self.fill is not None and not np.isfinite(self.fill):
-            raise ConfigError(
-                f"{option('fill', self.fill)}: replaces NaN and infinity, so it must be a finite number"
-            )
+        low, high = two_numbers((self.low, self.high))
+        if not (low < high and np.isfinite(high - low)):
+            raise ConfigError(f"{option('intensity', [low, high])}: the first must be below the second")
+        fill = None if self.fill is None else _number("fill", self.fill)
+        if fill is not None and not np.isfinite(fill):
+            raise ConfigError(f"{option('fill', fill)}: must be finite, to replace NaN and infinity")
+        for name, value in {"low": low, "high": high, "fill": fill}.items():
+            object.__setattr__(self, name, value)
 
     def __call__(self, voxels: ArrayLike) -> NDArray[np.float32]:
         """Scale voxels of any shape to float32 in 0..1."""
         stored, width = np.asarray(voxels), self.high - self.low
         if stored.dtype.kind not in "biuf":
             raise ConfigError(f"voxels of type {stored.dtype} cannot be scaled; give numbers, real ones")
-        if _exceeds_float32(stored.dtype) or abs(self.low) > LARGEST or 1 / width > LARGEST:
-            return self._scale_wide(stored)
-        scaled = _in_float32(stored)
-        if self.fill is not None:
-            scaled[~np.isfinite(scaled)] = self.fill
-        scaled -= np.float32(self.low)
-        scaled *= np.float32(1 / width)
-        return np.clip(scaled, 0, 1, out=scaled)
-
-    def _scale_wide(self, stored: NDArray[Any]) -> NDArray[np.float32]:
-        """Scale voxels of which float32 holds neither the values nor the differences before ``low`` is subtracted."""
+        wide = _exceeds_float32(stored.dtype) or abs(self.low) > LARGEST or 1 / width > LARGEST
+        kind: Any = np.float64 if wide else np.float32
         with np.errstate(over="ignore"):  # what overflows is 0 or 1
-            if _exceeds_float64(stored.dtype) and max(abs(self.low), abs(self.high)) > EXACT:
-                above = self._above_low(stored)
+            scaled: NDArray[Any] = np.array(stored, kind)
+            if self.fill is not None:
+                scaled[~np.isfinite(scaled)] = self.fill
+            scaled -= kind(self.low)
+            if wide:
+                scaled /= width
             else:
-                above = np.array(stored, np.float64)
-                if self.fill is not None:
-                    above[~np.isfinite(above)] = self.fill
-                above -= self.low
-            above /= self.high - self.low
-        return np.clip(above, 0, 1, out=above).astype(np.float32)
+                scaled *= np.float32(1 / width)
+        return np.clip(scaled, 0, 1, out=scaled).astype(np.float32, copy=False)
 
-    def _above_low(self, stored: NDArray[Any]) -> NDArray[np.float64]:
-        """Return how far integers of 64 bits lie above ``low``; those beyond the range may be moved to its ends."""
-        limits = np.iinfo(stored.dtype)
-        base, top = (
-            min(max(end, limits.min), limits.max) for end in (math.floor(self.low), math.ceil(self.high))
-        )
-        # None is below the base, so the difference is that of the bits, whatever the sign.
-        bits = np.array(np.clip(stored, base, top)).view(np.uint64)
-        bits -= np.uint64(base % 2**64)
-        above = bits.astype(np.float64)
-        above += base - self.low
-        return above
+
+def two_numbers(intensity: Any) -> tuple[float, float]:
+    """Return the voxel values that become 0 and 1, as a user gave them.
+
+    Raises:
+        ConfigError: they are not two numbers.
+    """
+    try:
+        low, high = intensity
+    except (TypeError, ValueError):
+        told = option("intensity", intensity)
+        raise ConfigError(f"{told}: give two numbers, the voxel values that become 0 and 1") from None
+    return _number("intensity", low), _number("intensity", high)
 
 
 def _number(name: str, value: Any) -> float:
     try:
         if isinstance(value, str):
             raise TypeError("text")
-        return float(value)
+        return float(value)  # those of NumPy may overflow, and are not written as JSON
     except (TypeError, ValueError, OverflowError):
-        raise ConfigError(
-            f"{option('fill' if name == 'fill' else 'intensity')}: {value!r:.40} is not a number; give voxel values"
-        ) from None
+        raise ConfigError(f"{option(name)}: {value!r:.40} is not a number; give voxel values") from None
 
 
 def _exceeds_float32(dtype: np.dtype[Any]) -> bool:
@@ -126,20 +104,11 @@ def _exceeds_float32(dtype: np.dtype[Any]) -> bool:
     return dtype.itemsize > (2 if dtype.kind in "iu" else 4)
 
 
-def _exceeds_float64(dtype: np.dtype[Any]) -> bool:
-    """Return whether float64 rounds values of a data type: integers of more than 53 bits."""
-    return dtype.kind in "iu" and dtype.itemsize > 4
-
-
-def _in_float32(voxels: ArrayLike) -> NDArray[np.float32]:
-    """Copy voxels; those beyond float32 become infinite."""
-    with np.errstate(over="ignore"):
-        return np.array(voxels, dtype=np.float32)
-
-
 def _sample(volume: Volume, seed: int) -> NDArray[Any]:
     """Draw voxels, as float32 unless that would round them."""
-    return (sample_stored if _exceeds_float32(volume.dtype) else sample_voxels)(volume, seed=seed)
+    voxels = sample_voxels(volume, seed=seed)
+    with np.errstate(over="ignore"):  # overflows become infinite
+        return voxels if _exceeds_float32(volume.dtype) else voxels.astype(np.float32)
 
 
 def fit_scaling(
@@ -181,72 +150,25 @@ def fit_scaling(
         return scaling
     voxels = _sample(volume, seed)
     finite = voxels[np.isfinite(voxels)]
-    if fill is None:
-        _check_sample(volume, voxels)
-    if finite.size == 0:
-        raise VolumeError(
-            f"{volume.path}: no voxel of the sample is finite, so it cannot be scaled; check the file"
-        )
-    return Scaling(*_range(volume, finite, blank=blank), fill)
-
-
-def two_numbers(intensity: Any) -> tuple[float, float]:
-    """Return a range that a user gave.
-
-    Raises:
-        ConfigError: it is not two numbers.
-    """
-    try:
-        low, high = map(float, intensity)
-    except (TypeError, ValueError):
-        raise ConfigError(
-            f"{option('intensity', intensity)}: give two numbers, the voxel values that become 0 and 1"
-        ) from None
-    return low, high
-
-
-def _check_sample(volume: Volume, voxels: NDArray[Any]) -> None:
-    """Raise VolumeError if some of a sample are not finite, or so large that they would be the range."""
-    if voxels.dtype.kind != "f":
-        return
-    if not np.isfinite(voxels).all():
+    if fill is None and finite.size < voxels.size:
         require_finite(volume, voxels, "a sample")
-    if not (abs(voxels) <= LARGEST).all():
+    if finite.size == 0:
+        raise VolumeError(f"{volume.path}: no voxel of a sample is finite, so it cannot be scaled")
+    if voxels.dtype.kind == "f" and fill is None and not (abs(voxels) <= LARGEST).all():
         raise VolumeError(
-            f"{volume.path}: has values beyond the range of float32; scale it down first, or give its range with "
-            f"{option('intensity')}"
+            f"{volume.path}: has values beyond float32; give its range as {option('intensity')}"
         )
-
-
-def _range(volume: Volume, finite: NDArray[Any], *, blank: bool) -> tuple[float, float]:
-    """Return the percentiles of sampled voxels or, where these are equal, their extremes.
-
-    Raises:
-        VolumeError: these are equal, too.
-    """
-    first, last = finite.min(), finite.max()
-    if _exceeds_float64(
-        finite.dtype
-    ):  # the percentiles of differences, as those of the values would be rounded first
-        base = int(first)
-        above = finite.astype(np.uint64) - np.uint64(base % 2**64)
-        low, high = (base + float(value) for value in np.percentile(above, PERCENTILES))
-    else:
-        low, high = (float(value) for value in np.percentile(finite, PERCENTILES))
+    low, high = (float(value) for value in np.percentile(finite, PERCENTILES))
     if low == high:  # most voxels of a sparse volume have the same value
-        low, high = float(first), float(last)
-    if low == high and first < last:  # integers that float64 rounds to one
-        low, high = math.nextafter(low, -math.inf), math.nextafter(high, math.inf)
-    if low < high:
-        return low, high
-    raise _constant(volume, finite, f", or give its range with {option('intensity')}" if blank else "")
+        low, high = float(finite.min()), float(finite.max())
+    if low == high:
+        raise _constant(volume, finite, f", or give its range with {option('intensity')}" if blank else "")
+    return Scaling(low, high, fill)
 
 
 def _constant(volume: Volume, finite: NDArray[Any], otherwise: str = "") -> VolumeError:
-    return VolumeError(
-        f"{volume.path}: constant, all {finite.size} sampled voxels are {float(finite.flat[0]):g}; use a volume with "
-        f"contrast{otherwise}"
-    )
+    found = f"all {finite.size} sampled voxels are {float(finite.flat[0]):g}"
+    return VolumeError(f"{volume.path}: constant, {found}; use a volume with contrast{otherwise}")
 
 
 def _check_contrast(volume: Volume, scaling: Scaling, seed: int, *, blank: bool) -> None:
@@ -266,8 +188,7 @@ def _check_contrast(volume: Volume, scaling: Scaling, seed: int, *, blank: bool)
     if (low < high and first == last and inside < STRAY * voxels.size) or (constant and not blank):
         raise ConfigError(
             f"{volume.path}: {'all' if constant else 'almost all'} voxels are equal after scaling by "
-            f"{option('intensity', [scaling.low, scaling.high])}; give the voxel values that should become 0 and 1, or "
-            f"omit it (the sampled voxels are {voxels.min():g} to {voxels.max():g})"
+            f"{option('intensity', [scaling.low, scaling.high])}; those of a sample are {voxels.min():g} to {voxels.max():g}"
         )
 
 
@@ -288,16 +209,12 @@ def require_finite(volume: Volume, voxels: NDArray[Any], part: str) -> None:
         Traceback (most recent call last):
         ...
         evenslice.VolumeError: <array>: 1 voxels are NaN or infinite, the first at z, y, x = (0, 0, 2); to accept them,
-        give the voxel value that replaces them as fill
+        give the value for them as fill
     """
     if _is_searched(volume):
         _check_whole(volume)
-        return
-    count = int(np.count_nonzero(~np.isfinite(voxels)))
-    if count:
-        raise VolumeError(
-            f"{volume.path}: {count} of {voxels.size} voxels of {part} are NaN or infinite; {_accept_them()}"
-        )
+    elif count := int(np.count_nonzero(~np.isfinite(voxels))):
+        raise _nonfinite(volume, f"{count} of {voxels.size} voxels of {part} are NaN or infinite")
 
 
 def _is_searched(volume: Volume) -> bool:
@@ -306,12 +223,9 @@ def _is_searched(volume: Volume) -> bool:
 
 
 def _check_whole(volume: Volume) -> None:
-    found = find_nonfinite(volume)
-    if found is not None:
-        raise VolumeError(
-            f"{volume.path}: {found[0]} voxels are NaN or infinite, the first at z, y, x = {found[1]}; {_accept_them()}"
-        )
+    if found := find_nonfinite(volume):
+        raise _nonfinite(volume, f"{found[0]} voxels are NaN or infinite, the first at z, y, x = {found[1]}")
 
 
-def _accept_them() -> str:
-    return f"to accept them, give the voxel value that replaces them as {option('fill')}"
+def _nonfinite(volume: Volume, found: str) -> VolumeError:
+    return VolumeError(f"{volume.path}: {found}; to accept them, give the value for them as {option('fill')}")

@@ -11,8 +11,6 @@ from evenslice.volumes.opening import open_volume
 if TYPE_CHECKING:
     from evenslice.volumes.volume import Volume
 
-__all__ = ["mni152", "mni152_path"]
-
 MAPS = ("t1", "gm", "wm")
 
 

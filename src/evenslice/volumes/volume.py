@@ -1,35 +1,58 @@
-"""A lazy (z, y, x) view of a stored array."""
+# ruff: noqa: SLF001  # volumes are made from one another here
+"""A lazy (z, y, x) view of a stored array, and volumes derived from it: sliced along another axis, regions, mapped values."""
 
 from __future__ import annotations
 
+import math
 import operator
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, cast, get_args
 
 import numpy as np
 
-from evenslice._core import VolumeError
+from evenslice._core import ConfigError, VolumeError, check_known, option
 from evenslice.volumes.read.checks import reporting_read_errors
+from evenslice.volumes.read.source import ArraySource, VoxelSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import DTypeLike, NDArray
 
-    from evenslice.volumes.axes import Arrangement
-    from evenslice.volumes.read.source import VoxelSource
-    from evenslice.volumes.units import Unit
-
-__all__ = ["Index", "Plane", "Volume", "wrap_source"]
+    from evenslice.volumes.geometry import Unit
 
 Index = SupportsIndex | slice | EllipsisType
 
 Plane = Literal["z", "y", "x"]
 """The axis along which slices follow one another."""
+
+
+_ORDERS: dict[str, tuple[int, int, int]] = {"z": (0, 1, 2), "y": (1, 0, 2), "x": (2, 0, 1)}
+"""Which axes of the file, z, y, x, are the axes of a volume sliced along one of them."""
+
+IN_MEMORY = 2**30
+"""Largest total size in bytes of the volumes that ``hold_small`` keeps in memory."""
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How a stored array becomes a volume.
+
+    Attributes:
+        zyx: the stored dimensions that are z, y and x.
+        lengths: the stored lengths of these.
+        fixed: for every other stored dimension, the one index that is read.
+        start: where the volume starts along z, y and x.
+    """
+
+    zyx: tuple[int, int, int]
+    lengths: tuple[int, int, int]
+    fixed: dict[int, int]
+    start: tuple[int, int, int] = (0, 0, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +75,6 @@ class Volume:
         spacing: voxel size along z, y, x, finite and positive, or None if unknown.
         unit: unit of the spacing, or None if unknown.
         chunks: size along z, y, x of the pieces that are decoded as one, or None if any part is equally cheap to read.
-        chunk_offset: position of the first voxel in its chunk, along z, y, x; other than 0 in a part of a file.
         affine: (4, 4) map from voxel indices (x, y, z, 1) to patient space (x to the right, y to the front, z to the
             head, as in NIfTI) in mm, or None if the file has none.
         placed: whether the file states the affine; that of a NIfTI file with both codes 0 is an assumption.
@@ -93,7 +115,6 @@ class Volume:
     _arrangement: Arrangement = field(repr=False)
     # The opened source; empty after unpickling, until the first read.
     _sources: list[VoxelSource] = field(repr=False)
-    chunk_offset: tuple[int, int, int] = (0, 0, 0)
     plane: Plane = "z"
     region: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None = None
     whole_shape: tuple[int, int, int] | None = None
@@ -116,6 +137,12 @@ class Volume:
             "zyx": list(self._arrangement.zyx),
             "fixed": sorted(self._arrangement.fixed.items()),
         }
+
+    @property
+    def chunk_offset(self) -> tuple[int, ...]:
+        """Position of the first voxel in its chunk, along z, y, x; other than 0 in a part of a file."""
+        starts = zip(self._arrangement.start, self.chunks or (1, 1, 1), strict=True)
+        return tuple(start % chunk for start, chunk in starts)
 
     @property
     def ndim(self) -> int:
@@ -160,9 +187,8 @@ class Volume:
         else:
             block = np.empty([len(steps) for steps in ranges], self.dtype)
         part = block[view]
-        if self._sources and self._sources[0].fresh:
-            return np.require(part, self.dtype, ["C", "W"])
-        return np.require(part, self.dtype, ["C", "O", "W"])
+        fresh = self._sources and self._sources[0].fresh
+        return np.require(part, self.dtype, ["C", "W"] if fresh else ["C", "O", "W"])
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         """Read the whole volume into memory, for ``np.asarray(volume)``."""
@@ -180,8 +206,10 @@ class Volume:
             key = [slice(0, 1)] * len(source.shape)
             for dimension, index in self._arrangement.fixed.items():
                 key[dimension] = slice(index, index + 1)
-            for dimension, part in zip(self._arrangement.zyx, window, strict=True):
-                key[dimension] = part
+            for dimension, start, part in zip(
+                self._arrangement.zyx, self._arrangement.start, window, strict=True
+            ):
+                key[dimension] = slice(part.start + start, part.stop + start, part.step)
             block = source.read(tuple(key))
             fixed = tuple(self._arrangement.fixed)
             first: tuple[Any, ...] = (..., *(0 for _ in fixed))
@@ -192,33 +220,19 @@ class Volume:
         """Return the opened source; open it again if the volume was unpickled."""
         if not self._sources:
             source = self._open()
-            zyx = tuple(source.shape[dimension] for dimension in self._arrangement.zyx)
-            if zyx != self.shape or source.dtype.newbyteorder("=") != self.dtype:
+            lengths = tuple(source.shape[dimension] for dimension in self._arrangement.zyx)
+            if lengths != self._arrangement.lengths or source.dtype.newbyteorder("=") != self.dtype:
                 raise VolumeError(f"{self.path}: has changed since it was opened; open it again")
             self._sources.append(source)
         return self._sources[0]
 
 
-def wrap_source(volume: Volume, wrap: Callable[[VoxelSource], VoxelSource], **changes: Any) -> Volume:
-    """Return a volume that reads another's stored array through a wrapper.
-
-    Args:
-        volume: the volume to derive it from.
-        wrap: makes a stored array of another, with as many dimensions; the volume pickles if it does.
-        changes: attributes of the volume that are to differ, such as its shape.
-
-    Example:
-        >>> import numpy as np
-        >>> from evenslice.volumes import open_volume
-        >>> from evenslice.volumes.read.source import ArraySource
-        >>> volume = open_volume(np.arange(3).reshape(1, 1, 3))
-        >>> wrap_source(volume, lambda source: ArraySource(source.array + 5), path="more")[0].tolist()
-        [[5, 6, 7]]
-    """
+def _wrapped(volume: Volume, wrap: Callable[[VoxelSource], VoxelSource], **changes: Any) -> Volume:
+    """Return a volume that reads another's stored array through a wrapper, with other attributes as well."""
     return replace(
         volume,
-        _open=partial(_open_wrapped, volume._open, wrap),  # noqa: SLF001  # of the same module
-        _sources=[wrap(source) for source in volume._sources],  # noqa: SLF001
+        _open=partial(_open_wrapped, volume._open, wrap),
+        _sources=[wrap(source) for source in volume._sources],
         **changes,
     )
 
@@ -246,20 +260,339 @@ def _resolve(
     parts[where : where + 1] = [slice(None)] * (3 - len(parts) + len(dots))
     ranges: list[range] = []
     view: list[int | slice] = []
-    for axis, (part, length) in enumerate(zip(parts, shape, strict=True)):
-        if isinstance(part, slice):
-            steps = range(*part.indices(length))
+    for part, length in zip(parts, shape, strict=True):
+        steps: int | range = range(length)[part]  # type: ignore[index]  # as for a list: IndexError, TypeError
+        if isinstance(steps, int):
+            ranges.append(range(steps, steps + 1))
+            view.append(0)
+        else:
             ranges.append(steps if steps.step > 0 else steps[::-1])
             view.append(slice(None) if steps.step > 0 else slice(None, None, -1))
-        else:
-            ranges.append(_single(part, length, "zyx"[axis]))
-            view.append(0)
     return ranges, tuple(view)
 
 
-def _single(part: Any, length: int, axis: str) -> range:
-    """Return the range of one integer index."""
-    index = operator.index(part)  # raises TypeError for anything but an integer
-    if not -length <= index < length:
-        raise IndexError(f"index {index} is out of range for axis {axis} of length {length}")
-    return range(index % length, index % length + 1)
+def in_plane(volume: Volume, plane: str) -> Volume:
+    """Return a volume as ``Reading.plane`` says: sliced along "y" or "x", or with "z" as it was opened."""
+    return volume if plane == "z" else reslice(volume, plane)
+
+
+def reslice(volume: Volume, plane: str) -> Volume:
+    """Return a volume whose slices follow one another along another axis of the file, without reading it.
+
+    Args:
+        volume: a volume sliced along any axis.
+        plane: "z" for the order of the file (z, y, x), "y" for (y, z, x), "x" for (x, z, y). Spacing, chunks and
+            position follow.
+
+    Raises:
+        ConfigError: it is no axis.
+
+    Example:
+        >>> from evenslice.volumes import open_volume
+        >>> volume = open_volume(np.arange(24).reshape(2, 3, 4), spacing=(50, 4, 5))
+        >>> coronal = reslice(volume, "y")
+        >>> coronal.shape, coronal.spacing, coronal.path, coronal[0].tolist()
+        ((3, 2, 4), (4.0, 50.0, 5.0), '<array> along y', [[0, 1, 2, 3], [12, 13, 14, 15]])
+        >>> reslice(reslice(coronal, "x"), "z").path
+        '<array>'
+    """
+    check_known("plane", plane, get_args(Plane))
+    if plane == volume.plane:
+        return volume
+    now = _ORDERS[volume.plane]
+    order = [now.index(axis) for axis in _ORDERS[plane]]
+
+    def ordered(values: tuple[Any, ...]) -> tuple[Any, Any, Any]:
+        return _three(values[axis] for axis in order)
+
+    affine = volume.affine
+    if affine is not None:  # its columns belong to x, y and z
+        affine = affine[:, [*(2 - axis for axis in reversed(order)), 3]]
+    named = volume.path.removesuffix(f" along {volume.plane}")
+    arranged = volume._arrangement
+    return replace(
+        volume,
+        path=named if plane == "z" else f"{named} along {plane}",
+        shape=ordered(volume.shape),
+        spacing=volume.spacing and ordered(volume.spacing),
+        chunks=volume.chunks and ordered(volume.chunks),
+        affine=affine,
+        offset=ordered(volume.offset),
+        plane=cast(Plane, plane),
+        _arrangement=Arrangement(
+            ordered(arranged.zyx), ordered(arranged.lengths), arranged.fixed, ordered(arranged.start)
+        ),
+    )
+
+
+def take_slices(volume: Volume, start: int, stop: int) -> Volume:
+    """Return the slices from ``start`` up to ``stop`` as a volume, without reading them.
+
+    Args:
+        volume: the volume.
+        start: first slice.
+        stop: one past the last slice.
+
+    Raises:
+        VolumeError: the volume does not have these slices.
+
+    Example:
+        >>> from evenslice.volumes import open_volume
+        >>> part = take_slices(open_volume(np.arange(5).reshape(5, 1, 1)), 2, 4)
+        >>> part.path, part[:].ravel().tolist()
+        ('<array>[2:4]', [2, 3])
+    """
+    depth = volume.shape[0]
+    if not 0 <= start < stop <= depth:
+        raise VolumeError(f"{volume.path}: has slices 0 to {depth - 1}, not {start} to {stop - 1}")
+    if (start, stop) == (0, depth):
+        return volume
+    bounds = ((start, stop), *((0, length) for length in volume.shape[1:]))
+    return _cropped(volume, bounds, path=f"{volume.path}[{start}:{stop}]")
+
+
+def take_region(volume: Volume, region: Sequence[Any]) -> Volume:
+    """Return a box of a volume as a volume, without reading it; affine and offset are those of the first voxel of the box.
+
+    Args:
+        volume: the volume, sliced along any axis.
+        region: one slice for each axis of the file, z, y, x, whatever the volume is sliced along: first voxel and one
+            past the last, either may be None.
+
+    Raises:
+        ConfigError: it is not three ranges inside the volume; the message names the axis.
+
+    Example:
+        >>> from evenslice.volumes import open_volume
+        >>> part = take_region(open_volume(np.arange(60).reshape(3, 4, 5)), (slice(1, 3), slice(None), slice(3, None)))
+        >>> part.path, part.shape, part[0, 0].tolist()
+        ('<array>[1:3,0:4,3:5]', (2, 4, 2), [23, 24])
+        >>> part.region
+        ((1, 3), (0, 4), (3, 5))
+    """
+    whole = reslice(volume, "z")
+    bounds = _region_bounds(region, whole.shape, whole.path)
+    origin = [start for start, _ in whole.region or ((0, 0),) * 3]
+    named = ",".join(f"{low}:{high}" for low, high in bounds)
+    part = _cropped(
+        whole,
+        bounds,
+        path=f"{whole.path}[{named}]",
+        region=_three((low + start, high + start) for (low, high), start in zip(bounds, origin, strict=True)),
+        whole_shape=whole.whole_shape or whole.shape,
+    )
+    return reslice(part, volume.plane)
+
+
+def _region_bounds(region: Sequence[Any], shape: tuple[int, ...], path: str) -> list[tuple[int, int]]:
+    """Return the first voxel and one past the last along z, y and x of a region, checked."""
+    bounds = []
+    try:
+        for part, length in zip(region, shape, strict=True):
+            stop = operator.index(length if part.stop is None else part.stop)
+            bounds.append((operator.index(part.start or 0), stop))
+            if part.step not in (None, 1) or not 0 <= bounds[-1][0] < stop <= length:
+                raise ValueError(part)
+    except (AttributeError, TypeError, ValueError):  # not slices, not of whole numbers, not three
+        inside = ", ".join(f"{axis} 0:{length}" for axis, length in zip("zyx", shape, strict=True))
+        raise ConfigError(
+            f"{path}: {option('region')} {region!r:.90}: give one slice without a step along each of {inside}"
+        ) from None
+    return bounds
+
+
+def _cropped(volume: Volume, bounds: Sequence[tuple[int, int]], **changes: Any) -> Volume:
+    """Return a box of a volume, first voxel and one past the last along each of its axes, with other attributes as well."""
+    affine, arranged = volume.affine, volume._arrangement
+    starts = [start for start, _ in bounds]
+    if affine is not None:
+        shift = np.eye(4)
+        shift[:3, 3] = starts[::-1]
+        affine = affine @ shift
+    return replace(
+        volume,
+        shape=_three(stop - start for start, stop in bounds),
+        affine=affine,
+        offset=_three(place + start for place, start in zip(volume.offset, starts, strict=True)),
+        _arrangement=replace(
+            arranged, start=_three(old + new for old, new in zip(arranged.start, starts, strict=True))
+        ),
+        **changes,
+    )
+
+
+def _three(values: Iterable[Any]) -> tuple[Any, Any, Any]:
+    z, y, x = values
+    return z, y, x
+
+
+def hold_small(volumes: Sequence[Volume]) -> list[Volume]:
+    """Read volumes into memory if they are small, up to 1 GiB together: random crops of compressed files are slow.
+
+    Raises:
+        VolumeError: a file cannot be read.
+
+    Example:
+        >>> from evenslice.volumes import open_volume
+        >>> hold_small([open_volume(np.arange(2).reshape(2, 1, 1))])[0][1].tolist()
+        [[1]]
+    """
+    if sum(volume.nbytes for volume in volumes) > IN_MEMORY:
+        return list(volumes)
+    held = []
+    for volume in volumes:
+        opener = partial(ArraySource, volume[...])
+        arrangement = Arrangement((0, 1, 2), volume.shape, {})
+        held.append(replace(volume, chunks=None, _open=opener, _sources=[opener()], _arrangement=arrangement))
+    return held
+
+
+def run_end(volume: Volume, z: int, area: int, most: int) -> int:
+    """Return the end of the slices from z on that are best read at once: each read decodes all that share their chunks.
+
+    Args:
+        volume: the volume.
+        z: the first slice.
+        area: number of voxels that are read of each.
+        most: number of voxels to read at once, unless one slice has more.
+
+    Example:
+        >>> import dask.array as da
+        >>> from evenslice.volumes import open_volume
+        >>> volume = open_volume(da.zeros((23, 4, 4), chunks=(10, 4, 4)))
+        >>> [run_end(volume, z, 16, most=64) for z in (0, 3, 8, 22)]
+        [4, 4, 10, 23]
+    """
+    stored = (volume.chunks or (1,))[0]
+    inside = (z + volume.chunk_offset[0]) % stored
+    run = min(stored, max(1, most // area))
+    return min(z - inside % run + run, z - inside + stored, len(volume))
+
+
+def read_in_runs(volume: Volume, stop: int, max_bytes: int) -> Volume:
+    """Return a volume whose slices are cheap to read one by one in ascending order, always the same part of the plane.
+
+    With a slice, those after it that share its chunks are read and held, in their own data type, until one beyond them is
+    read: by itself, each would decode these chunks again. Not for several threads at once.
+
+    Args:
+        volume: the volume.
+        stop: one past the last slice that is needed.
+        max_bytes: limit on the voxels that are held, unless a single slice has more.
+
+    Example:
+        >>> import dask.array as da
+        >>> from evenslice.volumes import open_volume
+        >>> volume = open_volume(da.arange(20, chunks=10).reshape(20, 1, 1))
+        >>> held = read_in_runs(volume, 20, max_bytes=2**10)
+        >>> volume.chunks, held.chunks, held[11].tolist()
+        ((10, 1, 1), (1, 1, 1), [[11]])
+    """
+    if volume.chunks is None or volume.chunks[0] == 1:
+        return volume
+    with reporting_read_errors(volume.path, volume.format):
+        volume._source()  # opened once, whatever is read of it later
+    return _wrapped(
+        volume,
+        partial(_InRuns, volume=volume, stop=stop, max_bytes=max_bytes),
+        chunks=(1, *volume.chunks[1:]),
+    )
+
+
+def map_voxels(
+    volume: Volume,
+    function: Callable[[NDArray[Any]], NDArray[Any]],
+    dtype: DTypeLike,
+    *,
+    around: bool = False,
+) -> Volume:
+    """Return a volume whose voxels are a function of another's, computed when they are read.
+
+    Args:
+        volume: the volume to map.
+        function: takes stored voxels of any shape and returns an array of that shape; the volume pickles if it does.
+        dtype: data type that the function returns.
+        around: whether the function also needs one voxel more on each side within the plane of what is read.
+
+    Example:
+        >>> from evenslice.volumes import open_volume
+        >>> doubled = map_voxels(open_volume(np.arange(3).reshape(3, 1, 1)), lambda voxels: 2.0 * voxels, "float64")
+        >>> doubled[:].ravel().tolist()
+        [0.0, 2.0, 4.0]
+    """
+    kind, arranged = np.dtype(dtype), volume._arrangement
+    bounds = {
+        arranged.zyx[axis]: (arranged.start[axis], arranged.start[axis] + volume.shape[axis])
+        for axis in ((1, 2) if around else ())
+    }
+    return _wrapped(volume, partial(_Mapped, function=function, dtype=kind, around=bounds), dtype=kind)
+
+
+def reads_around(volume: Volume) -> bool:
+    """Return whether a volume is a function of more voxels than are read, so that parts of it overlap as they are read."""
+    source = volume._source()
+    return isinstance(source, _Mapped) and bool(source.around)
+
+
+class _Derived(VoxelSource):
+    """An array that is made of another when it is read; of the same shape and data type unless it says otherwise."""
+
+    def __init__(self, source: VoxelSource) -> None:
+        self._source = source
+        self.format, self.shape, self.dtype = source.format, source.shape, source.dtype
+
+
+class _Mapped(_Derived):
+    """A function of a stored array."""
+
+    def __init__(
+        self,
+        source: VoxelSource,
+        function: Callable[..., NDArray[Any]],
+        dtype: np.dtype[Any],
+        around: dict[int, tuple[int, int]],
+    ) -> None:
+        super().__init__(source)
+        self._function, self.dtype, self.around = function, dtype, around
+
+    def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
+        """Read, with what lies around it, map, and keep what was asked for."""
+        wide, inside = list(key), [slice(None)] * len(key)
+        for axis, (low, high) in self.around.items():
+            start, stop, step = key[axis].start, key[axis].stop, key[axis].step
+            wide[axis] = slice(max(start - 1, low), min(stop + 1, high))
+            inside[axis] = slice(start - wide[axis].start, stop - wide[axis].start, step)
+        return self._function(self._source.read(tuple(wide)))[tuple(inside)]
+
+
+class _InRuns(_Derived):
+    """A stored array that holds the slices which it has read together, as ``read_in_runs`` says."""
+
+    def __init__(self, source: VoxelSource, volume: Volume, stop: int, max_bytes: int) -> None:
+        super().__init__(source)
+        self._volume, self._stop, self._most = volume, stop, max_bytes // volume.dtype.itemsize
+        self._axis, self._start = volume._arrangement.zyx[0], volume._arrangement.start[0]
+        self._key: tuple[slice, ...] = ()
+        self._run: NDArray[Any] | None = None
+
+    def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
+        """Return a view of what is held, which is read first if need be."""
+        wanted = key[self._axis]
+        if self._run is None or not self._holds(key):
+            self._run = None  # two would take twice the memory
+            area = math.prod(part.stop - part.start for part in self._with(key, 0, 1))
+            end = min(run_end(self._volume, wanted.start - self._start, area, self._most), self._stop)
+            self._key = self._with(key, wanted.start, max(end + self._start, wanted.stop))
+            self._run = self._source.read(self._key)
+        first = self._key[self._axis].start
+        inside = slice(wanted.start - first, wanted.stop - first, wanted.step)
+        return self._run[(slice(None),) * self._axis + (inside,)]
+
+    def _holds(self, key: tuple[slice, ...]) -> bool:
+        held, wanted = self._key[self._axis], key[self._axis]
+        inside = held.start <= wanted.start and wanted.stop <= held.stop
+        return inside and self._with(key, held.start, held.stop) == self._key
+
+    def _with(self, key: tuple[slice, ...], start: int, stop: int) -> tuple[slice, ...]:
+        """Return a key that asks for these slices."""
+        return *key[: self._axis], slice(start, stop), *key[self._axis + 1 :]

@@ -10,13 +10,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from numbers import Integral
-from typing import TYPE_CHECKING, Any, Literal, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from evenslice._core import ConfigError, VolumeError, check_known, option
-from evenslice.volumes.read.pieces import reads_at_once
+from evenslice._core import ConfigError, VolumeError, check_known, option, whole_number
+from evenslice.volumes.read.chunk_files import reads_at_once
 from evenslice.volumes.scaling import require_finite
 
 if TYPE_CHECKING:
@@ -26,17 +25,6 @@ if TYPE_CHECKING:
 
     from evenslice.volumes.scaling import Scaling
     from evenslice.volumes.volume import Volume
-
-__all__ = [
-    "Edge",
-    "WindowGrid",
-    "check_tile",
-    "fit_tile",
-    "inner_margin",
-    "slice_indices",
-    "spread_index",
-    "tile_origins",
-]
 
 Edge = Literal["valid", "reflect"]
 
@@ -78,59 +66,23 @@ def slice_indices(
 
 def check_window(slices: int, step: int, edge: str) -> None:
     """Raise ConfigError unless ``slices`` is odd, ``step`` positive, both whole numbers, and ``edge`` known."""
-    given: dict[str, Any] = {"slices": slices, "step": step}
-    for name, value in given.items():
-        if not isinstance(value, Integral):
-            raise ConfigError(f"{option(name, value)}: must be a whole number")
-    if slices < 1 or slices % 2 == 0:
-        raise ConfigError(
-            f"{option('slices', slices)}: a window has an odd number of slices, such as 3 or 5, with one in the middle"
-        )
-    if step < 1:
-        raise ConfigError(
-            f"{option('step', step)}: the distance between the slices of a window is at least 1"
-        )
+    if whole_number("slices", slices) < 1 or slices % 2 == 0:
+        raise ConfigError(f"{option('slices', slices)}: a window has an odd number of slices, such as 3 or 5")
+    whole_number("step", step, 1)
     check_known("edge", edge, get_args(Edge))
 
 
-def tile_origins(length: int, tile: int, *, overlap: int = 0) -> Sequence[int]:
+def tile_origins(length: int, tile: int, *, overlap: int = 0) -> list[int]:
     """Return where tiles start along an axis so that they cover it; the last one is shifted back to end with the axis.
 
-    Returns:
-        A sequence that is computed when it is indexed.
-
     Example:
-        >>> list(tile_origins(10, 4))
-        [0, 4, 6]
-        >>> list(tile_origins(3, 4))
-        [0]
+        >>> tile_origins(10, 4), tile_origins(3, 4)
+        ([0, 4, 6], [0])
     """
     if not 0 <= overlap < tile:
-        raise ConfigError(
-            f"{option('overlap', overlap)}: must be at least 0 and below the tile's size {tile}"
-        )
-    return _Origins(max(length - tile, 0), tile - overlap)
-
-
-@dataclass(frozen=True)
-class _Origins(Sequence[int]):
-    """0, step, 2 * step ... below ``last``, then ``last``."""
-
-    last: int
-    step: int
-
-    def __len__(self) -> int:
-        return -(-self.last // self.step) + 1
-
-    @overload
-    def __getitem__(self, index: int) -> int: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[int]: ...
-    def __getitem__(self, index: int | slice) -> int | list[int]:
-        chosen = range(len(self))[index]
-        if isinstance(chosen, range):
-            return [min(number * self.step, self.last) for number in chosen]
-        return min(chosen * self.step, self.last)
+        raise ConfigError(f"{option('overlap', overlap)}: must be from 0 to below the tile's {tile}")
+    last = max(length - tile, 0)
+    return [*range(0, last, tile - overlap), last]
 
 
 def check_tile(tile: object, name: str = "tile") -> tuple[int, int]:
@@ -143,12 +95,9 @@ def check_tile(tile: object, name: str = "tile") -> tuple[int, int]:
         >>> check_tile([224, 160])
         (224, 160)
     """
-    given = tuple(tile) if isinstance(tile, Sequence) and not isinstance(tile, str) else ()
-    if len(given) != 2 or not all(isinstance(side, Integral) and int(side) > 0 for side in given):
-        raise ConfigError(
-            f"{option(name, tile)}: give two whole numbers of at least 1, such as {option(name, [256, 256])}"
-        )
-    return int(given[0]), int(given[1])
+    if not isinstance(tile, Sequence) or isinstance(tile, str) or len(tile) != 2:
+        raise ConfigError(f"{option(name, tile)}: give two whole numbers of at least 1, such as 256, 256")
+    return whole_number(name, tile[0], 1), whole_number(name, tile[1], 1)
 
 
 def fit_tile(plane: tuple[int, int], *, multiple: int = 32) -> tuple[int, int]:
@@ -254,16 +203,9 @@ class WindowGrid:
         extent = (self.slices - 1) * self.step + 1
         if self.volume.shape[0] < extent:
             count = "1 slice" if self.volume.shape[0] == 1 else f"{self.volume.shape[0]} slices"
-            steps = f" in steps of {self.step}" if self.step != 1 else ""
-            part, advice = "", ["ask for fewer slices"] if self.slices > 3 else []
-            if self.step > 1:
-                advice.append(f"ask for a smaller {option('step')}")
-            if self.volume.region is not None:
-                part = " in this region"
-                advice.append(f"ask for a larger {option('region')}")
+            steps = "" if self.step == 1 else f" in steps of {self.step}"
             raise VolumeError(
-                f"{self.volume.path}: has {count}{part}; a window of {self.slices}{steps} needs {extent}; "
-                f"{', or '.join(advice) or 'take a deeper one'}"
+                f"{self.volume.path}: has {count}; a window of {self.slices}{steps} needs {extent}; take a deeper one"
             )
 
     @property
@@ -285,7 +227,7 @@ class WindowGrid:
         return len(rows) * len(columns)
 
     @cached_property
-    def _corners(self) -> tuple[Sequence[int], Sequence[int]]:
+    def _corners(self) -> tuple[list[int], list[int]]:
         (_, height, width), (ty, tx) = self.volume.shape, self.tile
         rows, columns = self.overlap
         return tile_origins(height, ty, overlap=rows), tile_origins(width, tx, overlap=columns)

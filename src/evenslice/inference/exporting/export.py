@@ -19,9 +19,8 @@ from evenslice._core import (
     staged_folder,
 )
 from evenslice.inference.exporting.description import Description, ModelCard, describe
-from evenslice.inference.exporting.huggingface_folder import HUGGINGFACE_FILES, write_huggingface
-from evenslice.inference.exporting.readme import README
-from evenslice.networks import check_source, with_gradients
+from evenslice.inference.exporting.huggingface import HUGGINGFACE_FILES, README, write_huggingface
+from evenslice.networks import with_gradients
 from evenslice.results import AuditResult
 from evenslice.volumes import Reading, check_tile
 
@@ -144,7 +143,6 @@ def export(
     tile, crop = (
         None if size is None else check_tile(size, name) for name, size in (("tile", tile), ("crop", crop))
     )
-    check_source(source)
     _check_kinds(card, audits)
     if local_path(out).is_file():
         raise OutputError(f"{out}: is a file; name a folder")
@@ -183,7 +181,7 @@ def _check_kinds(card: Any, audits: Any) -> None:
 
 
 def _files(to: str) -> tuple[str, ...]:
-    from evenslice.inference.exporting.bioimageio_folder import BIOIMAGEIO_FILES
+    from evenslice.inference.exporting.bioimageio import BIOIMAGEIO_FILES
 
     return {"onnx": ONNX_FILES, "bioimageio": BIOIMAGEIO_FILES, "huggingface": HUGGINGFACE_FILES}[to]
 
@@ -196,7 +194,7 @@ def _write(
     source: ModelSource | None,
     tile: tuple[int, int] | None,
 ) -> WrittenOnnx | None:
-    from evenslice.inference.exporting.bioimageio_folder import write_bioimageio
+    from evenslice.inference.exporting.bioimageio import write_bioimageio
     from evenslice.inference.exporting.onnx_writing import write_onnx
 
     if to == "huggingface":

@@ -15,22 +15,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import (
-    UNREADABLE,
     ConfigError,
     ModelError,
     json_text,
     needs_extra,
     option,
-    reason,
     staged_file,
 )
-from evenslice.inference.black_boxes import keep_sides
 from evenslice.inference.onnx_networks import SYMMETRIZED, TYPES, load_onnx
+from evenslice.inference.ready_networks import keep_sides
 from evenslice.networks import METADATA_KEY
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
 
@@ -39,9 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["symmetrize_onnx"]
 
 PREFIX = f"{SYMMETRIZED}/"
-OPSET = 10
-"""Since this version of the operators, a graph can reverse an axis by slicing."""
-
 IR = 4
 """Since this version of the format, weights need not be inputs too."""
 
@@ -131,44 +126,14 @@ def symmetrize_onnx(
 
 
 def _refuse_unfit(model: Any, network: OnnxNetwork) -> None:
-    import onnx
-
     path, said = network.path, _metadata(model)
-    try:
-        record = _record(said)
-    except UNREADABLE as error:
-        raise ModelError(
-            f"{path}: the metadata of evenslice in it cannot be read ({reason(error)}); export the network again"
-        ) from error
-    if SYMMETRIZED in said or record.get("symmetrized"):
+    if SYMMETRIZED in said or _record(said).get("symmetrized"):
         raise ModelError(f"{path}: is symmetrized already; use it as it is")
-    version = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
-    if version < OPSET:
-        raise ModelError(
-            f"{path}: uses operators of version {version}; export the network with version {OPSET} or newer"
-        )
-    if any(onnx.external_data_helper.uses_external_data(tensor) for tensor in _tensors(model)):
-        raise ModelError(f"{path}: keeps weights in other files; save the network as one file")
     for name, kind in zip(network.outputs, network.types, strict=True):
         if kind not in TYPES:
             raise ModelError(
                 f"{path}: its output {name} is of type {kind}; only scores can be averaged, not classes"
             )
-
-
-def _tensors(message: Any) -> Iterator[Any]:
-    """Yield every tensor in a file, in the graphs inside nodes and in functions too."""
-    from onnx import TensorProto
-
-    if isinstance(message, TensorProto):
-        yield message
-        return
-    for _, value in message.ListFields():
-        if hasattr(value, "ListFields"):  # a message
-            yield from _tensors(value)
-        elif hasattr(value, "add"):  # a list of messages
-            for item in value:
-                yield from _tensors(item)
 
 
 def _average(model: Any, network: OnnxNetwork) -> None:
@@ -236,8 +201,7 @@ def _metadata(model: Any) -> dict[str, str]:
 
 def _record(said: Mapping[str, str]) -> dict[str, Any]:
     """Return what evenslice wrote of what was done to the network; nothing if it did not."""
-    record = json.loads(said[METADATA_KEY])["record"] if METADATA_KEY in said else None
-    return {} if record is None else dict(record)
+    return json.loads(said.get(METADATA_KEY, "{}")).get("record") or {}
 
 
 def _note(model: Any, error: float) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from evenslice.inference.ready_network import by_slice, frozen_copy, trial_windows
+from evenslice.inference.ready_networks import by_slice, frozen_copy, trial_windows
 from evenslice.networks import input_multiple, input_size, logits
 
 if TYPE_CHECKING:

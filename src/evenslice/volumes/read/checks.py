@@ -1,8 +1,11 @@
-"""Checks of files that may be damaged or hostile, and their errors as one line each."""
+"""What is asked of every file: that it is of its format, as large as its header claims, and below a limit.
+
+Sizes that a header declares are checked once, on opening: against the file by ``require_bytes``, against the limits here by
+``require_piece``.
+"""
 
 from __future__ import annotations
 
-import io
 import math
 import threading
 import warnings
@@ -12,28 +15,31 @@ from typing import TYPE_CHECKING, Any
 from evenslice._core import EvensliceError, VolumeError, open_regular, reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
     import numpy as np
 
 __all__ = [
-    "LARGEST_CHUNK",
-    "BoundedFile",
+    "LARGEST_METADATA",
+    "LARGEST_PIECE",
+    "LARGEST_STREAM",
     "describe_content",
     "reporting_read_errors",
     "require_bytes",
-    "require_chunk",
-    "require_few",
+    "require_piece",
     "require_signature",
     "without_warnings",
 ]
 
-MOST_FILES = 2**16
-"""Number of files with one slice each; every file is opened to see that all are alike."""
+LARGEST_PIECE = 2**31
+"""Size limit in bytes of what each read decodes as one: a chunk, a strip, an image."""
 
-LARGEST_CHUNK = 2**31
-"""Size limit of a compressed piece in bytes, once decoded; a header that claims more is refused."""
+LARGEST_STREAM = 2**34
+"""Size limit in bytes of what is decompressed whole, once: the voxels of a MetaImage or NRRD file."""
+
+LARGEST_METADATA = 2**23
+"""Size limit in bytes of a file of metadata, or of a header of text."""
 
 _GOOD_CHUNK = 2**22
 
@@ -116,43 +122,17 @@ def require_signature(path: Path, label: str, file_format: str) -> None:
     Args:
         path: the file.
         label: the file, as the user wrote it.
-        file_format: a value of ``_SIGNATURES``, such as "a TIFF file".
+        file_format: a value of ``_SIGNATURES``, such as "a TIFF file", or "a DICOM file".
 
     Raises:
         VolumeError: it has another; the message describes the content.
     """
     with open_regular(path) as file:
-        head = file.read(512)
-    if describe_content(head) != file_format:
+        found = describe_content(file.read(512))
+    if found != file_format:
         raise VolumeError(
-            f"{label}: is not {file_format}, its content is {describe_content(head)}; name a file whose "
-            "suffix matches its content"
+            f"{label}: is not {file_format}, its content is {found}; name a file whose suffix matches its content"
         )
-
-
-class BoundedFile(io.BufferedReader):
-    """A file that is never asked for more bytes than it has, because Python allocates what is asked for.
-
-    Args:
-        path: the file.
-
-    Example:
-        >>> import tempfile; from pathlib import Path
-        >>> path = Path(tempfile.mkdtemp()) / "a"
-        >>> _ = path.write_bytes(b"abc")
-        >>> with BoundedFile(path) as file:
-        ...     file.read(2**40)
-        b'abc'
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(io.FileIO(path))
-        self._size = path.stat().st_size
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Return up to ``size`` bytes."""
-        rest = max(self._size - self.tell(), 0)
-        return super().read(rest if size is None or size < 0 else min(size, rest))
 
 
 def require_bytes(path: Path, label: str, needed: int) -> None:
@@ -164,24 +144,25 @@ def require_bytes(path: Path, label: str, needed: int) -> None:
         )
 
 
-def require_few(label: str, files: Sequence[Path]) -> None:
-    """Raise VolumeError if a folder holds more than ``MOST_FILES`` slices, before any of them is opened."""
-    if len(files) > MOST_FILES:
-        raise VolumeError(
-            f"{label}: holds {len(files):,} slices, and a folder of more than {MOST_FILES:,} takes too long "
-            "to look through; save them as one file, such as OME-Zarr"
-        )
+def require_piece(
+    label: str, what: str, shape: tuple[int, ...], dtype: np.dtype[Any], most: int = LARGEST_PIECE
+) -> None:
+    """Raise VolumeError if a piece that is decoded as one is too large.
 
-
-def require_chunk(label: str, what: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    """Raise VolumeError if a piece that is decoded as one is larger than ``LARGEST_CHUNK``."""
+    Args:
+        label: the file, as the user wrote it.
+        what: the pieces, such as "its chunks".
+        shape: their shape.
+        dtype: data type of their voxels.
+        most: size limit in bytes.
+    """
     size = math.prod(shape) * dtype.itemsize
-    if size > LARGEST_CHUNK:
+    if size > most:
         smaller = list(shape)
         while math.prod(smaller) * dtype.itemsize > _GOOD_CHUNK:
             longest = smaller.index(max(smaller))
             smaller[longest] = -(-smaller[longest] // 2)
         raise VolumeError(
-            f"{label}: {what} {shape} take {size:,} bytes each, and each read decodes one whole; rewrite it "
-            f"in pieces below {LARGEST_CHUNK:,} bytes, such as {tuple(smaller)}"
+            f"{label}: {what} {shape} take {size:,} bytes each, and are decoded whole; rewrite it "
+            f"in pieces below {most:,} bytes, such as {tuple(smaller)}"
         )

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import ConfigError, VolumeError, open_regular, option
-from evenslice.volumes.affines import affine_from_lps
-from evenslice.volumes.read.checks import describe_content, require_few
-from evenslice.volumes.read.dicom_frames import Series, read_series
-from evenslice.volumes.read.dicom_headers import is_dicom
-from evenslice.volumes.read.dicom_pixels import decode
+from evenslice._core import ConfigError, VolumeError, option
+from evenslice.volumes.geometry import affine_from_lps
+from evenslice.volumes.read.checks import require_signature
+from evenslice.volumes.read.dicom_series import Series, decode, is_dicom, read_series
 from evenslice.volumes.read.slice_folder import KINDS, natural_order
 from evenslice.volumes.read.source import VoxelSource
 
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from evenslice.volumes.read.dicom_frames import Frame
+    from evenslice.volumes.read.dicom_series import Frame
 
 __all__ = ["DicomSource", "dicom_files"]
 
@@ -37,12 +35,7 @@ class DicomSource(VoxelSource):
 
     def __init__(self, files: Sequence[Path], label: str, series: int | None) -> None:
         if len(files) == 1 and not is_dicom(files[0]):
-            with open_regular(files[0]) as file:
-                found = describe_content(file.read(512))
-            raise VolumeError(
-                f"{label}: is not a DICOM file, its content is {found}; name a DICOM file or folder"
-            )
-        require_few(label, files)
+            require_signature(files[0], label, "a DICOM file")
         chosen = _choose(read_series(natural_order(files), label), label, series)
         self._label = label
         self.selected = () if series is None else ("series",)
@@ -86,7 +79,7 @@ class DicomSource(VoxelSource):
         count = (self.names or "").index("y")
         grid = self._frames if count == 2 else self._frames[0]
         frames = grid[key[:count]]
-        blocks = [pixels[key[count:]].copy() for pixels in decode(list(frames.flat), self._label)]
+        blocks = [pixels[key[count:]].copy() for pixels in decode(frames.flat, self._label)]
         return np.stack(blocks).astype(self.dtype, copy=False).reshape(*frames.shape, *blocks[0].shape)
 
 

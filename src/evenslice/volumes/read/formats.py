@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from evenslice._core import ConfigError, VolumeError, did_you_mean, option
 from evenslice.volumes.read.checks import reporting_read_errors
+from evenslice.volumes.read.chunk_files import ChunkFiles, read_json_object
 from evenslice.volumes.read.dicom import DicomSource, dicom_files
-from evenslice.volumes.read.dicom_headers import is_dicom
+from evenslice.volumes.read.dicom_series import is_dicom
+from evenslice.volumes.read.flat_files import MrcSource, NpySource
 from evenslice.volumes.read.hdf5 import Hdf5Source
-from evenslice.volumes.read.metaimage import MetaImageSource
-from evenslice.volumes.read.mrc import MrcSource
-from evenslice.volumes.read.n5 import N5Source, is_n5
+from evenslice.volumes.read.itk_formats import MetaImageSource, NrrdSource
+from evenslice.volumes.read.n5 import ATTRIBUTES, N5Source, is_n5
 from evenslice.volumes.read.nifti import NiftiSource
-from evenslice.volumes.read.npy import NpySource
-from evenslice.volumes.read.nrrd import NrrdSource
 from evenslice.volumes.read.precomputed import INFO, PrecomputedSource, is_precomputed
-from evenslice.volumes.read.remote_formats import remote_kind
 from evenslice.volumes.read.slice_folder import SliceFolderSource, slice_files
 from evenslice.volumes.read.tiff import TiffSource
 from evenslice.volumes.read.zarr import ZarrSource, is_zarr
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from evenslice.volumes.read.places import Place
+    from evenslice.volumes.read.location import Place
     from evenslice.volumes.read.source import VoxelSource
 
 __all__ = ["READ_FORMATS", "ReadFormat", "find_read_format", "open_source"]
@@ -55,8 +54,10 @@ class ReadFormat:
 ZARR = ReadFormat("Zarr", (".zarr",), ZarrSource, levels=True)
 N5 = ReadFormat("N5", (".n5",), N5Source, levels=True)
 PRECOMPUTED = ReadFormat("Neuroglancer precomputed", (), PrecomputedSource, levels=True)
-IN_PIECES = {"zarr": ZARR, "n5": N5, "precomputed": PRECOMPUTED}
+IN_CHUNKS = {"zarr": ZARR, "n5": N5, "precomputed": PRECOMPUTED}
 """Formats that are read at addresses too, by the names that may stand before these."""
+
+_NAMED = re.compile(r"\.(zarr|n5|precomputed)(?:/|$)", re.IGNORECASE)
 
 DICOM = ReadFormat(
     "DICOM",
@@ -102,7 +103,7 @@ def find_read_format(place: Place) -> ReadFormat:
         VolumeError: nothing is there, or its format is unknown.
     """
     if isinstance(place.location, str):
-        return IN_PIECES[place.kind or remote_kind(place)]
+        return IN_CHUNKS[place.kind or _remote_kind(place)]
     path, label = place.path, place.label
     if path.is_dir():
         return _find_folder_format(path, label)
@@ -126,6 +127,31 @@ def find_read_format(place: Place) -> ReadFormat:
         f"{label}: {f'cannot read {suffix!r} files' if suffix else 'has no suffix that names a format'}; "
         f"{did_you_mean(suffix, known)}"
     )
+
+
+def _remote_kind(place: Place) -> str:
+    """Return "zarr", "n5" or "precomputed": by the names in the address, else by the metadata that is there.
+
+    Raises:
+        VolumeError: the server cannot be reached.
+    """
+    named = _NAMED.findall(str(place.location))
+    if named:
+        return str(named[-1]).lower()
+    files = ChunkFiles(place)
+    for name, mark, kind in (
+        (INFO, "scales", "precomputed"),
+        (ATTRIBUTES, "dimensions", "n5"),
+        (f"s0/{ATTRIBUTES}", "dimensions", "n5"),
+    ):
+        try:
+            if mark in (read_json_object(files, name) or {}):
+                return kind
+        except VolumeError as error:
+            # Anything but JSON, such as a page that says that nothing is there, is no metadata.
+            if error.__cause__ is not None and not isinstance(error.__cause__, ValueError):
+                raise
+    return "zarr"
 
 
 def _find_folder_format(path: Path, label: str) -> ReadFormat:

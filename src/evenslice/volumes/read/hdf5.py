@@ -5,15 +5,15 @@ A file can refer to others by external links, virtual datasets and external stor
 
 from __future__ import annotations
 
+import json
 import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evenslice._core import VolumeError, did_you_mean, needs_extra
-from evenslice.volumes.read.checks import require_chunk, require_signature
-from evenslice.volumes.read.hdf5_chunks import ChunkChecks, check_filters
-from evenslice.volumes.read.hdf5_labels import has_labels, read_labels
+from evenslice.volumes.geometry import common_unit, normal_unit
+from evenslice.volumes.read.checks import require_piece, require_signature
 from evenslice.volumes.read.source import VoxelSource
 
 if TYPE_CHECKING:
@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from evenslice.volumes.units import Unit
+    from evenslice.volumes.geometry import Unit
 
 __all__ = ["Hdf5Source", "dataset_address"]
 
 MOST_OBJECTS = 10_000
 """Number of groups and datasets that are searched for the volume."""
+
+_MOST_DIMENSIONS = 32  # of HDF5
 
 
 class Hdf5Source(VoxelSource):
@@ -36,7 +38,7 @@ class Hdf5Source(VoxelSource):
 
     def __init__(self, path: Path, label: str, part: str | None) -> None:
         require_signature(path, label, "an HDF5 file")
-        self._path, self._label, self._checks = path, label, ChunkChecks(label)
+        self._path, self._label = path, label
         with _opened(path) as file:
             self.part = _only_volume(file, label) if part in (None, "/") else str(part)
             dataset = _dataset(file, self.part, label)
@@ -44,23 +46,16 @@ class Hdf5Source(VoxelSource):
             self.dtype = np.dtype(dataset.dtype)
             self.chunks = dataset.chunks
             if self.chunks:
-                require_chunk(label, "its chunks", self.chunks, self.dtype)
-                check_filters(dataset, label)
+                require_piece(label, "its chunks", self.chunks, self.dtype)
+            self.names = _names(dataset)
             self.voxel_size, self.unit = _element_size(dataset)
-            labelled = has_labels(dataset)
-        if labelled:
-            labels = read_labels(path, self.part, label)
-            self.names = labels.names
             if self.voxel_size is None:
-                self.spacing, self.unit = labels.spacing, labels.unit
+                self.spacing, self.unit = _scale_steps(dataset, self.names)
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Decode the chunks under ``key``."""
         with _opened(self._path) as file:
-            dataset = _dataset(file, self.part or "/", self._label)
-            if dataset.chunks:
-                self._checks.require(dataset, key)
-            return np.asarray(dataset[key])
+            return np.asarray(_dataset(file, self.part or "/", self._label)[key])
 
 
 def dataset_address(path: Path, part: str, label: str) -> int:
@@ -182,10 +177,78 @@ def _datasets(file: Any) -> list[tuple[str, tuple[int, ...], str]]:
 
 def _element_size(dataset: Any) -> tuple[tuple[float, float, float] | None, Unit | None]:
     """Read the voxel size along z, y, x in micrometres, as written by Fiji, ilastik and PlantSeg."""
-    name = "element_size_um"
-    if name not in dataset.attrs or dataset.attrs.get_id(name).dtype.kind not in "iuf":
+    stated = np.asarray(_attribute(dataset, "element_size_um"))
+    if stated.dtype.kind not in "iuf" or stated.size != 3:
         return None, None
-    if math.prod(dataset.attrs.get_id(name).shape) != 3:
-        return None, None
-    z, y, x = np.asarray(dataset.attrs[name], float).ravel().tolist()
+    z, y, x = stated.astype(float).ravel().tolist()
     return (z, y, x), "um"
+
+
+def _names(dataset: Any) -> str | None:
+    """Read the names of the dimensions from their labels or from ilastik's (vigra's) axis tags."""
+    labels = [_text(label) for label in _dimensions(dataset, "DIMENSION_LABELS")]
+    tags = _attribute(dataset, "axistags")
+    if not all(labels) and isinstance(tags, str | bytes):
+        labels = _tagged(tags)
+    joined = "".join(labels).lower()
+    whole = len(labels) == len(joined) == len(set(joined)) == len(dataset.shape)
+    return joined if whole and joined.isalpha() else None
+
+
+def _tagged(tags: str | bytes) -> list[str]:
+    """Return the names in axis tags; none if these are not as vigra writes them, which any program may call so."""
+    try:
+        return [_text(axis["key"]) for axis in json.loads(tags)["axes"]]
+    except (ValueError, TypeError, LookupError):
+        return []
+
+
+def _dimensions(dataset: Any, name: str) -> list[Any]:
+    """Return an attribute with one entry per dimension; a list of None if there is none.
+
+    The functions of HDF5 for labels and scales (``dataset.dims``) read these attributes too, but crash on damaged ones.
+    """
+    stated = _attribute(dataset, name)
+    count = len(dataset.shape)
+    return list(stated) if np.shape(stated)[:1] == (count,) else [None] * count
+
+
+def _attribute(node: Any, name: str) -> Any:
+    """Return an attribute, or None if it is missing or has more values than a dataset can have dimensions."""
+    if name not in node.attrs or math.prod(node.attrs.get_id(name).shape) > _MOST_DIMENSIONS:
+        return None
+    return node.attrs[name]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value if isinstance(value, str) else ""
+
+
+def _scale_steps(dataset: Any, names: str | None) -> tuple[tuple[float, ...] | None, Unit | None]:
+    """Read the voxel size from dimension scales with evenly spaced coordinates."""
+    steps: list[float] = []
+    units: list[Unit | None] = []
+    for number, references in enumerate(_dimensions(dataset, "DIMENSION_LIST")):
+        if names is not None and names[number] not in "zyx":
+            steps.append(math.nan)
+            continue
+        scale = dataset.file[references[0]] if np.size(references) and references is not None else None
+        if scale is None or scale.shape != (dataset.shape[number],) or not 2 <= scale.shape[0] <= 2**20:
+            return None, None
+        if scale.external or scale.is_virtual or scale.dtype.kind not in "iuf":
+            return None, None
+        distances = np.diff(np.asarray(scale[...], float))
+        if not np.allclose(distances, distances[0], rtol=1e-3, atol=0):
+            return None, None
+        steps.append(abs(float(distances[0])))
+        units.append(normal_unit(_text(_attribute(scale, "units"))))
+    spatial = [step for step in steps if not math.isnan(step)]
+    if not spatial:
+        return None, None
+    sizes, unit = common_unit(spatial, units)
+    if sizes is None:
+        return None, None
+    rest = iter(sizes)
+    return tuple(step if math.isnan(step) else next(rest) for step in steps), unit

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from evenslice.volumes.units import common_unit, normal_unit
+from evenslice.volumes.geometry import common_unit, normal_unit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from evenslice.volumes.units import Unit
+    from evenslice.volumes.geometry import Unit
 
 __all__ = ["LARGEST_OFFSET", "is_inside", "is_sizes", "letters", "scaled_spacing"]
 

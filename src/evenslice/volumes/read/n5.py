@@ -7,18 +7,24 @@ sizes. N5 counts its axes x first; here, as everywhere, z comes first.
 from __future__ import annotations
 
 import math
-import os
 import struct
+from contextlib import suppress
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evenslice._core import ConfigError, VolumeError, did_you_mean, needs_extra, option
-from evenslice.volumes.read.checks import require_chunk
+from evenslice.volumes.read.checks import require_piece
+from evenslice.volumes.read.chunk_files import (
+    ChunkFiles,
+    assemble,
+    decompress,
+    encoded_limit,
+    read_json_object,
+)
 from evenslice.volumes.read.metadata import LARGEST_OFFSET, is_sizes, letters, scaled_spacing
-from evenslice.volumes.read.pieces import Pieces, assemble, read_json_object
 from evenslice.volumes.read.source import VoxelSource
-from evenslice.volumes.read.unpacking import decompress
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,7 +32,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from evenslice.volumes.read.places import Place
+    from evenslice.volumes.geometry import Unit
+    from evenslice.volumes.read.location import Place
 
 __all__ = ["ATTRIBUTES", "N5Source", "group_above", "is_n5"]
 
@@ -34,11 +41,19 @@ ATTRIBUTES = "attributes.json"
 TYPES = (
     "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32", "float64",
 )  # fmt: skip
-CODECS = {"raw": None, "gzip": "gzip", "bzip2": "bz2", "xz": "lzma", "blosc": "blosc", "zstd": "zstd"}
+CODECS = {
+    "raw": None,
+    "gzip": "gzip",
+    "bzip2": "bz2",
+    "xz": "lzma",
+    "blosc": "blosc",
+    "zstd": "zstd",
+    "lz4": "lz4",
+}
 """The compressions of N5, and what numcodecs calls them."""
 
-_SLACK = 2**20
-_MOST_LISTED = 1000
+_LZ4 = struct.Struct("<8sBIII")
+"""What precedes each piece of a stream of lz4-java: its mark, method, and sizes before and after, and a checksum."""
 
 
 def is_n5(path: Path) -> bool:
@@ -65,15 +80,15 @@ class N5Source(VoxelSource):
 
     def __init__(self, place: Place) -> None:
         label, level = place.label, place.level
-        self._pieces = Pieces(place)
-        group = read_json_object(self._pieces, ATTRIBUTES) or {}
+        self._files = ChunkFiles(place)
+        group = read_json_object(self._files, ATTRIBUTES) or {}
         self._folder = ""
         found = group
         if "dimensions" not in group:
             self._folder = f"s{level}/"
-            inner = read_json_object(self._pieces, f"{self._folder}{ATTRIBUTES}")
+            inner = read_json_object(self._files, f"{self._folder}{ATTRIBUTES}")
             if inner is None or "dimensions" not in inner:
-                raise _no_dataset(self._pieces)
+                raise _no_dataset(self._files)
             found = inner
         elif level:
             raise ConfigError(f"{label}: has only one resolution level; omit {option('level', level)}")
@@ -89,21 +104,19 @@ class N5Source(VoxelSource):
         self.shape = tuple(dimensions[::-1])
         self.chunks = tuple(blocks[::-1])
         self.dtype = np.dtype(found["dataType"])
-        require_chunk(label, "its blocks", self.chunks, self.dtype)
+        require_piece(label, "its blocks", self.chunks, self.dtype)
         self._codec = _codec(found, label)
         self.names = _names(found, group, len(dimensions))
-        self.spacing, self.unit = _spacing(found, group, level, len(dimensions), self.names)
-        self.offset = _offset(found, group, level, len(dimensions), self.names)
+        self.spacing, self.unit, self.offset = _placement(found, group, level, len(dimensions), self.names)
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Decode the blocks under ``key``."""
-        return assemble(key, self.chunks, self.dtype, self._block, remote=self._pieces.remote)
+        return assemble(key, self.chunks, self.dtype, self._block, remote=self._files.remote)
 
     def _block(self, index: tuple[int, ...]) -> NDArray[Any] | None:
         name = self._folder + "/".join(map(str, index[::-1]))
         size = math.prod(self.chunks) * self.dtype.itemsize
-        # Incompressible data grows a little.
-        content = self._pieces.read(name, 2 * size + _SLACK)
+        content = self._files.read(name, encoded_limit(size))
         if content is None:
             return None
         shape, start = _header(content, len(index))
@@ -119,7 +132,7 @@ class N5Source(VoxelSource):
             )
         size = math.prod(shape) * self.dtype.itemsize
         packed = content[start:]
-        data = packed if self._codec is None else decompress(packed, self._codec, size)
+        data = _unpacked(packed, self._codec)
         if len(data) != size:
             raise ValueError(f"block {name} has {len(data):,} bytes where its shape {shape} needs {size:,}")
         return np.frombuffer(data, self.dtype.newbyteorder(">")).reshape(shape)
@@ -148,10 +161,29 @@ def _codec(attributes: Mapping[str, Any], label: str) -> str | None:
         raise VolumeError(
             f"{label}: its compression {str(name)[:40]!r} cannot be read; {did_you_mean(str(name)[:40], CODECS)}"
         )
-    if CODECS[name] in ("blosc", "zstd"):
+    if CODECS[name] is not None:
         with needs_extra("volumes", f"reading N5 blocks compressed with {name}"):
             import numcodecs  # noqa: F401
     return CODECS[name]
+
+
+def _unpacked(packed: bytes, codec: str | None) -> bytes:
+    """Decompress a block. Source of the format of lz4: LZ4BlockOutputStream.java of lz4-java, which N5 writes it with."""
+    if codec is None:
+        return packed
+    if codec != "lz4":
+        return decompress(packed, codec)
+    found, place = [], 0
+    while place < len(packed):
+        mark, method, size, length, _ = _LZ4.unpack_from(packed, place)
+        place += _LZ4.size
+        part = packed[place : place + size]
+        if mark != b"LZ4Block" or len(part) != size:
+            raise ValueError(f"a block of lz4 is damaged at byte {place:,}")
+        stored = method & 0xF0 == 0x10
+        found.append(part if stored else decompress(struct.pack("<I", length) + part, "lz4"))
+        place += size
+    return b"".join(found)
 
 
 def _names(found: Mapping[str, Any], group: Mapping[str, Any], dimensions: int) -> str | None:
@@ -164,109 +196,98 @@ def _names(found: Mapping[str, Any], group: Mapping[str, Any], dimensions: int) 
     return "zyx" if dimensions == 3 else None
 
 
-def _spacing(
+def _placement(
     found: Mapping[str, Any], group: Mapping[str, Any], level: int, dimensions: int, names: str | None
-) -> Any:
-    """Return the voxel sizes along each dimension, z first, and their unit; (None, None) if they are not stated."""
+) -> tuple[tuple[float, ...] | None, Unit | None, tuple[float, ...] | None]:
+    """Return voxel sizes, their unit, and where the centre of the first voxel lies in voxels, z first; None if not stated."""
+    factors = _factors(found, group, level, dimensions)
     transform = found.get("transform")
-    if isinstance(transform, dict) and names:
-        return _transformed(transform, names)
-    sizes = found.get(
-        "resolution", found.get("pixelResolution", group.get("resolution", group.get("pixelResolution")))
-    )
+    if isinstance(transform, dict) and names:  # of COSEM's data sets
+        sizes, units, place = (_by_name(transform, key, names) for key in ("scale", "units", "translate"))
+        spacing = scaled_spacing(sizes, units or [], names) if sizes and units else (None, None)
+        if sizes and place:
+            return *spacing, _in_voxels(place, sizes)
+    else:
+        spacing = _resolution(found, group, dimensions, names, factors)
+    # The first voxel of a coarser level is centred on the voxels of the finest one that it covers.
+    centred = None if factors is None else _in_voxels([(factor - 1) / 2 for factor in factors], factors)
+    return *spacing, centred
+
+
+def _resolution(
+    found: Mapping[str, Any],
+    group: Mapping[str, Any],
+    dimensions: int,
+    names: str | None,
+    factors: list[float] | None,
+) -> tuple[tuple[float, ...] | None, Unit | None]:
+    """Return the voxel sizes that n5-viewer and Neuroglancer state, of a level that has none as multiples of the finest."""
+    keys = ("resolution", "pixelResolution")
+    sizes = next((item[key] for item in (found, group) for key in keys if key in item), None)
     units = found.get("units", group.get("units"))
     if isinstance(sizes, dict):  # of n5-viewer
         units = sizes.get("unit", units)
         sizes = sizes.get("dimensions")
-    if not isinstance(sizes, list) or len(sizes) != dimensions:
+    listed = _numbers(sizes, dimensions)
+    if listed is None:
         return None, None
-    if not isinstance(units, list):
-        units = [units] * dimensions
-    factors = None if "resolution" in found else _factors(found, group, level, dimensions)
-    try:
-        sizes = [
-            float(size) * factor for size, factor in zip(sizes, factors or [1.0] * dimensions, strict=True)
-        ]
-    except (TypeError, ValueError, OverflowError):
-        return None, None
-    return scaled_spacing(
-        sizes[::-1], units[::-1] if len(units) == dimensions else [None] * dimensions, names
-    )
+    if factors is not None and "resolution" not in found:
+        listed = [size * factor for size, factor in zip(listed, factors, strict=True)]
+    units = units[::-1] if isinstance(units, list) else [units] * dimensions
+    return scaled_spacing(listed, units if len(units) == dimensions else [None] * dimensions, names)
 
 
 def _factors(
     found: Mapping[str, Any], group: Mapping[str, Any], level: int, dimensions: int
 ) -> list[float] | None:
-    """Return how many voxels of the finest level one of this level covers along each dimension, x first; None if unknown."""
+    """Return how many voxels of the finest level one of this level covers along each dimension, z first; None if unknown."""
     factors = found.get("downsamplingFactors")
     listed = group.get("downsamplingFactors", group.get("scales"))
     if found is not group and factors is None and isinstance(listed, list) and level < len(listed):
         factors = listed[level]
-    if not isinstance(factors, list) or len(factors) != dimensions:
+    return _numbers(factors, dimensions)
+
+
+def _numbers(values: Any, count: int) -> list[float] | None:
+    """Return a list of numbers, which N5 writes x first, z first; None for anything else."""
+    if not isinstance(values, list) or len(values) != count:
         return None
-    try:
-        return [float(factor) for factor in factors]
-    except (TypeError, ValueError, OverflowError):
+    with suppress(TypeError, ValueError, OverflowError):
+        return [float(value) for value in reversed(values)]
+    return None
+
+
+def _by_name(transform: Mapping[str, Any], key: str, names: str) -> list[Any] | None:
+    """Return values of a transform for each dimension, which it lists in an order of its own; None if they are not stated."""
+    axes, values = transform.get("axes"), transform.get(key)
+    if not (isinstance(axes, list) and isinstance(values, list) and len(axes) == len(values) == len(names)):
         return None
+    entries = {str(axis).lower(): value for axis, value in zip(axes, values, strict=True)}
+    return [entries[name] for name in names] if set(names) <= set(entries) else None
 
 
-def _transformed(transform: Mapping[str, Any], names: str) -> Any:
-    """Return the voxel sizes that COSEM's data sets state."""
-    entries = _by_name(transform, ("scale", "units"), names)
-    if entries is None:
-        return None, None
-    return scaled_spacing([size for size, _ in entries], [unit for _, unit in entries], names)
+def _in_voxels(place: Sequence[Any], sizes: Sequence[Any]) -> tuple[float, ...] | None:
+    """Return a place in voxels; None if it is none that voxels can have."""
+    with suppress(TypeError, ValueError, OverflowError, ZeroDivisionError):
+        found = tuple(float(at) / float(size) for at, size in zip(place, sizes, strict=True))
+        return found if all(abs(at) <= LARGEST_OFFSET for at in found) else None
+    return None
 
 
-def _offset(
-    found: Mapping[str, Any], group: Mapping[str, Any], level: int, dimensions: int, names: str | None
-) -> tuple[float, ...] | None:
-    """Return where the centre of the first voxel lies along each dimension, in voxels; None if nothing says so."""
-    transform = found.get("transform")
-    stated = (
-        _by_name(transform, ("translate", "scale"), names) if isinstance(transform, dict) and names else None
-    )
-    # The first voxel of a coarser level is centred on the voxels of the finest one that it covers.
-    factors = (_factors(found, group, level, dimensions) or [])[::-1]
-    pairs = stated or [((factor - 1) / 2, factor) for factor in factors]
-    try:
-        places = [float(place) / float(size) for place, size in pairs]
-    except (TypeError, ValueError, OverflowError, ZeroDivisionError):
-        return None
-    return tuple(places) if places and all(abs(place) <= LARGEST_OFFSET for place in places) else None
-
-
-def _by_name(transform: Mapping[str, Any], wanted: Sequence[str], names: str) -> list[tuple[Any, ...]] | None:
-    """Return entries of a transform for each dimension, which it lists in any order of its own; None if they are not stated."""
-    stated = [transform.get(name) for name in ("axes", *wanted)]
-    if not all(isinstance(values, list) and len(values) == len(names) for values in stated):
-        return None
-    axes, *columns = (list(values or ()) for values in stated)
-    entries = {str(axis).lower(): column for axis, *column in zip(axes, *columns, strict=True)}
-    return [tuple(entries[name]) for name in names] if set(names) <= set(entries) else None
-
-
-def _no_dataset(pieces: Pieces) -> ConfigError | VolumeError:
+def _no_dataset(files: ChunkFiles) -> ConfigError | VolumeError:
     """Return an error that says which data sets there are, if they can be listed."""
-    place, label = pieces.place, pieces.place.label
-    if place.level and read_json_object(pieces, f"s0/{ATTRIBUTES}") is not None:
+    place, label = files.place, files.place.label
+    if place.level and read_json_object(files, f"s0/{ATTRIBUTES}") is not None:
         return ConfigError(
             f"{label}: has no level {place.level} (no data set s{place.level}); 0 is the finest"
         )
     listed: list[str] = []
     if not isinstance(place.location, str):
-        seen = 0
-        for folder, folders, files in os.walk(place.location):
-            seen += len(folders) + len(files)
-            if ATTRIBUTES in files and folder != str(place.location):
-                listed.append(os.path.relpath(folder, place.location))
-                folders.clear()
-            folders[:] = sorted(folders)[:20]
-            if seen > _MOST_LISTED or len(listed) == 6:
-                break
+        found = chain.from_iterable(place.location.glob(f"{'*/' * depth}{ATTRIBUTES}") for depth in (1, 2, 3))
+        listed = [path.parent.relative_to(place.location).as_posix() for path in islice(found, 6)]
     inside = f" (it holds {', '.join(listed)})" if listed else ""
     example = listed[0] if listed else "volumes/raw"
-    if pieces.remote:
+    if files.remote:
         return VolumeError(
             f"{label}: is not an N5 data set, or the server forbids reading it; name one inside, as "
             f"{label.rstrip('/')}/{example}, and check your credentials"

@@ -1,28 +1,24 @@
 """NIfTI-1 and NIfTI-2 files (``.nii``, ``.nii.gz``), read slab by slab through nibabel.
 
-Only the fixed-size header is parsed; header extensions, whose length is not bounded, are skipped. An uncompressed
-file is read without nibabel, whose reads along x take a call for each voxel. A gzip stream can only be decompressed from
-its start: a small one is decompressed once and kept, a large one is read through an index of entry points (by the
-package indexed_gzip, which nibabel uses if installed), at the cost of a few MiB per read.
+Only the fixed-size header is parsed; header extensions are skipped. A gzip stream can only be decompressed from its start:
+a small one is decompressed once and kept, a large one is read through an index of entry points (by the package indexed_gzip,
+which nibabel uses if installed), at the cost of a few MiB per read.
 """
 
 from __future__ import annotations
 
 import gzip
 import math
-import zlib
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evenslice._core import VolumeError, needs_extra, open_regular
-from evenslice.volumes.affines import LARGEST
+from evenslice.volumes.geometry import LARGEST, millimetres, normal_unit, positive
 from evenslice.volumes.read.checks import describe_content
-from evenslice.volumes.read.deflate import MOST_COMPRESSION, PART_BYTES, read_in_parts
-from evenslice.volumes.read.file_voxels import FileVoxels
+from evenslice.volumes.read.flat_files import FlatArray
 from evenslice.volumes.read.source import VoxelSource
-from evenslice.volumes.units import millimetres, normal_unit, positive
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,8 +30,10 @@ __all__ = ["NiftiSource"]
 IN_MEMORY = 2**27
 """Size limit in bytes of a compressed volume that is decompressed once and kept."""
 
+MOST_COMPRESSION = 1032
+"""Deflate expands one byte to at most 1,032 (Adler and Gailly, zlib technical details)."""
+
 _HEADER_BYTES = 540
-_PIECE_BYTES = 2**20
 
 
 class NiftiSource(VoxelSource):
@@ -67,50 +65,52 @@ class NiftiSource(VoxelSource):
                 f"{label}: its affine holds NaN, infinity or numbers beyond {LARGEST:g}; correct its header"
             )
         self._nbytes = math.prod(self.shape) * stored.itemsize
-        if self._nbytes > 0:
-            _check_size(path, label, offset + self._nbytes, compressed=compressed)
-        self._file = None if compressed else FileVoxels(path, label, stored, offset, self.shape, "F")
+        self._label = label
+        if compressed and offset + self._nbytes > path.stat().st_size * MOST_COMPRESSION:
+            raise VolumeError(
+                f"{label}: is truncated, its header claims {offset + self._nbytes:,} bytes and the file cannot hold as many; "
+                "copy it again"
+            )
+        self._file = None if compressed else FlatArray(path, label, stored, offset, self.shape, "F")
         self._proxy = _nibabel().arrayproxy.ArrayProxy(str(path), (self.shape, stored, offset), mmap=False)
-        self.fresh = self._scaled or (self._file is not None and self._file.fresh)
+        self.fresh = self._scaled
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
-        """Read and scale; a large compressed file is decompressed by whole slices, or rows of large ones, then cropped."""
+        """Read and scale; a large compressed file is decompressed by whole slices, then cropped."""
         if self._file is not None:
             raw = self._file.read(key)
         elif self._nbytes <= IN_MEMORY:
             raw = self._in_memory[key]
         else:
-            stored = self._proxy.dtype
-            strides = np.cumprod([stored.itemsize, *self.shape[:-1]], dtype=np.int64).tolist()
-            # Axes that are read whole, so that they are decompressed once; of slices without end, none are.
-            whole = sum(
-                stride * length <= PART_BYTES for stride, length in zip(strides[:2], self.shape, strict=False)
-            )
-
-            def read_whole(part: tuple[slice, ...]) -> NDArray[Any]:
-                return self._read_whole(part, whole)
-
-            raw = read_in_parts(key, strides, stored, read_whole, whole=whole)
+            raw = self._read_slices(key)
         if not self._scaled:
-            return np.asarray(raw)
+            return raw
         return (np.asarray(raw, np.float64) * self._slope + self._inter).astype(self.dtype)
 
-    def _read_whole(self, key: tuple[slice, ...], whole: int) -> NDArray[Any]:
-        """Read rows or slices whole and crop them: each row of a crop would take a seek, which decompresses up to 4 MiB."""
-        spans = tuple(slice(part.start, part.stop) for part in key[whole:])
-        steps = tuple(slice(None, None, part.step) for part in key[whole:])
-        raw: NDArray[Any] = self._proxy[(*[slice(None)] * whole, *spans)][(*key[:whole], *steps)]
-        return raw
+    def _read_slices(self, key: tuple[slice, ...]) -> NDArray[Any]:
+        """Read slices whole: each row of a crop would take a seek, which decompresses up to 4 MiB."""
+        found = np.empty([len(range(*part.indices(part.stop))) for part in key], self._proxy.dtype, order="F")
+        for place in np.ndindex(*found.shape[2:]):
+            index = tuple(
+                range(part.start, part.stop, part.step or 1)[at]
+                for part, at in zip(key[2:], place, strict=True)
+            )
+            plane = self._proxy[(slice(None), slice(None), *index)[: len(key)]]
+            found[(..., *place)] = plane[key[:2]]
+        return found
 
     @cached_property
     def _in_memory(self) -> NDArray[Any]:
-        """The stored voxels; the rest of the stream is decompressed too, to verify the checksum at its end."""
+        """The stored voxels; at the end of the stream, its checksum is verified."""
         with gzip.open(self._proxy.file_like) as stream:
             stream.seek(self._proxy.offset)
             content = stream.read(self._nbytes)
-            for _ in range(IN_MEMORY // _PIECE_BYTES):  # bounded, whatever follows
-                if not stream.read(_PIECE_BYTES):
-                    break
+            while stream.read(2**20):
+                pass
+        if len(content) < self._nbytes:
+            raise VolumeError(
+                f"{self._label}: is truncated, {len(content):,} of {self._nbytes:,} bytes are there; copy it again"
+            )
         return np.frombuffer(content, self._proxy.dtype).reshape(self.shape, order="F")
 
 
@@ -167,43 +167,3 @@ def _spacing(header: Any, affine: NDArray[np.float64]) -> tuple[float, ...]:
 def _states_place(header: Any) -> bool:
     """Return whether a file states where its voxels lie; the affine of another is an assumption."""
     return bool(header["qform_code"] > 0 or header["sform_code"] > 0)
-
-
-def _check_size(path: Path, label: str, needed: int, *, compressed: bool) -> None:
-    """Raise if a file cannot hold the bytes that its header claims.
-
-    A compressed file is decompressed for this, piece by piece, only if the length stated at its end (modulo 2**32, and
-    for its last member only) differs from the claimed one.
-    """
-    held = path.stat().st_size
-    if compressed:
-        if needed > held * MOST_COMPRESSION:
-            held *= MOST_COMPRESSION  # an upper bound
-        elif _stated_length(path) == needed % 2**32:
-            return
-        else:
-            held = _decompressed_length(path, needed)
-    if held < needed:
-        raise VolumeError(
-            f"{label}: is truncated, its header claims {needed:,} bytes and the file holds at most "
-            f"{held:,}; copy it again"
-        )
-
-
-def _stated_length(path: Path) -> int:
-    """Return the uncompressed length that the last four bytes of a gzip file state."""
-    with open_regular(path) as file:
-        file.seek(-4, 2)
-        return int.from_bytes(file.read(4), "little")
-
-
-def _decompressed_length(path: Path, enough: int) -> int:
-    """Count decompressed bytes up to ``enough``, or until the stream ends or is damaged."""
-    count = 0
-    with gzip.open(path) as stream:
-        try:
-            while count < enough and (piece := stream.read(_PIECE_BYTES)):
-                count += len(piece)
-        except (EOFError, OSError, zlib.error):
-            pass  # the count so far is the answer
-    return count

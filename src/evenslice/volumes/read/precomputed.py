@@ -12,15 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import ConfigError, VolumeError, did_you_mean, needs_extra, read_bounded
-from evenslice.volumes.read.checks import require_chunk
-from evenslice.volumes.read.metadata import LARGEST_OFFSET, is_inside, is_sizes, scaled_spacing
-from evenslice.volumes.read.pieces import Pieces, assemble, read_json_object
-from evenslice.volumes.read.precomputed_chunks import ENCODINGS, PADDING, TYPES, Encoding
+from evenslice._core import ConfigError, VolumeError, did_you_mean, needs_extra, read_bounded, reason
+from evenslice.volumes.read.checks import LARGEST_METADATA, require_piece
+from evenslice.volumes.read.chunk_files import (
+    ChunkFiles,
+    assemble,
+    decompress,
+    encoded_limit,
+    read_json_object,
+)
+from evenslice.volumes.read.metadata import LARGEST_OFFSET, is_inside, scaled_spacing
+from evenslice.volumes.read.precomputed_chunks import ENCODINGS, TYPES, Encoding
 from evenslice.volumes.read.precomputed_shards import Shards
 from evenslice.volumes.read.source import VoxelSource
-from evenslice.volumes.read.unpacking import decompress
-from evenslice.volumes.read.zarr_store import METADATA_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,21 +32,19 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from evenslice.volumes.read.places import Place
+    from evenslice.volumes.read.location import Place
 
 __all__ = ["INFO", "PrecomputedSource", "is_precomputed"]
 
 INFO = "info"
-_SUFFIXES = {".gz": "gzip", ".zstd": "zstd", ".xz": "lzma", ".bz2": "bz2", ".br": None}
-"""What cloud-volume appends to the names of compressed chunks in a folder, and what numcodecs calls the compression."""
-
-_SLACK = 2**20
+_SUFFIXES = {".gz": "gzip", ".zstd": "zstd", ".xz": "lzma", ".bz2": "bz2", ".br": "brotli"}
+"""What cloud-volume appends to the names of compressed chunks in a folder, and the compression."""
 
 
 def is_precomputed(path: Path) -> bool:
     """Return whether a folder is a precomputed volume: whether its file of metadata speaks of scales."""
     try:
-        return b'"scales"' in read_bounded(path / INFO, METADATA_BYTES)
+        return b'"scales"' in read_bounded(path / INFO, LARGEST_METADATA)
     except OSError:
         return False
 
@@ -56,33 +58,45 @@ class PrecomputedSource(VoxelSource):
 
     def __init__(self, place: Place) -> None:
         label = place.label
-        self._pieces = Pieces(place)
-        info = read_json_object(self._pieces, INFO)
+        self._files = ChunkFiles(place)
+        info = read_json_object(self._files, INFO)
         if info is None:
             raise VolumeError(
                 f"{label}: has no file {INFO!r}, or the server forbids reading it; check the address and your credentials"
-                if self._pieces.remote
+                if self._files.remote
                 else f"{label}: has no file {INFO!r}; name the folder of a precomputed volume"
             )
         scale = _scale(info, place.level, label)
         kind, channels = str(info.get("data_type")).lower()[:40], info.get("num_channels")
         if kind not in TYPES:
             raise VolumeError(f"{label}: its data type {kind!r} cannot be read; {did_you_mean(kind, TYPES)}")
-        if not isinstance(channels, int) or not is_sizes([channels]):
+        if type(channels) is not int or channels < 1:
             raise _damaged(label, f"num_channels is {str(channels)[:40]}, not a number above zero")
         self.dtype = np.dtype(kind)
-        self._size, self._chunk = _grid(scale, label)
-        self._start = _start(scale, label)
-        self._folder = _folder(scale, label)
+        self._size = _three(scale.get("size"), "size", label)
+        self._chunk = _three((scale.get("chunk_sizes") or [None])[0], "chunk_sizes", label)
+        self._start = _three(scale.get("voxel_offset", [0, 0, 0]), "voxel_offset", label, -LARGEST_OFFSET)
+        self._folder = scale.get("key")
+        if not is_inside(self._folder):
+            raise VolumeError(
+                f"{label}: the folder {str(self._folder)[:60]!r} of a scale is none inside the volume's and is not read; name "
+                "the folder of each scale relative to that of the volume"
+            )
         self._encoding = _encoding(scale, channels, self.dtype, label)
-        self._shards = _shards(scale, self._pieces, self._folder, self._size, self._chunk, label)
+        self._shards = None
+        if scale.get("sharding") is not None:
+            grid = tuple(-(-length // size) for length, size in zip(self._size, self._chunk, strict=True))
+            try:
+                self._shards = Shards(scale["sharding"], self._files, self._folder, grid)
+            except (TypeError, KeyError, ValueError) as error:
+                raise _damaged(label, f"sharding cannot be read ({reason(error)})") from error
         many = channels > 1
         self.names = "czyx" if many else "zyx"
         self.shape = (channels,) * many + self._size[::-1]
         self.chunks = (channels,) * many + self._chunk[::-1]
         # Counted from the corner of a voxel, where the offset of a volume is that of its centre.
         self.offset = (0.0,) * many + tuple(start + 0.5 for start in self._start[::-1])
-        require_chunk(label, "its chunks", self.chunks, self.dtype)
+        require_piece(label, "its chunks", self.chunks, self.dtype)
         resolution = scale.get("resolution")
         if isinstance(resolution, list) and len(resolution) == 3:
             sizes = [math.nan] * many + resolution[::-1]
@@ -90,10 +104,7 @@ class PrecomputedSource(VoxelSource):
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Decode the chunks under ``key``."""
-        weight = PADDING if self._encoding.name == "compressed_segmentation" else 2
-        return assemble(
-            key, self.chunks, self.dtype, self._decoded, remote=self._pieces.remote, weight=weight
-        )
+        return assemble(key, self.chunks, self.dtype, self._decoded, remote=self._files.remote)
 
     def _decoded(self, index: tuple[int, ...]) -> NDArray[Any] | None:
         """Decode the chunk of a place in the grid; None if it is not stored."""
@@ -101,7 +112,7 @@ class PrecomputedSource(VoxelSource):
         start = [i * length for i, length in zip(cell, self._chunk, strict=True)]
         stop = [min(a + length, size) for a, length, size in zip(start, self._chunk, self._size, strict=True)]
         shape = tuple(b - a for a, b in zip(start, stop, strict=True))
-        most = 2 * math.prod(self.chunks) * self.dtype.itemsize + _SLACK
+        most = encoded_limit(math.prod(self.chunks) * self.dtype.itemsize)
         if self._shards is not None:
             content = self._shards.read(cell, most)
         else:
@@ -115,16 +126,16 @@ class PrecomputedSource(VoxelSource):
 
     def _stored(self, name: str, most: int, shape: tuple[int, ...]) -> bytes | None:
         """Return the content of a chunk's file, which cloud-volume compresses, and in a folder names by how."""
-        content = self._pieces.read(name, most)
+        content = self._files.read(name, most)
         if content is None:
             return self._compressed(name, most)
-        if self._pieces.remote and self._encoding.is_gzip(content, shape):
-            return decompress(content, "gzip", most)
+        if self._files.remote and self._encoding.is_gzip(content, shape):
+            return decompress(content, "gzip")
         return content
 
     def _compressed(self, name: str, most: int) -> bytes | None:
         """Return the content of a chunk's file in a folder that has a suffix; None if it is not stored."""
-        folder = self._pieces.place.location
+        folder = self._files.place.location
         if isinstance(folder, str):
             return None
         for suffix, codec in _SUFFIXES.items():
@@ -132,13 +143,8 @@ class PrecomputedSource(VoxelSource):
             # A look costs little, and of most volumes many chunks are missing.
             if not os.path.lexists(folder / file):
                 continue
-            if codec is None:
-                raise VolumeError(
-                    f"{self._pieces.place.label}: its chunk {file!r} is compressed as brotli, which is not read; write "
-                    "it with gzip"
-                )
-            packed = self._pieces.read(file, most)
-            return None if packed is None else decompress(packed, codec, most)
+            packed = self._files.read(file, most)
+            return None if packed is None else decompress(packed, codec)
         return None
 
 
@@ -159,38 +165,16 @@ def _scale(info: Mapping[str, Any], level: int, label: str) -> Mapping[str, Any]
     return scale
 
 
-def _grid(scale: Mapping[str, Any], label: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the sizes of the volume and of a chunk along x, y, z."""
-    size, chunks = scale.get("size"), scale.get("chunk_sizes")
-    chunk = chunks[0] if isinstance(chunks, list) and chunks else None
-    if not is_sizes(size, 3) or not isinstance(size, list):
-        raise _damaged(label, f"size is {str(size)[:60]}, not three numbers above zero")
-    if not is_sizes(chunk, 3) or not isinstance(chunk, list):
-        raise _damaged(label, f"chunk_sizes is {str(chunks)[:60]}, not a list of three numbers above zero")
-    return tuple(size), tuple(chunk)
+def _three(value: Any, what: str, label: str, least: int = 1) -> tuple[int, ...]:
+    """Return three whole numbers, along x, y, z.
 
-
-def _start(scale: Mapping[str, Any], label: str) -> tuple[int, ...]:
-    """Return the number of the first voxel along x, y, z."""
-    offset = scale.get("voxel_offset", [0, 0, 0])
-    if not (
-        isinstance(offset, list)
-        and len(offset) == 3
-        and all(type(place) is int and abs(place) < LARGEST_OFFSET for place in offset)
-    ):
-        raise _damaged(label, f"voxel_offset is {str(offset)[:60]}, not three whole numbers")
-    return tuple(offset)
-
-
-def _folder(scale: Mapping[str, Any], label: str) -> str:
-    """Return the name of the folder of a scale, which lies in that of the volume."""
-    key = scale.get("key")
-    if not is_inside(key):
-        raise VolumeError(
-            f"{label}: the folder {str(key)[:60]!r} of a scale is none inside the volume's and is not read; name "
-            "the folder of each scale relative to that of the volume"
-        )
-    return key
+    Raises:
+        VolumeError: they are not, or one is below ``least`` or beyond any size.
+    """
+    right = isinstance(value, list) and len(value) == 3
+    if not right or any(type(size) is not int or not least <= size < LARGEST_OFFSET for size in value):
+        raise _damaged(label, f"{what} is {str(value)[:60]}, not three whole numbers from {least} on")
+    return tuple(value)
 
 
 def _encoding(scale: Mapping[str, Any], channels: int, dtype: np.dtype[Any], label: str) -> Encoding:
@@ -203,31 +187,10 @@ def _encoding(scale: Mapping[str, Any], channels: int, dtype: np.dtype[Any], lab
     if name in ("jpeg", "png"):
         with needs_extra("volumes", f"reading {name} chunks"):
             import imagecodecs  # noqa: F401
-    block = scale.get("compressed_segmentation_block_size")
-    if name == "compressed_segmentation" and not (is_sizes(block, 3) and math.prod(block) <= 2**18):
-        raise _damaged(
-            label, f"compressed_segmentation_block_size is {str(block)[:60]}, not three small numbers"
-        )
-    return Encoding(name, channels, dtype, tuple(block) if block else (8, 8, 8), label)
-
-
-def _shards(
-    scale: Mapping[str, Any],
-    pieces: Pieces,
-    folder: str,
-    size: tuple[int, ...],
-    chunk: tuple[int, ...],
-    label: str,
-) -> Shards | None:
-    """Return what finds chunks in shards, if they are stored so."""
-    sharding = scale.get("sharding")
-    if sharding is None:
-        return None
-    grid = tuple(-(-length // piece) for length, piece in zip(size, chunk, strict=True))
-    try:
-        return Shards.of(sharding, pieces, folder, grid)
-    except (TypeError, KeyError, ValueError) as error:
-        raise _damaged(label, f"sharding cannot be read ({error})") from error
+    block = scale.get("compressed_segmentation_block_size", [8, 8, 8])
+    block = _three(block, "compressed_segmentation_block_size", label)
+    require_piece(label, "the blocks of its segmentation", block, dtype)
+    return Encoding(name, channels, dtype, block)
 
 
 def _damaged(label: str, what: str) -> VolumeError:

@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice.volumes.read.codestreams import require_size
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-__all__ = ["ENCODINGS", "PADDING", "TYPES", "Encoding"]
+__all__ = ["ENCODINGS", "TYPES", "Encoding"]
 
 TYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32")
 ENCODINGS = {
@@ -33,8 +31,6 @@ ENCODINGS = {
 
 _BITS = (0, 1, 2, 4, 8, 16, 32)
 _VOXELS_AT_ONCE = 2**20
-PADDING = 8
-"""Factor by which blocks that stand out at the sides may enlarge a chunk: a single slice in blocks of eight."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +42,12 @@ class Encoding:
         channels: number of channels.
         dtype: data type of the voxels.
         block: size along x, y, z of the blocks of a compressed segmentation.
-        label: the volume, as the user wrote it.
     """
 
     name: str
     channels: int
     dtype: np.dtype[Any]
     block: tuple[int, ...]
-    label: str
 
     def decode(self, content: bytes, shape: tuple[int, ...]) -> NDArray[Any]:
         """Decode a chunk.
@@ -67,7 +61,6 @@ class Encoding:
 
         Raises:
             ValueError: it is damaged or does not have this shape.
-            VolumeError: it is an image that claims to be far larger.
         """
         full = (self.channels, *shape[::-1])
         if self.name == "raw":
@@ -94,7 +87,6 @@ class Encoding:
         """Decode an image whose pixels, row by row, are the voxels, and its colours the channels."""
         import imagecodecs
 
-        require_size(content, math.prod(full[1:]), self.label)
         pixels = (imagecodecs.jpeg8_decode if self.name == "jpeg" else imagecodecs.png_decode)(content)
         if pixels.size != math.prod(full) or pixels.dtype != self.dtype:
             raise ValueError(
@@ -131,11 +123,6 @@ def decode_segmentation(
 def _decode_channel(words: NDArray[Any], result: NDArray[Any], block: tuple[int, ...]) -> None:
     """Decode one channel (z, y, x) into ``result``; blocks are counted, and filled, x first."""
     grid = tuple(-(-length // size) for length, size in zip(result.shape, block, strict=True))
-    padded = [length * size for length, size in zip(grid, block, strict=True)]
-    if math.prod(padded) > PADDING * result.size + _VOXELS_AT_ONCE:
-        raise ValueError(
-            f"the blocks {block} of a compressed segmentation do not suit a chunk {result.shape}"
-        )
     headers = _take(words, np.arange(2 * math.prod(grid))).reshape(*grid, 2)
     # Beyond a chunk, blocks are not decoded; z is the slowest axis in them.
     depth = min(block[0], result.shape[0])
@@ -146,7 +133,7 @@ def _decode_channel(words: NDArray[Any], result: NDArray[Any], block: tuple[int,
         part = result[layer * block[0] :, row * block[1] :][: block[0], : rows * block[1]]
         blocks = _decode_blocks(words, found.reshape(-1, 2), voxels, result.dtype)
         blocks = blocks.reshape(*found.shape[:2], depth, *block[1:]).transpose(2, 0, 3, 1, 4)
-        whole = blocks.reshape(depth, len(found) * block[1], padded[2])
+        whole = blocks.reshape(depth, len(found) * block[1], grid[2] * block[2])
         part[...] = whole[: len(part), : part.shape[1], : part.shape[2]]
 
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 import struct
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice.volumes.read.pieces import Pieces, Span
-from evenslice.volumes.read.unpacking import inflate
+from evenslice.volumes.read.chunk_files import decompress
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from evenslice.volumes.read.chunk_files import ChunkFiles
 
 __all__ = ["Shards", "chunk_number", "murmur_hash"]
 
@@ -33,66 +33,41 @@ _HASHES = ("identity", "murmurhash3_x86_128")
 _MASK = 2**32 - 1
 
 
-@dataclass
 class Shards:
     """The chunks of a scale, stored in shards.
 
-    Attributes:
-        pieces: the files of the volume.
+    Args:
+        sharding: the metadata of the shards.
+        files: the files of the volume.
         folder: that of the scale.
         grid: number of chunks along x, y, z.
-        preshift: bits of a chunk's number that are dropped before it is hashed.
-        minishards: bits of the hash that choose the minishard.
-        shards: bits above them that choose the shard.
-        hashed: whether numbers are hashed.
-        packed_index: whether the indices of minishards are compressed.
-        packed_data: whether chunks are compressed.
+
+    Raises:
+        TypeError, KeyError, ValueError: the metadata cannot be right.
     """
 
-    pieces: Pieces
-    folder: str
-    grid: tuple[int, ...]
-    preshift: int
-    minishards: int
-    shards: int
-    hashed: bool
-    packed_index: bool
-    packed_data: bool
-    _indices: OrderedDict[tuple[int, int], NDArray[np.uint64]] = field(default_factory=OrderedDict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @classmethod
-    def of(cls, sharding: Any, pieces: Pieces, folder: str, grid: tuple[int, ...]) -> Shards:
-        """Check the metadata of a scale's shards.
-
-        Raises:
-            TypeError, KeyError, ValueError: it cannot be right.
-        """
+    def __init__(self, sharding: Any, files: ChunkFiles, folder: str, grid: tuple[int, ...]) -> None:
         if sharding["@type"] != TYPE:
             raise ValueError(f"its type is {str(sharding['@type'])[:40]!r}, not {TYPE}")
         bits = [sharding[name] for name in ("preshift_bits", "minishard_bits", "shard_bits")]
-        if any(type(count) is not int or not 0 <= count <= 64 for count in bits) or sum(bits[1:]) > 64:
+        most = [64, 32, 64]
+        if any(
+            type(count) is not int or not 0 <= count <= limit for count, limit in zip(bits, most, strict=True)
+        ):
             raise ValueError(f"its numbers of bits are {str(bits)[:60]}")
-        if bits[1] > 32:
-            raise ValueError(f"its shards have 2^{bits[1]} parts")
         packed = [sharding.get(name, "raw") for name in ("minishard_index_encoding", "data_encoding")]
         if any(name not in _ENCODINGS for name in packed) or sharding["hash"] not in _HASHES:
             raise ValueError("it has an unknown hash or encoding")
-        if sum(_bits(grid)) > 64:
+        if sum(bits[1:]) > 64 or sum(_bits(grid)) > 64:
             raise ValueError("there are more chunks than 2^64")
-        hashed = sharding["hash"] != "identity"
-        preshift, minishards, shards = bits
-        return cls(
-            pieces,
-            folder,
-            grid,
-            preshift,
-            minishards,
-            shards,
-            hashed,
-            packed[0] == "gzip",
-            packed[1] == "gzip",
-        )
+        self._files, self._folder, self._grid = files, folder, grid
+        # Bits of a chunk's number that are dropped before it is hashed; of the hash, those that choose the minishard, and
+        # those above them that choose the shard.
+        self._preshift, self._minishards, self._shards = bits
+        self._hashed = sharding["hash"] != "identity"
+        self._packed_index, self._packed_data = (name == "gzip" for name in packed)
+        self._indices: OrderedDict[tuple[int, int], NDArray[np.uint64]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def read(self, cell: tuple[int, ...], most: int) -> bytes | None:
         """Return the encoded chunk at a place (x, y, z) in the grid; None if it is not stored.
@@ -102,27 +77,22 @@ class Shards:
             most: the most bytes that the chunk can have.
 
         Raises:
-            ValueError: an index is damaged, or the chunk decompresses to more.
+            ValueError: an index is damaged.
             VolumeError: the shard cannot be read.
         """
-        number = chunk_number(cell, self.grid)
-        value = number >> self.preshift if self.preshift < 64 else 0
-        value = murmur_hash(value) if self.hashed else value
-        minishard = value & (2**self.minishards - 1)
-        shard = value >> self.minishards & (2**self.shards - 1)
-        name = f"{self.folder}/{shard:0{max(1, -(-self.shards // 4))}x}.shard"
+        number = chunk_number(cell, self._grid)
+        value = number >> self._preshift if self._preshift < 64 else 0
+        value = murmur_hash(value) if self._hashed else value
+        minishard = value & (2**self._minishards - 1)
+        shard = value >> self._minishards & (2**self._shards - 1)
+        name = f"{self._folder}/{shard:0{max(1, -(-self._shards // 4))}x}.shard"
         numbers, starts, sizes = self._index(shard, minishard, name)
         place = int(np.searchsorted(numbers, np.uint64(number)))
         if place == len(numbers) or int(numbers[place]) != number:
             return None
         span = self._span(int(starts[place]), int(starts[place]) + int(sizes[place]))
         content = self._part(name, most, span)
-        if content is None or not self.packed_data:
-            return content
-        unpacked = inflate(content, most + 1)
-        if len(unpacked) > most:
-            raise ValueError(f"a chunk decompresses to more than the {most:,} bytes that can be right")
-        return unpacked
+        return decompress(content, "gzip") if content and self._packed_data else content
 
     def _index(self, shard: int, minishard: int, name: str) -> NDArray[np.uint64]:
         """Return the numbers, starts and sizes of the chunks of a minishard, (3, chunks), in the order of numbers."""
@@ -141,30 +111,30 @@ class Shards:
 
     def _read_index(self, minishard: int, name: str) -> NDArray[np.uint64]:
         nothing = np.zeros((3, 0), np.uint64)
-        entry = self._part(name, _ENTRY, Span(_ENTRY * minishard, _ENTRY * (minishard + 1)))
+        entry = self._part(name, _ENTRY, slice(_ENTRY * minishard, _ENTRY * (minishard + 1)))
         if entry is None:
             return nothing
         start, stop = struct.unpack("<QQ", entry)
         if start == stop:
             return nothing
         content = self._part(name, LARGEST_INDEX, self._span(start, stop))
-        if content is not None and self.packed_index:
-            content = inflate(content, LARGEST_INDEX + 1)
-        if content is None or len(content) % 24 or len(content) > LARGEST_INDEX:
+        if content is not None and self._packed_index:
+            content = decompress(content, "gzip")
+        if content is None or len(content) % 24:
             raise ValueError(f"an index in {name} is damaged")
         index = np.frombuffer(content, "<u8").reshape(3, -1).astype(np.uint64)
         index[0] = np.cumsum(index[0])  # stored as differences; a chunk starts where the one before it ends
         index[1] = np.cumsum(index[1]) + np.cumsum(index[2]) - index[2]
         return index[:, np.argsort(index[0], kind="stable")]
 
-    def _span(self, start: int, stop: int) -> Span:
+    def _span(self, start: int, stop: int) -> slice:
         """Return a part of a shard, whose positions count from the end of its own index."""
         if not 0 <= start <= stop < 2**62:
             raise ValueError(f"an index of a shard points to bytes {start} to {stop}")
-        return Span(_ENTRY * 2**self.minishards + start, _ENTRY * 2**self.minishards + stop)
+        return slice(_ENTRY * 2**self._minishards + start, _ENTRY * 2**self._minishards + stop)
 
-    def _part(self, name: str, most: int, span: Span) -> bytes | None:
-        return b"" if span.start == span.end else self.pieces.read(name, most, span)
+    def _part(self, name: str, most: int, span: slice) -> bytes | None:
+        return b"" if span.start == span.stop else self._files.read(name, most, span)
 
 
 def _bits(grid: tuple[int, ...]) -> list[int]:

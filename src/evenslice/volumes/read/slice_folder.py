@@ -13,15 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import VolumeError, needs_extra
-from evenslice.volumes.read.checks import (
-    BoundedFile,
-    reporting_read_errors,
-    require_chunk,
-    require_few,
-    require_signature,
-)
-from evenslice.volumes.read.deflate import MOST_COMPRESSION
+from evenslice._core import VolumeError, needs_extra, open_regular
+from evenslice.volumes.read.checks import reporting_read_errors, require_piece, require_signature
 from evenslice.volumes.read.source import VoxelSource
 from evenslice.volumes.read.tiff import TiffSource
 
@@ -64,7 +57,6 @@ class SliceFolderSource(VoxelSource):
     """The images of a folder as z, y, x, and an axis s for the samples of a pixel if there are several."""
 
     def __init__(self, files: list[Path], label: str) -> None:
-        require_few(label, files)
         self.files = tuple(files)
         self._label = label
         kind = KINDS[files[0].suffix.lower()]
@@ -80,7 +72,7 @@ class SliceFolderSource(VoxelSource):
         self.shape = (len(files), *shape)
         self.names, self.assumed = "zyxs"[: len(self.shape)], True
         self.chunks = (1, *shape)
-        require_chunk(label, "its slices", shape, self.dtype)
+        require_piece(label, "its slices", shape, self.dtype)
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Decode the slices under ``key``."""
@@ -211,7 +203,7 @@ def _image(file: Path, label: str) -> Iterator[Any]:
     """Open a PNG or JPEG image in a context; only its header is read.
 
     Pillow's limit on the number of pixels, which is set per process and below the size of electron microscopy slices,
-    does not apply to the readers of single formats. The limit here is what the file can hold at most.
+    does not apply to the readers of single formats.
     """
     with needs_extra("volumes", "reading PNG and JPEG slices"):
         from PIL.JpegImagePlugin import JpegImageFile
@@ -219,22 +211,14 @@ def _image(file: Path, label: str) -> Iterator[Any]:
     kind = _kind(file)
     where = f"{label}: {file.name}"
     require_signature(file, where, f"a {kind} image")
-    with reporting_read_errors(where, kind), BoundedFile(file) as stream:
+    with reporting_read_errors(where, kind), open_regular(file) as stream:
         image = PngImageFile(stream) if kind == "PNG" else JpegImageFile(stream)
         if image.mode not in _MODES:
             raise VolumeError(f"{where}: its pixels have the mode {image.mode}; save it as grayscale")
-        _check_image(image, kind, file.stat().st_size, where)
+        dtype, samples = _MODES[image.mode]
+        require_piece(where, "its pixels", (image.height, image.width, samples), np.dtype(dtype))
+        if samples > 1 and any(
+            ";16" in str(tile[3]) for tile in image.tile
+        ):  # Pillow would read 8 bits of them
+            raise VolumeError(f"{where}: is a 16-bit colour image; save it as grayscale, or as TIFF")
         yield image
-
-
-def _check_image(image: Any, kind: str, held: int, where: str) -> None:
-    """Raise if an image claims more than its file can hold, or would be truncated to 8 bits."""
-    dtype, samples = _MODES[image.mode]
-    pixels = image.width * image.height
-    if kind == "PNG" and pixels * samples * np.dtype(dtype).itemsize // 8 > held * MOST_COMPRESSION:
-        raise VolumeError(
-            f"{where}: claims {image.width} x {image.height} pixels in {held:,} bytes; it is damaged"
-        )
-    require_chunk(where, "its pixels", (image.height, image.width, samples), np.dtype(dtype))
-    if samples > 1 and any(";16" in str(tile[3]) for tile in image.tile):
-        raise VolumeError(f"{where}: is a 16-bit colour image; save it as grayscale, or as TIFF")

@@ -8,27 +8,31 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import struct
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
 import numpy as np
 
-from evenslice._core import VolumeError, needs_extra
-from evenslice.volumes.read.checks import reporting_read_errors, require_signature
-from evenslice.volumes.read.file_voxels import FileVoxels
-from evenslice.volumes.read.places import confined
+from evenslice._core import VolumeError, needs_extra, open_regular
+from evenslice.volumes.geometry import common_unit, normal_unit
+from evenslice.volumes.read.checks import (
+    reporting_read_errors,
+    require_bytes,
+    require_piece,
+    require_signature,
+)
+from evenslice.volumes.read.flat_files import FlatArray
+from evenslice.volumes.read.location import confined
 from evenslice.volumes.read.source import VoxelSource
-from evenslice.volumes.read.tiff_pages import PageReader
-from evenslice.volumes.units import common_unit, normal_unit
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import tifffile
     from numpy.typing import NDArray
 
-    from evenslice.volumes.units import Unit
+    from evenslice.volumes.geometry import Unit
 
 __all__ = ["TiffSource"]
 
@@ -72,11 +76,11 @@ class TiffSource(VoxelSource):
             self.spacing, self.unit = _spacing(tif, series, self.names)
             if series.dataoffset is not None and not series.is_multifile:
                 stored = self.dtype.newbyteorder(tif.byteorder)
-                voxels = FileVoxels(path, label, stored, series.dataoffset, self.shape)
-                self._reader: FileVoxels | PageReader = voxels
-                self.fresh = voxels.fresh
+                self._reader: FlatArray | _PageReader = FlatArray(
+                    path, label, stored, series.dataoffset, self.shape
+                )
             else:
-                self._reader = PageReader(series, path, label)
+                self._reader = _PageReader(series, path, label)
                 self.chunks = self._reader.chunks
                 self.files = self._reader.files if series.is_multifile else None
         if self._single:
@@ -121,46 +125,27 @@ def _check_description(tif: tifffile.TiffFile, label: str) -> None:
 
 
 def _check_companions(tif: tifffile.TiffFile, path: Path, label: str) -> None:
-    """Raise if the file refers to pages in a file of another folder, or in a pipe, before tifffile opens it.
+    """Raise if an OME-TIFF refers to pages in a file of another folder, before tifffile opens it.
 
     Raises:
         VolumeError: it does, or its OME-XML claims more planes than are ever stored.
     """
-    if tif.is_ome:
-        with reporting_read_errors(label, "OME-TIFF"):
-            root = ET.fromstring(tif.ome_metadata or "")  # noqa: S314  # tifffile parses the same text
-            planes = max(map(_stated_planes, root.iter()), default=0)
-            names = [
-                str(element.get("FileName"))
-                for element in root.iter()
-                # The UUID of the file itself means this file, whatever its name was when it was written.
-                if element.tag.endswith("UUID")
-                and element.get("FileName")
-                and element.text != root.get("UUID")
-            ]
-        if planes > MOST_PLANES:
-            raise VolumeError(
-                f"{label}: its OME-XML claims {planes:,} planes, more than the limit of {MOST_PLANES:,}; write it again"
-            )
-        files = [confined(path.parent, name, label) for name in names]
-    elif tif.is_ndtiff or tif.is_mmstack:
-        files = list(path.parent.iterdir())  # tifffile follows an index, or the names
-    else:
+    if not tif.is_ome:
         return
-    for file in files:
-        if file.exists() and not (file.is_file() or file.is_dir()):
-            raise VolumeError(f"{label}: {file.name[:80]!r} beside it is not a readable file; remove it")
-
-
-def _stated_planes(element: ET.Element) -> int:
-    """Return how many planes an element of OME-XML claims."""
-    sizes = [int(element.get(f"Size{axis}", 1)) for axis in "ZCT"]
-    counts = [int(element.get(name, 0)) for name in ("PlaneCount", "NumPlanes")]
-    along = 0.0
-    if "Start" in element.attrib and "End" in element.attrib:
-        step = abs(float(element.get("Step", 1)))
-        along = abs(float(element.get("End", 0)) - float(element.get("Start", 0))) / step
-    return int(max(math.prod(sizes), *counts, along))
+    with reporting_read_errors(label, "OME-TIFF"):
+        root = ET.fromstring(tif.ome_metadata or "")  # noqa: S314  # tifffile parses the same text
+        elements = list(root.iter())
+        sizes = [math.prod(int(item.get(f"Size{axis}", 1)) for axis in "ZCT") for item in elements]
+        planes = max(*sizes, *(int(item.get("PlaneCount", 0)) for item in elements))
+    if planes > MOST_PLANES:
+        raise VolumeError(
+            f"{label}: its OME-XML claims {planes:,} planes, more than the limit of {MOST_PLANES:,}; write it again"
+        )
+    for item in elements:
+        name = item.get("FileName")
+        # The UUID of the file itself means this file, whatever its name was when it was written.
+        if item.tag.endswith("UUID") and name and item.text != root.get("UUID"):
+            confined(path.parent, name, label)
 
 
 def _only_series(tif: tifffile.TiffFile, label: str) -> tifffile.TiffPageSeries:
@@ -246,3 +231,129 @@ def _stated_spacing(
     except (KeyError, TypeError, ValueError):
         return None, None
     return ((z, 1 / y, 1 / x), normal_unit(metadata.get("unit"))) if x > 0 and y > 0 else (None, None)
+
+
+class _PageReader:
+    """Pages of strips or tiles, read and decoded one by one.
+
+    A page has the dimensions of ``keyframe.shape``: y, x and possibly samples or depth. The decoder of tifffile places
+    segments in a normalised page (separate sample, depth, y, x, contiguous sample).
+    """
+
+    def __init__(self, series: tifffile.TiffPageSeries, path: Path, label: str) -> None:
+        self._label = label
+        self._keyframe = series.keyframe
+        self._pages, self.files = _complete_pages(series, path, label)
+        page_shape = self._keyframe.shape
+        self._leading = tuple(series.shape[: len(series.shape) - len(page_shape)])
+        if (*self._leading, *page_shape) != tuple(series.shape) or math.prod(self._leading) != len(
+            self._pages
+        ):
+            raise VolumeError(
+                f"{label}: has {len(self._pages)} pages {page_shape} for an image {series.shape}; save it "
+                "as plain multi-page TIFF"
+            )
+        self._y, self._x = self._keyframe.axes.index("Y"), self._keyframe.axes.index("X")
+        require_piece(label, "its strips or tiles", self._keyframe.chunks, np.dtype(series.dtype))
+        self._segments = self._locate_segments()
+        self.chunks = self._chunks(page_shape)
+
+    def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
+        """Decode the strips and tiles under ``key``."""
+        count = len(self._leading)
+        pages = np.arange(len(self._pages)).reshape(self._leading)[key[:count]]
+        blocks = [self._read_page(self._pages[number], key[count:]) for number in pages.flat]
+        return np.stack(blocks).reshape(*pages.shape, *blocks[0].shape)
+
+    def _read_page(self, page: Any, key: tuple[slice, ...]) -> NDArray[Any]:
+        """Decode the part of one page under ``key``."""
+        keyframe = self._keyframe
+        y, x = key[self._y], key[self._x]
+        samples, depth, _, _, contiguous = keyframe.shaped
+        window = np.full(
+            (samples, depth, y.stop - y.start, x.stop - x.start, contiguous), keyframe.nodata, keyframe.dtype
+        )
+        with open_regular(page.parent.filehandle.path) as file:
+            for index in self._under(y, x):
+                if not page.databytecounts[index]:
+                    continue  # omitted as empty
+                file.seek(page.dataoffsets[index])
+                data, _, _ = keyframe.decode(
+                    file.read(page.databytecounts[index]),
+                    int(index),
+                    jpegtables=page.jpegtables,
+                    jpegheader=keyframe.jpegheader,
+                )
+                if data is not None:
+                    _paste(window, data, self._segments[index], y.start, x.start)
+        shape = list(keyframe.shape)
+        shape[self._y], shape[self._x] = window.shape[2], window.shape[3]
+        rest = list(key)
+        rest[self._y], rest[self._x] = slice(None, None, y.step), slice(None, None, x.step)
+        return window.reshape(shape)[tuple(rest)]
+
+    def _under(self, y: slice, x: slice) -> NDArray[np.intp]:
+        """Return the numbers of the segments that overlap rows y and columns x."""
+        _, _, top, left, height, width = self._segments.T
+        return np.flatnonzero(
+            (top < y.stop) & (top + height > y.start) & (left < x.stop) & (left + width > x.start)
+        )
+
+    def _locate_segments(self) -> NDArray[np.int64]:
+        """Return for each strip or tile its separate sample, depth, top, left, height and width."""
+        count = math.prod(self._keyframe.chunked)
+        short = [i for i, page in enumerate(self._pages) if len(page.dataoffsets) < count]
+        if short:
+            raise VolumeError(
+                f"{self._label}: page {short[0]} lacks strips or tiles, the file is damaged; save it again"
+            )
+        rows = []
+        for index in range(count):
+            _, (sample, depth, top, left, _), (_, height, width, _) = self._keyframe.decode(None, index)
+            rows.append((sample, depth, top, left, height, width))
+        return np.array(rows, np.int64)
+
+    def _chunks(self, page_shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Return the stored shape of what is decoded as one, if pages have only y and x."""
+        if len(page_shape) != 2:
+            return None
+        chunk = self._keyframe.chunks
+        return (*(1 for _ in self._leading), min(chunk[0], page_shape[0]), min(chunk[1], page_shape[1]))
+
+
+def _paste(window: NDArray[Any], data: NDArray[Any], place: NDArray[np.int64], y: int, x: int) -> None:
+    """Copy the part of a decoded segment (depth, rows, columns, samples) that lies in a window starting at (y, x)."""
+    sample, depth, top, left = (int(value) for value in place[:4])
+    target = window[sample, depth : depth + data.shape[0]]
+    data = data[: target.shape[0]]
+    rows = slice(max(top, y), min(top + data.shape[1], y + target.shape[1]))
+    columns = slice(max(left, x), min(left + data.shape[2], x + target.shape[2]))
+    target[:, rows.start - y : rows.stop - y, columns.start - x : columns.stop - x] = data[
+        :, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
+    ]
+
+
+def _complete_pages(
+    series: tifffile.TiffPageSeries, path: Path, label: str
+) -> tuple[list[Any], tuple[Path, ...]]:
+    """Return all pages of a series, and their files.
+
+    Raises:
+        VolumeError: pages are missing or in another folder, or their data is beyond the end of their file.
+    """
+    pages = list(series)
+    ends: dict[Path, int] = {}
+    for number, page in enumerate(pages):
+        if page is None:
+            raise VolumeError(
+                f"{label}: page {number} of {len(pages)} is missing; copy all files of the image again"
+            )
+        file = Path(page.parent.filehandle.path)
+        end = max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
+        ends[file] = max(ends.get(file, 0), end)
+    for file, end in ends.items():
+        # The path that the user gave may be a link, but a file may not refer to another folder.
+        if not file.samefile(path):
+            confined(path.parent, os.path.relpath(file, path.parent.resolve()), label)
+        require_bytes(file, label, end)
+    return pages, tuple(ends)

@@ -2,43 +2,39 @@
 
 from __future__ import annotations
 
-import math
-import os
-from contextlib import nullcontext, suppress
+import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evenslice._core import ConfigError, VolumeError, needs_extra, option
-from evenslice.volumes.read.checks import require_chunk, without_warnings
+from evenslice.volumes.read.checks import require_piece, without_warnings
+from evenslice.volumes.read.location import locate
 from evenslice.volumes.read.metadata import LARGEST_OFFSET, is_inside, letters, scaled_spacing
-from evenslice.volumes.read.pieces import few_pieces
-from evenslice.volumes.read.places import locate
-from evenslice.volumes.read.remote import remote_store, reporting_network_errors
+from evenslice.volumes.read.remote import reporting_network_errors
 from evenslice.volumes.read.source import VoxelSource
-from evenslice.volumes.read.zarr_codecs import LARGEST_INDEX, file_limit, require_bounded_codecs
-from evenslice.volumes.read.zarr_guard import chunks_at_once, few_chunks, guarded
-from evenslice.volumes.read.zarr_store import METADATA_BYTES, local_store
-from evenslice.volumes.read.zarr_tasks import settled_after_errors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from evenslice.volumes.read.places import Place
+    from evenslice.volumes.read.location import Place
 
-__all__ = ["ZarrSource", "image_above", "is_zarr"]
+__all__ = ["ZarrSource", "image_above", "is_zarr", "settle"]
 
 _MOST_NESTED = 3
 """How many folders below that of its image the array of a level is looked for."""
 
-_MOST_CHUNKS = 4096
-"""How many chunks are asked for at once: Zarr lists them, at two kilobytes each."""
-
 _METADATA_FILES = ("zarr.json", ".zarray", ".zgroup")
+
+_PATIENCE = 3
+"""Seconds that are waited for reads that nobody needs any more."""
+
+_WAITING = "evenslice: waits for the others"
+"""Name of tasks that wait for Zarr's tasks, which do not wait for each other."""
 
 
 def is_zarr(path: Path) -> bool:
@@ -50,10 +46,12 @@ def image_above(path: Path) -> tuple[Path, int] | None:
     """Return the OME-Zarr image that an array in a folder is a level of, and which level; None if it is none."""
     import zarr
 
+    from evenslice.volumes.read.zarr_store import ChunkStore
+
     for folder in list(path.parents)[:_MOST_NESTED]:
         if not is_zarr(folder):
             continue
-        node = zarr.open(_store(locate(folder), METADATA_BYTES), mode="r")
+        node = zarr.open(ChunkStore(locate(folder)), mode="r")
         if not isinstance(node, zarr.Group) or not (images := _images(node)):
             continue
         for level, dataset in enumerate(images[0]["datasets"]):
@@ -66,42 +64,35 @@ class ZarrSource(VoxelSource):
     """A Zarr array, or one resolution level of an OME-Zarr image."""
 
     def __init__(self, place: Place) -> None:
-        self._place, self._process = place, os.getpid()
         with needs_extra("volumes", "reading a Zarr volume"):
             import zarr
-        with self._reaching(), without_warnings():  # of codecs that other programs may not read
-            node = zarr.open(_store(place, METADATA_BYTES, probe=True), mode="r")
+
+            from evenslice.volumes.read.zarr_store import ChunkStore
         label, level = place.label, place.level
-        if isinstance(node, zarr.Array):
-            if level:
-                raise ConfigError(f"{label}: has only one resolution level; omit {option('level', level)}")
-            array = node
-            self.names = _dimension_names(node)
-        else:
-            with self._reaching(), without_warnings():
-                image = _first_image(node, label)
-                array = self._open_level(node, image, level, label)
+        store = ChunkStore(place)
+        with without_warnings():  # of codecs that other programs may not read
+            if isinstance(place.location, str):
+                with reporting_network_errors(label):
+                    node = zarr.open(store, mode="r")
+            else:
+                node = zarr.open(store, mode="r")
+            if isinstance(node, zarr.Array):
+                if level:
+                    raise ConfigError(
+                        f"{label}: has only one resolution level; omit {option('level', level)}"
+                    )
+                array = node
+                self.names = _dimension_names(node)
+            else:
+                array = self._open_level(node, _first_image(node, label), level, label)
         self.format = f"{'Zarr' if array is node else 'OME-Zarr'} v{array.metadata.zarr_format}"
         self.shape = array.shape
         self.dtype = np.dtype(array.dtype)
         self.chunks = array.chunks
-        require_chunk(label, "its chunks", self.chunks, self.dtype)
-        require_bounded_codecs(array, label)
-        if array.shards and 16 * math.prod(array.shards) // math.prod(array.chunks) > LARGEST_INDEX:
-            raise VolumeError(
-                f"{label}: its shards {array.shards} hold more chunks {array.chunks} than an index can "
-                "list; store smaller shards"
-            )
-        self._at_once = chunks_at_once(array)
-        self.array = guarded(array, _store(place, file_limit(array)))
-
-    def _reaching(self) -> AbstractContextManager[None]:
-        """Report network errors, if the location is an address."""
-        return (
-            reporting_network_errors(self._place.label)
-            if isinstance(self._place.location, str)
-            else nullcontext()
-        )
+        require_piece(label, "its chunks", self.chunks, self.dtype)
+        _refuse_pickles(array, label)
+        store.expect(array)
+        self.array = array
 
     def _open_level(self, group: Any, image: Mapping[str, Any], level: int, label: str) -> Any:
         """Open the array of a level and set the names, spacing and unit of its axes."""
@@ -140,24 +131,45 @@ class ZarrSource(VoxelSource):
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Decode the chunks under ``key``."""
-        if isinstance(self._place.location, str) and self._process != os.getpid():
-            # Connections do not survive a fork.
-            self.array, self._process = ZarrSource(self._place).array, os.getpid()
-        parts = list(few_pieces(key, self.array.chunks, _MOST_CHUNKS))
-        with self._reaching(), few_chunks(self._at_once), settled_after_errors():
-            if len(parts) == 1:
-                return np.asarray(self.array[key])
-            found = np.empty([len(range(part.start, part.stop, part.step or 1)) for part in key], self.dtype)
-            for part, place in parts:
-                found[place] = self.array[part]
-            return found
+        try:
+            return np.asarray(self.array[key])
+        except Exception:
+            settle(_PATIENCE)  # what fails in other chunks later would be printed
+            raise
 
 
-def _store(place: Place, most: int, *, probe: bool = False) -> Any:
-    """Return a store that reads at most ``most`` bytes of a file at once."""
-    if isinstance(place.location, str):
-        return remote_store(place.location, place.label, most, probe=probe)
-    return local_store(place.location, place.label, most, place.since)
+def _refuse_pickles(array: Any, label: str) -> None:
+    """Raise VolumeError if chunks are pickled, which a codec of format 2 would load."""
+    metadata = array.metadata
+    if metadata.zarr_format == 2 and any(
+        codec is not None and codec.codec_id == "pickle"
+        for codec in (metadata.compressor, *(metadata.filters or ()))
+    ):
+        raise VolumeError(
+            f"{label}: its chunks are pickled Python objects, which are never loaded; write numbers"
+        )
+
+
+def settle(seconds: float | None = None) -> None:
+    """Wait for whatever Zarr reads and writes, after a chunk has failed: its other tasks go on.
+
+    Args:
+        seconds: how long at most; by default until all is done.
+    """
+    from zarr.core.sync import sync
+
+    sync(_all_others(seconds))
+
+
+async def _all_others(seconds: float | None) -> None:
+    own = asyncio.current_task()
+    if own is not None:
+        own.set_name(_WAITING)
+    if others := {task for task in asyncio.all_tasks() if task.get_name() != _WAITING}:
+        done, _ = await asyncio.wait(others, timeout=seconds)
+        for task in done:
+            if not task.cancelled():
+                task.exception()  # else asyncio reports it, with its traceback
 
 
 def _dimension_names(array: Any) -> str | None:
@@ -172,8 +184,7 @@ def _first_image(group: Any, label: str) -> Mapping[str, Any]:
         return images[0]
     try:
         inside = ["0"] * ("0" in group) + sorted(group.array_keys()) + sorted(group.group_keys())
-    except (NotImplementedError, PermissionError):
-        # HTTP cannot list folders, and some buckets may not be listed.
+    except ValueError:  # at an address, folders are not listed
         inside = ["0"] * ("0" in group)
     if not inside:
         raise VolumeError(f"{label}: is an empty Zarr group; name a Zarr array or an OME-Zarr image")

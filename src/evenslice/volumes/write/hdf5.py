@@ -7,7 +7,8 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import OutputError, needs_extra
-from evenslice.volumes.write.image import chunk_shape, sizes_in
+from evenslice.volumes.geometry import sizes_in
+from evenslice.volumes.write.image import chunk_shape
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,22 +17,20 @@ if TYPE_CHECKING:
 
     from evenslice.volumes.write.image import Image
 
-__all__ = ["beside_volume", "write_hdf5"]
-
 COMPRESSION = 4
 
 _OF_VOXELS = {"element_size_um", "DIMENSION_LABELS", "axistags"}
 """Attributes of a dataset that say how its voxels lie."""
 
 
-def write_hdf5(path: Path, image: Image, dataset: str) -> None:
+def write_hdf5(path: Path, image: Image) -> None:
     """Write one dataset into a new file, with its voxel size as the attribute ``element_size_um``, as in ilastik and Fiji."""
     chunks = chunk_shape(image.zyx, image.dtype.itemsize)
     lead = (1,) if image.stacked else ()
     with _Sink(path, "w+") as sink:
         with _h5py().File(sink, "w") as file:
             array = file.create_dataset(
-                dataset,
+                image.dataset,
                 shape=image.shape,
                 dtype=image.dtype,
                 chunks=(*lead, *chunks),
@@ -84,8 +83,8 @@ class _Sink(io.FileIO):
             return size or 0
 
 
-def beside_volume(path: Path, dataset: str | None) -> str | None:
-    """Return what a file holds beside one dataset and how its voxels lie; None if that is nothing.
+def beside_dataset(path: Path, dataset: str | None) -> str | None:
+    """Return what a file holds beside one dataset; None if that is nothing.
 
     Args:
         path: the file.
@@ -96,28 +95,25 @@ def beside_volume(path: Path, dataset: str | None) -> str | None:
     """
     h5py = _h5py()
     held: dict[str, bool] = {}  # by path, whether it is a dataset
-    noted: list[tuple[str, str]] = []  # paths with names of attributes
+    noted: list[str] = []  # what has attributes that do not say how voxels lie
 
     def visit(name: str, link: Any) -> None:
         node = file[name] if isinstance(link, h5py.HardLink) else None
         held[f"/{name}"] = isinstance(node, h5py.Dataset)
-        if node is not None:
-            noted.extend((f"/{name}", attribute) for attribute in node.attrs)
+        if node is not None and set(node.attrs) - _OF_VOXELS:
+            noted.append(f"/{name}")
 
     try:
         with h5py.File(path, "r") as file:
-            noted.extend(("/", attribute) for attribute in file.attrs)
+            noted += ["/"] if file.attrs or file.userblock_size else []
             file.visititems_links(visit)
-            before = int(file.userblock_size)
     except Exception as error:  # of damaged files h5py raises RuntimeError and SystemError, too
         raise OutputError(f"{path}: is not an HDF5 file and is not replaced; choose another name") from error
     dataset = dataset or next((name for name, holds_voxels in held.items() if holds_voxels), "/")
     above = {str(group) for group in PurePosixPath(dataset).parents}
-    others = [name for name, holds_voxels in held.items() if not (holds_voxels and name == dataset)]
+    others = [name for name, is_dataset in held.items() if not (is_dataset and name == dataset)]
     lost = [name for name in others if held[name] or name not in above]
-    lost += [f"the attribute {name} of {at}" for at, name in noted if at != dataset or name not in _OF_VOXELS]
-    lost += ["a user block"] if before else []
-    return next(iter(lost), None)
+    return next(iter([*lost, *(f"attributes of {name}" for name in noted)]), None)
 
 
 def _h5py() -> Any:

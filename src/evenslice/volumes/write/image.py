@@ -9,17 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice.volumes.blocks import cut_axis
-from evenslice.volumes.units import common_unit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
-    from evenslice.volumes.units import Unit
+    from evenslice.volumes.geometry import Unit
     from evenslice.volumes.volume import Volume
-
-__all__ = ["Image", "Tally", "chunk_shape", "sizes_in"]
 
 SLAB_BYTES = 2**26
 """Bytes of slices that are held in memory at once, unless a single slice of all channels takes more."""
@@ -64,6 +61,7 @@ class Image:
         affine: (4, 4) map from voxel indices (x, y, z, 1) to patient space, or None.
         placed: whether the affine is stated, rather than assumed.
         tally: counts the voxels written.
+        dataset: the path inside a file of several datasets.
         offset: where the centre of the first voxel lies along z, y, x, in voxels from the origin of the file that it comes
             from.
     """
@@ -77,6 +75,7 @@ class Image:
     affine: NDArray[np.float64] | None
     placed: bool
     tally: Tally
+    dataset: str
     offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     @property
@@ -90,14 +89,9 @@ class Image:
         return (len(self.channels), *self.zyx) if self.stacked else self.zyx
 
     @property
-    def size(self) -> int:
-        """The number of voxels of all channels."""
-        return math.prod(self.shape)
-
-    @property
     def nbytes(self) -> int:
         """The number of bytes of all voxels as they are stored."""
-        return self.size * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def slabs(self, multiple: int = 1) -> Iterator[tuple[int, slice, NDArray[Any]]]:
         """Read channel after channel in slabs of whole slices.
@@ -150,14 +144,3 @@ def chunk_shape(shape: tuple[int, int, int], itemsize: int) -> tuple[int, int, i
     depth = 2 ** int(math.log2(layers))
     side = 2 ** int(math.log2(max(1, CHUNK_BYTES / itemsize / depth)) / 2)
     return min(depth, shape[0]), min(side, shape[1]), min(side, shape[2])
-
-
-def sizes_in(sizes: Sequence[float], unit: Unit | None, target: Unit) -> tuple[float, ...]:
-    """Convert lengths to another unit; lengths in an unknown unit are unchanged.
-
-    Example:
-        >>> sizes_in([50.0, 5.3], "nm", "mm"), sizes_in([1.5], None, "mm")
-        ((5e-05, 5.3e-06), (1.5,))
-    """
-    converted, _ = common_unit([*sizes, 1.0], [*(unit or target for _ in sizes), target])
-    return (converted or tuple(sizes))[: len(sizes)]

@@ -1,4 +1,4 @@
-"""Zarr stores for writing: one that holds back metadata until all chunks are written, and one that knows what was."""
+"""A Zarr store that holds back metadata until all chunks are written, and remembers what was written."""
 
 from __future__ import annotations
 
@@ -11,40 +11,23 @@ if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest, Store
     from zarr.core.buffer import Buffer, BufferPrototype
 
-__all__ = ["MetadataLast", "RecordedStore"]
 
+class MetadataLast(WrapperStore["Store"]):
+    """Passes chunks on and holds metadata in memory until ``release`` writes them, the root last.
 
-class RecordedStore(WrapperStore["Store"]):
-    """Passes everything on and remembers what was written, whether in full or not.
-
-    Args:
-        store: the store to write to.
+    Attributes:
+        written: the keys that were written, whether in full or not.
     """
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)
         self.written: set[str] = set()
-
-    async def set(self, key: str, value: Buffer) -> None:
-        """Store a value."""
-        self.written.add(key)
-        await super().set(key, value)
-
-
-class MetadataLast(WrapperStore["Store"]):
-    """Passes chunks on and holds metadata in memory until ``release`` writes them, the root last.
-
-    Args:
-        store: the store to write to.
-    """
-
-    def __init__(self, store: Store) -> None:
-        super().__init__(store)
         self._held: dict[str, Buffer] = {}
 
     def release(self) -> None:
         """Write the metadata, from the innermost to the root."""
         for key in sorted(self._held, key=lambda key: (-key.count("/"), key)):
+            self.written.add(key)
             sync(self._store.set(key, self._held[key]))
 
     async def get(
@@ -60,6 +43,7 @@ class MetadataLast(WrapperStore["Store"]):
         if key.rpartition("/")[2] == "zarr.json":
             self._held[key] = value
         else:
+            self.written.add(key)
             await super().set(key, value)
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:

@@ -21,10 +21,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from evenslice.volumes.units import Unit
+    from evenslice.volumes.geometry import Unit
     from evenslice.volumes.write.image import Image
-
-__all__ = ["unfit_for_tiff", "write_tiff"]
 
 CLASSIC_BYTES = 2**32 - 2**25
 """Bytes of voxels that a classic TIFF can always hold with its tags, compressed or not."""

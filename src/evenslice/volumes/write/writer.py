@@ -31,21 +31,13 @@ from evenslice._core import (
     staged_tree,
 )
 from evenslice.volumes.volume import Volume
-from evenslice.volumes.write.destinations import (
-    Destination,
-    check_free,
-    check_inputs,
-    parse_destination,
-)
-from evenslice.volumes.write.formats import ZARR
+from evenslice.volumes.write.formats import ZARR, checked_destination
 from evenslice.volumes.write.image import Image, Tally
-from evenslice.volumes.write.remote import write_remote
+from evenslice.volumes.write.zarr import write_remote
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
-
-__all__ = ["check_destination", "write_channels", "write_volume"]
 
 
 def write_volume(
@@ -124,15 +116,13 @@ def write_channels(
         [24.0, 25.0, 26.0, 27.0]
     """
     if not channels:
-        raise ConfigError(f"{path}: there is no channel to write; give at least one")
+        raise ConfigError(f"{path}: there is no channel to write")
     first = channels[0]
     for channel in channels:
         _require_volume(channel)
         if (channel.shape, channel.dtype) != (first.shape, first.dtype):
             raise ConfigError(
-                f"{channel.path}: is {channel.shape} {channel.dtype} and the first channel {first.shape} "
-                f"{first.dtype}; "
-                "channels of one image must be alike"
+                f"{channel.path}: is {channel.shape} {channel.dtype} and the first channel {first.shape} {first.dtype}"
             )
     _write(tuple(channels), path, like=like, labels=False, force=force, progress=progress, stacked=True)
 
@@ -158,14 +148,7 @@ def check_destination(path: str | os.PathLike[str], *inputs: Volume, force: bool
         evenslice.OutputError: labels.tof: cannot write '.tof' files; did you mean '.tif'? known: .tif, .tf8, .btf,
         .tiff, .hdf, … (13 in all)
     """
-    _checked(path, inputs, force=force)
-
-
-def _checked(path: str | os.PathLike[str], inputs: Sequence[Volume], *, force: bool) -> Destination:
-    destination = parse_destination(path)
-    check_inputs(destination, inputs)
-    check_free(destination, force=force)
-    return destination
+    checked_destination(path, inputs, force=force)
 
 
 def _write(
@@ -183,41 +166,36 @@ def _write(
     for given in (*channels, model):
         _require_volume(given)
     if model.shape != channels[0].shape:
-        raise ConfigError(
-            f"{path}: its shape is {channels[0].shape} and that of {model.path} {model.shape}; "
-            "give the volume that it was made from"
-        )
-    destination = _checked(path, [*channels, model], force=force)
-    dtype = destination.format.stored(channels[0].dtype)
+        raise ConfigError(f"{path}: its shape is {channels[0].shape} and that of {model.path} {model.shape}")
+    destination = checked_destination(path, [*channels, model], force=force)
+    if labels is None:
+        labels = channels[0].dtype.kind in "biu"
     image = Image(
         channels=channels,
         stacked=stacked,
-        labels=channels[0].dtype.kind in "biu" if labels is None else labels,
-        dtype=dtype,
+        labels=labels,
+        dtype=destination.format.stored(channels[0].dtype),
         spacing=model.spacing,
         unit=model.unit,
         affine=model.affine,
         placed=model.placed,
         tally=Tally(len(channels) * model.size, progress),
+        dataset=destination.dataset or ("/labels" if labels else "/volume"),
         offset=model.offset,
     )
     if reason := destination.format.unfit(image):
-        raise OutputError(f"{destination.label}: {reason}; choose .ome.zarr")
+        raise OutputError(f"{destination.path}: {reason}; choose .ome.zarr")
     if isinstance(destination.location, str):
-        write_remote(destination.location, destination.label, image)
+        write_remote(destination.location, destination.path, image)
         return
-    dataset = destination.dataset or ("/labels" if image.labels else "/volume")
-    with reporting_write_errors(destination.label):
-        if destination.format is ZARR:
-            with staged_tree(destination.location, force=force) as beside:
-                destination.format.write(beside, image, dataset)
-        else:
-            with staged_file(destination.location, force=force) as beside:
-                destination.format.write(beside, image, dataset)
+    staged = staged_tree if destination.format is ZARR else staged_file
+    with (
+        reporting_write_errors(destination.path),
+        staged(destination.location, force=force) as beside,
+    ):
+        destination.format.write(beside, image)
 
 
 def _require_volume(given: Any) -> None:
     if not isinstance(given, Volume):
-        raise ConfigError(
-            f"what is written is an open volume, not {type(given).__name__}; give what evenslice.open_volume returns of it"
-        )
+        raise ConfigError(f"what is written is an open volume, not {type(given).__name__}; open it first")

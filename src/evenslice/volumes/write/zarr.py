@@ -1,31 +1,39 @@
-"""OME-Zarr images (version 0.5 in Zarr format 3), with resolution levels.
+"""OME-Zarr images (version 0.5 in Zarr format 3), with resolution levels, in folders and in object storage.
 
-Metadata is written last, that of the group at the very end: an unfinished image does not open as a volume.
+Metadata is written last, that of the group at the very end: an unfinished image does not open as a volume. In object storage,
+which fsspec reaches, nothing can be renamed, so existing volumes are never replaced.
 """
 
 from __future__ import annotations
 
 import math
+import re
+import uuid
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import needs_extra
+from evenslice._core import EvensliceError, OutputError, needs_extra, option, reason
 from evenslice.volumes.blocks import cut_axis
+from evenslice.volumes.read.remote import s3_connection
 from evenslice.volumes.write.image import chunk_shape
-from evenslice.volumes.write.pyramid import halve, levels
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from numpy.typing import NDArray
     from zarr.abc.store import Store
 
-    from evenslice.volumes.units import Unit
+    from evenslice.volumes.geometry import Unit
     from evenslice.volumes.write.image import Image
-    from evenslice.volumes.write.pyramid import Level
+    from evenslice.volumes.write.metadata_last import MetadataLast
 
-__all__ = ["write_zarr", "write_zarr_store"]
+SMALLEST = 256
+WRITABLE = ("s3",)
 
 _UNITS: dict[Unit, str] = {
     "pm": "picometer",
@@ -38,26 +46,23 @@ _UNITS: dict[Unit, str] = {
     "inch": "inch",
 }
 
+_METADATA = ("zarr.json", ".zgroup", ".zarray")
+_CHUNK = re.compile(r"[0-9]+/c(/[0-9]+)+")
+
 
 def write_zarr(path: Path, image: Image) -> None:
     """Write the image as a folder."""
     with needs_extra("volumes", "writing a Zarr volume"):
         from zarr.storage import LocalStore
-    write_zarr_store(LocalStore(path), image, path.name)
-
-
-def write_zarr_store(store: Store, image: Image, name: str) -> None:
-    """Write the image into an empty Zarr store.
-
-    Args:
-        store: the store.
-        image: the image.
-        name: name of the image in its metadata.
-    """
-    from evenslice.volumes.read.zarr_tasks import settle
     from evenslice.volumes.write.metadata_last import MetadataLast
 
-    held = MetadataLast(store)
+    write_zarr_store(MetadataLast(LocalStore(path)), image, path.name)
+
+
+def write_zarr_store(held: MetadataLast, image: Image, name: str) -> None:
+    """Write the image, of this name in its metadata, into an empty Zarr store."""
+    from evenslice.volumes.read.zarr import settle
+
     try:
         _write_levels(held, image, name)
         held.release()
@@ -94,7 +99,7 @@ def _create(store: Store, name: str, level: Level, chunks: tuple[int, ...], imag
         # Blosc is a core codec of the format; plain zstd is not.
         compressors=BloscCodec(cname="zstd", clevel=3, shuffle="shuffle", typesize=image.dtype.itemsize),
         fill_value=0,
-        dimension_names=_names(image),
+        dimension_names="czyx" if image.stacked else "zyx",
     )
 
 
@@ -116,10 +121,6 @@ def _fill(array: Any, finer: Any, level: Level, image: Image) -> None:
 
 def _at(image: Image, channel: int, part: slice) -> tuple[int | slice, ...]:
     return (channel, part) if image.stacked else (part,)
-
-
-def _names(image: Image) -> str:
-    return "czyx" if image.stacked else "zyx"
 
 
 def _metadata(plan: Sequence[Level], image: Image, name: str) -> dict[str, Any]:
@@ -151,3 +152,212 @@ def _metadata(plan: Sequence[Level], image: Image, name: str) -> dict[str, Any]:
         "multiscales": [multiscale],
         **({"image-label": {}} if image.labels else {}),
     }
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution level.
+
+    Attributes:
+        shape: number of voxels along z, y, x.
+        factors: size of a voxel in voxels of the finest level, along z, y, x.
+        steps: size of a voxel in voxels of the next finer level, 1 or 2 along each axis.
+    """
+
+    shape: tuple[int, int, int]
+    factors: tuple[int, ...]
+    steps: tuple[int, ...]
+
+
+def levels(shape: tuple[int, int, int], spacing: tuple[float, float, float] | None) -> list[Level]:
+    """Return the resolution levels of an image, the finest first, until a slice is at most ``SMALLEST`` pixels wide and high.
+
+    Each level halves the axes along which voxels are less than twice as long as along the shortest, so that slices are
+    kept until pixels are as large as slices are thick. An axis of one voxel has nothing to halve and does not count.
+
+    Args:
+        shape: number of voxels along z, y, x.
+        spacing: voxel size along z, y, x; if None, all axes are halved.
+
+    Example:
+        >>> [level.shape for level in levels((100, 1000, 800), (50, 10, 10))]
+        [(100, 1000, 800), (100, 500, 400), (100, 250, 200)]
+        >>> [level.factors for level in levels((100, 1000, 800), None)]
+        [(1, 1, 1), (2, 2, 2), (4, 4, 4)]
+    """
+    found = [Level(shape, (1, 1, 1), (1, 1, 1))]
+    while max(found[-1].shape[1:]) > SMALLEST:
+        last = found[-1]
+        sizes = [size * factor for size, factor in zip(spacing or (1, 1, 1), last.factors, strict=True)]
+        shortest = min(size for size, length in zip(sizes, last.shape, strict=True) if length > 1)
+        steps = tuple(
+            2 if length > 1 and size < 2 * shortest else 1
+            for size, length in zip(sizes, last.shape, strict=True)
+        )
+        z, y, x = (-(-length // step) for length, step in zip(last.shape, steps, strict=True))
+        factors = tuple(factor * step for factor, step in zip(last.factors, steps, strict=True))
+        found.append(Level((z, y, x), factors, steps))
+    return found
+
+
+def halve(voxels: NDArray[Any], steps: tuple[int, ...], *, labels: bool) -> NDArray[Any]:
+    """Reduce every box of ``steps`` voxels to one.
+
+    Labels become the most frequent label of the box, or the first of several, so that no new label appears; intensities
+    become the mean, rounded for integers. A box at the far border may contain fewer voxels.
+
+    Args:
+        voxels: (z, y, x).
+        steps: size of a box along z, y, x, 1 or 2 each.
+        labels: whether the voxels are class numbers.
+
+    Returns:
+        (ceil(z / steps[0]), ceil(y / steps[1]), ceil(x / steps[2])), of the same data type.
+
+    Example:
+        >>> box = np.array([[[0, 3], [3, 9]]], np.uint8)
+        >>> halve(box, (1, 2, 2), labels=True).item(), halve(box, (1, 2, 2), labels=False).item()
+        (3, 4)
+    """
+    # Pad halved axes to an even length: repeating the last voxel does not change means and majorities.
+    missing = [(0, -length % step) for length, step in zip(voxels.shape, steps, strict=True)]
+    whole = np.pad(voxels, missing, mode="edge") if any(end for _, end in missing) else voxels
+    corners = [
+        np.ascontiguousarray(whole[z :: steps[0], y :: steps[1], x :: steps[2]])
+        for z, y, x in product(*(range(step) for step in steps))
+    ]
+    if labels or voxels.dtype == bool:
+        return _mode(corners)
+    return _mean(corners)
+
+
+def _mode(corners: list[NDArray[Any]]) -> NDArray[Any]:
+    """Return for each voxel the value that most corners have, or the first of several."""
+    best = corners[0].copy()
+    most = np.zeros(best.shape, np.uint8)
+    for number, corner in enumerate(corners):
+        # If an earlier corner has the same value, the complete count was made there and is larger.
+        count = np.zeros(best.shape, np.uint8)
+        for other in corners[number:]:
+            count += corner == other
+        more = count > most
+        np.copyto(best, corner, where=more)
+        np.copyto(most, count, where=more)
+    return best
+
+
+def _mean(corners: list[NDArray[Any]]) -> NDArray[Any]:
+    """Return the mean of the corners; their number is a power of two."""
+    count, dtype = len(corners), corners[0].dtype
+    if dtype.kind == "f":
+        wide = np.result_type(dtype, np.float32)
+        # Divide first, so that sums of large numbers do not overflow; division by 2, 4 or 8 is exact.
+        return np.asarray(sum(corner.astype(wide) / count for corner in corners)).astype(dtype)
+    # Sum quotients and remainders separately: exact, and without overflow in the data type itself.
+    total = sum(corner // count for corner in corners)
+    rest = sum(corner % count for corner in corners)
+    return np.asarray(total + (rest + count // 2) // count)
+
+
+def check_remote(url: str, path: str, *, force: bool) -> None:
+    """Check that an address can be written and does not exist.
+
+    Args:
+        url: the address.
+        path: the address, as the user wrote it.
+        force: whether chunks that a killed process left there are to be removed.
+
+    Raises:
+        OutputError: its protocol is not supported, it exists, or it cannot be written.
+        MissingExtraError: a required package is not installed.
+    """
+    protocol = url.partition("://")[0]
+    if protocol not in WRITABLE:
+        raise OutputError(f"{path}: cannot write to {protocol}:// addresses; start it with {WRITABLE[0]}://")
+    with _reaching(path):
+        system, root = _file_system(url)
+        system.invalidate_cache()
+        there = system.exists(root)
+        left = _leftovers(system, root) if there else []
+        if not there:
+            _try_writing(system, root)
+    if left and not force:
+        told = "left by an interrupted upload, or by one that goes on"
+        raise OutputError(
+            f"{path}: holds chunks without metadata, {told}; remove them with {option('force')}"
+        )
+    if there and not left:
+        raise OutputError(
+            f"{path}: exists, and a remote volume cannot be replaced in one step; remove it first"
+        )
+
+
+def _try_writing(system: Any, root: str) -> None:
+    """Write an empty object beside the output and remove it: neither buckets nor permissions can be asked about."""
+    probe = f"{root}.{uuid.uuid4().hex}.writable"
+    system.pipe_file(probe, b"")
+    with suppress(Exception):  # what may be written, but not removed
+        system.rm_file(probe)
+
+
+def _leftovers(system: Any, root: str) -> list[str]:
+    """Return the chunks that a killed process left at an address; none if anything else is there."""
+    if any(system.exists(f"{root}/{name}") for name in _METADATA):  # which is written last
+        return []
+    found: list[str] = system.find(root)
+    return found if all(_CHUNK.fullmatch(name.removeprefix(f"{root}/")) for name in found) else []
+
+
+def write_remote(url: str, path: str, image: Image) -> None:
+    """Write an image to an address that ``check_remote`` passed; after a failure, what it has written is removed.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    from zarr.storage import FsspecStore
+
+    from evenslice.volumes.write.metadata_last import MetadataLast
+
+    with _reaching(path):
+        system, root = _file_system(url)
+        if left := _leftovers(system, root):
+            system.rm(left)
+        held = MetadataLast(FsspecStore.from_url(url, _options(url)))
+        try:
+            write_zarr_store(held, image, url.rpartition("/")[2])
+        except BaseException:
+            with suppress(Exception):  # most likely this fails for the same reason
+                system.invalidate_cache()
+                there = set(system.find(root))
+                # Not the folder: others may have written to it since.
+                system.rm([name for key in sorted(held.written) if (name := f"{root}/{key}") in there])
+            raise
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    """Return the file system of an address, and the path in it."""
+    with needs_extra("remote", "writing to an address"):
+        import fsspec
+
+        if url.startswith("s3:"):
+            import s3fs  # noqa: F401  # fsspec imports it by name
+    system, root = fsspec.url_to_fs(url, **_options(url))
+    return system, root
+
+
+def _options(url: str) -> dict[str, Any]:
+    # Credentials come from where the AWS tools look for them, as in `read.remote`.
+    return s3_connection() if url.startswith("s3:") else {}
+
+
+@contextmanager
+def _reaching(path: str) -> Iterator[None]:
+    """Turn any exception of the storage client into an OutputError."""
+    try:
+        yield
+    except EvensliceError:
+        raise
+    except Exception as error:
+        raise OutputError(
+            f"{path}: cannot be written ({reason(error)}); check the address, the credentials and the network"
+        ) from error

@@ -1,0 +1,513 @@
+"""One function applied to many items: in this process, in processes on this machine, or on a Dask cluster of the user's.
+
+    with open_workers(workers=4) as workers:
+        for item, outcome in map_as_finished(function, items, workers):
+            ...
+
+Both kinds of workers take tasks by ``concurrent.futures``; functions, items and results must pickle. Processes on this
+machine talk through pipes alone, and a cluster is the user's to secure.
+
+Those processes start like ``python -P``: a file ``multiprocessing.py`` in the current directory is not what they import.
+Modules there are found only if this process has imported one, because the user named a function in it. They do not see
+Ctrl-C, which a terminal sends to every process of a command, and end with this one, however it ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import threading
+from abc import ABC, abstractmethod
+from collections import deque
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, ProcessPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from itertools import islice
+from multiprocessing import current_process, get_context, parent_process
+from multiprocessing.connection import wait as wait_for_end
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from evenslice._core.errors import ConfigError, EvensliceError, needs_extra, option, reason, whole_number
+from evenslice._core.import_paths import imports_from_here
+from evenslice._core.interrupts import terminable, without_interrupts
+from evenslice._core.machine import available_cores, keep_freed_memory
+from evenslice._core.text import printable
+
+try:
+    from cloudpickle import dumps  # of the extra "cluster": functions of a notebook, too
+except ImportError:
+    from pickle import dumps  # sent to processes of this one's own
+from pickle import loads  # by them
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Iterator
+    from concurrent.futures import Future
+    from contextlib import AbstractContextManager
+
+__all__ = [
+    "Workers",
+    "check_sendable",
+    "map_as_finished",
+    "map_in_order",
+    "open_workers",
+    "worker_number",
+]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+CONNECT_SECONDS = 10
+MOST_WORKERS = 1024
+LOOK_SECONDS = 30.0  # between looks at what workers are at
+AHEAD = 2  # items sent to each worker, including the one in progress
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+START_AGAIN = "start the command again (a segmentation or study keeps what is finished)"
+
+_CLIENT_LOGGER = logging.getLogger("distributed.client")
+_LOADING = threading.Lock()
+_HERE = SimpleNamespace(common=None, number=None)
+"""In a process that was started here, what all items share, and the number of the process."""
+
+
+class Workers(ABC):
+    """What applies functions to items elsewhere."""
+
+    @abstractmethod
+    def capacity(self) -> int:
+        """Return the number of items that may be with the workers, which may come and go."""
+
+    @abstractmethod
+    def sharing(self, common: Any) -> AbstractContextManager[Callable[..., Future[Any]]]:
+        """Return a context with what submits a function of an item, and of what all items share unless that is None."""
+
+    @abstractmethod
+    def lost(self) -> EvensliceError:
+        """Return the error that says that workers were lost, with all that was submitted."""
+
+    def look(self) -> None:  # noqa: B027  # a pool of processes notices by itself what happens to them
+        """Look how things are when no task has ended for a while."""
+
+
+@contextmanager
+def open_workers(workers: int | None = None, scheduler: str | None = None) -> Iterator[Workers | None]:
+    """Yield workers, or None if neither a number of processes nor a scheduler is given.
+
+    Args:
+        workers: number of processes to start on this machine; they share its cores.
+        scheduler: address of a running scheduler of Dask, such as ``tcp://host:8786``.
+
+    Raises:
+        ConfigError: both are given, ``workers`` is not a whole number of at least 1, or the scheduler does not answer.
+        MissingExtraError: there is a scheduler, and Dask is not installed.
+
+    Example:
+        >>> with open_workers() as workers:
+        ...     list(map_as_finished(abs, [-1, 2], workers))
+        [(-1, 1), (2, 2)]
+    """
+    if workers is not None and scheduler is not None:
+        raise ConfigError(
+            f"{option('workers')} starts workers here, {option('scheduler')} uses those of a cluster; give "
+            "one of the two"
+        )
+    if workers is not None:
+        workers = whole_number("workers", workers, least=1)
+        if workers > MOST_WORKERS:
+            raise ConfigError(
+                f"{option('workers', workers)}: each is a process on this machine, of which it starts at most "
+                f"{MOST_WORKERS}; for more machines, give {option('scheduler')}"
+            )
+        yield _Processes(workers)
+    elif scheduler is not None:
+        with needs_extra("cluster", "working on a cluster"):
+            from distributed import Client
+        level = _CLIENT_LOGGER.level
+        try:
+            with _connect(Client, scheduler) as client:
+                yield _Cluster(client)
+        finally:
+            _CLIENT_LOGGER.setLevel(level)
+    else:
+        yield None
+
+
+def _connect(connect: Callable[..., Any], scheduler: str) -> Any:
+    try:
+        return connect(scheduler, timeout=CONNECT_SECONDS)
+    except (OSError, ValueError, TypeError) as error:  # a timeout is an OSError
+        raise ConfigError(
+            f"{option('scheduler', scheduler)}: does not answer ({error}); give the address that `dask scheduler` printed"
+        ) from error
+
+
+def check_sendable(item: Any, what: str) -> None:
+    """Check that an object can be sent to workers.
+
+    Args:
+        item: the object, such as a function.
+        what: how the message calls it.
+
+    Raises:
+        ConfigError: it cannot be pickled.
+
+    Example:
+        >>> check_sendable(abs, "the function abs")
+    """
+    try:
+        dumps(item)
+    except Exception as error:  # __reduce__ may raise anything
+        raise ConfigError(
+            f"{what} cannot be sent to workers ({type(error).__name__}: {reason(error)}); define it, and what it uses, "
+            f"at the top level of a module, or leave {option('workers')} and {option('scheduler')} out"
+        ) from error
+
+
+def map_as_finished(
+    function: Callable[..., Result],
+    items: Iterable[Item],
+    workers: Workers | None = None,
+    *,
+    common: Any = None,
+    needs: Callable[[Item], Item | None] = lambda _: None,
+    meanwhile: Callable[[Item], object] = lambda _: None,
+) -> Iterator[tuple[Item, Result | Exception]]:
+    """Apply a function to items and yield each with its result, in the order in which they finish.
+
+    With workers, a few items are submitted at a time, in their order, as far as what they need allows.
+
+    Args:
+        function: what to apply; on a cluster it may run more than once for an item, if workers die.
+        items: what to apply it to.
+        workers: see ``open_workers``; None for this process.
+        common: second argument of the function, unless None; sent to each worker once.
+        needs: returns for an item the one that has to be finished before it begins, or None; that one (the same
+            object) comes earlier in ``items``, or is not among them.
+        meanwhile: called with each item that a worker has when none has finished for ``LOOK_SECONDS``.
+
+    Yields:
+        An item and its result; with workers, the exception if there is no result, or none of what it needs.
+
+    Raises:
+        EvensliceError: a process on this machine was killed, or the scheduler was lost.
+    """
+    if workers is None:
+        yield from ((item, function(item, *(() if common is None else (common,)))) for item in items)
+        return
+    queue = _Queue(items, needs)
+    futures: dict[Future[Result], Item] = {}
+    failed: dict[int, Exception] = {}
+    with workers.sharing(common) as submit:
+        while (taken := list(queue.take(workers.capacity() - len(futures)))) or futures:
+            for item in taken:
+                if (error := failed.get(id(needs(item)))) is None:
+                    futures[submit(function, item)] = item
+                else:
+                    failed[id(item)] = error
+                    queue.finish(item)
+                    yield item, error
+            ended = _ended(workers, futures) if futures else ()
+            for item in () if ended else futures.values():
+                meanwhile(item)
+            for future in ended:
+                item, outcome = futures.pop(future), _outcome(future, workers)
+                if isinstance(outcome, Exception):
+                    failed[id(item)] = outcome
+                queue.finish(item)
+                yield item, outcome
+
+
+class _Queue(Generic[Item]):
+    """Items in their order, as far as what they need allows; see ``map_as_finished``."""
+
+    def __init__(self, items: Iterable[Item], needs: Callable[[Item], Item | None]) -> None:
+        self._items, self._needs = iter(items), needs
+        self._held: list[Item] = []  # until what they need is finished
+        self._unfinished: set[int] = set()
+
+    def take(self, most: int) -> Iterator[Item]:
+        """Yield items that can begin: those that had to wait, and as many others as are asked for."""
+        able = [item for item in self._held if not self._waits(item)]
+        self._held = [item for item in self._held if self._waits(item)]
+        yield from able
+        while len(able) < most and (item := next(self._items, None)) is not None:
+            self._unfinished.add(id(item))
+            if self._waits(item):
+                self._held.append(item)
+            else:
+                able.append(item)
+                yield item
+
+    def finish(self, item: Item) -> None:
+        """Let those begin that need an item."""
+        self._unfinished.discard(id(item))
+
+    def _waits(self, item: Item) -> bool:
+        return id(self._needs(item)) in self._unfinished
+
+
+def map_in_order(
+    function: Callable[..., Result],
+    items: Iterable[Item],
+    workers: Workers | None = None,
+    *,
+    common: Any = None,
+) -> Generator[Result]:
+    """Apply a function to items one after another, or by workers a few at a time, and yield the results in order.
+
+    Items are submitted as results are consumed: those not yet sent to a worker when the caller stops are never run.
+
+    Args:
+        function: what to apply.
+        items: what to apply it to; consumed as workers become free.
+        workers: see ``open_workers``; None for this process.
+        common: second argument of the function, unless None; sent to each worker once.
+
+    Raises:
+        EvensliceError: as for ``map_as_finished``.
+
+    Example:
+        >>> list(map_in_order(pow, [2, 3], common=2))
+        [4, 9]
+    """
+    if workers is None:
+        yield from (function(item, *(() if common is None else (common,))) for item in items)
+        return
+    items = iter(items)
+    waiting: deque[Future[Result]] = deque()
+    with workers.sharing(common) as submit:
+        while True:
+            waiting.extend(
+                submit(function, item) for item in islice(items, max(0, workers.capacity() - len(waiting)))
+            )
+            if not waiting:
+                return
+            while not _ended(workers, [waiting[0]]):
+                pass
+            outcome = _outcome(waiting.popleft(), workers)
+            if isinstance(outcome, Exception):
+                raise outcome
+            yield outcome
+
+
+def _ended(workers: Workers, futures: Iterable[Future[Result]]) -> set[Future[Result]]:
+    """Wait for a while, and return the tasks that have ended."""
+    ended, _ = wait(futures, LOOK_SECONDS, FIRST_COMPLETED)
+    if not ended:
+        workers.look()
+    return ended
+
+
+def _outcome(future: Future[Result], workers: Workers) -> Result | Exception:
+    """Return the result of a task that has ended, or its exception."""
+    try:
+        return future.result()
+    except (BrokenExecutor, CancelledError) as error:
+        raise workers.lost() from error
+    except Exception as error:  # noqa: BLE001  # whatever the task raises is for the caller
+        if type(error).__name__ == "KilledWorker":  # of Dask
+            return EvensliceError(
+                "every worker that took the same task died, probably for lack of memory; give workers more memory, or "
+                f"fewer windows at once with {option('batch', 1)}, and {START_AGAIN}"
+            )
+        return error
+
+
+class _Processes(Workers):
+    """Processes on this machine.
+
+    Args:
+        count: their number.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._processes: dict[int, Any] = {}
+
+    def capacity(self) -> int:
+        return AHEAD * self._count
+
+    @contextmanager
+    def sharing(self, common: Any) -> Iterator[Callable[..., Future[Any]]]:
+        shared = None if common is None else _Shared(dumps(common))
+        pool = ProcessPoolExecutor(
+            self._count,
+            mp_context=get_context("spawn"),
+            initializer=_begin,
+            initargs=(shared, str(Path.cwd()) if imports_from_here() else None),
+        )
+        settings = dict.fromkeys(THREADS, str(max(1, available_cores() // self._count)))
+
+        def submit(function: Callable[..., Any], item: Any) -> Future[Any]:
+            with without_interrupts(), _environment({**settings, **os.environ, "PYTHONSAFEPATH": "1"}):
+                task = pool.submit(_apply_here, function, item)
+            self._processes.update(pool._processes or {})  # noqa: SLF001  # of which there is no other list
+            return task
+
+        with terminable():
+            try:
+                yield submit
+                pool.shutdown()
+            finally:  # at an error, at Ctrl-C, or once nobody waits for what is in progress
+                for process in self._processes.values():
+                    process.kill()
+                pool.shutdown(cancel_futures=True)
+
+    def lost(self) -> EvensliceError:
+        for process in self._processes.values():
+            process.join(1)  # the pool ends them
+        if any((process.exitcode or 0) > 0 for process in self._processes.values()):  # by an error of Python
+            return EvensliceError(
+                f"{option('workers', self._count)}: end before they have done anything; in a script, call what starts them "
+                "below `if __name__ == '__main__':`, else see what they print, and whether memory is left"
+            )
+        return EvensliceError(
+            "a worker process was killed, probably for lack of memory; use fewer of them, or fewer windows at once with "
+            f"{option('batch', 1)}, and {START_AGAIN}"
+        )
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Give processes that start in the block an environment of their own."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in variables.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def _begin(common: _Shared | None, here: str | None) -> None:
+    """Prepare a process that was started for tasks."""
+    if here is not None:
+        sys.path.append(here)
+    keep_freed_memory()
+    number = re.search(r"\d+$", current_process().name)
+    _HERE.common, _HERE.number = common, int(number[0]) if number else 0
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        wait_for_end([parent.sentinel])
+        os._exit(1)
+
+
+def _apply_here(function: Callable[..., Result], item: Any) -> Result:
+    """Run a task in a process that was started for it."""
+    return _apply(function, item, _HERE.common)
+
+
+def _apply(function: Callable[..., Result], item: Any, shared: _Shared | None) -> Result:
+    return function(item) if shared is None else function(item, shared.load())
+
+
+class _Cluster(Workers):
+    """The workers of a Dask cluster.
+
+    Args:
+        client: of the cluster, which may be without workers until a queue lets them start.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._told = False  # whether the user knows that there are no workers
+
+    @contextmanager
+    def _noticing_loss(self) -> Iterator[None]:
+        """Let the loss of the scheduler, for which Dask raises exceptions of many types, be one error."""
+        try:
+            yield
+        except Exception as error:
+            raise self.lost() from error
+
+    def capacity(self) -> int:
+        with self._noticing_loss():
+            return AHEAD * max(1, len(self._client.nthreads()))
+
+    @contextmanager
+    def sharing(self, common: Any) -> Iterator[Callable[..., Future[Any]]]:
+        executor, shared = self._client.get_executor(), None
+        if common is not None:
+            pickled = dumps(common)
+            with self._noticing_loss():
+                # As the result of a task, which is found again if the workers that hold it are lost.
+                shared = self._client.submit(_Shared, pickled, pure=False)
+
+        def submit(function: Callable[..., Any], item: Any) -> Future[Any]:
+            with self._noticing_loss():
+                task: Future[Any] = executor.submit(_apply, function, item, shared)
+                return task
+
+        yield submit
+
+    def look(self) -> None:
+        """Say on standard error that there are no workers, once as long as there are none."""
+        with self._noticing_loss():
+            alone = not self._client.nthreads()
+        told, self._told = self._told, alone
+        if alone and not told:
+            with suppress(OSError):  # as of lines of progress
+                sys.stderr.write(printable(f"waiting for workers of {self._client.scheduler.address}") + "\n")
+                sys.stderr.flush()
+
+    def lost(self) -> EvensliceError:
+        _CLIENT_LOGGER.setLevel(logging.CRITICAL)  # closing the client would print tracebacks
+        return EvensliceError(f"the scheduler was lost; {START_AGAIN}")
+
+
+class _Shared:
+    """An object for workers, as bytes until the first task of a process needs it.
+
+    A worker that cannot import a module of it would end, or wait for ever, if it were unpickled outside of a task.
+    """
+
+    def __init__(self, pickled: bytes, item: Any = None) -> None:
+        self._pickled, self._item = pickled, item
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        with _LOADING:
+            return _Shared, (self._pickled if self._item is None else dumps(self._item),)
+
+    def load(self) -> Any:
+        """Return the object, or raise ConfigError if it cannot be unpickled here."""
+        with _LOADING:
+            if self._item is None:
+                try:
+                    self._item, self._pickled = loads(self._pickled), b""  # noqa: S301  # of the command's own
+                except Exception as error:  # unpickling may raise anything
+                    raise ConfigError(
+                        f"the workers cannot load what they are sent ({type(error).__name__}: {reason(error)}); your own code "
+                        "must be in a module that every worker can import, and they need the same packages as this process"
+                    ) from error
+            return self._item
+
+
+def worker_number() -> int | None:
+    """Return the number of this worker, so that each can take a GPU of its own; None in a process that is none.
+
+    That of a Dask cluster is the number at the end of the worker's name. One whose name ends otherwise counts as 0, and so
+    does one without a name, which Dask calls by its address.
+
+    Example:
+        >>> worker_number() is None
+        True
+    """
+    if _HERE.number is not None:
+        return int(_HERE.number)
+    if "distributed" not in sys.modules:
+        return None
+    from distributed import get_worker
+
+    try:
+        name = str(get_worker().name)
+    except ValueError:
+        return None
+    digits = re.search(r"\d+$", name)
+    return int(digits[0]) if digits and "://" not in name else 0

@@ -1,0 +1,576 @@
+"""Networks and functions ready to run, in the same way: from windows of slices in 0..1 to outputs.
+
+A network becomes a frozen copy on its device, in its precision, with the input scaling that it expects. A function gets
+windows as a NumPy array (batch, slices, y, x), float32 in 0..1, and returns an array or a tensor of outputs, batch first. It
+has no gradients, so only occlusion can explain it.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Mapping
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils import convert_conv2d_weight_memory_format
+
+from evenslice._core import (
+    ConfigError,
+    EvensliceError,
+    ModelError,
+    check_sendable,
+    option,
+    reason,
+    whole_number,
+)
+from evenslice.inference.batch_norm_fusion import fuse_batch_norms
+from evenslice.inference.devices import (
+    SMALLER,
+    BatchSizes,
+    choose_device,
+    choose_dtype,
+    is_device_error,
+    memory_error,
+    out_of_memory,
+    reporting_device_errors,
+)
+from evenslice.networks import (
+    ABOUT_INPUT,
+    full_precision,
+    function_name,
+    input_multiple,
+    input_size,
+    logits,
+    normalization,
+    reduce_output,
+    refuse_torchscript,
+    reporting_own_errors,
+    require_values,
+)
+from evenslice.neutralizing import record_of, untie
+from evenslice.volumes import check_tile, check_window
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor
+
+__all__ = [
+    "BlackBox",
+    "ReadyNetwork",
+    "by_slice",
+    "choose_slices",
+    "frozen_copy",
+    "input_scaling",
+    "keep_depthwise_exact",
+    "keep_sides",
+    "make_ready",
+    "trial_windows",
+]
+
+ANY_GPU = ("auto", "cuda")  # devices that are chosen anew by each process
+_MOVING = threading.Lock()
+LARGEST_WINDOW = 2**28  # pixels in all its slices, 1 GiB
+FUSING_SIDE = 128  # pixels; batch norms are folded by passes on windows of about this size
+
+
+def input_scaling(model: nn.Module, slices: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and std that a network expects of slices in 0..1: one for all, or one for each slice.
+
+    They come from the record of ``neutralize``, else from the pretrained configuration, averaged if it has another
+    number of channels than there are slices; else they are 0 and 1.
+    """
+    record = record_of(model)
+    if record is not None:
+        return (record.mean,), (record.std,)
+    mean, std = normalization(model) or ((0.0,), (1.0,))
+    if len(mean) in (1, slices):
+        return mean, std
+    return (sum(mean) / len(mean),), (sum(std) / len(std),)
+
+
+def by_slice(values: tuple[float, ...]) -> Tensor:
+    """Return one value, or one for each slice, as float32 (1, N, 1, 1), by which windows are scaled.
+
+    Example:
+        >>> by_slice((0.5, 0.25)).shape
+        torch.Size([1, 2, 1, 1])
+    """
+    return torch.tensor(values, dtype=torch.float32, device="cpu").view(1, -1, 1, 1)
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of a network in float32 and in evaluation mode, without gradients; ties become plain weights.
+
+    Raises:
+        ModelError: it cannot be copied, is a module of TorchScript, or has parameters without values.
+
+    Example:
+        >>> frozen_copy(nn.Conv2d(3, 2, 1)).weight.requires_grad
+        False
+    """
+    refuse_torchscript(model)
+    require_values(model)
+    try:
+        module = copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        if is_device_error(error):  # of that which the network is on
+            raise
+        raise ModelError(
+            f"the network {type(model).__name__} cannot be copied: {reason(error)}; detach the tensors that it "
+            "stores, and remove what copy.deepcopy cannot copy"
+        ) from error
+    untie(module)
+    return module.eval().requires_grad_(False).float()
+
+
+class ReadyNetwork(nn.Module):
+    """A frozen copy of a network in evaluation mode that reads windows in 0..1; the original is left unchanged.
+
+    Ties are resolved into plain weights in channels-last layout; the forward pass runs in the chosen precision. One that
+    overflows in float16 is repeated in float32. A network that is sent to another process chooses its device there anew,
+    see ``choose_device``, unless it was to run on a certain one; its precision stays.
+
+    Args:
+        model: maps (batch, slices, y, x), with the scaling it expects, to logits.
+        slices: N, the number of slices of its windows.
+        device: where it runs: "auto" (a CUDA GPU if there is one, else the CPU), or a PyTorch device name.
+        dtype: "float32", which "auto" stands for, "bfloat16" or "float16" (on a GPU); the weights are always float32.
+        outputs: maps what the network returns to the tensor of its outputs; by default ``evenslice.networks.logits``
+            does.
+
+    Raises:
+        ModelError: the network cannot be copied, is a module of TorchScript, or does not fit into the memory of the device.
+        ConfigError: the device is not available or fails, or the precision is unknown, or float16 on a CPU.
+
+    Attributes:
+        batches: how many windows go through it at once.
+
+    Example:
+        >>> network = ReadyNetwork(nn.Conv2d(3, 2, 1), slices=3, device="cpu", dtype="float32")
+        >>> network(torch.rand(1, 3, 8, 8)).shape
+        torch.Size([1, 2, 8, 8])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        slices: int,
+        device: str = "auto",
+        dtype: str = "auto",
+        outputs: Callable[[Any], Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = type(model).__name__
+        self.outputs = outputs
+        self.batches = BatchSizes()
+        self._asked = device
+        self._device: torch.device | None = choose_device(device)
+        self.dtype = choose_dtype(dtype, self._device)
+        mean, std = input_scaling(model, slices)
+        with reporting_device_errors(self.device, f"the network {self.name} does not fit"):
+            module = frozen_copy(model).to(self.device)
+            self.module = convert_conv2d_weight_memory_format(module, torch.channels_last)
+            for name, values in (("mean", mean), ("std", std)):
+                self.register_buffer(name, by_slice(values).to(self.device))
+        if self.device.type == "cpu":
+            keep_depthwise_exact(self.module)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        if self._device is None:  # it was sent to this process
+            with _MOVING:  # other threads wait until it is there
+                if self._device is None:
+                    device = choose_device(self._asked)
+                    with reporting_device_errors(device, f"the network {self.name} does not fit"):
+                        self.to(device)
+                    self._device = device
+        return self._device
+
+    def in_precision(self, dtype: torch.dtype) -> ReadyNetwork:
+        """Return a network with the same weights that computes in another precision.
+
+        For float64 it has copies of them, still to be converted (``neutralizing.in_float64``). This network stays as it
+        is: meanwhile other threads may run it, or send it to another process.
+
+        Example:
+            >>> network = ReadyNetwork(nn.Conv2d(3, 2, 1), slices=3, device="cpu", dtype="bfloat16")
+            >>> exact = network.in_precision(torch.float32)
+            >>> exact.dtype, network.dtype, exact.module is network.module
+            (torch.float32, torch.bfloat16, True)
+        """
+        other = ReadyNetwork.__new__(ReadyNetwork)
+        vars(other).update(vars(self), _device=self.device)
+        other.dtype = dtype
+        if dtype == torch.float64:
+            vars(other).update({name: copy.deepcopy(vars(self)[name]) for name in ("_modules", "_buffers")})
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is sent to another process: everything on the CPU, since one of the two may have no GPU, or another.
+
+        One that was received and has not run yet is sent on as it is: no device is chosen for that.
+        """
+        with _MOVING:  # a move that is under way ends first
+            state, device = dict(vars(self)), self._device
+        if self._asked in ANY_GPU:
+            state |= {"_device": None, "batches": BatchSizes()}
+        if device is not None and device.type != "cpu":
+            moved = {
+                name: copy.deepcopy(part).cpu() for name, part in self._modules.items() if part is not None
+            }
+            buffers = {name: part.cpu() for name, part in self._buffers.items() if part is not None}
+            state |= {"_modules": moved, "_buffers": buffers, "_device": None, "batches": BatchSizes()}
+        return state
+
+    def forward(self, windows: Tensor) -> Any:
+        """Run the network on windows (batch, slices, y, x) in 0..1; return its output, reduced by ``outputs``."""
+        returned = self._run(windows, self.dtype)
+        if self.dtype == torch.float16 and not _is_finite(returned):
+            returned = self._run(windows, torch.float32)
+        return returned
+
+    def _run(self, windows: Tensor, dtype: torch.dtype) -> Any:
+        with (
+            full_precision(),
+            torch.autocast(self.device.type, dtype=dtype, enabled=dtype.itemsize < 4),
+        ):
+            returned = self.module((windows - self.mean) / self.std)
+            # Within autocast: the function may multiply tensors of both precisions.
+            return returned if self.outputs is None else reduce_output(returned, self.outputs)
+
+    @property
+    def scaling(self) -> dict[str, list[float]]:
+        """The ``mean`` and ``std`` by which slices in 0..1 are scaled, one for all or one for each slice."""
+        return {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
+
+    @property
+    def tile(self) -> tuple[int, int] | None:
+        """The only size (y, x) of windows that the network accepts; None if it accepts others."""
+        return input_size(self.module)
+
+    @property
+    def multiple(self) -> int:
+        """The number of which the size of windows must be a multiple."""
+        return input_multiple(self.module)
+
+    def prepare(self, slices: int, tile: tuple[int, int]) -> Any:
+        """Run one test window through the network, then fold its batch norms into the preceding convolutions.
+
+        Returns:
+            The output of the network for the window.
+
+        Raises:
+            ModelError: the network rejects the window or fails, its memory runs out, or its output contains no logits.
+            ConfigError: the device fails.
+        """
+        windows = trial_windows(slices, tile)
+        what = f"a window of {slices} slices of {tile[0]} x {tile[1]} does not fit"
+        try:
+            with (
+                torch.no_grad(),
+                reporting_own_errors(f"the network {self.name}"),
+                reporting_device_errors(self.device, what, SMALLER),
+            ):
+                windows = windows.to(self.device)
+                returned = self(windows)
+        except ABOUT_INPUT as error:
+            advice = f"neutralize it for {slices} slices, or choose another size with {option('tile')}"
+            if self.dtype != torch.float32 and any(name in str(error) for name in ("BFloat16", "Half")):
+                advice = f"compute in single precision with {option('dtype', 'float32')}"
+            raise ModelError(
+                f"the network {self.name} rejects windows of shape {tuple(windows.shape)}: {reason(error)}; {advice}"
+            ) from error
+        check_output(returned, self.name)
+        reduced = logits if self.outputs is None else partial(reduce_output, function=self.outputs)
+        with full_precision():
+            # Two passes in float32, one of them with its graph: on a whole plane, they would cost more than many slices.
+            for part in _parts(windows, self.multiple):
+                if fuse_batch_norms(self.module, (part - self.mean) / self.std, reduced):
+                    break
+        return returned
+
+
+def trial_windows(slices: int, tile: tuple[int, int]) -> Tensor:
+    """Return a window (1, slices, y, x) of noise, to test a network with."""
+    if slices * tile[0] * tile[1] > LARGEST_WINDOW:
+        raise ConfigError(
+            f"{option('tile')}: a window of {slices} slices of {tile[0]} x {tile[1]} pixels is too large; "
+            "choose a smaller tile"
+        )
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand((1, slices, *tile), generator=generator, dtype=torch.float32, device="cpu")
+
+
+def _parts(windows: Tensor, multiple: int) -> Iterator[Tensor]:
+    """Yield a part of windows that is large enough for most networks, and then all of it for those that refuse the part."""
+    side = -(-FUSING_SIDE // multiple) * multiple
+    if max(windows.shape[2:]) > side:
+        yield windows[..., :side, :side]
+    yield windows
+
+
+def check_output(returned: Any, name: str) -> None:
+    """Check the output of a network for the test window.
+
+    Raises:
+        ModelError: it contains no logits, or they contain NaN.
+    """
+    output = logits(returned)
+    if output.is_floating_point() and bool(output.isnan().any()):
+        raise ModelError(f"the network {name} returns NaN for a window of noise in 0..1; check its weights")
+
+
+def _is_finite(returned: Any) -> bool:
+    """Return whether the logits in what a network returned are finite, as far as they are of floating point."""
+    output = logits(returned)
+    return not output.is_floating_point() or bool(output.isfinite().all())
+
+
+class BlackBox(nn.Module):
+    """A function wrapped as a module on the CPU, without gradients.
+
+    Args:
+        function: maps an array (batch, slices, y, x), float32 in 0..1, to an array or a tensor, batch first, or to
+            anything that ``outputs`` or ``evenslice.networks.logits`` reduces to one. It scales and
+            moves its input itself. Attributes ``slices`` and ``tile``, if present and not None, state the only windows
+            that it accepts; ``sides`` is like ``tile``, with None for a side of any length. ``name``, ``mean`` and
+            ``std``, if present, are recorded. ``origin``, such as a digest of its weights, tells it from others when a
+            segmentation is resumed.
+        outputs: maps what the function returns to the outputs.
+        device: must be "auto": any other value would have no effect.
+        dtype: likewise.
+
+    Raises:
+        ModelError: it is not callable.
+        ConfigError: a device or a precision was given.
+
+    Example:
+        >>> network = BlackBox(lambda windows: windows.mean(axis=(1, 2, 3)))
+        >>> network(torch.ones(2, 3, 8, 8))
+        tensor([1., 1.])
+    """
+
+    device = torch.device("cpu")
+    dtype = torch.float32
+    multiple = 32
+    """The number of which the size of windows is a multiple: most networks behind functions need it."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        outputs: Callable[[Any], Any] | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+    ) -> None:
+        super().__init__()
+        if not callable(function):
+            raise ModelError(
+                f"{type(function).__name__} is not a network; give a torch.nn.Module, or a function from "
+                "arrays of windows "
+                "to outputs"
+            )
+        for name, value in (("device", device), ("dtype", dtype)):
+            if value != "auto":
+                raise ConfigError(
+                    f"{option(name, value)} has no effect on a function, which chooses where and how to compute; "
+                    "leave it out"
+                )
+        self.function = function
+        self.outputs = outputs
+        self.batches = BatchSizes()
+        self.name = str(getattr(function, "name", function_name(function)))
+        self.scaling = {
+            name: np.atleast_1d(getattr(function, name, default)).tolist()
+            for name, default in (("mean", 0.0), ("std", 1.0))
+        }
+
+    @torch.no_grad()
+    def forward(self, windows: Tensor) -> Any:
+        """Call the function on windows (batch, slices, y, x) in 0..1, and return its outputs as tensors."""
+        returned = self.function(np.ascontiguousarray(windows.detach().cpu().numpy(), dtype=np.float32))
+        if self.outputs is not None:
+            returned = reduce_output(returned, self.outputs)
+        return self._tensors(returned)
+
+    @property
+    def tile(self) -> tuple[int, int] | None:
+        """The only size (y, x) of windows that the function states to accept; None if it states none."""
+        stated = getattr(self.function, "tile", None)
+        return None if stated is None else check_tile(stated)
+
+    def prepare(self, slices: int, tile: tuple[int, int]) -> Any:
+        """Call the function on one test window, and return the result.
+
+        Raises:
+            ModelError: it rejects the window, memory runs out, or its result contains no outputs.
+            ConfigError: it states that it takes other windows.
+        """
+        for name, asked, stated in (
+            ("slices", slices, getattr(self.function, "slices", None)),
+            ("tile", tuple(tile), self.tile),
+        ):
+            if stated is not None and stated != asked:
+                raise ConfigError(
+                    f"{option(name, asked)}: {self.name} takes {stated}; leave {option(name)} out"
+                )
+        windows = trial_windows(slices, tile)
+        try:
+            returned = self(windows)
+        except EvensliceError:
+            raise
+        except Exception as error:
+            if out_of_memory(error):
+                raise memory_error(
+                    error, f"a window of {slices} slices of {tile[0]} x {tile[1]} does not fit", SMALLER
+                ) from error
+            raise ModelError(
+                f"the function {self.name} fails on an array of shape {tuple(windows.shape)}: {type(error).__name__}: "
+                f"{reason(error)}"
+            ) from error
+        check_output(returned, self.name)
+        return returned
+
+    def _tensors(self, returned: Any) -> Any:
+        """Convert arrays, however nested in the returned value, to tensors."""
+        if isinstance(returned, torch.Tensor):
+            return returned.detach().cpu()
+        if isinstance(returned, Mapping):
+            return {key: self._tensors(item) for key, item in returned.items()}
+        if isinstance(returned, list | tuple):
+            return [self._tensors(item) for item in returned]
+        if not hasattr(returned, "__array__"):
+            return returned
+        array = np.array(returned)  # a copy: the original may be read-only
+        if array.dtype.kind not in "fiub":
+            raise ModelError(
+                f"the function {self.name} returns an array of type {array.dtype}; it must return numbers"
+            )
+        return torch.from_numpy(array.astype(np.float32 if array.dtype.kind == "f" else np.int64))
+
+
+def keep_sides(network: object, tile: tuple[int, int]) -> tuple[int, int]:
+    """Return the size (y, x) of windows, with each side that a function states to be the only one that it accepts.
+
+    Args:
+        network: the function, such as one from ``load_onnx``, or its ``BlackBox``; anything else states no side.
+        tile: the size to take else.
+
+    Example:
+        >>> def function(windows):
+        ...     return windows
+        >>> function.sides = 32, None
+        >>> keep_sides(function, (64, 96)), keep_sides(BlackBox(function), (64, 96))
+        ((32, 96), (32, 96))
+    """
+    function = network.function if isinstance(network, BlackBox) else network
+    y, x = getattr(function, "sides", (None, None))
+    return y or tile[0], x or tile[1]
+
+
+def choose_slices(model: nn.Module | Callable[..., Any]) -> int:
+    """Return the number of slices that ``neutralize`` recorded on a network or that a function states, else 3.
+
+    Example:
+        >>> choose_slices(lambda windows: windows)
+        3
+    """
+    stated = record_of(model) if isinstance(model, nn.Module) else model
+    return getattr(stated, "slices", None) or 3
+
+
+def make_ready(
+    model: nn.Module | Callable[..., Any],
+    slices: int | None,
+    *,
+    device: str,
+    dtype: str,
+    outputs: Callable[[Any], Any] | None = None,
+    sent: bool = False,
+) -> tuple[ReadyNetwork | BlackBox, int]:
+    """Return a network or a function ready to run, and the number of slices of its windows.
+
+    Args:
+        model: the network or the function.
+        slices: N; by default see ``choose_slices``.
+        device: as for ``ReadyNetwork``, and for ``BlackBox``.
+        dtype: likewise.
+        outputs: likewise.
+        sent: whether it will be sent to other processes.
+
+    Raises:
+        ConfigError: the number is not odd, or a function cannot be sent.
+        ModelError, ConfigError: see ``ReadyNetwork`` and ``BlackBox``.
+
+    Example:
+        >>> make_ready(lambda windows: windows, None, device="auto", dtype="auto")[1]
+        3
+    """
+    slices = choose_slices(model) if slices is None else whole_number("slices", slices)
+    check_window(slices, 1, "reflect")
+    ready: ReadyNetwork | BlackBox
+    if isinstance(model, nn.Module):  # a network can be sent, as it can be copied
+        ready = ReadyNetwork(model, slices=slices, device=device, dtype=dtype, outputs=outputs)
+    else:
+        ready = BlackBox(model, device=device, dtype=dtype, outputs=outputs)
+        if sent:
+            check_sendable(model, f"the function {ready.name}")
+    if sent and outputs is not None:
+        check_sendable(outputs, option("outputs", function_name(outputs)))
+    return ready, slices
+
+
+LARGEST_FAST = 3  # largest kernel size for which the gradient of the weights is fast
+
+
+def keep_depthwise_exact(network: nn.Module) -> None:
+    """Make depthwise convolutions whose gradient is slow in bfloat16 run in float32 on a CPU under autocast, in place.
+
+    No parameter is renamed. Freeze weights that are not trained first: whether a weight is trained is decided here.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(4, 4, 3, stride=2, groups=4, bias=False))
+        >>> keep_depthwise_exact(network)
+        >>> with torch.autocast("cpu", dtype=torch.bfloat16):
+        ...     output = network(torch.full((1, 4, 3, 3), 1.001))
+        >>> bool((output - 1.001 * network[0].weight.sum((1, 2, 3)).view(1, -1, 1, 1)).abs().max() < 1e-6)
+        True
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and _is_slow(module) and not isinstance(module, _Exact):
+            module.__class__ = _exact(type(module))  # type: ignore[arg-type]  # mypy takes the instance's hash
+
+
+def _is_slow(convolution: nn.Conv2d) -> bool:
+    depthwise = convolution.groups == convolution.in_channels > 1
+    strided, large = max(convolution.stride) > 1, max(convolution.kernel_size) > LARGEST_FAST
+    return depthwise and (strided or (large and convolution.weight.requires_grad))
+
+
+class _Exact:
+    """The forward pass of a convolution, in the precision of its weights if a gradient may follow."""
+
+    weight: Tensor
+
+    def forward(self, pixels: Tensor) -> Any:
+        if torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled():
+            return super().forward(pixels)  # type: ignore[misc]  # the convolution's
+        with torch.autocast("cpu", enabled=False):
+            output: Tensor = super().forward(pixels.to(self.weight.dtype))  # type: ignore[misc]
+        return output.to(pixels.dtype)
+
+
+@cache
+def _exact(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
+    """Return a class of convolutions that computes in float32."""
+    return type(kind.__name__, (_Exact, kind), {})

@@ -1,0 +1,424 @@
+"""The results of a study as tables and sentences: for its page, the terminal, notebooks, the documentation, CSV files."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import astuple
+from html import escape
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from evenslice.report.audit_tables import EFFECT, SHARES
+from evenslice.report.formatting import (
+    MINUS,
+    NOTHING,
+    counted,
+    difference,
+    interval,
+    listed,
+    p_value,
+    percent,
+    signed,
+)
+from evenslice.report.stress_tables import stress_group
+from evenslice.report.tables import Group, Row, Table, csv_text, flatten, html_table, plain_table, run_table
+from evenslice.results import (
+    ENOUGH_REPLICATES,
+    LOSSES,
+    ArmSummary,
+    Comparison,
+    PooledArm,
+    PooledComparison,
+    Tolerances,
+    failed_runs,
+    inferiority,
+    read_comparisons,
+    read_pooled,
+    score_title,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from evenslice.results import Interval, StudyResults
+
+Arm: TypeAlias = ArmSummary | PooledArm
+
+TABLE_FILES: Final = ("arms.csv", "pooled.csv")
+"""Names of the CSV files."""
+
+MOST: Final = 0.9
+"""The part of the baseline's bias that an arm must remove, with its whole interval, to be named."""
+
+POOLED_READING: Final = (
+    "Means over data sets have 95 % intervals from the variances within them (Welch and Satterthwaite). The p of a difference is "
+    "two-sided and adjusted by Holm's method."
+)
+PRIMARY_READING: Final = (
+    "* Primary comparison, with a margin of {:g}: tested for superiority if it is not inferior, not adjusted."
+)
+INTERIM_READING: Final = (
+    " Runs are missing, so every p is interim: 5 % holds for one look at the finished study."
+)
+DIFFERENCE_READING: Final = (
+    "Means over runs of the same fold and seed; where an arm has other folds or seeds than the baseline, a difference need not "
+    "be that of the means."
+)
+
+FIGURE_GROUPS: Final = (
+    (
+        "On the test volumes",
+        {
+            "dice": "Dice",
+            "iou": "IoU",
+            "surface_dice": "Surface Dice",
+            "hd95": "HD95",
+            "adapted_rand_error": "Adapted Rand error",
+            "variation_of_information": "Variation of information",
+        },
+        "Means over classes and volumes. HD95 is in the unit of the voxel spacing; it and the last two are best at 0.",
+    ),
+    (
+        "On a lattice of test centres",
+        {"balanced_accuracy": "Balanced accuracy", "accuracy": "Accuracy", "macro_f1": "Macro F1"},
+        "Balanced accuracy: mean recall of the classes. Macro F1: mean F1 score of the classes. 1 is perfect.",
+    ),
+    (
+        "Bias of the network",
+        {
+            "directional_bias": "D_m, directional bias",
+            "absolute_bias": "|D_m|, its size",
+            "largest_bias": "largest |B|",
+            "asymmetry": "A, asymmetry",
+            "imbalance": "U, imbalance",
+        },
+        f"D_m: {MINUS}1 if all attention goes to the slices before, 0 if fair, +1 if after. Largest |B|: of a pair of slices.",
+    ),
+    EFFECT,
+)
+LOSS_LABELS: Final = dict(
+    zip(LOSSES, (f"missing, at {MINUS}1", "missing, at +1", "missing, both at ±1"), strict=True)
+)
+COMPARED: Final = {
+    **FIGURE_GROUPS[0][1],
+    **FIGURE_GROUPS[1][1],
+    "largest_bias": "largest |B|",
+    **{name: f"loss, {label}" for name, label in LOSS_LABELS.items()},
+}
+"""What arms are compared with the baseline in."""
+
+
+def headline(results: StudyResults) -> str:
+    """Say how much of a study is done, and what was compared."""
+    summary, compared = results.summary, results.comparisons
+    counts = {
+        "data set": {item.dataset for item in compared},
+        "network": {item.architecture for item in compared},
+        "arm": results.arms,
+        "fold": {run.fold for run in results.runs},
+        "seed": {run.seed for run in results.runs},
+    }
+    known = [counted(len(found), name) for name, found in counts.items() if found]
+    failed = f", {len(summary['failed'])} failed" if summary["failed"] else ""
+    done = f"{summary['finished']} of {counted(summary['planned'], 'run')} done{failed}"
+    return f"{done}: {listed(known)}." if known else f"{done}."
+
+
+def arm_tables(summary: Mapping[str, Any]) -> list[Table]:
+    """Return a table of the arms over all data sets, where that says more, and one for each comparison."""
+    comparisons = read_comparisons(summary)
+    items: list[tuple[Comparison | PooledComparison, list[Comparison]]] = [
+        (item, [found for found in comparisons if found.architecture == item.architecture])
+        for item in shown_pooled(read_pooled(summary))
+    ]
+    items += [(item, [item]) for item in comparisons]
+    names = [*dict.fromkeys(arm.arm for item in comparisons for arm in item.arms)]
+    interim = INTERIM_READING if summary["finished"] < summary["planned"] else ""
+    tables = []
+    for item, sets in items:
+        arms: Sequence[Arm] = item.arms
+        columns = _arm_columns(item, sets, summary["baseline"])
+        lines = zip(*columns.values(), strict=True)
+        rows = [
+            Row(arm.arm + (" *" if getattr(arm, "primary", False) else ""), cells, names.index(arm.arm))
+            for arm, cells in zip(arms, lines, strict=True)
+        ]
+        note = _note(item, sets, summary["baseline"]) + interim
+        tables.append(plain_table(item.title, ("arm", *columns), rows, note))
+    return [table for table in tables if table.rows]
+
+
+def shown_pooled(items: Sequence[PooledComparison]) -> list[PooledComparison]:
+    """Return the comparisons over all data sets that say more than those of single ones."""
+    return [
+        item
+        for item in items
+        if any(arm.differences for arm in item.arms)
+        and (len(item.datasets) > 1 or any(arm.primary for arm in item.arms))
+    ]
+
+
+def _arm_columns(
+    item: Comparison | PooledComparison, comparisons: Sequence[Comparison], baseline: str
+) -> dict[str, list[str]]:
+    """Return what matters most of each arm, by column, without columns of which nothing is known."""
+    arms: Sequence[Arm] = item.arms
+    if not arms:
+        return {}
+    score = score_title(arms[0].score, first=True)
+    unit = "folds x seeds" if any(found.unit == "fold" for found in comparisons) else "seeds"
+    extents = [_extents(arm.arm, comparisons) for arm in arms]
+    if isinstance(item, PooledComparison) and len(set(extents)) == 1:
+        extents = [NOTHING] * len(arms)
+    columns = {
+        unit: extents,
+        score: [metric_text(arm.score, arm) for arm in arms],
+        f"{score} minus {baseline}": [difference_text(arm.score, arm) for arm in arms],
+        "not inferior?": [_test(arm) for arm in arms],
+        "superior?": [superiority(arm) for arm in arms],
+        "p of a difference": [p_value(getattr(arm, "p_adjusted", math.nan)) for arm in arms],
+        "largest |B|": [metric_text("largest_bias", arm) for arm in arms],
+        "part of it removed": [
+            removed_part(arm.bias_removed) if isinstance(arm, ArmSummary) else NOTHING for arm in arms
+        ],
+        "loss, both missing": [interval(arm.metrics.get("loss_both")) for arm in arms],
+    }
+    return {name: cells for name, cells in columns.items() if set(cells) != {NOTHING}}
+
+
+def _extents(arm: str, comparisons: Sequence[Comparison]) -> str:
+    """Return how many folds and seeds an arm has in comparisons, as ``"4 x 2"``; without folds, how many seeds."""
+    found = [
+        (f"{len(own.folds)} x " if item.unit == "fold" else "") + str(len(own.seeds))
+        for item in comparisons
+        for own in item.arms
+        if own.arm == arm
+    ]
+    return ", ".join(dict.fromkeys(found)) or NOTHING
+
+
+def _note(item: Comparison | PooledComparison, comparisons: Sequence[Comparison], baseline: str) -> str:
+    sentence = outcome_sentence(item, baseline)
+    if isinstance(item, Comparison):
+        return f"{sentence} Means over {item.unit}s, with 95 % intervals by Student's t."
+    if item.missing:
+        sentence += f" Without results so far, so nothing is tested: {listed(item.missing)}."
+    few = [
+        found.dataset
+        for found in comparisons
+        if len(item.datasets) > 1 and any(found.replicates(arm) < ENOUGH_REPLICATES for arm in found.arms)
+    ]
+    if few:
+        sentence += (
+            f" Fewer than {ENOUGH_REPLICATES} replicates in {listed(few)}: if the data set that varies most is among them, the "
+            "95 % intervals cover in only 89 % of cases."
+        )
+    primary = [PRIMARY_READING.format(arm.margin) for arm in item.arms if arm.primary]
+    return " ".join([sentence, POOLED_READING, *primary])
+
+
+def outcome_sentence(item: Comparison | PooledComparison, baseline: str) -> str:
+    """Say which arms remove most of the baseline's bias, and which keep its score."""
+    arms: Sequence[Arm] = item.arms
+    compared = [arm for arm in arms if arm.differences]
+    if not compared:
+        return f"No arm can be compared with {baseline}."
+    text = ""
+    if isinstance(item, Comparison):
+        removing = [arm.arm for arm in item.arms if arm.differences and arm.bias_removed.low >= MOST]
+        text = f"At least {percent(MOST)} of the largest |B| of {baseline} is removed by {listed(removing) or 'no arm'}. "
+    outcomes: dict[str, list[str]] = {}
+    for arm in sorted(compared, key=judgement, reverse=True):
+        outcomes.setdefault(judgement(arm), []).append(arm.arm)
+    found = "; ".join(f"{outcome}: {listed(names)}" for outcome, names in outcomes.items())
+    margin = min(
+        (arm.margin for arm in compared if not getattr(arm, "primary", False)), default=compared[0].margin
+    )
+    return (
+        f"{text}In {score_title(compared[0].score)}, compared with {baseline} (margin {margin:g}), {found}."
+    )
+
+
+def judgement(arm: Arm) -> str:
+    """Return the outcome of the non-inferiority test of the main score, see ``inferiority``."""
+    high = arm.differences[arm.score].high if arm.differences else math.nan
+    return inferiority(arm.holds, high, arm.margin)
+
+
+def _test(arm: Arm) -> str:
+    if not arm.differences:
+        return NOTHING
+    return judgement(arm) if arm.holds is None else f"{judgement(arm)}\n{p_value(arm.p)}"
+
+
+def superiority(arm: Arm, *, interim: bool = False) -> str:
+    """Return the outcome of the test of superiority of the primary comparison."""
+    if isinstance(arm, ArmSummary) or not arm.primary:
+        return NOTHING
+    if arm.superior is None:
+        return "not tested"
+    return f"{'superior' if arm.superior else 'not shown'}\n{p_value(arm.p_superior, interim=interim)}"
+
+
+def metric_text(name: str, arm: Arm) -> str:
+    """Format a metric of an arm with its interval, a pair bias so that its side of the audit's tolerance is seen."""
+    return interval(arm.metrics.get(name), *([Tolerances.tolerance] if name == "largest_bias" else []))
+
+
+def difference_text(name: str, arm: Arm) -> str:
+    """Format the difference of an arm from the baseline in a metric, in the tested one with regard to its margin."""
+    if name not in arm.differences:
+        return NOTHING
+    return difference(arm.differences[name], *([-arm.margin] if name == arm.score else []))
+
+
+def removed_part(removed: Interval) -> str:
+    """Format the part of the bias that is removed, in whole percent; it is rounded down so as not to overstate it."""
+    if math.isnan(removed.estimate):
+        return NOTHING
+    return f"{_part(removed.estimate)} [{_part(removed.low)}, {_part(removed.high)}]"
+
+
+def _part(removed: float) -> str:
+    if removed < -10:
+        return f"below {MINUS}{percent(10)}"
+    if 0 < removed < 0.01:
+        return percent(removed)
+    part = math.floor(100 * removed + 1e-9) / 100  # 100 * .58 is less than 58
+    if part < 0:
+        return f"{MINUS}{percent(-part)}"
+    return f"more than {percent(0.99)}" if 0.99 < removed < 1 else percent(part)
+
+
+def statistics_tables(results: StudyResults) -> list[Table]:
+    """Return every mean and difference, one column for each arm: over all data sets, and of each comparison."""
+    items: list[Comparison | PooledComparison] = [*shown_pooled(results.pooled), *results.comparisons]
+    return [
+        Table(
+            f"All statistics: {item.title}",
+            ("Statistic", *(arm.arm for arm in item.arms)),
+            tuple(statistics_groups(results, item)),
+            colours=tuple(results.arms.index(arm.arm) for arm in item.arms),
+        )
+        for item in items
+    ]
+
+
+def statistics_groups(results: StudyResults, item: Comparison | PooledComparison) -> list[Group]:
+    """Arrange the means and differences of arms in groups of rows; what no arm has is left out."""
+    arms: Sequence[Arm] = item.arms
+
+    def rows(labels: Mapping[str, str], write: Callable[[str, Arm], str]) -> list[Row]:
+        found = [Row(label, tuple(write(name, arm) for arm in arms)) for name, label in labels.items()]
+        return [row for row in found if set(row.cells) != {NOTHING}]
+
+    groups = [
+        Group(
+            f"Compared with {results.baseline}", DIFFERENCE_READING, tuple(rows(COMPARED, difference_text))
+        ),
+        *(
+            Group(title, meaning, tuple(rows(figures, metric_text)))
+            for title, figures, meaning in FIGURE_GROUPS
+        ),
+    ]
+    if isinstance(item, Comparison):
+        groups += [_verdict_group(results, item), _share_group(item), stress_group(results, item)]
+    else:
+        meaning = "Loss of Dice when a neighbour of the middle slice, or both, are missing."
+        groups.append(Group("What a missing slice costs", meaning, tuple(rows(LOSS_LABELS, metric_text))))
+    return [group for group in groups if group.rows]
+
+
+def _verdict_group(results: StudyResults, item: Comparison) -> Group:
+    found = [results.runs_of(item, arm.arm) for arm in item.arms]
+    row = Row("Verdicts", tuple(verdicts([run.verdict for run in runs]) for runs in found))
+    return Group("Audits", "", (row, Row("C compares", tuple(arm.answer_of for arm in item.arms))))
+
+
+def verdicts(seen: Sequence[str]) -> str:
+    """Count the verdicts of an arm's audits: ``"2 biased, 1 inconclusive"``."""
+    return ", ".join(f"{seen.count(name)} {name}" for name in sorted(set(seen))) or NOTHING
+
+
+def _share_group(item: Comparison) -> Group:
+    slices = max(len(arm.shares) for arm in item.arms)
+    rows = [
+        Row(
+            f"slice {signed(index - slices // 2)}",
+            tuple(interval(arm.shares[index]) if index < len(arm.shares) else NOTHING for arm in item.arms),
+        )
+        for index in range(slices)
+    ]
+    return Group(*SHARES, tuple(rows))
+
+
+def failed_table(summary: Mapping[str, Any]) -> Table:
+    """Return the runs that failed, and why."""
+    rows = [Row(name, (error,)) for name, error in failed_runs(summary)]
+    note = "These runs are repeated when the study is started again."
+    return plain_table("What failed", ("Run", "Error"), rows, note)
+
+
+def settings_table(results: StudyResults) -> Table:
+    """Return the circumstances of the runs: each setting with its value, or with several if runs differ."""
+    settings: dict[str, dict[str, None]] = {}
+    for run in results.runs:
+        day = str(run.circumstances.get("created", ""))[:10]
+        for key, value in flatten({**run.circumstances, "created": day}):
+            settings.setdefault(key, {})[value] = None
+    return run_table(["All runs"], [{key: "; ".join(found) for key, found in settings.items()}])
+
+
+def study_html(summary: Mapping[str, Any]) -> str:
+    """Return a study in short as HTML, for notebooks: how many runs are done, and the tables of its arms."""
+    failed = f", {len(summary['failed'])} failed" if summary["failed"] else ""
+    parts = [f"<p><b>{summary['finished']} of {summary['planned']} runs finished{failed}</b></p>"]
+    for table in arm_tables(summary):
+        parts += [f"<p>{escape(table.title)}</p>", html_table(table)]
+    return "".join(parts)
+
+
+def csv_tables(results: StudyResults) -> dict[str, str]:
+    """Return the text of each CSV file by name."""
+    return {
+        "arms.csv": csv_text(_arm_lines(results)),
+        "pooled.csv": csv_text(_pooled_lines(results)),
+    }
+
+
+def _arm_lines(results: StudyResults) -> Iterator[list[Any]]:
+    yield ["dataset", "architecture", "arm", "folds", "seeds", "kind", "figure", "estimate", "low", "high"]
+    for item in results.comparisons:
+        for arm in item.arms:
+            start = [item.dataset, item.architecture, arm.arm, len(arm.folds), len(arm.seeds)]
+            half = len(arm.shares) // 2
+            shares = {f"share_{index - half}": share for index, share in enumerate(arm.shares)}
+            yield from _figure_lines(start, arm.metrics | shares, arm.differences)
+            if arm.differences:
+                yield [*start, "part", "bias_removed", *astuple(arm.bias_removed)]
+                yield [*start, "p", f"{arm.score}_not_inferior", arm.p, None, None]
+
+
+def _figure_lines(
+    start: list[Any], means: Mapping[str, Interval], differences: Mapping[str, Interval]
+) -> Iterator[list[Any]]:
+    for kind, figures in (("mean", means), ("difference", differences)):
+        for name, value in figures.items():
+            yield [*start, kind, name, value.estimate, value.low, value.high]
+
+
+def _pooled_lines(results: StudyResults) -> Iterator[list[Any]]:
+    yield ["architecture", "arm", "datasets", "kind", "figure", "estimate", "low", "high"]
+    for item in results.pooled:
+        for arm in item.arms:
+            start = [item.architecture, arm.arm]
+            yield from _figure_lines([*start, len(arm.datasets)], arm.metrics, {})
+            yield from _figure_lines([*start, len(arm.compared)], {}, arm.differences)
+            tests = {
+                "not_inferior": arm.p,
+                "superior": arm.p_superior,
+                "differs": arm.p_differs,
+                "differs_adjusted": arm.p_adjusted,
+            }
+            for name, p in tests.items():
+                if not math.isnan(p):
+                    yield [*start, len(arm.compared), "p", f"{arm.score}_{name}", p, None, None]

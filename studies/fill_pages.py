@@ -1,0 +1,199 @@
+"""Fill the tables and charts of docs/results.md, docs/survey.md and docs/coverage.md from the results kept in this folder.
+
+    python studies/fill_pages.py
+
+A table stands between the lines ``<!-- table: NAME -->`` and ``<!-- end -->``; all other text is written by hand.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from typing import TYPE_CHECKING
+
+from charts import cost_chart, missing_chart, survey_chart, write_chart
+from outcomes import outcomes
+from study_results import MINUS, NAMES, NOTHING, STUDIES, Interval, Study, interval, number
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from study_results import Arm
+
+DOCS = STUDIES.parent / "docs"
+LIBRARIES = ("timm", "torchvision", "smp", "monai", "transformers")
+
+
+def fill(text: str, tables: Mapping[str, str]) -> str:
+    r"""Return a page with its tables in place.
+
+    Raises:
+        ValueError: it has not exactly one place for each.
+
+    Example:
+        >>> print(fill("<!-- table: a -->\nold\n<!-- end -->", {"a": "| new |"}))
+        <!-- table: a -->
+        <BLANKLINE>
+        | new |
+        <BLANKLINE>
+        <!-- end -->
+    """
+    found = re.findall(r"^<!-- table: (.+) -->$", text, re.MULTILINE)
+    if sorted(found) != sorted(tables):
+        raise ValueError(f"the page has places for {', '.join(found)}, and there are {', '.join(tables)}")
+    for name, rows in tables.items():
+        before, start, rest = text.partition(f"<!-- table: {name} -->\n")
+        text = f"{before}{start}\n{rows}\n\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
+    return text
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown; columns without any value are left out."""
+    cells = [list(row) for row in rows]
+    kept = [n for n in range(len(header)) if {row[n] for row in cells} - {NOTHING, ""}]
+    lines = [[line[n] for n in kept] for line in (header, ["---"] * len(header), *cells)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def tables(studies: Sequence[Study]) -> dict[str, dict[str, str]]:
+    """Return every table by its page and name."""
+    return {
+        "results.md": {
+            "outcomes": table(("expected", "outcome"), outcomes(studies)),
+            **{study.name: study_table(study) for study in studies},
+        },
+        "survey.md": {"networks": survey_table(read("survey.csv")), "libraries": library_table()},
+        "coverage.md": {"coverage": coverage_table()},
+    }
+
+
+def read(name: str) -> list[dict[str, str]]:
+    """Return the rows of a CSV of this folder."""
+    with (STUDIES / name).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def study_table(study: Study) -> str:
+    """Return what matters most of each arm over all data sets of a study, one a row; the primary comparison is in bold."""
+    score = "Dice" if study.score == "dice" else "balanced accuracy"
+    header = ("arm", f"{score}, minus pretrained", "test", "pair bias", "audits", "lost")
+    networks = {arm.network for arm in study.pooled}
+    return table(header, (_arm_row(arm, named=len(networks) > 1) for arm in study.pooled))
+
+
+def _arm_row(arm: Arm, *, named: bool) -> list[str]:
+    name = f"**{arm.name}**" if arm.entry.get("primary") else arm.name
+    baseline = number(arm.figure(arm.study.score).estimate)
+    return [
+        f"{arm.network.split()[0]}: {name}" if named else name,
+        arm.change_text if arm.test else baseline,
+        arm.judgement if arm.test else "",
+        number(arm.figure("largest_bias").estimate),
+        arm.verdicts,
+        number(arm.figure("loss_both").estimate),
+    ]
+
+
+def survey_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Return the surveyed networks as encoders of a U-Net."""
+    header = ("encoder", "red, green, blue", "shares of the slices", "directional bias", "reliance", "C")
+    return table(
+        header,
+        (
+            [
+                row["network"],
+                _shares(row[name] for name in ("red", "green", "blue")),
+                _shares(row[f"share_{offset}"] for offset in (-1, 0, 1)),
+                interval(bounds(row, "directional_bias")),
+                interval(bounds(row, "reliance")),
+                f"{float(row['answer_change']):.2f}",
+            ]
+            for row in rows
+            if row["kind"] == "encoder"
+        ),
+    )
+
+
+def bounds(row: Mapping[str, str], name: str) -> Interval:
+    """Return an estimate with its interval from the columns of a CSV."""
+    return Interval(*(float(row[name + end]) for end in ("", "_low", "_high")))
+
+
+def _shares(parts: Iterable[str]) -> str:
+    return " ".join(f"{float(part):.3f}".removeprefix("0") for part in parts)
+
+
+def library_table() -> str:
+    """Return what each first layer for five slices does before any training."""
+    rows = (
+        [
+            row["first_layer"],
+            _shares(row["shares"].split()),
+            ", ".join(f"{float(bias):+.3g}".replace("+0", "0") for bias in row["pair_biases"].split()),
+            row["mirror_error"],
+            row["gray_error"],
+        ]
+        for row in read("peers.csv")
+        if row["slices"] == "5" and row["first_layer"] not in ("shuffle", "equalize")
+    )
+    header = ("first layer", "shares", "pair biases", "mirror error", "gray error")
+    return (
+        table(header, rows)
+        .replace("-0.", f"{MINUS}0.")
+        .replace("| -1", f"| {MINUS}1")
+        .replace(", -1", f", {MINUS}1")
+    )
+
+
+def coverage_table() -> str:
+    """Return how many networks of each library keep what each way promises, at 3 and at 5 slices; stems alone left out."""
+    swept = {way: read(f"sweep/{way}.csv") for way in ("coverage", "twin", "symmetrize")}
+    rows = []
+    for library in (*LIBRARIES, "all"):
+        cells = [library]
+        for way, found in swept.items():
+            whole = [
+                row
+                for row in found
+                if library in ("all", row["library"]) and row["checked"] == "network" and not row["unbuilt"]
+            ]
+            kept = sum(row["outcome_3"] == "ok" and row["outcome_5"] in ("ok", "") for row in whole)
+            lacking = sum("no place" in (row["outcome_3"], row["outcome_5"]) for row in whole)
+            cells.append(f"{kept} of {len(whole)}" if whole else NOTHING)
+            if way == "twin":
+                cells.append(str(lacking))
+        rows.append(cells)
+    return table(("library", "`uniform`", "`twin`", "no place for `twin`", "`symmetrize`"), rows)
+
+
+def draw(studies: Sequence[Study]) -> None:
+    """Write the charts."""
+    by_name = {study.name: study for study in studies}
+    passes = json.loads((STUDIES / "costs.json").read_text(encoding="utf-8"))["cuts"]["pass"]
+    networks = [
+        (
+            row["network"],
+            [float(row[name]) for name in ("red", "green", "blue")],
+            bounds(row, "directional_bias"),
+        )
+        for row in read("survey.csv")
+        if row["kind"] == "encoder"
+    ]
+    write_chart(DOCS / "results" / "price-missing.svg", lambda: missing_chart(by_name["price"].pooled))
+    write_chart(DOCS / "results" / "cuts-cost.svg", lambda: cost_chart(by_name["cuts"].pooled, passes))
+    write_chart(DOCS / "survey.svg", lambda: survey_chart(networks))
+
+
+def main() -> None:
+    """Fill every page."""
+    studies = [Study.read(name) for name in NAMES]
+    for page, found in tables(studies).items():
+        path = DOCS / page
+        path.write_text(fill(path.read_text(encoding="utf-8"), found), encoding="utf-8")
+        print(path)
+    draw(studies)
+
+
+if __name__ == "__main__":
+    main()

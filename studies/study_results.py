@@ -1,0 +1,297 @@
+"""What the project's own studies found, from ``studies/*/summary.json`` and ``results.csv``; and how the pages write it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import yaml
+from scipy.special import stdtr, stdtrit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+STUDIES = Path(__file__).parent
+NAMES = ("price", "families", "classification", "stress", "cuts", "five-slices", "default-crops")
+MINUS, NOTHING = "\N{MINUS SIGN}", "\N{EN DASH}"
+LOSSES = ("before", "after", "both", "reversed")
+
+
+class Interval(NamedTuple):
+    """An estimate with the ends of its 95 % interval, NaN where undefined."""
+
+    estimate: float
+    low: float
+    high: float
+
+    @classmethod
+    def read(cls, entry: Mapping[str, float | None]) -> Interval:
+        """Return the interval of an entry of a summary, where null stands for NaN."""
+        values = (entry[name] for name in ("estimate", "low", "high"))
+        return cls(*(math.nan if value is None else value for value in values))
+
+
+@dataclass(frozen=True)
+class Study:
+    """One study: its name, its configuration, its summary, and a row for each run."""
+
+    name: str
+    config: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    runs: list[dict[str, str]]
+
+    @classmethod
+    def read(cls, name: str, folder: Path = STUDIES) -> Study:
+        """Read a study from the folder that holds all."""
+        with (folder / name / "results.csv").open(newline="", encoding="utf-8") as file:
+            runs = list(csv.DictReader(file))
+        config = yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
+        summary = json.loads((folder / name / "summary.json").read_text(encoding="utf-8"))
+        return cls(name, config, summary, runs)
+
+    @property
+    def score(self) -> str:
+        """The main score of its task."""
+        task = self.config.get("training", {}).get("task")
+        return "balanced_accuracy" if task == "classification" else "dice"
+
+    @cached_property
+    def pooled(self) -> list[Arm]:
+        """Each arm over all data sets, for each network."""
+        return [Arm(self, item, entry) for item in self.summary["pooled"] for entry in item["arms"]]
+
+    @cached_property
+    def alone(self) -> list[Arm]:
+        """Each arm on each data set, for each network."""
+        return [Arm(self, item, entry) for item in self.summary["comparisons"] for entry in item["arms"]]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm of a study, on one data set or over all: an entry of the summary, and the comparison that it stands in."""
+
+    study: Study
+    comparison: Mapping[str, Any]
+    entry: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Its name in the configuration."""
+        name: str = self.entry["arm"]
+        return name
+
+    @property
+    def network(self) -> str:
+        """The name of its network."""
+        name: str = self.comparison["architecture"]
+        return name
+
+    @property
+    def datasets(self) -> list[str]:
+        """Those that it is about."""
+        return list(self.comparison.get("datasets") or [self.comparison["dataset"]])
+
+    @property
+    def how(self) -> Mapping[str, Any]:
+        """How the configuration starts and trains it."""
+        return next(item for item in self.study.config["arms"] if item["name"] == self.name)
+
+    @property
+    def runs(self) -> list[dict[str, str]]:
+        """Its rows of ``results.csv``."""
+        return [
+            run
+            for run in self.study.runs
+            if (run["architecture"], run["arm"]) == (self.network, self.name)
+            and run["dataset"] in self.datasets
+        ]
+
+    @property
+    def verdicts(self) -> str:
+        """How many audits ended with each verdict."""
+        counts = Counter(run["verdict"] for run in self.runs if run["verdict"])
+        return ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+
+    @property
+    def test(self) -> Mapping[str, Any]:
+        """Its test of non-inferiority; empty for the baseline."""
+        return self.entry.get("non_inferiority") or {}
+
+    @property
+    def judgement(self) -> str:
+        """The outcome of that test, in words; "superior" where the primary comparison is."""
+        if not self.test or self.test["holds"] is None:
+            return NOTHING
+        if self.entry.get("superiority") and self.entry["superiority"]["holds"]:
+            return "superior"
+        if self.test["holds"]:
+            return "not inferior"
+        return "inferior" if self.change.high < -self.test["margin"] else "not settled"
+
+    @property
+    def change(self) -> Interval:
+        """The difference of its score from the baseline's."""
+        return self.difference(self.study.score)
+
+    @property
+    def change_text(self) -> str:
+        """That difference, with as many digits as show on which side of the margin it lies."""
+        return difference(self.change, -self.test["margin"]) if self.test else NOTHING
+
+    def figure(self, name: str) -> Interval:
+        """Return a figure of the summary."""
+        return Interval.read(self.entry["figures"][name])
+
+    def difference(self, name: str) -> Interval:
+        """Return the difference of a figure from the baseline's; NaN for the baseline itself."""
+        found = (self.entry.get("differences") or {}).get(name)
+        return Interval(math.nan, math.nan, math.nan) if found is None else Interval.read(found)
+
+    def loss(self, kind: str) -> Interval:
+        """Return the mean Dice that its runs lose, see ``lost``."""
+        return self.mean(lambda run, _: lost(run, kind)).interval
+
+    def mean(self, value: Callable[[Mapping[str, str], Mapping[str, str]], float]) -> Mean:
+        """Return the mean, over data sets and replicates, of a value of each run beside the baseline's of the same place."""
+        baseline = {
+            _place(run): run
+            for run in self.study.runs
+            if run["architecture"] == self.network and run["arm"] == self.study.summary["baseline"]
+        }
+        groups = []
+        folded = len({run.get("fold") for run in self.runs}) > 1
+        for dataset in self.datasets:
+            replicates: dict[str, list[float]] = {}
+            for run in self.runs:
+                if run["dataset"] == dataset and _place(run) in baseline:
+                    own = replicates.setdefault(run.get("fold", "") if folded else run["seed"], [])
+                    own.append(value(run, baseline[_place(run)]))
+            groups.append([float(np.mean(values)) for values in replicates.values()])
+        return mean_over(groups)
+
+
+def _place(run: Mapping[str, str]) -> tuple[str, str, str]:
+    return run["dataset"], run.get("fold", ""), run["seed"]
+
+
+def lost(run: Mapping[str, str], kind: str) -> float:
+    """Return the Dice that a run loses with the slice before, after, or both missing, or with the stack reversed."""
+    intact, disturbed = run.get("stress_intact"), run.get(f"stress_{kind}")
+    return float(intact) - float(disturbed) if intact and disturbed else math.nan
+
+
+class Mean(NamedTuple):
+    """A mean with its standard error and degrees of freedom, NaN where undefined."""
+
+    estimate: float
+    error: float
+    freedom: float
+
+    @property
+    def interval(self) -> Interval:
+        """The mean with its 95 % interval."""
+        half = -float(stdtrit(self.freedom, 0.025)) * self.error if self.error else self.error
+        return Interval(self.estimate, self.estimate - half, self.estimate + half)
+
+    def p_above(self, value: float) -> float:
+        """Return the p of the one-sided test that the true mean is at most a value."""
+        return float(stdtr(self.freedom, (value - self.estimate) / self.error)) if self.error else math.nan
+
+
+def mean_over(groups: Iterable[Iterable[float]]) -> Mean:
+    """Return the mean of the means of groups, by Welch and Satterthwaite; of one group, as Student's t has it."""
+    values = [np.asarray(list(group), dtype=np.float64) for group in groups]
+    values = [group[~np.isnan(group)] for group in values]
+    if not values or min(map(len, values)) < 2:
+        return Mean(math.nan, math.nan, math.nan)
+    counts = np.array([len(group) for group in values])
+    parts = np.array([group.var(ddof=1) for group in values]) / counts / len(values) ** 2
+    freedom = parts.sum() ** 2 / (parts**2 / (counts - 1)).sum() if parts.any() else math.inf
+    estimate = float(np.mean([group.mean() for group in values]))
+    return Mean(estimate, math.sqrt(parts.sum()), float(freedom))
+
+
+# How numbers are written.
+
+
+def decimals(values: Iterable[float], limits: Iterable[float]) -> int:
+    """Return how many decimals show on which side of limits values lie: three, or up to six where those would hide it.
+
+    Example:
+        >>> decimals([-0.0096, -0.0054], [0, -0.02]), decimals([-0.0096, -0.0054], [0, -0.01])
+        (3, 4)
+    """
+
+    def fewest(value: float, limit: float) -> int:
+        enough = (n for n in range(3, 7) if np.sign(round(value, n) - limit) == np.sign(value - limit))
+        return next(enough, 3)
+
+    ends = list(limits)
+    return max((fewest(value, limit) for value in values for limit in ends), default=3)
+
+
+def number(value: float, places: int = 3) -> str:
+    """Write a number with its decimals, or as a power of ten if those would all be 0."""
+    if math.isnan(value):
+        return NOTHING
+    if value == 0:
+        return "0"
+    if abs(value) >= 0.5 / 10**places:
+        return f"{value:.{places}f}".replace("-", MINUS)
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}".replace("-", MINUS)
+
+
+def interval(value: Interval, *limits: float) -> str:
+    """Write an estimate with its interval, ``"0.562 [0.559, 0.565]"``, so that it shows which limits that excludes."""
+    if math.isnan(value.low):
+        return number(value.estimate)
+    places = decimals(value[1:], limits)
+    estimate, low, high = (number(part, places) for part in value)
+    return f"{estimate} [{low}, {high}]"
+
+
+def difference(value: Interval, *limits: float) -> str:
+    """Write a difference likewise, with a plus sign if positive, so that it shows whether its interval excludes 0.
+
+    Example:
+        >>> difference(Interval(0.0021, 0.0003, 0.0066)), difference(Interval(0.0021, 0.0012, 0.0066))
+        ('+0.0021 [0.0003, 0.0066]', '+0.002 [0.001, 0.007]')
+    """
+    if math.isnan(value.estimate):
+        return NOTHING
+    places = decimals(value[1:], (0.0, *limits))
+    estimate, low, high = (f"{part:z.{places}f}".replace("-", MINUS) for part in value)
+    estimate = f"+{estimate}" if estimate.strip("0.") and value.estimate > 0 else estimate
+    return estimate if math.isnan(value.low) else f"{estimate} [{low}, {high}]"
+
+
+def p_value(p: float) -> str:
+    """Write the p of a test."""
+    return "p < 0.001" if p < 0.001 else f"p = {number(p, decimals([p], (0.025, 0.05)))}"
+
+
+def percent(value: Interval) -> str:
+    """Write a part in whole percent, with its interval."""
+    space = "\N{NO-BREAK SPACE}"
+    estimate, low, high = (f"{100 * part:.0f}{space}%" for part in value)
+    return f"{estimate} [{low}, {high}]"
+
+
+def quotable(study: Study) -> Iterator[str]:
+    """Yield every figure of a study as pages may quote it, with its interval."""
+    for arm in (*study.pooled, *study.alone):
+        for name in arm.entry["figures"]:
+            yield interval(arm.figure(name), *([0.05] if name == "largest_bias" else []))
+            yield difference(arm.difference(name))
+        yield arm.change_text
+        for kind in LOSSES:
+            yield interval(arm.loss(kind))
+        yield interval(arm.mean(lambda run, _: lost(run, "before") - lost(run, "after")).interval)

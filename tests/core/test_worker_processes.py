@@ -1,0 +1,299 @@
+"""Functions applied to items in this process, in processes on this machine and on the workers of a cluster."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import CancelledError, Future
+from pathlib import Path
+
+import pytest
+from pretended_workers import PretendedWorkers
+
+from evenslice._core import (
+    EvensliceError,
+    map_as_finished,
+    map_in_order,
+    open_workers,
+    worker_number,
+    workers as module,
+)
+from evenslice._core.errors import ConfigError
+
+
+@pytest.fixture
+def cluster():
+    """A Dask cluster with one worker."""
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=1,
+        threads_per_worker=1,
+        processes=False,
+        protocol="tcp",
+        host="127.0.0.1",
+        dashboard_address=None,
+    ) as found:
+        yield found
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers": 2, "scheduler": "tcp://127.0.0.1:1"}, "give one of the two"),
+        ({"workers": 0}, "workers=0"),
+        ({"workers": 10**30}, "at most 1024"),
+        ({"scheduler": "tcp://127.0.0.1:1"}, "does not answer"),
+    ],
+)
+def test_workers_are_asked_for_rightly(monkeypatch, options, message):
+    monkeypatch.setattr(module, "CONNECT_SECONDS", 0.5)
+    with pytest.raises(ConfigError, match=message), open_workers(**options):
+        pass
+
+
+# How items are handed out
+
+
+def test_workers_that_come_and_go_are_counted():
+    workers, begun = PretendedWorkers(1, 3, 2, 1), []
+    for found in map_in_order(str, range(20), workers):
+        begun.append(len(workers.items))
+        assert found == str(len(begun) - 1)
+    assert begun[:8] == [2, 7, 7, 7, 7, 7, 8, 9]
+    assert begun[-1] == 20
+
+
+def test_a_few_items_are_submitted_at_a_time():
+    """What is done of a study is then a balanced table."""
+    workers = PretendedWorkers(2)
+    finished = [(len(workers.items), pair) for pair in map_as_finished(str, range(20), workers)]
+    assert finished[0][0] == 4
+    assert sorted(pair for _, pair in finished) == [(item, str(item)) for item in range(20)]
+
+
+def test_items_in_progress_are_looked_at_when_none_has_finished(monkeypatch):
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.01)
+    workers, seen, pending, submit = PretendedWorkers(1), [], [], PretendedWorkers.submit
+
+    def late(self, rest, function, item):
+        future = submit(self, rest, function, item)
+        if item == 1:
+            pending.extend([future, Future()])
+            future = pending[1]
+        return future
+
+    def look(item):
+        seen.append(item)
+        if len(seen) == 3:
+            pending[1].set_result(pending[0].result())
+
+    monkeypatch.setattr(PretendedWorkers, "submit", late)
+    assert dict(map_as_finished(str, range(3), workers, meanwhile=look)) == {0: "0", 1: "1", 2: "2"}
+    assert set(seen) == {1}
+
+
+@pytest.mark.parametrize("count", [1, 2, 20])
+def test_what_needs_a_failed_item_fails_with_it_and_the_rest_is_done(count):
+    needy = [str(number) for number in range(10, 20)]
+    items = ["1", "x", "2", "3", *needy, "4", "100"]
+    needs = {"2": "1", **dict.fromkeys(needy, "x"), "100": needy[0]}  # the last by way of another
+    found = dict(map_as_finished(int, items, PretendedWorkers(count), needs=needs.get))
+    failed = {item for item, outcome in found.items() if isinstance(outcome, ValueError)}
+    assert failed == {"x", "100", *needy}
+    assert [found[item] for item in "1234"] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("mapped", [map_as_finished, map_in_order])
+def test_the_loss_of_workers_is_an_error(mapped):
+    def lose(_):
+        raise CancelledError
+
+    with pytest.raises(EvensliceError, match="lost"):
+        list(mapped(lose, [1], PretendedWorkers()))
+
+
+def test_a_task_that_kills_its_workers_is_told_in_one_line():
+    from distributed import KilledWorker
+
+    def killed(_):
+        raise KilledWorker("task", None, 3)
+
+    with pytest.raises(EvensliceError, match=r"every worker that took the same task died, .* with batch=1"):
+        list(map_in_order(killed, [1], PretendedWorkers()))
+
+
+# Processes on this machine
+
+
+def surroundings(_):
+    names = ("OMP_NUM_THREADS", "PYTHONSAFEPATH")
+    return os.getpid(), worker_number(), [os.environ.get(name) for name in names], "" in sys.path
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_processes_have_numbers_and_share_the_cores_that_are_left_to_this_one(monkeypatch):
+    """As SLURM, a container or taskset leave it fewer than the machine has."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before, cores = dict(os.environ), os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        with open_workers(workers=2) as workers:
+            found = list(map_in_order(surroundings, range(8), workers))
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert os.getpid() not in {process for process, *_ in found}
+    assert len({process for process, *_ in found}) == len({number for _, number, *_ in found})
+    assert all(rest == [["1", "1"], False] for _, _, *rest in found)
+    assert dict(os.environ) == before
+    assert worker_number() is None
+
+
+def test_all_items_get_what_they_have_in_common():
+    with open_workers(workers=2) as workers:
+        assert list(map_in_order(pow, [2, 3, 4], workers, common=10)) == [1024, 59049, 1048576]
+
+
+def note(path):
+    """Say whether a file was there, and write it a while later."""
+    before = path.exists()
+    time.sleep(1 if not before else 0)
+    path.touch()
+    return before
+
+
+def test_an_item_waits_for_what_it_needs(tmp_path):
+    first, other = tmp_path / "file", tmp_path / "file"
+    with open_workers(workers=2) as workers:
+        found = list(
+            map_as_finished(
+                note, [first, other], workers, needs=lambda item: first if item is other else None
+            )
+        )
+    assert found == [(first, False), (other, True)]
+
+
+def test_what_a_task_raises_is_told_by_whoever_asked_for_it_alone(capfd):
+    with open_workers(workers=1) as workers:
+        ((_, error),) = map_as_finished(int, ["x"], workers)
+    assert isinstance(error, ValueError)
+    assert capfd.readouterr().err == ""
+
+
+def die(item):
+    if item == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
+@pytest.mark.parametrize("mapped", [map_as_finished, map_in_order])
+def test_a_process_that_is_killed_ends_the_work_in_one_line(mapped, capfd):
+    message = r"^a worker process was killed, probably for lack of memory; .* start the command again"
+    with open_workers(workers=2) as workers, pytest.raises(EvensliceError, match=message):
+        list(mapped(die, range(20), workers))
+    assert capfd.readouterr().err == ""
+
+
+def test_processes_end_when_nobody_waits_for_them():
+    start = time.monotonic()
+    with open_workers(workers=2) as workers:
+        for _ in map_in_order(time.sleep, [0.1, 60, 60], workers):
+            break
+    assert time.monotonic() - start < 30
+
+
+UNGUARDED = """
+from evenslice._core import map_in_order, open_workers
+with open_workers(workers=1) as workers:
+    list(map_in_order(abs, [1], workers))
+"""
+
+
+def test_a_script_without_a_guard_is_told_so(tmp_path):
+    """Its processes begin by running the script."""
+    script = tmp_path / "script.py"
+    script.write_text(UNGUARDED)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(
+        "evenslice.EvensliceError: workers=1: end before they have done anything; in a script"
+    )
+
+
+ORPHANS = """
+import os, sys, time
+from evenslice._core import map_in_order, open_workers
+
+def say(_):
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+
+if __name__ == "__main__":
+    with open_workers(workers=2) as workers:
+        list(map_in_order(say, range(2), workers))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs Linux")
+def test_processes_end_with_one_that_is_killed(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(ORPHANS)
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as process:
+        started = [int(process.stdout.readline()) for _ in range(2)]
+        process.kill()
+    until = time.monotonic() + 10
+    while any(Path(f"/proc/{number}/stat").exists() for number in started):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+class Elsewhere:
+    """An object that only the process that made it can unpickle."""
+
+    def __reduce__(self):
+        return _at_home, (os.getpid(),)
+
+
+def _at_home(process):
+    if process != os.getpid():
+        raise ModuleNotFoundError("No module named 'mine'")
+    return Elsewhere()
+
+
+def test_what_workers_cannot_load_is_told_in_one_line():
+    message = r"^the workers cannot load what they are sent \(ModuleNotFoundError: No module named 'mine'\); your own code"
+    with open_workers(workers=1) as workers, pytest.raises(ConfigError, match=message):
+        list(map_in_order(isinstance, [2], workers, common=Elsewhere()))
+
+
+# A cluster of the user's own
+
+
+def test_a_cluster_does_the_same(cluster):
+    with open_workers(scheduler=cluster.scheduler_address) as workers:
+        assert list(map_in_order(pow, [2, 3], workers, common=4)) == [16, 81]
+        found = dict(map_as_finished(int, ["1", "x"], workers))
+    assert found["1"] == 1
+    assert isinstance(found["x"], ValueError)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_loss_of_the_scheduler_is_told_in_one_line(cluster):
+    message = r"^the scheduler was lost; start the command again \(a segmentation"
+    with pytest.raises(EvensliceError, match=message):
+        with open_workers(scheduler=cluster.scheduler_address) as workers:
+            for _ in map_in_order(abs, range(1000), workers):
+                cluster.close()
+
+
+def test_a_cluster_may_have_no_workers_yet_which_is_said_once(cluster, monkeypatch, capsys):
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.1)
+    cluster.scale(0)
+    with open_workers(scheduler=cluster.scheduler_address) as workers:
+        while workers._client.nthreads():
+            time.sleep(0.05)
+        found = map_as_finished(abs, [-1], workers, meanwhile=lambda _: looked.append(1) or grow())
+        looked, grow = [], lambda: cluster.scale(1) if len(looked) == 5 else None
+        assert list(found) == [(-1, 1)]
+    assert capsys.readouterr().err == f"waiting for workers of {cluster.scheduler_address}\n"

@@ -1,0 +1,190 @@
+"""Every number that README and pages quote of the project's studies is one that their committed results give."""
+
+import csv
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from scripts import script
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+SIGN = "[+\N{MINUS SIGN}]?"
+OTHERS = {
+    "calibration.md": "a test below",
+    "survey.md": "its tables are filled in by studies/fill_pages.py",
+    "planted-evidence.md": "tests/docs/test_planted_evidence.py",
+    "glossary.md": "an example",
+    "vouch.md": "an example",
+}
+"""Pages with intervals that are not of a study, and what holds them."""
+PAGES = [
+    ROOT / "README.md",
+    *(path for path in DOCS.rglob("*.md") if "_build" not in path.parts and path.name not in OTHERS),
+]
+
+
+@pytest.fixture(scope="module")
+def results():
+    with script("study_results") as module:
+        yield module
+
+
+@pytest.fixture(scope="module")
+def studies(results):
+    return {name: results.Study.read(name) for name in results.NAMES}
+
+
+@pytest.fixture(scope="module")
+def known(results, studies):
+    """All that may be quoted, as one text."""
+    texts = [text for study in studies.values() for text in results.quotable(study)]
+    return plain("\n".join([*texts, *recomputed(results, studies["price"])]))
+
+
+def recomputed(results, price):
+    """Yield what the text says beyond the figures of arms.
+
+    By how much C is larger without z-flip on the hippocampus; by how much more a missing slice before costs a pretrained
+    start than one after, over all data sets; and how much less of that the same networks show, symmetrized at the output.
+    """
+    (turned,) = [
+        arm
+        for arm in price.alone
+        if (arm.name, arm.datasets) == ("pretrained without z-flip", ["MSD hippocampus"])
+    ]
+    larger = turned.mean(lambda run, other: float(run["answer_change"]) - float(other["answer_change"]))
+    yield results.difference(larger.interval)
+
+    def unequal(run):
+        return results.lost(run, "before") - results.lost(run, "after")
+
+    pooled = {arm.name: arm for arm in price.pooled}
+    yield results.interval(pooled["pretrained"].mean(lambda run, _: unequal(run)).interval)
+    less = pooled["symmetrized at the output"].mean(lambda run, other: unequal(other) - unequal(run))
+    yield results.interval(less.interval)
+
+
+def plain(text):
+    """Write an estimate and its interval in one way: on one line, in one form, and without leading zeros."""
+    text = re.sub(r"\s+", " ", text).replace(" Dice [", " [")
+    return re.sub(r"(?<![\d.])0\.", ".", text)
+
+
+def quoted(text):
+    return re.findall(rf"{SIGN}\.?\d[\d.]* \[{SIGN}\.?\d[^]]*\]", plain(text))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_intervals_in_the_text_are_those_of_the_studies(page, known):
+    assert [interval for interval in quoted(page.read_text()) if interval not in known] == []
+
+
+def test_pages_that_argue_with_numbers_have_some():
+    assert len(quoted((ROOT / "README.md").read_text())) > 0
+    assert len(quoted((DOCS / "explanation" / "strategies.md").read_text())) > 8
+    assert len(quoted((DOCS / "explanation" / "does-it-matter.md").read_text())) > 15
+
+
+def rows_of_arms():
+    """Return the rows of the README's table of arms, without marks."""
+    rows = [
+        line for line in (ROOT / "README.md").read_text().splitlines() if re.search(r"^\| .*\[.*\|$", line)
+    ]
+    return [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
+
+
+def test_the_readme_says_of_each_arm_what_its_study_found(results, studies):
+    """The difference, its p, whether it is inferior, and how many audits ended with each verdict."""
+    arms = studies["price"].pooled
+    for cells, arm in zip(rows_of_arms(), arms, strict=True):
+        assert re.sub(r"\W", "", arm.name.split()[0]) in cells[0]
+        assert counted(arm.verdicts) == counted(cells[4])
+        if arm.test:
+            superior = arm.entry.get("superiority")
+            p = superior["p"] if superior else arm.entry["difference"]["p_adjusted"]
+            assert cells[1] == f"{arm.change_text}, {results.p_value(p)}"
+            assert cells[2].startswith(arm.judgement.replace("superior", "not inferior"))
+
+
+def counted(text):
+    """Read ``"2 biased, 1 inconclusive"``."""
+    return Counter({name: int(count) for count, name in re.findall(r"(\d+) (\w+)", text)})
+
+
+def test_no_uniform_network_was_found_symmetric_as_pages_say(studies):
+    verdicts = sum(
+        (
+            counted(arm.verdicts)
+            for study in studies.values()
+            for arm in study.pooled
+            if arm.name == "uniform"
+        ),
+        Counter(),
+    )
+    assert verdicts.total() >= 33
+    assert "symmetric" not in verdicts
+
+
+def test_intervals_that_are_said_to_include_0_do(results, studies):
+    """What a reversed stack costs, and what a missing slice before costs beyond one after, from a pretrained start."""
+    outside = []
+    for name, study in studies.items():
+        for arm in study.alone:
+            if arm.name != "pretrained" or "stress_before" not in arm.runs[0]:
+                continue
+            sides = arm.mean(lambda run, _: results.lost(run, "before") - results.lost(run, "after")).interval
+            turned = arm.mean(lambda run, _: results.lost(run, "reversed")).interval
+            assert turned.low <= 0 <= turned.high
+            if not sides.low <= 0 <= sides.high:
+                outside.append((name, arm.datasets[0], arm.network.split()[0]))
+    assert outside == [
+        ("price", "MSD hippocampus", "EfficientNet-Lite0"),
+        ("families", "Lucchi++", "MobileNetV1"),
+        ("stress", "Lucchi++", "EfficientNet-Lite0"),
+    ]
+
+
+def test_single_trainings_gave_what_is_said(studies):
+    found = json.loads((ROOT / "studies" / "trainings.json").read_text())
+    best = [found[name]["iou"] for name in ("best", "best-1", "best-2")]
+    twin = [float(run["iou"]) for run in studies["default-crops"].runs if run["arm"] == "twin"]
+    page = plain((DOCS / "training.md").read_text())
+    for values in (best, twin):
+        assert f"{sum(values) / 3:.3f}".removeprefix("0") in page
+
+
+def test_pages_say_of_how_many_surveyed_networks_they_speak():
+    for page in (ROOT / "README.md", DOCS / "index.md"):
+        assert "6 of 7 networks" in plain(page.read_text())  # counted in tests/studies/test_fill_pages.py
+
+
+def test_figures_of_calibration_and_sanity_are_those_of_the_benchmarks():
+    rows = {}
+    for path in (ROOT / "benchmarks" / "results").glob("*.csv"):
+        with path.open(newline="", encoding="utf-8") as file:
+            rows[path.stem] = list(csv.reader(file))
+    page = (DOCS / "calibration.md").read_text()
+    for row in rows["calibration-coverage"]:
+        assert "| " + " | ".join(row) + " |" in page
+    cells = plain("\n".join(cell for table in rows.values() for row in table for cell in row))
+    assert len(quoted(page)) > 15
+    assert [interval for interval in quoted(page) if interval not in cells] == []
+    said = plain(page)
+    verdicts = rows["calibration-verdicts"][1:]
+    assert {row[4] for row in verdicts} == {"0.0%"}
+    assert Counter(row[2] for row in verdicts) == {"biased": 10, "symmetric": 3, "balanced": 1}
+    header, *edges = rows["calibration-tolerance"]
+    worst = {
+        word: max(
+            float(row[n].rstrip("%") or 0)
+            for row in edges
+            for n, name in enumerate(header)
+            if name.endswith(word)
+        )
+        for word in ("biased", "fair")
+    }
+    assert f"at most {worst['biased']} % of audits said so" in said
+    assert f"`symmetric` are: at most {worst['fair']} %" in said

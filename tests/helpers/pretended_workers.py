@@ -1,0 +1,43 @@
+"""Workers whose tasks run in this process, as soon as they are submitted or when they are waited for."""
+
+from concurrent.futures import Future
+from contextlib import contextmanager
+from functools import partial
+
+from evenslice._core import EvensliceError
+from evenslice._core.workers import Workers
+
+
+class PretendedWorkers(Workers):
+    """Workers whose tasks run in this process.
+
+    Args:
+        counts: numbers of workers, one for each time that somebody asks; the last one stays.
+
+    Attributes:
+        items: what was submitted, in order.
+    """
+
+    def __init__(self, *counts):
+        self.counts, self.items = counts or (1,), []
+
+    def capacity(self):
+        count, *rest = self.counts
+        self.counts = rest or self.counts
+        return 2 * count
+
+    @contextmanager
+    def sharing(self, common):
+        yield partial(self.submit, () if common is None else (common,))
+
+    def submit(self, rest, function, item):
+        self.items.append(item)
+        future = Future()
+        try:
+            future.set_result(function(item, *rest))
+        except Exception as error:  # noqa: BLE001
+            future.set_exception(error)
+        return future
+
+    def lost(self):
+        return EvensliceError("lost")

@@ -1,0 +1,153 @@
+"""The tables of the pages are those that the results of the studies give, and expectations are judged strictly."""
+
+import csv
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+from scripts import script
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture(scope="module")
+def pages():
+    with script("fill_pages") as module:
+        yield module
+
+
+@pytest.fixture(scope="module")
+def studies(pages):
+    return [pages.Study.read(name) for name in pages.NAMES]
+
+
+@pytest.fixture(scope="module")
+def judging():
+    with script("outcomes") as module:
+        yield module
+
+
+def test_every_table_on_the_pages_is_that_of_the_committed_results(pages, studies):
+    for page, tables in pages.tables(studies).items():
+        text = (DOCS / page).read_text(encoding="utf-8")
+        assert pages.fill(text, tables) == text, f"{page}: run studies/fill_pages.py"
+
+
+def test_a_table_without_a_place_is_an_error(pages):
+    with pytest.raises(ValueError, match="places for a, and there are b"):
+        pages.fill("<!-- table: a -->\n<!-- end -->\n", {"b": ""})
+
+
+def test_the_charts_are_drawn_from_the_same_results(pages, studies, tmp_path, monkeypatch):
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(pages, "DOCS", tmp_path)
+    pages.draw(studies)
+    for path in tmp_path.rglob("*.svg"):
+        drawn, kept = (_text(each) for each in (path, DOCS / path.relative_to(tmp_path)))
+        assert drawn == kept
+
+
+def _text(path):
+    return re.findall(r"<text[^>]*>([^<]*)", path.read_text(encoding="utf-8"))
+
+
+def test_figures_of_a_mean_over_runs_are_those_of_the_summary(studies):
+    """Losses over all data sets stand in both: pooled here from the runs, and in the summary of the study."""
+    compared = 0
+    with script("study_results") as results:
+        for study in studies:
+            for arm in study.pooled:
+                alone = [run for run in arm.runs if run.get("stress_both")]
+                if arm.name == study.summary["baseline"] and alone:
+                    own = arm.mean(lambda run, _: results.lost(run, "both")).interval
+                    assert own == pytest.approx(arm.figure("loss_both"), abs=1e-9)
+                    compared += 1
+    assert compared == 7
+
+
+def test_an_expectation_is_refuted_by_one_and_confirmed_by_all(judging, studies):
+    first, *others = studies[0].alone
+    elsewhere = studies[1].alone
+    nothing = lambda _: False  # noqa: E731
+    everything = lambda _: True  # noqa: E731
+    assert judging.judge([first], everything, nothing) == "confirmed"
+    assert judging.judge([first, *others], everything, lambda arm: arm is first) == "refuted"
+    assert judging.judge([first, *others], lambda arm: arm is first, nothing) == "open"
+    named = judging.judge([first, *elsewhere], lambda arm: arm.study is studies[1], nothing)
+    assert named == "open; confirmed in `families`"
+
+
+def test_what_is_not_known_confirms_nothing(judging, studies):
+    arm = next(arm for arm in studies[0].pooled if arm.name == "twin")
+    unknown = dict.fromkeys(("estimate", "low", "high"))
+    blank = dataclasses.replace(
+        arm, entry={**arm.entry, "differences": {"dice": unknown}, "bias_removed": unknown}
+    )
+    assert judging.judge([blank], lambda arm: arm.change.high < 0, lambda arm: arm.change.low > 0) == "open"
+    assert judging.judge([blank], lambda arm: judging.removed(arm).low >= 0.9, lambda _: False) == "open"
+
+
+def test_the_best_of_several_is_tested_as_the_best_of_several(judging, studies):
+    arms = [arm for arm in studies[0].pooled if judging.costs_one_pass(arm.how)]
+    assert [arm.name for arm in arms] == ["twin", "mirror tied", "uniform", "center tied"]
+    (best,), (alone,) = (list(judging.best_of(found)) for found in (arms, arms[:1]))
+    assert best.p == pytest.approx(4 * alone.p)
+    assert alone.p == pytest.approx(arms[0].test["p"])  # as the summary has it
+
+
+def test_arms_that_differ_by_more_than_their_start_are_told_apart(judging, studies):
+    named = {arm.name: arm for study in studies for arm in study.pooled}
+    assert judging.starts(named["pretrained"], "pretrained")
+    assert not judging.starts(named["pretrained with missing slices"], "pretrained")
+    assert judging.is_exact(named["mirror tied"].how)
+    assert not judging.is_exact(named["uniform"].how)
+    assert not judging.is_trained_so(named["symmetrized at the output"].how)
+    assert judging.should_survive(named["twin with missing slices"].how)
+    assert not judging.should_survive(named["random"].how)
+
+
+def test_every_run_of_a_study_is_done_and_its_arms_are_in_its_configuration(studies):
+    for study in studies:
+        assert study.summary["finished"] == study.summary["planned"] == len(study.runs)
+        assert {run["arm"] for run in study.runs} == {item["name"] for item in study.config["arms"]}
+
+
+def test_none_of_the_further_ways_gained():
+    """As studies/README.md says: no interval of a difference in Dice lies above 0; one, of held kernels, lies below."""
+    with script("candidates") as candidates, script("study_results") as results:
+        rows = candidates.read_rows()
+        seeds = sorted(
+            set.intersection(*({row.seed for row in rows if row.arm == arm} for arm in candidates.ARMS))
+        )
+        found = {(row.arm, row.seed): row.dice for row in rows}
+        gains = {
+            arm: results.mean_over(
+                [[found[arm, seed] - found["pretrained", seed] for seed in seeds]]
+            ).interval
+            for arm in candidates.ARMS
+            if arm != "pretrained"
+        }
+    assert len(seeds) == 3
+    assert not [arm for arm, gain in gains.items() if gain.low > 0]
+    assert [arm for arm, gain in gains.items() if gain.high < 0] == [
+        "center, tied, outer kernels held for half the steps"
+    ]
+
+
+def test_the_survey_says_of_its_networks_what_its_rows_say():
+    with (DOCS.parent / "studies" / "survey.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["kind"] == "encoder"]
+    biases = {
+        row["network"]: [float(row[f"directional_bias{end}"]) for end in ("", "_low", "_high")]
+        for row in rows
+    }
+    leaning = [row for row in rows if biases[row["network"]][1] > 0 or biases[row["network"]][2] < 0]
+    red_first = [
+        row for row in leaning if (float(row["red"]) > float(row["blue"])) == (biases[row["network"]][0] < 0)
+    ]
+    assert (len(rows), len(leaning), len(red_first)) == (7, 6, 5)
+    chromatic = [float(row["chromatic"]) for row in rows]
+    assert (min(chromatic), max(chromatic)) == (0.20, 0.55)
+    closest = min(rows, key=lambda row: abs(float(row["red"]) - float(row["blue"])))
+    assert closest["network"] == "EfficientNet-Lite2"

