@@ -247,15 +247,13 @@ def test_runs_of_another_study_are_refused(folder):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "0 columns"),
+        ("", "no column 'step'"),
         ("step,loss\n1,many\n", "could not convert"),
         ("step,loss\n1,inf\n", "loss: inf is too large"),
         ("step,loss\n,0.5\n", "invalid literal for int"),
         ("step,loss\n20,0.5\n10,0.4\n", "its steps do not increase"),
         ("loss\n0.5\n", "no column 'step'"),
         ("step,loss\n1,2,3\n", "a row is longer than its header"),
-        ("step" + ",a" * 2000 + "\n1\n", "2001 columns"),
-        ("step" + ",a" * 999 + "\n" + "1\n" * 4195, "more than 4,194 rows"),
         ("step\n" + "1" * 68_000_000, "68,000,005 bytes where at most 67,108,864 are read"),
     ],
 )
