@@ -14,7 +14,8 @@ from evenslice.auditing.explaining import _sample, compare_answers, compare_outp
 from evenslice.auditing.stopping import settled
 from evenslice.results.asymmetry import summarize
 from evenslice.results.measurements import Measurements, data_part, directional_bias, model_part, pair_bias
-from evenslice.results.verdicts import Tolerances, answer_kind, ask, least_attention
+from evenslice.results.tolerances import Tolerances, least_attention
+from evenslice.results.verdicts import answer_kind, ask
 
 MANY = 10**6
 

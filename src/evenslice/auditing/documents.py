@@ -56,7 +56,7 @@ class Audit(AuditResult):
         >>> import torch
         >>> import evenslice
         >>> volume = np.random.default_rng(0).random((16, 32, 32))
-        >>> found = evenslice.audit(torch.nn.Conv2d(3, 2, 1), volume, max_windows=8)
+        >>> found = evenslice.audit(torch.nn.Conv2d(3, 2, 1), volume, sampling=evenslice.Sampling(max_windows=8))
         >>> path = f"{tempfile.mkdtemp()}/audit.json"
         >>> found.save(path)
         >>> Audit.load(path).verdict == found.verdict
@@ -150,7 +150,7 @@ def load_audits(folder: str | os.PathLike[str]) -> list[Audit]:
         >>> import torch
         >>> import evenslice
         >>> volume = np.random.default_rng(0).random((16, 32, 32))
-        >>> found = evenslice.audit(torch.nn.Conv2d(3, 2, 1), volume, max_windows=8)
+        >>> found = evenslice.audit(torch.nn.Conv2d(3, 2, 1), volume, sampling=evenslice.Sampling(max_windows=8))
         >>> path = f"{tempfile.mkdtemp()}/audit.json"
         >>> found.save(path)
         >>> [audit.name for audit in load_audits(path.rpartition("/")[0])]

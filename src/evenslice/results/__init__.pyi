@@ -74,10 +74,10 @@ from .surveys import (
     is_survey as is_survey,
     mean_of_draws as mean_of_draws,
 )
+from .tolerances import Tolerances as Tolerances
 from .verdicts import (
     Decision as Decision,
     Questions as Questions,
-    Tolerances as Tolerances,
     ask as ask,
     judge as judge,
 )

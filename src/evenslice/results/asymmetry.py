@@ -15,17 +15,16 @@ import numpy as np
 from evenslice.results.documents import PAIRS, SLICES
 from evenslice.results.intervals import UNKNOWN, Interval, fit_ratios, mean_interval
 from evenslice.results.measurements import data_part, directional_bias, halves, model_part, pair_bias
+from evenslice.results.tolerances import Tolerances, least_attention
 from evenslice.results.verdicts import (
     LARGEST_DIFFERENT,
     AnswerKind,
     Decision,
     Evidence,
     State,
-    Tolerances,
     Verdict,
     ask,
     judge,
-    least_attention,
 )
 
 if TYPE_CHECKING:
