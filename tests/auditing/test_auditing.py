@@ -9,7 +9,6 @@ from torch import nn
 from values import by_name
 
 import evenslice
-from evenslice import Compute, Reading, Sampling
 from evenslice._core.errors import ConfigError, ModelError, VolumeError
 from evenslice.auditing import auditor, stopping
 from evenslice.volumes.info import fingerprint
@@ -67,8 +66,9 @@ def test_larger_windows_are_fewer_in_a_batch(side, batch):
     found = audit(
         Linear(1.0, 2.0, 1.0),
         volume,
-        sampling=Sampling(tile=(side, side), max_windows=2),
-        compute=Compute(device="cpu"),
+        tile=(side, side),
+        max_windows=2,
+        device="cpu",
     )
     assert (found.run.batch, found.run.dtype) == (batch, "float32")
 
@@ -81,9 +81,9 @@ def test_the_device_of_an_audit_is_that_where_its_windows_were_measured(texture,
         for number, batch in enumerate(measure(*arguments, **options)):
             yield replace(batch, device=f"cuda:{number % 2}")
 
-    assert audit(Linear(1.0, 2.0, 1.0), texture, sampling=Sampling(max_windows=4)).run.device == "cpu"
+    assert audit(Linear(1.0, 2.0, 1.0), texture, max_windows=4).run.device == "cpu"
     monkeypatch.setattr(stopping, "measure_batches", elsewhere)
-    found = audit(Linear(1.0, 2.0, 1.0), texture, sampling=Sampling(max_windows=8), compute=Compute(batch=2))
+    found = audit(Linear(1.0, 2.0, 1.0), texture, max_windows=8, batch=2)
     assert found.run.device == "cuda:0, cuda:1"
 
 
@@ -137,12 +137,12 @@ def test_of_large_labels_those_that_are_compared_are_read_first(texture, monkeyp
     monkeypatch.setattr("evenslice.auditing.lost_slices.MOST_CHECKED", 0)
     labels = np.zeros(texture.shape, np.uint8)
     labels[[0, -1]] = 7
-    found = audit(Linear(1.0, 2.0, 1.0), texture, labels=labels, sampling=Sampling(max_windows=14))
+    found = audit(Linear(1.0, 2.0, 1.0), texture, labels=labels, max_windows=14)
     assert found.stress.slices == 1
     labels[24] = 7
     monkeypatch.setattr(auditor, "read_until_settled", lambda *_: pytest.fail("measures windows"))
     with pytest.raises(VolumeError, match="holds the label value 7"):
-        audit(Linear(1.0, 2.0, 1.0), texture, labels=labels, sampling=Sampling(max_windows=14))
+        audit(Linear(1.0, 2.0, 1.0), texture, labels=labels, max_windows=14)
 
 
 def test_lost_slices_are_measured_last_and_in_no_more_windows_than_an_audit_may_read(texture):
@@ -197,7 +197,7 @@ def test_one_slice_has_nothing_to_judge(texture):
 def test_the_same_seed_gives_the_same_audit_bit_for_bit(texture):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
-    first, again = (audit(network, texture, sampling=Sampling(seed=5), method="smoothgrad") for _ in range(2))
+    first, again = (audit(network, texture, seed=5, method="smoothgrad") for _ in range(2))
     volatile = ("created", "seconds")
     documents = [{k: v for k, v in audit.to_dict().items() if k not in volatile} for audit in (first, again)]
     assert documents[0] == documents[1]
@@ -227,7 +227,7 @@ def test_several_volumes_are_one_population(texture):
 
 
 def test_examples_show_what_the_network_saw(texture):
-    found = audit(Linear(3.0, 2.0, 1.0), texture, reading=Reading(intensity=(0, 1)))
+    found = audit(Linear(3.0, 2.0, 1.0), texture, intensity=(0, 1))
     examples = found.examples
     assert examples.images.shape == examples.saliency.shape == examples.maps.shape == (4, 3, 32, 32)
     z, y, x = examples.position[3]
@@ -242,7 +242,7 @@ def test_examples_show_what_the_network_saw(texture):
 
 def test_a_slice_is_explained_among_the_examples(texture):
     network = Linear(3.0, 2.0, 1.0)
-    found = audit(network, texture, sampling=Sampling(explain=7, max_windows=4))
+    found = audit(network, texture, explain=7, max_windows=4)
     middle = [(length - 32) // 2 for length in texture.shape[1:]]
     assert found.examples.position[0].tolist() == [7, *middle]
     assert len(found.examples.position) == 5
@@ -250,19 +250,19 @@ def test_a_slice_is_explained_among_the_examples(texture):
     explained = evenslice.explain(network, texture, 7, tile=(32, 32))
     assert explained.origin == tuple(middle)
     np.testing.assert_allclose(explained.maps, found.examples.maps[0], atol=1e-5)
-    corner = audit(network, texture, sampling=Sampling(explain=(7, 0, 0), max_windows=4), method="gradient")
+    corner = audit(network, texture, explain=(7, 0, 0), max_windows=4, method="gradient")
     assert corner.examples.position[0].tolist() == [7, 0, 0]
     assert (corner.run.maps, corner.run.baseline) == (("gradient", ""), None)
-    small = audit(network, texture[:, :20, :30], sampling=Sampling(explain=7, tile=(32, 32), max_windows=4))
+    small = audit(network, texture[:, :20, :30], explain=7, tile=(32, 32), max_windows=4)
     assert small.examples.position[0].tolist() == [
         7,
         0,
         0,
     ]  # the plane is reflected, not read from before its start
     with pytest.raises(ConfigError, match=r"explain=\[40, 0\]: y, x lies outside of the plane"):
-        audit(network, texture, sampling=Sampling(explain=(7, 40, 0)))
+        audit(network, texture, explain=(7, 40, 0))
     with pytest.raises(ConfigError, match=r"explain=0: give a slice z whose window is complete, 1 to"):
-        audit(network, texture, sampling=Sampling(explain=0))
+        audit(network, texture, explain=0)
 
 
 def test_integrated_gradients_take_either_baseline(texture):
@@ -282,7 +282,7 @@ def test_labels_as_target(texture):
 
     labels = np.zeros(texture.shape, dtype=np.uint8)
     labels[:, :, 20:] = 1
-    found = audit(TwoReaders(), texture, labels=labels, target="labels", sampling=Sampling(tile=(40, 40)))
+    found = audit(TwoReaders(), texture, labels=labels, target="labels", tile=(40, 40))
     np.testing.assert_allclose([share.estimate for share in found.shares], [0.5, 0, 0.5], atol=1e-6)
 
 
@@ -346,11 +346,11 @@ def test_a_blank_volume_alone_is_refused(texture):
     for options in ({}, {"intensity": (0, 2)}):
         with pytest.raises(VolumeError, match=r"sampled voxels are 1; use a volume with contrast$"):
             audit(network, blank, **by_name(audit, **options))
-    audit(network, [blank, texture], reading=Reading(intensity=(0, 2)), sampling=Sampling(max_windows=4))
+    audit(network, [blank, texture], intensity=(0, 2), max_windows=4)
 
 
 def test_a_step_between_slices(texture):
-    found = audit(Linear(3.0, 2.0, 1.0), texture, reading=Reading(step=4))
+    found = audit(Linear(3.0, 2.0, 1.0), texture, step=4)
     assert found.run.windows_available == (48 - 8) * 4
     assert found.verdict == "biased"
 
@@ -410,13 +410,13 @@ def test_a_volume_given_twice_is_no_second_sample(texture, tmp_path):
     ]
     planes = [evenslice.open_volume(one, plane=plane) for plane in "zy"]
     for given in ([one, another], halves, planes, [np.zeros((9, 64, 64))] * 2):
-        found = audit(network, given, sampling=Sampling(max_windows=2), reading=Reading(intensity=(0, 1)))
+        found = audit(network, given, max_windows=2, intensity=(0, 1))
         assert len(found.run.volumes) == 2
 
 
 def test_scalings_known_from_training_are_used(texture):
     network = Linear(3.0, 2.0, 1.0)
-    fixed = audit(network, [texture, texture[::-1]], reading=Reading(intensity=(0.2, 0.7)))
+    fixed = audit(network, [texture, texture[::-1]], intensity=(0.2, 0.7))
     known = [evenslice.Reading(intensity=pair) for pair in ((0.2, 0.7), (0.1, 0.9))]
     given = audit(network, [texture, texture[::-1]], reading=known)
     assert [volume.intensity for volume in given.run.volumes] == [(0.2, 0.7), (0.1, 0.9)]
@@ -464,9 +464,7 @@ def test_an_audit_names_the_labels_that_it_read_and_what_their_values_mean(tmp_p
 
 def test_an_audit_without_labels_names_none():
     volume = np.random.default_rng(0).random((12, 32, 32))
-    run = audit(
-        Linear(1.0, 0.0, 2.0), volume, sampling=Sampling(max_windows=4), compute=Compute(device="cpu")
-    ).run
+    run = audit(Linear(1.0, 0.0, 2.0), volume, max_windows=4, device="cpu").run
     assert (run.label_options, run.volumes[0].labels_path, run.volumes[0].labels) == (None, None, None)
 
 
@@ -474,9 +472,7 @@ def test_an_audit_names_the_entry_that_it_read(tmp_path):
     path = tmp_path / "four.npy"
     np.save(path, np.random.default_rng(0).random((2, 12, 32, 32)).astype(np.float32))
     volume = evenslice.open_volume(path, axes="tzyx", select={"t": np.int64(1)})
-    found = audit(
-        nn.Conv2d(3, 2, 3, padding=1), volume, compute=Compute(device="cpu"), sampling=Sampling(max_windows=4)
-    )
+    found = audit(nn.Conv2d(3, 2, 3, padding=1), volume, device="cpu", max_windows=4)
     found.save(tmp_path / "audit.json")
     (read,) = evenslice.Audit.load(tmp_path / "audit.json").run.volumes
     assert (read.select, read.level) == ({"t": 1}, 0)
@@ -484,7 +480,5 @@ def test_an_audit_names_the_entry_that_it_read(tmp_path):
 
 def test_an_audit_that_explains_labels_measures_what_lost_slices_cost_too(texture):
     labels = (texture > 0.5).astype(np.uint8)
-    found = audit(
-        Linear(1.0, 2.0, 1.0), texture, labels=labels, target="labels", sampling=Sampling(max_windows=8)
-    )
+    found = audit(Linear(1.0, 2.0, 1.0), texture, labels=labels, target="labels", max_windows=8)
     assert (found.run.target, found.stress is None) == ("labels", False)

@@ -19,7 +19,6 @@ from torch import nn
 from values import by_name
 
 import evenslice
-from evenslice import Compute, Sampling
 from evenslice._core.errors import VolumeError
 from evenslice.auditing import measuring
 from evenslice.auditing.lost_slices import take_middle
@@ -112,7 +111,7 @@ def test_the_next_batch_is_read_while_the_network_computes_and_no_more(monkeypat
 
     monkeypatch.setattr(Measurer, "read", reading_one)
     monkeypatch.setattr(Measurer, "measure", measuring_one)
-    found = audit(TEXTURE, sampling=Sampling(max_windows=24, precision=1e-9))
+    found = audit(TEXTURE, max_windows=24, precision=1e-9)
     assert len(found.measurements.volume) == 24
     assert begun[1:] == measured
     assert len(measured) == 6
@@ -144,7 +143,7 @@ def test_what_ends_the_network_ends_the_reading(error):
             raise error
 
     with pytest.raises((error, evenslice.ModelError)):
-        audit(volume, Network(fail), sampling=Sampling(precision=1e-9))
+        audit(volume, Network(fail), precision=1e-9)
     assert not reading()
     seen = len(volume.threads)
     time.sleep(0.1)
@@ -153,16 +152,16 @@ def test_what_ends_the_network_ends_the_reading(error):
 
 def test_an_audit_of_100_tb_reads_its_sample_and_its_windows_and_no_more():
     with serving(shape=HUGE, chunk=CHUNK, delay=0.002) as server:
-        audit(server.address, sampling=Sampling(tile=(64, 64), max_windows=8))  # imports
+        audit(server.address, tile=(64, 64), max_windows=8)  # imports
         peaks = []
         for address in (TEXTURE, server.address):
             server.asked.clear()
             tracemalloc.start()
             found = audit(
                 address,
-                sampling=Sampling(
-                    tile=(32, 32) if address is TEXTURE else (64, 64), max_windows=16, precision=1e-9
-                ),
+                tile=(32, 32) if address is TEXTURE else (64, 64),
+                max_windows=16,
+                precision=1e-9,
             )
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
@@ -186,7 +185,7 @@ def test_an_audit_of_100_tb_reads_its_sample_and_its_windows_and_no_more():
 def test_what_a_lost_slice_costs_is_measured_on_the_middle_of_large_slices():
     with serving(shape=(8, 32_768, 32_768), chunk=CHUNK, delay=0) as server:
         labels = np.broadcast_to(np.uint8(1), (8, 32_768, 32_768))
-        found = audit(server.address, labels=labels, sampling=Sampling(max_windows=8, tile=(64, 64)))
+        found = audit(server.address, labels=labels, max_windows=8, tile=(64, 64))
         planes = {index[1:] for index in server.asked}
     assert found.stress is not None
     middle = {(y, x) for y in range(248, 264) for x in range(248, 264)}
@@ -255,8 +254,5 @@ def test_threads_of_a_worker_take_turns_at_the_network():
 def test_workers_read_an_address_for_themselves():
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
     with serving(shape=(64, 128, 128), chunk=CHUNK) as server:
-        one, many = (
-            audit(server.address, network, sampling=Sampling(tile=(64, 64)), compute=Compute(workers=workers))
-            for workers in (None, 2)
-        )
+        one, many = (audit(server.address, network, tile=(64, 64), workers=workers) for workers in (None, 2))
     assert document(one) == document(many)

@@ -187,13 +187,13 @@ def test_the_weights_of_a_profile_are_given_like_a_strategy(run, tmp_path):
 
 
 def test_what_lost_slices_cost_is_measured_once_for_all_methods(run, monkeypatch):
-    original, calls = auditor.measure_loss, []
+    original, calls = auditor.stress, []
 
     def counted(*arguments, **options):
         calls.append(1)
         return original(*arguments, **options)
 
-    monkeypatch.setattr(auditor, "measure_loss", counted)
+    monkeypatch.setattr(auditor, "stress", counted)
     methods = ("--method", "gradient", "--method", "input_x_gradient")
     code, out, _ = run(*AUDIT, "--volume", "good.tif", "--labels", "labels.tif", *methods, "--json")
     assert code == 0

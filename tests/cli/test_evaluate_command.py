@@ -224,7 +224,7 @@ def test_the_run_of_a_training_of_an_earlier_version(tmp_path):
             r"labels of shape (9, 32, 32) do not fit image.npy of shape (16, 32, 32)",
         ),
         (["--labels", "grey.npy"], "holds the label value 255, but the 2 classes have the values 0, 1"),
-        (["--labels", "grey.npy"], "set --label-values 0,255 if it is that of a class"),
+        (["--labels", "grey.npy"], "--label-values 0,255"),
         (
             ["--labels", "labels.npy", "--label-values", "1,2,3"],
             "--label-values 1,2,3: give a different value",

@@ -18,7 +18,6 @@ from values import by_name
 
 import evenslice
 import evenslice.cli
-from evenslice import Compute, Sampling
 from evenslice._core.errors import ConfigError, ModelError, VolumeError
 from evenslice.inference import BlackBox
 from evenslice.inference.network_identity import describe_network
@@ -54,7 +53,7 @@ def squares(windows):
 
 @pytest.mark.parametrize("method", ["", "occlusion"])
 def test_a_function_is_asked_what_the_module_is_asked_but_for_gradients(texture, network, method):
-    module = audit(network, texture, method="occlusion", compute=Compute(device="cpu"))
+    module = audit(network, texture, method="occlusion", device="cpu")
     function = audit(
         as_function(network), texture, **by_name(audit, **({"method": method} if method else {}))
     )
@@ -76,7 +75,7 @@ def test_a_function_is_given_plain_arrays_in_0_to_1(texture):
         given.append(windows)
         return squares(windows)
 
-    found = audit(function, texture, slices=3, sampling=Sampling(tile=(32, 16)), compute=Compute(batch=4))
+    found = audit(function, texture, slices=3, tile=(32, 16), batch=4)
     assert all(type(windows) is np.ndarray and windows.dtype == np.float32 for windows in given)
     assert all(windows.flags.c_contiguous and windows.shape[1:] == (3, 32, 16) for windows in given)
     assert max(len(windows) for windows in given) == 8  # four and their mirrors
@@ -176,9 +175,7 @@ def test_a_function_may_state_what_it_takes(texture):
 
 
 def test_a_cluster_finds_what_one_process_finds(texture, network):
-    one, many = (
-        audit(as_function(network), texture, compute=Compute(workers=workers)) for workers in (None, 1)
-    )
+    one, many = (audit(as_function(network), texture, workers=workers) for workers in (None, 1))
     np.testing.assert_allclose(one.measurements.reliance, many.measurements.reliance, rtol=1e-4)
 
 
@@ -190,9 +187,9 @@ def test_a_function_that_cannot_be_sent_says_so(texture):
             return squares(windows)
 
     with pytest.raises(ConfigError, match="locked cannot be sent to workers"):
-        audit(locked, texture, compute=Compute(workers=1))
+        audit(locked, texture, workers=1)
     with pytest.raises(ConfigError, match="outputs=.*cannot be sent to workers"):
-        audit(squares, texture, outputs=lambda found: found if lock else None, compute=Compute(workers=1))
+        audit(squares, texture, outputs=lambda found: found if lock else None, workers=1)
 
 
 def test_the_report_of_a_function_renders(texture, tmp_path):
@@ -245,7 +242,7 @@ def file(tmp_path_factory, network):
 
 
 def test_a_network_in_an_onnx_file_gets_the_figures_of_the_module(texture, network, file):
-    expected = audit(network, texture, compute=Compute(device="cpu"))
+    expected = audit(network, texture, device="cpu")
     found = audit(evenslice.load_onnx(file), texture)
     np.testing.assert_allclose(
         found.measurements.reliance, expected.measurements.reliance, rtol=1e-4, atol=1e-4
@@ -276,7 +273,7 @@ def test_a_fixed_side_is_kept_and_only_the_other_chosen(network, tmp_path, plane
     labels = evenslice.segment(fixed, image, tmp_path / "labels.npy")
     assert labels.shape == image.shape
     assert evenslice.evaluate(fixed, image, np.zeros(image.shape, int), surfaces=False).dice >= 0
-    found = audit(fixed, image, sampling=Sampling(max_windows=2))
+    found = audit(fixed, image, max_windows=2)
     assert set(tile) - {64} <= set(found.run.tile)
     assert choose_tile(BlackBox(fixed), (40, 40)) == tile
 

@@ -242,7 +242,7 @@ def test_an_onnx_file_with_damaged_metadata_is_refused(tmp_path, text):
 def test_a_size_of_windows_can_be_fixed(tmp_path):
     written = evenslice.export(small(), tmp_path, to="onnx", tile=(32, 48))
     assert written.tile == evenslice.load_onnx(tmp_path / "network.onnx").tile == (32, 48)
-    with pytest.raises(ConfigError, match=r"tile=\[0, 32\]: give two whole numbers of at least 1"):
+    with pytest.raises(ConfigError, match=r"tile=0: must be at least 1"):
         evenslice.export(small(), tmp_path / "other", to="onnx", tile=(0, 32))
 
 
@@ -251,11 +251,10 @@ def test_a_size_of_windows_can_be_fixed(tmp_path):
     [
         ({"tile": 64}, "tile=64: give two whole numbers of at least 1"),
         ({"tile": (64,)}, r"tile=\[64\]: give two whole numbers"),
-        ({"crop": 64}, r"crop=64: give two whole numbers of at least 1, such as crop=\[256, 256\]"),
-        ({"crop": (0, 64)}, r"crop=\[0, 64\]: give two whole numbers"),
+        ({"crop": 64}, r"crop=64: give two whole numbers of at least 1, such as 256, 256"),
+        ({"crop": (0, 64)}, r"crop=0: must be at least 1"),
         ({"to": "huggingface", "tile": 64}, "tile=64: weights have no fixed size of windows"),
         ({"intensity": ("a", "b")}, "intensity: 'a' is not a number"),
-        ({"source": "timm:resnet18"}, "source: is str; give the source that evenslice.load_network returned"),
         ({"card": {"name": "Mitochondria"}}, "card: is dict; give an evenslice.ModelCard"),
         ({"audits": "run/audit"}, "audits: give a list of what evenslice.audit returned"),
         ({"audits": ["run/audit"]}, "audits: give a list of what evenslice.audit returned"),
@@ -593,9 +592,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path):
         evenslice.export(network, tmp_path, to="huggingface", tile=(8, 8))
     with pytest.raises(ConfigError, match="slices=5: the network takes 3; leave slices out"):
         evenslice.export(network, tmp_path, to="onnx", slices=5)
-    with pytest.raises(
-        ConfigError, match="step=0: the distance between the slices of a window is at least 1"
-    ):
+    with pytest.raises(ConfigError, match="step=0: must be at least 1"):
         evenslice.export(network, tmp_path, to="onnx", reading=evenslice.Reading(step=0))
     for intensity in ((0, 1, 2), 5):
         with pytest.raises(ConfigError, match="intensity=.*: give two numbers"):

@@ -451,17 +451,6 @@ def test_labels_get_the_values_asked_for(tmp_path, image):
     for values in ([0, 1, -1], [0, 1, 2**32]):
         with pytest.raises(ConfigError, match="segment writes these values as unsigned integers"):
             segment(network(), image, tmp_path / "other.npy", reading=Reading(label_values=values))
-    with pytest.raises(
-        ConfigError, match="label_values: has no effect with probabilities; omit one of the two"
-    ):
-        segment(
-            network(),
-            image,
-            tmp_path / "other.npy",
-            reading=Reading(label_values=[0, 1, 2]),
-            probabilities=True,
-        )
-    assert not (tmp_path / "other.npy").exists()
 
 
 def test_a_stopped_run_goes_on_with_the_blocks_that_are_left(tmp_path, image, small_blocks, monkeypatch):
@@ -606,7 +595,7 @@ def slow(blocks, job):
         yield block
         time.sleep(0.2)
 segmentation_blocks._segment_blocks = slow
-t.segment(t.network(), Path({image!r}), Path({out!r}), dtype="float32")
+t.segment(t.network(), Path({image!r}), Path({out!r}), compute=t.Compute(dtype="float32"))
 """
 
 

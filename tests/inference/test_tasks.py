@@ -11,7 +11,6 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from values import by_name
 
 import evenslice
-from evenslice import Compute, Reading, Sampling
 from evenslice._core.errors import ModelError
 from evenslice.auditing.attribution import attribute
 from evenslice.auditing.targets import resolve_target
@@ -178,7 +177,7 @@ def torchvision_detector(kind, threshold=0.0):
 
 @pytest.mark.parametrize("kind", ["fasterrcnn", "retinanet", "fcos"])
 def test_detectors_of_torchvision(texture, kind):
-    found = audit(torchvision_detector(kind), texture, sampling=Sampling(max_windows=4))
+    found = audit(torchvision_detector(kind), texture, max_windows=4)
     np.testing.assert_allclose(shares(found), EXPECTED, atol=1e-4)
     assert found.run.target == "sum"
     assert found.run.windows_without_attribution == 0
@@ -186,7 +185,7 @@ def test_detectors_of_torchvision(texture, kind):
 
 
 def test_a_detector_that_finds_nothing_says_so(texture):
-    with pytest.raises(ModelError, match="nothing in 6 windows moves it; if it detects nothing, lower"):
+    with pytest.raises(ModelError, match="nothing in 220 windows moves it; if it detects nothing, lower"):
         audit(torchvision_detector("retinanet", threshold=0.999), texture)
 
 
@@ -214,9 +213,10 @@ def test_windows_without_a_detection_are_left_out_and_counted(method):
     found = audit(
         Spots(0.25),
         volume,
-        reading=Reading(intensity=(0, 1)),
-        sampling=Sampling(max_windows=36, precision=1e-9),
-        compute=Compute(batch=1),
+        intensity=(0, 1),
+        max_windows=36,
+        precision=1e-9,
+        batch=1,
         method=method,
     )
     told = ~np.isnan(found.measurements.shares).all(axis=(1, 2))
@@ -239,7 +239,7 @@ def test_windows_without_a_detection_are_left_out_and_counted(method):
     ],
 )
 def test_a_network_that_ignores_its_input_gets_no_verdict(texture, network, options):
-    with pytest.raises(ModelError, match="output does not depend on its input: nothing in 6 windows"):
+    with pytest.raises(ModelError, match="output does not depend on its input: nothing in 220 windows"):
         audit(network, texture, **by_name(audit, **options))
 
 
@@ -253,7 +253,7 @@ def test_an_audit_without_any_attribution_gives_up_early():
     constant = Apply(lambda x: torch.ones(len(x), 2, 8, 8) + 0 * x.sum())
     volume = np.random.default_rng(0).random((400, 8, 8))
     with pytest.raises(ModelError, match="nothing in 220 windows"):
-        audit(constant, volume, sampling=Sampling(max_windows=300), compute=Compute(batch=8))
+        audit(constant, volume, max_windows=300, batch=8)
 
 
 def test_a_small_slope_is_no_rounding(texture):
@@ -298,7 +298,7 @@ def test_a_reduction_runs_in_the_precision_of_the_network(texture):
     def product(returned):  # of what the network computed in bfloat16 and of what is in float32
         return torch.einsum("qc,bcyx->bqyx", weights, returned)
 
-    found = audit(Mixed(nn.Conv2d(1, 4, 1)), texture, outputs=product, compute=Compute(dtype="bfloat16"))
+    found = audit(Mixed(nn.Conv2d(1, 4, 1)), texture, outputs=product, dtype="bfloat16")
     np.testing.assert_allclose(shares(found), EXPECTED, atol=0.01)
 
 

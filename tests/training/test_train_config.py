@@ -297,13 +297,3 @@ def test_a_saved_network_says_how_many_slices_it_takes(load, tmp_path, weights):
         f"{DATA}model: {{spec: 'timm:test_vit', weights: {weights}, slices: 3, strategy: center}}"
     ).model
     assert (asked.strategy, asked.slices) == ("center", 3)
-
-
-def test_a_saved_network_of_very_many_slices_is_confirmed_first(load, tmp_path, monkeypatch):
-    network = nn.Conv2d(3, 2, 3)
-    evenslice.neutralize(network, slices=5)
-    evenslice.save_network(network, tmp_path / "fair.safetensors")
-    monkeypatch.setattr("evenslice.neutralizing.MANY_SLICES", 4)
-    with pytest.raises(ConfigError, match="saved with 5 slices, which take much memory; to accept them"):
-        load(f"{DATA}model: {{weights: fair.safetensors}}")
-    assert load(f"{DATA}model: {{weights: fair.safetensors, slices: 5}}").model.slices == 5

@@ -663,7 +663,7 @@ def test_a_sigmoid_for_each_class_is_no_softmax(folder, tmp_path, loss, classes)
     )
     segmenter.segment(image, tmp_path / "labels.npy")
     if (loss, classes) == ("dice_bce", 3):
-        with pytest.raises(ConfigError, match="trained a sigmoid for each of several classes .* train with"):
+        with pytest.raises(ConfigError, match="classes that overlap have a sigmoid each .* train with"):
             segmenter.segment(image, tmp_path / "probabilities.npy", probabilities=True)
     else:
         segmenter.segment(image, tmp_path / "probabilities.npy", probabilities=True)

@@ -122,7 +122,7 @@ def test_what_a_file_holds_is_listed(tmp_path):
     fails(f"{path}:/labels", r"/labels is a group; name what is inside \(/labels/cells\)")
     fails(f"{path}:/labels/cell", "has no /labels/cell; did you mean 'cells'")
     fails(f"{path}:/raw/x", "has no /raw/x")
-    fails(f"{path}:/name", "data type is object|cannot be read|is not a dataset")
+    fails(f"{path}:/name", "is object; a volume needs|cannot be read|is not a dataset")
     fails(f"{path}:/table", "is 2-D")
 
 

@@ -139,7 +139,7 @@ def open_segmenter(spec: str, weights: str, *, symmetrize: str | None = None, **
         raise ConfigError(f"{option('classes')}: an ONNX network states its own; omit the option")
     network = load_onnx(weights, mean=built["mean"], std=built["std"])
     function = network if symmetrize is None else make_symmetric(network, symmetrize)
-    return Segmenter(function, built["slices"] or network.slices or 3, reading)
+    return Segmenter(function, (network.slices or 3) if built["slices"] is None else built["slices"], reading)
 
 
 def reading_of_network(spec: str | None, weights: str | None, **options: Any) -> Reading:

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence  # noqa: TC003  # the command line reads it
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Self
 
 from evenslice._core import ConfigError, check_known, option, whole_number
-from evenslice.volumes.labels import LabelValues
-from evenslice.volumes.scaling import Scaling, fit_scaling, two_numbers
-from evenslice.volumes.volume import Plane
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from evenslice.volumes.labels import LabelValues
+    from evenslice.volumes.scaling import Scaling
     from evenslice.volumes.volume import Volume
 
-OF_LABELS = tuple(entry.name for entry in fields(LabelValues))
+# What checks and applies these options is imported where that happens: the command line is to start without it.
+OF_LABELS = ("label_values", "other_labels", "ignore_label", "instances")
+PLANES = ("z", "y", "x")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,9 @@ class Reading:
     overlapping: bool | None = None
 
     def __post_init__(self) -> None:
-        check_known("plane", self.plane, get_args(Plane))
+        from evenslice.volumes.scaling import Scaling, two_numbers
+
+        check_known("plane", self.plane, PLANES)
         if not isinstance(self.overlapping, bool | None):
             raise ConfigError(f"{option('overlapping', self.overlapping)}: must be True, False or None")
         low, high = (0, 1) if self.intensity is None else two_numbers(self.intensity)
@@ -76,6 +79,8 @@ class Reading:
     @property
     def labels(self) -> LabelValues:
         """What the values of labels mean."""
+        from evenslice.volumes.labels import LabelValues
+
         return LabelValues(**{name: getattr(self, name) for name in OF_LABELS})
 
     @classmethod
@@ -155,6 +160,8 @@ def fit_scalings(volumes: Sequence[Volume], readings: Sequence[Reading], *, seed
     Raises:
         VolumeError: a volume cannot be scaled, or it is the only one and constant.
     """
+    from evenslice.volumes.scaling import fit_scaling
+
     # An empty tile may stand beside others; alone, all of its windows would be the same.
     blank = len(volumes) > 1
     return [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from zarr.abc.store import Store
@@ -13,7 +15,7 @@ from evenslice.volumes.read.checks import LARGEST_PIECE
 from evenslice.volumes.read.chunk_files import ChunkFiles, encoded_limit, require_whole_blosc
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from evenslice.volumes.read.location import Place
 
@@ -47,7 +49,8 @@ class ChunkStore(Store):
 
     async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
         """Return the content of a file or a part of it, None if it is missing."""
-        found = await asyncio.to_thread(self._read, key, byte_range)
+        read = _in_thread if self._files.remote else asyncio.to_thread
+        found = await read(self._read, key, byte_range)
         return None if found is None else (prototype or default_buffer_prototype()).buffer.from_bytes(found)
 
     def _read(self, key: str, byte_range: Any) -> bytes | None:
@@ -96,6 +99,28 @@ class ChunkStore(Store):
         return isinstance(other, ChunkStore) and self._files.place == other._files.place
 
     __hash__ = Store.__hash__
+
+
+async def _in_thread(function: Callable[..., bytes | None], *arguments: Any) -> bytes | None:
+    """Call a function in a thread for which nothing waits when the process is interrupted; a server may be slow."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[bytes | None] = loop.create_future()
+
+    def tell(result: bytes | None, error: Exception | None) -> None:
+        if not done.done():
+            done.set_exception(error) if error else done.set_result(result)
+
+    def work() -> None:
+        result, error = None, None
+        try:
+            result = function(*arguments)
+        except Exception as raised:  # noqa: BLE001  # raised where it is awaited
+            error = raised
+        with suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(tell, result, error)
+
+    threading.Thread(target=work, name="evenslice reading a chunk", daemon=True).start()
+    return await done
 
 
 def _span(request: Any) -> slice:

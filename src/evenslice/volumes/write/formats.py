@@ -157,7 +157,7 @@ def parse_destination(path: str | os.PathLike[str]) -> Destination:
     file, dataset = text, None
     if inside := _DATASET.fullmatch(text):
         file, parts = inside[1], [part for part in inside[2].split("/") if part]
-        if not parts or {".", ".."} & set(parts):
+        if not parts or {".", ".."} & set(parts) or not inside[2].isprintable():
             raise OutputError(f"{text}: names no dataset; name one, such as {file}:/labels")
         dataset = "/" + "/".join(parts)
     return Destination(text, find_write_format(file), Path(file).absolute(), dataset)
