@@ -139,7 +139,7 @@ def _fill_masked(array: Any, fill: float | None) -> Any:
         raise VolumeError(f"<array>: is masked; give {option('fill')}, the value of masked voxels")
     with np.errstate(over="ignore", invalid="ignore"):
         value: Any = np.asarray(fill).astype(array.dtype)[()]
-        if value != fill and (array.dtype.kind != "f" or np.isinf(value)):
+        if float(value) != float(fill) and (array.dtype.kind != "f" or np.isinf(value)):
             raise ConfigError(f"{option('fill', fill)}: {array.dtype} has no such value; give another")
         if _is_lazy(array):
             return array.map_blocks(np.ma.filled, value, dtype=array.dtype)
