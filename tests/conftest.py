@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,14 @@ settings.register_profile("evenslice", deadline=None, derandomize=bool(os.enviro
 settings.load_profile("evenslice")
 
 SHARED = Path(os.environ.get("EVENSLICE_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(autouse=True)
+def _interrupts():
+    """A command that was interrupted lets the next interrupt end the process, which here is that of the tests."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def _folder(name):

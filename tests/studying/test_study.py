@@ -193,7 +193,7 @@ def test_a_study_ends_with_its_page(done, monkeypatch):
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "4 of 4" in page
     assert "blobs, small" in page
-    for section in ("forest", "learning", "trajectories", "saliency", "stress", "examples"):
+    for section in ("forest", "learning", "examples"):
         assert f'<section id="{section}">' in page
     assert (out / "figures" / "forest.svg").exists()
     (out / "report.html").unlink()
