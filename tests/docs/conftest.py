@@ -21,7 +21,8 @@ def build_site(folder):
     shutil.copytree(ROOT / "docs", source / "docs", ignore=generated)
     shutil.rmtree(source / "docs" / "reference" / "api", ignore_errors=True)
     shutil.copy(ROOT / "CHANGELOG.md", source)  # which is a page, too
-    (source / "studies").symlink_to(ROOT / "studies")  # from which pages offer a file
+    for name in ("studies", "benchmarks"):  # from which pages offer files
+        (source / name).symlink_to(ROOT / name)
     command = [sys.executable, "-m", "sphinx", "-b", "html", "-E", "-W", "--keep-going", "-q"]
     done = subprocess.run(
         [*command, "docs", str(folder / "html")],

@@ -26,7 +26,6 @@ from evenslice._core import (
     staged_file,
 )
 from evenslice.networks import is_mark
-from evenslice.training.run_folder import fixed_options, refuse_changed
 
 with needs_extra("train", "training"):
     from lightning.pytorch.loggers import Logger
@@ -230,6 +229,8 @@ class CheckpointFiles(TorchCheckpointIO):
         """
         del storage_options  # of remote stores
         buffer = io.BytesIO()
+        from evenslice.training.run_folder import fixed_options
+
         torch.save(checkpoint | {OPTIONS: fixed_options(self.config.model_dump(mode="json"))}, buffer)
         with staged_file(path, force=True) as beside:
             beside.write_bytes(buffer.getbuffer())
@@ -254,6 +255,8 @@ class CheckpointFiles(TorchCheckpointIO):
             self._add_marks(found["state_dict"], path)
         except Exception as error:  # what is unpickled may raise anything
             raise unusable(path, error) from error
+        from evenslice.training.run_folder import refuse_changed
+
         refuse_changed(stated, self.config, path)
         return found
 
