@@ -88,25 +88,12 @@ def test_pages_that_argue_with_numbers_have_some():
     assert len(quoted((DOCS / "explanation" / "does-it-matter.md").read_text())) > 15
 
 
-def rows_of_arms():
-    """Return the rows of the README's table of arms, without marks."""
-    rows = [
-        line for line in (ROOT / "README.md").read_text().splitlines() if re.search(r"^\| .*\[.*\|$", line)
-    ]
-    return [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
-
-
-def test_the_readme_says_of_each_arm_what_its_study_found(results, studies):
-    """The difference, its p, whether it is inferior, and how many audits ended with each verdict."""
-    arms = studies["price"].pooled
-    for cells, arm in zip(rows_of_arms(), arms, strict=True):
-        assert re.sub(r"\W", "", arm.name.split()[0]) in cells[0]
-        assert counted(arm.verdicts) == counted(cells[4])
-        if arm.test:
-            superior = arm.entry.get("superiority")
-            p = superior["p"] if superior else arm.entry["difference"]["p_adjusted"]
-            assert cells[1] == f"{arm.change_text}, {results.p_value(p)}"
-            assert cells[2].startswith(arm.judgement.replace("superior", "not inferior"))
+def test_the_readme_says_of_each_remedy_what_its_study_found(studies):
+    """The differences of the arms that the table names; the losses stand on the page of results, like all intervals."""
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    arms = {arm.name: arm for arm in studies["price"].pooled}
+    for name in ("twin", "symmetrized at the output"):
+        assert f"Dice {arms[name].change_text}" in readme
 
 
 def counted(text):

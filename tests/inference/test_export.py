@@ -901,7 +901,7 @@ def test_slices_along_another_axis_are_said(tmp_path):
     pytest.importorskip("huggingface_hub")
     network = small("1")
     for wrong in ("w", "zy", ""):
-        with pytest.raises(ConfigError, match=f"plane='{wrong}': known: "):
+        with pytest.raises(ConfigError, match=f"plane='{wrong}': .*known: "):
             evenslice.export(
                 network, tmp_path / "out", to="huggingface", reading=evenslice.Reading(plane=wrong)
             )
@@ -913,4 +913,4 @@ def test_slices_along_another_axis_are_said(tmp_path):
         "predicts slice z of a volume from 3 slices, which are its input channels, at the offsets -1, 0, +1"
         in card
     )
-    assert """reslice(evenslice.open_volume("volume.tif"), 'x')""" in card
+    assert "reading=evenslice.Reading(plane='x')" in card
