@@ -158,7 +158,8 @@ def most_fields() -> int:
         sum(isinstance(entry, ast.AnnAssign) for entry in node.body)
         for module, path in modules().items()
         for node in ast.walk(tree(path))
-        if isinstance(node, ast.ClassDef) and not re.search(r"config|document|results\.|outcome|run_files", module)
+        if isinstance(node, ast.ClassDef)
+        and not re.search(r"config|document|results\.|outcome|run_files", module)
     ]
     return max(counts)
 
