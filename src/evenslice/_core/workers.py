@@ -332,16 +332,18 @@ class _Processes(Workers):
     @contextmanager
     def sharing(self, common: Any) -> Iterator[Callable[..., Future[Any]]]:
         shared = None if common is None else _Shared(dumps(common))
-        pool = ProcessPoolExecutor(
-            self._count,
-            mp_context=get_context("spawn"),
-            initializer=_begin,
-            initargs=(shared, str(Path.cwd()) if imports_from_here() else None),
-        )
+        safe = {"PYTHONSAFEPATH": "1"}  # nothing is imported that lies in the current directory
+        with without_interrupts(), _environment({**os.environ, **safe}):  # of the tracker of semaphores, too
+            pool = ProcessPoolExecutor(
+                self._count,
+                mp_context=get_context("spawn"),
+                initializer=_begin,
+                initargs=(shared, str(Path.cwd()) if imports_from_here() else None),
+            )
         settings = dict.fromkeys(THREADS, str(max(1, available_cores() // self._count)))
 
         def submit(function: Callable[..., Any], item: Any) -> Future[Any]:
-            with without_interrupts(), _environment({**settings, **os.environ, "PYTHONSAFEPATH": "1"}):
+            with without_interrupts(), _environment({**settings, **os.environ, **safe}):
                 task = pool.submit(_apply_here, function, item)
             self._processes.update(pool._processes or {})  # noqa: SLF001  # of which there is no other list
             return task
