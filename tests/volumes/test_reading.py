@@ -24,7 +24,9 @@ from dicom_files import write_series
 from hypothesis import given, strategies as st
 from PIL import Image
 
+from evenslice import ConfigError
 from evenslice._core import errors
+from evenslice.volumes import Reading, each_reading
 from evenslice.volumes.blocks import find_nonfinite, iterate_blocks, sample_voxels
 from evenslice.volumes.info import describe_volume, fingerprint
 from evenslice.volumes.opening import open_volume
@@ -501,3 +503,11 @@ def test_crops_of_slices_hold_no_whole_slices(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 6e6  # some slices at once, and not all
+
+
+def test_several_readings_differ_in_intensity_and_fill_alone():
+    volumes = [object(), object()]
+    both = [Reading(intensity=(0, 1)), Reading(fill=0)]
+    assert each_reading(both, volumes) == both
+    with pytest.raises(ConfigError, match="differ in intensity and fill alone"):
+        each_reading([Reading(), Reading(step=2)], volumes)

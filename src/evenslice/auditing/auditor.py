@@ -84,7 +84,7 @@ def audit(
         model: maps (batch, slices, y, x) to logits. Slices in 0..1 are scaled as ``neutralize`` recorded on it, else by the
             mean and std that its library states for pretrained weights, else not at all; if it was trained otherwise, an
             audit is wrong. Or any function, such as one from ``load_onnx``; see
-            ``evenslice.inference.black_boxes.BlackBox`` for its input.
+            ``evenslice.inference.BlackBox`` for its input.
         volume: a volume, an array (z, y, x), a path, or several of these; several volumes are treated as independent
             samples, and none may be given twice.
         labels: class maps of the volumes' shapes, with which the audit also measures what a disturbed slice costs, unless
@@ -112,8 +112,8 @@ def audit(
             infinite for a window; or it differs between two runs of the same window, alone or beside another.
         ConfigError: an option is out of range or has no effect, the function cannot be sent to workers, or the scheduler
             does not answer.
-        EvensliceError: worker processes do not start, or windows killed every one that took them.
-        MissingExtraError: there are to be workers, and Dask is not installed.
+        EvensliceError: worker processes do not start, or one was killed.
+        MissingExtraError: a scheduler is given, and Dask is not installed.
 
     Example: a network that reads only the slice before the middle.
         >>> import numpy as np

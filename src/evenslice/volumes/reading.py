@@ -143,9 +143,13 @@ def each_reading(reading: Reading | Sequence[Reading] | None, volumes: Sequence[
     """Return how each volume is read; by default as ``Reading()`` says.
 
     Raises:
-        ConfigError: there are several ways, but not one for each volume.
+        ConfigError: there are several ways, but not one for each volume, or they differ in more than intensity and fill.
     """
     given = [reading or Reading()] if isinstance(reading, Reading | None) else list(reading)
+    if len({repr(replace(own, intensity=None, fill=None)) for own in given}) > 1:
+        raise ConfigError(
+            f"{option('reading')}: those of several volumes may differ in intensity and fill alone"
+        )
     if len(given) == 1:
         return given * len(volumes)
     if len(given) != len(volumes):
