@@ -6,15 +6,18 @@ import math
 import pickle
 import shutil
 import zipfile
-from dataclasses import asdict
+from dataclasses import asdict, make_dataclass
 from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import pytest
 from synthetic_study import ARMS, make_study
+from typing_extensions import TypeAliasType
 
 from evenslice._core import read_log
 from evenslice._core.errors import ConfigError
+from evenslice.results.documents import from_arrays
 from evenslice.results.studies import is_study, load_study
 
 
@@ -325,3 +328,14 @@ def test_a_header_can_claim_what_it_likes(folder, content):
 def test_an_example_that_is_no_archive_is_refused(folder, content):
     (run_folder(folder) / "example.npz").write_bytes(content)
     refuse(folder, "example.npz", "cannot be read")
+
+
+def test_arrays_are_read_where_numpy_names_their_type_by_an_alias(tmp_path):
+    """NumPy 2.5 makes ``NDArray`` an alias of its own on Python 3.12 and newer, whose arguments look different."""
+    scalar = TypeVar("scalar", bound=np.generic)
+    alias = TypeAliasType("alias", np.ndarray[tuple[Any, ...], np.dtype[scalar]], type_params=(scalar,))
+    kind = make_dataclass("kind", [("image", Annotated[alias[np.uint8], "y x"])])
+    image = np.zeros((2, 3), np.uint8)
+    assert from_arrays(kind, {"image": image}).image is image
+    with pytest.raises(ValueError, match="image is float64"):
+        from_arrays(kind, {"image": np.zeros((2, 3))})

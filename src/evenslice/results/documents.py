@@ -213,7 +213,7 @@ def from_arrays(
     for name, hint in get_type_hints(kind, include_extras=True).items():
         array, (plain, shape) = arrays[prefix + name], get_args(hint)
         axes = shape.split()
-        fits = array.ndim == len(axes) and array.dtype.kind == np.dtype(get_args(get_args(plain)[1])[0]).kind
+        fits = array.ndim == len(axes) and array.dtype.kind == np.dtype(_element(plain)).kind
         for axis, length in zip(axes, array.shape, strict=False):
             more = int(axis.startswith("1+"))
             known = int(axis) if axis.isdigit() else sizes.setdefault(axis.removeprefix("1+"), length - more)
@@ -225,6 +225,13 @@ def from_arrays(
         check_finite(prefix + name, array if finite else np.zeros(0))
         found[name] = array
     return kind(**found)
+
+
+def _element(hint: Any) -> Any:
+    """Return the type of the elements of an array's hint: ``NDArray[T]`` is an alias of its own in newer NumPy."""
+    while arguments := get_args(hint):
+        hint = arguments[-1]
+    return hint
 
 
 def check_finite(name: str, array: NDArray[Any]) -> None:
