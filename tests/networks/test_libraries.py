@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from evenslice._core.errors import MissingExtraError, ModelError
 from evenslice.networks.inputs import input_size, normalization
 from evenslice.networks.models import build_model
-from evenslice.networks.monai_networks import NETWORKS
+from evenslice.networks.libraries import NETWORKS
 from evenslice.networks.outputs import logits
 
 pytest.importorskip("monai")

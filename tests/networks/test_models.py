@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from evenslice._core.errors import MissingExtraError, ModelError
-from evenslice.networks import builders, libraries as hubs, models
+from evenslice.networks import libraries as hubs, models
 from evenslice.networks.inputs import input_multiple, input_size, normalization
 from evenslice.networks.outputs import logits
-from evenslice.networks.weight_files import packaged_weights, read_weights
+from evenslice.networks.weights import packaged_weights, read_weights
 
 smp = pytest.importorskip("segmentation_models_pytorch")
 timm = pytest.importorskip("timm")
@@ -73,6 +73,7 @@ def same(one, other):
         ("smp:FPN/dpn68", ((124 / 255, 117 / 255, 104 / 255), (1 / (0.0167 * 255),) * 3)),
         ("timm:convnext_atto", IMAGENET),
         ("torchvision:squeezenet1_1", IMAGENET),
+        ("torchvision:efficientnet_v2_s", IMAGENET),
         ("torchvision:ssdlite320_mobilenet_v3_large", PLAIN),  # scales its input itself
         ("monai:FlexibleUNet/efficientnet-b0", IMAGENET),
     ],
@@ -351,7 +352,7 @@ def test_hub_out_of_reach_says_so_at_once(spec, tmp_path, monkeypatch):
 )
 def test_a_hub_out_of_reach_names_the_package_that_has_the_weights(spec, wanted, monkeypatch):
     monkeypatch.setattr(models, "packaged_weights", lambda _: None)
-    monkeypatch.setattr(builders, "hub_with_timeout", out_of_reach)
+    monkeypatch.setattr(models, "hub_with_timeout", out_of_reach)
     with pytest.raises(ModelError, match=rf"with: {re.escape(wanted)}, or give a weights file"):
         build_model(spec)
 
@@ -652,18 +653,6 @@ def test_file_that_is_no_state_dict(tmp_path, capsys, name, content, message):
 def test_missing_file(tmp_path, name, message):
     with pytest.raises(ModelError, match=message):
         read_weights(tmp_path / name)
-
-
-def test_a_classifier_of_torchvision_is_scaled_as_its_weights_were_trained():
-    from torchvision import models as zoo
-
-    from evenslice.networks import libraries as torchvision
-
-    found = {name: torchvision._scaling(name) for name in zoo.list_models(module=zoo)}
-    assert found["efficientnet_v2_l"] == {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-    assert found["resnet18"]["mean"] == (0.485, 0.456, 0.406)
-    built = build_model("torchvision:squeezenet1_1", "none").model
-    assert built.pretrained_cfg == found["squeezenet1_1"]
 
 
 def test_file_of_a_backbone_fills_a_segmenter_of_torchvision(tmp_path):

@@ -115,6 +115,8 @@ def reporting_own_errors(label: str) -> Iterator[None]:
 def require_network(model: object) -> None:
     """Refuse what is no network, such as its name, its weights, or all that ``load_network`` returns.
 
+    A network of TorchScript is refused, too: it can be neither changed nor copied and frozen as a module.
+
     Raises:
         ModelError: it is not a torch.nn.Module.
 
@@ -129,14 +131,6 @@ def require_network(model: object) -> None:
             f"{type(model).__name__} is not a network; give a torch.nn.Module, such as the model that evenslice.load_network "
             "returns"
         )
-
-
-def refuse_torchscript(model: nn.Module) -> None:
-    """Raise ModelError for a network of TorchScript, which can be neither changed nor copied and frozen as a module.
-
-    Example:
-        >>> refuse_torchscript(nn.Conv2d(3, 8, 3))
-    """
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(
             "the network is a module of TorchScript; give the torch.nn.Module that it was made from, or a function that calls "
@@ -145,7 +139,7 @@ def refuse_torchscript(model: nn.Module) -> None:
 
 
 def require_values(model: nn.Module, *, meta: bool = False) -> None:
-    """Refuse what cannot be changed: no network, TorchScript, or parameters without values, as on "meta" or in lazy layers.
+    """Refuse what cannot be changed: no network, or parameters without values, as on "meta" or in lazy layers.
 
     Args:
         model: the network.
@@ -158,7 +152,6 @@ def require_values(model: nn.Module, *, meta: bool = False) -> None:
         >>> require_values(nn.Conv2d(3, 8, 3))
     """
     require_network(model)
-    refuse_torchscript(model)
     tensors = [*model.named_parameters(), *model.named_buffers()]
     if without := [name for name, tensor in tensors if is_lazy(tensor) or (tensor.is_meta and not meta)]:
         raise ModelError(
@@ -248,16 +241,6 @@ def run_network(model: nn.Module, image: Tensor) -> Any:
         return functional_call(model, state, (image,))
 
 
-def first_tensor(values: Iterable[Any]) -> Tensor | None:
-    """Return the first of some values that is a tensor.
-
-    Example:
-        >>> first_tensor([None, 2, torch.ones(1)])
-        tensor([1.])
-    """
-    return next((value for value in values if isinstance(value, Tensor)), None)
-
-
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """Yield every tensor in a nest of mappings, lists and tuples.
 
@@ -321,6 +304,9 @@ def with_gradients(function: _Function) -> _Function:
 
 
 FULL = ("none", "ieee")
+_LOCK = threading.Lock()
+_HELD: list[list[str]] = []
+"""For each block of `full_precision` under way in any thread, PyTorch's settings before the first of them."""
 
 
 @contextmanager
@@ -339,11 +325,36 @@ def full_precision() -> Iterator[None]:
         'medium'
         >>> torch.set_float32_matmul_precision("highest")
     """
-    _SETTINGS.hold()
+    with _LOCK:
+        before = _HELD[0] if _HELD else [operation.fp32_precision for operation in _operations()]
+        if (
+            not _HELD
+        ):  # the older switches go along, for PyTorch complains where it reads one that says otherwise
+            _set_precision(False, "highest", [name if name in FULL else "ieee" for name in before])
+        _HELD.append(before)
     try:
         yield
     finally:
-        _SETTINGS.release()
+        with _LOCK:
+            _HELD.pop()
+            if not _HELD:
+                products = "high" if before[2] == "tf32" else "highest"
+                products = {"bf16": "medium", "tf32": "high"}.get(before[3], products)
+                _set_precision(before[0] == before[1] == "tf32", products, before)
+
+
+def _operations() -> tuple[Any, ...]:
+    backends: Any = torch.backends
+    convolutions = (backends.cudnn.conv, backends.cudnn.rnn)
+    return (*convolutions, backends.cuda.matmul, backends.mkldnn.matmul, backends.mkldnn.conv)
+
+
+def _set_precision(convolutions: bool, products: str, names: list[str]) -> None:
+    torch.backends.cudnn.allow_tf32 = convolutions
+    torch.set_float32_matmul_precision(products)
+    for operation, name in zip(_operations(), names, strict=True):
+        if operation.fp32_precision != name:
+            operation.fp32_precision = name
 
 
 def as_float64(tensor: Tensor) -> Tensor:
@@ -354,54 +365,6 @@ def as_float64(tensor: Tensor) -> Tensor:
         tensor([1.], dtype=torch.float64)
     """
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
-
-
-class _Settings:
-    """PyTorch's settings, which hold for all threads: full as long as any thread needs it, then as before."""
-
-    def __init__(self) -> None:
-        self._lock, self._held, self._before = threading.Lock(), 0, [""]
-
-    def hold(self) -> None:
-        with self._lock:
-            if not self._held:
-                self._before = [operation.fp32_precision for operation in _operations()]
-                # The older switches go along, for PyTorch complains where it reads one that says otherwise.
-                _set_older(convolutions=False, products="highest")
-                _set_newer([name if name in FULL else "ieee" for name in self._before])
-            self._held += 1
-
-    def release(self) -> None:
-        with self._lock:
-            self._held -= 1
-            if self._held:
-                return
-            before = self._before
-            products = {"bf16": "medium", "tf32": "high"}.get(
-                before[3], "high" if before[2] == "tf32" else "highest"
-            )
-            _set_older(convolutions=before[0] == before[1] == "tf32", products=products)
-            _set_newer(before)
-
-
-_SETTINGS = _Settings()
-
-
-def _operations() -> tuple[Any, ...]:
-    backends: Any = torch.backends
-    convolutions = (backends.cudnn.conv, backends.cudnn.rnn)
-    return (*convolutions, backends.cuda.matmul, backends.mkldnn.matmul, backends.mkldnn.conv)
-
-
-def _set_older(*, convolutions: bool, products: str) -> None:
-    torch.backends.cudnn.allow_tf32 = convolutions
-    torch.set_float32_matmul_precision(products)
-
-
-def _set_newer(names: list[str]) -> None:
-    for operation, name in zip(_operations(), names, strict=True):
-        if operation.fp32_precision != name:
-            operation.fp32_precision = name
 
 
 MOST_NAMED = 5
@@ -445,86 +408,77 @@ def answers_alone(
         ...
         evenslice.ModelError: the network Net returns another output for the same window ... random: 2 (Noise) ...
     """
-
-    def refused(place: int, batch: Tensor, where: str, kind: str, limit: float) -> ModelError:
-        alone = windows[1 - place, None]
-        layers = [] if model is None else _unlike_layers(model, answer, alone, batch, place, limit)
-        named = f"; {kind}: {', '.join(layers[:MOST_NAMED])}" if layers else ""
-        return ModelError(
-            f"the network {name} returns another output for the same window {where}, so a window cannot be compared with its "
-            f"mirror{named}; {ADVICE[kind]}"
-        )
-
-    def unlike(one: Mapping[Any, Tensor], other: Mapping[Any, Tensor], limit: float) -> bool:
-        return any(_differ(one[key], other[key], limit) for key in one if key in other)
-
     first, second = answer(windows[:1]), answer(windows[1:])
     again, together = answer(windows[1:]), answer(windows.flip(0))
-    if unlike(second, again, limits[0]):
-        raise refused(0, windows[1:], "in a second run", "random", limits[0])
-    for place, alone in enumerate((second, first)):
-        if unlike(alone, {key: output[place : place + 1] for key, output in together.items()}, limits[1]):
-            raise refused(
-                place, windows.flip(0), "beside another window", "dependent on the batch", limits[1]
+    rows = ({key: output[row : row + 1] for key, output in together.items()} for row in range(2))
+    second_run, beside = ("in a second run", "random"), ("beside another window", "dependent on the batch")
+    trials = (
+        (second, again, windows[1:], 0, second_run, limits[0]),
+        (second, next(rows), windows.flip(0), 0, beside, limits[1]),
+        (first, next(rows), windows.flip(0), 1, beside, limits[1]),
+    )
+    for alone, other, batch, row, (where, kind), limit in trials:
+        if any(_differ(alone[key], other[key], limit) for key in alone if key in other):
+            layers = [] if model is None else _unlike_layers(model, answer, batch, row, limit)
+            named = f"; {kind}: {', '.join(layers[:MOST_NAMED])}" if layers else ""
+            raise ModelError(
+                f"the network {name} returns another output for the same window {where}, so a window cannot be compared with "
+                f"its mirror{named}; {ADVICE[kind]}"
             )
     return first, second
 
 
 def _differ(one: Tensor, other: Tensor, limit: float) -> bool:
-    if one.shape != other.shape:
-        return True
-    size = max(float(one.abs().max()) if one.numel() else 0.0, torch.finfo(torch.float32).tiny)
-    return float((one - other).abs().max() if one.numel() else 0.0) > limit * size
+    if one.shape != other.shape or not one.numel():
+        return one.shape != other.shape
+    size = max(float(one.abs().max()), torch.finfo(torch.float32).tiny)
+    return float((one - other).abs().max()) > limit * size
 
 
-def _unlike_layers(  # of which network, on what
-    model: nn.Module, answer: Answer, alone: Tensor, batch: Tensor, place: int, limit: float
-) -> list[str]:
+def _unlike_layers(model: nn.Module, answer: Answer, batch: Tensor, row: int, limit: float) -> list[str]:
     """Return the innermost layers that answer the same input differently, by name and kind.
 
     Args:
         model: the network.
         answer: runs it.
-        alone: a window.
-        batch: a batch with this window.
-        place: where it is in there.
+        batch: of windows.
+        row: which of them is compared with itself alone.
         limit: the largest difference that counts as none.
     """
-    runs = []
-    for windows, row in ((alone, 0), (batch, place)):
-        calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        hooks = [
-            part.register_forward_hook(_recorder(calls, name, row)) for name, part in model.named_modules()
-        ]
-        try:
-            answer(windows)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        runs.append(calls)
+    alone, beside = (
+        _calls(model, answer, windows, place) for windows, place in ((batch[row, None], 0), (batch, row))
+    )
     found = [
         name
-        for name, calls in runs[0].items()
+        for name, calls in alone.items()
         if any(
             not _differ(given, again, limit) and _differ(output, repeated, limit)
-            for (given, output), (again, repeated) in zip(calls, runs[1].get(name, []), strict=False)
+            for (given, output), (again, repeated) in zip(calls, beside.get(name, []), strict=False)
         )
     ]
-    inner = [
-        name
-        for name in found
-        if not any(item != name and item.startswith(f"{name}." if name else "") for item in found)
-    ]
+    inner = [name for name in found if not any(item != name and _lies_in(item, name) for item in found)]
     return [layer_label(name, model.get_submodule(name)) for name in inner]
 
 
-def _recorder(calls: dict[str, list[tuple[Tensor, Tensor]]], name: str, row: int) -> Callable[..., None]:
-    """Return a hook that keeps what a layer is given and returns for one window."""
+def _lies_in(name: str, part: str) -> bool:
+    return not part or name.startswith(f"{part}.")
 
-    def record(_module: nn.Module, given: Any, returned: Any) -> None:
+
+def _calls(
+    model: nn.Module, answer: Answer, windows: Tensor, row: int
+) -> dict[str, list[tuple[Tensor, Tensor]]]:
+    """Return what each layer is given and returns for one window of a batch, call by call."""
+    calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    def record(name: str, given: Any, returned: Any) -> None:
         tensors = [item for item in given if isinstance(item, Tensor) and item.ndim]
         if tensors and isinstance(returned, Tensor) and returned.ndim:
             rows = slice(row, row + 1)
             calls.setdefault(name, []).append((tensors[0][rows].float(), returned[rows].float()))
 
-    return record
+    with ExitStack() as stack:
+        for name, part in model.named_modules():
+            hook = part.register_forward_hook(lambda _, given, output, name=name: record(name, given, output))
+            stack.callback(hook.remove)
+        answer(windows)
+    return calls

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from evenslice._core import EvensliceError, ModelError, reason
-from evenslice.networks import exact_evaluation, first_tensor, is_on_meta, layer_label, random_image
+from evenslice.networks import exact_evaluation, is_on_meta, layer_label, random_image, tensors_in
 from evenslice.neutralizing.strategies import MIXER_HINT
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class _Watch:
         """Hook the stem for its input."""
 
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            arrived = first_tensor((*args, *kwargs.values()))
+            arrived = next(tensors_in((*args, *kwargs.values())), None)
             if arrived is not None:
                 self.arrivals.setdefault(stem.name, arrived.clone())
             if self.run:

@@ -28,7 +28,6 @@ from torch.overrides import TorchFunctionMode
 from evenslice._core import ConfigError, EvensliceError, ModelError, option, reason
 from evenslice.networks import (
     exact_evaluation,
-    first_tensor,
     input_size,
     is_on_meta,
     layer_label,
@@ -235,11 +234,7 @@ def trace(model: nn.Module, image: Tensor) -> Trace:
         ModelError: nothing with parameters reads the image, or what reads it is no convolution or linear layer.
     """
     tracer = _Tracer(image.requires_grad_())
-    with ExitStack() as stack, torch.enable_grad():
-        for parameter in model.parameters():
-            if parameter.is_floating_point() and not parameter.requires_grad:
-                parameter.requires_grad_()
-                stack.callback(parameter.requires_grad_, False)
+    with recorded_graph(model) as stack:
         for name, module in model.named_modules():
             if _has_parameters(module) or _has_statistics(module):
                 for handle in tracer.watch(name, module):
@@ -271,6 +266,37 @@ def trace(model: nn.Module, image: Tensor) -> Trace:
         for stem, reader in zip(stems.items, readers, strict=True)
     )
     return Trace(stems, output, tuple(parts), outputs)
+
+
+@contextmanager
+def recorded_graph(model: nn.Module) -> Iterator[ExitStack]:
+    """In the block, the autograd graph records every parameter of a network, frozen ones too; yield what undoes more."""
+    with ExitStack() as stack, torch.enable_grad():
+        for parameter in model.parameters():
+            if parameter.is_floating_point() and not parameter.requires_grad:
+                parameter.requires_grad_()
+                stack.callback(parameter.requires_grad_, False)
+        yield stack
+
+
+def graph_nodes(starts: Iterable[Any], ends: Callable[[Any], bool] = lambda _: False) -> Iterator[Any]:
+    """Yield the nodes of an autograd graph that lead to some nodes, each once.
+
+    The nodes of a layer's parameters are the last of its inputs, and the walk takes the last first, so it meets them soon.
+
+    Args:
+        starts: the nodes; None for none.
+        ends: whether the walk ends at a node.
+    """
+    stack, seen = list(starts), set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        if not ends(node):
+            stack.extend(parent for parent, _ in node.next_functions)
 
 
 @contextmanager
@@ -345,7 +371,7 @@ class _Tracer:
         """Hook a module, and yield the handles of the hooks."""
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            arrived = first_tensor((*args, *kwargs.values()))
+            arrived = next(tensors_in((*args, *kwargs.values())), None)
             if arrived is None:
                 return
             self._note_norm(module, arrived)
@@ -439,38 +465,21 @@ def _is_fixed_norm(module: nn.Module, arrived: Tensor) -> bool:
 def _leads_only_to(image: Tensor, tensor: Tensor) -> bool:
     """Say whether a tensor was computed from the image and from no parameter.
 
-    The nodes of a layer's parameters are the last of its inputs, and the walk takes the last first, so it ends after a
-    few steps anywhere after a stem.
+    The walk ends after a few steps anywhere after a stem.
     """
-    stack, seen, found = [tensor.grad_fn], set(), False
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
+    found = False
+    for node in graph_nodes([tensor.grad_fn]):
         leaf = getattr(node, "variable", None)
         if leaf is not None and leaf is not image:
             return False
         found = found or leaf is image
-        stack.extend(parent for parent, _ in node.next_functions)
     return found
 
 
 def _consumers(output: Any, nodes: set[Any]) -> Counter[Any]:
     """Count the operations that read the output of each of some graph nodes."""
-    counts: Counter[Any] = Counter()
-    stack = [tensor.grad_fn for tensor in tensors_in(output)]
-    seen = set()
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        for parent, _ in node.next_functions:
-            if parent in nodes:
-                counts[parent] += 1
-            stack.append(parent)
-    return counts
+    every = graph_nodes(tensor.grad_fn for tensor in tensors_in(output))
+    return Counter(parent for node in every for parent, _ in node.next_functions if parent in nodes)
 
 
 class SameConv2d(nn.Conv2d):

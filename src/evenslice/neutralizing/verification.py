@@ -11,7 +11,7 @@ import math
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from evenslice.networks import (
     as_float64,
     detections,
     logits,
+    random_image,
     reduce_output,
     tensors_in,
 )
@@ -37,11 +38,15 @@ if TYPE_CHECKING:
     from evenslice.neutralizing.stems import Stem, Stems
     from evenslice.neutralizing.strategies import KernelStrategy
 
+_Found = TypeVar("_Found")
 ComparedOutputs = dict[Any, Tensor]
 """The tensors of a network that are compared, by where they come from; the first axis counts images."""
 
 MOST_ROUNDING = 0.1
 """Largest error that rounding excuses, enough for half precision. Of a network that amplifies it more, float64 tells."""
+
+MIRROR_LIMIT, GRAY_LIMIT = 1e-5, 1e-4
+"""Largest errors of an exact promise: of other orders of the slices, and of a gray image."""
 
 REPEATABLE, SAME = 1e-5, 1e-4
 """Largest differences between two outputs for one window, in two runs and in batches of two sizes: a few operations of a GPU
@@ -86,10 +91,14 @@ def _fits(mask: Tensor, tensor: Tensor) -> bool:
 class OutputErrors(NamedTuple):
     """The errors of a `Record`, and the effect of rounding: of changing the last bits of the input."""
 
-    mirror: float
-    permutation: float
-    gray: float
+    mirror_error: float
+    permutation_error: float
+    gray_error: float
     rounding: float
+
+    def recorded(self) -> dict[str, float]:
+        """Return the errors that a `Record` has, by name."""
+        return {name: value for name, value in self._asdict().items() if name != "rounding"}
 
 
 @dataclass(frozen=True)
@@ -109,9 +118,9 @@ class Outputs:
 
     def of(self, model: nn.Module, images: Tensor) -> ComparedOutputs:
         """Run a network on images, and return what is compared."""
-        if self.stems is not None:
-            return _stem_outputs(model, self.stems, self.borders, images)
         with _old_borders(self.borders):
+            if self.stems is not None:
+                return _stem_outputs(model, self.stems, images)
             return compared(*run_with_parts(model, images), len(images), self.reduce)
 
 
@@ -142,34 +151,35 @@ def compared(
     }
 
 
-def _stem_outputs(
-    model: nn.Module, stems: Stems, borders: Sequence[Border], images: Tensor
-) -> ComparedOutputs:
+def _stem_outputs(model: nn.Module, stems: Stems, images: Tensor) -> ComparedOutputs:
     """Return the outputs of changed stems, averaged where the network averages them later."""
-    calls = run_to_stems(model, stems, images, run=True)
-    patched = {border.stem.name: border for border in borders}
     averaged = averages_mirrored(model)
-    outputs = {}
-    for stem, call in zip(stems.items, calls, strict=True):
-        border = patched.get(stem.name)
-        output = border.patched(call.output, 0) if border else call.output
+    return {
         # A batch norm with an activation inside, after which the network averages, has done so already.
-        both = averaged and len(output) == len(call.input)
-        outputs[stem.name] = mean_of_halves(output) if both else output
-    return outputs
+        stem.name: mean_of_halves(call.output)
+        if averaged and len(call.output) == len(call.input)
+        else call.output
+        for stem, call in zip(stems.items, run_to_stems(model, stems, images, run=True), strict=True)
+    }
 
 
-def trial_images(gray: Tensor, window: Tensor) -> Tensor:
-    """Return the images to run a neutralized network on.
+def trial_images(
+    model: nn.Module, slices: int, size: tuple[int, int], scaled: Callable[[Tensor], Tensor] = torch.Tensor.clone
+) -> Tensor:
+    """Return the images to run a changed network on.
 
     Args:
-        gray: (1, slices, y, x) an image whose slices are all equal.
-        window: (1, slices, y, x) an image whose slices differ.
+        model: the network.
+        slices: N.
+        size: in pixels (y, x).
+        scaled: scales images in 0..1 as the network receives them.
 
     Returns:
-        (6, slices, y, x): the gray image; the window, reversed, rotated by one slice, with its first two slices
-        exchanged, and with the last bit of every voxel changed, up or down at random.
+        (6, slices, y, x): an image whose slices are all equal; a window, reversed, rotated by one slice, with its first two
+        slices exchanged, and with the last bit of every voxel changed, up or down at random.
     """
+    gray = scaled(random_image(model, (1, 1, *size)).repeat(1, slices, 1, 1))
+    window = scaled(random_image(model, (1, slices, *size), seed=1))
     exchanged = torch.cat([window[:, :2].flip(1), window[:, 2:]], dim=1)
     rounded = window * (1 + torch.finfo(window.dtype).eps * (window - window.flip(-1)).sign())
     return torch.cat([gray, window, window.flip(1), window.roll(1, dims=1), exchanged, rounded])
@@ -301,8 +311,41 @@ def measure(
         return errors, error
     mirror = run(images[2:3])
     apart = max((_difference(window[key], mirror[key]) for key in window if key in mirror), default=0.0)
-    largest = max(errors.mirror, apart)
-    return errors._replace(mirror=largest, permutation=max(errors.permutation, largest)), None
+    largest = max(errors.mirror_error, apart)
+    return errors._replace(mirror_error=largest, permutation_error=max(errors.permutation_error, largest)), None
+
+
+def lasting(model: nn.Module, change: Callable[[ExitStack], tuple[_Found, ModelError | None]]) -> _Found:
+    """Change a network so that it keeps a promise, or leave it as it was.
+
+    What fails in the network's own precision is repeated in float64. One random change of the last bits does not always tell
+    how much a deep network with random weights amplifies rounding; in float64 it has errors of 1e-10 or less, if it has no
+    fault.
+
+    Args:
+        model: the network.
+        change: changes it, given what takes what undoes the change; returns what was found, and the error that says which promise
+            is broken.
+
+    Raises:
+        ModelError: a promise is broken in float64 too; or in the network's own precision, and it does not compute in float64.
+    """
+    with ExitStack() as undo:
+        found, broken = change(undo)
+        if broken is None:
+            undo.pop_all()
+            return found
+    try:
+        with in_float64(model), ExitStack() as undo:
+            _, again = change(undo)
+    except Exception:  # noqa: BLE001  # a network may refuse float64 by any exception
+        raise broken from None
+    if again is not None:
+        raise again
+    with ExitStack() as undo:
+        found, _ = change(undo)
+        undo.pop_all()
+    return found
 
 
 def check_promises(
@@ -318,19 +361,16 @@ def check_promises(
         stems: what was rewritten, for messages.
     """
     symmetry = {"uniform": "permutation", "mirror": "mirror"}.get(record.tie or "", strategy.symmetry)
-    promises = [
-        ("reversing the slices", record.mirror_error, 1e-5, symmetry is not None),
-        ("reordering the slices", record.permutation_error, 1e-5, symmetry == "permutation"),
-        (
-            "giving it a gray image as slices, not as channels,",
-            record.gray_error,
-            1e-4,
-            strategy.promises_gray(channels, record.slices),
-        ),
-    ]
-    for what, error, precise, promised in promises:
+    promises = []
+    if symmetry is not None:
+        promises.append(("reversing the slices", record.mirror_error, MIRROR_LIMIT))
+    if symmetry == "permutation":
+        promises.append(("reordering the slices", record.permutation_error, MIRROR_LIMIT))
+    if strategy.promises_gray(channels, record.slices):
+        promises.append(("giving it a gray image as slices, not as channels,", record.gray_error, GRAY_LIMIT))
+    for what, error, precise in promises:
         limit = allowed_error(precise, rounding)
-        if promised and error > limit:
+        if error > limit:
             hint = "" if strategy.name == "mixer" else f"; {MIXER_HINT}"
             return ModelError(
                 f"the network breaks what the strategy {strategy.name!r} promises: {what} changes its output"
