@@ -23,8 +23,7 @@ from evenslice.cli.app import app
 from evenslice.cli.option_groups import grouped
 from evenslice.networks.weights import SUFFIXES
 from evenslice.neutralizing.averages import OUTPUT
-from evenslice.neutralizing.strategies import STRATEGIES
-from evenslice.neutralizing.ties import TIES
+from evenslice.neutralizing.strategies import STRATEGIES, TIES
 from evenslice.volumes.volume import Plane
 
 COMMANDS = get_command(app).commands

@@ -17,9 +17,9 @@ from .record import (
 )
 from .strategies import (
     STRATEGIES as STRATEGIES,
+    TIES as TIES,
     find_strategy as find_strategy,
     profile_weights as profile_weights,
 )
 from .symmetrization import restore_average as restore_average, symmetrize as symmetrize
-from .ties import TIES as TIES
 from .verification import in_float64 as in_float64

@@ -190,14 +190,16 @@ def mean_of_halves(output: Any) -> Any:
     if (found := detections(output)) is not None:
         windows = len(found) // 2
         return [average_detections(*pair) for pair in zip(found[:windows], found[windows:], strict=True)]
-    return mean_of(*(tree_map_only(Tensor, partial(_half, number), output) for number in range(2)))
+    return tree_map_only(Tensor, _mean_of_batch, output)
 
 
-def _half(number: int, tensor: Tensor) -> Tensor:
+def _mean_of_batch(tensor: Tensor) -> Tensor:
     # len() would fix the size of a batch when a network is exported.
     if not tensor.ndim or tensor.shape[0] % 2 or isinstance(tensor, nn.Parameter):
         return tensor
-    return tensor.reshape(2, tensor.shape[0] // 2, *tensor.shape[1:])[number]
+    halves = tensor.reshape(2, tensor.shape[0] // 2, *tensor.shape[1:])
+    mean: Tensor = _mean(halves[0], halves[1])
+    return mean
 
 
 def mean_of(one: Any, other: Any) -> Any:
@@ -222,7 +224,7 @@ def mean_of(one: Any, other: Any) -> Any:
 
 
 def _mean(one: Any, other: Any) -> Any:
-    if one is other or isinstance(one, str | bytes) or (isinstance(one, int) and one == other):  # no answer
+    if one is None or isinstance(one, str | bytes) or (isinstance(one, int) and one == other):  # no answer
         return one
     if isinstance(one, Tensor):  # in any precision, of which NumPy knows but some
         kind = "f" if one.is_floating_point() or one.is_complex() else "i"

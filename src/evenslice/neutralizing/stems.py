@@ -140,19 +140,6 @@ def find_stems(
         return trace(model, image.to("meta") if is_on_meta(model) else image).stems
 
 
-def input_channels(model: nn.Module) -> int:
-    """Return how many channels a network reads, by trying; it is left as it was.
-
-    Raises:
-        ModelError: the network refuses every image that `find_stems` would try.
-
-    Example:
-        >>> input_channels(nn.Conv2d(4, 8, 3))
-        4
-    """
-    return accepted_input(model)[0]
-
-
 def accepted_input(
     model: nn.Module,
     channels: Iterable[int] = (),
@@ -172,10 +159,18 @@ def accepted_input(
         ModelError: the network refuses every image, or an error of evenslice was raised in it.
         ConfigError: the size is not a pair of positive whole numbers.
     """
-    _check_size(size)
+    numbers = size if isinstance(size, tuple | list) else ()
+    sound = len(numbers) == 2 and all(isinstance(pixels, Integral) and int(pixels) > 0 for pixels in numbers)
+    if size is not None and not sound:
+        raise ConfigError(
+            f"{option('size')}: is {size!r:.60}; must be two numbers of pixels (y, x), such as (64, 64)"
+        )
     stated, usual = input_size(model), [(pixels, pixels) for pixels in SIZES]
     sizes = [size] if size else [stated, *usual] if stated else usual
-    counts = tuple(dict.fromkeys(channels)) or tuple(dict.fromkeys((3, *_first_width(model))))
+    # The first layer in the order of registration mostly is the first to run.
+    layers = (module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear))
+    widths = (each.in_channels if isinstance(each, nn.Conv2d) else each.in_features for each in layers)
+    counts = tuple(dict.fromkeys(channels)) or tuple(dict.fromkeys((3, next(widths, 3))))
     passes = (True,) if is_on_meta(model) else (True, False) if dry else (False,)
     refusals: list[Exception] = []
     with exact_evaluation(model), torch.no_grad():
@@ -194,23 +189,6 @@ def accepted_input(
         f"the network refuses images of {' or '.join(map(str, counts))} channels at {tried} pixels"
         f" ({type(refusals[0]).__name__}: {reason(refusals[0])}); in Python, give the right size (y, x) as size"
     )
-
-
-def _check_size(size: Any) -> None:
-    numbers = size if isinstance(size, tuple | list) else ()
-    sound = len(numbers) == 2 and all(isinstance(pixels, Integral) and int(pixels) > 0 for pixels in numbers)
-    if size is not None and not sound:
-        raise ConfigError(
-            f"{option('size')}: is {size!r:.60}; must be two numbers of pixels (y, x), such as (64, 64)"
-        )
-
-
-def _first_width(model: nn.Module) -> Iterator[int]:
-    """Yield the input width of the first layer in the order of registration, which mostly is the first to run."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            yield module.in_channels if isinstance(module, nn.Conv2d) else module.in_features
-            return
 
 
 def trace_dry(model: nn.Module, image: Tensor) -> Stems:
@@ -316,14 +294,9 @@ def plain_stems(stems: Stems, arrivals: Sequence[Tensor]) -> Stems:
     Raises:
         ModelError: one of them has no plain equivalent.
     """
-    layers = (
-        plain_layer(stem.name, stem.reader, arrived)
-        for stem, arrived in zip(stems.items, arrivals, strict=True)
-    )
-    return replace(
-        stems,
-        items=tuple(replace(stem, module=layer) for stem, layer in zip(stems.items, layers, strict=True)),
-    )
+    pairs = zip(stems.items, arrivals, strict=True)
+    items = (replace(stem, module=plain_layer(stem.name, stem.reader, arrived)) for stem, arrived in pairs)
+    return replace(stems, items=tuple(items))
 
 
 @dataclass
@@ -577,21 +550,29 @@ def _is_plain(layer: nn.Conv2d | nn.Linear, call: _Call) -> bool:
 
 def _candidates(layer: nn.Module, call: _Call, arrived: Tensor) -> Iterator[nn.Conv2d | nn.Linear]:
     """Yield plain layers that may be equivalent to a layer, given one of its calls."""
-    if not call.options:
-        yield _filled(nn.Linear, (call.weight.shape[1], call.weight.shape[0]), {}, layer, call, call.weight)
-        return
-    weight = _dense(call.weight, call.options["groups"])
-    channels = (weight.shape[1], weight.shape[0], tuple(weight.shape[2:]))
-    options = {name: call.options[name] for name in ("stride", "dilation", "padding")}
-    if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
-        mode = {"padding": layer.padding, "padding_mode": layer.padding_mode}
-        yield _filled(nn.Conv2d, channels, {**options, **mode}, layer, call, weight)
+    options = {name: call.options[name] for name in ("stride", "dilation", "padding") if call.options}
+    weight = _dense(call.weight, call.options.get("groups", 1))
+
+    def filled(make: Callable[..., Any], **changed: Any) -> Any:
+        sizes = (tuple(weight.shape[2:]),) if options else ()
+        made = make(weight.shape[1], weight.shape[0], *sizes, bias=call.bias is not None, **options | changed)
+        made = made.to(weight)
+        made.weight.copy_(weight)
+        if call.bias is not None:
+            made.bias.copy_(call.bias)
+        learns = any(parameter.requires_grad for parameter in layer.parameters())
+        return made.requires_grad_(learns).train(layer.training)
+
+    if not options:
+        yield filled(nn.Linear)
+    elif isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
+        yield filled(nn.Conv2d, padding=layer.padding, padding_mode=layer.padding_mode)
     elif call.input.shape == arrived.shape:
-        yield _filled(nn.Conv2d, channels, options, layer, call, weight)
+        yield filled(nn.Conv2d)
     else:  # it was padded with zeros before, the same on every side or as the stride requires
         added = [(a - b) // 2 for a, b in zip(call.input.shape[-2:], arrived.shape[-2:], strict=True)]
-        yield _filled(SameConv2d, channels, {**options, "padding": 0}, layer, call, weight)
-        yield _filled(nn.Conv2d, channels, {**options, "padding": tuple(added)}, layer, call, weight)
+        yield filled(SameConv2d, padding=0)
+        yield filled(nn.Conv2d, padding=tuple(added))
 
 
 def _dense(weight: Tensor, groups: int) -> Tensor:
@@ -606,30 +587,10 @@ def _dense(weight: Tensor, groups: int) -> Tensor:
     return dense
 
 
-def _filled(
-    make: Callable[..., nn.Conv2d | nn.Linear],
-    shape: tuple[Any, ...],
-    options: Mapping[str, Any],
-    layer: nn.Module,
-    call: _Call,
-    weight: Tensor,
-) -> nn.Conv2d | nn.Linear:
-    """Make a plain layer with the weights of a call; it is trainable if the other layer is."""
-    made = make(*shape, bias=call.bias is not None, device=weight.device, dtype=weight.dtype, **options)
-    made.weight.copy_(weight)
-    if call.bias is not None and made.bias is not None:
-        made.bias.copy_(call.bias)
-    learns = any(parameter.requires_grad for parameter in layer.parameters())
-    return made.requires_grad_(learns).train(layer.training)
-
-
 def _responds_alike(made: nn.Module, layer: nn.Module, arrived: Tensor) -> bool:
     """Say whether two layers respond alike, to an image of another size too if sizes matter."""
-    images = [arrived]
-    if isinstance(made, nn.Conv2d):
-        images.append(
-            arrived[..., : -1 if arrived.shape[-2] > 1 else None, : -1 if arrived.shape[-1] > 1 else None]
-        )
+    smaller = (slice(0, max(size - 1, 1)) for size in arrived.shape[-2:])
+    images = [arrived, arrived[(..., *smaller)]] if isinstance(made, nn.Conv2d) else [arrived]
     for image in images:
         try:
             old, new = layer(image.clone()), made(image)

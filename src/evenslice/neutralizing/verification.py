@@ -72,7 +72,12 @@ class Border:
     def patched(self, output: Tensor, call: int) -> Tensor:
         """Return the output of a call, with the old values on the border of the gray images."""
         old = self.outputs[call] if call < len(self.outputs) else output[:0]
-        if not len(old) or output[: len(old)].shape != old.shape or not _fits(self.inside, old):
+        fits = self.inside.ndim == old.ndim and output[: len(old)].shape == old.shape
+        if (
+            not len(old)
+            or not fits
+            or any(a not in (1, b) for a, b in zip(self.inside.shape, old.shape, strict=True))
+        ):
             return output
         patched = output.clone()
         # There are twice as many images where mirrors are appended.
@@ -82,12 +87,6 @@ class Border:
         return patched
 
 
-def _fits(mask: Tensor, tensor: Tensor) -> bool:
-    return mask.ndim == tensor.ndim and all(
-        a in (1, b) for a, b in zip(mask.shape, tensor.shape, strict=True)
-    )
-
-
 class OutputErrors(NamedTuple):
     """The errors of a `Record`, and the effect of rounding: of changing the last bits of the input."""
 
@@ -95,6 +94,11 @@ class OutputErrors(NamedTuple):
     permutation_error: float
     gray_error: float
     rounding: float
+
+    def allowed(self) -> bool:
+        """Return whether rounding explains them in a network that is symmetric and keeps the answers to gray images."""
+        limits = ((self.mirror_error, MIRROR_LIMIT), (self.gray_error, GRAY_LIMIT))
+        return all(error <= allowed_error(limit, self.rounding) for error, limit in limits)
 
     def recorded(self) -> dict[str, float]:
         """Return the errors that a `Record` has, by name."""
@@ -121,13 +125,9 @@ class Outputs:
         with _old_borders(self.borders):
             if self.stems is not None:
                 return _stem_outputs(model, self.stems, images)
-            return compared(*run_with_parts(model, images), len(images), self.reduce)
-
-
-def run_with_parts(model: nn.Module, images: Tensor) -> tuple[Any, list[tuple[str, Any]]]:
-    """Return what a network returns, and what its top-level parts do, call by call."""
-    with recorded_parts(model) as parts:
-        return model(images), parts
+            with recorded_parts(model) as parts:
+                output = model(images)
+            return compared(output, parts, len(images), self.reduce)
 
 
 def compared(
@@ -164,7 +164,10 @@ def _stem_outputs(model: nn.Module, stems: Stems, images: Tensor) -> ComparedOut
 
 
 def trial_images(
-    model: nn.Module, slices: int, size: tuple[int, int], scaled: Callable[[Tensor], Tensor] = torch.Tensor.clone
+    model: nn.Module,
+    slices: int,
+    size: tuple[int, int],
+    scaled: Callable[[Tensor], Tensor] = torch.Tensor.clone,
 ) -> Tensor:
     """Return the images to run a changed network on.
 
@@ -312,7 +315,9 @@ def measure(
     mirror = run(images[2:3])
     apart = max((_difference(window[key], mirror[key]) for key in window if key in mirror), default=0.0)
     largest = max(errors.mirror_error, apart)
-    return errors._replace(mirror_error=largest, permutation_error=max(errors.permutation_error, largest)), None
+    return errors._replace(
+        mirror_error=largest, permutation_error=max(errors.permutation_error, largest)
+    ), None
 
 
 def lasting(model: nn.Module, change: Callable[[ExitStack], tuple[_Found, ModelError | None]]) -> _Found:
