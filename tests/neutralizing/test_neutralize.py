@@ -25,7 +25,6 @@ PLANTED = [
     planted.TwoStems,
     lambda: planted.Normalizing(planted.conv_norm()),
 ]
-FAIL = "evenslice.neutralizing.verification.check_promises"
 
 
 def windows(record, *shape):
@@ -101,54 +100,6 @@ def test_strategies_are_symmetric_and_keep_the_response_to_a_gray_image(build, s
     if before.ndim == 4:  # the stems pad by one
         inside = (..., slice(2, -2), slice(2, -2))
         assert difference(before[inside], run(model, slices_of(gray, record))[inside]) <= 1e-4
-
-
-def smp(name, encoder):
-    import segmentation_models_pytorch
-
-    return lambda: getattr(segmentation_models_pytorch, name)(encoder, encoder_weights=None, classes=2)
-
-
-def timm(name):
-    from timm import create_model
-
-    return lambda: create_model(name, num_classes=5)
-
-
-def torchvision(name, **options):
-    from torchvision.models import get_model
-
-    return lambda: get_model(name, weights=None, **options)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("build", "stems", "slices", "size"),
-    [
-        (smp("Unet", "resnet18"), ("encoder.conv1",), 5, 64),
-        (smp("FPN", "tu-tf_efficientnet_lite0"), ("encoder.model.conv_stem",), 3, 64),
-        (smp("DeepLabV3Plus", "resnet18"), ("encoder.conv1",), 7, 64),
-        (smp("Unet", "vgg11"), ("encoder.features.0",), 5, 64),
-        (timm("convnext_atto"), ("stem.0",), 5, 64),
-        (timm("vit_tiny_patch16_224"), ("patch_embed.proj",), 3, 224),
-        (timm("crossvit_tiny_240"), ("patch_embed.0.proj", "patch_embed.1.proj"), 5, 240),
-        (timm("fastvit_t8"), ("stem.0.conv_scale.conv", "stem.0.conv_kxk.0.conv"), 5, 64),
-        (timm("tresnet_m"), ("body.conv1.conv",), 5, 64),
-    ],
-)
-def test_networks_of_the_field(build, stems, slices, size):
-    torch.manual_seed(0)
-    model, gray = unequal(build()), torch.rand(1, 1, size, size)
-    before = run(model, colours(gray, **IMAGENET))
-    record = neutralize(model, slices, **IMAGENET)
-    assert record.stems == stems
-    window = windows(record, 1, slices, size, size)
-    assert run(model, window).std() > 1e-8  # the network does say something
-    assert_symmetric(model, window, range(slices - 1, -1, -1), [*range(1, slices), 0])
-    assert max(record.mirror_error, record.permutation_error) <= 1e-5
-    assert record.gray_error <= 1e-4
-    if stems[0].startswith("patch_embed") or stems == ("stem.0",):  # no padding in front: equal everywhere
-        assert difference(before, run(model, slices_of(gray, record))) <= 1e-4
 
 
 # Normalisation: what is folded, and where to.
@@ -238,8 +189,10 @@ def test_pretrained_at_three_slices_changes_no_weight():
 @pytest.mark.slow
 @pytest.mark.parametrize("slices", [3, 5])
 def test_torchvision_transform_input_is_folded_and_switched_off(slices):
+    from torchvision.models import get_model
+
     torch.manual_seed(0)
-    model = unequal(torchvision("inception_v3", transform_input=True, init_weights=False)())
+    model = unequal(get_model("inception_v3", weights=None, transform_input=True, init_weights=False))
     gray = torch.rand(1, 1, 96, 96)
     before = run(model, gray.expand(-1, 3, -1, -1))
     record = neutralize(model, slices, size=(96, 96))
@@ -403,6 +356,7 @@ def test_what_is_behind_the_stems_may_lie_on_the_meta_device():
     assert body[0].weight.is_meta
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fastvit_t8", "test_nfnet", "crossvit_tiny_240", "test_efficientnet"])
 def test_networks_of_the_field_on_the_meta_device(name):
     from timm import create_model
@@ -496,22 +450,6 @@ def test_networks_that_are_refused(build, slices, message):
         assert neutralize(model, 5, strategy="mixer").permutation_error <= 1e-5
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_after_a_failure_at_the_end_everything_is_as_it_was(strategy, monkeypatch):
-    torch.manual_seed(0)
-    models = [planted.conv_norm(), planted.conv_alone()]
-    models += [planted.TwoStems()] if strategy != "twin" else []  # no activation follows one of the stems
-    models.append(torchvision("googlenet", transform_input=True, init_weights=False, aux_logits=False)())
-    monkeypatch.setattr(FAIL, lambda *_: ModelError("at the end"))
-    for model in models:
-        before, random = snapshot(model), torch.get_rng_state()
-        with pytest.raises(ModelError, match="at the end"):
-            neutralize(model, 5, strategy=strategy, tie=None if strategy == "twin" else "mirror", **IMAGENET)
-        assert_same(model, before)
-        assert torch.equal(random, torch.get_rng_state())
-        assert getattr(model, "transform_input", True)
-
-
 def test_kernels_that_sum_to_zero_keep_their_promise():
     model = nn.Conv2d(3, 1, 1, bias=False)
     model.weight.data = torch.tensor([0.1, -0.3, 0.2]).reshape(1, 3, 1, 1)
@@ -537,10 +475,10 @@ def test_a_small_change_for_gray_images_is_found(part, monkeypatch):
         ({"strategy": "unifrom"}, "did you mean 'uniform'"),
         ({"tie": "mirrored"}, "did you mean 'mirror'"),
         ({"check": "stem"}, "did you mean 'stems'"),
-        ({"mean": [0.1, 0.2]}, "mean has 2 values"),
-        ({"std": [0.1, None, 0.1]}, "std has to be a number"),
+        ({"mean": [0.1, 0.2]}, "mean has to be a finite number, or one for each of the 3"),
+        ({"std": [0.1, None, 0.1]}, "std has to be a finite number"),
         ({"std": [1, 1, 0]}, "has to be positive"),
-        ({"mean": math.inf}, "has to be finite"),
+        ({"mean": math.inf}, "mean has to be a finite number"),
         ({"mean": 127.5, "std": 64}, r"mean=\[127.5, .*scaled to 0..1 first"),
         ({"size": 128}, "size: is 128"),
         ({"strategy": "center", "tie": "uniform"}, "tie='uniform': makes every strategy 'uniform'"),

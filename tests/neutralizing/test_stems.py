@@ -11,10 +11,12 @@ from torch import nn
 
 from evenslice import ModelError, neutralize
 from evenslice.networks import exact_evaluation
+from evenslice.neutralizing import STRATEGIES
 from evenslice.neutralizing.input_path import interior, probe
 from evenslice.neutralizing.stems import find_stems
 
 MEAN, STD = ([0.3, 0.5, 0.7], [0.1, 0.2, 0.4])
+SCALING = {"mean": MEAN, "std": STD}
 
 
 @pytest.mark.parametrize(
@@ -198,19 +200,26 @@ def test_a_gray_image_gets_the_response_it_got(build, slices, padding):
     assert (record.mean, record.std) == (0.0, 1.0)
 
 
-@pytest.mark.parametrize("build", BUILDS)
-@pytest.mark.parametrize("strategy", ["uniform", "twin", "mixer", "random"])
+@pytest.mark.parametrize("build", [*BUILDS, planted.conv_alone, planted.TwoStems])
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_after_an_error_everything_is_back(build, strategy, monkeypatch):
+    """Modules, values, which objects they are, attributes, modes, hooks, and torch's random numbers."""
     monkeypatch.setattr(
         "evenslice.neutralizing.verification.check_promises", lambda *_: ModelError("at the end")
     )
-    model = build()
+    model, message = (
+        build().train(),
+        "at the end" if (build, strategy) != (planted.TwoStems, "twin") else "no act",
+    )
     twin, modules = copy.deepcopy(model), list(model.modules())
-    with pytest.raises(ModelError, match="at the end"):
-        neutralize(model, 5, strategy=strategy)
+    objects, random = {name: id(value) for name, value in model.named_parameters()}, torch.get_rng_state()
+    with pytest.raises(ModelError, match=message):
+        neutralize(model, 5, strategy=strategy, tie=None if strategy == "twin" else "mirror", **SCALING)
     assert list(model.modules()) == modules
+    assert {name: id(value) for name, value in model.named_parameters()} == objects
     assert [repr(vars(m)) for m in model.modules()] == [repr(vars(m)) for m in twin.modules()]
-    assert torch.equal(run(model, windows(size=16)), run(twin, windows(size=16)))
+    assert torch.equal(random, torch.get_rng_state())
+    assert torch.equal(run(model, windows()), run(twin, windows()))
 
 
 def test_constants_become_their_average_and_others_stay():

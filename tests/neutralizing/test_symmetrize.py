@@ -139,6 +139,7 @@ def test_copies_of_a_compiled_network_are_symmetric(change, cut, ran):
     assert not any("_orig_mod" in stem for stem in record.stems)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # by the compiler
 @pytest.mark.parametrize(
     "change", [neutralize_twin, neutralize, lambda model: symmetrize(model, "model._orig_mod.1")]
@@ -350,6 +351,7 @@ def test_a_network_ready_to_run_is_symmetric(at, dtype):
 # Files
 
 
+@pytest.mark.slow
 def test_a_symmetrized_network_is_saved_surveyed_and_loaded(tmp_path):
     path = tmp_path / "fair.safetensors"
     model, record, source = load_network("timm:test_resnet", "none", slices=5, symmetrize="layer1")

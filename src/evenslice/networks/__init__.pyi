@@ -17,8 +17,7 @@ from .models import (
 from .outputs import (
     PROBABILITY as PROBABILITY,
     detections as detections,
-    ends_in_sigmoid as ends_in_sigmoid,
-    ends_in_softmax as ends_in_softmax,
+    final_activation as final_activation,
     find_function as find_function,
     function_name as function_name,
     logits as logits,

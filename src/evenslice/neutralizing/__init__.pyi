@@ -11,7 +11,6 @@ from .record import (
     Record as Record,
     record_of as record_of,
     record_with_names as record_with_names,
-    recorded_on as recorded_on,
     symmetrized_at as symmetrized_at,
     uncompiled as uncompiled,
 )

@@ -393,19 +393,13 @@ def find_cut(model: nn.Module, at: str) -> str:
     names = [name for name, _ in model.named_modules() if name]
     if at in names:
         return at
-    if at != "encoder":
-        raise ModelError(f"the network has no module {at!r}; {did_you_mean(at, [OUTPUT, 'encoder', *names])}")
     found = [
         (name.count("."), ENCODERS.index(last), name)
         for name in names
-        if (last := name.rpartition(".")[2]) in ENCODERS
+        if at == "encoder" and (last := name.rpartition(".")[2]) in ENCODERS
     ]
     if not found:
-        parts = ", ".join(name for name, _ in model.named_children()) or "none"
-        raise ModelError(
-            f"{type(model).__name__} has no part called {', '.join(ENCODERS[:-1])} or {ENCODERS[-1]}; "
-            f"name another of its parts ({parts}), or {OUTPUT!r}"
-        )
+        raise ModelError(f"the network has no module {at!r}; {did_you_mean(at, [OUTPUT, *names])}")
     _, _, name = min(found)
     return str(name)
 

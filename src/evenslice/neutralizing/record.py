@@ -150,20 +150,6 @@ def record_of(model: nn.Module) -> Record | None:
     return None if held is None else held[2]
 
 
-def recorded_on(model: nn.Module) -> str | None:
-    """Return the name of the part of a network that holds its record, "" for the network itself; None without a record.
-
-    Example:
-        >>> import evenslice
-        >>> from torch import nn
-        >>> _ = evenslice.neutralize(layer := nn.Conv2d(3, 8, 3))
-        >>> recorded_on(layer), recorded_on(nn.Sequential(layer)), recorded_on(nn.ReLU())
-        ('', '0', None)
-    """
-    held = _held(model)
-    return None if held is None else held[0]
-
-
 def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
     """Return the network that holds the record if a model only wraps it, and its name there, ``"module."``; else the model.
 
@@ -201,7 +187,10 @@ def uncompiled(model: nn.Module) -> nn.Module:
 
 
 def record_with_names(model: nn.Module) -> Record | None:
-    """Return the record that a network holds, or a part of it, with the names that layers have in the network."""
+    """Return the record that a network holds, or a part of it, with the names that layers have in the network.
+
+    It is the one of `record_of` itself if the network holds it.
+    """
     held = _held(model)
     if held is None:
         return None

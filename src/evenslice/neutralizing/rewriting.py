@@ -242,19 +242,14 @@ def _average(values: Sequence[float]) -> float:
 def _one_each(name: str, values: Any, channels: int) -> tuple[float, ...]:
     """Return a number, or one for each channel, as one for each; any number of Python or NumPy will do."""
     try:
-        if isinstance(values, str):  # whose characters may be digits
-            raise TypeError
         numbers = (float(values),) if isinstance(values, Real) else tuple(map(float, values))
     except (TypeError, ValueError):
+        numbers = ()
+    # A text may be one of digits.
+    if isinstance(values, str) or len(numbers) not in (1, channels) or not all(map(math.isfinite, numbers)):
         raise ConfigError(
-            f"{option(name)} has to be a number, or one for each input, not {values!r:.100}"
-        ) from None
-    if len(numbers) not in (1, channels):
-        raise ConfigError(
-            f"{option(name)} has {len(numbers)} values; the network has {channels} inputs, so give 1 or {channels}"
+            f"{option(name)} has to be a finite number, or one for each of the {channels} inputs, not {values!r:.100}"
         )
-    if not all(map(math.isfinite, numbers)):
-        raise ConfigError(f"{option(name)} has to be finite, not {values}")
     return numbers if len(numbers) == channels else numbers * channels
 
 

@@ -11,6 +11,7 @@ import math
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
@@ -206,7 +207,7 @@ def _old_borders(borders: Sequence[Border]) -> Iterator[None]:
 def in_float64(model: nn.Module) -> Iterator[None]:
     """In the block, a network's parameters, buffers and other tensors are float64; afterwards they are as before.
 
-    Its parameters stay the same objects. The block may replace them if it puts them back.
+    They stay the same objects. The block may replace them if it puts them back.
 
     Example:
         >>> network = nn.Conv2d(3, 8, 1)
@@ -217,23 +218,12 @@ def in_float64(model: nn.Module) -> Iterator[None]:
         torch.float32
     """
     with ExitStack() as stack:
-        converted: dict[int, Tensor] = {}
-        for module in model.modules():
-            for parameter in module.parameters(recurse=False):
-                if parameter.is_floating_point() and id(parameter) not in converted:
-                    stack.callback(setattr, parameter, "data", parameter.data)
-                    converted[id(parameter)] = parameter.data = parameter.data.double()
-            for store in (module._buffers, vars(module)):  # noqa: SLF001  # what `module.double()` converts, and what it does not
-                _convert(store, converted, stack)
+        plain = (value for module in model.modules() for value in vars(module).values())
+        for value in {id(each): each for each in chain(model.parameters(), model.buffers(), plain)}.values():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                stack.callback(setattr, value, "data", value.data)
+                value.data = value.data.double()
         yield
-
-
-def _convert(store: dict[str, Any], converted: dict[int, Tensor], undo: ExitStack) -> None:
-    """Make the tensors among the values float64 until ``undo`` is closed; those that are one object stay one."""
-    for name, value in list(store.items()):
-        if isinstance(value, Tensor) and value.is_floating_point():
-            undo.callback(store.__setitem__, name, value)
-            store[name] = converted.setdefault(id(value), value.double())
 
 
 def compare_outputs(before: ComparedOutputs, after: ComparedOutputs) -> OutputErrors:
