@@ -50,12 +50,15 @@ def test_blocks_of_two_threads_may_overlap(chosen):
     assert settings() == before
 
 
-def test_a_setting_that_only_a_newer_switch_has_comes_back(monkeypatch):
+def test_a_setting_that_only_a_newer_switch_has_comes_back():
     conv = torch.backends.mkldnn.conv
-    monkeypatch.setattr(conv, "fp32_precision", "bf16")
-    with full_precision():
-        assert conv.fp32_precision == "ieee"
-    assert conv.fp32_precision == "bf16"
+    before, conv.fp32_precision = conv.fp32_precision, "bf16"
+    try:
+        with full_precision():
+            assert conv.fp32_precision == "ieee"
+        assert conv.fp32_precision == "bf16"
+    finally:
+        conv.fp32_precision = before
 
 
 def test_a_network_and_its_attribution_do_not_depend_on_it(chosen):

@@ -10,9 +10,9 @@ from planted import Wired, assert_symmetric, run, windows
 from torch import nn
 
 from evenslice import ModelError, neutralize
-from evenslice.networks import exact_evaluation
 from evenslice.neutralizing import STRATEGIES
 from evenslice.neutralizing.input_path import interior, probe
+from evenslice.neutralizing.running import exact_evaluation
 from evenslice.neutralizing.stems import find_stems
 
 MEAN, STD = ([0.3, 0.5, 0.7], [0.1, 0.2, 0.4])

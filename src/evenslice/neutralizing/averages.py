@@ -33,8 +33,9 @@ from torch.autograd.function import BackwardCFunction
 from torch.utils._pytree import tree_map, tree_map_only
 
 from evenslice._core import ModelError, did_you_mean, option
-from evenslice.networks import AVERAGED, detections, layer_label, mark_average, run_network
+from evenslice.networks import AVERAGED, detections, layer_label, mark_average
 from evenslice.neutralizing.record import uncompiled
+from evenslice.neutralizing.running import run_network
 from evenslice.neutralizing.stems import graph_nodes, recorded_graph
 
 if TYPE_CHECKING:
@@ -409,7 +410,7 @@ def find_activations(model: nn.Module, stems: Sequence[Stem], image: Tensor) -> 
 
     That is the first module to return the stem's output after an activation, and after no other layer with weights
     but a norm. Where a network applies the activation by a function, or by a module that it uses elsewhere too, it is
-    the part that holds both, or a pooling layer after it. Call it inside `evenslice.networks.exact_evaluation`.
+    the part that holds both, or a pooling layer after it. Call it inside `evenslice.neutralizing.running.exact_evaluation`.
 
     Args:
         model: the network.

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from evenslice._core import EvensliceError, ModelError, reason
-from evenslice.networks import exact_evaluation, is_on_meta, layer_label, random_image, tensors_in
+from evenslice.networks import layer_label
+from evenslice.neutralizing.running import exact_evaluation, is_on_meta, random_image, tensors_in
 from evenslice.neutralizing.strategies import MIXER_HINT
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def probe(model: nn.Module, stems: Stems, channels: int) -> tuple[Layout, ...]:
 
 
 def run_to_stems(model: nn.Module, stems: Stems, images: Tensor, *, run: bool) -> tuple[StemCall, ...]:
-    """Run a network up to its last stem; call it inside `evenslice.networks.exact_evaluation`.
+    """Run a network up to its last stem; call it inside `evenslice.neutralizing.running.exact_evaluation`.
 
     Args:
         model: the network; what is after the stems may be on the meta device.
@@ -230,27 +231,25 @@ def _of_width(tensor: Tensor, layer: nn.Conv2d | nn.Linear) -> Tensor:
 
 def _layout(stem: Stem, arrived: Tensor, channels: int, tolerance: float) -> Layout:
     """Derive the layout from the inputs for the images 0, e_1 .. e_C."""
-    where = f"the layer {stem.label}, given images of {channels} channels"
+
+    def refused(why: str) -> ModelError:
+        return ModelError(f"the layer {stem.label}, given images of {channels} channels, {why}; {MIXER_HINT}")
+
     axis = _feature_axis(stem.module)
     moved = arrived.detach().to("cpu", torch.float64).movedim(axis, -1)
     if moved.shape[0] % (channels + 1):
-        raise ModelError(
-            f"{where}, gets {moved.shape[0]} inputs for {channels + 1} images; it mixes images; {MIXER_HINT}"
-        )
+        raise refused(f"gets {moved.shape[0]} inputs for {channels + 1} images; it mixes images")
     by_image = moved.reshape(channels + 1, -1, moved.shape[-1])  # (images, positions, features)
     typical = by_image.median(dim=1).values  # borders that were padded on the way are few
     shift, gain = typical[0], typical[1:] - typical[0]
     strength, source = gain.abs().max(dim=0)
     if (strength < tolerance).any() or (gain.abs().sum(dim=0) > strength * (1 + channels * tolerance)).any():
-        raise ModelError(
-            f"{where}, gets features that no channel or several channels enter; evenslice needs each to come from one;"
-            f" {MIXER_HINT}"
-        )
+        raise refused("gets features that no channel or several channels enter; each has to come from one")
     counts = source.bincount(minlength=channels)
     if counts.min() != counts.max():
-        raise ModelError(
-            f"{where}, gets {'/'.join(map(str, counts.tolist()))} features from them, where each should give as many;"
-            f" the way to it seems to be made for another number of channels; {MIXER_HINT}"
+        found = "/".join(map(str, counts.tolist()))
+        raise refused(
+            f"gets {found} features from them; the way to it is made for another number of channels"
         )
     index = source.argsort(stable=True).reshape(channels, -1).T
     follows = torch.isclose(by_image, typical[:, None], rtol=tolerance, atol=tolerance).all(dim=0)

@@ -36,7 +36,6 @@ from evenslice.networks import (
     TIED,
     ModelSource,
     build_model,
-    exact_evaluation,
     fill_network,
     parse_specification,
     read_metadata,
@@ -48,6 +47,7 @@ from evenslice.neutralizing.averages import average_mirrored, averages_due
 from evenslice.neutralizing.neutralization import KnownInput, inspect_network, neutralize
 from evenslice.neutralizing.record import Record, keep_record, record_of, record_with_names, unwrapped
 from evenslice.neutralizing.rewriting import MIXER, ChannelScaling, find_scaling, mix, shape_stems, tie_stem
+from evenslice.neutralizing.running import exact_evaluation
 from evenslice.neutralizing.stems import accepted_input
 from evenslice.neutralizing.strategies import is_tied
 from evenslice.neutralizing.symmetrization import restore_average, symmetrize as make_symmetric
@@ -237,8 +237,8 @@ def _shape_stems(
         if record.stems == (MIXER,):
             channels = source.inputs or accepted_input(model)[0]
             scaling = ChannelScaling((0.0,) * channels, (1.0,) * channels)
-            mixer, layout, _ = mix(model, scaling, record.slices, None, undo)
-            return ((mixer, layout),)
+            mixer = mix(model, scaling, record.slices, None, undo)
+            return ((mixer.stem, mixer.layout),)
         stems = inspect_network(model, KnownInput(whole=False)).stems
         names = tuple(stem.name for stem in stems.items)
         if names != record.stems:

@@ -30,16 +30,7 @@ from evenslice._core import (
     reason,
     whole_number,
 )
-from evenslice.networks import (
-    StemKernels,
-    exact_evaluation,
-    failing_layer,
-    is_on_meta,
-    random_image,
-    require_network,
-    require_values,
-    with_gradients,
-)
+from evenslice.networks import StemKernels, require_network, require_values, with_gradients
 from evenslice.neutralizing import rewriting, verification
 from evenslice.neutralizing.averages import (
     average_mirrored,
@@ -47,8 +38,9 @@ from evenslice.neutralizing.averages import (
     find_activations,
     without_mirror,
 )
-from evenslice.neutralizing.input_path import Layout, interior, probe, run_to_stems
+from evenslice.neutralizing.input_path import interior, probe, run_to_stems
 from evenslice.neutralizing.record import CHECKS, Record, forget_ties, record_of, replace_record, uncompiled
+from evenslice.neutralizing.running import exact_evaluation, failing_layer, is_on_meta, random_image
 from evenslice.neutralizing.stems import Stems, accepted_input, find_stems, plain_stems, trace, trace_dry
 from evenslice.neutralizing.strategies import MIXER_HINT, check_tie, find_strategy, is_tied, untie_weight
 
@@ -97,23 +89,6 @@ class Inspection:
     scaling: rewriting.ChannelScaling
     gray: verification.ComparedOutputs
     stem_outputs: tuple[tuple[Tensor, ...], ...] = ()
-
-
-@dataclass(frozen=True)
-class Change:
-    """What was done to a network.
-
-    Attributes:
-        stems: what was rewritten, as it is in the network now.
-        layouts: for each, which slice its features come from.
-        before: for each, its effective kernels (out, C, P, ...) before.
-        borders: what takes padding out of the comparison of gray images, where it makes a difference.
-    """
-
-    stems: Stems
-    layouts: tuple[Layout, ...]
-    before: tuple[Tensor, ...]
-    borders: tuple[verification.Border, ...] = ()
 
 
 @with_gradients
@@ -239,14 +214,26 @@ def _neutralized(
     strategy = request.strategy
     mixing = strategy.name == "mixer" and not rewriting.has_mixer(model)
     before = inspect_network(model, known, stems=not mixing)
-    change = (_mixed if mixing else _rewritten)(model, before, request, undo)
-    shared, cuts, size = before.scaling.shared(request.slices), (), change.stems.size
-    outputs = verification.Outputs(known.outputs, None if known.whole else change.stems, change.borders)
-    images = verification.trial_images(model, request.slices, size, shared.apply)
+    planned = (
+        (rewriting.mix(model, before.scaling, request.slices, request.tie, undo),)
+        if mixing
+        else rewriting.plan(model, before.stems, before.scaling, request, undo)
+    )
+    borders = tuple(
+        verification.Border(each.stem, interior(each.stem, each.old), outputs)
+        for each, outputs in zip(planned, before.stem_outputs, strict=False)  # there are none with a mixer
+        if each.colours.shifted
+    )
+    if not mixing:
+        rewriting.rewrite(model, planned, request, undo)
+    stems = replace(before.stems, items=tuple(each.stem for each in planned))
+    shared, cuts = before.scaling.shared(request.slices), tuple[str, ...]()
+    outputs = verification.Outputs(known.outputs, None if known.whole else stems, borders)
+    images = verification.trial_images(model, request.slices, stems.size, shared.apply)
     try:
         if strategy.averaged:
             window = images[1:2].to("meta") if is_on_meta(model) else images[1:2]
-            cuts = find_activations(model, change.stems.items, window)
+            cuts = find_activations(model, stems.items, window)
             average_mirrored(model, cuts, undo)
         errors, unlike = verification.measure(model, before.gray, outputs, images)
     except EvensliceError:
@@ -259,22 +246,22 @@ def _neutralized(
         request.tie,
         request.slices,
         request.seed,
-        tuple(stem.name for stem in change.stems.items),
+        tuple(stem.name for stem in stems.items),
         shared.mean,
         shared.std,
         **errors.recorded(),
         check="network" if known.whole else "stems",
         symmetrized=cuts,
-        kernels=_kernels(change, shared),
+        kernels=_kernels(planned, shared),
     )
     broken = verification.check_promises(
-        record, strategy, before.stems.channels, errors.rounding, change.stems.items
+        record, strategy, before.stems.channels, errors.rounding, stems.items
     )
     return record, unlike or broken
 
 
 def inspect_network(model: nn.Module, known: KnownInput, *, stems: bool = True) -> Inspection:
-    """Run a network once on a gray image; call it inside `evenslice.networks.exact_evaluation`.
+    """Run a network once on a gray image; call it inside `evenslice.neutralizing.running.exact_evaluation`.
 
     Where the stems alone are verified, a pass of shapes alone finds them, and only they and what is in front of them are run;
     what is after them may be on the meta device.
@@ -319,29 +306,6 @@ def inspect_network(model: nn.Module, known: KnownInput, *, stems: bool = True) 
     return Inspection(found, scaling, outputs, tuple((call.output,) for call in calls))
 
 
-def _rewritten(model: nn.Module, before: Inspection, request: rewriting.Request, undo: ExitStack) -> Change:
-    """Give the stems of a network slice kernels."""
-    planned = rewriting.plan(model, before.stems, before.scaling, request, undo)
-    borders = tuple(
-        verification.Border(each.stem, interior(each.stem, each.old), outputs)
-        for each, outputs in zip(planned, before.stem_outputs, strict=True)
-        if each.colours.shifted
-    )
-    rewriting.rewrite(model, planned, request, undo)
-    return Change(
-        replace(before.stems, items=tuple(each.stem for each in planned)),
-        tuple(each.layout for each in planned),
-        tuple(each.colours.kernels for each in planned),
-        borders,
-    )
-
-
-def _mixed(model: nn.Module, before: Inspection, request: rewriting.Request, undo: ExitStack) -> Change:
-    """Put a slice mixer in front of a network."""
-    mixer, layout, kernels = rewriting.mix(model, before.scaling, request.slices, request.tie, undo)
-    return Change(replace(before.stems, items=(mixer,)), (layout,), (kernels,))
-
-
 def _refusal(model: nn.Module, slices: int, error: Exception) -> ModelError:
     """Return what to say of a network whose stems take so many slices, but which fails with them."""
     where = f"{failing_layer(error, model)} ({type(error).__name__}: {reason(error)})"
@@ -356,13 +320,13 @@ def _refusal(model: nn.Module, slices: int, error: Exception) -> ModelError:
     )
 
 
-def _kernels(change: Change, scaling: rewriting.ChannelScaling) -> tuple[StemKernels, ...]:
-    stems = zip(change.stems.items, change.layouts, change.before, strict=True)
+def _kernels(
+    planned: Sequence[rewriting.StemPlan], scaling: rewriting.ChannelScaling
+) -> tuple[StemKernels, ...]:
+    after = (rewriting.effective_kernels(each.stem, each.layout, scaling).kernels for each in planned)
     return tuple(
-        StemKernels(
-            stem.name, _picture(old), _picture(rewriting.effective_kernels(stem, layout, scaling).kernels)
-        )
-        for stem, layout, old in stems
+        StemKernels(each.stem.name, _picture(each.colours.kernels), _picture(new))
+        for each, new in zip(planned, after, strict=True)
     )
 
 

@@ -29,9 +29,10 @@ import torch
 from torch import Tensor, nn
 
 from evenslice._core import ConfigError, option
-from evenslice.networks import check_mean, normalization, random_image, seed_generators
+from evenslice.networks import check_mean, normalization, seed_generators
 from evenslice.neutralizing.averages import change_image
 from evenslice.neutralizing.input_path import Layout, equalize_input_path, install_plain_stems, probe
+from evenslice.neutralizing.running import random_image
 from evenslice.neutralizing.stems import Stem, Stems
 from evenslice.neutralizing.strategies import (
     KernelStrategy,
@@ -272,7 +273,7 @@ class StemPlan:
         old: which of the channels before its features come from.
         layout: which slice its features come from.
         colours: its effective kernels before.
-        kernels: its effective kernels from now on; None if they are drawn.
+        kernels: its effective kernels from now on; None if they are drawn, or a mixer's.
     """
 
     stem: Stem
@@ -380,9 +381,7 @@ def shape_stems(
     return tuple(zip(items, layouts, strict=True))
 
 
-def mix(
-    model: nn.Module, scaling: ChannelScaling, slices: int, tie: str | None, undo: ExitStack
-) -> tuple[Stem, Layout, Tensor]:
+def mix(model: nn.Module, scaling: ChannelScaling, slices: int, tie: str | None, undo: ExitStack) -> StemPlan:
     """Put a slice mixer in front of a network, in place.
 
     It is a part of the network, called `MIXER`, that a forward pre-hook of the network runs; in a `torch.nn.Sequential` it is the
@@ -396,28 +395,28 @@ def mix(
         undo: takes what undoes this.
 
     Returns:
-        The mixer, which slice its features come from, and its effective kernels (C, C, 1, 1, 1) before.
+        The mixer as a stem, with effective kernels (C, C, 1, 1, 1) before.
 
     Example:
         >>> from contextlib import ExitStack
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 3))
         >>> with torch.no_grad():
-        ...     stem, _, _ = mix(network, ChannelScaling((0.0,) * 3, (1.0,) * 3), 5, None, ExitStack())
-        >>> stem.label, network(torch.zeros(1, 5, 4, 4)).shape
+        ...     mixer = mix(network, ChannelScaling((0.0,) * 3, (1.0,) * 3), 5, None, ExitStack())
+        >>> mixer.stem.label, network(torch.zeros(1, 5, 4, 4)).shape
         ('slice_mixer (Conv2d)', torch.Size([1, 8, 2, 2]))
     """
     means, stds = scaling.columns()
     scale = scaling.std / stds
     mixer = _add_mixer(model, scale, (scaling.mean - means) / stds, slices, undo)
-    layout = Layout(
-        index=torch.arange(slices, device="cpu")[None],
-        scale=torch.ones(1, slices, dtype=torch.float64, device="cpu"),
-        shift=torch.zeros(1, slices, dtype=torch.float64, device="cpu"),
-        where=torch.ones(1, slices, 1, 1, device="cpu"),
-    )
+    ones = torch.ones(1, slices, dtype=torch.float64, device="cpu")
+    index = torch.arange(slices, device="cpu")[None]
+    layout = Layout(index, ones, torch.zeros_like(ones), ones.float()[:, :, None, None])
     stem = Stem(MIXER, mixer, None, mixer)
     tie_stem(stem, layout, tie, undo)
-    return stem, layout, torch.diag(scale)[:, :, None, None, None]
+    before = EffectiveKernels(
+        torch.diag(scale)[:, :, None, None, None], torch.zeros_like(scale), shifted=False
+    )
+    return StemPlan(stem, layout, layout, before, None)
 
 
 def has_mixer(model: nn.Module) -> bool:

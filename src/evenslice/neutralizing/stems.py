@@ -26,15 +26,8 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 
 from evenslice._core import ConfigError, EvensliceError, ModelError, option, reason
-from evenslice.networks import (
-    exact_evaluation,
-    input_size,
-    is_on_meta,
-    layer_label,
-    random_image,
-    run_network,
-    tensors_in,
-)
+from evenslice.networks import input_size, layer_label
+from evenslice.neutralizing.running import exact_evaluation, is_on_meta, random_image, run_network, tensors_in
 from evenslice.neutralizing.strategies import MIXER_HINT
 
 if TYPE_CHECKING:
@@ -159,7 +152,7 @@ def accepted_input(
         ModelError: the network refuses every image, or an error of evenslice was raised in it.
         ConfigError: the size is not a pair of positive whole numbers.
     """
-    numbers = size if isinstance(size, tuple | list) else ()
+    numbers: Any = size if isinstance(size, tuple | list) else ()
     sound = len(numbers) == 2 and all(isinstance(pixels, Integral) and int(pixels) > 0 for pixels in numbers)
     if size is not None and not sound:
         raise ConfigError(
@@ -202,7 +195,7 @@ def trace_dry(model: nn.Module, image: Tensor) -> Stems:
 
 
 def trace(model: nn.Module, image: Tensor) -> Trace:
-    """Run a network once and find its stems; call it inside `evenslice.networks.exact_evaluation`.
+    """Run a network once and find its stems; call it inside `evenslice.neutralizing.running.exact_evaluation`.
 
     Args:
         model: the network.
@@ -589,8 +582,8 @@ def _dense(weight: Tensor, groups: int) -> Tensor:
 
 def _responds_alike(made: nn.Module, layer: nn.Module, arrived: Tensor) -> bool:
     """Say whether two layers respond alike, to an image of another size too if sizes matter."""
-    smaller = (slice(0, max(size - 1, 1)) for size in arrived.shape[-2:])
-    images = [arrived, arrived[(..., *smaller)]] if isinstance(made, nn.Conv2d) else [arrived]
+    y, x = (max(size - 1, 1) for size in arrived.shape[-2:])
+    images = [arrived, arrived[..., :y, :x]] if isinstance(made, nn.Conv2d) else [arrived]
     for image in images:
         try:
             old, new = layer(image.clone()), made(image)

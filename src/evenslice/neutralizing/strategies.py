@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -396,8 +396,8 @@ def is_tied(layer: nn.Module) -> bool:
         >>> is_tied(nn.Linear(2, 2))
         False
     """
-    tied: Any = layer.parametrizations["weight"] if parametrize.is_parametrized(layer, "weight") else ()
-    return any(isinstance(item, Tied) for item in tied)
+    tied = parametrize.is_parametrized(layer, "weight") and cast("Any", layer).parametrizations["weight"]
+    return any(isinstance(item, Tied) for item in tied or ())
 
 
 def untie_weight(layer: nn.Module, *, bake: bool = True) -> None:
@@ -429,7 +429,7 @@ def _make_picklable(layer: nn.Module) -> None:
 def _reduce(layer: nn.Module, _: int) -> tuple[Any, ...]:
     state = dict(vars(layer))
     state["_modules"] = {name: child for name, child in layer.named_children() if name != "parametrizations"}
-    tied: Any = layer.parametrizations["weight"]
+    tied = cast("Any", layer).parametrizations["weight"]
     return _rebuild, (type(layer).__mro__[1], state, tied.original, tied[0])
 
 

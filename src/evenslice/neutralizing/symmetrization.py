@@ -20,17 +20,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map, tree_structure
 
 from evenslice._core import EvensliceError, ModelError, option, reason
-from evenslice.networks import (
-    detections,
-    exact_evaluation,
-    failing_layer,
-    function_name,
-    layer_label,
-    logits,
-    require_values,
-    tensors_in,
-    with_gradients,
-)
+from evenslice.networks import detections, function_name, layer_label, logits, require_values, with_gradients
 from evenslice.neutralizing import verification
 from evenslice.neutralizing.averages import (
     OUTPUT,
@@ -49,6 +39,7 @@ from evenslice.neutralizing.record import (
     unwrapped,
 )
 from evenslice.neutralizing.rewriting import find_scaling
+from evenslice.neutralizing.running import exact_evaluation, failing_layer, tensors_in
 from evenslice.neutralizing.stems import accepted_input
 
 if TYPE_CHECKING:

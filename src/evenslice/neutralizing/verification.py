@@ -18,17 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from evenslice._core import ModelError
-from evenslice.networks import (
-    answers_alone,
-    as_float64,
-    detections,
-    logits,
-    random_image,
-    reduce_output,
-    tensors_in,
-)
+from evenslice.networks import answers_alone, as_float64, detections, logits, reduce_output
 from evenslice.neutralizing.averages import averages_mirrored, mean_of_halves
 from evenslice.neutralizing.input_path import run_to_stems
+from evenslice.neutralizing.running import random_image, tensors_in
 from evenslice.neutralizing.stems import recorded_parts
 from evenslice.neutralizing.strategies import MIXER_HINT
 
@@ -101,7 +94,7 @@ class OutputErrors(NamedTuple):
         limits = ((self.mirror_error, MIRROR_LIMIT), (self.gray_error, GRAY_LIMIT))
         return all(error <= allowed_error(limit, self.rounding) for error, limit in limits)
 
-    def recorded(self) -> dict[str, float]:
+    def recorded(self) -> dict[str, Any]:
         """Return the errors that a `Record` has, by name."""
         return {name: value for name, value in self._asdict().items() if name != "rounding"}
 
