@@ -146,7 +146,7 @@ def test_copies_of_a_compiled_network_are_symmetric(change, cut, ran):
 )
 def test_a_part_that_was_compiled_and_ran_may_be_changed(change):
     """What is compiled does not look for new hooks."""
-    model = Outer(torch.compile(chain(), backend="eager"))
+    model = outer(torch.compile(chain(), backend="eager"))
     for batch in (2, 1, 6):
         run(model, windows(batch=batch, size=64))
     change(model)
@@ -183,34 +183,28 @@ def test_labels_are_those_of_the_averaged_scores(change):
 # What wraps a network with a record
 
 
-class Outer(nn.Module):
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images):
-        return self.model(images)
+def outer(model):
+    return Wired(lambda m, x: m.model(x), model=model)
 
 
-class CallsForward(Outer):
-    def forward(self, images):
-        return self.model.forward(images)
+def calls_forward(model):
+    return Wired(lambda m, x: m.model.forward(x), model=model)
 
 
-class AddsChannels(Outer):
-    def forward(self, images):
-        return self.model(torch.cat([images, images.mean(1, keepdim=True), images.amax(1, keepdim=True)], 1))
+def with_channels(x):
+    return torch.cat([x, x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
 
 
-class AddsItsInput(Outer):
-    def forward(self, images):
-        return self.model(images) + images[:, :1, 1:-1, 1:-1]
+def adds_channels(model, **more):
+    return Wired(lambda m, x: m.model(with_channels(x)), model=model, **more)
 
 
-class Scales(AddsChannels):
-    def __init__(self, model):
-        super().__init__(model)
-        self.gain = nn.Parameter(torch.ones(1))
+def scales(model):
+    return adds_channels(model, gain=nn.Parameter(torch.ones(1)))
+
+
+def adds_its_input(model):
+    return Wired(lambda m, x: m.model(x) + x[:, :1, 1:-1, 1:-1], model=model)
 
 
 def recorded(slices):
@@ -232,13 +226,13 @@ def test_what_wraps_a_network_with_a_record_may_be_taken_off():
 
 @pytest.mark.parametrize("at", ["output", "model.1"])
 @pytest.mark.parametrize(
-    ("wrap", "inner"), [(CallsForward, 3), (AddsChannels, 5), (Scales, 5), (AddsItsInput, 3)]
+    ("wrap", "inner"), [(calls_forward, 3), (adds_channels, 5), (scales, 5), (adds_its_input, 3)]
 )
 def test_what_does_more_with_the_window_than_wrap_a_network_is_averaged_as_a_whole(wrap, inner, at):
     network, images = recorded(inner), windows()
     model = wrap(copy.deepcopy(network))
     expected = (run(model, images) + run(model, images.flip(1))) / 2
-    if wrap is AddsItsInput and at != "output":
+    if wrap is adds_its_input and at != "output":
         with pytest.raises(ModelError, match=r"model\.1 \(ReLU\) is not a valid cut"):
             symmetrize(model, at)
         assert torch.equal(run(model.model, images), run(network, images))
@@ -251,7 +245,7 @@ def test_what_does_more_with_the_window_than_wrap_a_network_is_averaged_as_a_who
     assert (record.symmetrized, record.slices) == (("",) if at == "output" else (at,), 3)
     assert (record.mean, record.std) == (0.5, 0.2)
     assert record_of(model.model) == record_of(network)
-    assert_symmetric(by_pickle(model), images)
+    assert_symmetric(copy.deepcopy(model), images)
 
 
 # Calls of parts
@@ -271,8 +265,8 @@ def test_a_part_that_averages_is_not_called_by_itself(change):
 
 
 def test_a_part_that_averages_is_called_by_networks_around_it():
-    assert_symmetric(Outer(symmetrize_encoder(encoded())), windows())
-    around = neutralize_twin(Outer(encoded()))
+    assert_symmetric(outer(symmetrize_encoder(encoded())), windows())
+    around = neutralize_twin(outer(encoded()))
     assert_symmetric(around, windows())
     with pytest.raises(ModelError, match="neutralize or symmetrize the part that is called"):
         around.model(windows())

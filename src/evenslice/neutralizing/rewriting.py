@@ -461,7 +461,7 @@ def _mixed(mixer: nn.Module, value: Any) -> Any:
 def tie_stem(stem: Stem, layout: Layout, tie: str | None, undo: ExitStack) -> None:
     """Tie the kernels of a stem, or leave them free if the tie is None."""
     if tie is not None:
-        tie_weight(stem.module, layout, tie)
+        tie_weight(stem.module, layout.index, layout.scale, tie)
         undo.callback(untie_weight, stem.module, bake=False)
 
 

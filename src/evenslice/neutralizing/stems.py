@@ -211,7 +211,6 @@ def trace(model: nn.Module, image: Tensor) -> Trace:
                 for handle in tracer.watch(name, module):
                     stack.callback(handle.remove)
         parts = stack.enter_context(recorded_parts(model))
-        stack.callback(tracer.thaw)
         try:
             output = run_network(
                 model, image.clone()
@@ -327,9 +326,8 @@ class _Tracer:
     """
 
     def __init__(self, image: Tensor) -> None:
-        self.image = image
         self.passed: list[str] = []  # batch norms that read the image
-        self.frozen: list[nn.Parameter] = []  # their parameters
+        self.leaves = [image]  # of the graph in front of the stems: the parameters of these batch norms, too
         self.seen: dict[str, _Reader] = {}
         self.norm_calls: Counter[nn.Module | None] = Counter()
 
@@ -341,11 +339,11 @@ class _Tracer:
             if arrived is None:
                 return
             self._note_norm(module, arrived)
-            if not _leads_only_to(self.image, arrived):
+            if not _leads_only_to(self.leaves, arrived):
                 return
             if _is_fixed_norm(module, arrived):
                 self.passed.append(name)
-                self._freeze(module)
+                self.leaves.extend(module.parameters())
             elif _has_parameters(module) and _is_layer(module):
                 self.seen.setdefault(name, _Reader(name, module, arrived.detach()))
 
@@ -355,18 +353,6 @@ class _Tracer:
 
         yield module.register_forward_pre_hook(before, with_kwargs=True)
         yield module.register_forward_hook(after)
-
-    def _freeze(self, module: nn.Module) -> None:
-        """Keep a module's parameters out of the graph of its output."""
-        for parameter in module.parameters():
-            if parameter.requires_grad:
-                parameter.requires_grad_(False)
-                self.frozen.append(parameter)
-
-    def thaw(self) -> None:
-        """Undo what was done to parameters."""
-        for parameter in self.frozen:
-            parameter.requires_grad_()
 
     def _note_norm(self, module: nn.Module, arrived: Tensor) -> None:
         if _has_statistics(module):
@@ -428,17 +414,17 @@ def _is_fixed_norm(module: nn.Module, arrived: Tensor) -> bool:
     )
 
 
-def _leads_only_to(image: Tensor, tensor: Tensor) -> bool:
-    """Say whether a tensor was computed from the image and from no parameter.
+def _leads_only_to(leaves: Sequence[Tensor], tensor: Tensor) -> bool:
+    """Say whether a tensor was computed from the first of some leaves, the image, and from no others than these.
 
     The walk ends after a few steps anywhere after a stem.
     """
     found = False
     for node in graph_nodes([tensor.grad_fn]):
         leaf = getattr(node, "variable", None)
-        if leaf is not None and leaf is not image:
+        if leaf is not None and all(leaf is not each for each in leaves):
             return False
-        found = found or leaf is image
+        found = found or leaf is leaves[0]
     return found
 
 

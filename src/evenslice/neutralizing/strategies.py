@@ -32,8 +32,6 @@ from evenslice.networks import TIED
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from evenslice.neutralizing.input_path import Layout
-
 Symmetry = Literal["mirror", "permutation"]
 
 
@@ -366,15 +364,15 @@ def symmetric(kernels: Tensor, tie: str) -> Tensor:
     return kernels.mean(dim=1, keepdim=True).expand_as(kernels)
 
 
-def tie_weight(layer: nn.Module, layout: Layout, tie: str) -> None:
+def tie_weight(layer: nn.Module, index: Tensor, scale: Tensor, tie: str) -> None:
     """Tie the kernels of a layer.
 
     Args:
         layer: a layer with a parameter ``weight`` (out, F, ...).
-        layout: which slice each of its F features comes from.
+        index: (positions, slices) the numbers of the features that come from each slice.
+        scale: by how much the path to the layer multiplies each of them.
         tie: "mirror" ties offset -k to offset k, "uniform" all offsets.
     """
-    index = layout.index  # (positions, slices)
     groups = (
         torch.stack([index, index.flip(1)])
         if tie == "mirror"
@@ -382,9 +380,9 @@ def tie_weight(layer: nn.Module, layout: Layout, tie: str) -> None:
     )
     partners = torch.empty(len(groups), index.numel(), dtype=torch.long, device="cpu")
     partners[:, index.flatten()] = groups.flatten(1)
-    scale = torch.empty(index.numel(), dtype=torch.float64, device="cpu")
-    scale[index] = layout.scale
-    tied = Tied(partners, scale.float())
+    by_feature = torch.empty(index.numel(), dtype=torch.float64, device="cpu")
+    by_feature[index] = scale
+    tied = Tied(partners, by_feature.float())
     parametrize.register_parametrization(layer, "weight", tied)
     _make_picklable(layer)
 
