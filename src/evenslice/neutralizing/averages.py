@@ -269,13 +269,9 @@ def _end_call(model: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
     _calls.networks = _calls_around(model)
 
 
-def _calls_under_way() -> tuple[int, ...]:
-    return getattr(_calls, "networks", ())
-
-
 def _calls_around(model: nn.Module) -> tuple[int, ...]:
     """Return the calls that are under way without that of a network, which may not have begun, and without those in it."""
-    networks = _calls_under_way()
+    networks: tuple[int, ...] = getattr(_calls, "networks", ())
     return networks[: networks.index(id(model))] if id(model) in networks else networks
 
 
@@ -299,7 +295,7 @@ def _twice(value: Any, image: Any) -> Any:
 def _average(module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
     if not getattr(module, _ACTIVE):
         return None
-    if not _calls_under_way() and torch._C._current_graph_task_id() == -1:  # noqa: SLF001  # in a backward pass, checkpoints repeat calls
+    if not getattr(_calls, "networks", ()) and torch._C._current_graph_task_id() == -1:  # noqa: SLF001  # in a backward pass, checkpoints repeat calls
         raise ModelError(
             f"{layer_label('', module)} averages a window and its mirror, which only a call of the whole network provides; "
             "call that, not a part of it or its forward, or neutralize or symmetrize the part that is called"

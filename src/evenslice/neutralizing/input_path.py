@@ -367,10 +367,7 @@ def _constants(model: nn.Module, channels: int) -> Iterator[tuple[nn.Module, str
     if channels == 1:
         return
     for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if _is_constant(buffer, channels):
-                yield module, name
-        for name, value in vars(module).items():
+        for name, value in (*module.named_buffers(recurse=False), *vars(module).items()):
             if _is_constant(value, channels):
                 yield module, name
 

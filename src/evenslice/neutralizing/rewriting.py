@@ -494,8 +494,7 @@ def _draw_anew(model: nn.Module) -> None:
             if torch.equal(parameter, old) and (parameter.is_floating_point() or parameter.is_complex()):
                 values = torch.view_as_real(parameter) if parameter.is_complex() else parameter
                 values.normal_(values.mean().item(), values.std(correction=0).item())
-        if reset is not None:
-            continue
-        for name, buffer in module.named_buffers(recurse=False):
-            if isinstance(getattr(module, "running_mean", None), Tensor) and buffer.is_floating_point():
-                buffer.fill_(name in ("weight", "running_var"))
+        if reset is None and isinstance(getattr(module, "running_mean", None), Tensor):
+            for name, buffer in module.named_buffers(recurse=False):
+                if buffer.is_floating_point():
+                    buffer.fill_(name in ("weight", "running_var"))
