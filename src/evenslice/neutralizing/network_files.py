@@ -336,6 +336,10 @@ def _plain_state(model: nn.Module) -> dict[str, Tensor]:
 def _check_name(path: str | os.PathLike[str]) -> None:
     if local_path(path).suffix != ".safetensors":
         raise OutputError(f"{path}: networks are written as .safetensors; choose this suffix")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # safetensors writes such a file, and then reads it no more
+        raise OutputError(f"{path}: is not UTF-8, as safetensors needs; choose another name") from None
 
 
 def neutralize_file(
