@@ -12,7 +12,7 @@ from torch import nn
 
 import evenslice
 from evenslice.inference.ready_networks import input_scaling
-from evenslice.networks.weight_files import packaged_weights
+from evenslice.networks.weights import packaged_weights
 from evenslice.neutralizing import record_of
 from evenslice.neutralizing.network_files import load_network
 from evenslice.volumes import mni152

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import evenslice
-from evenslice.networks.weight_files import packaged_weights
+from evenslice.networks.weights import packaged_weights
 from evenslice.volumes import mni152
 from evenslice.volumes.scaling import fit_scaling
 from evenslice.volumes.windows import WindowGrid

@@ -143,7 +143,7 @@ def _smp() -> Iterator[Network]:
 
 
 def _monai() -> Iterator[Network]:
-    from evenslice.networks.monai_networks import NETWORKS
+    from evenslice.networks.libraries import NETWORKS
 
     for name in NETWORKS:
         small = {"ViT": "?img_size=64", "ViTAutoEnc": "?img_size=64", "UNETR": "?img_size=64"}.get(name, "")

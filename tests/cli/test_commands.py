@@ -21,10 +21,9 @@ from evenslice.auditing.surveyor import DRAWS, WINDOWS
 from evenslice.cli import main, options
 from evenslice.cli.app import app
 from evenslice.cli.option_groups import grouped
-from evenslice.networks.weight_files import SUFFIXES
+from evenslice.networks.weights import SUFFIXES
 from evenslice.neutralizing.averages import OUTPUT
-from evenslice.neutralizing.strategies import STRATEGIES
-from evenslice.neutralizing.ties import TIES
+from evenslice.neutralizing.strategies import STRATEGIES, TIES
 from evenslice.volumes.volume import Plane
 
 COMMANDS = get_command(app).commands

@@ -43,7 +43,7 @@ BAD = [
     ),
     (
         ["--volume", "good.tif", "--weights", "none", "--model", "my_networks:with_inputs?inputs=4"],
-        r"error: 4 slices: a window has an odd number of slices",
+        r"error: --slices 4: a window has an odd number of slices",
     ),
     (["--volume", "good.tif", "--weights", "missing.pt"], r"missing.pt"),
     (["--volume", "good.tif", "--weights", "."], r"\.: is a folder; name the file of weights"),

@@ -14,8 +14,7 @@ from evenslice.inference.devices import choose_device, choose_dtype
 from evenslice.inference.network_outputs import class_map
 from evenslice.inference.onnx_networks import load_onnx
 from evenslice.neutralizing.network_files import load_network
-from evenslice.neutralizing.strategies import find_strategy
-from evenslice.neutralizing.ties import check_tie
+from evenslice.neutralizing.strategies import check_tie, find_strategy
 from evenslice.volumes.scaling import Scaling
 
 CASES = [

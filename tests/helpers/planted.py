@@ -1,8 +1,13 @@
-"""Small networks with planted properties."""
+"""Small networks with planted properties, and windows to run them on."""
+
+import io
+import pickle
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from evenslice.networks import logits
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
@@ -18,6 +23,50 @@ def unequal(model, seed=0):
             if isinstance(module, nn.Conv2d) and module.weight.shape[1] == 3:
                 module.weight.mul_(torch.tensor([0.5, 2.0, 0.2])[:, None, None])
     return model.eval()
+
+
+class Wired(nn.Module):
+    """A network of parts whose forward pass is a function of the network and its input."""
+
+    def __init__(self, path, **parts):
+        super().__init__()
+        self.path = path
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x):
+        return self.path(self, x)
+
+
+@torch.no_grad()
+def run(model, images):
+    return logits(model(images))
+
+
+def windows(slices=3, batch=2, size=32, seed=5):
+    return torch.rand(batch, slices, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def difference(first, second):
+    """Return the largest difference of two outputs, relative to the largest value of both."""
+    return ((first - second).abs().max() / torch.maximum(first.abs().max(), second.abs().max())).item()
+
+
+def assert_symmetric(model, images, *orders):
+    """Assert that a network answers the same for windows in reverse order, or in others."""
+    for order in orders or (range(images.shape[1] - 1, -1, -1),):
+        assert difference(run(model, images), run(model, images[:, list(order)])) <= 1e-5
+
+
+def by_pickle(model):
+    return pickle.loads(pickle.dumps(model))  # noqa: S301  # as workers of a cluster receive it
+
+
+def by_torch(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
 
 
 def conv_bias(padding=1):

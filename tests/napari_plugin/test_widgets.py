@@ -201,7 +201,7 @@ def test_numbers_that_cannot_be_right_are_told_in_one_line(
     if source == "library":
         wrong += [
             ("mean", "a", r"mean: a: numbers are needed, such as 0\.485,0\.456,0\.406"),
-            ("mean", "1,2", r"mean has 2 values; the network has 3 inputs, so give 1 or 3"),
+            ("mean", "1,2", "mean has to be a finite number, or one for each of the 3 inputs"),
             (
                 "mean",
                 "127",

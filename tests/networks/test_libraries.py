@@ -1,24 +1,18 @@
 """Networks of MONAI and transformers, and the detectors of torchvision, from their specifications."""
 
-import importlib
 import json
 import shutil
 import socket
-import sys
 
 import pytest
 import torch
+import transformers
+from planted import run
 from safetensors.torch import load_file, save_file
 
-from evenslice._core.errors import MissingExtraError, ModelError
-from evenslice.networks.inputs import input_size, normalization
-from evenslice.networks.models import build_model
-from evenslice.networks.monai_networks import NETWORKS
-from evenslice.networks.outputs import logits
-
-pytest.importorskip("monai")
-pytest.importorskip("torchvision")
-transformers = pytest.importorskip("transformers")
+from evenslice import ModelError
+from evenslice.networks import build_model, input_size, logits, normalization
+from evenslice.networks.libraries import NETWORKS
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5,) * 3, (0.5,) * 3)
@@ -38,9 +32,8 @@ def no_hub(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
 
 
-def scores(model, size, inputs=3):
-    with torch.inference_mode():
-        return logits(model(torch.rand(1, inputs, *size)))
+def scores(spec, size):
+    return run(build_model(spec, "none").model, torch.rand(1, 3, *size))
 
 
 # MONAI
@@ -70,47 +63,13 @@ def test_every_network_of_monai_builds_from_its_name(name):
     ],
 )
 def test_networks_of_monai_compute(spec, size, shape):
-    assert scores(build_model(spec, "none")[0], size).shape == shape
+    assert scores(spec, size).shape == shape
 
 
-def test_file_decides_the_inputs_of_a_network_that_is_not_built_for_three(tmp_path):
-    model = build_model("monai:VNet", "none")[0]
+def test_file_of_a_network_that_is_not_built_for_three_inputs(tmp_path):
+    model = build_model("monai:VNet", "none").model
     torch.save(model.state_dict(), tmp_path / "w.pt")
-    assert build_model("monai:VNet", str(tmp_path / "w.pt"))[1].inputs == 1
-
-
-@pytest.mark.parametrize(
-    ("spec", "weights", "message"),
-    [
-        ("monai:UNett", "none", "MONAI has no 2-D network 'UNett'; did you mean 'UNet'"),
-        ("monai:UNet/resnet18", "none", "UNet has no variants"),
-        ("monai:FlexibleUNet/resnet19", "none", "cannot be built .*resnet19"),
-        ("monai:UNet?spatial_dims=3", "none", "spatial_dims is not allowed here"),
-        ("monai:UNet?nonsense=1", "none", "cannot be built .*'nonsense'"),
-        ("monai:UNet", "imagenet", "efficientnet-b0 to -b7 only"),
-        ("monai:FlexibleUNet/efficientnet-b8", "imagenet", "efficientnet-b0 to -b7 only"),
-    ],
-)
-def test_specification_of_monai_that_means_nothing(spec, weights, message):
-    with pytest.raises(ModelError, match=message) as caught:
-        build_model(spec, weights)
-    assert "\n" not in str(caught.value)
-
-
-def test_weights_of_monai(monkeypatch):
-    donor = build_model("monai:EfficientNetBN?model_name=efficientnet-b0", "none", classes=1000, seed=5)[0]
-    state = donor.state_dict()
-    monkeypatch.setattr("torch.utils.model_zoo.load_url", lambda *_args, **_options: dict(state))
-    monkeypatch.setattr("evenslice.networks.libraries._answers", lambda _: True)
-    model, source = build_model("monai:FlexibleUNet/efficientnet-b0", "imagenet")
-    assert torch.equal(model.encoder._conv_stem.weight, donor._conv_stem.weight)
-    assert set(source.random) == {"decoder", "segmentation_head", "skip_connect"} & {
-        name for name, _ in model.named_children()
-    }
-    classifier, source = build_model("monai:EfficientNetBN", "imagenet")
-    assert torch.equal(classifier._conv_stem.weight, donor._conv_stem.weight)
-    assert source.random == ("_fc",)
-    assert normalization(classifier) == IMAGENET
+    assert build_model("monai:VNet", str(tmp_path / "w.pt")).source.inputs == 1
 
 
 # Detectors of torchvision
@@ -135,19 +94,6 @@ def test_detectors_give_the_sum_of_their_scores(spec):
     assert source.random == ("*",)
 
 
-def test_detector_with_a_pretrained_backbone_draws_the_rest(monkeypatch):
-    from torchvision.models import mobilenet_v3_large
-
-    donor = mobilenet_v3_large(weights=None).state_dict()
-    monkeypatch.setattr(
-        "torchvision.models._api.WeightsEnum.get_state_dict", lambda *_args, **_options: donor
-    )
-    monkeypatch.setattr("evenslice.networks.libraries._answers", lambda _: True)
-    model, source = build_model("torchvision:fasterrcnn_mobilenet_v3_large_fpn", "imagenet")
-    assert torch.equal(model.backbone.body["0"][0].weight, donor["features.0.0.weight"])
-    assert source.random == ("backbone.fpn", "rpn", "roi_heads")
-
-
 # transformers, without any weights
 
 
@@ -167,8 +113,7 @@ def test_detector_with_a_pretrained_backbone_draws_the_rest(monkeypatch):
     ],
 )
 def test_networks_of_transformers_compute(name, size, shape):
-    found = scores(build_model(f"transformers:{name}", "none")[0], size)
-    assert found.shape == (shape or (1, 2, *found.shape[2:]))
+    assert scores(f"transformers:{name}", size).shape == shape
 
 
 def test_queries_of_mask2former_agree_with_its_own_processor():
@@ -199,7 +144,7 @@ def test_classes_and_inputs_of_a_file(tmp_path):
     torch.save(donor.state_dict(), tmp_path / "w.pt")
     model, source = build_model(SEGFORMER, str(tmp_path / "w.pt"))
     assert (source.classes, source.inputs, source.random) == (5, 7, ())
-    assert scores(model, (32, 32), 7).shape == (1, 5, 8, 8)
+    assert run(model, torch.rand(1, 7, 32, 32)).shape == (1, 5, 8, 8)
 
 
 def test_classifier_fills_a_segmenter_but_for_its_head(tmp_path):
@@ -283,23 +228,19 @@ def test_image_encoder_of_sam_from_a_folder(tmp_path):
     assert all(torch.equal(value, state[key]) for key, value in loaded.items())
 
 
-def test_pickled_weights_of_a_folder_are_not_opened(folder):
+def test_weights_that_are_not_the_networks_own_are_refused(folder):
     path, state = folder
-    (path / "model.safetensors").unlink()
-    torch.save(state, path / "pytorch_model.bin")
-    with pytest.raises(
-        ModelError, match=r"holds no \.safetensors file, and evenslice does not open pickled ones"
-    ):
-        build_model(f"transformers:{path}", "imagenet")
-
-
-def test_weights_of_another_network_are_refused(folder):
-    path, _ = folder
-    text = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps({**text, "depths": [1, 1, 2, 1]}))
+    config = path / "config.json"
+    text = json.loads(config.read_text())
+    config.write_text(json.dumps({**text, "depths": [1, 1, 2, 1]}))
     with pytest.raises(
         ModelError, match=r"its weights lack segformer\.\S*; they are not those of a Segformer"
     ):
+        build_model(f"transformers:{path}", "imagenet")
+    config.write_text(json.dumps(text))
+    (path / "model.safetensors").unlink()
+    torch.save(state, path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"evenslice does not open pickled ones"):
         build_model(f"transformers:{path}", "imagenet")
 
 
@@ -320,39 +261,38 @@ def test_a_file_of_transformers_names_some_layers_as_in_older_versions(name, tmp
         build_model(f"transformers:{name}", str(file))
 
 
-# transformers, where it cannot be
+# Specifications that mean nothing
 
 
 @pytest.mark.parametrize(
-    ("name", "weights", "message"),
+    ("spec", "weights", "message"),
     [
-        ("vitt", "none", "nor a model type of transformers,.* did you mean 'vit'"),
-        (".", "none", r"\. is not a folder with a config\.json"),
-        ("vit?nonsense=1", "none", "the configuration of vit has no 'nonsense'"),
-        ("vit?num_labels=3", "none", "num_labels is not allowed here"),
-        ("vit?trust_remote_code=true", "none", "trust_remote_code is not allowed here"),
-        ("vit?task=segmentation", "none", "unknown task 'segmentation'; did you mean"),
-        ("vit?task=depth-estimation", "none", "has no vit for depth-estimation; it has it for image-class"),
-        ("bert?task=semantic-segmentation", "none", "has no bert for semantic-segmentation"),
-        ("vit", "imagenet", "a model type has no weights"),
-        ("nvidia/mit-b0", "none", "the hub did not provide it"),
-        ("nvidia/mit-b0", "imagenet", "the hub did not provide it"),
+        ("monai:UNett", "none", "MONAI has no 2-D network 'UNett'; did you mean 'UNet'"),
+        ("monai:UNet/resnet18", "none", "UNet has no variants"),
+        ("monai:FlexibleUNet/resnet19", "none", "cannot be built .*resnet19"),
+        ("monai:UNet?spatial_dims=3", "none", "spatial_dims is not allowed here"),
+        ("monai:UNet?nonsense=1", "none", "cannot be built .*'nonsense'"),
+        ("monai:UNet", "imagenet", "efficientnet-b0 to -b7 only"),
+        ("monai:FlexibleUNet/efficientnet-b8", "imagenet", "efficientnet-b0 to -b7 only"),
+        ("transformers:vitt", "none", "nor a model type of transformers,.* did you mean 'vit'"),
+        ("transformers:.", "none", r"\. is not a folder with a config\.json"),
+        ("transformers:vit?nonsense=1", "none", "the configuration of vit has no 'nonsense'"),
+        ("transformers:vit?num_labels=3", "none", "num_labels is not allowed here"),
+        ("transformers:vit?trust_remote_code=true", "none", "trust_remote_code is not allowed here"),
+        ("transformers:vit?task=segmentation", "none", "unknown task 'segmentation'; did you mean"),
+        (
+            "transformers:vit?task=depth-estimation",
+            "none",
+            "has no vit for depth-estimation; it has it for image-class",
+        ),
+        ("transformers:bert?task=semantic-segmentation", "none", "has no bert for semantic-segmentation"),
+        ("transformers:vit", "imagenet", "a model type has no weights"),
+        ("transformers:nvidia/mit-b0", "none", "the hub did not provide it"),
+        ("transformers:nvidia/mit-b0", "imagenet", "the hub did not provide it"),
     ],
 )
-def test_specification_of_transformers_that_means_nothing(name, weights, message, monkeypatch, tmp_path):
+def test_specification_that_means_nothing(spec, weights, message, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError, match=message) as caught:
-        build_model(f"transformers:{name}", weights)
+        build_model(spec, weights)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("spec", "package", "extra"),
-    [("monai:UNet", "monai", "train"), ("transformers:vit", "transformers", "transformers")],
-)
-def test_missing_library(monkeypatch, spec, package, extra):
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingExtraError, match=rf"evenslice\[{extra}\]"):
-        build_model(spec, "none")
-    monkeypatch.undo()
-    importlib.import_module(package)

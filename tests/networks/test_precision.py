@@ -7,21 +7,15 @@ from torch import nn
 
 from evenslice.auditing.attribution import attribute
 from evenslice.auditing.explaining import compare_outputs
-from evenslice.inference.ready_networks import ReadyNetwork
-from evenslice.networks.running import as_float64, full_precision
+from evenslice.inference import ReadyNetwork
+from evenslice.networks import as_float64, full_precision
 from evenslice.neutralizing.verification import compare_outputs as compare_trials
 
 
 def settings():
     backends = torch.backends
-    newer = (
-        backends.cudnn.conv,
-        backends.cudnn.rnn,
-        backends.cuda.matmul,
-        backends.mkldnn.matmul,
-        backends.mkldnn.conv,
-    )
-    names = [operation.fp32_precision for operation in newer]
+    convolutions = (backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.conv)
+    names = [each.fp32_precision for each in (*convolutions, backends.cuda.matmul, backends.mkldnn.matmul)]
     return [*names, torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32]
 
 
@@ -56,18 +50,15 @@ def test_blocks_of_two_threads_may_overlap(chosen):
     assert settings() == before
 
 
-@pytest.fixture
-def rounded_convolutions():
+def test_a_setting_that_only_a_newer_switch_has_comes_back():
     conv = torch.backends.mkldnn.conv
     before, conv.fp32_precision = conv.fp32_precision, "bf16"
-    yield conv
-    conv.fp32_precision = before
-
-
-def test_a_setting_that_only_a_newer_switch_has_comes_back(rounded_convolutions):
-    with full_precision():
-        assert rounded_convolutions.fp32_precision == "ieee"
-    assert rounded_convolutions.fp32_precision == "bf16"
+    try:
+        with full_precision():
+            assert conv.fp32_precision == "ieee"
+        assert conv.fp32_precision == "bf16"
+    finally:
+        conv.fp32_precision = before
 
 
 def test_a_network_and_its_attribution_do_not_depend_on_it(chosen):

@@ -1,18 +1,17 @@
-"""Layers that compute their weight, and grouped ones, as plain layers that do the same."""
+"""Layers that compute their weight, and grouped ones, become plain layers that do the same."""
 
 import copy
 
 import planted
 import pytest
 import torch
+from planted import Wired, assert_symmetric, run, windows
+from timm import layers as timm_layers
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from evenslice._core.errors import ModelError
-from evenslice.neutralizing.neutralization import neutralize, untie
-from evenslice.neutralizing.stems import SameConv2d, plain_layer
-
-timm_layers = pytest.importorskip("timm.layers")
+from evenslice import ModelError, neutralize, untie
+from evenslice.neutralizing.stems import plain_layer
 
 
 def old_weight_norm(layer):
@@ -34,8 +33,7 @@ def shifted(layer):
 COMPUTED = {
     "StdConv2d": lambda: timm_layers.StdConv2d(3, 6, 3, stride=2, bias=True),
     "StdConv2dSame": lambda: timm_layers.StdConv2dSame(3, 6, 3, stride=2),
-    "ScaledStdConv2d": lambda: timm_layers.ScaledStdConv2d(3, 6, 3, gamma=1.7),
-    "ScaledStdConv2dSame": lambda: timm_layers.ScaledStdConv2dSame(3, 6, (5, 3), stride=(2, 3)),
+    "ScaledStdConv2dSame": lambda: timm_layers.ScaledStdConv2dSame(3, 6, (5, 3), stride=(2, 3), gamma=1.7),
     "weight_norm": lambda: parametrizations.weight_norm(nn.Conv2d(3, 6, 3, padding=1)),
     "spectral_norm": lambda: parametrizations.spectral_norm(nn.Conv2d(3, 6, 3, padding="same")),
     "orthogonal": lambda: parametrizations.orthogonal(nn.Conv2d(3, 6, 3, dilation=2)),
@@ -57,46 +55,27 @@ def seen_as(layer):
     return plain_layer("stem", layer, torch.rand(1, 3, 9, 12))
 
 
+def network(layer):
+    torch.manual_seed(0)
+    return planted.unequal(nn.Sequential(layer, nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 1)))
+
+
 def test_a_plain_layer_does_the_same_at_every_size(computed):
     plain = seen_as(computed)
-    assert type(plain) in (nn.Conv2d, SameConv2d)
+    assert isinstance(plain, nn.Conv2d)
     assert plain.groups == 1
+    assert seen_as(plain) is plain
     for size in ((9, 12), (10, 7), (16, 16)):
         image = torch.randn(2, 3, *size)
-        with torch.no_grad():
-            torch.testing.assert_close(plain(image), computed(image), rtol=1e-5, atol=1e-5)
-
-
-def test_the_weight_is_the_standardised_one():
-    """The formula of weight standardisation, arXiv 1903.10520."""
-    layer = timm_layers.StdConv2d(3, 6, 3)
-    flat = layer.weight.detach().flatten(1)
-    expected = (flat - flat.mean(1, keepdim=True)) / (
-        flat.var(1, correction=0, keepdim=True) + layer.eps
-    ).sqrt()
-    torch.testing.assert_close(seen_as(layer).weight.detach().flatten(1), expected)
+        torch.testing.assert_close(run(plain, image), run(computed, image), rtol=1e-5, atol=1e-5)
 
 
 def test_a_depthwise_convolution_becomes_block_diagonal():
     layer = nn.Conv2d(3, 6, 1, groups=3, bias=False)
-    weight = layer.weight.detach().flatten()
-    dense = seen_as(layer).weight.detach().flatten(1)
     expected = torch.zeros(6, 3)
-    for filter_ in range(6):
-        expected[filter_, filter_ // 2] = weight[filter_]
-    assert torch.equal(dense, expected)
-
-
-@pytest.mark.parametrize(
-    "layer",
-    [
-        nn.Conv2d(3, 6, 3),
-        timm_layers.Conv2dSame(3, 6, 3, stride=2),
-        nn.Conv2d(3, 6, 3, padding_mode="circular"),
-    ],
-)
-def test_a_layer_that_is_plain_is_left_alone(layer):
-    assert seen_as(layer) is layer
+    for number, value in enumerate(layer.weight.detach().flatten()):
+        expected[number, number // 2] = value
+    assert torch.equal(seen_as(layer).weight.detach().flatten(1), expected)
 
 
 def test_linear_layers():
@@ -117,33 +96,28 @@ class Bent(nn.Conv2d):
         return self._conv_forward(x, self.weight * 2, self.bias).sin()
 
 
-@pytest.mark.parametrize("layer", [Twice(3, 2, 3), Bent(3, 2, 3), nn.PReLU(3)])
-def test_what_is_no_convolution(layer):
-    with pytest.raises(ModelError, match=r"stem \(.*does something else.*strategy='mixer'") as caught:
-        seen_as(layer)
-    assert "\n" not in str(caught.value)
-
-
-# In a network.
-
-
-def network(layer):
-    torch.manual_seed(0)
-    return planted.unequal(nn.Sequential(layer, nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 1)))
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (network(Twice(3, 6, 3)), r"0 \(Twice\).*does something else.*strategy='mixer'"),
+        (network(Bent(3, 6, 3)), r"0 \(Bent\).*does something else"),
+        (nn.Sequential(nn.PReLU(3), nn.Conv2d(3, 6, 3)), r"0 \(PReLU\).*does something else"),
+        (timm_layers.StdConv2d(3, 6, 3), "is the network itself"),
+    ],
+)
+def test_what_is_no_convolution(model, message):
+    with pytest.raises(ModelError, match=message):
+        neutralize(model)
 
 
 @pytest.mark.parametrize("slices", [3, 5])
 def test_a_gray_image_gets_the_response_it_got(computed, slices):
-    model = network(computed)
-    gray = torch.rand(1, 1, 32, 32)
-    with torch.no_grad():
-        before = model(gray.expand(-1, 3, -1, -1))
+    model, gray = network(computed), torch.rand(1, 1, 32, 32)
+    before = run(model, gray.expand(-1, 3, -1, -1))
     record = neutralize(model, slices)
     assert record.stems == ("0",)
-    window = torch.rand(1, slices, 32, 32)
-    with torch.no_grad():
-        torch.testing.assert_close(model(gray.expand(-1, slices, -1, -1)), before, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(model(window), model(window.flip(1)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(run(model, gray.expand(-1, slices, -1, -1)), before, rtol=1e-4, atol=1e-5)
+    assert_symmetric(model, windows(slices))
     assert max(record.permutation_error, record.gray_error) <= 1e-5
 
 
@@ -153,28 +127,12 @@ def test_every_strategy_ties_and_can_be_done_again(computed, strategy):
     assert neutralize(model, 5, strategy=strategy, tie="mirror", **planted.IMAGENET).mirror_error <= 1e-5
     twin = copy.deepcopy(model)
     untie(twin)
-    window = torch.rand(1, 5, 16, 16)
-    with torch.no_grad():
-        torch.testing.assert_close(twin(window), model(window))
+    torch.testing.assert_close(run(twin, windows(5)), run(model, windows(5)))
     assert neutralize(twin, 3).slices == 3
 
 
-def test_a_layer_that_is_the_network_itself():
-    with pytest.raises(ModelError, match="is the network itself"):
-        neutralize(timm_layers.StdConv2d(3, 6, 3))
-
-
 def test_a_layer_in_two_places():
-    class Twins(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first = timm_layers.StdConv2d(3, 6, 3)
-            self.second = self.first
-
-        def forward(self, x):
-            return self.second(x)
-
-    model = Twins()
+    model = Wired(lambda m, x: m.second(x), first=(layer := timm_layers.StdConv2d(3, 6, 3)), second=layer)
     neutralize(model, 5)
     assert type(model.first) is nn.Conv2d
     assert model.second is model.first
@@ -182,15 +140,14 @@ def test_a_layer_in_two_places():
 
 def test_a_hook_on_a_computed_stem_is_not_lost_where_it_changes_anything():
     """One that only watches is: the plain layer is another module."""
-    seen = []
     model = network(parametrizations.weight_norm(nn.Conv2d(3, 6, 3)))
-    stem = model[0]
+    stem, seen = model[0], []
     stem.register_forward_hook(lambda *_: seen.append(1))
-    for change in (
-        lambda layer: layer.register_forward_hook(lambda _module, _inputs, output: 2 * output),
-        lambda layer: layer.register_forward_pre_hook(lambda _module, inputs: (2 * inputs[0],)),
+    for register, hook in (
+        (stem.register_forward_hook, lambda _module, _inputs, output: 2 * output),
+        (stem.register_forward_pre_hook, lambda _module, inputs: (2 * inputs[0],)),
     ):
-        handle = change(stem)
+        handle = register(hook)
         with pytest.raises(ModelError, match="does something else with it than one convolution"):
             neutralize(model)
         handle.remove()

@@ -1,40 +1,43 @@
+"""Tied kernels, and the mixer of slices in front of networks whose stems cannot be rewritten."""
+
 import copy
-import io
-import pickle
 
 import planted
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from planted import IMAGENET
+from planted import IMAGENET, Wired, assert_symmetric, by_pickle, by_torch, difference, run, windows
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from evenslice._core.errors import ModelError
-from evenslice.neutralizing.neutralization import neutralize, untie
-from evenslice.neutralizing.record import record_of
-from evenslice.neutralizing.strategies import STRATEGIES, find_strategy
-from evenslice.neutralizing.ties import is_tied
+from evenslice import ModelError, neutralize, record_of, untie
+from evenslice.neutralizing import STRATEGIES, find_strategy
 
 BUILDS = [planted.conv_bias, planted.conv_norm, planted.focus, planted.Interleaved, planted.TwoStems]
 
 
-def error(model, window, other):
-    with torch.no_grad():
-        first, second = model(window), model(other)
-    return ((first - second).abs().max() / first.abs().max()).item()
+class Luma(nn.Module):
+    """Mixes its three channels by fixed numbers before the stem."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("weights", torch.tensor([[0.3, 0.6, 0.1], [-0.2, -0.3, 0.5], [0.5, -0.4, -0.1]]))
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, pixels):
+        red, green, blue = pixels.unbind(1)
+        mixed = [torch.stack([red, green, blue], -1) @ row for row in self.weights]
+        return self.stem(torch.stack(mixed, 1)).relu()
 
 
-def train(model, steps=50, slices=5):
+def train(model, steps=20, slices=5):
     """Fit the first slice of the window, which pulls the kernels apart as far as they let themselves be pulled."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
     model.train()
-    for _ in range(steps):
-        window = torch.rand(4, slices, 16, 16, generator=generator)
-        output = model(window)
-        target = window[:, :1].mean((2, 3), keepdim=True).expand(4, 1, 1, 1)
-        loss = (output.reshape(4, -1).mean(1) - target.flatten() * 5).square().mean() + output.std()
+    for step in range(steps):
+        images = windows(slices, 4, 16, seed=step)
+        output = model(images)
+        loss = (output.reshape(4, -1).mean(1) - images[:, 0].mean((1, 2)) * 5).square().mean() + output.std()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -42,26 +45,42 @@ def train(model, steps=50, slices=5):
     return optimizer
 
 
-@pytest.mark.parametrize("build", BUILDS)
-@pytest.mark.parametrize("tie", ["mirror", "uniform"])
-def test_a_tie_holds_through_training_and_untie_changes_nothing(build, tie):
+def is_tied(model):
+    return any("evenslice_tied" in key for key in model.state_dict())
+
+
+def orders(tie, slices=5):
+    return (range(slices - 1, -1, -1),) if tie == "mirror" else ([2, 0, 1, *range(3, slices)],)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "tie"), [("mirror", "mirror"), ("uniform", "uniform"), ("mixer", "mirror")]
+)
+@pytest.mark.parametrize("build", [*BUILDS, Luma])
+def test_a_tie_holds_through_training_and_untie_changes_nothing(build, strategy, tie):
     model = build()
-    neutralize(model, 5, strategy=tie, tie=tie, **IMAGENET)
+    keys = list(model.state_dict())
+    if build is Luma and strategy != "mixer":
+        with pytest.raises(ModelError, match="strategy='mixer' leaves the layer alone"):
+            neutralize(model, 5, strategy=strategy, tie=tie)
+        return
+    neutralize(model, 5, strategy=strategy, tie=tie, **IMAGENET)
     start = copy.deepcopy(model.state_dict())
-    train(model)
-    assert any(
-        not torch.equal(value, start[key]) for key, value in model.state_dict().items() if "original" in key
-    )
-    window = torch.rand(2, 5, 32, 32)
-    assert error(model, window, window.flip(1)) <= 1e-5
-    if tie == "uniform":
-        assert error(model, window, window[:, torch.randperm(5)]) <= 1e-5
-    with torch.no_grad():
-        before = model(window)
-        untie(model)
-        assert (model(window) - before).abs().max() <= 1e-6
+    optimizer = train(model)
+    moved = {key for key, value in model.state_dict().items() if not torch.equal(value, start[key])}
+    assert any("original" in key for key in moved)
+    images = windows(5)
+    assert_symmetric(model, images, *orders(tie))
+    before = run(model, images)
+    with pytest.raises(ModelError, match=r"evenslice\.untie"):
+        neutralize(model, 3)
+    untie(model)
+    assert (run(model, images) - before).abs().max() <= 1e-6
     assert record_of(model).tie is None
-    assert list(model.state_dict()) == list(build().state_dict())
+    assert [key for key in model.state_dict() if "slice_mixer" not in key] == keys
+    learned = {id(parameter) for parameter in optimizer.param_groups[0]["params"]}
+    assert {id(parameter) for parameter in model.parameters()} == learned  # an optimizer goes on
+    assert neutralize(model, 3).tie is None
 
 
 def test_without_a_tie_the_symmetry_drifts():
@@ -69,8 +88,7 @@ def test_without_a_tie_the_symmetry_drifts():
     model = planted.conv_bias()
     neutralize(model, 5)
     train(model)
-    window = torch.rand(2, 5, 32, 32)
-    assert error(model, window, window.flip(1)) > 1e-3
+    assert difference(run(model, windows(5)), run(model, windows(5).flip(1))) > 1e-3
 
 
 TIED = [
@@ -78,9 +96,7 @@ TIED = [
     for strategy in STRATEGIES
     for tie in ("mirror", "uniform")
     if strategy != "twin"  # which needs none
-    and (
-        tie == "mirror" or find_strategy(strategy, 3).symmetry != "mirror"
-    )  # which would be another strategy
+    and (tie == "mirror" or find_strategy(strategy, 3).symmetry != "mirror")  # else it is another strategy
 ]
 
 
@@ -88,8 +104,7 @@ TIED = [
 @given(st.sampled_from(BUILDS), st.sampled_from(TIED), st.sampled_from([1, 3, 5, 7]))
 def test_a_tie_makes_any_strategy_symmetric(build, strategy_and_tie, slices):
     strategy, tie = strategy_and_tie
-    model = build()
-    record = neutralize(model, slices, strategy=strategy, tie=tie)
+    record = neutralize(build(), slices, strategy=strategy, tie=tie)
     assert record.mirror_error <= 1e-5
     assert tie == "mirror" or record.permutation_error <= 1e-5
     assert record.tie == tie
@@ -110,75 +125,119 @@ def test_mirror_tie_at_three_slices_by_hand():
     torch.testing.assert_close(model[0].weight.detach(), torch.stack([side, green, side], dim=1))
 
 
-def test_an_optimizer_goes_on_after_untie():
-    model = planted.conv_bias()
-    neutralize(model, 5, tie="mirror")
-    optimizer = train(model)
-    untie(model)
-    assert any(parameter is model[0].weight for parameter in optimizer.param_groups[0]["params"])
-    assert model[0].weight.requires_grad
-    assert type(model[0]) is nn.Conv2d
-
-
-def by_pickle(model):
-    return pickle.loads(pickle.dumps(model))  # noqa: S301  # our own
-
-
-def by_torch(model):
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
 @pytest.mark.parametrize("copied", [copy.deepcopy, by_pickle, by_torch])
-def test_a_tied_network_can_be_copied(copied):
-    model = planted.conv_norm()
-    neutralize(model, 5, tie="mirror")
-    twin = copied(model)
-    window = torch.rand(2, 5, 16, 16)
-    with torch.no_grad():
-        assert torch.equal(twin(window), model(window))
-        assert list(twin.state_dict()) == list(model.state_dict())
-        assert is_tied(twin[0])
-    train(twin)
-    assert error(twin, window, window.flip(1)) <= 1e-5
-    assert is_tied(by_pickle(twin)[0])
-    untie(twin)
-    assert not is_tied(twin[0])
-    assert is_tied(model[0])
+@pytest.mark.parametrize(
+    ("build", "strategy", "tie"),
+    [(planted.conv_norm, "uniform", "mirror"), (Luma, "mixer", None), (Luma, "mixer", "mirror")],
+)
+def test_a_tied_or_mixed_network_can_be_copied(copied, build, strategy, tie):
+    model = build()
+    neutralize(model, 5, strategy=strategy, tie=tie)
+    twin, images = copied(model), windows(5)
+    assert torch.equal(run(twin, images), run(model, images))
+    assert list(twin.state_dict()) == list(model.state_dict())
+    assert record_of(twin) == record_of(model)
+    train(twin)  # each has weights of its own
+    assert not torch.equal(run(twin, images), run(model, images))
+    if tie is not None:
+        assert_symmetric(twin, images)
+        assert is_tied(by_pickle(twin))
+        untie(twin)
+        assert not is_tied(twin)
+        assert is_tied(model)
 
 
 def test_a_state_dict_of_another_tie_is_refused():
     first, second = planted.conv_norm(), planted.conv_norm()
     neutralize(first, 5, tie="mirror")
     neutralize(second, 5, tie="uniform")
-    with pytest.raises(
-        RuntimeError, match=r"size mismatch for 0\.parametrizations\.weight\.0\.evenslice_tied"
-    ):
+    with pytest.raises(RuntimeError, match=r"size mismatch for .*evenslice_tied"):
         second.load_state_dict(first.state_dict())
-    untie(first)
-    assert not any("evenslice" in key for key in first.state_dict())
-
-
-def test_a_tied_network_has_to_be_untied_first():
-    model = planted.conv_bias()
-    neutralize(model, 5, tie="mirror")
-    with pytest.raises(ModelError, match=r"evenslice\.untie"):
-        neutralize(model, 3)
-    untie(model)
-    assert neutralize(model, 3).tie is None
 
 
 @pytest.mark.parametrize("decay", [0.9, 0.9995])
 @pytest.mark.parametrize("tie", ["mirror", "uniform"])
 def test_an_average_over_time_keeps_the_tie(tie, decay):
     """It averages buffers too, if asked to, and whole numbers come out one too low."""
-    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    network = planted.conv_bias()
     neutralize(network, 5, strategy="pretrained", tie=tie, mean=0.5, std=0.5)
     average = AveragedModel(network, use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(decay))
     for _ in range(20):
         average.update_parameters(network)
-    window = torch.rand(2, 5, 16, 16)
-    assert torch.allclose(average(window), network(window), atol=1e-5)
+    torch.testing.assert_close(run(average, windows(5)), run(network, windows(5)), atol=1e-5, rtol=1e-5)
     assert not any(buffer.any() for buffer in network.buffers())
+
+
+# The mixer
+
+
+@pytest.mark.parametrize(
+    "build", [Luma, planted.HardCoded, planted.conv_norm, planted.SecondRead, planted.Interleaved]
+)
+@pytest.mark.parametrize("slices", [1, 3, 5])
+def test_the_mixer_starts_fair_and_keeps_gray_up_to_the_border(build, slices):
+    model, gray = build(), torch.rand(1, 1, 16, 16)
+    mean, std = (torch.tensor(values)[:, None, None] for values in IMAGENET.values())
+    before = run(model, (gray - mean) / std)
+    record = neutralize(model, slices, strategy="mixer", **IMAGENET)
+    assert (record.strategy, record.stems) == ("mixer", ("slice_mixer",))
+    after = run(model, ((gray - record.mean) / record.std).expand(-1, slices, -1, -1))
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+    assert_symmetric(model, windows(slices, size=16), torch.randperm(slices))
+    assert max(record.mirror_error, record.permutation_error, record.gray_error) <= 1e-5
+    (kernels,) = record.kernels
+    assert (kernels.before.shape, kernels.after.shape) == ((3, 3, 1, 1), (3, slices, 1, 1))
+    torch.testing.assert_close(torch.tensor(kernels.before).sum(1), torch.tensor(kernels.after).sum(1))
+
+
+def test_the_mixer_by_hand():
+    model = planted.conv_bias()
+    neutralize(model, 3, strategy="mixer", mean=[0.2, 0.4, 0.6], std=[0.1, 0.2, 0.3])
+    by_hand = torch.tensor([2.0, 1.0, 2 / 3])[:, None].expand(3, 3) / 3
+    torch.testing.assert_close(model.slice_mixer.weight.detach()[..., 0, 0], by_hand)
+    torch.testing.assert_close(model.slice_mixer.bias.detach(), torch.tensor([2.0, 0.0, -2 / 3]))
+
+
+def test_parts_that_a_chain_repeats_keep_their_places():
+    relu = nn.ReLU()
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), relu, nn.Conv2d(4, 4, 3), relu, nn.Conv2d(4, 2, 1)).eval()
+    order, gray = list(model._modules), torch.rand(1, 1, 16, 16)
+    before = run(model, gray.expand(-1, 3, -1, -1))
+    neutralize(model, 5, strategy="mixer", mean=0.0, std=1.0)
+    assert list(model._modules) == ["slice_mixer", *order]
+    torch.testing.assert_close(run(model, gray.expand(-1, 5, -1, -1)), before, rtol=1e-4, atol=1e-5)
+
+
+def test_images_by_name_and_in_lists():
+    model, images = Luma(), windows(5)
+    neutralize(model, 5, strategy="mixer")
+    assert torch.equal(run(model, images), model(pixels=images).detach())
+    listing = Wired(lambda m, x: m.body(x if isinstance(x, torch.Tensor) else torch.stack(x)), body=Luma())
+    neutralize(listing, 5, strategy="mixer")
+    torch.testing.assert_close(listing(list(images)), listing(images))
+    with pytest.raises(ModelError, match="no image among the inputs"):
+        model(pixels=None)
+
+
+@pytest.mark.parametrize("strategy", ["mixer", "uniform", "center", "mirror"])
+def test_a_mixed_network_once_more(strategy):
+    model, gray = Luma(), torch.rand(1, 1, 16, 16)
+    first = neutralize(model, 5, strategy="mixer", **IMAGENET)
+    before = run(model, gray.expand(-1, 5, -1, -1))
+    second = neutralize(model, 7, strategy=strategy)
+    assert second.stems == ("slice_mixer",)
+    assert (second.mean, second.std, second.strategy) == (first.mean, first.std, strategy)
+    assert [name for name, _ in model.named_children()].count("slice_mixer") == 1
+    torch.testing.assert_close(run(model, gray.expand(-1, 7, -1, -1)), before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_network_that_only_a_mixer_makes_fair():
+    import timm
+
+    torch.manual_seed(0)
+    model = planted.unequal(timm.create_model("csatv2", num_classes=3))
+    with pytest.raises(ModelError, match="strategy='mixer'"):
+        neutralize(model, 3, size=(64, 64))
+    record = neutralize(model, 5, strategy="mixer", size=(64, 64))
+    assert max(record.permutation_error, record.gray_error) <= 1e-5

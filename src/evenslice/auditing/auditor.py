@@ -28,7 +28,7 @@ from evenslice.auditing.options import Sampling, check_label_options
 from evenslice.auditing.stopping import check_first, read_until_settled
 from evenslice.auditing.targets import count_classes, parse_target, understand
 from evenslice.inference import Compute, choose_slices, make_ready, stress
-from evenslice.networks import StemKernels, refuse_torchscript, with_gradients
+from evenslice.networks import StemKernels, require_network, with_gradients
 from evenslice.neutralizing import record_with_names, uncompiled
 from evenslice.results import Tolerances, summarize
 from evenslice.volumes import (
@@ -135,7 +135,7 @@ def audit(
     check_label_options(read, target, labelled=labels is not None)
     record = None
     if isinstance(model, nn.Module):
-        refuse_torchscript(model)
+        require_network(model)
         model = uncompiled(model)
         record = record_with_names(model)
     slices = choose_slices(model) if slices is None else whole_number("slices", slices)

@@ -15,7 +15,7 @@ from evenslice.networks import (
     function_name,
     normalization,
 )
-from evenslice.neutralizing import recorded_on
+from evenslice.neutralizing import record_of, record_with_names
 from evenslice.report import (
     audit_html,
     survey_csv,
@@ -187,9 +187,9 @@ def scaling_source(model: nn.Module | Function) -> str:
     """
     if not isinstance(model, nn.Module):
         return "function"
-    part = recorded_on(model)
-    if part is not None:
-        return "recorded on a part" if part else "recorded"
+    record = record_of(model)
+    if record is not None:
+        return "recorded" if record_with_names(model) is record else "recorded on a part"
     return "assumed" if normalization(model) is None else "stated"
 
 

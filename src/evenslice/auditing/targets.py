@@ -23,8 +23,7 @@ from evenslice._core import ConfigError, ModelError, did_you_mean, option
 from evenslice.inference import BlackBox, holds_probabilities, trial_windows
 from evenslice.networks import (
     detections,
-    ends_in_sigmoid,
-    ends_in_softmax,
+    final_activation,
     logits,
     predicted_classes,
 )
@@ -434,7 +433,8 @@ def understand(
         return Understood(Explained("sum", margin=margin), "score", assumed=False, gradient=gradient)
     if not fresh.is_floating_point():
         return Understood(Explained(target, margin=margin), "class numbers", assumed=False, gradient=False)
-    sigmoid, softmax = ends_in_sigmoid(fresh), ends_in_softmax(fresh)
+    activation = final_activation(fresh)
+    sigmoid, softmax = activation == "sigmoid", activation == "softmax"
     found = holds_probabilities(network, fresh, slices, tile)
     several = channels and (sigmoid or found == "sigmoid")
     explained = Explained(

@@ -88,10 +88,9 @@ def tell_missing_slices(*volumes: Volume) -> None:
 
 def tell_random(out: Path, weights: str) -> None:
     """Say which parts of a network that was written are random, because the weights that were given lacked them."""
-    from evenslice.networks import METADATA_KEY, read_metadata
     from evenslice.neutralizing import read_saved
 
-    _, source = read_saved(str(out), read_metadata(out)[METADATA_KEY])
+    _, source = read_saved(out) or (None, None)
     if source is not None:
         tell_untrained(weights, source.random)
         tell_missing(

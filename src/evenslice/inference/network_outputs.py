@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from evenslice._core import ModelError, option
 from evenslice.inference.ready_networks import BlackBox, trial_windows
-from evenslice.networks import PROBABILITY, ends_in_sigmoid, logits, predicted_classes
+from evenslice.networks import PROBABILITY, final_activation, logits, predicted_classes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -180,7 +180,7 @@ def _is_probability(output: Tensor) -> bool:
 
 def _ends_in_sigmoid(network: ReadyNetwork | BlackBox, windows: Tensor) -> bool:
     with torch.enable_grad():
-        return ends_in_sigmoid(logits(network(windows.requires_grad_())))
+        return final_activation(logits(network(windows.requires_grad_()))) == "sigmoid"
 
 
 def _is_driven_to_both_ends(network: ReadyNetwork | BlackBox, windows: Tensor) -> bool:

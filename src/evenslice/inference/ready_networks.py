@@ -47,7 +47,6 @@ from evenslice.networks import (
     logits,
     normalization,
     reduce_output,
-    refuse_torchscript,
     reporting_own_errors,
     require_values,
 )
@@ -113,7 +112,6 @@ def frozen_copy(model: nn.Module) -> nn.Module:
         >>> frozen_copy(nn.Conv2d(3, 2, 1)).weight.requires_grad
         False
     """
-    refuse_torchscript(model)
     require_values(model)
     try:
         module = copy.deepcopy(model)

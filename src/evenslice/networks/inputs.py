@@ -74,7 +74,7 @@ def normalization(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...
     """
     for config in _pretrained_configs(model):
         if config.get("mean") is not None and config.get("std") is not None:
-            return _floats(config["mean"]), _floats(config["std"])
+            return tuple(map(float, config["mean"])), tuple(map(float, config["std"]))
     return None
 
 
@@ -104,11 +104,6 @@ def _reads_images(module: nn.Module) -> bool:
     return bool(_model_type(module)) and getattr(module, "main_input_name", None) == "pixel_values"
 
 
-def _is_backbone(module: nn.Module) -> bool:
-    """Say whether a network of transformers is the backbone of another, which takes images of any size."""
-    return type(module).__name__.endswith("Backbone")
-
-
 def _model_type(module: nn.Module) -> str:
     """Return the model type of a network of transformers; empty for any other."""
     return str(getattr(getattr(module, "config", None), "model_type", None) or "")
@@ -122,10 +117,6 @@ def _encoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return next((scaling for family, scaling in ENCODERS.items() if name.startswith(family)), IMAGENET)
 
 
-def _floats(values: Sequence[float]) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)
-
-
 def input_size(model: nn.Module) -> tuple[int, int] | None:
     """Return the only in-plane size (y, x), in pixels, that a network takes, or None if it takes many.
 
@@ -137,28 +128,22 @@ def input_size(model: nn.Module) -> tuple[int, int] | None:
         True
     """
     for module in model.modules():
-        if stated := _fixed_size(module):
-            return stated
-        if hasattr(module, "strict_img_size"):  # timm's patch embeddings that take any size
-            return None
+        if hasattr(module, "strict_img_size"):  # timm's patch embeddings
+            return _pair(getattr(module, "img_size", None)) if module.strict_img_size else None
+        if hasattr(module, "seq_length") and hasattr(
+            module, "image_size"
+        ):  # torchvision's vision transformers
+            return _pair(module.image_size)
     # The outermost decides: a network of any size may hold, as a part, one that alone takes one size.
     outermost = next(filter(_reads_images, model.modules()), None)
-    if outermost is not None and _model_type(outermost) in FIXED_TYPES and not _is_backbone(outermost):
+    backbone = type(outermost).__name__.endswith("Backbone")  # of another network, for images of any size
+    if outermost is not None and _model_type(outermost) in FIXED_TYPES and not backbone:
         whole: Any = outermost.config
         return _pair(getattr(getattr(whole, "vision_config", whole), "image_size", None))
     for config in _pretrained_configs(model):
         if config.get("fixed_input_size"):
             built = filter(None, (getattr(module, "img_size", None) for module in model.modules()))
             return _pair(next(built, config["input_size"][1:]))
-    return None
-
-
-def _fixed_size(module: Any) -> tuple[int, int] | None:
-    """Return the only size that a module takes, if it is known to be strict."""
-    if getattr(module, "strict_img_size", False):  # timm's patch embeddings
-        return _pair(getattr(module, "img_size", None))
-    if hasattr(module, "seq_length") and hasattr(module, "image_size"):  # torchvision's vision transformers
-        return _pair(module.image_size)
     return None
 
 

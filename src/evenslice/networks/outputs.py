@@ -24,8 +24,7 @@ PROBABILITY = (
 )
 """What is wrong with a network of one channel that ends in a sigmoid."""
 
-SIGMOIDS = ("SigmoidBackward0", "HardsigmoidBackward0")
-SOFTMAXES = ("SoftmaxBackward0",)
+ACTIVATIONS = {"sigmoid": ("SigmoidBackward0", "HardsigmoidBackward0"), "softmax": ("SoftmaxBackward0",)}
 WITHIN_RANGE = (
     *("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "AliasBackward0", "CloneBackward0"),
     *("SqueezeBackward0", "SqueezeBackward1", "UnsqueezeBackward0", "PermuteBackward0", "TransposeBackward0"),
@@ -93,26 +92,15 @@ def predicted_classes(output: Tensor, dim: int) -> Tensor:
     return (output > 0).squeeze(dim).long() if output.shape[dim] == 1 else output.max(dim).indices
 
 
-def ends_in_sigmoid(output: Tensor) -> bool:
-    """Return whether the last operation that made an output is a sigmoid, as far as autograd has recorded it.
-
-    Example:
-        >>> score = torch.nn.functional.conv2d(torch.rand(1, 3, 4, 4), torch.rand(1, 3, 1, 1, requires_grad=True))
-        >>> ends_in_sigmoid(score), ends_in_sigmoid(score.sigmoid()[:, :, 1:])
-        (False, True)
-    """
-    return _comes_from(output.grad_fn, SIGMOIDS)
-
-
-def ends_in_softmax(output: Tensor) -> bool:
-    """Return whether the last operation that made an output is a softmax, as far as autograd has recorded it.
+def final_activation(output: Tensor) -> str | None:
+    """Return "sigmoid" or "softmax" if it is the last operation that made an output, as far as autograd has recorded it.
 
     Example:
         >>> score = torch.nn.functional.conv2d(torch.rand(1, 3, 4, 4), torch.rand(2, 3, 1, 1, requires_grad=True))
-        >>> ends_in_softmax(score), ends_in_softmax(score.softmax(1)[:, :, 1:])
-        (False, True)
+        >>> final_activation(score), final_activation(score.sigmoid()[:, 1:]), final_activation(score.softmax(1))
+        (None, 'sigmoid', 'softmax')
     """
-    return _comes_from(output.grad_fn, SOFTMAXES)
+    return next((name for name, steps in ACTIVATIONS.items() if _comes_from(output.grad_fn, steps)), None)
 
 
 def _comes_from(step: Any, last: tuple[str, ...]) -> bool:

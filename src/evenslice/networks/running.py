@@ -5,12 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from traceback import walk_tb
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 
 from evenslice._core import EvensliceError, ModelError, reason
@@ -24,65 +22,6 @@ ABOUT_INPUT = (RuntimeError, ValueError, AssertionError, IndexError, TypeError, 
 
 GENERATORS = ("cuda", "xpu")
 """Kinds of devices with a generator each, in ``torch.cuda.default_generators`` and the like; all of MPS share one."""
-
-
-@contextmanager
-def exact_evaluation(model: nn.Module) -> Iterator[None]:
-    """Run a network in the block in evaluation mode, in its plain precision and without side effects.
-
-    In the block neither autocast nor PyTorch's settings reduce precision, and what a forward pass does to the
-    network's buffers ends with it. Afterwards each module's mode, and the state of torch's random numbers on every device of
-    the network, are as before.
-
-    Example:
-        >>> network = nn.Dropout()
-        >>> with exact_evaluation(network):
-        ...     network.training
-        False
-        >>> network.training
-        True
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    devices = {parameter.device for parameter in model.parameters() if not parameter.is_meta}
-    with ExitStack() as stack:
-        stack.enter_context(keep_generators(devices))
-        for kind in {device.type for device in devices}:
-            stack.enter_context(torch.autocast(kind, enabled=False))
-        stack.enter_context(full_precision())
-        for module, training in modes:
-            stack.callback(setattr, module, "training", training)
-        stack.enter_context(_keeping_buffers(model))
-        model.eval()
-        yield
-
-
-@contextmanager
-def _keeping_buffers(model: nn.Module) -> Iterator[None]:
-    """Give each call of a network in the block copies of its buffers, which a forward pass may update."""
-    kept: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
-
-    def copy(*_: Any) -> None:
-        copies: dict[int, Tensor] = {}  # modules may share a buffer
-        for module in model.modules():
-            for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
-                kept.append((module._buffers, name, buffer))  # noqa: SLF001  # whose values stay whatever is assigned
-                module._buffers[name] = copies.setdefault(id(buffer), buffer.clone())  # noqa: SLF001
-
-    def put_back(*_: Any) -> None:
-        for buffers, name, buffer in kept:
-            buffers[name] = buffer
-        kept.clear()
-
-    handles = [
-        model.register_forward_pre_hook(copy, prepend=True),
-        model.register_forward_hook(put_back, always_call=True),
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        put_back()  # an interrupt, unlike an error, goes round the hook
 
 
 @contextmanager
@@ -115,6 +54,8 @@ def reporting_own_errors(label: str) -> Iterator[None]:
 def require_network(model: object) -> None:
     """Refuse what is no network, such as its name, its weights, or all that ``load_network`` returns.
 
+    A network of TorchScript is refused, too: it can be neither changed nor copied and frozen as a module.
+
     Raises:
         ModelError: it is not a torch.nn.Module.
 
@@ -129,14 +70,6 @@ def require_network(model: object) -> None:
             f"{type(model).__name__} is not a network; give a torch.nn.Module, such as the model that evenslice.load_network "
             "returns"
         )
-
-
-def refuse_torchscript(model: nn.Module) -> None:
-    """Raise ModelError for a network of TorchScript, which can be neither changed nor copied and frozen as a module.
-
-    Example:
-        >>> refuse_torchscript(nn.Conv2d(3, 8, 3))
-    """
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(
             "the network is a module of TorchScript; give the torch.nn.Module that it was made from, or a function that calls "
@@ -145,7 +78,7 @@ def refuse_torchscript(model: nn.Module) -> None:
 
 
 def require_values(model: nn.Module, *, meta: bool = False) -> None:
-    """Refuse what cannot be changed: no network, TorchScript, or parameters without values, as on "meta" or in lazy layers.
+    """Refuse what cannot be changed: no network, or parameters without values, as on "meta" or in lazy layers.
 
     Args:
         model: the network.
@@ -158,37 +91,12 @@ def require_values(model: nn.Module, *, meta: bool = False) -> None:
         >>> require_values(nn.Conv2d(3, 8, 3))
     """
     require_network(model)
-    refuse_torchscript(model)
     tensors = [*model.named_parameters(), *model.named_buffers()]
     if without := [name for name, tensor in tensors if is_lazy(tensor) or (tensor.is_meta and not meta)]:
         raise ModelError(
             f"the network {type(model).__name__} has parameters without values ({without[0]!r}); load its weights, or run it "
             "once if its layers are lazy"
         )
-
-
-def is_on_meta(model: nn.Module) -> bool:
-    """Say whether any part of a network is on the meta device, where tensors have shapes and no values.
-
-    Example:
-        >>> is_on_meta(nn.Conv2d(3, 8, 3)), is_on_meta(nn.Conv2d(3, 8, 3, device="meta"))
-        (False, True)
-    """
-    return any(parameter.is_meta for parameter in model.parameters())
-
-
-def random_image(model: nn.Module, shape: tuple[int, ...], seed: int = 0) -> Tensor:
-    """Return a random image in 0..1 on a network's device and in its dtype.
-
-    Example:
-        >>> random_image(nn.Conv2d(3, 8, 3).double(), (1, 3, 4, 4)).dtype
-        torch.float64
-    """
-    floating = [p for p in model.parameters() if p.is_floating_point()]
-    like = next((p for p in floating if not p.is_meta), None)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
-    return drawn.to(next(iter(floating), drawn).dtype) if like is None else drawn.to(like)
 
 
 @contextmanager
@@ -232,48 +140,6 @@ def seed_generators(devices: Iterable[torch.device], seed: int) -> None:
             torch.mps.manual_seed(seed)
 
 
-def run_network(model: nn.Module, image: Tensor) -> Any:
-    """Run a network on an image; on shapes alone if the image is on the meta device, wherever the network is.
-
-    Example:
-        >>> run_network(nn.Conv2d(3, 8, 3), torch.zeros(1, 3, 4, 4, device="meta"))
-        tensor(..., device='meta', size=(1, 8, 2, 2), grad_fn=<ConvolutionBackward0>)
-    """
-    if not image.is_meta:
-        return model(image)
-    state = {name: buffer.to("meta") for name, buffer in model.named_buffers()}
-    for name, parameter in model.named_parameters():
-        state[name] = parameter.detach().to("meta").requires_grad_(parameter.requires_grad)
-    with torch.device("meta"):
-        return functional_call(model, state, (image,))
-
-
-def first_tensor(values: Iterable[Any]) -> Tensor | None:
-    """Return the first of some values that is a tensor.
-
-    Example:
-        >>> first_tensor([None, 2, torch.ones(1)])
-        tensor([1.])
-    """
-    return next((value for value in values if isinstance(value, Tensor)), None)
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield every tensor in a nest of mappings, lists and tuples.
-
-    Example:
-        >>> [tensor.item() for tensor in tensors_in({"a": torch.tensor(1), "b": [torch.tensor(2), None]})]
-        [1, 2]
-    """
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from tensors_in(list(value.values()))
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors_in(item)
-
-
 def layer_label(name: str, module: nn.Module) -> str:
     """Return a layer's name and type, for messages.
 
@@ -282,25 +148,6 @@ def layer_label(name: str, module: nn.Module) -> str:
         ('stem.0 (ReLU)', 'ReLU')
     """
     return f"{name} ({type(module).__name__})" if name else type(module).__name__
-
-
-def failing_layer(error: Exception, model: nn.Module) -> str:
-    """Return the label of the innermost part of a network that raised an error, or of the network.
-
-    Example:
-        >>> network = nn.Sequential(nn.ReLU(), nn.Conv2d(3, 1, 1))
-        >>> try:
-        ...     network(torch.zeros(1, 2, 4, 4))
-        ... except RuntimeError as error:
-        ...     failing_layer(error, network)
-        '1 (Conv2d)'
-    """
-    names, found = {module: name for name, module in model.named_modules()}, model
-    for frame, _ in walk_tb(error.__traceback__):
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, nn.Module) and owner in names:
-            found = owner
-    return layer_label(names[found], found)
 
 
 def with_gradients(function: _Function) -> _Function:
@@ -321,6 +168,9 @@ def with_gradients(function: _Function) -> _Function:
 
 
 FULL = ("none", "ieee")
+_LOCK = threading.Lock()
+_HELD: list[list[str]] = []
+"""For each block of `full_precision` under way in any thread, PyTorch's settings before the first of them."""
 
 
 @contextmanager
@@ -339,11 +189,36 @@ def full_precision() -> Iterator[None]:
         'medium'
         >>> torch.set_float32_matmul_precision("highest")
     """
-    _SETTINGS.hold()
+    with _LOCK:
+        before = _HELD[0] if _HELD else [operation.fp32_precision for operation in _operations()]
+        if (
+            not _HELD
+        ):  # the older switches go along, for PyTorch complains where it reads one that says otherwise
+            _set_precision(False, "highest", [name if name in FULL else "ieee" for name in before])
+        _HELD.append(before)
     try:
         yield
     finally:
-        _SETTINGS.release()
+        with _LOCK:
+            _HELD.pop()
+            if not _HELD:
+                products = "high" if before[2] == "tf32" else "highest"
+                products = {"bf16": "medium", "tf32": "high"}.get(before[3], products)
+                _set_precision(before[0] == before[1] == "tf32", products, before)
+
+
+def _operations() -> tuple[Any, ...]:
+    backends: Any = torch.backends
+    convolutions = (backends.cudnn.conv, backends.cudnn.rnn)
+    return (*convolutions, backends.cuda.matmul, backends.mkldnn.matmul, backends.mkldnn.conv)
+
+
+def _set_precision(convolutions: bool, products: str, names: list[str]) -> None:
+    torch.backends.cudnn.allow_tf32 = convolutions
+    torch.set_float32_matmul_precision(products)
+    for operation, name in zip(_operations(), names, strict=True):
+        if operation.fp32_precision != name:
+            operation.fp32_precision = name
 
 
 def as_float64(tensor: Tensor) -> Tensor:
@@ -354,54 +229,6 @@ def as_float64(tensor: Tensor) -> Tensor:
         tensor([1.], dtype=torch.float64)
     """
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
-
-
-class _Settings:
-    """PyTorch's settings, which hold for all threads: full as long as any thread needs it, then as before."""
-
-    def __init__(self) -> None:
-        self._lock, self._held, self._before = threading.Lock(), 0, [""]
-
-    def hold(self) -> None:
-        with self._lock:
-            if not self._held:
-                self._before = [operation.fp32_precision for operation in _operations()]
-                # The older switches go along, for PyTorch complains where it reads one that says otherwise.
-                _set_older(convolutions=False, products="highest")
-                _set_newer([name if name in FULL else "ieee" for name in self._before])
-            self._held += 1
-
-    def release(self) -> None:
-        with self._lock:
-            self._held -= 1
-            if self._held:
-                return
-            before = self._before
-            products = {"bf16": "medium", "tf32": "high"}.get(
-                before[3], "high" if before[2] == "tf32" else "highest"
-            )
-            _set_older(convolutions=before[0] == before[1] == "tf32", products=products)
-            _set_newer(before)
-
-
-_SETTINGS = _Settings()
-
-
-def _operations() -> tuple[Any, ...]:
-    backends: Any = torch.backends
-    convolutions = (backends.cudnn.conv, backends.cudnn.rnn)
-    return (*convolutions, backends.cuda.matmul, backends.mkldnn.matmul, backends.mkldnn.conv)
-
-
-def _set_older(*, convolutions: bool, products: str) -> None:
-    torch.backends.cudnn.allow_tf32 = convolutions
-    torch.set_float32_matmul_precision(products)
-
-
-def _set_newer(names: list[str]) -> None:
-    for operation, name in zip(_operations(), names, strict=True):
-        if operation.fp32_precision != name:
-            operation.fp32_precision = name
 
 
 MOST_NAMED = 5
@@ -445,86 +272,77 @@ def answers_alone(
         ...
         evenslice.ModelError: the network Net returns another output for the same window ... random: 2 (Noise) ...
     """
-
-    def refused(place: int, batch: Tensor, where: str, kind: str, limit: float) -> ModelError:
-        alone = windows[1 - place, None]
-        layers = [] if model is None else _unlike_layers(model, answer, alone, batch, place, limit)
-        named = f"; {kind}: {', '.join(layers[:MOST_NAMED])}" if layers else ""
-        return ModelError(
-            f"the network {name} returns another output for the same window {where}, so a window cannot be compared with its "
-            f"mirror{named}; {ADVICE[kind]}"
-        )
-
-    def unlike(one: Mapping[Any, Tensor], other: Mapping[Any, Tensor], limit: float) -> bool:
-        return any(_differ(one[key], other[key], limit) for key in one if key in other)
-
     first, second = answer(windows[:1]), answer(windows[1:])
     again, together = answer(windows[1:]), answer(windows.flip(0))
-    if unlike(second, again, limits[0]):
-        raise refused(0, windows[1:], "in a second run", "random", limits[0])
-    for place, alone in enumerate((second, first)):
-        if unlike(alone, {key: output[place : place + 1] for key, output in together.items()}, limits[1]):
-            raise refused(
-                place, windows.flip(0), "beside another window", "dependent on the batch", limits[1]
+    rows = ({key: output[row : row + 1] for key, output in together.items()} for row in range(2))
+    second_run, beside = ("in a second run", "random"), ("beside another window", "dependent on the batch")
+    trials = (
+        (second, again, windows[1:], 0, second_run, limits[0]),
+        (second, next(rows), windows.flip(0), 0, beside, limits[1]),
+        (first, next(rows), windows.flip(0), 1, beside, limits[1]),
+    )
+    for alone, other, batch, row, (where, kind), limit in trials:
+        if any(_differ(alone[key], other[key], limit) for key in alone if key in other):
+            layers = [] if model is None else _unlike_layers(model, answer, batch, row, limit)
+            named = f"; {kind}: {', '.join(layers[:MOST_NAMED])}" if layers else ""
+            raise ModelError(
+                f"the network {name} returns another output for the same window {where}, so a window cannot be compared with "
+                f"its mirror{named}; {ADVICE[kind]}"
             )
     return first, second
 
 
 def _differ(one: Tensor, other: Tensor, limit: float) -> bool:
-    if one.shape != other.shape:
-        return True
-    size = max(float(one.abs().max()) if one.numel() else 0.0, torch.finfo(torch.float32).tiny)
-    return float((one - other).abs().max() if one.numel() else 0.0) > limit * size
+    if one.shape != other.shape or not one.numel():
+        return one.shape != other.shape
+    size = max(float(one.abs().max()), torch.finfo(torch.float32).tiny)
+    return float((one - other).abs().max()) > limit * size
 
 
-def _unlike_layers(  # of which network, on what
-    model: nn.Module, answer: Answer, alone: Tensor, batch: Tensor, place: int, limit: float
-) -> list[str]:
+def _unlike_layers(model: nn.Module, answer: Answer, batch: Tensor, row: int, limit: float) -> list[str]:
     """Return the innermost layers that answer the same input differently, by name and kind.
 
     Args:
         model: the network.
         answer: runs it.
-        alone: a window.
-        batch: a batch with this window.
-        place: where it is in there.
+        batch: of windows.
+        row: which of them is compared with itself alone.
         limit: the largest difference that counts as none.
     """
-    runs = []
-    for windows, row in ((alone, 0), (batch, place)):
-        calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        hooks = [
-            part.register_forward_hook(_recorder(calls, name, row)) for name, part in model.named_modules()
-        ]
-        try:
-            answer(windows)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        runs.append(calls)
+    alone, beside = (
+        _calls(model, answer, windows, place) for windows, place in ((batch[row, None], 0), (batch, row))
+    )
     found = [
         name
-        for name, calls in runs[0].items()
+        for name, calls in alone.items()
         if any(
             not _differ(given, again, limit) and _differ(output, repeated, limit)
-            for (given, output), (again, repeated) in zip(calls, runs[1].get(name, []), strict=False)
+            for (given, output), (again, repeated) in zip(calls, beside.get(name, []), strict=False)
         )
     ]
-    inner = [
-        name
-        for name in found
-        if not any(item != name and item.startswith(f"{name}." if name else "") for item in found)
-    ]
+    inner = [name for name in found if not any(item != name and _lies_in(item, name) for item in found)]
     return [layer_label(name, model.get_submodule(name)) for name in inner]
 
 
-def _recorder(calls: dict[str, list[tuple[Tensor, Tensor]]], name: str, row: int) -> Callable[..., None]:
-    """Return a hook that keeps what a layer is given and returns for one window."""
+def _lies_in(name: str, part: str) -> bool:
+    return not part or name.startswith(f"{part}.")
 
-    def record(_module: nn.Module, given: Any, returned: Any) -> None:
+
+def _calls(
+    model: nn.Module, answer: Answer, windows: Tensor, row: int
+) -> dict[str, list[tuple[Tensor, Tensor]]]:
+    """Return what each layer is given and returns for one window of a batch, call by call."""
+    calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    def record(name: str, given: Any, returned: Any) -> None:
         tensors = [item for item in given if isinstance(item, Tensor) and item.ndim]
         if tensors and isinstance(returned, Tensor) and returned.ndim:
             rows = slice(row, row + 1)
             calls.setdefault(name, []).append((tensors[0][rows].float(), returned[rows].float()))
 
-    return record
+    with ExitStack() as stack:
+        for name, part in model.named_modules():
+            hook = part.register_forward_hook(lambda _, given, output, name=name: record(name, given, output))
+            stack.callback(hook.remove)
+        answer(windows)
+    return calls

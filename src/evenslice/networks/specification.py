@@ -34,32 +34,16 @@ from urllib.parse import unquote
 
 from evenslice._core import ModelError, did_you_mean
 
-_CODE = frozenset(
-    {
-        "allow_all_kernels",  # transformers: compiled code from the hub
-        "checkpoint_path",  # timm: unpickled before 1.0.26
-        "code_revision",
-        "kernel_config",
-        "pretrained_cfg_overlay",
-        "trust_remote_code",
-        "use_kernels",
-    }
-)
+_CODE = {
+    "allow_all_kernels",  # transformers: compiled code from the hub
+    "checkpoint_path",  # timm: unpickled before 1.0.26
+    *("code_revision", "kernel_config", "pretrained_cfg_overlay", "trust_remote_code", "use_kernels"),
+}
 _LOADERS = _CODE | {
-    "cache_dir",
-    "encoder_weights",
-    "gguf_file",
-    "pretrained",
-    "pretrained_cfg",
-    "pretrained_filter_fn",
-    "pretrained_model_args",
-    "pretrained_state_dict_key",
     "pretrained_url",  # MONAI's HoVerNet: downloads and unpickles
-    "quantization_config",
-    "state_dict",
-    "weights",
-    "weights_backbone",
-    "weights_only",
+    *("cache_dir", "encoder_weights", "gguf_file", "pretrained", "pretrained_cfg", "pretrained_filter_fn"),
+    *("pretrained_model_args", "pretrained_state_dict_key", "quantization_config", "state_dict"),
+    *("weights", "weights_backbone", "weights_only"),
 }
 _NESTED = ("backbone_kwargs", "model_args")  # settings that transformers passes on to a builder of timm
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from evenslice._core import ModelError, did_you_mean, reason
-from evenslice.networks.libraries import HALF, IMAGENET, PLAIN, Library, hub_with_timeout, without_hub
+from evenslice.networks.libraries import HALF, IMAGENET, PLAIN, Library, hub_with_timeout
 from evenslice.networks.specification import find_loader_in_configuration
-from evenslice.networks.state_matching import AVERAGED, place_averages
+from evenslice.networks.weights import AVERAGED, place_averages
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -107,7 +107,7 @@ def _configured(specification: Specification, origin: str) -> Any:
     if specification.classes is not None:
         changes["num_labels"] = specification.classes
     try:
-        with hub_with_timeout() if origin == "hub" else without_hub():
+        with hub_with_timeout(asked=origin == "hub"):
             read = _read_type if origin == "type" else _read_file
             config, unknown = read(specification.name, changes, local=origin == "local")
     except OSError as error:

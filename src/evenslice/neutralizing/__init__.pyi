@@ -11,15 +11,14 @@ from .record import (
     Record as Record,
     record_of as record_of,
     record_with_names as record_with_names,
-    recorded_on as recorded_on,
     symmetrized_at as symmetrized_at,
     uncompiled as uncompiled,
 )
 from .strategies import (
     STRATEGIES as STRATEGIES,
+    TIES as TIES,
     find_strategy as find_strategy,
     profile_weights as profile_weights,
 )
 from .symmetrization import restore_average as restore_average, symmetrize as symmetrize
-from .ties import TIES as TIES
 from .verification import in_float64 as in_float64

@@ -22,21 +22,25 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_map, tree_map_only
 
 from evenslice._core import ModelError, did_you_mean, option
-from evenslice.networks import AVERAGED, detections, layer_label, mark_average, run_network
+from evenslice.networks import AVERAGED, detections, layer_label, mark_average
 from evenslice.neutralizing.record import uncompiled
+from evenslice.neutralizing.running import run_network
+from evenslice.neutralizing.stems import graph_nodes, recorded_graph
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import ExitStack
 
     from evenslice.neutralizing.stems import Stem
 
@@ -64,17 +68,7 @@ ACTIVATIONS = (
     *("Sigmoid", "Hardsigmoid", "Tanh", "Clamp", "Threshold", "LogSigmoid", "Celu", "Rrelu", "Glu"),
     *("Hardshrink", "Softshrink", "Abs"),  # the last in softsign
 )
-LAYERS = (
-    "Convolution",
-    "Addmm",
-    "Mm",
-    "Bmm",
-    "Mv",
-    "Baddbmm",
-    "Linear",
-    "MkldnnConvolution",
-    "ConvolutionOverrideable",
-)
+LAYERS = ("Convolution", "MkldnnConvolution", "Addmm", "Mm", "Bmm", "Mv", "Baddbmm", "Linear")
 
 SAME_OBJECT = 0.5
 """Intersection over union from which two boxes of one class, each the other's nearest, are one object."""
@@ -182,26 +176,72 @@ def without_mirror(model: nn.Module) -> Iterator[None]:
             setattr(module, _ACTIVE, True)
 
 
-def mean_of_halves(tensor: Tensor) -> Tensor:
-    """Return the mean of the first and the second half of a batch; a tensor that is no such batch, such as a parameter, as it is.
+def mean_of_halves(output: Any) -> Any:
+    """Return the mean of the first and the second half of all batches that a network returns; see `mean_of`.
+
+    What is no such batch, such as a parameter, stays as it is.
 
     Raises:
-        ModelError: it holds integers, such as classes, which have no mean.
+        ModelError: a batch holds integers, such as classes, which have no mean; or see `average_detections`.
 
     Example:
         >>> mean_of_halves(torch.tensor([[1.0], [3.0]]))
         tensor([[2.]])
     """
+    if (found := detections(output)) is not None:
+        windows = len(found) // 2
+        return [average_detections(*pair) for pair in zip(found[:windows], found[windows:], strict=True)]
+    return tree_map_only(Tensor, _mean_of_batch, output)
+
+
+def _mean_of_batch(tensor: Tensor) -> Tensor:
     # len() would fix the size of a batch when a network is exported.
     if not tensor.ndim or tensor.shape[0] % 2 or isinstance(tensor, nn.Parameter):
         return tensor
-    if not tensor.is_floating_point():
-        raise ModelError(
-            f"integers (a tensor of {tensor.dtype}) cannot be averaged over a window and its mirror; "
-            "cut the network before it turns scores into classes"
-        )
     halves = tensor.reshape(2, tensor.shape[0] // 2, *tensor.shape[1:])
-    return halves[0] / 2 + halves[1] / 2  # of which no term overflows in half precision
+    mean: Tensor = _mean(halves[0], halves[1])
+    return mean
+
+
+def mean_of(one: Any, other: Any) -> Any:
+    """Return the mean of what is returned for windows and for their mirrors.
+
+    Args:
+        one: tensors, arrays and numbers in any nest; text, None, and whole numbers that are equal stay as they are. A list with
+            the boxes, labels and scores in each window is averaged by `average_detections`.
+        other: the same for the mirrors.
+
+    Raises:
+        ModelError: it holds integers, such as classes, or something else that has no mean.
+
+    Example:
+        >>> mean_of({"out": 1.0, "name": "net"}, {"out": 3.0, "name": "net"})
+        {'out': 2.0, 'name': 'net'}
+    """
+    found = detections(one)
+    if found is not None and all(item.keys() >= NEEDED for item in found):
+        return [average_detections(*pair) for pair in zip(found, other, strict=True)]
+    return tree_map(_mean, one, other)
+
+
+def _mean(one: Any, other: Any) -> Any:
+    if one is None or isinstance(one, str | bytes) or (isinstance(one, int) and one == other):  # no answer
+        return one
+    if isinstance(one, Tensor):  # in any precision, of which NumPy knows but some
+        kind = "f" if one.is_floating_point() or one.is_complex() else "i"
+    else:
+        kind = np.asarray(one).dtype.kind
+    if kind == "O":
+        raise ModelError(
+            f"{type(one).__name__} cannot be averaged over a window and its mirror; return arrays or tensors, or a mapping, "
+            "tuple or list of them"
+        )
+    if kind not in "fc":
+        raise ModelError(
+            f"integers (in a {type(one).__name__}) cannot be averaged over a window and its mirror; return scores or "
+            "probabilities, or cut the network before it turns them into classes"
+        )
+    return one / 2 + other / 2  # of which no term overflows in half precision
 
 
 def _append_mirrors(
@@ -229,13 +269,9 @@ def _end_call(model: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
     _calls.networks = _calls_around(model)
 
 
-def _calls_under_way() -> tuple[int, ...]:
-    return getattr(_calls, "networks", ())
-
-
 def _calls_around(model: nn.Module) -> tuple[int, ...]:
     """Return the calls that are under way without that of a network, which may not have begun, and without those in it."""
-    networks = _calls_under_way()
+    networks: tuple[int, ...] = getattr(_calls, "networks", ())
     return networks[: networks.index(id(model))] if id(model) in networks else networks
 
 
@@ -259,16 +295,12 @@ def _twice(value: Any, image: Any) -> Any:
 def _average(module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
     if not getattr(module, _ACTIVE):
         return None
-    if not _calls_under_way() and torch._C._current_graph_task_id() == -1:  # noqa: SLF001  # in a backward pass, checkpoints repeat calls
+    if not getattr(_calls, "networks", ()) and torch._C._current_graph_task_id() == -1:  # noqa: SLF001  # in a backward pass, checkpoints repeat calls
         raise ModelError(
             f"{layer_label('', module)} averages a window and its mirror, which only a call of the whole network provides; "
             "call that, not a part of it or its forward, or neutralize or symmetrize the part that is called"
         )
-    found = detections(output)
-    if found is not None:
-        windows = len(found) // 2
-        return [average_detections(*pair) for pair in zip(found[:windows], found[windows:], strict=True)]
-    return tree_map_only(Tensor, mean_of_halves, output)
+    return mean_of_halves(output)
 
 
 def _count_windows(transform: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
@@ -358,19 +390,13 @@ def find_cut(model: nn.Module, at: str) -> str:
     names = [name for name, _ in model.named_modules() if name]
     if at in names:
         return at
-    if at != "encoder":
-        raise ModelError(f"the network has no module {at!r}; {did_you_mean(at, [OUTPUT, 'encoder', *names])}")
     found = [
         (name.count("."), ENCODERS.index(last), name)
         for name in names
-        if (last := name.rpartition(".")[2]) in ENCODERS
+        if at == "encoder" and (last := name.rpartition(".")[2]) in ENCODERS
     ]
     if not found:
-        parts = ", ".join(name for name, _ in model.named_children()) or "none"
-        raise ModelError(
-            f"{type(model).__name__} has no part called {', '.join(ENCODERS[:-1])} or {ENCODERS[-1]}; "
-            f"name another of its parts ({parts}), or {OUTPUT!r}"
-        )
+        raise ModelError(f"the network has no module {at!r}; {did_you_mean(at, [OUTPUT, *names])}")
     _, _, name = min(found)
     return str(name)
 
@@ -380,7 +406,7 @@ def find_activations(model: nn.Module, stems: Sequence[Stem], image: Tensor) -> 
 
     That is the first module to return the stem's output after an activation, and after no other layer with weights
     but a norm. Where a network applies the activation by a function, or by a module that it uses elsewhere too, it is
-    the part that holds both, or a pooling layer after it. Call it inside `evenslice.networks.exact_evaluation`.
+    the part that holds both, or a pooling layer after it. Call it inside `evenslice.neutralizing.running.exact_evaluation`.
 
     Args:
         model: the network.
@@ -402,24 +428,17 @@ def find_activations(model: nn.Module, stems: Sequence[Stem], image: Tensor) -> 
         if isinstance(output, Tensor) and output.grad_fn is not None:
             finished.append((name, output.grad_fn))
 
-    with ExitStack() as stack, torch.enable_grad():
+    with recorded_graph(model) as stack:
         for name, module in model.named_modules():
             handle = module.register_forward_hook(lambda _, __, output, name=name: note(name, output))
             stack.callback(handle.remove)
             if getattr(module, "inplace", None) is True:  # which hides an activation of a view from the graph
                 module.inplace = False
                 stack.callback(setattr, module, "inplace", True)
-        for parameter in model.parameters():
-            if parameter.is_floating_point() and not parameter.requires_grad:
-                parameter.requires_grad_()
-                stack.callback(parameter.requires_grad_, False)
         run_network(model, image.clone())
     starts = {stem.name: next((node for name, node in finished if name == stem.name), None) for stem in stems}
-    known = frozenset(starts.values())
     reused = _reused(finished, frozenset(starts))
-    return tuple(
-        dict.fromkeys(_activation_of(stem, starts[stem.name], known, finished, reused) for stem in stems)
-    )
+    return tuple(dict.fromkeys(_activation_of(stem, starts, finished, reused) for stem in stems))
 
 
 def _reused(finished: Sequence[tuple[str, Any]], stems: frozenset[str]) -> frozenset[str]:
@@ -444,15 +463,11 @@ def _reused(finished: Sequence[tuple[str, Any]], stems: frozenset[str]) -> froze
     )
 
 
-def _activation_of(  # which stem, and what is known of the pass
-    stem: Stem,
-    start: Any,
-    stems: frozenset[Any],
-    finished: Sequence[tuple[str, Any]],
-    reused: frozenset[str],
+def _activation_of(
+    stem: Stem, starts: Mapping[str, Any], finished: Sequence[tuple[str, Any]], reused: frozenset[str]
 ) -> str:
     """Return the first module after the activation of a stem, from the modules in the order in which they end."""
-    shared = ""
+    shared, start, stems = "", starts[stem.name], frozenset(starts.values())
     for name, node in finished:
         between = set(_between(node, stems))
         if start not in between or node is start:
@@ -480,16 +495,7 @@ def _between(node: Any, stems: frozenset[Any]) -> Iterator[Any]:
 
     The walk ends at stems and at layers, so it stays short.
     """
-    waiting, seen = [node], {node}
-    while waiting:
-        current = waiting.pop()
-        yield current
-        if current in stems or _is_layer(current):
-            continue
-        for above, _ in current.next_functions:
-            if above is not None and above not in seen:
-                seen.add(above)
-                waiting.append(above)
+    return graph_nodes([node], lambda current: current in stems or _is_layer(current))
 
 
 def _is_layer(node: Any) -> bool:
@@ -501,19 +507,6 @@ def _is_activation(node: Any) -> bool:
     return type(node).__name__.startswith(ACTIVATIONS) or isinstance(node, BackwardCFunction)
 
 
-def finds_objects(output: Any) -> bool:
-    """Say whether an output is a list of boxes, labels and scores, one for each window.
-
-    Example:
-        >>> finds_objects([{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0), "scores": torch.zeros(0)}])
-        True
-        >>> finds_objects([{"scores": torch.zeros(1, 2)}]), finds_objects(torch.zeros(1, 2))
-        (False, False)
-    """
-    found = detections(output)
-    return found is not None and all(item.keys() >= NEEDED for item in found)
-
-
 def average_detections(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the mean of what a detector finds in a window and in its mirror, sorted by descending score.
 
@@ -522,7 +515,8 @@ def average_detections(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict
     of the two windows does not matter.
 
     Args:
-        one: tensors with an entry for each object: ``boxes`` (objects, 4) as x1, y1, x2, y2, ``labels``, ``scores`` and others.
+        one: tensors or arrays with an entry for each object: ``boxes`` (objects, 4) as x1, y1, x2, y2, ``labels``, ``scores``
+            and others.
         other: the same for the other window.
 
     Raises:
@@ -537,34 +531,50 @@ def average_detections(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict
         >>> mean["boxes"].tolist(), mean["scores"].tolist()
         ([[0.0, 0.0, 8.0, 7.0], [20.0, 0.0, 28.0, 8.0]], [0.6000000238418579, 0.5])
     """
-    for found in (one, other):
-        _check(found, one.keys())
+    one, other = (
+        {
+            name: torch.as_tensor(value) if hasattr(value, "__array__") else value
+            for name, value in found.items()
+        }
+        for found in (one, other)
+    )
+    if one.keys() != other.keys() or not (_are_objects(one) and _are_objects(other)):
+        raise ModelError(
+            f"what is returned for each window ({', '.join(map(str, one))}) cannot be averaged; return boxes, labels and "
+            "scores, and nothing else but floating-point values of each object, or symmetrize a network at 'encoder'"
+        )
     first, second = _same_objects(one, other)
-    alone = [_others(first, len(one["scores"])), _others(second, len(other["scores"]))]
+    in_one, in_other = (
+        torch.isin(torch.arange(len(found["scores"]), device=both.device), both, invert=True)
+        for found, both in ((one, first), (other, second))
+    )
     mean = {}
     for name, values in one.items():
         both = values[first]  # of one class
         if name != "labels":
             both = both / 2 + other[name][second] / 2
-        parts = [both, values[alone[0]], other[name][alone[1]]]
-        mean[name] = torch.cat([both, *(part / 2 for part in parts[1:])] if name == "scores" else parts)
-    order = _order(mean)
+        rest = torch.cat([values[in_one], other[name][in_other]])
+        mean[name] = torch.cat([both, rest / 2 if name == "scores" else rest])
+    keys = torch.cat(
+        [-mean["scores"].detach()[:, None], mean["labels"][:, None], mean["boxes"].detach()], dim=1
+    )
+    order = torch.arange(len(keys), device=keys.device)
+    for key in keys.unbind(dim=1)[
+        ::-1
+    ]:  # the last sort decides first; so no order of windows shows in equal scores
+        order = order[key[order].argsort(stable=True)]
     return {name: values[order] for name, values in mean.items()}
 
 
-def _check(found: Mapping[str, Any], names: Collection[str]) -> None:
-    objects = found["scores"] if found.keys() >= NEEDED and found.keys() == names else None
-    if not isinstance(objects, Tensor) or not all(
+def _are_objects(found: Mapping[str, Any]) -> bool:
+    """Say whether there are boxes, labels and scores, and a value of each object under every name."""
+    return found.keys() >= NEEDED and all(
         isinstance(value, Tensor)
-        and value.ndim
-        and len(value) == len(objects)
+        and value.ndim > 0
+        and len(value) == len(found["scores"])
         and (name == "labels" or value.is_floating_point())
         for name, value in found.items()
-    ):
-        raise ModelError(
-            f"what is returned for each window ({', '.join(map(str, found))}) cannot be averaged; return boxes, labels and "
-            "scores, and nothing else but floating-point values of each object, or symmetrize a network at 'encoder'"
-        )
+    )
 
 
 def _same_objects(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -580,21 +590,3 @@ def _same_objects(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> tup
     mutual = overlap.max(dim=0).indices[nearest] == torch.arange(len(nearest), device=overlap.device)
     first = ((most >= SAME_OBJECT) & mutual).nonzero().flatten()
     return first, nearest[first]
-
-
-def _others(indices: Tensor, count: int) -> Tensor:
-    """Return which of some objects are not among the indices."""
-    rest = torch.ones(count, dtype=torch.bool, device=indices.device)
-    rest[indices] = False
-    return rest
-
-
-def _order(found: Mapping[str, Tensor]) -> Tensor:
-    """Return the objects by descending score, and equal ones by label and box, so that no order of windows shows in it."""
-    keys = torch.cat(
-        [-found["scores"].detach()[:, None], found["labels"][:, None], found["boxes"].detach()], dim=1
-    )
-    order = torch.arange(len(keys), device=keys.device)
-    for key in keys.unbind(dim=1)[::-1]:  # the last sort decides first
-        order = order[key[order].argsort(stable=True)]
-    return order

@@ -7,27 +7,27 @@ scaling. The passes end at the last stem.
 Then a batch norm on the image is removed; torchvision's ``transform_input`` is switched off; constants with one value a
 channel, such as the mean and std of a normalization inside the network, become their average; and attributes that state
 the number of channels state that of the slices. What these did to the image moves into the stems; see
-`evenslice.neutralizing.folding`.
+`evenslice.neutralizing.rewriting`.
 """
 
 from __future__ import annotations
 
 import copy
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from evenslice._core import EvensliceError, ModelError, reason
-from evenslice.networks import exact_evaluation, first_tensor, is_on_meta, layer_label, random_image
+from evenslice.networks import layer_label
+from evenslice.neutralizing.running import exact_evaluation, is_on_meta, random_image, tensors_in
 from evenslice.neutralizing.strategies import MIXER_HINT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    from torch.utils.hooks import RemovableHandle
 
     from evenslice.neutralizing.stems import Stem, Stems
 
@@ -106,7 +106,7 @@ def probe(model: nn.Module, stems: Stems, channels: int) -> tuple[Layout, ...]:
 
 
 def run_to_stems(model: nn.Module, stems: Stems, images: Tensor, *, run: bool) -> tuple[StemCall, ...]:
-    """Run a network up to its last stem; call it inside `evenslice.networks.exact_evaluation`.
+    """Run a network up to its last stem; call it inside `evenslice.neutralizing.running.exact_evaluation`.
 
     Args:
         model: the network; what is after the stems may be on the meta device.
@@ -120,25 +120,19 @@ def run_to_stems(model: nn.Module, stems: Stems, images: Tensor, *, run: bool) -
     Raises:
         ModelError: the path to a stem refuses the images.
     """
-    watch = _Watch(stems, run=run, elsewhere=is_on_meta(model))
-    with ExitStack() as stack:
-        for stem in stems.items:
-            stack.callback(watch.before(stem).remove)
-            for handle in watch.after(stem):
-                stack.callback(handle.remove)
+    with _watched(stems, run=run, elsewhere=is_on_meta(model)) as (arrivals, written):
         try:
             model(images)
         except _Reached:
             nothing = images.new_empty(0)
             return tuple(
-                StemCall(watch.arrivals[stem.name], watch.written.get(stem.name, nothing))
-                for stem in stems.items
+                StemCall(arrivals[stem.name], written.get(stem.name, nothing)) for stem in stems.items
             )
         except Exception as error:  # noqa: BLE001  # a network may refuse an image by any exception
             refusal = f"{type(error).__name__}: {reason(error)}"
         else:
             refusal = "nothing arrives"
-    passed = watch.written if run else watch.arrivals
+    passed = written if run else arrivals
     missed = next(stem for stem in stems.items if stem.name not in passed)
     raise ModelError(
         f"the way from the image to the layer {missed.label} does not take {images.shape[1]} channels"
@@ -146,44 +140,47 @@ def run_to_stems(model: nn.Module, stems: Stems, images: Tensor, *, run: bool) -
     )
 
 
-class _Watch:
-    """Hooks on the stems of a network that record their calls, and end the pass after the last stem."""
+@contextmanager
+def _watched(
+    stems: Stems, *, run: bool, elsewhere: bool
+) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """Yield the inputs and the outputs of the stems in a pass in the block, by name, which ends after the last stem."""
+    arrivals: dict[str, Tensor] = {}
+    written: dict[str, Tensor] = {}
 
-    def __init__(self, stems: Stems, *, run: bool, elsewhere: bool) -> None:
-        self.arrivals: dict[str, Tensor] = {}
-        self.written: dict[str, Tensor] = {}
-        self.stems, self.run, self.elsewhere = stems, run, elsewhere
+    def arrive(stem: Stem, given: Any) -> Any:
+        arrived = next(tensors_in(given), None)
+        if arrived is not None:
+            arrivals.setdefault(stem.name, arrived.clone())
+        if run:
+            return None
+        if len(arrivals) == len(stems.items):
+            raise _Reached
+        # Others follow: continue with an input of the width that the layer is made for.
+        return (_of_width(arrivals[stem.name], stem.module),), {}
 
-    def before(self, stem: Stem) -> RemovableHandle:
-        """Hook the stem for its input."""
-
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            arrived = first_tensor((*args, *kwargs.values()))
-            if arrived is not None:
-                self.arrivals.setdefault(stem.name, arrived.clone())
-            if self.run:
-                return None
-            if len(self.arrivals) == len(self.stems.items):
+    def leave(stem: Stem, module: nn.Module, output: Tensor) -> Tensor | None:
+        if run and module is (stem.norm if stem.bias_owner is stem.norm else stem.reader):
+            written.setdefault(stem.name, output.clone())
+            if len(written) == len(stems.items):
                 raise _Reached
-            # Others follow: continue with an input of the width that the layer is made for.
-            return (_of_width(self.arrivals[stem.name], stem.module),), {}
-
-        return stem.reader.register_forward_pre_hook(hook, with_kwargs=True)
-
-    def after(self, stem: Stem) -> Iterator[RemovableHandle]:
-        """Hook the stem, and the batch norm after it, for their outputs."""
+        # What is after the stem, perhaps its batch norm already, has no values.
         last = stem.reader if stem.norm is None or _lies_on_meta(stem.norm) else stem.norm
-        bias_owner = stem.norm if stem.norm is not None and stem.bias_owner is stem.norm else stem.reader
+        return output.to("meta") if elsewhere and module is last else None
 
-        def hook(module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            if self.run and module is bias_owner:
-                self.written.setdefault(stem.name, output.clone())
-                if len(self.written) == len(self.stems.items):
-                    raise _Reached
-            return output.to("meta") if self.elsewhere and module is last else None
-
-        for module in dict.fromkeys((bias_owner, last)):
-            yield module.register_forward_hook(hook)
+    with ExitStack() as stack:
+        for stem in stems.items:
+            before, after = partial(arrive, stem), partial(leave, stem)
+            hook = stem.reader.register_forward_pre_hook(
+                lambda _, args, kwargs, before=before: before((*args, *kwargs.values())), with_kwargs=True
+            )
+            stack.callback(hook.remove)
+            for module in filter(None, (stem.reader, stem.norm)):
+                hook = module.register_forward_hook(
+                    lambda module, _, output, after=after: after(module, output)
+                )
+                stack.callback(hook.remove)
+        yield arrivals, written
 
 
 def _lies_on_meta(module: nn.Module) -> bool:
@@ -234,27 +231,25 @@ def _of_width(tensor: Tensor, layer: nn.Conv2d | nn.Linear) -> Tensor:
 
 def _layout(stem: Stem, arrived: Tensor, channels: int, tolerance: float) -> Layout:
     """Derive the layout from the inputs for the images 0, e_1 .. e_C."""
-    where = f"the layer {stem.label}, given images of {channels} channels"
+
+    def refused(why: str) -> ModelError:
+        return ModelError(f"the layer {stem.label}, given images of {channels} channels, {why}; {MIXER_HINT}")
+
     axis = _feature_axis(stem.module)
     moved = arrived.detach().to("cpu", torch.float64).movedim(axis, -1)
     if moved.shape[0] % (channels + 1):
-        raise ModelError(
-            f"{where}, gets {moved.shape[0]} inputs for {channels + 1} images; it mixes images; {MIXER_HINT}"
-        )
+        raise refused(f"gets {moved.shape[0]} inputs for {channels + 1} images; it mixes images")
     by_image = moved.reshape(channels + 1, -1, moved.shape[-1])  # (images, positions, features)
     typical = by_image.median(dim=1).values  # borders that were padded on the way are few
     shift, gain = typical[0], typical[1:] - typical[0]
     strength, source = gain.abs().max(dim=0)
     if (strength < tolerance).any() or (gain.abs().sum(dim=0) > strength * (1 + channels * tolerance)).any():
-        raise ModelError(
-            f"{where}, gets features that no channel or several channels enter; evenslice needs each to come from one;"
-            f" {MIXER_HINT}"
-        )
+        raise refused("gets features that no channel or several channels enter; each has to come from one")
     counts = source.bincount(minlength=channels)
     if counts.min() != counts.max():
-        raise ModelError(
-            f"{where}, gets {'/'.join(map(str, counts.tolist()))} features from them, where each should give as many;"
-            f" the way to it seems to be made for another number of channels; {MIXER_HINT}"
+        found = "/".join(map(str, counts.tolist()))
+        raise refused(
+            f"gets {found} features from them; the way to it is made for another number of channels"
         )
     index = source.argsort(stable=True).reshape(channels, -1).T
     follows = torch.isclose(by_image, typical[:, None], rtol=tolerance, atol=tolerance).all(dim=0)
@@ -372,10 +367,7 @@ def _constants(model: nn.Module, channels: int) -> Iterator[tuple[nn.Module, str
     if channels == 1:
         return
     for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if _is_constant(buffer, channels):
-                yield module, name
-        for name, value in vars(module).items():
+        for name, value in (*module.named_buffers(recurse=False), *vars(module).items()):
             if _is_constant(value, channels):
                 yield module, name
 

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -36,7 +36,6 @@ from evenslice.networks import (
     TIED,
     ModelSource,
     build_model,
-    exact_evaluation,
     fill_network,
     parse_specification,
     read_metadata,
@@ -45,19 +44,22 @@ from evenslice.networks import (
     with_gradients,
 )
 from evenslice.neutralizing.averages import average_mirrored, averages_due
-from evenslice.neutralizing.folding import ChannelScaling, find_scaling
 from evenslice.neutralizing.neutralization import KnownInput, inspect_network, neutralize
 from evenslice.neutralizing.record import Record, keep_record, record_of, record_with_names, unwrapped
-from evenslice.neutralizing.rewriting import MIXER, mix, shape_stems
-from evenslice.neutralizing.stems import input_channels
+from evenslice.neutralizing.rewriting import MIXER, ChannelScaling, find_scaling, mix, shape_stems, tie_stem
+from evenslice.neutralizing.running import exact_evaluation
+from evenslice.neutralizing.stems import accepted_input
+from evenslice.neutralizing.strategies import is_tied
 from evenslice.neutralizing.symmetrization import restore_average, symmetrize as make_symmetric
-from evenslice.neutralizing.ties import is_tied
 from evenslice.volumes import Reading
 
 if TYPE_CHECKING:
     import os
 
     from torch import Tensor
+
+    from evenslice.neutralizing.input_path import Layout
+    from evenslice.neutralizing.stems import Stem
 
 DRAWN = ("shuffle", "reinit", "random")  # strategies with a seed
 FORMAT = 1
@@ -134,7 +136,7 @@ def load_network(  # what to build, and one argument for each choice of neutrali
     """
     seed = whole_number("seed", seed, least=0)
     spec, weights = find_in_folder(spec, weights)
-    if METADATA_KEY in read_metadata(weights):
+    if read_metadata(weights) is not None:
         if mean is not None or std is not None:
             raise ModelError(
                 f"{weights}: states its own mean and std; leave out {option('mean')} and {option('std')}"
@@ -147,7 +149,7 @@ def load_network(  # what to build, and one argument for each choice of neutrali
         loaded = _load_saved(spec, weights, asked)
     else:
         model, source = build_model(spec, weights, classes=classes, seed=seed)
-        inputs = source.inputs or input_channels(model)
+        inputs = source.inputs or accepted_input(model)[0]
         options: dict[str, Any] = {"strategy": strategy, "tie": tie, "mean": mean, "std": std, "seed": seed}
         change = _neutralize_averaged if averages_due(model) else neutralize
         record = change(model, inputs if slices is None else slices, **options)
@@ -168,7 +170,7 @@ def _neutralize_averaged(
         ModelError: it would change; or see `neutralize` and `restore_average`.
     """
     cuts, before = averages_due(model), {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    scaling = find_scaling(model, input_channels(model), mean, std, None)
+    scaling = find_scaling(model, accepted_input(model)[0], mean, std, None)
     record = neutralize(model, slices, strategy=strategy, mean=scaling.mean, std=scaling.std, **options)
     after = model.state_dict()
     if before.keys() != after.keys() or not all(torch.equal(after[key], before[key]) for key in before):
@@ -185,7 +187,7 @@ def _neutralize_averaged(
 def _load_saved(spec: str, weights: str, asked: Mapping[str, Any]) -> LoadedNetwork:
     """Load a file of `save_network`, which may be anyone's."""
     file = read_weights(weights)
-    record, saved = read_saved(weights, file.metadata[METADATA_KEY])
+    record, saved = _parsed(weights, file.metadata or "")
     parse_specification(spec, asked["classes"])  # of a function, nobody can ask for classes
     _check_asked(spec, weights, asked, record, saved)
     classes = saved.classes if saved is not None and saved.classes is not None else asked["classes"]
@@ -194,32 +196,29 @@ def _load_saved(spec: str, weights: str, asked: Mapping[str, Any]) -> LoadedNetw
         inputs = record.slices
     elif saved is not None and record.stems == (MIXER,):
         inputs = saved.inputs
-    state = dict(file.state)
-    _check_declared(weights, state, record, sketched_size(spec, classes=classes, inputs=inputs))
+    _check_declared(weights, file.state, record, sketched_size(spec, classes=classes, inputs=inputs) or 0)
     model, source = build_model(spec, "none", classes=classes, inputs=inputs)
-    if record.stems:
-        _shape_stems(model, source, record, weights)
-    _match_stems(model, record.stems, state)
+    shaped = _shape_stems(model, source, record, weights, file.state) if record.stems else ()
     target = spec if asked["classes"] is None else f"{spec} with {classes} classes"
-    filled = fill_network(model, state, source=weights, target=target)
+    filled = fill_network(model, file.state, source=weights, target=target)
     if filled.random:
         raise ModelError(f"{weights}: lacks the network's {', '.join(filled.random)}; save the network again")
-    _average_as_recorded(model, record, weights)
+    if missing := set(record.symmetrized) - dict(model.named_modules()).keys():
+        raise ModelError(
+            f"{weights}: was symmetrized after {min(missing)!r}, which the network lacks; save the network again"
+        )
+    for stem, layout in shaped:
+        tie_stem(stem, layout, record.tie, ExitStack())  # never closed
+    if record.symmetrized:  # of version 0.2, the record alone says where
+        average_mirrored(model, record.symmetrized, ExitStack())  # never closed
     keep_record(model, record)
     source = replace(source if saved is None else saved, spec=spec, weights=str(weights), origin=file.origin)
     return LoadedNetwork(model, record, replace(source, random=() if saved is None else saved.random))
 
 
-def _check_declared(weights: str, state: Mapping[str, Tensor], record: Record, size: int | None) -> None:
-    """Refuse a file that names more parameters or slices than it holds, before a network of that size is built.
-
-    Args:
-        weights: the file, for messages.
-        state: its tensors.
-        record: what was done to the network in it.
-        size: the number of parameters of the network that it names; None if unknown.
-    """
-    if size is not None and size > 16 * sum(tensor.numel() for tensor in state.values()) + 2**20:
+def _check_declared(weights: str, state: Mapping[str, Tensor], record: Record, size: int) -> None:
+    """Refuse a file that names more parameters or slices than it holds, before a network of that size is built."""
+    if size > 16 * sum(tensor.numel() for tensor in state.values()) + 2**20:
         raise ModelError(f"{weights}: is too small for its network; name the network that was saved in it")
     for name in record.stems:
         weight = state.get(f"{name}.weight" if name else "weight")
@@ -229,52 +228,34 @@ def _check_declared(weights: str, state: Mapping[str, Tensor], record: Record, s
             )
 
 
-def _shape_stems(model: nn.Module, source: ModelSource, record: Record, weights: str) -> None:
-    """Give the stems of a network the shapes and ties of a saved one."""
+def _shape_stems(
+    model: nn.Module, source: ModelSource, record: Record, weights: str, state: Mapping[str, Tensor]
+) -> tuple[tuple[Stem, Layout], ...]:
+    """Give the stems of a network the shapes of a saved one; return them, with which slice their features come from."""
     undo = ExitStack()  # never closed
     with exact_evaluation(model), torch.no_grad():
         if record.stems == (MIXER,):
-            channels = source.inputs or input_channels(model)
+            channels = source.inputs or accepted_input(model)[0]
             scaling = ChannelScaling((0.0,) * channels, (1.0,) * channels)
-            mix(model, scaling, record.slices, record.tie, undo)
-            return
+            mixer = mix(model, scaling, record.slices, None, undo)
+            return ((mixer.stem, mixer.layout),)
         stems = inspect_network(model, KnownInput(whole=False)).stems
         names = tuple(stem.name for stem in stems.items)
         if names != record.stems:
             raise ModelError(
                 f"{weights}: was saved with the stems {', '.join(record.stems)}, but {source.spec} has {', '.join(names)}"
             )
-        shape_stems(model, stems, record.slices, record.tie, undo)
-
-
-def _match_stems(model: nn.Module, stems: Sequence[str], state: dict[str, Tensor]) -> None:
-    """Give a network's stems and a saved state dict the same keys, in place.
-
-    A normalization may have been folded into a bias that the library's network does not have, and a tied weight has
-    another key.
-    """
-    for name in stems:
-        stem, prefix = model.get_submodule(name), f"{name}." if name else ""
-        if f"{prefix}bias" in state and getattr(stem, "bias", None) is None:
-            weight: Any = stem.weight
-            stem.register_parameter("bias", nn.Parameter(weight.new_zeros(len(weight))))
-        if is_tied(stem) and f"{prefix}weight" in state:
-            state[f"{prefix}parametrizations.weight.original"] = state.pop(f"{prefix}weight")
-
-
-def _average_as_recorded(model: nn.Module, record: Record, weights: str) -> None:
-    """Average over windows and their mirrors where a saved network did; of version 0.2, its record alone says where.
-
-    Raises:
-        ModelError: the network lacks a module after which it did.
-    """
-    missing = set(record.symmetrized) - dict(model.named_modules()).keys()
-    if missing:
-        raise ModelError(
-            f"{weights}: was symmetrized after {min(missing)!r}, which the network lacks; save the network again"
-        )
-    if record.symmetrized:
-        average_mirrored(model, record.symmetrized, ExitStack())  # never closed
+        shaped = shape_stems(model, stems, record.slices, undo)
+        for (
+            stem,
+            _,
+        ) in (
+            shaped
+        ):  # a normalization may have been folded into a bias that the library's network does not have
+            layer, name = stem.module, f"{stem.name}.bias" if stem.name else "bias"
+            if layer.bias is None and name in state:
+                layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))
+        return shaped
 
 
 def save_network(
@@ -345,13 +326,10 @@ def _plain_state(model: nn.Module) -> dict[str, Tensor]:
     state = model.state_dict()
     for name, module in model.named_modules():
         if is_tied(module):
-            layer: Any = module
             prefix = f"{name}." if name else ""
-            del (
-                state[f"{prefix}parametrizations.weight.original"],
-                state[f"{prefix}parametrizations.weight.0.{TIED}"],
-            )
-            state[f"{prefix}weight"] = layer.weight
+            for part in ("original", f"0.{TIED}"):
+                del state[f"{prefix}parametrizations.weight.{part}"]
+            state[f"{prefix}weight"] = cast("Any", module).weight
     return {key: tensor.detach().cpu().contiguous().clone() for key, tensor in state.items()}
 
 
@@ -379,7 +357,7 @@ def neutralize_file(
         spec: which network; see ``evenslice.networks.specification``.
         weights: ``"imagenet"``, ``"none"``, or the path of a file or folder, which stays as it is.
         out: the file to write, ``.safetensors``.
-        options: those of ``load_network``, by name; the strategy is "uniform" unless they say otherwise.
+        options: those of ``load_network``, by name.
         reading: how the network reads volumes, as for ``save_network``.
         force: overwrite an existing file.
 
@@ -396,7 +374,7 @@ def neutralize_file(
         raise OutputError(f"{out}: is the file of weights to read; write to another file")
     _check_name(out)
     with staged_file(out, force=force) as beside:
-        loaded = load_network(spec, weights, **{"strategy": "uniform", **options})
+        loaded = load_network(spec, weights, **options)
         _write(loaded.model, beside, _saved_text(loaded.record, loaded.source, reading), label=out)
     return loaded.record
 
@@ -431,8 +409,7 @@ def find_in_folder(spec: str, weights: str | None) -> tuple[str, str]:
 
 def _named_in(file: Path) -> str:
     """Return the specification that a file of ``save_network`` names; a function is not called on its word alone."""
-    text = read_metadata(file).get(METADATA_KEY)
-    source = None if text is None else read_saved(str(file), text)[1]
+    _, source = read_saved(file) or (None, None)
     if source is None:
         raise ModelError(f"{file}: does not say which network it is of; give its specification as well")
     if not parse_specification(source.spec).library:
@@ -448,52 +425,50 @@ def _saved_text(
     reading: Reading | Mapping[str, Any] | None,
     run: Mapping[str, str] | None = None,
 ) -> str:
-    """Return the metadata of a network's file, which ``read_saved`` and ``stated_reading`` read.
-
-    Args:
-        record: what was done to the network.
-        source: what it was built from; None if unknown.
-        reading: how it reads volumes and their labels, as such or as options by name; None if unknown.
-        run: hashes of the options of its training; None if it comes from none.
+    """Return the metadata of a network's file; the arguments are those of ``save_network``.
 
     Raises:
-        ConfigError: an entry of ``reading`` is unknown, or cannot be right; or ``source`` is something else.
+        ConfigError: an entry of ``reading`` is unknown, or cannot be right.
     """
-    document = {
-        "format": FORMAT,
-        "version": version("evenslice"),
-        "record": record.to_dict(),
-        "source": None if source is None else source.to_dict(),
-    }
-    stated: dict[str, Any] = {}
+    document: dict[str, Any] = {"format": FORMAT, "version": version("evenslice"), "record": record.to_dict()}
+    document["source"] = None if source is None else source.to_dict()
     if reading:
         try:
             read = reading if isinstance(reading, Reading) else Reading(**reading)
         except TypeError as error:  # an entry that there is not
             raise ConfigError(f"{option('reading')}: {reason(error)}") from error
-        stated = {"reading": read.to_plain()}
-    return json.dumps(document | stated | ({"run": dict(run)} if run else {}))
+        document["reading"] = read.to_plain()
+    if run:
+        document["run"] = dict(run)
+    return json.dumps(document)
 
 
-def read_saved(weights: str, text: str) -> tuple[Record, ModelSource | None]:
-    """Parse the metadata that evenslice wrote into a file; the file may come from anywhere.
-
-    Args:
-        weights: the file, for messages.
-        text: its metadata under ``METADATA_KEY``.
+def read_saved(weights: str | os.PathLike[str]) -> tuple[Record, ModelSource | None] | None:
+    """Read what was done to the network in a file of ``save_network``, and what it was built from, if that is known.
 
     Returns:
-        What was done to the network, and what it was built from, if that is known.
+        The two; None for any other weights.
 
     Raises:
-        ModelError: they are not as ``save_network`` writes them.
+        ModelError: they are not as ``save_network`` writes them, for the file may come from anywhere.
     """
+    text = read_metadata(weights)
+    return None if text is None else _parsed(str(weights), text)
+
+
+def _parsed(weights: str, text: str) -> tuple[Record, ModelSource | None]:
     try:
         document = json.loads(text)
         if document["format"] != FORMAT:
             raise ValueError(f"format {document['format']}, this version reads {FORMAT}")
-        source = document["source"]
-        return Record.from_dict(document["record"]), None if source is None else _parsed_source(source)
+        record, stated = Record.from_dict(document["record"]), document["source"]
+        if stated is None:
+            return record, None
+        lists = {name: tuple(map(str, stated[name])) for name in ("random", "unused")}
+        source = ModelSource(**{entry.name: stated[entry.name] for entry in fields(ModelSource)} | lists)
+        if not all(isinstance(text, str) for text in (source.spec, source.weights, source.origin)):
+            raise ValueError("the source is not named by text")
+        return record, source
     except _DAMAGED as error:
         raise ModelError(
             f"{weights}: the metadata of evenslice in it cannot be read ({reason(error)}); save the network again"
@@ -518,7 +493,7 @@ def _check_asked(
     has: dict[str, Any] = {
         "slices": record.slices,
         "strategy": record.profile or record.strategy,
-        "tie": record.tie,
+        "tie": record.tie or "none",
         "seed": record.seed,
         "classes": None if saved is None else saved.classes,
     }
@@ -526,21 +501,9 @@ def _check_asked(
         wanted = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
         if wanted is not None and has[name] is not None and wanted != has[name]:
             raise ModelError(
-                f"{weights}: was saved with {name} {has[name]}, not {wanted}; leave out {option(name)}, "
-                f"give {option(name, has[name])}, or start from the original weights"
+                f"{weights}: was saved with {name} {has[name]}, not {wanted}; leave out {option(name)}, or start from the "
+                "original weights"
             )
-    if asked["tie"] is not None and record.tie is None:
-        raise ModelError(
-            f"{weights}: was saved untied; leave out {option('tie')}, or start from the original weights"
-        )
     # Another argument of the builder may fit as well and compute something else; a function may have moved.
     if saved is not None and saved.spec != spec and parse_specification(saved.spec).library:
         raise ModelError(f"{weights}: was saved as {saved.spec}, not {spec}")
-
-
-def _parsed_source(values: Mapping[str, Any]) -> ModelSource:
-    lists = {name: tuple(str(part) for part in values[name]) for name in ("random", "unused")}
-    source = ModelSource(**{entry.name: values[entry.name] for entry in fields(ModelSource)} | lists)
-    if not all(isinstance(text, str) for text in (source.spec, source.weights, source.origin)):
-        raise ValueError("the source is not named by text")
-    return source

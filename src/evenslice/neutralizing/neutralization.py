@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,43 +30,23 @@ from evenslice._core import (
     reason,
     whole_number,
 )
-from evenslice.networks import (
-    StemKernels,
-    exact_evaluation,
-    failing_layer,
-    is_on_meta,
-    random_image,
-    require_network,
-    require_values,
-    with_gradients,
-)
+from evenslice.networks import StemKernels, require_network, require_values, with_gradients
+from evenslice.neutralizing import rewriting, verification
 from evenslice.neutralizing.averages import (
     average_mirrored,
     averages_mirrored,
     find_activations,
     without_mirror,
 )
-from evenslice.neutralizing.folding import ChannelScaling, effective_kernels, find_scaling
-from evenslice.neutralizing.input_path import Layout, interior, probe, run_to_stems
-from evenslice.neutralizing.record import CHECKS, Record, amend_records, record_of, replace_record, uncompiled
-from evenslice.neutralizing.rewriting import MIXER, Request, has_mixer, mix, open_path, plan, rewrite
+from evenslice.neutralizing.input_path import interior, probe, run_to_stems
+from evenslice.neutralizing.record import CHECKS, Record, forget_ties, record_of, replace_record, uncompiled
+from evenslice.neutralizing.running import exact_evaluation, failing_layer, is_on_meta, random_image
 from evenslice.neutralizing.stems import Stems, accepted_input, find_stems, plain_stems, trace, trace_dry
-from evenslice.neutralizing.strategies import MIXER_HINT, find_strategy
-from evenslice.neutralizing.ties import check_tie, is_tied, untie_weight
-from evenslice.neutralizing.verification import (
-    Border,
-    ComparedOutputs,
-    Outputs,
-    check_promises,
-    compared,
-    in_float64,
-    measure,
-    run_with_parts,
-    trial_images,
-)
+from evenslice.neutralizing.strategies import MIXER_HINT, check_tie, find_strategy, is_tied, untie_weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import ExitStack
 
     from numpy.typing import NDArray
 
@@ -107,26 +86,9 @@ class Inspection:
     """
 
     stems: Stems
-    scaling: ChannelScaling
-    gray: ComparedOutputs
+    scaling: rewriting.ChannelScaling
+    gray: verification.ComparedOutputs
     stem_outputs: tuple[tuple[Tensor, ...], ...] = ()
-
-
-@dataclass(frozen=True)
-class Change:
-    """What was done to a network.
-
-    Attributes:
-        stems: what was rewritten, as it is in the network now.
-        layouts: for each, which slice its features come from.
-        before: for each, its effective kernels (out, C, P, ...) before.
-        borders: what takes padding out of the comparison of gray images, where it makes a difference.
-    """
-
-    stems: Stems
-    layouts: tuple[Layout, ...]
-    before: tuple[Tensor, ...]
-    borders: tuple[Border, ...] = ()
 
 
 @with_gradients
@@ -147,7 +109,7 @@ def neutralize(  # what to do, what is known of the network, and how to check
 
     The stems are found (see `evenslice.neutralizing.stems`), their colour kernels become slice kernels (see
     `evenslice.neutralizing.strategies`), and the per-channel scaling that the network was trained with moves into the
-    weights (see `evenslice.neutralizing.folding`). If each channel c of an image g was scaled as (g - m_c) / s_c, all
+    weights (see `evenslice.neutralizing.rewriting`). If each channel c of an image g was scaled as (g - m_c) / s_c, all
     slices are scaled as (g - m) / s from then on, where m and s are the means of m_c and s_c. A remaining constant
     goes into the bias of the stem, else into the running mean of the batch norm that follows, else into a new bias.
 
@@ -204,26 +166,18 @@ def neutralize(  # what to do, what is known of the network, and how to check
         raise ConfigError(f"{option('seed', seed)}: must be from 0 to 2**63 - 1")
     check_tie(tie)
     check_known("check", check, CHECKS)
-    request = Request(slices, find_strategy(strategy, slices), tie, seed)
+    request = rewriting.Request(slices, find_strategy(strategy, slices), tie, seed)
     require_values(model, meta=check == "stems")
     model = uncompiled(model)
     _check_request(model, request)
     known = KnownInput(mean, std, size, record_of(model), outputs, check == "network")
     with exact_evaluation(model), torch.no_grad():
-        with ExitStack() as undo:
-            record, broken = _neutralized(model, known, request, undo)
-            if broken is None:
-                undo.pop_all()
-        if broken is not None:
-            _check_in_float64(model, known, request, broken)
-            with ExitStack() as undo:
-                record, _ = _neutralized(model, known, request, undo)
-                undo.pop_all()
+        record = verification.lasting(model, lambda undo: _neutralized(model, known, request, undo))
     replace_record(model, record)
     return record
 
 
-def _check_request(model: nn.Module, request: Request) -> None:
+def _check_request(model: nn.Module, request: rewriting.Request) -> None:
     """Raise an error if a tie does not go with the strategy, or the network was changed in a way that cannot be changed again."""
     strategy, tie = request.strategy, request.tie
     if averages_mirrored(model):
@@ -244,7 +198,7 @@ def _check_request(model: nn.Module, request: Request) -> None:
 
 
 def _neutralized(
-    model: nn.Module, known: KnownInput, request: Request, undo: ExitStack
+    model: nn.Module, known: KnownInput, request: rewriting.Request, undo: ExitStack
 ) -> tuple[Record, ModelError | None]:
     """Change a network in place, and measure what came of it.
 
@@ -258,41 +212,56 @@ def _neutralized(
         The record, and the error that says which promise is broken in the network's own precision, if one is.
     """
     strategy = request.strategy
-    mixing = strategy.name == "mixer" and not has_mixer(model)
+    mixing = strategy.name == "mixer" and not rewriting.has_mixer(model)
     before = inspect_network(model, known, stems=not mixing)
-    change = (_mixed if mixing else _rewritten)(model, before, request, undo)
-    cuts = _averaged(model, change, undo) if strategy.averaged else ()
-    shared = before.scaling.shared(request.slices)
-    outputs = Outputs(known.outputs, None if known.whole else change.stems, change.borders)
-    images = _trial_images(model, shared, change.stems.size)
+    planned = (
+        (rewriting.mix(model, before.scaling, request.slices, request.tie, undo),)
+        if mixing
+        else rewriting.plan(model, before.stems, before.scaling, request, undo)
+    )
+    borders = tuple(
+        verification.Border(each.stem, interior(each.stem, each.old), outputs)
+        for each, outputs in zip(planned, before.stem_outputs, strict=False)  # there are none with a mixer
+        if each.colours.shifted
+    )
+    if not mixing:
+        rewriting.rewrite(model, planned, request, undo)
+    stems = replace(before.stems, items=tuple(each.stem for each in planned))
+    shared, cuts = before.scaling.shared(request.slices), tuple[str, ...]()
+    outputs = verification.Outputs(known.outputs, None if known.whole else stems, borders)
+    images = verification.trial_images(model, request.slices, stems.size, shared.apply)
     try:
-        errors, unlike = measure(model, before.gray, outputs, images)
+        if strategy.averaged:
+            window = images[1:2].to("meta") if is_on_meta(model) else images[1:2]
+            cuts = find_activations(model, stems.items, window)
+            average_mirrored(model, cuts, undo)
+        errors, unlike = verification.measure(model, before.gray, outputs, images)
     except EvensliceError:
         raise
     except Exception as error:  # a network may refuse an image by any exception
         raise _refusal(model, request.slices, error) from error
     record = Record(
-        strategy=strategy.name,
-        profile=strategy.profile,
-        tie=request.tie,
-        slices=request.slices,
-        seed=request.seed,
-        stems=tuple(stem.name for stem in change.stems.items),
-        mean=shared.mean,
-        std=shared.std,
-        mirror_error=errors.mirror,
-        permutation_error=errors.permutation,
-        gray_error=errors.gray,
+        strategy.name,
+        strategy.profile,
+        request.tie,
+        request.slices,
+        request.seed,
+        tuple(stem.name for stem in stems.items),
+        shared.mean,
+        shared.std,
+        **errors.recorded(),
         check="network" if known.whole else "stems",
         symmetrized=cuts,
-        kernels=_kernels(change, shared),
+        kernels=_kernels(planned, shared),
     )
-    broken = check_promises(record, strategy, before.stems.channels, errors.rounding, change.stems.items)
+    broken = verification.check_promises(
+        record, strategy, before.stems.channels, errors.rounding, stems.items
+    )
     return record, unlike or broken
 
 
 def inspect_network(model: nn.Module, known: KnownInput, *, stems: bool = True) -> Inspection:
-    """Run a network once on a gray image; call it inside `evenslice.networks.exact_evaluation`.
+    """Run a network once on a gray image; call it inside `evenslice.neutralizing.running.exact_evaluation`.
 
     Where the stems alone are verified, a pass of shapes alone finds them, and only they and what is in front of them are run;
     what is after them may be on the meta device.
@@ -304,7 +273,7 @@ def inspect_network(model: nn.Module, known: KnownInput, *, stems: bool = True) 
 
     Raises:
         ModelError: see `evenslice.neutralizing.stems.find_stems`.
-        ConfigError: see `evenslice.neutralizing.folding.find_scaling`.
+        ConfigError: see `evenslice.neutralizing.rewriting.find_scaling`.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
@@ -317,19 +286,19 @@ def inspect_network(model: nn.Module, known: KnownInput, *, stems: bool = True) 
     channels, size = accepted_input(
         model, (before.slices,) if before else (), known.size, dry=not known.whole
     )
-    scaling = find_scaling(
+    scaling = rewriting.find_scaling(
         model, channels, known.mean, known.std, (before.mean, before.std) if before else None
     )
     image = scaling.apply(random_image(model, (1, 1, *size)).repeat(1, channels, 1, 1))
-    if known.whole and stems:
-        traced = trace(model, image)
-        gray = compared(traced.output, traced.parts, 1, known.outputs)
-        return Inspection(traced.stems, scaling, gray, traced.stem_outputs)
-    unknown = Stems((), channels, size)
-    if known.whole:
-        return Inspection(unknown, scaling, compared(*run_with_parts(model, image), 1, known.outputs))
     if not stems:
-        return Inspection(unknown, scaling, {MIXER: image})
+        gray = (
+            verification.Outputs(known.outputs).of(model, image) if known.whole else {rewriting.MIXER: image}
+        )
+        return Inspection(Stems((), channels, size), scaling, gray)
+    if known.whole:
+        traced = trace(model, image)
+        gray = verification.compared(traced.output, traced.parts, 1, known.outputs)
+        return Inspection(traced.stems, scaling, gray, traced.stem_outputs)
     found = trace_dry(model, image)
     calls = run_to_stems(model, found, image, run=True)
     outputs = {stem.name: call.output for stem, call in zip(found.items, calls, strict=True)}
@@ -337,87 +306,27 @@ def inspect_network(model: nn.Module, known: KnownInput, *, stems: bool = True) 
     return Inspection(found, scaling, outputs, tuple((call.output,) for call in calls))
 
 
-def _rewritten(model: nn.Module, before: Inspection, request: Request, undo: ExitStack) -> Change:
-    """Give the stems of a network slice kernels."""
-    opened = open_path(model, before.stems, request.slices, undo)
-    planned = plan(opened, before.scaling, request)
-    borders = tuple(
-        Border(stem, interior(stem, layout), outputs)
-        for stem, layout, new, outputs in zip(
-            opened.stems.items, opened.old, planned, before.stem_outputs, strict=True
-        )
-        if new.colours.shifted
-    )
-    rewrite(model, opened, planned, request, undo)
-    return Change(opened.stems, opened.layouts, tuple(new.colours.kernels for new in planned), borders)
-
-
-def _mixed(model: nn.Module, before: Inspection, request: Request, undo: ExitStack) -> Change:
-    """Put a slice mixer in front of a network."""
-    mixer, layout, kernels = mix(model, before.scaling, request.slices, request.tie, undo)
-    return Change(replace(before.stems, items=(mixer,)), (layout,), (kernels,))
-
-
-def _averaged(model: nn.Module, change: Change, undo: ExitStack) -> tuple[str, ...]:
-    """Average over windows and their mirrors after the activations of the stems, and return their names."""
-    image = random_image(model, (1, change.layouts[0].index.shape[1], *change.stems.size))
-    try:
-        cuts = find_activations(model, change.stems.items, image.to("meta") if is_on_meta(model) else image)
-    except ModelError:
-        raise
-    except Exception as error:  # a network may refuse an image by any exception
-        raise _refusal(model, image.shape[1], error) from error
-    average_mirrored(model, cuts, undo)
-    return cuts
-
-
-def _trial_images(model: nn.Module, scaling: ChannelScaling, size: tuple[int, int]) -> Tensor:
-    slices = len(scaling.means)
-    gray = scaling.apply(random_image(model, (1, 1, *size)).repeat(1, slices, 1, 1))
-    return trial_images(gray, scaling.apply(random_image(model, (1, slices, *size), seed=1)))
-
-
 def _refusal(model: nn.Module, slices: int, error: Exception) -> ModelError:
     """Return what to say of a network whose stems take so many slices, but which fails with them."""
     where = f"{failing_layer(error, model)} ({type(error).__name__}: {reason(error)})"
     if averages_mirrored(model):
         return ModelError(
-            "the strategy 'twin' cannot be averaged at a single place, because a connection bypasses the activation of "
-            f"the stem, or the network reads the image elsewhere too: it fails in {where}; choose another strategy, "
-            f"such as 'mirror', or leave it out and symmetrize the network ({option('symmetrize', 'output')})"
+            f"the strategy 'twin' cannot be averaged at a single place, because a connection bypasses the activation of the "
+            f"stem, or the network reads the image elsewhere too: it fails in {where}; choose the strategy 'mirror', or "
+            f"symmetrize the network instead ({option('symmetrize', 'output')})"
         )
     return ModelError(
         f"the network reads the image elsewhere too, and refuses {slices} slices in {where}; {MIXER_HINT}"
     )
 
 
-def _check_in_float64(model: nn.Module, known: KnownInput, request: Request, broken: ModelError) -> None:
-    """Check in float64 whether rounding alone broke a promise; the network is as before afterwards.
-
-    One random change of the last bits does not always tell how much a deep network with random weights amplifies
-    rounding. In float64 the same network has errors of 1e-10 or less, if it has no fault.
-
-    Raises:
-        ModelError: a promise is broken in float64 too; or `broken`, as the network does not compute in it.
-    """
-    try:
-        with in_float64(model), ExitStack() as undo:
-            _, again = _neutralized(model, known, request, undo)
-    except Exception:  # noqa: BLE001  # a network may refuse float64 by any exception
-        raise broken from None
-    if again is not None:
-        raise again
-
-
-def _kernels(change: Change, scaling: ChannelScaling) -> tuple[StemKernels, ...]:
-    after = (
-        effective_kernels(stem, layout, scaling).kernels
-        for stem, layout in zip(change.stems.items, change.layouts, strict=True)
-    )
-    names = (stem.name for stem in change.stems.items)
+def _kernels(
+    planned: Sequence[rewriting.StemPlan], scaling: rewriting.ChannelScaling
+) -> tuple[StemKernels, ...]:
+    after = (rewriting.effective_kernels(each.stem, each.layout, scaling).kernels for each in planned)
     return tuple(
-        StemKernels(name, _picture(old), _picture(new))
-        for name, old, new in zip(names, change.before, after, strict=True)
+        StemKernels(each.stem.name, _picture(each.colours.kernels), _picture(new))
+        for each, new in zip(planned, after, strict=True)
     )
 
 
@@ -432,9 +341,9 @@ def current_kernels(model: nn.Module, record: Record) -> list[NDArray[np.float32
     with without_mirror(model):
         stems = find_stems(model, channels=(record.slices,))
         layouts = probe(model, stems, stems.channels)
-    scaling = find_scaling(model, stems.channels, None, None, (record.mean, record.std))
+    scaling = rewriting.find_scaling(model, stems.channels, None, None, (record.mean, record.std))
     return [
-        effective_kernels(stem, layout, scaling).kernels.numpy()
+        rewriting.effective_kernels(stem, layout, scaling).kernels.numpy()
         for stem, layout in zip(stems.items, layouts, strict=True)
     ]
 
@@ -471,4 +380,4 @@ def untie(model: nn.Module) -> None:
     for module in model.modules():
         if is_tied(module):
             untie_weight(module)
-    amend_records(model, tie=None)
+    forget_ties(model)

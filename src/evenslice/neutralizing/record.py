@@ -10,11 +10,10 @@ import torch
 
 from evenslice._core import UNREADABLE, ConfigError, ModelError, check_known, reason, whole_number
 from evenslice.networks import require_network
-from evenslice.neutralizing.strategies import find_strategy
-from evenslice.neutralizing.ties import check_tie
+from evenslice.neutralizing.strategies import check_tie, find_strategy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import nn
 
@@ -98,26 +97,22 @@ class Record:
         """
         try:
             given = {"check": "network", "symmetrized": (), **values}  # not in older records
-            stated = [entry.name for entry in fields(cls) if entry.name != "kernels"]
-            if wrong := {str(name) for name in given} ^ set(stated):
+            if wrong := set(map(str, given)) ^ {
+                entry.name for entry in fields(cls) if entry.name != "kernels"
+            }:
                 raise ValueError(f"entries missing or unknown: {', '.join(sorted(wrong))}")
             for name in ("profile", "stems", "symmetrized"):
                 if not isinstance(given[name], list | tuple):
                     raise ValueError(f"{name} {given[name]!r:.40} is no list")
+                given[name] = tuple(map(float if name == "profile" else str, given[name]))
             numbers = {name: float(given[name]) for name in ("mean", "std", *ERRORS)}
+            if not all(map(math.isfinite, numbers.values())) or numbers["std"] <= 0:
+                raise ValueError(f"bad scaling or errors: {numbers}")
             check_known("check", given["check"], CHECKS)
             check_tie(given["tie"])
             find_strategy(given["profile"] or given["strategy"], given["slices"])
-            record = cls(
-                **given
-                | numbers
-                | {name: whole_number(name, given[name]) for name in ("slices", "seed")}
-                | {name: tuple(map(str, given[name])) for name in ("stems", "symmetrized")}
-                | {"profile": tuple(map(float, given["profile"]))}
-            )
-            sound = record.std > 0 and min(numbers[name] for name in ERRORS) >= 0
-            if not (sound and all(map(math.isfinite, numbers.values()))):
-                raise ValueError(f"bad scaling or errors: {numbers}")
+            whole = {name: whole_number(name, given[name]) for name in ("slices", "seed")}
+            record = cls(**given | numbers | whole)
         except _DAMAGED as error:
             raise ModelError(
                 f"not the record of a neutralized network ({reason(error)}); neutralize the network again"
@@ -151,21 +146,8 @@ def record_of(model: nn.Module) -> Record | None:
         >>> record_of(nn.Conv2d(3, 8, 3)) is None
         True
     """
-    return next((vars(module)[_ATTRIBUTE] for module in _holders(model)), None)
-
-
-def recorded_on(model: nn.Module) -> str | None:
-    """Return the name of the part of a network that holds its record, "" for the network itself; None without a record.
-
-    Example:
-        >>> import evenslice
-        >>> from torch import nn
-        >>> _ = evenslice.neutralize(layer := nn.Conv2d(3, 8, 3))
-        >>> recorded_on(layer), recorded_on(nn.Sequential(layer)), recorded_on(nn.ReLU())
-        ('', '0', None)
-    """
-    inner = next(_holders(model), None)
-    return next((name for name, module in model.named_modules() if module is inner), None)
+    held = _held(model)
+    return None if held is None else held[2]
 
 
 def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
@@ -179,8 +161,7 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
         >>> unwrapped(layer) == (layer, "")
         True
     """
-    inner = next(_holders(model), model)
-    name = next(name for name, module in model.named_modules() if module is inner)
+    name, inner, _ = _held(model) or ("", model, None)
     held = set(map(id, inner.parameters()))
     if not name or any(id(parameter) not in held for parameter in model.parameters()):
         return model, ""
@@ -206,12 +187,14 @@ def uncompiled(model: nn.Module) -> nn.Module:
 
 
 def record_with_names(model: nn.Module) -> Record | None:
-    """Return the record that a network holds, or a part of it, with the names that layers have in the network."""
-    inner = next(_holders(model), None)
-    if inner is None:
+    """Return the record that a network holds, or a part of it, with the names that layers have in the network.
+
+    It is the one of `record_of` itself if the network holds it.
+    """
+    held = _held(model)
+    if held is None:
         return None
-    record: Record = vars(inner)[_ATTRIBUTE]
-    name = next(name for name, module in model.named_modules() if module is inner)
+    name, _, record = held
     return _renamed(record, lambda part: f"{name}.{part}".strip(".")) if name else record
 
 
@@ -244,15 +227,19 @@ def replace_record(model: nn.Module, record: Record) -> None:
         )
 
 
-def amend_records(model: nn.Module, **changes: Any) -> None:
-    """Change entries of the records that a network and its parts hold."""
-    for module in list(_holders(model)):
-        setattr(module, _ATTRIBUTE, replace(vars(module)[_ATTRIBUTE], **changes))
+def forget_ties(model: nn.Module) -> None:
+    """Say in the records that a network and its parts hold that nothing is tied."""
+    for module in model.modules():
+        if _ATTRIBUTE in vars(module):
+            setattr(module, _ATTRIBUTE, replace(vars(module)[_ATTRIBUTE], tie=None))
 
 
-def _holders(model: nn.Module) -> Iterator[nn.Module]:
+def _held(model: nn.Module) -> tuple[str, nn.Module, Record] | None:
+    """Return the name of the first part of a network that holds a record, the part, and the record."""
     require_network(model)
-    return (module for module in model.modules() if _ATTRIBUTE in vars(module))
+    parts = ((name, module) for name, module in model.named_modules() if _ATTRIBUTE in vars(module))
+    name, module = next(parts, ("", None))
+    return None if module is None else (name, module, vars(module)[_ATTRIBUTE])
 
 
 def _renamed(record: Record, rename: Callable[[str], str]) -> Record:

@@ -1,8 +1,15 @@
 """Rewriting: the colour kernels of a network's stems become slice kernels, in place, or a mixer is put in front of it.
 
+A scaling by channel moves into the weights of a stem, so that all slices can share one scaling. With the channels c of an image
+g scaled as x_c = (g - m_c) / s_c, and a stem whose feature of channel c is a x_c + b, the stem's response to the image scaled
+as u = (g - m) / s instead is, where all its taps lie inside the image,
+
+    sum_c W_c (a x_c + b)  =  sum_c (W_c a s / s_c) u  +  sum_c W_c (a (m - m_c) / s_c + b)
+
+so the effective kernels are W_c a s / s_c, and the second sum, over the taps too, is a constant.
+
 The slice mixer is a learnable 1 x 1 convolution from N slices to C channels. It serves if the stems cannot be rewritten, because
-the path to them mixes the channels, or takes exactly three of them by name. With the channels c of an image g scaled as
-(g - m_c) / s_c before, and all slices as u = (g - m) / s from now on, it starts out by giving channel c
+the path to them mixes the channels, or takes exactly three of them by name. It starts out by giving channel c
 
     s / s_c * mean_k(u_k) + (m - m_c) / s_c
 
@@ -11,44 +18,240 @@ so any order of the slices gives the same, and N equal slices give what the gray
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, product
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from evenslice._core import ModelError
-from evenslice.networks import random_image, seed_generators
+from evenslice._core import ConfigError, option
+from evenslice.networks import check_mean, normalization, seed_generators
 from evenslice.neutralizing.averages import change_image
-from evenslice.neutralizing.folding import (
-    EffectiveKernels,
-    add_constant,
-    effective_kernels,
-    restorer,
-    set_width,
-    write_kernels,
-)
-from evenslice.neutralizing.input_path import (
-    Layout,
-    equalize_input_path,
-    install_plain_stems,
-    probe,
-)
+from evenslice.neutralizing.input_path import Layout, equalize_input_path, install_plain_stems, probe
+from evenslice.neutralizing.running import random_image
 from evenslice.neutralizing.stems import Stem, Stems
-from evenslice.neutralizing.strategies import MIXER_HINT, KernelStrategy, spread
-from evenslice.neutralizing.ties import symmetric, tie_weight, untie_weight
+from evenslice.neutralizing.strategies import (
+    KernelStrategy,
+    spread,
+    symmetric,
+    tie_weight,
+    untie_weight,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import ExitStack
-
-    from evenslice.neutralizing.folding import ChannelScaling
 
 MIXER = "slice_mixer"
 """The name of the mixer in the network."""
 
 _CHAINS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # their forward passes run all parts in order
+
+
+@dataclass(frozen=True)
+class ChannelScaling:
+    """How the channels of a network's input are scaled: (g - means[c]) / stds[c]."""
+
+    means: tuple[float, ...]
+    stds: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """The mean of the means, by which all slices are centred from now on."""
+        return _average(self.means)
+
+    @property
+    def std(self) -> float:
+        """The mean of the stds, by which all slices are divided from now on."""
+        return _average(self.stds)
+
+    def shared(self, slices: int) -> ChannelScaling:
+        """Return the one scaling that all slices share from now on."""
+        return ChannelScaling((self.mean,) * slices, (self.std,) * slices)
+
+    def columns(self) -> tuple[Tensor, Tensor]:
+        """Return means and stds, float64 on the CPU."""
+        means, stds = torch.tensor([self.means, self.stds], dtype=torch.float64, device="cpu")
+        return means, stds
+
+    def apply(self, image: Tensor) -> Tensor:
+        """Scale an image (batch, channels or 1, y, x)."""
+        columns = (image.new_tensor(values)[:, None, None] for values in (self.means, self.stds))
+        return (image - next(columns)) / next(columns)
+
+
+@dataclass(frozen=True)
+class EffectiveKernels:
+    """A stem's response to an image in which all channels share one scaling.
+
+    Attributes:
+        kernels: (out, C, P, ...) float64, the kernels of each channel; P features come from it.
+        constant: (out,) float64, the response to an image of zeros on the shared scale, away from padding.
+        shifted: whether any feature is shifted, so that zeros of padding do not mean 0 on the shared scale.
+    """
+
+    kernels: Tensor
+    constant: Tensor
+    shifted: bool
+
+
+def find_scaling(
+    model: nn.Module,
+    channels: int,
+    mean: float | Sequence[float] | None,
+    std: float | Sequence[float] | None,
+    known: tuple[float, float] | None,
+) -> ChannelScaling:
+    """Find how a network's channels are scaled.
+
+    Args:
+        model: the network; its pretrained weights may state it.
+        channels: C.
+        mean: as the user states it, one value a channel or one for all; None for nothing.
+        std: likewise.
+        known: the (mean, std) in the record of an earlier `neutralize`.
+
+    Raises:
+        ConfigError: the user's values are neither one nor C, or not finite, a mean is that of 8-bit values, or a std is not
+            positive.
+
+    Example:
+        >>> find_scaling(nn.Conv2d(3, 8, 3), 3, mean=[0.2, 0.4, 0.6], std=None, known=None)
+        ChannelScaling(means=(0.2, 0.4, 0.6), stds=(1.0, 1.0, 1.0))
+    """
+    stated = ((known[0],), (known[1],)) if known else normalization(model) or ((0.0,), (1.0,))
+    if len(stated[0]) != channels:  # values of colours say nothing about other channels, except on average
+        stated = (_average(stated[0]),), (_average(stated[1]),)
+    means = _one_each("mean", stated[0] if mean is None else mean, channels)
+    stds = _one_each("std", stated[1] if std is None else std, channels)
+    if mean is not None:
+        check_mean(means)
+    if min(stds) <= 0:
+        raise ConfigError(f"{option('std')} has to be positive, not {std}")
+    return ChannelScaling(means, stds)
+
+
+def effective_kernels(stem: Stem, layout: Layout, scaling: ChannelScaling) -> EffectiveKernels:
+    """Return the kernels and the constant of a stem for an image on the shared scale.
+
+    Args:
+        stem: the layer, of the width that the layout describes.
+        layout: which channel each of its features comes from.
+        scaling: how the channels are scaled now.
+
+    Example:
+        >>> from evenslice.neutralizing.input_path import probe
+        >>> from evenslice.neutralizing.stems import find_stems
+        >>> layer = nn.Conv2d(2, 1, 1)
+        >>> layer.weight.data = torch.tensor([1.0, 1.0]).reshape(1, 2, 1, 1)
+        >>> stems = find_stems(layer, channels=[2])
+        >>> found = effective_kernels(stems.items[0], probe(layer, stems, 2)[0], ChannelScaling((0.0, 1.0), (1.0, 3.0)))
+        >>> found.kernels.flatten(), found.constant
+        (tensor([2.0000, 0.6667], dtype=torch.float64), tensor([0.3333], dtype=torch.float64))
+    """
+    weight = stem.module.weight.detach().to("cpu", torch.float64)
+    means, stds = scaling.columns()
+    taps = weight[:, layout.index.T]
+    shift = (layout.scale * ((scaling.mean - means) / stds) + layout.shift).T
+    return EffectiveKernels(
+        kernels=taps * _over_taps((layout.scale * (scaling.std / stds)).T, taps),
+        constant=(taps * _over_taps(shift, taps)).flatten(1).sum(dim=1),
+        shifted=bool(shift.any()),
+    )
+
+
+def write_kernels(stem: Stem, layout: Layout, kernels: Tensor) -> Tensor:
+    """Give a stem new kernels.
+
+    Args:
+        stem: the layer, which gets as many input features as the layout has.
+        layout: which slice each feature comes from; its scaling is undone in the weights.
+        kernels: (out, N, P, ...) effective kernels.
+
+    Returns:
+        (out,) float64, the constant that shifts in front of the stem add to the response.
+    """
+    taps = kernels / _over_taps(layout.scale.T, kernels)
+    weight = taps.new_empty(taps.shape[0], layout.index.numel(), *taps.shape[3:])
+    weight[:, layout.index.T] = taps
+    set_width(stem.module, weight.shape[1])
+    stem.module.weight.copy_(weight)
+    return (taps * _over_taps(layout.shift.T, taps)).flatten(1).sum(dim=1)
+
+
+def set_width(layer: nn.Conv2d | nn.Linear, width: int) -> None:
+    """Set the number of input features of a layer; if it changes, its weight is a new parameter without values."""
+    weight = layer.weight
+    if width == weight.shape[1]:
+        return
+    empty = weight.new_empty(weight.shape[0], width, *weight.shape[2:])
+    layer.weight = nn.Parameter(empty, requires_grad=weight.requires_grad)
+    setattr(layer, "in_channels" if isinstance(layer, nn.Conv2d) else "in_features", width)
+
+
+def add_constant(stem: Stem, constant: Tensor) -> None:
+    """Add a constant (out,) to the response of a stem."""
+    bias_owner = stem.bias_owner
+    if bias_owner is stem.norm:
+        running_mean = bias_owner.get_buffer("running_mean")
+        running_mean.sub_(constant.to(running_mean))
+    elif stem.module.bias is not None:
+        stem.module.bias.add_(constant.to(stem.module.bias))
+    else:
+        weight = stem.module.weight
+        stem.module.bias = nn.Parameter(constant.to(weight), requires_grad=weight.requires_grad)
+
+
+def restorer(modules: Sequence[nn.Module]) -> Callable[[], None]:
+    """Remember the parameters and buffers of some modules, and return a function that restores them, the same objects."""
+    # The dictionaries first, as they hold the tensors; so a width that changed, or a new bias, goes as well.
+    stores = [
+        (store, dict(store))
+        for module in modules
+        for store in (module._parameters, module._buffers, vars(module))  # noqa: SLF001  # the public ways have no order
+    ]
+    tensors = [
+        (tensor, tensor.detach().clone())
+        for module in modules
+        for tensor in chain(module.parameters(recurse=False), module.buffers(recurse=False))
+    ]
+
+    def restore() -> None:
+        for store, before in stores:
+            store.clear()
+            store.update(before)
+        for tensor, value in tensors:
+            tensor.copy_(value)
+
+    return restore
+
+
+def _over_taps(values: Tensor, kernels: Tensor) -> Tensor:
+    """Make (channels, P) values broadcast against (out, channels, P, ...) kernels."""
+    return values.reshape(*values.shape, *[1] * (kernels.ndim - 3))
+
+
+def _average(values: Sequence[float]) -> float:
+    """Return the mean; equal values give that value to the last bit, so that nothing is folded needlessly."""
+    return values[0] if len(set(values)) == 1 else math.fsum(values) / len(values)
+
+
+def _one_each(name: str, values: Any, channels: int) -> tuple[float, ...]:
+    """Return a number, or one for each channel, as one for each; any number of Python or NumPy will do."""
+    try:
+        numbers = (float(values),) if isinstance(values, Real) else tuple(map(float, values))
+    except (TypeError, ValueError):
+        numbers = ()
+    # A text may be one of digits.
+    if isinstance(values, str) or len(numbers) not in (1, channels) or not all(map(math.isfinite, numbers)):
+        raise ConfigError(
+            f"{option(name)} has to be a finite number, or one for each of the {channels} inputs, not {values!r:.100}"
+        )
+    return numbers if len(numbers) == channels else numbers * channels
 
 
 @dataclass(frozen=True)
@@ -62,38 +265,27 @@ class Request:
 
 
 @dataclass(frozen=True)
-class OpenedStems:
-    """Stems whose path treats all channels alike.
-
-    Attributes:
-        stems: the plain stems, as they are in the network now.
-        old: for each, which of the channels before its features come from.
-        layouts: for each, which slice its features come from.
-    """
-
-    stems: Stems
-    old: tuple[Layout, ...]
-    layouts: tuple[Layout, ...]
-
-
-@dataclass(frozen=True)
-class NewKernels:
+class StemPlan:
     """What one stem gets.
 
     Attributes:
+        stem: the stem, a plain layer as it is in the network now.
+        old: which of the channels before its features come from.
+        layout: which slice its features come from.
         colours: its effective kernels before.
-        kernels: its effective kernels from now on; None if they are drawn.
-        owner: the number of the first stem with the same weight, mostly its own.
-        constant: whether it gets the constant that makes up for what colours add; a bias that two stems share gets it once.
+        kernels: its effective kernels from now on; None if they are drawn, or a mixer's.
     """
 
+    stem: Stem
+    old: Layout
+    layout: Layout
     colours: EffectiveKernels
     kernels: Tensor | None
-    owner: int
-    constant: bool
 
 
-def open_path(model: nn.Module, stems: Stems, slices: int, undo: ExitStack) -> OpenedStems:
+def open_path(
+    model: nn.Module, stems: Stems, slices: int, undo: ExitStack
+) -> tuple[tuple[Stem, ...], tuple[Layout, ...], tuple[Layout, ...]]:
     """Make the stems of a network plain layers, and what is in front of them treat all slices alike, in place.
 
     Args:
@@ -102,88 +294,94 @@ def open_path(model: nn.Module, stems: Stems, slices: int, undo: ExitStack) -> O
         slices: N.
         undo: takes what undoes this.
 
+    Returns:
+        The plain stems; for each, which of the channels before its features come from, and which slice now.
+
     Raises:
         ModelError: the path to a stem does not accept so many slices, or mixes its channels.
     """
     stems = install_plain_stems(model, stems, undo)
+    _unshare(stems.items, undo)
     old = probe(model, stems, stems.channels)
     equalize_input_path(model, stems, old, slices, undo)
     same = slices == stems.channels and all(layout.is_bare for layout in old)
-    return OpenedStems(stems, old, old if same else probe(model, stems, slices))
+    return stems.items, old, old if same else probe(model, stems, slices)
 
 
-def plan(opened: OpenedStems, scaling: ChannelScaling, request: Request) -> tuple[NewKernels, ...]:
-    """Return what the stems get, without changing any.
+def plan(
+    model: nn.Module, stems: Stems, scaling: ChannelScaling, request: Request, undo: ExitStack
+) -> tuple[StemPlan, ...]:
+    """Open the path to the stems of a network, see `open_path`, and return what they get, without changing any.
 
     Args:
-        opened: the stems.
+        model: the network.
+        stems: its stems.
         scaling: how the channels were scaled before.
         request: what to do.
+        undo: takes what undoes this.
     """
-    stems = opened.stems.items
+    opened = open_path(model, stems, request.slices, undo)
     planned = []
-    for number, owner in enumerate(_weight_owners(stems)):
-        stem, kernels = stems[number], None
-        colours = effective_kernels(stem, opened.old[number], scaling)
-        if not request.strategy.drawn:
-            kernels = spread(colours.kernels, request.slices, request.strategy, seed=request.seed + owner)
+    for number, (stem, old, layout) in enumerate(zip(*opened, strict=True)):
+        colours, kernels = effective_kernels(stem, old, scaling), None
+        if request.strategy.derive is not None:
+            kernels = spread(colours.kernels, request.slices, request.strategy, seed=request.seed + number)
             kernels = kernels if request.tie is None else symmetric(kernels, request.tie)
-        constant = number == owner or stem.bias_owner is stem.norm or not _share_bias(stem, stems[owner])
-        planned.append(NewKernels(colours, kernels, owner, constant))
+        planned.append(StemPlan(stem, old, layout, colours, kernels))
     return tuple(planned)
 
 
-def rewrite(
-    model: nn.Module, opened: OpenedStems, planned: Sequence[NewKernels], request: Request, undo: ExitStack
-) -> None:
+def rewrite(model: nn.Module, planned: Sequence[StemPlan], request: Request, undo: ExitStack) -> None:
     """Give the stems of a network their new kernels, in place; the caller restores torch's random numbers.
 
     Args:
         model: the network.
-        opened: its stems.
-        planned: what they get.
+        planned: what its stems get.
         request: what to do.
         undo: takes what undoes this.
 
-    Raises:
-        ModelError: stems that share a weight need different ones.
     """
-    stems, drawn, everything = opened.stems.items, request.strategy.drawn, request.strategy.name == "random"
-    touched = [module for stem in stems for module in (stem.module, stem.norm) if module is not None]
+    everything = request.strategy.name == "random"
+    touched = [
+        module for each in planned for module in (each.stem.module, each.stem.norm) if module is not None
+    ]
     undo.callback(restorer(list(model.modules()) if everything else touched))
-    if drawn:
+    if request.strategy.derive is None:
         seed_generators({parameter.device for parameter in model.parameters()}, request.seed)
-    for stem, layout, new in zip(stems, opened.layouts, planned, strict=True):
-        if new.kernels is None:
+    for stem, layout, colours, kernels in (
+        (each.stem, each.layout, each.colours, each.kernels) for each in planned
+    ):
+        if kernels is None:
             set_width(stem.module, layout.index.numel())
             stem.module.reset_parameters()
             continue
-        missing = new.colours.constant - write_kernels(stem, layout, new.kernels)
-        if new.constant and missing.abs().max() > 1e-9 * new.kernels.abs().max():  # else not worth a new bias
+        missing = colours.constant - write_kernels(stem, layout, kernels)
+        if missing.abs().max() > 1e-9 * kernels.abs().max():  # else not worth a new bias
             add_constant(stem, missing)
-    _share_weights(stems, [new.owner for new in planned], drawn=drawn)
     if everything:
         _draw_anew(model)
-    _tie(stems, opened.layouts, request.tie, undo)
+    for each in planned:
+        tie_stem(each.stem, each.layout, request.tie, undo)
 
 
-def shape_stems(model: nn.Module, stems: Stems, slices: int, tie: str | None, undo: ExitStack) -> None:
-    """Give the stems of a network the shapes and ties that `rewrite` gives them, but no values.
+def shape_stems(
+    model: nn.Module, stems: Stems, slices: int, undo: ExitStack
+) -> tuple[tuple[Stem, Layout], ...]:
+    """Give the stems of a network the shapes that `rewrite` gives them, but no values.
+
+    Returns:
+        The stems, each with which slice its features come from.
 
     Raises:
         ModelError: see `open_path`.
     """
-    opened = open_path(model, stems, slices, undo)
-    owners = _weight_owners(opened.stems.items)
-    for stem, layout in zip(opened.stems.items, opened.layouts, strict=True):
+    items, _, layouts = open_path(model, stems, slices, undo)
+    for stem, layout in zip(items, layouts, strict=True):
         set_width(stem.module, layout.index.numel())
-    _share_weights(opened.stems.items, owners, drawn=True)
-    _tie(opened.stems.items, opened.layouts, tie, undo)
+    return tuple(zip(items, layouts, strict=True))
 
 
-def mix(
-    model: nn.Module, scaling: ChannelScaling, slices: int, tie: str | None, undo: ExitStack
-) -> tuple[Stem, Layout, Tensor]:
+def mix(model: nn.Module, scaling: ChannelScaling, slices: int, tie: str | None, undo: ExitStack) -> StemPlan:
     """Put a slice mixer in front of a network, in place.
 
     It is a part of the network, called `MIXER`, that a forward pre-hook of the network runs; in a `torch.nn.Sequential` it is the
@@ -197,31 +395,28 @@ def mix(
         undo: takes what undoes this.
 
     Returns:
-        The mixer, which slice its features come from, and its effective kernels (C, C, 1, 1, 1) before.
+        The mixer as a stem, with effective kernels (C, C, 1, 1, 1) before.
 
     Example:
         >>> from contextlib import ExitStack
-        >>> from evenslice.neutralizing.folding import ChannelScaling
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 3))
         >>> with torch.no_grad():
-        ...     stem, _, _ = mix(network, ChannelScaling((0.0,) * 3, (1.0,) * 3), 5, None, ExitStack())
-        >>> stem.label, network(torch.zeros(1, 5, 4, 4)).shape
+        ...     mixer = mix(network, ChannelScaling((0.0,) * 3, (1.0,) * 3), 5, None, ExitStack())
+        >>> mixer.stem.label, network(torch.zeros(1, 5, 4, 4)).shape
         ('slice_mixer (Conv2d)', torch.Size([1, 8, 2, 2]))
     """
-    means, stds = (
-        torch.tensor(values, dtype=torch.float64, device="cpu") for values in (scaling.means, scaling.stds)
-    )
+    means, stds = scaling.columns()
     scale = scaling.std / stds
     mixer = _add_mixer(model, scale, (scaling.mean - means) / stds, slices, undo)
-    layout = Layout(
-        index=torch.arange(slices, device="cpu")[None],
-        scale=torch.ones(1, slices, dtype=torch.float64, device="cpu"),
-        shift=torch.zeros(1, slices, dtype=torch.float64, device="cpu"),
-        where=torch.ones(1, slices, 1, 1, device="cpu"),
-    )
+    ones = torch.ones(1, slices, dtype=torch.float64, device="cpu")
+    index = torch.arange(slices, device="cpu")[None]
+    layout = Layout(index, ones, torch.zeros_like(ones), ones.float()[:, :, None, None])
     stem = Stem(MIXER, mixer, None, mixer)
-    _tie([stem], [layout], tie, undo)
-    return stem, layout, torch.diag(scale)[:, :, None, None, None]
+    tie_stem(stem, layout, tie, undo)
+    before = EffectiveKernels(
+        torch.diag(scale)[:, :, None, None, None], torch.zeros_like(scale), shifted=False
+    )
+    return StemPlan(stem, layout, layout, before, None)
 
 
 def has_mixer(model: nn.Module) -> bool:
@@ -263,40 +458,23 @@ def _mixed(mixer: nn.Module, value: Any) -> Any:
     return mixer(value) if isinstance(value, Tensor) else [mixer(image) for image in value]
 
 
-def _tie(stems: Sequence[Stem], layouts: Sequence[Layout], tie: str | None, undo: ExitStack) -> None:
-    if tie is None:
-        return
-    for stem, layout in zip(stems, layouts, strict=True):
-        tie_weight(stem.module, layout, tie)
+def tie_stem(stem: Stem, layout: Layout, tie: str | None, undo: ExitStack) -> None:
+    """Tie the kernels of a stem, or leave them free if the tie is None."""
+    if tie is not None:
+        tie_weight(stem.module, layout.index, layout.scale, tie)
         undo.callback(untie_weight, stem.module, bake=False)
 
 
-def _weight_owners(stems: Sequence[Stem]) -> list[int]:
-    """Return for each stem the number of the first one that has the same weight, mostly its own."""
-    first: dict[int, int] = {}
-    return [first.setdefault(id(stem.module.weight), number) for number, stem in enumerate(stems)]
-
-
-def _share_weights(stems: Sequence[Stem], owners: Sequence[int], *, drawn: bool) -> None:
-    """Let stems that had one weight have one again, though it was given another shape.
-
-    Raises:
-        ModelError: they need different weights; those that were drawn do not.
-    """
-    for stem, owner in zip(stems, owners, strict=True):
-        shared = stems[owner].module.weight
-        if stem.module.weight is shared:
-            continue
-        if not drawn and not torch.equal(stem.module.weight, shared):
-            raise ModelError(
-                f"the layers {stems[owner].label} and {stem.label} share a weight, but get slices that are scaled differently; "
-                f"{MIXER_HINT}"
-            )
-        stem.module.weight = shared
-
-
-def _share_bias(stem: Stem, other: Stem) -> bool:
-    return stem.module.bias is not None and stem.module.bias is other.module.bias
+def _unshare(stems: Sequence[Stem], undo: ExitStack) -> None:
+    """Give stems that share a weight or a bias one each: they may get slices that are scaled differently."""
+    seen = set()
+    for stem, name in product(stems, ("weight", "bias")):
+        shared = getattr(stem.module, name)
+        if id(shared) in seen and shared is not None:
+            undo.callback(setattr, stem.module, name, shared)
+            own = nn.Parameter(shared.detach().clone(), requires_grad=shared.requires_grad)
+            setattr(stem.module, name, own)
+        seen.add(id(shared))
 
 
 def _draw_anew(model: nn.Module) -> None:
@@ -316,8 +494,7 @@ def _draw_anew(model: nn.Module) -> None:
             if torch.equal(parameter, old) and (parameter.is_floating_point() or parameter.is_complex()):
                 values = torch.view_as_real(parameter) if parameter.is_complex() else parameter
                 values.normal_(values.mean().item(), values.std(correction=0).item())
-        if reset is not None:
-            continue
-        for name, buffer in module.named_buffers(recurse=False):
-            if isinstance(getattr(module, "running_mean", None), Tensor) and buffer.is_floating_point():
-                buffer.fill_(name in ("weight", "running_var"))
+        if reset is None and isinstance(getattr(module, "running_mean", None), Tensor):
+            for name, buffer in module.named_buffers(recurse=False):
+                if buffer.is_floating_point():
+                    buffer.fill_(name in ("weight", "running_var"))

@@ -26,16 +26,8 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 
 from evenslice._core import ConfigError, EvensliceError, ModelError, option, reason
-from evenslice.networks import (
-    exact_evaluation,
-    first_tensor,
-    input_size,
-    is_on_meta,
-    layer_label,
-    random_image,
-    run_network,
-    tensors_in,
-)
+from evenslice.networks import input_size, layer_label
+from evenslice.neutralizing.running import exact_evaluation, is_on_meta, random_image, run_network, tensors_in
 from evenslice.neutralizing.strategies import MIXER_HINT
 
 if TYPE_CHECKING:
@@ -141,19 +133,6 @@ def find_stems(
         return trace(model, image.to("meta") if is_on_meta(model) else image).stems
 
 
-def input_channels(model: nn.Module) -> int:
-    """Return how many channels a network reads, by trying; it is left as it was.
-
-    Raises:
-        ModelError: the network refuses every image that `find_stems` would try.
-
-    Example:
-        >>> input_channels(nn.Conv2d(4, 8, 3))
-        4
-    """
-    return accepted_input(model)[0]
-
-
 def accepted_input(
     model: nn.Module,
     channels: Iterable[int] = (),
@@ -173,10 +152,18 @@ def accepted_input(
         ModelError: the network refuses every image, or an error of evenslice was raised in it.
         ConfigError: the size is not a pair of positive whole numbers.
     """
-    _check_size(size)
+    numbers: Any = size if isinstance(size, tuple | list) else ()
+    sound = len(numbers) == 2 and all(isinstance(pixels, Integral) and int(pixels) > 0 for pixels in numbers)
+    if size is not None and not sound:
+        raise ConfigError(
+            f"{option('size')}: is {size!r:.60}; must be two numbers of pixels (y, x), such as (64, 64)"
+        )
     stated, usual = input_size(model), [(pixels, pixels) for pixels in SIZES]
     sizes = [size] if size else [stated, *usual] if stated else usual
-    counts = tuple(dict.fromkeys(channels)) or tuple(dict.fromkeys((3, *_first_width(model))))
+    # The first layer in the order of registration mostly is the first to run.
+    layers = (module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear))
+    widths = (each.in_channels if isinstance(each, nn.Conv2d) else each.in_features for each in layers)
+    counts = tuple(dict.fromkeys(channels)) or tuple(dict.fromkeys((3, next(widths, 3))))
     passes = (True,) if is_on_meta(model) else (True, False) if dry else (False,)
     refusals: list[Exception] = []
     with exact_evaluation(model), torch.no_grad():
@@ -197,23 +184,6 @@ def accepted_input(
     )
 
 
-def _check_size(size: Any) -> None:
-    numbers = size if isinstance(size, tuple | list) else ()
-    sound = len(numbers) == 2 and all(isinstance(pixels, Integral) and int(pixels) > 0 for pixels in numbers)
-    if size is not None and not sound:
-        raise ConfigError(
-            f"{option('size')}: is {size!r:.60}; must be two numbers of pixels (y, x), such as (64, 64)"
-        )
-
-
-def _first_width(model: nn.Module) -> Iterator[int]:
-    """Yield the input width of the first layer in the order of registration, which mostly is the first to run."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            yield module.in_channels if isinstance(module, nn.Conv2d) else module.in_features
-            return
-
-
 def trace_dry(model: nn.Module, image: Tensor) -> Stems:
     """Find the stems by a pass of shapes alone, or as `trace` does if the network cannot be run without values."""
     try:
@@ -225,7 +195,7 @@ def trace_dry(model: nn.Module, image: Tensor) -> Stems:
 
 
 def trace(model: nn.Module, image: Tensor) -> Trace:
-    """Run a network once and find its stems; call it inside `evenslice.networks.exact_evaluation`.
+    """Run a network once and find its stems; call it inside `evenslice.neutralizing.running.exact_evaluation`.
 
     Args:
         model: the network.
@@ -235,17 +205,12 @@ def trace(model: nn.Module, image: Tensor) -> Trace:
         ModelError: nothing with parameters reads the image, or what reads it is no convolution or linear layer.
     """
     tracer = _Tracer(image.requires_grad_())
-    with ExitStack() as stack, torch.enable_grad():
-        for parameter in model.parameters():
-            if parameter.is_floating_point() and not parameter.requires_grad:
-                parameter.requires_grad_()
-                stack.callback(parameter.requires_grad_, False)
+    with recorded_graph(model) as stack:
         for name, module in model.named_modules():
             if _has_parameters(module) or _has_statistics(module):
                 for handle in tracer.watch(name, module):
                     stack.callback(handle.remove)
         parts = stack.enter_context(recorded_parts(model))
-        stack.callback(tracer.thaw)
         try:
             output = run_network(
                 model, image.clone()
@@ -274,6 +239,37 @@ def trace(model: nn.Module, image: Tensor) -> Trace:
 
 
 @contextmanager
+def recorded_graph(model: nn.Module) -> Iterator[ExitStack]:
+    """In the block, the autograd graph records every parameter of a network, frozen ones too; yield what undoes more."""
+    with ExitStack() as stack, torch.enable_grad():
+        for parameter in model.parameters():
+            if parameter.is_floating_point() and not parameter.requires_grad:
+                parameter.requires_grad_()
+                stack.callback(parameter.requires_grad_, False)
+        yield stack
+
+
+def graph_nodes(starts: Iterable[Any], ends: Callable[[Any], bool] = lambda _: False) -> Iterator[Any]:
+    """Yield the nodes of an autograd graph that lead to some nodes, each once.
+
+    The nodes of a layer's parameters are the last of its inputs, and the walk takes the last first, so it meets them soon.
+
+    Args:
+        starts: the nodes; None for none.
+        ends: whether the walk ends at a node.
+    """
+    stack, seen = list(starts), set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        if not ends(node):
+            stack.extend(parent for parent, _ in node.next_functions)
+
+
+@contextmanager
 def recorded_parts(model: nn.Module) -> Iterator[list[tuple[str, Any]]]:
     """Yield a list of the names and outputs of a network's top-level parts, to which each call in the block adds."""
     heard: list[tuple[str, Any]] = []
@@ -290,14 +286,9 @@ def plain_stems(stems: Stems, arrivals: Sequence[Tensor]) -> Stems:
     Raises:
         ModelError: one of them has no plain equivalent.
     """
-    layers = (
-        plain_layer(stem.name, stem.reader, arrived)
-        for stem, arrived in zip(stems.items, arrivals, strict=True)
-    )
-    return replace(
-        stems,
-        items=tuple(replace(stem, module=layer) for stem, layer in zip(stems.items, layers, strict=True)),
-    )
+    pairs = zip(stems.items, arrivals, strict=True)
+    items = (replace(stem, module=plain_layer(stem.name, stem.reader, arrived)) for stem, arrived in pairs)
+    return replace(stems, items=tuple(items))
 
 
 @dataclass
@@ -335,9 +326,8 @@ class _Tracer:
     """
 
     def __init__(self, image: Tensor) -> None:
-        self.image = image
         self.passed: list[str] = []  # batch norms that read the image
-        self.frozen: list[nn.Parameter] = []  # their parameters
+        self.leaves = [image]  # of the graph in front of the stems: the parameters of these batch norms, too
         self.seen: dict[str, _Reader] = {}
         self.norm_calls: Counter[nn.Module | None] = Counter()
 
@@ -345,15 +335,15 @@ class _Tracer:
         """Hook a module, and yield the handles of the hooks."""
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            arrived = first_tensor((*args, *kwargs.values()))
+            arrived = next(tensors_in((*args, *kwargs.values())), None)
             if arrived is None:
                 return
             self._note_norm(module, arrived)
-            if not _leads_only_to(self.image, arrived):
+            if not _leads_only_to(self.leaves, arrived):
                 return
             if _is_fixed_norm(module, arrived):
                 self.passed.append(name)
-                self._freeze(module)
+                self.leaves.extend(module.parameters())
             elif _has_parameters(module) and _is_layer(module):
                 self.seen.setdefault(name, _Reader(name, module, arrived.detach()))
 
@@ -363,18 +353,6 @@ class _Tracer:
 
         yield module.register_forward_pre_hook(before, with_kwargs=True)
         yield module.register_forward_hook(after)
-
-    def _freeze(self, module: nn.Module) -> None:
-        """Keep a module's parameters out of the graph of its output."""
-        for parameter in module.parameters():
-            if parameter.requires_grad:
-                parameter.requires_grad_(False)
-                self.frozen.append(parameter)
-
-    def thaw(self) -> None:
-        """Undo what was done to parameters."""
-        for parameter in self.frozen:
-            parameter.requires_grad_()
 
     def _note_norm(self, module: nn.Module, arrived: Tensor) -> None:
         if _has_statistics(module):
@@ -436,41 +414,24 @@ def _is_fixed_norm(module: nn.Module, arrived: Tensor) -> bool:
     )
 
 
-def _leads_only_to(image: Tensor, tensor: Tensor) -> bool:
-    """Say whether a tensor was computed from the image and from no parameter.
+def _leads_only_to(leaves: Sequence[Tensor], tensor: Tensor) -> bool:
+    """Say whether a tensor was computed from the first of some leaves, the image, and from no others than these.
 
-    The nodes of a layer's parameters are the last of its inputs, and the walk takes the last first, so it ends after a
-    few steps anywhere after a stem.
+    The walk ends after a few steps anywhere after a stem.
     """
-    stack, seen, found = [tensor.grad_fn], set(), False
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
+    found = False
+    for node in graph_nodes([tensor.grad_fn]):
         leaf = getattr(node, "variable", None)
-        if leaf is not None and leaf is not image:
+        if leaf is not None and all(leaf is not each for each in leaves):
             return False
-        found = found or leaf is image
-        stack.extend(parent for parent, _ in node.next_functions)
+        found = found or leaf is leaves[0]
     return found
 
 
 def _consumers(output: Any, nodes: set[Any]) -> Counter[Any]:
     """Count the operations that read the output of each of some graph nodes."""
-    counts: Counter[Any] = Counter()
-    stack = [tensor.grad_fn for tensor in tensors_in(output)]
-    seen = set()
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        for parent, _ in node.next_functions:
-            if parent in nodes:
-                counts[parent] += 1
-            stack.append(parent)
-    return counts
+    every = graph_nodes(tensor.grad_fn for tensor in tensors_in(output))
+    return Counter(parent for node in every for parent, _ in node.next_functions if parent in nodes)
 
 
 class SameConv2d(nn.Conv2d):
@@ -568,21 +529,29 @@ def _is_plain(layer: nn.Conv2d | nn.Linear, call: _Call) -> bool:
 
 def _candidates(layer: nn.Module, call: _Call, arrived: Tensor) -> Iterator[nn.Conv2d | nn.Linear]:
     """Yield plain layers that may be equivalent to a layer, given one of its calls."""
-    if not call.options:
-        yield _filled(nn.Linear, (call.weight.shape[1], call.weight.shape[0]), {}, layer, call, call.weight)
-        return
-    weight = _dense(call.weight, call.options["groups"])
-    channels = (weight.shape[1], weight.shape[0], tuple(weight.shape[2:]))
-    options = {name: call.options[name] for name in ("stride", "dilation", "padding")}
-    if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
-        mode = {"padding": layer.padding, "padding_mode": layer.padding_mode}
-        yield _filled(nn.Conv2d, channels, {**options, **mode}, layer, call, weight)
+    options = {name: call.options[name] for name in ("stride", "dilation", "padding") if call.options}
+    weight = _dense(call.weight, call.options.get("groups", 1))
+
+    def filled(make: Callable[..., Any], **changed: Any) -> Any:
+        sizes = (tuple(weight.shape[2:]),) if options else ()
+        made = make(weight.shape[1], weight.shape[0], *sizes, bias=call.bias is not None, **options | changed)
+        made = made.to(weight)
+        made.weight.copy_(weight)
+        if call.bias is not None:
+            made.bias.copy_(call.bias)
+        learns = any(parameter.requires_grad for parameter in layer.parameters())
+        return made.requires_grad_(learns).train(layer.training)
+
+    if not options:
+        yield filled(nn.Linear)
+    elif isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
+        yield filled(nn.Conv2d, padding=layer.padding, padding_mode=layer.padding_mode)
     elif call.input.shape == arrived.shape:
-        yield _filled(nn.Conv2d, channels, options, layer, call, weight)
+        yield filled(nn.Conv2d)
     else:  # it was padded with zeros before, the same on every side or as the stride requires
         added = [(a - b) // 2 for a, b in zip(call.input.shape[-2:], arrived.shape[-2:], strict=True)]
-        yield _filled(SameConv2d, channels, {**options, "padding": 0}, layer, call, weight)
-        yield _filled(nn.Conv2d, channels, {**options, "padding": tuple(added)}, layer, call, weight)
+        yield filled(SameConv2d, padding=0)
+        yield filled(nn.Conv2d, padding=tuple(added))
 
 
 def _dense(weight: Tensor, groups: int) -> Tensor:
@@ -597,30 +566,10 @@ def _dense(weight: Tensor, groups: int) -> Tensor:
     return dense
 
 
-def _filled(
-    make: Callable[..., nn.Conv2d | nn.Linear],
-    shape: tuple[Any, ...],
-    options: Mapping[str, Any],
-    layer: nn.Module,
-    call: _Call,
-    weight: Tensor,
-) -> nn.Conv2d | nn.Linear:
-    """Make a plain layer with the weights of a call; it is trainable if the other layer is."""
-    made = make(*shape, bias=call.bias is not None, device=weight.device, dtype=weight.dtype, **options)
-    made.weight.copy_(weight)
-    if call.bias is not None and made.bias is not None:
-        made.bias.copy_(call.bias)
-    learns = any(parameter.requires_grad for parameter in layer.parameters())
-    return made.requires_grad_(learns).train(layer.training)
-
-
 def _responds_alike(made: nn.Module, layer: nn.Module, arrived: Tensor) -> bool:
     """Say whether two layers respond alike, to an image of another size too if sizes matter."""
-    images = [arrived]
-    if isinstance(made, nn.Conv2d):
-        images.append(
-            arrived[..., : -1 if arrived.shape[-2] > 1 else None, : -1 if arrived.shape[-1] > 1 else None]
-        )
+    y, x = (max(size - 1, 1) for size in arrived.shape[-2:])
+    images = [arrived, arrived[..., :y, :x]] if isinstance(made, nn.Conv2d) else [arrived]
     for image in images:
         try:
             old, new = layer(image.clone()), made(image)

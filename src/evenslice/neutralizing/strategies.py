@@ -1,8 +1,11 @@
-"""Strategies: how the kernels of a stem's colours become the kernels of slices.
+"""Strategies: how the kernels of a stem's colours become the kernels of slices; and ties, which keep these symmetric.
 
 A strategy is a pure function from weights to weights. It knows nothing of networks: it takes kernels with their
 channel axis, (filters, C, ...), and gives kernels with a slice axis, (filters, N, ...), computed in float64. C is 3 for
 colours, and any other number for a network that already has so many inputs.
+
+A tied weight is a `torch.nn.utils.parametrize` parametrization: the layer computes with the mean over the slices that
+are tied to each other, and training moves them together.
 
 Example:
     >>> import torch
@@ -17,12 +20,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from evenslice._core import ConfigError, ModelError, did_you_mean, option, whole_number
+from evenslice._core import ConfigError, ModelError, check_known, did_you_mean, option, whole_number
+from evenslice.networks import TIED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,11 +57,6 @@ class KernelStrategy:
     derive: Callable[[Tensor, int, Sequence[float], int], Tensor] | None = None
     averaged: bool = False
     profile: tuple[float, ...] = ()
-
-    @property
-    def drawn(self) -> bool:
-        """Whether the stem is drawn at random, not derived from its kernels."""
-        return self.derive is None
 
     def promises_gray(self, channels: int, slices: int) -> bool:
         """Say whether N equal slices get the response that C equal channels got."""
@@ -94,12 +94,10 @@ def find_strategy(strategy: str | Sequence[float], slices: int) -> KernelStrateg
         'profile'
     """
     slices = whole_number("slices", slices)
-    if slices < 1 or slices % 2 != 1:
+    if slices % 2 != 1 or not 1 <= slices <= MOST_SLICES:
         raise ConfigError(
-            f"{slices} slices: a window has an odd number of slices, 1, 3, 5, ...; choose it with {option('slices')}"
+            f"{option('slices', slices)}: a window has an odd number of slices, 1, 3, 5, ..., at most {MOST_SLICES}"
         )
-    if slices > MOST_SLICES:
-        raise ConfigError(f"{option('slices', slices)}: a window has at most {MOST_SLICES} slices")
     if isinstance(strategy, str):
         if strategy not in _TABLE:
             raise ConfigError(f"{option('strategy', strategy)}: {did_you_mean(strategy, STRATEGIES)}")
@@ -107,21 +105,12 @@ def find_strategy(strategy: str | Sequence[float], slices: int) -> KernelStrateg
     try:
         profile = tuple(float(weight) for weight in strategy)
     except (TypeError, ValueError, OverflowError):
+        profile = ()
+    sums = math.isclose(sum(profile), 1.0, abs_tol=1e-6)
+    if len(profile) != slices or not sums or profile != profile[::-1]:
         raise ConfigError(
-            f"{option('strategy')}: is {strategy!r:.60}; must be one of {', '.join(STRATEGIES)}, or {slices} numbers"
-        ) from None
-    if len(profile) != slices:
-        raise ConfigError(
-            f"{option('strategy')}: the profile has {len(profile)} weights; {slices} slices need {slices}; change one of the "
-            f"two ({option('slices')})"
-        )
-    if not math.isclose(sum(profile), 1.0, abs_tol=1e-6):
-        raise ConfigError(
-            f"{option('strategy')}: the weights of the profile sum to {sum(profile):g}; they have to sum to 1"
-        )
-    if profile != profile[::-1]:
-        raise ConfigError(
-            f"{option('strategy')}: the profile {profile} is not symmetric; give the same weight to opposite offsets"
+            f"{option('strategy')}: is {strategy!r:.60}; must be one of {', '.join(STRATEGIES)}, or {slices} weights, the same "
+            "for opposite slices, which sum to 1"
         )
     return replace(_TABLE["profile"], profile=profile)
 
@@ -153,18 +142,16 @@ def profile_weights(
         >>> [round(weight, 3) for weight in profile_weights(5, (30, 15, 15))]
         [0.001, 0.141, 0.716, 0.141, 0.001]
     """
-    slices, step = whole_number("slices", slices), whole_number("step", step)
+    slices, step = whole_number("slices", slices), whole_number("step", step, least=1)
     find_strategy("profile", slices)
     try:
-        z, y, x = (1.0, 1.0, 1.0) if spacing is None else (float(size) for size in spacing)
+        z, y, x = (1.0, 1.0, 1.0) if spacing is None else map(float, spacing)
     except (TypeError, ValueError, OverflowError):
         z = y = x = math.nan
     if not all(SMALLEST_SIZE <= size <= LARGEST_SIZE for size in (z, y, x)):
         raise ConfigError(
             f"{option('spacing')}: is {spacing!r:.60}; must be three positive numbers (z, y, x)"
         )
-    if step < 1:
-        raise ConfigError(f"{option('step', step)}: must be 1 or more")
     ratio = step * (z / x) / math.sqrt(y / x)
     power = ratio * ratio  # infinite where ** would raise an error
     binomial = _binomial(slices)
@@ -247,21 +234,17 @@ def _center(kernels: Tensor, slices: int, *_: object) -> Tensor:
 
 
 def _mirror(kernels: Tensor, slices: int, *_: object) -> Tensor:
-    spreaded = _by_side(kernels, slices, "mirror")
+    spreaded = _twin(kernels, slices)
     return (spreaded + spreaded.flip(1)) / 2
 
 
 def _twin(kernels: Tensor, slices: int, *_: object) -> Tensor:
-    return _by_side(kernels, slices, "twin")
-
-
-def _by_side(kernels: Tensor, slices: int, strategy: str) -> Tensor:
     """Spread channels over the offsets on their side of the middle."""
     channels = kernels.shape[1]
     if channels % 2 == 0:
         raise ModelError(
-            f"the strategy {strategy!r} needs a middle channel, and the network has {channels} inputs;"
-            " use 'uniform', 'center' or 'profile'"
+            f"the strategies 'mirror' and 'twin' need a middle channel, and the network has {channels} inputs; choose 'uniform', "
+            "'center' or 'profile'"
         )
     last, end = channels // 2, slices // 2
     result = kernels.new_zeros(kernels.shape[0], slices, *kernels.shape[2:])
@@ -318,3 +301,140 @@ _TABLE = {
 
 STRATEGIES: tuple[str, ...] = tuple(_TABLE)
 """The names of all strategies."""
+
+TIES: tuple[str, ...] = ("mirror", "uniform")
+"""The names of all ties."""
+
+
+class Tied(nn.Module):
+    """The parametrization of a tied weight: every input feature is the mean over the features it is tied to.
+
+    Args:
+        partners: (G, F) the features that each of F features is averaged over, itself included.
+        scale: (F,) by how much the path to the layer multiplies each feature; the mean is over effective kernels, so a
+            fixed scaling in front of the layer does not undo the symmetry.
+
+    Example:
+        >>> tied = Tied(torch.tensor([[0, 1, 2], [2, 1, 0]]), torch.ones(3))
+        >>> tied(torch.tensor([[1.0, 5.0, 3.0]]))
+        tensor([[2., 5., 2.]])
+    """
+
+    def __init__(self, partners: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        # Not part of the state dict, as `neutralize` with the same tie makes them again; nor buffers, which averages of
+        # networks over time average, too: that of an index 3 and 3 may be 2. Its length lets no other tie load it.
+        self.register_buffer(TIED, torch.zeros(len(partners), dtype=torch.uint8, device=partners.device))
+        self.partners = partners
+        self.ratio = scale[partners] / scale / len(partners)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the symmetric weight (out, F, ...) of a free one."""
+        trailing = [1] * (weight.ndim - 2)
+        # Term by term, to save memory; identical to the bit in every slice, as the order of two terms does not matter
+        # and larger groups are always in the same order.
+        total = torch.zeros_like(weight)
+        for partner, ratio in zip(self.partners, self.ratio, strict=True):
+            chosen = weight.index_select(1, partner.to(weight.device))
+            total = total + chosen * ratio.to(weight).reshape(-1, *trailing)
+        return total
+
+
+def check_tie(tie: str | None) -> None:
+    """Raise ConfigError unless a tie is known or None.
+
+    Example:
+        >>> check_tie("mirror")
+    """
+    if tie is not None:
+        check_known("tie", tie, TIES, "; omit it to leave the slices free")
+
+
+def symmetric(kernels: Tensor, tie: str) -> Tensor:
+    """Return the kernels that a tie allows and that are nearest to some (filters, N, ...).
+
+    Example:
+        >>> symmetric(torch.tensor([[1.0, 5.0, 3.0]]), "mirror")
+        tensor([[2., 5., 2.]])
+        >>> symmetric(torch.tensor([[1.0, 5.0, 3.0]]), "uniform")
+        tensor([[3., 3., 3.]])
+    """
+    if tie == "mirror":
+        return (kernels + kernels.flip(1)) / 2
+    return kernels.mean(dim=1, keepdim=True).expand_as(kernels)
+
+
+def tie_weight(layer: nn.Module, index: Tensor, scale: Tensor, tie: str) -> None:
+    """Tie the kernels of a layer.
+
+    Args:
+        layer: a layer with a parameter ``weight`` (out, F, ...).
+        index: (positions, slices) the numbers of the features that come from each slice.
+        scale: by how much the path to the layer multiplies each of them.
+        tie: "mirror" ties offset -k to offset k, "uniform" all offsets.
+    """
+    groups = (
+        torch.stack([index, index.flip(1)])
+        if tie == "mirror"
+        else index.T[:, :, None].expand(-1, *index.shape)
+    )
+    partners = torch.empty(len(groups), index.numel(), dtype=torch.long, device="cpu")
+    partners[:, index.flatten()] = groups.flatten(1)
+    by_feature = torch.empty(index.numel(), dtype=torch.float64, device="cpu")
+    by_feature[index] = scale
+    tied = Tied(partners, by_feature.float())
+    parametrize.register_parametrization(layer, "weight", tied)
+    _make_picklable(layer)
+
+
+def is_tied(layer: nn.Module) -> bool:
+    """Say whether `tie_weight` has tied a layer's weight.
+
+    Example:
+        >>> is_tied(nn.Linear(2, 2))
+        False
+    """
+    tied = parametrize.is_parametrized(layer, "weight") and cast("Any", layer).parametrizations["weight"]
+    return any(isinstance(item, Tied) for item in tied or ())
+
+
+def untie_weight(layer: nn.Module, *, bake: bool = True) -> None:
+    """Remove the tie of a layer's weight, which stays the same parameter and may move freely from now on.
+
+    Args:
+        layer: a layer that `tie_weight` tied.
+        bake: give the parameter the tied values, so that the layer computes the same; otherwise it keeps the free ones.
+    """
+    parametrize.remove_parametrizations(layer, "weight", leave_parametrized=bake)
+    bias = dict(layer.named_parameters(recurse=False)).get("bias")
+    if bias is not None:  # torch has put the weight behind it, but it comes first in a state dict
+        del layer.bias
+        layer.register_parameter("bias", bias)
+
+
+def _make_picklable(layer: nn.Module) -> None:
+    """Let a tied layer be pickled, which torch refuses for parametrized modules, as their class is made at run time.
+
+    Workers of a cluster receive networks by pickle. What is pickled is the layer without its tie, and the tie.
+    """
+    cls: Any = type(layer)
+    cls.__reduce_ex__ = _reduce
+    # With torch's own, copies would share that class, and untying one would break the others.
+    if "__deepcopy__" in vars(cls):
+        del cls.__deepcopy__
+
+
+def _reduce(layer: nn.Module, _: int) -> tuple[Any, ...]:
+    state = dict(vars(layer))
+    state["_modules"] = {name: child for name, child in layer.named_children() if name != "parametrizations"}
+    tied = cast("Any", layer).parametrizations["weight"]
+    return _rebuild, (type(layer).__mro__[1], state, tied.original, tied[0])
+
+
+def _rebuild(cls: type[nn.Module], state: dict[str, Any], free: nn.Parameter, tied: Tied) -> nn.Module:
+    layer = cls.__new__(cls)
+    vars(layer).update(state)
+    layer.register_parameter("weight", free)
+    parametrize.register_parametrization(layer, "weight", tied)
+    _make_picklable(layer)
+    return layer

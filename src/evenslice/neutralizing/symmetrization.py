@@ -10,9 +10,8 @@ Example:
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from numbers import Number
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
@@ -21,28 +20,16 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map, tree_structure
 
 from evenslice._core import EvensliceError, ModelError, option, reason
-from evenslice.networks import (
-    detections,
-    exact_evaluation,
-    failing_layer,
-    function_name,
-    layer_label,
-    logits,
-    random_image,
-    require_values,
-    tensors_in,
-    with_gradients,
-)
+from evenslice.networks import detections, function_name, layer_label, logits, require_values, with_gradients
+from evenslice.neutralizing import verification
 from evenslice.neutralizing.averages import (
     OUTPUT,
-    average_detections,
     average_mirrored,
     averages_due,
     averages_mirrored,
     find_cut,
-    finds_objects,
+    mean_of,
 )
-from evenslice.neutralizing.folding import find_scaling
 from evenslice.neutralizing.record import (
     Record,
     keep_record,
@@ -51,35 +38,20 @@ from evenslice.neutralizing.record import (
     uncompiled,
     unwrapped,
 )
+from evenslice.neutralizing.rewriting import find_scaling
+from evenslice.neutralizing.running import exact_evaluation, failing_layer, tensors_in
 from evenslice.neutralizing.stems import accepted_input
-from evenslice.neutralizing.verification import (
-    OutputErrors,
-    Outputs,
-    allowed_error,
-    compared,
-    in_float64,
-    measure,
-    run_with_parts,
-    trial_images,
-)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import ExitStack
 
     from numpy.typing import NDArray
 
 STATED = ("slices", "tile", "sides", "mean", "std", "origin")
 """Attributes by which a function states what windows it takes, and where it comes from."""
 
-WORDS = (str, bytes, type(None))
-"""What is no answer, and is returned as it was for the window as given."""
-
-RIGHT = "it has to return arrays or tensors, or a mapping, tuple or list of them"
-
 _Network = TypeVar("_Network", bound=nn.Module)
-
-MIRROR_LIMIT, GRAY_LIMIT = 1e-5, 1e-4
-"""Largest errors of a symmetrized network, as for `neutralize`."""
 
 
 @overload
@@ -143,12 +115,10 @@ def symmetrize(
         ('1',)
     """
     if not isinstance(model, nn.Module):
-        if at != OUTPUT:
-            raise ModelError(f"{at!r}: a function can only be symmetrized at {OUTPUT!r}")
-        for name, given in (("size", size), ("outputs", outputs)):
-            if given is not None:
+        for name, given in (("at", at != OUTPUT), ("size", size), ("outputs", outputs)):
+            if given:
                 raise ModelError(
-                    f"{option(name)}: has no effect on a function, which is not verified; leave it out"
+                    f"{option(name)}: has no effect on a function, which is averaged at its output and not verified; leave it out"
                 )
         return SymmetrizedFunction(model)
     require_values(model)
@@ -201,20 +171,15 @@ def symmetrize_after(
         ModelError: see `symmetrize`.
     """
     network, wrapper = unwrapped(model)
-    outside = next((cut for cut in cuts if cut and not f"{cut}.".startswith(wrapper)), None)
-    if outside is not None:
-        raise ModelError(
-            f"{_label(model, outside)} only wraps the network {type(network).__name__}; choose {OUTPUT!r} or a module inside it"
-        )
     # Where the record is, as what wraps the network may be taken off, or call another part of it. Else around the wrapper, which
     # may call no more than the network's forward, or give it more than the window.
+    inside = all(not cut or f"{cut}.".startswith(wrapper) for cut in cuts)
     with exact_evaluation(model), torch.no_grad():
-        try:
-            _symmetrize_part(model, cuts, network, wrapper, size, outputs)
-        except ModelError:
-            if network is model:
-                raise
-            _symmetrize_part(model, cuts, model, "", size, outputs)
+        if network is not model and inside:
+            with suppress(ModelError):
+                _symmetrize_part(model, cuts, network, wrapper, size, outputs)
+                return
+        _symmetrize_part(model, cuts, model, "", size, outputs)
 
 
 def _symmetrize_part(  # where the averages are, and how the whole is verified
@@ -240,83 +205,42 @@ def _symmetrize_part(  # where the averages are, and how the whole is verified
             f"the network takes {slices} slices, and a window has an odd number: 1, 3, 5, ...; build it with an odd number of "
             "inputs"
         )
-    names = tuple(f"{cut}.".removeprefix(wrapper).removesuffix(".") for cut in cuts)
-    trial = model, network, names, cuts[0], (slices, pixels), outputs
-    errors, unlike = _measured(*trial)
-    if unlike is not None or _broken(errors):
-        with in_float64(model):
-            exact, unlike = _measured(*trial)
-        if unlike is not None:
-            raise unlike
-        if _broken(exact):
-            raise ModelError(
-                f"the network is not symmetric when it is cut after {_label(model, cuts[0])}: reversing the window "
-                f"changes its output by {exact.mirror:.2g} of its largest value, giving it one slice N times by "
-                f"{exact.gray:.2g}; something else in it reads the window"
-            )
-    average_mirrored(network, names, ExitStack())  # never closed
-    if record is None or record.slices != slices:
-        record = _new_record(model, slices, record)
-    keep_record(
-        network,
-        replace(
-            record,
-            symmetrized=names,
-            mirror_error=errors.mirror,
-            permutation_error=errors.permutation,
-            gray_error=errors.gray,
-            check="network",
-        ),
-    )
-
-
-def _measured(  # what is averaged where, and what it takes
-    model: nn.Module,
-    network: nn.Module,
-    names: Sequence[str],
-    cut: str,
-    shape: tuple[int, tuple[int, int]],
-    outputs: Callable[[Any], Any] | None,
-) -> tuple[OutputErrors, ModelError | None]:
-    """Measure the errors of a network that averages, which ends with it; see `measure`.
-
-    Raises:
-        ModelError: see `symmetrize`.
-    """
-    slices, pixels = shape
-    gray = random_image(model, (1, 1, *pixels)).repeat(1, slices, 1, 1)
-    images = trial_images(gray, random_image(model, (1, slices, *pixels), seed=1))
+    names, cut = tuple(f"{cut}.".removeprefix(wrapper).removesuffix(".") for cut in cuts), cuts[0]
     # What a detector finds is compared where it is averaged, not what its parts return.
-    chosen = Outputs(logits if outputs is None and not cut else outputs)
-    output, parts = run_with_parts(model, gray)
-    before = compared(output, parts, 1, chosen.reduce)
-    with ExitStack() as undo, _naming(model, cut):
-        average_mirrored(network, names, undo)
-        _check_lengths(_lengths(output), _lengths(model(images[1:2])))
-        return measure(model, before, chosen, images)
+    chosen = verification.Outputs(logits if outputs is None and not cut else outputs)
+
+    def average(undo: ExitStack) -> tuple[verification.OutputErrors, ModelError | None]:
+        images = verification.trial_images(model, slices, pixels)
+        before, output = chosen.of(model, images[:1]), model(images[1:2])
+        with _naming(model, cut):
+            average_mirrored(network, names, undo)
+            _check_lengths(output, model(images[1:2]))
+            errors, unlike = verification.measure(model, before, chosen, images)
+        broken = ModelError(
+            f"the network is not symmetric when it is cut after {_label(model, cut)}: reversing the window changes its output "
+            f"by {errors.mirror_error:.2g} of its largest value, giving it one slice N times by {errors.gray_error:.2g}; "
+            "something else in it reads the window"
+        )
+        return errors, unlike or (None if errors.allowed() else broken)
+
+    errors = verification.lasting(model, average)
+    if record is None or record.slices != slices:
+        scaling = find_scaling(model, slices, None, None, (record.mean, record.std) if record else None)
+        record = Record("pretrained", (), None, slices, 0, (), scaling.mean, scaling.std, 0.0, 0.0, 0.0)
+    keep_record(network, replace(record, symmetrized=names, check="network", **errors.recorded()))
 
 
-def _lengths(output: Any) -> list[int]:
-    """Return the lengths of all tensors that a network returns; none for a detector."""
-    return [] if detections(output) is not None else [len(each) for each in tensors_in(output) if each.ndim]
-
-
-def _check_lengths(without: Sequence[int], averaged: Sequence[int]) -> None:
+def _check_lengths(without: Any, averaged: Any) -> None:
     """Refuse outputs of a window and its mirror that are longer or shorter than those of a window: no averages of a batch."""
-    for number, (before, after) in enumerate(zip(without, averaged, strict=False), 1):
-        if after == 2 * before:
-            raise ModelError(f"output {number} of the network is for windows and mirrors, not averaged")
-        if after != before:
+    if detections(without) is not None:
+        return
+    pairs = zip(tensors_in(without), tensors_in(averaged), strict=False)
+    for number, (before, after) in enumerate(pairs, 1):
+        if before.ndim and after.ndim and len(before) != len(after):
             raise ModelError(
-                f"output {number} of the network is no batch (its length is {before} for one window, {after} with its mirror) "
-                "and would be cut in half; let the network return it as an attribute"
+                f"output {number} of the network is not averaged, or no batch that could be (its length is {len(before)} for one "
+                f"window, {len(after)} with its mirror); let the network return it as an attribute"
             )
-
-
-def _broken(errors: OutputErrors) -> bool:
-    return errors.mirror > allowed_error(MIRROR_LIMIT, errors.rounding) or errors.gray > allowed_error(
-        GRAY_LIMIT, errors.rounding
-    )
 
 
 @contextmanager
@@ -325,40 +249,19 @@ def _naming(model: nn.Module, cut: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the rest of the network may refuse its inputs by any exception
+        if not cut and isinstance(error, EvensliceError):
+            raise
+        fails = f"{failing_layer(error, model)} ({type(error).__name__}: {reason(error)})"
         if not cut:
-            if isinstance(error, EvensliceError):
-                raise
-            raise ModelError(
-                f"the network refuses windows beside their mirrors in {failing_layer(error, model)} "
-                f"({type(error).__name__}: {reason(error)})"
-            ) from error
+            raise ModelError(f"the network refuses windows beside their mirrors in {fails}") from error
         raise ModelError(
-            f"{_label(model, cut)} is not a valid cut: a connection bypasses it, or it is not run, as "
-            f"{failing_layer(error, model)} fails ({type(error).__name__}: {reason(error)}); choose a module that all "
-            f"paths from the image to the output go through, or {OUTPUT!r}"
+            f"{_label(model, cut)} is not a valid cut: a connection bypasses it, or it is not run, as it fails in {fails}; "
+            f"choose a module that all paths from the image to the output go through, or {OUTPUT!r}"
         ) from error
 
 
 def _label(model: nn.Module, cut: str) -> str:
     return layer_label(cut, model.get_submodule(cut))
-
-
-def _new_record(model: nn.Module, channels: int, part: Record | None) -> Record:
-    """Return the record of a network that nobody has neutralized, but for a part of it that gets other inputs."""
-    scaling = find_scaling(model, channels, None, None, (part.mean, part.std) if part else None)
-    return Record(
-        strategy="pretrained",
-        profile=(),
-        tie=None,
-        slices=channels,
-        seed=0,
-        stems=(),
-        mean=scaling.mean,
-        std=scaling.std,
-        mirror_error=0.0,
-        permutation_error=0.0,
-        gray_error=0.0,
-    )
 
 
 class SymmetrizedFunction:
@@ -413,41 +316,10 @@ class SymmetrizedFunction:
                 f"{self.name} returns other parts for a window than for its mirror, which cannot be averaged; return as many, "
                 "of the same names, for any window"
             )
-        if finds_objects(as_given):
-            both = (map(_as_tensors, found) for found in (as_given, mirrored))
-            return [average_detections(*pair) for pair in zip(*both, strict=True)]
-        mean = tree_map(self._mean, as_given, mirrored)
-        if all(isinstance(leaf, (*WORDS, int)) for leaf in tree_leaves(mean)):
-            raise ModelError(f"{self.name} returns {type(as_given).__name__} without a score; {RIGHT}")
+        mean = mean_of(as_given, mirrored)
+        if all(isinstance(leaf, str | bytes | int) or leaf is None for leaf in tree_leaves(mean)):
+            raise ModelError(f"{self.name} returns {type(as_given).__name__} without a score; return scores")
         return mean
-
-    def _mean(self, first: Any, second: Any) -> Any:
-        if isinstance(first, WORDS) or (isinstance(first, int) and first == second):  # what is no answer
-            return first
-        # A tensor may be on any device and in any precision, of which NumPy knows but some.
-        if isinstance(first, torch.Tensor):
-            first, second = first.detach(), second.detach()
-            real = first.is_floating_point() or first.is_complex()
-        elif isinstance(first, Number) or hasattr(first, "__array__"):
-            real = np.asarray(first).dtype.kind in "fc"
-        else:
-            raise ModelError(
-                f"{self.name} returns {type(first).__name__}, which cannot be averaged over a window and its mirror; {RIGHT}"
-            )
-        if not real:
-            raise ModelError(
-                f"{self.name} returns integers, which cannot be averaged over a window and its mirror; "
-                "it has to return scores or probabilities"
-            )
-        return first / 2 + second / 2  # of which no term overflows in half precision
-
-
-def _as_tensors(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a detector found with tensors in place of arrays, without their graph."""
-    return {
-        name: torch.as_tensor(value).detach() if hasattr(value, "__array__") else value
-        for name, value in found.items()
-    }
 
 
 def _copied(answer: Any) -> Any:

@@ -11,22 +11,17 @@ import math
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from evenslice._core import ModelError
-from evenslice.networks import (
-    answers_alone,
-    as_float64,
-    detections,
-    logits,
-    reduce_output,
-    tensors_in,
-)
+from evenslice.networks import answers_alone, as_float64, detections, logits, reduce_output
 from evenslice.neutralizing.averages import averages_mirrored, mean_of_halves
 from evenslice.neutralizing.input_path import run_to_stems
+from evenslice.neutralizing.running import random_image, tensors_in
 from evenslice.neutralizing.stems import recorded_parts
 from evenslice.neutralizing.strategies import MIXER_HINT
 
@@ -37,11 +32,15 @@ if TYPE_CHECKING:
     from evenslice.neutralizing.stems import Stem, Stems
     from evenslice.neutralizing.strategies import KernelStrategy
 
+_Found = TypeVar("_Found")
 ComparedOutputs = dict[Any, Tensor]
 """The tensors of a network that are compared, by where they come from; the first axis counts images."""
 
 MOST_ROUNDING = 0.1
 """Largest error that rounding excuses, enough for half precision. Of a network that amplifies it more, float64 tells."""
+
+MIRROR_LIMIT, GRAY_LIMIT = 1e-5, 1e-4
+"""Largest errors of an exact promise: of other orders of the slices, and of a gray image."""
 
 REPEATABLE, SAME = 1e-5, 1e-4
 """Largest differences between two outputs for one window, in two runs and in batches of two sizes: a few operations of a GPU
@@ -67,7 +66,12 @@ class Border:
     def patched(self, output: Tensor, call: int) -> Tensor:
         """Return the output of a call, with the old values on the border of the gray images."""
         old = self.outputs[call] if call < len(self.outputs) else output[:0]
-        if not len(old) or output[: len(old)].shape != old.shape or not _fits(self.inside, old):
+        fits = self.inside.ndim == old.ndim and output[: len(old)].shape == old.shape
+        if (
+            not len(old)
+            or not fits
+            or any(a not in (1, b) for a, b in zip(self.inside.shape, old.shape, strict=True))
+        ):
             return output
         patched = output.clone()
         # There are twice as many images where mirrors are appended.
@@ -77,19 +81,22 @@ class Border:
         return patched
 
 
-def _fits(mask: Tensor, tensor: Tensor) -> bool:
-    return mask.ndim == tensor.ndim and all(
-        a in (1, b) for a, b in zip(mask.shape, tensor.shape, strict=True)
-    )
-
-
 class OutputErrors(NamedTuple):
     """The errors of a `Record`, and the effect of rounding: of changing the last bits of the input."""
 
-    mirror: float
-    permutation: float
-    gray: float
+    mirror_error: float
+    permutation_error: float
+    gray_error: float
     rounding: float
+
+    def allowed(self) -> bool:
+        """Return whether rounding explains them in a network that is symmetric and keeps the answers to gray images."""
+        limits = ((self.mirror_error, MIRROR_LIMIT), (self.gray_error, GRAY_LIMIT))
+        return all(error <= allowed_error(limit, self.rounding) for error, limit in limits)
+
+    def recorded(self) -> dict[str, Any]:
+        """Return the errors that a `Record` has, by name."""
+        return {name: value for name, value in self._asdict().items() if name != "rounding"}
 
 
 @dataclass(frozen=True)
@@ -109,16 +116,12 @@ class Outputs:
 
     def of(self, model: nn.Module, images: Tensor) -> ComparedOutputs:
         """Run a network on images, and return what is compared."""
-        if self.stems is not None:
-            return _stem_outputs(model, self.stems, self.borders, images)
         with _old_borders(self.borders):
-            return compared(*run_with_parts(model, images), len(images), self.reduce)
-
-
-def run_with_parts(model: nn.Module, images: Tensor) -> tuple[Any, list[tuple[str, Any]]]:
-    """Return what a network returns, and what its top-level parts do, call by call."""
-    with recorded_parts(model) as parts:
-        return model(images), parts
+            if self.stems is not None:
+                return _stem_outputs(model, self.stems, images)
+            with recorded_parts(model) as parts:
+                output = model(images)
+            return compared(output, parts, len(images), self.reduce)
 
 
 def compared(
@@ -142,34 +145,38 @@ def compared(
     }
 
 
-def _stem_outputs(
-    model: nn.Module, stems: Stems, borders: Sequence[Border], images: Tensor
-) -> ComparedOutputs:
+def _stem_outputs(model: nn.Module, stems: Stems, images: Tensor) -> ComparedOutputs:
     """Return the outputs of changed stems, averaged where the network averages them later."""
-    calls = run_to_stems(model, stems, images, run=True)
-    patched = {border.stem.name: border for border in borders}
     averaged = averages_mirrored(model)
-    outputs = {}
-    for stem, call in zip(stems.items, calls, strict=True):
-        border = patched.get(stem.name)
-        output = border.patched(call.output, 0) if border else call.output
+    return {
         # A batch norm with an activation inside, after which the network averages, has done so already.
-        both = averaged and len(output) == len(call.input)
-        outputs[stem.name] = mean_of_halves(output) if both else output
-    return outputs
+        stem.name: mean_of_halves(call.output)
+        if averaged and len(call.output) == len(call.input)
+        else call.output
+        for stem, call in zip(stems.items, run_to_stems(model, stems, images, run=True), strict=True)
+    }
 
 
-def trial_images(gray: Tensor, window: Tensor) -> Tensor:
-    """Return the images to run a neutralized network on.
+def trial_images(
+    model: nn.Module,
+    slices: int,
+    size: tuple[int, int],
+    scaled: Callable[[Tensor], Tensor] = torch.Tensor.clone,
+) -> Tensor:
+    """Return the images to run a changed network on.
 
     Args:
-        gray: (1, slices, y, x) an image whose slices are all equal.
-        window: (1, slices, y, x) an image whose slices differ.
+        model: the network.
+        slices: N.
+        size: in pixels (y, x).
+        scaled: scales images in 0..1 as the network receives them.
 
     Returns:
-        (6, slices, y, x): the gray image; the window, reversed, rotated by one slice, with its first two slices
-        exchanged, and with the last bit of every voxel changed, up or down at random.
+        (6, slices, y, x): an image whose slices are all equal; a window, reversed, rotated by one slice, with its first two
+        slices exchanged, and with the last bit of every voxel changed, up or down at random.
     """
+    gray = scaled(random_image(model, (1, 1, *size)).repeat(1, slices, 1, 1))
+    window = scaled(random_image(model, (1, slices, *size), seed=1))
     exchanged = torch.cat([window[:, :2].flip(1), window[:, 2:]], dim=1)
     rounded = window * (1 + torch.finfo(window.dtype).eps * (window - window.flip(-1)).sign())
     return torch.cat([gray, window, window.flip(1), window.roll(1, dims=1), exchanged, rounded])
@@ -193,7 +200,7 @@ def _old_borders(borders: Sequence[Border]) -> Iterator[None]:
 def in_float64(model: nn.Module) -> Iterator[None]:
     """In the block, a network's parameters, buffers and other tensors are float64; afterwards they are as before.
 
-    Its parameters stay the same objects. The block may replace them if it puts them back.
+    They stay the same objects. The block may replace them if it puts them back.
 
     Example:
         >>> network = nn.Conv2d(3, 8, 1)
@@ -204,23 +211,12 @@ def in_float64(model: nn.Module) -> Iterator[None]:
         torch.float32
     """
     with ExitStack() as stack:
-        converted: dict[int, Tensor] = {}
-        for module in model.modules():
-            for parameter in module.parameters(recurse=False):
-                if parameter.is_floating_point() and id(parameter) not in converted:
-                    stack.callback(setattr, parameter, "data", parameter.data)
-                    converted[id(parameter)] = parameter.data = parameter.data.double()
-            for store in (module._buffers, vars(module)):  # noqa: SLF001  # what `module.double()` converts, and what it does not
-                _convert(store, converted, stack)
+        plain = (value for module in model.modules() for value in vars(module).values())
+        for value in {id(each): each for each in chain(model.parameters(), model.buffers(), plain)}.values():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                stack.callback(setattr, value, "data", value.data)
+                value.data = value.data.double()
         yield
-
-
-def _convert(store: dict[str, Any], converted: dict[int, Tensor], undo: ExitStack) -> None:
-    """Make the tensors among the values float64 until ``undo`` is closed; those that are one object stay one."""
-    for name, value in list(store.items()):
-        if isinstance(value, Tensor) and value.is_floating_point():
-            undo.callback(store.__setitem__, name, value)
-            store[name] = converted.setdefault(id(value), value.double())
 
 
 def compare_outputs(before: ComparedOutputs, after: ComparedOutputs) -> OutputErrors:
@@ -301,8 +297,43 @@ def measure(
         return errors, error
     mirror = run(images[2:3])
     apart = max((_difference(window[key], mirror[key]) for key in window if key in mirror), default=0.0)
-    largest = max(errors.mirror, apart)
-    return errors._replace(mirror=largest, permutation=max(errors.permutation, largest)), None
+    largest = max(errors.mirror_error, apart)
+    return errors._replace(
+        mirror_error=largest, permutation_error=max(errors.permutation_error, largest)
+    ), None
+
+
+def lasting(model: nn.Module, change: Callable[[ExitStack], tuple[_Found, ModelError | None]]) -> _Found:
+    """Change a network so that it keeps a promise, or leave it as it was.
+
+    What fails in the network's own precision is repeated in float64. One random change of the last bits does not always tell
+    how much a deep network with random weights amplifies rounding; in float64 it has errors of 1e-10 or less, if it has no
+    fault.
+
+    Args:
+        model: the network.
+        change: changes it, given what takes what undoes the change; returns what was found, and the error that says which promise
+            is broken.
+
+    Raises:
+        ModelError: a promise is broken in float64 too; or in the network's own precision, and it does not compute in float64.
+    """
+    with ExitStack() as undo:
+        found, broken = change(undo)
+        if broken is None:
+            undo.pop_all()
+            return found
+    try:
+        with in_float64(model), ExitStack() as undo:
+            _, again = change(undo)
+    except Exception:  # noqa: BLE001  # a network may refuse float64 by any exception
+        raise broken from None
+    if again is not None:
+        raise again
+    with ExitStack() as undo:
+        found, _ = change(undo)
+        undo.pop_all()
+    return found
 
 
 def check_promises(
@@ -318,19 +349,16 @@ def check_promises(
         stems: what was rewritten, for messages.
     """
     symmetry = {"uniform": "permutation", "mirror": "mirror"}.get(record.tie or "", strategy.symmetry)
-    promises = [
-        ("reversing the slices", record.mirror_error, 1e-5, symmetry is not None),
-        ("reordering the slices", record.permutation_error, 1e-5, symmetry == "permutation"),
-        (
-            "giving it a gray image as slices, not as channels,",
-            record.gray_error,
-            1e-4,
-            strategy.promises_gray(channels, record.slices),
-        ),
-    ]
-    for what, error, precise, promised in promises:
+    promises = []
+    if symmetry is not None:
+        promises.append(("reversing the slices", record.mirror_error, MIRROR_LIMIT))
+    if symmetry == "permutation":
+        promises.append(("reordering the slices", record.permutation_error, MIRROR_LIMIT))
+    if strategy.promises_gray(channels, record.slices):
+        promises.append(("giving it a gray image as slices, not as channels,", record.gray_error, GRAY_LIMIT))
+    for what, error, precise in promises:
         limit = allowed_error(precise, rounding)
-        if promised and error > limit:
+        if error > limit:
             hint = "" if strategy.name == "mixer" else f"; {MIXER_HINT}"
             return ModelError(
                 f"the network breaks what the strategy {strategy.name!r} promises: {what} changes its output"

@@ -78,12 +78,10 @@ def record_beside(weights: Any, info: ValidationInfo) -> Record | None:
 
 def saved_record(weights: str) -> Record | None:
     """Return what was done to the network in a file of ``save_network``; None for any other weights."""
-    from evenslice.networks import METADATA_KEY, read_metadata
     from evenslice.neutralizing import read_saved
 
     try:
-        text = read_metadata(weights).get(METADATA_KEY)
-        return None if text is None else read_saved(weights, text)[0]
+        return (read_saved(weights) or (None,))[0]
     except ModelError:  # a damaged file, of which reading the weights will tell
         return None
 

@@ -26,8 +26,7 @@ from evenslice.inference import (
 from evenslice.networks import (
     ABOUT_INPUT,
     PROBABILITY,
-    ends_in_sigmoid,
-    ends_in_softmax,
+    final_activation,
     input_multiple,
     input_size,
     keep_generators,
@@ -202,9 +201,10 @@ def _check_network(network: nn.Module, config: TrainConfig, channels: int) -> No
             f"{spec}: returns {scores.shape[1]} channels; {config.data.classes} classes with the loss "
             f"{config.training.loss} need {channels}; change the network, data.classes or training.loss"
         )
-    if ends_in_sigmoid(scores):
+    activation = final_activation(scores)
+    if activation == "sigmoid":
         raise ModelError(f"{spec}: {PROBABILITY}")
-    if ends_in_softmax(scores):
+    if activation == "softmax":
         raise ModelError(
             f"{spec}: returns probabilities, which add up to 1, where logits are needed; build it without its last softmax"
         )

@@ -33,7 +33,7 @@ from evenslice._core import (
     to_yaml,
     without_secrets,
 )
-from evenslice.networks import METADATA_KEY, read_metadata
+from evenslice.networks import read_metadata
 from evenslice.training.config import TrainConfig
 
 with needs_extra("train", "a training run"):
@@ -298,7 +298,7 @@ class RunFolder:
             yield self.result, fixed_options(self.read_result().get("config", {}))
         for file in (self.network, self.best):
             with suppress(ModelError, *UNREADABLE):  # missing or damaged, or written before 0.3
-                yield file, dict(json.loads(read_metadata(file)[METADATA_KEY])["run"])
+                yield file, dict(json.loads(read_metadata(file) or "{}")["run"])
 
     def check_test(self, config: TrainConfig) -> None:
         """Check that a finished run was tested as a configuration says.

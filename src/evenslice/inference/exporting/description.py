@@ -316,7 +316,7 @@ def _metadata(file: Path) -> Any:
 
 def _saved(place: Path) -> Any:
     """Return what the file of a network states, given it or its folder; None for any other."""
-    text = read_metadata(place / WEIGHTS if place.is_dir() else place).get(METADATA_KEY)
+    text = read_metadata(place / WEIGHTS if place.is_dir() else place)
     return None if text is None else json.loads(text).get("reading")
 
 
