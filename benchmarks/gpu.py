@@ -320,9 +320,10 @@ def measure_training(bench: Bench) -> dict[str, Any]:
         warmup=0.05,
         steps=total,
     )
+    config = SimpleNamespace(training=options, data=SimpleNamespace(classes=CLASSES, ignore_label=-1), seed=0)
 
     def module() -> Any:
-        return TrainingModule(bench.bare().train(), options, classes=CLASSES)  # type: ignore[arg-type]
+        return TrainingModule(bench.bare().train(), config)  # type: ignore[arg-type]
 
     def ours() -> tuple[int, float]:
         crops = SliceWindows(

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from evenslice._core.errors import ConfigError, VolumeError
 from evenslice.studying.config import StudyData
-from evenslice.studying.folds import cut_blocks, fold_data
+from evenslice.studying.runs import cut_blocks, fold_data
 from evenslice.training.config import ModelConfig
 from evenslice.training.data import open_data
 

@@ -27,7 +27,7 @@ from evenslice.cli import entry as cli
 from evenslice.results.studies import load_study
 from evenslice.studying import run_execution, study_runner
 from evenslice.studying.config import STUDY_TEMPLATE, StudyConfig, StudyData
-from evenslice.studying.run_files import RunOutcome
+from evenslice.studying.run_outcomes import RunOutcome
 from evenslice.studying.runs import plan_runs
 from evenslice.studying.study_runner import study
 from evenslice.training.config import TrainingConfig

@@ -6,7 +6,7 @@ from evenslice import ConfigError, SliceWindows
 from evenslice._core import as_config
 from evenslice.training.config import AugmentationConfig, TrainConfig, TrainingConfig
 from evenslice.training.crops import CropDataset
-from evenslice.training.data_config import DataConfig
+from evenslice.training.config import DataConfig
 from evenslice.training.lightning_module import CropData, StepSampler
 from evenslice.volumes.labels import LabelledVolume, index_classes
 from evenslice.volumes.opening import open_volume

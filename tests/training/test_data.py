@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 from evenslice._core.errors import ConfigError, EvensliceError, VolumeError
 from evenslice.training.config import ModelConfig
 from evenslice.training.data import fingerprints, open_data
-from evenslice.training.data_config import DataConfig
+from evenslice.training.config import DataConfig
 from evenslice.volumes.labels import index_classes
 from evenslice.volumes.opening import open_volume
 

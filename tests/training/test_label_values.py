@@ -14,7 +14,7 @@ from evenslice import ConfigError, TrainConfig, VolumeError
 from evenslice._core import as_config, to_yaml
 from evenslice.training.config import ModelConfig
 from evenslice.training.data import open_data
-from evenslice.training.data_config import DataConfig
+from evenslice.training.config import DataConfig
 from evenslice.training.tasks import TaskLoss
 from evenslice.volumes.labels import IGNORED, LabelValues
 from evenslice.volumes.opening import open_volume

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import evenslice
 from evenslice._core.errors import ConfigError
-from evenslice.training.monitor import AsymmetryMonitor, measure_bias
-from evenslice.training.training_files import CsvLog
+from evenslice.training.callbacks import AsymmetryMonitor, measure_bias
+from evenslice.training.lightning_module import CsvLog
 
 
 class Linear(nn.Module):

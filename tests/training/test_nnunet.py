@@ -10,7 +10,7 @@ from evenslice import ConfigError, TrainConfig, open_volume
 from evenslice._core import as_config, load_config, to_yaml
 from evenslice.training.config import ModelConfig
 from evenslice.training.data import open_data
-from evenslice.training.data_config import nnunet_options
+from evenslice.training.config import nnunet_options
 from evenslice.volumes import write_volume
 
 DESCRIPTION = {

@@ -33,15 +33,6 @@ with needs_extra("train", "a study"):
         model_validator,
     )
 
-__all__ = [
-    "STUDY_TEMPLATE",
-    "Architecture",
-    "Arm",
-    "AuditOptions",
-    "PrimaryComparison",
-    "StudyConfig",
-    "StudyData",
-]
 
 STUDY_TEMPLATE = Path(__file__).with_name("template.yaml")
 """A configuration to start from, which shows every option."""

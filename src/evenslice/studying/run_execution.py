@@ -27,11 +27,10 @@ from evenslice.inference import Compute, ReadyNetwork, predict
 from evenslice.networks import predicted_classes
 from evenslice.neutralizing import load_network, symmetrize
 from evenslice.results import EXAMPLE_SIZE, saliency_percentiles, save_audits
-from evenslice.studying.run_files import STRESS_COLUMNS, RunOutcome, repair_run
+from evenslice.studying.run_outcomes import STRESS_COLUMNS, RunOutcome, repair_run
 from evenslice.training import (
     RunFolder,
     TrainConfig,
-    data_of_result,
     fingerprints,
     open_data,
     reading_of,
@@ -51,7 +50,6 @@ if TYPE_CHECKING:
     from evenslice.studying.runs import Run
     from evenslice.volumes import LabelledVolume
 
-__all__ = ["DataFiles", "execute", "execute_at_worker", "record_failure"]
 
 DataFiles: TypeAlias = "Mapping[tuple[str, int], list[str]]"
 """The fingerprints of the files of data sets, in order, by the name of the data set and the fold."""
@@ -151,13 +149,13 @@ def _trained(run: Run, folder: Path, progress: bool | None) -> Mapping[str, Any]
 def _examined(run: Run, files: RunFolder, result: Mapping[str, Any], progress: bool | None) -> dict[str, Any]:
     """Audit a trained network, and return the fields of the outcome of its run."""
     config, folder = run.config, files.path
-    data = sorted(data_of_result(result))
+    data = sorted(files.tested_data())
     if sorted(fingerprints(config.data)) != data:  # the scores are those of the files as they were
         raise ConfigError(
             f"{run.places['data']}: its files have changed since {folder} was tested on them; restore them, or run "
             "the study in another folder"
         )
-    tested = open_data(config.data, config.model, seed=config.seed).test
+    tested = open_data(config).test
     network = load_network(config.model.spec, str(files.network)).model
     found = _audit(network, tested, run, progress)
     save_audits([found], folder)

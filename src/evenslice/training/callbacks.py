@@ -1,11 +1,9 @@
-"""The callbacks of a training: answers to signals and checkpoints, the best network in validation, and progress.
+"""The callbacks of a training: what is measured meanwhile, signals and checkpoints, the best network, and progress.
 
-    with Interruption() as interruption:
-        ...                                  # raises KeyboardInterrupt at once
-        with interruption.deferred():
-            ...                              # only notes it: the step is finished and a checkpoint written
+    monitor = AsymmetryMonitor(windows, every=200)
+    Trainer(callbacks=[monitor], logger=...)
 
-A second signal has the effect that it would have without all this.
+``AsymmetryMonitor`` works with any LightningModule.
 """
 
 from __future__ import annotations
@@ -13,15 +11,16 @@ from __future__ import annotations
 import math
 import signal
 import threading
-import time
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import torch
 
-from evenslice._core import needs_extra, progress_bar
-from evenslice.results import MAIN_SCORES, pair_bias, score_title
-from evenslice.training.training_files import log_metrics
+from evenslice._core import ConfigError, needs_extra, option, progress_bar, whole_number
+from evenslice.auditing import Mirrored, Score, attribute, parse_target
+from evenslice.networks import as_float64, with_gradients
+from evenslice.results import MAIN_SCORES, directional_bias, model_part, pair_bias, ratio, score_title
 
 with needs_extra("train", "training"):
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -31,25 +30,202 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from torch import nn
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
 
     from evenslice._core import Advance
-    from evenslice.training.monitor import AsymmetryMonitor
+    from evenslice.auditing import Target
+    from evenslice.training.lightning_module import CsvLog
 
-__all__ = [
-    "Interruption",
-    "KeepBest",
-    "SaveLast",
-    "ShowProgress",
-    "Stopped",
-    "TrainingInterrupted",
-    "kept_validation",
-    "largest_pair_bias",
-]
+    Floats = NDArray[np.float64]
 
 SCORE_NOISE = 0.002  # differences of validation scores up to this are noise
 FIRST_LINE = 2.0  # seconds
-NOTE_EVERY = 1.0  # seconds; to read the loss, a GPU has to be waited for
+
+
+def log_metrics(trainer: Trainer, values: Mapping[str, float]) -> None:
+    """Log values with every logger of a trainer, at the current optimizer step."""
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(values), step=trainer.global_step)
+
+
+class AsymmetryMonitor(Callback):
+    """A Lightning callback that logs how unequally a network treats the slices of its windows.
+
+    It works with any LightningModule whose forward pass maps windows to logits. The same windows and their mirrors are
+    measured before the first step, every ``every`` steps, and after the last; see ``measure_bias``. Resumed training
+    is measured at the same steps. Weights, gradients and random numbers of the training are not changed. Only the first
+    of several processes measures.
+
+    Args:
+        windows: (n, slices, y, x), as the forward pass of the module takes them.
+        every: optimizer steps between measurements.
+        target: what is explained at each pixel: the log-odds of the class that is "predicted" or of a class number, or the
+            "sum" of all outputs; "auto" as for ``audit``.
+        batch: windows per forward pass.
+
+    Attributes:
+        columns: names of the logged values: ``share_-1``, ``share_0``, ``share_1`` for 3 slices, and so on;
+            ``directional_bias`` (D_m), ``asymmetry`` (A) and ``imbalance`` (U).
+        history: a row of them for each measurement, with its ``step``; stored in checkpoints.
+
+    Raises:
+        ConfigError: there are no windows, or their number of slices is even; ``every`` or ``batch`` is below 1; or the
+            target is unknown, or "labels", which a monitor does not have. During training, if the network does not
+            have the class.
+        ModelError: during training, if the output does not suit the target.
+
+    Example:
+        >>> monitor = AsymmetryMonitor(torch.rand(4, 3, 32, 32), every=100)
+        >>> monitor.columns
+        ('share_-1', 'share_0', 'share_1', 'directional_bias', 'asymmetry', 'imbalance')
+    """
+
+    def __init__(self, windows: Tensor, *, every: int = 200, target: Target = "auto", batch: int = 4) -> None:
+        shape = tuple(np.shape(windows))
+        if len(shape) != 4 or shape[0] == 0 or shape[1] % 2 == 0 or not torch.is_floating_point(windows):
+            raise ConfigError(
+                f"windows of shape {shape}: give at least one as a tensor of floating point, (windows, slices, y, x), with an "
+                "odd number of slices"
+            )
+        if not bool(windows.isfinite().all()):
+            raise ConfigError("windows: hold NaN or infinity; give finite numbers, scaled for the network")
+        self.windows = windows
+        self.every = whole_number("every", every, least=1)
+        self.target = parse_target(str(target))
+        if self.target == "labels":
+            raise ConfigError(
+                f"{option('target', 'labels')}: a monitor has none; choose auto, predicted, sum or a class"
+            )
+        self.batch = whole_number("batch", batch, least=1)
+        self.columns = bias_columns(windows.shape[1])
+        self.history: list[dict[str, float]] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the initial network, unless training is resumed."""
+        if not self.history:
+            self._measure(trainer, pl_module)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ARG002  # given by Lightning, like the next two
+        batch: Any,  # noqa: ARG002
+        batch_idx: int,  # noqa: ARG002
+    ) -> None:
+        """Measure the network if a measurement is due."""
+        if trainer.global_step % self.every == 0:
+            self._measure(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the final network."""
+        self._measure(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the final network of training that had no step left, for which Lightning calls no other hook."""
+        self._measure(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the history, for a checkpoint."""
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the history from a checkpoint."""
+        self.history = [
+            {"step": int(row["step"]), **{name: float(row[name]) for name in self.columns}}
+            for row in state_dict["history"]
+        ]
+
+    def _measure(self, trainer: Trainer, module: LightningModule) -> None:
+        """Measure at most once per step: a step may have several batches, and a resumed run has measured its first."""
+        step = trainer.global_step
+        if not trainer.is_global_zero or any(row["step"] == step for row in self.history[-1:]):
+            return
+        row = measure_bias(module, self.windows, target=self.target, batch=self.batch)
+        self.history.append({"step": step, **row})
+        log_metrics(trainer, row)
+
+
+@with_gradients
+def measure_bias(
+    network: nn.Module, windows: Tensor, *, target: Target = "auto", batch: int = 4
+) -> dict[str, float]:
+    """Measure the shares and biases of a network by gradients, on windows and their mirrors.
+
+    The network runs in evaluation mode and in the precision of its weights, and is restored afterwards.
+
+    Args:
+        network: maps windows to logits.
+        windows: (n, N, y, x), scaled for the network.
+        target: the class whose log-odds are explained at each pixel.
+        batch: windows per forward pass.
+
+    Returns:
+        Under the names of ``bias_columns``: the mean share of each offset over the windows and their mirrors, the model
+        part D_m of the directional bias, the asymmetry A (half the L1 distance between the shares and their mirror) and
+        the imbalance U (half that between the shares and 1/N); NaN if no gradient reaches any window.
+
+    Example: a network that is linear in its slices, whose shares are its weights.
+        >>> network = torch.nn.Conv2d(3, 1, 1)
+        >>> _ = network.weight.requires_grad_(False).copy_(torch.tensor([1.0, 2.0, 5.0]).view(1, 3, 1, 1))
+        >>> {name: round(value, 3) for name, value in measure_bias(network, torch.rand(2, 3, 8, 8)).items()}
+        {'share_-1': 0.125, 'share_0': 0.25, 'share_1': 0.625, 'directional_bias': 0.667, 'asymmetry': 0.5,
+        'imbalance': 0.292}
+    """
+    weight = next(network.parameters())
+    parts = []
+    with _evaluating(network):
+        for chunk in torch.split(windows, batch):
+            given = chunk.to(weight.device, weight.dtype, memory_format=torch.channels_last)
+            found = attribute(network, given, target=target)
+            predicted = Score(network).answers(found.output)
+            mirrored = attribute(Mirrored(network), given, target=target, predicted=predicted)
+            parts.append([_shares(part) for part in (found.attribution, mirrored.attribution.flip(1))])
+    shares, mirrored_shares = map(np.concatenate, zip(*parts, strict=True))
+    profile = _mean(model_part(shares, mirrored_shares))
+    direction = _mean(model_part(directional_bias(shares), directional_bias(mirrored_shares)))
+    figures = (
+        direction,
+        np.abs(profile - profile[::-1]).sum() / 2,
+        np.abs(profile - 1 / len(profile)).sum() / 2,
+    )
+    return dict(zip(bias_columns(len(profile)), map(float, (*profile, *figures)), strict=True))
+
+
+def bias_columns(slices: int) -> tuple[str, ...]:
+    """Return the names of the logged shares and biases for windows of N slices.
+
+    Example:
+        >>> bias_columns(1)
+        ('share_0', 'directional_bias', 'asymmetry', 'imbalance')
+    """
+    half = slices // 2
+    return (*(f"share_{k}" for k in range(-half, half + 1)), "directional_bias", "asymmetry", "imbalance")
+
+
+def _shares(attribution: Tensor) -> Floats:
+    """Return the shares (batch, N) of the slices in an attribution (batch, N, y, x); NaN where it is 0."""
+    sums = as_float64(attribution.abs()).sum(dim=(2, 3)).cpu().numpy()
+    return ratio(sums, sums.sum(axis=1, keepdims=True))
+
+
+def _mean(values: Floats) -> Floats:
+    """Return the mean over windows whose shares are not NaN; NaN if there are none."""
+    kept = values[~np.isnan(values.reshape(len(values), -1)).any(axis=1)]
+    return kept.mean(axis=0) if len(kept) else np.full(values.shape[1:], np.nan)
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode, and restore the mode of each part afterwards."""
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -79,23 +255,33 @@ class Stopped(Exception):  # noqa: N818  # nothing went wrong
     """
 
 
-class Interruption(Callback):
-    """A context in which SIGINT and SIGTERM interrupt a training run, and the callback that lets its step end first.
+class Interruption(Checkpoint):
+    """The checkpoint from which a run is resumed, and the context in which SIGINT and SIGTERM interrupt it.
 
-    Several processes stop at the same step, whichever of them got the signal. Only the main thread can answer signals,
-    and those to which the program has given another meaning keep it.
+        with Interruption(path, steps) as interruption:
+            ...                                  # raises KeyboardInterrupt at once
+            with interruption.deferred():
+                ...                              # only notes it: the step is finished and a checkpoint written
+
+    The checkpoint is written at the end of each epoch, after all other callbacks; a signal ends the epoch after its step,
+    a second one has the effect that it would have without all this. Several processes stop at the same step, whichever
+    of them got the signal. Only the main thread can answer signals, and those to which the program has given another
+    meaning keep it. Unlike ``ModelCheckpoint``, it removes no file that a checkpoint names.
+
+    Args:
+        path: the file of the checkpoint.
+        steps: number of steps of the training.
 
     Attributes:
         signal: the signal that came, if any.
-        stopping: whether all processes that train have agreed to stop after the current step.
         reached: what a run that is resumed begins with, such as "step 30 of 80".
     """
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path, steps: int) -> None:
         self.signal: int | None = None
-        self.stopping = False
         self.reached = "its start"
-        self._deferred = False
+        self._path, self._steps = path, steps
+        self._stopping = self._deferred = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -111,33 +297,43 @@ class Interruption(Callback):
         """Give the signals back."""
         self._give_back()
 
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Only note the first signal in the block; answer it at the end, unless an error is on its way anyhow."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+        if self.signal is not None:
+            raise KeyboardInterrupt
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals back from Lightning, which would end the training in the middle of a step."""
-        del trainer, pl_module
+        del pl_module
         self._take()
+        self._note_step(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """End the epoch early if a signal came."""
         came = self.signal is not None
         if trainer.strategy.reduce_boolean_decision(came, all=False):
-            self.stopping = trainer.should_stop = True
+            self._stopping = trainer.should_stop = True
 
-    @contextmanager
-    def deferred(self, *, until_end: bool = True) -> Iterator[None]:
-        """Only note the first signal in the block; answer it at the end, unless an error is on its way anyhow.
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the checkpoint.
 
-        Args:
-            until_end: False answers it at once in a part of such a block.
+        Raises:
+            Stopped: a signal came.
         """
-        before, self._deferred = self._deferred, until_end
-        try:
-            if self.signal is not None and not until_end:
-                raise KeyboardInterrupt
-            yield
-        finally:
-            self._deferred = before
-        if self.signal is not None and not self._deferred:
-            raise KeyboardInterrupt
+        del pl_module
+        trainer.save_checkpoint(self._path)
+        self._note_step(trainer)
+        if self._stopping:
+            raise Stopped
+
+    def _note_step(self, trainer: Trainer) -> None:
+        self.reached = f"step {trainer.global_step} of {self._steps}"
 
     def _take(self) -> None:
         if self.signal is None:
@@ -153,38 +349,6 @@ class Interruption(Callback):
     def _give_back(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-
-
-class SaveLast(Checkpoint):
-    """Writes a checkpoint to one file at the end of each epoch, after all other callbacks.
-
-    Unlike ``ModelCheckpoint``, it keeps nothing in checkpoints: that callback removes the files that a checkpoint
-    names.
-
-    Args:
-        path: the file.
-        steps: the number of steps of the training.
-        interruption: ends the training after the checkpoint if a signal came.
-
-    Raises:
-        Stopped: a signal came.
-    """
-
-    def __init__(self, path: Path, steps: int, interruption: Interruption) -> None:
-        self.path = path
-        self._steps, self._interruption = steps, interruption
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note where a training begins."""
-        del pl_module
-        self._interruption.reached = f"step {trainer.global_step} of {self._steps}"
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the checkpoint."""
-        trainer.save_checkpoint(self.path)
-        self.on_train_start(trainer, pl_module)
-        if self._interruption.stopping:
-            raise Stopped
 
 
 def kept_validation(
@@ -219,16 +383,12 @@ class KeepBest(Callback):
         score: maps the network to a score, of which higher is better and NaN never best; called in the first process.
         save: saves the network; called in the first process.
         patience: number of consecutive validations without improvement before training stops; None never stops.
-        interruption: may interrupt a validation, which is then left to the resumed run.
         name: what the score is, one of ``evenslice.results.MAIN_SCORES``; it is logged as ``validation_`` and this.
         require_saved: raises if a run that is resumed lacks the network that it had saved, or it is damaged.
 
     Attributes:
-        name: likewise.
         best: the highest score so far; -inf if none.
         worse: number of validations since the best one.
-        latest: the score of the last validation; NaN before the first.
-        due: whether the validation at the end of an epoch was interrupted.
     """
 
     def __init__(
@@ -236,47 +396,36 @@ class KeepBest(Callback):
         score: Callable[[nn.Module], float],
         save: Callable[[nn.Module], None],
         patience: int | None = None,
-        interruption: Interruption | None = None,
         name: str = MAIN_SCORES["segmentation"],
         require_saved: Callable[[], None] = lambda: None,
     ) -> None:
-        self.name = name
-        self.best, self.latest = -math.inf, math.nan
-        self.worse = 0
-        self.due = False
-        self._score, self._save, self._patience = score, save, patience
-        self._interruption = interruption or Interruption()
+        self.best, self.worse = -math.inf, 0
+        self._score, self._save, self._patience, self._name = score, save, patience, name
         self._require_saved = require_saved
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate the initial network, or one whose validation was interrupted; stop a run that had already stopped."""
-        if trainer.global_step == 0 and self._validate(trainer, pl_module) is None:
-            raise KeyboardInterrupt
-        self.on_fit_end(trainer, pl_module)
+        """Validate the initial network; stop a run that had already stopped."""
+        if trainer.global_step == 0:
+            self._validate(trainer, pl_module.get_submodule("network"))
+        self._stop_early(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate, and keep the network or count a validation without improvement.
 
         An epoch that is cut short by an interruption is validated when it ends, in the resumed run.
         """
-        if self._interruption.stopping:
-            self.due = trainer.is_last_batch
+        if not trainer.is_last_batch:
             return
-        self.due = not self._judge(trainer, pl_module)
-        if self.due:
-            self._interruption.stopping = trainer.should_stop = True
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Do a validation that was interrupted, also where no step is left, for which Lightning calls no other hook."""
-        if self.due:
-            if not self._judge(trainer, pl_module):
-                raise KeyboardInterrupt
-            self.due = False
-        trainer.should_stop |= self._patience is not None and self.worse >= self._patience
+        network = pl_module.get_submodule("network")
+        score = self._validate(trainer, network)
+        if trainer.is_global_zero and score > self.best - SCORE_NOISE:
+            self._save(network)
+        self.best, self.worse = (score, 0) if score > self.best else (self.best, self.worse + 1)
+        self._stop_early(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best score and the validations since, for a checkpoint."""
-        return {"best": self.best, "worse": self.worse, "due": self.due}
+        return {"best": self.best, "worse": self.worse}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state from a checkpoint."""
@@ -284,35 +433,18 @@ class KeepBest(Callback):
         self.best = -math.inf if math.isnan(best) else best  # as earlier versions wrote it
         if self.best > -math.inf:
             self._require_saved()
-        self.worse, self.due = int(state_dict["worse"]), bool(state_dict.get("due", False))
+        self.worse = int(state_dict["worse"])
 
-    def _judge(self, trainer: Trainer, module: LightningModule) -> bool:
-        """Validate, and keep the network or count a validation without improvement; False if it was interrupted."""
-        score = self._validate(trainer, module)
-        if score is None:
-            return False
-        if trainer.is_global_zero and score > self.best - SCORE_NOISE:
-            self._save(module.get_submodule("network"))
-        self.best, self.worse = (score, 0) if score > self.best else (self.best, self.worse + 1)
+    def _stop_early(self, trainer: Trainer) -> None:
         trainer.should_stop |= self._patience is not None and self.worse >= self._patience
-        return True
 
-    def _validate(self, trainer: Trainer, module: LightningModule) -> float | None:
-        """Return the score in all processes; None if the first of them was interrupted."""
-        score: float | None = trainer.strategy.broadcast(
-            self._measure(module.get_submodule("network")) if trainer.is_global_zero else math.nan
+    def _validate(self, trainer: Trainer, network: nn.Module) -> float:
+        """Return the score, in all processes."""
+        score: float = trainer.strategy.broadcast(
+            self._score(network) if trainer.is_global_zero else math.nan
         )
-        if score is not None:
-            self.latest = score
-            log_metrics(trainer, {f"validation_{self.name}": score})
+        log_metrics(trainer, {f"validation_{self._name}": score})
         return score
-
-    def _measure(self, network: nn.Module) -> float | None:
-        try:
-            with self._interruption.deferred(until_end=False):
-                return self._score(network)
-        except KeyboardInterrupt:
-            return None
 
 
 class ShowProgress(Callback):
@@ -322,64 +454,59 @@ class ShowProgress(Callback):
         title: what is trained.
         steps: number of steps.
         show: True for a bar, False for nothing; None for a bar on a terminal and lines elsewhere.
-        monitor: measures the slice bias, if anything does.
-        best: validates, if anything does.
+        log: has the loss, the slice bias and the validations.
+        score: what validations measure.
     """
 
-    def __init__(
-        self,
-        title: str,
-        steps: int,
-        *,
-        show: bool | None,
-        monitor: AsymmetryMonitor | None,
-        best: KeepBest | None,
-    ) -> None:
+    def __init__(self, title: str, steps: int, *, show: bool | None, log: CsvLog, score: str) -> None:
         self._title, self._steps, self._show = title, steps, show
-        self._monitor, self._best = monitor, best
+        self._log, self._score = log, score
         self._shown = ExitStack()
         self._advance: Advance | None = None
-        self._note, self._due = "", 0.0
-        self._last_loss: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin at the step at which the training begins."""
         del pl_module
-        if trainer.is_global_zero and self._show is not False:
-            options: dict[str, Any] = {"done": trainer.global_step, "first_line": FIRST_LINE}
-            shown = progress_bar(self._title, self._steps, "steps", show=self._show, **options)
+        if trainer.is_global_zero and self._show is not False and trainer.global_step < self._steps:
+            shown = progress_bar(
+                self._title,
+                self._steps,
+                "steps",
+                show=self._show,
+                done=trainer.global_step,
+                first_line=FIRST_LINE,
+            )
             self._advance = self._shown.enter_context(shown)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Advance by a step; the last one is shown when the final network has been validated."""
-        del pl_module
-        if self._advance is None:
-            return
-        if trainer.global_step == self._steps:
-            self._last_loss = outputs["loss"].item()
-            return
-        now = time.monotonic()
-        if now >= self._due:
-            self._due, self._note = now + NOTE_EVERY, self._notes(outputs["loss"].item())
-        self._advance(1, self._note)
+        if self._advance is not None and trainer.global_step < self._steps:
+            self._advance(1, self._notes())
 
-    def on_fit_end(self, *_: Any) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the last step and remove the bar; all callbacks have measured the final network before."""
-        if self._advance is not None and self._last_loss is not None:
-            self._advance(1, self._notes(self._last_loss))
+        del pl_module
+        if self._advance is not None and trainer.global_step == self._steps:
+            self._advance(1, self._notes())
         self._shown.close()
 
     def on_exception(self, *_: Any) -> None:
         """Remove the bar."""
         self._shown.close()
 
-    def _notes(self, loss: float) -> str:
-        notes = [f"loss {loss:.3f}"]
-        if self._monitor and self._monitor.history:
-            bias = largest_pair_bias(self._monitor.history[-1])
-            notes += [] if math.isnan(bias) else [f"bias {bias:+z.3f}"]
-        if self._best and not math.isnan(self._best.latest):
-            notes.append(f"validation {score_title(self._best.name)} {self._best.latest:.3f}")
+    def _notes(self) -> str:
+        """Return what was logged last of the loss, the bias and the validation."""
+        loss, shares, score = (
+            self._log.last(name) for name in ("loss", "share_0", f"validation_{self._score}")
+        )
+        bias = largest_pair_bias(shares) if shares else math.nan
+        notes = [f"loss {loss['loss']:.3f}"] if loss else []
+        notes += [] if math.isnan(bias) else [f"bias {bias:+z.3f}"]
+        notes += (
+            [f"validation {score_title(self._score)} {score[f'validation_{self._score}']:.3f}"]
+            if score
+            else []
+        )
         return ", ".join(notes)
 
 

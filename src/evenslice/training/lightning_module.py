@@ -1,10 +1,13 @@
-"""What Lightning trains: a network with its optimizer and learning rate, and the batches of its steps."""
+"""What Lightning trains, and where it logs: a network with its optimizer, the batches of its steps, loggers."""
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,25 +17,33 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 from torch.utils.data import DataLoader, Sampler
 
-from evenslice._core import ModelError, needs_extra
-from evenslice.networks import METADATA_KEY, seed_generators
+from evenslice._core import (
+    ModelError,
+    needs_extra,
+    read_log,
+    reporting_write_errors,
+    staged_file,
+)
+from evenslice.networks import METADATA_KEY, is_mark, seed_generators
+from evenslice.training.callbacks import log_metrics
 from evenslice.training.crops import CentredCrops, CropDataset
 from evenslice.training.tasks import TaskLoss, task_logits
-from evenslice.training.training_files import CsvLog, log_metrics
 
 with needs_extra("train", "training"):
     from lightning.pytorch import LightningDataModule, LightningModule
+    from lightning.pytorch.loggers import Logger
     from lightning.pytorch.plugins import TorchSyncBatchNorm
+    from lightning.pytorch.utilities import rank_zero_only
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    import os
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 
-    from evenslice.training.config import TrainConfig, TrainingConfig
+    from evenslice.training.config import TrainConfig
+    from evenslice.training.run_folder import RunFolder
     from evenslice.volumes import LabelledVolume
-
-__all__ = ["CropData", "StepSampler", "SynchronizedNorms", "TrainingModule", "learning_rate_factor"]
 
 LOG_EVERY = 10  # steps; a row of the log holds their mean loss
 
@@ -44,10 +55,7 @@ class TrainingModule(LightningModule):
 
     Args:
         network: maps windows (batch, slices, y, x), with the scaling it expects, to logits.
-        config: how it is trained.
-        classes: number of classes, including background.
-        seed: random seed of the network, for dropout and the like.
-        ignored: whether labels may be below 0, for voxels that do not count.
+        config: the configuration of the run.
 
     Attributes:
         seconds: training time so far, including that before the run was resumed.
@@ -57,28 +65,20 @@ class TrainingModule(LightningModule):
         ModelError: the loss is not finite.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        config: TrainingConfig,
-        *,
-        classes: int,
-        seed: int = 0,
-        ignored: bool = True,
-    ) -> None:
+    def __init__(self, network: nn.Module, config: TrainConfig) -> None:
         super().__init__()
         self.network = network
         self.config = config
-        self.loss = TaskLoss(config.loss, classes, ignored=ignored)
+        ignored = config.data.ignore_label is not None
+        self.loss = TaskLoss(config.training.loss, config.data.classes, ignored=ignored)
         self.seconds = 0.0
         self.started = False
-        self._seed = seed
         self._losses: list[Tensor] = []
         self._clock = time.monotonic()
 
     def forward(self, windows: Tensor) -> Tensor:
         """Return the logits of windows (batch, slices, y, x), see ``task_logits``."""
-        return task_logits(self.network, windows, self.config.task)
+        return task_logits(self.network, windows, self.config.training.task)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002  # Lightning's
         """Return the loss of a batch of windows and the classes of their centre slices, or of their centres."""
@@ -88,13 +88,14 @@ class TrainingModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return AdamW, without weight decay of biases and normalizations, and the learning rate schedule."""
+        training = self.config.training
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         groups: list[dict[str, Any]] = [
             {"params": [parameter for parameter in trained if parameter.ndim > 1]},
             {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(
-            groups, lr=self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
+            groups, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -105,7 +106,7 @@ class TrainingModule(LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002  # Lightning's
         """Seed the random numbers of this step."""
-        state = np.random.SeedSequence([self._seed, self.global_step, self.global_rank])
+        state = np.random.SeedSequence([self.config.seed, self.global_step, self.global_rank])
         seed_generators([self.device], int(state.generate_state(1)[0]))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002  # Lightning's
@@ -122,37 +123,33 @@ class TrainingModule(LightningModule):
         """
         if self.trainer.is_last_batch:
             self._log_losses()
-        self.trainer.should_stop |= self.global_step >= self.config.steps
+        self.trainer.should_stop |= self.global_step >= self.config.training.steps
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the training time, and the losses that are not in the log."""
+        """Save the training time, the log, and the losses that are not in the log."""
         self._tick()
         losses = [loss.item() for loss in self._losses]
-        logged = next((log.latest for log in self._csv_logs), None)
-        checkpoint[METADATA_KEY] = {"seconds": self.seconds, "losses": losses, "logged": logged}
+        checkpoint[METADATA_KEY] = {"seconds": self.seconds, "losses": losses, "log": self._log.rows}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore them, and tell the log where it goes on.
-
-        Raises:
-            ConfigError: the log is damaged, or lacks rows of before.
-        """
+        """Restore them."""
+        # Version 0.2 did not note in the weights where the network averages or is tied, nor the log in the checkpoint.
+        marks = {name: mark for name, mark in self.state_dict().items() if is_mark(name)}
+        checkpoint["state_dict"] = marks | checkpoint["state_dict"]
         saved = checkpoint[METADATA_KEY]
-        logged = saved.get("logged")
-        remedy = f"restore it, or delete {self.trainer.ckpt_path} to train from the start again"
-        for log in self._csv_logs:
-            log.resume(int(checkpoint["global_step"]), None if logged is None else int(logged), remedy)
+        rows = saved["log"] if "log" in saved else self._log.read(until=int(checkpoint["global_step"]))
+        self._log.restore(rows)
         self.seconds = float(saved["seconds"])
         self._losses = [
             torch.tensor(float(loss), dtype=torch.float32, device="cpu") for loss in saved["losses"]
         ]
 
     @property
-    def _csv_logs(self) -> list[CsvLog]:
-        return [logger for logger in self.trainer.loggers if isinstance(logger, CsvLog)]
+    def _log(self) -> CsvLog:
+        return next(logger for logger in self.trainer.loggers if isinstance(logger, CsvLog))
 
     def _factor(self, step: int) -> float:
-        return learning_rate_factor(step, self.config.steps, self.config.warmup)
+        return learning_rate_factor(step, self.config.training.steps, self.config.training.warmup)
 
     def _log_losses(self) -> None:
         if not self._losses:
@@ -166,7 +163,7 @@ class TrainingModule(LightningModule):
                 "training.dtype: float32"
             )
         self._tick()
-        rate = self.config.learning_rate * self._factor(self.global_step - 1)
+        rate = self.config.training.learning_rate * self._factor(self.global_step - 1)
         log_metrics(self.trainer, {"loss": loss, "learning_rate": rate, "seconds": round(self.seconds, 2)})
 
     def _tick(self) -> None:
@@ -316,3 +313,129 @@ class SynchronizedNorms(TorchSyncBatchNorm):
             if norm in self._original:
                 model.set_submodule(name, self._original[norm].train(norm.training))
         return model
+
+
+class CsvLog(Logger):
+    """A Lightning logger that writes one CSV file, with a row for each step at which something was logged.
+
+    Rows are on disk immediately. A run that is resumed at an earlier step restores the rows of before, so that the file
+    becomes the same as without the interruption. Lightning's own logger does neither.
+
+    Args:
+        path: the file; its folder is created.
+        columns: the columns besides ``step``; other values are not written.
+
+    Attributes:
+        rows: the values that were logged, by name, for each step.
+
+    Example:
+        >>> import tempfile
+        >>> log = CsvLog(Path(tempfile.mkdtemp()) / "metrics.csv", ["loss", "dice"])
+        >>> for step, values in (10, {"loss": 0.5}), (10, {"dice": 0.25}), (20, {"loss": 0.125}):
+        ...     log.log_metrics(values, step)
+        >>> log.path.read_text().split()
+        ['step,loss,dice', '10,0.5,0.25', '20,0.125,']
+        >>> log.restore(log.rows[:1])
+        >>> log.log_metrics({"loss": 0.75}, 20)
+        >>> log.path.read_text().split()
+        ['step,loss,dice', '10,0.5,0.25', '20,0.75,']
+    """
+
+    name, version = "csv", ""
+
+    def __init__(self, path: str | os.PathLike[str], columns: Sequence[str]) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self.rows: list[dict[str, Any]] = []
+        self._columns = ["step", *columns]
+        self._start = 0  # where the last row begins in the file
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the configuration of a run holds its options."""
+
+    def last(self, name: str) -> dict[str, Any] | None:
+        """Return the last row that has a value of this name."""
+        return next((row for row in reversed(self.rows) if name in row), None)
+
+    def read(self, until: int) -> list[dict[str, Any]]:
+        """Return the rows of the file up to a step."""
+        rows = [row for row in read_log(self.path) if int(row["step"]) <= until]
+        return [
+            {"step": int(row.pop("step")), **{name: float(row[name]) for name in row if row[name]}}
+            for row in rows
+        ]
+
+    def restore(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Begin the file with rows of before."""
+        self.rows = [*rows]
+        self._write_all()
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write values to the row of a step, which must not be before the last row."""
+        new = not self.rows or self.rows[-1]["step"] != step
+        if new:
+            self.rows.append({"step": step or 0})
+        self.rows[-1] |= {name: float(value) for name, value in metrics.items()}
+        if new and len(self.rows) == 1:
+            self._write_all()
+            return
+        with reporting_write_errors(self.path), self.path.open("r+b") as file:
+            self._start = file.seek(0, io.SEEK_END) if new else file.seek(self._start)
+            file.write(self._text(self.rows[-1:]))
+            file.truncate()
+
+    @rank_zero_only
+    def _write_all(self) -> None:
+        with staged_file(self.path, force=True) as beside:
+            before = self._text(self.rows[:-1], header=True)
+            beside.write_bytes(before + self._text(self.rows[-1:]))
+        self._start = len(before)
+
+    def _text(self, rows: Sequence[dict[str, Any]], *, header: bool = False) -> bytes:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns, extrasaction="ignore", lineterminator="\n")
+        if header:
+            writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue().encode()
+
+
+def asked_loggers(config: TrainConfig, run: RunFolder) -> Iterator[Logger]:
+    """Yield the loggers of a training besides the CSV file, as configured: TensorBoard and MLflow.
+
+    Raises:
+        MissingExtraError: the package of a logger is missing.
+    """
+    if config.training.tensorboard:
+        with needs_extra("tensorboard", "a TensorBoard log"):
+            import tensorboard  # noqa: F401  # Lightning names its extra, not ours
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        yield TensorBoardLogger(run.log, name="tensorboard", version="")
+    if config.training.mlflow:
+        yield _mlflow_logger(config.data.name, run)
+
+
+def _mlflow_logger(name: str, run: RunFolder) -> Logger:
+    """Return a logger to the store of the run; a resumed run continues its record there."""
+    with needs_extra("mlflow", "an MLflow log"):
+        import alembic  # noqa: F401  # required by the store
+        import sqlalchemy  # noqa: F401
+        from mlflow import MlflowClient
+    from lightning.pytorch.loggers import MLFlowLogger
+
+    run.log.mkdir(parents=True, exist_ok=True)
+    store = f"sqlite:///{run.log / 'mlflow.db'}"
+    began: Sequence[Any] = ()
+    if (run.log / "mlflow.db").exists() and rank_zero_only.rank == 0:
+        client = MlflowClient(store)
+        experiment = client.get_experiment_by_name(name)
+        began = client.search_runs([experiment.experiment_id]) if experiment else ()
+    return MLFlowLogger(
+        name,
+        run_name=run.path.name,
+        tracking_uri=store,
+        artifact_location=(run.log / "mlflow").as_uri(),
+        run_id=began[0].info.run_id if began else None,
+    )

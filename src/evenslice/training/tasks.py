@@ -32,17 +32,6 @@ if TYPE_CHECKING:
     from evenslice.training.config import TrainConfig
     from evenslice.volumes import LabelledVolume
 
-__all__ = [
-    "ClassificationScores",
-    "TaskLoss",
-    "evaluate_centres",
-    "final_scores",
-    "lattice",
-    "output_channels",
-    "stressed_slices",
-    "task_logits",
-    "validation_score",
-]
 
 VALIDATION_FRACTION = 0.1  # of the pixels or crops trained on between two validations
 FEWEST_VALIDATED = 8  # slices
