@@ -11,8 +11,14 @@ from torch import nn
 import evenslice
 from evenslice._core.config_files import Section, load_config, to_yaml
 from evenslice._core.errors import ConfigError
-from evenslice.training.config import ModelConfig, TrainConfig, TrainingConfig, default_yaml
-from evenslice.training.config import DataConfig, LabelledFiles
+from evenslice.training.config import (
+    DataConfig,
+    LabelledFiles,
+    ModelConfig,
+    TrainConfig,
+    TrainingConfig,
+    default_yaml,
+)
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 DATA = "data: {train: [{image: a.tif, labels: b.tif}]}\n"

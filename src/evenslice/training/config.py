@@ -133,7 +133,7 @@ class _NnunetOptions(Section):
         root = config_folder(info) / info.data.get("root", Path()).expanduser()
         folder = (root / given.path.expanduser()).absolute()
         try:
-            return {**nnunet_options(folder, given.channel), "root": folder}
+            return {**_nnunet_options(folder, given.channel), "root": folder}
         except ConfigError as error:
             raise ValueError(str(error)) from error
 
@@ -653,7 +653,7 @@ def default_yaml() -> str:
     return to_yaml(TrainConfig(data=DataConfig(train=(pairs[0],), test=(pairs[1],))), commented=FOLLOWING)
 
 
-def nnunet_options(folder: Path, channel: int | None = None) -> dict[str, Any]:
+def _nnunet_options(folder: Path, channel: int | None = None) -> dict[str, Any]:
     """Return the options of the section ``data`` that a data set in nnU-Net's raw format stands for.
 
     The cases in ``imagesTr`` and ``labelsTr`` are for training, those in ``imagesTs`` that have labels in ``labelsTs`` for
