@@ -59,7 +59,7 @@ import evenslice  # noqa: E402  # after the stand-ins
 from evenslice.inference import ReadyNetwork, choose_device, choose_dtype, predict  # noqa: E402
 from evenslice.networks import full_precision, predicted_classes  # noqa: E402
 from evenslice.training import SliceWindows  # noqa: E402
-from evenslice.training.lightning_module import TrainingModule  # noqa: E402
+from evenslice.training.lightning_parts import TrainingModule  # noqa: E402
 from evenslice.volumes import Scaling, open_volume  # noqa: E402
 
 if TYPE_CHECKING:

@@ -19,8 +19,7 @@ from values import by_name
 import evenslice
 from evenslice import TrainConfig
 from evenslice.cli.app import run
-from evenslice.training.callbacks import measure_bias
-from evenslice.training.lightning_module import TrainingModule
+from evenslice.training.lightning_parts import TrainingModule, measure_bias
 
 VOLUME = np.random.default_rng(0).random((10, 64, 64), np.float32)
 LABELS = (VOLUME > 0.5).astype(np.uint8)

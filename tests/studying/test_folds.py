@@ -96,12 +96,6 @@ def test_the_number_of_slices_is_that_of_the_file(tmp_path):
         fold_data(config, ModelConfig())
 
 
-def test_levels_of_one_image_are_no_folds():
-    halves = [pair(image={"path": "a.ome.zarr", "level": level}, labels=f"{level}.npy") for level in (0, 1)]
-    with pytest.raises(ConfigError, match=r"pairs\[0\] and pairs\[1\] read the same image at the"):
-        fold_data(data(*halves, folds=2), ModelConfig())
-
-
 def test_what_cannot_be_folded_is_told_in_the_words_of_the_configuration():
     with pytest.raises(ConfigError, match=r"datasets: 'em': blocks: 8: cuts pairs\[0\] into blocks of 2"):
         fold_data(data(pair(slices=[0, 16]), blocks=8, folds=2), ModelConfig())

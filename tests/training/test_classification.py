@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections import Counter
 
 import numpy as np
@@ -22,7 +23,7 @@ from evenslice import (
     train,
 )
 from evenslice.inference.onnx_networks import load_onnx
-from evenslice.training import RunFolder, asked_size
+from evenslice.training import RunFolder
 from evenslice.training.crops import CentredCrops, read_around
 from evenslice.training.tasks import ClassificationScores, evaluate_centres, lattice
 from evenslice.volumes import LabelledVolume, Scaling, WindowGrid, index_classes
@@ -249,8 +250,9 @@ def test_a_folder_for_hugging_face_states_the_size_of_the_crops(folder, planted,
     assert command(*network, "onnx", "--weights", hub, "--out", tmp_path / "onnx").returncode == 0
     assert load_onnx(tmp_path / "onnx" / "network.onnx").tile == (5, 5)
     (hub / "config.json").write_text((hub / "config.json").read_text().replace('"crop": [', '"crop": [0, '))
-    with pytest.raises(ModelError, match="description of how it reads volumes is damaged .*crop"):
-        asked_size(None, "classifiers:probe", str(hub))
+    done = command("audit", *NETWORK, folder / "image.npy", "--weights", hub)
+    assert done.returncode == 2
+    assert re.search("description of how it reads volumes is damaged .*crop", done.stderr)
 
 
 # Crops

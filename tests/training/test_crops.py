@@ -24,7 +24,7 @@ from evenslice import (
     open_volume,
 )
 from evenslice.training.crops import CropDataset
-from evenslice.training.lightning_module import CropData, StepSampler
+from evenslice.training.lightning_parts import CropData, StepSampler
 from evenslice.volumes import LabelledVolume, Scaling, index_classes
 
 OFF = {"flips": False, "rotations": False, "z_flip": False, "intensity": False}

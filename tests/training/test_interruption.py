@@ -14,8 +14,7 @@ from tiny_training import finish, run_options, start, start_anew, study_options,
 
 from evenslice import TrainConfig, train
 from evenslice.training import RunFolder, trainer
-from evenslice.training.callbacks import Interruption, TrainingInterrupted
-from evenslice.training.lightning_module import TrainingModule
+from evenslice.training.lightning_parts import Interruption, TrainingInterrupted, TrainingModule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,8 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import evenslice
 from evenslice import AsymmetryMonitor, ConfigError
-from evenslice.training.callbacks import measure_bias
-from evenslice.training.lightning_module import CsvLog, SynchronizedNorms
+from evenslice.training.lightning_parts import CsvLog, SynchronizedNorms, measure_bias
 
 
 class Linear(nn.Module):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import yaml
 
-from evenslice import ConfigError, TrainConfig, open_volume
-from evenslice._core import as_config, load_config, to_yaml
-from evenslice.training.data import open_data
+from evenslice import ConfigError, TrainConfig, load_config, open_volume
+from evenslice._core import as_config, to_yaml
+from evenslice.training import open_data
 from evenslice.volumes import write_volume
 
 DESCRIPTION = {

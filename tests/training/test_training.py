@@ -21,9 +21,8 @@ import evenslice
 from evenslice import ConfigError, EvensliceError, ModelError, OutputError, TrainConfig, load_config, train
 from evenslice._core import to_yaml
 from evenslice.neutralizing.averages import without_mirror
-from evenslice.training import RunFolder, callbacks, find_reading, load_segmenter, trainer
-from evenslice.training.callbacks import KeepBest, ShowProgress
-from evenslice.training.lightning_module import CsvLog, TrainingModule
+from evenslice.training import RunFolder, find_reading, lightning_parts, load_segmenter, trainer
+from evenslice.training.lightning_parts import CsvLog, KeepBest, ShowProgress, TrainingModule
 from evenslice.training.plan import describe_plan, resolve
 from evenslice.training.tasks import TaskLoss, validation_score
 from evenslice.volumes import ClassIndex, LabelledVolume, Scaling
@@ -138,7 +137,6 @@ def write_data(folder):
         "three": labels + (blobs > 1.6),
         "few": labels * (np.arange(40) >= 32)[:, None, None].astype(np.uint8),
         "short": labels[:30],
-        "negative": labels.astype(int) - 1,
         "wide_image": np.pad(image[:8], ((0, 0), (0, 32), (0, 32))),
         "wide_labels": np.pad(labels[:8], ((0, 0), (0, 32), (0, 32))),
     }
@@ -606,14 +604,6 @@ BAD = {
     "missing file": ({"data__train": [{**PAIR, "image": "no.npy"}]}, r"data.train\[0\].image: .*no.npy"),
     "other shape": ({"data__train": [{**PAIR, "labels": "short.npy"}]}, r"data.train\[0\].*\(30, 64, 64\)"),
     "label outside": ({"data__train": [{**PAIR, "labels": "three.npy"}], "data__test": []}, "label value 2"),
-    "no such label in a file": (
-        {
-            "data__train": [{**PAIR, "labels": "negative.npy"}],
-            "data__test": [],
-            "data__label_values": [-1, 0],
-        },
-        r"^data\.label_values",
-    ),
     "overlap": ({"data__test": [{**PAIR, "slices": [20, 40]}]}, "overlap in slices 20 to 29"),
     "no guard": ({"data__test": [{**PAIR, "slices": [30, 40]}]}, "leave at least 1"),
     "short split": ({"data__test": [{**PAIR, "slices": [38, 40]}]}, "2 slices; a window of 3 needs 3"),
@@ -645,8 +635,6 @@ BAD = {
     "no cut": ({"model__symmetrize": "nowhere"}, "^model.symmetrize: nowhere|no module 'nowhere'"),
     "nothing to train": ({"model__spec": "trainable:frozen"}, "no parameter that requires a gradient"),
     "own error": ({"model__spec": "trainable:faulty"}, "fails in its forward pass"),
-    "patience": ({"data__validation_fraction": 0, "training__patience": 3}, r"^training\.patience: 3"),
-    "best": ({"data__validation_fraction": 0, "training__keep": "best"}, r"^training\.keep: best"),
     "no GPU": ({"training__accelerator": "gpu"}, r"^training\.accelerator: gpu: is not available here"),
     "float16 on a CPU": ({"training__dtype": "float16"}, r"^training\.dtype: float16: is for GPUs"),
 }
@@ -764,7 +752,7 @@ def test_a_seed_on_the_command_line_takes_precedence(folder, command, seen, tmp_
 def test_the_last_line_of_progress_shows_the_validation_of_the_final_network(monkeypatch, tmp_path):
     notes, log = [], CsvLog(tmp_path / "metrics.csv", ["loss"])
     monkeypatch.setattr(
-        callbacks, "progress_bar", lambda *_, **__: nullcontext(lambda _, note: notes.append(note))
+        lightning_parts, "progress_bar", lambda *_, **__: nullcontext(lambda _, note: notes.append(note))
     )
     shown = ShowProgress("train", 2, show=None, log=log, score="dice")
     at = SimpleNamespace(is_global_zero=True, global_step=0)

@@ -16,9 +16,9 @@ from evenslice.training import (
     TrainingConfig,
     WeightsOption,
     check_added_symmetry,
-    check_boundaries,
     check_missing_slices,
     check_strategy,
+    check_task,
 )
 
 with needs_extra("train", "a study"):
@@ -218,7 +218,7 @@ class StudyData(DataConfig):
 
     @model_validator(mode="after")
     def _fit_task(self) -> Self:
-        check_boundaries(self, self.training)
+        check_task(self, self.training)
         return self
 
     @property

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
-from itertools import chain, combinations, pairwise, product
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
+from itertools import pairwise, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from evenslice._core import ConfigError, EvensliceError, module_file, spelled_in_configuration
 from evenslice.networks import parse_specification
@@ -29,10 +29,10 @@ from evenslice.training import (
 from evenslice.volumes import is_address, open_volume
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from evenslice.studying.config import Architecture, Arm, AuditOptions, StudyConfig, StudyData
-    from evenslice.training import LabelledFiles, VolumeFile
+    from evenslice.training import LabelledFiles, TrainingConfig, VolumeFile
 
 FORMAT = 2
 LONGEST_SLUG = 120  # characters of the names in a run's folder, which its key tells apart
@@ -65,7 +65,6 @@ class Run:
         config: how it is trained; of a derived run, how the network that is tested could have been built.
         audit: how it is audited.
         base: the run whose network is symmetrized at ``config.model.symmetrize``, instead of training one.
-        places: where the configuration of the study has the options of the network, by their names.
     """
 
     dataset: str
@@ -76,16 +75,11 @@ class Run:
     config: TrainConfig
     audit: AuditOptions
     base: Run | None = None
-    places: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def labels(self) -> dict[str, Any]:
         """The names, the fold and the seed of the run."""
         return {name: getattr(self, name) for name in LABELS}
-
-    def spell(self, name: str, value: Any) -> str:
-        """Spell an option in an error message as in the configuration of the study."""
-        return spelled_in_configuration(self.places.get(name, name), value)
 
     @cached_property
     def key(self) -> str:
@@ -151,16 +145,16 @@ def plan_runs(config: StudyConfig) -> list[Run]:
     """
     window = ModelConfig(slices=config.slices, step=config.step)
     folds = {data.name: fold_data(data, window) for data in config.datasets}
-    most = max(map(len, folds.values()))
     runs: list[Run] = []
-    for seed, fold in product(config.seeds, range(most)):
-        places = [
-            _Place(config, data, architecture, folds[data.name][fold], fold, seed)
-            for data, architecture in product(config.datasets, config.architectures)
-            if fold < len(folds[data.name])
-        ]
+    for seed, fold in product(config.seeds, range(max(map(len, folds.values())))):
         arms = [arm for arm in config.arms if seed in config.seeds_of(arm)]
-        runs += chain.from_iterable(_place_runs(place, arms) for place in places)
+        for data, architecture in product(config.datasets, config.architectures):
+            if fold < len(folds[data.name]):
+                train = partial(
+                    _train_config, config, architecture, folds[data.name][fold], data.training, seed
+                )
+                place = {"dataset": data.name, "architecture": architecture.name, "fold": fold, "seed": seed}
+                runs += _runs_of_arms(partial(Run, **place, audit=config.audit), arms, train)
     _check_different(runs)
     return runs
 
@@ -171,96 +165,46 @@ def count_runs(config: StudyConfig) -> int:
     return folds * len(config.architectures) * sum(len(config.seeds_of(arm)) for arm in config.arms)
 
 
-class _Place(NamedTuple):
-    """Where all arms are run: an architecture on the data of a fold, with a seed."""
-
-    study: StudyConfig
-    dataset: StudyData
-    architecture: Architecture
-    data: DataConfig
-    fold: int
-    seed: int
-
-
-def _place_runs(place: _Place, arms: Sequence[Arm]) -> Iterator[Run]:
+def _runs_of_arms(
+    make: Callable[..., Run], arms: Sequence[Arm], train: Callable[[Arm], TrainConfig]
+) -> Iterator[Run]:
     """Yield the runs of all arms at a place, each that trains a network followed by those that take it."""
     for arm in arms:
         if arm.network_of is not None:
             continue
-        base = _trained_run(place, arm)
+        base = make(arm=arm.name, config=train(arm))
         yield base
         for other in arms:
             if other.network_of == arm.name:
                 model = base.config.model.model_copy(update={"symmetrize": other.symmetrize})
-                taken = base.config.model_copy(update={"model": model})
                 yield replace(
-                    base,
-                    arm=other.name,
-                    config=taken,
-                    base=base,
-                    places=_option_places(place, other, base.places),
+                    base, arm=other.name, config=base.config.model_copy(update={"model": model}), base=base
                 )
 
 
-def _trained_run(place: _Place, arm: Arm) -> Run:
-    study, architecture = place.study, place.architecture
+def _train_config(
+    study: StudyConfig,
+    architecture: Architecture,
+    data: DataConfig,
+    training: TrainingConfig,
+    seed: int,
+    arm: Arm,
+) -> TrainConfig:
     weights = arm.weights or architecture.weights
     changes = {
         name: value for name in ("z_flip", "missing_slices") if (value := getattr(arm, name)) is not None
     }
-    return Run(
-        dataset=place.dataset.name,
-        architecture=architecture.name,
-        arm=arm.name,
-        fold=place.fold,
-        seed=place.seed,
-        config=TrainConfig(
-            data=place.data,
-            model=ModelConfig(
-                spec=architecture.spec,
-                weights=weights,
-                slices=study.slices,
-                step=study.step,
-                strategy=_strategy(arm, weights),
-                tie=arm.tie,
-                symmetrize=arm.symmetrize,
-            ),
-            augmentation=study.augmentation.model_copy(update=changes),
-            training=place.dataset.training,
-            seed=place.seed,
-        ),
-        audit=study.audit,
-        places=_option_places(place, arm),
+    model = ModelConfig(
+        spec=architecture.spec,
+        weights=weights,
+        slices=study.slices,
+        step=study.step,
+        strategy=_strategy(arm, weights),
+        tie=arm.tie,
+        symmetrize=arm.symmetrize,
     )
-
-
-def _option_places(place: _Place, arm: Arm, base: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return where the configuration of a study has the options of a network, and those it computes with.
-
-    Args:
-        place: where the arm is run.
-        arm: the arm.
-        base: the same for the arm whose network it takes, if it does.
-    """
-    study = place.study
-    data = f"datasets[{study.datasets.index(place.dataset)}]"
-    own, network = (
-        f"arms[{study.arms.index(arm)}]",
-        f"architectures[{study.architectures.index(place.architecture)}]",
-    )
-    if base is not None:
-        return {**base, "arm": own, "symmetrize": f"{own}.symmetrize"}
-    return {
-        "arm": own,
-        "architecture": network,
-        "weights": f"{network if arm.weights is None else own}.weights",
-        **{name: f"{own}.{name}" for name in ("strategy", "tie", "symmetrize")},
-        "data": data,
-        "classes": f"{data}.classes",
-        "seed": "seeds",
-        "device": "training.accelerator",
-        "tile": "training.crop",
-    }
+    augmentation = study.augmentation.model_copy(update=changes)
+    return TrainConfig(data=data, model=model, augmentation=augmentation, training=training, seed=seed)
 
 
 def _strategy(arm: Arm, weights: str) -> str | tuple[float, ...]:
@@ -312,19 +256,16 @@ OPTIONS = ("training", "pairs", "folds", "blocks")
 
 @dataclass(frozen=True)
 class _Part:
-    """A pair, or a block of its slices; these are None for all of a pair of unknown length, which shares no file.
-
-    ``files`` has the resolution level of each of its files.
-    """
+    """A pair, or a block of its slices; these are None for all of a pair of unknown length, which shares no file."""
 
     number: int
     pair: LabelledFiles
-    files: Mapping[tuple[Any, ...], int]
+    files: frozenset[tuple[Any, ...]]
     slices: tuple[int, int] | None = None
 
     def near(self, other: _Part) -> bool:
         """Return whether both read the same image or the same labels."""
-        return bool(self.files.keys() & other.files.keys())
+        return bool(self.files & other.files)
 
 
 def fold_data(data: StudyData, window: ModelConfig) -> list[DataConfig]:
@@ -377,7 +318,6 @@ def cut_blocks(start: int, stop: int, blocks: int) -> list[tuple[int, int]]:
 def _cut(data: StudyData, window: ModelConfig) -> list[_Part]:
     """Cut the pairs of a data set into the parts of which each is tested once."""
     whole = [_Part(number, pair, _files(data, pair)) for number, pair in enumerate(data.pairs)]
-    _check_levels(data, whole)
     parts = []
     for part in whole:
         alone = data.blocks == 1 and not any(part.near(other) for other in whole if other is not part)
@@ -393,18 +333,6 @@ def _cut(data: StudyData, window: ModelConfig) -> list[_Part]:
                 )
             parts.append(replace(part, slices=(first, last)))
     return parts
-
-
-def _check_levels(data: StudyData, parts: Sequence[_Part]) -> None:
-    """Check that pairs which share a file read it at one level: slices of different levels have different numbers."""
-    for one, other in combinations(parts, 2):
-        for file in one.files.keys() & other.files.keys():
-            if one.files[file] != other.files[file]:
-                raise ConfigError(
-                    f"datasets: {data.name!r}: pairs[{one.number}] and pairs[{other.number}] read the same {file[0]} at the "
-                    f"resolution levels {one.files[file]} and {other.files[file]}, whose slices cannot be told apart; read both "
-                    "at one level"
-                )
 
 
 def _one_fold(
@@ -449,14 +377,14 @@ def _slices(pair: LabelledFiles, start: int, stop: int) -> LabelledFiles:
     return pair.model_copy(update={"slices": (start, stop)})
 
 
-def _files(data: StudyData, pair: LabelledFiles) -> dict[tuple[Any, ...], int]:
-    """Return values that pairs share if they read the same image or the same labels, and at which level they do."""
-    found = {}
+def _files(data: StudyData, pair: LabelledFiles) -> frozenset[tuple[Any, ...]]:
+    """Return values that pairs share if they read the same image or the same labels, whatever the resolution level."""
+    found = set()
     for kind, file in (("image", pair.image), ("labels", pair.labels)):
         path = _path(data, file)
         where = path.resolve() if isinstance(path, Path) else path
-        found[(kind, where, *sorted(file.select.items()))] = file.level
-    return found
+        found.add((kind, where, *sorted(file.select.items())))
+    return frozenset(found)
 
 
 def _path(data: StudyData, file: VolumeFile) -> Path | str:

@@ -232,7 +232,9 @@ def _check_data(config: StudyConfig, runs: Sequence[Run]) -> DataFiles:
     for run in runs:  # in a study of days, the run that needs a file may be the last
         weights = run.config.model.weights
         if weights not in {"imagenet", "none"} and not Path(weights).exists():
-            raise ConfigError(f"{run.spell('weights', weights)}: no such weights file; check the path")
+            raise ConfigError(
+                f"{run_name(run.labels, folded=False)}: weights: {weights}: no such weights file; check the path"
+            )
     folded = {data.name for data in config.datasets if data.folds is not None}
     found = {}
     for (name, fold), group in _by_data(runs).items():

@@ -1,4 +1,3 @@
-from .callbacks import AsymmetryMonitor as AsymmetryMonitor
 from .config import (
     AugmentationConfig as AugmentationConfig,
     DataConfig as DataConfig,
@@ -12,14 +11,15 @@ from .config import (
     VolumeFile as VolumeFile,
     WeightsOption as WeightsOption,
     check_added_symmetry as check_added_symmetry,
-    check_boundaries as check_boundaries,
     check_missing_slices as check_missing_slices,
     check_strategy as check_strategy,
+    check_task as check_task,
     default_yaml as default_yaml,
     saved_record as saved_record,
 )
 from .crops import SliceWindows as SliceWindows
 from .data import fingerprints as fingerprints, open_data as open_data
+from .lightning_parts import AsymmetryMonitor as AsymmetryMonitor, is_first_process as is_first_process
 from .run_folder import RunFolder as RunFolder, flat_options as flat_options, is_damaged as is_damaged
 from .run_network import (
     asked_size as asked_size,
@@ -28,4 +28,4 @@ from .run_network import (
     locate_network as locate_network,
     reading_of as reading_of,
 )
-from .trainer import is_first_process as is_first_process, retest as retest, train as train
+from .trainer import retest as retest, train as train

@@ -22,6 +22,7 @@ from evenslice._core import (
     needs_extra,
     read_json,
     reason,
+    spelled_in_configuration,
     to_yaml,
 )
 from evenslice.volumes import LabelValues
@@ -599,7 +600,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _fit_task(self) -> Self:
-        check_boundaries(self.data, self.training, "data.boundaries")
+        check_task(self.data, self.training, "data.")
         check_missing_slices(
             self.augmentation.missing_slices, self.model.slices, "augmentation.missing_slices"
         )
@@ -626,12 +627,30 @@ def check_missing_slices(probability: float | None, slices: int, place: str = "m
         )
 
 
-def check_boundaries(data: DataConfig, training: TrainingConfig, place: str = "boundaries") -> None:
-    """Raise ValueError if the boundaries of a data set are to be compared, but the task gives no map of them."""
-    if data.boundaries and training.task == "classification":
+def check_task(data: DataConfig, training: TrainingConfig, section: str = "") -> None:
+    """Raise ValueError if a data set lacks what the options of a training need.
+
+    Args:
+        data: the data set.
+        training: how a network is trained on it.
+        section: what stands before the options of the data set, such as "data.".
+    """
+    if training.task == "segmentation":
+        try:
+            data.label_options.check_written()
+        except ConfigError as error:
+            text = error.render(lambda name, value: spelled_in_configuration(f"{section}{name}", value))
+            raise ValueError(text) from error
+    elif data.boundaries:
         raise ValueError(
-            f"{place}: true: are compared in segmentations; omit it with the task classification"
+            f"{section}boundaries: true: are compared in segmentations; omit it with the task classification"
         )
+    for name, needed in (("patience", training.patience), ("keep", training.keep == "best")):
+        if needed and not (data.validation or data.validation_fraction):
+            raise ValueError(
+                f"training.{name}: {getattr(training, name)}: there are no validation data; give {section}validation, set "
+                f"{section}validation_fraction above 0, or omit {name}"
+            )
 
 
 def default_yaml() -> str:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from typing_extensions import TypedDict
 
-from evenslice._core import ConfigError, EvensliceError, VolumeError, spelled_in_configuration
+from evenslice._core import ConfigError, EvensliceError, VolumeError
 from evenslice.volumes import (
     ClassIndex,
     LabelledVolume,
@@ -105,8 +105,7 @@ def open_data(config: TrainConfig) -> Data:
             labels differ in shape or in place; a label value belongs to no class.
         ConfigError: parts overlap, or are so close that a window could see both; a part is shorter than a window; the
             training parts have no voxel of some class; in all validation or test parts, no voxel is foreground, or none
-            counts; there are no validation data where an option needs them; or a segmentation cannot hold the values of
-            the labels.
+            counts.
 
     Example:
         >>> from evenslice.training import TrainConfig
@@ -133,25 +132,7 @@ def open_data(config: TrainConfig) -> Data:
         index = draft.index or ClassIndex(np.zeros(0, np.int64), ())
         part = LabelledVolume(draft.name, draft.volume, draft.labels, scaling, index, draft.background)
         parts[draft.split].append(part)
-    data = Data(**{split: tuple(items) for split, items in parts.items()})
-    _check_task(config, data)
-    return data
-
-
-def _check_task(config: TrainConfig, data: Data) -> None:
-    """Check that there are validation data if an option needs them, and that a segmentation can hold the values of labels."""
-    if config.training.task == "segmentation":
-        try:
-            config.data.label_options.check_written()
-        except ConfigError as error:
-            text = error.render(lambda name, value: spelled_in_configuration(f"data.{name}", value))
-            raise ConfigError(text) from error
-    for name, needed in (("patience", config.training.patience), ("keep", config.training.keep == "best")):
-        if needed and not data.validation:
-            raise ConfigError(
-                f"training.{name}: {getattr(config.training, name)}: there are no validation data; give data.validation, "
-                f"set data.validation_fraction above 0, or omit {name}"
-            )
+    return Data(**{split: tuple(items) for split, items in parts.items()})
 
 
 def fingerprints(config: DataConfig) -> set[str]:

@@ -305,7 +305,9 @@ def is_damaged(read: Callable[[], object]) -> bool:
     """Return whether reading a file fails, as that of a damaged one does."""
     try:
         read()
-    except (EvensliceError, *UNREADABLE):
+    except EvensliceError:
+        return True
+    except UNREADABLE:
         return True
     return False
 

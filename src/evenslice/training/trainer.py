@@ -50,24 +50,23 @@ from evenslice.inference import is_device_error, keep_depthwise_exact, out_of_me
 from evenslice.networks import check_stated_in_file, keep_generators, with_gradients
 from evenslice.neutralizing import load_network, record_of, save_network
 from evenslice.results import MAIN_SCORES
-from evenslice.training.callbacks import (
+from evenslice.training.config import TrainConfig
+from evenslice.training.data import fingerprints, open_data
+from evenslice.training.lightning_parts import (
     AsymmetryMonitor,
+    CropData,
+    CsvLog,
     Interruption,
     KeepBest,
     ShowProgress,
     Stopped,
-    TrainingInterrupted,
-    bias_columns,
-    kept_validation,
-)
-from evenslice.training.config import TrainConfig
-from evenslice.training.data import fingerprints, open_data
-from evenslice.training.lightning_module import (
-    CropData,
-    CsvLog,
     SynchronizedNorms,
+    TrainingInterrupted,
     TrainingModule,
     asked_loggers,
+    bias_columns,
+    is_first_process,
+    kept_validation,
 )
 from evenslice.training.plan import Plan, at_model, describe_plan, find_machine, resolve
 from evenslice.training.run_folder import (
@@ -86,7 +85,6 @@ with needs_extra("train", "training"):
     from lightning.fabric.utilities.warnings import PossibleUserWarning
     from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.plugins.io import TorchCheckpointIO
-    from lightning.pytorch.utilities import rank_zero_only
 
 if TYPE_CHECKING:
     import os
@@ -222,11 +220,6 @@ def train(
             return _tested(plan, run, run.read_metrics(), command, progress)
         except KeyboardInterrupt as error:
             raise TrainingInterrupted(interruption.signal or signal.SIGINT, interruption.reached) from error
-
-
-def is_first_process() -> bool:
-    """Return whether this is the first of several processes that train together, or the only one."""
-    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _finished(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
