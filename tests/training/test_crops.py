@@ -24,7 +24,7 @@ from evenslice import (
     open_volume,
 )
 from evenslice.training.crops import CropDataset
-from evenslice.training.lightning_parts import CropData, StepSampler
+from evenslice.training.lightning_parts import CropData
 from evenslice.volumes import LabelledVolume, Scaling, index_classes
 
 OFF = {"flips": False, "rotations": False, "z_flip": False, "intensity": False}
@@ -253,14 +253,6 @@ def test_it_travels_to_workers_as_its_files(tmp_path, noise, monkeypatch):
     lazy = SliceWindows(*files, reading=Reading(label_values=[0, 255]), crop=(16, 16), length=8)
     assert all(torch.equal(held[i][0], lazy[i][0]) for i in range(8))
     assert len(pickle.dumps(lazy)) < 10_000 < len(pickle.dumps(held))
-
-
-def test_the_sampler_gives_each_process_its_share():
-    whole = list(StepSampler(range(2, 5), batch=6))
-    assert whole == [list(range(12, 18)), list(range(18, 24)), list(range(24, 30))]
-    shares = [list(StepSampler(range(2, 5), batch=6, rank=rank, world=3)) for rank in range(3)]
-    assert [sorted(a + b + c) for a, b, c in zip(*shares, strict=True)] == whole
-    assert len(StepSampler(range(2, 5), batch=6)) == 3
 
 
 def test_an_epoch_lasts_from_one_validation_to_the_next(noise):

@@ -20,8 +20,9 @@ from torch import nn
 import evenslice
 from evenslice import ConfigError, EvensliceError, ModelError, OutputError, TrainConfig, load_config, train
 from evenslice._core import to_yaml
+from evenslice.networks import METADATA_KEY, read_metadata
 from evenslice.neutralizing.averages import without_mirror
-from evenslice.training import RunFolder, find_reading, lightning_parts, load_segmenter, trainer
+from evenslice.training import RunFolder, lightning_parts, load_segmenter, trainer
 from evenslice.training.lightning_parts import CsvLog, KeepBest, ShowProgress, TrainingModule
 from evenslice.training.plan import describe_plan, resolve
 from evenslice.training.tasks import TaskLoss, validation_score
@@ -135,8 +136,6 @@ def write_data(folder):
         "labels": labels,
         "inverted": 1 - labels,
         "three": labels + (blobs > 1.6),
-        "few": labels * (np.arange(40) >= 32)[:, None, None].astype(np.uint8),
-        "short": labels[:30],
         "wide_image": np.pad(image[:8], ((0, 0), (0, 32), (0, 32))),
         "wide_labels": np.pad(labels[:8], ((0, 0), (0, 32), (0, 32))),
     }
@@ -228,27 +227,31 @@ def test_training_learns_and_beats_chance(undisturbed):
     assert result["stress"]["losses"]
 
 
+QUICK = {"training__steps": 4, "training__validate_every": 2, "training__monitor_every": 2}
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("float64_by_default")
-@pytest.mark.parametrize("task", ["segmentation", "classification"])
-def test_training_is_in_float32_whatever_the_default_dtype(folder, tmp_path, task):
-    spec = {"segmentation": "small", "classification": "classifier"}[task]
-    steps = {"training__steps": 4, "training__validate_every": 2, "training__monitor_every": 2}
-    config = make_config(folder, model__spec=f"trainable:{spec}", training__task=task, **steps)
-    assert train(config, tmp_path / "run", progress=False)["steps"] == 4
-    assert {weight.dtype for weight in weights(tmp_path / "run").values()} == {torch.float32, torch.int64}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_training_in_any_mode_of_the_caller(folder, tmp_path, mode):
-    config = make_config(folder, training__steps=4, training__validate_every=2, training__monitor_every=2)
-    train(config, tmp_path / "wanted", progress=False)
+@pytest.mark.parametrize(
+    ("spec", "task", "mode"),
+    [
+        ("small", "segmentation", torch.no_grad),
+        ("small", "segmentation", torch.inference_mode),
+        ("classifier", "classification", torch.enable_grad),
+    ],
+)
+def test_training_is_in_float32_whatever_the_default_dtype_and_mode_of_the_caller(
+    folder, tmp_path, spec, task, mode
+):
+    config = make_config(folder, model__spec=f"trainable:{spec}", training__task=task, **QUICK)
     with mode():
-        train(config, tmp_path / "run", progress=False)
-    assert same(weights(tmp_path / "run"), weights(tmp_path / "wanted"))
-    rows, wanted_rows = (RunFolder(tmp_path / name).read_metrics() for name in ("run", "wanted"))
-    assert [row.get("asymmetry") for row in rows] == [row.get("asymmetry") for row in wanted_rows]
+        assert train(config, tmp_path / "run", progress=False)["steps"] == 4
+    assert {weight.dtype for weight in weights(tmp_path / "run").values()} == {torch.float32, torch.int64}
+    assert [row["step"] for row in RunFolder(tmp_path / "run").read_metrics() if "asymmetry" in row] == [
+        0,
+        2,
+        4,
+    ]
 
 
 def test_the_folder_holds_everything_needed_to_run_again(folder, undisturbed):
@@ -555,8 +558,8 @@ def test_a_sigmoid_for_each_class_is_no_softmax(folder, tmp_path, loss, channels
     result = train(make_config(folder, data__classes=classes, model__spec=spec, **options), run)
     assert len(result["dice"]["per_class"]) == classes
     segmenter, image = load_segmenter(run, spec), np.load("image.npy")[:4]
-    stated = find_reading(None, spec, str(run / "network.safetensors"))  # for an audit of the file alone
-    assert segmenter.reading.overlapping == stated.overlapping == overlapping
+    stated = json.loads(read_metadata(run / "network.safetensors")[METADATA_KEY])["reading"]
+    assert segmenter.reading.overlapping == stated.get("overlapping") == overlapping
     segmenter.segment(evenslice.open_volume(image), tmp_path / "labels.npy")
     refused = pytest.raises(ConfigError, match="classes that overlap have a sigmoid each .* train with")
     with refused if overlapping else nullcontext():
@@ -602,15 +605,6 @@ WIDE = [{"image": "wide_image.npy", "labels": "wide_labels.npy"}]
 DEEP = {"model__spec": "trainable:deep", "training__crop": [64, 64]}
 BAD = {
     "missing file": ({"data__train": [{**PAIR, "image": "no.npy"}]}, r"data.train\[0\].image: .*no.npy"),
-    "other shape": ({"data__train": [{**PAIR, "labels": "short.npy"}]}, r"data.train\[0\].*\(30, 64, 64\)"),
-    "label outside": ({"data__train": [{**PAIR, "labels": "three.npy"}], "data__test": []}, "label value 2"),
-    "overlap": ({"data__test": [{**PAIR, "slices": [20, 40]}]}, "overlap in slices 20 to 29"),
-    "no guard": ({"data__test": [{**PAIR, "slices": [30, 40]}]}, "leave at least 1"),
-    "short split": ({"data__test": [{**PAIR, "slices": [38, 40]}]}, "2 slices; a window of 3 needs 3"),
-    "empty class": (
-        {"data__train": [{**PAIR, "labels": "few.npy", "slices": [0, 30]}], "data__test": []},
-        "no voxel of class 1",
-    ),
     "softmax": (
         {"model__spec": "smp:Unet/tu-test_resnet?activation=softmax2d"},
         r"returns probabilities, which add up to 1",

@@ -23,7 +23,7 @@ import torch
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from evenslice._core import (
     ConfigError,
@@ -218,31 +218,11 @@ def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
     return (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1))) / 2
 
 
-class StepSampler(Sampler[list[int]]):
-    """The indices of the crops of each step, for one of several processes.
-
-    Step s uses the crops from ``s * batch`` up to ``(s + 1) * batch``; each of ``world`` processes takes every
-    ``world``-th of them.
-
-    Example:
-        >>> list(StepSampler(range(1, 3), batch=4, rank=1, world=2))
-        [[5, 7], [9, 11]]
-    """
-
-    def __init__(self, steps: range, batch: int, *, rank: int = 0, world: int = 1) -> None:
-        self._steps, self._batch, self._rank, self._world = steps, batch, rank, world
-
-    def __len__(self) -> int:
-        return len(self._steps)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in self._steps:
-            start = step * self._batch
-            yield list(range(start + self._rank, start + self._batch, self._world))
-
-
 class CropData(LightningDataModule):
     """The crops of a training run, in batches; an epoch lasts to the next validation.
+
+    Step s uses the crops from ``s * batch`` up to ``(s + 1) * batch``; each of several processes takes every so many of
+    them.
 
     The trainer must reload the data each epoch (``reload_dataloaders_every_n_epochs=1``) and must not replace the
     sampler, which handles several processes (``use_distributed_sampler=False``).
@@ -287,10 +267,13 @@ class CropData(LightningDataModule):
             (trainer.global_step, trainer.global_rank, trainer.world_size) if trainer else (0, 0, 1)
         )
         end = (first // training.validate_every + 1) * training.validate_every
-        steps = range(first, min(end, training.steps))
+        batches = [
+            list(range(step * training.batch + rank, (step + 1) * training.batch, world))
+            for step in range(first, min(end, training.steps))
+        ]
         return DataLoader(
             self._crops,
-            batch_sampler=StepSampler(steps, training.batch, rank=rank, world=world),
+            batch_sampler=batches,
             num_workers=training.workers,
             worker_init_fn=_tolerate_first,
             pin_memory=self._pin,
