@@ -139,7 +139,7 @@ data:
   label_values: [0, 128, 255]
   intensity: [-1000, 400.5]
 model: {slices: 5, strategy: [0.1, 0.2, 0.4, 0.2, 0.1]}
-training: {patience: 3, monitor_every: null, learning_rate: 1e-4}
+training: {monitor_every: null, learning_rate: 1e-4}
 """)
     assert config.data.name == "no"
     assert config.model.strategy == (0.1, 0.2, 0.4, 0.2, 0.1)
