@@ -12,10 +12,10 @@ from evenslice.training import (
     LabelledFiles,
     SlicesOption,
     StrategyOption,
+    SymmetrizeOption,
     TieOption,
     TrainingConfig,
     WeightsOption,
-    check_added_symmetry,
     check_missing_slices,
     check_strategy,
     check_task,
@@ -52,7 +52,7 @@ class Arm(Section):
     """Randomly reverse the order of slices; by default as in augmentation."""
     weights: WeightsOption | None = None
     """Replaces the architecture's weights."""
-    symmetrize: str | None = Field(default=None, min_length=1)
+    symmetrize: SymmetrizeOption = None
     """Where to average the results for a window and its mirror, as in train: output, encoder, or the name of a
     module; null for nowhere."""
     missing_slices: float | None = Field(default=None, ge=0, le=1)
@@ -62,11 +62,6 @@ class Arm(Section):
     options come from that arm."""
     seeds: tuple[int, ...] | None = Field(default=None, min_length=1)
     """Which of the study's seeds this arm is run with, at least one of the baseline's; by default all."""
-
-    @field_validator("tie", "symmetrize")
-    @classmethod
-    def _not_symmetric_yet(cls, value: str | None, info: ValidationInfo) -> str | None:
-        return check_added_symmetry(value, info)
 
     @model_validator(mode="after")
     def _derived(self) -> Self:

@@ -302,11 +302,13 @@ def saved_record(weights: str) -> Record | None:
         return None
 
 
-def _known_strategy(strategy: str | tuple[float, ...]) -> str | tuple[float, ...]:
+def _fitting_strategy(strategy: str | tuple[float, ...], info: ValidationInfo) -> str | tuple[float, ...]:
     from evenslice.neutralizing import STRATEGIES
 
     if isinstance(strategy, str) and strategy not in STRATEGIES:
         raise ValueError(did_you_mean(strategy, STRATEGIES))
+    if "slices" in info.data:
+        check_strategy(strategy, info.data["slices"])
     return strategy
 
 
@@ -320,7 +322,7 @@ def check_strategy(strategy: str | tuple[float, ...], slices: int) -> None:
         raise ValueError(str(error).removeprefix("strategy: ")) from error
 
 
-def check_added_symmetry(value: str | None, info: ValidationInfo) -> str | None:
+def _added_symmetry(value: str | None, info: ValidationInfo) -> str | None:
     """Raise ValueError if a tie or a place to average adds nothing to the strategy's own symmetry, or makes it another."""
     strategy = info.data.get("strategy")
     symmetric = strategy in ("center", "profile", "mirror") or isinstance(strategy, tuple)
@@ -341,11 +343,14 @@ SlicesOption = Annotated[int, Field(ge=1), AfterValidator(_odd)]
 WeightsOption = Annotated[str, Field(min_length=1), AfterValidator(_beside_file)]
 """Weights by name or file; a file beside the configuration takes precedence."""
 
-StrategyOption = Annotated[str | tuple[float, ...], AfterValidator(_known_strategy)]
+StrategyOption = Annotated[str | tuple[float, ...], AfterValidator(_fitting_strategy)]
 """The name of a strategy, or the weights of a symmetric profile."""
 
-TieOption = Literal["mirror", "uniform"] | None
-"""The name of a tie, or None."""
+TieOption = Annotated[Literal["mirror", "uniform"] | None, AfterValidator(_added_symmetry)]
+"""The name of a tie, or None; of use with the strategy above it."""
+
+SymmetrizeOption = Annotated[str | None, Field(min_length=1), AfterValidator(_added_symmetry)]
+"""Where to average the results for a window and its mirror, or None; of use with the strategy above it."""
 
 
 class ModelConfig(Section):
@@ -371,15 +376,9 @@ class ModelConfig(Section):
     a tie, the strategy of that name; a network saved by neutralize is left unchanged."""
     tie: TieOption = None
     """Symmetry to enforce during training: mirror or uniform."""
-
-    symmetrize: str | None = Field(default=None, min_length=1)
+    symmetrize: SymmetrizeOption = None
     """Where to average the results for a window and its mirror: output, encoder, or the name of a module; null for
     nowhere."""
-
-    @field_validator("tie", "symmetrize")
-    @classmethod
-    def _not_symmetric_yet(cls, value: str | None, info: ValidationInfo) -> str | None:
-        return check_added_symmetry(value, info)
 
     @model_validator(mode="before")
     @classmethod
@@ -401,13 +400,6 @@ class ModelConfig(Section):
             fitting["strategy"] = "pretrained"
             fitting["slices"] = record.slices
         return fitting | values
-
-    @field_validator("strategy")
-    @classmethod
-    def _fits_slices(cls, strategy: str | tuple[float, ...], info: ValidationInfo) -> str | tuple[float, ...]:
-        if "slices" in info.data:
-            check_strategy(strategy, info.data["slices"])
-        return strategy
 
     @property
     def extent(self) -> int:
