@@ -16,9 +16,6 @@ from evenslice.training import (
     TieOption,
     TrainingConfig,
     WeightsOption,
-    check_missing_slices,
-    check_strategy,
-    check_task,
 )
 
 with needs_extra("train", "a study"):
@@ -211,11 +208,6 @@ class StudyData(DataConfig):
             )
         return self
 
-    @model_validator(mode="after")
-    def _fit_task(self) -> Self:
-        check_task(self, self.training)
-        return self
-
     @property
     def fold_count(self) -> int:
         """The number of folds; 1 without any."""
@@ -323,25 +315,16 @@ class StudyConfig(Section):
             raise ValueError("give different seeds, from 0 to 4294967295")
         return seeds
 
-    @field_validator("augmentation")
-    @classmethod
-    def _has_neighbours(cls, augmentation: AugmentationConfig, info: ValidationInfo) -> AugmentationConfig:
-        check_missing_slices(augmentation.missing_slices, info.data.get("slices", 3))
-        return augmentation
-
     @field_validator("arms")
     @classmethod
     def _can_be_run(cls, arms: tuple[Arm, ...], info: ValidationInfo) -> tuple[Arm, ...]:
-        """Check that arms use seeds of the study, fit its windows, and take networks of arms that are trained as they are."""
+        """Check that arms use seeds of the study, and take networks of arms that are trained as they are."""
         by_name = {arm.name: arm for arm in arms}
-        slices = info.data.get("slices", 3)
         for arm in arms:
             if unknown := sorted(set(arm.seeds or ()) - set(info.data.get("seeds", arm.seeds or ()))):
                 raise ValueError(
                     f"{arm.name}: seeds: {unknown[0]} is not one of the study's seeds; add it there"
                 )
-            check_strategy(arm.strategy, slices)
-            check_missing_slices(arm.missing_slices, slices)
             if arm.network_of is None:
                 continue
             base = by_name.get(arm.network_of)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from evenslice._core import (
@@ -16,7 +15,7 @@ from evenslice._core import (
     staged_file,
 )
 from evenslice.results import AuditResult, read_example
-from evenslice.training import RunFolder, is_damaged
+from evenslice.training import RunFolder
 
 with needs_extra("train", "a study"):
     from pydantic import BaseModel, ConfigDict
@@ -130,13 +129,9 @@ class RunOutcome(BaseModel):
 
 def damaged_files(folder: Path) -> set[Path]:
     """Return the files of a run that are there and cannot be read; those that were removed are not damaged."""
-    checks = {"audit.json": AuditResult.load, "example.npz": read_example}
-    own = {
-        path
-        for name, read in checks.items()
-        if (path := folder / name).exists() and is_damaged(partial(read, path))
-    }
-    return own | RunFolder(folder).damaged_files()
+    return RunFolder(folder).damaged_files(
+        {folder / "audit.json": AuditResult.load, folder / "example.npz": read_example}
+    )
 
 
 def repair_run(folder: Path) -> None:

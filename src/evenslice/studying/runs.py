@@ -15,7 +15,13 @@ from itertools import pairwise, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import ConfigError, EvensliceError, module_file, spelled_in_configuration
+from evenslice._core import (
+    ConfigError,
+    EvensliceError,
+    as_config,
+    module_file,
+    spelled_in_configuration,
+)
 from evenslice.networks import parse_specification
 from evenslice.studying.run_outcomes import RunOutcome, damaged_files
 from evenslice.training import (
@@ -140,7 +146,8 @@ def plan_runs(config: StudyConfig) -> list[Run]:
     opened for their shapes if folds need them, see ``fold_data``.
 
     Raises:
-        ConfigError: two arms or two architectures differ only in their names; or a data set cannot be folded.
+        ConfigError: two arms or two architectures differ only in their names; a data set cannot be folded; or the options of
+            a run do not fit each other.
         VolumeError: an image whose number of slices is needed cannot be opened.
     """
     window = ModelConfig(slices=config.slices, step=config.step)
@@ -194,17 +201,21 @@ def _train_config(
     changes = {
         name: value for name in ("z_flip", "missing_slices") if (value := getattr(arm, name)) is not None
     }
-    model = ModelConfig(
-        spec=architecture.spec,
-        weights=weights,
-        slices=study.slices,
-        step=study.step,
-        strategy=_strategy(arm, weights),
-        tie=arm.tie,
-        symmetrize=arm.symmetrize,
-    )
+    model = {
+        "spec": architecture.spec,
+        "weights": weights,
+        "slices": study.slices,
+        "step": study.step,
+        "strategy": _strategy(arm, weights),
+        "tie": arm.tie,
+        "symmetrize": arm.symmetrize,
+    }
     augmentation = study.augmentation.model_copy(update=changes)
-    return TrainConfig(data=data, model=model, augmentation=augmentation, training=training, seed=seed)
+    options = {"data": data, "model": model, "augmentation": augmentation, "training": training, "seed": seed}
+    try:
+        return as_config(options, TrainConfig)
+    except ConfigError as error:
+        raise ConfigError(f"datasets: {data.name!r}, arms: {arm.name!r}: {error}") from error
 
 
 def _strategy(arm: Arm, weights: str) -> str | tuple[float, ...]:

@@ -11,16 +11,13 @@ from .config import (
     TrainingConfig as TrainingConfig,
     VolumeFile as VolumeFile,
     WeightsOption as WeightsOption,
-    check_missing_slices as check_missing_slices,
-    check_strategy as check_strategy,
-    check_task as check_task,
     default_yaml as default_yaml,
     saved_record as saved_record,
 )
 from .crops import SliceWindows as SliceWindows
 from .data import fingerprints as fingerprints, open_data as open_data
 from .lightning_parts import AsymmetryMonitor as AsymmetryMonitor, is_first_process as is_first_process
-from .run_folder import RunFolder as RunFolder, flat_options as flat_options, is_damaged as is_damaged
+from .run_folder import RunFolder as RunFolder, flat_options as flat_options
 from .run_network import (
     asked_size as asked_size,
     find_reading as find_reading,

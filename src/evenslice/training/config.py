@@ -303,23 +303,15 @@ def saved_record(weights: str) -> Record | None:
 
 
 def _fitting_strategy(strategy: str | tuple[float, ...], info: ValidationInfo) -> str | tuple[float, ...]:
-    from evenslice.neutralizing import STRATEGIES
+    from evenslice.neutralizing import STRATEGIES, find_strategy
 
     if isinstance(strategy, str) and strategy not in STRATEGIES:
         raise ValueError(did_you_mean(strategy, STRATEGIES))
-    if "slices" in info.data:
-        check_strategy(strategy, info.data["slices"])
-    return strategy
-
-
-def check_strategy(strategy: str | tuple[float, ...], slices: int) -> None:
-    """Raise ValueError if a strategy does not fit the number of slices."""
-    from evenslice.neutralizing import find_strategy
-
     try:
-        find_strategy(strategy, slices)
+        find_strategy(strategy, info.data.get("slices", 3 if isinstance(strategy, str) else len(strategy)))
     except ConfigError as error:  # pydantic itself says which option of the configuration it is
         raise ValueError(str(error).removeprefix("strategy: ")) from error
+    return strategy
 
 
 def _added_symmetry(value: str | None, info: ValidationInfo) -> str | None:
@@ -591,11 +583,28 @@ class TrainConfig(Section):
     """Random seed."""
 
     @model_validator(mode="after")
-    def _fit_task(self) -> Self:
-        check_task(self.data, self.training, "data.")
+    def _fit_together(self) -> Self:
+        """Check that the data set has what the training needs."""
+        data, training = self.data, self.training
         check_missing_slices(
             self.augmentation.missing_slices, self.model.slices, "augmentation.missing_slices"
         )
+        if training.task == "segmentation":
+            try:
+                data.label_options.check_written()
+            except ConfigError as error:
+                text = error.render(lambda name, value: spelled_in_configuration(f"data.{name}", value))
+                raise ValueError(text) from error
+        elif data.boundaries:
+            raise ValueError(
+                "data.boundaries: true: are compared in segmentations; omit it with the task classification"
+            )
+        for name, needed in (("patience", training.patience), ("keep", training.keep == "best")):
+            if needed and not (data.validation or data.validation_fraction):
+                raise ValueError(
+                    f"training.{name}: {getattr(training, name)}: there are no validation data; give data.validation, set "
+                    f"data.validation_fraction above 0, or omit {name}"
+                )
         return self
 
 
@@ -617,32 +626,6 @@ def check_missing_slices(probability: float | None, slices: int, place: str = "m
         raise ValueError(
             f"{place}: a window of one slice has no neighbours that could be missing; leave it out"
         )
-
-
-def check_task(data: DataConfig, training: TrainingConfig, section: str = "") -> None:
-    """Raise ValueError if a data set lacks what the options of a training need.
-
-    Args:
-        data: the data set.
-        training: how a network is trained on it.
-        section: what stands before the options of the data set, such as "data.".
-    """
-    if training.task == "segmentation":
-        try:
-            data.label_options.check_written()
-        except ConfigError as error:
-            text = error.render(lambda name, value: spelled_in_configuration(f"{section}{name}", value))
-            raise ValueError(text) from error
-    elif data.boundaries:
-        raise ValueError(
-            f"{section}boundaries: true: are compared in segmentations; omit it with the task classification"
-        )
-    for name, needed in (("patience", training.patience), ("keep", training.keep == "best")):
-        if needed and not (data.validation or data.validation_fraction):
-            raise ValueError(
-                f"training.{name}: {getattr(training, name)}: there are no validation data; give {section}validation, set "
-                f"{section}validation_fraction above 0, or omit {name}"
-            )
 
 
 def default_yaml() -> str:

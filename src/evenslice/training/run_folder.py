@@ -273,18 +273,23 @@ class RunFolder:
                         "restore them, or start a new run in another folder"
                     )
 
-    def damaged_files(self) -> set[Path]:
-        """Return the files that are there and cannot be read; those that were removed are not damaged."""
-        checks: dict[Path, Callable[[], object]] = {
-            self.config: lambda: load_config(self.config, TrainConfig),
-            self.data: self.read_data,
-            self.metrics: self.read_metrics,
-            self.last: lambda: check_archive(self.last),
-            self.best: lambda: read_metadata(self.best),
-            self.network: lambda: read_metadata(self.network),
-            self.result: self.read_result,
+    def damaged_files(self, others: Mapping[Path, Callable[[Path], object]]) -> set[Path]:
+        """Return the files that are there and cannot be read; those that were removed are not damaged.
+
+        Args:
+            others: further files in the folder, with functions that read them.
+        """
+        readers: dict[Path, Callable[[Path], object]] = {
+            self.config: lambda file: load_config(file, TrainConfig),
+            self.data: lambda _: self.read_data(),
+            self.metrics: lambda _: self.read_metrics(),
+            self.last: check_archive,
+            self.best: read_metadata,
+            self.network: read_metadata,
+            self.result: lambda _: self.read_result(),
+            **others,
         }
-        return {file for file, check in checks.items() if file.exists() and is_damaged(check)}
+        return {file for file, read in readers.items() if file.exists() and _is_damaged(file, read)}
 
     def _check_own(self, *files: Path) -> None:
         """Check that files, if there are any, were written by a run that had not reached its first checkpoint.
@@ -301,10 +306,9 @@ class RunFolder:
             ) from error
 
 
-def is_damaged(read: Callable[[], object]) -> bool:
-    """Return whether reading a file fails, as that of a damaged one does."""
+def _is_damaged(file: Path, read: Callable[[Path], object]) -> bool:
     try:
-        read()
+        read(file)
     except EvensliceError:
         return True
     except UNREADABLE:
