@@ -408,6 +408,11 @@ def test_errors_of_runs_name_options_as_a_configuration_has_them(folder, tmp_pat
     [
         ({"data": {"train": [{"image": "no.npy", "labels": "no.npy"}]}}, VolumeError, r"no\.npy"),
         (
+            {"training": {"patience": 3}, "data": {"validation_fraction": 0}},
+            ConfigError,
+            r"^datasets: 'blobs', arms: 'pretrained': training.patience: 3: there are no validation data",
+        ),
+        (
             {"arms": [{"name": "pretrained", "weights": "nosuch.pt"}]},
             ConfigError,
             r"^blobs, small, pretrained, seed 0: weights: .*nosuch.pt: no such weights file",

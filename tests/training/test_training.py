@@ -769,7 +769,7 @@ def test_the_best_is_kept_and_nan_is_never_best():
     scores, kept, stops = iter([0.9, math.nan, 0.5, 0.4, math.nan, 0.6, 0.5995, 0.59]), [], []
     module = nn.ModuleDict({"network": nn.Identity()})
     keep = KeepBest(lambda _: next(scores), lambda _: kept.append(len(stops)), patience=3)
-    keep.on_train_start(trainer, module)  # the score before the first step is no candidate
+    keep.on_train_epoch_start(trainer, module)  # the score before the first step is no candidate
     for _ in range(7):
         keep.on_train_epoch_end(trainer, module)
         stops.append(trainer.should_stop)

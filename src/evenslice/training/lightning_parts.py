@@ -811,10 +811,14 @@ class KeepBest(Callback):
         self._require_saved = require_saved
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate the initial network; stop a run that had already stopped."""
+        """Stop a run that had already stopped."""
+        del pl_module
+        self._stop_early(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate the initial network, when ``Interruption`` has taken the signals from Lightning."""
         if trainer.global_step == 0:
             self._validate(trainer, pl_module.get_submodule("network"))
-        self._stop_early(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate, and keep the network or count a validation without improvement.
