@@ -126,7 +126,7 @@ class CropDataset(Dataset[Any]):
     @property
     def has_foreground(self) -> bool:
         """Whether the middle slice of any window has foreground."""
-        return self._positions.has_foreground
+        return bool(self._positions.classes)
 
     def __len__(self) -> int:
         return self._length
@@ -291,6 +291,9 @@ class _Positions:
         parts: the volumes.
         centres: the centre slices of the windows of each.
         foreground: fraction of crops drawn around a foreground voxel.
+
+    Attributes:
+        classes: where each foreground class is on the centre slices, if anywhere.
     """
 
     def __init__(self, parts: Sequence[LabelledVolume], centres: Sequence[range], foreground: float) -> None:
@@ -302,16 +305,11 @@ class _Positions:
             [len(z) * height * width for z, (_, height, width) in zip(centres, self._shapes, strict=True)]
         )
         found = [_within(part, slices) for part, slices in zip(parts, centres, strict=True)]
-        self._classes = [
+        self.classes = [
             (_cumulate([count for count, _ in by_part]), [positions for _, positions in by_part])
             for by_part in zip(*found, strict=True)
             if any(len(positions) for _, positions in by_part)
         ]
-
-    @property
-    def has_foreground(self) -> bool:
-        """Whether there is foreground on the centre slices."""
-        return bool(self._classes)
 
     def plane(self, index: int) -> tuple[int, int]:
         """Return the part and the centre slice of plane ``index``, all parts laid end to end and repeated."""
@@ -321,7 +319,7 @@ class _Positions:
 
     def draw(self, tile: tuple[int, int], random: np.random.Generator) -> tuple[int, int, int, int]:
         """Return the index of a part, the centre slice z, and the corner y, x of a tile."""
-        if self._classes and random.random() < self._foreground:
+        if self.classes and random.random() < self._foreground:
             return self._draw_around(tile, random)
         number = _choose(self._by_size, random)
         z = random.integers(len(self._centres[number]))
@@ -333,7 +331,7 @@ class _Positions:
 
     def _draw_around(self, tile: tuple[int, int], random: np.random.Generator) -> tuple[int, int, int, int]:
         """Draw a foreground voxel, and a corner of a tile that contains it."""
-        by_part, positions = self._classes[random.integers(len(self._classes))]
+        by_part, positions = self.classes[random.integers(len(self.classes))]
         number = _choose(by_part, random)
         z, *inside = np.unravel_index(random.choice(positions[number]), self._shapes[number])
         low = [max(int(at) - size + 1, 0) for at, size in zip(inside, tile, strict=True)]
