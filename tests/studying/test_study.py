@@ -446,7 +446,7 @@ def start(folder, name, *arguments, slow, **changes):
     return Command("study", f"{name}.yaml", "--out", name, *arguments, cwd=folder, **environment), watched
 
 
-def wait_for(condition, process, seconds=120):
+def wait_for(condition, process, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

@@ -45,7 +45,7 @@ def interrupt_in(monkeypatch, step, *, times=1):
 
 def wait_for_step(process, run, step):
     """Wait until a run has logged a step."""
-    log, until = RunFolder(run).metrics, time.monotonic() + 120
+    log, until = RunFolder(run).metrics, time.monotonic() + 300
     while not log.exists() or not re.search(rf"^{step},.", log.read_text(), re.MULTILINE):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
@@ -63,7 +63,7 @@ def test_a_command_that_is_interrupted_says_how_to_resume_it(
     process = start(tiny_inputs, "train", run_options(tiny_inputs), run, SLOW="0.1")
     wait_for_step(process, run, 30)
     process.send_signal(number)
-    out, errors = process.communicate(timeout=60)
+    out, errors = process.communicate(timeout=200)
     assert (process.returncode, out) == (status, "")
     lines = errors.splitlines()
     assumed = ["network", "slices", "scaling", "data", "training"]
@@ -151,7 +151,7 @@ def test_a_run_that_is_killed_ends_as_an_undisturbed_one(tiny_inputs, config, un
     process = start(tiny_inputs, "train", run_options(tiny_inputs), tmp_path / "run", SLOW="0.1")
     wait_for_step(process, tmp_path / "run", 30)  # in the middle of the second epoch
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=200)
     train(config, tmp_path / "run", resume=True, progress=False)
     assert trained(tmp_path / "run") == undisturbed
 
@@ -194,7 +194,7 @@ def test_all_processes_of_a_training_stop_at_the_same_step(
     process = begin(tiny_inputs, "train", options, run, SLOW="0.1")
     wait_for_step(process, run, 30)
     os.killpg(process.pid, number)  # as a terminal and SLURM do: to all processes
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=200)
     assert process.returncode == 128 + number, errors
     assert re.search(r"(interrupted|terminated) at step 3\d of 80; resume it", errors.splitlines()[-1]), (
         errors
@@ -211,13 +211,13 @@ def test_a_study_with_workers_that_is_terminated_ends_in_order(tiny_inputs, tmp_
     options, out = study_options(tiny_inputs), tmp_path / "out"
     environment = {"SLOW": "0.1", "PYTHONPATH": str(tiny_inputs)}
     process = start(tiny_inputs, "study", options, out, "--workers", "2", **environment)
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while not list(out.glob("runs/*/log/metrics.csv")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
         time.sleep(0.05)
     (os.killpg if everywhere else os.kill)(process.pid, signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=200)
     assert process.returncode == 143, errors
     assert errors.splitlines()[-1] == "terminated; repeat the command to resume the study"
     assert "Traceback" not in errors
