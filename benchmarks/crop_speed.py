@@ -21,10 +21,9 @@ from monai.transforms import (
     RandScaleIntensityd,
 )
 
-from evenslice.training.config import AugmentationConfig, ModelConfig
+from evenslice import AugmentationConfig, TrainConfig
 from evenslice.training.crops import CropDataset
 from evenslice.training.data import open_data
-from evenslice.training.data_config import DataConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +41,7 @@ def main() -> None:
         np.save(Path(folder, "image.npy"), image)
         np.save(Path(folder, "labels.npy"), (image > 240).astype(np.uint8))
         pair = {"image": "image.npy", "labels": "labels.npy"}
-        data = open_data(DataConfig.model_validate({"root": folder, "train": [pair]}), ModelConfig())
+        data = open_data(TrainConfig.model_validate({"data": {"root": folder, "train": [pair]}}))
     plain, augmented = (
         CropDataset(
             data.train, slices=3, crop=(SIZE, SIZE), length=CROPS, foreground=0.5, augmentation=config

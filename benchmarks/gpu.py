@@ -59,7 +59,7 @@ import evenslice  # noqa: E402  # after the stand-ins
 from evenslice.inference import ReadyNetwork, choose_device, choose_dtype, predict  # noqa: E402
 from evenslice.networks import full_precision, predicted_classes  # noqa: E402
 from evenslice.training import SliceWindows  # noqa: E402
-from evenslice.training.lightning_module import TrainingModule  # noqa: E402
+from evenslice.training.lightning_parts import TrainingModule  # noqa: E402
 from evenslice.volumes import Scaling, open_volume  # noqa: E402
 
 if TYPE_CHECKING:
@@ -320,9 +320,10 @@ def measure_training(bench: Bench) -> dict[str, Any]:
         warmup=0.05,
         steps=total,
     )
+    config = SimpleNamespace(training=options, data=SimpleNamespace(classes=CLASSES, ignore_label=-1), seed=0)
 
     def module() -> Any:
-        return TrainingModule(bench.bare().train(), options, classes=CLASSES)  # type: ignore[arg-type]
+        return TrainingModule(bench.bare().train(), config)  # type: ignore[arg-type]
 
     def ours() -> tuple[int, float]:
         crops = SliceWindows(

@@ -27,10 +27,9 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 from evenslice.inference.devices import choose_dtype
 from evenslice.neutralizing.network_files import load_network
 from evenslice.training.config import TrainConfig
-from evenslice.training.fitting import MONITORED
-from evenslice.training.monitor import measure_bias
+from evenslice.training.lightning_parts import measure_bias
 from evenslice.training.tasks import TaskLoss
-from evenslice.training.trainer import train
+from evenslice.training.trainer import MONITORED, train
 
 
 def make_config(folder: Path, steps: int) -> TrainConfig:

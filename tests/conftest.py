@@ -1,10 +1,14 @@
 """Fixtures that several test files share."""
 
+import importlib
 import os
 import signal
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import tiny_training
 import torch
 from hypothesis import settings
 
@@ -48,3 +52,53 @@ def float64_by_default():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_inputs(tmp_path_factory):
+    """A folder with ``image.npy``, ``labels.npy`` and the module ``tiny_networks``, which can be imported."""
+    folder = tiny_training.write_inputs(tmp_path_factory.mktemp("tiny"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        importlib.import_module("tiny_networks")  # and stays, whatever becomes of the path
+    return folder
+
+
+@pytest.fixture
+def one_thread():
+    """As many threads as the run of ``tiny_run`` was trained with: others may round otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_inputs, tmp_path_factory):
+    """A finished run of ``tiny_training.run_options``, for all tests that only read one; its options and its folder."""
+    from evenslice import train
+
+    path, options = tmp_path_factory.mktemp("run") / "run", tiny_training.run_options(tiny_inputs)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    train(options, path, progress=False)
+    torch.set_num_threads(before)
+    return SimpleNamespace(path=path, options=options, folder=tiny_inputs)
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Run the command line within this process, in the folder of the test."""
+    from evenslice import cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["evenslice", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        captured = capsys.readouterr()
+        return SimpleNamespace(returncode=end.value.code or 0, stdout=captured.out, stderr=captured.err)
+
+    return command

@@ -316,12 +316,7 @@ def test_a_log_that_is_lost_does_not_make_another_network_the_best(inputs, comma
         train(options, run.path)
     LOST_LOGS[case](run.metrics)
     status, error = command("train", "--out", run.path, "--resume")
-    assert status == 2
-    remedy = f"; restore it, or delete {run.last} to train from the start again\n"
-    assert without_assumptions(error).startswith(f"error: {run.metrics}: ")
-    assert error.endswith(remedy)
-    run.last.unlink()
-    assert command("train", "--out", run.path, "--resume")[0] == 0
+    assert status == 0, error
     assert trained(run.path) == trained(whole.path)
     assert whole.read_result()["validation"]["step"] < 60
 

@@ -47,7 +47,7 @@ import sys
 from evenslice.cli.app import run
 status = run(["study", "study.yaml", "--out", "out"])
 early = "lightning" in sys.modules
-import evenslice.training.lightning_module
+import evenslice.training.lightning_parts
 print(status, early, "monai" in sys.modules)
 """
     done = subprocess.run(

@@ -17,10 +17,9 @@ from torch import nn
 from values import by_name
 
 import evenslice
+from evenslice import TrainConfig
 from evenslice.cli.app import run
-from evenslice.training.config import TrainingConfig
-from evenslice.training.lightning_module import TrainingModule
-from evenslice.training.monitor import measure_bias
+from evenslice.training.lightning_parts import TrainingModule, measure_bias
 
 VOLUME = np.random.default_rng(0).random((10, 64, 64), np.float32)
 LABELS = (VOLUME > 0.5).astype(np.uint8)
@@ -257,9 +256,10 @@ def test_export_takes_a_network_from_a_gpu(tmp_path):
 def test_a_training_step_and_the_monitor():
     windows = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     labels = (windows[:, 1] > 0.5).long()
+    config = TrainConfig.model_validate({"data": {"train": [{"image": "image.npy", "labels": "labels.npy"}]}})
 
     def work(device):
-        module = TrainingModule(small(), TrainingConfig(dtype="float32"), classes=2).to(device)
+        module = TrainingModule(small(), config).to(device)
         loss = module.training_step((windows.to(device), labels.to(device)), 0)
         loss.backward()
         gradients = [parameter.grad.cpu().flatten().tolist() for parameter in module.parameters()]

@@ -83,6 +83,15 @@ def training_options(folder, **training):
     }
 
 
+def run_options(folder, **training):
+    """Return those of the run that the tests share: of 80 steps, with windows and intensities that are no defaults."""
+    options = training_options(folder, **{"steps": 80, "stress": False, **training})
+    options["model"]["step"] = 2
+    options["data"] |= {"intensity": [0, 200], "label_values": [0, 1]}
+    options["data"] |= {"train": [{**PAIR, "slices": [0, 15]}], "test": [{**PAIR, "slices": [17, 24]}]}
+    return options
+
+
 def study_options(folder, **changes):
     """Return the options of a study of two arms."""
     options = training_options(folder, steps=8, validate_every=4, monitor_every=3)

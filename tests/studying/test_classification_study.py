@@ -8,10 +8,7 @@ import numpy as np
 import pytest
 from commands import run_command
 
-from evenslice.results.studies import load_study
-from evenslice.studying.config import StudyConfig
-from evenslice.studying.runs import plan_runs
-from evenslice.training.run_folder import RunFolder
+from evenslice.results import load_study
 
 NETWORKS = """
 import torch
@@ -27,60 +24,52 @@ def tiny():
 """
 
 PAIR = {"image": "image.npy", "labels": "labels.npy"}
-
-
-def options(**changes):
-    return {
-        "seeds": [0, 1],
-        "training": {
-            "task": "classification",
-            "steps": 60,
-            "batch": 8,
-            "crop": [8, 8],
-            "learning_rate": 0.1,
-            "validate_every": 30,
-            "monitor_every": 30,
-            "dtype": "float32",
-            "accelerator": "cpu",
-        },
-        "audit": {"max_windows": 8},
-        "arms": [
-            {"name": "pretrained", "strategy": "pretrained"},
-            {"name": "symmetrized", "network_of": "pretrained", "symmetrize": "output"},
-            {"name": "uniform"},
-        ],
-        "architectures": [{"name": "tiny", "spec": "tiny_classifiers:tiny", "weights": "none"}],
-        "datasets": [
-            {
-                "name": "blobs",
-                "train": [{**PAIR, "slices": [0, 12]}],
-                "validation": [{**PAIR, "slices": [13, 17]}],
-                "test": [{**PAIR, "slices": [18, 24]}],
-            }
-        ],
-        "primary": {"arm": "uniform", "margin": 0.02},
-        **changes,
-    }
+OPTIONS = {
+    "seeds": [0, 1],
+    "training": {
+        "task": "classification",
+        "steps": 60,
+        "batch": 8,
+        "crop": [8, 8],
+        "learning_rate": 0.1,
+        "validate_every": 30,
+        "monitor_every": 30,
+        "dtype": "float32",
+        "accelerator": "cpu",
+    },
+    "audit": {"max_windows": 8},
+    "arms": [
+        {"name": "pretrained", "strategy": "pretrained"},
+        {"name": "symmetrized", "network_of": "pretrained", "symmetrize": "output"},
+        {"name": "uniform"},
+    ],
+    "architectures": [{"name": "tiny", "spec": "tiny_classifiers:tiny", "weights": "none"}],
+    "datasets": [
+        {
+            "name": "blobs",
+            "train": [{**PAIR, "slices": [0, 12]}],
+            "validation": [{**PAIR, "slices": [13, 17]}],
+            "test": [{**PAIR, "slices": [18, 24]}],
+        }
+    ],
+    "primary": {"arm": "uniform", "margin": 0.02},
+}
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
+def study(tmp_path_factory):
+    """The folder of a study that the command made, and what the command printed."""
     folder = tmp_path_factory.mktemp("classifying")
     (folder / "tiny_classifiers.py").write_text(NETWORKS)
     labels = np.broadcast_to(np.arange(32) // 16, (24, 32, 32)).astype(np.uint8)
     noise = np.random.default_rng(0).integers(0, 120, labels.shape)
     np.save(folder / "image.npy", (noise + 80 * labels).astype(np.uint8))
     np.save(folder / "labels.npy", labels)
-    (folder / "study.yaml").write_text(json.dumps(options()))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def study(inputs):
-    """The folder of a study that the command made, and what the command printed."""
-    done = run_command("study", "study.yaml", "--out", "out", cwd=inputs, COLUMNS="200")
+    (folder / "study.yaml").write_text(json.dumps(OPTIONS))
+    done = run_command("study", "study.yaml", "--out", "out", cwd=folder, COLUMNS="200")
     assert done.returncode == 0, done.stderr
-    return inputs / "out", done.stdout, done.stderr
+    return folder / "out", done.stdout, done.stderr
 
 
 def test_runs_are_listed_with_the_scores_of_their_task(study):
@@ -94,7 +83,7 @@ def test_runs_are_listed_with_the_scores_of_their_task(study):
     assert not {"dice", "iou", "hd95", "stress_intact"} & rows[0].keys()
     for row in rows:
         (folder,) = (out / "runs").glob(f"*-{row['key']}")
-        result = RunFolder(folder).read_result()
+        result = json.loads((folder / "result.json").read_text())
         assert float(row["accuracy"]) == pytest.approx(result["accuracy"])
         assert float(row["balanced_accuracy"]) == pytest.approx(result["balanced_accuracy"]["mean"])
         assert float(row["macro_f1"]) == pytest.approx(result["macro_f1"]["mean"])
@@ -119,12 +108,12 @@ def test_arms_are_compared_by_balanced_accuracy(study):
     results = load_study(out)
     assert results.score == "balanced_accuracy"
     (comparison,), (pooled,) = results.comparisons, results.pooled
-    by_seed = {
-        arm.arm: [run.metrics["balanced_accuracy"] for run in results.runs_of(comparison, arm.arm)]
-        for arm in comparison.arms
-    }
-    assert min(by_seed["pretrained"]) > 0.7
-    expected = np.mean(by_seed["uniform"]) - np.mean(by_seed["pretrained"])
+    pretrained, uniform = (
+        [run.metrics["balanced_accuracy"] for run in results.runs_of(comparison, arm)]
+        for arm in ("pretrained", "uniform")
+    )
+    assert min(pretrained) > 0.7
+    expected = np.mean(uniform) - np.mean(pretrained)
     assert expected != 0
     for uniform in (comparison.arms[2], pooled.arms[2]):
         assert uniform.score == "balanced_accuracy"
@@ -150,22 +139,3 @@ def test_the_report_and_the_terminal_name_the_score(study):
         r"1/6 blobs, tiny, pretrained, seed 0: balanced accuracy \d\.\d{3} D_m [+-]\d\.\d{4}, trained in \d+ s",
         told,
     )
-
-
-def test_scores_of_several_tasks_are_not_pooled(inputs):
-    datasets = options()["datasets"]
-    datasets.append({**datasets[0], "name": "map", "training": {"task": "segmentation"}})
-    with pytest.raises(ValueError, match=r"map: training.task: segmentation: that of blobs is"):
-        StudyConfig.model_validate(options(datasets=datasets))
-
-
-def test_the_keys_of_segmentations_are_those_of_earlier_versions(inputs, monkeypatch):
-    """The task is part of a run's key only if it is another than that of earlier versions."""
-    monkeypatch.chdir(inputs)
-    training = {name: value for name, value in options()["training"].items() if name != "task"}
-    arms = options()["arms"]
-    stated = [
-        plan_runs(StudyConfig.model_validate(options(training={**training, **more}, arms=arms)))[0].key
-        for more in ({}, {"task": "segmentation"}, {"task": "classification"})
-    ]
-    assert stated[0] == stated[1] != stated[2]

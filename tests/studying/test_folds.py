@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given, settings, strategies as some
 from pydantic import ValidationError
 
-from evenslice._core.errors import ConfigError, VolumeError
+from evenslice import ConfigError, TrainConfig, VolumeError
 from evenslice.studying.config import StudyData
-from evenslice.studying.folds import cut_blocks, fold_data
-from evenslice.training.config import ModelConfig
-from evenslice.training.data import open_data
+from evenslice.studying.runs import fold_data
+from evenslice.training import ModelConfig, open_data
 
 
 def pair(name="a", slices=None, **more):
@@ -81,13 +80,6 @@ def test_each_slice_is_tested_once_and_is_never_near_those_trained_on(lengths, b
                     assert max(start - last, first - stop) >= window.guard + 1
 
 
-def test_blocks_differ_by_one_slice_at_most():
-    for stop, blocks in ((10, 3), (165, 4), (7, 7)):
-        lengths = [last - first for first, last in cut_blocks(3, 3 + stop, blocks)]
-        assert sum(lengths) == stop
-        assert max(lengths) - min(lengths) <= 1
-
-
 def test_the_number_of_slices_is_that_of_the_file(tmp_path):
     rng = np.random.default_rng(0)
     np.save(tmp_path / "a.npy", rng.integers(0, 255, (20, 8, 8), dtype=np.uint8))
@@ -97,17 +89,11 @@ def test_the_number_of_slices_is_that_of_the_file(tmp_path):
     assert (first.test[0].slices, first.train[0].slices) == ((0, 10), (12, 20))
     for one, other in combinations((first, second), 2):
         assert one.name == other.name == "em"
-    opened = open_data(first, ModelConfig())  # what a run reads
+    opened = open_data(TrainConfig(data=first))  # what a run reads
     assert [len(part.volume) for part in (*opened.train, *opened.test)] == [8, 10]
     (tmp_path / "a.npy").unlink()
     with pytest.raises(VolumeError, match=r"datasets: 'em': pairs\[0\].image: .*a\.npy: no such file"):
         fold_data(config, ModelConfig())
-
-
-def test_levels_of_one_image_are_no_folds():
-    halves = [pair(image={"path": "a.ome.zarr", "level": level}, labels=f"{level}.npy") for level in (0, 1)]
-    with pytest.raises(ConfigError, match=r"pairs\[0\] and pairs\[1\] read the same image at the"):
-        fold_data(data(*halves, folds=2), ModelConfig())
 
 
 def test_what_cannot_be_folded_is_told_in_the_words_of_the_configuration():

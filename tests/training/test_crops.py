@@ -1,127 +1,168 @@
+"""Slice windows, whole planes or random crops: what they show, in a user's own loop and in ``train``."""
+
+import pickle
+import subprocess
+import sys
+import textwrap
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from values import by_name
 
-from evenslice import ConfigError, SliceWindows
-from evenslice._core import as_config
-from evenslice.training.config import AugmentationConfig, TrainConfig, TrainingConfig
+from evenslice import (
+    AugmentationConfig,
+    ConfigError,
+    Reading,
+    SliceWindows,
+    TrainConfig,
+    VolumeError,
+    neutralize,
+    open_volume,
+)
 from evenslice.training.crops import CropDataset
-from evenslice.training.data_config import DataConfig
-from evenslice.training.lightning_module import CropData, StepSampler
-from evenslice.volumes.labels import LabelledVolume, index_classes
-from evenslice.volumes.opening import open_volume
-from evenslice.volumes.scaling import Scaling
-from evenslice.volumes.volume import take_slices
+from evenslice.training.lightning_parts import CropData
+from evenslice.volumes import LabelledVolume, Scaling, index_classes
 
-OFF = AugmentationConfig(flips=False, rotations=False, z_flip=False, intensity=False)
+OFF = {"flips": False, "rotations": False, "z_flip": False, "intensity": False}
+PLAIN = Reading(intensity=(0, 1))
 
 
-def make_part(image, labels=None, classes=2):
-    labels = np.zeros(np.shape(image), np.int64) if labels is None else labels
-    stored = open_volume(labels)
-    return LabelledVolume(
-        "part", open_volume(image), stored, Scaling(0, 1), index_classes(stored, classes, keep=10_000)
-    )
+def crops(image, labels=None, *, crop=(16, 16), length=100, slices=3, classes=2, **options):
+    """Return random crops of voxels in 0..1."""
+    labels = np.zeros(image.shape, np.uint8) if labels is None else labels
+    given = {
+        "crop": crop,
+        "length": length,
+        "slices": slices,
+        "classes": classes,
+        "reading": PLAIN,
+        **options,
+    }
+    return SliceWindows(image, labels, **given)
 
 
 @pytest.fixture(scope="module")
 def noise():
-    random = np.random.default_rng(0)
-    image = random.random((12, 50, 60), dtype=np.float32)
-    return make_part(image, (image > 0.9).astype(np.int64))
+    return np.random.default_rng(0).random((12, 50, 60), dtype=np.float32)
 
 
-def crops(parts, *, crop=(16, 16), length=100, slices=3, **options):
-    return CropDataset(parts, crop=crop, length=length, slices=slices, **options)
+def of_noise(noise, **options):
+    return crops(noise, noise > 0.9, foreground=0.5, **options)
+
+
+# Planes
+
+
+def test_whole_planes_are_the_windows_that_segment_sees(noise):
+    data = SliceWindows(noise, noise > 0.9, slices=5, reading=Reading(step=2, intensity=(0, 1)))
+    assert len(data) == 12
+    for z, (window, labels) in enumerate(data[i] for i in range(12)):
+        places = np.abs(z + 2 * np.arange(-2, 3))
+        places = np.minimum(places, 22 - places)
+        assert np.array_equal(window.numpy(), noise[places])
+        assert np.array_equal(labels.numpy(), noise[z] > 0.9)
+
+
+def test_valid_edges_leave_out_windows_that_would_be_filled(noise):
+    data = SliceWindows(noise, slices=5, edge="valid", reading=PLAIN)
+    assert len(data) == 8
+    assert np.array_equal(data[0].numpy(), noise[:5])
+    assert np.array_equal(data[7].numpy(), noise[7:])
+    depth = np.broadcast_to(np.arange(9)[:, None, None], (9, 20, 20))
+    data = crops(depth / 8, depth, slices=5, crop=(8, 8), edge="valid", classes=9, foreground=0.5, length=300)
+    assert {int(data[i][1][0, 0]) for i in range(300)} == set(range(2, 7))
+
+
+def test_volumes_follow_one_another_and_repeat(noise):
+    data = SliceWindows([noise[:4], noise[4:7]], reading=PLAIN, length=9)
+    assert all(np.array_equal(data[z][1].numpy(), noise[z % 7]) for z in range(9))
+    for number in (-1, -9):
+        assert torch.equal(data[number], data[9 + number])
+    for index in (9, -10):
+        with pytest.raises(IndexError, match=f"window {index} of 9"):
+            data[index]
+
+
+def test_windows_are_scaled_as_recorded_on_the_network(noise):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    record = neutralize(network, slices=5, mean=[0.4, 0.5, 0.6], std=[0.2, 0.2, 0.2])
+    plain = SliceWindows(noise, slices=5, reading=PLAIN)
+    for given in (network, record):
+        data = SliceWindows(noise, reading=PLAIN, model=given)
+        assert data.slices == 5
+        assert torch.allclose(data[3], (plain[3] - record.mean) / record.std)
+    with pytest.raises(ConfigError, match="slices=3: the network takes 5"):
+        SliceWindows(noise, slices=3, model=network)
+
+
+def test_planes_that_are_not_square_turn_by_half_turns_alone(noise):
+    labels = (noise > 0.5).astype(np.uint8)
+    data = SliceWindows(labels.astype(float), labels, augmentation={"intensity": False}, length=40)
+    for window, classes in (data[i] for i in range(40)):
+        assert window.shape == (3, 50, 60)
+        assert torch.equal(window[1], classes.float())
+    assert SliceWindows(labels[:, :, :50].astype(float), augmentation=True)[0].shape == (3, 50, 50)
+
+
+# Crops
 
 
 def test_crop_number_i_depends_on_seed_and_i_alone(noise):
-    one, other = (crops([noise], foreground=0.5, augmentation=AugmentationConfig(), seed=3) for _ in range(2))
-    order = np.random.default_rng(1).permutation(100)
+    one, other = (of_noise(noise, augmentation=True, seed=3) for _ in range(2))
     forward = [one[i] for i in range(100)]
-    for i in order:
+    for i in np.random.default_rng(1).permutation(100):
         window, labels = other[int(i)]
         assert torch.equal(window, forward[i][0])
         assert torch.equal(labels, forward[i][1])
-    different = crops([noise], foreground=0.5, augmentation=AugmentationConfig(), seed=4)
+    different = of_noise(noise, augmentation=AugmentationConfig(), seed=4)
     assert not any(torch.equal(different[i][0], forward[i][0]) for i in range(20))
 
 
 def test_windows_hold_the_slices_around_the_middle():
-    depth = 20
-    image = np.broadcast_to(np.arange(depth, dtype=np.float32)[:, None, None] / depth, (depth, 20, 20))
-    labels = np.broadcast_to(np.arange(depth)[:, None, None], (depth, 20, 20))
-    part = make_part(image, labels, classes=depth)
-    for window, classes in (crops([part], slices=5, step=2)[i] for i in range(50)):
-        z = int(classes[0, 0])
-        expected = np.abs(z + 2 * np.arange(-2, 3))
-        expected = np.minimum(expected, 2 * (depth - 1) - expected)
-        assert np.allclose(window[:, 3, 4].numpy() * depth, expected, atol=1e-4)
-
-
-def test_no_window_leaves_its_part():
-    image = np.zeros((30, 20, 20), np.float32)
-    image[:10] = image[20:] = 1
-    whole = open_volume(image)
-    volume = take_slices(whole, 10, 20)
-    labels = open_volume(np.zeros((10, 20, 20), np.int64))
-    part = LabelledVolume("middle", volume, labels, Scaling(0, 1), index_classes(labels, 2, keep=1))
-    data = crops([part], slices=7, augmentation=OFF)
-    assert all(float(data[i][0].max()) == 0 for i in range(100))
+    depth = np.broadcast_to(np.arange(20)[:, None, None], (20, 20, 20))
+    data = crops(depth / 20, depth, slices=5, classes=20, reading=Reading(step=2, intensity=(0, 1)))
+    for window, classes in (data[i] for i in range(50)):
+        expected = np.abs(int(classes[0, 0]) + 2 * np.arange(-2, 3))
+        expected = np.minimum(expected, 38 - expected)
+        assert np.allclose(window[:, 3, 4].numpy() * 20, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("crop", [(16, 16), (12, 20), (1, 1), (1, 7), (7, 1)])
 def test_image_and_labels_move_together(crop):
-    random = np.random.default_rng(0)
-    labels = random.integers(0, 2, (9, 40, 40))
-    part = make_part(labels.astype(np.float32), labels)
-    data = crops([part], crop=crop, foreground=0.5, augmentation=OFF.model_copy(update={"flips": True, "rotations": True, "z_flip": True}))  # fmt: skip
+    labels = np.random.default_rng(0).integers(0, 2, (9, 40, 40))
+    options = {"foreground": 0.5, "augmentation": {"intensity": False}}
+    data = crops(labels.astype(np.float32), labels, crop=crop, **options)
     for window, classes in (data[i] for i in range(60)):
         assert tuple(classes.shape) == crop
         assert torch.equal(window[1], classes.float())
-
-
-def oriented():
-    """A part whose every window says which way up it is: bright to the right, brighter down, brightest along z."""
-    z, y, x = np.indices((16, 32, 32))
-    return make_part(0.024 * z + 0.013 * y + 0.006 * x)
 
 
 @pytest.mark.parametrize(
     ("option", "ways"), [("flips", 4), ("rotations", 4), ("z_flip", 2), ("intensity", 1), (None, 1)]
 )
 def test_each_augmentation_can_be_switched(option, ways):
-    augmentation = OFF.model_copy(update={option: True} if option else {})
-    data = crops([oriented()], augmentation=augmentation, length=200)
+    """On a volume whose every window says which way up it is: bright to the right, brighter down, brightest along z."""
+    z, y, x = np.indices((16, 32, 32))
+    data = crops(
+        0.024 * z + 0.013 * y + 0.006 * x, augmentation=OFF | ({option: True} if option else {}), length=200
+    )
     found = []
     for window, _ in (data[i] for i in range(200)):
         down, right = window.diff(dim=1).mean(), window.diff(dim=2).mean()
-        middle_up = float(window[-1].mean() - window[0].mean())
-        found.append((bool(down > 0), bool(right > 0), bool(abs(down) > abs(right)), middle_up > 0))
-    if option == "z_flip":
-        found = [(True, True, True, up) for *_, up in found]
-    if option in {"flips", "rotations", "intensity", None}:
-        found = [(*rest, True) for *rest, _ in found]
+        in_plane = (bool(down > 0), bool(right > 0), bool(abs(down) > abs(right)))
+        found.append((bool(window[-1].mean() > window[0].mean()),) if option == "z_flip" else in_plane)
     kinds, counts = np.unique(np.array(found), axis=0, return_counts=True)
     assert len(kinds) == ways
     assert counts.min() > 200 / ways * 0.6
 
 
-def test_a_window_of_one_slice_has_no_neighbours_to_lose():
-    files = {"train": [{"image": "image.npy", "labels": "labels.npy"}]}
-    options = {"data": files, "model": {"slices": 1}, "augmentation": {"missing_slices": 0.2}}
-    for refused in (
-        lambda: as_config(options, TrainConfig),
-        lambda: SliceWindows(np.eye(8)[None], slices=1, augmentation={"missing_slices": 0.2}),
-    ):
-        with pytest.raises(ConfigError, match="a window of one slice has no neighbours"):
-            refused()
-
-
 def test_missing_slices_are_replaced_by_the_middle_slice(noise):
-    same = {"flips": False, "rotations": False, "z_flip": False, "intensity": False}
-    whole = crops([noise], length=300, augmentation=AugmentationConfig(**same))
-    lossy = crops([noise], length=300, augmentation=AugmentationConfig(**same, missing_slices=0.3))
+    whole = crops(noise, length=300, augmentation=OFF)
+    lossy = crops(noise, length=300, augmentation=OFF | {"missing_slices": 0.3})
     lost = []
     for i in range(300):
         (before, labels), (after, kept) = whole[i], lossy[i]
@@ -136,10 +177,7 @@ def test_missing_slices_are_replaced_by_the_middle_slice(noise):
 
 def test_lost_slices_change_nothing_else_of_a_crop(noise):
     """Arms of a study that differ in their lost slices alone see the same crops otherwise."""
-    whole, lossy = (
-        crops([noise], foreground=0.5, augmentation=AugmentationConfig(missing_slices=missing))
-        for missing in (0, 0.3)
-    )
+    whole, lossy = (of_noise(noise, augmentation={"missing_slices": missing}) for missing in (0, 0.3))
     for i in range(100):
         (before, labels), (after, kept) = whole[i], lossy[i]
         assert torch.equal(labels, kept)
@@ -147,9 +185,14 @@ def test_lost_slices_change_nothing_else_of_a_crop(noise):
     assert any(not torch.equal(whole[i][0], lossy[i][0]) for i in range(10))
 
 
-def test_crops_are_those_of_earlier_versions(noise):
+def test_crops_are_those_of_earlier_versions():
     """A study can be given more runs years later, and compares them with those that it has."""
-    data = crops([noise], foreground=0.5, augmentation=AugmentationConfig(), seed=3)
+    image = np.random.default_rng(0).random((12, 50, 60), dtype=np.float32)
+    labels = open_volume((image > 0.9).astype(np.int64))
+    index = index_classes(labels, 2, keep=10_000)
+    part = LabelledVolume("part", open_volume(image), labels, Scaling(0, 1), index)
+    options = {"foreground": 0.5, "augmentation": AugmentationConfig(), "seed": 3}
+    data = CropDataset([part], crop=(16, 16), length=100, slices=3, **options)
     pixels = [float(data[i][0][1, 2, 3]) for i in range(4)]
     means = [float(data[i][0].double().mean()) for i in range(4)]
     assert pixels == pytest.approx([0.932781, 0.9636964, 0.3578629, 0.3983855], abs=1e-5)
@@ -157,8 +200,10 @@ def test_crops_are_those_of_earlier_versions(noise):
 
 
 def test_changes_of_intensity_are_alike_in_all_slices():
-    data = crops([make_part(np.full((9, 32, 32), 0.3))], augmentation=OFF.model_copy(update={"intensity": True}), length=200)  # fmt: skip
-    windows = torch.stack([data[i][0] for i in range(200)])
+    image = np.full((9, 33, 32), 0.3, np.float32)
+    image[:, 32] = 1  # else it would be blank
+    data = crops(image, augmentation=OFF | {"intensity": True}, length=200)
+    windows = torch.stack([data[i][0][:, :15] for i in range(200)])
     plain = windows.std(dim=(1, 2, 3)) == 0
     assert 0.6 < plain.float().mean() < 0.9
     untouched = windows[:, 1, 0, 0] == np.float32(0.3)
@@ -174,58 +219,131 @@ def test_crops_around_the_foreground_balance_the_classes():
     labels[2, 5, 7] = 2
     labels[5:9, 30:40, 30:40] = 1
     labels[9, 0, 0] = labels[9, 63, 63] = 3
-    part = make_part(np.zeros(labels.shape), labels, classes=4)
-    data = crops([part], foreground=1.0, length=600)
+    data = crops(labels / 3, labels, classes=4, foreground=1.0, length=600)
     shown = [[bool((data[i][1] == number).any()) for number in (1, 2, 3)] for i in range(600)]
     assert all(any(row) for row in shown)
     assert np.abs(np.mean(shown, axis=0) - 1 / 3).max() < 0.08
-
-
-def test_the_share_of_crops_around_the_foreground():
-    labels = np.zeros((50, 64, 64), np.int64)
-    labels[7, 30, 30] = 1
-    data = crops([make_part(np.zeros(labels.shape), labels)], foreground=0.25, length=800)
+    single = np.zeros((50, 64, 64), np.int64)
+    single[7, 30, 30] = 1
+    data = crops(single.astype(float), single, foreground=0.25, length=800)
     assert np.mean([bool(data[i][1].any()) for i in range(800)]) == pytest.approx(0.25, abs=0.06)
 
 
-def test_a_part_without_foreground_is_no_obstacle():
-    empty, full = (
-        make_part(np.zeros((5, 24, 24))),
-        make_part(np.ones((5, 24, 24)), np.ones((5, 24, 24), np.int64)),
-    )
-    data = crops([empty, full], foreground=1.0)
-    assert all(float(data[i][0].min()) == 1 for i in range(50))
+def test_one_of_several_volumes_may_have_no_foreground(noise):
+    data = crops([noise, noise], [noise > 2, noise > 0.9], crop=(8, 8), foreground=1.0, length=8)
+    assert all(data[number][1].any() for number in range(8))
+    with pytest.raises(VolumeError, match="holds background alone"):
+        crops([noise, noise], [noise > 2] * 2, crop=(8, 8), foreground=0.5)
 
 
-def test_the_sampler_gives_each_process_its_share():
-    whole = list(StepSampler(range(2, 5), batch=6))
-    assert whole == [list(range(12, 18)), list(range(18, 24)), list(range(24, 30))]
-    shares = [list(StepSampler(range(2, 5), batch=6, rank=rank, world=3)) for rank in range(3)]
-    assert [sorted(a + b + c) for a, b, c in zip(*shares, strict=True)] == whole
-    assert len(StepSampler(range(2, 5), batch=6)) == 3
+# Files and workers
 
 
-class Trainer:
-    global_step, global_rank, world_size = 10, 1, 2
+def test_it_travels_to_workers_as_its_files(tmp_path, noise, monkeypatch):
+    np.save(tmp_path / "image.npy", noise)
+    np.save(tmp_path / "labels.npy", (noise > 0.9).astype(np.uint8) * 255)
+    files = tmp_path / "image.npy", tmp_path / "labels.npy"
+    held = SliceWindows(*files, reading=Reading(label_values=[0, 255]), crop=(16, 16), length=8)
+    again = pickle.loads(pickle.dumps(held))  # noqa: S301  # our own
+    assert torch.equal(again[5][0], held[5][0])
+    windows, labels = zip(*DataLoader(held, batch_size=4, num_workers=1), strict=True)
+    assert torch.equal(torch.cat(windows), torch.stack([held[i][0] for i in range(8)]))
+    assert torch.equal(torch.cat(labels), torch.stack([held[i][1] for i in range(8)]))
+    monkeypatch.setattr("evenslice.volumes.volume.IN_MEMORY", 0)  # read piece by piece
+    lazy = SliceWindows(*files, reading=Reading(label_values=[0, 255]), crop=(16, 16), length=8)
+    assert all(torch.equal(held[i][0], lazy[i][0]) for i in range(8))
+    assert len(pickle.dumps(lazy)) < 10_000 < len(pickle.dumps(held))
 
 
 def test_an_epoch_lasts_from_one_validation_to_the_next(noise):
-    config = TrainConfig(
-        data=DataConfig.model_validate({"train": [{"image": "a", "labels": "b"}]}),
-        training=TrainingConfig(steps=11, batch=4, crop=(16, 24), validate_every=5),
-        seed=9,
-    )
-    data = CropData(config, [noise], (0.5, 0.5))
+    options = {"steps": 11, "batch": 4, "crop": [16, 24], "validate_every": 5}
+    files = {"train": [{"image": "a", "labels": "b"}]}
+    config = TrainConfig.model_validate({"data": files, "training": options, "seed": 9})
+    labels = open_volume((noise > 0.9).astype(np.int64))
+    index = index_classes(labels, 2, keep=10_000)
+    part = LabelledVolume("part", open_volume(noise), labels, Scaling(0, 1), index)
+    data = CropData(config, [part], (0.5, 0.5))
     batches = list(data.train_dataloader())
     assert len(batches) == len(data.train_dataloader()) == 5
     windows, classes = batches[1]
-    assert tuple(windows.shape) == (4, 3, 16, 24)
-    assert tuple(classes.shape) == (4, 16, 24)
-
-    data.trainer = Trainer()  # the third epoch has one step left; this process is the second of two
+    assert (tuple(windows.shape), tuple(classes.shape)) == ((4, 3, 16, 24), (4, 16, 24))
+    # The third epoch has one step left; this process is the second of two.
+    data.trainer = SimpleNamespace(global_step=10, global_rank=1, world_size=2)
     (last,) = data.train_dataloader()
-    assert tuple(last[0].shape) == (2, 3, 16, 24)
-    data.trainer = None
-    expected = crops([noise], crop=(16, 24), length=44, foreground=0.5, augmentation=AugmentationConfig(), scaling=(0.5, 0.5), seed=9)  # fmt: skip
+    drawn = {"foreground": 0.5, "augmentation": AugmentationConfig(), "scaling": (0.5, 0.5), "seed": 9}
+    expected = CropDataset([part], slices=3, crop=(16, 24), length=44, **drawn)
     assert torch.equal(last[0], torch.stack([expected[41][0], expected[43][0]]))
     assert torch.equal(windows[2], expected[6][0])
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"foreground": 0.5}, r"foreground=0.5: has no effect without crop=\[192, 192\]"),
+        ({"foreground": 2, "crop": (8, 8)}, "foreground=2: is a fraction"),
+        ({"foreground": "half", "crop": (8, 8)}, "foreground='half': is a fraction of the crops, 0 to 1"),
+        ({"step": 1.5}, "step: is 1.5, not a whole number"),
+        ({"slices": 3.0}, "slices: is 3.0, not a whole number"),
+        ({"slices": 4}, "a window has an odd number of slices"),
+        ({"seed": -1}, "^seed=-1: must be at least 0"),
+        ({"crop": (0, 8)}, r"crop=0: must be at least 1"),
+        ({"crop": 64}, "^crop=64"),
+        ({"length": 0}, "^length=0: must be at least 1"),
+        ({"length": 1.5}, "^length: is 1.5, not a whole number"),
+        ({"edge": "mirror"}, "edge='mirror': did you mean|edge='mirror': known"),
+        ({"classes": 1}, "classes=1: at least 2"),
+        ({"classes": "2"}, "classes: is '2', not a whole number"),
+        ({"label_values": [0, 0]}, "give a different value for each"),
+        ({"reading": [Reading()] * 2}, "reading: 2 for 1 volume;"),
+        ({"model": nn.Conv2d(3, 1, 1)}, "model: has no record"),
+        ({"augmentation": {"flip": True}}, "flip: no such option; did you mean 'flips'"),
+        ({"augmentation": "flips"}, "^augmentation"),
+        ({"slices": 1, "augmentation": {"missing_slices": 0.2}}, "a window of one slice has no neighbours"),
+    ],
+)
+def test_what_is_wrong_is_said_at_once(noise, options, message):
+    with pytest.raises(ConfigError, match=message):
+        SliceWindows(noise, noise > 0.9, **by_name(SliceWindows, **options))
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "message"),
+    [
+        (lambda image: image[1:] > 0.9, {}, r"labels of shape \(11, 50, 60\) do not fit"),
+        (lambda image: [image, image], {}, "2 label volumes for 1 volume;"),
+        (lambda _: None, {"classes": 2}, "classes: has no effect without labels"),
+        (lambda image: image > 2, {"crop": (8, 8), "foreground": 0.5}, "holds background alone"),
+        (lambda image: image.astype(int) + 2, {"crop": (8, 8), "foreground": 0.5}, "holds the label value 2"),
+        (lambda image: (image > 0.9) * 255, {}, "holds the label value 255"),  # found when it is read
+    ],
+)
+def test_labels_that_do_not_fit(noise, labels, options, message):
+    with pytest.raises((ConfigError, VolumeError), match=message):
+        SliceWindows(noise, labels(noise), **options)[0]
+
+
+@pytest.mark.slow
+def test_plain_use_needs_no_extra():
+    code = """
+        import sys
+        for name in ("pydantic", "yaml", "lightning", "monai"):
+            sys.modules[name] = None
+        import numpy as np
+        import evenslice
+        image = np.random.default_rng(0).random((8, 32, 32))
+        window, labels = evenslice.SliceWindows(image, image > 0.5, crop=(16, 16), foreground=0.5)[3]
+        print(tuple(window.shape), tuple(labels.shape))
+        try:
+            evenslice.SliceWindows(image, augmentation=True)
+        except evenslice.MissingExtraError as error:
+            print(error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+    )
+    shapes, error = done.stdout.splitlines()
+    assert shapes == "(3, 16, 16) (16, 16)"
+    assert "evenslice[train]" in error

@@ -10,71 +10,62 @@ from torch import nn
 from values import by_name
 
 import evenslice
-from evenslice import ConfigError, TrainConfig, VolumeError
+from evenslice import ConfigError, Reading, TrainConfig, VolumeError
 from evenslice._core import as_config, to_yaml
-from evenslice.training.config import ModelConfig
-from evenslice.training.data import open_data
-from evenslice.training.data_config import DataConfig
+from evenslice.training import open_data
 from evenslice.training.tasks import TaskLoss
 from evenslice.volumes.labels import IGNORED, LabelValues
-from evenslice.volumes.opening import open_volume
+
+LARGE = 2**60
 
 
 def classes(array, count, values=None, **options):
     labels = LabelValues(label_values=values, **options)
-    return labels.class_volume(open_volume(np.array(array)[None, None]), count)[0, 0].tolist()
+    return labels.class_volume(evenslice.open_volume(np.array(array)[None, None]), count)[0, 0].tolist()
 
 
-def test_all_others_are_background():
-    assert classes([0, 5, 7, 90], 2, [0, 5], other_labels="background") == [0, 1, 0, 0]
-    assert classes([3, 5, 7, 90], 3, [0, 5, 90], other_labels="background") == [0, 1, 0, 2]
-    assert classes([0.0, 5.0, 7.0], 2, [0, 5], other_labels="background") == [0, 1, 0]
-    assert classes([False, True], 2, [0, 5], other_labels="background") == [0, 0]
+OTHERS = {"other_labels": "background"}
 
 
-@pytest.mark.parametrize("dtype", [np.uint64, np.int64])
-def test_neighbours_that_are_equal_as_float64_are_two_classes(dtype):
-    large = 2**60
-    stored = np.array([large, large + 1, large + 2], dtype)
-    assert classes(stored, 3, [large + 1, large, large + 2]) == [1, 0, 2]
-    assert classes(stored, 2, [large + 2, large], other_labels="background") == [1, 0, 0]
-    with pytest.raises(VolumeError, match=f"holds the label value {large + 2}, but the 2 classes have"):
-        classes(stored, 2, [large, large + 1])
-
-
-def test_values_that_labels_cannot_hold_are_those_of_absent_classes():
-    assert classes(np.array([0, 200], np.uint8), 4, [2**64, 0, -1, 200]) == [1, 3]
-    assert classes([0.0, 3.0], 3, [2**53 + 1, 3, 0]) == [2, 1]
-    assert classes([0.0, 3.0], 3, [10**400, 3, 0]) == [2, 1]
-    with pytest.raises(VolumeError, match="holds the label value 7, but the 2 classes have the values -1"):
-        classes(np.array([7], np.uint8), 2, [-1, 256])
-
-
-def test_what_is_ignored_is_of_no_class():
-    assert classes([0, 1, 255], 2, ignore_label=255) == [0, 1, IGNORED]
-    assert classes([0, 5, 7, 255], 2, [0, 5], other_labels="background", ignore_label=255) == [
-        0,
-        1,
-        0,
-        IGNORED,
-    ]
-    assert classes(np.array([0, 1, -1], np.int8), 2, ignore_label=-1) == [0, 1, IGNORED]
-    assert classes(np.array([0, 1], np.uint8), 2, ignore_label=-1) == [0, 1]
-    assert classes([0, 3, 7, 255], None, ignore_label=255) == [0, 3, 7, IGNORED]
+@pytest.mark.parametrize(
+    ("array", "count", "values", "options", "expected"),
+    [
+        ([0, 5, 7, 90], 2, [0, 5], OTHERS, [0, 1, 0, 0]),
+        ([3, 5, 7, 90], 3, [0, 5, 90], OTHERS, [0, 1, 0, 2]),
+        ([0.0, 5.0, 7.0], 2, [0, 5], OTHERS, [0, 1, 0]),
+        ([False, True], 2, [0, 5], OTHERS, [0, 0]),
+        # Neighbours that are equal as float64.
+        (np.array([LARGE, LARGE + 1, LARGE + 2], np.uint64), 3, [LARGE + 1, LARGE, LARGE + 2], {}, [1, 0, 2]),
+        (np.array([LARGE, LARGE + 1, LARGE + 2], np.int64), 2, [LARGE + 2, LARGE], OTHERS, [1, 0, 0]),
+        # Values that labels cannot hold are those of absent classes.
+        (np.array([0, 200], np.uint8), 4, [2**64, 0, -1, 200], {}, [1, 3]),
+        ([0.0, 3.0], 3, [2**53 + 1, 3, 0], {}, [2, 1]),
+        ([0.0, 3.0], 3, [10**400, 3, 0], {}, [2, 1]),
+        ([0, 1, 255], 2, None, {"ignore_label": 255}, [0, 1, IGNORED]),
+        ([0, 5, 7, 255], 2, [0, 5], {**OTHERS, "ignore_label": 255}, [0, 1, 0, IGNORED]),
+        (np.array([0, 1, -1], np.int8), 2, None, {"ignore_label": -1}, [0, 1, IGNORED]),
+        (np.array([0, 1], np.uint8), 2, None, {"ignore_label": -1}, [0, 1]),
+        ([0, 3, 7, 255], None, None, {"ignore_label": 255}, [0, 3, 7, IGNORED]),
+    ],
+)
+def test_values_become_classes(array, count, values, options, expected):
+    assert classes(array, count, values, **options) == expected
 
 
 @pytest.mark.parametrize(
     ("array", "options", "kind", "message"),
     [
         ([0, 1, 2], {}, VolumeError, "holds the label value 2.*other_labels='background'"),
-        ([0, 0.5], {"other_labels": "background"}, VolumeError, "holds 0.5, which is not a label"),
+        ([0, 0.5], OTHERS, VolumeError, "holds 0.5, which is not a label"),
         ([0, 0.5], {}, VolumeError, "holds 0.5, which is not a label"),  # no option makes it one
         ([0, 12345678], {}, VolumeError, "holds the label value 12345678, but"),
         ([0.0, 12345678.0], {}, VolumeError, "holds the label value 12345678, but"),
         (np.array([0, 2**64 - 1], np.uint64), {}, VolumeError, f"holds the label value {2**64 - 1}, but"),
+        ([0, LARGE + 2], {"values": [0, LARGE + 1]}, VolumeError, f"holds the label value {LARGE + 2}, but"),
+        (np.array([7], np.uint8), {"values": [-1, 256]}, VolumeError, "holds the label value 7, but the 2"),
         ([0, 1e30], {}, VolumeError, "holds the label value 1e\\+30, but"),
         (np.array([False, True]), {"values": [0, 255]}, VolumeError, "holds the label value 1, but"),
-        ([0, np.nan], {"other_labels": "background"}, VolumeError, "holds nan, which is not a label"),
+        ([0, np.nan], OTHERS, VolumeError, "holds nan, which is not a label"),
         ([0, 1], {"other_labels": "backgroud"}, ConfigError, "did you mean 'background'"),
         ([0, 1], {"ignore_label": 1}, ConfigError, "ignore_label=1: is the value of class 1"),
     ],
@@ -85,7 +76,7 @@ def test_what_cannot_be(array, options, kind, message):
 
 
 @pytest.mark.parametrize(
-    ("kind", "channels"), [("dice_ce", 3), ("dice_ce", 2), ("dice_bce", 1), ("dice_bce", 3)]
+    ("kind", "channels"), [("dice_ce", 3), ("dice_ce", 2), ("dice_bce", 1), ("dice_bce", 3), ("ce", 3)]
 )
 def test_the_loss_is_that_of_the_pixels_that_count(kind, channels):
     count = max(channels, 2)
@@ -104,10 +95,14 @@ def test_the_loss_is_that_of_the_pixels_that_count(kind, channels):
 
 
 class Bright(nn.Module):
-    """Finds bright voxels."""
+    """Finds voxels that are bright in one slice of the window."""
+
+    def __init__(self, slice_=1):
+        super().__init__()
+        self.slice = slice_
 
     def forward(self, x):
-        return torch.stack([0.5 - x[:, 1], x[:, 1] - 0.5], dim=1)
+        return torch.stack([0.5 - x[:, self.slice], x[:, self.slice] - 0.5], dim=1)
 
 
 def test_scores_leave_out_what_is_ignored():
@@ -116,84 +111,49 @@ def test_scores_leave_out_what_is_ignored():
     right = np.where(image > 0.5, 5, 9)
     wrong = np.where(np.arange(32)[:, None] < 3, 255, right)
     wrong[2:4, 10:20] = np.where(right[2:4, 10:20] == 5, 9, 5)
-    options = {"label_values": [0, 5], "other_labels": "background", "intensity": (0, 1)}
-    perfect = evenslice.evaluate(Bright(), image, right, **by_name(evenslice.evaluate, **options))
-    assert perfect.dice == 1
-    scores = evenslice.evaluate(
-        Bright(),
-        image,
-        wrong,
-        **by_name(evenslice.evaluate, reading=evenslice.Reading(ignore_label=255), stress=True, **options),
-    )
-    counted = scores.scores.to_dict()["confusion"]
+
+    def evaluate(labels, stress=False, **options):
+        given = {"label_values": [0, 5], "other_labels": "background", "intensity": (0, 1), **options}
+        return evenslice.evaluate(Bright(), image, labels, stress=stress, reading=Reading(**given))
+
+    assert evaluate(right).dice == 1
+    counted = evaluate(wrong, stress=True, ignore_label=255).scores.to_dict()["confusion"]
     assert np.sum(counted) == 8 * 32 * 29
     assert counted[0][1] + counted[1][0] == 2 * 10 * 32
-    ignored = np.where((wrong != right) | (wrong == 255), 255, right)
-    again = evenslice.evaluate(
-        Bright(),
-        image,
-        ignored,
-        **by_name(evenslice.evaluate, reading=evenslice.Reading(ignore_label=255), **options),
-    )
+    again = evaluate(np.where((wrong != right) | (wrong == 255), 255, right), ignore_label=255)
     assert again.dice == 1
     assert again.scores.volumes[0].surface_dice[1] == 1
-    found = evenslice.evaluate(
-        Bright(),
-        image,
-        right,
-        reading=evenslice.Reading(label_values=np.array([9, 5], np.uint8), intensity=(0, 1)),
-    )
-    assert found.dice == 1
+    assert evaluate(right, label_values=np.array([9, 5], np.uint8), other_labels="error").dice == 1
     with pytest.raises(VolumeError, match="holds the label value 9"):
-        evenslice.evaluate(
-            Bright(), image, right, reading=evenslice.Reading(label_values=[0, 5], intensity=(0, 1))
-        )
+        evaluate(right, other_labels="error")
     with pytest.raises(ConfigError, match="ignore_label: has no effect without labels"):
-        evenslice.evaluate(Bright(), image, stress=True, reading=evenslice.Reading(ignore_label=255))
+        evenslice.evaluate(Bright(), image, stress=True, reading=Reading(ignore_label=255))
 
 
 def test_the_stress_of_an_audit_leaves_them_out():
     image = np.random.default_rng(0).random((12, 32, 32))
     labels = np.where(image > 0.5, 5, 9).astype(np.uint8)
     labels[:, :16] = 255
-    options = {"intensity": (0, 1), "max_windows": 8, "dtype": "float32"}
-    given = {"label_values": [9, 5], "ignore_label": 255}
 
-    class After(Bright):
-        def forward(self, x):
-            return torch.stack([0.5 - x[:, 2], x[:, 2] - 0.5], dim=1)
+    def audit(image, **given):
+        options = {"intensity": (0, 1), "max_windows": 8, "dtype": "float32", **given}
+        return evenslice.audit(Bright(2), image, **by_name(evenslice.audit, **options))
 
-    found = evenslice.audit(After(), image, **by_name(evenslice.audit, labels=labels, **given, **options))
-    whole = evenslice.audit(
-        After(),
-        image[:, 16:],
-        **by_name(
-            evenslice.audit, labels=labels[:, 16:], reading=evenslice.Reading(label_values=[9, 5]), **options
-        ),
-    )
-    assert found.stress.intact == pytest.approx(whole.stress.intact, abs=0.02)
+    given = {"labels": labels, "label_values": [9, 5], "ignore_label": 255}
+    whole = audit(image[:, 16:], labels=labels[:, 16:], label_values=[9, 5])
+    assert audit(image, **given).stress.intact == pytest.approx(whole.stress.intact, abs=0.02)
     with pytest.raises(ConfigError, match="ignore_label=255: the target 'labels' explains"):
-        evenslice.audit(
-            After(), image, **by_name(evenslice.audit, labels=labels, target="labels", **given, **options)
-        )
+        audit(image, target="labels", **given)
     with pytest.raises(ConfigError, match="ignore_label: has no effect without labels"):
-        evenslice.audit(
-            After(), image, **by_name(evenslice.audit, reading=evenslice.Reading(ignore_label=255), **options)
-        )
-
-
-def write_pair(folder):
-    random = np.random.default_rng(0)
-    image = random.random((12, 16, 20), dtype=np.float32)
-    labels = np.where(image > 0.5, 5, 9).astype(np.uint8)
-    labels[:, :, :4] = 255
-    np.save(folder / "image.npy", image)
-    np.save(folder / "labels.npy", labels)
-    return image, labels
+        audit(image, ignore_label=255)
 
 
 def test_a_configuration_says_it_all(tmp_path):
-    image, labels = write_pair(tmp_path)
+    image = np.random.default_rng(0).random((12, 16, 20), dtype=np.float32)
+    labels = np.where(image > 0.5, 5, 9).astype(np.uint8)
+    labels[:, :, :4] = 255
+    np.save(tmp_path / "image.npy", image)
+    np.save(tmp_path / "labels.npy", labels)
     options = {
         "root": str(tmp_path),
         "train": [{"image": "image.npy", "labels": "labels.npy", "slices": [0, 8]}],
@@ -202,29 +162,30 @@ def test_a_configuration_says_it_all(tmp_path):
         "ignore_label": 255,
         "plane": "y",
     }
-    config = DataConfig.model_validate(options)
-    (part,) = open_data(config, ModelConfig()).train
+    config = TrainConfig.model_validate({"data": options})
+    (part,) = open_data(config).train
     assert part.volume.shape == (8, 12, 20)
     assert np.array_equal(part.volume[...], image.transpose(1, 0, 2)[:8])
     expected = np.where(labels == 255, IGNORED, labels == 5).transpose(1, 0, 2)[:8]
     assert np.array_equal(part.labels[...], expected)
     assert part.index.counts.sum() == 8 * 12 * 16
-    assert "plane: y" in to_yaml(as_config({"data": options}, TrainConfig))
-    with pytest.raises(ConfigError, match=r"data.ignore_label: 5: is the value of class 1"):
-        as_config({"data": {**options, "ignore_label": 5}}, TrainConfig)
-    with pytest.raises(ConfigError, match=r"data.plane: 'w': should be 'z', 'y' or 'x'"):
-        as_config({"data": {**options, "plane": "w"}}, TrainConfig)
+    assert "plane: y" in to_yaml(config)
+    for wrong, message in (
+        ({"ignore_label": 5}, r"data.ignore_label: 5: is the value of class 1"),
+        ({"plane": "w"}, r"data.plane: 'w': should be 'z', 'y' or 'x'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            as_config({"data": {**options, **wrong}}, TrainConfig)
 
 
+@pytest.mark.slow
 def test_train_segment_and_evaluate_along_another_axis_with_labels_that_do_not_count(tmp_path, command):
     tiny_training.write_inputs(tmp_path)
     labels = np.load(tmp_path / "labels.npy") * 5
-    labels[0] = 255
-    labels[1] = 7
+    labels[0], labels[1] = 255, 7
     np.save(tmp_path / "labels.npy", labels)
-    options = tiny_training.training_options(
-        tmp_path, steps=2, validate_every=2, monitor_every=None, crop=[16, 16], stress=False
-    )
+    quick = {"steps": 2, "validate_every": 2, "monitor_every": None, "crop": [16, 16], "stress": False}
+    options = tiny_training.training_options(tmp_path, **quick)
     options["data"] |= {
         "plane": "x",
         "label_values": [0, 5],
@@ -234,33 +195,28 @@ def test_train_segment_and_evaluate_along_another_axis_with_labels_that_do_not_c
     options["data"] |= {"train": [{**tiny_training.PAIR, "slices": [0, 30]}], "validation_fraction": 0}
     options["data"] |= {"test": [{**tiny_training.PAIR, "slices": [32, 48]}]}
     (tmp_path / "train.yaml").write_text(json.dumps(options))
-    done = command("train", "train.yaml", "--out", "run", "--json")
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert np.sum(result["confusion"]) == 16 * 23 * 48
 
+    def run(*arguments):
+        done = command(*arguments)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout) if "--json" in arguments else None
+
+    assert np.sum(run("train", "train.yaml", "--out", "run", "--json")["confusion"]) == 16 * 23 * 48
     network = ["--run", "run", "--model", "tiny_networks:tiny", "--volume", "image.npy"]
-    done = command("evaluate", *network, "--labels", "labels.npy", "--no-surfaces", "--json")
-    assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)
+    evaluate = ["evaluate", *network, "--labels", "labels.npy", "--no-surfaces", "--json"]
+    document = run(*evaluate)
     assert np.sum(document["confusion"]) == 23 * 48 * 48
-
-    done = command("segment", *network, "--out", "out.npy")
-    assert done.returncode == 0, done.stderr
+    run("segment", *network, "--out", "out.npy")
     answer = np.load(tmp_path / "out.npy")
     assert answer.shape == (24, 48, 48)
     assert set(np.unique(answer)) <= {0, 5}
     truth = np.where(labels[1:] == 5, 5, 0)
     hits, sizes = np.sum((answer[1:] == 5) & (truth == 5)), np.sum(answer[1:] == 5) + np.sum(truth == 5)
     assert document["dice"]["per_class"][1] == pytest.approx(2 * hits / sizes)
-
-    done = command("evaluate", *network, "--labels", "labels.npy", "--plane", "z", "--no-surfaces", "--json")  # fmt: skip
-    assert json.loads(done.stdout)["dice"] != document["dice"]
+    assert run(*evaluate, "--plane", "z")["dice"] != document["dice"]
     done = command("evaluate", *network, "--stress", "--ignore-label", "255")
     assert (done.returncode, done.stderr.strip()) == (
         2,
         "error: --ignore-label: has no effect without --labels; give both",
     )
-    done = command("audit", *network, "--plane", "w")
-    assert done.returncode == 2
-    assert "--plane w: " in done.stderr
+    assert "--plane w: " in command("audit", *network, "--plane", "w").stderr

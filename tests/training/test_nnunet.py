@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 import yaml
 
-from evenslice import ConfigError, TrainConfig, open_volume
-from evenslice._core import as_config, load_config, to_yaml
-from evenslice.training.config import ModelConfig
-from evenslice.training.data import open_data
-from evenslice.training.data_config import nnunet_options
+from evenslice import ConfigError, TrainConfig, load_config, open_volume
+from evenslice._core import as_config, to_yaml
+from evenslice.training import open_data
 from evenslice.volumes import write_volume
 
 DESCRIPTION = {
@@ -41,12 +39,17 @@ def describe(folder, **changes):
     (folder / "dataset.json").write_text(json.dumps(DESCRIPTION | changes))
 
 
+def configured(**data):
+    """Return the options of a data set."""
+    return as_config({"data": data}, TrainConfig).data
+
+
 def test_a_folder_is_a_data_set(folder, tmp_path):
     (tmp_path / "train.yaml").write_text(f"data:\n  nnunet: {folder.name}\nseed: 3\n")
     config = load_config(tmp_path / "train.yaml", TrainConfig)
     assert config.data.name == "Dataset004_Hippocampus"
     assert (config.data.classes, config.data.label_values, config.data.ignore_label) == (3, (0, 1, 2), 3)
-    data = open_data(config.data, ModelConfig())
+    data = open_data(config)
     assert [part.name for part in data.train] == ["imagesTr/h_001_0000.nii.gz", "imagesTr/h_002_0000.nii.gz"]
     assert [part.name for part in data.test] == ["imagesTs/h_007_0000.nii.gz"]
     assert set(np.unique(data.train[0].labels[...])) == {-100, 0, 1, 2}
@@ -55,29 +58,25 @@ def test_a_folder_is_a_data_set(folder, tmp_path):
 
 
 def test_what_the_configuration_says_takes_precedence(folder):
-    options = {
-        "nnunet": str(folder),
-        "name": "mine",
-        "label_values": [0, 1],
-        "classes": 2,
-        "other_labels": "background",
-    }
-    config = as_config({"data": options}, TrainConfig)
-    assert (config.data.name, config.data.classes, config.data.ignore_label) == ("mine", 2, 3)
+    own = {"label_values": [0, 1], "other_labels": "background"}
+    data = configured(nnunet=str(folder), name="mine", **own)
+    assert (data.name, data.classes, data.ignore_label) == ("mine", 2, 3)
+    objects = configured(nnunet=str(folder), instances="sparse")
+    assert (objects.classes, objects.label_values, objects.ignore_label) == (2, None, None)
 
 
 def test_one_channel_of_several(folder):
     describe(folder, channel_names={"0": "T1", "1": "T2"})
     with pytest.raises(ConfigError, match=r"^data.*has the channels 0 \(T1\), 1 \(T2\); choose") as caught:
-        as_config({"data": {"nnunet": str(folder)}}, TrainConfig)
+        configured(nnunet=str(folder))
     proposed = yaml.safe_load(f"{{{str(caught.value).partition('; choose one, as ')[2]}}}")
-    assert as_config({"data": proposed}, TrainConfig).data.root == folder
+    assert configured(**proposed).root == folder
     for path in folder.rglob("*_0000.nii.gz"):
         path.rename(path.with_name(path.name.replace("_0000", "_0001")))
-    config = as_config({"data": {"nnunet": {"path": str(folder), "channel": 1}}}, TrainConfig)
-    assert config.data.train[0].image.path == "imagesTr/h_001_0001.nii.gz"
+    config = configured(nnunet={"path": str(folder), "channel": 1})
+    assert config.train[0].image.path == "imagesTr/h_001_0001.nii.gz"
     with pytest.raises(ConfigError, match=r"has no pair of imagesTr/h_001_0000\.nii\.gz"):
-        as_config({"data": {"nnunet": {"path": str(folder), "channel": 0}}}, TrainConfig)
+        configured(nnunet={"path": str(folder), "channel": 0})
 
 
 def test_the_first_version_of_nnunet(folder):
@@ -86,27 +85,16 @@ def test_the_first_version_of_nnunet(folder):
         "labels": {"0": "background", "1": "anterior", "2": "posterior", "3": "rest"},
     }
     (folder / "dataset.json").write_text(json.dumps(old))
-    config = as_config({"data": {"nnunet": str(folder)}}, TrainConfig)
-    assert config.data.label_values == (0, 1, 2, 3)
+    config = configured(nnunet=str(folder))
+    assert config.label_values == (0, 1, 2, 3)
 
 
-def test_a_list_of_one_value_is_no_region(folder):
-    plain = nnunet_options(folder)
+def test_a_list_of_one_value_is_no_region_and_what_macos_writes_no_case(folder):
+    plain = configured(nnunet=str(folder))
     describe(folder, labels={"background": 0, "anterior": [1], "posterior": 2, "ignore": [3]})
-    assert nnunet_options(folder) == plain
-
-
-def test_what_macos_writes_beside_files_is_no_case(folder):
     for name in ("imagesTr/._h_001_0000.nii.gz", "labelsTr/._h_001.nii.gz", "imagesTr/._h_003_0000.nii.gz"):
         (folder / name).write_bytes(b"Mac OS X")
-    assert len(as_config({"data": {"nnunet": str(folder)}}, TrainConfig).data.train) == 2
-
-
-def test_what_its_labels_mean_gives_way_to_options(folder):
-    objects = as_config({"data": {"nnunet": str(folder), "instances": "sparse"}}, TrainConfig).data
-    assert (objects.classes, objects.label_values, objects.ignore_label) == (2, None, None)
-    options = {"nnunet": str(folder), "label_values": [0, 1], "other_labels": "background"}
-    assert as_config({"data": options}, TrainConfig).data.classes == 2
+    assert configured(nnunet=str(folder)) == plain
 
 
 @pytest.mark.parametrize(
@@ -121,19 +109,19 @@ def test_what_its_labels_mean_gives_way_to_options(folder):
 def test_what_cannot_be_read(folder, changes, message):
     describe(folder, **changes)
     with pytest.raises(ConfigError, match=rf"^data\.nnunet: .*{message}"):
-        as_config({"data": {"nnunet": str(folder)}}, TrainConfig)
+        configured(nnunet=str(folder))
 
 
 @pytest.mark.parametrize("given", ["nosuch", 4, {"path": "x", "chanel": 0}])
 def test_no_such_folder(tmp_path, given):
     with pytest.raises(ConfigError, match=r"^data\.nnunet"):
-        as_config({"data": {"nnunet": given}}, TrainConfig)
+        configured(nnunet=given)
 
 
 @pytest.mark.parametrize("name", ["imagesTr/h_002_0000.nii.gz", "labelsTr/h_002.nii.gz"])
 def test_half_a_case_is_not_dropped(folder, name):
     (folder / "labelsTs" / "h_007.nii.gz").unlink()  # a test image without labels is nothing to test on
-    assert as_config({"data": {"nnunet": str(folder)}}, TrainConfig).data.test == ()
+    assert configured(nnunet=str(folder)).test == ()
     (folder / name).unlink()
     with pytest.raises(ConfigError, match=r"^data\.nnunet: .*imagesTr/h_002_0000"):
-        as_config({"data": {"nnunet": str(folder)}}, TrainConfig)
+        configured(nnunet=str(folder))

@@ -1,3 +1,5 @@
+"""The configuration of ``train``: what a file may say, what follows from it, and how mistakes are told."""
+
 import json
 import re
 import subprocess
@@ -9,10 +11,9 @@ import yaml
 from torch import nn
 
 import evenslice
-from evenslice._core.config_files import Section, load_config, to_yaml
-from evenslice._core.errors import ConfigError
-from evenslice.training.config import ModelConfig, TrainConfig, TrainingConfig, default_yaml
-from evenslice.training.data_config import DataConfig, LabelledFiles
+from evenslice import ConfigError, TrainConfig, load_config
+from evenslice._core import Section, to_yaml
+from evenslice.training import DataConfig, ModelConfig, TrainingConfig, default_yaml
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 DATA = "data: {train: [{image: a.tif, labels: b.tif}]}\n"
@@ -20,9 +21,9 @@ DATA = "data: {train: [{image: a.tif, labels: b.tif}]}\n"
 
 @pytest.fixture
 def load(tmp_path):
-    def load(text, kind=TrainConfig):
+    def load(text):
         (tmp_path / "run.yaml").write_text(text)
-        return load_config(tmp_path / "run.yaml", kind)
+        return load_config(tmp_path / "run.yaml", TrainConfig)
 
     return load
 
@@ -44,23 +45,27 @@ def message(load):
 
 def test_a_few_lines_are_a_whole_configuration(load, tmp_path):
     config = load(DATA + "training: {steps: 500}")
-    assert config.training == TrainingConfig(steps=500)
-    assert config.model == ModelConfig()
+    assert (config.training, config.model, config.seed) == (TrainingConfig(steps=500), ModelConfig(), 0)
     assert config.data.root == tmp_path
-    assert config.seed == 0
-
-
-def test_there_are_as_many_classes_as_values_of_them(load):
-    config = load("data: {label_values: [0, 128, 255], train: [{image: a.tif, labels: b.tif}]}")
-    assert config.data.classes == 3
+    (tmp_path / "net.safetensors").touch()  # relative paths start from the folder of the file
+    more = "data: {root: sub, label_values: [0, 128, 255], train: [{image: a.tif, labels: b.tif}]}\n"
+    config = load(more + "model: {weights: net.safetensors}\ntraining: {task: classification}")
+    assert (config.data.root, config.data.classes) == (tmp_path / "sub", 3)
+    assert config.model.weights == str(tmp_path / "net.safetensors")
+    assert yaml.safe_load(to_yaml(config))["training"]["loss"] == "ce"  # which follows from the task
     assert load(to_yaml(config)) == config
+    in_python = DataConfig.model_validate({"train": [{"image": "a.tif", "labels": "b.tif"}]})
+    assert (in_python.root, str(in_python.train[0].image.path)) == (None, "a.tif")
 
 
 def test_the_default_configuration_loads_and_states_every_option(load):
     text = default_yaml()
     config = load(text)
-    pair = LabelledFiles.model_validate({"image": "train_image.tif", "labels": "train_labels.tif"})
-    assert config == TrainConfig(data=DataConfig(root=config.data.root, train=(pair,), test=config.data.test))
+    assert "loss" not in yaml.safe_load(text)["training"]  # which follows from the task
+    files = [(pair.image.path, pair.labels.path) for pair in (*config.data.train, *config.data.test)]
+    assert files == [(f"{part}_image.tif", f"{part}_labels.tif") for part in ("train", "test")]
+    data = DataConfig(root=config.data.root, train=config.data.train, test=config.data.test)
+    assert config == TrainConfig(data=data)
     for section in (TrainConfig, DataConfig, ModelConfig, TrainingConfig):
         for name, info in section.model_fields.items():
             assert f"{name}:" in text
@@ -102,7 +107,7 @@ def in_folder(tmp_path):
         ("model", {"slices": 1}),
         ("model", {"slices": 3, "strategy": [0.25, 0.5, 0.25]}),
         ("training", {"task": "classification"}),
-        ("training", {"patience": 3}),
+        ("training", {"monitor_every": 7}),
         ("training", {"loss": "dice_bce", "stress": False}),
     ],
 )
@@ -121,12 +126,6 @@ def test_options_entered_in_the_template_mean_what_they_mean_alone(load, section
     assert load(before + title + after) == load(json.dumps(minimal))
 
 
-def test_what_follows_from_other_options_is_stated_in_what_is_not_the_template(load):
-    config = load(DATA + "training: {task: classification}")
-    assert yaml.safe_load(to_yaml(config))["training"]["loss"] == "ce"
-    assert "loss" not in yaml.safe_load(default_yaml())["training"]
-
-
 def test_what_is_written_is_what_is_loaded(load):
     config = load("""
 seed: 7
@@ -140,7 +139,7 @@ data:
   label_values: [0, 128, 255]
   intensity: [-1000, 400.5]
 model: {slices: 5, strategy: [0.1, 0.2, 0.4, 0.2, 0.1]}
-training: {patience: 3, monitor_every: null, learning_rate: 1e-4}
+training: {monitor_every: null, learning_rate: 1e-4}
 """)
     assert config.data.name == "no"
     assert config.model.strategy == (0.1, 0.2, 0.4, 0.2, 0.1)
@@ -150,24 +149,7 @@ training: {patience: 3, monitor_every: null, learning_rate: 1e-4}
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("train*.yaml")), ids=lambda path: path.name)
 def test_the_examples_load(path):
-    config = load_config(path, TrainConfig)
-    assert config.data.train
-    assert to_yaml(config)
-
-
-def test_relative_paths_start_from_the_folder_of_the_file(load, tmp_path):
-    (tmp_path / "net.safetensors").touch()
-    config = load(
-        "data: {root: sub, train: [{image: a.tif, labels: b.tif}]}\nmodel: {weights: net.safetensors}"
-    )
-    assert config.data.root == tmp_path / "sub"
-    assert config.model.weights == str(tmp_path / "net.safetensors")
-
-
-def test_paths_made_in_python_are_left_alone():
-    config = DataConfig.model_validate({"train": [{"image": "a.tif", "labels": "b.tif"}]})
-    assert config.root is None
-    assert str(config.train[0].image.path) == "a.tif"
+    assert load_config(path, TrainConfig).data.train
 
 
 @pytest.mark.parametrize(
@@ -186,6 +168,13 @@ def test_paths_made_in_python_are_left_alone():
         (DATA + "training: {foreground: .nan}", "training.foreground: nan: should be a finite number"),
         (DATA + "training: {devices: 3}", "training.devices: 3: must divide the batch of 8"),
         (DATA + "training: {steps: x, batch: x}", "training.steps: 'x': should be a valid integer, unable to parse string as an integer; training.batch: 'x': should be a valid integer, unable to parse string as an integer"),
+        (DATA + "training: {patience: 3}", "training.patience: 3: there are no validation data; give data.validation"),
+        (DATA + "training: {keep: best}", "training.keep: best: there are no validation data; give data.validation"),
+        ("data: {label_values: [-1, 0], train: [{image: a, labels: b}]}", "data.label_values"),
+        (DATA + "training: {task: classification, loss: dice_ce}", "training.loss: 'dice_ce': should be 'ce' with the task classification"),
+        (DATA + "training: {task: classification, stress: true}", "training.stress: True: is measured on segmentations; omit it"),
+        (DATA + "training: {task: detection}", "training.task: 'detection': should be 'segmentation' or 'classification'"),
+        ("data: {boundaries: true, train: [{image: a, labels: b}]}\ntraining: {task: classification}", "data.boundaries: true: are compared in segmentations; omit it"),
         (DATA + "training: 3", "training: 3: should be a section of options"),
         (DATA + "model: {strategy: unifrom}", "model.strategy: 'unifrom': did you mean 'uniform'?"),
         (DATA + "model: {strategy: [0.3, 0.3, 0.4]}", "model.strategy: [0.3, 0.3, 0.4]: is (0.3, 0.3, 0.4); must be one of "),
@@ -251,17 +240,17 @@ def test_the_first_five_errors_are_listed_in_one_line(message):
     assert text.endswith(" (and 2 more)")
 
 
-def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(ConfigError, match="nothing.yaml: cannot be read"):
-        load_config(tmp_path / "nothing.yaml", TrainConfig)
-
-
-def test_a_file_of_no_text(message, tmp_path):
+def test_a_file_of_no_text_or_that_is_not_there(tmp_path):
     (tmp_path / "run.yaml").write_bytes(b"\x89PNG\r\n\x1a\n\0\xff")
-    with pytest.raises(ConfigError, match="is not valid YAML"):
-        load_config(tmp_path / "run.yaml", TrainConfig)
+    for name, message in (
+        ("run.yaml", "is not valid YAML"),
+        ("nothing.yaml", "nothing.yaml: cannot be read"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_config(tmp_path / name, TrainConfig)
 
 
+@pytest.mark.slow
 def test_without_the_extra_an_error_names_it():
     code = "import sys; sys.modules['pydantic'] = None; import evenslice.training.config"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from evenslice import Sampling, VolumeError, audit, open_volume
-from evenslice.training import DataConfig, ModelConfig
+from evenslice import Sampling, TrainConfig, VolumeError, audit, open_volume
+from evenslice.training.crops import SliceWindows
 from evenslice.training.data import open_data
-from evenslice.training.slice_windows import SliceWindows
 from evenslice.volumes import write_volume
 from evenslice.volumes.labels import open_labels
 
@@ -125,7 +124,7 @@ def test_a_configuration_names_its_own_way_out(image, tmp_path):
 
     def opened(labels):
         pair = {"image": str(image), "labels": labels}
-        return open_data(DataConfig.model_validate({"train": [pair]}), ModelConfig())
+        return open_data(TrainConfig.model_validate({"data": {"train": [pair]}}))
 
     with pytest.raises(
         VolumeError,

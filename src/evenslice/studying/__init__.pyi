@@ -1,5 +1,5 @@
 from .config import STUDY_TEMPLATE as STUDY_TEMPLATE, StudyConfig as StudyConfig
-from .run_files import RunOutcome as RunOutcome
+from .run_outcomes import RunOutcome as RunOutcome
 from .study_runner import (
     STUDY_FILES as STUDY_FILES,
     study as study,

@@ -12,13 +12,10 @@ from evenslice.training import (
     LabelledFiles,
     SlicesOption,
     StrategyOption,
+    SymmetrizeOption,
     TieOption,
     TrainingConfig,
     WeightsOption,
-    check_added_symmetry,
-    check_boundaries,
-    check_missing_slices,
-    check_strategy,
 )
 
 with needs_extra("train", "a study"):
@@ -33,15 +30,6 @@ with needs_extra("train", "a study"):
         model_validator,
     )
 
-__all__ = [
-    "STUDY_TEMPLATE",
-    "Architecture",
-    "Arm",
-    "AuditOptions",
-    "PrimaryComparison",
-    "StudyConfig",
-    "StudyData",
-]
 
 STUDY_TEMPLATE = Path(__file__).with_name("template.yaml")
 """A configuration to start from, which shows every option."""
@@ -61,7 +49,7 @@ class Arm(Section):
     """Randomly reverse the order of slices; by default as in augmentation."""
     weights: WeightsOption | None = None
     """Replaces the architecture's weights."""
-    symmetrize: str | None = Field(default=None, min_length=1)
+    symmetrize: SymmetrizeOption = None
     """Where to average the results for a window and its mirror, as in train: output, encoder, or the name of a
     module; null for nowhere."""
     missing_slices: float | None = Field(default=None, ge=0, le=1)
@@ -71,11 +59,6 @@ class Arm(Section):
     options come from that arm."""
     seeds: tuple[int, ...] | None = Field(default=None, min_length=1)
     """Which of the study's seeds this arm is run with, at least one of the baseline's; by default all."""
-
-    @field_validator("tie", "symmetrize")
-    @classmethod
-    def _not_symmetric_yet(cls, value: str | None, info: ValidationInfo) -> str | None:
-        return check_added_symmetry(value, info)
 
     @model_validator(mode="after")
     def _derived(self) -> Self:
@@ -225,11 +208,6 @@ class StudyData(DataConfig):
             )
         return self
 
-    @model_validator(mode="after")
-    def _fit_task(self) -> Self:
-        check_boundaries(self, self.training)
-        return self
-
     @property
     def fold_count(self) -> int:
         """The number of folds; 1 without any."""
@@ -337,25 +315,16 @@ class StudyConfig(Section):
             raise ValueError("give different seeds, from 0 to 4294967295")
         return seeds
 
-    @field_validator("augmentation")
-    @classmethod
-    def _has_neighbours(cls, augmentation: AugmentationConfig, info: ValidationInfo) -> AugmentationConfig:
-        check_missing_slices(augmentation.missing_slices, info.data.get("slices", 3))
-        return augmentation
-
     @field_validator("arms")
     @classmethod
     def _can_be_run(cls, arms: tuple[Arm, ...], info: ValidationInfo) -> tuple[Arm, ...]:
-        """Check that arms use seeds of the study, fit its windows, and take networks of arms that are trained as they are."""
+        """Check that arms use seeds of the study, and take networks of arms that are trained as they are."""
         by_name = {arm.name: arm for arm in arms}
-        slices = info.data.get("slices", 3)
         for arm in arms:
             if unknown := sorted(set(arm.seeds or ()) - set(info.data.get("seeds", arm.seeds or ()))):
                 raise ValueError(
                     f"{arm.name}: seeds: {unknown[0]} is not one of the study's seeds; add it there"
                 )
-            check_strategy(arm.strategy, slices)
-            check_missing_slices(arm.missing_slices, slices)
             if arm.network_of is None:
                 continue
             base = by_name.get(arm.network_of)

@@ -20,6 +20,7 @@ from evenslice._core import (
     is_locked,
     load_config,
     option,
+    spelled_in_configuration,
     staged_file,
 )
 from evenslice.auditing import Sampling, audit
@@ -27,11 +28,10 @@ from evenslice.inference import Compute, ReadyNetwork, predict
 from evenslice.networks import predicted_classes
 from evenslice.neutralizing import load_network, symmetrize
 from evenslice.results import EXAMPLE_SIZE, saliency_percentiles, save_audits
-from evenslice.studying.run_files import STRESS_COLUMNS, RunOutcome, repair_run
+from evenslice.studying.run_outcomes import STRESS_COLUMNS, RunOutcome, repair_run
 from evenslice.training import (
     RunFolder,
     TrainConfig,
-    data_of_result,
     fingerprints,
     open_data,
     reading_of,
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from evenslice.studying.runs import Run
     from evenslice.volumes import LabelledVolume
 
-__all__ = ["DataFiles", "execute", "execute_at_worker", "record_failure"]
 
 DataFiles: TypeAlias = "Mapping[tuple[str, int], list[str]]"
 """The fingerprints of the files of data sets, in order, by the name of the data set and the fold."""
@@ -81,12 +80,12 @@ def execute(run: Run, base: Path, data: DataFiles | None = None, progress: bool 
         files = RunFolder(run.folder(base))
         if data is not None and sorted(fingerprints(run.config.data)) != data[run.dataset, run.fold]:
             raise ConfigError(
-                f"{run.places['data']}: its files are not those with which the study was started; restore them, or run "
+                f"datasets: {run.dataset!r}: its files are not those with which the study was started; restore them, or run "
                 "the study in another folder"
             )
         if replace(run).key != run.key:  # computed anew
             raise ConfigError(
-                f"{run.places['weights']}: {run.config.model.weights}, or a file that the network is built from, has changed "
+                f"weights: {run.config.model.weights}, or a file that the network is built from, has changed "
                 "since the study was started; restore it, or repeat the command to train with what it is now"
             )
         repair_run(files.path)
@@ -118,7 +117,7 @@ def record_failure(run: Run, base: Path, error: Exception) -> RunOutcome:
         run,
         base,
         status="failed",
-        error=error.render(run.spell) if isinstance(error, EvensliceError) else text,
+        error=error.render(spelled_in_configuration) if isinstance(error, EvensliceError) else text,
         traceback="".join(traceback.format_exception(error)),
     )
 
@@ -136,28 +135,19 @@ def _trained(run: Run, folder: Path, progress: bool | None) -> Mapping[str, Any]
     if files.result.exists() and files.config.exists():  # it stays as it was tested: the key does not know
         tested = load_config(files.config, TrainConfig).training.stress
         config = config.model_copy(update={"training": config.training.model_copy(update={"stress": tested})})
-    try:
-        return train(config, folder, resume=True, progress=progress)
-    except EvensliceError as error:
-        cause = error.__cause__
-        if isinstance(cause, EvensliceError) and str(error).startswith(
-            "model: "
-        ):  # of which no user of a study knows
-            places = ", ".join(run.places[name] for name in ("arm", "architecture"))
-            raise cause.within(places, run.spell) from error
-        raise
+    return train(config, folder, resume=True, progress=progress)
 
 
 def _examined(run: Run, files: RunFolder, result: Mapping[str, Any], progress: bool | None) -> dict[str, Any]:
     """Audit a trained network, and return the fields of the outcome of its run."""
     config, folder = run.config, files.path
-    data = sorted(data_of_result(result))
+    data = sorted(files.tested_data())
     if sorted(fingerprints(config.data)) != data:  # the scores are those of the files as they were
         raise ConfigError(
-            f"{run.places['data']}: its files have changed since {folder} was tested on them; restore them, or run "
+            f"datasets: {run.dataset!r}: its files have changed since {folder} was tested on them; restore them, or run "
             "the study in another folder"
         )
-    tested = open_data(config.data, config.model, seed=config.seed).test
+    tested = open_data(config).test
     network = load_network(config.model.spec, str(files.network)).model
     found = _audit(network, tested, run, progress)
     save_audits([found], folder)
@@ -194,7 +184,7 @@ def _derive(run: Run, base: Run, folder: Path, progress: bool | None) -> Mapping
     try:
         network = symmetrize(loaded.model, at=at)
     except EvensliceError as error:
-        raise error.within(run.spell("symmetrize", at), run.spell) from error
+        raise error.within(f"symmetrize: {at}", spelled_in_configuration) from error
     return retest(network, loaded.source, run.config, folder, trained=files, progress=progress)
 
 
@@ -269,9 +259,7 @@ def _audit(
             compute=Compute(device=options.device, dtype=chosen.dtype, batch=chosen.batch, progress=progress),
         )
     except EvensliceError as error:
-        raise error.within(
-            "audit", lambda name, value: run.spell(f"audit.{name}" if hasattr(chosen, name) else name, value)
-        ) from error
+        raise error.within("audit", spelled_in_configuration) from error
     return found.renamed(run.arm)
 
 

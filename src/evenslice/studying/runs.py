@@ -1,37 +1,44 @@
-"""The runs of a study: which there are, and how a run is recognized when the study is started again."""
+"""The runs of a study: which there are, on which folds of the data, and how a run is recognized when the study goes on.
+
+A part of a folded data set is a pair of image and labels, or a block of its slices. Fold f of k tests on parts f, f + k,
+f + 2 k ..., by networks that were trained on the others.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
-from itertools import chain, product
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
+from itertools import pairwise, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from evenslice._core import ConfigError, EvensliceError, module_file, spelled_in_configuration
+from evenslice._core import (
+    ConfigError,
+    EvensliceError,
+    as_config,
+    module_file,
+    spelled_in_configuration,
+)
 from evenslice.networks import parse_specification
-from evenslice.studying.folds import fold_data
-from evenslice.studying.run_files import RunOutcome, damaged_files
+from evenslice.studying.run_outcomes import RunOutcome, damaged_files
 from evenslice.training import (
-    MOVABLE,
+    DataConfig,
     ModelConfig,
     RunFolder,
     TrainConfig,
-    data_of_result,
     flat_options,
     saved_record,
 )
+from evenslice.volumes import is_address, open_volume
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from evenslice.studying.config import Architecture, Arm, AuditOptions, StudyConfig, StudyData
-    from evenslice.training import DataConfig
-
-__all__ = ["LABELS", "Run", "count_runs", "plan_runs"]
+    from evenslice.training import LabelledFiles, TrainingConfig, VolumeFile
 
 FORMAT = 2
 LONGEST_SLUG = 120  # characters of the names in a run's folder, which its key tells apart
@@ -64,7 +71,6 @@ class Run:
         config: how it is trained; of a derived run, how the network that is tested could have been built.
         audit: how it is audited.
         base: the run whose network is symmetrized at ``config.model.symmetrize``, instead of training one.
-        places: where the configuration of the study has the options of the network, by their names.
     """
 
     dataset: str
@@ -75,16 +81,11 @@ class Run:
     config: TrainConfig
     audit: AuditOptions
     base: Run | None = None
-    places: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def labels(self) -> dict[str, Any]:
         """The names, the fold and the seed of the run."""
         return {name: getattr(self, name) for name in LABELS}
-
-    def spell(self, name: str, value: Any) -> str:
-        """Spell an option in an error message as in the configuration of the study."""
-        return spelled_in_configuration(self.places.get(name, name), value)
 
     @cached_property
     def key(self) -> str:
@@ -93,11 +94,10 @@ class Run:
         These are the file of weights, the folder of a network of transformers, and the module of a user's function, but
         not what that imports. Data are identified by the name of the data set and their paths relative to its root.
         """
-        options = flat_options(self.config.model_dump(mode="json"))
         options = {
             name: value
-            for name, value in options.items()
-            if name not in MOVABLE and (name not in ADDED or value != ADDED[name])
+            for name, value in flat_options(self.config).items()
+            if name not in ADDED or value != ADDED[name]
         }
         model = self.config.model
         if Path(model.weights).is_file():
@@ -134,7 +134,7 @@ class Run:
         if found is not None and found.data is not None:
             return found.data
         try:
-            return sorted(data_of_result(RunFolder(folder).read_result()))
+            return sorted(RunFolder(folder).tested_data())
         except EvensliceError:  # it was not tested, or its result is damaged
             return None
 
@@ -146,21 +146,22 @@ def plan_runs(config: StudyConfig) -> list[Run]:
     opened for their shapes if folds need them, see ``fold_data``.
 
     Raises:
-        ConfigError: two arms or two architectures differ only in their names; or a data set cannot be folded.
+        ConfigError: two arms or two architectures differ only in their names; a data set cannot be folded; or the options of
+            a run do not fit each other.
         VolumeError: an image whose number of slices is needed cannot be opened.
     """
     window = ModelConfig(slices=config.slices, step=config.step)
     folds = {data.name: fold_data(data, window) for data in config.datasets}
-    most = max(map(len, folds.values()))
     runs: list[Run] = []
-    for seed, fold in product(config.seeds, range(most)):
-        places = [
-            _Place(config, data, architecture, folds[data.name][fold], fold, seed)
-            for data, architecture in product(config.datasets, config.architectures)
-            if fold < len(folds[data.name])
-        ]
+    for seed, fold in product(config.seeds, range(max(map(len, folds.values())))):
         arms = [arm for arm in config.arms if seed in config.seeds_of(arm)]
-        runs += chain.from_iterable(_place_runs(place, arms) for place in places)
+        for data, architecture in product(config.datasets, config.architectures):
+            if fold < len(folds[data.name]):
+                train = partial(
+                    _train_config, config, architecture, folds[data.name][fold], data.training, seed
+                )
+                place = {"dataset": data.name, "architecture": architecture.name, "fold": fold, "seed": seed}
+                runs += _runs_of_arms(partial(Run, **place, audit=config.audit), arms, train)
     _check_different(runs)
     return runs
 
@@ -171,96 +172,50 @@ def count_runs(config: StudyConfig) -> int:
     return folds * len(config.architectures) * sum(len(config.seeds_of(arm)) for arm in config.arms)
 
 
-class _Place(NamedTuple):
-    """Where all arms are run: an architecture on the data of a fold, with a seed."""
-
-    study: StudyConfig
-    dataset: StudyData
-    architecture: Architecture
-    data: DataConfig
-    fold: int
-    seed: int
-
-
-def _place_runs(place: _Place, arms: Sequence[Arm]) -> Iterator[Run]:
+def _runs_of_arms(
+    make: Callable[..., Run], arms: Sequence[Arm], train: Callable[[Arm], TrainConfig]
+) -> Iterator[Run]:
     """Yield the runs of all arms at a place, each that trains a network followed by those that take it."""
     for arm in arms:
         if arm.network_of is not None:
             continue
-        base = _trained_run(place, arm)
+        base = make(arm=arm.name, config=train(arm))
         yield base
         for other in arms:
             if other.network_of == arm.name:
                 model = base.config.model.model_copy(update={"symmetrize": other.symmetrize})
-                taken = base.config.model_copy(update={"model": model})
                 yield replace(
-                    base,
-                    arm=other.name,
-                    config=taken,
-                    base=base,
-                    places=_option_places(place, other, base.places),
+                    base, arm=other.name, config=base.config.model_copy(update={"model": model}), base=base
                 )
 
 
-def _trained_run(place: _Place, arm: Arm) -> Run:
-    study, architecture = place.study, place.architecture
+def _train_config(
+    study: StudyConfig,
+    architecture: Architecture,
+    data: DataConfig,
+    training: TrainingConfig,
+    seed: int,
+    arm: Arm,
+) -> TrainConfig:
     weights = arm.weights or architecture.weights
     changes = {
         name: value for name in ("z_flip", "missing_slices") if (value := getattr(arm, name)) is not None
     }
-    return Run(
-        dataset=place.dataset.name,
-        architecture=architecture.name,
-        arm=arm.name,
-        fold=place.fold,
-        seed=place.seed,
-        config=TrainConfig(
-            data=place.data,
-            model=ModelConfig(
-                spec=architecture.spec,
-                weights=weights,
-                slices=study.slices,
-                step=study.step,
-                strategy=_strategy(arm, weights),
-                tie=arm.tie,
-                symmetrize=arm.symmetrize,
-            ),
-            augmentation=study.augmentation.model_copy(update=changes),
-            training=place.dataset.training,
-            seed=place.seed,
-        ),
-        audit=study.audit,
-        places=_option_places(place, arm),
-    )
-
-
-def _option_places(place: _Place, arm: Arm, base: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return where the configuration of a study has the options of a network, and those it computes with.
-
-    Args:
-        place: where the arm is run.
-        arm: the arm.
-        base: the same for the arm whose network it takes, if it does.
-    """
-    study = place.study
-    data = f"datasets[{study.datasets.index(place.dataset)}]"
-    own, network = (
-        f"arms[{study.arms.index(arm)}]",
-        f"architectures[{study.architectures.index(place.architecture)}]",
-    )
-    if base is not None:
-        return {**base, "arm": own, "symmetrize": f"{own}.symmetrize"}
-    return {
-        "arm": own,
-        "architecture": network,
-        "weights": f"{network if arm.weights is None else own}.weights",
-        **{name: f"{own}.{name}" for name in ("strategy", "tie", "symmetrize")},
-        "data": data,
-        "classes": f"{data}.classes",
-        "seed": "seeds",
-        "device": "training.accelerator",
-        "tile": "training.crop",
+    model = {
+        "spec": architecture.spec,
+        "weights": weights,
+        "slices": study.slices,
+        "step": study.step,
+        "strategy": _strategy(arm, weights),
+        "tie": arm.tie,
+        "symmetrize": arm.symmetrize,
     }
+    augmentation = study.augmentation.model_copy(update=changes)
+    options = {"data": data, "model": model, "augmentation": augmentation, "training": training, "seed": seed}
+    try:
+        return as_config(options, TrainConfig)
+    except ConfigError as error:
+        raise ConfigError(f"datasets: {data.name!r}, arms: {arm.name!r}: {error}") from error
 
 
 def _strategy(arm: Arm, weights: str) -> str | tuple[float, ...]:
@@ -304,3 +259,155 @@ def _digest(path: Path, _modified: int, _size: int) -> str:
     """Return the digest of a file, which is read once unless it changes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+OPTIONS = ("training", "pairs", "folds", "blocks")
+"""Options of a data set of a study that ``train`` does not have."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A pair, or a block of its slices; these are None for all of a pair of unknown length, which shares no file."""
+
+    number: int
+    pair: LabelledFiles
+    files: frozenset[tuple[Any, ...]]
+    slices: tuple[int, int] | None = None
+
+    def near(self, other: _Part) -> bool:
+        """Return whether both read the same image or the same labels."""
+        return bool(self.files & other.files)
+
+
+def fold_data(data: StudyData, window: ModelConfig) -> list[DataConfig]:
+    """Return the data set of each fold, or the one data set without folds.
+
+    Training leaves out the slices of a file of the test that are within the reach of a window of a test slice, and one
+    more; what remains of a block between two tests is left out if it is shorter than a window. Blocks need the number
+    of slices: images without ``slices`` are opened for their shapes, but no voxel is read.
+
+    Args:
+        data: the data set.
+        window: number and distance of the slices of a window.
+
+    Raises:
+        ConfigError: a block is shorter than a window, or a fold leaves nothing to train on.
+        VolumeError: an image whose number of slices is needed cannot be opened.
+
+    Example: two halves of a volume of 100 slices.
+        >>> from evenslice.studying.config import StudyData
+        >>> from evenslice.training import ModelConfig
+        >>> pair = {"image": "image.tif", "labels": "labels.tif", "slices": [0, 100]}
+        >>> data = StudyData.model_validate({"name": "em", "pairs": [pair], "blocks": 2, "folds": 2})
+        >>> first, second = fold_data(data, ModelConfig(slices=3))
+        >>> first.test[0].slices, first.train[0].slices
+        ((0, 50), (52, 100))
+        >>> second.test[0].slices, second.train[0].slices
+        ((50, 100), (0, 48))
+    """
+    options = data.model_dump(exclude={*OPTIONS})
+    if data.folds is None:
+        return [DataConfig.model_validate(options)]
+    parts = _cut(data, window)
+    return [
+        DataConfig.model_validate(options | _one_fold(data, parts, fold, window))
+        for fold in range(data.folds)
+    ]
+
+
+def cut_blocks(start: int, stop: int, blocks: int) -> list[tuple[int, int]]:
+    """Return contiguous blocks of slices whose lengths differ by at most one.
+
+    Example:
+        >>> cut_blocks(0, 10, 3)
+        [(0, 3), (3, 6), (6, 10)]
+    """
+    ends = [start + (stop - start) * number // blocks for number in range(blocks + 1)]
+    return list(pairwise(ends))
+
+
+def _cut(data: StudyData, window: ModelConfig) -> list[_Part]:
+    """Cut the pairs of a data set into the parts of which each is tested once."""
+    whole = [_Part(number, pair, _files(data, pair)) for number, pair in enumerate(data.pairs)]
+    parts = []
+    for part in whole:
+        alone = data.blocks == 1 and not any(part.near(other) for other in whole if other is not part)
+        if alone and part.pair.slices is None:
+            parts.append(part)
+            continue
+        start, stop = part.pair.slices or (0, _length(data, part))
+        for first, last in cut_blocks(start, stop, data.blocks):
+            if last - first < window.extent:
+                raise ConfigError(
+                    f"datasets: {data.name!r}: blocks: {data.blocks}: cuts pairs[{part.number}] into blocks of "
+                    f"{last - first} slices, fewer than the {window.extent} that a window spans; give fewer blocks"
+                )
+            parts.append(replace(part, slices=(first, last)))
+    return parts
+
+
+def _one_fold(
+    data: StudyData, parts: Sequence[_Part], fold: int, window: ModelConfig
+) -> dict[str, list[LabelledFiles]]:
+    """Return the pairs for training and tests of one fold."""
+    tested = parts[fold :: data.fold_count]
+    train = []
+    for number, pair in enumerate(data.pairs):
+        kept = [part for part in parts if part.number == number and part not in tested]
+        slices = {z for part in kept if part.slices for z in range(*part.slices)}
+        if kept and not slices:
+            train.append(pair)
+            continue
+        for part in tested:
+            if kept and part.slices and part.near(kept[0]):
+                first, last = part.slices
+                slices -= set(range(first - window.guard - 1, last + window.guard + 1))
+        train += [_slices(pair, *ends) for ends in _runs(slices) if ends[1] - ends[0] >= window.extent]
+    if not train:
+        raise ConfigError(
+            f"datasets: {data.name!r}: fold {fold} has no slices to train on: those that are not tested are too near "
+            "to the test, or fewer than a window spans; give more pairs or other blocks and folds"
+        )
+    return {
+        "train": train,
+        "test": [part.pair if part.slices is None else _slices(part.pair, *part.slices) for part in tested],
+    }
+
+
+def _runs(slices: set[int]) -> Iterator[tuple[int, int]]:
+    """Yield the contiguous ranges of a set of slices in order."""
+    start = None
+    for z in sorted(slices):
+        start = z if start is None else start
+        if z + 1 not in slices:
+            yield start, z + 1
+            start = None
+
+
+def _slices(pair: LabelledFiles, start: int, stop: int) -> LabelledFiles:
+    return pair.model_copy(update={"slices": (start, stop)})
+
+
+def _files(data: StudyData, pair: LabelledFiles) -> frozenset[tuple[Any, ...]]:
+    """Return values that pairs share if they read the same image or the same labels, whatever the resolution level."""
+    found = set()
+    for kind, file in (("image", pair.image), ("labels", pair.labels)):
+        path = _path(data, file)
+        where = path.resolve() if isinstance(path, Path) else path
+        found.add((kind, where, *sorted(file.select.items())))
+    return frozenset(found)
+
+
+def _path(data: StudyData, file: VolumeFile) -> Path | str:
+    return file.path if is_address(file.path) else (data.root or Path()) / Path(file.path).expanduser()
+
+
+def _length(data: StudyData, part: _Part) -> int:
+    """Return the number of slices of the image of a pair; only its header is read."""
+    image = part.pair.image
+    options: dict[str, Any] = {"axes": image.axes, "select": image.select, "level": image.level}
+    try:
+        return len(open_volume(_path(data, image), plane=data.plane, **options))
+    except EvensliceError as error:
+        place = f"datasets: {data.name!r}: pairs[{part.number}].image"
+        raise error.within(place, spelled_in_configuration) from error

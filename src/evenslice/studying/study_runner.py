@@ -12,9 +12,12 @@ A run that takes the network of another one begins when that is done.
 
 from __future__ import annotations
 
+import csv
+import json
 import re
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,6 +28,7 @@ from evenslice._core import (
     VolumeError,
     as_config,
     check_callable,
+    json_text,
     load_config,
     local_path,
     locked_folder,
@@ -36,22 +40,32 @@ from evenslice._core import (
     to_yaml,
 )
 from evenslice.report import need_report_extra, study_html, write_study_report
-from evenslice.results import DEFINITIONS, load_study, run_name
+from evenslice.results import (
+    DEFINITIONS,
+    FORMAT,
+    MAIN_SCORES,
+    METRICS,
+    TASK_SCORES,
+    Primary,
+    load_study,
+    pool_runs,
+    run_name,
+    summarize_runs,
+)
 from evenslice.studying.config import StudyConfig
 from evenslice.studying.run_execution import DataFiles, execute, execute_at_worker, record_failure
-from evenslice.studying.runs import plan_runs
-from evenslice.studying.study_results import write_results
-from evenslice.training import DataConfig, RunFolder, check_data, fingerprints, open_data
+from evenslice.studying.run_outcomes import STRESS_COLUMNS
+from evenslice.studying.runs import LABELS, count_runs, plan_runs
+from evenslice.training import DataConfig, RunFolder, fingerprints, open_data
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from evenslice.results import StudySummary
-    from evenslice.studying.run_files import RunOutcome
+    from evenslice.studying.run_outcomes import RunOutcome
     from evenslice.studying.runs import Run
 
-__all__ = ["STUDY_FILES", "study", "working_in_study"]
 
 STUDY_FILES = ("config.yaml", "summary.json", "results.csv", "report.html")
 """Names of the files of a study."""
@@ -218,13 +232,15 @@ def _check_data(config: StudyConfig, runs: Sequence[Run]) -> DataFiles:
     for run in runs:  # in a study of days, the run that needs a file may be the last
         weights = run.config.model.weights
         if weights not in {"imagenet", "none"} and not Path(weights).exists():
-            raise ConfigError(f"{run.spell('weights', weights)}: no such weights file; check the path")
+            raise ConfigError(
+                f"{run_name(run.labels, folded=False)}: weights: {weights}: no such weights file; check the path"
+            )
     folded = {data.name for data in config.datasets if data.folds is not None}
     found = {}
     for (name, fold), group in _by_data(runs).items():
         first = group[0].config
         try:
-            check_data(first, open_data(first.data, first.model))
+            open_data(first)
         except EvensliceError as error:
             place = f"{name!r}: fold {fold}" if name in folded else repr(name)
             text = OF_DATA.sub("", error.render(spelled_in_configuration))
@@ -312,3 +328,94 @@ def _write_config(config: StudyConfig, out: Path) -> None:
             return
     with staged_file(path, force=True) as beside:
         beside.write_text(to_yaml(config), encoding="utf-8")
+
+
+def write_results(config: StudyConfig, outcomes: Iterable[RunOutcome], out: Path) -> StudySummary:
+    """Write the results of a study so far: ``results.csv`` and ``summary.json``.
+
+    Args:
+        config: the configuration of the study.
+        outcomes: those of all finished or failed runs.
+        out: the folder of the study.
+
+    Returns:
+        The content of ``summary.json``.
+    """
+    names = ([item.name for item in items] for items in (config.architectures, config.arms))
+    cells = list(product(*names))
+    places = [
+        (data.name, *cell, fold, seed)
+        for data in config.datasets
+        for cell, fold, seed in product(cells, range(data.fold_count), config.seeds)
+    ]
+    by_labels = {tuple(getattr(outcome, name) for name in LABELS): outcome for outcome in outcomes}
+    ordered = [by_labels[labels] for labels in places if labels in by_labels]
+    extra = {item.name: {"folds": item.fold_count, "classes": item.classes} for item in config.datasets}
+    done = [
+        {**outcome.model_dump(exclude_unset=True), **extra[outcome.dataset]}
+        for outcome in ordered
+        if outcome.status == "done"
+    ]
+    failed = [outcome for outcome in ordered if outcome.status == "failed"]
+    score, chosen = MAIN_SCORES[config.task], config.primary
+    primary = None
+    if chosen is not None:
+        network = chosen.architecture or config.architectures[0].name
+        primary = Primary(chosen.arm, network, chosen.margin)
+    compared: dict[str, Any] = {"baseline": config.baseline, "margin": config.margin, "score": score}
+    pooled = pool_runs(
+        done,
+        **compared,
+        primary=primary,
+        datasets=[data.name for data in config.datasets],
+        architectures=[item.name for item in config.architectures],
+        arms=[arm.name for arm in config.arms],
+    )
+    summary = {
+        "format": FORMAT,
+        "planned": count_runs(config),
+        "finished": len(done),
+        "failed": [outcome.model_dump(include={*LABELS, "error"}) for outcome in failed],
+        "baseline": config.baseline,
+        "score": score,
+        "definitions": max((item.definitions for item in ordered if item.verdict), default=DEFINITIONS),
+        "comparisons": [item.to_dict() for item in summarize_runs(done, **compared)],
+        "pooled": [item.to_dict() for item in pooled],
+    }
+    text = json_text(summary)
+    with staged_file(out / "summary.json", force=True) as beside:
+        beside.write_text(text, encoding="utf-8")
+    _write_table(ordered, config, out / "results.csv")
+    written: StudySummary = json.loads(text)
+    return written
+
+
+def _write_table(outcomes: Sequence[RunOutcome], config: StudyConfig, path: Path) -> None:
+    """Write one row for each run; undefined values are left empty."""
+    half = config.slices // 2
+    shares = [f"share_{offset}" for offset in range(-half, half + 1)]
+    scores = TASK_SCORES[config.task]
+    other_task = {name for names in TASK_SCORES.values() for name in names} - {*scores}
+    first = (*LABELS, *scores[:2], "directional_bias", "asymmetry", "imbalance", *shares, "seconds")
+    measured = any(
+        "stress_intact" in outcome.model_dump(exclude_unset=True) for outcome in outcomes
+    )  # not by earlier versions
+    others = (
+        "verdict",
+        *(name for name in METRICS if name not in {*first, *other_task}),
+        "answer_of",
+        *(STRESS_COLUMNS if measured else ()),
+        "definitions",
+        "windows",
+        "steps",
+    )
+    with staged_file(path, force=True) as beside, beside.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, (*first, *others, "key", "status", "error"), extrasaction="ignore")
+        table.writeheader()
+        for outcome in outcomes:
+            record = outcome.model_dump(exclude_unset=True) | dict(
+                zip(shares, outcome.shares or (), strict=False)
+            )
+            if outcome.status == "done":
+                record["definitions"] = outcome.definitions
+            table.writerow(record)

@@ -1,6 +1,6 @@
 """Data sets: images with labels, opened and checked before training.
 
-    data = open_data(config.data, config.model)
+    data = open_data(config)
     part = data.test[0]
     part.volume.shape == part.labels.shape      only the slices of this part, the first at index 0
     part.labels[3]                              the class of each voxel, 0 to classes - 1, or IGNORED
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from evenslice._core import ConfigError, EvensliceError, VolumeError
 from evenslice.volumes import (
@@ -41,11 +42,9 @@ from evenslice.volumes import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from evenslice.training.config import ModelConfig
-    from evenslice.training.data_config import DataConfig, LabelledFiles, VolumeFile
+    from evenslice.training.config import DataConfig, LabelledFiles, ModelConfig, TrainConfig, VolumeFile
     from evenslice.volumes import StoredImage
 
-__all__ = ["Data", "fingerprints", "open_data"]
 
 POSITIONS = 2**18
 """Number of voxel positions kept for each foreground class, over all training parts."""
@@ -59,6 +58,16 @@ WHOLE_PAIRS = 4
 SPLITS = ("train", "validation", "test")
 
 
+class DataPart(TypedDict):
+    """A part of a data set: its shape (z, y, x), the voxel values of 0 and 1, and the fingerprints of its files."""
+
+    name: str
+    shape: list[int]
+    intensity: list[float]
+    image: str
+    labels: str
+
+
 @dataclass(frozen=True)
 class Data:
     """A checked data set: the parts for training, validation and testing."""
@@ -67,46 +76,59 @@ class Data:
     validation: tuple[LabelledVolume, ...]
     test: tuple[LabelledVolume, ...]
 
+    def describe(self) -> dict[str, list[DataPart]]:
+        """Return the parts of each split, as ``data.json`` and ``result.json`` hold them."""
+        return {
+            split: [
+                {
+                    "name": part.name,
+                    "shape": list(part.volume.shape),
+                    "intensity": [part.scaling.low, part.scaling.high],
+                    "image": fingerprint(part.volume),
+                    "labels": fingerprint(part.labels),
+                }
+                for part in getattr(self, split)
+            ]
+            for split in SPLITS
+        }
 
-def open_data(config: DataConfig, model: ModelConfig, *, seed: int = 0) -> Data:
-    """Open a data set and check everything that training and testing rely on.
+
+def open_data(config: TrainConfig) -> Data:
+    """Open the data set of a configuration and check everything that training and testing rely on.
 
     Labels are read once, in blocks of bounded memory; so are floating-point images, to find NaN and infinity. A data
     set of up to 1 GiB is kept in memory. The scaling of an image is fitted to its training slices if there are any,
     else to the part itself.
 
-    Args:
-        config: the files and slices.
-        model: number and distance of the slices of a window.
-        seed: random seed of the voxel samples for scalings and foreground crops.
-
     Raises:
         VolumeError: a file is missing, damaged, not a volume, constant, or not finite without a fill value; image and
             labels differ in shape or in place; a label value belongs to no class.
         ConfigError: parts overlap, or are so close that a window could see both; a part is shorter than a window; the
-            training parts have no voxel of some class; in all validation or test parts, no voxel is foreground, or none counts.
+            training parts have no voxel of some class; in all validation or test parts, no voxel is foreground, or none
+            counts.
 
     Example:
-        >>> from evenslice.training import DataConfig, ModelConfig
+        >>> from evenslice.training import TrainConfig
         >>> pair = {"image": "missing.tif", "labels": "labels.tif"}
-        >>> open_data(DataConfig.model_validate({"train": [pair]}), ModelConfig())
+        >>> open_data(TrainConfig.model_validate({"data": {"train": [pair]}}))
         Traceback (most recent call last):
         ...
         evenslice.VolumeError: data.train[0].image: missing.tif: no such file...
     """
-    drafts = _open_pairs(config)
+    options, model, seed = config.data, config.model, config.seed
+    drafts = _open_pairs(options)
     _check_ranges(drafts, model)
-    if not config.validation and config.validation_fraction:
-        drafts = _hold_out(drafts, config.validation_fraction, model)
+    if not options.validation and options.validation_fraction:
+        drafts = _hold_out(drafts, options.validation_fraction, model)
         _check_ranges(drafts, model)
     drafts = [_cut(draft) for draft in drafts]
     held = iter(hold_small([volume for draft in drafts for volume in (draft.volume, draft.labels)]))
     drafts = [
-        _with_classes(replace(draft, volume=next(held), labels=next(held)), config, seed) for draft in drafts
+        _with_classes(replace(draft, volume=next(held), labels=next(held)), options, seed) for draft in drafts
     ]
-    _check_classes(drafts, config)
+    _check_classes(drafts, options)
     parts: dict[str, list[LabelledVolume]] = {split: [] for split in SPLITS}
-    for draft, scaling in zip(drafts, _fit_scalings(drafts, config, seed), strict=True):
+    for draft, scaling in zip(drafts, _fit_scalings(drafts, options, seed), strict=True):
         index = draft.index or ClassIndex(np.zeros(0, np.int64), ())
         part = LabelledVolume(draft.name, draft.volume, draft.labels, scaling, index, draft.background)
         parts[draft.split].append(part)

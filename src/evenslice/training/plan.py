@@ -1,6 +1,6 @@
 """What a configuration comes to on this machine: device and precision, data and network, opened, built and checked.
 
-    plan = resolve(config, find_machine(config.training))
+    plan = resolve(config)
     print(*describe_plan(plan), sep="; ")
 
 Nothing is written.
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from evenslice.training.config import TrainConfig, TrainingConfig
     from evenslice.training.data import Data
 
-__all__ = ["Machine", "Plan", "at_model", "check_data", "describe_plan", "find_machine", "resolve"]
 
 MOST_NAMED = 3  # stems, and ranges of intensities
 
@@ -114,16 +113,15 @@ def find_machine(options: TrainingConfig) -> Machine:
     return Machine(device, own, dtype)
 
 
-def resolve(config: TrainConfig, machine: Machine) -> Plan:
-    """Open the data and build the network of a configuration, and check that they fit each other.
+def resolve(config: TrainConfig) -> Plan:
+    """Open the data and build the network of a configuration, and check that they fit each other and the machine.
 
     Raises:
-        ConfigError: the options do not fit the data.
+        ConfigError: the options do not fit the data or the machine.
         VolumeError: the data cannot be used.
         ModelError: the network cannot be built or trained, or rejects the data.
     """
-    data = open_data(config.data, config.model, seed=config.seed)
-    check_data(config, data)
+    machine, data = find_machine(config.training), open_data(config)
     model, channels = config.model, output_channels(config.training.loss, config.data.classes)
     with at_model():
         network, record, source = load_network(
@@ -156,26 +154,6 @@ def at_model() -> Iterator[None]:
         yield
     except EvensliceError as error:
         raise error.within("model", spelled) from error
-
-
-def check_data(config: TrainConfig, data: Data) -> None:
-    """Check that there are validation data if an option needs them, and that a segmentation can hold the values of labels.
-
-    Raises:
-        ConfigError: there are none, or it cannot.
-    """
-    if config.training.task == "segmentation":
-        try:
-            config.data.label_options.check_written()
-        except ConfigError as error:
-            text = error.render(lambda name, value: spelled_in_configuration(f"data.{name}", value))
-            raise ConfigError(text) from error
-    for name, needed in (("patience", config.training.patience), ("keep", config.training.keep == "best")):
-        if needed and not data.validation:
-            raise ConfigError(
-                f"training.{name}: {getattr(config.training, name)}: there are no validation data; give data.validation, "
-                f"set data.validation_fraction above 0, or omit {name}"
-            )
 
 
 def _check_network(network: nn.Module, config: TrainConfig, channels: int) -> None:
@@ -288,8 +266,10 @@ def describe_plan(plan: Plan) -> tuple[str, ...]:
     why = why if config.data.intensity is None else "data.intensity"
     scaled = f"mean {record.mean:.4g}, standard deviation {record.std:.4g}"
     gaps = {part.volume.location: missing_slice_numbers(part.volume) for part in parts}
+    missing = missing_parts(plan.source.weights, plan.source.random)
+    lacking = f"; it lacks {', '.join(missing)}, which start random" if missing else ""
     return (
-        _network_line(plan),
+        f"network: {config.model.spec}, {plan.source.origin}{lacking}",
         _slices_line(plan),
         f"scaling: voxel values {_few(ranges)} ({why}) become 0..1; then {scaled}",
         f"data: {_splits(data)}; {config.data.classes} classes",
@@ -303,12 +283,6 @@ def _few(names: list[str]) -> str:
     """Return the first different names, for a line that names few of many."""
     different = list(dict.fromkeys(names))
     return ", ".join(different[:MOST_NAMED]) + (" ..." if len(different) > MOST_NAMED else "")
-
-
-def _network_line(plan: Plan) -> str:
-    missing = missing_parts(plan.source.weights, plan.source.random)
-    lacking = f"; it lacks {', '.join(missing)}, which start random" if missing else ""
-    return f"network: {plan.config.model.spec}, {plan.source.origin}{lacking}"
 
 
 def _slices_line(plan: Plan) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from contextlib import suppress
 from itertools import zip_longest
 from typing import (
     TYPE_CHECKING,
     Any,
     Required,  # pydantic needs this one before Python 3.12
-    cast,
+    TypeAlias,
 )
 
 from typing_extensions import TypedDict
@@ -18,12 +19,14 @@ from typing_extensions import TypedDict
 from evenslice._core import (
     UNREADABLE,
     ConfigError,
+    EvensliceError,
     ModelError,
     OutputError,
     json_text,
     load_config,
     locked_folder,
     needs_extra,
+    open_regular,
     option,
     read_json,
     read_log,
@@ -35,26 +38,15 @@ from evenslice._core import (
 )
 from evenslice.networks import read_metadata
 from evenslice.training.config import TrainConfig
+from evenslice.training.data import SPLITS, DataPart
 
 with needs_extra("train", "a training run"):
     from pydantic import TypeAdapter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
     from pathlib import Path
-
-__all__ = [
-    "MOVABLE",
-    "RESULT_SCORES",
-    "DataPart",
-    "RunFolder",
-    "TrainResult",
-    "data_of_result",
-    "fixed_options",
-    "flat_options",
-    "refuse_changed",
-]
 
 FILES = (
     *("config.yaml", "data.json", "metrics.csv", "last.ckpt", "best.safetensors"),
@@ -62,86 +54,41 @@ FILES = (
 )
 """Names of the files of a run that are written beside their final names."""
 
-SPLITS = {"train", "validation", "test"}
-
 RESULT_SCORES = {
     "segmentation": ("dice", "iou"),
     "classification": ("accuracy", "balanced_accuracy", "macro_f1"),
 }
 """The scores of each task that every ``result.json`` has, None without test volumes."""
 
+DataParts: TypeAlias = dict[str, list[DataPart]]
 
-class ClassScores(TypedDict):
+
+class _ClassScores(TypedDict):
     """A score by class, and its mean, in segmentations without the background; None where undefined."""
 
     mean: float | None
     per_class: list[float | None]
 
 
-class DataPart(TypedDict):
-    """A part of the data set: its shape (z, y, x), the voxel values of 0 and 1, and the fingerprints of its files."""
-
-    name: str
-    shape: list[int]
-    intensity: list[float]
-    image: str
-    labels: str
-
-
-class TrainResult(TypedDict, total=False):
-    """The content of ``result.json``.
-
-    ``dice`` to ``volumes`` are scores on the test volumes (``evenslice.inference.metrics.Scores``): without test
-    volumes, ``dice`` and ``iou`` are None and the others absent. A classification has ``accuracy``,
-    ``balanced_accuracy``, the recall of each class, ``macro_f1`` and ``confusion`` in their place
-    (``ClassificationScores``). ``stress`` says what disturbed slices cost there (``evenslice.results.StressSummary``),
-    None if that was not measured. ``validation`` has the ``step`` and the main score of the kept network, None without
-    validation; ``bias`` what ``AsymmetryMonitor`` measured of that network, None if it was not measured at its step.
-    ``seconds`` is the time spent training; ``data`` has the parts of each split.
-    """
+class _Result(TypedDict, total=False):
+    """What is read back of ``result.json``; ``train`` says what else is in it."""
 
     accuracy: float | None
-    balanced_accuracy: ClassScores | None
-    macro_f1: ClassScores | None
-    dice: ClassScores | None
-    iou: ClassScores | None
-    hd95: ClassScores
-    surface_dice: ClassScores
-    surface_dice_3: ClassScores
-    adapted_rand_error: float | None
-    variation_of_information: dict[str, float | None]
-    confusion: list[list[int]]
-    volumes: list[dict[str, Any]]
+    balanced_accuracy: _ClassScores | None
+    macro_f1: _ClassScores | None
+    dice: _ClassScores | None
+    iou: _ClassScores | None
     stress: dict[str, Any] | None
     validation: Required[dict[str, float] | None]
     bias: Required[dict[str, float | None] | None]
     steps: Required[int]
     seconds: Required[float]
-    name: str
-    seed: int
-    config: dict[str, Any]
-    data: Required[dict[str, list[DataPart]]]
-    network: dict[str, Any]
-    record: dict[str, Any]
-    command: str | None
-    machine: dict[str, Any]
-    versions: dict[str, str]
-    created: str
+    data: Required[DataParts]
 
 
-def data_of_result(result: Mapping[str, Any]) -> set[str]:
-    """Return the fingerprints of the files with which a network was trained and tested, from ``result.json``.
+_RESULT, _DATA = TypeAdapter(_Result), TypeAdapter(DataParts)
 
-    Example:
-        >>> sorted(data_of_result({"data": {"train": [{"image": "a", "labels": "b"}], "test": [{"image": "a", "labels": "c"}]}}))
-        ['a', 'b', 'c']
-    """
-    return {part[kind] for parts in result["data"].values() for part in parts for kind in ("image", "labels")}
-
-
-_RESULT, _DATA = TypeAdapter(TrainResult), TypeAdapter(dict[str, list[DataPart]])
-
-MOVABLE = {
+_MOVABLE = {
     "data.root",
     *(f"training.{name}" for name in ("accelerator", "workers", "tensorboard", "mlflow", "stress")),
 }
@@ -177,7 +124,7 @@ class RunFolder:
         self.last, self.best = (path / "checkpoints" / name for name in ("last.ckpt", "best.safetensors"))
         self.network, self.result = path / "network.safetensors", path / "result.json"
 
-    def begin(self, data: Mapping[str, list[DataPart]], config: TrainConfig, *, again: bool = False) -> None:
+    def begin(self, data: DataParts, config: TrainConfig, *, again: bool = False) -> None:
         """Write ``data.json`` and ``config.yaml``, with which a run begins; hold the lock.
 
         Args:
@@ -199,7 +146,7 @@ class RunFolder:
         """Write ``result.json``, with which a run ends; hold the lock."""
         _write(self.result, json_text(result))
 
-    def read_result(self) -> TrainResult:
+    def read_result(self) -> dict[str, Any]:
         """Return the content of ``result.json``.
 
         Raises:
@@ -212,7 +159,16 @@ class RunFolder:
             if missing := [name for name in RESULT_SCORES[task] if name not in document]:
                 raise ValueError(f"it has no {missing[0]}")
             _RESULT.validate_python(document)
-        return cast(TrainResult, document)
+        return document
+
+    def tested_data(self) -> set[str]:
+        """Return the fingerprints of the files with which the network was trained and tested, as ``result.json`` says.
+
+        Raises:
+            ConfigError: it is missing or damaged.
+        """
+        parts = [part for parts in self.read_result()["data"].values() for part in parts]
+        return {part[kind] for part in parts for kind in ("image", "labels")}
 
     def read_metrics(self) -> list[dict[str, float]]:
         """Return the rows of the log, each with its ``step`` and the values logged there.
@@ -227,7 +183,7 @@ class RunFolder:
             raise ConfigError(f"{self.metrics}: has no rows; {remedy}")
         return [{name: float(value) for name, value in row.items() if value} for row in rows]
 
-    def read_data(self) -> dict[str, list[DataPart]]:
+    def read_data(self) -> DataParts:
         """Return the content of ``data.json``.
 
         Raises:
@@ -235,7 +191,7 @@ class RunFolder:
         """
         with reading(self.data, "a run", "restore it, or start a new run in another folder"):
             parts = _DATA.validate_python(read_json(self.data))
-            if parts.keys() != SPLITS:
+            if parts.keys() != {*SPLITS}:
                 raise ValueError(f"it has the parts {', '.join(parts)}")
         return parts
 
@@ -289,32 +245,18 @@ class RunFolder:
         return True
 
     def _stated(self) -> Iterator[tuple[Path, Mapping[str, str]]]:
-        """Yield what the files of the run say about the options that it began with, as ``fixed_options`` does.
+        """Yield what the files of the run say about the options that it began with, as ``option_hashes`` does.
 
         ``config.yaml`` says all, but may have been edited since.
         """
-        yield self.config, fixed_options(load_config(self.config, TrainConfig).model_dump(mode="json"))
+        yield self.config, option_hashes(load_config(self.config, TrainConfig).model_dump(mode="json"))
         if self.result.exists():
-            yield self.result, fixed_options(self.read_result().get("config", {}))
+            yield self.result, option_hashes(self.read_result().get("config", {}))
         for file in (self.network, self.best):
             with suppress(ModelError, *UNREADABLE):  # missing or damaged, or written before 0.3
                 yield file, dict(json.loads(read_metadata(file) or "{}")["run"])
 
-    def check_test(self, config: TrainConfig) -> None:
-        """Check that a finished run was tested as a configuration says.
-
-        Raises:
-            ConfigError: it was not.
-        """
-        before, now = load_config(self.config, TrainConfig).training.stress, config.training.stress
-        if before != now:
-            raise ConfigError(
-                f"training.stress: {str(now).lower()}: the run in {self.path} is finished, and was tested "
-                f"{'with' if before else 'without'} it; give training.stress: {str(before).lower()}, or remove {self.result} "
-                "to test its network again"
-            )
-
-    def check_data(self, now: Mapping[str, list[DataPart]]) -> None:
+    def check_data(self, now: DataParts) -> None:
         """Check that the data are those with which the run began.
 
         Raises:
@@ -331,6 +273,24 @@ class RunFolder:
                         "restore them, or start a new run in another folder"
                     )
 
+    def damaged_files(self, others: Mapping[Path, Callable[[Path], object]]) -> set[Path]:
+        """Return the files that are there and cannot be read; those that were removed are not damaged.
+
+        Args:
+            others: further files in the folder, with functions that read them.
+        """
+        readers: dict[Path, Callable[[Path], object]] = {
+            self.config: lambda file: load_config(file, TrainConfig),
+            self.data: lambda _: self.read_data(),
+            self.metrics: lambda _: self.read_metrics(),
+            self.last: check_archive,
+            self.best: read_metadata,
+            self.network: read_metadata,
+            self.result: lambda _: self.read_result(),
+            **others,
+        }
+        return {file for file, read in readers.items() if file.exists() and _is_damaged(file, read)}
+
     def _check_own(self, *files: Path) -> None:
         """Check that files, if there are any, were written by a run that had not reached its first checkpoint.
 
@@ -346,12 +306,55 @@ class RunFolder:
             ) from error
 
 
+def _is_damaged(file: Path, read: Callable[[Path], object]) -> bool:
+    try:
+        read(file)
+    except EvensliceError:
+        return True
+    except UNREADABLE:
+        return True
+    return False
+
+
+def check_archive(path: Path) -> None:
+    """Compare the checksums of an archive of ``torch.save``, which PyTorch itself does not.
+
+    Raises:
+        ValueError: a part is damaged.
+        zipfile.BadZipFile: it is no archive, or is cut short.
+    """
+    with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"its part {damaged} is damaged")
+
+
 def _write(path: Path, text: str) -> None:
     with staged_file(path, force=True) as beside:
         beside.write_text(text, encoding="utf-8")
 
 
-def fixed_options(values: Mapping[str, Any]) -> dict[str, str]:
+def flat_options(config: TrainConfig) -> dict[str, Any]:
+    """Return the options that may not change when a run is resumed, as plain values by their dotted names.
+
+    Example:
+        >>> pair = {"image": "image.tif", "labels": "labels.tif"}
+        >>> options = flat_options(TrainConfig.model_validate({"data": {"train": [pair]}, "seed": 3}))
+        >>> options["seed"], options["training.steps"], "training.workers" in options
+        (3, 2000, False)
+    """
+    flat = _flat(config.model_dump(mode="json"))
+    return {name: value for name, value in flat.items() if name not in _MOVABLE}
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value}
+    return flat
+
+
+def option_hashes(values: Mapping[str, Any]) -> dict[str, str]:
     """Return a hash of each option that may not change when a run is resumed, by its dotted name.
 
     Hashes, as a network is given away, and the paths of the machine that it was trained on need not be.
@@ -360,39 +363,24 @@ def fixed_options(values: Mapping[str, Any]) -> dict[str, str]:
         values: a configuration, as plain values.
 
     Example:
-        >>> fixed_options({"seed": 0, "training": {"stress": True}})
+        >>> option_hashes({"seed": 0, "training": {"stress": True}})
         {'seed': '5feceb66'}
     """
     return {
         name: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
-        for name, value in flat_options(without_secrets(dict(values))).items()
-        if name not in MOVABLE
+        for name, value in _flat(without_secrets(dict(values))).items()
+        if name not in _MOVABLE
     }
 
 
 def refuse_changed(stated: Mapping[str, str], config: TrainConfig, file: Path) -> None:
-    """Raise ConfigError if options are not those with which a run began, as ``fixed_options`` stated them in a file of it.
+    """Raise ConfigError if options are not those with which a run began, as ``option_hashes`` stated them in a file of it.
 
     Those that only one version of evenslice has do not differ.
     """
-    now = fixed_options(config.model_dump(mode="json"))
+    now = option_hashes(config.model_dump(mode="json"))
     if changed := sorted(name for name in stated.keys() & now.keys() if stated[name] != now[name]):
         raise ConfigError(
             f"{', '.join(changed)}: changed since the run began, as {file} says; resume it as it began, or start a new run "
             "in another folder"
         )
-
-
-def flat_options(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Return nested options by their dotted names.
-
-    Example:
-        >>> flat_options({"seed": 0, "training": {"steps": 5}})
-        {'seed': 0, 'training.steps': 5}
-    """
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= (
-            flat_options(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value}
-        )
-    return flat

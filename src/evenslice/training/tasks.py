@@ -7,7 +7,7 @@ volumes, equally far apart along z, y and x, so the classes are as frequent amon
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice, product
 from typing import TYPE_CHECKING, Any
 
@@ -32,17 +32,6 @@ if TYPE_CHECKING:
     from evenslice.training.config import TrainConfig
     from evenslice.volumes import LabelledVolume
 
-__all__ = [
-    "ClassificationScores",
-    "TaskLoss",
-    "evaluate_centres",
-    "final_scores",
-    "lattice",
-    "output_channels",
-    "stressed_slices",
-    "task_logits",
-    "validation_score",
-]
 
 VALIDATION_FRACTION = 0.1  # of the pixels or crops trained on between two validations
 FEWEST_VALIDATED = 8  # slices
@@ -168,9 +157,10 @@ def validation_score(network: nn.Module, parts: Sequence[LabelledVolume], config
     crops = VALIDATION_FRACTION * options.validate_every * options.batch
     if options.task == "classification":
         most = max(FEWEST_CENTRES, round(crops))
-        return evaluate_centres(network, parts, config, most=most, device=device).balanced_accuracy
+        found = evaluate_centres(network, parts, config, most=most, device=device)
+        return float(found["balanced_accuracy"]["mean"])
     plane = max(math.prod(part.volume.shape[1:]) for part in parts)
-    found = evaluate_parts(
+    scores = evaluate_parts(
         network,
         parts,
         classes=config.data.classes,
@@ -179,8 +169,8 @@ def validation_score(network: nn.Module, parts: Sequence[LabelledVolume], config
         device=device,
         most_slices=max(FEWEST_VALIDATED, round(crops * math.prod(options.crop) / plane)),
     )
-    confusion = np.sum([volume.confusion for volume in found.volumes], axis=0)
-    return replace(found, volumes=(replace(found.volumes[0], confusion=confusion),)).mean_dice
+    confusion = np.sum([volume.confusion for volume in scores.volumes], axis=0)
+    return replace(scores, volumes=(replace(scores.volumes[0], confusion=confusion),)).mean_dice
 
 
 def final_scores(
@@ -194,7 +184,7 @@ def final_scores(
     """Return the scores of a trained network on the test data, with the keys of ``result.json``."""
     if config.training.task == "classification":
         found = evaluate_centres(network, parts, config, most=MOST_CENTRES, device=device, progress=progress)
-        return {**found.to_dict(), "stress": None}
+        return {**found, "stress": None}
     scores = evaluate_parts(
         network,
         parts,
@@ -218,56 +208,31 @@ def stressed_slices(parts: Sequence[LabelledVolume], config: TrainConfig) -> int
     return min(most, sum(len(part.volume) for part in parts))
 
 
-@dataclass(frozen=True)
-class ClassificationScores:
-    """How often the classes of centres were found.
+def classification_scores(confusion: NDArray[np.int64]) -> dict[str, Any]:
+    """Return how often the classes of centres were found, with the keys of ``result.json``.
 
-    Attributes:
+    Args:
         confusion: (C, C) number of centres by their class (row) and the predicted class (column).
+
+    Returns:
+        ``accuracy``, the part of the centres whose class is predicted, 0..1; ``balanced_accuracy``, the recall of each class
+        that has centres, and their mean, 1/C by chance; ``macro_f1``, the F1 score of each class, and their mean;
+        ``confusion``. What is undefined is NaN.
+
+    Example: nine of ten centres are of class 0, of which one is missed.
+        >>> scores = classification_scores(np.array([[8, 1], [0, 1]]))
+        >>> scores["accuracy"], round(scores["balanced_accuracy"]["mean"], 3), round(scores["macro_f1"]["mean"], 3)
+        (0.9, 0.944, 0.804)
     """
-
-    confusion: NDArray[np.int64]
-
-    @property
-    def accuracy(self) -> float:
-        """The part of the centres whose class is predicted, 0..1; NaN without centres."""
-        return float(ratio(np.trace(self.confusion), self.confusion.sum()))
-
-    @property
-    def recall(self) -> NDArray[np.float64]:
-        """(C,) The part of the centres of each class that is predicted as such, 0..1; NaN for a class without centres."""
-        return ratio(np.diag(self.confusion), self.confusion.sum(axis=1))
-
-    @property
-    def f1(self) -> NDArray[np.float64]:
-        """(C,) The F1 score of each class, 0..1; NaN for a class that neither is among the centres nor is predicted."""
-        found = np.diag(self.confusion)
-        return ratio(2 * found, self.confusion.sum(axis=0) + self.confusion.sum(axis=1))
-
-    @property
-    def balanced_accuracy(self) -> float:
-        """The mean recall of the classes that have centres: 1/C by chance, 1 at best; NaN without centres."""
-        return _mean(self.recall)
-
-    @property
-    def macro_f1(self) -> float:
-        """The mean F1 score of the classes, 0..1; NaN without centres."""
-        return _mean(self.f1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the scores as plain values, with the keys of ``result.json``.
-
-        Example: nine of ten centres are of class 0, of which one is missed.
-            >>> scores = ClassificationScores(np.array([[8, 1], [0, 1]]))
-            >>> scores.accuracy, round(scores.balanced_accuracy, 3), round(scores.macro_f1, 3)
-            (0.9, 0.944, 0.804)
-        """
-        return {
-            "accuracy": self.accuracy,
-            "balanced_accuracy": {"mean": self.balanced_accuracy, "per_class": self.recall.tolist()},
-            "macro_f1": {"mean": self.macro_f1, "per_class": self.f1.tolist()},
-            "confusion": self.confusion.tolist(),
-        }
+    found = np.diag(confusion)
+    recall = ratio(found, confusion.sum(axis=1))
+    f1 = ratio(2 * found, confusion.sum(axis=0) + confusion.sum(axis=1))
+    return {
+        "accuracy": float(ratio(found.sum(), confusion.sum())),
+        "balanced_accuracy": {"mean": _mean(recall), "per_class": recall.tolist()},
+        "macro_f1": {"mean": _mean(f1), "per_class": f1.tolist()},
+        "confusion": confusion.tolist(),
+    }
 
 
 def evaluate_centres(
@@ -278,7 +243,7 @@ def evaluate_centres(
     most: int,
     device: str = "auto",
     progress: bool | None = False,
-) -> ClassificationScores:
+) -> dict[str, Any]:
     """Classify the windows around a lattice of centres and compare the classes with the labels there.
 
     Args:
@@ -312,7 +277,7 @@ def evaluate_centres(
             for (*_, label), answer in zip(chunk, answers.tolist(), strict=True):
                 confusion[label, answer] += 1
             advance(len(chunk))
-    return ClassificationScores(confusion)
+    return classification_scores(confusion)
 
 
 def _classify(network: ReadyNetwork, windows: Tensor) -> Tensor:

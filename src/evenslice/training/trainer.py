@@ -11,55 +11,115 @@ and the number of the step: an interrupted run resumes from its last checkpoint 
 from __future__ import annotations
 
 import datetime as dt
+import io
+import logging
 import math
+import pickle
 import platform
+import shutil
 import signal
-from contextlib import nullcontext, suppress
-from dataclasses import replace
+import threading
+import warnings
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
+from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from evenslice._core import (
     ConfigError,
+    EvensliceError,
     ModelError,
     OutputError,
     VolumeError,
     as_config,
     check_callable,
+    load_config,
     local_path,
+    needs_extra,
     package_versions,
+    reason,
+    staged_file,
     without_secrets,
 )
-from evenslice.networks import check_stated_in_file, with_gradients
+from evenslice.inference import is_device_error, keep_depthwise_exact, out_of_memory, shortage
+from evenslice.networks import check_stated_in_file, keep_generators, with_gradients
 from evenslice.neutralizing import load_network, record_of, save_network
 from evenslice.results import MAIN_SCORES
-from evenslice.training.callbacks import Interruption, TrainingInterrupted, kept_validation
 from evenslice.training.config import TrainConfig
 from evenslice.training.data import fingerprints, open_data
-from evenslice.training.fitting import fit
-from evenslice.training.monitor import bias_columns
+from evenslice.training.lightning_parts import (
+    AsymmetryMonitor,
+    CropData,
+    CsvLog,
+    Interruption,
+    KeepBest,
+    ShowProgress,
+    Stopped,
+    SynchronizedNorms,
+    TrainingInterrupted,
+    TrainingModule,
+    asked_loggers,
+    bias_columns,
+    is_first_process,
+    kept_validation,
+)
 from evenslice.training.plan import Plan, at_model, describe_plan, find_machine, resolve
-from evenslice.training.run_folder import RESULT_SCORES, RunFolder, data_of_result, fixed_options
+from evenslice.training.run_folder import (
+    RESULT_SCORES,
+    RunFolder,
+    check_archive,
+    option_hashes,
+    refuse_changed,
+)
 from evenslice.training.run_network import reading_of
-from evenslice.training.tasks import final_scores
-from evenslice.training.training_files import is_first_process
-from evenslice.volumes import fingerprint
+from evenslice.training.tasks import final_scores, validation_score
+from evenslice.volumes import WindowGrid
+
+with needs_extra("train", "training"):
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.fabric.utilities.warnings import PossibleUserWarning
+    from lightning.pytorch import Callback, Trainer
+    from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from evenslice.networks import ModelSource
-    from evenslice.training.data import Data
-    from evenslice.training.run_folder import DataPart, TrainResult
-
-__all__ = ["retest", "train"]
+    from evenslice.training.config import ModelConfig
+    from evenslice.volumes import LabelledVolume
 
 PACKAGES = ("evenslice", "torch", "lightning", "monai", "numpy", "timm", "segmentation-models-pytorch")
+
+OPTIONS = "evenslice_options"  # with which the run of a checkpoint began
+MONITORED = 8  # windows shown to the monitor
+PRECISIONS: dict[torch.dtype, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+    torch.float32: "32-true",
+    torch.bfloat16: "bf16-mixed",
+    torch.float16: "16-mixed",
+}
+
+_VERBOSE = ("lightning.pytorch", "lightning.fabric", "mlflow", "alembic")
+
+_IGNORED: tuple[tuple[str, type[Warning]], ...] = (
+    (r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning),  # Lightning's use of PyTorch
+    (r"", PossibleUserWarning),  # Lightning's advice, such as to use more workers
+    (
+        r"Total length of `(DataLoader|CombinedLoader)` across ranks is zero",
+        UserWarning,
+    ),  # a run that has no step left
+    # In float16, the first steps may be left out until the scale of the loss suits.
+    (r"Detected call of `lr_scheduler.step\(\)` before `optimizer.step\(\)`", UserWarning),
+    (r"Be aware that when using `ckpt_path`", UserWarning),  # a checkpoint of version 0.1 or 0.2
+    (r"The ``noload`` loader strategy is deprecated", DeprecationWarning),  # MLflow's use of SQLAlchemy
+)
 
 
 @with_gradients
@@ -71,7 +131,7 @@ def train(
     command: str | None = None,
     progress: bool | None = None,
     on_start: Callable[[tuple[str, ...]], None] | None = None,
-) -> TrainResult:
+) -> dict[str, Any]:
     """Train a network, test it, and write everything to a folder.
 
     Before anything is written, the data are opened and checked, and the network is built and tested. The folder gets
@@ -91,8 +151,14 @@ def train(
             slices, scaling, data, precision; or that the run is finished.
 
     Returns:
-        The content of ``result.json``, such as ``dice`` and ``iou`` on the test volumes; empty in processes other than
-        the first.
+        The content of ``result.json``; empty in processes other than the first. Scores on the test volumes are those of
+        ``evaluate``: ``dice``, ``iou``, ``hd95``, ``surface_dice``, ``confusion`` and so on, or, of a classification,
+        ``accuracy``, ``balanced_accuracy``, ``macro_f1`` and ``confusion``; without test volumes, the main ones are None
+        and the others absent. ``stress`` says what disturbed slices cost, None if that was not measured. ``validation``
+        has the ``step`` and the main score of the kept network, None without validation; ``bias`` what
+        ``AsymmetryMonitor`` measured of it, None if it was not measured at that step. ``seconds`` is the time spent
+        training in ``steps``; ``data`` has the parts of each split; ``config``, ``machine``, ``versions``, ``network``,
+        ``record``, ``command`` and ``created`` say how the run came about.
 
     Raises:
         OutputError: the folder already holds a run, or cannot be written.
@@ -101,8 +167,8 @@ def train(
         ModelError: the network cannot be built or trained, or the loss is not finite; or the configuration names a
             function of an installed package.
         MissingExtraError: a package is missing.
-        KeyboardInterrupt: SIGINT or SIGTERM arrived in the main thread. Training finishes its step and writes a
-            checkpoint first; a second signal ends it at once.
+        KeyboardInterrupt: SIGINT or SIGTERM arrived in the main thread. Training finishes its step or validation, and
+            writes a checkpoint first; a second signal ends it at once.
 
     Example: two steps on noise, with a network made for tests.
         >>> import tempfile
@@ -130,108 +196,329 @@ def train(
         check_stated_in_file(config.model.spec)
     tell = on_start or (lambda _: None)
     run, first = RunFolder(local_path(out).absolute()), is_first_process()
+    interrupts = Interruption(run.last, config.training.steps)
     if first and resume and run.result.exists() and run.has_begun(config, resume=True):
         with suppress(OutputError), run.lock():  # the folder need not be writable
             run.remove_leftovers()
         result = _finished(config, run)
         tell((f"note: the run in {run.path} is finished; nothing is trained or tested again",))
         return result
-    with run.lock() if first else nullcontext(), Interruption() as interruption:
+    with run.lock() if first else nullcontext(), interrupts as interruption:
         try:
             began = first and run.has_begun(config, resume=resume)
             if first:
                 run.remove_leftovers()
-            plan = resolve(config, find_machine(config.training))
+            plan = resolve(config)
             if first:
-                run.begin(_describe_data(plan.data), config, again=began)
+                run.begin(plan.data.describe(), config, again=began)
                 tell(describe_plan(plan))
             if not run.network.exists():
                 fit(plan, run, interruption=interruption, progress=progress)
             interruption.reached = "its test"
             if not first:
-                return {}  # type: ignore[typeddict-item]  # the first process alone has one
+                return {}  # the first process alone has one
             return _tested(plan, run, run.read_metrics(), command, progress)
         except KeyboardInterrupt as error:
             raise TrainingInterrupted(interruption.signal or signal.SIGINT, interruption.reached) from error
 
 
-def _finished(config: TrainConfig, run: RunFolder) -> TrainResult:
+def _finished(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
     """Return the result of a finished run, after a check that it is one of the configuration and its data as they are now.
 
     Raises:
         ConfigError: another test was asked for, or the data have changed.
     """
-    result = run.read_result()
-    run.check_test(config)
+    before, now = load_config(run.config, TrainConfig).training.stress, config.training.stress
+    if before != now:
+        raise ConfigError(
+            f"training.stress: {str(now).lower()}: the run in {run.path} is finished, and was tested "
+            f"{'with' if before else 'without'} it; give training.stress: {str(before).lower()}, or remove {run.result} "
+            "to test its network again"
+        )
     with suppress(VolumeError):  # the files are gone, but the results on them remain valid
-        if fingerprints(config.data) != data_of_result(result):
+        if fingerprints(config.data) != run.tested_data():
             raise ConfigError(
                 f"data: the files are not those on which the run in {run.path} was trained and tested; restore them, or "
                 "start a new run in another folder"
             )
-    return result
+    return run.read_result()
+
+
+def fit(plan: Plan, run: RunFolder, *, interruption: Interruption, progress: bool | None) -> None:
+    """Train a network, from the last checkpoint of its run if there is one, and write the resulting network.
+
+    Args:
+        plan: the plan of the run.
+        run: its folder.
+        interruption: ends the training after a step and its checkpoint.
+        progress: show progress: True for a bar, False for nothing, None for a bar on a terminal and lines elsewhere.
+
+    Raises:
+        KeyboardInterrupt: the training was interrupted.
+        ConfigError: it cannot resume from the checkpoint, or the device fails.
+        ModelError: the loss is not finite, or the memory of the device has run out.
+    """
+    config, network, device = plan.config, plan.network, plan.machine.device
+    convert_conv2d_weight_memory_format(network.train(), torch.channels_last)
+    if device.type == "cpu":
+        keep_depthwise_exact(network)
+    module = TrainingModule(network, config)
+    scaling = (plan.record.mean, plan.record.std)
+    crops = CropData(config, plan.data.train, scaling, pin=device.type == "cuda")
+    # All GPUs, whose generators are asked for without starting others; or the CPU.
+    of_gpus = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+    generators = of_gpus if device.type == "cuda" else [device]
+    with interruption.deferred(), _quiet(), keep_generators(generators):
+        trainer = _make_trainer(plan, run, interruption, progress)
+        _run_trainer(trainer, module, crops, run.last if run.last.exists() else None)
+        if trainer.is_global_zero:
+            if config.training.keeps_best and run.best.exists():  # unless no validation had a score
+                with staged_file(run.network) as beside:
+                    shutil.copyfile(run.best, beside)
+            else:
+                _save(plan, network, run.network)
+
+
+def _save(plan: Plan, network: nn.Module, path: Path) -> None:
+    save_network(
+        network,
+        path,
+        record=plan.record,
+        source=plan.source,
+        reading=reading_of(plan.config),
+        run=option_hashes(plan.config.model_dump(mode="json")),
+        force=True,
+    )
+
+
+def _make_trainer(plan: Plan, run: RunFolder, interruption: Interruption, progress: bool | None) -> Trainer:
+    config, machine = plan.config, plan.machine
+    several = config.training.devices > 1 and machine.device.type == "cuda"
+    validation = f"validation_{MAIN_SCORES[config.training.task]}"
+    columns = ("loss", "learning_rate", "seconds", validation, *bias_columns(config.model.slices))
+    log = CsvLog(run.metrics, columns)
+    return Trainer(
+        accelerator=machine.device.type,
+        devices=machine.devices,
+        precision=PRECISIONS[machine.dtype],
+        max_epochs=-1,  # the module ends the training; an interrupted epoch is two
+        reload_dataloaders_every_n_epochs=1,  # each epoch has its own steps
+        use_distributed_sampler=False,
+        logger=[log, *asked_loggers(config, run)],
+        log_every_n_steps=1,
+        callbacks=[*_callbacks(plan, run, log, progress), interruption],
+        # Lightning would resume a job requeued by SLURM in the middle of an epoch; ``resume`` does better.
+        plugins=[
+            _CheckpointFiles(config),
+            *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else ()),
+            *([SynchronizedNorms()] if several else ()),
+        ],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=run.path,
+    )
+
+
+def _callbacks(plan: Plan, run: RunFolder, log: CsvLog, progress: bool | None) -> Iterator[Callback]:
+    """Yield the callbacks of the trainer but ``Interruption``, in the order in which they are called."""
+    config, data, record = plan.config, plan.data, plan.record
+    options, score = config.training, MAIN_SCORES[config.training.task]
+    yield ShowProgress(f"train {run.path.name}", options.steps, show=progress, log=log, score=score)
+    if options.monitor_every is not None:
+        windows = fixed_windows(data.validation or data.train, config.model, options.crop, MONITORED)
+        yield AsymmetryMonitor((windows - record.mean) / record.std, every=options.monitor_every)
+    if data.validation:
+        yield KeepBest(
+            partial(validation_score, parts=data.validation, config=config),
+            lambda network: _save(plan, network, run.best),
+            options.patience,
+            score,
+            partial(_require_best, run, config.model.spec) if options.keeps_best else lambda: None,
+        )
+
+
+def fixed_windows(
+    parts: Sequence[LabelledVolume], model: ModelConfig, size: tuple[int, int], count: int
+) -> Tensor:
+    """Read the same windows each time, spread evenly over parts.
+
+    Args:
+        parts: the volumes to take windows from, in turn.
+        model: number and distance of the slices of a window.
+        size: in-plane size (y, x).
+        count: the largest number of windows.
+
+    Returns:
+        Windows (n, slices, y, x) in 0..1.
+    """
+    grids = [WindowGrid(part.volume, part.scaling, model.slices, size, model.step) for part in parts]
+    rounds = zip(*(zip(repeat(grid), grid.visits(), strict=False) for grid in grids), strict=False)
+    chosen = islice(chain.from_iterable(rounds), count)
+    return torch.from_numpy(np.stack([grid.read(*place) for grid, place in chosen]))
+
+
+def _require_best(run: RunFolder, spec: str) -> None:
+    """Raise OutputError if the best network so far is missing or damaged, which training would go on without."""
+    try:
+        load_network(spec, str(run.best))
+    except ModelError as error:
+        raise OutputError(
+            f"{run.best}: is lost ({str(error).removeprefix(f'{run.best}: ')}), and with it the best network so far; copy it "
+            f"back, or remove {run.last} to train anew"
+        ) from error
+
+
+def _run_trainer(trainer: Trainer, module: TrainingModule, crops: CropData, checkpoint: Path | None) -> None:
+    """Run a trainer, preserving a keyboard interrupt, at which Lightning would exit the process.
+
+    Raises:
+        KeyboardInterrupt: the training was interrupted.
+        ConfigError: it cannot resume from the checkpoint, or the device fails.
+        ModelError: the memory of the device has run out.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, crops, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as error:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from error
+    except Stopped as error:
+        raise KeyboardInterrupt from error
+    except EvensliceError:
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            half = trainer.precision != PRECISIONS[torch.float32]
+            raise ModelError(
+                f"{shortage(error)} ({reason(error)}); lower training.batch or training.crop"
+                + ("" if half else ", or set training.dtype: bfloat16")
+            ) from error
+        if is_device_error(error):
+            raise ConfigError(
+                f"training.accelerator: {trainer.strategy.root_device.type}: fails ({reason(error)}); set "
+                "training.accelerator: cpu, or install a PyTorch for this device"
+            ) from error
+        if checkpoint is None or module.started:
+            raise
+        raise _unusable(checkpoint, error) from error
+
+
+class _CheckpointFiles(TorchCheckpointIO):
+    """Writes and reads the checkpoints of a run; a killed process or a full disk leaves the previous one.
+
+    A checkpoint may come from anyone, and is read without running any code in it. Lightning's own way copies from the
+    folder for temporary files, if that is on another file system.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        super().__init__()
+        self._config = config
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint beside its name and rename it.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        del storage_options  # of remote stores
+        buffer = io.BytesIO()
+        torch.save(checkpoint | {OPTIONS: option_hashes(self._config.model_dump(mode="json"))}, buffer)
+        with staged_file(path, force=True) as beside:
+            beside.write_bytes(buffer.getbuffer())
+
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        map_location: Any = lambda storage, _: storage,
+        weights_only: bool | None = True,
+    ) -> dict[str, Any]:
+        """Read a checkpoint; only plain values and tensors are, whatever ``weights_only`` says.
+
+        Raises:
+            ConfigError: it is damaged, or one of a run with other options.
+        """
+        del weights_only
+        try:
+            check_archive(Path(path))
+            found: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+            stated = found.get(OPTIONS, {})
+        except Exception as error:  # what is unpickled may raise anything
+            raise _unusable(Path(path), error) from error
+        refuse_changed(stated, self._config, Path(path))
+        return found
+
+
+def _unusable(path: Path, error: BaseException) -> ConfigError:
+    """Return the error that says why a checkpoint cannot be used, and what to do."""
+    cause = (
+        "it holds more than tensors and plain values"
+        if isinstance(error, pickle.UnpicklingError)
+        else reason(error)
+    )
+    return ConfigError(f"{path}: cannot be resumed from ({cause}); delete it to train from the start again")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence Lightning and the loggers, including warnings about their own internals."""
+    logs = [logging.getLogger(name) for name in _VERBOSE]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for message, category in _IGNORED:
+                warnings.filterwarnings("ignore", message, category)
+            yield
+    finally:
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
 
 
 def _tested(
     plan: Plan, run: RunFolder, log: Sequence[Mapping[str, float]], command: str | None, progress: bool | None
-) -> TrainResult:
+) -> dict[str, Any]:
     """Test the network of a run, as it is in its file, and write the result of the run.
 
     Raises:
         ModelError: the file of the network is damaged.
     """
+    config, machine, tested = plan.config, plan.machine, plan.data.test
     try:
-        network = load_network(plan.config.model.spec, str(run.network)).model
+        network = load_network(config.model.spec, str(run.network)).model
     except ModelError as error:
         raise ModelError(
             f"{error}; restore it, or delete it and resume the run, which writes it again from its checkpoint"
         ) from error
-    run.finish({**_describe_run(replace(plan, network=network), log, progress), "command": command})
-    return run.read_result()
-
-
-def _describe_run(plan: Plan, log: Sequence[Mapping[str, float]], progress: bool | None) -> dict[str, Any]:
-    """Test the network of a plan, and return what is known about it and its run, as ``result.json`` holds it."""
-    config, machine, tested = plan.config, plan.machine, plan.data.test
     scores = {**dict.fromkeys(RESULT_SCORES[config.training.task]), "stress": None}
     if tested:
-        scores = final_scores(plan.network, tested, config, device=machine.device.type, progress=progress)
-    return {
-        **scores,
-        **_summarize_log(log, config),
-        "name": config.data.name,
-        "seed": config.seed,
-        "config": without_secrets(config.model_dump(mode="json")),
-        "data": _describe_data(plan.data),
-        "machine": {
-            "platform": platform.platform(),
-            "device": machine.device.type,
-            "devices": config.training.devices,
-            "dtype": str(machine.dtype).removeprefix("torch."),
-            "threads": torch.get_num_threads(),
-        },
-        "versions": package_versions(PACKAGES),
-        "created": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
-        "network": plan.source.to_dict(),
-        "record": plan.record.to_dict(),
-    }
-
-
-def _describe_data(data: Data) -> dict[str, list[DataPart]]:
-    """Return the parts of a data set by split."""
-    return {
-        split: [
-            {
-                "name": part.name,
-                "shape": list(part.volume.shape),
-                "intensity": [part.scaling.low, part.scaling.high],
-                "image": fingerprint(part.volume),
-                "labels": fingerprint(part.labels),
-            }
-            for part in getattr(data, split)
-        ]
-        for split in ("train", "validation", "test")
-    }
+        scores = final_scores(network, tested, config, device=machine.device.type, progress=progress)
+    run.finish(
+        {
+            **scores,
+            **_summarize_log(log, config),
+            "name": config.data.name,
+            "seed": config.seed,
+            "config": without_secrets(config.model_dump(mode="json")),
+            "data": plan.data.describe(),
+            "machine": {
+                "platform": platform.platform(),
+                "device": machine.device.type,
+                "devices": config.training.devices,
+                "dtype": str(machine.dtype).removeprefix("torch."),
+                "threads": torch.get_num_threads(),
+            },
+            "versions": package_versions(PACKAGES),
+            "created": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
+            "network": plan.source.to_dict(),
+            "record": plan.record.to_dict(),
+            "command": command,
+        }
+    )
+    return run.read_result()
 
 
 def _summarize_log(rows: Sequence[Mapping[str, float]], config: TrainConfig) -> dict[str, Any]:
@@ -260,7 +547,7 @@ def retest(
     *,
     trained: RunFolder,
     progress: bool | None = False,
-) -> TrainResult:
+) -> dict[str, Any]:
     """Test a network that was changed after its training, and write everything to a folder.
 
     The folder gets the files of ``train`` but its log and checkpoints: ``config.yaml``, ``data.json``,
@@ -299,14 +586,9 @@ def retest(
         if run.has_begun(config, resume=True) and run.result.exists():
             return run.read_result()
         run.remove_leftovers()
-        machine = find_machine(config.training)
-        data = open_data(config.data, config.model, seed=config.seed)
-        trained.check_data(_describe_data(data))
-        run.begin(_describe_data(data), config)
-        began = fixed_options(config.model_dump(mode="json"))
-        reading = reading_of(config)
-        save_network(
-            network, run.network, record=record, source=source, reading=reading, run=began, force=True
-        )
-        plan = Plan(config, machine, data, network, record, source)
+        data = open_data(config)
+        trained.check_data(data.describe())
+        run.begin(data.describe(), config)
+        plan = Plan(config, find_machine(config.training), data, network, record, source)
+        _save(plan, network, run.network)
         return _tested(plan, run, [{"step": 0.0, "seconds": 0.0}], None, progress)

@@ -8,26 +8,20 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from evenslice._core import (
     UNREADABLE,
-    EvensliceError,
     json_text,
-    load_config,
     needs_extra,
     read_bounded,
     remove_leftovers,
     staged_file,
 )
-from evenslice.networks import read_metadata
 from evenslice.results import AuditResult, read_example
-from evenslice.training import RunFolder, TrainConfig, check_archive
+from evenslice.training import RunFolder
 
 with needs_extra("train", "a study"):
     from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from pathlib import Path
-
-__all__ = ["STRESS_COLUMNS", "RunOutcome", "damaged_files", "repair_run"]
 
 FILES = ("run.json", "audit.json", "audit.npz", "example.npz")
 """Names of the files that a study adds to a run."""
@@ -135,7 +129,9 @@ class RunOutcome(BaseModel):
 
 def damaged_files(folder: Path) -> set[Path]:
     """Return the files of a run that are there and cannot be read; those that were removed are not damaged."""
-    return {file for file, check in _checks(RunFolder(folder)) if file.exists() and not _passes(check)}
+    return RunFolder(folder).damaged_files(
+        {folder / "audit.json": AuditResult.load, folder / "example.npz": read_example}
+    )
 
 
 def repair_run(folder: Path) -> None:
@@ -172,27 +168,3 @@ def _repair(run: RunFolder) -> None:
             shutil.rmtree(file)
         else:
             file.unlink(missing_ok=True)
-
-
-def _checks(run: RunFolder) -> Iterator[tuple[Path, Callable[[], object]]]:
-    """Yield files of a run with functions that raise if they are damaged."""
-    audit, example = run.path / "audit.json", run.path / "example.npz"
-    yield run.config, lambda: load_config(run.config, TrainConfig)
-    yield run.data, run.read_data
-    yield run.metrics, run.read_metrics
-    yield run.last, lambda: check_archive(run.last)
-    yield run.best, lambda: read_metadata(run.best)
-    yield run.network, lambda: read_metadata(run.network)
-    yield run.result, run.read_result
-    yield audit, lambda: AuditResult.load(audit)
-    yield example, lambda: read_example(example)
-
-
-def _passes(check: Callable[[], object]) -> bool:
-    try:
-        check()
-    except EvensliceError:
-        return False
-    except UNREADABLE:
-        return False
-    return True
