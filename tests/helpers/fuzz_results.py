@@ -277,8 +277,8 @@ def _look(item: Seed) -> None:
 
 def _look_at_audits(folder: Path, _: Path) -> None:
     from evenslice import load_audits
-    from evenslice.report import write_audit_report
     from evenslice.cli.printing import show_audits
+    from evenslice.report import write_audit_report
 
     audits = load_audits(folder)
     with tempfile.TemporaryDirectory() as out, redirect_stdout(io.StringIO()):
