@@ -67,8 +67,8 @@ def test_the_page_holds_the_tables_of_the_results(planted):
     import which_neighbour
 
     text = PAGE.read_text()
-    tables = planted.tables(planted.read_results(planted.RESULTS)) | which_neighbour.tables(
-        which_neighbour.read_results()
+    tables = planted.tables(planted.read_lines(planted.RESULTS)) | which_neighbour.tables(
+        planted.read_lines(which_neighbour.RESULTS)
     )
     for name, table in tables.items():
         found = text.split(f"<!-- {name} -->")[1].split(f"<!-- end of {name} -->")[0]
@@ -76,7 +76,7 @@ def test_the_page_holds_the_tables_of_the_results(planted):
 
 
 def test_two_seeds_agree_with_all(planted):
-    rows = [row for row in planted.read_results(planted.RESULTS) if row["marks"] == "intensity"]
+    rows = [row for row in planted.read_lines(planted.RESULTS) if row["marks"] == "intensity"]
     for arms in ({"pretrained"}, {"twin", "encoder", "output"}):
         mine = [
             row
@@ -90,7 +90,7 @@ def test_two_seeds_agree_with_all(planted):
 
 
 def test_the_primary_comparison_is_what_the_page_says(planted):
-    rows = planted.read_results(planted.RESULTS)
+    rows = planted.read_lines(planted.RESULTS)
     chosen = [
         row
         for row in rows
