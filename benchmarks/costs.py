@@ -19,12 +19,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from shared import KEPT, SHARED, SPEC, compare, fast_copy, load, make_parser, open_middle, seconds, show
+from shared import KEPT, SHARED, compare, fast_copy, load, make_parser, open_middle, seconds, show
 
 import evenslice
 
@@ -39,24 +40,29 @@ QUIET = evenslice.Compute(device="cpu", progress=False)
 
 def neutralize(options: argparse.Namespace) -> None:
     """Compare neutralizing with two passes of the six images that it shows the network, plus 0.2 s."""
-    for spec, side in ((SPEC, 64), (SPEC, 256), ("torchvision:resnet50", 224), ("timm:convnext_tiny", 224)):
-        model = evenslice.load_network(spec, "none", strategy="pretrained").model
-        plain, images = copy.deepcopy(model).eval(), torch.rand(6, 3, side, side)
+    import segmentation_models_pytorch as smp
+    import timm
+    from torchvision.models import resnet50
 
-        @torch.no_grad()
-        def passes(plain: nn.Module = plain, images: torch.Tensor = images) -> None:
-            plain(images)
-            plain(images)
-
+    unet = smp.Unet("tu-tf_efficientnet_lite0", encoder_weights=None)
+    for model, side in (
+        (unet, 64),
+        (unet, 256),
+        (resnet50(), 224),
+        (timm.create_model("convnext_tiny"), 224),
+    ):
+        images, ratios = torch.rand(6, 3, side, side), []
+        passes = torch.no_grad()(partial(_twice, model.eval(), images))
         passes()
-        ratios = []
         for _ in range(options.rounds):
-            changed = copy.deepcopy(model)
-            spent = seconds(
-                lambda changed=changed, side=side: evenslice.neutralize(changed, 5, size=(side, side))
-            )  # type: ignore[misc]
+            spent = seconds(partial(evenslice.neutralize, copy.deepcopy(model), 5, size=(side, side)))
             ratios.append(spent / (seconds(passes) + 0.2))
-        show(f"{spec}, {side} pixels", ratios)
+        show(f"{type(model).__name__}, {side} pixels", ratios)
+
+
+def _twice(model: nn.Module, images: torch.Tensor) -> None:
+    model(images)
+    model(images)
 
 
 def symmetrize(options: argparse.Namespace) -> None:

@@ -343,7 +343,7 @@ def _each_pair(values: Sequence[float] | Floats) -> Floats:
     pairs = np.reshape(np.asarray(values, np.float64), (2, -1))
     known = ~np.isnan(pairs)
     sums = np.where(known, pairs, 0).sum(0)
-    return np.divide(sums, known.sum(0), out=np.full(pairs.shape[1], np.nan), where=known.any(0))
+    return np.asarray(np.divide(sums, known.sum(0), out=np.full(pairs.shape[1], np.nan), where=known.any(0)))
 
 
 def order_of_slices(found: dict[str, Any], method: str, change: str) -> tuple[float, float, float]:

@@ -63,11 +63,12 @@ def open_middle(path: str | None, slices: int | None = None) -> evenslice.Volume
 
 def seconds(run: Callable[[], object]) -> float:
     """Time one call, until the GPU is done: on one thread the processor's time, which others disturb less, else the clock's."""
-    alone = torch.get_num_threads() == 1 and not torch.cuda.is_initialized()
+    gpu = torch.cuda.is_available()
+    alone = torch.get_num_threads() == 1 and not gpu
     clock = time.process_time if alone else time.perf_counter
     start = clock()
     run()
-    if torch.cuda.is_initialized():
+    if gpu:
         torch.cuda.synchronize()
     return clock() - start
 

@@ -343,7 +343,8 @@ def main() -> None:
     os.dup2(2, 1)  # libraries print; the answers go where nobody else writes
     for line in sys.stdin:
         request = json.loads(line)
-        row = check_network(*request["network"], Limits(*request["limits"]), request["way"])
+        library, name, spec = request["network"]
+        row = check_network(library, name, spec, Limits(*request["limits"]), request["way"])
         gc.collect()
         print(json.dumps(row), file=answers, flush=True)
 

@@ -162,13 +162,13 @@ def test_a_study_with_folds_begins_with_all_data_sets(pooled_results):
     assert "36 of 36 runs done: 2 data sets, 1 network, 3 arms, 3 folds and 2 seeds." in text
 
 
-def without_runs(folder, out, failed, **changes):
-    """A study in which runs have failed, and metrics of the others are changed."""
+def without_runs(folder, out, failed):
+    """A study in which runs have failed."""
     shutil.copytree(folder, out)
     summary = json.loads((out / "summary.json").read_text())
     records = [json.loads(path.read_text()) for path in sorted(out.glob("runs/*/run.json"))]
     names = ("arm", "dataset", "fold", "seed")
-    left = [record | changes for record in records if tuple(record[name] for name in names) not in failed]
+    left = [record for record in records if tuple(record[name] for name in names) not in failed]
     summary["comparisons"] = [
         item.to_dict() for item in summarize_runs(left, baseline="pretrained", margin=0.01)
     ]
@@ -177,11 +177,10 @@ def without_runs(folder, out, failed, **changes):
     return load_study(out)
 
 
-@pytest.mark.parametrize("folds", [(2,), (0, 1, 2)])
 @pytest.mark.parametrize("lost", ["uniform", "pretrained"])
-def test_an_arm_that_is_not_compared_everywhere_is_not_tested(pooled_folder, tmp_path, lost, folds):
+def test_an_arm_that_is_not_compared_everywhere_is_not_tested(pooled_folder, tmp_path, lost):
     """What is left may be what is easy."""
-    runs = [(lost, "ISBI 2012", fold, seed) for fold in folds for seed in (0, 1)]
+    runs = [(lost, "ISBI 2012", fold, seed) for fold in range(3) for seed in (0, 1)]
     found = without_runs(pooled_folder, tmp_path / "out", runs)
     rows = cells_of(tables.arm_tables(found.summary)[0])
     assert rows["uniform"]["not inferior?"] == "no test"
@@ -261,20 +260,15 @@ def test_hostile_text_stays_text(tmp_path):
         assert not [cell for row in read(table) for cell in row.values() if cell.startswith(("=", "@"))]
 
 
-def test_without_a_run_of_the_baseline_there_is_nothing_to_compare(tmp_path):
+def test_without_runs_or_one_of_the_baseline_there_is_nothing_to_compare(tmp_path):
+    nothing = Page(draw(load_study(make(tmp_path / "nothing", comparisons=(), failed=[FAILED]))))
+    assert "0 of 1 run done, 1 failed." in " ".join(" ".join(nothing.text).split())
+    assert "svg" not in nothing.tags
     text = words(
         draw(load_study(make(tmp_path, slices=1, arms={"uniform": (0.0, 0.0), "center": (0.01, 0.0)})))
     )
     assert "No arm can be compared with pretrained" in text
     assert "minus" not in text
-
-
-def test_nothing_finished_is_a_page_too(tmp_path):
-    parsed = Page(draw(load_study(make(tmp_path, comparisons=(), failed=[FAILED]))))
-    text = " ".join(" ".join(parsed.text).split())
-    assert "0 of 1 run done, 1 failed." in text
-    assert "RuntimeError: no luck, today" in text
-    assert "svg" not in parsed.tags
 
 
 def test_what_was_not_logged_is_not_drawn(tmp_path):
@@ -387,21 +381,6 @@ def test_where_there_is_nothing_to_lose_it_is_said():
     assert audit_tables.stress_table(losses(0.3, 0.1)).note == ""
 
 
-def test_losses_of_arms_are_means_over_runs_that_may_differ_in_kinds(tmp_path):
-    results = load_study(make(tmp_path, slices=5))
-    group = tables.stress_group(results, results.comparisons[0])
-    assert len(group.rows) == 4 * 2 * 4 + 1
-    row = next(row for row in group.rows if row.label == "missing, asymmetry at ±1")
-    found = [run.stress.losses[0].asymmetry.estimate for run in results.runs if run.arm == "pretrained"]
-    assert row.cells[0].split(" ")[0] == f"{sum(found) / 2:.3f}"
-    run = results.runs[0]
-    fewer = dataclasses.replace(run, stress=dataclasses.replace(run.stress, losses=run.stress.losses[:1]))
-    unmeasured = dataclasses.replace(results.runs[2], stress=None)
-    mixed = dataclasses.replace(results, runs=(fewer, results.runs[1], unmeasured, *results.runs[3:]))
-    assert len(tables.stress_group(mixed, mixed.comparisons[0]).rows) == len(group.rows)
-    assert "stress" in [drawing.name for drawing in charts.study_charts(mixed)]
-
-
 # Examples.
 
 
@@ -452,22 +431,6 @@ def test_charts_and_tables_lie_beside_the_page(results, folder):
     ]
     others = {row["figure"] for row in arms if row["arm"] == "uniform" and row["kind"] != "mean"}
     assert {"bias_removed", "dice_not_inferior"} < others
-
-
-def test_what_an_earlier_page_left_does_not_stay(tmp_path):
-    """Nor what only an earlier version wrote."""
-    path, listed = tmp_path / "report.html", tmp_path / ".evenslice-files.json"
-    files.write_study_report(load_study(make(tmp_path, comparisons=SETS)), path)
-    before = (tmp_path / "tables" / "arms.csv").read_text()
-    for name in ("figures/saliency.png", "figures/mine.svg", "tables/curves.csv"):
-        (tmp_path / name).write_text("old")
-    manifest = json.loads(listed.read_text())
-    manifest["files"] += ["figures/saliency.png", "tables/curves.csv"]
-    listed.write_text(json.dumps(manifest))
-    files.write_study_report(load_study(make(tmp_path / "one")), path)
-    names = {path.name for name in ("figures", "tables") for path in (tmp_path / name).iterdir()}
-    assert names == {"forest.svg", "learning.svg", "stress.svg", "mine.svg", "arms.csv", "pooled.csv"}
-    assert (tmp_path / "tables" / "arms.csv").read_text() != before
 
 
 def test_a_place_that_cannot_be_written_or_a_missing_extra_is_named(results, tmp_path, monkeypatch):

@@ -1,10 +1,8 @@
-"""How often the 95 % intervals of the stress test hold the truth, in simulated answers whose loss is known.
-
-    python benchmarks/stress_coverage.py [--runs 1000]
+"""Simulated answers whose loss is known: how often do the 95 % intervals of the stress test hold the truth?
 
 An intact answer is perfect; without the neighbour, each slice loses a part of its foreground that is log-normal with mean
-0.1. The foreground is an organ, largest in the middle; parts are autoregressions along z.
-The test reads every fifth slice; the truth is that of all slices.
+0.1. The foreground is an organ, largest in the middle; parts are autoregressions along z. The test reads every fifth slice; the
+truth is that of all slices.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from shared import make_parser
 
 from evenslice.results.stress import StressCounts, summarize_stress
 
@@ -88,22 +85,3 @@ def coverage(slices: int, correlation: float, runs: int, inside: int) -> tuple[f
         )
     of_loss, of_asymmetry = (held / runs).tolist()
     return of_loss, of_asymmetry
-
-
-def main() -> None:
-    """Print the table."""
-    parser = make_parser(__doc__)
-    parser.add_argument("--runs", type=int, default=1000)
-    runs = parser.parse_args().runs
-    print(
-        "| organ in | correlation | covers the loss, % | covers the asymmetry, % |\n| --- | --- | --- | --- |"
-    )
-    for slices, inside in ((60, 24), (60, 8), (16, 6)):
-        for correlation in (0.0, 0.8):
-            found = coverage(slices, correlation, runs, inside)
-            cells = " | ".join(f"{100 * part:.1f}" for part in found)
-            print(f"| {inside} of {slices} slices | {correlation:g} | {cells} |", flush=True)
-
-
-if __name__ == "__main__":
-    main()
