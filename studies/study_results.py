@@ -273,18 +273,6 @@ def difference(value: Interval, *limits: float) -> str:
     return estimate if math.isnan(value.low) else f"{estimate} [{low}, {high}]"
 
 
-def p_value(p: float) -> str:
-    """Write the p of a test."""
-    return "p < 0.001" if p < 0.001 else f"p = {number(p, decimals([p], (0.025, 0.05)))}"
-
-
-def percent(value: Interval) -> str:
-    """Write a part in whole percent, with its interval."""
-    space = "\N{NO-BREAK SPACE}"
-    estimate, low, high = (f"{100 * part:.0f}{space}%" for part in value)
-    return f"{estimate} [{low}, {high}]"
-
-
 def quotable(study: Study) -> Iterator[str]:
     """Yield every figure of a study as pages may quote it, with its interval."""
     for arm in (*study.pooled, *study.alone):

@@ -277,12 +277,12 @@ def _look(item: Seed) -> None:
 
 def _look_at_audits(folder: Path, _: Path) -> None:
     from evenslice import load_audits
-    from evenslice.cli.comparison import write_rendered
     from evenslice.cli.printing import show_audits
+    from evenslice.report import write_audit_report
 
     audits = load_audits(folder)
     with tempfile.TemporaryDirectory() as out, redirect_stdout(io.StringIO()):
-        write_rendered(audits, Path(out))
+        write_audit_report(audits, Path(out))
         for json_asked in (True, False):
             show_audits(audits, None, json=json_asked)
 

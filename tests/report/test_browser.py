@@ -125,16 +125,6 @@ def test_examples_are_stepped_through(opened):
     assert layer.value_of_css_property("opacity") == "0"
 
 
-def test_without_scripts_every_example_shows(opened, browser):
-    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
-    try:
-        page = opened("audit")
-        assert all(example.is_displayed() for example in page.find_elements(By.CLASS_NAME, "example"))
-        assert not page.find_element(By.CLASS_NAME, "controls").is_displayed()
-    finally:
-        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
-
-
 @pytest.mark.parametrize(("kind", "place"), [("audit", ".slice svg"), ("study", ".outlined svg")])
 def test_the_pictures_are_drawn(opened, kind, place):
     """A slice and its layer have colours in between; an image that failed to load would leave one flat colour."""
@@ -156,21 +146,3 @@ def test_the_four_answers_stand_side_by_side(opened, tmp_path, width, rows):
     names = [item.find_element(By.TAG_NAME, "h3").text for item in answers]
     assert names == ["saliency", "reliance", "answer", "use"]
     assert len({item.rect["y"] for item in answers}) == rows
-
-
-def test_the_arms_keep_their_colours_in_charts_and_tables(opened):
-    page = opened("study")
-    edges = page.find_elements(By.CSS_SELECTOR, "tbody th.coloured")[:6]
-    heads = page.find_elements(By.CSS_SELECTOR, "thead th[style]")[:6]
-    found = [edge.value_of_css_property("border-left-color") for edge in edges]
-    assert found == [head.value_of_css_property("border-bottom-color") for head in heads]
-    assert len(set(found)) == 6
-    line = page.find_element(By.CSS_SELECTOR, "#forest path[style*='stroke: var(--audit-2']")
-    assert line.value_of_css_property("stroke").strip("rgba()") in found[2]
-
-
-def test_the_link_leads_to_what_failed(opened):
-    page = opened("study")
-    page.find_element(By.LINK_TEXT, "What failed, and why").click()
-    assert page.execute_script("return document.querySelector('#failed').getBoundingClientRect().top") < 600
-    assert page.find_element(By.CSS_SELECTOR, "#failed td").text == "no luck"

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from stress_coverage import counts, coverage, organ
+from stress_simulation import counts, coverage, organ
 
 from evenslice.results.stress import StressCounts, summarize_stress
 

@@ -7,19 +7,18 @@ from dataclasses import astuple
 from html import escape
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from evenslice.report.audit_tables import EFFECT, SHARES
+from evenslice.report.audit_tables import EFFECT, SHARES, lost
 from evenslice.report.formatting import (
     MINUS,
     NOTHING,
+    SPACE,
     counted,
     difference,
     interval,
     listed,
     p_value,
-    percent,
     signed,
 )
-from evenslice.report.stress_tables import stress_group
 from evenslice.report.tables import Group, Row, Table, csv_text, flatten, html_table, plain_table, run_table
 from evenslice.results import (
     ENOUGH_REPLICATES,
@@ -33,7 +32,9 @@ from evenslice.results import (
     inferiority,
     read_comparisons,
     read_pooled,
+    replicate_means,
     score_title,
+    student_interval,
 )
 
 if TYPE_CHECKING:
@@ -42,12 +43,6 @@ if TYPE_CHECKING:
     from evenslice.results import Interval, StudyResults
 
 Arm: TypeAlias = ArmSummary | PooledArm
-
-TABLE_FILES: Final = ("arms.csv", "pooled.csv")
-"""Names of the CSV files."""
-
-MOST: Final = 0.9
-"""The part of the baseline's bias that an arm must remove, with its whole interval, to be named."""
 
 POOLED_READING: Final = (
     "Means over data sets have 95 % intervals from the variances within them (Welch and Satterthwaite). The p of a difference is "
@@ -98,6 +93,14 @@ FIGURE_GROUPS: Final = (
 LOSS_LABELS: Final = dict(
     zip(LOSSES, (f"missing, at {MINUS}1", "missing, at +1", "missing, both at ±1"), strict=True)
 )
+SIDES: Final = {
+    "before": f"at {MINUS}{{}}",
+    "after": "at +{}",
+    "both": "both at ±{}",
+    "asymmetry": "asymmetry at ±{}",
+}
+"""Where a slice is disturbed."""
+
 COMPARED: Final = {
     **FIGURE_GROUPS[0][1],
     **FIGURE_GROUPS[1][1],
@@ -145,6 +148,12 @@ def arm_tables(summary: Mapping[str, Any]) -> list[Table]:
         note = _note(item, sets, summary["baseline"]) + interim
         tables.append(plain_table(item.title, ("arm", *columns), rows, note))
     return [table for table in tables if table.rows]
+
+
+def tables_of_study(summary: Mapping[str, Any]) -> list[Table]:
+    """Return the tables of the arms, and one of the runs that failed if there are any."""
+    failed = failed_table(summary)
+    return arm_tables(summary) + ([failed] if failed.rows else [])
 
 
 def shown_pooled(items: Sequence[PooledComparison]) -> list[PooledComparison]:
@@ -197,7 +206,11 @@ def _extents(arm: str, comparisons: Sequence[Comparison]) -> str:
 
 
 def _note(item: Comparison | PooledComparison, comparisons: Sequence[Comparison], baseline: str) -> str:
-    sentence = outcome_sentence(item, baseline)
+    arms: Sequence[Arm] = item.arms
+    margins = {arm.margin for arm in arms if arm.differences and not getattr(arm, "primary", False)}
+    sentence = f"Not inferior: no more than {min(margins):g} below {baseline}." if margins else ""
+    if not any(arm.differences for arm in arms):
+        sentence = f"No arm can be compared with {baseline}."
     if isinstance(item, Comparison):
         return f"{sentence} Means over {item.unit}s, with 95 % intervals by Student's t."
     if item.missing:
@@ -216,28 +229,6 @@ def _note(item: Comparison | PooledComparison, comparisons: Sequence[Comparison]
     return " ".join([sentence, POOLED_READING, *primary])
 
 
-def outcome_sentence(item: Comparison | PooledComparison, baseline: str) -> str:
-    """Say which arms remove most of the baseline's bias, and which keep its score."""
-    arms: Sequence[Arm] = item.arms
-    compared = [arm for arm in arms if arm.differences]
-    if not compared:
-        return f"No arm can be compared with {baseline}."
-    text = ""
-    if isinstance(item, Comparison):
-        removing = [arm.arm for arm in item.arms if arm.differences and arm.bias_removed.low >= MOST]
-        text = f"At least {percent(MOST)} of the largest |B| of {baseline} is removed by {listed(removing) or 'no arm'}. "
-    outcomes: dict[str, list[str]] = {}
-    for arm in sorted(compared, key=judgement, reverse=True):
-        outcomes.setdefault(judgement(arm), []).append(arm.arm)
-    found = "; ".join(f"{outcome}: {listed(names)}" for outcome, names in outcomes.items())
-    margin = min(
-        (arm.margin for arm in compared if not getattr(arm, "primary", False)), default=compared[0].margin
-    )
-    return (
-        f"{text}In {score_title(compared[0].score)}, compared with {baseline} (margin {margin:g}), {found}."
-    )
-
-
 def judgement(arm: Arm) -> str:
     """Return the outcome of the non-inferiority test of the main score, see ``inferiority``."""
     high = arm.differences[arm.score].high if arm.differences else math.nan
@@ -250,13 +241,13 @@ def _test(arm: Arm) -> str:
     return judgement(arm) if arm.holds is None else f"{judgement(arm)}\n{p_value(arm.p)}"
 
 
-def superiority(arm: Arm, *, interim: bool = False) -> str:
+def superiority(arm: Arm) -> str:
     """Return the outcome of the test of superiority of the primary comparison."""
     if isinstance(arm, ArmSummary) or not arm.primary:
         return NOTHING
     if arm.superior is None:
         return "not tested"
-    return f"{'superior' if arm.superior else 'not shown'}\n{p_value(arm.p_superior, interim=interim)}"
+    return f"{'superior' if arm.superior else 'not shown'}\n{p_value(arm.p_superior)}"
 
 
 def metric_text(name: str, arm: Arm) -> str:
@@ -275,18 +266,9 @@ def removed_part(removed: Interval) -> str:
     """Format the part of the bias that is removed, in whole percent; it is rounded down so as not to overstate it."""
     if math.isnan(removed.estimate):
         return NOTHING
-    return f"{_part(removed.estimate)} [{_part(removed.low)}, {_part(removed.high)}]"
-
-
-def _part(removed: float) -> str:
-    if removed < -10:
-        return f"below {MINUS}{percent(10)}"
-    if 0 < removed < 0.01:
-        return percent(removed)
-    part = math.floor(100 * removed + 1e-9) / 100  # 100 * .58 is less than 58
-    if part < 0:
-        return f"{MINUS}{percent(-part)}"
-    return f"more than {percent(0.99)}" if 0.99 < removed < 1 else percent(part)
+    parts = (math.floor(100 * part + 1e-9) for part in astuple(removed))  # 100 * .58 is less than 58
+    estimate, low, high = (f"{part}{SPACE}%".replace("-", MINUS) for part in parts)
+    return f"{estimate} [{low}, {high}]"
 
 
 def statistics_tables(results: StudyResults) -> list[Table]:
@@ -349,6 +331,35 @@ def _share_group(item: Comparison) -> Group:
         for index in range(slices)
     ]
     return Group(*SHARES, tuple(rows))
+
+
+def stress_group(results: StudyResults, comparison: Comparison) -> Group:
+    """Return the losses of Dice of each arm, means over folds or seeds; without rows if no run measured them."""
+    arms = [
+        [run for run in results.runs_of(comparison, arm.arm) if run.stress is not None and run.stress.losses]
+        for arm in comparison.arms
+    ]
+    losses = [loss for runs in arms for run in runs if run.stress for loss in run.stress.losses]
+    found = dict.fromkeys((loss.kind, loss.offset) for loss in losses)
+    keys = [(kind, k, side) for kind, k in found for side in SIDES]
+    keys += [("reversed", 0, "")] if losses else []
+    rows = []
+    for kind, k, side in keys:
+        means = []
+        for runs in arms:
+            values = [lost(run.stress, kind, k, side) for run in runs if run.stress]
+            known = replicate_means([vars(run) for run in runs], values, comparison.unit)
+            means.append(interval(student_interval(known, (-1, 1))))
+        rows.append(Row(f"{kind}, {SIDES[side].format(k)}" if side else kind, tuple(means)))
+    return Group(
+        "What a disturbed slice costs",
+        (
+            "Loss of Dice on a sample of the test slices when one neighbour of the middle slice, or both, are missing "
+            "(the middle slice in their place), blank (0), noisy or shifted, and when the stack is reversed. "
+            f"Asymmetry: the loss at {MINUS}k less that at +k, 0 if both are worth the same."
+        ),
+        tuple(rows),
+    )
 
 
 def failed_table(summary: Mapping[str, Any]) -> Table:
