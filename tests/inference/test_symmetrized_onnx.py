@@ -199,7 +199,7 @@ def of_onnxruntime(path):
     [
         (lambda path: biased(path, shape=(2, 3, "h", "w")), "takes 2 windows at once, never more; export"),
         (lambda path: biased(path, opset=9), "cannot be symmetrized: the new file"),
-        (classes, r"output y is of type tensor\(int64\); only scores"),
+        (classes, r"only scores can be averaged, not its output y of type tensor\(int64\)"),
         (symmetric, "is symmetrized already; use it as it is"),
         (dependent, "independent of the others in its batch"),
         (of_onnxruntime, "is not in the format of ONNX; name the ONNX file"),
@@ -260,6 +260,6 @@ def test_opposite_slices_that_are_scaled_differently_in_front_of_the_graph_are_r
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
     model.pretrained_cfg = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
     evenslice.export(model, tmp_path / "exported", to="bioimageio")
-    with pytest.raises(evenslice.ModelError, match="its metadata scale opposite slices by different values"):
+    with pytest.raises(evenslice.ModelError, match="scales opposite slices by different values"):
         symmetrize_onnx(tmp_path / "exported" / "weights.onnx", tmp_path / "fair.onnx")
     assert not (tmp_path / "fair.onnx").exists()

@@ -1,7 +1,8 @@
-from .compute import Compute as Compute
+from .description import ModelCard as ModelCard
 from .devices import (
     SMALLER as SMALLER,
     BatchSizes as BatchSizes,
+    Compute as Compute,
     choose_device as choose_device,
     choose_dtype as choose_dtype,
     is_device_error as is_device_error,
@@ -12,18 +13,10 @@ from .devices import (
     to_device as to_device,
 )
 from .evaluation import RESULT_FILES as RESULT_FILES, Evaluation as Evaluation, evaluate as evaluate
-from .exporting.description import (
-    ModelCard as ModelCard,
-    stated_reading as stated_reading,
-)
-from .exporting.export import (
-    Exported as Exported,
-    check_export_format as check_export_format,
-    export as export,
-)
-from .exporting.onnx_symmetrizing import symmetrize_onnx as symmetrize_onnx
+from .exporting import Exported as Exported, export as export
 from .network_outputs import class_logits as class_logits, holds_probabilities as holds_probabilities
 from .onnx_networks import ONNX as ONNX, OnnxNetwork as OnnxNetwork, load_onnx as load_onnx
+from .onnx_symmetrizing import symmetrize_onnx as symmetrize_onnx
 from .prediction import choose_tile as choose_tile, even_slices as even_slices, predict as predict
 from .ready_networks import (
     BlackBox as BlackBox,
@@ -40,5 +33,6 @@ from .segmenter import (
     Segmenter as Segmenter,
     as_segmenter as as_segmenter,
     open_segmenter as open_segmenter,
+    stated_reading as stated_reading,
 )
 from .stress_test import Disturbances as Disturbances, StressedVolume as StressedVolume, stress as stress

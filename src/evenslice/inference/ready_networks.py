@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from evenslice.inference.compute import Compute
+    from evenslice.inference.devices import Compute
 
 __all__ = [
     "BlackBox",

@@ -2,7 +2,7 @@
 
     symmetrize_onnx("network.onnx", "fair.onnx")
 
-The graph's own operators and weights stay as they are; what is put around them has names that begin with ``symmetrized/``.
+All names within the graph begin with ``symmetrized/``.
 """
 
 from __future__ import annotations
@@ -28,20 +28,18 @@ from evenslice.networks import METADATA_KEY
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
     from evenslice.inference.onnx_networks import OnnxNetwork
 
-__all__ = ["symmetrize_onnx"]
-
-PREFIX = f"{SYMMETRIZED}/"
+PREFIX, INNER = f"{SYMMETRIZED}/", f"{SYMMETRIZED}/graph/"
 IR = 4
 """Since this version of the format, weights need not be inputs too."""
 
 MIRROR_LIMIT, DIFFERENCE_LIMIT = 1e-5, 1e-4  # of the largest output
-SIZES = tuple((side, side) for side in (256, 224, 384, 512))
+SIDES = (256, 224, 384, 512)
 TINY = float(np.finfo(np.float32).tiny)
 INT64 = np.iinfo(np.int64)
 
@@ -87,20 +85,6 @@ def symmetrize_onnx(
         (True, True)
     """
     network = load_onnx(path)
-    elsewhere = (
-        "average its answers where they are used (evenslice.symmetrize, or segment and audit with "
-        f"{option('symmetrize', 'output')})"
-    )
-    if network.batch is not None:
-        raise ModelError(
-            f"{path}: takes {network.batch} windows at once, never more; export the network with a free batch size, or "
-            f"{elsewhere}"
-        )
-    if not network.scales_evenly:
-        raise ModelError(
-            f"{path}: its metadata scale opposite slices by different values, in front of the average (mean {network.mean}, "
-            f"std {network.std}); neutralize and export the network again, or {elsewhere}"
-        )
     with needs_extra("export", "writing an ONNX file"):
         import onnx
     if not str(out).endswith(".onnx"):
@@ -126,73 +110,82 @@ def symmetrize_onnx(
 
 
 def _refuse_unfit(model: Any, network: OnnxNetwork) -> None:
-    path, said = network.path, _metadata(model)
-    if SYMMETRIZED in said or _record(said).get("symmetrized"):
-        raise ModelError(f"{path}: is symmetrized already; use it as it is")
-    for name, kind in zip(network.outputs, network.types, strict=True):
-        if kind not in TYPES:
+    """Raise ModelError if a file cannot be averaged within its graph."""
+    said = _metadata(model)
+    classes = [
+        f"{name} of type {kind}"
+        for name, kind in zip(network.outputs, network.types, strict=True)
+        if kind not in TYPES
+    ]
+    reasons = {
+        f"takes {network.batch} windows at once, never more; export the network with a free batch size": network.batch
+        is not None,
+        f"scales opposite slices by different values (mean {network.mean}, std {network.std}) before its graph": (
+            not network.scales_evenly
+        ),
+        "is symmetrized already; use it as it is": SYMMETRIZED in said
+        or bool(_record(said).get("symmetrized")),
+        f"returns classes: {', '.join(classes)}": bool(classes),
+    }
+    for why, unfit in reasons.items():
+        if unfit:
             raise ModelError(
-                f"{path}: its output {name} is of type {kind}; only scores can be averaged, not classes"
+                f"{network.path}: {why}; evenslice.symmetrize averages answers where they are used"
             )
 
 
 def _average(model: Any, network: OnnxNetwork) -> None:
     """Change a graph in place: it gets windows and their mirrors, and the halves of its outputs are averaged."""
+    from onnx.compose import add_prefix_graph
     from onnx.helper import make_node
+    from onnx.numpy_helper import from_array
 
     graph = model.graph
     weights = {item.name for item in graph.initializer} | {
         item.values.name for item in graph.sparse_initializer
     }
-    (window,) = (item.name for item in graph.input if item.name not in weights)
-    both = {window: f"{PREFIX}windows"} | {name: f"{PREFIX}outputs/{name}" for name in network.outputs}
-    _rename(graph.node, both)
-    del graph.value_info[:]  # states the sizes of smaller batches
+    inputs = [item for item in graph.input if item.name not in weights]  # older files name weights there, too
+    outputs = [type(item).FromString(item.SerializeToString()) for item in graph.output]
+    del graph.input[:], graph.value_info[:]  # which state the sizes of smaller batches
+    graph.input.extend(inputs)
+    window = type(inputs[0]).FromString(inputs[0].SerializeToString())
+    add_prefix_graph(graph, INNER, inplace=True)
     model.ir_version = max(model.ir_version, IR)
-    zero, one, minus = (f"{PREFIX}{name}" for name in ("zero", "one", "minus-one"))
-    lowest, highest, count, mirror = (f"{PREFIX}{name}" for name in ("lowest", "highest", "count", "mirror"))
-    values = {zero: 0, one: 1, minus: -1, lowest: INT64.min, highest: INT64.max}
-    graph.initializer.extend(_constant(name, [value], np.int64) for name, value in values.items())
+    shape, count, mirror = (f"{PREFIX}{name}" for name in ("shape", "count", "mirror"))
+    numbers = {"zero": 0, "one": 1, "minus-one": -1, "lowest": INT64.min, "highest": INT64.max}
+    zero, one, minus, lowest, highest = (f"{PREFIX}{name}" for name in numbers)
+    constants = {f"{PREFIX}{name}": np.array([value], np.int64) for name, value in numbers.items()}
     before = [
-        make_node("Slice", [window, minus, lowest, one, minus], [mirror]),
-        make_node("Concat", [window, mirror], [both[window]], axis=0),
-        make_node("Shape", [window], [f"{PREFIX}shape"]),
-        make_node("Slice", [f"{PREFIX}shape", zero, one, zero], [count]),
+        make_node("Slice", [window.name, minus, lowest, one, minus], [mirror]),
+        make_node("Concat", [window.name, mirror], [f"{INNER}{window.name}"], axis=0),
+        make_node("Shape", [window.name], [shape]),
+        make_node("Slice", [shape, zero, one, zero], [count]),
     ]
     after = []
-    for name, kind in zip(network.outputs, network.types, strict=True):
-        first, last, half = (f"{both[name]}/{part}" for part in ("first", "last", "half"))
-        graph.initializer.append(_constant(half, 0.5, TYPES[kind]))
-        after += [
-            make_node("Slice", [both[name], zero, count, zero], [first]),
-            make_node("Slice", [both[name], count, highest, zero], [last]),
+    for output, kind in zip(outputs, network.types, strict=True):
+        both = f"{INNER}{output.name}"
+        constants[f"{PREFIX}half/{output.name}"] = np.array(0.5, TYPES[kind])
+        for part, ends in (("first", (zero, count)), ("last", (count, highest))):
+            after += [
+                make_node("Slice", [both, *ends, zero], [f"{PREFIX}{part}/{output.name}"]),
+                # Before the sum, which may overflow in half precision.
+                make_node(
+                    "Mul",
+                    [f"{PREFIX}{part}/{output.name}", f"{PREFIX}half/{output.name}"],
+                    [f"{PREFIX}{part}/half/{output.name}"],
+                ),
+            ]
+        after.append(
             make_node(
-                "Mul", [first, half], [f"{first}/half"]
-            ),  # before the sum, which may overflow in half precision
-            make_node("Mul", [last, half], [f"{last}/half"]),
-            make_node("Add", [f"{first}/half", f"{last}/half"], [name]),
-        ]
+                "Add", [f"{PREFIX}{part}/half/{output.name}" for part in ("first", "last")], [output.name]
+            )
+        )
     nodes = [*before, *graph.node, *after]
-    del graph.node[:]
+    del graph.node[:], graph.input[:], graph.output[:]
     graph.node.extend(nodes)
-
-
-def _constant(name: str, value: Any, kind: Any) -> Any:
-    from onnx.numpy_helper import from_array
-
-    return from_array(np.array(value, kind), name)
-
-
-def _rename(nodes: Iterable[Any], names: Mapping[str, str]) -> None:
-    """Rename values of a graph wherever its nodes use them, in the graphs inside nodes too."""
-    for node in nodes:
-        for values in (node.input, node.output):
-            values[:] = [names.get(name, name) for name in values]
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                _rename(graph.node, names)
-                for output in graph.output:
-                    output.name = names.get(output.name, output.name)
+    graph.input.append(window)
+    graph.output.extend(outputs)
+    graph.initializer.extend(from_array(value, name) for name, value in constants.items())
 
 
 def _metadata(model: Any) -> dict[str, str]:
@@ -244,14 +237,13 @@ def _check(network: OnnxNetwork, beside: Path) -> float:
 
 def _fitting_windows(network: OnnxNetwork) -> NDArray[np.float32]:
     """Return two windows of noise of a size that a network takes."""
-    random, slices = np.random.default_rng(0), network.slices or 3
-    sizes = dict.fromkeys(keep_sides(network, size) for size in SIZES)
-    *others, last = (random.random((2, slices, *size), np.float32) for size in sizes)
-    for windows in others:
+    random = np.random.default_rng(0)
+    for side in SIDES:
+        windows = random.random((2, network.slices or 3, *keep_sides(network, (side, side))), np.float32)
         with suppress(ModelError):
             network(windows)
-            return windows
-    return last
+            break
+    return windows
 
 
 def _run(network: OnnxNetwork, windows: NDArray[np.float32]) -> list[NDArray[Any]]:

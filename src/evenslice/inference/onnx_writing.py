@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn import functional
 
 from evenslice._core import ConfigError, MissingExtraError, ModelError, json_text, needs_extra, option, reason
-from evenslice.inference.exporting.whole_network import WholeNetwork, pads_by_size, settle_padding
 from evenslice.inference.onnx_networks import open_session
-from evenslice.networks import METADATA_KEY, input_multiple, input_size
+from evenslice.inference.ready_networks import by_slice, frozen_copy
+from evenslice.networks import METADATA_KEY, input_multiple, input_size, logits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from evenslice.inference.exporting.description import Description
-
-__all__ = ["WrittenOnnx", "write_onnx"]
+    from evenslice.inference.description import Description
 
 TOLERANCE = 1e-4  # of the largest output
 SMALLEST_TILE, FIXED_TILE = 64, 256
@@ -56,21 +56,6 @@ class WrittenOnnx:
     window: tuple[int, int]
 
 
-@dataclass(frozen=True)
-class _Attempt:
-    """Which dimensions of the windows stay free."""
-
-    tile: tuple[int, int]
-    free_plane: bool
-    free_batch: bool
-
-    def shapes(self, slices: int, multiple: int) -> list[tuple[int, int, int, int]]:
-        """Return the shapes of windows to try."""
-        y, x = self.tile
-        larger = (y + 2 * multiple, x + multiple) if self.free_plane else (y, x)
-        return [(1, slices, y, x), *([(3, slices, *larger)] if self.free_batch else [])]
-
-
 def write_onnx(
     model: nn.Module,
     path: Path,
@@ -97,11 +82,16 @@ def write_onnx(
     """
     scaling = (description.mean, description.std) if scaled else ((0.0,), (1.0,))
     reference, multiple, problem = WholeNetwork(model, *scaling), input_multiple(model), ""
-    for attempt in _attempts(model, tile, multiple):
-        shapes = attempt.shapes(description.slices, multiple)
+    for (y, x), free in _attempts(model, tile, multiple):
+        shapes = [(1, description.slices, y, x)]
+        if "batch" in free:
+            larger = (y + 2 * multiple, x + multiple) if "plane" in free else (y, x)
+            shapes.append((3, description.slices, *larger))
         try:
             wanted = _run(reference, shapes)
-            opset = _convert(WholeNetwork(model, *scaling), path, attempt, description, scaled=scaled)
+            opset = _convert(
+                WholeNetwork(model, *scaling), path, shapes[0], free, _metadata(description, scaled)
+            )
             difference = _difference(path, wanted)
         except (MissingExtraError, OSError):
             raise
@@ -110,13 +100,13 @@ def write_onnx(
             continue
         if difference <= TOLERANCE:
             return WrittenOnnx(
-                tile=None if attempt.free_plane else attempt.tile,
+                tile=None if "plane" in free else (y, x),
                 multiple=multiple,
-                batch=None if attempt.free_batch else 1,
+                batch=None if "batch" in free else 1,
                 shape=tuple(wanted[0][1].shape),
                 difference=difference,
                 opset=opset,
-                window=attempt.tile,
+                window=(y, x),
             )
         problem = f"its outputs differ by {difference:.1e} of the largest"
     raise ModelError(
@@ -126,8 +116,10 @@ def write_onnx(
     )
 
 
-def _attempts(model: nn.Module, tile: tuple[int, int] | None, multiple: int) -> Iterator[_Attempt]:
-    """Yield what to leave free, most first."""
+def _attempts(
+    model: nn.Module, tile: tuple[int, int] | None, multiple: int
+) -> Iterator[tuple[tuple[int, int], tuple[str, ...]]]:
+    """Yield a size (y, x) of windows, and which of "batch" and "plane" stay free, most first."""
     only = input_size(model)
     if tile is not None and only is not None and tile != only:
         raise ConfigError(
@@ -137,41 +129,36 @@ def _attempts(model: nn.Module, tile: tuple[int, int] | None, multiple: int) -> 
     if fixed is None:
         if not pads_by_size(model):
             side = math.ceil(SMALLEST_TILE / multiple) * multiple
-            yield _Attempt((side, side + multiple), free_plane=True, free_batch=True)
+            yield (side, side + multiple), ("batch", "plane")
         side = math.ceil(FIXED_TILE / multiple) * multiple
         fixed = (side, side)
-    yield _Attempt(fixed, free_plane=False, free_batch=True)
-    yield _Attempt(fixed, free_plane=False, free_batch=False)
+    yield fixed, ("batch",)
+    yield fixed, ()
 
 
 def _run(network: WholeNetwork, shapes: Sequence[tuple[int, ...]]) -> list[tuple[Tensor, Tensor]]:
     """Return windows of noise in 0..1 of these shapes, each with what the network makes of it."""
     generator = torch.Generator().manual_seed(0)
+    given = [torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu") for shape in shapes]
     with torch.no_grad():
-        return [
-            (windows, network(windows))
-            for windows in (
-                torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu") for shape in shapes
-            )
-        ]
+        return [(windows, network(windows)) for windows in given]
 
 
 def _convert(
-    network: WholeNetwork, path: Path, attempt: _Attempt, description: Description, *, scaled: bool
+    network: WholeNetwork, path: Path, shape: Sequence[int], free: Sequence[str], metadata: Mapping[str, str]
 ) -> int:
     """Write an ONNX file with its metadata; return the version of its operators."""
     with needs_extra("export", "writing an ONNX file"):
         import onnxscript  # noqa: F401  # what torch.onnx needs, and says in many lines
-    if attempt.free_plane:
+    if "plane" in free:
         settle_padding(network)
     auto = torch.export.Dim.AUTO
-    free: dict[int, Any] = {0: auto} if attempt.free_batch else {}
-    if attempt.free_plane:
-        free |= {2: auto, 3: auto}
-    shape = (2 if attempt.free_batch else 1, description.slices, *attempt.tile)
-    windows = torch.zeros(shape, dtype=torch.float32, device="cpu")
+    axes = {0: "batch", 2: "plane", 3: "plane"}
+    dimensions: dict[int, Any] = {axis: auto for axis, name in axes.items() if name in free}
+    # A batch of 1 would be taken for fixed.
+    windows = torch.zeros((2 if "batch" in free else 1, *shape[1:]), dtype=torch.float32, device="cpu")
     with torch.no_grad(), _silence():
-        exported = torch.export.export(network, (windows,), dynamic_shapes=(free,), strict=False)
+        exported = torch.export.export(network, (windows,), dynamic_shapes=(dimensions,), strict=False)
         program = torch.onnx.export(
             exported, (), dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT]
         )
@@ -179,16 +166,15 @@ def _convert(
             raise ModelError("torch.onnx returned no program")
         for node in program.model.graph.all_nodes():
             node.metadata_props.clear()  # stack traces, with paths of this machine
-        for name, value in _metadata(description, scaled=scaled).items():
-            program.model.metadata_props[name] = value
+        program.model.metadata_props.update(metadata)
         program.save(path, external_data=False)
         return program.model.opset_imports[""]
 
 
-def _metadata(description: Description, *, scaled: bool) -> Mapping[str, str]:
+def _metadata(description: Description, scaled: bool) -> dict[str, str]:
     where = "the graph scales them itself" if scaled else "scale them by mean and std first"
     return {
-        METADATA_KEY: json_text(description.to_dict(scaled_in_graph=scaled)),
+        METADATA_KEY: json_text(description.to_dict() | {"scaled_in_graph": scaled}),
         "input": f"windows of {description.slices} slices (batch, slices, y, x) in 0..1; {where}",
     }
 
@@ -218,3 +204,88 @@ def _difference(path: Path, wanted: Sequence[tuple[Tensor, Tensor]]) -> float:
         found = float(np.abs(given - output.numpy()).max()) / max(float(output.abs().max()), 1e-12)
         largest = max(largest, found if math.isfinite(found) else math.inf)
     return largest
+
+
+SAME_CONVOLUTIONS = ("Conv2dSame", "SameConv2d")  # timm's and our own
+
+
+class WholeNetwork(nn.Module):
+    """A frozen copy of a network in float32 on the CPU; ties are resolved into plain weights.
+
+    Args:
+        model: maps (batch, slices, y, x), with the scaling it expects, to anything with logits.
+        mean: what it subtracts from slices in 0..1 by itself; one value, or one for each slice.
+        std: what it divides them by afterwards, likewise.
+
+    Example:
+        >>> network = WholeNetwork(nn.Conv2d(3, 2, 4, stride=4), (0.5,), (0.25,))
+        >>> network(torch.rand(1, 3, 8, 8)).shape
+        torch.Size([1, 2, 8, 8])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.network = frozen_copy(model).cpu()
+        self.scales = (mean, std) != ((0.0,), (1.0,))
+        self.register_buffer("mean", by_slice(mean))
+        self.register_buffer("std", by_slice(std))
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """Return the logits of windows (batch, slices, y, x); a map gets the size of the windows, as in ``predict``."""
+        output = logits(self.network((windows - self.mean) / self.std if self.scales else windows)).float()
+        if output.ndim == 4 and output.shape[2:] != windows.shape[2:]:
+            output = functional.interpolate(
+                output, size=windows.shape[2:], mode="bilinear", align_corners=False
+            )
+        return output
+
+
+def settle_padding(network: nn.Module) -> None:
+    """Let convolutions with TensorFlow's padding "SAME" pad as they do for sizes that their stride divides, in place.
+
+    Their padding otherwise depends on the size of the image, which takes the exporter very long to follow.
+
+    Example:
+        >>> import timm
+        >>> network = timm.create_model("tf_efficientnet_lite0").eval()
+        >>> image = torch.rand(1, 3, 64, 96)
+        >>> before = network(image)
+        >>> settle_padding(network)
+        >>> torch.equal(network(image), before)
+        True
+    """
+    for module in network.modules():
+        if type(module).__name__ in SAME_CONVOLUTIONS and isinstance(module, nn.Conv2d):
+            vars(module)["forward"] = _FixedPadding(module)  # its hooks stay
+
+
+class _FixedPadding:
+    """The forward pass of a convolution whose padding is known."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        self.layer, self.pads = layer, list[int]()
+        for axis in (1, 0):  # torch pads the last axis first
+            reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
+            total = max(reach - layer.stride[axis], 0)
+            self.pads += [total // 2, total - total // 2]
+
+    def __call__(self, image: Tensor) -> Tensor:
+        layer = self.layer
+        padded = functional.pad(image, self.pads)
+        return functional.conv2d(
+            padded, layer.weight, layer.bias, layer.stride, 0, layer.dilation, layer.groups
+        )
+
+
+def pads_by_size(network: Any) -> bool:
+    """Say whether other layers than those of ``settle_padding`` pad by the size of the image.
+
+    Example:
+        >>> pads_by_size(nn.Conv2d(3, 1, 1))
+        False
+    """
+    names = {type(module).__name__ for module in network.modules()}
+    return any(name.endswith("Same") and name not in SAME_CONVOLUTIONS for name in names)
