@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from evenslice.inference.batch_norm_fusion import fuse_batch_norms
-from evenslice.inference.ready_networks import ReadyNetwork
+from evenslice.inference.ready_networks import ReadyNetwork, fuse_batch_norms
 from evenslice.neutralizing.network_files import load_network
 
 
@@ -81,7 +80,7 @@ def test_a_network_that_cannot_be_watched_stays(monkeypatch):
     def out_of_memory(*_):
         raise torch.OutOfMemoryError("no room for the graph")
 
-    monkeypatch.setattr("evenslice.inference.batch_norm_fusion._watch", out_of_memory)
+    monkeypatch.setattr("evenslice.inference.ready_networks._watch", out_of_memory)
     assert fuse_batch_norms(network, torch.rand(1, 3, 16, 16)) == 0
     assert batch_norms(network) == 1
 

@@ -20,8 +20,8 @@ import evenslice
 import evenslice.cli
 from evenslice._core.errors import ConfigError, ModelError, VolumeError
 from evenslice.inference import BlackBox
-from evenslice.inference.network_identity import describe_network
 from evenslice.inference.prediction import choose_tile
+from evenslice.inference.segmentation_blocks import describe_network
 from evenslice.report.files import write_report
 
 

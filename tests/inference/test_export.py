@@ -28,9 +28,8 @@ import evenslice
 from evenslice import Reading
 from evenslice._core.errors import ConfigError, ModelError, OutputError
 from evenslice.cli.export import _audits
-from evenslice.inference import Segmenter
-from evenslice.inference.exporting import huggingface, onnx_writing
-from evenslice.inference.exporting.description import stated_reading
+from evenslice.inference import Segmenter, onnx_files
+from evenslice.inference.model_card import stated_reading
 from evenslice.networks import ModelSource, fill_network
 from evenslice.results.audits import save_audits
 from evenslice.volumes import Scaling, slice_indices
@@ -313,7 +312,7 @@ def test_what_cannot_be_exported_or_differs_is_not_written(tmp_path, monkeypatch
         ModelError, match="the network Deciding cannot be exported to ONNX for windows of 3 slices"
     ):
         evenslice.export(Deciding().eval(), tmp_path / "a", to="onnx")
-    monkeypatch.setattr(onnx_writing, "_difference", lambda *_: 0.5)
+    monkeypatch.setattr(onnx_files, "_difference", lambda *_: 0.5)
     with pytest.raises(ModelError, match=r"its outputs differ by 5.0e-01 of the largest"):
         evenslice.export(small(), tmp_path / "b", to="onnx", tile=(32, 32))
     assert list(tmp_path.iterdir()) == []
@@ -404,7 +403,7 @@ def test_what_bioimageio_does_not_take_is_said_before_the_network_is_converted(
     def write(*_, **__):
         pytest.fail("converted the network")
 
-    monkeypatch.setattr("evenslice.inference.exporting.bioimageio.write_onnx", write)
+    monkeypatch.setattr("evenslice.inference.bioimageio.write_onnx", write)
     with pytest.raises(ConfigError) as caught:
         evenslice.export(small(), tmp_path / "out", to="bioimageio", card=evenslice.ModelCard(**card))
     assert fnmatch(str(caught.value), message)

@@ -12,8 +12,7 @@ from torch import nn
 
 from evenslice._core.errors import ConfigError, MissingExtraError, ModelError
 from evenslice._core.text import json_text
-from evenslice.inference.metrics import object_scores, surface_scores
-from evenslice.inference.scoring import evaluate_parts
+from evenslice.inference.scoring import evaluate_parts, object_scores, surface_scores
 from evenslice.volumes.labels import ClassIndex, LabelledVolume
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.scaling import Scaling

@@ -11,8 +11,7 @@ from torch import nn
 
 from evenslice._core.errors import ConfigError, ModelError, VolumeError
 from evenslice.inference import prediction as predicting
-from evenslice.inference.network_outputs import class_logits
-from evenslice.inference.prediction import predict, try_network
+from evenslice.inference.prediction import class_logits, predict, try_network
 from evenslice.inference.ready_networks import BlackBox, ReadyNetwork
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.zarr import ZarrSource

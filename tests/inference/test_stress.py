@@ -11,12 +11,18 @@ from torch import nn
 
 import evenslice
 from evenslice._core.errors import ConfigError
-from evenslice.inference.metrics import confusion_matrix
-from evenslice.inference.network_outputs import class_map
-from evenslice.inference.prediction import even_slices, predict
+from evenslice.inference.prediction import class_map, even_slices, predict
 from evenslice.inference.ready_networks import BlackBox, ReadyNetwork
-from evenslice.inference.scoring import evaluate_parts
-from evenslice.inference.stress_test import KINDS, SHIFT, Disturbances, StressedVolume, StressTest, stress
+from evenslice.inference.scoring import (
+    KINDS,
+    SHIFT,
+    Disturbances,
+    StressedVolume,
+    StressTest,
+    confusion_matrix,
+    evaluate_parts,
+    stress,
+)
 from evenslice.volumes.labels import ClassIndex, LabelledVolume
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.scaling import Scaling

@@ -199,7 +199,7 @@ def of_onnxruntime(path):
     [
         (lambda path: biased(path, shape=(2, 3, "h", "w")), "takes 2 windows at once, never more; export"),
         (lambda path: biased(path, opset=9), "cannot be symmetrized: the new file"),
-        (classes, r"only scores can be averaged, not its output y of type tensor\(int64\)"),
+        (classes, r"returns classes: y of type tensor"),
         (symmetric, "is symmetrized already; use it as it is"),
         (dependent, "independent of the others in its batch"),
         (of_onnxruntime, "is not in the format of ONNX; name the ONNX file"),

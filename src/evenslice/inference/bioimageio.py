@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import ConfigError, ModelError, json_text, needs_extra, option
-from evenslice.inference.huggingface import README, readme_text
+from evenslice.inference.model_card import README, readme_text
+from evenslice.inference.onnx_files import INPUT, OUTPUT, write_onnx
 from evenslice.inference.onnx_networks import open_session
-from evenslice.inference.onnx_writing import INPUT, OUTPUT, write_onnx
 from evenslice.volumes import PERCENTILES, Scaling
 
 if TYPE_CHECKING:
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from evenslice.inference.description import Description
-    from evenslice.inference.onnx_writing import WrittenOnnx
+    from evenslice.inference.model_card import Description
+    from evenslice.inference.onnx_files import WrittenOnnx
+
 
 WEIGHTS, TEST_INPUT, TEST_OUTPUT = "weights.onnx", "test_input.npy", "test_output.npy"
 BIOIMAGEIO_FILES = ("rdf.yaml", README, WEIGHTS, TEST_INPUT, TEST_OUTPUT)

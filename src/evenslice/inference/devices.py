@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 AMPERE = 8  # the compute capability from which GPUs of NVIDIA have bfloat16
 BFLOAT16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16")

@@ -14,9 +14,8 @@ from torch import nn
 
 from evenslice._core import ConfigError, OutputError, check_known, local_path, option, staged_folder
 from evenslice.inference.bioimageio import BIOIMAGEIO_FILES, write_bioimageio
-from evenslice.inference.description import ModelCard, describe
-from evenslice.inference.huggingface import HUGGINGFACE_FILES, README, write_huggingface
-from evenslice.inference.onnx_writing import write_onnx
+from evenslice.inference.model_card import HUGGINGFACE_FILES, README, ModelCard, describe, write_huggingface
+from evenslice.inference.onnx_files import write_onnx
 from evenslice.inference.segmenter import Segmenter, as_segmenter
 from evenslice.networks import with_gradients
 from evenslice.volumes import check_tile
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from evenslice.networks import ModelSource
     from evenslice.results import AuditResult
     from evenslice.volumes import Reading
+
 
 FORMATS = {"onnx": ("network.onnx",), "bioimageio": BIOIMAGEIO_FILES, "huggingface": HUGGINGFACE_FILES}
 """The files of each format."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+
 ONNX = "onnx"
 """The specification of a network in an ONNX file, whose weights are the file."""
 

@@ -71,6 +71,7 @@ if TYPE_CHECKING:
 
     Region = tuple[slice, slice, slice]
 
+
 FORMAT = 6
 CHUNK = 1024  # largest side of a chunk of the array, which is one slice deep
 LARGEST_REGION = 4 * CHUNK  # largest side of the part of a plane that is held at once
