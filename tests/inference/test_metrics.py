@@ -1,7 +1,6 @@
 """Scores against closed forms, against MONAI's own, and on whole volumes."""
 
 import json
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from hypothesis import given, strategies as st
 from torch import nn
 
-from evenslice._core.errors import ConfigError, MissingExtraError, ModelError
+from evenslice._core.errors import ConfigError, ModelError
 from evenslice._core.text import json_text
 from evenslice.inference.scoring import evaluate_parts, object_scores, surface_scores
 from evenslice.volumes.labels import ClassIndex, LabelledVolume
@@ -174,15 +173,6 @@ def test_objects_that_are_merged_or_split():
     assert merge == pytest.approx(0, abs=0.1)
 
 
-def test_no_boundary_found_at_all():
-    nothing = np.zeros((64, 64), bool)
-    error, split, merge = object_scores(lattice(), nothing)
-    assert error > 0.9
-    assert (split, merge) == (0, pytest.approx(6))  # 64 cells of one size
-    error, split, merge = object_scores(lattice(), ~nothing)
-    assert error > 0.9
-
-
 def test_labels_without_an_object_have_no_figure():
     everything = np.ones((8, 8), bool)
     assert np.isnan(object_scores(everything, ~everything)).all()
@@ -199,17 +189,6 @@ def test_ignored_pixels_join_no_objects():
     found = evaluate_parts(Levels(2), [rest], classes=2, device="cpu", boundaries=True, surfaces=False)
     np.testing.assert_allclose(found.volumes[0].objects, whole, atol=0.02)
     assert found.volumes[0].objects[2] == pytest.approx(whole[2])  # both are merged
-
-
-def test_a_package_that_is_missing_is_said_before_anything_is_predicted(monkeypatch):
-    def never(*_, **__):
-        pytest.fail("predicts")
-
-    monkeypatch.setitem(sys.modules, "monai", None)
-    monkeypatch.setattr("evenslice.inference.scoring.predict", never)
-    labels = random_classes(0, classes=2)
-    with pytest.raises(MissingExtraError, match="comparing surfaces"):
-        scores((labels, labels), classes=2)
 
 
 def test_boundaries_of_a_volume():
@@ -259,37 +238,6 @@ def test_distances_in_different_units_have_no_mean():
     assert np.isnan(found["hd95"]["mean"])
     assert found["volumes"][1]["hd95"][1] == 5 * found["volumes"][0]["hd95"][1]
     assert found["surface_dice"]["mean"] > 0
-
-
-def test_one_channel_stands_for_two_classes():
-    class Binary(nn.Module):
-        def forward(self, windows):
-            return windows[:, 1:2] - 0.5
-
-    labels = random_classes(0, classes=2)
-    found = evaluate_parts(Binary(), [part(labels, labels, 2)], classes=2, device="cpu")
-    assert found.mean_dice == 1
-
-
-def test_the_network_is_left_as_it_was():
-    network = Levels(2).train()
-    labels = random_classes(0, classes=2)
-    evaluate_parts(network, [part(labels, labels, 2)], classes=2, device="cpu", surfaces=False)
-    assert network.training
-
-
-def test_batch_norms_are_folded_for_whole_volumes(monkeypatch):
-    calls, normalize = [], nn.BatchNorm2d.forward
-
-    def counting(batch_norm, pixels):
-        calls.append(len(pixels))
-        return normalize(batch_norm, pixels)
-
-    monkeypatch.setattr(nn.BatchNorm2d, "forward", counting)
-    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
-    labels = random_classes(0, shape=(40, 16, 16), classes=2)
-    evaluate_parts(network, [part(labels, labels, 2)], classes=2, device="cpu", surfaces=False)
-    assert sum(calls) < 5 < len(labels)
 
 
 def test_wrong_options_are_refused():

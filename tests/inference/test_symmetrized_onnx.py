@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from commands import run_command
@@ -156,11 +155,7 @@ def test_an_exported_network_keeps_its_description(tmp_path):
 
 
 def classes(path):
-    return save(
-        path,
-        [helper.make_node("ArgMax", ["x"], ["y"], axis=1)],
-        kind=TensorProto.INT64,
-    )
+    return save(path, [helper.make_node("ArgMax", ["x"], ["y"], axis=1)], kind=TensorProto.INT64)
 
 
 def dependent(path):
@@ -182,16 +177,6 @@ def symmetric(path):
     evenslice.neutralize(model, strategy="twin", mean=0.5, std=0.25)
     evenslice.export(model, path.parent / "exported", to="onnx")
     return path.parent / "exported" / "network.onnx"
-
-
-def of_onnxruntime(path):
-    """The same network in onnxruntime's own format, which it knows by the suffix."""
-    own, options = path.with_suffix(".ort"), onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(own)
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.save_model_format", "ORT")
-    onnxruntime.InferenceSession(str(biased(path)), options)
-    return own
 
 
 @pytest.mark.parametrize(

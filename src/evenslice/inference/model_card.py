@@ -246,9 +246,11 @@ def readme_text(description: Description, usage: Sequence[str]) -> str:
 def _input_lines(description: Description) -> Iterator[str]:
     reading, crop, record = description.reading, description.crop, description.record
     does = "predicts the middle one" if description.task == "segmentation" else "classifies a window"
-    yield f"A 2D+ network: it {does} of {description.window} of a volume, which are its input channels,"
-    yield f"at the offsets {', '.join(f'{offset:+d}' if offset else '0' for offset in description.offsets)} along "
-    yield f"the axis {reading.plane}."
+    offsets = ", ".join(f"{offset:+d}" if offset else "0" for offset in description.offsets)
+    yield (
+        f"A 2D+ network: it {does} of {description.window} of a volume, which are its input channels, at the offsets "
+        f"{offsets} along the axis {reading.plane}."
+    )
     if crop is not None:
         yield (
             f"It was trained on windows of {crop[0]} x {crop[1]} pixels (y, x), and classifies the voxel at "

@@ -45,7 +45,7 @@ class Segmenter:
         >>> import evenslice
         >>> bright = evenslice.Segmenter(lambda windows: windows[:, 1:2] - 0.5, 3, evenslice.Reading(intensity=(0, 200)))
         >>> labels = evenslice.segment(bright, np.full((3, 32, 32), 180))
-        >>> labels[1].mean()
+        >>> float(labels[1].mean())
         1.0
     """
 
