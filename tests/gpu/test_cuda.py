@@ -236,28 +236,6 @@ def memory_of(free):
         torch.cuda.empty_cache()
 
 
-def test_the_default_batch_takes_half_of_what_is_free(unet, volume, monkeypatch):
-    """Half of the memory for 24 windows holds 12, of which a batch takes 8: a third."""
-    options = {"max_windows": 24, "device": "cuda", "dtype": "float32", "progress": False}
-    for _ in range(2):  # the first pass reserves what stays
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        evenslice.audit(
-            unet, volume, **by_name(evenslice.audit, compute=evenslice.Compute(batch=2), **options)
-        )
-    free = 12 * (torch.cuda.max_memory_allocated() - before)
-    with memory_of(free) as allowed:
-        # CUDA itself does not know of the limit.
-        monkeypatch.setattr(
-            torch.cuda, "mem_get_info", lambda _: (allowed - torch.cuda.memory_reserved(), allowed)
-        )
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        found = evenslice.audit(unet, volume, **by_name(evenslice.audit, **options))
-        assert found.run.batch == 8
-        assert free / 6 < torch.cuda.max_memory_allocated() - before < free / 2
-
-
 def test_memory_that_runs_out_halves_the_batch(unet, volume):
     """The process may take four times what the pass of one window takes, and is asked for sixteen at once."""
     large = np.tile(volume[:16], (1, 4, 4))

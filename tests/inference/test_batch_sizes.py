@@ -90,6 +90,7 @@ def test_an_attribution_goes_on_in_smaller_batches(method):
     assert max(small.module.sizes) <= 2
 
 
+@pytest.mark.slow
 def test_whole_audits_segmentations_and_evaluations_go_on(tmp_path):
     options = {"device": "cpu", "dtype": "float32", "progress": False}
     audits = [

@@ -141,24 +141,6 @@ def test_every_pass_of_a_network_computes_float32_in_full(work):
     assert precisions() == before
 
 
-@pytest.mark.parametrize("work", ["audit", "segment", "evaluate"])
-def test_float16_is_refused_on_a_cpu_in_one_line(work, tmp_path):
-    volume = np.random.default_rng(0).random((6, 16, 16))
-    calls = {
-        "audit": lambda model: evenslice.audit(
-            model, volume, compute=evenslice.Compute(device="cpu", dtype="float16")
-        ),
-        "segment": lambda model: evenslice.segment(
-            model, volume, tmp_path / "out.npy", compute=evenslice.Compute(device="cpu", dtype="float16")
-        ),
-        "evaluate": lambda model: evenslice.evaluate(
-            model, volume, volume > 0.5, compute=evenslice.Compute(device="cpu", dtype="float16")
-        ),
-    }
-    with pytest.raises(evenslice.ConfigError, match="float16.*on a CPU choose bfloat16, float32 or auto"):
-        calls[work](nn.Conv2d(3, 2, 1))
-
-
 @pytest.mark.parametrize(("capability", "dtype"), [(7, torch.float32), (8, torch.bfloat16)])
 def test_bfloat16_is_chosen_for_training_alone_by_the_gpu_that_is_named(capability, dtype, monkeypatch):
     """The current GPU has the other answer. Labels are computed in float32 unless less is asked for."""
@@ -277,32 +259,6 @@ def test_a_default_dtype_changes_no_audit(method, built, request):
     assert shares() == wanted
 
 
-def test_a_default_dtype_changes_no_segmentation(tmp_path, request):
-    """Neither that of one tile nor that of overlapping ones, nor what is lost with a slice."""
-    volume = np.random.default_rng(0).random((8, 16, 24), np.float32)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
-
-    def results(name):
-        made = []
-        for tile in ((16, 24), (8, 8)):
-            options = {"tile": tile, "device": "cpu", "progress": False}
-            out = tmp_path / f"{name}-{tile[0]}.npy"
-            evenslice.segment(model, volume, out, **by_name(evenslice.segment, probabilities=True, **options))
-            made.append(np.load(out))
-        scores = evenslice.evaluate(
-            model,
-            volume,
-            (volume > 0.5).astype(np.uint8),
-            **by_name(evenslice.evaluate, stress=True, **options),
-        )
-        return (*made, scores.to_dict()["stress"]["intact"])
-
-    wanted = results("float32")
-    request.getfixturevalue("float64_by_default")
-    for found, right in zip(results("float64"), wanted, strict=True):
-        np.testing.assert_equal(found, right)
-
-
 class Overflow(nn.Module):
     """A network whose sums are too large for float16, and whose output is not."""
 
@@ -398,25 +354,3 @@ def test_a_network_that_does_not_compute_in_half_precision_is_told_of_it():
     with pytest.raises(ModelError, match=r"BFloat16.*; compute in single precision with dtype='float32'"):
         network.prepare(3, (32, 32))
     ReadyNetwork(ByNumpy(3, 2, 1), slices=3, device="cpu", dtype="float32").prepare(3, (32, 32))
-
-
-def test_a_network_without_values_is_refused():
-    volume = np.random.default_rng(0).random((6, 64, 64), np.float32)
-    lazy = nn.Sequential(nn.LazyConv2d(2, 3))
-    for network, name in ((nn.Conv2d(3, 2, 1, device="meta"), "weight"), (lazy, "0.weight")):
-        with pytest.raises(
-            ModelError, match=rf"has parameters without values \('{name}'\); load its weights"
-        ):
-            evenslice.audit(network, volume)
-    lazy(torch.rand(1, 3, 8, 8))
-    evenslice.audit(
-        lazy, volume, sampling=evenslice.Sampling(max_windows=2), compute=evenslice.Compute(progress=False)
-    )
-
-
-def test_a_network_that_cannot_be_copied_is_refused_in_one_line_that_says_what_to_do():
-    network = nn.Conv2d(3, 1, 1)
-    network.kept = network.weight * 2
-    with pytest.raises(ModelError, match="Conv2d cannot be copied: .*; detach the tensors") as found:
-        ReadyNetwork(network, slices=3)
-    assert "\n" not in str(found.value)

@@ -126,20 +126,6 @@ def test_labels_that_are_stored_together_are_read_together(
     assert found.stress == expected.stress
 
 
-def test_a_recorded_network_knows_its_slices(blobs):
-    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
-    evenslice.neutralize(network, slices=5)
-    found = evenslice.evaluate(
-        network,
-        *blobs,
-        **by_name(evenslice.evaluate, stress=True, stress_slices=4, surfaces=False, **OPTIONS),
-    )
-    assert found.model["slices"] == 5
-    assert [loss.offset for loss in found.stress.losses[:2]] == [1, 2]
-    assert found.stress.reversed.loss.estimate == pytest.approx(0, abs=1e-3)  # uniform
-    assert np.isnan(found.scores.volumes[0].hd95).all()
-
-
 def test_a_function_is_evaluated_as_a_network_is(blobs):
     image, labels = blobs
 

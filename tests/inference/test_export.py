@@ -79,6 +79,7 @@ def answer(network, windows, record=None):
         return network.eval()(torch.from_numpy(scaled)).numpy()
 
 
+@pytest.mark.slow
 def test_an_average_over_mirrors_comes_back_from_every_file(averaging, tmp_path):
     network, record, source = averaging
     windows = noise(2, 5, 64, 64)

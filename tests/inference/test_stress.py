@@ -1,8 +1,5 @@
 """Stress: planted networks lose what their formulas say when slices are disturbed, and nothing else."""
 
-from itertools import pairwise
-
-import dask.array as da
 import numpy as np
 import pytest
 import torch
@@ -11,14 +8,13 @@ from torch import nn
 
 import evenslice
 from evenslice._core.errors import ConfigError
-from evenslice.inference.prediction import class_map, even_slices, predict
+from evenslice.inference.prediction import class_map, even_slices
 from evenslice.inference.ready_networks import ReadyNetwork
 from evenslice.inference.scoring import (
     KINDS,
     SHIFT,
     Disturbances,
     StressedVolume,
-    StressTest,
     confusion_matrix,
     evaluate_parts,
     stress,
@@ -179,28 +175,6 @@ def test_a_sample_of_slices_gets_the_noise_of_its_slices():
     assert sides == pytest.approx(dice[2:])
 
 
-def test_each_slice_is_read_once(monkeypatch):
-    image, labels = blobs()
-    read, read_labels = [], []
-    volume = open_volume(image)
-    classes = open_volume(da.from_array(labels, chunks=(7, -1, -1)))
-    original = type(volume).__getitem__
-
-    def counted(self, key):
-        if self is volume:
-            read.append(key)
-        elif self is classes:
-            read_labels.append(key)
-        return original(self, key)
-
-    monkeypatch.setattr(type(volume), "__getitem__", counted)
-    stress(ready(linear(0.7, 0.2, 0.1)), [StressedVolume(volume, ONE, classes)], slices=3, most_slices=None)
-    assert [key.start for key in read_labels if key.stop] == list(range(0, len(image), 7))  # stored together
-    starts = sorted(key[0].start for key in read)
-    assert starts == sorted(set(starts))
-    assert all(one < other for one, other in pairwise(starts))
-
-
 def test_what_stands_in_the_place_of_a_slice():
     window = [np.random.default_rng(k).random((6, 20), dtype=np.float32) for k in range(3)]
     shown = list(Disturbances(3).windows(window, 0, 7))
@@ -279,16 +253,6 @@ def test_what_cannot_be_stressed():
     part = LabelledVolume("blobs", open_volume(image), open_volume(image), ONE, ClassIndex(np.zeros(2), ()))
     with pytest.raises(ConfigError, match="disturbed slices need all slices"):
         evaluate_parts(linear(1, 0, 0), [part], classes=2, most_slices=3, surfaces=False, stressed=3)
-
-
-def test_windows_that_are_not_chosen_are_shown_once():
-    image, _ = blobs(depth=7)
-    test = StressTest(3, 2)
-    outputs = predict(
-        ready(linear(0.2, 0.6, 0.2)), open_volume(image), scaling=ONE, slices=3, shown=test.windows(0, {4})
-    )
-    counted = np.bincount([z for z, _ in outputs])
-    assert counted.tolist() == [1, 1, 1, 1, len(test.ways), 1, 1]
 
 
 def test_step_is_the_distance_between_slices():
