@@ -334,8 +334,16 @@ def tell_rounding(
         return
 
     def labels(asked: ReadyNetwork) -> Tensor:
-        centres, given = range(len(volume))[:2], {"slices": slices, "step": step}
-        found = predict(asked, volume, scaling=scaling, centres=centres, tile=tile, batch=batch, **given)
+        found = predict(
+            asked,
+            volume,
+            scaling=scaling,
+            slices=slices,
+            step=step,
+            centres=range(len(volume))[:2],
+            tile=tile,
+            batch=batch,
+        )
         return torch.stack([predicted_classes(output, dim=0) for _, output in found])
 
     rounded, exact = labels(network), labels(network.in_precision(torch.float32))
