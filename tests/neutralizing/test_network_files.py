@@ -28,7 +28,7 @@ from evenslice import (
 from evenslice.inference import stated_reading
 from evenslice.networks import build_model
 from evenslice.neutralizing import neutralize_file
-from evenslice.training import find_reading
+from evenslice.training import find_network
 
 SMALL = "smp:Unet/resnet18?encoder_depth=3&decoder_channels=[16,8,8]"
 TINY = "timm:test_resnet"
@@ -408,15 +408,15 @@ def test_how_a_network_reads_volumes_comes_back(tmp_path, saved):
     record = neutralize_file(TINY, "none", path, {}, reading=READING)
     assert load_network(TINY, str(path)).record == record
     for spec, weights in ((TINY, str(path)), (str(path), None), (TINY, str(tmp_path))):  # the folder
-        assert stated_reading(spec, weights) == reading
-    found = find_reading(None, TINY, str(path), step=1, fill=0.0)
+        assert stated_reading(spec, weights) == (reading, None)
+    found = find_network(None, TINY, str(path), reading={"step": 1, "fill": 0.0}).reading
     assert found == Reading(**READING | {"step": 1, "fill": 0.0})
     neutralize_file(TINY, str(path), again, {}, reading=reading)
-    assert stated_reading(TINY, str(again)) == reading
+    assert stated_reading(TINY, str(again)) == (reading, None)
     numbers = {"step": np.int64(2), "intensity": (np.float32(0), np.uint8(255)), "fill": None}
     neutralize_file(TINY, "none", again, {}, reading=numbers, force=True)
-    assert stated_reading(TINY, str(again)) == Reading(step=2, intensity=(0, 255))
-    assert stated_reading(TINY, str(saved)) is None
+    assert stated_reading(TINY, str(again))[0] == Reading(step=2, intensity=(0, 255))
+    assert stated_reading(TINY, str(saved)) == (None, None)
 
 
 @pytest.mark.parametrize("reading", [{"step": 0}, {"steps": 2}, {"label_values": [0, 1], "ignore_label": 1}])

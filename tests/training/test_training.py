@@ -20,7 +20,7 @@ from torch import nn
 import evenslice
 from evenslice import ConfigError, EvensliceError, ModelError, OutputError, TrainConfig, load_config, train
 from evenslice._core import to_yaml
-from evenslice.networks import METADATA_KEY, read_metadata
+from evenslice.networks import read_metadata
 from evenslice.neutralizing.averages import without_mirror
 from evenslice.training import RunFolder, lightning_parts, load_segmenter, trainer
 from evenslice.training.lightning_parts import CsvLog, KeepBest, ShowProgress, TrainingModule
@@ -527,12 +527,12 @@ def test_a_sigmoid_for_each_class_is_no_softmax(folder, tmp_path, loss, channels
     result = train(make_config(folder, data__classes=classes, model__spec=spec, **options), run)
     assert len(result["dice"]["per_class"]) == classes
     segmenter, image = load_segmenter(run, spec), np.load("image.npy")[:4]
-    stated = json.loads(read_metadata(run / "network.safetensors")[METADATA_KEY])["reading"]
+    stated = json.loads(read_metadata(run / "network.safetensors"))["reading"]
     assert segmenter.reading.overlapping == stated.get("overlapping") == overlapping
-    segmenter.segment(evenslice.open_volume(image), tmp_path / "labels.npy")
+    evenslice.segment(segmenter, image, tmp_path / "labels.npy")
     refused = pytest.raises(ConfigError, match="classes that overlap have a sigmoid each .* train with")
     with refused if overlapping else nullcontext():
-        segmenter.segment(evenslice.open_volume(image), tmp_path / "probabilities.npy", probabilities=True)
+        evenslice.segment(segmenter, image, tmp_path / "probabilities.npy", probabilities=True)
 
 
 def test_what_the_logits_do_not_depend_on_is_left_as_it_was(folder, tmp_path):

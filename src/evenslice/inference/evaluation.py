@@ -15,16 +15,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import ConfigError, json_text, option, package_versions, staged_folder, whole_number
-from evenslice.inference.compute import Compute
+from evenslice.inference.devices import Compute
 from evenslice.inference.prediction import choose_tile, tell_rounding, try_network
 from evenslice.inference.ready_networks import make_ready
-from evenslice.inference.scoring import score_parts
-from evenslice.inference.stress_test import MOST_SLICES, StressedVolume, StressTest, stress as measure_stress
+from evenslice.inference.scoring import (
+    MOST_SLICES,
+    StressedVolume,
+    StressTest,
+    score_parts,
+    stress as measure_stress,
+)
+from evenslice.inference.segmenter import Segmenter, as_segmenter
 from evenslice.networks import with_gradients
 from evenslice.volumes import (
     ClassIndex,
     LabelledVolume,
-    LabelValues,
     Reading,
     check_classes,
     check_tile,
@@ -42,12 +47,10 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from evenslice.inference.metrics import Scores
-    from evenslice.inference.prediction import Network
+    from evenslice.inference.scoring import Scores
     from evenslice.results import Stress
-    from evenslice.volumes import Scaling, Volume, VolumeLike
+    from evenslice.volumes import VolumeLike
 
-__all__ = ["RESULT_FILES", "EvaluatedVolume", "Evaluation", "evaluate"]
 
 RESULT_FILES = ("result.json",)
 PACKAGES = ("evenslice", "torch", "numpy", "scipy", "monai", "onnxruntime")
@@ -55,7 +58,7 @@ PACKAGES = ("evenslice", "torch", "numpy", "scipy", "monai", "onnxruntime")
 
 @with_gradients
 def evaluate(
-    model: nn.Module | Callable[..., Any],
+    model: nn.Module | Callable[..., Any] | Segmenter,
     volume: VolumeLike,
     labels: VolumeLike | None = None,
     *,
@@ -76,7 +79,7 @@ def evaluate(
         model: maps (batch, slices, y, x) to logits (batch, classes, y, x); one channel stands for two classes. Slices
             in 0..1 are scaled as ``neutralize`` recorded on it, else by the mean and std that its library states for
             pretrained weights, else not at all. Or any function with such an output, such as one from ``load_onnx``; see
-            ``evenslice.inference.ready_networks.BlackBox`` for its input.
+            ``evenslice.inference.BlackBox`` for its input. Or either with its reading.
         volume: the volume, an array (z, y, x), or a path.
         labels: the class of each voxel, whole numbers in an array of the same shape. Optional with ``stress``, which
             then compares with the intact answer.
@@ -84,11 +87,12 @@ def evaluate(
             (0, the darkest intensity), noisy (Gaussian noise of standard deviation 0.1, where intensities are scaled
             to 0..1) or shifted by 8 pixels along x; and the whole window reversed.
         stress_slices: disturb the windows of at most this many slices, spread evenly over the volume; by default 60.
-        slices: N, odd; by default as recorded by ``neutralize`` or stated by the function, else 3.
+        slices: N, odd; by default as recorded by ``neutralize`` or stated by the function or the segmenter, else 3.
         surfaces: also compare surfaces, in volumes of up to 2**26 voxels.
         tile: size (y, x) of the in-plane tiles, see ``evenslice.inference.prediction.predict``.
         seed: random seed for the noise of noisy slices, 0 or more.
-        reading: how the volume and the labels are read; with ``instances``, scores compare the objects, too.
+        reading: how the volume and the labels are read, by default as the segmenter says; with ``instances``, scores
+            compare the objects, too.
         compute: where and how the network runs.
 
     Raises:
@@ -110,40 +114,47 @@ def evaluate(
         >>> scores.dice, blank.kind, blank.before.loss.estimate, blank.after.loss.estimate
         (1.0, 'blank', 1.0, 0.0)
     """
-    reading = reading or Reading()
+    segmenter = as_segmenter(model, slices, reading, labelled=labels is not None)
+    segmenter.need_segmentation()
+    slices, reading = segmenter.slices, segmenter.reading
     compute.refuse("workers", "scheduler")
+    seed = whole_number("seed", seed, least=0)
     values = reading.labels
     if labels is None:
-        _need_stress(stress=stress)
+        if not stress:
+            raise ConfigError(
+                f"nothing to compare the answers with; give {option('labels')}, or {option('stress')}, which "
+                "compares with the intact answer"
+            )
         values.refuse()
-    seed, stress_slices = (
-        whole_number("seed", seed, least=0),
-        _check_stress_slices(stress_slices, stress=stress),
-    )
+    if stress_slices is not None and not stress:
+        raise ConfigError(
+            f"{option('stress_slices')}: has no effect without {option('stress')}; give both or neither"
+        )
+    most = whole_number("stress_slices", MOST_SLICES if stress_slices is None else stress_slices, least=1)
     volume = in_plane(open_filled(volume, reading.fill), reading.plane)
     stored = None if labels is None else open_labels(labels, volume)
-    ready, slices = make_ready(model, slices, device=compute.device, dtype=compute.dtype)
-    tile = choose_tile(ready, volume.shape[1:]) if tile is None else check_tile(tile)
-    classes = try_network(ready, slices, tile)
+    network = make_ready(segmenter.network, slices, compute)
+    tile = choose_tile(network, volume.shape[1:]) if tile is None else check_tile(tile)
+    classes = try_network(network, slices, tile)
     known = None if stored is None else values.class_volume(stored, classes)
     if known is not None:
         check_classes(known)
     scaling = fit_scaling(volume, intensity=reading.intensity, fill=reading.fill)
     run: dict[str, Any] = {
-        "slices": slices,
         "step": reading.step,
         "tile": tile,
         "batch": compute.batch,
         "progress": compute.progress,
     }
-    tell_rounding(ready, volume, scaling, **run)
+    tell_rounding(network, volume, scaling, slices=slices, **run)
     scores: Scores | None = None
-    stressed: Stress | None = None
     if stored is None or known is None:
-        stressed = measure_stress(
-            ready,
+        stressed: Stress | None = measure_stress(
+            network,
             [StressedVolume(volume, scaling)],
-            most_slices=stress_slices,
+            slices=slices,
+            most_slices=most,
             seed=seed,
             classes=classes,
             **run,
@@ -151,71 +162,42 @@ def evaluate(
     else:
         index = ClassIndex(np.zeros(classes, np.int64), ())  # all slices are predicted: none is chosen
         scores = score_parts(
-            ready,
+            network,
             [LabelledVolume(volume.path, volume, known, scaling, index, values.background_volume(stored))],
+            StressTest([len(volume)], slices, classes, most=most if stress else 0, seed=seed),
             centres=[range(len(volume))],
             boundaries=values.instances is not None,
             surfaces=surfaces,
-            test=StressTest(slices, classes, seed=seed) if stress else None,
-            stressed=stress_slices,
-            classes=classes,
             **run,
         )
         stressed = scores.stress
     return Evaluation(
         scores=scores,
         stress=stressed,
-        model=_describe_network(ready, slices, reading.step),
-        volume=_describe_volume(volume, scaling, stored, values),
+        model={
+            "name": network.name,
+            "slices": slices,
+            "step": reading.step,
+            **network.scaling,
+            "device": network.device.type,
+            "dtype": str(network.dtype).removeprefix("torch."),
+        },
+        volume=EvaluatedVolume(
+            path=volume.path,
+            shape=volume.shape,
+            intensity=(scaling.low, scaling.high),
+            image=fingerprint(volume),
+            labels=None if stored is None else fingerprint(stored),
+            labels_path=None if stored is None else stored.path,
+            label_options=None if stored is None else values.to_dict(),
+            region=volume.region,
+            level=volume.level,
+            select=dict(volume.select),
+            fill=scaling.fill,
+        ),
         seed=seed,
         versions=package_versions(PACKAGES),
         created=dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
-    )
-
-
-def _need_stress(*, stress: bool) -> None:
-    """Raise ConfigError if there is nothing to compare with without labels."""
-    if not stress:
-        raise ConfigError(
-            f"nothing to compare the answers with; give {option('labels')}, or {option('stress')}, which "
-            "compares with the intact answer"
-        )
-
-
-def _check_stress_slices(most: int | None, *, stress: bool) -> int:
-    if most is not None and not stress:
-        raise ConfigError(
-            f"{option('stress_slices')}: has no effect without {option('stress')}; give both or neither"
-        )
-    return MOST_SLICES if most is None else whole_number("stress_slices", most, least=1)
-
-
-def _describe_network(network: Network, slices: int, step: int) -> dict[str, Any]:
-    return {
-        "name": network.name,
-        "slices": slices,
-        "step": step,
-        **network.scaling,
-        "device": network.device.type,
-        "dtype": str(network.dtype).removeprefix("torch."),
-    }
-
-
-def _describe_volume(
-    volume: Volume, scaling: Scaling, labels: Volume | None, values: LabelValues
-) -> EvaluatedVolume:
-    return EvaluatedVolume(
-        path=volume.path,
-        shape=volume.shape,
-        intensity=(scaling.low, scaling.high),
-        image=fingerprint(volume),
-        labels=None if labels is None else fingerprint(labels),
-        labels_path=None if labels is None else labels.path,
-        label_options=None if labels is None else values.to_dict(),
-        region=volume.region,
-        level=volume.level,
-        select=dict(volume.select),
-        fill=scaling.fill,
     )
 
 

@@ -3,20 +3,26 @@
 A network becomes a frozen copy on its device, in its precision, with the input scaling that it expects. A function gets
 windows as a NumPy array (batch, slices, y, x), float32 in 0..1, and returns an array or a tensor of outputs, batch first. It
 has no gradients, so only occlusion can explain it.
+
+In evaluation mode a batch norm is a fixed scale and shift, which the convolution before it can apply at no cost. Which
+convolution that is does not come from a list of architectures: a forward pass is observed, and the autograd graph tells
+whether anything else reads the output of the convolution.
 """
 
 from __future__ import annotations
 
 import copy
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn.utils import convert_conv2d_weight_memory_format
+from torch import Tensor, nn
+from torch.nn.utils import convert_conv2d_weight_memory_format, parametrize
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from evenslice._core import (
     ConfigError,
@@ -25,9 +31,7 @@ from evenslice._core import (
     check_sendable,
     option,
     reason,
-    whole_number,
 )
-from evenslice.inference.batch_norm_fusion import fuse_batch_norms
 from evenslice.inference.devices import (
     SMALLER,
     BatchSizes,
@@ -50,7 +54,7 @@ from evenslice.networks import (
     reporting_own_errors,
     require_values,
 )
-from evenslice.neutralizing import record_of, untie
+from evenslice.neutralizing import copy_average, record_of, untie
 from evenslice.volumes import check_tile, check_window
 
 if TYPE_CHECKING:
@@ -58,18 +62,126 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = [
-    "BlackBox",
-    "ReadyNetwork",
-    "by_slice",
-    "choose_slices",
-    "frozen_copy",
-    "input_scaling",
-    "keep_depthwise_exact",
-    "keep_sides",
-    "make_ready",
-    "trial_windows",
-]
+    from evenslice.inference.devices import Compute
+
+
+TOLERANCE = 1e-4  # relative to the largest output
+
+
+def fuse_batch_norms(network: nn.Module, windows: Tensor, outputs: Callable[[Any], Tensor] = logits) -> int:
+    """Fold batch norms into the preceding convolutions, in place.
+
+    A batch norm stays if it does not directly follow its convolution, or is of an unknown kind; all of them stay if the
+    output would change, or if the network cannot be watched: it has to accept the windows, and its memory to hold a pass
+    with its graph.
+
+    Args:
+        network: in evaluation mode, in float32.
+        windows: (batch, slices, y, x) to test it with.
+        outputs: reduces what the network returns to a tensor.
+
+    Returns:
+        The number of folded batch norms.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
+        >>> fuse_batch_norms(network, torch.zeros(1, 3, 8, 8)), network[1]
+        (1, Identity())
+    """
+    if not any(_successor(module) for module in network.modules()):
+        return 0
+    try:
+        before, pairs = _watch(network, windows, outputs)
+    except Exception:  # noqa: BLE001  # the windows may be too small for it; watching takes more memory than running
+        return 0
+    kept: dict[str, nn.Module] = {}
+    for names in pairs:
+        convolution, norm = (network.get_submodule(name) for name in names)
+        successor = cast("nn.Module", _successor(norm))
+        copy_average(norm, successor)
+        fused = fuse_conv_bn_eval(cast("nn.Conv2d", convolution), cast("nn.BatchNorm2d", norm))
+        kept |= dict(zip(names, (convolution, norm), strict=True))
+        for name, module in zip(names, (fused.requires_grad_(False), successor), strict=True):
+            network.set_submodule(name, module)
+    try:
+        with torch.no_grad():
+            difference = (outputs(network(windows)) - before).abs().max()
+        if difference <= TOLERANCE * before.abs().max():
+            return len(pairs)
+    except Exception:  # noqa: BLE001, S110  # the network may access its batch norms
+        pass
+    for name, module in kept.items():
+        network.set_submodule(name, module)
+    return 0
+
+
+def _successor(batch_norm: nn.Module) -> nn.Module | None:
+    """Return what remains of a batch norm without its scale and shift; None if its kind is unknown."""
+    if type(batch_norm) in (nn.BatchNorm2d, nn.SyncBatchNorm):
+        return nn.Identity()
+    if type(batch_norm).__name__ == "BatchNormAct2d":  # timm's, with the activation in it
+        return nn.Sequential(cast("nn.Module", batch_norm.drop), cast("nn.Module", batch_norm.act))
+    return None
+
+
+def _watch(
+    network: nn.Module, windows: Tensor, outputs: Callable[[Any], Tensor]
+) -> tuple[Tensor, list[tuple[str, str]]]:
+    """Run the network; return its output, and the names of convolutions and of the batch norms that alone read their outputs."""
+    made: dict[int, tuple[str, Tensor]] = {}
+    read: list[tuple[str, int]] = []
+    calls: Counter[str] = Counter()
+    parameters = Counter(id(p) for m in network.modules() for p in m.parameters(recurse=False))
+
+    def note_convolution(name: str, output: Tensor) -> None:
+        calls[name] += 1
+        made[id(output)] = name, output  # which is kept alive, so that no other tensor gets its id
+
+    def note_batch_norm(name: str, inputs: tuple[Tensor, ...]) -> None:
+        calls[name] += 1
+        read.extend((name, id(pixels)) for pixels in inputs[:1])  # given by keyword, it is not seen here
+
+    hooks = []
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d) and not parametrize.is_parametrized(module):
+            note = partial(note_convolution, name)
+            hooks.append(module.register_forward_hook(lambda _, __, output, note=note: note(output)))
+        elif _successor(module) and module.running_mean is not None:
+            note = partial(note_batch_norm, name)
+            hooks.append(module.register_forward_pre_hook(lambda _, inputs, note=note: note(inputs)))
+    try:
+        with torch.enable_grad():
+            # The product is no leaf of the graph, which a network may not change in place.
+            output = outputs(network(windows.detach().requires_grad_() * 1))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    readers = Counter(_graph(output.grad_fn))
+    pairs = [
+        (convolution, name)
+        for name, key in read
+        if key in made
+        for convolution, between in [made[key]]
+        if calls[convolution] == calls[name] == 1
+        and readers[between.grad_fn] == 1
+        and parameters[id(network.get_submodule(convolution).weight)] == 1
+    ]
+    return output.detach(), pairs
+
+
+def _graph(root: Any) -> Iterator[Any]:
+    """Yield each node of an autograd graph once for each node that reads it."""
+    waiting = [] if root is None else [root]  # predicted classes, or an empty detection, have no graph
+    seen = set(waiting)
+    while waiting:
+        for node, _ in waiting.pop().next_functions:
+            if node is None:
+                continue
+            yield node
+            if node not in seen:
+                seen.add(node)
+                waiting.append(node)
+
 
 ANY_GPU = ("auto", "cuda")  # devices that are chosen anew by each process
 _MOVING = threading.Lock()
@@ -220,14 +332,12 @@ class ReadyNetwork(nn.Module):
         """
         with _MOVING:  # a move that is under way ends first
             state, device = dict(vars(self)), self._device
-        if self._asked in ANY_GPU:
+        moved = device is not None and device.type != "cpu"
+        if moved or self._asked in ANY_GPU:
             state |= {"_device": None, "batches": BatchSizes()}
-        if device is not None and device.type != "cpu":
-            moved = {
-                name: copy.deepcopy(part).cpu() for name, part in self._modules.items() if part is not None
-            }
-            buffers = {name: part.cpu() for name, part in self._buffers.items() if part is not None}
-            state |= {"_modules": moved, "_buffers": buffers, "_device": None, "batches": BatchSizes()}
+        for kind in ("_modules", "_buffers") if moved else ():
+            parts = {name: part for name, part in state[kind].items() if part is not None}
+            state[kind] = {name: copy.deepcopy(part).cpu() for name, part in parts.items()}
         return state
 
     def forward(self, windows: Tensor) -> Any:
@@ -476,56 +586,42 @@ def keep_sides(network: object, tile: tuple[int, int]) -> tuple[int, int]:
     return y or tile[0], x or tile[1]
 
 
-def choose_slices(model: nn.Module | Callable[..., Any]) -> int:
-    """Return the number of slices that ``neutralize`` recorded on a network or that a function states, else 3.
-
-    Example:
-        >>> choose_slices(lambda windows: windows)
-        3
-    """
-    stated = record_of(model) if isinstance(model, nn.Module) else model
-    return getattr(stated, "slices", None) or 3
-
-
 def make_ready(
     model: nn.Module | Callable[..., Any],
-    slices: int | None,
+    slices: int,
+    compute: Compute,
     *,
-    device: str,
-    dtype: str,
     outputs: Callable[[Any], Any] | None = None,
-    sent: bool = False,
-) -> tuple[ReadyNetwork | BlackBox, int]:
-    """Return a network or a function ready to run, and the number of slices of its windows.
+) -> ReadyNetwork | BlackBox:
+    """Return a network or a function ready to run, which other processes get if these share the work.
 
     Args:
         model: the network or the function.
-        slices: N; by default see ``choose_slices``.
-        device: as for ``ReadyNetwork``, and for ``BlackBox``.
-        dtype: likewise.
-        outputs: likewise.
-        sent: whether it will be sent to other processes.
+        slices: N.
+        compute: where it runs, and in which precision.
+        outputs: as for ``ReadyNetwork``, and for ``BlackBox``.
 
     Raises:
         ConfigError: the number is not odd, or a function cannot be sent.
         ModelError, ConfigError: see ``ReadyNetwork`` and ``BlackBox``.
 
     Example:
-        >>> make_ready(lambda windows: windows, None, device="auto", dtype="auto")[1]
-        3
+        >>> from evenslice.inference import Compute
+        >>> make_ready(lambda windows: windows, 3, Compute()).name
+        'evenslice.inference.ready_networks:<lambda>'
     """
-    slices = choose_slices(model) if slices is None else whole_number("slices", slices)
     check_window(slices, 1, "reflect")
+    where = {"device": compute.device, "dtype": compute.dtype}
     ready: ReadyNetwork | BlackBox
     if isinstance(model, nn.Module):  # a network can be sent, as it can be copied
-        ready = ReadyNetwork(model, slices=slices, device=device, dtype=dtype, outputs=outputs)
+        ready = ReadyNetwork(model, slices=slices, **where, outputs=outputs)
     else:
-        ready = BlackBox(model, device=device, dtype=dtype, outputs=outputs)
-        if sent:
+        ready = BlackBox(model, **where, outputs=outputs)
+        if compute.shared:
             check_sendable(model, f"the function {ready.name}")
-    if sent and outputs is not None:
+    if compute.shared and outputs is not None:
         check_sendable(outputs, option("outputs", function_name(outputs)))
-    return ready, slices
+    return ready
 
 
 LARGEST_FAST = 3  # largest kernel size for which the gradient of the weights is fast

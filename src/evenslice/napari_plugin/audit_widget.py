@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from magicgui.widgets import Label, PushButton
 
-from evenslice.auditing import Sampling, audit, explain
+from evenslice.auditing import audit, explain
 from evenslice.napari_plugin.job_widget import JobWidget, wrap
 from evenslice.napari_plugin.layers import position
 from evenslice.napari_plugin.map_layers import MapLayers
@@ -49,12 +49,11 @@ class _Audited:
         run = self.audit.run
         low, high = run.volumes[0].intensity
         return explain(
-            self.network.network,
+            self.network,
             self.volume,
             place[self.axis],
             slices=run.slices,
             at=(y, x),
-            tile=self.network.crop,
             reading=replace(self.network.reading, intensity=(low, high), fill=run.volumes[0].fill),
         )
 
@@ -144,10 +143,7 @@ def _audit(choice: NetworkChoice, volume: Volume, layer: Image) -> _Audited:
     network = choice.load()
     volume = reslice(volume, network.reading.plane)
     found = audit(
-        network.network,
+        network,
         volume,
-        slices=network.slices,
-        reading=network.reading.without_labels(),
-        sampling=Sampling(tile=network.crop),
     )
     return _Audited(found, network, random_parts(choice, network), volume, layer)

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import ConfigError
-from evenslice.inference import Segmenter
+from evenslice.inference import Segmenter, open_segmenter
 from evenslice.networks import untrained_parts
-from evenslice.neutralizing import load_network
-from evenslice.training import asked_size, find_reading, load_segmenter
+from evenslice.training import load_segmenter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +28,7 @@ class FromLibrary:
         strategy: how the kernels of the colours become those of the slices.
         mean: by which its inputs were centred in training; None for what its library states.
         std: by which they were divided afterwards, likewise.
-        reading: what the user says of reading volumes, as options of ``find_reading``.
+        reading: what the user says of reading volumes, as options of ``Reading``.
     """
 
     spec: str
@@ -41,18 +40,16 @@ class FromLibrary:
     reading: Mapping[str, Any] = field(default_factory=dict)
 
     def load(self) -> Segmenter:
-        """Build it; the errors are those of ``load_network`` and ``find_reading``."""
-        reading = find_reading(None, self.spec, self.weights, **self.reading)
-        model, record, source = load_network(
+        """Build it; the errors are those of ``open_segmenter``."""
+        return open_segmenter(
             self.spec,
             self.weights,
             slices=self.slices,
             strategy=self.strategy,
             mean=self.mean,
             std=self.std,
+            reading=self.reading,
         )
-        crop = asked_size(None, self.spec, self.weights)
-        return Segmenter(model, record.slices, reading, source, crop=crop)
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ class FromRun:
     def load(self) -> Segmenter:
         """Load it; the errors are those of ``load_segmenter``."""
         _check_chosen(self.run, "the folder of a training run")
-        return load_segmenter(self.run, **self.reading)
+        return load_segmenter(self.run, reading=self.reading)
 
 
 @dataclass(frozen=True)
@@ -76,12 +73,9 @@ class FromFile:
     reading: Mapping[str, Any] = field(default_factory=dict)
 
     def load(self) -> Segmenter:
-        """Load it; the errors are those of ``load_network`` and ``find_reading``."""
+        """Load it; the errors are those of ``open_segmenter``."""
         _check_chosen(self.path, "the file of a network")
-        spec = str(self.path)
-        reading = find_reading(None, spec, None, **self.reading)
-        model, record, _ = load_network(spec)
-        return Segmenter(model, record.slices, reading, crop=asked_size(None, spec, None))
+        return open_segmenter(str(self.path), reading=self.reading)
 
 
 NetworkChoice = FromLibrary | FromRun | FromFile

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evenslice.inference import segment
 from evenslice.napari_plugin.job_widget import JobWidget
 from evenslice.napari_plugin.layers import mark, placement
 from evenslice.napari_plugin.network_choice import random_parts
@@ -90,7 +91,7 @@ def _segment(choice: NetworkChoice, volume: Volume) -> _Labels:
     random = random_parts(choice, network)
     folder = tempfile.TemporaryDirectory(prefix="evenslice-", ignore_cleanup_errors=True)
     out = Path(folder.name) / "labels.npy"
-    network.segment(volume, out)
+    segment(network, volume, out)
     if out.stat().st_size > IN_MEMORY:
         array = np.load(out, mmap_mode="r+")
         return _Labels(array, _largest(array), random, folder)

@@ -19,10 +19,8 @@ from .data import fingerprints as fingerprints, open_data as open_data
 from .lightning_parts import AsymmetryMonitor as AsymmetryMonitor, is_first_process as is_first_process
 from .run_folder import RunFolder as RunFolder, flat_options as flat_options
 from .run_network import (
-    asked_size as asked_size,
-    find_reading as find_reading,
+    find_network as find_network,
     load_segmenter as load_segmenter,
-    locate_network as locate_network,
     reading_of as reading_of,
 )
 from .trainer import retest as retest, train as train
