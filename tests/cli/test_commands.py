@@ -271,7 +271,7 @@ def test_what_a_library_prints_stays_out_of_the_json(run, monkeypatch, tmp_path,
     config = SimpleNamespace(datasets=(), training=SimpleNamespace(task="classification"))
     monkeypatch.setattr("evenslice._core.load_config", lambda *_: config)
     monkeypatch.setattr("evenslice.cli.tables.run_table", lambda *_: "")
-    monkeypatch.setattr("evenslice.cli.study_tables.study_tables", lambda *_: ())
+    monkeypatch.setattr("evenslice.report.tables_of_study", lambda *_: ())
     code, out, err = run(command, "some.yaml", "--json", "--out", str(tmp_path / "out"))
     assert (code, json.loads(out)) == (0, {"failed": []}), err
     assert "a library talks" in err

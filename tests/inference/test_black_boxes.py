@@ -22,7 +22,7 @@ from evenslice._core.errors import ConfigError, ModelError, VolumeError
 from evenslice.inference import BlackBox
 from evenslice.inference.network_identity import describe_network
 from evenslice.inference.prediction import choose_tile
-from evenslice.report.files import write_report
+from evenslice.report import write_report
 from evenslice.training.run_network import load_segmenter
 
 

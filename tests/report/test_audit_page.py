@@ -1,10 +1,11 @@
-"""The page, charts, files and safety of a report on audits; test_browser.py looks at the page."""
+"""The report on audits: its sentences and answers, the page, charts, tables and files; test_browser.py looks at the page."""
 
 import csv
-import dataclasses
 import re
 import subprocess
 import sys
+from dataclasses import astuple, replace
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import matplotlib as mpl
@@ -13,23 +14,16 @@ import pytest
 from pages import HOSTILE, Page, plain, standing_alone
 from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit, with_statistics
 
-from evenslice._core.errors import ConfigError, MissingExtraError, OutputError
-from evenslice.auditing.documents import load_audits
+import evenslice
 from evenslice.networks.inputs import StemKernels
-from evenslice.report import verdict_sentence, write_figures, write_report, write_tables
-from evenslice.report.audit_charts import audit_charts, biases_figure, kernel_figures
-from evenslice.report.formatting import interval
-from evenslice.report.pictures import MAX_PIXELS, window_panels
-from evenslice.report.style import AUDIT_COLOURS, audit_colour, audit_marker, settings
-from evenslice.results import AuditRun, Interval, PairBias
+from evenslice.report import audit_tables as found, charts, files, formatting, pictures, style
+from evenslice.results import AuditedVolume, AuditRun, Decision, Interval, PairBias
 from evenslice.results.asymmetry import AnswerChange, Mismatch
 from evenslice.results.stress import BriefLoss, StressSummary
 
 NAN = Interval(float("nan"), float("nan"), float("nan"))
-UNKNOWN = {
-    "answer_change": AnswerChange(*dataclasses.astuple(NAN), judged=False),
-    "mirror_mismatch": Mismatch(*dataclasses.astuple(NAN), judged=False),
-}
+LEANING = PairBias(-0.2, -0.21, -0.19, state="beyond")
+ORDERED = AnswerChange(0.32, 0.3, 0.34, True, "beyond", "classes", 1)
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +36,15 @@ def audits():
 
 
 @pytest.fixture(scope="module")
-def page(audits, tmp_path_factory):
-    return write_report(audits, tmp_path_factory.mktemp("report") / "report.html").read_text(encoding="utf-8")
+def folder(audits, tmp_path_factory):
+    """The page, figures and tables."""
+    made = tmp_path_factory.mktemp("report")
+    files.write_audit_report(audits, made)
+    return made
+
+
+def page_of(audits, tmp_path):
+    return files.write_report(audits, tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def read(path):
@@ -51,124 +52,282 @@ def read(path):
         return list(csv.DictReader(file))
 
 
+def said(audit):
+    return plain(found.verdict_sentence(audit))
+
+
+def with_run(audit, **changes):
+    return replace(audit, run=replace(audit.run, **changes))
+
+
 def stressed(audit, loss=0.6):
     losses = (BriefLoss("missing", 1, loss, 0.8, 0.5, Interval(0.2, 0.1, 0.3)),)
-    return dataclasses.replace(audit, stress=StressSummary("labels", 16, 0.9, 0.85, losses))
+    return replace(audit, stress=StressSummary("labels", 16, 0.9, 0.85, losses))
+
+
+# Sentences and answers.
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("recorded", "as recorded on the network."),
+        ("recorded on a part", "slices were scaled twice."),
+        ("given", "as given."),
+        ("stated", "as the network's library states for its pretrained weights."),
+        ("assumed", "which is assumed: neither the network nor its library states a scaling."),
+    ],
+)
+def test_the_scaling_is_said_first(source, says, tmp_path):
+    scaling = {"mean": [0.45] * 3, "std": [0.226, 0.224, 0.225], "source": source}
+    audit = make_audit("a", PRETRAINED, run={"scaling": scaling, "assumed": False})
+    (line,) = found.setting_lines([audit])
+    assert line.startswith("Input: slices in 0 to 1, less mean 0.45, over std 0.226, 0.224, 0.225, ")
+    assert line.endswith(says)
+    shown = page_of([audit], tmp_path)
+    assert shown.index("Input: slices in 0 to 1") < shown.index("Biased in its")
+    assert ("setting warning" in shown) == (source == "recorded on a part")
+
+
+def test_without_a_decision_the_judged_figure_nearest_to_its_tolerance_is_shown():
+    pairs = (
+        PairBias(0.01, -0.04, 0.05, state="within"),
+        PairBias(-0.03, -0.04, -0.02, state="within"),
+        PairBias(0.4, 0.3, 0.5, judged=False, state="not judged"),
+    )
+    audit = make_audit("a", (1 / 7,) * 7)
+    audit = with_statistics(audit, verdict="balanced", different=None, decided_by=(), pairs=pairs, classes=())
+    saliency = found.four_answers(audit)[0]
+    assert (saliency.about, saliency.state) == ("slices ±2", "within")
+    assert found.four_answers(with_statistics(audit, pairs=pairs[2:] * 3))[0].verdict == "not judged"
+
+
+@pytest.mark.parametrize(
+    "name", ["written-by-0.1.0/audit", "written-by-0.2.0/audits/network", "written-by-0.2.0/audits/methods"]
+)
+def test_what_older_versions_measured_is_labelled(name, tmp_path):
+    audits = evenslice.load_audits(Path(__file__).parents[1] / "data" / name)
+    assert {audit.definitions for audit in audits} == {1}
+    assert all("with the definitions of version 0.2" in found.verdict_sentence(audit) for audit in audits)
+    files.write_audit_report(audits, tmp_path)
+    text = " ".join(Page((tmp_path / "report.html").read_text(encoding="utf-8")).text)
+    assert "Measured with the definitions of version 0.2." in text
+    assert "not asked" in text  # reliance
+    assert "nan" not in text.lower().split()
+
+
+def test_a_biased_network_is_told_by_each_question_that_decided():
+    audit = with_statistics(
+        make_audit("a", PRETRAINED),
+        pairs=(LEANING,),
+        reliance=(PairBias(0.1, 0.08, 0.12, state="beyond"),),
+        classes=(),
+        answer_change=ORDERED,
+        decided_by=(Decision("saliency", None, 1), Decision("reliance", None, 1), Decision("answer", 1)),
+    )
+    assert said(audit) == (
+        "Biased in its gradient maps (z-1 gets 60 % of its pair), what it relies on (z+1 is missed most) and its answers "
+        "(32 % of class 1 changes when a window is reversed)."
+    )
+    assert [(item.verdict, item.decided) for item in found.four_answers(audit)] == [
+        *[("beyond ±0.05", True)] * 2,
+        ("beyond 0.05", True),
+        ("beyond 0.01", False),
+    ]
+    assert "its maps by integrated gradients" in said(with_run(audit, method="integrated_gradients"))
+    scores = replace(ORDERED, estimate=0.16, of="scores", class_number=None)
+    by_scores = with_statistics(audit, answer_change=scores, decided_by=(Decision("answer"),))
+    assert "changes them by 16 % of what unrelated ones differ by" in said(by_scores)
+
+
+def test_the_class_and_the_pair_that_decided_are_named(audits):
+    audit = with_statistics(audits[2], decided_by=(Decision("saliency", 1, 2),))
+    assert said(audit) == "Biased in its gradient maps (z+2 gets 58 % of its pair in class 1)."
+    saliency, *others = found.four_answers(audit)
+    assert (saliency.about, saliency.decided) == ("class 1, slices ±2", True)
+    assert not any(item.decided for item in others)
+    damaged = with_statistics(audit, decided_by=(Decision("saliency", 9, 99),))  # no such figure
+    assert found.four_answers(damaged)[0].about == "slices ±1"
+
+
+def test_fair_networks_say_how_many_windows_can_differ_and_what_was_not_judged(audits):
+    uniform, equal = audits[1], "Equal in all 120 windows read"
+    assert said(uniform).startswith("Symmetric: ")
+    assert said(uniform).endswith(f"{equal}: fewer than 2.4 % of all can differ.")
+    assert said(with_statistics(uniform, different=0.0)).endswith(f"{equal}.")
+    assert equal not in said(with_statistics(uniform, different=None))
+    assert [item.value for item in found.four_answers(uniform)] == ["0 [0, 0]"] * 4
+    mismatch = Mismatch(0.3, 0.28, 0.32, state="beyond")
+    balanced = with_statistics(
+        uniform, verdict="balanced", decided_by=(Decision("use"),), mirror_mismatch=mismatch
+    )
+    assert said(balanced).startswith("Balanced: ")
+    assert said(with_statistics(uniform, unjudged_classes=(3, 7))).endswith("1 % of the pixels: class 3, 7.")
+
+
+def test_an_inconclusive_verdict_names_what_is_open_and_what_would_settle_it(audits):
+    still = (Decision("reliance", 1, 2), Decision("answer", 0))
+    audit = with_statistics(audits[2], verdict="inconclusive", different=None, decided_by=still, needed=310)
+    assert said(audit) == (
+        "Not settled: reliance (class 1, slices ±2) and answer (class 0). About 310 windows would settle it (max_windows)."
+    )
+    assert "max_windows" in found.advice_sentence(audit)
+    used = with_run(audit, stopped="all windows used")
+    assert "would settle" not in said(used)
+    assert "another volume" in found.advice_sentence(used)
+
+
+def test_the_terminal_is_told_the_verdict_its_extent_and_what_to_do(audits):
+    lines = [*found.audit_lines([audits[0], make_audit("two", UNIFORM, volumes=2)])]
+    assert [(name, word, tone) for name, word, _, tone in lines[1:3]] == [
+        ("pretrained: ", "Biased", "bad"),
+        ("two: ", "Symmetric:", "good"),
+    ]
+    assert lines[1][2].endswith("On this volume: 120 of 1683 windows read.")
+    assert lines[2][2].endswith("On these volumes: 120 of 3366 windows read.")
+    assert "evenslice symmetrize" in lines[3][2]
+    assert found.advice_sentence(audits[1]) == "There is nothing to do."
+    one = make_audit("a", (1.0,))
+    assert (found.advice_sentence(one), found.four_answers(one)) == ("", ())
+    assert said(one).startswith("Not applicable")
+
+
+def test_what_was_assumed_about_classes_is_said_for_each_audit():
+    (line,) = found.setting_lines([make_audit("a", UNIFORM, run={"scaling": {"source": "function"}})])
+    assert "scales them itself" in line
+    assert "the option overlapping" in line
+    clamped = make_audit("b", UNIFORM, run={"scaling": None, "assumed": False, "clamped": 0.25})
+    both = found.setting_lines([make_audit("a", UNIFORM), clamped, make_audit("c", UNIFORM)])
+    assert [text.partition(":")[0] for text in both] == ["a and c", "b"]
+    assert "25 % were clamped" in plain(both[1])
+
+
+def test_networks_and_volumes_are_named(audits):
+    named = "smp:Unet/tu-tf_efficientnet_lite0, weights imagenet, on brain.nii.gz (189 x 233 x 197 voxels)"
+    assert found.networks_and_volumes(audits[:2]) == named
+    volumes = tuple(AuditedVolume(path=f"/data/em.h5:/raw/{i}", fingerprint=str(i)) for i in range(6))
+    one = with_run(audits[0], model={"class": "package.Network"}, volumes=volumes)
+    two = with_run(audits[0], model={"spec": "onnx", "weights": "net.onnx"}, volumes=())
+    assert found.networks_and_volumes([one, two]) == (
+        "package.Network and onnx, weights net.onnx, on em.h5:/raw/0, em.h5:/raw/1, em.h5:/raw/2 and 3 more"
+    )
+    nothing = with_run(audits[0], model={}, volumes=(AuditedVolume(shape=(3, 4, 5)),))
+    assert (
+        found.networks_and_volumes([nothing]) == "a network of unknown name, on an array (3 x 4 x 5 voxels)"
+    )
+
+
+# Figures as text.
+
+
+def test_intervals_and_shares_as_text():
+    interval, percent = formatting.interval, formatting.percent
+    assert plain(interval(Interval(-0.2346, -0.25, 2e-6))) == "-0.235 [-0.250, 2.0e-6]"
+    assert interval(None) == interval(NAN) == "\N{EN DASH}"
+    assert interval(Interval(0.5, float("nan"), float("nan"))) == "0.500"
+    assert plain(interval(Interval(0.0, -np.inf, np.inf))) == "0 [-∞, ∞]"
+    shares = {0.997: "more than 99 %", 0.994: "99 %", 1 - 1e-9: "100 %", 1.004: "100 %"}
+    assert [plain(percent(share)) for share in shares] == [*shares.values()]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ends"),
+    [
+        (-0.0003, 0.0071, "[-0.0003, 0.0071]"),
+        (0.0, 0.0071, "[0.000, 0.007]"),
+        (-2e-5, 0.0071, "[-0.00002, 0.00710]"),
+        (-2e-7, 0.0071, "[0.000, 0.007]"),  # six decimals would not show it either
+    ],
+)
+def test_a_difference_shows_on_which_side_of_0_its_interval_ends(low, high, ends):
+    assert plain(formatting.difference(Interval(0.0031, low, high))).endswith(f" {ends}")
+    assert formatting.difference(Interval(-2e-5, float("nan"), float("nan"))) == "0.000"
+
+
+def test_labels_are_short():
+    assert formatting.one_line("a\n\tb\x00c") == "a b c"
+    assert formatting.one_line("x" * 50, 10) == "x" * 9 + "…"
+    assert formatting.few_lines("a-b " * 30, 11) == "a-b a-b a-b\na-b a-b…"
 
 
 # The page.
 
 
-def test_the_page_has_every_figure_of_every_audit(audits, page):
-    text = " ".join(plain(" ".join(Page(page).text)).split())
+def test_the_page_stands_alone_and_has_every_figure_of_every_audit(audits, folder):
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    text = " ".join(plain(" ".join(standing_alone(page).text)).split())
     for audit in audits:
         assert audit.name in text
-        assert plain(verdict_sentence(audit)) in text
-        statistics = audit.statistics
-        singles = (
-            statistics.directional_bias,
-            statistics.data_direction,
-            statistics.asymmetry,
-            statistics.imbalance,
-        )
-        pairs = (*audit.pairs, *audit.reliance, *statistics.data_pairs, *statistics.wasserstein)
+        assert said(audit) in text
+        kept = audit.statistics
+        singles = (kept.directional_bias, kept.data_direction, kept.asymmetry, kept.imbalance)
+        pairs = (*audit.pairs, *audit.reliance, *kept.data_pairs, *kept.wasserstein)
         for value in (*audit.shares, *pairs, *singles):
-            assert plain(interval(value)) in text
+            assert plain(formatting.interval(value)) in text
     for value in ("60303ae2" * 8, "evenslice audit --model", "brain.nii.gz", "2.9.0"):
         assert value in text
+    drawn = "".join(re.findall(r'<div class="chart">.*?</div>', page, flags=re.DOTALL))
+    for index in range(3):
+        assert f"var(--audit-{index})" in drawn
+        assert style.audit_colour(index) not in drawn
 
 
 def test_hostile_text_stays_text(tmp_path):
-    audit = make_audit(
-        HOSTILE,
-        PRETRAINED,
-        examples=1,
-        run={"command": HOSTILE, "model": {HOSTILE: [HOSTILE, {"x": HOSTILE}]}},
-    )
-    audit = dataclasses.replace(
-        audit, kernels=(dataclasses.replace(audit.kernels[0], name=HOSTILE + r"\1\q"),)
-    )
-    other = make_audit("other", UNIFORM)
-    parsed = Page(write_report([audit, other], tmp_path / "report.html").read_text(encoding="utf-8"))
+    run = {"command": HOSTILE, "model": {HOSTILE: [HOSTILE, {"x": HOSTILE}]}}
+    audit = make_audit(HOSTILE, PRETRAINED, examples=1, run=run)
+    audit = replace(audit, kernels=(replace(audit.kernels[0], name=HOSTILE + r"\1\q"),))
+    formula = make_audit("=HYPERLINK(1)", UNIFORM, examples=0, run={"command": "@SUM(1)"})
+    files.write_audit_report([audit, formula], tmp_path)
+    parsed = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert parsed.tags.count("script") == 1
     assert "img" not in parsed.tags
-    for path in write_figures([audit, other], tmp_path):
-        if path.suffix == ".svg":
-            ET.parse(path)  # noqa: S314 - our own file
+    for path in tmp_path.glob("figures/*.svg"):
+        ET.parse(path)  # noqa: S314 - our own file
+    for path in tmp_path.glob("tables/*.csv"):
+        assert not [cell for row in read(path) for cell in row.values() if cell.startswith(("=", "@"))]
 
 
 def test_an_audit_read_from_its_files_gives_the_same_page(audits, tmp_path):
     audits[2].save(tmp_path / "audit.json")
-    first = write_report([audits[2]], tmp_path / "a.html").read_bytes()
-    assert write_report(load_audits(tmp_path), tmp_path / "b.html").read_bytes() == first
+    first = audits[2].to_html(tmp_path / "a.html").read_bytes()
+    assert evenslice.load_audits(tmp_path)[0].to_html(tmp_path / "b.html").read_bytes() == first
 
 
 @pytest.mark.parametrize("slices", [1, 3, 9])
 def test_any_number_of_slices_alone(slices, tmp_path):
-    audit = make_audit("alone", (1 / slices,) * slices)
-    page = Page(write_report([audit], tmp_path / "report.html").read_text(encoding="utf-8"))
+    files.write_audit_report([make_audit("alone", (1 / slices,) * slices)], tmp_path)
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert ("biases" in page.ids) == (slices > 1)
-    assert write_figures([audit], tmp_path)
-    assert write_tables([audit], tmp_path)
 
 
-def test_an_interval_without_bounds_is_drawn_to_the_edge(tmp_path):
-    open_ended = Interval(0.3, -np.inf, np.inf)
-    audit = make_audit("a", PRETRAINED, windows=1)
-    audit = with_statistics(
-        audit, verdict="inconclusive", shares=(open_ended,) * 3, pairs=(PairBias(0.3, -np.inf, np.inf),)
-    )
-    page = write_report([audit], tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "[−∞, ∞]" in page  # noqa: RUF001 - a true minus sign
-
-
-def test_what_was_not_measured_is_left_out(tmp_path):
+def test_what_is_not_known_is_left_out_and_what_has_no_bounds_is_drawn_to_the_edge(tmp_path):
     audit = make_audit("a", PRETRAINED, windows=3)
-    single = (
-        "directional_bias",
-        "data_direction",
-        "asymmetry",
-        "imbalance",
-        "mirror_error",
-        "mirror_disagreement",
-    )
-    unknown = PairBias(*dataclasses.astuple(NAN), judged=False)
+    single = ("directional_bias", "data_direction", "asymmetry", "imbalance", "mirror_error")
+    unknown = PairBias(*astuple(NAN), judged=False)
     audit = with_statistics(
         audit,
         verdict="inconclusive",
         decided_by=(),
-        shares=(NAN,) * 3,
-        pairs=(unknown,),
-        reliance=(unknown,),
         classes=(),
+        pairs=(unknown,),
+        shares=(NAN,) * 3,
+        reliance=(PairBias(0.3, -np.inf, np.inf),),
         data_pairs=(NAN,),
-        wasserstein=(NAN,),
-        **dict.fromkeys(single, NAN),
-        **UNKNOWN,
+        **{"wasserstein": (NAN,), **dict.fromkeys((*single, "mirror_disagreement"), NAN)},
+        answer_change=AnswerChange(*astuple(NAN), judged=False),
+        mirror_mismatch=Mismatch(*astuple(NAN), judged=False),
     )
-    empty = np.zeros_like(audit.measurements.saliency)
-    audit = dataclasses.replace(
+    audit = replace(
         audit,
-        measurements=dataclasses.replace(audit.measurements, saliency=empty),
-        examples=dataclasses.replace(audit.examples, saliency=np.full_like(audit.examples.saliency, np.nan)),
+        measurements=replace(audit.measurements, saliency=np.zeros_like(audit.measurements.saliency)),
+        examples=replace(audit.examples, saliency=np.full_like(audit.examples.saliency, np.nan)),
         kernels=(),
         run=AuditRun(),
     )
-    text = " ".join(Page(write_report([audit], tmp_path / "report.html").read_text(encoding="utf-8")).text)
+    files.write_audit_report([audit], tmp_path)
+    text = " ".join(Page((tmp_path / "report.html").read_text(encoding="utf-8")).text)
+    assert "[-∞, ∞]" in plain(text)
     assert "nan" not in text.lower().split()
-    figures, windows, _ = (read(path) for path in write_tables([audit], tmp_path))
-    assert {row["estimate"] for row in figures} == {""}
-    assert {row["share_0"] for row in windows} == {""}
-
-
-def test_the_page_stands_alone(page):
-    assert standing_alone(page).tags.count("script") == 1
-    charts = re.findall(r'<div class="chart">.*?</div>', page, flags=re.DOTALL)
-    assert len(charts) == page.count('<div class="chart"><svg role="img" aria-label="') == 3
-    assert "var(--ink)" in charts[0]
-    for index in range(3):
-        assert f"var(--audit-{index})" in "".join(charts)
-        assert audit_colour(index) not in "".join(charts)
 
 
 def test_what_a_lost_slice_costs_is_shown_once_for_each_network(tmp_path):
@@ -177,26 +336,21 @@ def test_what_a_lost_slice_costs_is_shown_once_for_each_network(tmp_path):
         for strategy, loss in (("pretrained", 0.6), ("uniform", 0.7))
         for method in ("gradient", "occlusion")
     ]
-    page = Page(write_report(audits, tmp_path / "report.html").read_text(encoding="utf-8"))
+    page = Page(page_of(audits, tmp_path))
     titles = [text for text in page.text if text.endswith("Dice when slices are disturbed, 16 windows")]
     assert [title.partition(":")[0] for title in titles] == ["pretrained, gradient", "uniform, gradient"]
     assert "stress" in page.ids
-    assert "missing, k = 1" in page.text
-    (row,) = [
-        row for row in read(write_tables(audits[:1], tmp_path)[0]) if row["figure"].startswith("stress")
-    ]
-    assert (row["figure"], row["offset"], row["low"]) == ("stress_asymmetry_missing", "1", "0.1")
 
 
-def test_networks_and_stems_of_several_kinds_stand_together(tmp_path):
-    audits = [
+def test_networks_and_stems_of_several_kinds_stand_together(audits, tmp_path):
+    linear = StemKernels("linear", np.ones((40, 192, 1, 1), np.float32), np.ones((40, 320, 1, 1), np.float32))
+    several = [
         make_audit("volumes", PRETRAINED, volumes=12, windows=200, stems=2),
         make_audit("one slice", (1.0,)),
         make_audit("few", (0.32, 0.33, 0.35), windows=2),
+        replace(audits[2], kernels=(linear,)),
     ]
-    linear = StemKernels("linear", np.ones((40, 192, 1, 1), np.float32), np.ones((40, 320, 1, 1), np.float32))
-    audits.append(dataclasses.replace(make_audit("cyclic", CYCLIC), kernels=(linear,)))
-    page = Page(write_report(audits, tmp_path / "report.html").read_text(encoding="utf-8"))
+    page = Page(page_of(several, tmp_path))
     assert {"kernels-1", "kernels-2", "kernels-3"} <= set(page.ids)
     assert "first 24 of 320 inputs" in page.text
 
@@ -204,123 +358,97 @@ def test_networks_and_stems_of_several_kinds_stand_together(tmp_path):
 # Charts and pictures.
 
 
-def draw_kernels(audits):
-    with settings():
-        (drawing,) = kernel_figures(audits)
-    return drawing
-
-
-def titles(figure):
-    return [axes.get_title(loc="left") for axes in figure.axes if axes.images]
-
-
-def inputs(figure):
-    return [[label.get_text() for label in axes.get_xticklabels()] for axes in figure.axes if axes.images]
+def kernels_of(audits):
+    """The titles of the blocks, the names of their inputs, and the pictures."""
+    with style.settings():
+        (drawing,) = charts.kernel_figures(audits)
+    shown = [axes for axes in drawing.figure.axes if axes.images]
+    inputs = [[plain(label.get_text()) for label in axes.get_xticklabels()] for axes in shown]
+    titles = [axes.get_title(loc="left") for axes in shown]
+    return titles, inputs, [axes.images[0].get_array() for axes in shown]
 
 
 def test_kernels_before_and_after_are_those_of_each_network(audits):
-    drawing = draw_kernels(audits)
-    assert titles(drawing.figure) == ["pretrained", "uniform", "cyclic"]
-    assert inputs(drawing.figure)[2] == ["−2", "−1", "0", "+1", "+2"]  # noqa: RUF001
-    assert "except where the network averages over each window and its mirror" in drawing.reading
-    alone = draw_kernels(audits[1:2])
-    assert titles(alone.figure) == ["before", "uniform"]
-    assert inputs(alone.figure) == [["R", "G", "B"], ["−1", "0", "+1"]]  # noqa: RUF001
+    titles, inputs, _ = kernels_of(audits)
+    assert titles == ["pretrained", "uniform", "cyclic"]
+    assert inputs[2] == ["-2", "-1", "0", "+1", "+2"]
+    assert kernels_of(audits[1:2])[:2] == (["before", "uniform"], [["R", "G", "B"], ["-1", "0", "+1"]])
 
 
 def test_kernels_of_a_network_read_from_a_file_are_not_called_before(audits):
     """What they were before is not known, and their inputs are slices, not colours."""
     pretrained, uniform = audits[:2]
     after = uniform.kernels[0].after
-    read_back = dataclasses.replace(uniform, kernels=(dataclasses.replace(uniform.kernels[0], before=after),))
-    drawing = draw_kernels([pretrained, read_back])
-    assert titles(drawing.figure) == ["pretrained", "uniform"]
-    assert inputs(drawing.figure) == [["−1", "0", "+1"]] * 2  # noqa: RUF001
+    read_back = replace(uniform, kernels=(replace(uniform.kernels[0], before=after),))
+    titles, inputs, shown = kernels_of([pretrained, read_back])
+    assert (titles, inputs) == (["pretrained", "uniform"], [["-1", "0", "+1"]] * 2)
     energy = np.square(pretrained.kernels[0].after).sum(axis=(1, 2, 3))
     first = np.sort(np.argsort(-energy, kind="stable")[:8])[0]  # the same filters of both
-    shown = [axes.images[0].get_array() for axes in drawing.figure.axes if axes.images]
     for picture, kernels in zip(shown, (pretrained.kernels[0].after, after), strict=True):
         np.testing.assert_array_equal(picture[:3, :3], kernels[first, 0])
 
 
 def test_nothing_lies_off_the_axes_and_what_is_not_judged_is_pale(audits):
     wide = with_statistics(audits[0], reliance=(PairBias(0.6, -0.2, 0.9, judged=False),))
-    drawing = biases_figure([wide, audits[1]])
+    drawing = charts.biases_figure([wide, audits[1]])
     assert len(drawing.figure.axes) == 2  # saliency and reliance
     for axes in drawing.figure.axes:
         low, high = axes.get_xlim()
         assert all(low <= x <= high for line in axes.lines for x in line.get_xdata())
         assert high > 0.9
     assert {line.get_alpha() for line in drawing.figure.axes[1].lines} >= {0.35, 1.0}
-    assert ("Pale" in drawing.reading, "Pale" in biases_figure(audits).reading) == (True, False)
+    assert ("Pale" in drawing.reading, "Pale" in charts.biases_figure(audits).reading) == (True, False)
 
 
-def test_maps_are_on_one_scale_across_slices_and_audits():
-    panel, _ = window_panels([make_audit(name, s) for name, s in (("a", PRETRAINED), ("b", UNIFORM))])
+def test_maps_are_on_one_scale_across_slices_and_audits(audits):
+    panel = pictures.window_panels(audits[:2])[0]
     middle, after = (np.mean(panel.strips[0].pictures[k].layer[..., 3]) for k in (1, 2))
-    even = np.mean(panel.strips[1].pictures[1].layer[..., 3])
-    assert after < even < middle
+    assert after < np.mean(panel.strips[1].pictures[1].layer[..., 3]) < middle
 
 
 def test_large_slices_are_shrunk_and_keep_their_shape_also_in_half_precision():
     audit = make_audit("a", PRETRAINED, examples=1, size=300)
     maps = audit.examples.maps[..., :200].astype(np.float16)
-    examples = dataclasses.replace(audit.examples, images=audit.examples.images[..., :200], maps=maps)
-    (panel,) = window_panels([dataclasses.replace(audit, examples=examples)])
+    examples = replace(audit.examples, images=audit.examples.images[..., :200], maps=maps)
+    (panel,) = pictures.window_panels([replace(audit, examples=examples)])
     picture = panel.strips[0].pictures[0]
-    assert picture.image.shape == (MAX_PIXELS, round(MAX_PIXELS * 2 / 3))
+    assert picture.image.shape == (pictures.MAX_PIXELS, round(pictures.MAX_PIXELS * 2 / 3))
     assert picture.layer.shape == (*picture.image.shape, 4)
+
+
+def test_audits_past_the_last_colour_differ_by_marker():
+    looks = [(style.look(index)["color"], style.look(index)["marker"]) for index in range(16)]
+    assert len(set(looks)) == len(looks)
 
 
 # Files.
 
 
-def test_a_spreadsheet_takes_no_text_for_a_formula(tmp_path):
-    audit = make_audit("=HYPERLINK(1)", PRETRAINED, examples=0, run={"command": "@SUM(1)"})
-    for path in write_tables([audit], tmp_path):
-        lines = csv.reader(path.read_text(encoding="utf-8").splitlines())
-        assert not [cell for line in lines for cell in line if cell.startswith(("=", "@"))]
-
-
-def test_no_audit_is_an_error(tmp_path):
-    for write in (write_report, write_figures, write_tables):
-        with pytest.raises(ConfigError, match="needs one or more audits"):
-            write([], tmp_path / "x")
-
-
-def test_a_place_that_cannot_be_written_is_named_and_nothing_is_left(audits, tmp_path):
+def test_no_audit_and_a_place_that_cannot_be_written_are_errors_that_leave_nothing(audits, tmp_path):
+    with pytest.raises(evenslice.ConfigError, match="needs one or more audits"):
+        files.write_report([], tmp_path / "x")
     (tmp_path / "taken").mkdir()
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="taken: exists; name a file"):
-        write_report(audits[:1], tmp_path / "taken")
-    for write in (write_figures, write_tables):
-        with pytest.raises(OutputError, match="file: is a file; name a folder"):
-            write(audits[:1], tmp_path / "file")
-    assert {path.name for path in tmp_path.rglob("*")} == {"taken", "file"}
+    with pytest.raises(evenslice.OutputError, match="taken: exists"):
+        audits[0].to_html(tmp_path / "taken")
+    assert [path.name for path in tmp_path.rglob("*")] == ["taken"]
 
 
-def test_audits_past_the_last_colour_differ_by_marker():
-    looks = [(audit_colour(index), audit_marker(index)) for index in range(2 * len(AUDIT_COLOURS))]
-    assert len(set(looks)) == len(looks)
-
-
-def test_charts_are_written_as_svg_and_replace_those_of_an_earlier_report(audits, tmp_path):
+def test_charts_are_svg_and_the_style_of_matplotlib_stays(audits, folder, tmp_path):
     before = dict(mpl.rcParams)
-    for name in ("kernels-7.png", "example-9.svg", "mine.png"):
-        (tmp_path / name).write_text("")
-    paths = write_figures([stressed(audits[0])], tmp_path)
-    assert [path.name for path in paths] == ["shares.svg", "biases.svg", "stress.svg", "kernels-1.svg"]
-    assert set(tmp_path.iterdir()) == {*paths, tmp_path / "mine.png"}
+    files.write_audit_report([stressed(audits[0])], tmp_path)
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert names == {"shares.svg", "biases.svg", "stress.svg", "kernels-1.svg"}
     assert dict(mpl.rcParams) == before
-    with settings():
-        assert [drawing.name for drawing in audit_charts(audits)] == ["shares", "biases", "kernels-1"]
+    assert {path.name for path in (folder / "figures").iterdir()} == names - {"stress.svg"}
 
 
-def test_tables_hold_every_figure_and_every_window(audits, tmp_path):
-    figures, windows, run = (read(path) for path in write_tables(audits, tmp_path))
+def test_tables_hold_every_figure_and_every_window(audits, folder):
+    figures, windows, run = (
+        read(folder / "tables" / f"{name}.csv") for name in ("figures", "windows", "run")
+    )
     (row,) = [r for r in figures if (r["audit"], r["figure"], r["offset"]) == ("cyclic", "pairs", "2")]
     ends = [float(row[key]) for key in ("estimate", "low", "high")]
-    assert ends == list(dataclasses.astuple(audits[2].pairs[1])[:3])
+    assert ends == list(astuple(audits[2].pairs[1])[:3])
     assert (row["judged"], row["state"], row["class"]) == ("True", "beyond", "")
     of_class = [r["figure"] for r in figures if (r["audit"], r["class"]) == ("pretrained", "0")]
     assert of_class == ["answer_change", "saliency", "reliance", "answer", "use"]
@@ -331,24 +459,18 @@ def test_tables_hold_every_figure_and_every_window(audits, tmp_path):
     assert float(first["share_-1"]) == audits[0].measurements.shares[0, 0, 0]
     assert float(last["mismatch_2"]) == measured.mismatch[-1, 0, 1]
     assert (float(last["change"]), int(last["z"])) == (measured.change[-1], measured.position[-1, 0])
-    for name, value in (("verdict", "symmetric"), ("definitions", "2"), ("step", "1")):
-        assert {"setting": name, "uniform": value}.items() <= next(
-            r for r in run if r["setting"] == name
-        ).items()
+    settings = {r["setting"]: r["uniform"] for r in run}
+    assert (settings["verdict"], settings["definitions"], settings["step"]) == ("symmetric", "2", "1")
 
 
 def test_the_extra_is_named_where_it_is_missing(audits, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(MissingExtraError, match=r"evenslice\[report\]"):
-        write_report(audits[:1], tmp_path / "report.html")
+    with pytest.raises(evenslice.MissingExtraError, match=r"evenslice\[report\]"):
+        audits[0].to_html(tmp_path / "report.html")
 
 
 def test_importing_the_report_draws_nothing_in():
     code = "import sys, evenslice.report as r; [getattr(r, n) for n in r.__all__ if n[0] != 'm' and n[:2] != 'ex']"
-    found = subprocess.run(
-        [sys.executable, "-c", f"{code}; print({{'matplotlib', 'jinja2', 'PIL'}} & set(sys.modules))"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert found.stdout.strip() == "set()"
+    code += "; print({'matplotlib', 'jinja2', 'PIL'} & set(sys.modules))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "set()"

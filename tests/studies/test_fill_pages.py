@@ -113,28 +113,6 @@ def test_every_run_of_a_study_is_done_and_its_arms_are_in_its_configuration(stud
         assert {run["arm"] for run in study.runs} == {item["name"] for item in study.config["arms"]}
 
 
-def test_none_of_the_further_ways_gained():
-    """As studies/README.md says: no interval of a difference in Dice lies above 0; one, of held kernels, lies below."""
-    with script("candidates") as candidates, script("study_results") as results:
-        rows = candidates.read_rows()
-        seeds = sorted(
-            set.intersection(*({row.seed for row in rows if row.arm == arm} for arm in candidates.ARMS))
-        )
-        found = {(row.arm, row.seed): row.dice for row in rows}
-        gains = {
-            arm: results.mean_over(
-                [[found[arm, seed] - found["pretrained", seed] for seed in seeds]]
-            ).interval
-            for arm in candidates.ARMS
-            if arm != "pretrained"
-        }
-    assert len(seeds) == 3
-    assert not [arm for arm, gain in gains.items() if gain.low > 0]
-    assert [arm for arm, gain in gains.items() if gain.high < 0] == [
-        "center, tied, outer kernels held for half the steps"
-    ]
-
-
 def test_the_survey_says_of_its_networks_what_its_rows_say():
     with (DOCS.parent / "studies" / "survey.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["kind"] == "encoder"]

@@ -21,7 +21,6 @@ from evenslice.report import (
     survey_csv,
     survey_html,
     write_report,
-    write_survey_figures,
     write_survey_report,
 )
 from evenslice.results import SURVEY_FILES, AuditedVolume, AuditResult, AuditRun, StemShape, SurveyResult
@@ -132,8 +131,7 @@ class Survey(SurveyResult):
         """Write the files of ``save`` into an existing folder."""
         (folder / "survey.json").write_text(self.to_json(), encoding="utf-8")
         self.to_csv(folder / "survey.csv")
-        self.to_html(folder / "report.html")
-        write_survey_figures(self, folder / "figures")
+        write_survey_report(self, folder / "report.html", figures=folder / "figures")
 
 
 def load_audits(folder: str | os.PathLike[str]) -> list[Audit]:

@@ -28,7 +28,6 @@ from evenslice.networks import (
     logits,
     predicted_classes,
 )
-from evenslice.report import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -319,7 +318,7 @@ def check_batch(output: Tensor, windows: Tensor) -> None:
     """Raise ModelError unless an output has a row for each window."""
     if output.ndim == 0 or len(output) != len(windows):
         raise ModelError(
-            f"the network returns {tuple(output.shape)} for {counted(len(windows), 'window')}; the first dimension must be "
+            f"the network returns {tuple(output.shape)} for a batch of {len(windows)}; the first dimension must be "
             "the batch"
         )
 

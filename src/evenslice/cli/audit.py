@@ -180,9 +180,9 @@ def audit(
 ) -> None:
     """Measure how unequally a network treats the slices of its windows, with confidence intervals."""
     from evenslice.auditing import audit as measure, parse_target
-    from evenslice.cli.comparison import AUDITS, RENDERED, audit_strategies, write_results
+    from evenslice.cli.comparison import AUDITS, audit_strategies, write_results
     from evenslice.networks import find_function
-    from evenslice.report import need_report_extra
+    from evenslice.report import AUDIT_FILES, need_report_extra
     from evenslice.training import asked_size
     from evenslice.volumes import refuse_without_labels
 
@@ -209,7 +209,7 @@ def audit(
         need_report_extra("the report of an audit")
     opened = [volumes.open(path, plane=read.plane) for path in volumes.volume]
     tell_missing_slices(*opened)
-    with quiet(output.json), output.staged(out, AUDITS + RENDERED, AUDITS) as folder:
+    with quiet(output.json), output.staged(out, AUDITS + AUDIT_FILES, AUDITS) as folder:
         audits = audit_strategies(
             network,
             partial(

@@ -17,7 +17,7 @@ from evenslice.neutralizing import (
     symmetrize,
     symmetrized_at,
 )
-from evenslice.report import FIGURE_FILES, TABLE_FILES, write_figures, write_report, write_tables
+from evenslice.report import write_audit_report
 from evenslice.results import save_audits
 
 if TYPE_CHECKING:
@@ -45,17 +45,10 @@ if TYPE_CHECKING:
         ) -> Audit: ...
 
 
-__all__ = ["AUDITS", "RENDERED", "audit_strategies", "write_rendered", "write_results"]
+__all__ = ["AUDITS", "audit_strategies", "write_results"]
 
 AUDITS = ("audit.json", "audit.npz", "audit.[0-9]*-*.json", "audit.[0-9]*-*.npz")
 """Name patterns of the audits in a folder of results."""
-
-RENDERED = (
-    "report.html",
-    *(f"figures/{name}" for name in FIGURE_FILES),
-    *(f"tables/{name}" for name in TABLE_FILES),
-)
-"""Name patterns of the files made from them."""
 
 
 def audit_strategies(
@@ -209,11 +202,4 @@ def _name(title: str, method: str, *, several: tuple[bool, bool]) -> str:
 def write_results(audits: Sequence[Audit], folder: Path) -> None:
     """Write audits, their report, its figures and its tables into a folder that exists."""
     save_audits(audits, folder)
-    write_rendered(audits, folder)
-
-
-def write_rendered(audits: Sequence[Audit], folder: Path) -> None:
-    """Write the report of audits, its figures (PNG, SVG) and its tables (CSV) into a folder that exists."""
-    write_report(audits, folder / "report.html")
-    write_figures(audits, folder / "figures")
-    write_tables(audits, folder / "tables")
+    write_audit_report(audits, folder)

@@ -21,16 +21,17 @@ def demo(
 ) -> None:
     """Audit a pretrained U-Net on real MRI before and after making it fair, then train it; works offline."""
     from evenslice._core import ConfigError, option, staged_folder
-    from evenslice.cli.comparison import AUDITS, RENDERED, write_results
+    from evenslice.cli.comparison import AUDITS, write_results
     from evenslice.cli.demonstration import check_training, need_demo_extras, run_demo, train_demo
     from evenslice.cli.study_tables import course_table
+    from evenslice.report import AUDIT_FILES
 
     if seed >= SEEDS:
         raise ConfigError(f"{option('seed', seed)}: the training takes seeds up to {SEEDS - 1}")
     need_demo_extras()
     training = out / "training"
     check_training(training, force=output.force)
-    staged = staged_folder(out, AUDITS + RENDERED, documents=AUDITS, force=output.force)
+    staged = staged_folder(out, AUDITS + AUDIT_FILES, documents=AUDITS, force=output.force)
     with quiet(output.json):
         with staged as folder:
             audits = list(run_demo(seed=seed, command=command_line()))

@@ -154,10 +154,9 @@ def show_audits(audits: Sequence[Audit], out: Path | None, *, json: bool) -> Non
     slices cost follows, where labels were given.
     """
     from evenslice.cli.tables import audit_table, rich_table, verdict_lines
-    from evenslice.report import stress_table
+    from evenslice.report import stress_tables
 
     documents = [audit.to_dict() for audit in audits]
-    stressed = {repr(audit.stress): audit for audit in reversed(audits) if audit.stress is not None}
     show(
         documents[0] if len(documents) == 1 else documents,
         *verdict_lines(audits),
@@ -166,11 +165,7 @@ def show_audits(audits: Sequence[Audit], out: Path | None, *, json: bool) -> Non
             for audit in audits
             if audit.pairs
         ),
-        *(
-            rich_table(stress_table(audit.stress, audit.name if len(audits) > 1 else ""), breaks=False)
-            for audit in reversed(stressed.values())
-            if audit.stress is not None
-        ),
+        *(rich_table(table, breaks=False) for table in stress_tables(audits)),
         *_report(out),
         json=json,
     )
@@ -178,16 +173,24 @@ def show_audits(audits: Sequence[Audit], out: Path | None, *, json: bool) -> Non
 
 def show_survey(survey: Survey, out: Path | None, *, json: bool) -> None:
     """Print a survey."""
-    from evenslice.cli.tables import survey_tables
+    from evenslice.cli.tables import rich_table
+    from evenslice.report import tables_of_survey
 
-    show(survey.to_dict(), *survey_tables(survey), *_report(out), json=json)
+    show(survey.to_dict(), *map(rich_table, tables_of_survey(survey)), *_report(out), json=json)
 
 
 def show_study(summary: Mapping[str, Any], out: Path, *, json: bool) -> None:
     """Print the summary of a study."""
-    from evenslice.cli.study_tables import study_tables
+    from evenslice.cli.tables import rich_table
+    from evenslice.report import tables_of_study
 
-    show(summary, *study_tables(summary), f"results: {out / 'results.csv'}", *_report(out), json=json)
+    show(
+        summary,
+        *map(rich_table, tables_of_study(summary)),
+        f"results: {out / 'results.csv'}",
+        *_report(out),
+        json=json,
+    )
 
 
 def _report(out: Path | None) -> list[str]:

@@ -19,8 +19,8 @@ def report(
     """Rebuild the report of a study, a survey, or all audits in DIR and its immediate subfolders."""
     from evenslice._core import ConfigError, staged_folder
     from evenslice.auditing import Survey, load_audits
-    from evenslice.cli.comparison import AUDITS, RENDERED, write_rendered
-    from evenslice.report import write_study_report
+    from evenslice.cli.comparison import AUDITS
+    from evenslice.report import AUDIT_FILES, write_audit_report, write_study_report
     from evenslice.results import is_study, is_survey, load_study
 
     if not folder.is_dir():
@@ -36,6 +36,6 @@ def report(
     else:
         audits = load_audits(folder)
         documents = (*AUDITS, *(f"*/{pattern}" for pattern in AUDITS))
-        with staged_folder(folder, RENDERED, documents=documents, force=True) as staged:
-            write_rendered(audits, staged)
+        with staged_folder(folder, AUDIT_FILES, documents=documents, force=True) as staged:
+            write_audit_report(audits, staged)
         show_audits(audits, folder, json=json)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from evenslice.cli.tables import new_table, rich_table, without_zero
-from evenslice.report import arm_tables, failed_table
+from evenslice.cli.tables import new_table, without_zero
 from evenslice.results import MAIN_SCORES, run_name, score_title
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from evenslice.results import StudyRun
     from evenslice.studying import RunOutcome
 
-__all__ = ["course_table", "run_line", "study_tables"]
+__all__ = ["course_table", "run_line"]
 
 
 def run_line(outcome: RunOutcome, count: int, total: int, *, folded: Collection[str] = ()) -> str:
@@ -34,13 +33,6 @@ def run_line(outcome: RunOutcome, count: int, total: int, *, folded: Collection[
         if value is not None
     )
     return f"{place}: {figures}, trained in {outcome.seconds:.0f} s"
-
-
-def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
-    """Yield tables of the arms, over all data sets and for each data set and architecture, and one of failed runs."""
-    for table in (*arm_tables(summary), failed_table(summary)):
-        if table.rows:
-            yield rich_table(table)
 
 
 def course_table(runs: Sequence[StudyRun]) -> Table:

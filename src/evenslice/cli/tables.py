@@ -12,15 +12,9 @@ from rich.text import Text
 
 from evenslice._core import printable
 from evenslice.report import (
-    advice_sentence,
     answer_table,
-    counted,
-    extent_sentence,
-    failed_networks,
-    setting_lines,
-    survey_table,
+    audit_lines,
     tone,
-    verdict_sentence,
 )
 from evenslice.results import MAIN_SCORES, score_title
 from evenslice.volumes import describe_missing_numbers
@@ -29,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from evenslice.auditing import Audit, Survey
+    from evenslice.auditing import Audit
     from evenslice.inference import Exported
     from evenslice.neutralizing import Record
     from evenslice.report import Table
@@ -43,7 +37,6 @@ __all__ = [
     "record_table",
     "rich_table",
     "run_table",
-    "survey_tables",
     "verdict_lines",
     "without_zero",
 ]
@@ -87,14 +80,10 @@ def _line(line: str) -> tuple[str, str]:
 
 def verdict_lines(audits: Sequence[Audit]) -> Iterator[Text | str]:
     """Yield how audits were made, then for each its verdict with what decided it, its extent, and what to do."""
-    yield from setting_lines(audits)
-    for audit in audits:
-        word, rest = verdict_sentence(audit).split(maxsplit=1)
-        style = TONE_STYLES[tone(audit.verdict)]
-        name = f"{audit.name}: " if len(audits) > 1 else ""
-        yield Text.assemble(printable(name), (word, f"bold {style}"), f" {rest} {extent_sentence(audit)}")
-    advised = audits if len(audits) == 1 else [audit for audit in audits if audit.verdict != "symmetric"]
-    yield from dict.fromkeys(filter(None, map(advice_sentence, advised)))
+    for name, verdict, text, found in audit_lines(audits):
+        yield (
+            Text.assemble(printable(name), (verdict, f"bold {TONE_STYLES[found]}"), text) if verdict else text
+        )
 
 
 def info_table(info: VolumeInfo) -> RichTable:
@@ -218,19 +207,12 @@ def _stress_rows(stress: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
     """Yield what lost slices, and a reversed stack, leave of the Dice."""
     if stress is None or stress["intact"] is None:
         return
-    yield f"Dice of {counted(stress['slices'], 'test slice')}", f"{stress['intact']:.3f}"
+    yield f"Dice of {stress['slices']} test slices", f"{stress['intact']:.3f}"
     for loss in stress["losses"]:
         if loss["kind"] == "missing" and loss["before"] is not None:
             sides = ", ".join(f"{name} {loss[name]:z.3f}" for name in ("before", "after", "both"))
             yield f"  slice ±{loss['offset']} missing", sides
     yield "  stack reversed", f"{stress['reversed']:z.3f}"
-
-
-def survey_tables(survey: Survey) -> Iterator[RichTable]:
-    """Yield a table of the networks of a survey, one in each row, and one of those that failed."""
-    for table in (survey_table(survey), failed_networks(survey)):
-        if table.rows:
-            yield rich_table(table)
 
 
 def without_zero(text: str) -> str:

@@ -1,23 +1,397 @@
-"""The statistics, classes, volumes, windows and settings of audits as tables for the page and for CSV files."""
+"""What audits found: the answers to the four questions, the verdict and what to do in words, and all figures as tables."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any
 
-from evenslice.report.audit_answers import answers_of_part, short_path, tolerance_of
-from evenslice.report.formatting import MINUS, interval, percent, signed
-from evenslice.report.tables import Group, Row, Table, csv_text, flatten, plain_table, run_table
+from evenslice.report.formatting import (
+    MINUS,
+    NOTHING,
+    counted,
+    difference,
+    interval,
+    listed,
+    number,
+    one_line,
+    percent,
+    signed,
+    threshold,
+)
+from evenslice.report.tables import (
+    Group,
+    Row,
+    Table,
+    csv_text,
+    flatten,
+    html_table,
+    plain_table,
+    run_table,
+    tone,
+)
 from evenslice.results import Figure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from evenslice.report.audit_answers import Answer
-    from evenslice.results import AuditResult, Interval, Measurements
+    from evenslice.results import AuditResult, Decision, Interval, Measurements, StressSummary
 
-TABLE_FILES = ("figures.csv", "windows.csv", "run.csv")
-"""Names of the CSV files."""
+
+ASKS = {
+    "saliency": "Would a map favour a side?",
+    "reliance": "Is one side missed more?",
+    "answer": "Does the order change the answer?",
+    "use": "Are opposite slices used alike, place by place?",
+}
+SYMBOLS = {"saliency": "B", "reliance": "B", "answer": "C", "use": "E"}
+WORST = ("beyond", "open", "unknown", "within")
+
+SCALINGS = {
+    "recorded": "as recorded on the network",
+    "recorded on a part": "as recorded on a part of the network. If what wraps that part scales its input too, slices were "
+    "scaled twice",
+    "given": "as given",
+    "stated": "as the network's library states for its pretrained weights",
+    "assumed": "which is assumed: neither the network nor its library states a scaling",
+}
+ADVICE = {
+    "biased": "A trained network: average it over each window and its mirror (evenslice symmetrize). A network about to be "
+    "trained: start with the strategy twin (evenslice neutralize).",
+    "symmetric": "There is nothing to do.",
+    "balanced": "Maps favour neither side and answers do not depend on the order of slices, but a map at one place may.",
+    "inconclusive": "Read more windows (max_windows).",
+}
+BIASED = {
+    "saliency": "its {maps} ({side} gets {half} of its pair{of})",
+    "reliance": "what it relies on ({side} is missed most{of})",
+    "answer": "its answers ({size}{of} changes when a window is reversed)",
+    "scores": "its answers (reversing a window changes them by {size} of what unrelated ones differ by)",
+}
+VERDICTS = {
+    "biased": "Biased in {biased}.",
+    "symmetric": "Symmetric: opposite slices are used in the same way, place by place.",
+    "balanced": "Balanced: neither side is favoured, and answers do not depend on the order of slices; place by place, opposite "
+    "slices may be used in different ways.",
+    "inconclusive": "Not settled: {decided}.",
+    "not applicable": "Not applicable: a window of one slice has no opposite slices to compare.",
+}
+LONGEST_NAME = 60
+ALL_READ = "all windows used"
+COLOURS = {"symmetric": "#3fae5a", "balanced": "#3fae5a", "biased": "#e8543f", "inconclusive": "#d9a21b"}
+OTHER = "#8a8f98"  # of verdicts that none of these has
+
+
+@dataclass(frozen=True)
+class Found:
+    """A figure, and the class and the pair ±k that it is about; None stands for all."""
+
+    figure: Figure
+    class_number: int | None = None
+    offset: int | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to one of the four questions, of an audit, a class or a volume.
+
+    Attributes:
+        question: which.
+        tolerance: the largest absolute figure that counts as fair.
+        found: the figure that decided the verdict, else the judged one that is farthest beyond the tolerance or nearest to
+            it; None if the question was not asked.
+        state: of all judged figures, "within", "beyond" or "open"; "not judged", "not asked", or "unknown".
+        decided: whether it decided the verdict or, of an inconclusive one, is open.
+        about: the class and the pair of the figure, as far as it is not about all.
+        figures: all that are known.
+    """
+
+    question: str
+    tolerance: float
+    found: Found | None
+    state: str
+    decided: bool
+    about: str
+    figures: tuple[Found, ...]
+
+    @property
+    def symbol(self) -> str:
+        """The letter of the figure: B, C or E."""
+        return SYMBOLS[self.question]
+
+    @property
+    def asks(self) -> str:
+        """The question in words."""
+        return ASKS[self.question]
+
+    @property
+    def name(self) -> str:
+        """The question, with the class and the pair."""
+        return f"{self.question} ({self.about})" if self.about else self.question
+
+    @property
+    def value(self) -> str:
+        """The figure with its 95 % interval in brackets."""
+        return interval(self.found.figure if self.found else None, self.tolerance, -self.tolerance)
+
+    @property
+    def verdict(self) -> str:
+        """The state with the tolerance."""
+        if self.state not in ("within", "beyond", "open"):
+            return {"unknown": "as in version 0.2"}.get(self.state, self.state)
+        edge = f"{'±' if self.symbol == 'B' else ''}{self.tolerance:g}"
+        return f"open ({edge})" if self.state == "open" else f"{self.state} {edge}"
+
+
+def four_answers(audit: AuditResult) -> tuple[Answer, ...]:
+    """Return the answers on saliency, reliance, answer and use; none for a window of one slice."""
+    decisions = {item.question: item for item in audit.statistics.decided_by}
+    return tuple(
+        _answer(audit, question, _figures(audit, question), decisions.get(question))
+        for question in ASKS
+        if audit.pairs
+    )
+
+
+def answers_of_part(audit: AuditResult, part: Any) -> tuple[Answer, ...]:
+    """Return the same of one of its ``ClassFigures`` or ``VolumeFigures``."""
+    return tuple(_answer(audit, question, _of_part(part, question)) for question in ASKS)
+
+
+def tolerance_of(audit: AuditResult, question: str) -> float:
+    """Return the largest absolute figure that counts as fair."""
+    found = audit.statistics
+    return {"answer": found.answer_tolerance, "use": found.mismatch_tolerance}.get(question, found.tolerance)
+
+
+def _answer(
+    audit: AuditResult, question: str, figures: Sequence[Found], decision: Decision | None = None
+) -> Answer:
+    known = [found for found in figures if not math.isnan(found.figure.estimate)]
+    key = None if decision is None else (decision.class_number, decision.offset)
+    deciding = [found for found in known if (found.class_number, found.offset) == key]
+    judged = [found for found in known if getattr(found.figure, "judged", True)]
+    states = {getattr(found.figure, "state", "unknown") for found in judged}
+    state = next((state for state in WORST if state in states), "not judged" if known else "not asked")
+    if decision is not None and state == "within":
+        state = "open"  # a pair of a class decided, whose figure is not kept
+    chosen = deciding[0] if deciding else max(judged or known, key=_excess, default=None)
+    about = []
+    if chosen is not None and chosen.class_number is not None:
+        about.append(f"class {chosen.class_number}")
+    if chosen is not None and chosen.offset is not None and len(audit.pairs) > 1:
+        about.append(f"slices ±{chosen.offset}")
+    return Answer(
+        question=question,
+        tolerance=tolerance_of(audit, question),
+        found=chosen,
+        state=state,
+        decided=decision is not None,
+        about=", ".join(about),
+        figures=tuple(known),
+    )
+
+
+def _excess(found: Found) -> tuple[float, float]:
+    """Sort figures by how certainly they are far from 0."""
+    figure = found.figure
+    least = -figure.high if figure.estimate < 0 else figure.low
+    return least if math.isfinite(least) else -math.inf, abs(figure.estimate)
+
+
+def _figures(audit: AuditResult, question: str) -> list[Found]:
+    """List the figures on a question: of all predicted pixels, and of each judged class."""
+    of_classes = [
+        Found(found.figure, item.class_number, found.offset)
+        for item in audit.statistics.classes
+        for found in _of_part(item, question)
+    ]
+    if question != "answer":
+        return _of_part(audit.statistics, question) + of_classes
+    if any(not math.isnan(found.figure.estimate) for found in of_classes):
+        return of_classes  # of which that of the audit is the largest
+    return [Found(audit.answer, audit.answer.class_number)]
+
+
+def _of_part(part: Any, question: str) -> list[Found]:
+    """List the figures on a question of all pixels, of a class, or of a volume."""
+    if question == "answer":
+        return [Found(part.answer_change)]
+    of_use = getattr(part.mirror_mismatch, "pairs", ())
+    pairs = {"saliency": part.pairs, "reliance": part.reliance}.get(question, of_use)
+    found = [Found(pair, offset=k) for k, pair in enumerate(pairs, start=1)]
+    return [Found(part.mirror_mismatch), *found] if question == "use" else found
+
+
+def answer_table(audit: AuditResult, title: str = "four questions") -> Table:
+    """Return a row for each question: the figure that decided or matters most, what it is about, and its state."""
+    rows = [
+        Row(
+            f"{item.question} *" if item.decided else item.question,
+            (item.symbol, item.value, item.about, item.verdict),
+        )
+        for item in four_answers(audit)
+    ]
+    note = "* Decided the verdict, or left it open." if audit.statistics.decided_by else ""
+    return plain_table(title, ("question", "", "figure [95 %]", "of", "found"), rows, note)
+
+
+def audit_html(audit: AuditResult) -> str:
+    """Return an audit in short as HTML, for notebooks and for labels of Qt: the verdict, the four answers, what to do."""
+    style = f"font-size: x-large; font-weight: bold; color: {COLOURS.get(audit.verdict, OTHER)}"
+    sentences = [extent_sentence(audit), advice_sentence(audit), *setting_lines([audit])]
+    return "".join(
+        [
+            f'<p><span style="{style}">{escape(audit.verdict)}</span></p>',
+            f"<p>{escape(verdict_sentence(audit))}</p>",
+            html_table(answer_table(audit)),
+            *(f"<p>{escape(text)}</p>" for text in sentences if text),
+        ]
+    )
+
+
+def verdict_sentence(audit: AuditResult) -> str:
+    """Say the verdict and what decided it; then what is equal, what would settle it, and what was not judged."""
+    found, answers = audit.statistics, four_answers(audit)
+    if audit.definitions == 1:
+        about = listed([item.question for item in found.decided_by])
+        return f"{audit.verdict.capitalize()} with the definitions of version 0.2{about and f', by its {about}'}."
+    decided = [item for item in answers if item.decided]
+    biases = [
+        _bias(audit, item.question, item.found)
+        for item in decided
+        if audit.verdict == "biased" and item.found
+    ]
+    names = [item.name for item in decided]
+    text = VERDICTS[audit.verdict].format(
+        biased=listed(biases), decided=listed(names) or "nothing differs so far"
+    )
+    if found.different is not None:
+        text += f" Equal in all {counted(audit.windows, 'window')} read"
+        most = threshold(math.ceil(1000 * found.different) / 1000)
+        text += f": fewer than {most} of all can differ." if found.different else "."
+    if audit.verdict == "inconclusive" and found.needed is not None and audit.run.stopped != ALL_READ:
+        text += f" About {found.needed} windows would settle it (max_windows)."
+    if found.unjudged_classes:
+        classes = ", ".join(map(str, found.unjudged_classes))
+        text += f" Not judged, as below {threshold(found.judged_class)} of the pixels: class {classes}."
+    return text
+
+
+def _bias(audit: AuditResult, question: str, found: Found) -> str:
+    """Say where a network is biased, and how much."""
+    method = audit.run.method.replace("_", " ")
+    scores = question == "answer" and audit.answer.of == "scores"
+    size, k = found.figure.estimate, found.offset or 1
+    of = "" if found.class_number is None else f" of class {found.class_number}"
+    return BIASED["scores" if scores else question].format(
+        maps="gradient maps" if method == "gradient" else f"maps by {method}",
+        side=f"z{signed(k if size > 0 else -k)}",
+        half=percent((1 + abs(size)) / 2),
+        size=percent(abs(size)),
+        of=of if question == "answer" else of.replace(" of ", " in "),
+    )
+
+
+def extent_sentence(audit: AuditResult) -> str:
+    """Say of which volumes the verdict is, and how many of their windows were read."""
+    there = audit.run.windows_available
+    volumes = "these volumes" if len(audit.run.volumes) > 1 else "this volume"
+    return f"On {volumes}: {audit.windows}{f' of {there}' if there else ''} windows read."
+
+
+def advice_sentence(audit: AuditResult) -> str:
+    """Say what to do next; empty if a verdict does not tell."""
+    if audit.verdict == "inconclusive" and audit.run.stopped == ALL_READ:
+        return "All windows were read: audit another volume as well."
+    return ADVICE.get(audit.verdict, "")
+
+
+def audit_lines(audits: Sequence[AuditResult]) -> Iterator[tuple[str, str, str, str]]:
+    """Yield what a terminal says of audits: lines of a name, a verdict, more text, and the tone of the verdict.
+
+    First how they were made, then for each its verdict with what decided it and its extent, last what to do.
+    """
+    yield from (("", "", line, "") for line in setting_lines(audits))
+    for audit in audits:
+        word, rest = verdict_sentence(audit).split(maxsplit=1)
+        name = f"{audit.name}: " if len(audits) > 1 else ""
+        yield name, word, f" {rest} {extent_sentence(audit)}", tone(audit.verdict)
+    advised = audits if len(audits) == 1 else [audit for audit in audits if audit.verdict != "symmetric"]
+    yield from (("", "", line, "") for line in dict.fromkeys(map(advice_sentence, advised)) if line)
+
+
+def setting_lines(audits: Sequence[AuditResult]) -> list[str]:
+    """Say how audits were made as far as it bears on their figures, one line for each way.
+
+    The line names the audits that were made in this way, unless all were: which scaling of the input was used, and where it
+    comes from; whether classes were assumed to exclude each other; and by which definitions it was measured.
+    """
+    named: dict[str, list[str]] = {}
+    for audit in audits:
+        named.setdefault(_setting(audit), []).append(one_line(audit.name, LONGEST_NAME))
+    return [text if len(named) == 1 else f"{listed(names)}: {text}" for text, names in named.items() if text]
+
+
+def _setting(audit: AuditResult) -> str:
+    run, parts = audit.run, []
+    if audit.definitions == 1:
+        parts.append("Measured with the definitions of version 0.2.")
+    if run.scaling is not None and run.scaling.get("source") == "function":
+        parts.append("The function gets slices in 0 to 1, and scales them itself.")
+    elif run.scaling is not None:
+        mean, std = (_values(run.scaling.get(name)) for name in ("mean", "std"))
+        how = SCALINGS.get(str(run.scaling.get("source")), "")
+        parts.append(f"Input: slices in 0 to 1, less mean {mean}, over std {std}{how and f', {how}'}.")
+    if run.assumed:
+        parts.append("Classes were assumed to exclude each other; the option overlapping says otherwise.")
+    if run.clamped:
+        parts.append(f"Of the probabilities, {percent(run.clamped)} were clamped to [1e-6, 1 - 1e-6].")
+    return " ".join(parts)
+
+
+def _values(values: Any) -> str:
+    """Format one value for each slice, once if all are the same."""
+    found = [f"{value:.3g}" for value in (values if isinstance(values, list | tuple) else [values])]
+    return found[0] if len(set(found)) == 1 else ", ".join(found)
+
+
+def networks_and_volumes(audits: Sequence[AuditResult]) -> str:
+    """Name the networks of audits, and their volumes with their sizes, three of each at most."""
+    names = dict.fromkeys(_network(audit.run.model) for audit in audits)
+    volumes = {
+        (volume.fingerprint, volume.path): short_path(volume.path)
+        + (f" ({' x '.join(map(str, volume.shape))} voxels)" if volume.shape else "")
+        for audit in audits
+        for volume in audit.run.volumes
+    }
+    parts = [_first([*names]), _first([*volumes.values()])]
+    return ", on ".join(filter(None, parts))
+
+
+def _first(names: Sequence[str], most: int = 3) -> str:
+    more = [f"{len(names) - most} more"] if len(names) > most else []
+    return listed([*names[:most], *more])
+
+
+def _network(model: dict[str, Any]) -> str:
+    text = str(model.get("spec") or model.get("class") or "a network of unknown name")
+    text += f", weights {model['weights']}" if model.get("weights") else ""
+    return f"{text}, symmetrized" if model.get("symmetrized") else text
+
+
+def short_path(path: str) -> str:
+    """Leave out the folders of a path or an address, but not those inside a file.
+
+    Example:
+        >>> short_path("/data/a.nii.gz"), short_path("/data/em.h5:/raw/0"), short_path("https://host/b/c.zarr")
+        ('a.nii.gz', 'em.h5:/raw/0', 'c.zarr')
+    """
+    file, colon, inside = path.partition(":/")
+    if not colon or inside.startswith("/"):  # no part of a file, or an address
+        return path.rstrip("/").rpartition("/")[2] or "an array"
+    return f"{file.rpartition('/')[2]}:/{inside}"
 
 
 @dataclass(frozen=True)
@@ -144,16 +518,10 @@ def _figure_row(audits: Sequence[AuditResult], item: Statistic) -> Row:
 def _groups(audits: Sequence[AuditResult]) -> list[tuple[str, str, list[Statistic]]]:
     """Return title, meaning and statistics of each group that has any."""
     half = max(len(audit.shares) // 2 for audit in audits)
-    groups = [
-        (
-            title,
-            meaning,
-            [row for key, label in rows.items() for row in _statistics(audits, key, label, half)],
-        )
+    groups = (
+        (title, meaning, [row for key in rows for row in _statistics(audits, key, rows[key], half)])
         for title, rows, meaning in GROUPS
-    ]
-    meaning = f"Dice lost with the slice at {MINUS}k disturbed, less that lost with the one at +k: 0 if both are worth the same."
-    groups.append(("What a disturbed slice costs", meaning, [*_lost_slices(audits)]))
+    )
     return [group for group in groups if group[2]]
 
 
@@ -167,17 +535,6 @@ def _statistics(audits: Sequence[AuditResult], key: str, label: str, half: int) 
         at = [k + len(values) // 2 if key == "shares" else k - 1 for values in found]
         row = [values[i] if 0 <= i < len(values) else None for values, i in zip(found, at, strict=True)]
         yield Statistic(key, k, f"{label} {signed(k) if key == 'shares' else k}", tuple(row))
-
-
-def _lost_slices(audits: Sequence[AuditResult]) -> Iterator[Statistic]:
-    """Yield how unequally the loss of a slice on either side costs, for each kind of loss."""
-    found = [
-        {(loss.kind, loss.offset): loss.asymmetry for loss in audit.stress.losses} if audit.stress else {}
-        for audit in audits
-    ]
-    for kind, k in dict.fromkeys(key for one in found for key in one):
-        values = tuple(one.get((kind, k)) for one in found)
-        yield Statistic(f"stress_asymmetry_{kind}", k, f"{kind}, k = {k}", values)
 
 
 def part_tables(audits: Sequence[AuditResult]) -> list[Table]:
@@ -232,9 +589,15 @@ def settings_table(audits: Sequence[AuditResult]) -> Table:
 
 
 def csv_tables(audits: Sequence[AuditResult]) -> dict[str, str]:
-    """Return the text of each CSV file by name."""
-    lines = (_figure_lines, _window_lines, _run_lines)
-    return {name: csv_text(write(audits)) for name, write in zip(TABLE_FILES, lines, strict=True)}
+    """Return the text of each CSV file by name.
+
+    ``figures.csv`` has a row for every statistic of every audit (audit, figure, offset, estimate, low, high, judged,
+    state, class, volume), those of each judged class and each volume too; ``windows.csv`` a row for every window, with its
+    place and what was measured, by offset (``share_-1``, ``reliance_-1``, ``mismatch_1``); ``run.csv`` a row for every
+    setting and a column for every audit. Undefined values are left empty.
+    """
+    lines = {"figures": _figure_lines, "windows": _window_lines, "run": _run_lines}
+    return {f"{name}.csv": csv_text(write(audits)) for name, write in lines.items()}
 
 
 def _figure_lines(audits: Sequence[AuditResult]) -> Iterator[list[Any]]:
@@ -294,3 +657,62 @@ def _run_lines(audits: Sequence[AuditResult]) -> Iterator[list[Any]]:
         yield [name, *(getattr(audit.statistics, name) for audit in audits)]
     for row in settings_table(audits).rows:
         yield [row.label, *row.cells]
+
+
+def stressed(audits: Sequence[AuditResult]) -> list[tuple[int, str, StressSummary]]:
+    """Return index, name and losses of one audit of each network, though several methods may have audited it."""
+    found: dict[str, tuple[int, str, StressSummary]] = {}
+    for index, audit in enumerate(audits):
+        if audit.stress is not None and audit.stress.losses:
+            found.setdefault(repr(audit.stress), (index, audit.name, audit.stress))
+    return list(found.values())
+
+
+def stress_tables(audits: Sequence[AuditResult]) -> list[Table]:
+    """Return what disturbed slices cost each network, one table for each."""
+    return [stress_table(stress, name if len(audits) > 1 else "") for _, name, stress in stressed(audits)]
+
+
+def stress_table(stress: StressSummary, network: str = "") -> Table:
+    """Return the mean Dice for each kind of disturbance: of the slice at -k, at +k and both, and the asymmetry."""
+    labelled = stress.reference == "labels"
+    note = ""
+    if not stress.intact > 0:
+        found = "The answer is right about" if labelled else "The network finds"
+        note = f"{found} no class but 0 in these slices, so there is nothing to lose."
+    rows = [
+        Row("intact", ("", *[number(stress.intact)] * 3, "")),
+        *(
+            Row(
+                loss.kind,
+                (
+                    str(loss.offset),
+                    *(number(side) for side in (loss.before, loss.after, loss.both)),
+                    difference(loss.asymmetry),
+                ),
+            )
+            for loss in stress.losses
+        ),
+        Row("reversed stack", ("", NOTHING, NOTHING, number(stress.reversed), "")),
+    ]
+    return plain_table(
+        f"{network and f'{network}: '}{'Dice' if labelled else 'Dice with the intact answer'} when slices are disturbed, "
+        f"{counted(stress.slices, 'window')}",
+        ("slice is", "k", f"{MINUS}k", "+k", "both", f"loss at {MINUS}k minus at +k"),
+        rows,
+        note,
+    )
+
+
+def lost(summary: StressSummary, kind: str, offset: int, side: str) -> float:
+    """Return a loss, or the asymmetry of one; NaN if the summary lacks it."""
+    if not side:
+        return summary.intact - summary.reversed
+    for loss in summary.losses:
+        if (loss.kind, loss.offset) == (kind, offset):
+            return (
+                loss.asymmetry.estimate
+                if side == "asymmetry"
+                else summary.intact - float(getattr(loss, side))
+            )
+    return math.nan

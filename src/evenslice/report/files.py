@@ -1,8 +1,7 @@
-"""Results written as an HTML page, figures and tables.
+"""Results written as a self-contained HTML page, as figures (SVG) and as tables (CSV).
 
-    write_report(audits, "report.html")          # one self-contained page
-    write_figures(audits, "figures")             # the charts of the page, as SVG
-    write_tables(audits, "tables")               # statistics, windows and settings, as CSV
+    write_report(audits, "report.html")          # one page
+    write_audit_report(audits, folder)           # the page, its figures and its tables
     write_study_report(results, "report.html")   # the page of a study, with its figures and tables beside it
     write_survey_report(survey, "report.html")   # the page of a survey
 
@@ -12,14 +11,18 @@ each in one colour throughout. They may have different numbers of slices.
 
 from __future__ import annotations
 
+import base64
+import hashlib
+from dataclasses import asdict
 from glob import escape
 from importlib import import_module
+from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evenslice._core import ConfigError, needs_extra, staged_file, staged_folder
-from evenslice.report.audit_tables import TABLE_FILES, csv_tables
-from evenslice.report.study_tables import TABLE_FILES as STUDY_TABLE_FILES, csv_tables as study_csv_tables
+from evenslice.report import audit_tables, study_tables, survey_tables
+from evenslice.report.tables import flatten, run_table, tone
 
 if TYPE_CHECKING:
     import os
@@ -28,36 +31,23 @@ if TYPE_CHECKING:
     from evenslice.report.style import Drawing
     from evenslice.results import AuditResult, StudyResults, SurveyResult
 
-__all__ = [
-    "FIGURE_FILES",
-    "need_report_extra",
-    "write_figures",
-    "write_report",
-    "write_study_report",
-    "write_survey_figures",
-    "write_survey_report",
-    "write_tables",
-]
-
-_NUMBERS = ("[0-9]", "[0-9][0-9]", "[0-9][0-9][0-9]")
-_EARLIER = (".svg", ".png")  # earlier versions wrote both, and examples too
-
-
-def _figure_files(*names: str) -> tuple[str, ...]:
-    numbered = [f"{name[:-1]}{number}" for name in names if name.endswith("*") for number in _NUMBERS]
-    plain = [name for name in names if not name.endswith("*")]
-    return tuple(f"{name}{suffix}" for name in (*plain, *numbered) for suffix in _EARLIER)
-
-
-FIGURE_FILES = _figure_files("shares", "biases", "stress", "kernels-*", "example-*")
-"""Patterns of the files that ``write_figures`` writes, or wrote in earlier versions."""
+# Versions before 0.3 wrote figures as PNG too, and more of them.
+AUDIT_FILES = (
+    "report.html",
+    *(
+        f"figures/{name}.[sp][vn]g"
+        for name in ("shares", "biases", "stress", "kernels-[0-9]*", "example-[0-9]*")
+    ),
+    *(f"tables/{name}.csv" for name in ("figures", "windows", "run")),
+)
+"""Patterns of the files that ``write_audit_report`` writes, or wrote in earlier versions."""
 
 STUDY_FILES = (
     *(
-        f"figures/{name}"
-        for name in _figure_files("forest", "learning", "trajectories", "saliency", "stress", "example-*")
+        f"figures/{name}.[sp][vn]g"
+        for name in ("forest", "learning", "trajectories", "saliency", "stress", "example-[0-9]*")
     ),
-    *(f"tables/{name}" for name in (*STUDY_TABLE_FILES, "curves.csv", "saliency.csv")),
+    *(f"tables/{name}.csv" for name in ("arms", "pooled", "curves", "saliency")),
 )
 """Patterns of the files that ``write_study_report`` writes beside the page, or wrote in earlier versions."""
 
@@ -79,62 +69,48 @@ def write_report(audits: Sequence[AuditResult], path: str | os.PathLike[str]) ->
         OutputError: the file cannot be written.
         MissingExtraError: Jinja2 or Matplotlib is not installed.
     """
-    _check_not_empty(audits)
+    return _write_page(_draw_audits(audits)[0], path)
+
+
+def write_audit_report(audits: Sequence[AuditResult], folder: Path) -> None:
+    """Write ``report.html``, ``figures`` with its charts and ``tables`` (see ``audit_tables.csv_tables``) into a folder.
+
+    Raises:
+        ConfigError: there is no audit.
+        MissingExtraError: Jinja2 or Matplotlib is not installed.
+    """
+    page, charts = _draw_audits(audits)
+    _write_folder(folder, "report.html", page, charts, audit_tables.csv_tables(audits))
+
+
+def _draw_audits(audits: Sequence[AuditResult]) -> tuple[str, list[Drawing]]:
+    """Return the page of audits, and its charts."""
+    if not audits:
+        raise ConfigError("the report needs one or more audits, got none")
     need_report_extra("writing a report")
-    from evenslice.report.pages import audit_page
+    from evenslice.report.charts import audit_charts
+    from evenslice.report.pictures import image_names, window_panels
     from evenslice.report.style import settings
 
+    script, panels = _template("audit.js"), window_panels(audits)
     with settings():
-        return _write_page(audit_page(audits), path)
-
-
-def write_figures(audits: Sequence[AuditResult], folder: str | os.PathLike[str]) -> list[Path]:
-    """Write every chart of the report as ``NAME.svg``.
-
-    Args:
-        audits: one or more.
-        folder: where to write; it is created if missing, and figures of an earlier report in it are replaced.
-
-    Returns:
-        The paths of the files.
-
-    Raises:
-        ConfigError: there is no audit.
-        OutputError: the files cannot be written.
-        MissingExtraError: Matplotlib is not installed.
-    """
-    _check_not_empty(audits)
-    need_report_extra("drawing figures")
-    from evenslice.report.audit_charts import audit_charts
-    from evenslice.report.style import settings
-
-    with settings(), staged_folder(folder, FIGURE_FILES, force=True) as beside:
-        return [Path(folder) / name for name in _save_figures(audit_charts(audits), beside)]
-
-
-def write_tables(audits: Sequence[AuditResult], folder: str | os.PathLike[str]) -> list[Path]:
-    """Write ``figures.csv``, ``windows.csv`` and ``run.csv``.
-
-    ``figures.csv`` has a row for every statistic of every audit (audit, figure, offset, estimate, low, high, judged,
-    state, class, volume), those of each judged class and each volume too; ``windows.csv`` a row for every window, with its
-    place and what was measured, by offset (``share_-1``, ``reliance_-1``, ``mismatch_1``); ``run.csv`` a row for every
-    setting and a column for every audit. Undefined values are left empty.
-
-    Args:
-        audits: one or more.
-        folder: where to write; it is created if missing, and tables of an earlier report in it are replaced.
-
-    Returns:
-        The paths of the files.
-
-    Raises:
-        ConfigError: there is no audit.
-        OutputError: the files cannot be written.
-    """
-    _check_not_empty(audits)
-    with staged_folder(folder, TABLE_FILES, force=True) as beside:
-        _save_tables(csv_tables(audits), beside)
-    return [Path(folder) / name for name in TABLE_FILES]
+        charts = audit_charts(audits)
+        page = _render(
+            "audit",
+            charts,
+            audits=audits,
+            found=audit_tables,
+            tables=[
+                *audit_tables.stress_tables(audits),
+                audit_tables.statistics_table(audits),
+                audit_tables.settings_table(audits),
+            ],
+            panels=panels,
+            images=image_names(panels),
+            script=script,
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+        )
+    return page, charts
 
 
 def write_study_report(results: StudyResults, path: str | os.PathLike[str]) -> Path:
@@ -157,22 +133,32 @@ def write_study_report(results: StudyResults, path: str | os.PathLike[str]) -> P
     """
     path = Path(path)
     need_report_extra("the page of a study")
-    from evenslice.report.pages import study_page
-    from evenslice.report.study_charts import study_charts
+    from evenslice.report.charts import study_charts
+    from evenslice.report.pictures import image_names, outlined_panels
     from evenslice.report.style import settings
 
     patterns = (escape(path.name), *STUDY_FILES)
     with settings(), staged_folder(path.parent, patterns, documents=("summary.json",), force=True) as beside:
-        charts = study_charts(results)
-        (beside / path.name).write_text(study_page(results, charts), encoding="utf-8", errors="replace")
-        for name in ("figures", "tables"):
-            (beside / name).mkdir()
-        _save_figures(charts, beside / "figures")
-        _save_tables(study_csv_tables(results), beside / "tables")
+        charts, panels = study_charts(results), outlined_panels(results)
+        page = _render(
+            "study",
+            charts,
+            headline=study_tables.headline(results),
+            arms=study_tables.arm_tables(results.summary),
+            panels=panels,
+            images=image_names(panels),
+            tables=study_tables.statistics_tables(results),
+            failed=study_tables.failed_table(results.summary),
+            run=study_tables.settings_table(results),
+            config=results.config,
+        )
+        _write_folder(beside, path.name, page, charts, study_tables.csv_tables(results))
     return path
 
 
-def write_survey_report(survey: SurveyResult, path: str | os.PathLike[str]) -> Path:
+def write_survey_report(
+    survey: SurveyResult, path: str | os.PathLike[str], *, figures: Path | None = None
+) -> Path:
     """Write the page of a survey as a self-contained HTML file.
 
     The page needs no network, no other file and no JavaScript.
@@ -180,6 +166,7 @@ def write_survey_report(survey: SurveyResult, path: str | os.PathLike[str]) -> P
     Args:
         survey: the result of the survey; at least one network was measured.
         path: the file to write; an existing file is replaced.
+        figures: a folder to make for its chart, ``balance.svg``.
 
     Returns:
         The path of the file.
@@ -189,26 +176,23 @@ def write_survey_report(survey: SurveyResult, path: str | os.PathLike[str]) -> P
         MissingExtraError: Jinja2 or Matplotlib is not installed.
     """
     need_report_extra("the page of a survey")
-    from evenslice.report.pages import survey_page
+    from evenslice.report.charts import balance_figure
     from evenslice.report.style import settings
 
     with settings():
-        return _write_page(survey_page(survey), path)
-
-
-def write_survey_figures(survey: SurveyResult, folder: str | os.PathLike[str]) -> None:
-    """Write the chart of a survey as ``balance.svg`` into a folder, which is created if missing.
-
-    Raises:
-        OutputError: the files cannot be written.
-        MissingExtraError: Matplotlib is not installed.
-    """
-    need_report_extra("the figures of a survey")
-    from evenslice.report.style import settings
-    from evenslice.report.survey_chart import balance_figure
-
-    with settings(), staged_folder(folder, _figure_files("balance"), force=True) as beside:
-        _save_figures([balance_figure(survey)], beside)
+        charts = [balance_figure(survey)]
+        page = _render(
+            "survey",
+            charts,
+            headline=survey_tables.headline(survey),
+            reading=survey_tables.READING,
+            networks=survey_tables.networks_table(survey),
+            failed=survey_tables.failed_table(survey),
+            run=run_table(["Value"], [dict(flatten(asdict(survey.run)))]),
+        )
+    if figures is not None:
+        _write_figures(figures, charts)
+    return _write_page(page, path)
 
 
 def need_report_extra(what: str) -> None:
@@ -225,26 +209,54 @@ def need_report_extra(what: str) -> None:
             import_module(name)
 
 
+def _render(name: str, drawings: Sequence[Drawing], **values: Any) -> str:
+    """Fill a template of the package, which has a style sheet of its name; all inserted text is escaped."""
+    import jinja2
+
+    from evenslice.report import style
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("evenslice.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(f"{name}.html").render(
+        sheet=style.theme_sheet() + _template("base.css") + _template(f"{name}.css"),
+        colour=style.colour_variable,
+        tone=tone,
+        charts=[(drawing, style.inline_svg(drawing)) for drawing in drawings],
+        **values,
+    )
+
+
+def _template(name: str) -> str:
+    return (files("evenslice.report") / "templates" / name).read_text(encoding="utf-8")
+
+
 def _write_page(text: str, path: str | os.PathLike[str]) -> Path:
     with staged_file(path, force=True) as beside:
         beside.write_text(text, encoding="utf-8", errors="replace")
     return Path(path)
 
 
-def _save_figures(drawings: Sequence[Drawing], folder: Path) -> list[str]:
-    """Save charts and return the names of the files."""
-    from evenslice.report.style import svg_text
+def _write_folder(
+    folder: Path, name: str, page: str, charts: Sequence[Drawing], tables: Mapping[str, str]
+) -> None:
+    _write_texts(folder, {name: page})
+    _write_figures(folder / "figures", charts)
+    _write_texts(folder / "tables", tables)
 
-    for drawing in drawings:
-        (folder / f"{drawing.name}.svg").write_text(svg_text(drawing.figure), encoding="utf-8")
-    return [f"{drawing.name}.svg" for drawing in drawings]
+
+def _write_figures(folder: Path, charts: Sequence[Drawing]) -> None:
+    from evenslice.report.style import settings, svg_text
+
+    with settings():
+        _write_texts(folder, {f"{drawing.name}.svg": svg_text(drawing.figure) for drawing in charts})
 
 
-def _save_tables(tables: Mapping[str, str], folder: Path) -> None:
-    for name, text in tables.items():
+def _write_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8", errors="replace", newline="")
-
-
-def _check_not_empty(audits: Sequence[AuditResult]) -> None:
-    if not audits:
-        raise ConfigError("the report needs one or more audits, got none")

@@ -100,21 +100,16 @@ def difference(value: Interval, *limits: float) -> str:
     return estimate if math.isnan(value.low) or math.isnan(value.high) else f"{estimate} [{low}, {high}]"
 
 
-def p_value(p: float, *, interim: bool = False) -> str:
+def p_value(p: float) -> str:
     """Format the p of a test.
 
-    Args:
-        p: of the test.
-        interim: whether runs of the study are missing: tests hold for one look at the finished study.
-
     Example:
-        >>> p_value(0.0312), p_value(2e-5), p_value(0.0312, interim=True), p_value(0.0496)
-        ('p = 0.031', 'p < 0.001', 'interim p = 0.031', 'p = 0.0496')
+        >>> p_value(0.0312), p_value(2e-5), p_value(0.0496)
+        ('p = 0.031', 'p < 0.001', 'p = 0.0496')
     """
     if math.isnan(p):
         return NOTHING
-    found = "p < 0.001" if p < 0.001 else f"p = {number(p, decimals([p], LEVELS))}"
-    return f"interim {found}" if interim else found
+    return "p < 0.001" if p < 0.001 else f"p = {number(p, decimals([p], LEVELS))}"
 
 
 def percent(share: float) -> str:

@@ -7,7 +7,7 @@ from dataclasses import astuple
 from html import escape
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from evenslice.report.audit_tables import EFFECT, SHARES
+from evenslice.report.audit_tables import EFFECT, SHARES, lost
 from evenslice.report.formatting import (
     MINUS,
     NOTHING,
@@ -19,7 +19,6 @@ from evenslice.report.formatting import (
     percent,
     signed,
 )
-from evenslice.report.stress_tables import stress_group
 from evenslice.report.tables import Group, Row, Table, csv_text, flatten, html_table, plain_table, run_table
 from evenslice.results import (
     ENOUGH_REPLICATES,
@@ -33,7 +32,9 @@ from evenslice.results import (
     inferiority,
     read_comparisons,
     read_pooled,
+    replicate_means,
     score_title,
+    student_interval,
 )
 
 if TYPE_CHECKING:
@@ -42,9 +43,6 @@ if TYPE_CHECKING:
     from evenslice.results import Interval, StudyResults
 
 Arm: TypeAlias = ArmSummary | PooledArm
-
-TABLE_FILES: Final = ("arms.csv", "pooled.csv")
-"""Names of the CSV files."""
 
 MOST: Final = 0.9
 """The part of the baseline's bias that an arm must remove, with its whole interval, to be named."""
@@ -98,6 +96,14 @@ FIGURE_GROUPS: Final = (
 LOSS_LABELS: Final = dict(
     zip(LOSSES, (f"missing, at {MINUS}1", "missing, at +1", "missing, both at ±1"), strict=True)
 )
+SIDES: Final = {
+    "before": f"at {MINUS}{{}}",
+    "after": "at +{}",
+    "both": "both at ±{}",
+    "asymmetry": "asymmetry at ±{}",
+}
+"""Where a slice is disturbed."""
+
 COMPARED: Final = {
     **FIGURE_GROUPS[0][1],
     **FIGURE_GROUPS[1][1],
@@ -145,6 +151,12 @@ def arm_tables(summary: Mapping[str, Any]) -> list[Table]:
         note = _note(item, sets, summary["baseline"]) + interim
         tables.append(plain_table(item.title, ("arm", *columns), rows, note))
     return [table for table in tables if table.rows]
+
+
+def tables_of_study(summary: Mapping[str, Any]) -> list[Table]:
+    """Return the tables of the arms, and one of the runs that failed if there are any."""
+    failed = failed_table(summary)
+    return arm_tables(summary) + ([failed] if failed.rows else [])
 
 
 def shown_pooled(items: Sequence[PooledComparison]) -> list[PooledComparison]:
@@ -250,13 +262,13 @@ def _test(arm: Arm) -> str:
     return judgement(arm) if arm.holds is None else f"{judgement(arm)}\n{p_value(arm.p)}"
 
 
-def superiority(arm: Arm, *, interim: bool = False) -> str:
+def superiority(arm: Arm) -> str:
     """Return the outcome of the test of superiority of the primary comparison."""
     if isinstance(arm, ArmSummary) or not arm.primary:
         return NOTHING
     if arm.superior is None:
         return "not tested"
-    return f"{'superior' if arm.superior else 'not shown'}\n{p_value(arm.p_superior, interim=interim)}"
+    return f"{'superior' if arm.superior else 'not shown'}\n{p_value(arm.p_superior)}"
 
 
 def metric_text(name: str, arm: Arm) -> str:
@@ -349,6 +361,35 @@ def _share_group(item: Comparison) -> Group:
         for index in range(slices)
     ]
     return Group(*SHARES, tuple(rows))
+
+
+def stress_group(results: StudyResults, comparison: Comparison) -> Group:
+    """Return the losses of Dice of each arm, means over folds or seeds; without rows if no run measured them."""
+    arms = [
+        [run for run in results.runs_of(comparison, arm.arm) if run.stress is not None and run.stress.losses]
+        for arm in comparison.arms
+    ]
+    losses = [loss for runs in arms for run in runs if run.stress for loss in run.stress.losses]
+    found = dict.fromkeys((loss.kind, loss.offset) for loss in losses)
+    keys = [(kind, k, side) for kind, k in found for side in SIDES]
+    keys += [("reversed", 0, "")] if losses else []
+    rows = []
+    for kind, k, side in keys:
+        means = []
+        for runs in arms:
+            values = [lost(run.stress, kind, k, side) for run in runs if run.stress]
+            known = replicate_means([vars(run) for run in runs], values, comparison.unit)
+            means.append(interval(student_interval(known, (-1, 1))))
+        rows.append(Row(f"{kind}, {SIDES[side].format(k)}" if side else kind, tuple(means)))
+    return Group(
+        "What a disturbed slice costs",
+        (
+            "Loss of Dice on a sample of the test slices when one neighbour of the middle slice, or both, are missing "
+            "(the middle slice in their place), blank (0), noisy or shifted, and when the stack is reversed. "
+            f"Asymmetry: the loss at {MINUS}k less that at +k, 0 if both are worth the same."
+        ),
+        tuple(rows),
+    )
 
 
 def failed_table(summary: Mapping[str, Any]) -> Table:

@@ -101,14 +101,14 @@ def colour_variable(index: int) -> str:
     return f"var(--audit-{index % len(AUDIT_COLOURS)})"
 
 
-def line_style(index: int) -> str:
-    """Return the line style of the audit at ``index``; it differs for audits of the same colour."""
-    return LINE_STYLES[index // len(AUDIT_COLOURS) % len(LINE_STYLES)]
-
-
-def audit_marker(index: int) -> str:
-    """Return the marker of the audit at ``index``; it differs for audits of the same colour."""
-    return MARKERS[(index + index // len(AUDIT_COLOURS)) % len(MARKERS)]
+def look(index: int) -> dict[str, Any]:
+    """Return the colour, the line style and the marker of the audit at ``index``; the latter differ for the same colour."""
+    round_ = index // len(AUDIT_COLOURS)
+    return {
+        "color": audit_colour(index),
+        "linestyle": LINE_STYLES[round_ % len(LINE_STYLES)],
+        "marker": MARKERS[(index + round_) % len(MARKERS)],
+    }
 
 
 def draw_interval(
@@ -117,9 +117,9 @@ def draw_interval(
     """Draw a figure and its 95 % interval at the height ``y``, in the look of an audit; cut off at ``reach`` on either side."""
     if value is None or math.isnan(value.estimate):
         return
-    colour, ends = audit_colour(index), np.clip([value.low, value.high, value.estimate], -reach, reach)
-    axes.plot(ends[:2], [y, y], color=colour, alpha=alpha, linewidth=2.5, solid_capstyle="butt")
-    axes.plot(ends[2], y, color=colour, alpha=alpha, marker=audit_marker(index), markersize=5.5)
+    ends = np.clip([value.low, value.high, value.estimate], -reach, reach)
+    axes.plot(ends[:2], [y, y], color=audit_colour(index), alpha=alpha, linewidth=2.5, solid_capstyle="butt")
+    axes.plot(ends[2], y, alpha=alpha, markersize=5.5, **look(index))
 
 
 def name_rows(axes: Axes, places: Sequence[float], labels: Sequence[str], bottom: float) -> None:
@@ -129,6 +129,14 @@ def name_rows(axes: Axes, places: Sequence[float], labels: Sequence[str], bottom
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
     axes.axvline(0, color=QUIET, linewidth=1)
+
+
+def theme_sheet() -> str:
+    """Return the colours of the figures as variables of a page, for light and dark backgrounds."""
+    light, dark = (
+        "".join(f"--{name}:{colours[ground]};" for name, colours in THEME.items()) for ground in (0, 1)
+    )
+    return f":root{{{light}}}\n@media screen and (prefers-color-scheme: dark){{:root{{{dark}}}}}\n"
 
 
 @contextmanager
@@ -193,13 +201,12 @@ def _hundredths(number: re.Match[str]) -> str:
     return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
 
 
-def inline_svg(drawing: Drawing, numbers: str) -> Markup:
+def inline_svg(drawing: Drawing) -> Markup:
     """Return a figure as an SVG element that takes its colours and fonts from the page; call it inside ``settings()``.
 
     Args:
         drawing: the figure; its name starts every identifier in the SVG, so that figures on one page cannot clash, and
             identifiers that nothing refers to are left out.
-        numbers: a sentence that tells readers who cannot see the figure where its numbers are.
     """
     text = svg_text(drawing.figure, transparent=True)
     text = text[text.index("<svg") :]
@@ -209,7 +216,7 @@ def inline_svg(drawing: Drawing, numbers: str) -> Markup:
     text = _in_tags(partial(_restyled, name=drawing.name, used=used), text)
     width, height = drawing.figure.get_size_inches() * 72
     tall = ' class="tall"' if height > TALL else ""
-    label = escape(f"{drawing.title}. {numbers}")
+    label = escape(f"{drawing.title}. The numbers are in the tables below.")
     opening = f'<svg role="img" aria-label="{label}"{tall} viewBox="0 0 {width:g} {height:g}"'
     opening += ' xmlns:xlink="http://www.w3.org/1999/xlink">'
     text = re.sub(r"<svg .*?>", lambda _: opening, text, count=1, flags=re.DOTALL)

@@ -31,7 +31,7 @@ def headline(survey: SurveyResult) -> str:
     return f"{counted(len(survey.networks), 'network')}: {', '.join(counts + failed)}."
 
 
-def survey_table(survey: SurveyResult) -> Table:
+def networks_table(survey: SurveyResult) -> Table:
     """Return a row for each network that was measured."""
     rows = [
         Row(
@@ -54,16 +54,21 @@ def survey_table(survey: SurveyResult) -> Table:
     return plain_table("Colour balance and slice bias", columns, rows, note)
 
 
-def failed_networks(survey: SurveyResult) -> Table:
+def failed_table(survey: SurveyResult) -> Table:
     """Return the networks that could not be surveyed, and why."""
     return plain_table(
         "What failed", ("network", "error"), [Row(item.spec, (item.error,)) for item in survey.failed]
     )
 
 
+def tables_of_survey(survey: SurveyResult) -> list[Table]:
+    """Return the table of the networks that were measured, and that of those which were not, as far as there are any."""
+    return [table for table in (networks_table(survey), failed_table(survey)) if table.rows]
+
+
 def survey_html(survey: SurveyResult) -> str:
     """Return a survey in short as HTML, for notebooks."""
-    tables = html_table(survey_table(survey)) + html_table(failed_networks(survey))
+    tables = "".join(map(html_table, tables_of_survey(survey)))
     return f"<p><b>{escape(headline(survey))}</b></p>{tables}"
 
 

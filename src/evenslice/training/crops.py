@@ -5,7 +5,7 @@ several devices, sees the same crops. ``SliceWindows`` opens volumes for a user'
 parts of its configuration; both are a ``CropDataset``. Classifiers are trained on ``CentredCrops``.
 
 Rotations, flips and intensity changes are array operations instead of MONAI's transforms: by default crops are prepared
-in the training process, and the transforms take several times as long (``benchmarks/crop_speed.py``).
+in the training process, and the transforms take several times as long.
 """
 
 from __future__ import annotations
