@@ -27,11 +27,12 @@ from captum.attr import Saliency
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 import evenslice
-from evenslice.cli.demonstration import SPEC
 from evenslice.neutralizing.network_files import load_network
 from evenslice.volumes import mni152
 from evenslice.volumes.scaling import fit_scaling
 from evenslice.volumes.windows import WindowGrid, fit_tile
+
+SPEC = "smp:Unet/tu-tf_efficientnet_lite0"
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from evenslice._core.machine import KEPT
-from evenslice.cli.demonstration import SPEC
 from evenslice.inference.ready_networks import ReadyNetwork
 from evenslice.neutralizing.network_files import load_network
+
+SPEC = "smp:Unet/tu-tf_efficientnet_lite0"
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

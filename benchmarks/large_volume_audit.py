@@ -31,6 +31,8 @@ import numpy as np
 import zarr
 from scipy.ndimage import gaussian_filter
 
+SPEC = "smp:Unet/tu-tf_efficientnet_lite0"
+
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
@@ -41,7 +43,6 @@ PATTERN = (256, 512, 512)  # is repeated; every window of both volumes shows a p
 AUDIT = """
 import json, pathlib, resource, sys, time
 import evenslice
-from evenslice.cli.demonstration import SPEC
 from evenslice.neutralizing import load_network
 
 def queued():

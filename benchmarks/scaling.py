@@ -31,9 +31,10 @@ from distributed import Client, LocalCluster
 import evenslice
 from evenslice._core.machine import KEPT
 from evenslice._core.workers import THREADS
-from evenslice.cli.demonstration import SPEC
 from evenslice.neutralizing.network_files import load_network
 from evenslice.volumes import mni152
+
+SPEC = "smp:Unet/tu-tf_efficientnet_lite0"
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -31,12 +31,13 @@ from monai.inferers import SlidingWindowInferer
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 import evenslice
-from evenslice.cli.demonstration import SPEC
 from evenslice.inference.prediction import BATCH_PIXELS, LARGEST_BATCH
 from evenslice.neutralizing.network_files import load_network
 from evenslice.volumes import mni152
 from evenslice.volumes.scaling import fit_scaling
 from evenslice.volumes.windows import WindowGrid, tile_origins
+
+SPEC = "smp:Unet/tu-tf_efficientnet_lite0"
 
 if TYPE_CHECKING:
     from collections.abc import Callable

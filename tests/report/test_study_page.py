@@ -282,7 +282,9 @@ def test_hostile_text_stays_text(tmp_path):
 
 
 def test_without_a_run_of_the_baseline_there_is_nothing_to_compare(tmp_path):
-    text = words(draw(load_study(make(tmp_path, slices=1, arms={"uniform": (0.0, 0.0), "center": (0.01, 0.0)}))))
+    text = words(
+        draw(load_study(make(tmp_path, slices=1, arms={"uniform": (0.0, 0.0), "center": (0.01, 0.0)})))
+    )
     assert "No arm can be compared with pretrained" in text
     assert "minus" not in text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import io
 import logging
 import os
@@ -27,7 +28,6 @@ from evenslice._core import (
 )
 from evenslice.cli.audit import audit
 from evenslice.cli.demo import demo
-from evenslice.cli.ending import discard_stdout, refusal
 from evenslice.cli.evaluate import evaluate
 from evenslice.cli.export import export
 from evenslice.cli.info import info
@@ -42,9 +42,21 @@ from evenslice.cli.train import train
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["app", "run"]
-
 LEAST_COLUMNS = 20  # that the environment can ask for
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CLOSED = "choose a place where you may read and write"
+_FULL = "make room, or choose another place"
+
+HINTS = {
+    errno.EACCES: _CLOSED,
+    errno.EPERM: _CLOSED,
+    errno.EROFS: "nothing can be written there; choose another place",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "the link leads back to itself; name a file or a folder",
+    **dict.fromkeys(FULL, _FULL),
+}
+"""What would be right, for each error that is the user's; any other is a defect of the program."""
 
 
 class _Group(TyperGroup):
@@ -183,7 +195,7 @@ def _is_interrupted(error: BaseException | None) -> bool:
 def _report(error: Exception, *, debug: bool) -> int:
     """Tell the user about an error, and return the exit status."""
     if isinstance(error, BrokenPipeError):  # nobody reads any longer; exit without a complaint
-        discard_stdout()
+        _discard_stdout()
         return 141  # as a shell reports SIGPIPE
     text = _line(error)
     with suppress(OSError):  # where nothing can be told, the status tells alone
@@ -209,7 +221,43 @@ def _line(error: Exception) -> str | None:
         return error.render(spelled_on_command_line)
     if isinstance(error, typer.TyperException):
         return error.format_message()
-    return refusal(error) or _memory_refusal(error)
+    return _refusal(error) or _memory_refusal(error)
+
+
+def _refusal(error: BaseException) -> str | None:
+    """Return one line about an error of the operating system that is the user's; None for any other error.
+
+    Paths are looked at in many places, and any of them can fail so; commands therefore leave these errors to the end.
+    """
+    if isinstance(error, RuntimeError):  # by which pathlib reports a loop of links before Python 3.13
+        error = error.__context__ or error
+        if not isinstance(error, OSError) or error.errno != errno.ELOOP:
+            return None
+    if not isinstance(error, OSError):
+        return None
+    if error.errno == errno.ENOENT and not _is_here():
+        return "the working directory: was removed; change to a folder that exists"
+    if error.filename is not None and error.errno in HINTS:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}; {HINTS[error.errno]}"
+    if error.errno in FULL:  # of an open file, such as standard output, for which the system gives no name
+        _discard_stdout()
+        return f"output: cannot be written ({error.strerror}); {_FULL}"
+    return None
+
+
+def _discard_stdout() -> None:
+    """Send nowhere what standard output still holds, on which Python would fail when it ends."""
+    with suppress(OSError, ValueError, AttributeError):  # it is no file of the system, or closed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _is_here() -> bool:
+    """Return whether the working directory exists."""
+    try:
+        Path.cwd()
+    except OSError:
+        return False
+    return True
 
 
 def _memory_refusal(error: Exception) -> str | None:

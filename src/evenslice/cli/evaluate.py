@@ -1,13 +1,30 @@
 """evenslice evaluate: compare a network's answers with labels, and measure what disturbed slices cost."""
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from evenslice.cli import options
 from evenslice.cli.opening import LabelledOpening
 from evenslice.cli.option_groups import grouped
 from evenslice.cli.printing import command_line, quiet, show, tell_missing_slices
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.table import Table
+
+    from evenslice.inference import Evaluation
+
+SCORES = {
+    "dice": "Dice",
+    "iou": "IoU",
+    "surface_dice": "surface Dice\n1 voxel",
+    "surface_dice_3": "3 voxels",
+    "hd95": "HD95",
+}
+"""The figures for each class, and the headings of their columns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +77,6 @@ def evaluate(
 ) -> None:
     """Compare a network's answers with labels, and measure what disturbed slices cost."""
     from evenslice._core import ConfigError
-    from evenslice.cli.evaluation_tables import evaluation_tables
     from evenslice.inference import RESULT_FILES
 
     if labels is None:
@@ -87,4 +103,48 @@ def evaluate(
         if folder is not None:
             found.write(folder)
     lines = [] if out is None else [f"result: {out / 'result.json'}"]
-    show(found.to_dict(), *evaluation_tables(found), *lines, json=output.json)
+    show(found.to_dict(), *_tables(found), *lines, json=output.json)
+
+
+def _tables(found: "Evaluation") -> "Iterator[Table]":
+    """Yield a table of the scores by class, of objects, and of what disturbed slices cost, as far as they were measured."""
+    from evenslice.cli.tables import new_table, rich_table
+    from evenslice.inference import LARGEST_SURFACE
+    from evenslice.report import stress_table
+
+    if found.scores is not None:
+        document = found.to_dict()
+        table = _scores_table(document)
+        if math.prod(found.volume.shape) > LARGEST_SURFACE:
+            table.caption = (
+                f"surfaces are compared in volumes of up to {LARGEST_SURFACE:,} voxels; give a --region"
+            )
+        yield table
+        error, information = document["adapted_rand_error"], document["variation_of_information"]
+        if not math.isnan(error):
+            columns = ("adapted\nRand error", "variation of information\nby splits", "by mergers")
+            cells = map(_score, (error, information["split"], information["merge"]))
+            yield new_table("objects between the boundaries", columns, [*cells])
+    if found.stress is not None:
+        yield rich_table(stress_table(found.stress.summary()), breaks=False)
+
+
+def _scores_table(document: dict[str, Any]) -> "Table":
+    """Return one row for each class, and one for the mean."""
+    from evenslice.cli.tables import new_table
+
+    unit = document["volumes"][0]["unit"]
+    rows = [
+        [str(number), *(_score(document[name]["per_class"][number]) for name in SCORES)]
+        for number in range(len(document["dice"]["per_class"]))
+    ]
+    columns = ["class", *SCORES.values()]
+    columns[-1] += f"\n({unit})" if unit else ""
+    table = new_table("agreement with the labels", columns, *rows)
+    table.add_section()
+    table.add_row("mean without 0", *(_score(document[name]["mean"]) for name in SCORES))
+    return table
+
+
+def _score(value: float) -> str:
+    return "none" if math.isnan(value) else f"{value:.3f}".removeprefix("0")

@@ -15,8 +15,6 @@ from evenslice.cli.options import volume
 if TYPE_CHECKING:
     from evenslice.volumes import Volume
 
-__all__ = ["LabelledOpening", "Opening"]
-
 REGION_HELP = "as start:stop along z, y and x, such as 0:16,:,100:612"
 
 

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["Given", "Options", "grouped"]
-
 
 @dataclass(frozen=True)
 class Options:

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 from evenslice.cli import options
-from evenslice.cli.ending import resumable
 from evenslice.cli.opening import Opening
 from evenslice.cli.option_groups import grouped
-from evenslice.cli.printing import quiet, show, tell_missing_slices
+from evenslice.cli.printing import quiet, resumable, show, tell_missing_slices
 
 
 @grouped

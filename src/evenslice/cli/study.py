@@ -1,14 +1,16 @@
 """evenslice study: compare strategies by training."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from evenslice.cli import options
-from evenslice.cli.ending import resumable
 from evenslice.cli.option_groups import grouped
-from evenslice.cli.printing import quiet, show_study, tell
+from evenslice.cli.printing import quiet, resumable, show_study, tell
+
+if TYPE_CHECKING:
+    from evenslice.studying import RunOutcome
 
 
 @grouped
@@ -50,7 +52,6 @@ def study(
             f"CONFIG.yaml and {option('out')} are required; evenslice study --print-config prints a configuration to start from"
         )
     study_config = load_config(config, StudyConfig)  # before Lightning is imported, which takes seconds
-    from evenslice.cli.study_tables import run_line
     from evenslice.studying import study as run_study
 
     folded = [data.name for data in study_config.datasets if data.folds is not None]
@@ -61,8 +62,24 @@ def study(
             workers=cluster.workers,
             scheduler=cluster.scheduler,
             on_start=lambda lines: tell(*lines),
-            on_finished=lambda *progress: tell(run_line(*progress, folded=folded)),
+            on_finished=lambda *progress: tell(_line(*progress, folded=folded)),
         )
     show_study(summary, out, json=json)
     if summary["failed"]:
         raise typer.Exit(1)
+
+
+def _line(outcome: "RunOutcome", count: int, total: int, *, folded: list[str]) -> str:
+    """Return the result of a run of a study in one line, with its fold if its data set is among those that have any."""
+    from evenslice.results import MAIN_SCORES, run_name, score_title
+
+    place = f"{count}/{total} {run_name(vars(outcome), folded=outcome.dataset in folded)}"
+    if outcome.status == "failed":
+        return f"{place}: failed: {outcome.error}"
+    scores = [(getattr(outcome, name), score_title(name), ".3f") for name in MAIN_SCORES.values()]
+    figures = " ".join(
+        f"{title} {value:{form}}"
+        for value, title, form in (*scores, (outcome.directional_bias, "D_m", "+z.4f"))
+        if value is not None
+    )
+    return f"{place}: {figures}, trained in {outcome.seconds:.0f} s"

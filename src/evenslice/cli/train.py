@@ -2,17 +2,23 @@
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from evenslice.cli import options
-from evenslice.cli.ending import resumable
 from evenslice.cli.option_groups import grouped
-from evenslice.cli.printing import command_line, quiet, show, tell
+from evenslice.cli.printing import command_line, quiet, resumable, show, tell
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from rich.table import Table
+
     from evenslice.training import TrainConfig
+
+TEST_SCORES = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1", "dice": "Dice", "iou": "IoU"}
+"""Scores of the test that have a value for each class."""
 
 
 @grouped
@@ -74,7 +80,6 @@ def train(
             f"CONFIG.yaml and {option('out')} are required; evenslice train --print-config prints a configuration to start from"
         )
     settings = _settings(config, seed)
-    from evenslice.cli.tables import run_table
     from evenslice.training import train as run_training
 
     fresh = resume and not RunFolder(out).config.exists()
@@ -88,7 +93,7 @@ def train(
             on_start=lambda lines: tell(*notes, *lines),
         )
     if result:  # of several processes, only the first has one
-        show(result, run_table(result, out), *_next_step(settings, out), json=json)
+        show(result, _table(result, out), *_next_step(settings, out), json=json)
 
 
 def _settings(config: Path, seed: int | None) -> "TrainConfig":
@@ -113,3 +118,39 @@ def _next_step(settings: "TrainConfig", out: Path) -> list[str]:
     spec = settings.model.spec
     network = ["--run", str(out), *([] if parse_specification(spec).library else ["--model", spec])]
     return [f"next: evenslice segment {shlex.join(network)} --volume VOLUME --out labels.tif"]
+
+
+def _table(result: "Mapping[str, Any]", out: Path) -> "Table":
+    """Return the result of a run, one entry in each row."""
+    from evenslice.cli.tables import facts
+    from evenslice.results import MAIN_SCORES, score_title
+
+    rows = {"steps": f"{result['steps']} in {result['seconds']:.0f} s"}
+    if (found := result["validation"]) is not None:
+        score = next(name for name in MAIN_SCORES.values() if name in found)
+        rows["checkpoint"] = f"step {found['step']}, validation {score_title(score)} {found[score]:.3f}"
+    if result.get("accuracy") is not None:
+        rows["test accuracy"] = f"{result['accuracy']:.3f}"
+    for name, title in TEST_SCORES.items():
+        if result.get(name) is not None:
+            mean, *classes = (
+                "none" if value is None else f"{value:.3f}"
+                for value in (result[name]["mean"], *result[name]["per_class"])
+            )
+            rows[f"test {title}"] = f"{mean} (classes: {', '.join(classes)})"
+    rows |= _stress_rows(result.get("stress"))
+    if result["bias"] is not None and result["bias"]["directional_bias"] is not None:
+        rows["directional bias D_m"] = f"{result['bias']['directional_bias']:+z.3f}"
+    return facts(str(out), rows | {"network": str(out / "network.safetensors")})
+
+
+def _stress_rows(stress: "Mapping[str, Any] | None") -> "Iterator[tuple[str, str]]":
+    """Yield what lost slices, and a reversed stack, leave of the Dice."""
+    if stress is None or stress["intact"] is None:
+        return
+    yield f"Dice of {stress['slices']} test slices", f"{stress['intact']:.3f}"
+    for loss in stress["losses"]:
+        if loss["kind"] == "missing" and loss["before"] is not None:
+            sides = ", ".join(f"{name} {loss[name]:z.3f}" for name in ("before", "after", "both"))
+            yield f"  slice ±{loss['offset']} missing", sides
+    yield "  stack reversed", f"{stress['reversed']:z.3f}"
