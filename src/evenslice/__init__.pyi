@@ -22,9 +22,11 @@ from .auditing import (
 from .inference import (
     Compute as Compute,
     ModelCard as ModelCard,
+    Segmenter as Segmenter,
     evaluate as evaluate,
     export as export,
     load_onnx as load_onnx,
+    open_segmenter as open_segmenter,
     segment as segment,
 )
 from .neutralizing import (

@@ -16,7 +16,7 @@ from evenslice.cli import main
 from evenslice.cli.opening import LabelledOpening
 from evenslice.inference import stated_reading
 from evenslice.neutralizing import load_network, save_network
-from evenslice.training import find_reading
+from evenslice.training import find_network
 from evenslice.volumes import Reading, write_volume
 
 BEFORE = Path(__file__).parents[1] / "data" / "written-by-0.1.0"
@@ -66,7 +66,7 @@ def trained(tmp_path):
 def test_a_symmetrized_run_reads_volumes_as_the_run_does(trained, tmp_path, run):
     fair = tmp_path / "fair.safetensors"
     run("symmetrize", "--run", trained, "--out", fair)
-    assert stated_reading(SPEC, str(fair)) == Reading(**READING, overlapping=False)
+    assert stated_reading(SPEC, str(fair))[0] == Reading(**READING, overlapping=False)
     volume = tmp_path / "volume.npy"
     np.save(volume, np.random.default_rng(0).integers(0, 255, (32, 14, 32), dtype=np.uint8))
     audit = ["audit", "--volume", volume, "--max-windows", 8, "--json"]
@@ -83,7 +83,7 @@ def test_what_a_file_of_weights_says_of_volumes_is_carried_on(tmp_path, run, com
     save_network(model, fair, record=record, source=source, reading=READING)
     strategy = ["--strategy", "pretrained"] if command == "neutralize" else []
     run(command, "--model", SPEC, "--weights", fair, *strategy, "--out", fairer)
-    assert stated_reading(SPEC, str(fairer)) == Reading(**READING)
+    assert stated_reading(SPEC, str(fairer))[0] == Reading(**READING)
 
 
 def test_the_run_does_not_say_what_the_target_labels_ignores(trained, tmp_path, run):
@@ -103,9 +103,9 @@ def test_values_of_classes_take_the_place_of_numbered_objects(trained):
         .replace('other_labels: "background"', "instances: sparse")
     )
     config.write_text(text)
-    assert find_reading(trained, None, None).labels.instances == "sparse"
+    assert find_network(trained, None, None).reading.labels.instances == "sparse"
     for given in ({"label_values": (0, 255)}, {"other_labels": "background"}):
-        found = asdict(find_reading(trained, None, None, **given))
+        found = asdict(find_network(trained, None, None, reading=given).reading)
         assert found["instances"] is None
         assert given.items() <= found.items()
 

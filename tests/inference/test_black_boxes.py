@@ -23,7 +23,6 @@ from evenslice.inference import BlackBox
 from evenslice.inference.network_identity import describe_network
 from evenslice.inference.prediction import choose_tile
 from evenslice.report import write_report
-from evenslice.training.run_network import load_segmenter
 
 
 @pytest.fixture(scope="module")
@@ -451,10 +450,10 @@ def test_a_file_that_is_scaled_otherwise_is_another_network(file):
     assert one != other
 
 
-def test_no_slices_are_not_taken_for_the_default(file, texture, tmp_path):
-    segmenter = load_segmenter(None, "onnx", str(file), slices=0)
+def test_no_slices_are_not_taken_for_the_default(file, texture):
+    segmenter = evenslice.open_segmenter("onnx", str(file), slices=0)
     with pytest.raises(ConfigError, match="slices=0: a window has an odd number of slices"):
-        segmenter.segment(evenslice.open_volume(texture), tmp_path / "labels.npy")
+        evenslice.segment(segmenter, texture)
 
 
 def run(folder, *arguments):

@@ -33,7 +33,6 @@ from evenslice.inference.exporting import huggingface, onnx_writing
 from evenslice.inference.exporting.description import stated_reading
 from evenslice.networks import ModelSource, fill_network
 from evenslice.results.audits import save_audits
-from evenslice.training.run_network import find_reading
 from evenslice.volumes import Scaling, slice_indices
 
 CUTS = [None, "output", "1"]
@@ -267,7 +266,7 @@ def test_what_is_of_another_kind_is_said_before_anything_is_written(tmp_path, op
 
 
 def test_a_function_is_not_exported(tmp_path):
-    with pytest.raises(ModelError, match="function is not a network; give a torch.nn.Module"):
+    with pytest.raises(ConfigError, match="model: a function"):
         evenslice.export(lambda windows: windows, tmp_path, to="onnx")
 
 
@@ -819,16 +818,16 @@ def test_what_an_exported_network_says_of_volumes_is_read_back(tmp_path):
         small(), tmp_path / "objects", to="huggingface", reading=evenslice.Reading(instances="dense")
     )
     reading = Reading(**READING)
-    assert stated_reading("tests:any", str(tmp_path / "hub")) == reading
-    assert stated_reading(str(tmp_path / "hub"), None) == reading
-    assert stated_reading("onnx", str(tmp_path / "onnx" / "network.onnx")) == reading
-    assert stated_reading("onnx", str(tmp_path / "plain" / "network.onnx")) == Reading()
-    assert stated_reading("tests:any", str(tmp_path / "hub" / "model.safetensors")) == reading
-    assert stated_reading(str(tmp_path / "objects"), None) == Reading(instances="dense")
-    assert stated_reading(str(tmp_path), None) is None
-    found = find_reading(None, str(tmp_path / "hub"), None, step=1, intensity=(0.0, 1.0))
+    assert stated_reading("tests:any", str(tmp_path / "hub"))[0] == reading
+    assert stated_reading(str(tmp_path / "hub"), None)[0] == reading
+    assert stated_reading("onnx", str(tmp_path / "onnx" / "network.onnx"))[0] == reading
+    assert stated_reading("onnx", str(tmp_path / "plain" / "network.onnx"))[0] == Reading()
+    assert stated_reading("tests:any", str(tmp_path / "hub" / "model.safetensors"))[0] == reading
+    assert stated_reading(str(tmp_path / "objects"), None)[0] == Reading(instances="dense")
+    assert stated_reading(str(tmp_path), None)[0] is None
+    found = evenslice.open_segmenter(str(tmp_path / "hub"), reading={"step": 1, "intensity": (0, 1)}).reading
     assert found == Reading(**READING | {"step": 1, "intensity": (0.0, 1.0)})
-    found = find_reading(None, str(tmp_path / "hub"), None, instances="sparse")
+    found = evenslice.open_segmenter(str(tmp_path / "hub"), reading={"instances": "sparse"}).reading
     assert (found.labels.label_values, found.labels.other_labels) == (None, "error")
     card = (tmp_path / "hub" / "README.md").read_text()
     assert (
@@ -844,25 +843,22 @@ def test_exports_of_before_do_not_say_what_other_label_values_mean(tmp_path):
     for name in ("other_labels", "ignore_label", "instances"):
         del stated[name]
     (tmp_path / "config.json").write_text(json.dumps(stated))
-    assert stated_reading(str(tmp_path), None) == Reading(label_values=(0, 255))
+    assert stated_reading(str(tmp_path), None)[0] == Reading(label_values=(0, 255))
 
 
 @pytest.mark.parametrize("to", ["onnx", "bioimageio", "huggingface"])
 def test_an_exported_network_is_evaluated_as_the_one_that_it_came_from(tmp_path, to):
     loaded = Segmenter(small(), 3, Reading(intensity=(0, 1), other_labels="background", ignore_label=255))
-    loaded.export(tmp_path, to=to)
+    evenslice.export(loaded, tmp_path, to=to)
     if to == "bioimageio":
         stated = json.loads((tmp_path / "rdf.yaml").read_text())["config"]["evenslice"]
         assert Reading.from_plain(stated) == loaded.reading
         return
     network = ("onnx", str(tmp_path / "network.onnx")) if to == "onnx" else ("tests:any", str(tmp_path))
-    back = replace(loaded, reading=find_reading(None, *network))
+    back = replace(loaded, reading=stated_reading(*network)[0])
     image = np.random.default_rng(0).random((6, 32, 32))
     labels = np.where(image > 0.9, 255, np.where(image > 0.8, 7, image > 0.5)).astype(np.uint8)
-    scores = [
-        one.evaluate(evenslice.open_volume(image), evenslice.open_volume(labels), surfaces=False).to_dict()
-        for one in (loaded, back)
-    ]
+    scores = [evenslice.evaluate(one, image, labels, surfaces=False).to_dict() for one in (loaded, back)]
     assert scores[0]["confusion"] == scores[1]["confusion"]
     assert np.sum(scores[0]["confusion"]) == np.sum(labels != 255)
 
@@ -894,7 +890,7 @@ def test_damaged_words_of_an_exported_network_are_refused(tmp_path, changes):
     ):
         stated_reading(str(tmp_path), None)
     (tmp_path / "config.json").write_text(json.dumps({**stated, "library_name": "another"} | changes))
-    assert stated_reading(str(tmp_path), None) is None
+    assert stated_reading(str(tmp_path), None)[0] is None
 
 
 def test_slices_along_another_axis_are_said(tmp_path):

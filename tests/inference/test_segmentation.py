@@ -32,7 +32,7 @@ from evenslice.inference.ready_networks import ReadyNetwork
 from evenslice.networks.outputs import predicted_classes
 from evenslice.neutralizing.network_files import save_network
 from evenslice.neutralizing.neutralization import neutralize
-from evenslice.training.run_network import load_segmenter
+from evenslice.training import load_segmenter
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.zarr import ZarrSource
 from evenslice.volumes.scaling import fit_scaling
@@ -776,7 +776,7 @@ def test_a_run_and_a_network_exclude_each_other(tmp_path):
     with pytest.raises(ConfigError, match="give run, or model and weights"):
         load_segmenter()
     with pytest.raises(ConfigError, match="step: the run .* determines it"):
-        load_segmenter(tmp_path, step=2)
+        load_segmenter(tmp_path, reading={"step": 2})
     for arguments in ((tmp_path, "smp:Unet/resnet18"), (tmp_path,)):
         with pytest.raises(ConfigError, match="holds no run of `evenslice train`"):
             load_segmenter(*arguments)

@@ -17,10 +17,10 @@ from evenslice._core.config_files import load_config
 from evenslice._core.errors import ConfigError, ModelError
 from evenslice.cli import entry as cli
 from evenslice.inference.onnx_networks import load_onnx
+from evenslice.training import find_network
 from evenslice.training.config import AugmentationConfig, TrainConfig
 from evenslice.training.crops import CentredCrops, read_around
 from evenslice.training.run_folder import RunFolder
-from evenslice.training.run_network import asked_size
 from evenslice.training.tasks import (
     ClassificationScores,
     TaskLoss,
@@ -288,7 +288,7 @@ def test_a_folder_for_hugging_face_states_the_size_of_the_crops(planted, tmp_pat
     assert load_onnx(tmp_path / "onnx" / "network.onnx").tile == (5, 5)
     (hub / "config.json").write_text((hub / "config.json").read_text().replace('"crop": [', '"crop": [0, '))
     with pytest.raises(ModelError, match="description of how it reads volumes is damaged .*crop"):
-        asked_size(None, "classifiers:probe", str(hub))
+        find_network(None, "classifiers:probe", str(hub))
 
 
 # Crops

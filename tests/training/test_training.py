@@ -20,18 +20,18 @@ from safetensors.torch import load_file
 from scipy import ndimage
 from torch import nn
 
+import evenslice
 from evenslice._core.config_files import load_config, to_yaml
 from evenslice._core.errors import ConfigError, EvensliceError, ModelError, OutputError
 from evenslice.cli import entry as cli
 from evenslice.neutralizing.averages import without_mirror
 from evenslice.neutralizing.network_files import load_network, save_network
-from evenslice.training import callbacks, fitting
+from evenslice.training import callbacks, find_network, fitting, load_segmenter
 from evenslice.training.callbacks import KeepBest, ShowProgress
 from evenslice.training.config import TrainConfig
 from evenslice.training.lightning_module import TrainingModule
 from evenslice.training.plan import describe_plan, find_machine, resolve
 from evenslice.training.run_folder import RunFolder
-from evenslice.training.run_network import find_reading, load_segmenter
 from evenslice.training.tasks import TaskLoss, validation_score
 from evenslice.training.trainer import train
 from evenslice.volumes.labels import ClassIndex, LabelledVolume
@@ -655,18 +655,20 @@ def test_a_sigmoid_for_each_class_is_no_softmax(folder, tmp_path, loss, classes)
         run,
     )
     segmenter, image = load_segmenter(run, spec), open_volume(np.load("image.npy")[:4])
-    stated = find_reading(None, spec, str(run / "network.safetensors"))  # for an audit of the file alone
+    stated = find_network(
+        None, spec, str(run / "network.safetensors")
+    ).reading  # for an audit of the file alone
     assert segmenter.reading.overlapping == stated.overlapping
     assert (
         stated.overlapping
         == {("dice_bce", 3): True, ("dice_bce", 1): None, ("dice_ce", 3): False}[loss, classes]
     )
-    segmenter.segment(image, tmp_path / "labels.npy")
+    evenslice.segment(segmenter, image)
     if (loss, classes) == ("dice_bce", 3):
         with pytest.raises(ConfigError, match="classes that overlap have a sigmoid each .* train with"):
-            segmenter.segment(image, tmp_path / "probabilities.npy", probabilities=True)
+            evenslice.segment(segmenter, image, tmp_path / "probabilities.npy", probabilities=True)
     else:
-        segmenter.segment(image, tmp_path / "probabilities.npy", probabilities=True)
+        evenslice.segment(segmenter, image, tmp_path / "probabilities.npy", probabilities=True)
 
 
 def test_what_the_logits_do_not_depend_on_is_left_as_it_was(folder, tmp_path):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from torch import nn
 
-from evenslice._core import ConfigError, option, whole_number
+from evenslice._core import ConfigError, option
 from evenslice.auditing.attribution import check_method_of, choose_baseline, choose_map
 from evenslice.auditing.documents import Audit, describe_run
 from evenslice.auditing.explaining import Explainer
@@ -27,7 +27,7 @@ from evenslice.auditing.measuring import (
 from evenslice.auditing.options import Sampling, check_label_options
 from evenslice.auditing.stopping import check_first, read_until_settled
 from evenslice.auditing.targets import count_classes, parse_target, understand
-from evenslice.inference import Compute, choose_slices, make_ready, stress
+from evenslice.inference import Compute, Segmenter, as_segmenter, make_ready, stress
 from evenslice.networks import StemKernels, refuse_torchscript, with_gradients
 from evenslice.neutralizing import record_with_names, uncompiled
 from evenslice.results import Tolerances, summarize
@@ -60,7 +60,7 @@ __all__ = ["audit"]
 
 @with_gradients
 def audit(
-    model: nn.Module | Function,
+    model: nn.Module | Function | Segmenter,
     volume: VolumeLike | Sequence[VolumeLike],
     *,
     labels: VolumeLike | Sequence[VolumeLike] | None = None,
@@ -84,12 +84,12 @@ def audit(
         model: maps (batch, slices, y, x) to logits. Slices in 0..1 are scaled as ``neutralize`` recorded on it, else by the
             mean and std that its library states for pretrained weights, else not at all; if it was trained otherwise, an
             audit is wrong. Or any function, such as one from ``load_onnx``; see
-            ``evenslice.inference.BlackBox`` for its input.
+            ``evenslice.inference.BlackBox`` for its input. Or either with its reading.
         volume: a volume, an array (z, y, x), a path, or several of these; several volumes are treated as independent
             samples, and none may be given twice.
         labels: class maps of the volumes' shapes, with which the audit also measures what a disturbed slice costs, unless
             windows have one slice: the ``stress`` of the result. The target "labels" needs them.
-        slices: N, odd; by default as recorded by ``neutralize`` or stated by the function, else 3.
+        slices: N, odd; by default as recorded by ``neutralize`` or stated by the function or the segmenter, else 3.
         method: the attribution method for the question of saliency, one of ``evenslice.auditing.METHODS``; by
             default "gradient". Without a gradient, as of functions, the question is not asked. "occlusion" needs none, and
             the use of slices is then told by replacing them.
@@ -100,8 +100,9 @@ def audit(
             dimensions, or whole numbers that are those of classes, else "sum"; ``run.target`` of the result says which.
         outputs: maps what the network returns to the tensor of its outputs, batch first; by default
             ``evenslice.networks.logits`` does.
-        reading: how volumes and labels are read; one for each volume where they differ in intensity or fill.
-        sampling: which windows are read, and when the audit stops.
+        reading: how volumes and labels are read, by default as the segmenter says; one for each volume where they differ in
+            intensity or fill.
+        sampling: which windows are read, and when the audit stops; the tile is by default that of the segmenter's crop.
         tolerances: what counts as fair.
         compute: where and how the network runs; figures in bfloat16 or float16 are all in it.
 
@@ -127,9 +128,9 @@ def audit(
     """
     started = time.monotonic()
     target = parse_target(str(target))
-    volumes = open_several(
-        volume, None if reading is None or not isinstance(reading, Reading) else reading.fill
-    )
+    segmenter = as_segmenter(model, slices, labelled=labels is not None)
+    model, slices, reading = segmenter.network, segmenter.slices, reading or segmenter.reading
+    volumes = open_several(volume, reading.fill if isinstance(reading, Reading) else None)
     readings = each_reading(reading, volumes)
     read = readings[0]
     check_label_options(read, target, labelled=labels is not None)
@@ -138,11 +139,10 @@ def audit(
         refuse_torchscript(model)
         model = uncompiled(model)
         record = record_with_names(model)
-    slices = choose_slices(model) if slices is None else whole_number("slices", slices)
     volumes = [in_plane(item, own.plane) for item, own in zip(volumes, readings, strict=True)]
     refuse_repeated(volumes)
     stored = None if labels is None else open_several_labels(labels, volumes)
-    asked = None if sampling.tile is None else check_tile(sampling.tile)
+    asked = segmenter.crop if sampling.tile is None else check_tile(sampling.tile)
     tile = asked or choose_tile(model, volumes)
     scalings = fit_scalings(volumes, readings, seed=sampling.seed)
     smallest = (min(item.shape[1] for item in volumes), min(item.shape[2] for item in volumes))
@@ -153,14 +153,7 @@ def audit(
     ]
     check_method_of(model, method)
     place = None if sampling.explain is None else _place(grids[0], sampling.explain)
-    network, _ = make_ready(
-        model,
-        slices,
-        device=compute.device,
-        dtype=compute.dtype,
-        outputs=outputs,
-        sent=compute.shared,
-    )
+    network = make_ready(model, slices, compute, outputs=outputs)
     returned = network.prepare(slices, tile)
     understood = understand(
         network,

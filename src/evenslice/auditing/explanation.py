@@ -13,7 +13,7 @@ from evenslice._core import ConfigError, option, whole_number
 from evenslice.auditing.attribution import attribute, check_method_of, choose_map
 from evenslice.auditing.measuring import corner_of
 from evenslice.auditing.targets import Score, parse_target, understand
-from evenslice.inference import Compute, keep_sides, make_ready
+from evenslice.inference import Compute, Segmenter, as_segmenter, keep_sides, make_ready
 from evenslice.networks import with_gradients
 from evenslice.report import explanation_html, map_line, map_shares
 from evenslice.volumes import Reading, WindowGrid, check_tile, fit_scaling, in_plane, open_volume
@@ -94,7 +94,7 @@ class Explanation:
 
 @with_gradients
 def explain(
-    model: nn.Module | Callable[[Any], Any],
+    model: nn.Module | Callable[[Any], Any] | Segmenter,
     volume: VolumeLike,
     z: int,
     *,
@@ -118,10 +118,10 @@ def explain(
     A window at an end of the volume is completed by reflection, as ``evenslice.segment`` does.
 
     Args:
-        model: maps (batch, slices, y, x) to logits, as for ``evenslice.audit``, or any function.
+        model: maps (batch, slices, y, x) to logits, as for ``evenslice.audit``, or any function, or either with its reading.
         volume: the volume, an array (z, y, x), or a path.
         z: the middle slice.
-        slices: N, odd; by default as recorded by ``neutralize`` or stated by the function, else 3.
+        slices: N, odd; by default as recorded by ``neutralize`` or stated by the function or the segmenter, else 3.
         method: the attribution method, one of ``evenslice.auditing.METHODS``.
         baseline: "middle" or "gray": what "integrated_gradients" and "occlusion" compare the window with; by default the
             middle slice in place of all, but gray if occlusion is asked for by name.
@@ -129,8 +129,9 @@ def explain(
         region: (y, x) of the volume's plane, true at the pixels whose answer is explained; by default all.
         at: (y, x) of the middle of the part of the plane that is explained, unless that is all of it; by default the middle
             of the region, or of the plane.
-        tile: size (y, x) of the part; by default all of a plane of up to 512 x 512, or the size the network requires.
-        reading: how the volume is read.
+        tile: size (y, x) of the part; by default the segmenter's crop, else all of a plane of up to 512 x 512, or the size the
+            network requires.
+        reading: how the volume is read; by default as the segmenter says.
         compute: the device and the data type of the network's passes.
 
     Raises:
@@ -149,15 +150,17 @@ def explain(
         >>> found.shares, float(found.maps[2, 4, 4])
         ((0.0, 0.0, 1.0), 0.5)
     """
-    reading = reading or Reading()
+    segmenter = as_segmenter(model, slices, reading)
+    model, slices, reading = segmenter.network, segmenter.slices, segmenter.reading
     compute.refuse("batch", "workers", "scheduler")
     volume, z = in_plane(open_volume(volume), reading.plane), whole_number("z", z, least=0)
     if z >= len(volume):
         raise ConfigError(f"{volume.path}: has no slice {z}; choose one of 0 to {len(volume) - 1}")
     check_method_of(model, method)
-    network, slices = make_ready(model, slices, device=compute.device, dtype=compute.dtype)
+    network = make_ready(model, slices, compute)
     plane = volume.shape[1:]
     mask = _check_region(region, plane)
+    tile = tile or segmenter.crop
     tile = (
         check_tile(tile) if tile else network.tile or keep_sides(model, _part_size(plane, network.multiple))
     )

@@ -26,7 +26,6 @@ from evenslice.results import Tolerances
 
 if TYPE_CHECKING:
     from evenslice.auditing import Audit
-    from evenslice.volumes import Reading
 
 
 # "not applicable" is not enough: nothing was shown for a window of one slice, which may be there by mistake.
@@ -183,8 +182,8 @@ def audit(
     from evenslice.cli.comparison import AUDITS, audit_strategies, write_results
     from evenslice.networks import find_function
     from evenslice.report import AUDIT_FILES, need_report_extra
-    from evenslice.training import asked_size
-    from evenslice.volumes import refuse_without_labels
+    from evenslice.training import find_network
+    from evenslice.volumes import Reading, refuse_without_labels
 
     if required.require is not None:
         check_known("require", required.require, ENOUGH)
@@ -193,14 +192,13 @@ def audit(
         options.refuse_labels(reading)
         volumes.refuse()
         refuse_without_labels(no_stress=None if sampling.stress else True)
-    network, read = _of_source(
-        source,
-        network=asdict(inputs),
-        reading=reading,
-        strategy=strategy,
-    )
+    settled = {name: value for name, value in asdict(inputs).items() if name != "symmetrize"}
+    settled["strategy"] = strategy
+    found = find_network(source.run, source.model, source.weights, reading=reading, fixed=settled)
+    network = options.Network(spec=found.spec, weights=found.weights, **asdict(inputs))
+    read = found.reading or Reading()
     if sampling.tile is None:
-        sampling = replace(sampling, tile=asked_size(source.run, source.model, source.weights))
+        sampling = replace(sampling, tile=found.crop)
     if labels is None:
         read = read.without_labels()
     elif target == "labels" and "ignore_label" not in reading:  # this target has no pixels to ignore
@@ -270,23 +268,3 @@ def _shortfall(audit: "Audit", required: str) -> str:
     answers = [item for item in four_answers(audit) if item.decided]
     why = [f"{item.name}: {item.symbol} {item.value}, {item.verdict}" for item in answers]
     return "; ".join([f"--require {required}: {audit.name} is {audit.verdict}", *why])
-
-
-def _of_source(
-    source: options.AnySource, *, network: dict[str, Any], reading: dict[str, Any], strategy: list[Any] | None
-) -> tuple[options.Network, "Reading"]:
-    """Return the network to audit, and how it reads volumes: as its run did, unless an option says otherwise.
-
-    Args:
-        source: where the network comes from.
-        network: options of the network; None means the default.
-        reading: options of reading volumes and labels, likewise.
-        strategy: the strategies asked for, which a run has settled.
-    """
-    from evenslice.training import find_reading, locate_network
-
-    spec, weights = locate_network(source.run, source.model, source.weights)
-    settled = {name: value for name, value in network.items() if name != "symmetrize"}
-    more = {} if source.run is None else {**settled, "strategy": strategy}
-    found = find_reading(source.run, source.model, source.weights, **reading, **more)
-    return options.Network(spec=spec, weights=weights, **network), found

@@ -77,7 +77,7 @@ def evaluate(
 ) -> None:
     """Compare a network's answers with labels, and measure what disturbed slices cost."""
     from evenslice._core import ConfigError
-    from evenslice.inference import RESULT_FILES
+    from evenslice.inference import RESULT_FILES, evaluate as measure
 
     if labels is None:
         options.refuse_labels(reading)
@@ -88,8 +88,9 @@ def evaluate(
     tell_missing_slices(opened)
     opened_labels = None if labels is None else opening.open_labels(labels, volume)
     with quiet(output.json), output.staged(out, RESULT_FILES, RESULT_FILES) as folder:
-        network = source.load(inputs, **reading)
-        found = network.evaluate(
+        network = source.load(inputs, reading)
+        found = measure(
+            network,
             opened,
             opened_labels,
             stress=measured.stress,

@@ -83,13 +83,14 @@ def export(
 
     What it writes says how volumes and labels are read: as the run or the file of weights says, unless an option does.
     """
-    from evenslice.inference import check_export_format
+    from evenslice.inference import check_export_format, export as write_network
 
     check_export_format(to)
     with quiet(output.json):
         audits = _audits(source.run, audit, symmetrized=inputs.symmetrize is not None)
-        segmenter = source.load(inputs, **reading)
-        written = segmenter.export(
+        segmenter = source.load(inputs, reading)
+        written = write_network(
+            segmenter,
             out,
             to=to,
             tile=tile,

@@ -35,7 +35,7 @@ def neutralize(
             given.pop("weights"),
             out,
             given,
-            reading=stated_reading(network.spec, network.weights),
+            reading=stated_reading(network.spec, network.weights)[0],
             force=output.force,
         )
     show(record.to_dict(), record_table(record, out), json=output.json)

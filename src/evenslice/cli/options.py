@@ -188,7 +188,7 @@ class Source:
     model: Annotated[str | None, network(f"{MODEL_HELP}. {REPEAT_HELP}.", metavar="SPEC")] = None
     weights: Annotated[str | None, network(f"{WEIGHTS_HELP}.", metavar="W")] = None
 
-    def load(self, inputs: "Input", **options: Any) -> "Segmenter":
+    def load(self, inputs: "Input", reading: dict[str, Any]) -> "Segmenter":
         """Load the network with these options, as ``load_segmenter`` takes them.
 
         Say which parts of it are random although its answers depend on them.
@@ -198,7 +198,7 @@ class Source:
         """
         from evenslice.training import load_segmenter
 
-        loaded = load_segmenter(self.run, self.model, self.weights, **asdict(inputs), **options)
+        loaded = load_segmenter(self.run, self.model, self.weights, **asdict(inputs), reading=reading)
         loaded.need_all_weights()
         if self.weights is not None and loaded.source is not None:
             tell_untrained(self.weights, loaded.source.random)

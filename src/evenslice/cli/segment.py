@@ -38,13 +38,15 @@ def segment(
 ) -> None:
     """Segment a volume, also one larger than memory; an interrupted run resumes when the command is repeated."""
     from evenslice.cli.tables import info_table
+    from evenslice.inference import segment as write_labels
     from evenslice.volumes import describe_volume
 
     opened = opening.open(volume)
     tell_missing_slices(opened)
     with quiet(output.json), resumable(partial(_remedy, out, scratch)):
-        segmenter = source.load(inputs, **reading)
-        written = segmenter.segment(
+        segmenter = source.load(inputs, reading)
+        written = write_labels(
+            segmenter,
             opened,
             out,
             probabilities=probabilities,

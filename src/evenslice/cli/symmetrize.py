@@ -35,26 +35,25 @@ def symmetrize(
 ) -> None:
     """Average a network over each window and its mirror: exactly symmetric, trained or not, without retraining."""
     from evenslice.cli.tables import record_table
-    from evenslice.inference import ONNX, stated_reading
+    from evenslice.inference import ONNX
     from evenslice.neutralizing import neutralize_file
-    from evenslice.training import find_reading, locate_network
+    from evenslice.training import find_network
 
-    spec, weights = locate_network(source.run, source.model, source.weights)
-    if spec == ONNX:
-        _symmetrize_onnx(weights, out, {"at": at, "classes": classes, **asdict(window)}, output)
+    network = find_network(source.run, source.model, source.weights)
+    if network.spec == ONNX:
+        _symmetrize_onnx(network.weights, out, {"at": at, "classes": classes, **asdict(window)}, output)
         return
-    run = source.run
     with quiet(output.json):
         record = neutralize_file(
-            spec,
-            weights,
+            network.spec,
+            network.weights,
             out,
             {"strategy": "pretrained", "classes": classes, "symmetrize": at, **asdict(window)},
-            reading=stated_reading(spec, weights) if run is None else find_reading(run, spec, weights),
+            reading=network.reading,
             force=output.force,
         )
     show(record.to_dict(), record_table(record, out), json=output.json)
-    tell_random(out, weights)
+    tell_random(out, network.weights)
 
 
 def _symmetrize_onnx(weights: str, out: Path, given: dict[str, Any], output: options.Output) -> None:

@@ -14,7 +14,6 @@ from .devices import (
 from .evaluation import RESULT_FILES as RESULT_FILES, Evaluation as Evaluation, evaluate as evaluate
 from .exporting.description import (
     ModelCard as ModelCard,
-    stated_crop as stated_crop,
     stated_reading as stated_reading,
 )
 from .exporting.export import (
@@ -29,7 +28,6 @@ from .prediction import choose_tile as choose_tile, even_slices as even_slices, 
 from .ready_networks import (
     BlackBox as BlackBox,
     ReadyNetwork as ReadyNetwork,
-    choose_slices as choose_slices,
     keep_depthwise_exact as keep_depthwise_exact,
     keep_sides as keep_sides,
     make_ready as make_ready,
@@ -40,7 +38,7 @@ from .segmentation import segment as segment
 from .segmentation_blocks import unfinished_folder as unfinished_folder
 from .segmenter import (
     Segmenter as Segmenter,
+    as_segmenter as as_segmenter,
     open_segmenter as open_segmenter,
-    reading_of_network as reading_of_network,
 )
 from .stress_test import Disturbances as Disturbances, StressedVolume as StressedVolume, stress as stress

@@ -19,6 +19,7 @@ from evenslice.inference.compute import Compute
 from evenslice.inference.prediction import choose_tile, tell_rounding, try_network
 from evenslice.inference.ready_networks import make_ready
 from evenslice.inference.scoring import score_parts
+from evenslice.inference.segmenter import Segmenter, as_segmenter
 from evenslice.inference.stress_test import MOST_SLICES, StressedVolume, StressTest, stress as measure_stress
 from evenslice.networks import with_gradients
 from evenslice.volumes import (
@@ -55,7 +56,7 @@ PACKAGES = ("evenslice", "torch", "numpy", "scipy", "monai", "onnxruntime")
 
 @with_gradients
 def evaluate(
-    model: nn.Module | Callable[..., Any],
+    model: nn.Module | Callable[..., Any] | Segmenter,
     volume: VolumeLike,
     labels: VolumeLike | None = None,
     *,
@@ -76,7 +77,7 @@ def evaluate(
         model: maps (batch, slices, y, x) to logits (batch, classes, y, x); one channel stands for two classes. Slices
             in 0..1 are scaled as ``neutralize`` recorded on it, else by the mean and std that its library states for
             pretrained weights, else not at all. Or any function with such an output, such as one from ``load_onnx``; see
-            ``evenslice.inference.ready_networks.BlackBox`` for its input.
+            ``evenslice.inference.BlackBox`` for its input. Or either with its reading.
         volume: the volume, an array (z, y, x), or a path.
         labels: the class of each voxel, whole numbers in an array of the same shape. Optional with ``stress``, which
             then compares with the intact answer.
@@ -84,11 +85,12 @@ def evaluate(
             (0, the darkest intensity), noisy (Gaussian noise of standard deviation 0.1, where intensities are scaled
             to 0..1) or shifted by 8 pixels along x; and the whole window reversed.
         stress_slices: disturb the windows of at most this many slices, spread evenly over the volume; by default 60.
-        slices: N, odd; by default as recorded by ``neutralize`` or stated by the function, else 3.
+        slices: N, odd; by default as recorded by ``neutralize`` or stated by the function or the segmenter, else 3.
         surfaces: also compare surfaces, in volumes of up to 2**26 voxels.
         tile: size (y, x) of the in-plane tiles, see ``evenslice.inference.prediction.predict``.
         seed: random seed for the noise of noisy slices, 0 or more.
-        reading: how the volume and the labels are read; with ``instances``, scores compare the objects, too.
+        reading: how the volume and the labels are read, by default as the segmenter says; with ``instances``, scores
+            compare the objects, too.
         compute: where and how the network runs.
 
     Raises:
@@ -110,7 +112,9 @@ def evaluate(
         >>> scores.dice, blank.kind, blank.before.loss.estimate, blank.after.loss.estimate
         (1.0, 'blank', 1.0, 0.0)
     """
-    reading = reading or Reading()
+    segmenter = as_segmenter(model, slices, reading, labelled=labels is not None)
+    segmenter.need_segmentation()
+    slices, reading = segmenter.slices, segmenter.reading
     compute.refuse("workers", "scheduler")
     values = reading.labels
     if labels is None:
@@ -122,7 +126,7 @@ def evaluate(
     )
     volume = in_plane(open_filled(volume, reading.fill), reading.plane)
     stored = None if labels is None else open_labels(labels, volume)
-    ready, slices = make_ready(model, slices, device=compute.device, dtype=compute.dtype)
+    ready = make_ready(segmenter.network, slices, compute)
     tile = choose_tile(ready, volume.shape[1:]) if tile is None else check_tile(tile)
     classes = try_network(ready, slices, tile)
     known = None if stored is None else values.class_volume(stored, classes)

@@ -25,7 +25,6 @@ from evenslice._core import (
     check_sendable,
     option,
     reason,
-    whole_number,
 )
 from evenslice.inference.batch_norm_fusion import fuse_batch_norms
 from evenslice.inference.devices import (
@@ -59,11 +58,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from evenslice.inference.compute import Compute
+
 __all__ = [
     "BlackBox",
     "ReadyNetwork",
     "by_slice",
-    "choose_slices",
     "frozen_copy",
     "input_scaling",
     "keep_depthwise_exact",
@@ -478,56 +478,42 @@ def keep_sides(network: object, tile: tuple[int, int]) -> tuple[int, int]:
     return y or tile[0], x or tile[1]
 
 
-def choose_slices(model: nn.Module | Callable[..., Any]) -> int:
-    """Return the number of slices that ``neutralize`` recorded on a network or that a function states, else 3.
-
-    Example:
-        >>> choose_slices(lambda windows: windows)
-        3
-    """
-    stated = record_of(model) if isinstance(model, nn.Module) else model
-    return getattr(stated, "slices", None) or 3
-
-
 def make_ready(
     model: nn.Module | Callable[..., Any],
-    slices: int | None,
+    slices: int,
+    compute: Compute,
     *,
-    device: str,
-    dtype: str,
     outputs: Callable[[Any], Any] | None = None,
-    sent: bool = False,
-) -> tuple[ReadyNetwork | BlackBox, int]:
-    """Return a network or a function ready to run, and the number of slices of its windows.
+) -> ReadyNetwork | BlackBox:
+    """Return a network or a function ready to run, which other processes get if these share the work.
 
     Args:
         model: the network or the function.
-        slices: N; by default see ``choose_slices``.
-        device: as for ``ReadyNetwork``, and for ``BlackBox``.
-        dtype: likewise.
-        outputs: likewise.
-        sent: whether it will be sent to other processes.
+        slices: N.
+        compute: where it runs, and in which precision.
+        outputs: as for ``ReadyNetwork``, and for ``BlackBox``.
 
     Raises:
         ConfigError: the number is not odd, or a function cannot be sent.
         ModelError, ConfigError: see ``ReadyNetwork`` and ``BlackBox``.
 
     Example:
-        >>> make_ready(lambda windows: windows, None, device="auto", dtype="auto")[1]
-        3
+        >>> from evenslice.inference import Compute
+        >>> make_ready(lambda windows: windows, 3, Compute()).name
+        'evenslice.inference.ready_networks:<lambda>'
     """
-    slices = choose_slices(model) if slices is None else whole_number("slices", slices)
     check_window(slices, 1, "reflect")
+    where = {"device": compute.device, "dtype": compute.dtype}
     ready: ReadyNetwork | BlackBox
     if isinstance(model, nn.Module):  # a network can be sent, as it can be copied
-        ready = ReadyNetwork(model, slices=slices, device=device, dtype=dtype, outputs=outputs)
+        ready = ReadyNetwork(model, slices=slices, **where, outputs=outputs)
     else:
-        ready = BlackBox(model, device=device, dtype=dtype, outputs=outputs)
-        if sent:
+        ready = BlackBox(model, **where, outputs=outputs)
+        if compute.shared:
             check_sendable(model, f"the function {ready.name}")
-    if sent and outputs is not None:
+    if compute.shared and outputs is not None:
         check_sendable(outputs, option("outputs", function_name(outputs)))
-    return ready, slices
+    return ready
 
 
 LARGEST_FAST = 3  # largest kernel size for which the gradient of the weights is fast

@@ -12,7 +12,10 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from evenslice._core import ConfigError, OutputError, VolumeError, option, progress_bar
 from evenslice.inference.compute import Compute
@@ -27,6 +30,7 @@ from evenslice.inference.segmentation_blocks import (
     unfinished_folder,
     working_in,
 )
+from evenslice.inference.segmenter import Segmenter, as_segmenter
 from evenslice.networks import with_gradients
 from evenslice.volumes import (
     LabelValues,
@@ -58,9 +62,9 @@ __all__ = ["segment"]
 
 @with_gradients
 def segment(
-    model: nn.Module | Callable[..., Any],
+    model: nn.Module | Callable[..., Any] | Segmenter,
     volume: VolumeLike,
-    out: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
     *,
     slices: int | None = None,
     probabilities: bool = False,
@@ -83,25 +87,25 @@ def segment(
             function with such an output (logits, no class numbers or probabilities),
             such as one from ``load_onnx``; see ``evenslice.inference.BlackBox`` for its input. An interrupted run
             recognizes a function by its name, by its code where Python has it, and by its attribute ``origin``, such as a
-            digest; a change elsewhere is not noticed.
+            digest; a change elsewhere is not noticed. Or either with its reading.
         volume: the volume to segment; one that was opened with another ``plane`` is segmented along that axis, and
             the output is written in the order of the file.
         out: the output file, OME-Zarr folder or its ``s3://`` address; the suffix gives the format, see
-            ``evenslice.volumes.write.writer``.
-        slices: N, odd; by default as recorded by ``neutralize`` or stated by the function, else 3.
+            ``evenslice.volumes.write.writer``. By default the labels are kept in memory alone, as an array that is opened.
+        slices: N, odd; by default as recorded by ``neutralize`` or stated by the function or the segmenter, else 3.
         probabilities: write the probability of each class, float32 (class, z, y, x), instead of labels: the softmax of the
             logits, or the sigmoid of a single one.
         tile: size (y, x) of the in-plane tiles, see ``predict``.
         scratch: where to create the staging folder; by default beside the output, or in the system's folder for
             temporary files if the output is remote, where it is needed with ``scheduler``.
         force: overwrite existing output, and discard an interrupted run with other options.
-        reading: how the volume is read; its ``label_values``, integers of at least 0, are written, not its other options of
-            labels.
+        reading: how the volume is read, by default as the segmenter says; its ``label_values``, integers of at least 0, are
+            written, not its other options of labels.
         compute: where and how the network runs; workers of a scheduler must reach the volume and the staging folder by the
             same paths.
 
     Returns:
-        The written labels, opened; with ``probabilities``, those of the last class.
+        The labels, opened; with ``probabilities``, those of the last class.
 
     Raises:
         VolumeError: the volume cannot be read, has too few slices, is constant or not finite, or changes meanwhile.
@@ -112,8 +116,6 @@ def segment(
         MissingExtraError: Zarr, a package that writes the output or, with a scheduler, Dask is not installed.
 
     Example: a network that finds bright voxels.
-        >>> import tempfile
-        >>> from pathlib import Path
         >>> import numpy as np
         >>> import torch
         >>> network = torch.nn.Conv2d(3, 1, 1)
@@ -121,11 +123,20 @@ def segment(
         >>> _ = network.bias.requires_grad_(False).fill_(-0.5)
         >>> image = np.zeros((4, 40, 40), np.uint8)
         >>> image[:, 10:20] = 200
-        >>> labels = segment(network, image, Path(tempfile.mkdtemp()) / "labels.tif", reading=Reading(intensity=(0, 200)))
+        >>> labels = segment(network, image, reading=Reading(intensity=(0, 200)))
         >>> labels.shape, labels[2, ::10, 0].tolist()
         ((4, 40, 40), [0, 1, 0, 0])
     """
-    reading = reading or Reading()
+    segmenter = as_segmenter(model, slices, reading)
+    segmenter.need_segmentation()
+    slices, reading = segmenter.slices, segmenter.reading
+    if out is None:
+        if probabilities:
+            raise ConfigError(f"{option('probabilities')}: are written to a file; give {option('out')}")
+        with TemporaryDirectory() as folder:
+            path = f"{folder}/labels.npy"
+            segment(segmenter, volume, path, tile=tile, scratch=scratch, compute=compute)
+            return open_volume(np.load(path))
     values = LabelValues(label_values=reading.label_values)
     if probabilities and reading.overlapping:
         raise ConfigError(
@@ -135,9 +146,7 @@ def segment(
     volume = in_plane(open_filled(volume, reading.fill), reading.plane)
     root = unfinished_folder(out, scratch, shared=compute.scheduler is not None)
     check_destination(out, volume, force=force)
-    network, slices = make_ready(
-        model, slices, device=compute.device, dtype=compute.dtype, sent=compute.shared
-    )
+    network = make_ready(segmenter.network, slices, compute)
     tile = choose_tile(network, volume.shape[1:]) if tile is None else check_tile(tile)
     identity = describe_network(network)  # before its batch norms are folded
     classes = try_network(network, slices, tile, probabilities=probabilities)

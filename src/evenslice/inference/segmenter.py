@@ -1,54 +1,52 @@
-"""A network together with the way in which it reads volumes: one of a file or library here, that of a training run elsewhere.
+"""A network together with the way in which it reads volumes, which ``evaluate``, ``segment``, ``audit`` and ``export`` take.
 
-segmenter = open_segmenter("smp:Unet/resnet34", "fair.safetensors", step=2)
-segmenter.segment(open_volume("brain.nii.gz"), "labels.tif")
+segmenter = open_segmenter("smp:Unet/resnet34", "fair.safetensors", reading={"step": 2})
+segment(segmenter, "brain.nii.gz", "labels.tif")
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from evenslice._core import ConfigError, ModelError, option
-from evenslice.inference.evaluation import evaluate
-from evenslice.inference.exporting.description import stated_crop, stated_reading
-from evenslice.inference.exporting.export import export
+from evenslice.inference.exporting.description import stated_reading
 from evenslice.inference.onnx_networks import ONNX, load_onnx
-from evenslice.inference.segmentation import segment
 from evenslice.networks import missing_parts
-from evenslice.neutralizing import load_network, symmetrize as make_symmetric
+from evenslice.neutralizing import load_network, record_of, symmetrize as make_symmetric
 from evenslice.volumes import Reading
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from evenslice.inference.evaluation import Evaluation
-    from evenslice.inference.exporting.export import Exported
     from evenslice.networks import ModelSource
-    from evenslice.volumes import Volume
-
-__all__ = ["Segmenter", "open_segmenter", "reading_of_network"]
-
-BUILT = ("slices", "classes", "mean", "std")
-"""Options that say how a network is built."""
 
 
 @dataclass(frozen=True)
 class Segmenter:
     """A network or a function, and how it reads volumes and their labels.
 
+    Functions that take a ``model`` take it in place of the network; what they are told otherwise wins.
+
     Attributes:
         network: the network.
-        slices: N.
+        slices: N, the slices of its windows.
         reading: how it reads volumes.
         source: what it was built from.
         run: the folder of its run.
         task: what the run trained it for, "segmentation" or "classification".
         crop: the size (y, x) of windows that it is asked about, that of the crops of a classifier; else None.
+
+    Example:
+        >>> import numpy as np
+        >>> import evenslice
+        >>> bright = evenslice.Segmenter(lambda windows: windows[:, 1:2] - 0.5, 3, evenslice.Reading(intensity=(0, 200)))
+        >>> labels = evenslice.segment(bright, np.full((3, 32, 32), 180))
+        >>> labels[1].mean()
+        1.0
     """
 
     network: nn.Module | Callable[..., Any]
@@ -59,37 +57,9 @@ class Segmenter:
     task: str = "segmentation"
     crop: tuple[int, int] | None = None
 
-    def segment(self, volume: Volume, out: str | os.PathLike[str], **options: Any) -> Volume:
-        """Segment a volume; the other options are those of ``evenslice.segment``.
-
-        Raises:
-            ConfigError: the network is that of a run that trained a classifier.
-        """
-        self._need_segmentation()
-        return segment(self.network, volume, out, slices=self.slices, reading=self.reading, **options)
-
-    def evaluate(self, volume: Volume, labels: Volume | None = None, **options: Any) -> Evaluation:
-        """Evaluate the network on a volume; the other options are those of ``evenslice.evaluate``.
-
-        Raises:
-            ConfigError: the network is that of a run that trained a classifier.
-        """
-        self._need_segmentation()
-        reading = self.reading.without_labels() if labels is None else self.reading
-        return evaluate(self.network, volume, labels, slices=self.slices, reading=reading, **options)
-
-    def export(self, out: str | os.PathLike[str], *, to: str, **options: Any) -> Exported:
-        """Export the network for other programs; the other options are those of ``evenslice.export``.
-
-        Raises:
-            ConfigError: it is an ONNX file; or see ``evenslice.export``.
-        """
-        if not isinstance(self.network, nn.Module):
-            raise ConfigError(
-                f"{option('model', ONNX)}: is exported already; name the network that it came from"
-            )
-        own: dict[str, Any] = {"crop": self.crop, "reading": self.reading, "source": self.source}
-        return export(self.network, out, to=to, slices=self.slices, **own, **options)
+    def symmetrized(self, at: str = "output") -> Segmenter:
+        """Return it with its network averaged over each window and its mirror, in place, see ``evenslice.symmetrize``."""
+        return replace(self, network=make_symmetric(self.network, at))
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -104,7 +74,8 @@ class Segmenter:
                 "give the weights of the whole network, or train it first"
             )
 
-    def _need_segmentation(self) -> None:
+    def need_segmentation(self) -> None:
+        """Raise ConfigError if the run trained a classifier."""
         if self.task != "segmentation":
             raise ConfigError(
                 f"{option('run')}: the run {self.run} trained a classifier of crops, which gives no map of classes; "
@@ -112,46 +83,74 @@ class Segmenter:
             )
 
 
-def open_segmenter(spec: str, weights: str, *, symmetrize: str | None = None, **options: Any) -> Segmenter:
+def as_segmenter(
+    model: nn.Module | Callable[..., Any] | Segmenter,
+    slices: int | None = None,
+    reading: Reading | None = None,
+    *,
+    labelled: bool = True,
+) -> Segmenter:
+    """Return a network, or what one is given in, with how it reads volumes.
+
+    Args:
+        model: the network, the function, or either with its reading.
+        slices: N; by default the segmenter's, else as ``neutralize`` recorded it or as the function states it, else 3.
+        reading: how it reads volumes; by default as the segmenter says.
+        labelled: whether there are labels, whose values the segmenter may describe.
+
+    Example:
+        >>> as_segmenter(lambda windows: windows).slices
+        3
+    """
+    if not isinstance(model, Segmenter):
+        stated = record_of(model) if isinstance(model, nn.Module) else model
+        model = Segmenter(model, getattr(stated, "slices", None) or 3)
+    own = model.reading if labelled else model.reading.without_labels()
+    return replace(model, slices=model.slices if slices is None else slices, reading=reading or own)
+
+
+def open_segmenter(
+    spec: str,
+    weights: str | None = None,
+    *,
+    slices: int | None = None,
+    strategy: str | Sequence[float] = "pretrained",
+    classes: int | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    symmetrize: str | None = None,
+    reading: Reading | Mapping[str, Any] | None = None,
+) -> Segmenter:
     """Load a network with the way in which it reads volumes.
 
     Args:
-        spec: the network, see ``evenslice.networks.specification``; or "onnx".
-        weights: its weights, as ``load_network`` takes them; or the ONNX file.
+        spec: the network, as for ``load_network``; or "onnx".
+        weights: its weights, likewise; or the ONNX file.
+        slices: N, as for ``load_network``; by default that of the network, else 3.
+        strategy: as for ``load_network``.
+        classes: likewise.
+        mean: as for ``load_network`` or ``load_onnx``.
+        std: likewise.
         symmetrize: where to average over a window and its mirror; None for nowhere, or as in the saved network.
-        options: ``slices``, ``classes``, ``mean`` and ``std`` of ``load_network``, and those of ``Reading``; None means
-            the default.
+        reading: how it reads volumes; by default as its file states it. Options by name change only these.
 
     Raises:
         ConfigError: an option is unknown, or the ONNX file determines it.
         ModelError: the network cannot be loaded, or the description in an exported network is damaged.
 
     Example:
-        >>> open_segmenter("timm:test_resnet", "none", step=2).reading.step
-        2
+        >>> open_segmenter("timm:test_resnet", "none", reading={"step": 2}).reading
+        Reading(step=2, plane='z', ...)
     """
-    built = {name: options.pop(name, None) for name in BUILT}
-    reading, crop = reading_of_network(spec, weights, **options), stated_crop(spec, weights)
+    stated, crop = stated_reading(spec, weights)
+    read = reading if isinstance(reading, Reading) else (stated or Reading()).with_given(**reading or {})
     if spec != ONNX:
-        model, record, source = load_network(spec, weights, symmetrize=symmetrize, **built)
-        return Segmenter(model, record.slices, reading, source, crop=crop)
-    if built["classes"] is not None:
+        built: dict[str, Any] = {"slices": slices, "strategy": strategy, "classes": classes}
+        model, record, source = load_network(
+            spec, weights, **built, mean=mean, std=std, symmetrize=symmetrize
+        )
+        return Segmenter(model, record.slices, read, source, crop=crop)
+    if classes is not None:
         raise ConfigError(f"{option('classes')}: an ONNX network states its own; omit the option")
-    network = load_onnx(weights, mean=built["mean"], std=built["std"])
-    function = network if symmetrize is None else make_symmetric(network, symmetrize)
-    return Segmenter(function, (network.slices or 3) if built["slices"] is None else built["slices"], reading)
-
-
-def reading_of_network(spec: str | None, weights: str | None, **options: Any) -> Reading:
-    """Return how a network reads volumes and their labels: as what holds it states, unless an option says otherwise.
-
-    Args:
-        spec: as for ``stated_reading``.
-        weights: likewise.
-        options: those of ``Reading``; None means the default.
-
-    Raises:
-        ConfigError: an option is unknown, or cannot be right.
-        ModelError: the description in an exported network is damaged.
-    """
-    return (stated_reading(spec, weights) or Reading()).with_given(**options)
+    found = as_segmenter(load_onnx(weights or "", mean=mean, std=std), slices, read)
+    return found if symmetrize is None else found.symmetrized(symmetrize)

@@ -10,10 +10,10 @@ from magicgui.types import FileDialogMode
 from magicgui.widgets import ComboBox, Container, FileEdit, LineEdit, SpinBox
 
 from evenslice._core import ConfigError, option
-from evenslice.inference import Segmenter
+from evenslice.inference import Segmenter, open_segmenter
 from evenslice.networks import untrained_parts
-from evenslice.neutralizing import STRATEGIES, load_network
-from evenslice.training import asked_size, find_reading, load_segmenter
+from evenslice.neutralizing import STRATEGIES
+from evenslice.training import load_segmenter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,8 +31,8 @@ class NetworkChoice:
         run: the folder of the run.
         spec: the specification, or the file or folder of a network that evenslice has saved.
         weights: "imagenet", "none", or a file; None for a saved network.
-        built: how it is made of a library's network, as options of ``load_network``.
-        reading: what the user says of reading volumes, as options of ``find_reading``.
+        built: how it is made of a library's network, as options of ``open_segmenter``.
+        reading: what the user says of reading volumes, as options of ``Reading``.
     """
 
     run: Path | None = None
@@ -42,13 +42,10 @@ class NetworkChoice:
     reading: Mapping[str, Any] = field(default_factory=dict)
 
     def load(self) -> Segmenter:
-        """Load it; the errors are those of ``load_segmenter``, ``load_network`` and ``find_reading``."""
+        """Load it; the errors are those of ``load_segmenter`` and ``open_segmenter``."""
         if self.spec is None:
-            return load_segmenter(self.run, **self.reading)
-        reading = find_reading(None, self.spec, self.weights, **self.reading)
-        model, record, source = load_network(self.spec, self.weights, **self.built)
-        crop = asked_size(None, self.spec, self.weights)
-        return Segmenter(model, record.slices, reading, source if self.weights else None, crop=crop)
+            return load_segmenter(self.run, reading=self.reading)
+        return open_segmenter(self.spec, self.weights, reading=self.reading, **self.built)
 
     def note(self, network: Segmenter) -> str:
         """Say which parts of the loaded network are random; empty if none is."""

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from magicgui.widgets import PushButton
 
-from evenslice.auditing import Sampling, audit, explain
+from evenslice.auditing import audit, explain
+from evenslice.inference import segment
 from evenslice.napari_plugin.job_widget import JobWidget, text_label
 from evenslice.napari_plugin.layers import MADE_HERE, add_maps, placement, position
 from evenslice.report import audit_html
@@ -50,12 +51,11 @@ class _Audited:
         run = self.audit.run
         low, high = run.volumes[0].intensity
         return explain(
-            self.network.network,
+            self.network,
             self.volume,
             place[self.axis],
             slices=run.slices,
             at=(y, x),
-            tile=self.network.crop,
             reading=replace(self.network.reading, intensity=(low, high), fill=run.volumes[0].fill),
         )
 
@@ -129,13 +129,7 @@ class AuditWidget(JobWidget):
 def _audit(choice: NetworkChoice, volume: Volume, layer: Image) -> _Audited:
     network = choice.load()
     volume = reslice(volume, network.reading.plane)
-    found = audit(
-        network.network,
-        volume,
-        slices=network.slices,
-        reading=network.reading.without_labels(),
-        sampling=Sampling(tile=network.crop),
-    )
+    found = audit(network, volume)
     return _Audited(found, network, choice.note(network), volume, layer)
 
 
@@ -155,10 +149,10 @@ class SegmentWidget(JobWidget):
         """Segment a layer."""
         folder = tempfile.TemporaryDirectory(prefix="evenslice-", ignore_cleanup_errors=True)
 
-        def segment() -> tuple[NDArray[Any], str]:
+        def work() -> tuple[NDArray[Any], str]:
             network = choice.load()
             network.need_all_weights()
-            network.segment(volume, Path(folder.name) / "labels.npy")
+            segment(network, volume, Path(folder.name) / "labels.npy")
             labels = np.load(Path(folder.name) / "labels.npy", mmap_mode="r+")
             largest = max(int(plane.max()) for plane in labels)
             return labels, f"Done; largest label: {largest}. {choice.note(network)}"
@@ -175,4 +169,4 @@ class SegmentWidget(JobWidget):
             self.viewer.layers.events.removed.connect(clean_up)
             self.say(message.strip())
 
-        self.run(segment, show, "Loading the network")
+        self.run(work, show, "Loading the network")

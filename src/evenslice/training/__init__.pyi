@@ -29,10 +29,8 @@ from .run_folder import (
     flat_options as flat_options,
 )
 from .run_network import (
-    asked_size as asked_size,
-    find_reading as find_reading,
+    find_network as find_network,
     load_segmenter as load_segmenter,
-    locate_network as locate_network,
     reading_of as reading_of,
 )
 from .slice_windows import SliceWindows as SliceWindows

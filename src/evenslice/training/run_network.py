@@ -1,88 +1,143 @@
 """The network of a training run, and how it reads volumes; or any other network, for commands that take either.
 
 segmenter = load_segmenter(Path("run"))
-segmenter.segment(open_volume("brain.nii.gz"), "labels.tif")
+evenslice.segment(segmenter, "brain.nii.gz", "labels.tif")
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from evenslice._core import ConfigError, load_config, option
-from evenslice.inference import Segmenter, open_segmenter, reading_of_network, stated_crop
+from evenslice.inference import Segmenter, open_segmenter, stated_reading
 from evenslice.networks import parse_specification
 from evenslice.neutralizing import load_network
 from evenslice.volumes import Reading
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from evenslice.training.config import TrainConfig
 
-__all__ = ["asked_size", "find_reading", "load_segmenter", "locate_network", "reading_of"]
 
-BUILT = ("slices", "classes", "mean", "std", "step")
-"""Options of a network that a run determines."""
+@dataclass(frozen=True)
+class NetworkSource:
+    """Where a network comes from, and how it reads volumes and their labels.
 
-
-class _RunNetwork(NamedTuple):
-    """What the folder of a run says of its network."""
+    Attributes:
+        spec: its specification.
+        weights: its weights.
+        reading: as its run or its file says, unless the user does; None if neither does.
+        crop: the size (y, x) of windows that it is asked about: that of the crops of a classifier, else None.
+        task: what the run trained it for.
+    """
 
     spec: str
-    weights: Path
-    reading: Reading
-    task: str
+    weights: str
+    reading: Reading | None
     crop: tuple[int, int] | None
+    task: str = "segmentation"
 
 
 def load_segmenter(
-    run: Path | None = None, spec: str | None = None, weights: str | None = None, **options: Any
+    run: Path | None = None,
+    spec: str | None = None,
+    weights: str | None = None,
+    *,
+    slices: int | None = None,
+    classes: int | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    symmetrize: str | None = None,
+    reading: Mapping[str, Any] | None = None,
 ) -> Segmenter:
     """Load the network of a training run, or any other.
 
     Args:
-        run: see ``locate_network``.
+        run: see ``find_network``.
         spec: likewise; or "onnx".
         weights: likewise; or the ONNX file.
-        options: those of ``open_segmenter``; None means the default. With a run, ``slices``, ``classes``, ``mean``, ``std``
-            and ``step`` are not allowed.
+        slices: as for ``open_segmenter``, and not with a run, which determines it.
+        classes: likewise.
+        mean: likewise.
+        std: likewise.
+        symmetrize: as for ``open_segmenter``.
+        reading: options of ``Reading`` by name, which change what is stated.
 
     Raises:
-        ConfigError: see ``locate_network``; or an option is given that the run, or the ONNX file, determines.
+        ConfigError: see ``find_network``; or an option is given that the run, or the ONNX file, determines.
         ModelError: the network cannot be loaded.
     """
+    built: dict[str, Any] = {"slices": slices, "classes": classes, "mean": mean, "std": std}
     if run is None:
-        return open_segmenter(*locate_network(None, spec, weights), **options)
-    _refuse_determined(run, {name: options.pop(name, None) for name in BUILT})
-    at = options.pop("symmetrize", None)
-    locate_network(run, spec, weights)
-    found = _of_run(run)
-    network, record, source = load_network(found.spec, str(found.weights), symmetrize=at)
-    reading = found.reading.with_given(**options)
-    return Segmenter(network, record.slices, reading, source, run, found.task, found.crop)
+        found = _given_network(spec, weights)
+        return open_segmenter(*found, **built, symmetrize=symmetrize, reading=reading)
+    network = find_network(run, spec, weights, reading=reading, fixed=built)
+    model, record, source = load_network(network.spec, network.weights, symmetrize=symmetrize)
+    return Segmenter(
+        model, record.slices, network.reading or Reading(), source, run, network.task, network.crop
+    )
 
 
-def find_reading(run: Path | None, spec: str | None, weights: str | None, **options: Any) -> Reading:
-    """Return how a network reads volumes and their labels: as its run did, unless the user says otherwise.
+def find_network(
+    run: Path | None,
+    spec: str | None,
+    weights: str | None,
+    *,
+    reading: Mapping[str, Any] | None = None,
+    fixed: Mapping[str, Any] | None = None,
+) -> NetworkSource:
+    """Return where a network comes from, and how it reads volumes, without loading it.
 
     Args:
-        run: the folder of the run of the network; None for a network without one.
-        spec: without a run, the specification of the network, which may have been exported: see ``stated_reading``.
-        weights: likewise, its weights.
-        options: those of ``Reading.of``; None means the default. With a run, ``step`` and options of other kinds are
-            refused.
+        run: the folder of a finished run of ``train``; or
+        spec: a network, see ``evenslice.networks.specification``, and
+        weights: its weights, as ``load_network`` takes them. With a run, ``spec`` is allowed if the network comes from
+            a function: a folder alone, which may be anybody's, has no function called.
+        reading: options of ``Reading`` by name, which change what is stated.
+        fixed: options of the network, None if not given, of which a run allows none.
 
     Raises:
-        ConfigError: an option is given that the run determines.
+        ConfigError: neither a run nor a network is given, or both are; or the run is not finished, or determines an option,
+            or its network comes from a function that was not repeated.
         ModelError: the description in an exported network is damaged.
     """
+    given = {name: value for name, value in (reading or {}).items() if value is not None}
     if run is None:
-        return reading_of_network(spec, weights, **options)
-    known = _of_run(run).reading
-    own = {name: value for name, value in options.items() if name != "step" and name in known.to_plain()}
-    _refuse_determined(run, {name: value for name, value in options.items() if name not in own})
-    return known.with_given(**own)
+        spec, weights = _given_network(spec, weights)
+        stated, crop = stated_reading(spec, weights)
+        read = (stated or Reading()).with_given(**given) if given else stated
+        return NetworkSource(spec, weights, read, crop)
+    _refuse_determined(run, {**(fixed or {}), "step": given.get("step"), "weights": weights})
+    from evenslice.training.config import (
+        TrainConfig,  # its extra may be missing, and other networks need none
+    )
+    from evenslice.training.run_folder import RunFolder
+
+    files = RunFolder(run)
+    if not files.config.exists():
+        raise ConfigError(
+            f"{run}: holds no run of `evenslice train`, whose config.yaml says how its network reads volumes; name one, or "
+            "restore the file"
+        )
+    config = load_config(files.config, TrainConfig)
+    own, training = config.model.spec, config.training
+    if not files.network.exists():
+        raise ConfigError(
+            f"{run}: holds no finished run of `evenslice train`; name one, or finish it with `evenslice train --out {run} "
+            "--resume`"
+        )
+    if parse_specification(own).library:
+        _refuse_determined(run, {"model": spec})
+    elif spec != own:
+        raise ConfigError(
+            f"{run}: its network comes from the function {own}; if you trust its module, give "
+            f"{option('model', own)} as well"
+        )
+    read = reading_of(config).with_given(**given)
+    return NetworkSource(own, str(files.network), read, training.asked_size, training.task)
 
 
 def reading_of(config: TrainConfig) -> Reading:
@@ -98,56 +153,14 @@ def reading_of(config: TrainConfig) -> Reading:
     )
 
 
-def asked_size(run: Path | None, spec: str | None, weights: str | None) -> tuple[int, int] | None:
-    """Return the size (y, x) of windows that a network is asked about: that of the crops of a classifier, else None.
-
-    Args:
-        run: the folder of its run; None for a network without one.
-        spec: without a run, the specification of the network, which may have been exported: see ``stated_crop``.
-        weights: likewise, its weights.
-
-    Raises:
-        ModelError: the description in an exported network is damaged.
-    """
-    return stated_crop(spec, weights) if run is None else _of_run(run).crop
-
-
-def locate_network(run: Path | None, spec: str | None, weights: str | None) -> tuple[str, str]:
-    """Return the specification of a network, and its weights.
-
-    Args:
-        run: the folder of a finished run of ``train``; or
-        spec: a network, see ``evenslice.networks.specification``, and
-        weights: its weights, as ``load_network`` takes them. With a run, ``spec`` is allowed if the network comes from
-            a function: a folder alone, which may be anybody's, has no function called.
-
-    Raises:
-        ConfigError: neither a run nor a network is given, or both are; or the run is not finished, or its network comes
-            from a function that was not repeated.
-    """
-    if run is None:
-        missing = [name for name, value in (("model", spec), ("weights", weights)) if value is None]
-        if spec is None or weights is None:
-            needed = f"{option('run')}, or {option('model')} and {option('weights')}"
-            what = "no network given" if len(missing) == 2 else f"{option(missing[0])} is missing"
-            raise ConfigError(f"{what}; give {needed}")
-        return spec, weights
-    _refuse_determined(run, {"weights": weights})
-    found = _of_run(run)
-    if not found.weights.exists():
-        raise ConfigError(
-            f"{run}: holds no finished run of `evenslice train`; name one, or finish it with `evenslice train --out {run} "
-            "--resume`"
-        )
-    library = parse_specification(found.spec).library
-    if library:
-        _refuse_determined(run, {"model": spec})
-    elif spec != found.spec:
-        raise ConfigError(
-            f"{run}: its network comes from the function {found.spec}; if you trust its module, give "
-            f"{option('model', found.spec)} as well"
-        )
-    return found.spec, str(found.weights)
+def _given_network(spec: str | None, weights: str | None) -> tuple[str, str]:
+    """Return a specification and weights, of which neither may be missing."""
+    missing = [name for name, value in (("model", spec), ("weights", weights)) if value is None]
+    if spec is None or weights is None:
+        needed = f"{option('run')}, or {option('model')} and {option('weights')}"
+        what = "no network given" if len(missing) == 2 else f"{option(missing[0])} is missing"
+        raise ConfigError(f"{what}; give {needed}")
+    return spec, weights
 
 
 def _refuse_determined(run: Path, given: dict[str, Any]) -> None:
@@ -157,22 +170,3 @@ def _refuse_determined(run: Path, given: dict[str, Any]) -> None:
             raise ConfigError(
                 f"{option(name)}: the run {run} determines it; omit it, or omit {option('run')}"
             )
-
-
-def _of_run(run: Path) -> _RunNetwork:
-    from evenslice.training.config import (
-        TrainConfig,  # its extra may be missing, and other networks need none
-    )
-    from evenslice.training.run_folder import RunFolder
-
-    files = RunFolder(run)
-    if not files.config.exists():
-        raise ConfigError(
-            f"{run}: holds no run of `evenslice train`, whose config.yaml says how its network reads volumes; name one, or "
-            "restore the file"
-        )
-    config = load_config(files.config, TrainConfig)
-    training = config.training
-    return _RunNetwork(
-        config.model.spec, files.network, reading_of(config), training.task, training.asked_size
-    )

@@ -14,7 +14,7 @@ import json
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,14 +28,14 @@ from evenslice.neutralizing import record_of, symmetrized_at
 from evenslice.volumes import PERCENTILES, Reading, check_window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import nn
 
     from evenslice.networks import ModelSource, StemKernels
     from evenslice.results import AuditResult
 
-__all__ = ["LIBRARY", "Description", "ModelCard", "describe", "stated_crop", "stated_reading"]
+__all__ = ["LIBRARY", "Description", "ModelCard", "describe", "stated_reading"]
 
 FORMAT = 1
 LIBRARY = "evenslice"
@@ -234,11 +234,10 @@ def _finding(audit: AuditResult) -> dict[str, Any]:
     return {key: found[key] for key in FINDING}
 
 
-_T = TypeVar("_T")
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
-def stated_reading(spec: str | None, weights: str | None) -> Reading | None:
+def stated_reading(spec: str, weights: str | None) -> tuple[Reading | None, tuple[int, int] | None]:
     """Return how a network reads volumes, as ``evenslice export`` or ``save_network`` wrote it with the network.
 
     Args:
@@ -247,57 +246,25 @@ def stated_reading(spec: str | None, weights: str | None) -> Reading | None:
         weights: the ONNX file; such a folder or file; or any other weights.
 
     Returns:
-        What is stated, and defaults for the rest; None for a network that evenslice has neither exported nor saved.
+        What is stated, and defaults for the rest, None for a network that evenslice has neither exported nor saved; and the
+        size (y, x) of the windows that a classifier was trained on, None if it is not stated, or for an ONNX file, whose
+        graph takes one size alone.
 
     Raises:
         ModelError: what is stated is damaged; or see ``load_onnx``.
 
     Example:
-        >>> print(stated_reading("timm:resnet18", "imagenet"))
-        None
+        >>> stated_reading("timm:resnet18", "imagenet")
+        (None, None)
     """
-    return _parsed(spec, weights, Reading.from_plain)
-
-
-def stated_crop(spec: str | None, weights: str | None) -> tuple[int, int] | None:
-    """Return the size (y, x) of the windows that a classifier was trained on, as ``evenslice export`` wrote it with the network.
-
-    Args:
-        spec: as for ``stated_reading``.
-        weights: likewise.
-
-    Returns:
-        The size; None if it is not stated, or for an ONNX file, whose graph takes one size alone.
-
-    Raises:
-        ModelError: see ``stated_reading``.
-
-    Example:
-        >>> print(stated_crop("timm:resnet18", "imagenet"))
-        None
-    """
-    return None if spec == ONNX else _parsed(spec, weights, _crop)
-
-
-def _crop(stated: Mapping[str, Any]) -> tuple[int, int] | None:
-    crop = stated.get("crop")
-    if crop is None:
-        return None
-    if not (type(crop) is list and len(crop) == 2 and all(type(side) is int and side > 0 for side in crop)):
-        raise ValueError(f"crop {crop!r:.40}")
-    return crop[0], crop[1]
-
-
-def _parsed(
-    spec: str | None, weights: str | None, parse: Callable[[Mapping[str, Any]], _T | None]
-) -> _T | None:
-    """Return what is made of the description of a network; None if there is none."""
-    if spec is None or weights in NO_FILES:
-        return None
+    if weights in NO_FILES:
+        return None, None
     place = Path(spec if weights is None else weights)
     try:
         stated = _metadata(place) if spec == ONNX else _saved(place) or _configuration(place)
-        return None if stated is None else parse(stated)
+        if stated is None:
+            return None, None
+        return Reading.from_plain(stated), None if spec == ONNX else _crop(stated)
     except UNREADABLE as error:
         if isinstance(error, OSError) and error.strerror:
             raise ModelError(
@@ -307,6 +274,15 @@ def _parsed(
             f"{place}: its description of how it reads volumes is damaged ({reason(error)}); export the network again, or save "
             "it again"
         ) from error
+
+
+def _crop(stated: Mapping[str, Any]) -> tuple[int, int] | None:
+    crop = stated.get("crop")
+    if crop is None:
+        return None
+    if not (type(crop) is list and len(crop) == 2 and all(type(side) is int and side > 0 for side in crop)):
+        raise ValueError(f"crop {crop!r:.40}")
+    return crop[0], crop[1]
 
 
 def _metadata(file: Path) -> Any:

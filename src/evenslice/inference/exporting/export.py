@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from evenslice._core import (
     ConfigError,
     OutputError,
@@ -20,18 +22,18 @@ from evenslice._core import (
 )
 from evenslice.inference.exporting.description import Description, ModelCard, describe
 from evenslice.inference.exporting.huggingface import HUGGINGFACE_FILES, README, write_huggingface
+from evenslice.inference.segmenter import Segmenter, as_segmenter
 from evenslice.networks import with_gradients
 from evenslice.results import AuditResult
-from evenslice.volumes import Reading, check_tile
+from evenslice.volumes import check_tile
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from torch import nn
-
     from evenslice.inference.exporting.onnx_writing import WrittenOnnx
     from evenslice.networks import ModelSource
+    from evenslice.volumes import Reading
 
 __all__ = ["Exported", "check_export_format", "export"]
 
@@ -82,7 +84,7 @@ def check_export_format(to: str) -> None:
 
 @with_gradients
 def export(
-    model: nn.Module,
+    model: nn.Module | Segmenter,
     out: str | os.PathLike[str],
     *,
     to: str,
@@ -101,18 +103,18 @@ def export(
 
     Args:
         model: maps (batch, slices, y, x) to logits. Slices in 0..1 are scaled as ``neutralize`` recorded on it, else by the
-            mean and std that its library states for pretrained weights, else not at all.
+            mean and std that its library states for pretrained weights, else not at all. Or a network with its reading.
         out: the folder, created if missing.
         to: ``"onnx"``: ``network.onnx``, which takes slices in 0..1. ``"bioimageio"``: a model for bioimage.io with ONNX
             weights, which takes voxel values. ``"huggingface"``: weights, ``config.json`` and a model card, which
             ``load_network`` takes back.
-        slices: N; by default what ``neutralize`` recorded, else 3.
-        reading: how it reads volumes and their labels.
-        source: what the network was built from, as ``load_network`` returns it.
+        slices: N; by default what ``neutralize`` recorded or the segmenter states, else 3.
+        reading: how it reads volumes and their labels; by default as the segmenter says.
+        source: what the network was built from, as ``load_network`` returns it; likewise.
         tile: fix the size (y, x) of the windows; by default ``crop``, else free where the network allows that. Not for
             weights.
         crop: the size (y, x) of the windows that a classifier was trained on, for the card and for commands that are given
-            the folder.
+            the folder; likewise.
         card: what a file cannot know: name, authors, license, citations.
         audits: audits of the network, for its card; those of another network are refused as far as they tell: by the number
             of slices, the strategy, the tie and the weights.
@@ -136,8 +138,13 @@ def export(
         >>> evenslice.load_network(folder).record == record
         True
     """
-    reading = reading or Reading()
     check_export_format(to)
+    segmenter = as_segmenter(model, slices, reading)
+    network, source, crop = segmenter.network, source or segmenter.source, crop or segmenter.crop
+    if not isinstance(network, nn.Module):
+        raise ConfigError(
+            f"{option('model')}: a function, such as an ONNX file, cannot be exported; give the network that it came from"
+        )
     if to == "huggingface" and tile is not None:
         raise ConfigError(f"{option('tile', tile)}: weights have no fixed size of windows; leave it out")
     tile, crop = (
@@ -147,9 +154,9 @@ def export(
     if local_path(out).is_file():
         raise OutputError(f"{out}: is a file; name a folder")
     description = describe(
-        model,
-        slices=slices,
-        reading=reading,
+        network,
+        slices=segmenter.slices,
+        reading=segmenter.reading,
         crop=crop,
         source=source,
         card=card or ModelCard(),
@@ -158,7 +165,7 @@ def export(
     files = _files(to)
     own = [name for name in files if name != README]  # which two formats share
     with staged_folder(out, files, documents=own, force=force) as folder:
-        written = _write(model, folder, to, description, source, tile or crop)
+        written = _write(network, folder, to, description, source, tile or crop)
     return Exported(
         Path(out),
         to,
