@@ -7,7 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 from commands import run_command
-from synthetic import UNIFORM, make_audit
+from synthetic import PRETRAINED, make_audit
 
 from evenslice.results import save_audits
 
@@ -60,13 +60,13 @@ def test_names_of_files_steer_no_terminal(folder, name):
 def test_documents_steer_no_terminal(tmp_path):
     run = {"created": ESCAPE, "command": ESCAPE}
     names = [ESCAPE, "\u202e[/b]", "[red]", "[/]", ":smile:", "{task}", "\\[x]", "a\tb"]
-    save_audits([make_audit(name, UNIFORM, size=16, windows=50, run=run) for name in names], tmp_path)
+    save_audits([make_audit(name, PRETRAINED, size=16, windows=50, run=run) for name in names], tmp_path)
     status, out, error = evenslice("report", str(tmp_path), cwd=tmp_path)
     assert (status, error) == (0, "")
     assert not TERMINAL.search(out), repr(out)
     assert all(name.replace("\t", " ") in out for name in names[2:])
     path = tmp_path / "audit.json"
-    path.write_text(path.read_text().replace('"verdict": "symmetric"', '"verdict": "\\u001b[2J\\u009b"'))
+    path.write_text(path.read_text().replace('"verdict": "biased"', '"verdict": "\\u001b[2J\\u009b"'))
     assert_one_line(evenslice("report", str(tmp_path), cwd=tmp_path))
 
 

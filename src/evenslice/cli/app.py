@@ -21,6 +21,7 @@ from evenslice._core import (
     EMPTY_PATH,
     ConfigError,
     EvensliceError,
+    limit_memory,
     local_path,
     printable,
     spelled_on_command_line,
@@ -28,16 +29,11 @@ from evenslice._core import (
 )
 from evenslice.cli.audit import audit
 from evenslice.cli.demo import demo
-from evenslice.cli.evaluate import evaluate
 from evenslice.cli.export import export
-from evenslice.cli.info import info
-from evenslice.cli.neutralize import neutralize
-from evenslice.cli.report import report
-from evenslice.cli.segment import segment
-from evenslice.cli.study import study
-from evenslice.cli.survey import survey
-from evenslice.cli.symmetrize import symmetrize
-from evenslice.cli.train import train
+from evenslice.cli.neutralize import neutralize, symmetrize
+from evenslice.cli.survey import report, survey
+from evenslice.cli.training import study, train
+from evenslice.cli.volumes import evaluate, info, segment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -141,14 +137,25 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001
+    memory_limit: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GIB",
+            show_default=False,
+            help="Memory that the command may take in GiB, before it ends with an error; 0 for no limit (default: nearly all "
+            "that the machine has).",
+        ),
+    ] = None,
+    version: Annotated[  # noqa: ARG001  # printed by its callback
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    # `main` takes --debug from anywhere on the command line; it is declared here for the help.
-    pass
+    # `run` takes --debug from anywhere on the command line; it is declared here for the help.
+    if memory_limit is not None and memory_limit < 0:
+        raise ConfigError(f"--memory-limit {memory_limit:g}: must be at least 0")
+    limit_memory(None if memory_limit is None else int(memory_limit * 2**30))
 
 
 def run(words: Sequence[str]) -> int:
@@ -264,9 +271,14 @@ def _memory_refusal(error: Exception) -> str | None:
     """Return one line about memory that runs out, which it can do anywhere; None for any other error."""
     if not isinstance(error, RuntimeError | MemoryError):
         return None
-    from evenslice.inference import memory_error_of, out_of_memory
-
-    return memory_error_of(error).render(spelled_on_command_line) if out_of_memory(error) else None
+    try:
+        from evenslice.inference import memory_error_of, out_of_memory
+    except MemoryError:  # there is not even enough for PyTorch
+        return "the memory of the device has run out; end what else uses it, or raise --memory-limit"
+    if not out_of_memory(error):
+        return None
+    line = memory_error_of(error).render(spelled_on_command_line)
+    return line if "--device" in line else f"{line}, or raise --memory-limit"
 
 
 def _print_traceback() -> None:

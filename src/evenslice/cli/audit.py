@@ -11,8 +11,7 @@ from evenslice._core import check_known
 from evenslice.auditing import Sampling
 from evenslice.cli import options
 from evenslice.cli.opening import LabelledOpening
-from evenslice.cli.option_groups import Options, grouped
-from evenslice.cli.options import check_seed, parse_values
+from evenslice.cli.options import Options, check_seed, grouped, parse_values
 from evenslice.cli.printing import (
     command_line,
     quiet,

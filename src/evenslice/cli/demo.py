@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from evenslice.cli import options
-from evenslice.cli.option_groups import grouped
+from evenslice.cli.options import grouped
 from evenslice.cli.printing import command_line, quiet, show, show_audits
 
 if TYPE_CHECKING:

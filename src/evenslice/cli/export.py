@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from evenslice.cli import options
-from evenslice.cli.option_groups import grouped
+from evenslice.cli.options import grouped
 from evenslice.cli.printing import quiet, show
 
 if TYPE_CHECKING:

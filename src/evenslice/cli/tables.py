@@ -16,10 +16,8 @@ from evenslice.volumes import describe_missing_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from evenslice.auditing import Audit
-    from evenslice.neutralizing import Record
     from evenslice.report import Table
     from evenslice.volumes import VolumeInfo
 
@@ -122,23 +120,6 @@ def _spacing(info: VolumeInfo) -> str:
         return "not stated"
     sizes = _by_axis(info.spacing)
     return f"{sizes} (z, y, x), unit not stated" if info.unit is None else f"{sizes} {info.unit} (z, y, x)"
-
-
-def record_table(record: Record, out: Path) -> RichTable:
-    """Return the record of a neutralized network, one entry in each row."""
-    # Those of a trained network that is only symmetrized keep their kernels.
-    stems = "first layers" if record.strategy == "pretrained" else "layers rewritten"
-    rows = {
-        "strategy": record.strategy + (f", tied: {record.tie}" if record.tie else ""),
-        "slices": str(record.slices),
-        stems: ", ".join(map(repr, record.stems)) or None,
-        "averaged at": ", ".join(name or "the output" for name in record.symmetrized) or None,
-        "scaling of a slice": f"(slice - {record.mean:g}) / {record.std:g}",
-        "mirror error": f"{record.mirror_error:.2g}",
-        "permutation error": f"{record.permutation_error:.2g}",
-        "gray error": f"{record.gray_error:.2g}",
-    }
-    return facts(str(out), rows)
 
 
 def without_zero(text: str) -> str:

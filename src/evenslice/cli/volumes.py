@@ -1,14 +1,17 @@
-"""evenslice evaluate: compare a network's answers with labels, and measure what disturbed slices cost."""
+"""evenslice info, segment and evaluate: describe a volume, label it, and compare labels with a network's answers."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
 from evenslice.cli import options
-from evenslice.cli.opening import LabelledOpening
-from evenslice.cli.option_groups import grouped
-from evenslice.cli.printing import command_line, quiet, show, tell_missing_slices
+from evenslice.cli.opening import LabelledOpening, Opening
+from evenslice.cli.options import grouped
+from evenslice.cli.printing import command_line, quiet, resumable, show, tell_missing_slices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +28,77 @@ SCORES = {
     "hd95": "HD95",
 }
 """The figures for each class, and the headings of their columns."""
+
+
+@grouped
+def info(
+    *,
+    path: Annotated[str, typer.Argument(metavar="PATH", help=f"Volume: {options.VOLUME_HELP}.")],
+    opening: Opening,
+    json: options.Json = False,
+) -> None:
+    """Describe a volume: format, shape, spacing, orientation, size, intensities, classes."""
+    from evenslice.cli.tables import info_table
+    from evenslice.volumes import describe_volume
+
+    described = describe_volume(opening.open(path))
+    show(asdict(described), info_table(described), json=json)
+
+
+@grouped
+def segment(
+    *,
+    source: options.AnySource,
+    inputs: options.LabelledInput,
+    volume: Annotated[str, options.volume(f"Volume to segment: {options.VOLUME_HELP}.", metavar="PATH")],
+    opening: Opening,
+    reading: options.VolumeReading,
+    tile: options.Tile = None,
+    computing: options.Computing,
+    out: Annotated[
+        str,
+        options.output(
+            "File for the labels: .tif, .nii.gz, .ome.zarr (also on s3://), .h5:/path, .mha, .nrrd or .npy.",
+            metavar="PATH",
+        ),
+    ],
+    probabilities: Annotated[
+        bool, options.output("Write class probabilities instead of labels.", "--probabilities")
+    ] = False,
+    scratch: Annotated[
+        Path | None, options.output("Folder for unfinished work (default: beside --out).", metavar="DIR")
+    ] = None,
+    output: options.Output,
+) -> None:
+    """Segment a volume, also one larger than memory; an interrupted run resumes when the command is repeated."""
+    from evenslice.cli.tables import info_table
+    from evenslice.inference import segment as write_labels
+    from evenslice.volumes import describe_volume
+
+    opened = opening.open(volume)
+    tell_missing_slices(opened)
+    with quiet(output.json), resumable(partial(_remedy, out, scratch)):
+        segmenter = source.load(inputs, reading)
+        written = write_labels(
+            segmenter,
+            opened,
+            out,
+            probabilities=probabilities,
+            scratch=scratch,
+            force=output.force,
+            tile=tile,
+            compute=computing,
+        )
+    described = describe_volume(written)
+    show(asdict(described), info_table(described), json=output.json)
+
+
+def _remedy(out: str, scratch: Path | None) -> str | None:
+    """Return how to go on with an interrupted segmentation; None if nothing of it is finished."""
+    from evenslice.inference import unfinished_folder
+
+    folder = unfinished_folder(out, scratch)
+    return f"repeat the command to resume; what is finished is in {folder}" if folder.is_dir() else None
 
 
 @dataclass(frozen=True, kw_only=True)
