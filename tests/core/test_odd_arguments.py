@@ -116,7 +116,6 @@ def test_nothing_takes_the_name_of_a_device(tmp_path, monkeypatch):
         (lambda: audit(workers=10**30), "at most 1024"),
         (lambda: evenslice.survey(None), "no network given"),
         (lambda: evenslice.survey([network()]), "are surveyed by name"),
-        (lambda: evenslice.load_config("train.yaml", dict), "give the class of the configuration"),
         (lambda: evenslice.train({}, "run", on_start="print"), "on_start: "),
         (lambda: evenslice.study({}, "study", on_finished=1), "on_finished: "),
         (lambda: ModelCard(authors=(1, 2)), "give text, or a list of it"),

@@ -161,7 +161,7 @@ class Required:
 @grouped
 def audit(
     *,
-    source: options.AnySource,
+    source: options.Source,
     inputs: options.TiedInput,
     strategy: Annotated[
         list[Any] | None, options.strategy("; repeat to compare several (default: pretrained)")
@@ -237,7 +237,7 @@ def audit(
         raise typer.Exit(1)
 
 
-def _tell_missing_weights(source: options.AnySource, audits: "list[Audit]") -> None:
+def _tell_missing_weights(source: options.Source, audits: "list[Audit]") -> None:
     """Say which parts of the network were random."""
     audited = audits[0].run.model
     if source.weights is not None:

@@ -39,7 +39,7 @@ def demo(
     output: options.Output,
 ) -> None:
     """Audit a pretrained U-Net on real MRI before and after making it fair, then train it; works offline."""
-    from evenslice._core import ConfigError, needs_extra, option
+    from evenslice._core import ConfigError, needs_extra, option, staged_folder
     from evenslice.cli.comparison import AUDITS, write_results
     from evenslice.report import AUDIT_FILES, need_report_extra
     from evenslice.results import load_study
@@ -54,7 +54,8 @@ def demo(
         with studying.working_in_study(training):
             pass
     with quiet(output.json):
-        with output.staged(out, (*AUDITS, *AUDIT_FILES, LABELS), AUDITS) as folder:
+        files = (*AUDITS, *AUDIT_FILES, LABELS)
+        with staged_folder(out, files, documents=AUDITS, force=output.force) as folder:
             audits = list(_audits(seed))
             write_results(audits, folder)
             _write_labels(folder / LABELS)

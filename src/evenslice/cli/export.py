@@ -50,7 +50,7 @@ class Card:
 def export(
     *,
     source: options.Source,
-    inputs: options.LabelledInput,
+    inputs: options.Input,
     reading: options.LabelledReading,
     to: Annotated[
         str,

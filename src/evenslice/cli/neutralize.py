@@ -50,7 +50,7 @@ def neutralize(
 @grouped
 def symmetrize(
     *,
-    source: options.AnySource,
+    source: options.Source,
     window: options.Window,
     classes: options.Classes = None,
     at: Annotated[

@@ -110,7 +110,7 @@ def info_table(info: VolumeInfo) -> RichTable:
         "intensities": f"{low} to {high} in a sample of {info.sampled} voxels",
         "percentiles": ", ".join(f"{percent:g} %: {value:g}" for percent, value in info.percentiles),
         "NaN or infinite": f"{info.nonfinite} voxels in the sample" if info.nonfinite else None,
-        "classes": info.classes and ", ".join(f"{value}: {share:.2%}" for value, share in info.classes),
+        "classes": ", ".join(f"{value}: {share:.2%}" for value, share in info.classes or ()) or None,
     }
     return facts(info.path, rows)
 

@@ -48,8 +48,8 @@ def info(
 @grouped
 def segment(
     *,
-    source: options.AnySource,
-    inputs: options.LabelledInput,
+    source: options.Source,
+    inputs: options.Input,
     volume: Annotated[str, options.volume(f"Volume to segment: {options.VOLUME_HELP}.", metavar="PATH")],
     opening: Opening,
     reading: options.VolumeReading,
@@ -131,8 +131,8 @@ class Measured:
 @grouped
 def evaluate(
     *,
-    source: options.AnySource,
-    inputs: options.LabelledInput,
+    source: options.Source,
+    inputs: options.Input,
     volume: Annotated[str, options.volume(f"Volume to evaluate: {options.VOLUME_HELP}.", metavar="PATH")],
     labels: Annotated[
         str | None,
