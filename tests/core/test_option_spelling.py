@@ -11,8 +11,8 @@ from evenslice._core.errors import ConfigError, EvensliceError, VolumeError, opt
 from evenslice.auditing.attribution import check_method, check_method_of
 from evenslice.auditing.targets import parse_target, resolve_target
 from evenslice.inference.devices import choose_device, choose_dtype
-from evenslice.inference.network_outputs import class_map
 from evenslice.inference.onnx_networks import load_onnx
+from evenslice.inference.prediction import class_map
 from evenslice.neutralizing.network_files import load_network
 from evenslice.neutralizing.strategies import find_strategy
 from evenslice.neutralizing.ties import check_tie

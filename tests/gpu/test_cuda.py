@@ -112,13 +112,6 @@ def test_audit_in_half_precision(unet, volume, dtype):
     assert np.abs(biases(found) - biases(right)).max() < 0.05  # which may lie on both sides of a tolerance
 
 
-def test_a_symmetrized_network_is_symmetric_there(unet, volume):
-    model = evenslice.symmetrize(copy.deepcopy(unet))
-    found = audited(model, volume, device="cuda", dtype="float32")
-    assert found.verdict == "symmetric"
-    assert found.mismatch.estimate < 0.002
-
-
 @pytest.mark.parametrize("dtype", ["float32", *HALVES])
 def test_symmetrize_on_the_gpu(unet, volume, dtype):
     needs(dtype)
@@ -130,14 +123,6 @@ def test_symmetrize_on_the_gpu(unet, volume, dtype):
         given, mirrored = network(windows)
     bound = 1e-4 if dtype == "float32" else 1e-2
     assert (given - mirrored).abs().max() <= bound * given.abs().max()
-
-
-def test_neutralize_on_the_gpu(unet, volume):
-    right = smp.Unet("tu-tf_efficientnet_lite0", encoder_weights=None, classes=2).eval()
-    there = copy.deepcopy(right).to("cuda")
-    for model in (right, there):
-        evenslice.neutralize(model, slices=3)
-    assert torch.allclose(there.encoder.model.conv_stem.weight.cpu(), right.encoder.model.conv_stem.weight)
 
 
 def outputs(model, volume, device, dtype, **options):
@@ -232,33 +217,9 @@ def test_evaluate_with_stress(unet, volume):
 def test_train(tmp_path, dtype):
     needs(dtype)
     right, found = dice_of_trainings(
-        tmp_path,
-        {"accelerator": "cpu", "dtype": "float32"},
-        {"accelerator": "gpu", "dtype": dtype},
+        tmp_path, {"accelerator": "cpu", "dtype": "float32"}, {"accelerator": "gpu", "dtype": dtype}
     )
     assert found == pytest.approx(right, abs=0.02)
-
-
-def test_weights_and_windows_are_channels_last(unet, volume):
-    network = ReadyNetwork(unet, slices=3, device="cuda", dtype="float32")
-    assert network.module.encoder.model.conv_stem.weight.is_contiguous(memory_format=torch.channels_last)
-    windows = to_device(volume[None, :3], network.device)
-    assert windows.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_a_copy_leaves_pinned_memory_without_waiting():
-    """The copy of a gigabyte is under way when the call returns."""
-    array = np.ones((64, 4, 1024, 1024), np.float32)
-    pinned = torch.from_numpy(array).pin_memory()
-    torch.cuda.synchronize()
-    copied = pinned.to("cuda", non_blocking=True)
-    under_way = not torch.cuda.current_stream().query()
-    torch.cuda.synchronize()
-    assert under_way
-    assert bool((copied == 1).all())
-    moved = to_device(array[:2], torch.device("cuda"))
-    array[:2] = 0  # what is pinned is a copy
-    assert bool((moved == 1).all())
 
 
 @contextmanager
@@ -273,28 +234,6 @@ def memory_of(free):
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()
-
-
-def test_the_default_batch_takes_half_of_what_is_free(unet, volume, monkeypatch):
-    """Half of the memory for 24 windows holds 12, of which a batch takes 8: a third."""
-    options = {"max_windows": 24, "device": "cuda", "dtype": "float32", "progress": False}
-    for _ in range(2):  # the first pass reserves what stays
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        evenslice.audit(
-            unet, volume, **by_name(evenslice.audit, compute=evenslice.Compute(batch=2), **options)
-        )
-    free = 12 * (torch.cuda.max_memory_allocated() - before)
-    with memory_of(free) as allowed:
-        # CUDA itself does not know of the limit.
-        monkeypatch.setattr(
-            torch.cuda, "mem_get_info", lambda _: (allowed - torch.cuda.memory_reserved(), allowed)
-        )
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        found = evenslice.audit(unet, volume, **by_name(evenslice.audit, **options))
-        assert found.run.batch == 8
-        assert free / 6 < torch.cuda.max_memory_allocated() - before < free / 2
 
 
 def test_memory_that_runs_out_halves_the_batch(unet, volume):
@@ -318,45 +257,6 @@ def test_memory_that_runs_out_halves_the_batch(unet, volume):
         )
     assert max(network.batches._most.values()) < 16
     assert (found - right).abs().max() <= 1e-4 * right.abs().max()
-
-
-def test_float32_is_computed_in_full(unet, volume):
-    """With TensorFloat32, PyTorch's default, the difference is a hundred times as large."""
-    assert torch.backends.cudnn.conv.fp32_precision == "tf32"
-    right, found = (outputs(unet, volume[:4], device, "float32") for device in ("cpu", "cuda"))
-    assert (found - right).abs().max() <= 1e-4 * right.abs().max()
-
-
-def test_what_overflows_in_float16_is_computed_again():
-    class Overflow(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.up, self.down = nn.Conv2d(3, 4, 1, bias=False), nn.Conv2d(4, 2, 1)
-            with torch.no_grad():
-                self.up.weight.fill_(50_000)
-
-        def forward(self, windows):
-            return self.down(self.up(windows)) / 50_000
-
-    network = ReadyNetwork(Overflow(), slices=3, device="cuda", dtype="float16")
-    windows = torch.rand(2, 3, 16, 16, device="cuda")
-    assert not network._run(windows, torch.float16).isfinite().all()
-    assert network(windows).isfinite().all()
-
-
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs")
-def test_workers_use_a_gpu_each(unet, volume, tmp_path):
-    right, found = (
-        evenslice.segment(
-            unet,
-            volume,
-            tmp_path / f"{workers}.npy",
-            reading=evenslice.Reading(intensity=INTENSITY),
-            compute=evenslice.Compute(device="cuda", dtype="float32", workers=workers, progress=False),
-        )[:]
-        for workers in (None, 2)
-    )
-    assert (right == found).mean() >= 0.999
 
 
 @pytest.mark.parametrize("workers", [2])

@@ -9,10 +9,8 @@ import json
 import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
-import timm
 import torch
 from pretend_gpu import Far, pretend_gpu
-from tiny_training import dice_of_trainings, start, training_options, write_inputs
 from torch import nn
 from values import by_name
 
@@ -132,16 +130,6 @@ def test_audit(options):
     assert_alike(on_gpu, on_cpu)
 
 
-def test_audit_of_a_pretrained_kind_of_network():
-    model = unet()
-    evenslice.neutralize(model, slices=3, tie="mirror")
-    on_cpu, on_gpu, _ = both(audited(model))
-    # E is 0 but for the rounding of two passes, which fifty random layers enlarge, not by the same on either device.
-    for part in (*on_cpu["classes"], *on_gpu["classes"], on_cpu, on_gpu):
-        assert part.pop("mirror_mismatch")["estimate"] < 1e-3
-    assert_alike(on_gpu, on_cpu)
-
-
 @pytest.mark.parametrize("tile", [None, (32, 32)])
 def test_segment(tmp_path, tile):
     def work(device):
@@ -158,22 +146,6 @@ def test_segment(tmp_path, tile):
     assert gpu.pinned == gpu.copied > 0
 
 
-def test_probabilities(tmp_path):
-    def work(device):
-        path = tmp_path / f"{device}.npy"
-        return evenslice.segment(
-            small(),
-            VOLUME,
-            path,
-            **by_name(
-                evenslice.segment, compute=evenslice.Compute(device=device), probabilities=True, **OPTIONS
-            ),
-        )[:]
-
-    on_cpu, on_gpu, _ = both(work)
-    assert np.array_equal(on_cpu, on_gpu)
-
-
 def test_evaluate_with_stress():
     def work(device):
         found = evenslice.evaluate(
@@ -187,18 +159,6 @@ def test_evaluate_with_stress():
     on_cpu, on_gpu, gpu = both(work)
     assert_alike(on_gpu, on_cpu)
     assert gpu.pinned == gpu.copied > 0
-
-
-def test_evaluate_without_labels_compares_with_the_intact_answer():
-    def work(device):
-        return evenslice.evaluate(
-            small(),
-            VOLUME,
-            **by_name(evenslice.evaluate, stress=True, compute=evenslice.Compute(device=device), **OPTIONS),
-        ).to_dict()["stress"]
-
-    on_cpu, on_gpu, _ = both(work)
-    assert_alike(on_gpu, on_cpu)
 
 
 def test_a_slice_explained():
@@ -243,17 +203,6 @@ def test_symmetrize_leaves_a_network_on_its_device(at):
     assert torch.allclose(on_cpu, on_gpu, rtol=1e-4, atol=1e-5)
 
 
-def test_export_takes_a_network_from_a_gpu(tmp_path):
-    def work(device):
-        model = small().eval().to(device)
-        evenslice.neutralize(model, slices=3, mean=0.5, std=0.25)
-        evenslice.export(model, tmp_path / device, to="huggingface")
-        return (tmp_path / device / "model.safetensors").read_bytes()
-
-    on_cpu, on_gpu, _ = both(work)
-    assert_alike(on_gpu, on_cpu)
-
-
 def test_a_training_step_and_the_monitor():
     windows = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     labels = (windows[:, 1] > 0.5).long()
@@ -266,41 +215,6 @@ def test_a_training_step_and_the_monitor():
         return [loss.item(), gradients, measure_bias(module, windows)]
 
     on_cpu, on_gpu, _ = both(work)
-    assert_alike(on_gpu, on_cpu)
-
-
-def test_a_training_in_float16_on_a_cpu_is_refused_before_anything_is_written(tmp_path):
-    write_inputs(tmp_path)
-    run = start(tmp_path, "train", training_options(tmp_path, dtype="float16"), tmp_path / "run")
-    _, errors = run.communicate(timeout=300)
-    assert run.returncode == 2
-    assert "error: training.dtype: float16: is for GPUs" in errors
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_training_in_bfloat16_scores_about_as_in_float32(tmp_path):
-    """What ``test_cuda`` does on a GPU."""
-    short = {"steps": 20, "monitor_every": None}
-    right, found = dice_of_trainings(tmp_path, {**short, "dtype": "float32"}, {**short, "dtype": "bfloat16"})
-    assert found == pytest.approx(right, abs=0.02)
-
-
-@pytest.mark.slow
-def test_survey():
-    def work(device):
-        found = evenslice.survey(
-            "timm:resnet10t",
-            weights="none",
-            volume=VOLUME,
-            windows=4,
-            draws=1,
-            compute=evenslice.Compute(device=device, progress=False),
-        )
-        return json.loads(found.to_json())["networks"]
-
-    on_cpu, on_gpu, _ = both(work)
-    for entry in (*on_cpu, *on_gpu):
-        entry.pop("seconds", None)
     assert_alike(on_gpu, on_cpu)
 
 
@@ -327,15 +241,3 @@ def test_the_command_line_passes_its_device_on(tmp_path, monkeypatch, capsys, co
     else:
         found = json.loads(printed)
         assert (found["model"] if command == "evaluate" else found)["device"].startswith("cuda")
-
-
-def test_a_copy_of_a_model_on_a_gpu_stays_there():
-    with pretend_gpu():
-        assert copy.deepcopy(small().to("cuda"))[0].weight.device.type == "cuda"
-
-
-def test_timm_models_run_there():
-    model = timm.create_model("resnet10t", pretrained=False, num_classes=4).eval()
-    windows = torch.rand(1, 3, 64, 64)
-    on_cpu, on_gpu, _ = both(lambda device: model.to(device)(windows.to(device)).detach().cpu())
-    assert torch.equal(on_cpu, on_gpu)

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from evenslice.inference.batch_norm_fusion import fuse_batch_norms
-from evenslice.inference.ready_networks import ReadyNetwork
+from evenslice.inference.ready_networks import ReadyNetwork, fuse_batch_norms
 from evenslice.neutralizing.network_files import load_network
 
 
@@ -48,22 +47,6 @@ def test_real_networks_give_the_same_output(spec, left):
     assert (network(windows) - before).abs().max() <= 1e-4 * before.abs().max()
 
 
-class Normalizing(nn.Sequential):
-    """Changes its input in place, as some networks that scale images do."""
-
-    def forward(self, x):
-        x -= 0.5
-        return super().forward(x)
-
-
-def test_a_network_that_changes_its_input_in_place():
-    network = trained(Normalizing(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))).requires_grad_(False)
-    windows = torch.rand(1, 3, 16, 16)
-    before, kept = network(windows.clone()), windows.clone()
-    assert fuse_batch_norms(network, windows.clone()) == 1
-    torch.testing.assert_close(network(kept), before)
-
-
 class ByName(nn.Module):
     """Gives its batch norm the image by keyword."""
 
@@ -73,17 +56,6 @@ class ByName(nn.Module):
 
     def forward(self, x):
         return self.norm(input=self.convolution(x))
-
-
-def test_a_network_that_cannot_be_watched_stays(monkeypatch):
-    network = trained(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))).requires_grad_(False)
-
-    def out_of_memory(*_):
-        raise torch.OutOfMemoryError("no room for the graph")
-
-    monkeypatch.setattr("evenslice.inference.batch_norm_fusion._watch", out_of_memory)
-    assert fuse_batch_norms(network, torch.rand(1, 3, 16, 16)) == 0
-    assert batch_norms(network) == 1
 
 
 class Shared(nn.Module):

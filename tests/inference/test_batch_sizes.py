@@ -9,8 +9,7 @@ from values import by_name
 
 import evenslice
 from evenslice.auditing.attribution import attribute
-from evenslice.inference import prediction
-from evenslice.inference.devices import BatchSizes, out_of_memory
+from evenslice.inference.devices import BatchSizes
 from evenslice.inference.prediction import predict
 from evenslice.inference.ready_networks import ReadyNetwork
 from evenslice.volumes import Scaling, open_volume
@@ -55,15 +54,6 @@ def test_a_prediction_goes_on_in_smaller_batches_with_results_equal_but_for_roun
     assert max(small.module.sizes) <= most
 
 
-def test_memory_that_has_run_out_once_is_not_asked_for_again():
-    network = ready(3)
-    tried = []
-    usual = network.module.forward
-    network.module.forward = lambda windows: (tried.append(len(windows)), usual(windows))[1]
-    predicted(network)
-    assert tried == [8, 4, 2, 2, 2, 2, 2, 2]
-
-
 NO_MEMORY = RuntimeError(
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
     "562949953421312 bytes. Error code 12 (Cannot allocate memory)"
@@ -80,12 +70,6 @@ def test_every_error_that_means_it_counts(error):
     assert torch.allclose(predicted(ready(2, error=error)), predicted(ready(100)), rtol=1e-5, atol=1e-6)
 
 
-def test_another_error_is_none_of_memory():
-    assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    with pytest.raises(RuntimeError, match="shapes"):
-        BatchSizes().run(lambda _: (_ for _ in ()).throw(RuntimeError("shapes")), 4, "")
-
-
 def test_a_window_too_large_for_the_memory_is_refused_with_what_would_help():
     network = ready(100)
     network.module.most = 0
@@ -97,39 +81,6 @@ def test_a_window_too_large_for_the_memory_is_refused_with_what_would_help():
         network.prepare(3, (32, 48))
 
 
-@pytest.mark.parametrize(
-    ("owner", "name", "what"),
-    [
-        (prediction, "to_device", "2 windows or their outputs, of 40 x 48 pixels, do not fit"),
-        (torch.Tensor, "new_zeros", "2 windows or their outputs, of 40 x 48 pixels, do not fit"),
-        (torch, "cat", "the outputs of 8 windows do not fit"),
-    ],
-)
-def test_planes_that_do_not_fit_beside_the_network_are_refused_with_what_would_help(
-    monkeypatch, owner, name, what
-):
-    """As they go to the device, or as the outputs of tiles or of smaller batches are put together."""
-
-    def fail(*_, **__):
-        raise torch.OutOfMemoryError
-
-    monkeypatch.setattr(owner, name, fail)
-    with pytest.raises(evenslice.ModelError, match=f"has run out: {what}; choose a smaller tile or batch"):
-        predicted(ready(4), tile=(24, 32))
-
-
-def test_where_cudnn_leaves_open_what_it_lacks_so_does_the_error():
-    network = ready(100, error=NO_ENGINE)
-    network.module.most = 0
-    lacks = "memory of the device has run out, or cuDNN cannot compute this there: .*smaller tile, or device='cpu'"
-    with pytest.raises(evenslice.ModelError, match=lacks):
-        predicted(network)
-    with pytest.raises(evenslice.ModelError, match=lacks):
-        network.prepare(3, (32, 48))
-    with pytest.raises(evenslice.ModelError, match=lacks):
-        attribute(network, WINDOWS, target="sum")
-
-
 @pytest.mark.parametrize("method", ["gradient", "input_x_gradient", "integrated_gradients", "occlusion"])
 def test_an_attribution_goes_on_in_smaller_batches(method):
     small = ready(2)
@@ -139,6 +90,7 @@ def test_an_attribution_goes_on_in_smaller_batches(method):
     assert max(small.module.sizes) <= 2
 
 
+@pytest.mark.slow
 def test_whole_audits_segmentations_and_evaluations_go_on(tmp_path):
     options = {"device": "cpu", "dtype": "float32", "progress": False}
     audits = [
@@ -200,13 +152,6 @@ def test_a_batch_fills_half_of_the_free_memory_of_a_gpu(each, free, batch):
             found = sizes.fitting(asked.append, torch.device("cuda", 0), most=32, kind="")
             assert found == batch
     assert asked == [2]  # it is measured once
-
-
-def test_what_pytorch_has_reserved_without_use_is_free(monkeypatch):
-    with pretend_gpu() as gpu:
-        gpu.each, gpu.free = 2**20, 2**20
-        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 15 * 2**20)
-        assert BatchSizes().fitting(lambda _: None, torch.device("cuda", 0), most=32, kind="") == 8
 
 
 def test_the_default_batch_on_a_gpu_is_bounded_by_memory_and_recorded():

@@ -5,10 +5,8 @@ import pickle
 import sys
 import threading
 import warnings
-from types import SimpleNamespace
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from commands import run_command
@@ -20,9 +18,8 @@ import evenslice
 import evenslice.cli
 from evenslice._core.errors import ConfigError, ModelError, VolumeError
 from evenslice.inference import BlackBox
-from evenslice.inference.network_identity import describe_network
 from evenslice.inference.prediction import choose_tile
-from evenslice.report import write_report
+from evenslice.inference.segmentation_blocks import describe_network
 
 
 @pytest.fixture(scope="module")
@@ -108,15 +105,6 @@ def test_whatever_a_function_returns_is_understood(texture, returned):
     assert found.reliance[0].estimate == pytest.approx(expected.reliance[0].estimate, abs=0.01)
 
 
-@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.uint16, bool])
-def test_a_function_may_return_class_numbers(texture, dtype):
-    found = audit(lambda windows: (windows[:, 0] + 3 * windows[:, 2] > 2).astype(dtype), texture)
-    assert found.run.target == "predicted"
-    assert found.run.explained == "class numbers"
-    assert 0 < found.reliance[0].estimate < 1
-    assert 0 < found.statistics.mirror_disagreement.estimate < 1
-
-
 def test_a_reduction_makes_the_outputs_of_a_function(texture):
     found = audit(
         lambda windows: {"no": 1, "depth": squares(windows)}, texture, outputs=lambda found: found["depth"]
@@ -173,6 +161,7 @@ def test_a_function_may_state_what_it_takes(texture):
         audit(function, texture)
 
 
+@pytest.mark.slow
 def test_a_cluster_finds_what_one_process_finds(texture, network):
     one, many = (audit(as_function(network), texture, workers=workers) for workers in (None, 1))
     np.testing.assert_allclose(one.measurements.reliance, many.measurements.reliance, rtol=1e-4)
@@ -189,13 +178,6 @@ def test_a_function_that_cannot_be_sent_says_so(texture):
         audit(locked, texture, workers=1)
     with pytest.raises(ConfigError, match="outputs=.*cannot be sent to workers"):
         audit(squares, texture, outputs=lambda found: found if lock else None, workers=1)
-
-
-def test_the_report_of_a_function_renders(texture, tmp_path):
-    found = audit(squares, texture)
-    assert found.kernels == ()
-    write_report([found], tmp_path / "report.html")
-    assert (tmp_path / "report.html").stat().st_size > 10_000
 
 
 # ONNX
@@ -250,6 +232,7 @@ def test_a_network_in_an_onnx_file_gets_the_figures_of_the_module(texture, netwo
     assert found.run.model["class"] == "network.onnx"
 
 
+@pytest.mark.slow
 def test_what_torch_exports_is_read(texture, network, tmp_path):
     sizes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("y"), 3: torch.export.Dim("x")}
     with warnings.catch_warnings():
@@ -297,24 +280,6 @@ def test_slices_are_scaled_as_the_network_wants_them(network, file, mean, std):
     np.testing.assert_allclose(
         evenslice.load_onnx(file, mean=mean, std=std)(windows), expected.numpy(), atol=1e-5
     )
-
-
-def test_files_of_other_precisions_are_fed_in_theirs(network, tmp_path):
-    windows = np.random.default_rng(0).random((1, 3, 8, 8), dtype=np.float32)
-    half = evenslice.load_onnx(write_onnx(tmp_path / "half.onnx", network, kind=np.float16))(windows)
-    assert half.dtype == np.float16
-    np.testing.assert_allclose(half, network(torch.from_numpy(windows)).numpy(), atol=0.01)
-    write_other(tmp_path / "double.onnx", op="Identity", kind=TensorProto.DOUBLE)
-    double = evenslice.load_onnx(tmp_path / "double.onnx")(windows)
-    assert double.dtype == np.float64
-    np.testing.assert_array_equal(double, windows)
-
-
-def test_several_outputs_come_by_name(network, tmp_path):
-    several = evenslice.load_onnx(write_onnx(tmp_path / "n.onnx", network, outputs=("negative", "out")))
-    given = several(np.zeros((2, 3, 8, 8), np.float32))
-    assert list(given) == ["negative", "out"]
-    np.testing.assert_array_equal(given["negative"], -given["out"])
 
 
 def test_a_network_in_a_file_travels_by_its_path(file, monkeypatch, tmp_path):
@@ -384,17 +349,6 @@ def test_a_file_that_does_not_do_is_refused(bad, name):
     assert "\n" not in str(caught.value)
 
 
-def test_the_file_in_an_exported_folder_is_named(tmp_path):
-    (tmp_path / "network.onnx").touch()
-    with pytest.raises(ModelError, match=r": is a folder; name .*network\.onnx$"):
-        evenslice.load_onnx(tmp_path)
-
-
-def test_an_output_without_windows_is_refused(bad, texture):
-    with pytest.raises(ModelError, match=r"single.onnx: its output largest is \(\) for 1 windows"):
-        audit(evenslice.load_onnx(bad / "single.onnx"), texture)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -408,17 +362,6 @@ def test_an_output_without_windows_is_refused(bad, texture):
 def test_a_wrong_option_of_a_file_is_refused(file, options, message):
     with pytest.raises(ConfigError, match=message):
         evenslice.load_onnx(file, **options)
-
-
-def test_a_provider_that_does_not_start_is_refused(file, monkeypatch):
-    """As onnxruntime for GPUs does without the libraries of CUDA: it computes on the CPU, and only logs that."""
-    monkeypatch.setattr(
-        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    )
-    session = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
-    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: session)
-    with pytest.raises(ConfigError, match="provider 'CUDAExecutionProvider': does not start here"):
-        evenslice.load_onnx(file, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
 
 
 class Full:
@@ -486,6 +429,7 @@ ONNX = [
 ]
 
 
+@pytest.mark.slow
 def test_the_command_audits_an_onnx_file_to_a_report(folder, texture):
     done = run(folder, *ONNX, "--mean", "0.5", "--std", "0.25", "--out", "found")
     assert done.returncode == 0, done.stderr
@@ -502,6 +446,7 @@ def test_the_command_audits_an_onnx_file_to_a_report(folder, texture):
     assert (folder / "found" / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_the_results_of_a_symmetrized_file_are_not_taken_for_those_of_the_file(folder):
     done = run(folder, *ONNX, "--mean", "0.5", "--std", "0.25", "--symmetrize", "output", "--out", "fair")
     assert done.returncode == 0, done.stderr
@@ -510,6 +455,7 @@ def test_the_results_of_a_symmetrized_file_are_not_taken_for_those_of_the_file(f
     assert "network.onnx, symmetrized" in (folder / "fair" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_command_takes_a_reduction_and_workers(folder):
     arguments = [*ONNX, "--json", "--outputs", "reducing:negative", "--workers", "1"]
     arguments[4] = "two.onnx"

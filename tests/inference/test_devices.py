@@ -1,11 +1,8 @@
 """Which device a network runs on and in which precision, and that every path takes the device it is given."""
 
 import contextlib
-import copy
 import pickle
 import sys
-import threading
-import time
 import types
 import warnings
 
@@ -17,7 +14,6 @@ from torch import nn
 from values import by_name
 
 import evenslice
-import evenslice.inference.ready_networks as ready_network_module
 from evenslice._core import ModelError, worker_number
 from evenslice.auditing.attribution import attribute
 from evenslice.inference.devices import choose_device, choose_dtype, to_device
@@ -76,29 +72,6 @@ def test_workers_take_a_gpu_each(as_worker, asked, name, gpus, chosen):
         assert str(choose_device(asked)).removesuffix(":0") == chosen.removesuffix(":0")
 
 
-@pytest.mark.parametrize("name", [0, 3, "tcp://10.0.0.7:40123"])
-def test_workers_of_dask_cuda_take_the_gpu_that_they_see_first(as_worker, monkeypatch, name):
-    """It is another for each, whose other GPUs follow in CUDA_VISIBLE_DEVICES."""
-    as_worker(name)
-    monkeypatch.setitem(sys.modules, "dask_cuda", types.ModuleType("dask_cuda"))
-    with pretend_gpu(4):
-        assert str(choose_device("auto")) == "cuda:0"
-
-
-def test_a_worker_whose_gpus_cannot_be_used_takes_the_cpu(as_worker, monkeypatch):
-    """As with a driver that is too old, under which GPUs are still counted."""
-    as_worker(1)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_device("auto") == CPU
-
-
-def test_outside_workers_the_first_gpu_is_taken():
-    with pretend_gpu(2):
-        assert str(choose_device("auto")) == "cuda"
-        assert str(choose_device("cuda")) == "cuda:0"
-
-
 def test_a_network_that_is_sent_to_a_worker_arrives_on_the_cpu_and_takes_the_gpu_of_that_worker(as_worker):
     windows = np.random.default_rng(0).random((2, 3, 16, 16), np.float32)
     with pretend_gpu(2):
@@ -130,42 +103,6 @@ def test_a_network_from_a_machine_without_a_gpu_takes_the_gpu_of_the_worker(as_w
         there = arrived(to_device(windows, arrived.device)).cpu()
         assert pickle.loads(pinned).device == CPU  # noqa: S301  # made above
     assert torch.equal(here, there)
-
-
-def test_a_network_that_is_sent_on_takes_the_gpu_of_the_worker_that_runs_it(as_worker):
-    """Dask copies it from worker to worker outside any task, where a process does not know that it is a worker."""
-    with pretend_gpu(2):
-        network = ReadyNetwork(nn.Conv2d(3, 2, 3), slices=3, device="cuda", dtype="float32")
-        passing = pickle.loads(pickle.dumps(network))  # noqa: S301  # made here
-        sent = pickle.dumps(passing)
-        as_worker(1)
-        for arrived in (pickle.loads(sent), passing):  # noqa: S301  # made above
-            assert arrived.module.weight.device.type == "cpu"
-            assert str(arrived.device) == "cuda:1"
-
-
-def test_threads_wait_until_a_network_that_was_sent_is_on_its_device(monkeypatch):
-    network = pickle.loads(pickle.dumps(ReadyNetwork(nn.Conv2d(3, 2, 3), slices=3)))  # noqa: S301  # made here
-    moved, seen = [], []
-
-    def move(_network, device):
-        time.sleep(0.2)
-        moved.append(device)
-
-    monkeypatch.setattr(ReadyNetwork, "to", move)
-    threads = [threading.Thread(target=lambda: seen.append((network.device, *moved))) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert seen == [(CPU, CPU), (CPU, CPU)]
-
-
-def test_a_network_on_the_cpu_is_sent_and_copied_as_it_is():
-    network = ReadyNetwork(nn.Conv2d(3, 2, 3), slices=3, device="cpu", dtype="float32")
-    for copied in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):  # noqa: S301
-        assert copied.device == CPU
-        assert torch.equal(copied.module.weight, network.module.weight)
 
 
 def test_arrays_go_to_a_gpu_from_pinned_memory_without_waiting():
@@ -202,24 +139,6 @@ def test_every_pass_of_a_network_computes_float32_in_full(work):
     assert network.module.seen
     assert all("tf32" not in seen for seen in network.module.seen)
     assert precisions() == before
-
-
-@pytest.mark.parametrize("work", ["audit", "segment", "evaluate"])
-def test_float16_is_refused_on_a_cpu_in_one_line(work, tmp_path):
-    volume = np.random.default_rng(0).random((6, 16, 16))
-    calls = {
-        "audit": lambda model: evenslice.audit(
-            model, volume, compute=evenslice.Compute(device="cpu", dtype="float16")
-        ),
-        "segment": lambda model: evenslice.segment(
-            model, volume, tmp_path / "out.npy", compute=evenslice.Compute(device="cpu", dtype="float16")
-        ),
-        "evaluate": lambda model: evenslice.evaluate(
-            model, volume, volume > 0.5, compute=evenslice.Compute(device="cpu", dtype="float16")
-        ),
-    }
-    with pytest.raises(evenslice.ConfigError, match="float16.*on a CPU choose bfloat16, float32 or auto"):
-        calls[work](nn.Conv2d(3, 2, 1))
 
 
 @pytest.mark.parametrize(("capability", "dtype"), [(7, torch.float32), (8, torch.bfloat16)])
@@ -269,12 +188,6 @@ def test_labels_are_those_of_float32_and_what_less_would_cost_is_said(tmp_path, 
     assert capsys.readouterr().err == said
 
 
-@pytest.mark.parametrize("device", ["meta", "hpu"])
-def test_a_device_that_cannot_compute_is_refused(device):
-    with pytest.raises(evenslice.ConfigError, match=f"device='{device}': (computes no|is not available)"):
-        ReadyNetwork(nn.Conv2d(3, 2, 1), slices=3, device=device)
-
-
 NO_KERNEL = RuntimeError(
     "CUDA error: no kernel image is available for execution on the device\nSearch for ..."
 )
@@ -286,24 +199,6 @@ def failing(error):
         raise error
 
     return fail
-
-
-@pytest.mark.parametrize("place", ["deepcopy", "convert_conv2d_weight_memory_format"])
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (NO_KERNEL, "device='cpu': fails .*no kernel image.*; choose device='cpu', or install a PyTorch"),
-        (
-            FULL,
-            "memory of the device has run out: the network Conv2d does not fit; end what else uses it, or ",
-        ),
-    ],
-)
-def test_a_network_that_cannot_be_put_on_a_device(monkeypatch, place, error, message):
-    owner = ready_network_module.copy if place == "deepcopy" else ready_network_module
-    monkeypatch.setattr(owner, place, failing(error))
-    with pytest.raises((ModelError, evenslice.ConfigError), match=message):
-        ReadyNetwork(nn.Conv2d(3, 2, 1), slices=3, device="cpu")
 
 
 def test_a_gpu_without_kernels_is_not_blamed_on_the_windows():
@@ -341,23 +236,6 @@ def test_a_default_device_changes_nothing(tmp_path, device):
             )
 
 
-@pytest.mark.parametrize("strategy", ["shuffle", "mirror", "mixer", "reinit"])
-def test_a_default_dtype_changes_no_network(strategy, request):
-    def neutralized():
-        layers = nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1)
-        model = nn.Sequential(*layers).float().eval()
-        torch.manual_seed(0)
-        for weight in model.parameters():  # what the layers drew was in the default dtype
-            nn.init.normal_(weight)
-        evenslice.neutralize(model, 5, strategy=strategy, mean=0.5)
-        return model.state_dict()
-
-    wanted = neutralized()
-    request.getfixturevalue("float64_by_default")
-    for name, weight in neutralized().items():
-        assert torch.equal(weight, wanted[name]), name
-
-
 @pytest.mark.parametrize("built", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     "method", ["gradient", "integrated_gradients", "smoothgrad", "gradient_shap", "occlusion"]
@@ -379,36 +257,6 @@ def test_a_default_dtype_changes_no_audit(method, built, request):
     wanted = shares()
     request.getfixturevalue("float64_by_default")
     assert shares() == wanted
-
-
-def test_a_default_dtype_changes_no_segmentation(tmp_path, request):
-    """Neither that of one tile nor that of overlapping ones, nor what is lost with a slice."""
-    volume = np.random.default_rng(0).random((8, 16, 24), np.float32)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
-
-    def results(name):
-        made = []
-        for tile in ((16, 24), (8, 8)):
-            options = {"tile": tile, "device": "cpu", "progress": False}
-            out = tmp_path / f"{name}-{tile[0]}.npy"
-            evenslice.segment(model, volume, out, **by_name(evenslice.segment, probabilities=True, **options))
-            made.append(np.load(out))
-        scores = evenslice.evaluate(
-            model,
-            volume,
-            (volume > 0.5).astype(np.uint8),
-            **by_name(evenslice.evaluate, stress=True, **options),
-        )
-        return (*made, scores.to_dict()["stress"]["intact"])
-
-    wanted = results("float32")
-    request.getfixturevalue("float64_by_default")
-    for found, right in zip(results("float64"), wanted, strict=True):
-        np.testing.assert_equal(found, right)
-
-
-def test_float16_is_taken_on_a_gpu():
-    assert choose_dtype("float16", CUDA) == torch.float16
 
 
 class Overflow(nn.Module):
@@ -506,25 +354,3 @@ def test_a_network_that_does_not_compute_in_half_precision_is_told_of_it():
     with pytest.raises(ModelError, match=r"BFloat16.*; compute in single precision with dtype='float32'"):
         network.prepare(3, (32, 32))
     ReadyNetwork(ByNumpy(3, 2, 1), slices=3, device="cpu", dtype="float32").prepare(3, (32, 32))
-
-
-def test_a_network_without_values_is_refused():
-    volume = np.random.default_rng(0).random((6, 64, 64), np.float32)
-    lazy = nn.Sequential(nn.LazyConv2d(2, 3))
-    for network, name in ((nn.Conv2d(3, 2, 1, device="meta"), "weight"), (lazy, "0.weight")):
-        with pytest.raises(
-            ModelError, match=rf"has parameters without values \('{name}'\); load its weights"
-        ):
-            evenslice.audit(network, volume)
-    lazy(torch.rand(1, 3, 8, 8))
-    evenslice.audit(
-        lazy, volume, sampling=evenslice.Sampling(max_windows=2), compute=evenslice.Compute(progress=False)
-    )
-
-
-def test_a_network_that_cannot_be_copied_is_refused_in_one_line_that_says_what_to_do():
-    network = nn.Conv2d(3, 1, 1)
-    network.kept = network.weight * 2
-    with pytest.raises(ModelError, match="Conv2d cannot be copied: .*; detach the tensors") as found:
-        ReadyNetwork(network, slices=3)
-    assert "\n" not in str(found.value)

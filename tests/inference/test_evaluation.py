@@ -103,28 +103,6 @@ def test_the_document_names_the_labels_and_what_their_values_mean(blobs, tmp_pat
     }
 
 
-def test_the_document_names_the_entry_that_was_evaluated(blobs):
-    image, labels = blobs
-    volume = evenslice.open_volume(np.stack([labels, image]), axes="czyx", select={"c": 1})
-    found = evenslice.evaluate(linear(1, 0, 0), volume, labels, **by_name(evenslice.evaluate, **OPTIONS))
-    document = json.loads(found.to_json())
-    assert document["volume"]["select"] == {"c": 1}
-    assert document["volume"]["level"] == 0
-
-
-@pytest.mark.parametrize("fill", [None, 0.25])
-def test_the_document_names_the_value_that_replaced_missing_ones(blobs, fill):
-    """The answers depend on it, as on the intensities."""
-    image, labels = blobs
-    found = evenslice.evaluate(
-        linear(1, 0, 0),
-        image,
-        labels,
-        **by_name(evenslice.evaluate, reading=evenslice.Reading(fill=fill), **OPTIONS),
-    )
-    assert json.loads(found.to_json())["volume"]["fill"] == fill
-
-
 @pytest.mark.parametrize("slices", [{}, {"stress_slices": 5}])
 @pytest.mark.parametrize(("most", "starts"), [(2**25, [0, 8, 16]), (5 * 48 * 40, [0, 5, 8, 13, 16])])
 def test_labels_that_are_stored_together_are_read_together(
@@ -146,35 +124,6 @@ def test_labels_that_are_stored_together_are_read_together(
     assert read == [0, *starts]  # all once before anything is predicted
     assert found.dice == expected.dice
     assert found.stress == expected.stress
-
-
-def test_two_runs_with_one_seed_differ_in_nothing(blobs):
-    image, labels = blobs
-    one, other = (
-        evenslice.evaluate(
-            linear(0.4, 0.4, 0.1),
-            image,
-            labels,
-            **by_name(evenslice.evaluate, stress=True, seed=3, **OPTIONS),
-        )
-        for _ in range(2)
-    )
-    assert one.stress == other.stress
-    assert json_text(one.scores.to_dict()) == json_text(other.scores.to_dict())
-
-
-def test_a_recorded_network_knows_its_slices(blobs):
-    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
-    evenslice.neutralize(network, slices=5)
-    found = evenslice.evaluate(
-        network,
-        *blobs,
-        **by_name(evenslice.evaluate, stress=True, stress_slices=4, surfaces=False, **OPTIONS),
-    )
-    assert found.model["slices"] == 5
-    assert [loss.offset for loss in found.stress.losses[:2]] == [1, 2]
-    assert found.stress.reversed.loss.estimate == pytest.approx(0, abs=1e-3)  # uniform
-    assert np.isnan(found.scores.volumes[0].hd95).all()
 
 
 def test_a_function_is_evaluated_as_a_network_is(blobs):
@@ -199,50 +148,6 @@ def test_a_function_is_evaluated_as_a_network_is(blobs):
         assert loss.asymmetry.estimate == pytest.approx(other.asymmetry.estimate, abs=2e-3)
     with pytest.raises(ConfigError, match="device='cpu' has no effect on a function"):
         evenslice.evaluate(function, image, labels, compute=evenslice.Compute(device="cpu"))
-
-
-def write_onnx(path, weights, size=None):
-    """Write a 1 x 1 convolution, for planes of any size or of one alone."""
-    onnx = pytest.importorskip("onnx")
-    pytest.importorskip("onnxruntime")
-    shape = ["batch", len(weights), *(size or ("y", "x"))]
-    kernel = np.array(weights, np.float32).reshape(1, -1, 1, 1)
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("Conv", ["windows", "kernel", "bias"], ["logits"])],
-        "network",
-        [onnx.helper.make_tensor_value_info("windows", 1, shape)],
-        [onnx.helper.make_tensor_value_info("logits", 1, ["batch", 1, *shape[2:]])],
-        [
-            onnx.numpy_helper.from_array(kernel, "kernel"),
-            onnx.numpy_helper.from_array(np.array([-0.5], np.float32), "bias"),
-        ],
-    )
-    opset = [onnx.helper.make_opsetid("", 17)]
-    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), path)
-    return path
-
-
-@pytest.mark.parametrize("size", [None, (32, 32)])
-def test_an_onnx_file_is_evaluated_as_a_network_is(blobs, tmp_path, size):
-    image, labels = blobs
-    network = evenslice.load_onnx(write_onnx(tmp_path / "network.onnx", (0.1, 0.2, 0.0, 0.5, 0.1), size))
-    found = evenslice.evaluate(
-        network,
-        image,
-        labels,
-        stress=True,
-        reading=evenslice.Reading(intensity=(0, 1)),
-        compute=evenslice.Compute(progress=False),
-    )
-    options = {**OPTIONS, "slices": 5, "tile": size}
-    expected = evenslice.evaluate(
-        linear(0.1, 0.2, 0.0, 0.5, 0.1), image, labels, **by_name(evenslice.evaluate, stress=True, **options)
-    )
-    assert found.model["slices"] == 5
-    assert found.dice == pytest.approx(expected.dice, abs=1e-3)
-    for loss, other in zip(found.stress.losses, expected.stress.losses, strict=True):
-        assert loss.before.dice == pytest.approx(other.before.dice, abs=2e-3)
-        assert loss.after.dice == pytest.approx(other.after.dice, abs=2e-3)
 
 
 def test_a_stray_label_in_the_last_slice_is_found_before_anything_is_predicted(blobs):

@@ -1,7 +1,6 @@
 """Scores against closed forms, against MONAI's own, and on whole volumes."""
 
 import json
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -10,10 +9,9 @@ import torch
 from hypothesis import given, strategies as st
 from torch import nn
 
-from evenslice._core.errors import ConfigError, MissingExtraError, ModelError
+from evenslice._core.errors import ConfigError, ModelError
 from evenslice._core.text import json_text
-from evenslice.inference.metrics import object_scores, surface_scores
-from evenslice.inference.scoring import evaluate_parts
+from evenslice.inference.scoring import evaluate_parts, object_scores, surface_scores
 from evenslice.volumes.labels import ClassIndex, LabelledVolume
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.scaling import Scaling
@@ -175,20 +173,6 @@ def test_objects_that_are_merged_or_split():
     assert merge == pytest.approx(0, abs=0.1)
 
 
-def test_no_boundary_found_at_all():
-    nothing = np.zeros((64, 64), bool)
-    error, split, merge = object_scores(lattice(), nothing)
-    assert error > 0.9
-    assert (split, merge) == (0, pytest.approx(6))  # 64 cells of one size
-    error, split, merge = object_scores(lattice(), ~nothing)
-    assert error > 0.9
-
-
-def test_labels_without_an_object_have_no_figure():
-    everything = np.ones((8, 8), bool)
-    assert np.isnan(object_scores(everything, ~everything)).all()
-
-
 def test_ignored_pixels_join_no_objects():
     labels = np.zeros((3, 8, 12), np.int64)
     labels[:, :, 4] = 1
@@ -202,17 +186,6 @@ def test_ignored_pixels_join_no_objects():
     assert found.volumes[0].objects[2] == pytest.approx(whole[2])  # both are merged
 
 
-def test_a_package_that_is_missing_is_said_before_anything_is_predicted(monkeypatch):
-    def never(*_, **__):
-        pytest.fail("predicts")
-
-    monkeypatch.setitem(sys.modules, "monai", None)
-    monkeypatch.setattr("evenslice.inference.scoring.predict", never)
-    labels = random_classes(0, classes=2)
-    with pytest.raises(MissingExtraError, match="comparing surfaces"):
-        scores((labels, labels), classes=2)
-
-
 def test_boundaries_of_a_volume():
     labels = np.stack([lattice()] * 4).astype(int)
     predicted = labels.copy()
@@ -224,19 +197,6 @@ def test_boundaries_of_a_volume():
     assert document["adapted_rand_error"] == pytest.approx(expected[0])
     assert document["variation_of_information"]["merge"] == pytest.approx(expected[2])
     assert np.isnan(found.volumes[0].hd95).all()
-
-
-def test_some_slices_stand_for_all():
-    labels = random_classes(1, (40, 16, 16))
-    short = labels[:8]
-    every = scores((labels, labels), (short, short), surfaces=False)
-    some = scores((labels, labels), (short, short), surfaces=False, most_slices=12)
-    seen = [volume.confusion.sum() // 256 for volume in some.volumes]
-    assert seen == [10, 2]
-    assert some.mean_dice == every.mean_dice == 1
-    few = scores((labels, labels), (short, short), surfaces=False, most_slices=1)
-    assert [volume.confusion.sum() // 256 for volume in few.volumes] == [1, 0]
-    assert few.mean_dice == 1
 
 
 def test_a_class_that_the_slices_looked_at_miss_has_one_more():
@@ -260,37 +220,6 @@ def test_distances_in_different_units_have_no_mean():
     assert np.isnan(found["hd95"]["mean"])
     assert found["volumes"][1]["hd95"][1] == 5 * found["volumes"][0]["hd95"][1]
     assert found["surface_dice"]["mean"] > 0
-
-
-def test_one_channel_stands_for_two_classes():
-    class Binary(nn.Module):
-        def forward(self, windows):
-            return windows[:, 1:2] - 0.5
-
-    labels = random_classes(0, classes=2)
-    found = evaluate_parts(Binary(), [part(labels, labels, 2)], classes=2, device="cpu")
-    assert found.mean_dice == 1
-
-
-def test_the_network_is_left_as_it_was():
-    network = Levels(2).train()
-    labels = random_classes(0, classes=2)
-    evaluate_parts(network, [part(labels, labels, 2)], classes=2, device="cpu", surfaces=False)
-    assert network.training
-
-
-def test_batch_norms_are_folded_for_whole_volumes(monkeypatch):
-    calls, normalize = [], nn.BatchNorm2d.forward
-
-    def counting(batch_norm, pixels):
-        calls.append(len(pixels))
-        return normalize(batch_norm, pixels)
-
-    monkeypatch.setattr(nn.BatchNorm2d, "forward", counting)
-    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
-    labels = random_classes(0, shape=(40, 16, 16), classes=2)
-    evaluate_parts(network, [part(labels, labels, 2)], classes=2, device="cpu", surfaces=False)
-    assert sum(calls) < 5 < len(labels)
 
 
 def test_wrong_options_are_refused():

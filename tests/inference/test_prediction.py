@@ -9,10 +9,9 @@ import zarr
 from hypothesis import given, strategies as st
 from torch import nn
 
-from evenslice._core.errors import ConfigError, ModelError, VolumeError
+from evenslice._core.errors import ModelError, VolumeError
 from evenslice.inference import prediction as predicting
-from evenslice.inference.network_outputs import class_logits
-from evenslice.inference.prediction import predict, try_network
+from evenslice.inference.prediction import predict
 from evenslice.inference.ready_networks import BlackBox, ReadyNetwork
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.zarr import ZarrSource
@@ -135,35 +134,6 @@ def test_slices_that_are_stored_as_one_are_read_as_one_as_far_as_memory_allows(
         np.testing.assert_allclose(output.numpy(), right, rtol=1e-6)
 
 
-def test_a_start_before_the_end_of_a_run_reads_it_once(tmp_path, reads):
-    """With a step, the first windows reach across the border again and again."""
-    image = noise(24, 16, 16)
-    zarr.create_array(tmp_path / "image.zarr", data=image, chunks=(8, 16, 16))
-    volume, network = open_volume(tmp_path / "image.zarr"), ready(Weighted(1.0, 2.0, 4.0))
-    options = {"scaling": Scaling(0, 1), "slices": 3, "step": 3, "centres": range(6, 20)}
-    found = [output for _, output in predict(network, volume, **options)]
-    assert reads == [slice(3, 8), slice(8, 16), slice(16, 23)]
-    right = predicted(network.module, image, step=3)[6:20]
-    for output, expected in zip(found, right, strict=True):
-        np.testing.assert_allclose(output.numpy(), expected, rtol=1e-6)
-
-
-def test_no_more_is_read_than_the_chosen_slices_need(tmp_path, reads):
-    zarr.create_array(tmp_path / "image.zarr", data=noise(12, 16, 16), chunks=(6, 16, 16))
-    volume = open_volume(tmp_path / "image.zarr")
-    assert (
-        len(
-            list(
-                predict(
-                    ready(Weighted(1.0, 2.0, 4.0)), volume, scaling=Scaling(0, 1), slices=3, centres=[7, 8]
-                )
-            )
-        )
-        == 2
-    )
-    assert reads == [slice(6, 10)]
-
-
 def test_planes_are_scaled_and_filled():
     image = np.full((3, 4, 4), 5.0, np.float32)
     image[1, 2, 3] = np.nan
@@ -256,11 +226,6 @@ def test_an_output_without_its_border_is_refused():
     assert predicted(nn.Conv2d(3, 2, 2, padding=1), noise(5, 32, 32)).shape == (5, 2, 32, 32)
 
 
-def test_a_classifier_is_refused():
-    with pytest.raises(ModelError, match=r"output of shape \(1, 3\)"):
-        class_logits(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), torch.zeros(1, 3, 8, 8))
-
-
 @pytest.mark.parametrize("tile", [None, (16, 16)])
 def test_an_output_for_another_number_of_windows_is_refused(tile):
     """As from a function that takes one window at a time, which a trial with one window does not show."""
@@ -271,13 +236,6 @@ def test_an_output_for_another_number_of_windows_is_refused(tile):
     )
     with pytest.raises(ModelError, match=message):
         list(outputs)
-
-
-@pytest.mark.parametrize("shape", [(0, 8, 8), (2, 0, 8)])
-def test_an_output_without_classes_or_pixels_is_refused(shape):
-    empty = BlackBox(lambda windows: np.zeros((len(windows), *shape), np.float32))
-    with pytest.raises(ModelError, match=r"must return \(batch, classes, y, x\), at least 1 of each"):
-        try_network(empty, 3, (8, 8))
 
 
 class Normalized(nn.Module):
@@ -297,18 +255,6 @@ def test_nan_is_refused_with_the_slice_for_which_it_was_returned(tile):
         predicted(Normalized(), image, tile=tile, batch=4)
 
 
-def test_nan_for_a_disturbed_window_is_told_from_that_for_the_window_itself():
-    def shown(_, window):
-        return [list(window), window[::-1], [0 * plane for plane in window]]
-
-    image = noise(9, 24, 24)
-    with pytest.raises(ModelError, match="returns NaN for a disturbed window of slice 0 of <array>"):
-        predicted(Normalized(), image, shown=shown)
-    image[0] = 0.5
-    with pytest.raises(ModelError, match="returns NaN for slice 0 of <array>"):
-        predicted(Normalized(), image, shown=shown)
-
-
 class Masked(nn.Module):
     """Rules out one class, and is certain of another."""
 
@@ -320,11 +266,3 @@ class Masked(nn.Module):
 def test_infinite_logits_of_a_class_are_accepted():
     found = predicted(Masked(), noise(5, 8, 8))
     assert (found.argmax(axis=1) == 2).all()
-
-
-def test_wrong_options_are_refused():
-    network = ready(Weighted(1.0, 1.0, 1.0))
-    with pytest.raises(VolumeError, match="has 2 slices; a window of 3 needs 3"):
-        next(predict(network, open_volume(noise(2, 8, 8)), scaling=Scaling(0, 1), slices=3))
-    with pytest.raises(ConfigError, match="batch=0"):
-        next(predict(network, open_volume(noise(4, 8, 8)), scaling=Scaling(0, 1), slices=3, batch=0))

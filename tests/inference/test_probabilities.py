@@ -60,25 +60,14 @@ def test_an_audit_looks_behind_a_last_sigmoid(model, of_logits, volume):
         np.testing.assert_allclose(*estimates, atol=1e-5)
 
 
-def test_a_last_sigmoid_may_be_audited_as_a_plain_output(volume):
-    audit = evenslice.audit(
-        ending_in(nn.Sigmoid()), volume, target="sum", sampling=evenslice.Sampling(max_windows=8)
-    )
-    assert audit.run.target == "sum"
-
-
 def test_softmax_is_refused_only_where_probabilities_are_computed(volume, tmp_path):
     model = ending_in(nn.Softmax(1), classes=3)
     with pytest.raises(
         evenslice.ModelError, match=r"returns probabilities, which add up to 1.* without its last softmax"
     ):
         evenslice.segment(model, volume, tmp_path / "p.ome.zarr", probabilities=True)
-    labels = evenslice.segment(
-        model, volume, tmp_path / "labels.tif", compute=evenslice.Compute(dtype="float32")
-    )
-    same = evenslice.segment(
-        model[0], volume, tmp_path / "same.tif", compute=evenslice.Compute(dtype="float32")
-    )
+    labels = evenslice.segment(model, volume, tmp_path / "labels.tif")
+    same = evenslice.segment(model[0], volume, tmp_path / "same.tif")
     np.testing.assert_array_equal(labels[...], same[...])
 
 
@@ -88,12 +77,8 @@ def test_so_are_sigmoids_of_several_classes(volume, tmp_path):
         evenslice.ModelError, match="probability of each class by itself.* without its last sigmoid"
     ):
         evenslice.segment(model, volume, tmp_path / "p.ome.zarr", probabilities=True)
-    labels = evenslice.segment(
-        model, volume, tmp_path / "labels.tif", compute=evenslice.Compute(dtype="float32")
-    )
-    same = evenslice.segment(
-        model[0], volume, tmp_path / "same.tif", compute=evenslice.Compute(dtype="float32")
-    )
+    labels = evenslice.segment(model, volume, tmp_path / "labels.tif")
+    same = evenslice.segment(model[0], volume, tmp_path / "same.tif")
     np.testing.assert_array_equal(labels[...], same[...])
 
 
@@ -103,36 +88,6 @@ def test_the_average_over_window_and_mirror_of_probabilities_is_one_too(volume, 
     fair = evenslice.symmetrize(model)
     with pytest.raises(evenslice.ModelError, match="returns a probability"):
         evenslice.segment(fair, volume, tmp_path / "labels.tif")
-
-
-def test_training_refuses_a_sigmoid_before_it_begins(volume, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "ending.py").write_text(
-        "from torch import nn\n\ndef net():\n    return nn.Sequential(nn.Conv2d(3, 1, 3, padding=1), nn.Sigmoid())\n"
-    )
-    np.save("image.npy", volume)
-    np.save("labels.npy", (volume > 128).astype(np.uint8))
-    options = {
-        "data": {"train": [{"image": "image.npy", "labels": "labels.npy"}]},
-        "model": {"spec": "ending:net", "weights": "none", "strategy": "pretrained"},
-        "training": {"loss": "dice_bce", "steps": 2, "crop": [32, 32]},
-    }
-    with pytest.raises(
-        evenslice.ModelError, match=r"ending:net: returns a probability, .* without its last sigmoid"
-    ):
-        evenslice.train(options, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_softmax_of_a_function_is_refused_in_half_precision_too(volume, tmp_path, dtype):
-    def probable(windows):
-        scores = np.exp(np.concatenate([windows[:, :1], 1 - windows[:, :1], windows[:, 1:2]], axis=1))
-        return (scores / scores.sum(axis=1, keepdims=True)).astype(dtype)
-
-    with pytest.raises(evenslice.ModelError, match="returns probabilities, which add up to 1"):
-        evenslice.segment(probable, volume, tmp_path / "p.ome.zarr", probabilities=True)
 
 
 class Bounded(nn.Module):
@@ -181,18 +136,3 @@ def test_logits_between_0_and_1_are_no_probabilities(model, volume, tmp_path):
         model, volume, tmp_path / "labels.tif", reading=evenslice.Reading(intensity=(0, 255))
     )
     np.testing.assert_array_equal(labels[...].max(), 1)
-
-
-def test_log_softmax_gives_the_same_probabilities(volume, tmp_path):
-    model = ending_in(nn.LogSoftmax(1), classes=2)
-    found = evenslice.segment(
-        model, volume, tmp_path / "a.ome.zarr", probabilities=True, compute=evenslice.Compute(dtype="float32")
-    )
-    same = evenslice.segment(
-        model[0],
-        volume,
-        tmp_path / "b.ome.zarr",
-        probabilities=True,
-        compute=evenslice.Compute(dtype="float32"),
-    )
-    np.testing.assert_allclose(found[...], same[...], atol=1e-6)

@@ -1,8 +1,5 @@
 """Stress: planted networks lose what their formulas say when slices are disturbed, and nothing else."""
 
-from itertools import pairwise
-
-import dask.array as da
 import numpy as np
 import pytest
 import torch
@@ -11,12 +8,17 @@ from torch import nn
 
 import evenslice
 from evenslice._core.errors import ConfigError
-from evenslice.inference.metrics import confusion_matrix
-from evenslice.inference.network_outputs import class_map
-from evenslice.inference.prediction import even_slices, predict
-from evenslice.inference.ready_networks import BlackBox, ReadyNetwork
-from evenslice.inference.scoring import evaluate_parts
-from evenslice.inference.stress_test import KINDS, SHIFT, Disturbances, StressedVolume, StressTest, stress
+from evenslice.inference.prediction import class_map, even_slices
+from evenslice.inference.ready_networks import ReadyNetwork
+from evenslice.inference.scoring import (
+    KINDS,
+    SHIFT,
+    Disturbances,
+    StressedVolume,
+    confusion_matrix,
+    evaluate_parts,
+    stress,
+)
 from evenslice.volumes.labels import ClassIndex, LabelledVolume
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.scaling import Scaling
@@ -71,14 +73,6 @@ def test_a_network_that_reads_only_the_slice_before_loses_by_that_alone(labelled
     assert found.losses[1].before.dice == 0  # a blank slice is below the threshold everywhere
 
 
-def test_a_missing_slice_before_gives_the_answer_of_the_middle():
-    image, labels = blobs()
-    found = measured(linear(1.0, 0.0, 0.0), image, labels)
-    reads_middle = measured(linear(0.0, 1.0, 0.0), image, labels)
-    assert found.losses[0].before.dice == reads_middle.intact.dice
-    assert found.reversed.dice == measured(linear(0.0, 0.0, 1.0), image, labels).intact.dice
-
-
 def test_a_mirrored_network_has_mirrored_losses():
     image, labels = blobs()
     one, other = (measured(linear(*w), image, labels) for w in [(0.7, 0.2, 0.1), (0.1, 0.2, 0.7)])
@@ -112,13 +106,6 @@ def test_a_network_symmetric_in_all_slices_does_not_mind_a_reversed_stack():
         ("missing", 2),
         ("blank", 1),
     ]
-
-
-def test_only_the_outer_pair_is_used():
-    image, labels = blobs()
-    found = measured(linear(0.5, 0.0, 0.0, 0.0, 0.5), image, labels, slices=5)
-    for loss in found.losses:
-        assert (loss.both.loss.estimate == 0) == (loss.offset == 1)
 
 
 def test_the_pooled_dice_is_that_of_the_summed_confusion_matrices():
@@ -186,42 +173,6 @@ def test_a_sample_of_slices_gets_the_noise_of_its_slices():
     assert [found.intact.dice, found.reversed.dice] == pytest.approx(dice[:2])
     sides = [side.dice for loss in found.losses for side in (loss.before, loss.after, loss.both)]
     assert sides == pytest.approx(dice[2:])
-
-
-def test_a_function_and_a_network_lose_the_same():
-    image, labels = blobs()
-
-    def function(windows):
-        return (0.7 * windows[:, :1] + 0.2 * windows[:, 1:2] + 0.1 * windows[:, 2:]) - 0.5
-
-    volume = StressedVolume(open_volume(image), ONE, open_volume(labels))
-    found = stress(BlackBox(function), [volume], slices=3, most_slices=None)
-    expected = measured(linear(0.7, 0.2, 0.1), image, labels)
-    for loss, other in zip(found.losses, expected.losses, strict=True):
-        assert loss.before.dice == pytest.approx(other.before.dice, abs=2e-3)
-        assert loss.after.dice == pytest.approx(other.after.dice, abs=2e-3)
-
-
-def test_each_slice_is_read_once(monkeypatch):
-    image, labels = blobs()
-    read, read_labels = [], []
-    volume = open_volume(image)
-    classes = open_volume(da.from_array(labels, chunks=(7, -1, -1)))
-    original = type(volume).__getitem__
-
-    def counted(self, key):
-        if self is volume:
-            read.append(key)
-        elif self is classes:
-            read_labels.append(key)
-        return original(self, key)
-
-    monkeypatch.setattr(type(volume), "__getitem__", counted)
-    stress(ready(linear(0.7, 0.2, 0.1)), [StressedVolume(volume, ONE, classes)], slices=3, most_slices=None)
-    assert [key.start for key in read_labels if key.stop] == list(range(0, len(image), 7))  # stored together
-    starts = sorted(key[0].start for key in read)
-    assert starts == sorted(set(starts))
-    assert all(one < other for one, other in pairwise(starts))
 
 
 def test_what_stands_in_the_place_of_a_slice():
@@ -304,32 +255,9 @@ def test_what_cannot_be_stressed():
         evaluate_parts(linear(1, 0, 0), [part], classes=2, most_slices=3, surfaces=False, stressed=3)
 
 
-def test_windows_that_are_not_chosen_are_shown_once():
-    image, _ = blobs(depth=7)
-    test = StressTest(3, 2)
-    outputs = predict(
-        ready(linear(0.2, 0.6, 0.2)), open_volume(image), scaling=ONE, slices=3, shown=test.windows(0, {4})
-    )
-    counted = np.bincount([z for z, _ in outputs])
-    assert counted.tolist() == [1, 1, 1, 1, len(test.ways), 1, 1]
-
-
-def test_tiles_of_a_disturbed_plane_are_blended_as_ever():
-    image, labels = blobs(size=70)
-    whole = measured(linear(0.7, 0.2, 0.1), image, labels)
-    tiled = measured(linear(0.7, 0.2, 0.1), image, labels, tile=(32, 32))
-    for loss, other in zip(whole.losses, tiled.losses, strict=True):
-        if loss.kind != "noisy":
-            assert loss.before.dice == pytest.approx(other.before.dice, abs=2e-3)
-
-
 def test_step_is_the_distance_between_slices():
     image, labels = blobs()
     found = measured(linear(1.0, 0.0, 0.0), image, labels, step=2)
     answer = image[[abs(z - 2) for z in range(len(image))]] > 0.5
     dice = 2 * (answer & (labels == 1)).sum() / (answer.sum() + labels.sum())
     assert found.intact.dice == pytest.approx(dice)
-
-
-def test_the_public_name_is_the_evaluation_for_users():
-    assert evenslice.evaluate.__module__ == "evenslice.inference.evaluation"

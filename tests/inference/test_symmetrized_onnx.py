@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from commands import run_command
@@ -71,7 +70,7 @@ def test_other_types_of_numbers(tmp_path, dtype):
     np.testing.assert_allclose(found[:, 0], 2 * WINDOWS.sum(1), rtol=5e-3)
 
 
-@pytest.mark.parametrize("name", ["windows", "shape", "count", "one", "outputs/y"])
+@pytest.mark.parametrize("name", ["windows", "shape", "count", "graph/y"])
 def test_names_that_are_used_around_the_graph_too(tmp_path, name):
     kernel = np.array([-1.0, 2.0, 5.0], np.float32).reshape(1, 3, 1, 1)
     nodes = [helper.make_node("Conv", ["x", "k"], [name])]
@@ -156,11 +155,7 @@ def test_an_exported_network_keeps_its_description(tmp_path):
 
 
 def classes(path):
-    return save(
-        path,
-        [helper.make_node("ArgMax", ["x"], ["y"], axis=1)],
-        kind=TensorProto.INT64,
-    )
+    return save(path, [helper.make_node("ArgMax", ["x"], ["y"], axis=1)], kind=TensorProto.INT64)
 
 
 def dependent(path):
@@ -184,25 +179,14 @@ def symmetric(path):
     return path.parent / "exported" / "network.onnx"
 
 
-def of_onnxruntime(path):
-    """The same network in onnxruntime's own format, which it knows by the suffix."""
-    own, options = path.with_suffix(".ort"), onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(own)
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.save_model_format", "ORT")
-    onnxruntime.InferenceSession(str(biased(path)), options)
-    return own
-
-
 @pytest.mark.parametrize(
     ("write", "message"),
     [
         (lambda path: biased(path, shape=(2, 3, "h", "w")), "takes 2 windows at once, never more; export"),
         (lambda path: biased(path, opset=9), "cannot be symmetrized: the new file"),
-        (classes, r"output y is of type tensor\(int64\); only scores"),
+        (classes, r"returns classes: y of type tensor"),
         (symmetric, "is symmetrized already; use it as it is"),
         (dependent, "independent of the others in its batch"),
-        (of_onnxruntime, "is not in the format of ONNX; name the ONNX file"),
         (outside, "cannot be symmetrized: the new file"),
         (lambda path: path.write_bytes(b"\x08\x07junk") and path, "cannot be read as an ONNX network"),
     ],
@@ -260,6 +244,6 @@ def test_opposite_slices_that_are_scaled_differently_in_front_of_the_graph_are_r
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
     model.pretrained_cfg = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
     evenslice.export(model, tmp_path / "exported", to="bioimageio")
-    with pytest.raises(evenslice.ModelError, match="its metadata scale opposite slices by different values"):
+    with pytest.raises(evenslice.ModelError, match="scales opposite slices by different values"):
         symmetrize_onnx(tmp_path / "exported" / "weights.onnx", tmp_path / "fair.onnx")
     assert not (tmp_path / "fair.onnx").exists()

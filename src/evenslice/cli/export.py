@@ -83,9 +83,8 @@ def export(
 
     What it writes says how volumes and labels are read: as the run or the file of weights says, unless an option does.
     """
-    from evenslice.inference import check_export_format, export as write_network
+    from evenslice.inference import export as write_network
 
-    check_export_format(to)
     with quiet(output.json):
         audits = _audits(source.run, audit, symmetrized=inputs.symmetrize is not None)
         segmenter = source.load(inputs, reading)

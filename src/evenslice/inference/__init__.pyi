@@ -1,7 +1,7 @@
-from .compute import Compute as Compute
 from .devices import (
     SMALLER as SMALLER,
     BatchSizes as BatchSizes,
+    Compute as Compute,
     choose_device as choose_device,
     choose_dtype as choose_dtype,
     is_device_error as is_device_error,
@@ -12,19 +12,17 @@ from .devices import (
     to_device as to_device,
 )
 from .evaluation import RESULT_FILES as RESULT_FILES, Evaluation as Evaluation, evaluate as evaluate
-from .exporting.description import (
-    ModelCard as ModelCard,
-    stated_reading as stated_reading,
-)
-from .exporting.export import (
-    Exported as Exported,
-    check_export_format as check_export_format,
-    export as export,
-)
-from .exporting.onnx_symmetrizing import symmetrize_onnx as symmetrize_onnx
-from .network_outputs import class_logits as class_logits, holds_probabilities as holds_probabilities
+from .exporting import Exported as Exported, export as export
+from .model_card import ModelCard as ModelCard
+from .onnx_files import symmetrize_onnx as symmetrize_onnx
 from .onnx_networks import ONNX as ONNX, OnnxNetwork as OnnxNetwork, load_onnx as load_onnx
-from .prediction import choose_tile as choose_tile, even_slices as even_slices, predict as predict
+from .prediction import (
+    choose_tile as choose_tile,
+    class_logits as class_logits,
+    even_slices as even_slices,
+    holds_probabilities as holds_probabilities,
+    predict as predict,
+)
 from .ready_networks import (
     BlackBox as BlackBox,
     ReadyNetwork as ReadyNetwork,
@@ -33,12 +31,18 @@ from .ready_networks import (
     make_ready as make_ready,
     trial_windows as trial_windows,
 )
-from .scoring import LARGEST_SURFACE as LARGEST_SURFACE, evaluate_parts as evaluate_parts
+from .scoring import (
+    LARGEST_SURFACE as LARGEST_SURFACE,
+    Disturbances as Disturbances,
+    StressedVolume as StressedVolume,
+    evaluate_parts as evaluate_parts,
+    stress as stress,
+)
 from .segmentation import segment as segment
 from .segmentation_blocks import unfinished_folder as unfinished_folder
 from .segmenter import (
     Segmenter as Segmenter,
     as_segmenter as as_segmenter,
     open_segmenter as open_segmenter,
+    stated_reading as stated_reading,
 )
-from .stress_test import Disturbances as Disturbances, StressedVolume as StressedVolume, stress as stress

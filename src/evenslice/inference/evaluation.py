@@ -15,17 +15,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import ConfigError, json_text, option, package_versions, staged_folder, whole_number
-from evenslice.inference.compute import Compute
+from evenslice.inference.devices import Compute
 from evenslice.inference.prediction import choose_tile, tell_rounding, try_network
 from evenslice.inference.ready_networks import make_ready
-from evenslice.inference.scoring import score_parts
+from evenslice.inference.scoring import (
+    MOST_SLICES,
+    StressedVolume,
+    StressTest,
+    score_parts,
+    stress as measure_stress,
+)
 from evenslice.inference.segmenter import Segmenter, as_segmenter
-from evenslice.inference.stress_test import MOST_SLICES, StressedVolume, StressTest, stress as measure_stress
 from evenslice.networks import with_gradients
 from evenslice.volumes import (
     ClassIndex,
     LabelledVolume,
-    LabelValues,
     Reading,
     check_classes,
     check_tile,
@@ -43,12 +47,10 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from evenslice.inference.metrics import Scores
-    from evenslice.inference.prediction import Network
+    from evenslice.inference.scoring import Scores
     from evenslice.results import Stress
-    from evenslice.volumes import Scaling, Volume, VolumeLike
+    from evenslice.volumes import VolumeLike
 
-__all__ = ["RESULT_FILES", "EvaluatedVolume", "Evaluation", "evaluate"]
 
 RESULT_FILES = ("result.json",)
 PACKAGES = ("evenslice", "torch", "numpy", "scipy", "monai", "onnxruntime")
@@ -116,38 +118,43 @@ def evaluate(
     segmenter.need_segmentation()
     slices, reading = segmenter.slices, segmenter.reading
     compute.refuse("workers", "scheduler")
+    seed = whole_number("seed", seed, least=0)
     values = reading.labels
     if labels is None:
-        _need_stress(stress=stress)
+        if not stress:
+            raise ConfigError(
+                f"nothing to compare the answers with; give {option('labels')}, or {option('stress')}, which "
+                "compares with the intact answer"
+            )
         values.refuse()
-    seed, stress_slices = (
-        whole_number("seed", seed, least=0),
-        _check_stress_slices(stress_slices, stress=stress),
-    )
+    if stress_slices is not None and not stress:
+        raise ConfigError(
+            f"{option('stress_slices')}: has no effect without {option('stress')}; give both or neither"
+        )
+    most = whole_number("stress_slices", MOST_SLICES if stress_slices is None else stress_slices, least=1)
     volume = in_plane(open_filled(volume, reading.fill), reading.plane)
     stored = None if labels is None else open_labels(labels, volume)
-    ready = make_ready(segmenter.network, slices, compute)
-    tile = choose_tile(ready, volume.shape[1:]) if tile is None else check_tile(tile)
-    classes = try_network(ready, slices, tile)
+    network = make_ready(segmenter.network, slices, compute)
+    tile = choose_tile(network, volume.shape[1:]) if tile is None else check_tile(tile)
+    classes = try_network(network, slices, tile)
     known = None if stored is None else values.class_volume(stored, classes)
     if known is not None:
         check_classes(known)
     scaling = fit_scaling(volume, intensity=reading.intensity, fill=reading.fill)
     run: dict[str, Any] = {
-        "slices": slices,
         "step": reading.step,
         "tile": tile,
         "batch": compute.batch,
         "progress": compute.progress,
     }
-    tell_rounding(ready, volume, scaling, **run)
+    tell_rounding(network, volume, scaling, slices=slices, **run)
     scores: Scores | None = None
-    stressed: Stress | None = None
     if stored is None or known is None:
-        stressed = measure_stress(
-            ready,
+        stressed: Stress | None = measure_stress(
+            network,
             [StressedVolume(volume, scaling)],
-            most_slices=stress_slices,
+            slices=slices,
+            most_slices=most,
             seed=seed,
             classes=classes,
             **run,
@@ -155,71 +162,42 @@ def evaluate(
     else:
         index = ClassIndex(np.zeros(classes, np.int64), ())  # all slices are predicted: none is chosen
         scores = score_parts(
-            ready,
+            network,
             [LabelledVolume(volume.path, volume, known, scaling, index, values.background_volume(stored))],
+            StressTest([len(volume)], slices, classes, most=most if stress else 0, seed=seed),
             centres=[range(len(volume))],
             boundaries=values.instances is not None,
             surfaces=surfaces,
-            test=StressTest(slices, classes, seed=seed) if stress else None,
-            stressed=stress_slices,
-            classes=classes,
             **run,
         )
         stressed = scores.stress
     return Evaluation(
         scores=scores,
         stress=stressed,
-        model=_describe_network(ready, slices, reading.step),
-        volume=_describe_volume(volume, scaling, stored, values),
+        model={
+            "name": network.name,
+            "slices": slices,
+            "step": reading.step,
+            **network.scaling,
+            "device": network.device.type,
+            "dtype": str(network.dtype).removeprefix("torch."),
+        },
+        volume=EvaluatedVolume(
+            path=volume.path,
+            shape=volume.shape,
+            intensity=(scaling.low, scaling.high),
+            image=fingerprint(volume),
+            labels=None if stored is None else fingerprint(stored),
+            labels_path=None if stored is None else stored.path,
+            label_options=None if stored is None else values.to_dict(),
+            region=volume.region,
+            level=volume.level,
+            select=dict(volume.select),
+            fill=scaling.fill,
+        ),
         seed=seed,
         versions=package_versions(PACKAGES),
         created=dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
-    )
-
-
-def _need_stress(*, stress: bool) -> None:
-    """Raise ConfigError if there is nothing to compare with without labels."""
-    if not stress:
-        raise ConfigError(
-            f"nothing to compare the answers with; give {option('labels')}, or {option('stress')}, which "
-            "compares with the intact answer"
-        )
-
-
-def _check_stress_slices(most: int | None, *, stress: bool) -> int:
-    if most is not None and not stress:
-        raise ConfigError(
-            f"{option('stress_slices')}: has no effect without {option('stress')}; give both or neither"
-        )
-    return MOST_SLICES if most is None else whole_number("stress_slices", most, least=1)
-
-
-def _describe_network(network: Network, slices: int, step: int) -> dict[str, Any]:
-    return {
-        "name": network.name,
-        "slices": slices,
-        "step": step,
-        **network.scaling,
-        "device": network.device.type,
-        "dtype": str(network.dtype).removeprefix("torch."),
-    }
-
-
-def _describe_volume(
-    volume: Volume, scaling: Scaling, labels: Volume | None, values: LabelValues
-) -> EvaluatedVolume:
-    return EvaluatedVolume(
-        path=volume.path,
-        shape=volume.shape,
-        intensity=(scaling.low, scaling.high),
-        image=fingerprint(volume),
-        labels=None if labels is None else fingerprint(labels),
-        labels_path=None if labels is None else labels.path,
-        label_options=None if labels is None else values.to_dict(),
-        region=volume.region,
-        level=volume.level,
-        select=dict(volume.select),
-        fill=scaling.fill,
     )
 
 

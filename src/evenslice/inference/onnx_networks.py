@@ -27,15 +27,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["MOST_METADATA", "ONNX", "SYMMETRIZED", "OnnxNetwork", "load_onnx", "open_session"]
 
 ONNX = "onnx"
 """The specification of a network in an ONNX file, whose weights are the file."""
 
 SYMMETRIZED = "symmetrized"
 """The entry in the metadata of a file that averages over a window and its mirror."""
-
-MOST_METADATA = 2**24  # characters
 
 CPU = ("CPUExecutionProvider",)
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}

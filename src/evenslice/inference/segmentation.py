@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import ConfigError, OutputError, VolumeError, option, progress_bar
-from evenslice.inference.compute import Compute
-from evenslice.inference.network_identity import describe_network
+from evenslice.inference.devices import Compute
 from evenslice.inference.prediction import HELD_BYTES, choose_tile, tell_rounding, try_network
 from evenslice.inference.ready_networks import make_ready
 from evenslice.inference.segmentation_blocks import (
     Job,
     begin,
     clear,
+    describe_network,
     run_blocks,
     unfinished_folder,
     working_in,
@@ -56,8 +56,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from evenslice.volumes import VolumeLike
-
-__all__ = ["segment"]
 
 
 @with_gradients
@@ -187,11 +185,17 @@ def segment(
 
 
 def _write(job: Job, out: str | os.PathLike[str], *, force: bool, progress: bool | None) -> None:
-    """Write the output from the staging folder."""
-    total = job.volume.size * (1 if job.values else job.classes)
-    like = reslice(job.volume, "z")
+    """Write the output from the staging folder, in the order of the volume's file."""
+    channels = [open_complete(job.array)]
+    if not job.values:
+        channels = [open_complete(job.array, select={"c": number}) for number in range(job.classes)]
+    held = HELD_BYTES // len(
+        channels
+    )  # along another axis, each slice shares its chunks with very many others
+    turned = [reslice(replace(channel, plane=job.volume.plane), "z") for channel in channels]
+    turned = [read_in_runs(channel, len(channel), held) for channel in turned]
+    like, total, written = reslice(job.volume, "z"), job.volume.size * len(channels), 0
     with progress_bar("write", total, "voxels", show=progress) as advance:
-        written = 0
 
         def report(count: int, expected: int) -> None:
             nonlocal written
@@ -200,23 +204,9 @@ def _write(job: Job, out: str | os.PathLike[str], *, force: bool, progress: bool
             written = reached
 
         if job.values:
-            array = _in_order_of_file(open_complete(job.array), job)
-            write_volume(array, out, like=like, labels=True, force=force, progress=report)
+            write_volume(turned[0], out, like=like, labels=True, force=force, progress=report)
         else:
-            channels = [
-                _in_order_of_file(open_complete(job.array, select={"c": number}), job)
-                for number in range(job.classes)
-            ]
-            write_channels(channels, out, like=like, force=force, progress=report)
-
-
-def _in_order_of_file(array: Volume, job: Job) -> Volume:
-    """Return an array of the staging folder, whose slices are those of the job, in the order of the volume's file.
-
-    Along another axis, each slice shares its chunks with very many others.
-    """
-    volume = reslice(replace(array, plane=job.volume.plane), "z")
-    return read_in_runs(volume, len(volume), HELD_BYTES // (1 if job.values else job.classes))
+            write_channels(turned, out, like=like, force=force, progress=report)
 
 
 def _open_channel(path: str | os.PathLike[str], number: int, shape: tuple[int, int, int]) -> Volume:

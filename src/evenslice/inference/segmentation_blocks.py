@@ -13,6 +13,7 @@ appear whole: a block that exists is done. Only folders with evenslice's marker 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import platform
@@ -21,7 +22,6 @@ import shutil
 import stat
 import tempfile
 import time
-from collections import Counter
 from contextlib import closing, contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass
@@ -56,12 +56,12 @@ from evenslice._core import (
     staged_file,
 )
 from evenslice.inference.prediction import predict
+from evenslice.inference.ready_networks import BlackBox
 from evenslice.networks import predicted_classes
 from evenslice.volumes import PARTIAL, cut_axis, fingerprint, modified, output_location
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from types import EllipsisType
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -70,11 +70,9 @@ if TYPE_CHECKING:
     from evenslice.volumes import Scaling, Volume
 
     Region = tuple[slice, slice, slice]
-    Place = tuple[EllipsisType, int, slice, slice]
 
-__all__ = ["Job", "begin", "clear", "run_blocks", "unfinished_folder", "working_in"]
 
-FORMAT = 5
+FORMAT = 6
 CHUNK = 1024  # largest side of a chunk of the array, which is one slice deep
 LARGEST_REGION = 4 * CHUNK  # largest side of the part of a plane that is held at once
 BLOCK_VOXELS = 2**20  # a full batch; little is lost with a block that is not finished
@@ -82,11 +80,8 @@ MOST_BLOCKS = 2**21  # above which their list would be too long
 BATCH_VOXELS = 2**23  # that wait to be written, at most
 FEWEST_TASKS = 8  # and two for each worker: a few large ones would leave workers idle at the end
 LONGEST_NAME = 200  # bytes of the name of an output, of which a file system allows 255
-
 SEEN_LATE = 90.0  # seconds; NFS takes what it knows of a folder to be true for up to 60
 LOOK_SECONDS = 2.0
-
-_LOCK, _ARRAY = ".evenslice-lock", "array.zarr"
 
 
 def unfinished_folder(
@@ -143,7 +138,7 @@ def working_in(root: Path, out: str | os.PathLike[str]) -> Iterator[None]:
             f"{root}: is not a folder of yours; remove it, or choose another one with {option('scratch')}"
         )
     try:
-        with locked(root / _LOCK, busy):
+        with locked(root / ".evenslice-lock", busy):
             target = output_location(out)
             if isinstance(target, Path):
                 remove_leftovers(target.parent, [target.name])
@@ -176,16 +171,6 @@ class Job:
     values: tuple[int, ...] | None
     root: Path
 
-    def __post_init__(self) -> None:
-        depth, height, width = self.volume.shape
-        planes = -(-height // LARGEST_REGION) * -(-width // LARGEST_REGION)
-        blocks = planes * -(-depth // self._deepest)
-        if blocks > MOST_BLOCKS:
-            raise VolumeError(
-                f"{self.volume.path}: claims {self.volume.size:,} voxels, which are {blocks:,} blocks, and at most "
-                f"{MOST_BLOCKS:,} can be segmented at once; give a part ({option('region')}), or a coarser level"
-            )
-
     @property
     def staging(self) -> Path:
         """The folder of this segmentation."""
@@ -194,7 +179,7 @@ class Job:
     @property
     def array(self) -> Path:
         """The array of labels (z, y, x), or probabilities (class, z, y, x), of the blocks done so far."""
-        return self.staging / _ARRAY
+        return self.staging / "array.zarr"
 
     @property
     def description(self) -> Path:
@@ -202,29 +187,25 @@ class Job:
         return self.staging / "plan.json"
 
     @property
-    def dtype(self) -> np.dtype[Any]:
-        """The type of the array."""
-        return np.dtype(np.float32) if self.values is None else np.min_scalar_type(max(self.values))
-
-    @property
     def sides(self) -> tuple[int, int, int]:
         """The size of a chunk of the array."""
         _, height, width = self.volume.shape
         return 1, min(height, CHUNK), min(width, CHUNK)
 
-    @property
-    def _deepest(self) -> int:
-        """The largest number of slices of a block."""
-        _, height, width = self.volume.shape
-        return max(1, BLOCK_VOXELS // (min(height, LARGEST_REGION) * min(width, LARGEST_REGION)))
-
     @cached_property
     def blocks(self) -> list[Region]:
         """All blocks, grouped by the part of the plane."""
         depth, height, width = self.volume.shape
+        deepest = max(1, BLOCK_VOXELS // (min(height, LARGEST_REGION) * min(width, LARGEST_REGION)))
+        count = -(-depth // deepest)
+        total = count * -(-height // LARGEST_REGION) * -(-width // LARGEST_REGION)
+        if total > MOST_BLOCKS:
+            raise VolumeError(
+                f"{self.volume.path}: claims {self.volume.size:,} voxels, which are {total:,} blocks, and at most "
+                f"{MOST_BLOCKS:,} can be segmented at once; give a part ({option('region')}), or a coarser level"
+            )
         rows, columns = (cut_axis(length, LARGEST_REGION) for length in (height, width))
         # Parts that differ by at most one, so that workers finish at about the same time.
-        count = -(-depth // self._deepest)
         parts = [slice(depth * part // count, depth * (part + 1) // count) for part in range(count)]
         return [(z, y, x) for y, x, z in product(rows, columns, parts)]
 
@@ -253,23 +234,22 @@ class Job:
     @cached_property
     def plan(self) -> dict[str, Any]:
         """Everything that the result depends on."""
-        stamp = self.stamp
-        content = fingerprint(self.volume)
+        stamp, content = self.stamp, fingerprint(self.volume)
         return {
             "format": FORMAT,
             "network": self.identity,
-            "volume": {
-                "path": self.volume.path,
-                "shape": list(self.volume.shape),
-                "reading": self.volume.reading,
-                "fingerprint": content,
-                # The fingerprint of a large volume does not cover all of it.
-                "modified": stamp if content.startswith(PARTIAL) else None,
-            },
+            "volume": [self.volume.path, list(self.volume.shape), self.volume.reading, content],
+            # The fingerprint of a large volume does not cover all of it.
+            "modified": stamp if content.startswith(PARTIAL) else None,
             "scaling": [self.scaling.low, self.scaling.high, self.scaling.fill],
             "windows": [self.slices, self.step, *self.tile],
             "values": list(self.values) if self.values else [],
         }
+
+    def is_unchanged(self, volume: Volume) -> bool:
+        """Return whether the voxels are what they were."""
+        planned = self.plan["modified"]
+        return fingerprint(volume) == self.plan["volume"][-1] and planned in (None, modified(volume))
 
     def check_file(self) -> None:
         """Check, before voxels are kept, that the one file that they come from has not been modified.
@@ -277,11 +257,9 @@ class Job:
         Raises:
             VolumeError: it has other content than at the beginning.
         """
-        volume = self.volume
-        in_one_file = (
-            volume.files is None and not isinstance(volume.location, str | None) and volume.location.is_file()
-        )
-        if in_one_file and modified(volume) != self.stamp and not self._is_unchanged(fingerprint(volume)):
+        volume, place = self.volume, self.volume.location
+        in_one_file = volume.files is None and not isinstance(place, str | None) and place.is_file()
+        if in_one_file and modified(volume) != self.stamp and not self.is_unchanged(volume):
             raise VolumeError(
                 f"{volume.path}: has changed while it was segmented; put it back, or start again"
             )
@@ -292,19 +270,77 @@ class Job:
         Raises:
             VolumeError: it has changed, or cannot be read any more.
         """
-        if self.volume.location is None:
-            return
-        if not self._is_unchanged(fingerprint(copy(self.volume))):  # a copy opens the volume anew
+        if self.volume.location is not None and not self.is_unchanged(copy(self.volume)):  # opened anew
             clear(self.root)
             raise VolumeError(
                 f"{self.volume.path}: has changed since its segmentation began, which is discarded; start it again"
             )
 
-    def _is_unchanged(self, now: str) -> bool:
-        """Return whether the voxels are what they were, given their fingerprint."""
-        planned = self.plan["volume"]
-        same_files = planned["modified"] is None or modified(self.volume) == planned["modified"]
-        return now == planned["fingerprint"] and same_files
+
+def describe_network(network: Network) -> list[str]:
+    """Return what tells a network from others, so that a segmentation is resumed by the one that began it.
+
+    Networks are known by their layers, settings and weights; functions by their names, their source and the plain values that
+    they enclose. A change elsewhere, as in a function that they call, is not noticed.
+
+    Example:
+        >>> def bright(windows):
+        ...     return windows[:, :1] - 0.5
+        >>> describe_network(BlackBox(bright))[1:3]
+        ['None', "{'mean': [0.0], 'std': [1.0]}"]
+    """
+    if isinstance(network, BlackBox):
+        function = network.function
+        origin = getattr(function, "origin", None)  # such as the digest of an ONNX file
+        return [network.name, str(origin), str(network.scaling), _digest(_function_parts(function))]
+    parts = [str(network.module)]
+    for name, module in network.module.named_modules():
+        parts += [name, type(module).__module__, _plain_values(vars(module))]
+    tensors = [*network.module.named_parameters(), *network.module.named_buffers()]
+    parts += [f"{name} {_plain_values({'': value})}" for name, value in tensors]
+    return [_digest(parts), str(network.scaling), str(network.dtype)]
+
+
+def _function_parts(function: Callable[..., Any]) -> list[str]:
+    """Return the source of a function, or of the class of an object, and the values that it keeps."""
+    inner = getattr(function, "__func__", function)  # of a method
+    named = inner if inspect.isroutine(inner) else type(inner)
+    parts = [
+        _plain_values(getattr(inner, "__dict__", {})),
+        _plain_values(getattr(function, "__self__", None)),
+    ]
+    with suppress(OSError, TypeError):  # a builtin has no source
+        parts.append(inspect.getsource(named))
+    if inspect.isfunction(inner):
+        parts.append(_plain_values({**inspect.getclosurevars(inner).nonlocals, "": inner.__defaults__}))
+    return parts
+
+
+def _plain_values(values: Any) -> str:
+    """Return what settings hold: numbers, text, arrays, and lists of these; a private whole number may count the calls."""
+    if isinstance(values, torch.Tensor):
+        values = (
+            values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy(),
+            values.dtype,
+            values.shape,
+        )
+    if isinstance(values, np.ndarray | np.generic):
+        return f"{values.dtype} {values.shape} {hashlib.sha256(values.tobytes()).hexdigest()}"
+    if isinstance(values, dict):
+        kept = [
+            f"{name}={_plain_values(item)}"
+            for name, item in values.items()
+            if not (str(name).startswith("_") and isinstance(item, int | dict))
+        ]
+        return f"{{{', '.join(kept)}}}"
+    if isinstance(values, list | tuple):
+        return f"[{', '.join(map(_plain_values, values))}]"
+    known = values is None or isinstance(values, bool | int | float | complex | str | bytes | torch.dtype)
+    return repr(values) if known else type(values).__qualname__
+
+
+def _digest(parts: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def begin(job: Job, *, force: bool) -> None:
@@ -333,7 +369,7 @@ def begin(job: Job, *, force: bool) -> None:
             job.array,
             shape=(*channels, *job.volume.shape),
             chunks=(*(1 for _ in channels), *job.sides),
-            dtype=job.dtype,
+            dtype=np.min_scalar_type(max(job.values)) if job.values else np.float32,
             compressors=ZstdCodec(checksum=True),
             dimension_names=["c", "z", "y", "x"][-3 - len(channels) :],
         )
@@ -343,7 +379,7 @@ def begin(job: Job, *, force: bool) -> None:
 
 def _is_begun(root: Path) -> bool:
     """Return whether there are voxels in a folder for unfinished work."""
-    return any(is_staging(item) and (item / _ARRAY / "c").exists() for item in root.iterdir())
+    return any(is_staging(item) and (item / "array.zarr" / "c").exists() for item in root.iterdir())
 
 
 def clear(root: Path) -> None:
@@ -389,19 +425,10 @@ def _run(job: Job, workers: int | None, scheduler: str | None, progress: bool | 
                 advance(1)
             return
         tasks = _tasks(waiting, job, max(FEWEST_TASKS, found.capacity()))
-        shown = Counter[int]()  # finished blocks of tasks in progress
-
-        def show(task: list[Region], finished: int) -> None:
-            advance(finished - shown[id(task)])
-            shown[id(task)] = finished
-
-        def look(task: list[Region]) -> None:
-            show(task, sum(map(job.is_finished, task)))
-
-        for task, outcome in map_as_finished(_segment_task, tasks, found, common=job, meanwhile=look):
+        for task, outcome in map_as_finished(_segment_task, tasks, found, common=job):
             if isinstance(outcome, Exception):
                 raise outcome
-            show(task, len(task))
+            advance(len(task))
 
 
 def _tasks(blocks: Sequence[Region], job: Job, fewest: int) -> list[list[Region]]:
@@ -442,7 +469,7 @@ def _segment_blocks(blocks: Sequence[Region], job: Job) -> Iterator[Region]:
     with zarr.config.set({"array.write_empty_chunks": True}):
         array = zarr.open_array(job.array, mode="r+")
 
-    def write(found: tuple[Place, NDArray[Any]]) -> None:
+    def write(found: tuple[Any, NDArray[Any]]) -> None:
         place, voxels = found
         job.check_file()
         with reporting_write_errors(str(job.staging)):
@@ -460,7 +487,7 @@ def _segment_blocks(blocks: Sequence[Region], job: Job) -> Iterator[Region]:
                 yield block
 
 
-def _slices(blocks: Sequence[Region], job: Job) -> Iterator[tuple[Place, NDArray[Any]]]:
+def _slices(blocks: Sequence[Region], job: Job) -> Iterator[tuple[Any, NDArray[Any]]]:
     """Yield the voxels of the slices of blocks with the same part of the plane, and their places in the array."""
     depth, (_, y, x) = len(job.volume), blocks[0]
     outputs = predict(
@@ -473,10 +500,11 @@ def _slices(blocks: Sequence[Region], job: Job) -> Iterator[tuple[Place, NDArray
         region=(y, x),
         tile=job.tile,
         batch=job.batch,
-        convert=None if job.values is None else _classes,
+        convert=_classes if job.values else None,
     )
+    values = np.array(job.values, np.min_scalar_type(max(job.values))) if job.values else None
     for z, output in outputs:
-        yield (..., z, y, x), _voxels(output, z, job)
+        yield (..., z, y, x), _probabilities(output, z, job) if values is None else values[output.numpy()]
 
 
 def _classes(output: Tensor) -> Tensor:
@@ -485,16 +513,13 @@ def _classes(output: Tensor) -> Tensor:
     return (classes.byte() if output.shape[1] <= 256 else classes).cpu()
 
 
-def _voxels(output: Tensor, z: int, job: Job) -> NDArray[Any]:
-    """Convert the classes (y, x) of slice z to labels, or its logits (classes, y, x) to probabilities."""
-    if job.values is None:
-        output = torch.cat([-output, output]) / 2 if len(output) == 1 else output
-        probabilities: NDArray[Any] = output.softmax(0).cpu().numpy()
-        if np.isnan(probabilities.sum()):
-            raise ModelError(
-                f"the network returns infinity for slice {z} of {job.volume.path}, of which no probabilities follow; it has "
-                "to return finite numbers, or write labels"
-            )
-        return probabilities
-    labels: NDArray[Any] = np.asarray(job.values, job.dtype)[output.numpy()]
-    return labels
+def _probabilities(output: Tensor, z: int, job: Job) -> NDArray[np.float32]:
+    """Return the probabilities of the logits (classes, y, x) of slice z, of which a single one is for class 1."""
+    output = torch.cat([-output, output]) / 2 if len(output) == 1 else output
+    probabilities: NDArray[np.float32] = output.softmax(0).cpu().numpy()
+    if np.isnan(probabilities.sum()):
+        raise ModelError(
+            f"the network returns infinity for slice {z} of {job.volume.path}, of which no probabilities follow; it has "
+            "to return finite numbers, or write labels"
+        )
+    return probabilities

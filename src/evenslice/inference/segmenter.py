@@ -6,21 +6,21 @@ segment(segmenter, "brain.nii.gz", "labels.tif")
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from evenslice._core import ConfigError, ModelError, option
-from evenslice.inference.exporting.description import stated_reading
-from evenslice.inference.onnx_networks import ONNX, load_onnx
-from evenslice.networks import missing_parts
+from evenslice._core import UNREADABLE, ConfigError, ModelError, option, read_bounded, reason
+from evenslice.inference.onnx_networks import ONNX, load_onnx, open_session
+from evenslice.networks import METADATA_KEY, NO_FILES, missing_parts, read_metadata
 from evenslice.neutralizing import load_network, record_of, symmetrize as make_symmetric
 from evenslice.volumes import Reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from evenslice.networks import ModelSource
 
@@ -45,7 +45,7 @@ class Segmenter:
         >>> import evenslice
         >>> bright = evenslice.Segmenter(lambda windows: windows[:, 1:2] - 0.5, 3, evenslice.Reading(intensity=(0, 200)))
         >>> labels = evenslice.segment(bright, np.full((3, 32, 32), 180))
-        >>> labels[1].mean()
+        >>> float(labels[1].mean())
         1.0
     """
 
@@ -154,3 +154,65 @@ def open_segmenter(
         raise ConfigError(f"{option('classes')}: an ONNX network states its own; omit the option")
     found = as_segmenter(load_onnx(weights or "", mean=mean, std=std), slices, read)
     return found if symmetrize is None else found.symmetrized(symmetrize)
+
+
+MOST_METADATA = 2**24  # characters
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+def stated_reading(spec: str, weights: str | None) -> tuple[Reading | None, tuple[int, int] | None]:
+    """Return how a network reads volumes, as ``evenslice export`` or ``save_network`` wrote it with the network.
+
+    Args:
+        spec: "onnx"; a folder for Hugging Face or a file of ``save_network``, without weights; or any other
+            specification.
+        weights: the ONNX file; such a folder or file; or any other weights.
+
+    Returns:
+        What is stated, and defaults for the rest, None for a network that evenslice has neither exported nor saved; and the
+        size (y, x) of the windows that a classifier was trained on, None if it is not stated, or for an ONNX file, whose
+        graph takes one size alone.
+
+    Raises:
+        ModelError: what is stated is damaged; or see ``load_onnx``.
+
+    Example:
+        >>> stated_reading("timm:resnet18", "imagenet")
+        (None, None)
+    """
+    if weights in NO_FILES:
+        return None, None
+    place = Path(spec if weights is None else weights)
+    try:
+        stated = _stated(place, onnx=spec == ONNX)
+        if stated is None:
+            return None, None
+        crop = None if spec == ONNX else stated.get("crop")
+        if crop is not None:
+            y, x = crop
+            if not all(type(side) is int and side > 0 for side in crop):
+                raise ValueError(f"crop {crop!r:.40}")
+            crop = y, x
+        return Reading.from_plain(stated), crop
+    except UNREADABLE as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise ModelError(
+                f"{place}: cannot be read ({error.strerror}); check the path, or that you may read it"
+            ) from error
+        raise ModelError(
+            f"{place}: its description of how it reads volumes is damaged ({reason(error)}); export the network again, or save "
+            "it again"
+        ) from error
+
+
+def _stated(place: Path, *, onnx: bool) -> Any:
+    """Return what a file of a network, or its folder, states; None if evenslice wrote nothing there."""
+    if onnx:
+        text = open_session(place, optimized=False).get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        return None if text is None else json.loads(text)
+    text = read_metadata(place / WEIGHTS if place.is_dir() else place).get(METADATA_KEY)
+    if text is not None and (saved := json.loads(text).get("reading")):
+        return saved
+    config = (place.parent if place.name == WEIGHTS else place) / CONFIG
+    stated = json.loads(read_bounded(config, MOST_METADATA)) if config.is_file() else None
+    return stated if isinstance(stated, dict) and stated.get("library_name") == METADATA_KEY else None

@@ -91,7 +91,7 @@ class DataPart(TypedDict):
 class TrainResult(TypedDict, total=False):
     """The content of ``result.json``.
 
-    ``dice`` to ``volumes`` are scores on the test volumes (``evenslice.inference.metrics.Scores``): without test
+    ``dice`` to ``volumes`` are scores on the test volumes (``evenslice.inference.scoring.Scores``): without test
     volumes, ``dice`` and ``iou`` are None and the others absent. A classification has ``accuracy``,
     ``balanced_accuracy``, the recall of each class, ``macro_f1`` and ``confusion`` in their place
     (``ClassificationScores``). ``stress`` says what disturbed slices cost there (``evenslice.results.StressSummary``),

@@ -6,39 +6,31 @@ evenslice.load_onnx("fair/network.onnx")
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from evenslice._core import (
-    ConfigError,
-    OutputError,
-    check_known,
-    local_path,
-    option,
-    staged_folder,
-)
-from evenslice.inference.exporting.description import Description, ModelCard, describe
-from evenslice.inference.exporting.huggingface import HUGGINGFACE_FILES, README, write_huggingface
+from evenslice._core import ConfigError, OutputError, check_known, local_path, option, staged_folder
+from evenslice.inference.bioimageio import BIOIMAGEIO_FILES, write_bioimageio
+from evenslice.inference.model_card import HUGGINGFACE_FILES, README, ModelCard, describe, write_huggingface
+from evenslice.inference.onnx_files import write_onnx
 from evenslice.inference.segmenter import Segmenter, as_segmenter
 from evenslice.networks import with_gradients
-from evenslice.results import AuditResult
 from evenslice.volumes import check_tile
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from evenslice.inference.exporting.onnx_writing import WrittenOnnx
     from evenslice.networks import ModelSource
+    from evenslice.results import AuditResult
     from evenslice.volumes import Reading
 
-__all__ = ["Exported", "check_export_format", "export"]
 
-ONNX_FILES = ("network.onnx",)
-FORMATS = ("onnx", "bioimageio", "huggingface")
+FORMATS = {"onnx": ("network.onnx",), "bioimageio": BIOIMAGEIO_FILES, "huggingface": HUGGINGFACE_FILES}
+"""The files of each format."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +65,6 @@ class Exported:
         return {**asdict(self), "folder": str(self.folder)}
 
 
-def check_export_format(to: str) -> None:
-    """Raise ConfigError unless networks are exported in this format.
-
-    Example:
-        >>> check_export_format("onnx")
-    """
-    check_known("to", to, FORMATS)
-
-
 @with_gradients
 def export(
     model: nn.Module | Segmenter,
@@ -114,10 +97,10 @@ def export(
         tile: fix the size (y, x) of the windows; by default ``crop``, else free where the network allows that. Not for
             weights.
         crop: the size (y, x) of the windows that a classifier was trained on, for the card and for commands that are given
-            the folder; likewise.
+            the folder; by default as the segmenter says.
         card: what a file cannot know: name, authors, license, citations.
         audits: audits of the network, for its card; those of another network are refused as far as they tell: by the number
-            of slices, the strategy, the tie and the weights.
+            of slices, the strategy, the tie and the file of weights.
         force: overwrite an earlier export in the same format.
 
     Raises:
@@ -132,40 +115,35 @@ def export(
         >>> import tempfile
         >>> import numpy as np
         >>> import evenslice
-        >>> network, record, source = evenslice.load_network("timm:test_resnet", "none", strategy="uniform", mean=0.5, std=0.2)
+        >>> segmenter = evenslice.open_segmenter("timm:test_resnet", "none", strategy="uniform", mean=0.5, std=0.2)
         >>> folder = tempfile.mkdtemp()
-        >>> written = export(network, folder, to="huggingface", source=source)
-        >>> evenslice.load_network(folder).record == record
+        >>> written = export(segmenter, folder, to="huggingface")
+        >>> evenslice.load_network(folder).record == evenslice.record_of(segmenter.network)
         True
     """
-    check_export_format(to)
+    check_known("to", to, FORMATS)
+    if to == "huggingface" and tile is not None:
+        raise ConfigError(f"{option('tile', tile)}: weights have no fixed size of windows; leave it out")
     segmenter = as_segmenter(model, slices, reading)
-    network, source, crop = segmenter.network, source or segmenter.source, crop or segmenter.crop
+    network, source = segmenter.network, source or segmenter.source
+    crop = segmenter.crop if crop is None else check_tile(crop, "crop")
+    tile = crop if tile is None else check_tile(tile)
     if not isinstance(network, nn.Module):
         raise ConfigError(
             f"{option('model')}: a function, such as an ONNX file, cannot be exported; give the network that it came from"
         )
-    if to == "huggingface" and tile is not None:
-        raise ConfigError(f"{option('tile', tile)}: weights have no fixed size of windows; leave it out")
-    tile, crop = (
-        None if size is None else check_tile(size, name) for name, size in (("tile", tile), ("crop", crop))
-    )
-    _check_kinds(card, audits)
     if local_path(out).is_file():
         raise OutputError(f"{out}: is a file; name a folder")
-    description = describe(
-        network,
-        slices=segmenter.slices,
-        reading=segmenter.reading,
-        crop=crop,
-        source=source,
-        card=card or ModelCard(),
-        audits=audits,
-    )
-    files = _files(to)
+    description = describe(replace(segmenter, source=source, crop=crop), card or ModelCard(), audits)
+    files, written = FORMATS[to], None
     own = [name for name in files if name != README]  # which two formats share
     with staged_folder(out, files, documents=own, force=force) as folder:
-        written = _write(network, folder, to, description, source, tile or crop)
+        if to == "huggingface":
+            write_huggingface(network, folder, description, source)
+        elif to == "bioimageio":
+            written = write_bioimageio(network, folder, description, tile)
+        else:
+            written = write_onnx(network, folder / "network.onnx", description, scaled=True, tile=tile)
     return Exported(
         Path(out),
         to,
@@ -177,36 +155,3 @@ def export(
         multiple=written.multiple if written else None,
         difference=written.difference if written else None,
     )
-
-
-def _check_kinds(card: Any, audits: Any) -> None:
-    """Raise ConfigError if the card of a network, or its audits, are something else."""
-    if card is not None and not isinstance(card, ModelCard):
-        raise ConfigError(f"{option('card')}: is {type(card).__name__}; give an evenslice.ModelCard")
-    if not isinstance(audits, list | tuple) or not all(isinstance(item, AuditResult) for item in audits):
-        raise ConfigError(f"{option('audits')}: give a list of what evenslice.audit returned")
-
-
-def _files(to: str) -> tuple[str, ...]:
-    from evenslice.inference.exporting.bioimageio import BIOIMAGEIO_FILES
-
-    return {"onnx": ONNX_FILES, "bioimageio": BIOIMAGEIO_FILES, "huggingface": HUGGINGFACE_FILES}[to]
-
-
-def _write(
-    model: nn.Module,
-    folder: Path,
-    to: str,
-    description: Description,
-    source: ModelSource | None,
-    tile: tuple[int, int] | None,
-) -> WrittenOnnx | None:
-    from evenslice.inference.exporting.bioimageio import write_bioimageio
-    from evenslice.inference.exporting.onnx_writing import write_onnx
-
-    if to == "huggingface":
-        write_huggingface(model, folder, description, source)
-        return None
-    if to == "bioimageio":
-        return write_bioimageio(model, folder, description, tile)
-    return write_onnx(model, folder / ONNX_FILES[0], description, scaled=True, tile=tile)

@@ -1,1 +1,0 @@
-"""Trained networks handed on to other programs: ONNX files, bioimage.io models and folders for Hugging Face."""
