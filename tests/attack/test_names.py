@@ -59,7 +59,7 @@ def test_names_of_files_steer_no_terminal(folder, name):
 
 def test_documents_steer_no_terminal(tmp_path):
     run = {"created": ESCAPE, "command": ESCAPE}
-    names = [ESCAPE, "\u202e[/b]", "[red]", "[/]", ":smile:", "{task}", "\\[x]", "a\tb"]
+    names = [ESCAPE, "\u202e[/b]", "[red][/]:smile: {task} \\[x] a\tb"]
     save_audits([make_audit(name, PRETRAINED, size=16, windows=50, run=run) for name in names], tmp_path)
     status, out, error = evenslice("report", str(tmp_path), cwd=tmp_path)
     assert (status, error) == (0, "")

@@ -58,14 +58,14 @@ def audit(tmp_path):
 
 
 def bomb(path):
-    """Write an .npz file of kilobytes whose one array would take 3 GiB."""
+    """Write an .npz file of kilobytes whose one array would take 1 GiB."""
     header = io.BytesIO()
-    shape = {"descr": "<f8", "fortran_order": False, "shape": (3 * 2**27,)}
+    shape = {"descr": "<f8", "fortran_order": False, "shape": (2**27,)}
     np.lib.format.write_array_header_1_0(header, shape)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         with archive.open("measurements/shares.npy", "w", force_zip64=True) as entry:
             entry.write(header.getvalue())
-            for _ in range(24):
+            for _ in range(8):
                 entry.write(bytes(2**27))
 
 
@@ -80,7 +80,7 @@ def device(path):
 
 
 DAMAGED = {
-    "bomb": ("audit.npz", bomb, "its arrays have 3,221,225,600 bytes; at most 536,870,912 are read"),
+    "bomb": ("audit.npz", bomb, "its arrays have 1,073,741,952 bytes; at most 536,870,912 are read"),
     "pipe": ("audit.json", pipe, "not a regular file"),
     "device": ("audit.npz", device, "not a regular file"),
     "deep": ("audit.json", lambda path: path.write_text("[" * 10**6), "cannot be read as part of an audit"),
@@ -117,7 +117,7 @@ def test_compressed_entries_of_a_checkpoint_are_not_inflated(tmp_path):
         for entry in plain.infolist():
             with found.open(entry.filename, "w", force_zip64=True) as inflated:
                 if entry.filename.endswith("data/0"):
-                    for _ in range(32):
+                    for _ in range(12):
                         inflated.write(bytes(2**27))
                 else:
                     inflated.write(plain.read(entry))
