@@ -80,12 +80,8 @@ demo: $(STAMP)
 benchmarks: $(STAMP)
 	$(BIN)/python benchmarks/audit_speed.py
 	$(BIN)/python benchmarks/segment_speed.py
-	$(BIN)/python benchmarks/scaling.py
-	$(BIN)/python benchmarks/monitor_cost.py
-	$(BIN)/python benchmarks/neutralize_speed.py
-	$(BIN)/python benchmarks/symmetrize_cost.py
+	for cost in neutralize symmetrize training workers memory verdict; do $(BIN)/python benchmarks/costs.py $$cost; done
 	$(BIN)/python benchmarks/large_volume_audit.py
-	$(BIN)/python benchmarks/audit_memory.py
 	$(BIN)/python benchmarks/segment_memory.py
 	$(BIN)/python benchmarks/calibration.py --censuses runs/censuses
 	$(BIN)/python benchmarks/sanity.py

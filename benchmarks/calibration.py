@@ -12,8 +12,6 @@ not at hand are left out. Interrupted, it goes on where it was.
 
 from __future__ import annotations
 
-import argparse
-import os
 from collections import Counter, defaultdict
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
@@ -21,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from kept import Cache, insert_tables, table, write_csvs
+from shared import ROOT, SHARED, SPEC as LITE, Cache, insert_tables, make_parser, table, write_csvs
 
 import evenslice
 from evenslice.auditing.stopping import settled
@@ -36,9 +34,6 @@ if TYPE_CHECKING:
     from evenslice.results import Questions
     from evenslice.results.verdicts import Evidence, Key
 
-ROOT = Path(__file__).parents[1]
-SHARED = Path(os.environ.get("EVENSLICE_SHARED", ROOT.parent / "shared"))
-LITE = "smp:Unet/tu-tf_efficientnet_lite0"
 MOBILE = "smp:Unet/tu-mobilenetv1_100?pad_type=same&bn_eps=1e-3"
 VGG = "smp:Unet/vgg16"
 SIZES = (40, 80, 160)
@@ -276,11 +271,6 @@ def at_tolerance(census: Census, audits: int) -> dict[str, Any]:
     return {name: count / audits for name, count in counts.items()}
 
 
-def _at_end(rates: list[float]) -> tuple[float, float]:
-    """Return the mean and the least of the rates of networks."""
-    return float(np.mean(rates)), min(rates)
-
-
 def _name(key: Key) -> str:
     of = "all" if key.class_number is None else f"class {key.class_number}"
     return of if key.offset is None else f"{of}, pair {key.offset}"
@@ -290,11 +280,51 @@ def _name(key: Key) -> str:
 intervals.resamples = lru_cache(maxsize=32)(intervals.resamples.__wrapped__)
 
 
+def summarize(censuses: dict[str, Census], audits: int, known: Cache) -> dict[str, str]:
+    """Draw audits from every census and return the tables."""
+    failed, rows, hardest = [], [], []
+    by_question: dict[str, list[float]] = defaultdict(list)
+    stopped: dict[str, list[float]] = defaultdict(list)
+    for name, census in censuses.items():
+        key = f"{name}, {audits} audits"
+        rates = known.get(f"coverage: {key}", partial(coverage, census, audits))
+        found = known.get(f"whole audits: {key}", partial(verdicts, census, audits))
+        edge = known.get(f"at the tolerance and half of it: {key}", partial(at_tolerance, census, audits))
+        hardest.append([name, *(f"{edge[column]:.1%}" if column in edge else "" for column in EDGES)])
+        for figure, rate in rates.items():
+            by_question[figure.split()[0]].append(rate["covered"])
+            if rate["covered"] < 0.93:
+                failed.append(
+                    [name, figure, *(f"{rate[part]:.3f}" for part in ("truth", "covered", "above"))]
+                )
+        for question, rate in found["covered"].items():
+            stopped[question].append(rate)
+        words = ", ".join(f"{word} {count / audits:.1%}" for word, count in sorted(found["words"].items()))
+        read = [f"{found[part]:.0f}" for part in ("windows", "most")]
+        total = str(len(census.measured))
+        rows.append([name, total, found["right"], words, f"{found['wrong']:.1%}", *read])
+    covered = [
+        [
+            name,
+            str(len(part)),
+            *(f"{rate:.3f}" for group in (part, stopped[name]) for rate in (np.mean(group), min(group))),
+        ]
+        for name, part in by_question.items()
+    ]
+    of = "network, volume"
+    said = [of, "windows", "census", "audits say", "wrong", "windows read", "nine of ten within"]
+    held = ["question", "figures", "covered on average", "least", "where audits stop", "least there"]
+    return {
+        "coverage": table(held, covered),
+        "cells": table([of, "figure", "census", "covered", "too high"], failed),
+        "verdicts": table(said, rows),
+        "tolerance": table([of, *EDGES], hardest),
+    }
+
+
 def main() -> int:
     """Take censuses, draw audits, print the tables, and write them to the page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--censuses", type=Path, required=True, help="folder of censuses and results")
     parser.add_argument("--run", action="append", default=[], metavar="NAME=FOLDER", help="a trained network")
     parser.add_argument("--runs", type=Path, help="folder of such folders")
@@ -312,69 +342,10 @@ def main() -> int:
     paths = {cell.name: take_census(cell, options.censuses, runs) for cell in cells}
     if options.census_only:
         return 0
-    known, rows, failed, hardest = Cache(options.censuses / "results.json"), [], [], []
-    by_question: dict[str, list[float]] = defaultdict(list)
-    stopped: dict[str, list[float]] = defaultdict(list)
-    for name, path in paths.items():
-        if path is None:
-            continue
-        census = Census.load(path)
-        key = f"{name}, {options.audits} audits"
-        rates = known.get(f"coverage: {key}", partial(coverage, census, options.audits))
-        found = known.get(f"whole audits: {key}", partial(verdicts, census, options.audits))
-        edge = known.get(
-            f"at the tolerance and half of it: {key}", partial(at_tolerance, census, options.audits)
-        )
-        hardest.append([name, *(f"{edge[column]:.1%}" if column in edge else "" for column in EDGES)])
-        for figure, rate in rates.items():
-            by_question[figure.split()[0]].append(rate["covered"])
-            if rate["covered"] < 0.93:
-                failed.append(
-                    [name, figure, f"{rate['truth']:.3f}", f"{rate['covered']:.3f}", f"{rate['above']:.3f}"]
-                )
-        for question, rate in found["covered"].items():
-            stopped[question].append(rate)
-        words = ", ".join(
-            f"{word} {count / options.audits:.1%}" for word, count in sorted(found["words"].items())
-        )
-        rows.append(
-            [
-                name,
-                str(len(census.measured)),
-                found["right"],
-                words,
-                f"{found['wrong']:.1%}",
-                f"{found['windows']:.0f}",
-                f"{found['most']:.0f}",
-            ]
-        )
-    tables = {
-        "coverage": table(
-            ["question", "figures", "covered on average", "least", "where audits stop", "least there"],
-            [
-                [
-                    name,
-                    str(len(part)),
-                    *(f"{rate:.3f}" for rate in (np.mean(part), min(part), *_at_end(stopped[name]))),
-                ]
-                for name, part in by_question.items()
-            ],
-        ),
-        "cells": table(["network, volume", "figure", "census", "covered", "too high"], failed),
-        "verdicts": table(
-            [
-                "network, volume",
-                "windows",
-                "census",
-                "audits say",
-                "wrong",
-                "windows read",
-                "nine of ten within",
-            ],
-            rows,
-        ),
-        "tolerance": table(["network, volume", *EDGES], hardest),
-    }
+    known = Cache(options.censuses / "results.json")
+    tables = summarize(
+        {name: Census.load(path) for name, path in paths.items() if path is not None}, options.audits, known
+    )
     for name, text in tables.items():
         print(f"\n{name}\n\n{text}")
     if options.docs:

@@ -17,7 +17,6 @@ seed; a run that is started again goes on where the file ends.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -27,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from kept import insert_tables, table
 from scipy.ndimage import gaussian_filter
+from shared import ROOT, SPEC, insert_tables, make_parser, read_lines, table
 from torch import nn
 
 import evenslice
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
 
     from evenslice.results import Interval
 
-PAGE = Path(__file__).parents[1] / "docs" / "planted-evidence.md"
+PAGE = ROOT / "docs" / "planted-evidence.md"
 PICTURE = PAGE.with_suffix(".svg")
 RESULTS = Path(__file__).parent / "planted-evidence.jsonl"
 SIDE, STEPS, BATCH, TESTED = 64, 300, 8, 48
@@ -56,7 +55,7 @@ AMPLITUDE, AMPLITUDES = 0.15, (0.03, 0.06, 0.1, 0.15, 0.25)
 """How much brighter or darker marks are in training, and in the test of what a gradient points at."""
 
 FAMILIES = {
-    "EfficientNet-Lite0": ("smp:Unet/tu-tf_efficientnet_lite0", "imagenet"),
+    "EfficientNet-Lite0": (SPEC, "imagenet"),
     "MobileNetV1": ("smp:Unet/tu-mobilenetv1_100?pad_type=same&bn_eps=1e-3", "mobilenetv1_100.safetensors"),
     "VGG16": (
         "smp:Unet/vgg16?encoder_depth=3&decoder_channels=[64,32,16]",  # of all of it, a training takes an hour
@@ -383,11 +382,6 @@ def draw(shared: Path) -> None:
     figure.savefig(PICTURE, metadata={"Date": None})
 
 
-def read_results(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of all trainings that are done."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def pointing(rows: Sequence[dict[str, Any]], method: str) -> tuple[Interval, Interval, Interval]:
     """Return how often a method is right with the mark in z-1, in z+1, and the first less the second; means over seeds."""
     right = np.array([[*map(int, row[method]["right"])] for row in rows])
@@ -401,15 +395,9 @@ def tables(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["marks"], row["background"], row["family"], row["arm"]), []).append(row)
-    main = [
-        ("intensity", "EM", "EfficientNet-Lite0"),
-        ("texture", "EM", "EfficientNet-Lite0"),
-        ("both", "EM", "EfficientNet-Lite0"),
-    ]
-    asked = [
-        *METHODS,
-        *(f"{method}, {way}" for method in LOOKED_AT for way in ("at the mark", "smoothed", "net")),
-    ]
+    main = [(marks, "EM", "EfficientNet-Lite0") for marks in ("intensity", "texture", "both")]
+    ways = ("at the mark", "smoothed", "net")
+    asked = [*METHODS, *(f"{method}, {way}" for method in LOOKED_AT for way in ways)]
     found = {}
     for key in main:
         arms = [arm for arm in SHOWN if (*key, arm) in groups]
@@ -471,18 +459,12 @@ def _difference(rows: Sequence[dict[str, Any]], method: str) -> str:
 
 def main() -> None:
     """Train what is missing, or write the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--shared", type=Path, default=Path("../shared"), help="the folder with data and weights"
-    )
+    parser = make_parser(__doc__)
+    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder with data and weights")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", default="", help="cells whose description contains this")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument(
-        "--picture", action="store_true", help="train two networks and draw the picture of the page"
-    )
+    parser.add_argument("--picture", action="store_true", help="draw the picture of the page")
     parser.add_argument("--docs", action="store_true", help="write the tables of the page, train nothing")
     options = parser.parse_args()
     if options.picture:
@@ -490,12 +472,10 @@ def main() -> None:
         draw(options.shared)
         return
     if options.docs:
-        insert_tables(PAGE, tables(read_results(options.results)))
+        insert_tables(PAGE, tables(read_lines(options.results)))
         return
     torch.set_num_threads(1)
-    done = {
-        Cell(**{name: row[name] for name in Cell.__annotations__}) for row in read_results(options.results)
-    }
+    done = {Cell(**{name: row[name] for name in Cell.__annotations__}) for row in read_lines(options.results)}
     volumes = backgrounds(options.shared)
     for cell in cells(options.seeds):
         if cell in done or options.only not in " ".join(map(str, asdict(cell).values())):

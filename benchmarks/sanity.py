@@ -1,6 +1,6 @@
 """Sanity checks of attribution on pretrained networks; docs/calibration.md says what follows.
 
-    python benchmarks/sanity.py [--family NAME] [--weights FOLDER] [--volume PATH] [--results FILE] [--quick] [--docs]
+    python benchmarks/sanity.py [--family NAME] [--volume PATH] [--results FILE] [--docs]
 
 1. Parameter randomisation from the top down (Adebayo et al. 2018, arXiv 1810.03292). The parameters of a U-Net are
    redrawn cumulatively, from the output layer down to the stem, and those of the stem alone. How do the pair bias, the
@@ -15,88 +15,361 @@ It is a report and not a test: the exit status is 0 whatever it finds. Networks 
 
 from __future__ import annotations
 
-import argparse
-import os
+import copy
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from kept import Cache, table, write_csvs
-from sanity_checks import (
-    FIGURES,
-    METHODS,
-    REPLACEMENTS,
-    Randomisation,
-    measure_replacements,
-    order_of_slices,
-    pair_biases,
-    right_signs,
-)
-from sanity_networks import QUICK, STAGES, WAYS, find_families, open_template
+import torch
+from scipy.stats import spearmanr, t as student
+from shared import SHARED, SPEC, Cache, make_parser, table, write_csvs
+from torch import nn
 
 import evenslice
-from evenslice.report.formatting import MINUS, NOTHING
-from evenslice.results import Interval, mean_of_draws, student_interval
+from evenslice.volumes import mni152
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    from sanity_networks import Family
+    from numpy.typing import NDArray
+    from torch import Tensor
 
-ROOT = Path(__file__).parents[1]
+    Floats = NDArray[np.float64]
+    Network = Callable[[Tensor], Tensor]
+
+MINUS, NOTHING = "\N{MINUS SIGN}", "\N{EN DASH}"
+NOISE = 0.01  # of the range of the template, like that of a scan
+BATCH, STATISTICS, MAPS = (
+    4,
+    16,
+    6,
+)  # windows at a time, for the statistics of batch norms, and whose maps are compared
+METHODS = ("gradient", "integrated_gradients", "occlusion")
+REPLACEMENTS = {"gray": "mean gray", "stranger": "another place", "middle": "middle slice"}
+STAGES: dict[str, tuple[str, ...]] = {
+    "nothing: as built": (),
+    "output layer and decoder": ("decoder",),
+    "... and the last third of the encoder": ("decoder", "last"),
+    "... and the middle third": ("decoder", "last", "middle"),
+    "... and the first third: all but the stem": ("decoder", "last", "middle", "first"),
+    "everything": ("decoder", "last", "middle", "first", "stem"),
+    "the stem alone": ("stem",),
+}
+BETWEEN = ("... and the first third: all but the stem", "the stem alone")  # the stages redrawn in every way
+WAYS = {
+    "permuted": "its own values, permuted",
+    "kernels": "the same, but batch norms keep their weights",
+    "normal": "normals of its mean and standard deviation",
+    "new": "as in a new layer (He et al. 2015)",
+}
+FAMILIES = {
+    "EfficientNet-Lite0": (SPEC, "imagenet"),
+    # Without these two arguments the weights load, and the network computes something else.
+    "MobileNetV1": ("smp:Unet/tu-mobilenetv1_100?pad_type=same&bn_eps=1e-3", "mobilenetv1_100.safetensors"),
+    "VGG16": ("smp:Unet/vgg16", "vgg16_features.safetensors"),
+}
 
 
-def stage_table(name: str, stages: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
-    """Return the rows of one network, each the means over the draws of a stage."""
-    rows = []
-    for stage, draws in stages.items():
-        failures = [draw["failed"] for draw in draws if "failed" in draw]
-        if failures:
-            rows.append([name, stage, f"failed: {failures[0]}", *[""] * (len(FIGURES) + 1)])
-            continue
-        means = [
-            mean_of_draws([Interval(*draw[figure]) for draw in draws], bounds)
-            for figure, bounds in FIGURES.items()
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured: windows of each audit, draws of each stage, windows with replaced slices, and their size."""
+
+    windows: int = 32
+    draws: int = 4
+    replaced: int = 32
+    tile: int = 96
+
+
+def scaled(model: nn.Module) -> Network:
+    """Return a network that takes windows in 0..1, as its record says."""
+    record = evenslice.record_of(model)
+    mean, std = (0.0, 1.0) if record is None else (record.mean, record.std)
+    return lambda windows: model((windows - mean) / std)
+
+
+def draw_windows(volume: evenslice.Volume, slices: int, count: int, tile: int) -> tuple[Tensor, Tensor]:
+    """Draw windows in 0..1, (count, N, y, x), and as many slices each from elsewhere along z."""
+    rng, half = np.random.default_rng(0), slices // 2
+    voxels = np.asarray(volume[:], np.float32)
+    low, high = np.percentile(voxels, (0.5, 99.5))
+    voxels = ((voxels - low) / (high - low)).clip(0, 1).astype(np.float32)
+    found, strangers = [], []
+    for _ in range(count):
+        z = int(rng.integers(half, len(voxels) - half))
+        elsewhere = [k for k in range(len(voxels)) if abs(k - z) > half]
+        places = [
+            (k, *rng.integers(0, np.subtract(voxels.shape[1:], tile - 1)))
+            for k in rng.choice(elsewhere, slices)
         ]
-        rows.append(
-            [name, stage, *map(_cell, means), *(_each(draws, method) for method in ("gradient", "reliance"))]
-        )
-    return rows
+        y, x = rng.integers(0, np.subtract(voxels.shape[1:], tile - 1))
+        found.append(voxels[z - half : z + half + 1, y : y + tile, x : x + tile])
+        strangers.append(np.stack([voxels[k, v : v + tile, u : u + tile] for k, v, u in places]))
+    return torch.from_numpy(np.stack(found)), torch.from_numpy(np.stack(strangers))
 
 
-def _each(draws: list[dict[str, Any]], figure: str) -> str:
-    """List a figure of all draws, in their order."""
-    return " ".join(_number(draw[figure][0]) for draw in draws)
+# Attribution.
 
 
-def way_rows(name: str, found: dict[str, list[float]]) -> list[list[str]]:
-    """Return the rows of one network in the table of the ways to redraw: means over draws, with Student's interval."""
-    rows = []
-    for key, draws in found.items():
-        stage, way = key.rsplit(", ", 1)
-        rows.append(
-            [
-                name,
-                stage.rpartition(": ")[2],
-                WAYS[way],
-                _cell(student_interval(draws)),
-                " ".join(map(_number, sorted(draws))),
-            ]
-        )
-    return rows
+def attribution(network: Network, windows: Tensor, method: str) -> Tensor:
+    """Return what each pixel does to the log-odds of the predicted classes, (batch, N, y, x)."""
+    with torch.no_grad():
+        classes = network(windows).argmax(1, keepdim=True)
+    gray = windows.mean(dim=(1, 2, 3), keepdim=True)
+
+    def odds(given: Tensor) -> Tensor:
+        output = network(given)
+        chosen = output.gather(1, classes)
+        return (chosen - output.scatter(1, classes, -torch.inf).logsumexp(1, keepdim=True))[:, 0]
+
+    def gradient(given: Tensor) -> Tensor:
+        pixels = given.detach().requires_grad_()
+        return torch.autograd.grad(odds(pixels).sum(), pixels)[0]
+
+    if method == "gradient":
+        return gradient(windows)
+    if method == "integrated_gradients":
+        steps = [gradient(gray + (step + 0.5) / 8 * (windows - gray)) for step in range(8)]
+        return torch.stack(steps).mean(0) * (windows - gray)
+    with torch.no_grad():
+        before = odds(windows)
+        return torch.stack([before - odds(replaced(windows, gray, k)) for k in range(windows.shape[1])], 1)
 
 
-def _cell(value: Interval) -> str:
-    """Format an interval with two decimals.
+def replaced(windows: Tensor, source: Tensor, k: int) -> Tensor:
+    """Return windows whose slice k is that of another tensor."""
+    changed = windows.clone()
+    changed[:, k] = source.expand_as(windows)[:, k]
+    return changed
 
-    Example:
-        >>> _cell(Interval(0.912, 0.85, 0.97))
-        '0.91 [0.85, 0.97]'
+
+def shares(maps: Tensor) -> Floats:
+    """Return the shares (batch, N) of slices in an attribution."""
+    sums = maps.abs().double().sum(dim=(2, 3)).numpy()
+    return np.asarray(sums / np.maximum(sums.sum(axis=1, keepdims=True), 1e-300))
+
+
+def pair_bias(values: Floats) -> Floats:
+    """Return (s_k - s_-k) / (s_k + s_-k) of values (rows, N), NaN taken for 0: (rows, K)."""
+    values, half = np.nan_to_num(values), values.shape[1] // 2
+    after, before = values[:, half + 1 :], values[:, :half][:, ::-1]
+    return np.asarray((after - before) / np.maximum(after + before, 1e-300))
+
+
+def mean(values: Iterable[float], bounds: tuple[float, float] = (-1, 1)) -> tuple[float, float, float]:
+    """Return a mean with Student's 95 % interval; NaN values are left out."""
+    known = np.array([value for value in values if not np.isnan(value)])
+    if len(known) < 2:
+        return (float(known.mean()), *bounds) if len(known) else (np.nan, np.nan, np.nan)
+    half = student.ppf(0.975, len(known) - 1) * known.std(ddof=1) / len(known) ** 0.5
+    low, high = np.clip([known.mean() - half, known.mean() + half], *bounds)
+    return float(known.mean()), float(low), float(high)
+
+
+def rank_correlation(left: Floats, right: Floats) -> float:
+    """Return Spearman's rank correlation; NaN where one side is constant."""
+    return (
+        float("nan") if np.ptp(left) == 0 or np.ptp(right) == 0 else float(spearmanr(left, right).statistic)
+    )
+
+
+# Parameters redrawn.
+
+
+def split_layers(model: nn.Module, window: Tensor) -> dict[str, list[nn.Module]]:
+    """Split the layers of a neutralized network into the parts that ``STAGES`` names, each in the order in which they run.
+
+    A batch norm belongs to the layer before it; without an ``encoder``, the last layer is the decoder.
     """
-    if np.isnan(value.estimate):
+    names = {module: name for name, module in model.named_modules() if list(module.parameters(recurse=False))}
+    order: dict[nn.Module, None] = {}
+    hooks = [module.register_forward_pre_hook(lambda layer, _: order.setdefault(layer)) for module in names]
+    with torch.no_grad():
+        model.eval()(window)
+    for hook in hooks:
+        hook.remove()
+    units: list[list[nn.Module]] = []
+    for layer in order:
+        if isinstance(layer, nn.BatchNorm2d) and units:
+            units[-1].append(layer)
+        else:
+            units.append([layer])
+    record = evenslice.record_of(model)
+    stem = [unit for unit in units if record and names[unit[0]] in record.stems]
+    body = [unit for unit in units if unit not in stem]
+    top = [unit for unit in body if not names[unit[0]].startswith("encoder.")]
+    top = top if hasattr(model, "encoder") else body[-1:]
+    inner = [unit for unit in body if unit not in top]
+    thirds = [[inner[i] for i in part] for part in np.array_split(np.arange(len(inner)), 3)]
+    parts = dict(zip(("stem", "decoder", "first", "middle", "last"), (stem, top, *thirds), strict=True))
+    return {name: [layer for unit in part for layer in unit] for name, part in parts.items()}
+
+
+def redraw(model: nn.Module, stage: str, windows: Tensor, *, seed: int, way: str = "permuted") -> nn.Module:
+    """Return a copy of a network in which the parameters of a stage are redrawn.
+
+    The layers are redrawn from the top down, so a seed means the same parameters in every cumulative stage.
+    """
+    model = copy.deepcopy(model).eval()
+    parts = split_layers(model, windows[:1])
+    layers = [layer for part in STAGES[stage] for layer in reversed(parts[part])]
+    generator = torch.Generator().manual_seed(seed)
+    norms: list[Any] = [
+        layer
+        for layer in layers
+        if isinstance(layer, nn.BatchNorm2d) and bool(layer.running_mean.any())  # type: ignore[union-attr]
+    ]
+    with torch.no_grad():
+        for layer in layers:
+            if way != "kernels" or not isinstance(layer, nn.BatchNorm2d):
+                _redraw_layer(layer, way, generator)
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = None  # the plain mean over all batches
+        norm.reset_running_stats()
+        norm.train()
+    with torch.no_grad():
+        for given in (windows, windows.flip(1)) if norms else ():  # which favour no direction
+            scaled(model)(given)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+    return model
+
+
+def _redraw_layer(layer: Any, way: str, generator: torch.Generator) -> None:
+    if way == "new" and isinstance(layer, nn.BatchNorm2d):
+        layer.reset_parameters()
+    elif way == "new":
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+        if layer.bias is not None:
+            layer.bias.zero_()
+    else:
+        for parameter in layer.parameters(recurse=False):
+            if way == "normal":
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(parameter.mean() + parameter.std(correction=0) * noise)
+            else:
+                order = torch.randperm(parameter.numel(), generator=generator)
+                parameter.copy_(parameter.flatten()[order].view_as(parameter))
+
+
+def measure_stage(
+    model: nn.Module, volume: evenslice.Volume, effort: Effort, stage: str, seed: int
+) -> dict[str, Any]:
+    """Audit a network after a stage, and compare its maps with those of the network as built; "failed" if it is blind."""
+    windows, _ = draw_windows(volume, 3, STATISTICS, effort.tile)
+    drawn = redraw(model, stage, windows, seed=seed)
+    try:
+        found = evenslice.audit(
+            drawn,
+            volume,
+            slices=3,
+            sampling=evenslice.Sampling(
+                tile=(effort.tile, effort.tile), min_windows=effort.windows, max_windows=effort.windows
+            ),
+            compute=evenslice.Compute(device="cpu", progress=False),
+        )
+    except evenslice.ModelError as error:
+        return {"failed": str(error)}
+    figures = {"gradient": found.saliency[0], "reliance": found.reliance[0], "mismatch": found.mismatch}
+    rows = {name: [item.estimate, item.low, item.high] for name, item in figures.items()}
+    for method in ("gradient", "occlusion"):
+        maps = (attribution(scaled(one), windows[:MAPS], method).abs().numpy() for one in (model, drawn))
+        likeness = [rank_correlation(one.ravel(), other.ravel()) for one, other in zip(*maps, strict=True)]
+        rows[f"{method} maps"] = list(mean(likeness))
+    return rows
+
+
+def compare_ways(model: nn.Module, volume: evenslice.Volume, effort: Effort) -> dict[str, list[float]]:
+    """Return the mean pair bias by gradient of each draw, for the stages of ``BETWEEN`` and every way to redraw."""
+    windows, _ = draw_windows(volume, 3, STATISTICS, effort.tile)
+    both = torch.cat([windows[:MAPS], windows[:MAPS].flip(1)])
+
+    def bias(drawn: nn.Module) -> float:
+        return float(pair_bias(shares(attribution(scaled(drawn), both, "gradient"))).mean())
+
+    return {
+        f"{stage}, {way}": [
+            bias(redraw(model, stage, windows, seed=seed, way=way)) for seed in range(2 * effort.draws)
+        ]
+        for stage in BETWEEN
+        for way in WAYS
+    }
+
+
+def measure_replacements(
+    model: nn.Module, volume: evenslice.Volume, slices: int, effort: Effort
+) -> dict[str, list[list[float]]]:
+    """Return, for windows and then for their mirrors, the shares by each method and what replacing each slice changes.
+
+    ``KIND logits`` is the root mean square of the change, ``KIND classes`` the part of the pixels whose class changes; NaN
+    for the middle slice where it replaces itself.
+    """
+    windows, strangers = draw_windows(volume, slices, effort.replaced, effort.tile)
+    network, rows = scaled(model.eval()), dict[str, list[Any]]()
+    for given, others in ((windows, strangers), (windows.flip(1), strangers.flip(1))):
+        for batch, other in zip(torch.split(given, BATCH), torch.split(others, BATCH), strict=True):
+            for method in METHODS:
+                rows.setdefault(method, []).extend(shares(attribution(network, batch, method)).tolist())
+            for name, values in _changes(network, batch, other).items():
+                rows.setdefault(name, []).extend(values.T.tolist())
+    return rows
+
+
+@torch.no_grad()
+def _changes(network: Network, windows: Tensor, strangers: Tensor) -> dict[str, Floats]:
+    middle, before = windows.shape[1] // 2, network(windows)
+    gray = windows.mean(dim=(1, 2, 3), keepdim=True)
+    found: dict[str, Floats] = {}
+    for name, source in (
+        ("gray", gray),
+        ("stranger", strangers),
+        ("middle", windows[:, middle : middle + 1]),
+    ):
+        after = [network(replaced(windows, source, k)) for k in range(windows.shape[1])]
+        logits = np.stack([(one - before).square().flatten(1).mean(1).sqrt().numpy() for one in after])
+        differ = [(one.argmax(1) != before.argmax(1)).float().flatten(1).mean(1).numpy() for one in after]
+        for what, values in (("logits", logits), ("classes", np.stack(differ))):
+            if name == "middle":
+                values[middle] = np.nan
+            found[f"{name} {what}"] = np.asarray(values, np.float64)
+    return found
+
+
+def _each_pair(values: Sequence[float] | Floats) -> Floats:
+    """Return the means over each window and its mirror, which stand in two halves."""
+    pairs = np.reshape(np.asarray(values, np.float64), (2, -1))
+    known = ~np.isnan(pairs)
+    sums = np.where(known, pairs, 0).sum(0)
+    return np.divide(sums, known.sum(0), out=np.full(pairs.shape[1], np.nan), where=known.any(0))
+
+
+def order_of_slices(found: dict[str, Any], method: str, change: str) -> tuple[float, float, float]:
+    """Return the mean rank correlation, over the slices of a window, of shares with what replacing each changes."""
+    values = []
+    for own, changes in zip(np.array(found[method]), np.array(found[change]), strict=True):
+        known = ~np.isnan(changes)
+        values.append(rank_correlation(own[known], changes[known]))
+    return mean(_each_pair(values))
+
+
+def right_signs(found: dict[str, Any], method: str, change: str) -> tuple[float, float, float]:
+    """Return how often the slice of a pair with the larger share is the one whose replacement changes more."""
+    product = np.sign(pair_bias(np.array(found[method]))) * np.sign(pair_bias(np.array(found[change])))
+    rates = [row[row != 0].clip(0).mean() if row.any() else np.nan for row in product]
+    return mean(_each_pair(rates), (0, 1))
+
+
+# Tables.
+
+
+def cell(value: Sequence[float]) -> str:
+    """Format an estimate and its interval with two decimals."""
+    if np.isnan(value[0]):
         return NOTHING
-    estimate, low, high = (_number(part) for part in (value.estimate, value.low, value.high))
+    estimate, low, high = map(_number, value)
     return f"{estimate} [{low}, {high}]"
 
 
@@ -104,141 +377,129 @@ def _number(value: float) -> str:
     return f"{round(value, 2) + 0.0:.2f}".replace("-", MINUS)
 
 
-def faith_tables(found: dict[tuple[str, int], dict[str, Any]]) -> dict[str, str]:
-    """Return the tables of faithfulness.
-
-    Args:
-        found: what ``measure_replacements`` returned for each network and number of slices.
-    """
-    titles = ["network", "slices", "replaced by", *(method.replace("_", " ") for method in METHODS)]
-    tables = {}
-    for measure in ("logits", "classes"):
-        cells = [
-            [
-                name,
-                str(slices),
-                title,
-                *(_cell(order_of_slices(rows, method, f"{kind} {measure}")) for method in METHODS),
-            ]
-            for (name, slices), rows in found.items()
-            for kind, title in REPLACEMENTS.items()
-            if slices > 3 or kind != "middle"  # two slices have no order, but the sign of the next table
-        ]
-        tables[f"order of {measure}"] = table(titles, cells)
-    tables["signs"] = table(
-        titles,
-        [
-            [
-                name,
-                str(slices),
-                title,
-                *(_cell(right_signs(rows, method, f"{kind} logits")) for method in METHODS),
-            ]
-            for (name, slices), rows in found.items()
-            for kind, title in REPLACEMENTS.items()
-        ],
-    )
-    tables["biases"] = _bias_table(found)
-    return tables
-
-
-def _bias_table(found: dict[tuple[str, int], dict[str, Any]]) -> str:
-    columns = [*METHODS, *(f"{kind} logits" for kind in REPLACEMENTS)]
+def stage_rows(name: str, stages: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
+    """Return the rows of one network, each the means over the draws of a stage."""
     rows = []
-    for (name, slices), measured in found.items():
-        biases = [pair_biases(measured, column) for column in columns]
-        for k, cells in enumerate(zip(*biases, strict=True), start=1):
-            rows.append([name, str(slices), f"±{k}", *map(_cell, cells)])
-    titles = [*(method.replace("_", " ") for method in METHODS), *REPLACEMENTS.values()]
-    return table(["network", "slices", "pair", *titles], rows)
+    for stage, draws in stages.items():
+        failures = [draw["failed"] for draw in draws if "failed" in draw]
+        if failures:
+            rows.append([name, stage, f"failed: {failures[0]}", *[""] * 6])
+            continue
+        cells = [
+            cell(mean(draw[figure][0] for draw in draws) if len(draws) > 1 else draws[0][figure])
+            for figure in ("gradient", "reliance", "mismatch", "gradient maps", "occlusion maps")
+        ]
+        each = [" ".join(_number(draw[figure][0]) for draw in draws) for figure in ("gradient", "reliance")]
+        rows.append([name, stage, *cells, *each])
+    return rows
 
 
 def measure_all(
-    families: Sequence[Family], volume: evenslice.Volume, label: str, cache: Cache, *, quick: bool = False
+    load: Callable[[str, int], nn.Module],
+    names: Sequence[str],
+    volume: evenslice.Volume,
+    cache: Cache,
+    effort: Effort,
 ) -> dict[str, str]:
-    """Measure every network and return all tables."""
-    stage_rows: list[list[str]] = []
+    """Measure every network, which ``load`` returns for a name and a number of slices, and return all tables."""
+    staged: list[list[str]] = []
     ways: list[list[str]] = []
-    faith: dict[tuple[str, int], dict[str, Any]] = {}
-    for family in families:
-        effort = QUICK if quick else family.effort
-        randomisation = Randomisation(family.load(3), volume, effort)
-        prefix = f"{label}, {family.name}"
-        stage_rows += stage_table(family.name, measure_stages(randomisation, prefix, cache))
-        ways += way_rows(
-            family.name, cache.get(f"{prefix}, ways, {effort.draws} draws", randomisation.compare_ways)
-        )
+    replacements: dict[tuple[str, int], dict[str, Any]] = {}
+    for name in names:
+        model = load(name, 3)
+        measure = partial(measure_stage, model, volume, effort)
+        stages = {
+            stage: [
+                cache.get(f"{name}, {stage}, {seed}", partial(measure, stage, seed))
+                for seed in range(effort.draws if parts else 1)
+            ]
+            for stage, parts in STAGES.items()
+        }
+        staged += stage_rows(name, stages)
+        drawn = cache.get(f"{name}, ways", partial(compare_ways, model, volume, effort))
+        for key, values in drawn.items():
+            stage, way = key.rsplit(", ", 1)
+            each = " ".join(map(_number, sorted(values)))
+            ways.append([name, stage.rpartition(": ")[2], WAYS[way], cell(mean(values)), each])
         for slices in (3, 5):
-            faith[family.name, slices] = cache.get(
-                f"{prefix}, replaced slices of {slices}, {effort.replaced} windows",
-                partial(measure_replacements, family.load(slices), volume, slices, effort),
-            )
-    biases = ["B of the gradient", "B of the reliance", "E"]
-    draws = ["gradient, each draw", "reliance, each draw"]
-    header = ["network", "redrawn", *biases, "gradient maps", "occlusion maps", *draws]
+            of = partial(measure_replacements, load(name, slices), volume, slices, effort)
+            replacements[name, slices] = cache.get(f"{name}, replaced slices of {slices}", of)
+    biases = ["B of the gradient", "B of the reliance", "E", "gradient maps", "occlusion maps"]
+    header = ["network", "redrawn", *biases, "gradient, each draw", "reliance, each draw"]
     return {
-        "stages": table(header, stage_rows),
+        "stages": table(header, staged),
         "ways": table(["network", "redrawn", "from", "B by gradient", "each draw"], ways),
-        **faith_tables(faith),
+        **replacement_tables(replacements),
     }
 
 
-def measure_stages(
-    randomisation: Randomisation, prefix: str, cache: Cache
-) -> dict[str, list[dict[str, Any]]]:
-    """Return what was found for each draw of each stage; the network as built has one."""
-    effort = randomisation.effort
-    return {
-        stage: [
-            cache.get(
-                f"{prefix}, {stage}, draw {seed}, {effort.windows} windows",
-                partial(randomisation.measure, stage, seed=seed),
-            )
-            for seed in range(effort.draws if parts else 1)
+def replacement_tables(found: dict[tuple[str, int], dict[str, Any]]) -> dict[str, str]:
+    """Return the tables of faithfulness of ``measure_replacements`` of each network and number of slices."""
+    methods = [method.replace("_", " ") for method in METHODS]
+
+    def asked(judge: Callable[..., Sequence[float]], what: str, *, pairs: bool) -> str:
+        rows = [
+            [name, str(slices), title, *(cell(judge(rows, method, f"{kind} {what}")) for method in METHODS)]
+            for (name, slices), rows in found.items()
+            for kind, title in REPLACEMENTS.items()
+            if pairs or slices > 3 or kind != "middle"  # two slices have no order, but a sign
         ]
-        for stage, parts in STAGES.items()
+        return table(["network", "slices", "replaced by", *methods], rows)
+
+    biases = []
+    for (name, slices), rows in found.items():
+        columns = [
+            pair_bias(np.array(rows[column])).T
+            for column in (*METHODS, *(f"{k} logits" for k in REPLACEMENTS))
+        ]
+        for k, cells in enumerate(zip(*columns, strict=True), start=1):
+            biases.append([name, str(slices), f"±{k}", *(cell(mean(_each_pair(values))) for values in cells)])
+    return {
+        "order of logits": asked(order_of_slices, "logits", pairs=False),
+        "order of classes": asked(order_of_slices, "classes", pairs=False),
+        "signs": asked(right_signs, "logits", pairs=True),
+        "biases": table(["network", "slices", "pair", *methods, *REPLACEMENTS.values()], biases),
     }
 
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    shared = Path(os.environ.get("EVENSLICE_SHARED", ROOT.parent / "shared"))
-    parser.add_argument("--family", action="append", help="only this network; can be repeated")
-    parser.add_argument("--weights", type=Path, default=shared / "weights", help="folder of files of weights")
+    parser = make_parser(__doc__)
+    parser.add_argument("--family", choices=FAMILIES, help="only this network")
     parser.add_argument("--volume", type=Path, help="another volume than the MNI152 template with noise")
     parser.add_argument(
         "--results", type=Path, help="JSON file for what is measured; a second run goes on there"
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="few windows and one draw, too few for conclusions"
-    )
     parser.add_argument("--docs", action="store_true", help="write the tables to benchmarks/results")
     options = parser.parse_args()
-    if options.docs and (options.quick or options.family):
-        parser.error("--docs: the tables that are kept are of all networks; leave out --quick and --family")
-    known = find_families(options.weights)
-    names = [family.name for family in known]
-    if unknown := set(options.family or ()) - set(names):
-        parser.error(f"--family {min(unknown)}: known are {', '.join(names)}")
-    chosen = [family for family in known if family.name in (options.family or names)]
-    for family in chosen:
-        if family.missing and options.docs:
-            parser.error(
-                f"--docs: the tables that are kept are of all networks, and {family.name} is left out: {family.missing}"
-            )
-        if family.missing:
-            print(f"{family.name} is left out: {family.missing}")
-    volume = evenslice.open_volume(options.volume) if options.volume else open_template()
-    label = options.volume.name.partition(".")[0] if options.volume else "MNI152"
-    present = [family for family in chosen if not family.missing]
-    tables = measure_all(present, volume, label, Cache(options.results), quick=options.quick)
+    files = {name: SHARED / "weights" / weights for name, (_, weights) in FAMILIES.items()}
+    names = [name for name in FAMILIES if options.family in (None, name)]
+    there = [name for name in names if FAMILIES[name][1] == "imagenet" or files[name].exists()]
+    print(
+        *(f"{name} is left out: {files[name]} does not exist" for name in names if name not in there),
+        sep="\n",
+    )
+
+    def load(name: str, slices: int) -> nn.Module:
+        spec, weights = FAMILIES[name]
+        weights = weights if weights == "imagenet" else str(files[name])
+        model: nn.Module = evenslice.load_network(spec, weights, slices=slices, strategy="pretrained").model
+        return model
+
+    if options.volume:
+        volume, label = (
+            evenslice.open_volume(options.volume),
+            f"sanity-{options.volume.name.partition('.')[0]}",
+        )
+    else:
+        voxels = mni152()[:].astype(np.float32)
+        voxels += np.random.default_rng(0).normal(0, NOISE * voxels.max(), voxels.shape)
+        volume, label = evenslice.open_volume(voxels), "sanity"
+    tables = measure_all(load, there, volume, Cache(options.results), Effort())
     for name, lines in tables.items():
-        print(f"\n{label}: {name}\n\n{lines}")
-    if options.docs:
-        write_csvs("sanity" if label == "MNI152" else f"sanity-{label}", tables)
+        print(f"\n{name}\n\n{lines}")
+    if options.docs and there == list(FAMILIES):
+        write_csvs(label, tables)
 
 
 if __name__ == "__main__":

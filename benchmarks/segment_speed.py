@@ -3,9 +3,9 @@
 All results are ratios of alternating measurements within one run, on the network of the demonstration (uniform, 3
 slices):
 
-    python benchmarks/segment_speed.py [--volume PATH] [--slices 32] [--tile 128] [--rounds 5]
+    python benchmarks/segment_speed.py [--volume PATH] [--slices 32] [--tile 128] [--rounds 5] [--device cuda]
 
-- bare: a forward pass over each tile that `evenslice.segment` computes, weights frozen, channels-last, float32, in the
+- bare: a forward pass over as many tiles as `evenslice.segment` computes, weights frozen, channels-last, float32, in the
   same batches; the tiles are in memory.
 - monai, same tiles: `monai.inferers.SlidingWindowInferer` with the same network, tile, overlap and batch, float32.
 - monai, as documented: the same inferer as its documentation uses it (float32, weights as built, windows of the
@@ -16,137 +16,79 @@ slices):
 
 from __future__ import annotations
 
-import argparse
-import copy
-import statistics
+import math
 import tempfile
-import time
-from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from monai.inferers import SlidingWindowInferer
-from torch.nn.utils import convert_conv2d_weight_memory_format
+from shared import compare, fast_copy, load, make_parser, open_middle
 
 import evenslice
-from evenslice.inference.prediction import BATCH_PIXELS, LARGEST_BATCH
-from evenslice.neutralizing.network_files import load_network
-from evenslice.volumes import mni152
-from evenslice.volumes.scaling import fit_scaling
-from evenslice.volumes.windows import WindowGrid, tile_origins
-
-SPEC = "smp:Unet/tu-tf_efficientnet_lite0"
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor, nn
-
-
-def read_windows(volume: evenslice.Volume, mean: float, std: float) -> Tensor:
-    """Read the window of every slice, scaled for the network: (z, 3, y, x)."""
-    grid = WindowGrid(volume, fit_scaling(volume), 3, (volume.shape[1], volume.shape[2]), edge="reflect")
-    windows = np.stack([grid.read(z, 0, 0) for z in range(len(volume))])
-    return (torch.from_numpy(windows) - mean) / std
-
-
-def cut_tiles(windows: Tensor, tile: int) -> Tensor:
-    """Cut windows into the tiles of ``evenslice.segment``: (tiles, 3, tile, tile)."""
-    rows, columns = (tile_origins(length, tile, overlap=tile // 8) for length in windows.shape[2:])
-    return torch.stack(
-        [window[:, y : y + tile, x : x + tile] for window in windows for y, x in product(rows, columns)]
-    )
-
-
-@torch.no_grad()
-def bare(network: nn.Module, tiles: Tensor, batch: int) -> None:
-    """Run every tile through the network."""
-    for chunk in torch.split(tiles, batch):
-        network(chunk.contiguous(memory_format=torch.channels_last))
-
-
-@torch.no_grad()
-def monai(network: nn.Module, windows: Tensor, inferer: SlidingWindowInferer) -> None:
-    """Segment each slice with MONAI's sliding window."""
-    for window in windows:
-        inferer(window[None], network).argmax(1)
-
-
-def seconds(run: Callable[[], object]) -> float:
-    """Time one call."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def main() -> None:
     """Print the ratios."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--volume", help="a volume; by default the MNI152 template")
-    parser.add_argument(
-        "--slices", type=int, default=32, help="number of slices from the middle of the volume"
-    )
+    parser.add_argument("--slices", type=int, default=32, help="from the middle of the volume")
     parser.add_argument("--tile", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--weights", default="imagenet", help="weights of the network, e.g. of a trained one")
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-
-    volume = evenslice.open_volume(options.volume) if options.volume else mni152()
-    first = (len(volume) - options.slices) // 2
-    volume = evenslice.open_volume(volume[first : first + options.slices])
-    strategy = "uniform" if options.weights == "imagenet" else "pretrained"
-    model, record, _ = load_network(SPEC, options.weights, slices=3, strategy=strategy)
-    model.eval()
-    frozen = copy.deepcopy(model).requires_grad_(False)
-    convert_conv2d_weight_memory_format(frozen, torch.channels_last)
-    windows, tile = read_windows(volume, record.mean, record.std), options.tile
-    tiles, batch = cut_tiles(windows, tile), max(1, min(LARGEST_BATCH, BATCH_PIXELS // tile**2))
-    same = SlidingWindowInferer(
-        (tile, tile), sw_batch_size=batch, overlap=(tile // 8) / tile, mode="gaussian"
-    )
+    volume, tile, device = open_middle(options.volume, options.slices), options.tile, options.device
+    model = load(options.weights, strategy="uniform" if options.weights == "imagenet" else "pretrained")
+    frozen = fast_copy(model, device)
+    overlap, batch = tile // 8, max(1, min(16, 2**20 // tile**2))
+    places = [math.ceil(max(length - tile, 0) / (tile - overlap)) + 1 for length in volume.shape[1:]]
+    planes = torch.rand(len(volume), 3, *volume.shape[1:], device=device)
+    tiles = torch.rand(len(volume) * math.prod(places), 3, tile, tile, device=device)
+    same = SlidingWindowInferer((tile, tile), sw_batch_size=batch, overlap=overlap / tile, mode="gaussian")
     documented = SlidingWindowInferer((tile, tile), sw_batch_size=4, overlap=0.25)
+
+    @torch.no_grad()
+    def bare() -> None:
+        for chunk in torch.split(tiles, batch):
+            frozen(chunk.contiguous(memory_format=torch.channels_last))
+
+    @torch.no_grad()
+    def monai(inferer: SlidingWindowInferer) -> None:
+        model.to(device)
+        for window in planes:
+            inferer(window[None], model).argmax(1)
 
     with tempfile.TemporaryDirectory() as folder:
 
-        def segment(dtype: str, size: tuple[int, int] | None) -> evenslice.Volume:
-            out = Path(folder) / f"{dtype}.npy"
-            return evenslice.segment(
+        def segment(dtype: str, size: tuple[int, int] | None = None) -> evenslice.Volume:
+            found = evenslice.segment(
                 model,
                 volume,
-                out,
-                compute=evenslice.Compute(dtype=dtype, progress=False),
+                Path(folder) / f"{dtype}.npy",
+                compute=evenslice.Compute(
+                    device=device, dtype=dtype, batch=batch if size else None, progress=False
+                ),
                 tile=size,
                 force=True,
             )
+            assert isinstance(found, evenslice.Volume)  # noqa: S101  # as it was written
+            return found
 
-        exact, rounded = segment("float32", None)[...], segment("bfloat16", None)[...]
-        runs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
-            "float32 segment / bare": (
-                lambda: segment("float32", (tile, tile)),
-                lambda: bare(frozen, tiles, batch),
-            ),
-            "monai, same tiles / float32 segment": (
-                lambda: monai(model, windows, same),
-                lambda: segment("float32", (tile, tile)),
-            ),
-            "monai, as documented / segment in bfloat16": (
-                lambda: monai(model, windows, documented),
-                lambda: segment("bfloat16", None),
-            ),
-            "monai, as documented / segment in bfloat16, tiles of the same size": (
-                lambda: monai(model, windows, documented),
-                lambda: segment("bfloat16", (tile, tile)),
-            ),
-        }
-        for name, (numerator, denominator) in runs.items():
-            ratios = [seconds(numerator) / seconds(denominator) for _ in range(options.rounds)]
-            print(
-                f"{name}: median {statistics.median(ratios):.2f} (from {min(ratios):.2f} to {max(ratios):.2f})",
-                flush=True,
+        exact, rounded = segment("float32")[...], segment("bfloat16")[...]
+        cut = (tile, tile)
+        compare("float32 segment / bare", lambda: segment("float32", cut), bare, options.rounds)
+        for name, inferer, dtype, size in (
+            ("monai, same tiles / float32 segment", same, "float32", cut),
+            ("monai, as documented / segment in bfloat16", documented, "bfloat16", None),
+            ("monai, as documented / segment in bfloat16, same tiles", documented, "bfloat16", cut),
+        ):
+            compare(
+                name,
+                lambda inferer=inferer: monai(inferer),  # type: ignore[misc]
+                lambda dtype=dtype, size=size: segment(dtype, size),  # type: ignore[misc]
+                options.rounds,
+                warm=False,
             )
     print(f"voxels labelled differently in bfloat16 than in float32: {np.mean(exact != rounded):.4%}")
 

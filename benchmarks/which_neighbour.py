@@ -10,16 +10,15 @@ minutes on one core; what is done is kept, in FOLDER and in which-neighbour.json
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
-from kept import insert_tables, table
+from shared import ROOT, SPEC, insert_tables, make_parser, read_lines, table
 
 import evenslice
 
-PAGE = Path(__file__).parents[1] / "docs" / "planted-evidence.md"
+PAGE = ROOT / "docs" / "planted-evidence.md"
 RESULTS = Path(__file__).parent / "which-neighbour.jsonl"
 WINDOWS = {"gradient": 200, "integrated_gradients": 40}
 """How many windows are read; integrated gradients take thirty times as long."""
@@ -88,11 +87,6 @@ def _interval(figure: Any) -> list[float]:
     return [round(float(value), 4) for value in (figure.estimate, figure.low, figure.high)]
 
 
-def read_results() -> list[dict[str, Any]]:
-    """Return what was measured."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
 def tables(rows: list[dict[str, Any]]) -> dict[str, str]:
     """Return the table of the page, and how often each measure names the neighbour whose loss costs more."""
     body, right = [], dict.fromkeys(MEASURES, 0)
@@ -106,36 +100,24 @@ def tables(rows: list[dict[str, Any]]) -> dict[str, str]:
         )
     counts = [f"{right[name]} of {len(rows)}" for name in MEASURES]
     body.append(["right about the costlier loss", *counts, "", "", ""])
-    header = [
-        "data, seed",
-        "gradient",
-        "integrated gradients from the middle",
-        "replacement",
-        "Dice",
-        "z-1 missing",
-        "z+1 missing",
-    ]
-    return {"which neighbour": table(header, body)}
+    asked = ("gradient", "integrated gradients from the middle", "replacement")
+    return {"which neighbour": table(["data, seed", *asked, "Dice", "z-1 missing", "z+1 missing"], body)}
 
 
 def main() -> None:
     """Train and measure what is missing, or write the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--shared", type=Path, default=Path("../shared"), help="the folder with data and weights"
-    )
+    parser = make_parser(__doc__)
+    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder with data and weights")
     parser.add_argument("--scratch", type=Path, help="where trained networks are kept")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--docs", action="store_true", help="write the table of the page, train nothing")
     options = parser.parse_args()
     if options.docs:
-        insert_tables(PAGE, tables(read_results()))
+        insert_tables(PAGE, tables(read_lines(RESULTS)))
         return
     if options.scratch is None:
         parser.error("--scratch: say where to keep trained networks")
-    known = {(row["data"], row["seed"]) for row in read_results()}
+    known = {(row["data"], row["seed"]) for row in read_lines(RESULTS)}
     for seed in range(options.seeds):
         for name, data in data_sets(options.shared.resolve() / "data").items():
             if (name, seed) in known:
@@ -144,11 +126,7 @@ def main() -> None:
             small = name == "hippocampus"
             config = {
                 "data": {"name": name, **data},
-                "model": {
-                    "spec": "smp:Unet/tu-tf_efficientnet_lite0",
-                    "weights": "imagenet",
-                    "strategy": "pretrained",
-                },
+                "model": {"spec": SPEC, "weights": "imagenet", "strategy": "pretrained"},
                 "training": {
                     "steps": 300,
                     "batch": 8,

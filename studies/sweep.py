@@ -17,6 +17,7 @@ table of docs/coverage.md from them.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import queue
@@ -24,18 +25,45 @@ import random
 import select
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from fnmatch import fnmatchcase
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep_networks import Network, all_networks
-from sweep_rows import RESULTS, SLICES, WAYS, Result, Row, append, read_rows, write_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+
+    Row = dict[str, Any]
+
+WAYS = ("uniform", "twin", "symmetrize")
+"""What the sweep does with a network: neutralize it by "uniform" or by "twin", or symmetrize it at its output."""
+
+FOLDER = Path(__file__).parent / "sweep"
+RESULTS = {way: FOLDER / f"{'coverage' if way == 'uniform' else way}.csv" for way in WAYS}
+SLICES = (3, 5)
+RESULT = (
+    *("outcome", "mirror_error", "permutation_error", "gray_error", "seconds"),
+    *("precision", "error", "mixer", "mixer_error", "note"),
+)
+"""Columns for each number of slices, as ``outcome_3``.
+
+``outcome`` is "ok" where the promise holds, "no place" where "twin" finds no activation to average behind, "failed" where not,
+and empty where nothing was tried; errors are those of the record; ``seconds`` are of one core, with the mixer where that was
+tried; ``precision`` is that of the numbers in which it held: "float32"; or "float64" where the network magnifies rounding
+too much, "float64, settled" where its batch norms needed the statistics of what they meet; ``mixer`` is the outcome of that
+strategy after a failure; ``note`` says what was done in place of what was asked for.
+"""
+
+COLUMNS = (
+    *("library", "name", "spec", "parameters", "pixels", "checked", "unbuilt"),
+    *(f"{name}_{slices}" for slices in SLICES for name in RESULT),
+)
+"""``parameters`` in millions; ``pixels`` along y; ``checked`` is "network", or "stem" where that is too large to run;
+``unbuilt`` says why the library cannot build or run the network, so that nothing could be tried."""
 
 CHILD = Path(__file__).parent / "sweep_checks.py"
 NETWORKS_A_CHILD = 60  # after which a child makes room for a new one
@@ -47,13 +75,11 @@ class Child:
     Args:
         memory: GiB that it may use.
         timeout: seconds that it may take for one network.
-        way: what is done with each network, one of `sweep_rows.WAYS`.
+        way: what is done with each network, one of ``WAYS``.
     """
 
-    def __init__(self, memory: int, timeout: float, way: str = "uniform") -> None:
-        self.memory = memory
-        self.timeout = timeout
-        self.way = way
+    def __init__(self, memory: int, timeout: float, way: str) -> None:
+        self.memory, self.timeout, self.way = memory, timeout, way
         self._process: subprocess.Popen[str] | None = None
         self._checked = 0
 
@@ -73,14 +99,16 @@ class Child:
             self._checked += 1
             if self._checked >= NETWORKS_A_CHILD:
                 self.stop()
-            return _row(json.loads(answer)["row"])
+            row: Row = json.loads(answer)
+            return row
         self.stop()
-        reason = (
-            f"took longer than {self.timeout:g} seconds"
-            if answer is None
-            else f"crashed the process (exit status {process.returncode})"
-        )
-        return Row(*network, results=dict.fromkeys(SLICES, Result("failed", error=reason)))
+        reason = f"crashed the process (exit status {process.returncode})"
+        if answer is None:
+            reason = f"took longer than {self.timeout:g} seconds"
+        failed = {
+            f"{name}_{n}": value for n in SLICES for name, value in (("outcome", "failed"), ("error", reason))
+        }
+        return {**network._asdict(), "checked": "network", **failed}
 
     def _start(self) -> subprocess.Popen[str]:
         self._checked = 0
@@ -95,23 +123,12 @@ class Child:
         )
         return self._process
 
-    def kill(self) -> None:
-        """Let the check end at once; its row says nothing then."""
-        process = self._process
+    def stop(self) -> None:
+        """End the process, and with it what it was checking."""
+        process, self._process = self._process, None
         if process is not None:
             process.kill()
-
-    def stop(self) -> None:
-        """End the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
-
-
-def _row(values: dict[str, Any]) -> Row:
-    results = {int(slices): Result(**found) for slices, found in values["results"].items()}
-    return Row(**{**values, "results": results})
+            process.communicate()
 
 
 def sweep(networks: Sequence[Network], options: argparse.Namespace) -> None:
@@ -119,66 +136,73 @@ def sweep(networks: Sequence[Network], options: argparse.Namespace) -> None:
 
     Those that were being checked when Ctrl-C was pressed get no row.
     """
-    waiting: queue.SimpleQueue[Network] = queue.SimpleQueue()
-    for network in networks:
-        waiting.put(network)
-    lock, started, done = threading.Lock(), time.monotonic(), 0
-    stopping = threading.Event()
     children = [Child(options.memory, options.timeout, options.way) for _ in range(options.jobs)]
+    idle: queue.SimpleQueue[Child] = queue.SimpleQueue()
+    for child in children:
+        idle.put(child)
 
-    def work(child: Child) -> None:
-        nonlocal done
+    def check(network: Network) -> Row:
+        child = idle.get()
         try:
-            while True:
-                network = waiting.get_nowait()
-                row = child.check(network, (options.largest, options.work))
-                with lock:
-                    if stopping.is_set():
-                        return
-                    append(row, options.results)
-                    done += 1
-                    pace = (time.monotonic() - started) / done
-                    print(f"[{done}/{len(networks)}, {pace:.1f} s each] {_said(row)}", flush=True)
-        except queue.Empty:
-            pass
+            return child.check(network, (options.largest, options.work))
         finally:
-            child.stop()
+            idle.put(child)
 
-    _run([threading.Thread(target=work, args=(child,)) for child in children], children, stopping)
-
-
-def _run(threads: Sequence[threading.Thread], children: Sequence[Child], stopping: threading.Event) -> None:
-    """Run the threads to their end, or to Ctrl-C."""
+    started, pool = time.monotonic(), ThreadPoolExecutor(options.jobs)
     try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    except KeyboardInterrupt:
-        stopping.set()
-        while any(thread.is_alive() for thread in threads):
-            for child in children:
-                child.kill()  # again, for one that was about to start
-            time.sleep(0.1)
-        raise
+        waiting = [pool.submit(check, network) for network in networks]
+        for done, future in enumerate(as_completed(waiting), start=1):
+            append(future.result(), options.results)
+            pace = (time.monotonic() - started) / done
+            print(f"[{done}/{len(networks)}, {pace:.1f} s each] {_said(future.result())}", flush=True)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in children:
+            child.stop()
 
 
 def _said(row: Row) -> str:
-    outcomes = [
-        f"{slices}: {found.outcome or 'not tried'}{f', mixer {found.mixer}' if found.mixer else ''}"
-        for slices, found in sorted(row.results.items())
-    ]
-    why = next(
-        (found.error or found.note for found in row.results.values() if found.error or found.note),
-        row.unbuilt,
-    )
-    stem = " (stem)" if row.checked == "stem" else ""
-    return f"{row.library}:{row.name}{stem} {'; '.join(outcomes) or 'not built'}{f' -- {why}' if why else ''}"
+    outcomes = [f"{n}: {row.get(f'outcome_{n}') or 'not tried'}" for n in SLICES]
+    reasons = (row.get(f"{name}_{n}") for n in SLICES for name in ("error", "note"))
+    why = row.get("unbuilt") or next(filter(None, reasons), "")
+    stem = " (stem)" if row["checked"] == "stem" else ""
+    return f"{row['library']}:{row['name']}{stem} {'; '.join(outcomes)}{why and f' -- {why}'}"
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read the rows that there are, none where there is no file; of a network that is there twice, the later."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list({(row["library"], row["name"]): row for row in csv.DictReader(file)}.values())
+
+
+def append(row: Row, path: Path) -> None:
+    """Add one row to the file, which is made if there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(
+            {name: f"{cell:.4g}" if isinstance(cell, float) else cell for name, cell in row.items()}
+        )
+
+
+def write_rows(rows: Iterable[Row], path: Path) -> None:
+    """Write the file anew, sorted."""
+    beside = path.with_suffix(".new")
+    beside.unlink(missing_ok=True)
+    for row in sorted(rows, key=lambda row: (row["library"], row["name"].lower(), row["name"])):
+        append(row, beside)
+    if beside.exists():
+        beside.replace(path)
 
 
 def _chosen(options: argparse.Namespace) -> list[Network]:
     """Return the networks that are to be checked; the smallest first of those that are checked again."""
-    rows = {(row.library, row.name): row for row in read_rows(options.results)}
+    rows = {(row["library"], row["name"]): row for row in read_rows(options.results)}
     done = {name for name, row in rows.items() if not options.retry or _is_final(row, options.largest)}
     networks = [network for network in all_networks() if _matches(network, options.only)]
     if options.sample is not None:
@@ -187,19 +211,23 @@ def _chosen(options: argparse.Namespace) -> list[Network]:
 
     def size(network: Network) -> float:
         row = rows.get((network.library, network.name))
-        return 0.0 if row is None else row.parameters or 0.0
+        return 0.0 if row is None else _parameters(row)
 
     return sorted(waiting, key=size)
 
 
 def _is_final(row: Row, largest: float) -> bool:
     """Say whether nothing better can be found out about a network that is no larger than so many million parameters."""
-    if row.unbuilt or any(row.results[slices].outcome == "failed" for slices in SLICES):
+    if row["unbuilt"] or any(row[f"outcome_{slices}"] == "failed" for slices in SLICES):
         return False
-    return row.checked == "network" or (row.parameters or 0.0) > largest
+    return bool(row["checked"] == "network" or _parameters(row) > largest)
 
 
-def _matches(item: Network | Row, patterns: Sequence[str]) -> bool:
+def _parameters(row: Row) -> float:
+    return float(row["parameters"] or 0)
+
+
+def _matches(item: Network, patterns: Sequence[str]) -> bool:
     name = f"{item.library}:{item.name}"
     return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
 

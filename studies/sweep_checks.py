@@ -14,13 +14,12 @@ import resource
 import sys
 import time
 import warnings
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
-from sweep_rows import SLICES, Result, Row
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
@@ -30,13 +29,14 @@ from evenslice.networks.inputs import input_size
 from evenslice.networks.models import build_model
 from evenslice.networks.outputs import logits
 from evenslice.neutralizing.stems import find_stems
-from evenslice.neutralizing.strategies import STRATEGIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Limits", "check_network"]
+    Row = dict[str, Any]
+    """A network's row of the CSV, by column; a result is its part for one number of slices, less the number."""
 
+SLICES = (3, 5)
 ORDER, GRAY = 1e-5, 1e-4  # what the errors may be at most
 BROKEN = ("the network breaks what the strategy", "the network is not symmetric")  # rounding may be to blame
 NO_PLACE = "so the strategy 'twin' has no "  # single activation to average behind
@@ -66,31 +66,37 @@ class Limits:
 
 
 def check_network(library: str, name: str, spec: str, limits: Limits, way: str = "uniform") -> Row:
-    """Build one network, change it for every number of slices in one of `WAYS`, and return what came of it."""
-    row = Row(library, name, spec)
+    """Build one network, change it for every number of slices in one of `sweep.WAYS`, and return its row."""
+    row: Row = {"library": library, "name": name, "spec": spec, "checked": "network"}
     try:
         spec, sketch = _smallest(spec)
+        row["spec"] = spec
+        if sketch is not None:
+            row["parameters"] = _millions(sketch)
+            if limits.exceeded(row["parameters"], input_size(sketch)):
+                if way == "symmetrize":  # which has to run all of it
+                    size = f"{row['parameters']:.0f} million parameters"
+                    return row | {"unbuilt": f"too large to run here, with {size}"}
+                stems = _Sketched(sketch)
+                results = {slices: _result(stems, slices, way, check="stems") for slices in SLICES}
+                return row | {"checked": "stem"} | _columns(results)
+        network = _Network(spec)
+        row["parameters"] = _millions(network.fresh())
     except _Refused as refused:
-        return replace(row, unbuilt=str(refused))
-    row = replace(row, spec=spec)
-    if sketch is not None:
-        millions = sum(parameter.numel() for parameter in sketch.parameters()) / 1e6
-        row = replace(row, parameters=millions)
-        if limits.exceeded(millions, input_size(sketch)):
-            if way == "symmetrize":  # which has to run all of it
-                return replace(row, unbuilt=f"too large to run here, with {millions:.0f} million parameters")
-            return replace(row, checked="stem", results=_stem_results(sketch, way))
-    network = _Network(spec)
-    try:
-        model = network.fresh()
-    except _Refused as refused:
-        return replace(row, unbuilt=str(refused))
-    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+        return row | {"unbuilt": str(refused)}
     results = {slices: _result(network, slices, way) for slices in reversed(SLICES)}
-    refusals = [result.error for result in results.values() if result.error.startswith(REFUSES)]
-    if len(refusals) == len(results) and not any(NO_MEMORY in error for error in refusals):
-        return replace(row, parameters=millions, unbuilt=refusals[0])
-    return replace(row, parameters=millions, pixels=network.pixels, results=results)
+    errors = [str(result.get("error", "")) for result in results.values()]
+    if all(error.startswith(REFUSES) for error in errors) and not any(NO_MEMORY in error for error in errors):
+        return row | {"unbuilt": errors[0]}
+    return row | {"pixels": network.pixels} | _columns(results)
+
+
+def _columns(results: dict[int, Row]) -> Row:
+    return {f"{name}_{slices}": value for slices, found in results.items() for name, value in found.items()}
+
+
+def _millions(model: nn.Module) -> float:
+    return sum(parameter.numel() for parameter in model.parameters()) / 1e6
 
 
 class _Refused(Exception):  # noqa: N818  # no error of ours: the library does not build what it lists
@@ -165,8 +171,7 @@ def _versions(model: nn.Module) -> dict[int, int]:
 
 def _built(spec: str) -> nn.Module:
     try:
-        with _cheap_draws():
-            model, _ = build_model(spec, "none")
+        model, _ = build_model(spec, "none")
     except EvensliceError as error:
         raise _Refused(_line(error)) from error
     return unequal(model)
@@ -202,37 +207,37 @@ def _is_tiny_scale(name: str, parameter: nn.Parameter) -> bool:
     return not shift and parameter.numel() > 0 and bool(0 <= parameter.min() == parameter.max() <= TINY)
 
 
-def _result(network: _Network, slices: int, way: str = "uniform", **options: Any) -> Result:
+def _result(network: _Network, slices: int, way: str = "uniform", **options: Any) -> Row:
     started = time.process_time()
     result = _attempt(network, slices, way, **options)
-    if way == "uniform" and result.outcome == "failed" and "mixer" in STRATEGIES:
+    if way == "uniform" and result["outcome"] == "failed":
         mixed = _attempt(network, slices, "mixer", **options)
-        result = replace(result, mixer=mixed.outcome, mixer_error=mixed.error)
-    return replace(result, seconds=time.process_time() - started)
+        result |= {"mixer": mixed["outcome"], "mixer_error": mixed["error"]}
+    return result | {"seconds": time.process_time() - started}
 
 
-def _attempt(network: _Network, slices: int, way: str, **options: Any) -> Result:
+def _attempt(network: _Network, slices: int, way: str, **options: Any) -> Row:
     """Change a network; where it breaks its promise, once more in double precision, and once more settled.
 
     There are networks that make a rounding error a thousand times as large, random ones above all.
     """
-    result = Result()
+    result: Row = {}
     for precision, settled in ((torch.float32, False), (torch.float64, False), (torch.float64, True)):
         try:
             record, note = _changed(network, slices, way, precision, settled=settled, **options)
         except _NotTried as error:
-            return Result(error=str(error))
+            return {"outcome": "", "error": str(error)}
         except EvensliceError as error:
             no_place = way == "twin" and NO_PLACE in str(error)
-            result = Result("no place" if no_place else "failed", error=_line(error))
-            if not result.error.startswith(BROKEN):
+            result = {"outcome": "no place" if no_place else "failed", "error": _line(error)}
+            if not result["error"].startswith(BROKEN):
                 return result
         except Exception as error:  # noqa: BLE001  # what is no ModelError is a finding too
-            return Result("failed", error=_line(error))
+            return {"outcome": "failed", "error": _line(error)}
         else:
             name = str(precision).removeprefix("torch.") + (", settled" if settled else "")
-            result = replace(_judged(record, way), precision=name, note=note)
-            if result.outcome == "ok":
+            result = _judged(record, way) | {"precision": name, "note": note}
+            if result["outcome"] == "ok":
                 return result
     return result
 
@@ -283,12 +288,12 @@ def _settle(model: nn.Module, pixels: int) -> None:
         update_bn([image], model)
 
 
-def _judged(record: Any, way: str = "uniform") -> Result:
+def _judged(record: Any, way: str = "uniform") -> Row:
     errors = {name: getattr(record, name) for name in ("mirror_error", "permutation_error", "gray_error")}
     order = errors["mirror_error" if way in {"twin", "symmetrize"} else "permutation_error"]
-    if order <= ORDER and record.gray_error <= GRAY:
-        return Result("ok", **errors)
-    return Result("failed", **errors, error="the promise holds only to the network's own rounding")
+    kept = order <= ORDER and record.gray_error <= GRAY
+    failed = {"outcome": "failed", "error": "the promise holds only to the network's own rounding"}
+    return {"outcome": "ok", "error": "", **errors} | ({} if kept else failed)
 
 
 class _Sketched(_Network):
@@ -322,50 +327,6 @@ def _materialize(module: nn.Module) -> None:
                 tensor.zero_()
 
 
-def _stem_results(sketch: nn.Module, way: str) -> dict[int, Result]:
-    network = _Sketched(sketch)
-    return {slices: _result(network, slices, way, check="stems") for slices in SLICES}
-
-
-@contextmanager
-def _cheap_draws() -> Iterator[None]:
-    """Draw large tensors from a block of numbers in the block: it takes a tenth of the time, and nobody trains them."""
-    block = torch.rand(999_983, generator=torch.Generator().manual_seed(0)) * 2 - 1  # a prime: rows differ
-    uniform, normal, erfinv = Tensor.uniform_, Tensor.normal_, Tensor.erfinv_
-
-    def filled(tensor: Tensor, centre: float, reach: float) -> Tensor:
-        flat, whole = tensor.view(-1), tensor.numel() // block.numel()
-        with torch.no_grad():
-            flat[: whole * block.numel()].view(whole, block.numel()).copy_(block)
-            flat[whole * block.numel() :].copy_(block[: flat.numel() - whole * block.numel()])
-            return tensor.mul_(reach).add_(centre) if centre else tensor.mul_(reach)
-
-    def is_large(tensor: Tensor) -> bool:
-        return tensor.numel() > 50_000 and tensor.is_contiguous() and tensor.device.type == "cpu"
-
-    def fast_uniform(tensor: Tensor, low: float = 0.0, high: float = 1.0, **options: Any) -> Tensor:
-        if is_large(tensor):
-            return filled(tensor, (low + high) / 2, (high - low) / 2)
-        return uniform(tensor, low, high, **options)
-
-    def fast_normal(tensor: Tensor, mean: float = 0.0, std: float = 1.0, **options: Any) -> Tensor:
-        if is_large(tensor):
-            return filled(tensor, mean, std * 3**0.5)
-        return normal(tensor, mean, std, **options)
-
-    def fast_erfinv(tensor: Tensor) -> Tensor:
-        return tensor if is_large(tensor) else erfinv(tensor)
-
-    patches: dict[str, Any] = {"uniform_": fast_uniform, "normal_": fast_normal, "erfinv_": fast_erfinv}
-    for name, function in patches.items():
-        setattr(Tensor, name, function)
-    try:
-        yield
-    finally:
-        for name, original in {"uniform_": uniform, "normal_": normal, "erfinv_": erfinv}.items():
-            setattr(Tensor, name, original)
-
-
 def _line(error: BaseException) -> str:
     """Return an error as one line; of one that evenslice did not raise on purpose, its type as well."""
     text = " ".join(str(error).split())[:500]
@@ -382,12 +343,9 @@ def main() -> None:
     os.dup2(2, 1)  # libraries print; the answers go where nobody else writes
     for line in sys.stdin:
         request = json.loads(line)
-        started = time.process_time()
-        library, name, spec = request["network"]
-        row = check_network(library, name, spec, Limits(*request["limits"]), request["way"])
+        row = check_network(*request["network"], Limits(*request["limits"]), request["way"])
         gc.collect()
-        answer = {"row": asdict(row), "seconds": time.process_time() - started}
-        print(json.dumps(answer), file=answers, flush=True)
+        print(json.dumps(row), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Network", "all_networks"]
-
 
 class Network(NamedTuple):
     """A network of the sweep: its library, its name there, and the specification that builds it."""

@@ -111,54 +111,9 @@ def test_the_examples_of_the_directives_hold(reference):
     assert doctest.testmod(reference).attempted >= 2
 
 
-@pytest.mark.parametrize("page", ["own-loop.md", "own-lightning-module.md"])
-def test_the_loop_of_ones_own_is_short(page):
-    page = (DOCS / "tutorials" / page).read_text()
-    (cell,) = re.findall(
-        r"^```\{code-cell\} python\n:tags: \[own-loop\]\n\n(.*?)^```", page, re.DOTALL | re.MULTILINE
-    )
-    code = [line for line in cell.splitlines() if line.strip()]
-    assert re.search(r"\.train\(\)", cell)
-    assert "evenslice.audit(" in cell
-    assert "LightningModule" not in cell or "def forward(" in cell  # which the monitor calls
-    assert len(code) <= 25, len(code)
-
-
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_between_files_lead_somewhere_on_github_too(path):
     text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
     for target in re.findall(r"\]\(([^)#\s]+)", text):
         if not re.match(r"[a-z]+:", target):
             assert (path.parent / target).exists(), target
-
-
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_table_has_empty_headings_only(path):
-    assert not re.findall(r"^\|(?:\s*\|)+\n\|(?: ---)", path.read_text(), re.MULTILINE)
-
-
-@pytest.mark.parametrize("page", ["does-it-matter.md", "glossary.md"])
-def test_pages_for_newcomers_are_found_from_the_first_pages(page):
-    assert f"(docs/explanation/{page})" in (ROOT / "README.md").read_text()
-    index = (DOCS / "explanation" / "index.md").read_text()
-    assert f"({page})" in index
-    assert f"\n{page.removesuffix('.md')}\n" in index  # in the table of contents
-
-
-def test_the_glossary_explains_what_the_first_pages_take_for_granted():
-    rows = re.findall(
-        r"^\| ([^|]+) \| [^|]{20,} \|$", (DOCS / "explanation" / "glossary.md").read_text(), re.MULTILINE
-    )
-    words = {word.strip() for row in rows for word in row.split(",")}
-    assert words >= {
-        "Dice",
-        "encoder",
-        "logit",
-        "stem",
-        "tied",
-        "arm",
-        "attribution",
-        "saliency",
-        "share",
-        "reliance",
-    }

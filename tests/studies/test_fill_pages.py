@@ -96,17 +96,6 @@ def test_the_best_of_several_is_tested_as_the_best_of_several(judging, studies):
     assert alone.p == pytest.approx(arms[0].test["p"])  # as the summary has it
 
 
-def test_arms_that_differ_by_more_than_their_start_are_told_apart(judging, studies):
-    named = {arm.name: arm for study in studies for arm in study.pooled}
-    assert judging.starts(named["pretrained"], "pretrained")
-    assert not judging.starts(named["pretrained with missing slices"], "pretrained")
-    assert judging.is_exact(named["mirror tied"].how)
-    assert not judging.is_exact(named["uniform"].how)
-    assert not judging.is_trained_so(named["symmetrized at the output"].how)
-    assert judging.should_survive(named["twin with missing slices"].how)
-    assert not judging.should_survive(named["random"].how)
-
-
 def test_every_run_of_a_study_is_done_and_its_arms_are_in_its_configuration(studies):
     for study in studies:
         assert study.summary["finished"] == study.summary["planned"] == len(study.runs)

@@ -481,13 +481,10 @@ QUESTIONS = ("Saliency, B", "Reliance, B", "Answer, C", "Use, E")
 
 def statistics_table(audits: Sequence[AuditResult]) -> Table:
     """Return all statistics in groups of rows, one column for each audit."""
-    groups = [
-        Group("", "", tuple(_settled(audits))),
-        *(
-            Group(title, meaning, tuple(_figure_row(audits, item) for item in found))
-            for title, meaning, found in _groups(audits)
-        ),
-    ]
+    groups = (
+        Group(title, meaning, tuple(_figure_row(audits, item) for item in found))
+        for title, meaning, found in _groups(audits)
+    )
     return Table(
         "All statistics",
         ("Statistic", *(audit.name for audit in audits)),
@@ -495,14 +492,6 @@ def statistics_table(audits: Sequence[AuditResult]) -> Table:
         "Estimates with their 95 % intervals.",
         tuple(range(len(audits))),
     )
-
-
-def _settled(audits: Sequence[AuditResult]) -> Iterator[Row]:
-    yield Row("Verdict", tuple(audit.verdict for audit in audits))
-    found = [audit.statistics for audit in audits]
-    limits = [f"±{one.tolerance:g}, {one.answer_tolerance:g}, {one.mismatch_tolerance:g}" for one in found]
-    yield Row("Tolerances of B, C, E", tuple(limits))
-    yield Row("Windows", tuple(str(audit.windows) for audit in audits))
 
 
 def _figure_row(audits: Sequence[AuditResult], item: Statistic) -> Row:

@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator
 
 from evenslice.report import style
 from evenslice.report.audit_tables import lost, stressed
-from evenslice.report.formatting import MINUS, few_lines, listed, one_line, signed
+from evenslice.report.formatting import MINUS, few_lines, one_line, signed
 from evenslice.report.study_tables import shown_pooled
 from evenslice.report.style import TALLEST, WIDTH, Drawing
 from evenslice.results import Comparison, PooledComparison, Tolerances, pair_bias, score_title
@@ -111,9 +111,9 @@ def shares_figure(audits: Sequence[AuditResult]) -> Drawing:
     for slices in {len(audit.shares) for audit in audits}:
         axes.hlines(1 / slices, -slices / 2, slices / 2, color=style.QUIET, linestyle="--", linewidth=1)
     half = max(len(audit.shares) // 2 for audit in audits)
-    step = math.ceil((2 * half + 1) / MOST_TICKS)  # labels that do not touch
-    ticks = sorted({sign * k for k in range(0, half + 1, step) for sign in (-1, 1)})
-    axes.set_xticks(ticks, [signed(k) for k in ticks])
+    axes.set_xticks(range(-half, half + 1))
+    axes.xaxis.set_major_locator(MaxNLocator(MOST_TICKS, integer=True))  # labels that do not touch
+    axes.xaxis.set_major_formatter(lambda offset, _: signed(round(offset)))
     if len(audits) > 1:
         figure.legend(loc="outside upper left", ncols=min(len(audits), LEGEND))
     return Drawing(
@@ -281,11 +281,6 @@ def stress_figure(items: Sequence[StressItem]) -> Drawing:
         f"slice in its place), blank, noisy or shifted: filled at {MINUS}k, hollow at +k. Where a symmetric network has them "
         "apart, the data differ, not the network."
     )
-    empty = [item.name for item in items if all(math.isnan(summary.intact) for summary in item.summaries)]
-    if empty:
-        reading += (
-            f" No class but 0 was found by {listed([one_line(name) for name in dict.fromkeys(empty)])}."
-        )
     return Drawing("stress", "What a disturbed slice costs", reading, figure)
 
 
@@ -393,13 +388,9 @@ def learning_figure(results: StudyResults) -> Drawing | None:
         axes.set_xlabel("step")
     _name_lines(figure, {arm: index for index, arm in enumerate(results.arms) if arm in logged}, LEGEND)
     reading = (
-        "Thick lines are means over runs, thin lines single runs. Left, an arm that costs no accuracy rises as fast and as high "
-        "as the others; right, a fair one stays at 0."
+        "Thick lines are means over runs, thin lines single runs. Left, an arm that costs no accuracy is as good as the others; "
+        "right, a fair one stays at 0."
     )
-    if score == "loss":
-        reading = (
-            f"No part of the training data was kept out for validation. {reading.replace('rises', 'falls')}"
-        )
     return Drawing("learning", "Learning curves", reading, figure)
 
 

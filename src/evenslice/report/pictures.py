@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, generate_binary_structure, maximum_filter, minimum_filter
 
 from evenslice.report.formatting import percent, signed
 
@@ -278,10 +278,5 @@ def outlines(example: ExampleSlice) -> NDArray[np.uint8]:
 
 def _boundaries(classes: NDArray[Any]) -> NDArray[np.bool_]:
     """Mark the pixels on both sides of each class boundary."""
-    found = np.zeros(classes.shape, np.bool_)
-    for axis in (0, 1):
-        both = np.moveaxis(found, axis, 0), np.moveaxis(classes, axis, 0)
-        differ = both[1][1:] != both[1][:-1]
-        both[0][1:] |= differ
-        both[0][:-1] |= differ
-    return found
+    cross = generate_binary_structure(2, 1)
+    return np.asarray(maximum_filter(classes, footprint=cross) != minimum_filter(classes, footprint=cross))

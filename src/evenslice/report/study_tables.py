@@ -11,12 +11,12 @@ from evenslice.report.audit_tables import EFFECT, SHARES, lost
 from evenslice.report.formatting import (
     MINUS,
     NOTHING,
+    SPACE,
     counted,
     difference,
     interval,
     listed,
     p_value,
-    percent,
     signed,
 )
 from evenslice.report.tables import Group, Row, Table, csv_text, flatten, html_table, plain_table, run_table
@@ -43,9 +43,6 @@ if TYPE_CHECKING:
     from evenslice.results import Interval, StudyResults
 
 Arm: TypeAlias = ArmSummary | PooledArm
-
-MOST: Final = 0.9
-"""The part of the baseline's bias that an arm must remove, with its whole interval, to be named."""
 
 POOLED_READING: Final = (
     "Means over data sets have 95 % intervals from the variances within them (Welch and Satterthwaite). The p of a difference is "
@@ -209,7 +206,11 @@ def _extents(arm: str, comparisons: Sequence[Comparison]) -> str:
 
 
 def _note(item: Comparison | PooledComparison, comparisons: Sequence[Comparison], baseline: str) -> str:
-    sentence = outcome_sentence(item, baseline)
+    arms: Sequence[Arm] = item.arms
+    margins = {arm.margin for arm in arms if arm.differences and not getattr(arm, "primary", False)}
+    sentence = f"Not inferior: no more than {min(margins):g} below {baseline}." if margins else ""
+    if not any(arm.differences for arm in arms):
+        sentence = f"No arm can be compared with {baseline}."
     if isinstance(item, Comparison):
         return f"{sentence} Means over {item.unit}s, with 95 % intervals by Student's t."
     if item.missing:
@@ -226,28 +227,6 @@ def _note(item: Comparison | PooledComparison, comparisons: Sequence[Comparison]
         )
     primary = [PRIMARY_READING.format(arm.margin) for arm in item.arms if arm.primary]
     return " ".join([sentence, POOLED_READING, *primary])
-
-
-def outcome_sentence(item: Comparison | PooledComparison, baseline: str) -> str:
-    """Say which arms remove most of the baseline's bias, and which keep its score."""
-    arms: Sequence[Arm] = item.arms
-    compared = [arm for arm in arms if arm.differences]
-    if not compared:
-        return f"No arm can be compared with {baseline}."
-    text = ""
-    if isinstance(item, Comparison):
-        removing = [arm.arm for arm in item.arms if arm.differences and arm.bias_removed.low >= MOST]
-        text = f"At least {percent(MOST)} of the largest |B| of {baseline} is removed by {listed(removing) or 'no arm'}. "
-    outcomes: dict[str, list[str]] = {}
-    for arm in sorted(compared, key=judgement, reverse=True):
-        outcomes.setdefault(judgement(arm), []).append(arm.arm)
-    found = "; ".join(f"{outcome}: {listed(names)}" for outcome, names in outcomes.items())
-    margin = min(
-        (arm.margin for arm in compared if not getattr(arm, "primary", False)), default=compared[0].margin
-    )
-    return (
-        f"{text}In {score_title(compared[0].score)}, compared with {baseline} (margin {margin:g}), {found}."
-    )
 
 
 def judgement(arm: Arm) -> str:
@@ -287,18 +266,9 @@ def removed_part(removed: Interval) -> str:
     """Format the part of the bias that is removed, in whole percent; it is rounded down so as not to overstate it."""
     if math.isnan(removed.estimate):
         return NOTHING
-    return f"{_part(removed.estimate)} [{_part(removed.low)}, {_part(removed.high)}]"
-
-
-def _part(removed: float) -> str:
-    if removed < -10:
-        return f"below {MINUS}{percent(10)}"
-    if 0 < removed < 0.01:
-        return percent(removed)
-    part = math.floor(100 * removed + 1e-9) / 100  # 100 * .58 is less than 58
-    if part < 0:
-        return f"{MINUS}{percent(-part)}"
-    return f"more than {percent(0.99)}" if 0.99 < removed < 1 else percent(part)
+    parts = (math.floor(100 * part + 1e-9) for part in astuple(removed))  # 100 * .58 is less than 58
+    estimate, low, high = (f"{part}{SPACE}%".replace("-", MINUS) for part in parts)
+    return f"{estimate} [{low}, {high}]"
 
 
 def statistics_tables(results: StudyResults) -> list[Table]:

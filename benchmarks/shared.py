@@ -1,0 +1,160 @@
+"""What the benchmarks share: their network, ratios of times, what long ones keep, and the tables that they write."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import json
+import os
+import statistics
+import time
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.utils import convert_conv2d_weight_memory_format
+
+import evenslice
+from evenslice.volumes import mni152
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from torch import nn
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+SHARED = Path(os.environ.get("EVENSLICE_SHARED", ROOT.parent / "shared"))
+SPEC = "smp:Unet/tu-tf_efficientnet_lite0"
+KEPT = {
+    "MALLOC_MMAP_THRESHOLD_": 1073741824,
+    "MALLOC_TRIM_THRESHOLD_": 1099511627776,
+    "MALLOC_ARENA_MAX": 1,
+}
+"""The environment that keeps the memory which tensors leave; docs/speed.md."""
+
+
+def make_parser(text: str | None) -> argparse.ArgumentParser:
+    """Return a parser whose help is the docstring of a script."""
+    return argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def load(weights: str = "imagenet", **options: Any) -> nn.Module:
+    """Return the network of the demonstration for three slices."""
+    model: nn.Module = evenslice.load_network(SPEC, weights, **options).model.eval()
+    return model
+
+
+def fast_copy(model: nn.Module, device: str = "cpu") -> nn.Module:
+    """Return a frozen copy of a network on a device, channels-last."""
+    network = copy.deepcopy(model).to(device).requires_grad_(requires_grad=False)
+    return convert_conv2d_weight_memory_format(network, torch.channels_last)
+
+
+def open_middle(path: str | None, slices: int | None = None) -> evenslice.Volume:
+    """Open a volume, by default the MNI152 template; of it so many slices around the middle, by default all."""
+    volume = evenslice.open_volume(path) if path else mni152()
+    count = min(slices or len(volume), len(volume))
+    first = (len(volume) - count) // 2
+    return evenslice.open_volume(volume[first : first + count])
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Time one call, until the GPU is done: on one thread the processor's time, which others disturb less, else the clock's."""
+    alone = torch.get_num_threads() == 1 and not torch.cuda.is_initialized()
+    clock = time.process_time if alone else time.perf_counter
+    start = clock()
+    run()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return clock() - start
+
+
+def compare(
+    name: str, ours: Callable[[], object], theirs: Callable[[], object], rounds: int, *, warm: bool = True
+) -> float:
+    """Print the ratio of two times, which are measured alternately, and return its median.
+
+    Args:
+        name: what is compared.
+        ours: over ``theirs``.
+        theirs: what it is compared with.
+        rounds: how often.
+        warm: call both once before; the first passes of a process are slower.
+    """
+    if warm:
+        theirs()
+        ours()
+    return show(name, [seconds(ours) / seconds(theirs) for _ in range(rounds)])
+
+
+def show(name: str, ratios: Sequence[float]) -> float:
+    """Print the median of ratios, the least and the largest; return the median."""
+    median = statistics.median(ratios)
+    print(f"{name}: {median:.2f} ({min(ratios):.2f} to {max(ratios):.2f})", flush=True)
+    return median
+
+
+class Cache:
+    """What is measured, saved to a file as it is found if one is given, so that a later run goes on there."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.known: dict[str, Any] = {}
+        if path is not None and path.exists():
+            self.known = json.loads(path.read_text(encoding="utf-8"))
+
+    def get(self, key: str, measure: Callable[[], Any]) -> Any:
+        """Return what is known, or measure it."""
+        if key not in self.known:
+            started = time.monotonic()
+            self.known[key] = measure()
+            if self.path is not None:
+                print(f"{key}: {time.monotonic() - started:.0f} s", flush=True)
+                replace_text(self.path, json.dumps(self.known, indent=1))
+        return self.known[key]
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file anew as a whole."""
+    beside = path.with_suffix(".new")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the JSON documents of a file, one a line; none if there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    rule = ["---"] * len(header)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in chain([header, rule], rows))
+
+
+def insert_tables(page: Path, tables: dict[str, str]) -> None:
+    """Insert tables into a page, each between its two markers, ``<!-- name -->`` and ``<!-- end of name -->``.
+
+    Raises:
+        ValueError: the page lacks the markers of one.
+    """
+    text = page.read_text(encoding="utf-8")
+    for name, new in tables.items():
+        start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        before, rest = text.split(start)
+        text = f"{before}{start}\n{new}\n{end}{rest.split(end)[1]}"
+    replace_text(page, text)
+
+
+def write_csvs(prefix: str, tables: dict[str, str], folder: Path = RESULTS) -> None:
+    """Write each table in Markdown to a CSV file, ``PREFIX-NAME.csv``."""
+    for name, text in tables.items():
+        header, _, *rows = text.splitlines()
+        path = folder / f"{prefix}-{name.replace(' ', '-')}.csv"
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            for line in (header, *rows):
+                writer.writerow([cell.strip() for cell in line.strip("|").split("|")])
