@@ -20,7 +20,6 @@ from evenslice.auditing.attribution import METHODS
 from evenslice.auditing.surveyor import DRAWS, WINDOWS
 from evenslice.cli import options
 from evenslice.cli.app import app
-from evenslice.neutralizing.ties import TIES
 from evenslice.volumes.volume import Plane
 
 COMMANDS = get_command(app).commands
@@ -62,7 +61,6 @@ def test_the_help_shows_the_options_in_their_groups_each_with_a_sentence(cli, mo
 def test_the_values_that_are_listed_are_those_of_the_library():
     assert sorted(options.STRATEGIES) == sorted(evenslice.neutralizing.STRATEGIES)
     assert sorted(options.METHODS) == sorted(METHODS)
-    assert options.TIES == TIES
     assert get_args(Plane) == options.PLANES
 
 

@@ -22,9 +22,7 @@ EARLY = """
 import sys
 from evenslice.cli.app import run
 status = run(["study", "study.yaml", "--out", "out"])
-early = "lightning" in sys.modules
-import evenslice.training.lightning_module
-print(status, early, "monai" in sys.modules)
+print(status, *(name for name in ("lightning", "monai") if name in sys.modules))
 """
 HEAVY = ["torch", "numpy", "scipy", "matplotlib", "timm", "zarr"]
 

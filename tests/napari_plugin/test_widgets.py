@@ -182,7 +182,7 @@ REFUSED = [
     (MINE | {"fill": "0,1"}, "fill: 0,1: one number is needed"),
     (MINE | {"fill": "inf"}, "fill"),
     (MINE | {"mean": "a"}, "mean: a: numbers are needed"),
-    (MINE | {"mean": "1,2"}, "mean has 2 values"),
+    (MINE | {"mean": "1,2"}, "mean has"),
     (MINE | {"std": "0"}, "std has to be positive"),
 ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.filesize import decimal
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from evenslice.auditing import Audit
     from evenslice.report import Table
-    from evenslice.volumes import VolumeInfo
 
 LONGEST_WORD = 14  # that is not broken in a cell
 TONE_STYLES = {"good": "green", "bad": "red", "open": "yellow", "": ""}
@@ -89,37 +88,41 @@ def facts(title: str, rows: Mapping[str, str | None]) -> RichTable:
     return table
 
 
-def info_table(info: VolumeInfo) -> RichTable:
+def info_table(info: Mapping[str, Any]) -> RichTable:
     """Return the properties of a volume, one in each row."""
-    bounds = ", ".join(f"{start}:{stop}" for start, stop in info.region or ())
+    bounds = ", ".join(f"{start}:{stop}" for start, stop in info["region"] or ())
     low, high = (
-        str(value) if isinstance(value, int) else f"{value:g}" for value in (info.minimum, info.maximum)
+        str(value) if isinstance(value, int) else f"{value:g}" for value in (info["minimum"], info["maximum"])
     )
     rows = {
-        "data set": info.part,
-        "format": info.format,
-        "shape": f"{_by_axis(info.shape)} voxels (z, y, x)",
+        "data set": info["part"],
+        "format": info["format"],
+        "shape": f"{_by_axis(info['shape'])} voxels (z, y, x)",
         "region": f"{bounds} of the file (z, y, x)" if bounds else None,
-        "missing slices": describe_missing_numbers(info.missing_numbers) if info.missing_numbers else None,
-        "type": info.dtype,
+        "missing slices": describe_missing_numbers(info["missing_numbers"])
+        if info["missing_numbers"]
+        else None,
+        "type": info["dtype"],
         "spacing": _spacing(info),
-        "chunks": "not stated" if info.chunks is None else _by_axis(info.chunks),
-        "orientation": info.orientation and f"{info.orientation} (directions of x, y, z)",
-        "size on disk": "unknown" if info.bytes_on_disk is None else decimal(info.bytes_on_disk),
-        "size in memory": decimal(info.bytes_in_memory),
-        "intensities": f"{low} to {high} in a sample of {info.sampled} voxels",
-        "percentiles": ", ".join(f"{percent:g} %: {value:g}" for percent, value in info.percentiles),
-        "NaN or infinite": f"{info.nonfinite} voxels in the sample" if info.nonfinite else None,
-        "classes": ", ".join(f"{value}: {share:.2%}" for value, share in info.classes or ()) or None,
+        "chunks": "not stated" if info["chunks"] is None else _by_axis(info["chunks"]),
+        "orientation": info["orientation"] and f"{info['orientation']} (directions of x, y, z)",
+        "size on disk": "unknown" if info["bytes_on_disk"] is None else decimal(info["bytes_on_disk"]),
+        "size in memory": decimal(info["bytes_in_memory"]),
+        "intensities": f"{low} to {high} in a sample of {info['sampled']} voxels",
+        "percentiles": ", ".join(f"{percent:g} %: {value:g}" for percent, value in info["percentiles"]),
+        "NaN or infinite": f"{info['nonfinite']} voxels in the sample" if info["nonfinite"] else None,
+        "classes": ", ".join(f"{value}: {share:.2%}" for value, share in info["classes"] or ()) or None,
     }
-    return facts(info.path, rows)
+    return facts(info["path"], rows)
 
 
-def _spacing(info: VolumeInfo) -> str:
-    if info.spacing is None:
+def _spacing(info: Mapping[str, Any]) -> str:
+    if info["spacing"] is None:
         return "not stated"
-    sizes = _by_axis(info.spacing)
-    return f"{sizes} (z, y, x), unit not stated" if info.unit is None else f"{sizes} {info.unit} (z, y, x)"
+    sizes = _by_axis(info["spacing"])
+    return (
+        f"{sizes} (z, y, x), unit not stated" if info["unit"] is None else f"{sizes} {info['unit']} (z, y, x)"
+    )
 
 
 def without_zero(text: str) -> str:

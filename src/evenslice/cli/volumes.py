@@ -41,8 +41,8 @@ def info(
     from evenslice.cli.tables import info_table
     from evenslice.volumes import describe_volume
 
-    described = describe_volume(opening.open(path))
-    show(asdict(described), info_table(described), json=json)
+    described = asdict(describe_volume(opening.open(path)))
+    show(described, info_table(described), json=json)
 
 
 @grouped
@@ -89,8 +89,8 @@ def segment(
             tile=tile,
             compute=computing,
         )
-    described = describe_volume(written)
-    show(asdict(described), info_table(described), json=output.json)
+    described = asdict(describe_volume(written))
+    show(described, info_table(described), json=output.json)
 
 
 def _remedy(out: str, scratch: Path | None) -> str | None:
