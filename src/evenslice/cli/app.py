@@ -56,7 +56,7 @@ HINTS = {
 
 
 class _Group(TyperGroup):
-    """The program with its own options, all of them flags, which by themselves would be shown with ``<bool>``."""
+    """The program with its own options, of which flags would by themselves be shown with ``<bool>``."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         parameters = super().get_params(ctx)
