@@ -5,7 +5,6 @@ import pytest
 import torch
 from pretend_gpu import pretend_gpu
 from torch import nn
-from values import by_name
 
 import evenslice
 from evenslice.auditing.attribution import attribute
@@ -91,46 +90,24 @@ def test_an_attribution_goes_on_in_smaller_batches(method):
 
 
 @pytest.mark.slow
-def test_whole_audits_segmentations_and_evaluations_go_on(tmp_path):
-    options = {"device": "cpu", "dtype": "float32", "progress": False}
-    audits = [
-        evenslice.audit(
-            Small(most),
-            VOLUME,
-            **by_name(
-                evenslice.audit,
-                compute=evenslice.Compute(batch=8),
-                sampling=evenslice.Sampling(max_windows=10, tile=(32, 32)),
-                labels=LABELS,
-                **options,
-            ),
+def test_whole_audits_segmentations_and_evaluations_go_on():
+    compute = evenslice.Compute(device="cpu", batch=8, progress=False)
+    sampling = evenslice.Sampling(max_windows=10, tile=(32, 32))
+
+    def found(most):
+        return (
+            evenslice.audit(Small(most), VOLUME, labels=LABELS, sampling=sampling, compute=compute),
+            evenslice.segment(Small(most), VOLUME, compute=compute)[:],
+            evenslice.evaluate(Small(most), VOLUME, LABELS, stress=True, compute=compute).dice,
         )
-        for most in (3, 100)
-    ]
+
+    audits, labels, scores = zip(found(3), found(100), strict=True)
     for name in ("saliency", "reliance", "mismatch"):
         assert np.allclose(*(getattr(audit.measurements, name) for audit in audits), rtol=1e-3, atol=1e-3)
     assert audits[0].run.batch == 8
     assert audits[0].stress == audits[1].stress
-    labels = [
-        evenslice.segment(
-            Small(most),
-            VOLUME,
-            tmp_path / f"{most}.npy",
-            **by_name(evenslice.segment, compute=evenslice.Compute(batch=8), **options),
-        )[:]
-        for most in (3, 100)
-    ]
     assert np.array_equal(*labels)
-    scores = [
-        evenslice.evaluate(
-            Small(most),
-            VOLUME,
-            LABELS,
-            **by_name(evenslice.evaluate, compute=evenslice.Compute(batch=8), stress=True, **options),
-        )
-        for most in (3, 100)
-    ]
-    assert scores[0].dice == scores[1].dice
+    assert scores[0] == scores[1]
 
 
 @pytest.mark.parametrize(

@@ -84,10 +84,6 @@ def choose_device(name: str = "auto") -> torch.device:
     Raises:
         ConfigError: PyTorch does not know or have the device.
     """
-    if not isinstance(name, str):
-        raise ConfigError(
-            f"{option('device', name)}: give 'auto' or the name of a device of PyTorch, such as 'cuda:1'"
-        )
     number = worker_number() if name in ("auto", "cuda") else None
     if number is not None and torch.cuda.is_available() and torch.cuda.device_count() > 1:
         first = "dask_cuda" in sys.modules  # which lets each of its workers see a GPU of its own first
@@ -95,14 +91,11 @@ def choose_device(name: str = "auto") -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError, ImportError) as error:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:
         raise ConfigError(
             f"{option('device', name)}: is not available here ({reason(error).partition('. ')[0]})"
         ) from error
-    if device.type == "meta":
-        raise ConfigError(f"{option('device', name)}: computes no values; choose auto, cpu or cuda")
-    return device
 
 
 def choose_dtype(name: str, device: torch.device, *, training: bool = False) -> torch.dtype:

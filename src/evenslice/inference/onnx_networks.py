@@ -199,17 +199,11 @@ def load_onnx(
         (5, (0.5,), (1, 2, 64, 64))
     """
     centre, spread = _values("mean", mean), _values("std", std)
-    for name, values in (("mean", centre), ("std", spread)):
-        if values and not (np.isfinite(values).all() and (name == "mean" or all(values))):
-            raise ConfigError(f"{option(name, list(values))}: give finite numbers, and no std of 0")
+    if spread and not all(spread):
+        raise ConfigError(f"{option('std', list(spread))}: give no std of 0")
     if centre:
         check_mean(centre)
-    given: Any = providers
-    names = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, list | tuple) else ()
-    if not names or not all(isinstance(name, str) for name in names):
-        raise ConfigError(
-            f"{option('providers', given)}: name one or more of onnxruntime's, such as {CPU[0]!r}"
-        )
+    names = (providers,) if isinstance(providers, str) else tuple(providers)
     return OnnxNetwork(local_path(path, ModelError).absolute(), centre, spread, names)
 
 
@@ -218,9 +212,9 @@ def _values(name: str, given: float | Sequence[float] | None) -> tuple[float, ..
         return None
     with suppress(TypeError, ValueError):
         values = np.atleast_1d(np.asarray(given, dtype=float))
-        if values.ndim == 1 and len(values):
+        if values.ndim == 1 and len(values) and np.isfinite(values).all():
             return tuple(values.tolist())
-    raise ConfigError(f"{option(name)}: is {given!r:.40}; give a number, or one for each slice")
+    raise ConfigError(f"{option(name)}: is {given!r:.40}; give a finite number, or one for each slice")
 
 
 def _scaling(

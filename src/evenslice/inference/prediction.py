@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from evenslice._core import ConfigError, ModelError, map_ahead, option, whole_number
+from evenslice._core import ModelError, map_ahead, option, whole_number
 from evenslice.inference.devices import SMALLER, reporting_device_errors, to_device
 from evenslice.inference.ready_networks import BlackBox, keep_sides, trial_windows
 from evenslice.networks import PROBABILITY, ends_in_sigmoid, logits, predicted_classes
@@ -38,15 +38,6 @@ if TYPE_CHECKING:
 
     Network: TypeAlias = ReadyNetwork | BlackBox
     Window: TypeAlias = Sequence[NDArray[np.float32]]
-
-
-__all__ = [
-    "class_logits",
-    "class_map",
-    "holds_probabilities",
-    "logit_map",
-    "refuse_probabilities",
-]
 
 
 def class_logits(network: torch.nn.Module, windows: Tensor) -> Tensor:
@@ -185,39 +176,24 @@ def holds_probabilities(
     if output.shape[1] > 1 and bool(((output.float().sum(dim=1) - 1).abs() <= SOFTMAX_ROUNDING).all()):
         return "softmax"
     windows = trial_windows(slices, tile).to(network.device)
-    if isinstance(network, BlackBox):
-        return "sigmoid" if _is_probability(output) and _is_driven_to_both_ends(network, windows) else None
-    return "sigmoid" if _ends_in_sigmoid(network, windows) else None
+    if not isinstance(network, BlackBox):
+        with torch.enable_grad():
+            return "sigmoid" if ends_in_sigmoid(logits(network(windows.requires_grad_()))) else None
+    if bool((output == 0).any()):  # a mask, or a clipped output
+        return None
+    try:
+        with np.errstate(over="ignore"):
+            driven = logits(network((2 * windows - 1) * FAR))
+    except Exception:  # noqa: BLE001  # a function may raise anything for inputs outside of 0..1
+        return None
+    ends = driven.ndim == 4 and _within(driven) and driven.min() < NEAR_END and driven.max() > 1 - NEAR_END
+    return "sigmoid" if ends else None
 
 
 def _within(output: Tensor) -> bool:
     """Return whether all numbers of an output are between 0 and 1."""
     return output.is_floating_point() and bool(((output >= 0) & (output <= 1)).all())
 
-
-def _is_probability(output: Tensor) -> bool:
-    """Return whether all numbers of an output are between 0 and 1 and none is 0, which a mask or a clipped output has."""
-    return _within(output) and bool((output > 0).all())
-
-
-def _ends_in_sigmoid(network: ReadyNetwork | BlackBox, windows: Tensor) -> bool:
-    with torch.enable_grad():
-        return ends_in_sigmoid(logits(network(windows.requires_grad_())))
-
-
-def _is_driven_to_both_ends(network: ReadyNetwork | BlackBox, windows: Tensor) -> bool:
-    """Return whether a function gives a map in 0..1, near both of its ends, for noise far beyond 0..1."""
-    try:
-        with np.errstate(over="ignore"):
-            output = logits(network((2 * windows - 1) * FAR))
-    except Exception:  # noqa: BLE001  # a function may raise anything for inputs outside of 0..1
-        return False
-    return (
-        output.ndim == 4 and _within(output) and bool(output.min() < NEAR_END and output.max() > 1 - NEAR_END)
-    )
-
-
-__all__ = ["HELD_BYTES", "SliceRuns", "choose_tile", "even_slices", "predict", "tell_rounding", "try_network"]
 
 LARGEST_TILE = 1024
 """Pixels along y and x up to which a plane goes through the network as a whole."""
@@ -309,7 +285,11 @@ def predict(  # all but three arguments have defaults and names
     windows = _windows(grid, centres, (rows.extent, columns.extent))
     given = ((z, window, False) for z, window in windows)
     if shown is not None:
-        given = ((z, other, _differs(other, window)) for z, window in windows for other in shown(z, window))
+        given = (
+            (z, other, any(plane is not own for plane, own in zip(other, window, strict=True)))
+            for z, window in windows
+            for other in shown(z, window)
+        )
     at_once = -(-batch // (len(rows.tiles) * len(columns.tiles)))
 
     def read(_: None) -> list[tuple[int, Window, bool]]:
@@ -328,22 +308,34 @@ def predict(  # all but three arguments have defaults and names
 
 
 def tell_rounding(
-    network: Network, volume: Volume, scaling: Scaling, *, progress: bool | None, **options: Any
+    network: Network,
+    volume: Volume,
+    scaling: Scaling,
+    *,
+    slices: int,
+    step: int,
+    tile: tuple[int, int],
+    batch: int | None,
+    progress: bool | None,
 ) -> None:
     """Say on standard error in how many voxels of the first two planes a precision below float32 changes labels.
 
     Args:
         network: the network, or the function.
         volume: the volume that it will predict.
-        scaling: maps voxel values to 0..1.
+        scaling: as for ``predict``.
+        slices: likewise.
+        step: likewise.
+        tile: likewise.
+        batch: likewise.
         progress: False to say nothing.
-        **options: as for ``predict``.
     """
     if isinstance(network, BlackBox) or network.dtype == torch.float32 or progress is False:
         return
 
     def labels(asked: ReadyNetwork) -> Tensor:
-        found = predict(asked, volume, scaling=scaling, centres=range(len(volume))[:2], **options)
+        centres, given = range(len(volume))[:2], {"slices": slices, "step": step}
+        found = predict(asked, volume, scaling=scaling, centres=centres, tile=tile, batch=batch, **given)
         return torch.stack([predicted_classes(output, dim=0) for _, output in found])
 
     rounded, exact = labels(network), labels(network.in_precision(torch.float32))
@@ -354,11 +346,6 @@ def tell_rounding(
         sys.stderr.write(
             f"{name}: labels differ from float32 in {shares} of the voxels of the first {len(exact)} planes{share}\n"
         )
-
-
-def _differs(shown: Window, window: Window) -> bool:
-    """Return whether other slices, or slices in another order, are shown than those of a window."""
-    return any(plane is not own for plane, own in zip(shown, window, strict=True))
 
 
 def _refuse_nan(outputs: Tensor, places: Sequence[tuple[int, bool]], volume: Volume) -> None:
@@ -424,15 +411,10 @@ def even_slices(depths: Sequence[int], most: int | None) -> list[list[int]]:
         depths: number of slices of each volume.
         most: the largest number; None for all.
 
-    Raises:
-        ConfigError: it is below 1.
-
     Example:
         >>> even_slices([6, 4], 4)
         [[1, 3], [0, 2]]
     """
-    if most is not None and most < 1:
-        raise ConfigError(f"{most} slices: choose at least 1")
     total, starts = sum(depths), np.cumsum([0, *depths[:-1]]).tolist()
     number = total if most is None else min(most, total)
     places = ((np.arange(number) + 0.5) * total // number).astype(int).tolist()

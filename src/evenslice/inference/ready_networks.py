@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format, parametrize
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from evenslice._core import (
     ConfigError,
@@ -66,8 +66,6 @@ if TYPE_CHECKING:
     from evenslice.inference.devices import Compute
 
 
-__all__ = ["fuse_batch_norms"]
-
 TOLERANCE = 1e-4  # relative to the largest output
 
 
@@ -97,18 +95,24 @@ def fuse_batch_norms(network: nn.Module, windows: Tensor, outputs: Callable[[Any
         before, pairs = _watch(network, windows, outputs)
     except Exception:  # noqa: BLE001  # the windows may be too small for it; watching takes more memory than running
         return 0
-    changes = [_fuse(network, *pair) for pair in pairs]
+    kept: dict[str, nn.Module] = {}
+    for names in pairs:
+        convolution, norm = (network.get_submodule(name) for name in names)
+        successor = cast("nn.Module", _successor(norm))
+        copy_average(norm, successor)
+        fused = fuse_conv_bn_eval(cast("nn.Conv2d", convolution), cast("nn.BatchNorm2d", norm))
+        kept |= dict(zip(names, (convolution, norm), strict=True))
+        for name, module in zip(names, (fused.requires_grad_(False), successor), strict=True):
+            network.set_submodule(name, module)
     try:
         with torch.no_grad():
             difference = (outputs(network(windows)) - before).abs().max()
-        fine = bool(difference <= TOLERANCE * before.abs().max())
-    except Exception:  # noqa: BLE001  # the network may access its batch norms
-        fine = False
-    if fine:
-        return len(pairs)
-    for (convolution, name, batch_norm), (weight, bias) in zip(pairs, changes, strict=True):
-        convolution.weight, convolution.bias = weight, bias
-        network.set_submodule(name, batch_norm)
+        if difference <= TOLERANCE * before.abs().max():
+            return len(pairs)
+    except Exception:  # noqa: BLE001, S110  # the network may access its batch norms
+        pass
+    for name, module in kept.items():
+        network.set_submodule(name, module)
     return 0
 
 
@@ -123,33 +127,29 @@ def _successor(batch_norm: nn.Module) -> nn.Module | None:
 
 def _watch(
     network: nn.Module, windows: Tensor, outputs: Callable[[Any], Tensor]
-) -> tuple[Tensor, list[tuple[nn.Conv2d, str, nn.Module]]]:
-    """Run the network; return its output, and convolutions with the batch norms that alone read their outputs."""
-    made: dict[int, tuple[nn.Conv2d, Tensor]] = {}
-    read: list[tuple[str, nn.Module, int]] = []
-    calls: Counter[nn.Module] = Counter()
+) -> tuple[Tensor, list[tuple[str, str]]]:
+    """Run the network; return its output, and the names of convolutions and of the batch norms that alone read their outputs."""
+    made: dict[int, tuple[str, Tensor]] = {}
+    read: list[tuple[str, int]] = []
+    calls: Counter[str] = Counter()
     parameters = Counter(id(p) for m in network.modules() for p in m.parameters(recurse=False))
 
-    def note_convolution(module: nn.Module, _: Any, output: Tensor) -> None:
-        calls[module] += 1
-        # The output is kept alive, so that no other tensor gets its id.
-        made[id(output)] = cast("nn.Conv2d", module), output
+    def note_convolution(name: str, output: Tensor) -> None:
+        calls[name] += 1
+        made[id(output)] = name, output  # which is kept alive, so that no other tensor gets its id
 
-    def note_batch_norm(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        calls[module] += 1
-        if inputs:  # given by keyword, it is not seen here
-            read.append((name, module, id(inputs[0])))
+    def note_batch_norm(name: str, inputs: tuple[Tensor, ...]) -> None:
+        calls[name] += 1
+        read.extend((name, id(pixels)) for pixels in inputs[:1])  # given by keyword, it is not seen here
 
     hooks = []
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d) and not parametrize.is_parametrized(module):
-            hooks.append(module.register_forward_hook(note_convolution))
+            note = partial(note_convolution, name)
+            hooks.append(module.register_forward_hook(lambda _, __, output, note=note: note(output)))
         elif _successor(module) and module.running_mean is not None:
-            hooks.append(
-                module.register_forward_pre_hook(
-                    lambda m, inputs, name=name: note_batch_norm(name, m, inputs)
-                )
-            )
+            note = partial(note_batch_norm, name)
+            hooks.append(module.register_forward_pre_hook(lambda _, inputs, note=note: note(inputs)))
     try:
         with torch.enable_grad():
             # The product is no leaf of the graph, which a network may not change in place.
@@ -157,15 +157,15 @@ def _watch(
     finally:
         for hook in hooks:
             hook.remove()
-    readers = Counter(node for node in _graph(output.grad_fn))
+    readers = Counter(_graph(output.grad_fn))
     pairs = [
-        (convolution, name, module)
-        for name, module, key in read
+        (convolution, name)
+        for name, key in read
         if key in made
         for convolution, between in [made[key]]
-        if calls[convolution] == calls[module] == 1
+        if calls[convolution] == calls[name] == 1
         and readers[between.grad_fn] == 1
-        and parameters[id(convolution.weight)] == 1
+        and parameters[id(network.get_submodule(convolution).weight)] == 1
     ]
     return output.detach(), pairs
 
@@ -183,39 +183,6 @@ def _graph(root: Any) -> Iterator[Any]:
                 seen.add(node)
                 waiting.append(node)
 
-
-def _fuse(network: nn.Module, convolution: nn.Conv2d, name: str, batch_norm: nn.Module) -> tuple[Any, Any]:
-    """Fold a batch norm into a convolution; return the original weight and bias of the convolution."""
-    old = convolution.weight, convolution.bias
-    norm = cast("nn.BatchNorm2d", batch_norm)
-    weight, bias = fuse_conv_bn_weights(
-        convolution.weight,
-        convolution.bias,
-        cast("Tensor", norm.running_mean),
-        cast("Tensor", norm.running_var),
-        norm.eps,
-        norm.weight,
-        norm.bias,
-    )
-    convolution.weight = nn.Parameter(weight.detach(), requires_grad=False)
-    convolution.bias = nn.Parameter(bias.detach(), requires_grad=False)
-    successor = cast("nn.Module", _successor(batch_norm))
-    copy_average(batch_norm, successor)
-    network.set_submodule(name, successor)
-    return old
-
-
-__all__ = [
-    "BlackBox",
-    "ReadyNetwork",
-    "by_slice",
-    "frozen_copy",
-    "input_scaling",
-    "keep_depthwise_exact",
-    "keep_sides",
-    "make_ready",
-    "trial_windows",
-]
 
 ANY_GPU = ("auto", "cuda")  # devices that are chosen anew by each process
 _MOVING = threading.Lock()
@@ -367,14 +334,12 @@ class ReadyNetwork(nn.Module):
         """
         with _MOVING:  # a move that is under way ends first
             state, device = dict(vars(self)), self._device
-        if self._asked in ANY_GPU:
+        moved = device is not None and device.type != "cpu"
+        if moved or self._asked in ANY_GPU:
             state |= {"_device": None, "batches": BatchSizes()}
-        if device is not None and device.type != "cpu":
-            moved = {
-                name: copy.deepcopy(part).cpu() for name, part in self._modules.items() if part is not None
-            }
-            buffers = {name: part.cpu() for name, part in self._buffers.items() if part is not None}
-            state |= {"_modules": moved, "_buffers": buffers, "_device": None, "batches": BatchSizes()}
+        for kind in ("_modules", "_buffers") if moved else ():
+            parts = {name: part for name, part in state[kind].items() if part is not None}
+            state[kind] = {name: copy.deepcopy(part).cpu() for name, part in parts.items()}
         return state
 
     def forward(self, windows: Tensor) -> Any:

@@ -186,8 +186,9 @@ def segment(
 
 def _write(job: Job, out: str | os.PathLike[str], *, force: bool, progress: bool | None) -> None:
     """Write the output from the staging folder, in the order of the volume's file."""
-    channels = [open_complete(job.array)]
-    if not job.values:
+    if job.values:
+        channels = [open_complete(job.array)]
+    else:
         channels = [open_complete(job.array, select={"c": number}) for number in range(job.classes)]
     held = HELD_BYTES // len(
         channels
