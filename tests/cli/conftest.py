@@ -39,6 +39,15 @@ class Slow(nn.Module):
         return self.inner(x)
 
 
+class Greedy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = unequal()
+
+    def forward(self, x):
+        return self.inner(x) + torch.ones(2**30)[0]
+
+
 def before():
     print("building")
     network = nn.Conv2d(3, 1, 1).requires_grad_(False)
