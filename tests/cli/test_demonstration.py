@@ -74,7 +74,8 @@ def test_what_the_training_needs_is_checked_before_the_audits(quick, cli, monkey
     def missing(name):
         raise ModuleNotFoundError(f"No module named 'absent', wanted by {name}", name="absent")
 
-    monkeypatch.setattr(demo, "import_module", missing)
+    monkeypatch.delattr("evenslice.studying.study")
+    monkeypatch.setattr("evenslice.studying.__getattr__", missing)
     status, out, err = cli("demo", "--out", tmp_path / "out")
     assert (status, out) == (2, "")
     assert "the training part of the demonstration needs the package 'absent'" in err

@@ -6,7 +6,6 @@ from white matter, from a pretrained, a fair and a random start.
 
 import math
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,10 +47,10 @@ def demo(
         raise ConfigError(f"{option('seed', seed)}: the training takes seeds up to {SEEDS - 1}")
     need_report_extra("the demonstration")  # all before minutes of audits
     with needs_extra("train", "the training part of the demonstration"):
-        studying = import_module("evenslice.studying")
+        from evenslice.studying import study, working_in_study
     training = out / "training"
     if training.exists():
-        with studying.working_in_study(training):
+        with working_in_study(training):
             pass
     with quiet(output.json):
         files = (*AUDITS, *AUDIT_FILES, LABELS)
@@ -61,7 +60,7 @@ def demo(
             _write_labels(folder / LABELS)
         if not output.json:
             show_audits(audits, out, json=False)
-        studying.study(_configuration(out / LABELS, seed), training)
+        study(_configuration(out / LABELS, seed), training)
         trained = load_study(training)
     show(
         {"audits": [audit.to_dict() for audit in audits], "training": trained.summary},

@@ -110,10 +110,17 @@ def resumable(remedy: str | Callable[[], str | None]) -> Iterator[None]:
         if how is None:
             raise
         what = str(error) or ("terminated" if isinstance(error, Terminated) else "interrupted")
-        training = sys.modules.get("evenslice.training")  # whose packages may be missing
-        if training is None or training.is_first_process():
+        if _is_first_process():
             tell(f"{what}; {how}")
         raise typer.Exit(getattr(error, "status", 130)) from None
+
+
+def _is_first_process() -> bool:
+    if "evenslice.training" not in sys.modules:  # whose packages may be missing
+        return True
+    from evenslice.training import is_first_process
+
+    return is_first_process()
 
 
 def show(document: object, *items: RenderableType, json: bool) -> None:
