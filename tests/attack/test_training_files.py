@@ -215,7 +215,7 @@ def test_a_log_that_is_lost_does_not_make_another_network_the_best(inputs, comma
     LOST_LOGS[case](run.metrics)
     status, error = command("train", "--out", run.path, "--resume")
     if status == 2:
-        assert error.startswith(f"error: {run.metrics}: ")
+        assert f"error: {run.metrics}: " in error  # after progress, on a slow machine
         assert error.endswith(f"; restore it, or delete {run.last} to train from the start again\n")
         run.last.unlink()
         assert command("train", "--out", run.path, "--resume")[0] == 0

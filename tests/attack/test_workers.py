@@ -41,7 +41,7 @@ def folder(tmp_path):
 def run(folder, *arguments):
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(
-        command, check=False, cwd=folder / "here", capture_output=True, text=True, timeout=120
+        command, check=False, cwd=folder / "here", capture_output=True, text=True, timeout=300
     )
 
 
