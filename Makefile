@@ -87,8 +87,7 @@ benchmarks: $(STAMP)
 	$(BIN)/python benchmarks/sanity.py
 
 fuzz: $(STAMP)
-	$(BIN)/python tests/helpers/fuzz_volumes.py --count 2000
-	$(BIN)/python tests/helpers/fuzz_results.py --count 500
+	EVENSLICE_FUZZ=2000 $(PYTEST) --timeout 0 -m "attack or not attack" -k damaged tests/volumes/test_fuzz_volumes.py tests/attack/test_results_files.py
 
 results: $(STAMP)
 	$(BIN)/python studies/fill_pages.py

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -19,11 +20,12 @@ SHARED = Path(os.environ.get("EVENSLICE_SHARED", Path(__file__).parents[2] / "sh
 
 
 @pytest.fixture(autouse=True)
-def _interrupts():
-    """A command that was interrupted lets the next interrupt end the process, which here is that of the tests."""
-    before = signal.getsignal(signal.SIGINT)
+def _as_before():
+    """A command limits the memory of its process, and lets an interrupt end it, which here is that of the tests."""
+    before, limits = signal.getsignal(signal.SIGINT), resource.getrlimit(resource.RLIMIT_DATA)
     yield
     signal.signal(signal.SIGINT, before)
+    resource.setrlimit(resource.RLIMIT_DATA, limits)
 
 
 def _folder(name):

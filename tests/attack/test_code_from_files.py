@@ -1,7 +1,6 @@
 """Neither a specification in a file nor one that somebody was talked into typing runs code that is no network's."""
 
 import json
-import pickle
 import sys
 from pathlib import Path
 
@@ -9,12 +8,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from commands import run_command
 
 import evenslice
 from evenslice import ConfigError, ModelError
 from evenslice.networks import find_function
-from evenslice.training import TrainConfig
 
 pytestmark = pytest.mark.attack
 
@@ -57,7 +54,6 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / f"{name}.py").write_text(MODULE)
     np.save(tmp_path / "evil.npy", np.array([Payload()]), allow_pickle=True)
     torch.save({"state_dict": Payload()}, tmp_path / "evil.pt")
-    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Payload()))
     (tmp_path / "hubconf.py").write_text("from pathlib import Path\ndef net(): Path('ran').touch()\n")
     rng = np.random.default_rng(0)
     for name_, most in (("image", 255), ("other", 255), ("labels", 2), ("other_labels", 2)):
@@ -67,21 +63,31 @@ def folder(tmp_path, monkeypatch):
     sys.modules.pop(name, None)
 
 
-TYPED = [
-    ("os:system?command='touch ran'", "is a module of Python"),
-    ("subprocess:call?args=['touch','ran']", "is a module of Python"),
-    ("pathlib:Path.touch?self=ran", "is a module of Python"),
-    ("test.support.script_helper:assert_python_ok", "is a module of Python"),
-    ("{mine}:os.system?command='touch ran'", "is a module of Python"),
-    ("{mine}:subprocess.call?args=['touch','ran']", "is a module of Python"),
+PYTHON, READS = "is a module of Python", "is not allowed here: it reads files or runs code"
+REFUSED = [
+    ("os:system?command='touch ran'", PYTHON),
+    ("pathlib:Path.touch?self=ran", PYTHON),
+    ("test.support.script_helper:assert_python_ok", PYTHON),
+    ("{mine}:os.system?command='touch ran'", PYTHON),
+    ("{mine}:subprocess.call?args=['touch','ran']", PYTHON),
     ("{mine}:Net.make", "neither a function of a module nor a class of networks"),
     ("{mine}:np.array?object=1", "neither a function of a module nor a class of networks"),
     ("evenslice.neutralizing:load_network?spec=a&weights=b", "is a module of evenslice"),
+    ("smp:Unet/tu-resnet18?checkpoint_path=evil.pt", READS),
+    ("smp:Unet/tu-resnet18?pretrained_cfg_overlay={{'file':'evil.pt'}}", READS),
+    ("timm:resnet18?pretrained_cfg={{'file':'evil.pt'}}", READS),
+    ("timm:resnet18?cache_dir='.'", READS),
+    ("monai:HoVerNet?pretrained_url='http://localhost/evil.pt'", READS),
+    ("transformers:timm_backbone?backbone='local-dir:.'", READS),
+    ("transformers:segformer?attn_implementation=evil/kernel", READS),
+    ("transformers:segformer?use_kernels=true", READS),
+    ("transformers:segformer?code_revision=main", READS),
+    ("transformers:detr?backbone_kwargs={{'checkpoint_path':'evil.pt'}}", READS),
 ]
 
 
-@pytest.mark.parametrize(("spec", "message"), TYPED)
-def test_python_s_own_functions_are_never_called(folder, spec, message):
+@pytest.mark.parametrize(("spec", "message"), REFUSED)
+def test_what_is_typed_calls_no_function_of_python_and_reads_no_file(folder, spec, message):
     with pytest.raises(ModelError, match=message):
         evenslice.load_network(spec.format(mine=folder), "none")
     assert not Path("ran").exists()
@@ -100,7 +106,6 @@ def test_outputs_are_reduced_by_plain_functions_of_other_modules_alone(folder, n
 STATED = [
     "numpy:load?file=evil.npy&allow_pickle=true",
     "torch:load?f=evil.pt&weights_only=false",
-    "torch.hub:load?repo_or_dir='.'&source=local&model=net",
     "{mine}:np.load?file=evil.npy&allow_pickle=true",
     "{mine}:torch.hub.load?repo_or_dir='.'&source=local&model=net",
 ]
@@ -113,74 +118,33 @@ def test_a_configuration_has_no_function_of_an_installed_package_called(folder, 
         "test": [{"image": "other.npy", "labels": "other_labels.npy"}],
     }
     model = {"spec": spec.format(mine=folder), "weights": "none"}
-    config = TrainConfig.model_validate({"data": data, "model": model})
     with pytest.raises(ModelError, match="is not a module of your own"):
-        evenslice.train(config, "run")
+        evenslice.train({"data": data, "model": model}, "run")
     assert not Path("ran").exists()
 
 
-def make_run(spec):
-    """Write what a finished run has that ``segment`` reads, as anybody could."""
+def test_a_run_folder_calls_a_function_only_if_the_user_names_it_too(folder, command):
+    spec = f"{folder}:net"
     network, record, source = evenslice.load_network(spec, "none")
     Path("run").mkdir()
     evenslice.save_network(network, "run/network.safetensors", record=record, source=source)
     pair = {"image": "image.npy", "labels": "labels.npy"}
     Path("run/config.yaml").write_text(yaml.safe_dump({"data": {"train": [pair]}, "model": {"spec": spec}}))
-
-
-def segment(*options):
-    files = ["--run", "run", "--volume", "image.npy", "--out", "out.npy"]
-    return run_command("segment", *files, "--tile", 32, 32, *options, cwd=Path.cwd())
-
-
-def test_a_run_folder_calls_a_function_only_if_the_user_names_it_too(folder):
-    spec = f"{folder}:net"
-    make_run(spec)
+    segment = ["segment", "--run", "run", "--volume", "image.npy", "--out", "out.npy", "--tile", 32, 32]
+    sys.modules.pop(folder)
     for made in ("imported", "called"):
         Path(made).unlink()
     for options in ([], ["--model", f"{folder}:Net"]):
-        done = segment(*options)
-        assert done.returncode == 2
-        assert f"if you trust its module, give --model {spec} as well" in done.stderr
+        status, error = command(*segment, *options)
+        assert status == 2
+        assert f"if you trust its module, give --model {spec} as well" in error
         assert not Path("imported").exists()
-    done = segment("--model", spec)
-    assert done.returncode == 0, done.stderr
+    assert command(*segment, "--model", spec)[0] == 0
     assert np.load("out.npy").shape == (8, 32, 32)
-
-
-def test_a_run_of_a_library_s_network_is_not_given_a_function(folder):
-    make_run("smp:Unet/resnet18")
-    done = segment("--model", f"{folder}:net")
-    assert done.returncode == 2
-    assert "the run run determines it" in done.stderr
-    assert not Path("imported").exists()
-    assert segment().returncode == 0
-
-
-RESERVED = [
-    "smp:Unet/tu-resnet18?checkpoint_path=evil.pt",
-    "smp:Unet/tu-resnet18?pretrained_cfg_overlay={'file':'evil.pt'}",
-    "smp:Unet/tu-resnet18?cache_dir='.'",
-    "timm:resnet18?pretrained_cfg={'file':'evil.pt'}",
-    "timm:resnet18?cache_dir='.'",
-    "monai:HoVerNet?pretrained_url='http://localhost/evil.pt'",
-    "transformers:timm_backbone?backbone='local-dir:.'",
-    "transformers:segformer?attn_implementation=evil/kernel",
-    "transformers:segformer?use_kernels=true",
-    "transformers:segformer?code_revision=main",
-    "transformers:detr?backbone_kwargs={'checkpoint_path':'evil.pt'}",
-]
-
-
-@pytest.mark.parametrize("spec", RESERVED)
-def test_builders_are_not_told_to_read_files_or_run_code(folder, spec):
-    with pytest.raises(ModelError, match=r"is not allowed here: it reads files or runs code"):
-        evenslice.load_network(spec, "none")
 
 
 CONFIGURATIONS = [
     {"model_type": "segformer", "_attn_implementation_internal": "evil/kernel"},
-    {"model_type": "segformer", "attn_implementation": "evil/kernel"},
     {"model_type": "lightglue", "trust_remote_code": True},
     {"model_type": "timm_backbone", "backbone": "local-dir:/tmp"},
     {"model_type": "timm_wrapper", "architecture": "resnet18", "model_args": {"checkpoint_path": "evil.pt"}},

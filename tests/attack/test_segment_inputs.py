@@ -16,12 +16,10 @@ import torch
 import zarr
 from torch import nn
 
-from evenslice import Compute, Reading, segment
-from evenslice._core import EvensliceError, VolumeError
-from evenslice.inference import segmentation_blocks
-from evenslice.volumes import fingerprint, info, open_volume, write_volume
+from evenslice import Compute, EvensliceError, Reading, VolumeError, open_volume, segment
+from evenslice.volumes import fingerprint, info
 
-pytestmark = pytest.mark.attack
+pytestmark = [pytest.mark.attack, pytest.mark.usefixtures("small_blocks")]
 
 NOISE = 50 + (np.random.default_rng(0).random((20, 70, 90)) * 200).astype(np.uint8)
 
@@ -47,122 +45,75 @@ class Meddling(nn.Module):
         return self
 
 
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch):
-    monkeypatch.setattr(segmentation_blocks, "BLOCK_VOXELS", 2 * 70 * 90)
-
-
 def label(path, out, harm=None):
-    model = Meddling(harm)
-    return segment(
-        model,
-        path,
-        out,
-        slices=3,
-        reading=Reading(intensity=(50, 250)),
-        compute=Compute(batch=2, dtype="float32", device="cpu"),
-    )
+    reading = Reading(intensity=(50, 250))
+    compute = Compute(batch=2, dtype="float32", device="cpu")
+    return segment(Meddling(harm), path, out, slices=3, reading=reading, compute=compute)
 
 
-def refused(path, out, harm, message):
-    """Check that a segmentation with a meddler ends with one line, and the next one with the right labels."""
-    shutil.copytree(path, f"{path}.kept") if path.is_dir() else shutil.copy2(path, f"{path}.kept")
+def in_place(path, part=slice(12, None)):
+    np.load(path, mmap_mode="r+")[part] = 0
+
+
+def without_a_trace(path):
+    before = path.stat()
+    in_place(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def replace_folder(path):
+    zarr.create_array(path.with_name("other.zarr"), data=NOISE[::-1], chunks=(1, 70, 90))
+    path.rename(path.with_name("old.zarr"))
+    path.with_name("other.zarr").rename(path)
+
+
+CHANGED = {
+    "in place": ("image.npy", in_place, "has changed while it was segmented"),
+    "without a trace": ("image.npy", without_a_trace, "has changed since its segmentation began"),
+    "in a part without fingerprint": (
+        "large.npy",
+        lambda path: in_place(path, slice(12, 14)),
+        "has changed while",
+    ),
+    "disappears": ("image.npy", Path.unlink, "cannot be read as NumPy array"),
+    "folder disappears": ("image.zarr", shutil.rmtree, "is missing and its folder has changed"),
+    "chunk disappears": (
+        "image.zarr",
+        lambda path: shutil.rmtree(path / "c" / "15"),
+        "c/15/0/0' is missing and its folder has changed",
+    ),
+    "folder is replaced": ("image.zarr", replace_folder, "has changed since its segmentation began"),
+}
+
+
+@pytest.mark.parametrize("way", CHANGED)
+def test_a_volume_that_changes_meanwhile_ends_with_one_line(tmp_path, monkeypatch, way):
+    name, harm, message = CHANGED[way]
+    path, kept, out = tmp_path / name, tmp_path / "kept", tmp_path / "labels.npy"
+    if name == "large.npy":
+        monkeypatch.setattr(info, "WHOLE_BYTES", 1000)
+        monkeypatch.setattr(info, "END_BYTES", 100)
+    if name == "image.zarr":
+        zarr.create_array(path, data=NOISE, chunks=(1, 70, 90))
+        shutil.copytree(path, kept)
+        time.sleep(0.05)  # the clock of a file system is coarse
+    else:
+        np.save(path, NOISE)
+        shutil.copy2(path, kept)
     with pytest.raises(EvensliceError, match=message) as caught:
-        label(path, out, harm)
+        label(path, out, lambda: harm(path))
     assert "\n" not in str(caught.value)
     assert not out.exists()
-    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-    Path(f"{path}.kept").rename(path)
+    if path.is_dir():
+        shutil.rmtree(path)
+    kept.replace(path)
     np.testing.assert_array_equal(label(path, out)[...], NOISE > 150)
 
 
-@pytest.fixture
-def array(tmp_path):
-    path = tmp_path / "image.npy"
-    np.save(path, NOISE)
-    return path
-
-
-@pytest.fixture
-def folder(tmp_path):
-    path = tmp_path / "image.zarr"
-    zarr.create_array(path, data=NOISE, chunks=(1, 70, 90))
-    time.sleep(0.05)  # the clock of a file system is coarse
-    return path
-
-
-def test_an_array_that_is_changed_in_place(array, tmp_path):
-    def harm():
-        np.load(array, mmap_mode="r+")[12:] = 0
-
-    refused(array, tmp_path / "labels.npy", harm, "has changed while it was segmented")
-
-
-def test_an_array_that_is_changed_in_place_without_a_trace(array, tmp_path):
-    before = array.stat()
-
-    def harm():
-        np.load(array, mmap_mode="r+")[12:] = 0
-        os.utime(array, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-    refused(array, tmp_path / "labels.npy", harm, "has changed since its segmentation began")
-
-
-def test_an_array_that_is_written_anew(array, tmp_path):
-    refused(array, tmp_path / "labels.npy", lambda: np.save(array, NOISE[::-1]), "has changed while it was")
-
-
-def test_a_large_array_of_which_the_fingerprint_covers_a_part(array, tmp_path, monkeypatch):
-    monkeypatch.setattr(info, "WHOLE_BYTES", 1000)
-    monkeypatch.setattr(info, "END_BYTES", 100)
-
-    def harm():
-        np.load(array, mmap_mode="r+")[12:14] = 0
-
-    refused(array, tmp_path / "labels.npy", harm, "has changed while it was segmented")
-
-
-def test_a_file_that_is_only_touched_is_the_same(array, tmp_path):
-    labels = label(array, tmp_path / "labels.npy", array.touch)
+def test_a_file_that_is_only_touched_is_the_same(tmp_path):
+    np.save(tmp_path / "image.npy", NOISE)
+    labels = label(tmp_path / "image.npy", tmp_path / "labels.npy", (tmp_path / "image.npy").touch)
     np.testing.assert_array_equal(labels[...], NOISE > 150)
-
-
-def test_an_array_that_disappears(array, tmp_path):
-    refused(array, tmp_path / "labels.npy", array.unlink, "cannot be read as NumPy array")
-
-
-def test_a_zarr_folder_that_is_removed(folder, tmp_path):
-    refused(
-        folder,
-        tmp_path / "labels.npy",
-        lambda: shutil.rmtree(folder),
-        "is missing and its folder has changed",
-    )
-
-
-def test_a_zarr_folder_of_which_a_part_is_removed(folder, tmp_path):
-    def harm():
-        shutil.rmtree(folder / "c" / "15")
-
-    refused(folder, tmp_path / "labels.npy", harm, r"c/15/0/0' is missing and its folder has changed")
-
-
-def test_a_zarr_folder_that_is_written_anew(folder, tmp_path):
-    def harm():
-        zarr.create_array(folder, data=NOISE[::-1], chunks=(1, 70, 90), overwrite=True)
-
-    refused(folder, tmp_path / "labels.npy", harm, "has changed since its segmentation began")
-
-
-def test_a_zarr_folder_that_is_replaced_by_another(folder, tmp_path):
-    other = tmp_path / "other.zarr"
-    zarr.create_array(other, data=NOISE[::-1], chunks=(1, 70, 90))
-
-    def harm():
-        folder.rename(tmp_path / "old.zarr")
-        other.rename(folder)
-
-    refused(folder, tmp_path / "labels.npy", harm, "has changed since its segmentation began")
 
 
 def test_chunks_that_were_never_written_are_fill_values(tmp_path):
@@ -172,7 +123,6 @@ def test_chunks_that_were_never_written_are_fill_values(tmp_path):
     time.sleep(0.05)
     volume = open_volume(path)
     assert volume[2:5].min(axis=(1, 2)).tolist() == [7, NOISE[3].min(), 7]
-    write_volume(volume, tmp_path / "copy.npy")
     (path / "c" / "3" / "0" / "0").unlink()
     assert volume[2].max() == 7
     with pytest.raises(
@@ -204,52 +154,27 @@ WRITERS = {
 SHORTENED = """
 import os, sys
 from evenslice import VolumeError, open_volume
-path, = sys.argv[1:]
-volume = open_volume(path)
-assert volume[0].shape
-os.truncate(path, 1024)
-for part in (slice(10, 12), ..., (slice(None), 1, slice(None, None, 3))):
-    try:
-        volume[part]
-    except VolumeError as error:
-        assert chr(10) not in str(error)
-        print(error)
-    else:
-        sys.exit("read voxels that are not there")
+for path in sys.argv[1:]:
+    volume = open_volume(path)
+    assert volume[0].shape
+    os.truncate(path, 1024)
+    for part in (slice(10, 12), ..., (slice(None), 1, slice(None, None, 3))):
+        try:
+            volume[part]
+        except VolumeError as error:
+            assert chr(10) not in str(error)
+            print(error)
+        else:
+            sys.exit("read voxels that are not there")
 """
 
 
-@pytest.mark.parametrize("name", WRITERS)
-def test_a_file_that_is_shortened_is_an_error(name, tmp_path):
-    path = tmp_path / name
-    WRITERS[name](path)
-    done = subprocess.run(
-        [sys.executable, "-c", SHORTENED, str(path)],
-        check=False,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    )
+@pytest.mark.slow
+def test_a_file_that_is_shortened_is_an_error(tmp_path):
+    for name, write in WRITERS.items():
+        write(tmp_path / name)
+    paths = [str(tmp_path / name) for name in WRITERS]
+    command = [sys.executable, "-c", SHORTENED, *paths]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, (done.returncode, done.stderr)
-    assert done.stdout.count(f"{path}: ") == 3
-
-
-@pytest.mark.parametrize("order", ["C", "F"])
-@pytest.mark.parametrize("shape", [(7, 30, 40), (3, 5, 400), (200, 3, 90)])
-def test_parts_of_a_file_are_those_of_its_array(order, shape, tmp_path):
-    random = np.random.default_rng(1)
-    array = random.integers(0, 2**15, shape).astype(">i2")
-    np.save(tmp_path / "a.npy", np.asarray(array, order=order))
-    volume = open_volume(tmp_path / "a.npy")
-    for _ in range(60):
-        key = tuple(
-            slice(start, int(random.integers(start + 1, length + 1)), int(random.integers(1, 4)))
-            for length in shape
-            for start in [int(random.integers(0, length))]
-        )
-        np.testing.assert_array_equal(volume[key], array[key])
-    for z in range(shape[0]):
-        plane = volume[z]
-        np.testing.assert_array_equal(plane, array[z])
-        plane[:] = 0  # it is the caller's
-    np.testing.assert_array_equal(volume[...], array)
+    assert [done.stdout.count(f"{path}: ") for path in paths] == [3] * len(paths)

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -15,59 +14,40 @@ pytestmark = pytest.mark.attack
 
 PLANTED = """
 import pathlib
-with (pathlib.Path({folder!r}) / "ran").open("a") as file:
-    file.write(__name__ + "\\n")
+(pathlib.Path({folder!r}) / "ran").touch()
 raise ImportError("planted")
 """
 ENTRY = "from evenslice.cli import main\n\nif __name__ == '__main__':\n    main()\n"
+MINE = """
+import torch
+
+class Net(torch.nn.Conv2d):
+    def __init__(self):
+        super().__init__(3, 2, 1)
+"""
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with a volume, the folder "here" to work in, and the command line as an installed script."""
+    """A folder with a volume and a network in the folder "here" to work in, and the command line as an installed script."""
     (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "mine.py").write_text(MINE)
     (tmp_path / "evenslice-script.py").write_text(ENTRY)
     volume = np.random.default_rng(0).integers(0, 255, (6, 64, 64), dtype=np.uint8)
     np.save(tmp_path / "here" / "volume.npy", volume)
     return tmp_path
 
 
-def plant(folder, where, *names):
-    where.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        (where / f"{name}.py").write_text(PLANTED.format(folder=str(folder)))
-
-
-def run(folder, *arguments, **environment):
+def run(folder, *arguments):
+    command = [sys.executable, *map(str, arguments)]
     return subprocess.run(
-        [sys.executable, *arguments],
-        check=False,
-        cwd=folder / "here",
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
+        command, check=False, cwd=folder / "here", capture_output=True, text=True, timeout=300
     )
 
 
-def segment(folder, **environment):
-    network = ["--model", "smp:Unet/resnet18", "--weights", "none", "--tile", "64", "64"]
-    files = ["--volume", "volume.npy", "--out", "labels.npy", "--workers", "1"]
-    script = str(folder / "evenslice-script.py")
-    return run(folder, script, "segment", *network, *files, **environment)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["multiprocessing", "concurrent", "torch", "zarr"])
-def test_workers_import_nothing_from_the_current_directory(folder, name):
-    plant(folder, folder / "here", name)
-    done = segment(folder)
-    assert not (folder / "ran").exists()
-    assert done.returncode == 0, done.stderr
-
-
 def test_as_a_module_the_command_line_imports_nothing_from_the_current_directory(folder):
-    plant(folder, folder / "here", "numpy", "typer", "torch")
+    for name in ("numpy", "typer", "torch"):
+        (folder / "here" / f"{name}.py").write_text(PLANTED.format(folder=str(folder)))
     done = run(folder, "-m", "evenslice", "info", "volume.npy")
     assert not (folder / "ran").exists()
     assert done.returncode == 0, done.stderr
@@ -87,28 +67,15 @@ def test_workers_open_no_port():
     assert "PYTHONSAFEPATH" not in os.environ
 
 
-def test_a_function_of_the_user_s_own_is_found_by_workers(folder):
-    (folder / "here" / "mine.py").write_text(
-        "import torch\n\n\nclass Net(torch.nn.Conv2d):\n"
-        "    def __init__(self):\n        super().__init__(3, 2, 1)\n"
-    )
-    script = str(folder / "evenslice-script.py")
-    done = run(
-        folder,
-        *(
-            script,
-            "segment",
-            "--model",
-            "mine:Net",
-            "--weights",
-            "none",
-            "--tile",
-            "64",
-            "64",
-            "--workers",
-            "1",
-        ),
-        *("--volume", "volume.npy", "--out", "labels.npy"),
-    )
+@pytest.mark.slow
+@pytest.mark.parametrize("planted", [[], ["multiprocessing", "concurrent", "torch", "zarr"]])
+def test_workers_find_the_user_s_function_and_import_nothing_else_from_the_current_directory(folder, planted):
+    for name in planted:
+        (folder / "here" / f"{name}.py").write_text(PLANTED.format(folder=str(folder)))
+    spec = "smp:Unet/tu-test_resnet" if planted else "mine:Net"
+    network = ["--model", spec, "--weights", "none", "--tile", 64, 64]
+    files = ["--volume", "volume.npy", "--out", "labels.npy", "--workers", 1]
+    done = run(folder, folder / "evenslice-script.py", "segment", *network, *files)
+    assert not (folder / "ran").exists()
     assert done.returncode == 0, done.stderr
-    assert np.load(Path(folder, "here", "labels.npy")).shape == (6, 64, 64)
+    assert np.load(folder / "here" / "labels.npy").shape == (6, 64, 64)

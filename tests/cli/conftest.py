@@ -1,5 +1,6 @@
-"""A folder of volumes and networks, and the command line within this process, for the tests of commands."""
+"""A folder of volumes and networks, and the command line within this process or in one of its own."""
 
+import subprocess
 import sys
 
 import numpy as np
@@ -7,11 +8,14 @@ import pytest
 import tifffile
 import torch
 
-from evenslice import cli
+from evenslice.cli import main
 
 NETWORKS = """
+import time
+
 import torch
 from torch import nn
+
 
 def with_inputs(inputs):
     return nn.Conv2d(inputs, 2, 1)
@@ -23,36 +27,34 @@ def unequal():
         network[0].weight *= torch.tensor([1.0, 4.0, 0.2]).view(1, 3, 1, 1)
     return network
 
-def slow():
-    import time
-    class Slow(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = unequal()
-        def forward(self, x):
-            print("running", flush=True)
-            time.sleep(0.2)
-            return self.inner(x)
-    return Slow()
 
-def classes_only():
-    class ClassesOnly(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = unequal()
-        def forward(self, x):
-            return (self.inner(x) > 0).float()
-    return ClassesOnly()
+class Slow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = unequal()
 
-def talkative():
-    class Talkative(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = unequal()
-        def forward(self, x):
-            print("running")
-            return self.inner(x)
-    return Talkative()
+    def forward(self, x):
+        print("running", flush=True)
+        time.sleep(0.2)
+        return self.inner(x)
+
+
+class Greedy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = unequal()
+
+    def forward(self, x):
+        return self.inner(x) + torch.ones(2**30)[0]
+
+
+def before():
+    print("building")
+    network = nn.Conv2d(3, 1, 1).requires_grad_(False)
+    network.weight.copy_(torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1))
+    network.bias.fill_(-0.5)
+    return network
+
 
 def in_parts():
     network = nn.Sequential()
@@ -60,17 +62,19 @@ def in_parts():
     network.add_module("decoder", nn.Conv2d(4, 2, 1))
     return network
 
-def along_z():
-    class AlongZ(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = nn.Conv3d(1, 2, 3, padding=1)
-        def forward(self, x):
-            return self.inner(x[:, None]).mean(dim=2)
-    return AlongZ()
+
+class AlongZ(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Conv3d(1, 2, 3, padding=1)
+
+    def forward(self, x):
+        return self.inner(x[:, None]).mean(dim=2)
+
 
 def one_slice():
     return nn.Conv2d(1, 2, 3, padding=1)
+
 
 def nothing():
     return 3
@@ -119,15 +123,33 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def run(folder, monkeypatch, capsys):
-    """Run the command line within this process, in the folder of volumes."""
+def cli(monkeypatch, capsys):
+    """Run the command line within this process; return its status, output and errors."""
 
     def run(*arguments):
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", ["evenslice", *arguments])
+        monkeypatch.setattr(sys, "argv", ["evenslice", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
-            cli.main()
+            main()
         captured = capsys.readouterr()
         return end.value.code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def run(folder, monkeypatch, cli):
+    """Likewise, in the folder of volumes."""
+    monkeypatch.chdir(folder)
+    return cli
+
+
+@pytest.fixture
+def process(folder):
+    """Run it in a process of its own, in the folder of volumes."""
+
+    def run(*arguments, cwd=folder, **options):
+        command = [sys.executable, "-m", "evenslice", *map(str, arguments)]
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+        return subprocess.run(command, cwd=cwd, text=True, check=False, timeout=120, **options)
 
     return run

@@ -8,28 +8,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from commands import run_command
 
 import evenslice
 from evenslice import inference
-from evenslice.cli.evaluation_tables import evaluation_tables
+from evenslice.cli.volumes import _tables
 from evenslice.inference import scoring
 
 BEFORE = Path(__file__).parents[1] / "data" / "written-by-0.1.0"
-NETWORKS = """
-import torch
-from torch import nn
-
-def before():
-    print("building")
-    network = nn.Conv2d(3, 1, 1).requires_grad_(False)
-    network.weight.copy_(torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1))
-    network.bias.fill_(-0.5)
-    return network
-"""
 NETWORK = [
     "--model",
-    "evaluated:before",
+    "my_networks:before",
     "--weights",
     "none",
     "--mean",
@@ -43,113 +31,111 @@ SCALED = ["--volume", "image.npy", "--intensity", "0", "255"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("evaluate")
-    (folder / "evaluated.py").write_text(NETWORKS)
+def images(folder):
+    """The folder, with an image and labels of several kinds."""
     image = np.random.default_rng(0).integers(0, 255, (16, 32, 32), dtype=np.uint8)
     np.save(folder / "image.npy", image)
     np.save(folder / "labels.npy", (image > 127).astype(np.uint8))
     np.save(folder / "grey.npy", np.where(image > 127, 255, 0).astype(np.uint8))
     np.save(folder / "short.npy", np.zeros((9, 32, 32), np.uint8))
+    np.save(folder / "empty.npy", np.zeros((16, 32, 32), np.uint8))
     return folder
 
 
-def run(folder, *arguments):
-    return run_command("evaluate", *arguments, cwd=folder)
+@pytest.fixture
+def evaluate(images, run):
+    """Run the command; return its status, output and errors, and the JSON document."""
+
+    def evaluate(*arguments, network=NETWORK, command="evaluate"):
+        code, out, err = run(command, *network, *arguments)
+        out = out.removeprefix("building\n")
+        return code, json.loads(out) if "--json" in arguments and code == 0 else " ".join(out.split()), err
+
+    return evaluate
 
 
-def test_scores_and_stress_are_printed_and_written(folder, tmp_path):
-    out = tmp_path / "out"
-    arguments = [*NETWORK, *SCALED, "--labels", "grey.npy", "--label-values", "0,255", "--stress"]
-    done = run(folder, *arguments, "--out", str(out))
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "agreement with the labels" in done.stdout
-    assert "reversed stack" in done.stdout
-    document = json.loads((out / "result.json").read_text())
-    assert document["command"].startswith("evenslice evaluate --model evaluated:before")
-    again = run(folder, *arguments, "--out", str(out))
-    assert again.returncode == 2
-    assert "replace it with --force" in again.stderr
+def test_scores_and_stress_are_printed_and_written(evaluate, tmp_path):
+    arguments = [*SCALED, "--labels", "grey.npy", "--label-values", "0,255", "--stress", "--out", tmp_path]
+    code, out, err = evaluate(*arguments)
+    assert (code, err) == (0, "")
+    assert "agreement with the labels" in out
+    assert "reversed stack" in out
+    document = json.loads((tmp_path / "result.json").read_text())
+    assert document["command"].startswith("evenslice evaluate --model my_networks:before")
+    code, _, err = evaluate(*arguments)
+    assert (code, "replace it with --force" in err) == (2, True)
 
 
 @pytest.mark.parametrize("most", [2**26, 10])
 def test_it_is_said_why_surfaces_of_a_large_volume_are_not_compared(monkeypatch, most):
     for module in (inference, scoring):
         monkeypatch.setattr(module, "LARGEST_SURFACE", most)
-    image = np.random.default_rng(0).random((3, 8, 8))
-    found = evenslice.evaluate(
-        lambda windows: windows[:, 1:2] - 0.5, image, image > 0.5, reading=evenslice.Reading(intensity=(0, 1))
-    )
-    (table,) = evaluation_tables(found)
+    image, reading = np.random.default_rng(0).random((3, 8, 8)), evenslice.Reading(intensity=(0, 1))
+    found = evenslice.evaluate(lambda windows: windows[:, 1:2] - 0.5, image, image > 0.5, reading=reading)
+    (table,) = _tables(found)
     said = None if most > 10 else "surfaces are compared in volumes of up to 10 voxels; give a --region"
     assert table.caption == said
 
 
-def test_json_stands_alone_on_standard_output(folder):
-    done = run(
-        folder, *NETWORK, *SCALED, "--labels", "labels.npy", "--stress", "--stress-slices", "5", "--json"
-    )
-    assert done.returncode == 0
-    document = json.loads(done.stdout)
-    stress = document["stress"]
-    assert (stress["reference"], stress["slices"]) == ("labels", 5)
-    missing = stress["losses"][0]
+def test_json_stands_alone_on_standard_output(evaluate):
+    stress = ("--stress", "--stress-slices", "5", "--json")
+    code, document, err = evaluate(*SCALED, "--labels", "labels.npy", *stress)
+    assert code == 0
+    assert (document["stress"]["reference"], document["stress"]["slices"]) == ("labels", 5)
+    missing = document["stress"]["losses"][0]
     assert (missing["kind"], missing["offset"]) == ("missing", 1)
     assert missing["after"]["loss"] == {"estimate": 0, "low": 0, "high": 0}
     assert document["dice"]["mean"] == document["dice"]["per_class"][1]
-    assert "building" in done.stderr
+    assert "building" in err
 
 
-def test_it_is_said_why_there_is_nothing_to_lose(folder):
-    np.save(folder / "empty.npy", np.zeros((16, 32, 32), np.uint8))
-    done = run(folder, *NETWORK, *SCALED, "--labels", "empty.npy", "--stress")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert (
-        "The answer is right about no class but 0 in these slices, so there is nothing to lose"
-        in " ".join(done.stdout.split())
-    )
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "Dice with the intact answer when slices are disturbed, 16 windows"),
+        (
+            ["--labels", "empty.npy"],
+            "The answer is right about no class but 0 in these slices, so there is nothing to",
+        ),
+    ],
+)
+def test_labels_are_optional_under_stress(evaluate, options, said):
+    code, out, err = evaluate(*SCALED, "--stress", *options)
+    assert (code, err) == (0, "")
+    assert said in out
 
 
-def test_labels_are_optional_under_stress(folder):
-    done = run(folder, *NETWORK, *SCALED, "--stress")
-    assert done.returncode == 0
-    assert "Dice with the intact answer when slices are disturbed, 16 windows" in " ".join(
-        done.stdout.split()
-    )
-    assert max(map(len, done.stdout.splitlines())) <= 80
-
-
-def test_labels_may_lack_the_axis_of_which_an_entry_of_the_image_is_selected(folder):
-    image = np.load(folder / "image.npy")
-    np.save(folder / "channels.npy", np.stack([255 - image, image]))
-    chosen = ["--volume", "channels.npy", "--axes", "czyx", "--select", "c=1", "--intensity", "0", "255"]
-    scores = []
-    for volume in (SCALED, chosen):
-        done = run(folder, *NETWORK, *volume, "--labels", "labels.npy", "--json")
-        assert done.returncode == 0, done.stderr
-        scores.append(json.loads(done.stdout)["dice"])
-    assert scores[0] == scores[1]
+def test_labels_may_lack_the_axis_of_which_an_entry_of_the_image_is_selected(evaluate, images):
+    image = np.load(images / "image.npy")
     # The shape of a cube would show no mistake.
     cube = np.random.default_rng(1).integers(0, 255, (16, 16, 16, 2), dtype=np.uint8)
-    np.save(folder / "turned.npy", cube)
-    np.save(folder / "turned_labels.npy", (cube[..., 1] > 127).astype(np.uint8))
-    np.save(folder / "upright.npy", cube[..., 1].T)
-    np.save(folder / "upright_labels.npy", (cube[..., 1].T > 127).astype(np.uint8))
-    scores = []
-    for name, options in (("upright", []), ("turned", ["--axes", "xyzc", "--select", "c=1"])):
-        files = ["--volume", f"{name}.npy", "--labels", f"{name}_labels.npy", "--intensity", "0", "255"]
-        done = run(folder, *NETWORK, *files, *options, "--json")
-        assert done.returncode == 0, done.stderr
-        scores.append(json.loads(done.stdout)["dice"])
-    assert scores[0] == scores[1]
-    done = run(folder, *NETWORK, *chosen, "--labels", "missing.npy")
-    assert done.returncode == 2
-    assert "missing.npy: no such file" in done.stderr
+    arrays = {
+        "channels": np.stack([255 - image, image]),
+        "turned": cube,
+        "turned_labels": (cube[..., 1] > 127).astype(np.uint8),
+        "upright": cube[..., 1].T,
+        "upright_labels": (cube[..., 1].T > 127).astype(np.uint8),
+    }
+    for name, array in arrays.items():
+        np.save(images / f"{name}.npy", array)
+    cases = [
+        (("image", "labels", []), ("channels", "labels", ["--axes", "czyx", "--select", "c=1"])),
+        (
+            ("upright", "upright_labels", []),
+            ("turned", "turned_labels", ["--axes", "xyzc", "--select", "c=1"]),
+        ),
+    ]
+    for case in cases:
+        scores = []
+        for volume, labels, options in case:
+            files = ["--volume", f"{volume}.npy", "--labels", f"{labels}.npy", "--intensity", "0", "255"]
+            code, document, err = evaluate(*files, *options, "--json")
+            assert code == 0, err
+            scores.append(document["dice"])
+        assert scores[0] == scores[1]
 
 
-def test_an_onnx_file(folder):
-    import evenslice  # noqa: F401  # the package that the command runs
-
+def test_an_onnx_file(evaluate, images):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     kernel = onnx.numpy_helper.from_array(np.array([0, 0, 1], np.float32).reshape(1, 3, 1, 1), "kernel")
@@ -162,55 +148,48 @@ def test_an_onnx_file(folder):
         [kernel, bias],
     )
     opset = [onnx.helper.make_opsetid("", 17)]
-    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), folder / "after.onnx")
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), images / "after.onnx")
     network = ["--model", "onnx", "--weights", "after.onnx"]
-    done = run(folder, *network, *SCALED, "--stress", "--json")
-    assert done.returncode == 0, done.stderr
-    missing = json.loads(done.stdout)["stress"]["losses"][0]
+    code, document, err = evaluate(*SCALED, "--stress", "--json", network=network)
+    assert code == 0, err
+    missing = document["stress"]["losses"][0]
     assert missing["before"]["dice"] == 1 > missing["after"]["dice"]
-    done = run(folder, *network, *SCALED, "--stress", "--classes", "2")
-    assert done.returncode == 2
-    assert "--classes: an ONNX network states its own" in done.stderr
-    image = np.load(folder / "image.npy").astype(int)
-    for name, options, read in (
-        ("labels.npy", [], image[2:]),
-        ("fair.npy", ["--symmetrize", "output"], (image[2:] + image[:-2]) / 2),
-    ):
-        out = ["--out", f"after-{name}"]
-        done = run_command("segment", *network, *SCALED, *options, *out, cwd=folder)
-        assert done.returncode == 0, done.stderr
+    code, _, err = evaluate(*SCALED, "--stress", "--classes", "2", network=network)
+    assert (code, "--classes: an ONNX network states its own" in err) == (2, True)
+    image = np.load(images / "image.npy").astype(int)
+    averaged = ["--symmetrize", "output"]
+    for options, read in (([], image[2:]), (averaged, (image[2:] + image[:-2]) / 2)):
+        out = ["--out", f"after{len(options)}.npy"]
+        code, _, err = evaluate(*SCALED, *options, *out, network=network, command="segment")
+        assert code == 0, err
         clear = read != 127.5
-        assert np.array_equal(np.load(folder / out[1])[1:-1][clear], (read > 127.5)[clear])
-    done = run_command("export", *network, "--to", "onnx", "--out", "again", cwd=folder)
-    assert done.returncode == 2
-    assert "--model: a function" in done.stderr
+        assert np.array_equal(np.load(images / out[1])[1:-1][clear], (read > 127.5)[clear])
+    code, _, err = evaluate("--to", "onnx", "--out", "again", network=network, command="export")
+    assert (code, "cannot be exported" in err) == (2, True)
 
 
-def test_an_onnx_file_that_evenslice_exported_needs_no_scaling(folder):
-    import evenslice
-
+def test_an_onnx_file_that_evenslice_exported_needs_no_scaling(evaluate, images):
     pytest.importorskip("onnxruntime")
     network = torch.nn.Conv2d(3, 2, 3, padding=1).eval()
     evenslice.neutralize(network, slices=3, mean=0.5, std=0.25)
-    evenslice.export(network, folder / "exported", to="onnx")
+    evenslice.export(network, images / "exported", to="onnx")
     source = ["--model", "onnx", "--weights", "exported/network.onnx", "--volume", "image.npy"]
-    done = run(folder, *source, "--stress", "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["model"]["mean"] == [0.5]
-    audited = run_command("audit", *source, "--max-windows", 8, "--json", cwd=folder)
-    assert audited.returncode == 0, audited.stderr
-    assert json.loads(audited.stdout)["scaling"] == {"mean": [0.5], "std": [0.25], "source": "function"}
-    refused = run(folder, *source, "--stress", "--mean", "0.4")
-    assert refused.returncode == 2
-    assert "states its own mean and std; leave out --mean and --std" in refused.stderr
+    code, document, err = evaluate("--stress", "--json", network=source)
+    assert code == 0, err
+    assert document["model"]["mean"] == [0.5]
+    code, audited, err = evaluate("--max-windows", 8, "--json", network=source, command="audit")
+    assert code == 0, err
+    assert audited["scaling"] == {"mean": [0.5], "std": [0.25], "source": "function"}
+    code, _, err = evaluate("--stress", "--mean", "0.4", network=source)
+    assert (code, "states its own mean and std; leave out --mean and --std" in err) == (2, True)
 
 
-def test_the_run_of_a_training_of_an_earlier_version(tmp_path):
-    folder = Path(shutil.copytree(BEFORE, tmp_path / "before"))
+def test_the_run_of_a_training_of_an_earlier_version(cli, monkeypatch, tmp_path):
+    monkeypatch.chdir(shutil.copytree(BEFORE, tmp_path / "before"))
     files = ["--volume", "image.tif", "--labels", "labels.tif"]
-    done = run(folder, "--run", "run", *files, "--stress", "--stress-slices", "6", "--json")
-    assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)
+    code, out, err = cli("evaluate", "--run", "run", *files, "--stress", "--stress-slices", "6", "--json")
+    assert code == 0, err
+    document = json.loads(out)
     assert 0 < document["dice"]["mean"] < 1
     assert document["stress"]["slices"] == 6
 
@@ -240,37 +219,34 @@ def test_the_run_of_a_training_of_an_earlier_version(tmp_path):
         (["--stress", "--run", "run"], "--mean: the run run determines it; omit it, or omit --run"),
     ],
 )
-def test_an_error_is_one_line_and_status_2(folder, arguments, message):
-    done = run(folder, *NETWORK, *SCALED, *arguments)
-    assert (done.returncode, done.stdout.replace("building\n", "")) == (2, "")
-    assert message in done.stderr
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
+def test_an_error_is_one_line_and_status_2(evaluate, arguments, message):
+    code, out, err = evaluate(*SCALED, *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
 
 
-def test_labels_elsewhere_are_refused_and_the_way_out_is_that_of_the_command(folder):
-    image = np.load(folder / "image.npy").T
-    nib.save(nib.Nifti1Image(image, np.diag([2, 2, 2, 1])), folder / "image.nii")
-    nib.save(nib.Nifti1Image((image > 127).astype(np.uint8), np.diag([-2, -2, 2, 1])), folder / "labels.nii")
-    arguments = [*NETWORK, "--volume", "image.nii", "--labels", "labels.nii", "--intensity", "0", "255"]
-    done = run(folder, *arguments)
-    assert done.returncode == 2
-    assert done.stderr.startswith(
-        "error: labels.nii: its axes x, y, z run to LPS, those of image.nii to RAS; "
-    )
-    assert done.stderr.endswith("open it with --label-axes xyz\n")
-    assert run(folder, *arguments, "--label-axes", "xyz").returncode == 0
+def test_labels_elsewhere_are_refused_and_the_way_out_is_that_of_the_command(evaluate, images):
+    image = np.load(images / "image.npy").T
+    nib.save(nib.Nifti1Image(image, np.diag([2, 2, 2, 1])), images / "image.nii")
+    nib.save(nib.Nifti1Image((image > 127).astype(np.uint8), np.diag([-2, -2, 2, 1])), images / "labels.nii")
+    arguments = ["--volume", "image.nii", "--labels", "labels.nii", "--intensity", "0", "255"]
+    code, _, err = evaluate(*arguments)
+    assert code == 2
+    assert err.startswith("error: labels.nii: its axes x, y, z run to LPS, those of image.nii to RAS; ")
+    assert err.endswith("open it with --label-axes xyz\n")
+    assert evaluate(*arguments, "--label-axes", "xyz")[0] == 0
 
 
-def test_objects_between_boundaries_are_scored_in_a_table_of_their_own(folder):
+def test_objects_between_boundaries_are_scored_in_a_table_of_their_own(evaluate, images):
     cells = np.repeat(np.repeat(np.arange(1, 5).reshape(2, 2), 16, axis=0), 16, axis=1)
-    np.save(folder / "cells.npy", np.broadcast_to(cells, (16, 32, 32)).astype(np.uint16))
-    arguments = [*NETWORK, *SCALED, "--labels", "cells.npy", "--instances", "dense", "--no-surfaces"]
-    done = run(folder, *arguments)
-    assert (done.returncode, done.stderr) == (0, "")
-    document = json.loads(run(folder, *arguments, "--json").stdout)
-    row = done.stdout[done.stdout.index("objects between the boundaries") :]
+    np.save(images / "cells.npy", np.broadcast_to(cells, (16, 32, 32)).astype(np.uint16))
+    arguments = [*SCALED, "--labels", "cells.npy", "--instances", "dense", "--no-surfaces"]
+    code, out, err = evaluate(*arguments)
+    assert (code, err) == (0, "")
+    _, document, _ = evaluate(*arguments, "--json")
+    row = out[out.index("objects between the boundaries") :]
     for value in (document["adapted_rand_error"], *document["variation_of_information"].values()):
         assert f"{value:.3f}".removeprefix("0") in row
-    plain = run(folder, *NETWORK, *SCALED, "--labels", "labels.npy", "--no-surfaces")
-    assert "objects" not in plain.stdout
+    assert "objects" not in evaluate(*SCALED, "--labels", "labels.npy", "--no-surfaces")[1]

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ import tifffile
 import torch
 
 import evenslice
-from evenslice.cli import main
 from evenslice.results import load_study
 
 pytest.importorskip("monai")
@@ -29,19 +27,6 @@ AUDITS = {
 def folder(tmp_path):
     """A copy, which tests may write to."""
     return Path(shutil.copytree(WRITTEN, tmp_path / "written"))
-
-
-@pytest.fixture
-def run_cli(monkeypatch):
-    """Run a command line within this process and return its status."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["evenslice", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return end.value.code
-
-    return run
 
 
 def windows(slices):
@@ -95,24 +80,24 @@ def test_audits_say_what_they_said(name, verdicts):
 
 
 @pytest.mark.parametrize("name", [*(f"audits/{name}" for name in AUDITS), "audits", "survey", "study"])
-def test_reports_are_rebuilt(folder, name, run_cli):
-    assert run_cli("report", folder / name) == 0
+def test_reports_are_rebuilt(folder, name, cli):
+    assert cli("report", folder / name)[0] == 0
     assert (folder / name / "report.html").stat().st_size > 10_000
 
 
-def test_a_finished_run_is_kept_and_segments_as_it_did(folder, run_cli):
+def test_a_finished_run_is_kept_and_segments_as_it_did(folder, cli):
     run, said = folder / "run", json.loads((WRITTEN / "run" / "result.json").read_text())
     assert evenslice.train(folder / "train.yaml", run, resume=True, progress=False) == said
     network = "network.safetensors"
     assert (run / network).read_bytes() == (WRITTEN / "run" / network).read_bytes()
     files = ["--run", run, "--volume", folder / "image.tif", "--out", folder / "again.tif"]
-    assert run_cli("segment", *files, "--dtype", "float32", "--device", "cpu") == 0
+    assert cli("segment", *files, "--dtype", "float32", "--device", "cpu")[0] == 0
     same = tifffile.imread(folder / "again.tif") == tifffile.imread(folder / "labels_of_run.tif")
     assert same.mean() > 0.999
 
 
-def test_an_interrupted_run_is_resumed(folder, run_cli):
-    assert run_cli("train", folder / "train.yaml", "--out", folder / "half", "--resume") == 0
+def test_an_interrupted_run_is_resumed(folder, cli):
+    assert cli("train", folder / "train.yaml", "--out", folder / "half", "--resume")[0] == 0
     found, expected = (json.loads((folder / name / "result.json").read_text()) for name in ("half", "run"))
     # ``run`` is the same training without the interruption.
     assert found["dice"]["mean"] == pytest.approx(expected["dice"]["mean"], abs=0.02)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import tifffile
 
 from evenslice import ConfigError, EvensliceError, open_volume
 from evenslice._core import spelled_on_command_line
-from evenslice.cli import main
 from evenslice.cli.opening import LabelledOpening
 from evenslice.inference import stated_reading
 from evenslice.neutralizing import load_network, save_network
@@ -33,21 +31,6 @@ READING = {
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command line within this process."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["evenslice", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        captured = capsys.readouterr()
-        assert end.value.code == 0, captured.err
-        return captured.out
-
-    return run
-
-
-@pytest.fixture
 def trained(tmp_path):
     """The folder of a run that says how it reads volumes."""
     folder = Path(shutil.copytree(BEFORE / "run", tmp_path / "run"))
@@ -63,36 +46,36 @@ def trained(tmp_path):
     return folder
 
 
-def test_a_symmetrized_run_reads_volumes_as_the_run_does(trained, tmp_path, run):
+def test_a_symmetrized_run_reads_volumes_as_the_run_does(trained, tmp_path, cli):
     fair = tmp_path / "fair.safetensors"
-    run("symmetrize", "--run", trained, "--out", fair)
+    cli("symmetrize", "--run", trained, "--out", fair)
     assert stated_reading(SPEC, str(fair))[0] == Reading(**READING, overlapping=False)
     volume = tmp_path / "volume.npy"
     np.save(volume, np.random.default_rng(0).integers(0, 255, (32, 14, 32), dtype=np.uint8))
     audit = ["audit", "--volume", volume, "--max-windows", 8, "--json"]
-    found = json.loads(run(*audit, "--model", SPEC, "--weights", fair))
+    found = json.loads(cli(*audit, "--model", SPEC, "--weights", fair)[1])
     assert found["volumes"][0]["intensity"] == [0, 200]
     assert found["volumes"][0]["shape"] == [14, 32, 32]
     assert found["step"] == 2
 
 
 @pytest.mark.parametrize("command", ["neutralize", "symmetrize"])
-def test_what_a_file_of_weights_says_of_volumes_is_carried_on(tmp_path, run, command):
+def test_what_a_file_of_weights_says_of_volumes_is_carried_on(tmp_path, cli, command):
     fair, fairer = tmp_path / "fair.safetensors", tmp_path / "fairer.safetensors"
     model, record, source = load_network(SPEC, "none")
     save_network(model, fair, record=record, source=source, reading=READING)
     strategy = ["--strategy", "pretrained"] if command == "neutralize" else []
-    run(command, "--model", SPEC, "--weights", fair, *strategy, "--out", fairer)
+    cli(command, "--model", SPEC, "--weights", fair, *strategy, "--out", fairer)
     assert stated_reading(SPEC, str(fairer))[0] == Reading(**READING)
 
 
-def test_the_run_does_not_say_what_the_target_labels_ignores(trained, tmp_path, run):
+def test_the_run_does_not_say_what_the_target_labels_ignores(trained, tmp_path, cli):
     labels = np.where(np.random.default_rng(0).random((32, 14, 32)) > 0.5, 255, 0).astype(np.uint8)
     np.save(tmp_path / "labels.npy", labels)
     np.save(tmp_path / "volume.npy", labels)
     files = ["--volume", tmp_path / "volume.npy", "--labels", tmp_path / "labels.npy"]
     audit = ["audit", "--run", trained, *files, "--target", "labels", "--max-windows", 8, "--json"]
-    assert json.loads(run(*audit))["target"] == "labels"
+    assert json.loads(cli(*audit)[1])["target"] == "labels"
 
 
 def test_values_of_classes_take_the_place_of_numbered_objects(trained):

@@ -105,3 +105,34 @@ def test_a_container_may_have_fewer_cores_than_its_machine(files, number, tmp_pa
     for name, text in files.items():
         (tmp_path / name).write_bytes(text.encode("latin-1"))
     assert available_cores() == number
+
+
+ALLOCATE = """
+import sys, time
+from evenslice._core import limit_memory
+limit, watch = sys.argv[1:]
+limit_memory(int(limit), watch=watch == "watch")
+try:
+    taken = bytearray(3 * 2**29)
+    taken[:: 2**12] = b"x" * len(taken[:: 2**12])
+except MemoryError:
+    sys.exit("MemoryError")
+time.sleep(2)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the data of a process are limited on Linux alone")
+@pytest.mark.parametrize(
+    ("limit", "watch", "status", "said"),
+    [
+        (2**30, "", 1, "MemoryError\n"),
+        (2**30, "watch", 2, "error: memory: more than 1 GiB, the limit, are needed\n"),
+        (2**31, "watch", 0, ""),
+        (0, "", 0, ""),
+    ],
+)
+def test_a_process_takes_no_more_memory_than_its_limit(limit, watch, status, said):
+    command = [sys.executable, "-c", ALLOCATE, str(limit), watch]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (status, said)

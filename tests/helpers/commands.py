@@ -7,6 +7,7 @@ in several processes, which start the command that they are once more.
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -73,6 +74,11 @@ class Command:
         if self.poll() is None:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
+
+    def kill(self):
+        """Kill it, and wait until all processes that it has started have ended."""
+        self.send_signal(signal.SIGKILL)
+        self.communicate()
 
     def wait(self, timeout=None):
         """Wait until it has ended, and return the exit status; kill it after a timeout."""

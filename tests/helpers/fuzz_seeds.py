@@ -1,15 +1,12 @@
-"""Small valid volumes of every format, for :mod:`fuzz_volumes` to damage."""
+"""Small valid volumes of every format, for :mod:`fuzzing` to damage."""
 
 from __future__ import annotations
 
-import copy
 import gzip
 import json
 import shutil
 import struct
 import zlib
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -22,57 +19,18 @@ import SimpleITK
 import tifffile
 import zarr
 from dicom_files import enhanced, save, write_series
+from fuzzing import Seed, damaged, edit_json
 from piece_files import PLAIN_SHARDS, SHARDS, write_n5, write_precomputed
 from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.uid import RLELossless
 
 if TYPE_CHECKING:
-    import random
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
 STACK = (np.arange(5 * 24 * 20) % 251).reshape(5, 24, 20).astype(np.uint16)
 BYTES = STACK.astype(np.uint8)
-
-
-@dataclass
-class Seed:
-    """A valid volume.
-
-    Attributes:
-        path: what to open.
-        files: what to damage, one file at a time.
-        options: what to open it with.
-        unpack: takes a file's packed content apart, so that what is inside can be damaged.
-        pack: puts it together again.
-        edit: damages the meaning of a file and keeps its form.
-    """
-
-    path: str
-    files: list[Path]
-    options: dict[str, Any] = field(default_factory=dict)
-    unpack: Callable[[bytes], bytes] | None = None
-    pack: Callable[[bytes], bytes] | None = None
-    edit: Callable[[bytes, random.Random], bytes] | None = None
-
-    @contextmanager
-    def damaged(self, damage: Callable[[bytes], bytes], chance: random.Random) -> Iterator[None]:
-        """Damage a file in a context."""
-        file = chance.choice(self.files)
-        content = file.read_bytes()
-        inside = chance.random() < 0.6
-        if inside and self.edit is not None:
-            changed = self.edit(content, chance)
-        elif inside and self.unpack is not None and self.pack is not None:
-            changed = self.pack(damage(self.unpack(content)))
-        else:
-            changed = damage(content)
-        file.write_bytes(changed)
-        try:
-            yield
-        finally:
-            file.write_bytes(content)
 
 
 def make(name: str, folder: Path) -> list[Seed]:
@@ -87,7 +45,6 @@ def _alone(path: Path, **options: Any) -> Seed:
 def _tiff(folder: Path) -> Iterator[Seed]:
     kinds: dict[str, dict[str, Any]] = {
         "plain": {},
-        "bare": {"metadata": None},
         "imagej": {"imagej": True, "metadata": {"axes": "ZYX", "spacing": 2, "unit": "nm"}},
         "ome": {
             "ome": True,
@@ -96,7 +53,6 @@ def _tiff(folder: Path) -> Iterator[Seed]:
         "big": {"bigtiff": True, "byteorder": ">"},
         "zlib": {"compression": "zlib", "tile": (16, 16)},
         "lzw": {"compression": "lzw", "predictor": True, "rowsperstrip": 7},
-        "zstd": {"compression": "zstd"},
     }
     for name, options in kinds.items():
         tifffile.imwrite(folder / f"{name}.tif", STACK, **options)
@@ -112,9 +68,12 @@ def _nifti(folder: Path) -> Iterator[Seed]:
             path = folder / f"{number}{suffix}"
             nibabel.save(image(STACK.T, np.eye(4), dtype=np.uint16), path)
             seed = _alone(path)
-            if suffix.endswith("gz"):
-                seed.unpack, seed.pack = gzip.decompress, gzip.compress
+            seed.edit = _edit_unpacked if suffix.endswith("gz") else None
             yield seed
+
+
+def _edit_unpacked(content: bytes, chance: Any) -> bytes:
+    return gzip.compress(damaged(gzip.decompress(content), chance))
 
 
 def _npy(folder: Path) -> Iterator[Seed]:
@@ -138,7 +97,7 @@ def _zarr(folder: Path) -> Iterator[Seed]:
         zarr.create_array(path, data=STACK, chunks=(1, 8, 8), **options)
         metadata = [file for file in path.rglob("*") if file.name in ("zarr.json", ".zarray")]
         chunks = [file for file in path.rglob("*") if file.is_file() and file not in metadata]
-        yield Seed(str(path), metadata, edit=_edit_json)
+        yield Seed(str(path), metadata, edit=edit_json)
         yield Seed(str(path), chunks)
 
 
@@ -163,39 +122,7 @@ def _ome_zarr(folder: Path) -> Iterator[Seed]:
         )
         names = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
         metadata = [file for file in path.rglob("*") if file.name in names]
-        yield Seed(str(path), metadata, edit=_edit_json)
-
-
-def _edit_json(content: bytes, chance: random.Random) -> bytes:
-    """Change one to three values in a JSON document to invalid ones."""
-    document = json.loads(content)
-    for _ in range(chance.choice((1, 1, 2, 3))):
-        places = list(_places(document))
-        if places:
-            holder, key = chance.choice(places)
-            kind = chance.randrange(4)
-            if kind == 0 and isinstance(holder, dict):
-                del holder[key]
-            elif kind == 1 and isinstance(holder, list):
-                holder.append(copy.deepcopy(holder[key]))
-            else:
-                holder[key] = copy.deepcopy(chance.choice(_ODD_VALUES))
-    return json.dumps(document).encode()
-
-
-_ODD_VALUES = (
-    None, True, -1, 0, 1, 3, 2**31, 2**63, 1e308, float("nan"), "", "x", "../..", "/etc/passwd", "a/../../b", [], {},
-    [[]], [0], [-1, -1, -1], [2**40] * 3, [1, 1, 1], "gzip", {"name": "gzip", "configuration": {"level": 1}}, "|O",
-    "<U9999999999", "float64", {"id": "pickle"}, "NaN", "0x" + "f" * 64,
-)  # fmt: skip
-
-
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield the container and key of every value in a JSON document."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in items:
-        yield value, key
-        yield from _places(item)
+        yield Seed(str(path), metadata, edit=edit_json)
 
 
 def _hdf5(folder: Path) -> Iterator[Seed]:
@@ -273,11 +200,12 @@ def _png(folder: Path) -> Iterator[Seed]:
         (folder / name).mkdir()
         for z, pixels in enumerate(stack):
             Image.fromarray(pixels).save(folder / name / f"{z}.png")
-        yield Seed(str(folder / name), list((folder / name).iterdir()), {}, bytes, _with_checksums)
+        yield Seed(str(folder / name), list((folder / name).iterdir()), edit=_edit_with_checksums)
 
 
-def _with_checksums(content: bytes) -> bytes:
-    """Correct the checksums of a PNG file, so that damage is not detected by them."""
+def _edit_with_checksums(content: bytes, chance: Any) -> bytes:
+    """Damage a PNG file and correct its checksums, which would detect it."""
+    content = damaged(content, chance)
     result, position = content[:8], 8
     while position + 12 <= len(content):
         length = struct.unpack(">I", content[position : position + 4])[0]
@@ -309,7 +237,7 @@ def _n5(folder: Path) -> Iterator[Seed]:
         write_n5(path / "s0", STACK, name, downsamplingFactors=[1, 1, 1])
         metadata = [path / "attributes.json", path / "s0" / "attributes.json"]
         metadata[0].write_text(json.dumps({"resolution": [4, 4, 40], "units": ["nm", "nm", "nm"]}))
-        yield Seed(str(path), metadata, edit=_edit_json)
+        yield Seed(str(path), metadata, edit=edit_json)
         yield Seed(str(path / "s0"), _pieces(path))
 
 
@@ -319,7 +247,7 @@ def _precomputed(folder: Path) -> Iterator[Seed]:
         for kind, sharding in (("files", None), ("shards", SHARDS), ("plain shards", PLAIN_SHARDS)):
             path = folder / f"{name} {kind}"
             write_precomputed(path, array, name, sharding)
-            yield Seed(str(path), [path / "info"], edit=_edit_json)
+            yield Seed(str(path), [path / "info"], edit=edit_json)
             yield Seed(str(path), _pieces(path))
 
 

@@ -20,8 +20,6 @@ from evenslice._core.errors import ConfigError, ModelError, VolumeError
 from evenslice.inference import BlackBox
 from evenslice.inference.prediction import choose_tile
 from evenslice.inference.segmentation_blocks import describe_network
-from evenslice.report import write_report
-from evenslice.training.run_network import load_segmenter
 
 
 @pytest.fixture(scope="module")

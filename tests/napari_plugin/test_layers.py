@@ -1,9 +1,14 @@
-"""Where layers belong: on rotated and sheared volumes, and in a viewer that looks along any axis. No window is opened."""
+"""The manifest, and where layers belong: on rotated and sheared volumes, and in a viewer that looks along any axis."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import evenslice
 from evenslice.napari_plugin.layers import placement, position, volume_of
 
 # napari draws only slices along the axes of a layer, and warns where it is turned out of the plane.
@@ -37,11 +42,10 @@ def test_a_part_of_a_layer_lies_on_the_voxels_that_it_shows(turned):
         np.testing.assert_allclose(part.data_to_world(voxel), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("turned", TURNED.values(), ids=TURNED)
+@pytest.mark.parametrize("turned", [{}, TURNED["behind an affine transform"]], ids=["upright", "turned"])
 @pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 0, 1)], ids=["along z", "along y", "along x"])
 def test_the_voxel_in_view_is_found_whatever_the_viewer_looks_along(order, turned):
-    components = pytest.importorskip("napari.components")
-    viewer = components.ViewerModel()
+    viewer = pytest.importorskip("napari.components").ViewerModel()
     layer = viewer.add_layer(layer_of(**turned))
     viewer.dims.order = order
     voxel = (3, 8, 13)
@@ -53,11 +57,19 @@ def test_the_voxel_in_view_is_found_whatever_the_viewer_looks_along(order, turne
 
 
 def test_a_view_beside_the_layer_means_its_nearest_voxel():
-    components = pytest.importorskip("napari.components")
-    viewer = components.ViewerModel()
+    viewer = pytest.importorskip("napari.components").ViewerModel()
     layer = viewer.add_layer(layer_of())
     viewer.scene.camera.center = (0, -1e6, 1e6)
     assert position(viewer, layer)[1:] == (0, 29)
+
+
+def test_npe2_validates_the_manifest():
+    pytest.importorskip("npe2")
+    manifest = Path(evenslice.__file__).parent / "napari_plugin" / "napari.yaml"
+    command = [sys.executable, "-m", "npe2", "validate", "--imports", str(manifest)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "valid" in done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_layer_of_a_tensor_is_a_volume():

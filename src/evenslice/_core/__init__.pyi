@@ -44,6 +44,7 @@ from .interrupts import Terminated as Terminated
 from .machine import (
     available_cores as available_cores,
     keep_freed_memory as keep_freed_memory,
+    limit_memory as limit_memory,
     package_versions as package_versions,
 )
 from .progress import (

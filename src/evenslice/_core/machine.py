@@ -1,4 +1,4 @@
-"""What this machine leaves to the process: its cores, memory that is kept for the next tensor, and installed packages."""
+"""What this machine leaves to the process: its cores, its memory, of which some is kept, and installed packages."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import ctypes
 import os
 import platform
 import sys
+import threading
+import time
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -13,8 +15,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-__all__ = ["KEPT", "available_cores", "keep_freed_memory", "package_versions"]
 
 LARGEST_KEPT = 2**30  # bytes at once; more, such as a whole volume, is returned
 KEPT = {
@@ -30,6 +30,13 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 QUOTAS = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
 """Files of version 2 and 1 of control groups that hold the time of the processor in each period, and the period."""
+
+MEMORY_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
+"""Files of version 2 and 1 of control groups that hold the memory of a container."""
+LEAST_LIMIT = 2**32  # bytes; a command with PyTorch reserves more than it takes
+MARGIN = 16  # the share of the memory that is left to others
+DRIVERS = ("/dev/nvidiactl", "/dev/kfd")  # of GPUs, which reserve address space as large as the memory of all
+PAUSE = 0.2  # seconds
 
 
 def keep_freed_memory() -> None:
@@ -50,6 +57,58 @@ def keep_freed_memory() -> None:
         mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
         mallopt(M_TRIM_THRESHOLD, -1)  # never
         mallopt(M_ARENA_MAX, 1)
+
+
+def limit_memory(limit: int | None = None, *, watch: bool | None = None) -> None:
+    """Let this process take no more than some memory, which a damaged or hostile file may make it ask for.
+
+    On Linux, its data are limited, so that the allocation that would exceed the limit fails with MemoryError. Elsewhere,
+    and where the driver of a GPU is loaded, which reserves much, its resident memory is watched, and a process that
+    exceeds the limit ends at once with one line and status 2. It takes effect for all of the process, so it is for a
+    program, not for a library, to call.
+
+    Args:
+        limit: in bytes, 0 for none; by default what the machine or its container has, less a sixteenth, and at least 4 GiB.
+        watch: whether to watch resident memory; by default as said above.
+
+    Example:
+        >>> limit_memory(0)
+    """
+    if limit is None and hasattr(os, "sysconf"):
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        for name in MEMORY_LIMITS:
+            with suppress(OSError, ValueError):  # no such file, or one that says "max"
+                memory = min(memory, int((CONTROL_GROUP / name).read_text()))
+        limit = max(memory - memory // MARGIN, LEAST_LIMIT)
+    if not limit:
+        return
+    import resource  # which Windows lacks, as it lacks sysconf
+
+    if watch is None:
+        watch = sys.platform != "linux" or any(map(os.path.exists, DRIVERS))
+    if watch:
+        threading.Thread(target=_watch_memory, args=(limit,), daemon=True).start()
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
+
+
+def _watch_memory(limit: int) -> None:
+    """End this process once it holds more memory than a limit."""
+    import resource
+
+    status = Path("/proc/self/status")
+    while True:
+        if status.exists():  # without the pages of mapped files
+            held = 1024 * int(status.read_text().partition("RssAnon:")[2].split()[0])
+        else:
+            held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        if held > limit:
+            sys.stderr.write(f"error: memory: more than {limit / 2**30:.3g} GiB, the limit, are needed\n")
+            sys.stderr.flush()
+            os._exit(2)
+        time.sleep(PAUSE)
 
 
 def available_cores() -> int:

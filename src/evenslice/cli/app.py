@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import io
 import logging
 import os
@@ -20,6 +21,7 @@ from evenslice._core import (
     EMPTY_PATH,
     ConfigError,
     EvensliceError,
+    limit_memory,
     local_path,
     printable,
     spelled_on_command_line,
@@ -27,28 +29,34 @@ from evenslice._core import (
 )
 from evenslice.cli.audit import audit
 from evenslice.cli.demo import demo
-from evenslice.cli.ending import discard_stdout, refusal
-from evenslice.cli.evaluate import evaluate
 from evenslice.cli.export import export
-from evenslice.cli.info import info
-from evenslice.cli.neutralize import neutralize
-from evenslice.cli.report import report
-from evenslice.cli.segment import segment
-from evenslice.cli.study import study
-from evenslice.cli.survey import survey
-from evenslice.cli.symmetrize import symmetrize
-from evenslice.cli.train import train
+from evenslice.cli.neutralize import neutralize, symmetrize
+from evenslice.cli.survey import report, survey
+from evenslice.cli.training import study, train
+from evenslice.cli.volumes import evaluate, info, segment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["app", "run"]
-
 LEAST_COLUMNS = 20  # that the environment can ask for
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CLOSED = "choose a place where you may read and write"
+_FULL = "make room, or choose another place"
+
+HINTS = {
+    errno.EACCES: _CLOSED,
+    errno.EPERM: _CLOSED,
+    errno.EROFS: "nothing can be written there; choose another place",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "the link leads back to itself; name a file or a folder",
+    **dict.fromkeys(FULL, _FULL),
+}
+"""What would be right, for each error that is the user's; any other is a defect of the program."""
 
 
 class _Group(TyperGroup):
-    """The program with its own options, all of them flags, which by themselves would be shown with ``<bool>``."""
+    """The program with its own options, of which flags would by themselves be shown with ``<bool>``."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         parameters = super().get_params(ctx)
@@ -129,14 +137,25 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001
+    memory_limit: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GIB",
+            show_default=False,
+            help="Memory that the command may take in GiB, before it ends with an error; 0 for no limit (default: nearly all "
+            "that the machine has).",
+        ),
+    ] = None,
+    version: Annotated[  # noqa: ARG001  # printed by its callback
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    # `main` takes --debug from anywhere on the command line; it is declared here for the help.
-    pass
+    # `run` takes --debug from anywhere on the command line; it is declared here for the help.
+    if memory_limit is not None and memory_limit < 0:
+        raise ConfigError(f"--memory-limit {memory_limit:g}: must be at least 0")
+    limit_memory(None if memory_limit is None else int(memory_limit * 2**30))
 
 
 def run(words: Sequence[str]) -> int:
@@ -183,7 +202,7 @@ def _is_interrupted(error: BaseException | None) -> bool:
 def _report(error: Exception, *, debug: bool) -> int:
     """Tell the user about an error, and return the exit status."""
     if isinstance(error, BrokenPipeError):  # nobody reads any longer; exit without a complaint
-        discard_stdout()
+        _discard_stdout()
         return 141  # as a shell reports SIGPIPE
     text = _line(error)
     with suppress(OSError):  # where nothing can be told, the status tells alone
@@ -209,16 +228,57 @@ def _line(error: Exception) -> str | None:
         return error.render(spelled_on_command_line)
     if isinstance(error, typer.TyperException):
         return error.format_message()
-    return refusal(error) or _memory_refusal(error)
+    return _refusal(error) or _memory_refusal(error)
+
+
+def _refusal(error: BaseException) -> str | None:
+    """Return one line about an error of the operating system that is the user's; None for any other error.
+
+    Paths are looked at in many places, and any of them can fail so; commands therefore leave these errors to the end.
+    """
+    if isinstance(error, RuntimeError):  # by which pathlib reports a loop of links before Python 3.13
+        error = error.__context__ or error
+        if not isinstance(error, OSError) or error.errno != errno.ELOOP:
+            return None
+    if not isinstance(error, OSError):
+        return None
+    if error.errno == errno.ENOENT and not _is_here():
+        return "the working directory: was removed; change to a folder that exists"
+    if error.filename is not None and error.errno in HINTS:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}; {HINTS[error.errno]}"
+    if error.errno in FULL:  # of an open file, such as standard output, for which the system gives no name
+        _discard_stdout()
+        return f"output: cannot be written ({error.strerror}); {_FULL}"
+    return None
+
+
+def _discard_stdout() -> None:
+    """Send nowhere what standard output still holds, on which Python would fail when it ends."""
+    with suppress(OSError, ValueError, AttributeError):  # it is no file of the system, or closed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _is_here() -> bool:
+    """Return whether the working directory exists."""
+    try:
+        Path.cwd()
+    except OSError:
+        return False
+    return True
 
 
 def _memory_refusal(error: Exception) -> str | None:
     """Return one line about memory that runs out, which it can do anywhere; None for any other error."""
     if not isinstance(error, RuntimeError | MemoryError):
         return None
-    from evenslice.inference import memory_error_of, out_of_memory
-
-    return memory_error_of(error).render(spelled_on_command_line) if out_of_memory(error) else None
+    try:
+        from evenslice.inference import memory_error_of, out_of_memory
+    except MemoryError:  # there is not even enough for PyTorch
+        return "the memory of the device has run out; end what else uses it, or raise --memory-limit"
+    if not out_of_memory(error):
+        return None
+    line = memory_error_of(error).render(spelled_on_command_line)
+    return line if "--device" in line else f"{line}, or raise --memory-limit"
 
 
 def _print_traceback() -> None:

@@ -11,8 +11,7 @@ from evenslice._core import check_known
 from evenslice.auditing import Sampling
 from evenslice.cli import options
 from evenslice.cli.opening import LabelledOpening
-from evenslice.cli.option_groups import Options, grouped
-from evenslice.cli.options import check_seed, parse_values
+from evenslice.cli.options import Options, check_seed, grouped, parse_values
 from evenslice.cli.printing import (
     command_line,
     quiet,
@@ -162,7 +161,7 @@ class Required:
 @grouped
 def audit(
     *,
-    source: options.AnySource,
+    source: options.Source,
     inputs: options.TiedInput,
     strategy: Annotated[
         list[Any] | None, options.strategy("; repeat to compare several (default: pretrained)")
@@ -238,7 +237,7 @@ def audit(
         raise typer.Exit(1)
 
 
-def _tell_missing_weights(source: options.AnySource, audits: "list[Audit]") -> None:
+def _tell_missing_weights(source: options.Source, audits: "list[Audit]") -> None:
     """Say which parts of the network were random."""
     audited = audits[0].run.model
     if source.weights is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from evenslice._core import ConfigError, ModelError, option
 from evenslice.auditing import check_method
@@ -32,28 +32,13 @@ if TYPE_CHECKING:
     from evenslice.networks import ModelSource
     from evenslice.neutralizing import Record
 
-    class Measure(Protocol):
-        """``evenslice.audit`` with everything given but the network, the method and the sampling."""
-
-        def __call__(
-            self,
-            model: nn.Module | Callable[..., Any],
-            *,
-            slices: int | None,
-            method: str | None,
-            sampling: Sampling,
-        ) -> Audit: ...
-
-
-__all__ = ["AUDITS", "audit_strategies", "write_results"]
-
 AUDITS = ("audit.json", "audit.npz", "audit.[0-9]*-*.json", "audit.[0-9]*-*.npz")
 """Name patterns of the audits in a folder of results."""
 
 
 def audit_strategies(
     network: Network,
-    measure: Measure,
+    measure: Callable[..., Audit],
     *,
     strategies: Sequence[str | tuple[float, ...]] = ("pretrained",),
     methods: Sequence[str | None] = (None,),
@@ -64,7 +49,7 @@ def audit_strategies(
 
     Args:
         network: the network; its specification may be "onnx" and its weights then the file.
-        measure: audits one network by one method.
+        measure: ``evenslice.audit`` with everything given but the network, the method and the sampling.
         strategies: how colour kernels become slice kernels, or the weights of a profile; "pretrained" is the network as
             built.
         methods: attribution methods; None stands for the default of ``audit``.

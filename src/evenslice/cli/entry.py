@@ -5,9 +5,9 @@ import sys
 from contextlib import suppress
 
 from evenslice._core import keep_freed_memory
-from evenslice.cli.ending import INTERRUPTED, TERMINATED
 
-__all__ = ["main"]
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit statuses of commands that were ended by a signal, as shells expect them."""
 
 
 def main() -> None:

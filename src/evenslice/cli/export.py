@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from evenslice.cli import options
-from evenslice.cli.option_groups import grouped
+from evenslice.cli.options import grouped
 from evenslice.cli.printing import quiet, show
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rich.table import Table
+
     from evenslice.auditing import Audit
-    from evenslice.inference import ModelCard
+    from evenslice.inference import Exported, ModelCard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ class Card:
 def export(
     *,
     source: options.Source,
-    inputs: options.LabelledInput,
+    inputs: options.Input,
     reading: options.LabelledReading,
     to: Annotated[
         str,
@@ -81,7 +83,6 @@ def export(
 
     What it writes says how volumes and labels are read: as the run or the file of weights says, unless an option does.
     """
-    from evenslice.cli.tables import export_table
     from evenslice.inference import export as write_network
 
     with quiet(output.json):
@@ -96,7 +97,7 @@ def export(
             audits=audits,
             force=output.force,
         )
-    show(written.to_dict(), export_table(written), json=output.json)
+    show(written.to_dict(), _table(written), json=output.json)
 
 
 def _audits(run: Path | None, folder: Path | None, *, symmetrized: bool) -> "Sequence[Audit]":
@@ -113,3 +114,22 @@ def _audits(run: Path | None, folder: Path | None, *, symmetrized: bool) -> "Seq
         return ()
     files = (path for pattern in AUDITS if pattern.endswith(".json") for path in sorted(run.glob(pattern)))
     return [Audit.load(path) for path in files]
+
+
+def _table(written: "Exported") -> "Table":
+    """Return what was exported, one entry in each row."""
+    from evenslice.cli.tables import facts
+
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (written.mean, written.std))
+    rows = {
+        "files": ", ".join(written.files),
+        "slices": str(written.slices),
+        "scaling of a slice": f"(slice - {mean}) / {std}",
+    }
+    if written.difference is None:
+        return facts(str(written.folder), rows | {"weights": "bit-identical"})
+    free = f"multiples of {written.multiple}"
+    size = free if written.tile is None else "only {} x {}".format(*written.tile)
+    rows["windows"] = f"{size} pixels"
+    rows["largest difference"] = f"{written.difference:.1e} of the largest output, in onnxruntime"
+    return facts(str(written.folder), rows)

@@ -15,10 +15,6 @@ from evenslice.cli.options import volume
 if TYPE_CHECKING:
     from evenslice.volumes import Volume
 
-__all__ = ["LabelledOpening", "Opening"]
-
-REGION_HELP = "as start:stop along z, y and x, such as 0:16,:,100:612"
-
 
 class AxisEntry(NamedTuple):
     """One entry of an axis; a class of its own, since Typer takes no list of tuples."""
@@ -83,7 +79,7 @@ class Opening:
     region: Annotated[
         Sequence[slice] | None,
         volume(
-            f"Read only this part of the file, {REGION_HELP}.",
+            "Read only this part of the file, as start:stop along z, y and x, such as 0:16,:,100:612.",
             metavar="Z:Z,Y:Y,X:X",
             parser=parse_region,
         ),
@@ -103,22 +99,6 @@ class Opening:
 class LabelledOpening(Opening):
     """How to read the axes of a volume and of its labels."""
 
-    axes: Annotated[
-        str | None,
-        volume(
-            "Names of the file's axes as stored, such as xyz or tzyx (default: those that the file states, else z, y, x); "
-            "they hold for labels too, unless their file names its axes.",
-            metavar="AXES",
-        ),
-    ] = None
-    region: Annotated[
-        Sequence[slice] | None,
-        volume(
-            f"Read only this part of the volume, and of labels that are not of its size, {REGION_HELP}.",
-            metavar="Z:Z,Y:Y,X:X",
-            parser=parse_region,
-        ),
-    ] = None
     label_axes: Annotated[
         str | None,
         volume(

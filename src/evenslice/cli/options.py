@@ -1,22 +1,90 @@
-"""The options that several commands share, each written once, and the groups in which a command takes them."""
+"""The options that several commands share, each written once, and the groups in which a command takes them.
+
+A group is a value of the library, or a frozen dataclass, whose fields are options. A command takes groups as arguments
+and is decorated with ``grouped``; a new field of a group is then an option of every command that takes it.
+"""
 
 # Typer and `grouped` read the annotations here and in the commands when they run, so they are not postponed.
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from functools import partial, wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from evenslice.cli.option_groups import Given, Options
 from evenslice.cli.printing import tell_untrained
 from evenslice.inference import Compute
 from evenslice.volumes import Reading
 
 if TYPE_CHECKING:
     from evenslice.inference import Segmenter
+
+
+@dataclass(frozen=True)
+class Options:
+    """In the annotation of an argument: the command's options for fields of a value, whose types and defaults they have.
+
+    Attributes:
+        options: the option for each field that a user may state.
+        stated: the class of the value, where the argument is a dict of the fields that the user states.
+    """
+
+    options: Mapping[str, Any]
+    stated: Any = None
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option for each field of the groups among its arguments, the required ones first."""
+    makers: dict[str, tuple[Any, list[Parameter]]] = {}
+    parameters: list[Parameter] = []
+    hints = get_type_hints(command, include_extras=True)
+    for name, parameter in signature(command).parameters.items():
+        kind, *marks = get_args(hints[name]) or (hints[name],)
+        mark = next((entry for entry in marks if isinstance(entry, Options)), None)
+        if mark is None and not is_dataclass(kind):
+            parameters.append(parameter)
+        else:
+            make = kind if mark is None or mark.stated is None else _stated
+            makers[name] = make, _parameters(kind, mark)
+            parameters += makers[name][1]
+
+    @wraps(command)
+    def call(**values: Any) -> None:
+        made = {
+            name: make(**{entry.name: values.pop(entry.name) for entry in taken})
+            for name, (make, taken) in makers.items()
+        }
+        command(**made, **values)
+
+    call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return call
+
+
+def _stated(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _parameters(kind: Any, mark: Options | None) -> list[Parameter]:
+    """Return a parameter for each field of a group; a parser makes the value, whatever its type."""
+    stated = mark is not None and mark.stated is not None
+    value = mark.stated if mark is not None and stated else kind
+    hints = get_type_hints(value, include_extras=True)
+    parameters = []
+    for entry in fields(value):
+        hint, default = hints[entry.name], entry.default
+        if mark is not None:
+            if entry.name not in mark.options:
+                continue
+            option = mark.options[entry.name]
+            hint = Annotated[Any | None if option.parser else hint | None if stated else hint, option]
+        default = None if stated else Parameter.empty if default is MISSING else default
+        parameters.append(Parameter(entry.name, Parameter.KEYWORD_ONLY, default=default, annotation=hint))
+    return sorted(parameters, key=lambda parameter: parameter.default is not Parameter.empty)
+
 
 STRATEGIES = (
     "pretrained", "uniform", "center", "profile", "mirror", "twin", "shuffle", "equalize", "mixer", "reinit", "random",
@@ -148,7 +216,7 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True)
 class Input(Window):
-    """The input of a network, and how it treats it; fields are named as the arguments of ``load_network``."""
+    """The input and output of a network, and how it treats them; fields are named as the arguments of ``load_network``."""
 
     symmetrize: Annotated[
         str | None,
@@ -159,17 +227,11 @@ class Input(Window):
             autocompletion=lambda: CUTS,
         ),
     ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelledInput(Input):
-    """Likewise, and the classes of the output."""
-
     classes: Classes = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class TiedInput(LabelledInput):
+class TiedInput(Input):
     """Likewise, with the symmetry of the kernels."""
 
     tie: Tie = None
@@ -185,10 +247,13 @@ class Source:
             "Folder of a finished evenslice train run. Give --run, or --model with --weights.", metavar="RUN"
         ),
     ] = None
-    model: Annotated[str | None, network(f"{MODEL_HELP}. {REPEAT_HELP}.", metavar="SPEC")] = None
+    model: Annotated[
+        str | None,
+        network(f"{MODEL_HELP}; or onnx, with an .onnx file as --weights. {REPEAT_HELP}.", metavar="SPEC"),
+    ] = None
     weights: Annotated[str | None, network(f"{WEIGHTS_HELP}.", metavar="W")] = None
 
-    def load(self, inputs: "Input", reading: dict[str, Any]) -> "Segmenter":
+    def load(self, inputs: Input, reading: dict[str, Any]) -> "Segmenter":
         """Load the network with these options, as ``load_segmenter`` takes them.
 
         Say which parts of it are random although its answers depend on them.
@@ -203,16 +268,6 @@ class Source:
         if self.weights is not None and loaded.source is not None:
             tell_untrained(self.weights, loaded.source.random)
         return loaded
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnySource(Source):
-    """Where a network comes from, which may also be an ONNX file."""
-
-    model: Annotated[
-        str | None,
-        network(f"{MODEL_HELP}; or onnx, with an .onnx file as --weights. {REPEAT_HELP}.", metavar="SPEC"),
-    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,9 +333,9 @@ OVERLAPPING: dict[str, Any] = {
     )
 }
 
-VolumeReading = Annotated[dict[str, Any], Given(READ, Reading)]
-LabelledReading = Annotated[dict[str, Any], Given(READ | LABELS, Reading)]
-AuditReading = Annotated[dict[str, Any], Given(READ | LABELS | OVERLAPPING, Reading)]
+VolumeReading = Annotated[dict[str, Any], Options(READ, Reading)]
+LabelledReading = Annotated[dict[str, Any], Options(READ | LABELS, Reading)]
+AuditReading = Annotated[dict[str, Any], Options(READ | LABELS | OVERLAPPING, Reading)]
 
 
 def refuse_labels(given: dict[str, Any]) -> None:

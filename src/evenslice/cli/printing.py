@@ -1,16 +1,16 @@
-"""What commands print on standard output: tables for people or one JSON document."""
+"""What commands print: tables for people or one JSON document, notes, and how to go on with what was interrupted."""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from contextlib import nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -22,20 +22,6 @@ if TYPE_CHECKING:
     from evenslice.volumes import Volume
 
 UNBOUNDED = 10_000  # columns, more than any table needs
-
-__all__ = [
-    "command_line",
-    "quiet",
-    "show",
-    "show_audits",
-    "show_study",
-    "show_survey",
-    "tell",
-    "tell_missing",
-    "tell_missing_slices",
-    "tell_random",
-    "tell_untrained",
-]
 
 
 def command_line(option: str | None = None) -> str:
@@ -101,6 +87,39 @@ def tell_random(out: Path, weights: str) -> None:
 def quiet(json: bool) -> AbstractContextManager[object]:
     """Send what a network prints to standard error if standard output is to hold one JSON document."""
     return redirect_stdout(sys.stderr) if json else nullcontext()
+
+
+@contextmanager
+def resumable(remedy: str | Callable[[], str | None]) -> Iterator[None]:
+    """Say in one line how to go on if the block is interrupted, and end with the status that shells expect.
+
+    Args:
+        remedy: how to go on, as the end of the line; or what returns it, or None if there is nothing to go on with.
+
+    Raises:
+        typer.Exit: it was interrupted; the status is 130 for Ctrl-C and 143 for SIGTERM.
+        KeyboardInterrupt: likewise, and there is nothing to go on with.
+    """
+    from evenslice._core import Terminated
+
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        how = remedy if isinstance(remedy, str) else remedy()
+        if how is None:
+            raise
+        what = str(error) or ("terminated" if isinstance(error, Terminated) else "interrupted")
+        if _is_first_process():
+            tell(f"{what}; {how}")
+        raise typer.Exit(getattr(error, "status", 130)) from None
+
+
+def _is_first_process() -> bool:
+    if "evenslice.training" not in sys.modules:  # whose packages may be missing
+        return True
+    from evenslice.training import is_first_process
+
+    return is_first_process()
 
 
 def show(document: object, *items: RenderableType, json: bool) -> None:

@@ -1,7 +1,7 @@
+from .compute import Compute as Compute
 from .devices import (
     SMALLER as SMALLER,
     BatchSizes as BatchSizes,
-    Compute as Compute,
     choose_device as choose_device,
     choose_dtype as choose_dtype,
     is_device_error as is_device_error,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import ConfigError, json_text, option, package_versions, staged_folder, whole_number
-from evenslice.inference.devices import Compute
+from evenslice.inference.compute import Compute
 from evenslice.inference.prediction import choose_tile, tell_rounding, try_network
 from evenslice.inference.ready_networks import make_ready
 from evenslice.inference.scoring import (

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from evenslice.inference.devices import Compute
+    from evenslice.inference.compute import Compute
 
 
 TOLERANCE = 1e-4  # relative to the largest output

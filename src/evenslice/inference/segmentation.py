@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import ConfigError, OutputError, VolumeError, option, progress_bar
-from evenslice.inference.devices import Compute
+from evenslice.inference.compute import Compute
 from evenslice.inference.prediction import HELD_BYTES, choose_tile, tell_rounding, try_network
 from evenslice.inference.ready_networks import make_ready
 from evenslice.inference.segmentation_blocks import (

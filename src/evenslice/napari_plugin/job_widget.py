@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from html import escape
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from magicgui.widgets import ComboBox, Container, Label, ProgressBar, PushButton
+from napari.qt.threading import create_worker
+from qtpy.QtCore import QObject, Signal  # type: ignore[attr-defined]  # a name that qtpy gives it
 
-from evenslice._core import EvensliceError
-from evenslice.napari_plugin.job import Job, JobEvents
+from evenslice._core import EvensliceError, ProgressReport, progress_to
 from evenslice.napari_plugin.layers import images, volume_of
 from evenslice.napari_plugin.network_form import NetworkForm
-from evenslice.napari_plugin.triton_first import load_triton
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,15 +22,22 @@ if TYPE_CHECKING:
     from napari.layers import Image
     from napari.viewer import Viewer
 
-    from evenslice._core import ProgressReport
-    from evenslice.napari_plugin.network_choice import NetworkChoice
+    from evenslice.napari_plugin.network_form import NetworkChoice
     from evenslice.volumes import Volume
-
-__all__ = ["JobWidget"]
 
 LARGEST_NUMBER = 2**31 - 1  # that a progress bar of Qt takes
 
 Result = TypeVar("Result")
+
+
+class _Cancelled(BaseException):
+    """Ends the work; like KeyboardInterrupt, nothing that handles errors may stop it."""
+
+
+class _Reporter(QObject):
+    """Carries reports from the thread of the work to that of the viewer."""
+
+    reported = Signal(object)
 
 
 class JobWidget(Container):  # type: ignore[type-arg]  # it holds widgets of several kinds
@@ -41,19 +51,18 @@ class JobWidget(Container):  # type: ignore[type-arg]  # it holds widgets of sev
     def __init__(self, viewer: Viewer, action: str) -> None:
         load_triton()
         self.viewer = viewer
-        self.layer = ComboBox(label="volume", choices=self._layers, nullable=False)
+        self.layer = ComboBox(label="volume", choices=lambda _: images(viewer), nullable=False)
         self.network = NetworkForm()
         self.start = PushButton(text=action)
         self.cancel = PushButton(text="Cancel", enabled=False)
         self.progress = ProgressBar(value=0, min=0, max=1, visible=False)
-        self.status = Label(value="")
+        self.status = text_label()
         buttons = Container(widgets=[self.start, self.cancel], layout="horizontal", labels=False)
         buttons.margins = (0, 0, 0, 0)
         form = Container(widgets=[self.layer])
         form.margins = (0, 0, 0, 0)
         super().__init__(widgets=[form, self.network, buttons, self.progress, self.status], labels=False)
-        wrap(self.status)
-        self._job: Job[Any] | None = None
+        self._worker: Any = None
         self.start.changed.connect(self._begin)
         self.cancel.changed.connect(self._cancel)
         self.native.destroyed.connect(self._abandon)
@@ -61,7 +70,7 @@ class JobWidget(Container):  # type: ignore[type-arg]  # it holds widgets of sev
     @property
     def busy(self) -> bool:
         """Whether work is being done."""
-        return self._job is not None
+        return self._worker is not None
 
     def begin(self, choice: NetworkChoice, layer: Image, volume: Volume) -> None:
         """Begin the work of the widget by ``run``."""
@@ -70,21 +79,53 @@ class JobWidget(Container):  # type: ignore[type-arg]  # it holds widgets of sev
     def run(self, work: Callable[[], Result], done: Callable[[Result], None], doing: str) -> None:
         """Do work in a thread, then call a function with its result in this one.
 
+        An error of evenslice is shown here, in one line; any other by napari, as those of all plugins are.
+
         Args:
-            work: what to do.
+            work: what to do, which is cancelled where it reports its progress.
             done: what to do with the result.
             doing: what is being done, for the line of status.
         """
+        reporter = _Reporter()
+        outcomes: list[tuple[Any, str]] = []
 
-        def finish(result: Result) -> None:
-            self._end("")
-            done(result)
+        def report(progress: ProgressReport) -> None:
+            if worker.abort_requested:
+                raise _Cancelled
+            reporter.reported.emit(progress)
+
+        def attempt() -> tuple[Any, str]:
+            try:
+                with progress_to(report):
+                    return work(), ""
+            except _Cancelled:
+                return None, ""
+            except EvensliceError as error:
+                return None, str(error)
+
+        def finish() -> None:
+            if self._worker is not worker:
+                return  # the widget is gone
+            if not outcomes:
+                stopped = "Cancelled." if worker.abort_requested else "Stopped by an error that napari shows."
+                self._end(stopped)
+                return
+            ((result, error),) = outcomes
+            if error:
+                self.refuse(error)
+            else:
+                self._end("")
+                done(result)
 
         self.say(f"{doing} …")
         self.start.enabled, self.cancel.enabled = False, True
         self.progress.min, self.progress.max, self.progress.value = 0, 0, 0  # no end in sight
         self.progress.visible = True
-        self._job = Job(work, JobEvents(self._progressed, finish, self.refuse, self._ended))
+        self._worker = worker = create_worker(attempt)
+        reporter.reported.connect(self._progressed)
+        worker.returned.connect(outcomes.append)
+        worker.finished.connect(finish)
+        worker.start()
 
     def say(self, text: str, *, error: bool = False) -> None:
         """Show a line of status."""
@@ -95,9 +136,6 @@ class JobWidget(Container):  # type: ignore[type-arg]  # it holds widgets of sev
         """Show an error, in one line."""
         self._end("")
         self.say(f"error: {message}", error=True)
-
-    def _layers(self, _: object) -> list[Image]:
-        return images(self.viewer)
 
     def _begin(self) -> None:
         if self.busy:
@@ -112,35 +150,54 @@ class JobWidget(Container):  # type: ignore[type-arg]  # it holds widgets of sev
         self.begin(choice, layer, volume)
 
     def _cancel(self) -> None:
-        if self._job is not None:
+        if self._worker is not None:
             self.cancel.enabled = False
             self.say("Cancelling …")
-            self._job.cancel()
+            self._worker.quit()
 
     def _progressed(self, report: ProgressReport) -> None:
+        if self._worker is None or self._worker.abort_requested:
+            return
         scale = -(-report.total // LARGEST_NUMBER) or 1
         self.progress.max = report.total // scale
         self.progress.value = min(report.done, report.total) // scale
         self.say(f"{report.title}: {report.done} of {report.total} {report.unit}")
 
     def _end(self, message: str) -> None:
-        self._job = None
+        self._worker = None
         self.start.enabled, self.cancel.enabled = True, False
         self.progress.visible = False
         self.say(message)
 
-    def _ended(self, cancelled: bool) -> None:
-        self._end("Cancelled." if cancelled else "Stopped by an error that napari shows.")
-
     def _abandon(self) -> None:
-        if self._job is not None:
-            self._job.abandon()
+        """Cancel the work, and show nothing any more: the widget is gone."""
+        if self._worker is not None:
+            self._worker.quit()
+            self._worker = None
 
 
-def wrap(label: Label) -> None:
-    """Break the lines of a label, and let the mouse select its text."""
+def text_label() -> Label:
+    """Return a label whose lines are broken, and whose text the mouse can select."""
     from qtpy.QtCore import Qt
 
+    label = Label(value="")
     label.native.setWordWrap(True)
     label.native.setTextFormat(Qt.TextFormat.RichText)
     label.native.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+    return label
+
+
+def load_triton() -> None:
+    """Load Triton, which comes with PyTorch on Linux, into a process that draws with Mesa, with its own symbols.
+
+    Both bring an LLVM of their own. Triton's would use the symbols of Mesa's, which is there first in a viewer, and crash
+    the process as soon as torchvision imports it (tensorflow/tensorflow issue 124205 describes the like).
+    """
+    if not hasattr(os, "RTLD_DEEPBIND") or "triton" in sys.modules or find_spec("triton") is None:
+        return
+    before = sys.getdlopenflags()
+    sys.setdlopenflags(os.RTLD_NOW | os.RTLD_DEEPBIND)
+    try:
+        import triton._C.libtriton  # type: ignore[import-untyped,import-not-found,unused-ignore] # noqa: F401
+    finally:
+        sys.setdlopenflags(before)

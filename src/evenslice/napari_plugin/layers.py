@@ -1,4 +1,4 @@
-"""Between layers of napari and volumes: an image layer to read, and where the layers made from it belong."""
+"""Between layers of napari and volumes: image layers to read, the layers made from them, and the sample."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import ConfigError, VolumeError
-from evenslice.volumes import open_volume
+from evenslice.volumes import mni152, open_volume
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,27 +17,26 @@ if TYPE_CHECKING:
     from napari.viewer import Viewer
     from numpy.typing import NDArray
 
+    from evenslice.auditing import Explanation
     from evenslice.volumes import Volume
 
-__all__ = ["images", "mark", "placement", "position", "volume_of"]
+MADE_HERE = {"evenslice": True}
+"""The metadata of a layer that this plugin makes."""
 
-_MADE_HERE = "evenslice"
+COLOURS = {"adds": "red", "takes": "blue"}
+"""Of what adds to the answer and what takes from it, as in the report."""
+BRIGHTEST = 99.5  # percentile of the absolute maps of all offsets that is shown at full brightness
+CHANGED = "#ffd400"
+SHADE = 0.75
+"""How much a layer behind the maps darkens the slice, on which bright tissue would leave no colour to be seen."""
 
 
 def images(viewer: Viewer) -> list[Image]:
     """Return the image layers of a viewer that this plugin has not made."""
     from napari.layers import Image
 
-    return [
-        layer
-        for layer in viewer.layers
-        if isinstance(layer, Image) and not getattr(layer, "metadata", {}).get(_MADE_HERE)
-    ]
-
-
-def mark(**more: Any) -> dict[str, Any]:
-    """Return the metadata of a layer that this plugin makes."""
-    return {_MADE_HERE: more or True}
+    layers = (layer for layer in viewer.layers if isinstance(layer, Image))
+    return [layer for layer in layers if not MADE_HERE.items() <= layer.metadata.items()]
 
 
 def volume_of(layer: Image | None) -> Volume:
@@ -105,3 +104,65 @@ def position(viewer: Viewer, layer: Layer) -> tuple[int, int, int]:
     shape = layer.data[0].shape if layer.multiscale else layer.data.shape
     z, y, x = (int(value) for value in np.clip(found, 0, np.array(shape) - 1))
     return z, y, x
+
+
+def add_maps(viewer: Viewer, maps: Explanation, layer: Image, axis: int) -> list[Layer]:
+    """Add layers that explain a slice: what each offset adds to the answer or takes from it, and what reversing changes.
+
+    Args:
+        viewer: where they are shown.
+        maps: of a slice of the layer's volume.
+        layer: the layer (z, y, x).
+        axis: of the layer, along which slices follow one another.
+    """
+    first = list(maps.origin)
+    first.insert(axis, maps.z)
+    where: dict[str, Any] = placement(layer, first) | {"metadata": MADE_HERE}
+    active = viewer.layers.selection.active
+    shade = viewer.add_image(
+        np.zeros_like(np.expand_dims(maps.maps[0], axis)),
+        name="shade",
+        contrast_limits=(0, 1),
+        blending="translucent_no_depth",
+        opacity=SHADE,
+        **where,
+    )
+    added: list[Layer] = [shade]
+    brightest = max(float(np.percentile(np.abs(maps.maps), BRIGHTEST)), float(np.finfo(np.float32).tiny))
+    for offset, found in zip(maps.offsets, maps.maps, strict=True):
+        if not found.any():
+            continue  # as for the middle slice, if neighbours are compared with it
+        for sign, (name, colour) in zip((1, -1), COLOURS.items(), strict=True):
+            shown = viewer.add_image(
+                np.expand_dims(np.maximum(sign * found, 0), axis),
+                name=f"{offset:+d} {name}" if offset else f"0 {name}",
+                colormap=colour,
+                contrast_limits=(0, brightest),
+                blending="additive",
+                **where,
+            )
+            added.append(shown)
+    if maps.change is not None:
+        changed = viewer.add_labels(
+            np.expand_dims(maps.change.astype(np.uint8), axis),
+            name="changed by reversing",
+            colormap={1: CHANGED, None: "transparent"},
+            opacity=0.6,
+            visible=False,
+            **where,
+        )
+        added.append(changed)
+    viewer.layers.selection.active = active
+    return added
+
+
+def open_mni152() -> list[tuple[NDArray[Any], dict[str, Any], str]]:
+    """Return the MNI152 T1 template as data of an image layer (z, y, x).
+
+    Raises:
+        MissingExtraError: nilearn, which ships it, is not installed.
+    """
+    volume = mni152()
+    # The file does not say its unit; the template's voxels are of 1 mm.
+    options = {"name": "MNI152 T1", "scale": volume.spacing, "units": (volume.unit or "mm",) * 3}
+    return [(volume[...], options, "image")]

@@ -1,21 +1,63 @@
-"""The fields of a widget in which a user chooses a network."""
+"""The fields of a widget in which a user chooses a network, and how that is loaded."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from magicgui.types import FileDialogMode
 from magicgui.widgets import ComboBox, Container, FileEdit, LineEdit, SpinBox
 
 from evenslice._core import ConfigError, option
-from evenslice.napari_plugin.network_choice import FromFile, FromLibrary, FromRun, NetworkChoice
+from evenslice.inference import Segmenter, open_segmenter
+from evenslice.networks import untrained_parts
 from evenslice.neutralizing import STRATEGIES
+from evenslice.training import load_segmenter
 
-__all__ = ["NetworkForm"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 LIBRARY, RUN, FILE = "library", "training run", "saved network"
 WEIGHTS_FILE = "file"
 DEFAULT = "smp:Unet/tu-tf_efficientnet_lite0"
+
+
+@dataclass(frozen=True)
+class NetworkChoice:
+    """Which network the user has chosen: that of a run, or one by its specification.
+
+    Attributes:
+        run: the folder of the run.
+        spec: the specification, or the file or folder of a network that evenslice has saved.
+        weights: "imagenet", "none", or a file; None for a saved network.
+        built: how it is made of a library's network, as options of ``open_segmenter``.
+        reading: what the user says of reading volumes, as options of ``Reading``.
+    """
+
+    run: Path | None = None
+    spec: str | None = None
+    weights: str | None = None
+    built: Mapping[str, Any] = field(default_factory=dict)
+    reading: Mapping[str, Any] = field(default_factory=dict)
+
+    def load(self) -> Segmenter:
+        """Load it; the errors are those of ``load_segmenter`` and ``open_segmenter``."""
+        if self.spec is None:
+            return load_segmenter(self.run, reading=self.reading)
+        return open_segmenter(self.spec, self.weights, reading=self.reading, **self.built)
+
+    def note(self, network: Segmenter) -> str:
+        """Say which parts of the loaded network are random; empty if none is."""
+        if missing := network.missing:
+            return (
+                f"The file of weights lacks {', '.join(missing)}, which are random: train the network first."
+            )
+        if self.weights is None or network.source is None:
+            return ""
+        random = untrained_parts(self.weights, network.source.random)
+        what = "The network is" if random == ("*",) else f"Parts of the network ({', '.join(random)}) are"
+        return f"{what} random; train it before you use its answers." if random else ""
 
 
 class NetworkForm(Container):  # type: ignore[type-arg]  # it holds widgets of several kinds
@@ -80,32 +122,34 @@ class NetworkForm(Container):  # type: ignore[type-arg]  # it holds widgets of s
         """Return what is chosen.
 
         Raises:
-            ConfigError: the weights are to come from a file, and none is named; or a number cannot be read.
+            ConfigError: no run or file is named; or a number cannot be read.
         """
-        reading = {"intensity": _numbers(self.intensity, "0,255"), "fill": _number(self.fill)}
+        fill = _numbers(self.fill, "0")
+        if fill is not None and len(fill) > 1:
+            raise ConfigError(f"{option('fill')}: {self.fill.value.strip()}: one number is needed, such as 0")
+        reading = {"intensity": _numbers(self.intensity, "0,255"), "fill": fill and fill[0]}
         if self.source.value == RUN:
-            return FromRun(_path(self.run), reading)
+            return NetworkChoice(
+                run=_path(self.run, "network chosen; choose the folder of a training run"), reading=reading
+            )
         if self.source.value == FILE:
-            return FromFile(_path(self.file), reading)
+            file = _path(self.file, "network chosen; choose the file of a network")
+            return NetworkChoice(spec=str(file), reading=reading)
         weights = str(self.weights.value)
         if weights == WEIGHTS_FILE:
-            weights = str(_path(self.weights_file))
-            if not _path(self.weights_file).name:
-                raise ConfigError("no weights chosen; choose their file")
-        return FromLibrary(
-            self.spec.value.strip(),
-            weights,
-            self.slices.value,
-            str(self.strategy.value),
-            _numbers(self.mean, "0.485,0.456,0.406"),
-            _numbers(self.std, "0.229,0.224,0.225"),
-            reading,
-        )
+            weights = str(_path(self.weights_file, "weights chosen; choose their file"))
+        built = {
+            "slices": self.slices.value,
+            "strategy": str(self.strategy.value),
+            "mean": _numbers(self.mean, "0.485,0.456,0.406"),
+            "std": _numbers(self.std, "0.229,0.224,0.225"),
+        }
+        return NetworkChoice(spec=self.spec.value.strip(), weights=weights, built=built, reading=reading)
 
     def _show_fields(self, *_: object) -> None:
         library = self.source.value == LIBRARY
-        for field in (self.spec, self.weights, self.slices, self.strategy, self.mean, self.std):
-            field.visible = library
+        for part in (self.spec, self.weights, self.slices, self.strategy, self.mean, self.std):
+            part.visible = library
         self.weights_file.visible = library and self.weights.value == WEIGHTS_FILE
         self.run.visible = self.source.value == RUN
         self.file.visible = self.source.value == FILE
@@ -118,9 +162,12 @@ def _optional(label: str, tooltip: str) -> LineEdit:
     return field
 
 
-def _path(field: FileEdit) -> Path:
-    """Return the path in a field, ``Path()`` if it is empty."""
-    return Path(str(field.value or ""))
+def _path(field: FileEdit, missing: str) -> Path:
+    """Return the path in a field; the empty field is the current folder."""
+    path = Path(str(field.value or ""))
+    if not path.name:
+        raise ConfigError(f"no {missing}")
+    return path
 
 
 def _numbers(field: LineEdit, example: str) -> tuple[float, ...] | None:
@@ -131,11 +178,3 @@ def _numbers(field: LineEdit, example: str) -> tuple[float, ...] | None:
         raise ConfigError(
             f"{option(field.label)}: {field.value.strip()}: numbers are needed, such as {example}"
         ) from None
-
-
-def _number(field: LineEdit) -> float | None:
-    """Return the number in a field; None if it is empty."""
-    numbers = _numbers(field, "0")
-    if numbers is not None and len(numbers) > 1:
-        raise ConfigError(f"{option(field.label)}: {field.value.strip()}: one number is needed, such as 0")
-    return None if numbers is None else numbers[0]

@@ -1,7 +1,6 @@
 from .config import STUDY_TEMPLATE as STUDY_TEMPLATE, StudyConfig as StudyConfig
 from .run_outcomes import RunOutcome as RunOutcome
 from .study_runner import (
-    STUDY_FILES as STUDY_FILES,
     study as study,
     working_in_study as working_in_study,
 )

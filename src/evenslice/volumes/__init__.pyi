@@ -2,7 +2,6 @@ from .blocks import cut_axis as cut_axis, find_nonfinite as find_nonfinite
 from .info import (
     PARTIAL as PARTIAL,
     StoredImage as StoredImage,
-    VolumeInfo as VolumeInfo,
     describe_missing_numbers as describe_missing_numbers,
     describe_volume as describe_volume,
     fingerprint as fingerprint,

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from torch import nn
 from values import by_name
 
@@ -17,19 +16,17 @@ from evenslice import (
     ModelCard,
     ModelError,
     OutputError,
+    Reading,
     Record,
-    Scaling,
     TrainConfig,
 )
-from evenslice.volumes import write_volume
 
 VOLUME = np.random.default_rng(0).random((12, 32, 32), np.float32)
 LABELS = (VOLUME > 0.5).astype(np.uint8)
-NO_PATHS = [None, 5, [], b"name", "a\x00b", "x" * 300, "a\ud800"]
 
 
-def network(classes=2):
-    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, classes, 1))
+def network():
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
 
 
 def audit(**options):
@@ -41,6 +38,10 @@ def segment(out, **options):
     return evenslice.segment(network(), VOLUME, out, **by_name(evenslice.segment, **options))
 
 
+def evaluate(**reading):
+    return evenslice.evaluate(network(), VOLUME, LABELS, reading=Reading(**reading))
+
+
 def saved(out):
     model = network()
     evenslice.neutralize(model, mean=0.0, std=1.0)
@@ -49,71 +50,42 @@ def saved(out):
 
 def test_numbers_of_numpy_are_written_as_numbers(tmp_path):
     whole, real = np.int64(3), np.float32(0.05)
-    found = audit(
-        slices=whole,
-        step=np.int64(1),
-        seed=whole,
-        precision=real,
-        batch=whole,
-        tolerance=real,
-        judged_share=real,
-    )
+    found = audit(slices=whole, step=np.int64(1), seed=whole, precision=real, batch=whole, tolerance=real)
     document = json.loads(found.to_json())
     assert (document["slices"], document["seed"], document["batch"]) == (3, 3, 3)
     assert document["tolerance"] == pytest.approx(0.05)
-    scores = evenslice.evaluate(
-        network(), VOLUME, LABELS, slices=whole, reading=evenslice.Reading(step=np.int64(1))
-    )
-    assert json.loads(scores.to_json())["model"]["slices"] == 3
     assert segment(tmp_path / "labels.tif", slices=whole, step=np.int64(1)).shape == VOLUME.shape
-    assert evenslice.load_network("timm:test_resnet", "none", seed=whole).record.seed == 3
 
 
 def test_results_can_be_compared():
     one, other = audit(), audit()
-    assert one == one  # noqa: PLR0124
     assert one in [other, one]
     assert one != other
     assert pickle.loads(pickle.dumps(one)) != one  # noqa: S301
     assert len({one, other}) == 2
-    assert "Dice" in repr(evenslice.evaluate(network(), VOLUME, LABELS))
 
 
-@pytest.mark.parametrize("path", NO_PATHS, ids=lambda path: repr(path)[:12])
-@pytest.mark.parametrize(
-    "use",
-    [
-        lambda path: audit().to_html(path),
-        lambda path: audit().save(path),
-        evenslice.Audit.load,
-        evenslice.Survey.load,
-        evenslice.load_audits,
-        evenslice.load_onnx,
-        evenslice.load_network,
-        evenslice.open_volume,
-        saved,
-        segment,
-        lambda path: evenslice.export(network(), path, to="onnx"),
-        lambda path: evenslice.load_config(path, TrainConfig),
-        lambda path: write_volume(evenslice.open_volume(VOLUME), path),
-    ],
-    ids=[
-        *(
-            "to_html",
-            "save",
-            "Audit.load",
-            "Survey.load",
-            "load_audits",
-            "load_onnx",
-            "load_network",
-            "open_volume",
-        ),
-        *("save_network", "segment", "export", "load_config", "write_volume"),
-    ],
-)
+USES = {
+    "to_html": lambda path: audit().to_html(path),
+    "save": lambda path: audit().save(path),
+    "Audit.load": evenslice.Audit.load,
+    "Survey.load": evenslice.Survey.load,
+    "load_audits": evenslice.load_audits,
+    "load_onnx": evenslice.load_onnx,
+    "load_network": evenslice.load_network,
+    "open_volume": evenslice.open_volume,
+    "save_network": saved,
+    "segment": segment,
+    "export": lambda path: evenslice.export(network(), path, to="onnx"),
+    "load_config": lambda path: evenslice.load_config(path, TrainConfig),
+}
+
+
+@pytest.mark.parametrize("path", [None, 5, b"name", "a\x00b", "x" * 300, "a\ud800"], ids=ascii)
+@pytest.mark.parametrize("use", USES)
 def test_what_is_no_path_is_one_clear_error(use, path):
     with pytest.raises(EvensliceError):
-        use(path)
+        USES[use](path)
 
 
 @pytest.mark.parametrize("path", [".", "", "/", "audits"])
@@ -136,40 +108,21 @@ def test_nothing_takes_the_name_of_a_device(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("use", "message"),
     [
-        (lambda: segment("x.tif", step=object()), "step: is <object"),
-        (lambda: evenslice.load_network("timm:test_resnet", "none", seed=1.5), "seed: is 1.5"),
+        (lambda: segment("x.tif", step=object()), "step: "),
+        (lambda: evenslice.load_network("timm:test_resnet", "none", seed=1.5), "seed: "),
         (lambda: audit(device=1.5), "device=1.5"),
-        (lambda: audit(device=10**30), "device="),
-        (lambda: audit(dtype=["float32"]), "did you mean 'float32'"),
-        (lambda: audit(method=["gradient"]), "did you mean 'gradient'"),
+        (lambda: audit(dtype=["float32"]), "'float32'"),
+        (lambda: audit(method=["gradient"]), "'gradient'"),
         (lambda: audit(workers=10**30), "at most 1024"),
         (lambda: evenslice.survey(None), "no network given"),
         (lambda: evenslice.survey([network()]), "are surveyed by name"),
-        (lambda: evenslice.survey("timm:test_resnet", weights=None), "weights: give 'imagenet'"),
-        (lambda: evenslice.load_onnx("network.onnx", providers=[]), "providers="),
-        (lambda: evenslice.load_config("train.yaml", dict), "give the class of the configuration"),
-        (lambda: evenslice.train({}, "run", on_start="print"), "on_start: is str, not a function"),
-        (lambda: evenslice.study({}, "study", on_finished=1), "on_finished: is int, not a function"),
-        (lambda: write_volume(evenslice.open_volume(VOLUME), "x.tif", progress=True), "progress: is bool"),
+        (lambda: evenslice.train({}, "run", on_start="print"), "on_start: "),
+        (lambda: evenslice.study({}, "study", on_finished=1), "on_finished: "),
         (lambda: ModelCard(authors=(1, 2)), "give text, or a list of it"),
-        (lambda: ModelCard(name=5), "name=5: give text"),
         (lambda: evenslice.open_volume(VOLUME, region=[slice("a", "b")] * 3), "give one slice"),
         (lambda: evenslice.open_volume(VOLUME, plane=""), "known: x, y, z"),
-        (lambda: evenslice.open_volume(np.ma.masked_less(VOLUME, 0.5), fill=1e300), "has no such value"),
-        (lambda: Scaling(0, 1)(np.zeros(3, complex)), "cannot be scaled"),
-        (lambda: Scaling("3", 5), "'3' is not a number"),
-        (
-            lambda: evenslice.evaluate(
-                network(), VOLUME, LABELS, reading=evenslice.Reading(label_values={1, 8})
-            ),
-            "give the value of each class",
-        ),
-        (
-            lambda: evenslice.evaluate(
-                network(), VOLUME, LABELS, reading=evenslice.Reading(other_labels=["error"])
-            ),
-            "known: background, error",
-        ),
+        (lambda: evaluate(label_values={1, 8}), "give the value of each class"),
+        (lambda: evaluate(other_labels=["error"]), "known: background, error"),
         (lambda: evenslice.SliceWindows(VOLUME, crop=np.array(3)), "give two whole numbers"),
         (lambda: segment("x.tif", scratch=""), "the path is empty"),
         (lambda: evenslice.neutralize(network(), tie=np.zeros(2)), "omit it to leave the slices free"),
@@ -190,11 +143,6 @@ def test_a_network_without_values_is_refused(change, model):
         change(model)
 
 
-def test_a_size_has_no_effect_on_a_function():
-    with pytest.raises(ModelError, match="size: has no effect on a function"):
-        evenslice.symmetrize(lambda windows: windows, size=(64, 64))
-
-
 @pytest.mark.parametrize(
     "changes", [{"stems": "conv1"}, {"symmetrized": "a"}, {"mirror_error": float("nan")}]
 )
@@ -212,12 +160,3 @@ def test_a_volume_under_two_names_is_one_sample(tmp_path, monkeypatch):
     for twice in (["image.npy", tmp_path / "image.npy"], ["image.npy", "link.npy"], [opened, opened]):
         with pytest.raises(ConfigError, match="is given twice"):
             evenslice.audit(network(), twice)
-
-
-def test_an_onnx_file_takes_tensors_and_needs_a_window(tmp_path):
-    evenslice.export(network(), tmp_path, to="onnx")
-    function = evenslice.load_onnx(tmp_path / "network.onnx")
-    assert function(torch.zeros(1, 3, 64, 64)).shape == (1, 2, 64, 64)
-    assert "network.onnx" in repr(function)
-    with pytest.raises(ModelError, match="give at least one"):
-        function(np.zeros((0, 3, 64, 64), np.float32))

@@ -1,40 +1,42 @@
-"""The widget that audits a network on a layer: the verdict, and what the network makes of the slice in view."""
+"""The widgets: one audits a network on a layer and explains the slice in view, one segments the layer."""
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass, replace
 from html import escape
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from magicgui.widgets import Label, PushButton
+import numpy as np
+from magicgui.widgets import PushButton
 
 from evenslice.auditing import audit, explain
-from evenslice.napari_plugin.job_widget import JobWidget, wrap
-from evenslice.napari_plugin.layers import position
-from evenslice.napari_plugin.map_layers import MapLayers
-from evenslice.napari_plugin.network_choice import random_parts
+from evenslice.inference import segment
+from evenslice.napari_plugin.job_widget import JobWidget, text_label
+from evenslice.napari_plugin.layers import MADE_HERE, add_maps, placement, position
 from evenslice.report import audit_html
 from evenslice.volumes import reslice
 
 if TYPE_CHECKING:
     import napari.viewer  # the annotation tells napari to pass its viewer
-    from napari.layers import Image
+    from napari.layers import Image, Layer
+    from napari.utils.events import Event
+    from numpy.typing import NDArray
 
     from evenslice.auditing import Audit, Explanation
     from evenslice.inference import Segmenter
-    from evenslice.napari_plugin.network_choice import NetworkChoice
+    from evenslice.napari_plugin.network_form import NetworkChoice
     from evenslice.volumes import Volume
-
-__all__ = ["AuditWidget"]
 
 
 @dataclass(frozen=True)
 class _Audited:
-    """What was audited, for maps of further slices; ``random`` names parts of the network that had no weights."""
+    """What was audited, for maps of further slices; ``note`` says which parts of the network are random."""
 
     audit: Audit
     network: Segmenter
-    random: tuple[str, ...]
+    note: str
     volume: Volume
     layer: Image
 
@@ -63,38 +65,31 @@ class AuditWidget(JobWidget):
 
     Args:
         viewer: the viewer.
-
-    Attributes:
-        audit: the last audit; None before there is one.
     """
 
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
         super().__init__(viewer, "Audit")
-        self._maps = MapLayers(viewer)
+        self._maps: list[Layer] = []
         self._audited: _Audited | None = None
-        self.verdict = Label(value="")
+        self.verdict, self.legend = text_label(), text_label()
         self.explain = PushButton(text="Explain the slice in view", enabled=False)
-        self.legend = Label(value="")
         self.extend([self.verdict, self.legend, self.explain])
-        wrap(self.verdict)
-        wrap(self.legend)
         self.explain.changed.connect(self._explain)
 
     @property
     def audit(self) -> Audit | None:
-        """The last audit."""
+        """The last audit; None before there is one."""
         return None if self._audited is None else self._audited.audit
 
     def begin(self, choice: NetworkChoice, layer: Image, volume: Volume) -> None:
         """Audit a network on a layer."""
         self._audited, self.verdict.value, self.explain.enabled = None, "", False
-        self.legend.value = ""
-        self._maps.clear()
+        self._clear()
         self.run(lambda: _audit(choice, volume, layer), self._show_verdict, "Loading the network")
 
     def _show_verdict(self, audited: _Audited) -> None:
         self._audited = audited
-        self.verdict.value = audit_html(audited.audit) + _note(audited)
+        self.verdict.value = f"{audit_html(audited.audit)}<p>{escape(audited.note)}</p>"
         self._explain()
 
     def _explain(self) -> None:
@@ -113,37 +108,65 @@ class AuditWidget(JobWidget):
         )
 
     def _show_maps(self, maps: Explanation, audited: _Audited) -> None:
-        self._maps.show(maps, audited.layer, audited.axis)
+        self._clear()
+        self._maps = add_maps(self.viewer, maps, audited.layer, audited.axis)
         self.legend.value = (
             f"<p>Slice {maps.z}: red adds to the answer, blue takes from it. By {maps.caption}.</p>"
         )
+
+    def _clear(self) -> None:
+        """Remove the maps that are still there."""
+        for layer in self._maps:
+            if layer in self.viewer.layers:
+                self.viewer.layers.remove(layer)
+        self._maps, self.legend.value = [], ""
 
     def _end(self, message: str) -> None:
         super()._end(message)
         self.explain.enabled = self._audited is not None
 
 
-def _note(audited: _Audited) -> str:
-    """Say which parts of the audited network were random."""
-    if missing := audited.network.missing:
-        return (
-            f"<p>The file of weights lacks {escape(', '.join(missing))}, which were random in this audit.</p>"
-        )
-    if audited.random:
-        what = (
-            "The network was"
-            if audited.random == ("*",)
-            else f"Untrained parts ({escape(', '.join(audited.random))}) were"
-        )
-        return f"<p>{what} random in this audit; for a verdict on trained answers, train it.</p>"
-    return ""
-
-
 def _audit(choice: NetworkChoice, volume: Volume, layer: Image) -> _Audited:
     network = choice.load()
     volume = reslice(volume, network.reading.plane)
-    found = audit(
-        network,
-        volume,
-    )
-    return _Audited(found, network, random_parts(choice, network), volume, layer)
+    found = audit(network, volume)
+    return _Audited(found, network, choice.note(network), volume, layer)
+
+
+class SegmentWidget(JobWidget):
+    """Segments the chosen layer, slice by slice, into a layer of labels in the same place.
+
+    The labels lie in a temporary file, which goes with the layer or at the end.
+
+    Args:
+        viewer: the viewer.
+    """
+
+    def __init__(self, viewer: napari.viewer.Viewer) -> None:
+        super().__init__(viewer, "Segment")
+
+    def begin(self, choice: NetworkChoice, layer: Image, volume: Volume) -> None:
+        """Segment a layer."""
+        folder = tempfile.TemporaryDirectory(prefix="evenslice-", ignore_cleanup_errors=True)
+
+        def work() -> tuple[NDArray[Any], str]:
+            network = choice.load()
+            network.need_all_weights()
+            segment(network, volume, Path(folder.name) / "labels.npy")
+            labels = np.load(Path(folder.name) / "labels.npy", mmap_mode="r+")
+            largest = max(int(plane.max()) for plane in labels)
+            return labels, f"Done; largest label: {largest}. {choice.note(network)}"
+
+        def show(found: tuple[NDArray[Any], str]) -> None:
+            labels, message = found
+
+            def clean_up(event: Event) -> None:  # napari may hold on to the layer itself
+                if event.value.data is labels:
+                    folder.cleanup()
+
+            name = f"{layer.name} segmented"
+            self.viewer.add_labels(labels, name=name, metadata=MADE_HERE, **placement(layer))
+            self.viewer.layers.events.removed.connect(clean_up)
+            self.say(message.strip())
+
+        self.run(work, show, "Loading the network")

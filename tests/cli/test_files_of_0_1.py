@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 import torch
 
 import evenslice
-from evenslice.cli import main
 
 BEFORE = Path(__file__).parents[1] / "data" / "written-by-0.1.0"
 SPEC = "smp:Unet/tu-test_resnet?encoder_depth=2&decoder_channels=[4,4]"
@@ -20,19 +18,6 @@ SPEC = "smp:Unet/tu-test_resnet?encoder_depth=2&decoder_channels=[4,4]"
 def folder(tmp_path):
     """A copy, which tests may write to."""
     return Path(shutil.copytree(BEFORE, tmp_path / "before"))
-
-
-@pytest.fixture
-def run_cli(monkeypatch):
-    """Run a command line within this process and return its status."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["evenslice", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return end.value.code
-
-    return run
 
 
 def test_a_saved_network_gives_the_output_it_gave():
@@ -64,14 +49,14 @@ def test_audits_say_what_they_said(folder):
         ).all()
 
 
-def test_its_report_is_rebuilt(folder, run_cli):
-    assert run_cli("report", str(folder / "audit")) == 0
+def test_its_report_is_rebuilt(folder, cli):
+    assert cli("report", str(folder / "audit"))[0] == 0
     assert "version 0.2" in (folder / "audit" / "report.html").read_text()
 
 
-def test_the_run_of_a_training_segments_as_it_did(folder, run_cli):
+def test_the_run_of_a_training_segments_as_it_did(folder, cli):
     out = folder / "again.npy"
     files = ["--run", str(folder / "run"), "--volume", str(folder / "image.tif"), "--out", str(out)]
     # The labels were made in bfloat16, which is not the default on every machine.
-    assert run_cli("segment", *files, "--dtype", "bfloat16") == 0
+    assert cli("segment", *files, "--dtype", "bfloat16")[0] == 0
     assert (np.load(out) == np.load(folder / "labels_of_run.npy")).mean() > 0.999

@@ -1,16 +1,13 @@
 """What is shown: one plain line whatever files and names hold, no secrets, nothing that steers a terminal, no lost results."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import nibabel
 import numpy as np
 import pytest
 from commands import run_command
-from synthetic import PRETRAINED, UNIFORM, make_audit
+from synthetic import PRETRAINED, make_audit
 
 from evenslice.results import save_audits
 
@@ -21,28 +18,12 @@ MARKUP = "o[/b][bold]x:smile:"
 TERMINAL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 NETWORK = ("--model", "timm:test_resnet", "--weights", "none")
 SHORT = ("audit", *NETWORK, "--volume", "volume.npy", "--max-windows", "6")
-FULL_SCRIPT = """
-import os, resource, sys
-from evenslice.neutralizing import load_network, save_network
-model, _, source = load_network("timm:test_resnet", "none", strategy="uniform")
-resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
-import signal
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-try:
-    save_network(model, "network.safetensors", source=source)
-except Exception as error:
-    print(type(error).__name__, error)
-print(os.listdir())
-"""
-
-
 RANDOM = "note: with --weights none, the network is randomly initialized; train it before using its output\n"
 
 
 def evenslice(*arguments, cwd, **environment):
     """Run a command in a wide terminal that shows colours; return its status and what it wrote, but for one note."""
-    wide = {"COLUMNS": "400", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = run_command(*arguments, cwd=cwd, **wide | environment)
+    done = run_command(*arguments, cwd=cwd, **{"COLUMNS": "400"} | environment)
     return done.returncode, done.stdout, done.stderr.removeprefix(RANDOM)
 
 
@@ -78,20 +59,20 @@ def test_names_of_files_steer_no_terminal(folder, name):
 
 def test_documents_steer_no_terminal(tmp_path):
     run = {"created": ESCAPE, "command": ESCAPE}
-    audits = [make_audit(name, PRETRAINED, size=16, windows=50, run=run) for name in (ESCAPE, "\u202e[/b]")]
-    save_audits(audits, tmp_path)
+    names = [ESCAPE, "\u202e[/b]", "[red][/]:smile: {task} \\[x] a\tb"]
+    save_audits([make_audit(name, PRETRAINED, size=16, windows=50, run=run) for name in names], tmp_path)
     status, out, error = evenslice("report", str(tmp_path), cwd=tmp_path)
     assert (status, error) == (0, "")
     assert not TERMINAL.search(out), repr(out)
+    assert all(name.replace("\t", " ") in out for name in names[2:])
     path = tmp_path / "audit.json"
     path.write_text(path.read_text().replace('"verdict": "biased"', '"verdict": "\\u001b[2J\\u009b"'))
     assert_one_line(evenslice("report", str(tmp_path), cwd=tmp_path))
 
 
-def test_configurations_steer_no_terminal(tmp_path):
-    (tmp_path / "train.yaml").write_text('"\\e[2Jtrain\\u202e": 1\n')
-    assert_one_line(evenslice("train", "train.yaml", "--out", "run", cwd=tmp_path))
-    (tmp_path / "train.yaml").write_text('data: "\\e[2J"\n')
+@pytest.mark.parametrize("text", ['"\\e[2Jtrain\\u202e": 1\n', 'data: "\\e[2J"\n'])
+def test_configurations_steer_no_terminal(tmp_path, text):
+    (tmp_path / "train.yaml").write_text(text)
     assert_one_line(evenslice("train", "train.yaml", "--out", "run", cwd=tmp_path))
 
 
@@ -99,16 +80,7 @@ def test_configurations_steer_no_terminal(tmp_path):
 
 
 @pytest.mark.slow
-def test_markup_in_a_name_loses_no_result(folder):
-    status, out, error = evenslice(*SHORT, "--out", MARKUP, cwd=folder)
-    assert (status, error) == (0, ""), error[-2000:]
-    assert f"report: {MARKUP}/report.html" in out
-    status, out, error = evenslice("report", MARKUP, cwd=folder)
-    assert (status, error) == (0, "")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["ä\udcff\udc80", "n" * 240, "[b]"])
+@pytest.mark.parametrize("name", ["ä\udcff\udc80", "n" * 240, MARKUP.replace("/", "")])
 def test_awkward_names_are_written_and_read(folder, name):
     (folder / "volume.npy").rename(folder / f"{name}.npy")
     short = [f"{name}.npy" if word == "volume.npy" else word for word in SHORT]
@@ -126,35 +98,29 @@ def test_names_as_long_as_they_can_be_are_written(folder, name):
     assert (folder / f"{name}.safetensors").is_file()
 
 
-def test_a_terminal_without_arrows_loses_no_result(folder):
-    status, _, error = evenslice(*SHORT, "--out", "out", cwd=folder, PYTHONIOENCODING="ascii")
-    assert (status, error) == (0, ""), error[-2000:]
-
-
 # Secrets
 
 
+ENDPOINT = {
+    "AWS_ENDPOINT_URL": "http://me:hush@127.0.0.1:1/?token=hush",
+    "AWS_ACCESS_KEY_ID": "a",
+    "AWS_SECRET_ACCESS_KEY": "hush",
+}
+
+
 @pytest.mark.parametrize(
-    "address", ["https://me:hush@127.0.0.1:1/a.zarr", "https://127.0.0.1:1/a.zarr?token=hush"]
+    ("address", "environment"),
+    [
+        ("https://me:hush@127.0.0.1:1/a.zarr", {}),
+        ("https://127.0.0.1:1/a.zarr?token=hush", {}),
+        ("s3://bucket/a.zarr", ENDPOINT),
+    ],
 )
-def test_secrets_in_addresses_are_not_shown(folder, address):
-    for arguments in (
-        ("info", address),
-        ("segment", *NETWORK, "--volume", "volume.npy", "--out", address),
-    ):
-        assert "hush" not in assert_one_line(evenslice(*arguments, cwd=folder))
-    status, out, error = evenslice("--debug", "info", address, cwd=folder)
-    assert (status, "hush" in out + error) == (2, False)
-
-
-def test_secrets_in_the_endpoint_are_not_shown(folder):
-    endpoint = {
-        "AWS_ENDPOINT_URL": "http://me:hush@127.0.0.1:1/?token=hush",
-        "AWS_ACCESS_KEY_ID": "a",
-        "AWS_SECRET_ACCESS_KEY": "hush",
-    }
-    assert "hush" not in assert_one_line(evenslice("info", "s3://bucket/a.zarr", cwd=folder, **endpoint))
-    status, out, error = evenslice("--debug", "info", "s3://bucket/a.zarr", cwd=folder, **endpoint)
+def test_secrets_in_addresses_are_not_shown(folder, address, environment):
+    segment = ("segment", *NETWORK, "--volume", "volume.npy", "--out", address)
+    for arguments in (("info", address), segment):
+        assert "hush" not in assert_one_line(evenslice(*arguments, cwd=folder, **environment))
+    status, out, error = evenslice("--debug", "info", address, cwd=folder, **environment)
     assert (status, "hush" in out + error) == (2, False)
 
 
@@ -169,24 +135,11 @@ def test_results_keep_no_secrets_of_the_command_line(folder):
 # Errors
 
 
-def test_a_full_disk_is_one_line_for_networks(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_SCRIPT], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    error, files = done.stdout.splitlines()
-    assert error.startswith("OutputError network.safetensors: cannot be written (")
-    assert files == "[]"
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("--fill", "nan"), "--fill nan: must be finite"),
-        (("--fill", "inf"), "must be finite"),
-        (
-            ("--tile", "1000000000", "1000000000"),
-            "--tile: a window of 3 slices of 1000000000 x 1000000000 pixels is too",
-        ),
+        (("--tile", "1000000000", "1000000000"), "--tile: a window of 3 slices of 1000000000 x"),
         (("--slices", "1000000001"), "--slices 1000000001: a window has at most 1001 slices"),
         (("--step", "3000000000"), "needs 6000000001"),
     ],
@@ -195,7 +148,7 @@ def test_absurd_options_are_one_line(folder, arguments, words):
     assert words in assert_one_line(evenslice(*SHORT, *arguments, cwd=folder))
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
+@pytest.mark.parametrize("value", [np.nan, 3e38])
 def test_affines_without_a_place_are_one_line(folder, value):
     image = nibabel.Nifti1Image(np.zeros((4, 4, 4), np.uint8), None)
     image.header["sform_code"] = 1
@@ -203,20 +156,3 @@ def test_affines_without_a_place_are_one_line(folder, value):
     nibabel.save(image, folder / "far.nii")
     error = assert_one_line(evenslice("info", "far.nii", cwd=folder))
     assert "its affine holds NaN, infinity or numbers beyond 1e+30" in error
-
-
-def test_spacings_that_a_tiff_cannot_state_are_left_out(folder):
-    from evenslice.volumes import open_volume, write_volume
-
-    affine = np.diag([1e-30, 1e-30, 1e-30, 1])
-    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4), np.uint8), affine), folder / "tiny.nii")
-    write_volume(open_volume(folder / "tiny.nii"), folder / "tiny.tif")
-    assert open_volume(folder / "tiny.tif").shape == (4, 4, 4)
-
-
-def test_many_audits_of_odd_names_are_one_table(tmp_path):
-    names = ["[red]", "[/]", ":smile:", "{task}", "\\[x]", "a\tb"]
-    save_audits([make_audit(name, UNIFORM, size=16, windows=50) for name in names], tmp_path)
-    status, out, error = evenslice("report", str(tmp_path), cwd=tmp_path)
-    assert (status, error) == (0, "")
-    assert all(name.replace("\t", " ") in out for name in names)

@@ -1,0 +1,225 @@
+"""evenslice info, segment and evaluate: describe a volume, label it, and compare labels with a network's answers."""
+
+import math
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from evenslice.cli import options
+from evenslice.cli.opening import LabelledOpening, Opening
+from evenslice.cli.options import grouped
+from evenslice.cli.printing import command_line, quiet, resumable, show, tell_missing_slices
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.table import Table
+
+    from evenslice.inference import Evaluation
+
+SCORES = {
+    "dice": "Dice",
+    "iou": "IoU",
+    "surface_dice": "surface Dice\n1 voxel",
+    "surface_dice_3": "3 voxels",
+    "hd95": "HD95",
+}
+"""The figures for each class, and the headings of their columns."""
+
+
+@grouped
+def info(
+    *,
+    path: Annotated[str, typer.Argument(metavar="PATH", help=f"Volume: {options.VOLUME_HELP}.")],
+    opening: Opening,
+    json: options.Json = False,
+) -> None:
+    """Describe a volume: format, shape, spacing, orientation, size, intensities, classes."""
+    from evenslice.cli.tables import info_table
+    from evenslice.volumes import describe_volume
+
+    described = asdict(describe_volume(opening.open(path)))
+    show(described, info_table(described), json=json)
+
+
+@grouped
+def segment(
+    *,
+    source: options.Source,
+    inputs: options.Input,
+    volume: Annotated[str, options.volume(f"Volume to segment: {options.VOLUME_HELP}.", metavar="PATH")],
+    opening: Opening,
+    reading: options.VolumeReading,
+    tile: options.Tile = None,
+    computing: options.Computing,
+    out: Annotated[
+        str,
+        options.output(
+            "File for the labels: .tif, .nii.gz, .ome.zarr (also on s3://), .h5:/path, .mha, .nrrd or .npy.",
+            metavar="PATH",
+        ),
+    ],
+    probabilities: Annotated[
+        bool, options.output("Write class probabilities instead of labels.", "--probabilities")
+    ] = False,
+    scratch: Annotated[
+        Path | None, options.output("Folder for unfinished work (default: beside --out).", metavar="DIR")
+    ] = None,
+    output: options.Output,
+) -> None:
+    """Segment a volume, also one larger than memory; an interrupted run resumes when the command is repeated."""
+    from evenslice.cli.tables import info_table
+    from evenslice.inference import segment as write_labels
+    from evenslice.volumes import describe_volume
+
+    opened = opening.open(volume)
+    tell_missing_slices(opened)
+    with quiet(output.json), resumable(partial(_remedy, out, scratch)):
+        segmenter = source.load(inputs, reading)
+        written = write_labels(
+            segmenter,
+            opened,
+            out,
+            probabilities=probabilities,
+            scratch=scratch,
+            force=output.force,
+            tile=tile,
+            compute=computing,
+        )
+    described = asdict(describe_volume(written))
+    show(described, info_table(described), json=output.json)
+
+
+def _remedy(out: str, scratch: Path | None) -> str | None:
+    """Return how to go on with an interrupted segmentation; None if nothing of it is finished."""
+    from evenslice.inference import unfinished_folder
+
+    folder = unfinished_folder(out, scratch)
+    return f"repeat the command to resume; what is finished is in {folder}" if folder.is_dir() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What is measured besides the scores."""
+
+    stress: Annotated[
+        bool,
+        options.measurement(
+            "Also predict with neighbouring slices missing, blank, noisy or shifted, and with reversed stacks.",
+            "--stress",
+        ),
+    ] = False
+    stress_slices: Annotated[
+        int | None,
+        options.measurement(
+            "Disturb the windows of at most this many slices (default: 60).", metavar="N", min=1
+        ),
+    ] = None
+    no_surfaces: Annotated[
+        bool,
+        options.measurement(
+            "Skip the surface distances, which are measured in volumes of up to 67,108,864 voxels.",
+            "--no-surfaces",
+        ),
+    ] = False
+    seed: options.Seed = 0
+
+
+@grouped
+def evaluate(
+    *,
+    source: options.Source,
+    inputs: options.Input,
+    volume: Annotated[str, options.volume(f"Volume to evaluate: {options.VOLUME_HELP}.", metavar="PATH")],
+    labels: Annotated[
+        str | None,
+        options.volume(
+            "Class labels of the volume; required unless --stress is given, which then compares with the intact answer.",
+            metavar="PATH",
+        ),
+    ] = None,
+    reading: options.LabelledReading,
+    opening: LabelledOpening,
+    measured: Measured,
+    tile: options.Tile = None,
+    computing: options.Passes,
+    out: Annotated[Path | None, options.output("Folder for result.json.", metavar="DIR")] = None,
+    output: options.Output,
+) -> None:
+    """Compare a network's answers with labels, and measure what disturbed slices cost."""
+    from evenslice._core import ConfigError
+    from evenslice.inference import RESULT_FILES, evaluate as measure
+
+    if labels is None:
+        options.refuse_labels(reading)
+        opening.refuse()
+        if measured.no_surfaces:
+            raise ConfigError("--no-surfaces: has no effect without --labels; give both or neither")
+    opened = opening.open(volume)
+    tell_missing_slices(opened)
+    opened_labels = None if labels is None else opening.open_labels(labels, volume)
+    with quiet(output.json), output.staged(out, RESULT_FILES, RESULT_FILES) as folder:
+        network = source.load(inputs, reading)
+        found = measure(
+            network,
+            opened,
+            opened_labels,
+            stress=measured.stress,
+            stress_slices=measured.stress_slices,
+            surfaces=not measured.no_surfaces,
+            seed=measured.seed,
+            tile=tile,
+            compute=computing,
+        )
+        found = replace(found, command=command_line())
+        if folder is not None:
+            found.write(folder)
+    lines = [] if out is None else [f"result: {out / 'result.json'}"]
+    show(found.to_dict(), *_tables(found), *lines, json=output.json)
+
+
+def _tables(found: "Evaluation") -> "Iterator[Table]":
+    """Yield a table of the scores by class, of objects, and of what disturbed slices cost, as far as they were measured."""
+    from evenslice.cli.tables import new_table, rich_table
+    from evenslice.inference import LARGEST_SURFACE
+    from evenslice.report import stress_table
+
+    if found.scores is not None:
+        document = found.to_dict()
+        table = _scores_table(document)
+        if math.prod(found.volume.shape) > LARGEST_SURFACE:
+            table.caption = (
+                f"surfaces are compared in volumes of up to {LARGEST_SURFACE:,} voxels; give a --region"
+            )
+        yield table
+        error, information = document["adapted_rand_error"], document["variation_of_information"]
+        if not math.isnan(error):
+            columns = ("adapted\nRand error", "variation of information\nby splits", "by mergers")
+            cells = map(_score, (error, information["split"], information["merge"]))
+            yield new_table("objects between the boundaries", columns, [*cells])
+    if found.stress is not None:
+        yield rich_table(stress_table(found.stress.summary()), breaks=False)
+
+
+def _scores_table(document: dict[str, Any]) -> "Table":
+    """Return one row for each class, and one for the mean."""
+    from evenslice.cli.tables import new_table
+
+    unit = document["volumes"][0]["unit"]
+    rows = [
+        [str(number), *(_score(document[name]["per_class"][number]) for name in SCORES)]
+        for number in range(len(document["dice"]["per_class"]))
+    ]
+    columns = ["class", *SCORES.values()]
+    columns[-1] += f"\n({unit})" if unit else ""
+    table = new_table("agreement with the labels", columns, *rows)
+    table.add_section()
+    table.add_row("mean without 0", *(_score(document[name]["mean"]) for name in SCORES))
+    return table
+
+
+def _score(value: float) -> str:
+    return "none" if math.isnan(value) else f"{value:.3f}".removeprefix("0")
