@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sanity_networks import Effort
     from torch import Tensor, nn
 
-    from evenslice.results.asymmetry import Asymmetry
+    from evenslice.results.verdicts import Asymmetry
 
     Floats = NDArray[np.float64]
 

@@ -10,7 +10,7 @@ from values import by_name
 
 import evenslice
 from evenslice._core.errors import ConfigError, ModelError, VolumeError
-from evenslice.auditing import auditor, stopping
+from evenslice.auditing import auditor, measuring
 from evenslice.volumes.info import fingerprint
 
 
@@ -75,14 +75,14 @@ def test_larger_windows_are_fewer_in_a_batch(side, batch):
 
 def test_the_device_of_an_audit_is_that_where_its_windows_were_measured(texture, monkeypatch):
     """A machine without a GPU may have sent them to those that have one."""
-    measure = stopping.measure_batches
+    measure = measuring.measure_batches
 
     def elsewhere(*arguments, **options):
         for number, batch in enumerate(measure(*arguments, **options)):
             yield replace(batch, device=f"cuda:{number % 2}")
 
     assert audit(Linear(1.0, 2.0, 1.0), texture, max_windows=4).run.device == "cpu"
-    monkeypatch.setattr(stopping, "measure_batches", elsewhere)
+    monkeypatch.setattr(measuring, "measure_batches", elsewhere)
     found = audit(Linear(1.0, 2.0, 1.0), texture, max_windows=8, batch=2)
     assert found.run.device == "cuda:0, cuda:1"
 
@@ -131,18 +131,6 @@ def test_a_stray_label_in_the_last_slice_is_found_before_any_window_is_measured(
     labels[-1, -1, -1] = 7
     with pytest.raises(VolumeError, match="holds the label value 7"):
         audit(Linear(1.0, 2.0, 1.0), texture, **by_name(audit, labels=labels, **options))
-
-
-def test_of_large_labels_those_that_are_compared_are_read_first(texture, monkeypatch):
-    monkeypatch.setattr("evenslice.auditing.lost_slices.MOST_CHECKED", 0)
-    labels = np.zeros(texture.shape, np.uint8)
-    labels[[0, -1]] = 7
-    found = audit(Linear(1.0, 2.0, 1.0), texture, labels=labels, max_windows=14)
-    assert found.stress.slices == 1
-    labels[24] = 7
-    monkeypatch.setattr(auditor, "read_until_settled", lambda *_: pytest.fail("measures windows"))
-    with pytest.raises(VolumeError, match="holds the label value 7"):
-        audit(Linear(1.0, 2.0, 1.0), texture, labels=labels, max_windows=14)
 
 
 def test_lost_slices_are_measured_last_and_in_no_more_windows_than_an_audit_may_read(texture):

@@ -21,8 +21,8 @@ from values import by_name
 import evenslice
 from evenslice._core.errors import VolumeError
 from evenslice.auditing import measuring
-from evenslice.auditing.lost_slices import take_middle
-from evenslice.auditing.measuring import Measurer
+from evenslice.auditing.auditor import take_middle
+from evenslice.auditing.sampling import WindowSample
 from evenslice.volumes import open_volume, reslice
 
 HUGE, CHUNK = (98_304, 32_768, 32_768), (16, 64, 64)
@@ -90,15 +90,15 @@ def test_the_results_are_those_of_reading_one_batch_after_another(monkeypatch, o
 
 def test_the_next_batch_is_read_while_the_network_computes_and_no_more(monkeypatch):
     begun, threads, measured = [], [], []
-    read, measure = Measurer.read, Measurer.measure
+    read, measure = WindowSample.read, measuring.measure
 
     def reading_one(self, batch):
         begun.append(batch.places.tolist())
         threads.append(threading.current_thread())
         return read(self, batch)
 
-    def measuring_one(self, found):
-        measured.append(found.batch.places.tolist())
+    def measuring_one(sample, explainer, found):
+        measured.append(found.places.tolist())
         until = time.monotonic() + 10
         while len(begun) < min(
             len(measured) + 2, 7
@@ -107,10 +107,10 @@ def test_the_next_batch_is_read_while_the_network_computes_and_no_more(monkeypat
             time.sleep(0.001)
         time.sleep(0.02)
         assert len(begun) <= len(measured) + 2
-        return measure(self, found)
+        return measure(sample, explainer, found)
 
-    monkeypatch.setattr(Measurer, "read", reading_one)
-    monkeypatch.setattr(Measurer, "measure", measuring_one)
+    monkeypatch.setattr(WindowSample, "read", reading_one)
+    monkeypatch.setattr(measuring, "measure", measuring_one)
     found = audit(TEXTURE, max_windows=24, precision=1e-9)
     assert len(found.measurements.volume) == 24
     assert begun[1:] == measured
@@ -233,18 +233,19 @@ def test_an_interrupt_does_not_wait_for_a_slow_server(tmp_path):
     assert (said, process.returncode) == ("interrupted\n", 0), errors
 
 
-def test_threads_of_a_worker_take_turns_at_the_network():
+def test_threads_of_a_worker_take_turns_at_the_network(monkeypatch):
     """They share it."""
     inside, most = [], []
 
-    def measure(_):
+    def measure(*_):
         inside.append(1)
         most.append(len(inside))
         time.sleep(0.01)
         inside.pop()
 
-    measurer = SimpleNamespace(read=lambda batch: batch, measure=measure, volumes=[])
-    on_worker = partial(measuring._measure_on_worker, measurer=measurer, stamps={})
+    monkeypatch.setattr(measuring, "measure", measure)
+    sample = SimpleNamespace(read=lambda batch: batch, volumes=[])
+    on_worker = partial(measuring._measure_on_worker, common=(sample, None), files={})
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(on_worker, range(8)))
     assert max(most) == 1

@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from evenslice import Sampling
-from evenslice.auditing.measuring import WindowSample
+from evenslice.auditing.sampling import WindowSample
 from evenslice.results import next_look
 from evenslice.volumes import Scaling, WindowGrid, open_volume, spread_index, windows as grid_module
 

@@ -18,10 +18,10 @@ from evenslice._core.errors import ConfigError, ModelError, OutputError, VolumeE
 from evenslice.auditing import surveyor
 from evenslice.auditing.documents import Survey
 from evenslice.cli.tables import survey_tables
-from evenslice.results.asymmetry import AnswerChange
 from evenslice.results.audits import AuditedVolume
 from evenslice.results.intervals import Interval
 from evenslice.results.surveys import SurveyedNetwork, SurveyRun, mean_of_draws
+from evenslice.results.verdicts import AnswerChange
 
 NETWORKS = """
 import torch

@@ -19,8 +19,8 @@ from evenslice.report import (
     write_tables,
 )
 from evenslice.report.audit_answers import subject
-from evenslice.results import AuditedVolume, Decision, PairBias
-from evenslice.results.asymmetry import AnswerChange, Mismatch
+from evenslice.results import AuditedVolume, Decision, Figure
+from evenslice.results.verdicts import AnswerChange, Mismatch
 
 
 def said(audit):
@@ -55,9 +55,9 @@ def test_the_scaling_is_said_first(source, says, tmp_path):
 
 def test_without_a_decision_the_judged_figure_nearest_to_its_tolerance_is_shown():
     pairs = (
-        PairBias(0.01, -0.04, 0.05, state="within"),
-        PairBias(-0.03, -0.04, -0.02, state="within"),
-        PairBias(0.4, 0.3, 0.5, judged=False, state="not judged"),
+        Figure(0.01, -0.04, 0.05, state="within"),
+        Figure(-0.03, -0.04, -0.02, state="within"),
+        Figure(0.4, 0.3, 0.5, judged=False, state="not judged"),
     )
     audit = fair(make_audit("a", (1 / 7,) * 7), "balanced", pairs=pairs, classes=())
     saliency = four_answers(audit)[0]
@@ -89,8 +89,8 @@ def with_run(audit, **changes):
 def test_a_biased_network_is_told_by_each_question_that_decided():
     audit = with_statistics(
         make_audit("a", PRETRAINED),
-        pairs=(PairBias(-0.2, -0.21, -0.19, state="beyond"),),
-        reliance=(PairBias(0.1, 0.08, 0.12, state="beyond"),),
+        pairs=(Figure(-0.2, -0.21, -0.19, state="beyond"),),
+        reliance=(Figure(0.1, 0.08, 0.12, state="beyond"),),
         classes=(),
         answer_change=AnswerChange(0.32, 0.3, 0.34, True, "beyond", "classes", 1),
         decided_by=(Decision("saliency", None, 1), Decision("reliance", None, 1), Decision("answer", 1)),

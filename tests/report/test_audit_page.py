@@ -21,9 +21,9 @@ from evenslice.report.audit_charts import audit_charts, biases_figure, kernel_fi
 from evenslice.report.formatting import interval
 from evenslice.report.pictures import MAX_PIXELS, window_panels
 from evenslice.report.style import AUDIT_COLOURS, audit_colour, audit_marker, settings
-from evenslice.results import AuditRun, Interval, PairBias
-from evenslice.results.asymmetry import AnswerChange, Mismatch
+from evenslice.results import AuditRun, Figure, Interval
 from evenslice.results.stress import BriefLoss, StressSummary
+from evenslice.results.verdicts import AnswerChange, Mismatch
 
 NAN = Interval(float("nan"), float("nan"), float("nan"))
 UNKNOWN = {
@@ -116,7 +116,7 @@ def test_an_interval_without_bounds_is_drawn_to_the_edge(tmp_path):
     open_ended = Interval(0.3, -np.inf, np.inf)
     audit = make_audit("a", PRETRAINED, windows=1)
     audit = with_statistics(
-        audit, verdict="inconclusive", shares=(open_ended,) * 3, pairs=(PairBias(0.3, -np.inf, np.inf),)
+        audit, verdict="inconclusive", shares=(open_ended,) * 3, pairs=(Figure(0.3, -np.inf, np.inf),)
     )
     page = write_report([audit], tmp_path / "report.html").read_text(encoding="utf-8")
     assert "[−∞, ∞]" in page  # noqa: RUF001 - a true minus sign
@@ -132,7 +132,7 @@ def test_what_was_not_measured_is_left_out(tmp_path):
         "mirror_error",
         "mirror_disagreement",
     )
-    unknown = PairBias(*dataclasses.astuple(NAN), judged=False)
+    unknown = Figure(*dataclasses.astuple(NAN), judged=False)
     audit = with_statistics(
         audit,
         verdict="inconclusive",
@@ -244,7 +244,7 @@ def test_kernels_of_a_network_read_from_a_file_are_not_called_before(audits):
 
 
 def test_nothing_lies_off_the_axes_and_what_is_not_judged_is_pale(audits):
-    wide = with_statistics(audits[0], reliance=(PairBias(0.6, -0.2, 0.9, judged=False),))
+    wide = with_statistics(audits[0], reliance=(Figure(0.6, -0.2, 0.9, judged=False),))
     drawing = biases_figure([wide, audits[1]])
     assert len(drawing.figure.axes) == 2  # saliency and reliance
     for axes in drawing.figure.axes:

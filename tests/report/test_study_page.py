@@ -36,7 +36,7 @@ from evenslice.report.study_tables import (
     verdicts,
 )
 from evenslice.report.style import settings
-from evenslice.results.arms import Primary, pool_runs, summarize_runs
+from evenslice.results.comparisons import Primary, pool_runs, summarize_runs
 from evenslice.results.intervals import Interval
 from evenslice.results.stress import BriefLoss, StressSummary
 from evenslice.results.studies import ExampleSlice, load_study

@@ -9,8 +9,8 @@ from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit
 
 from evenslice._core.errors import ConfigError, OutputError
 from evenslice.auditing.documents import load_audits
-from evenslice.results.asymmetry import Asymmetry
 from evenslice.results.audits import AuditedVolume, AuditRun, save_audits
+from evenslice.results.verdicts import Asymmetry
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from evenslice._core import (
 )
 from evenslice.auditing.auditor import audit
 from evenslice.auditing.documents import Survey
-from evenslice.auditing.options import Sampling
+from evenslice.auditing.sampling import Sampling
 from evenslice.inference import Compute, choose_device
 from evenslice.networks import with_gradients
 from evenslice.neutralizing import current_kernels, find_strategy, load_network
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from evenslice.networks import ModelSource
     from evenslice.neutralizing import Record
     from evenslice.volumes import Volume, VolumeLike
-
-__all__ = ["DRAWS", "WINDOWS", "survey"]
 
 WINDOWS = 60
 """Default number of windows that each network is shown: with 59 that equal their mirrors, a network is symmetric."""

@@ -66,12 +66,18 @@ class Explained:
         overlapping: whether several channels can be on at once; else classes exclude each other.
         probabilities: whether the output holds probabilities, whose softmax or sigmoid cannot be looked behind.
         margin: part of each side of an output map that is left out at its borders, where a tile lacks its surroundings.
+        name: of what is explained: "log-odds", "channel", "score" or "class numbers".
+        assumed: whether it was assumed that classes exclude each other.
+        gradient: whether the output has a gradient.
     """
 
     target: Target = "auto"
     overlapping: bool = False
     probabilities: bool = False
     margin: tuple[float, float] = (0.0, 0.0)
+    name: str = "log-odds"
+    assumed: bool = False
+    gradient: bool = True
 
 
 def parse_target(text: str) -> Target:
@@ -145,7 +151,6 @@ class Score:
         explained: what of them.
         labels: (batch, y, x) class numbers for the target "labels".
         only: a class, or (batch,) one for each window, negative for none; pixels of other classes then do not count.
-        known: the output for the windows, if it is known from an earlier run.
         predicted: the classes that are taken for those that the network predicts, as ``classes`` returns them.
         region: (batch, y, x) which pixels of the windows count, if not all.
     """
@@ -154,7 +159,6 @@ class Score:
     explained: Explained = Explained()
     labels: Tensor | None = None
     only: int | Tensor | None = None
-    known: Tensor | None = None
     predicted: Tensor | None = None
     region: Tensor | None = None
 
@@ -307,12 +311,9 @@ class Score:
 
     def at(self, rows: slice) -> Score:
         """Return the score of some windows."""
-        labels, known, predicted, region = (
-            None if value is None else value[rows]
-            for value in (self.labels, self.known, self.predicted, self.region)
-        )
-        only = self.only[rows] if isinstance(self.only, torch.Tensor) else self.only
-        return replace(self, labels=labels, known=known, predicted=predicted, region=region, only=only)
+        given = {name: getattr(self, name) for name in ("labels", "predicted", "region", "only")}
+        parts = {name: part[rows] for name, part in given.items() if isinstance(part, torch.Tensor)}
+        return replace(self, **parts)
 
 
 def check_batch(output: Tensor, windows: Tensor) -> None:
@@ -376,23 +377,6 @@ def _detected_nothing(returned: Any) -> bool:
     return found is not None and not any(len(item["scores"]) for item in found)
 
 
-@dataclass(frozen=True)
-class Understood:
-    """How the output of a network is understood.
-
-    Attributes:
-        explained: what is explained.
-        name: of that: "log-odds", "channel", "score" or "class numbers".
-        assumed: whether it was assumed that classes exclude each other.
-        gradient: whether the output has a gradient.
-    """
-
-    explained: Explained
-    name: str
-    assumed: bool
-    gradient: bool
-
-
 def understand(
     network: ReadyNetwork | BlackBox,
     returned: Any,
@@ -402,7 +386,7 @@ def understand(
     target: Target,
     overlapping: bool | None,
     margin: tuple[float, float] = (0.0, 0.0),
-) -> Understood:
+) -> Explained:
     """Tell how the output of a network is to be understood.
 
     A sigmoid at the end of several channels, which the graph of the network shows, says that they overlap; a softmax that
@@ -423,31 +407,27 @@ def understand(
     """
     target = resolve_target(target, returned)
     fresh, undone = _run(network, slices, tile)
-    gradient = fresh.requires_grad
     channels = fresh.is_floating_point() and fresh.ndim in (2, 4) and fresh.shape[1] > 1 and target != "sum"
     if overlapping and not channels:
         raise ConfigError(
             f"{option('overlapping', overlapping)}: tells how several channels of classes are to be read; the network "
             f"returns {tuple(fresh.shape)}: leave it out"
         )
+    plain = Explained(target, margin=margin, name="score", gradient=fresh.requires_grad)
     if target == "sum":
-        return Understood(Explained("sum", margin=margin), "score", assumed=False, gradient=gradient)
+        return plain
     if not fresh.is_floating_point():
-        return Understood(Explained(target, margin=margin), "class numbers", assumed=False, gradient=False)
+        return replace(plain, name="class numbers", gradient=False)
     sigmoid, softmax = ends_in_sigmoid(fresh), ends_in_softmax(fresh)
     found = holds_probabilities(network, fresh, slices, tile)
     several = channels and (sigmoid or found == "sigmoid")
-    explained = Explained(
-        target,
-        overlapping=several if overlapping is None else overlapping,
+    overlaps = several if overlapping is None else overlapping
+    return replace(
+        plain,
+        overlapping=overlaps,
         probabilities=not undone and (sigmoid or found is not None),
-        margin=margin,
-    )
-    return Understood(
-        explained,
-        "channel" if explained.overlapping else "log-odds",
+        name="channel" if overlaps else "log-odds",
         assumed=channels and overlapping is None and not (several or softmax or found == "softmax"),
-        gradient=gradient,
     )
 
 

@@ -1,4 +1,12 @@
-from .arms import (
+from .audits import (
+    AuditedVolume as AuditedVolume,
+    AuditResult as AuditResult,
+    AuditRun as AuditRun,
+    ExampleWindows as ExampleWindows,
+    StemShape as StemShape,
+    save_audits as save_audits,
+)
+from .comparisons import (
     ENOUGH_REPLICATES as ENOUGH_REPLICATES,
     LOSSES as LOSSES,
     MAIN_SCORES as MAIN_SCORES,
@@ -16,24 +24,9 @@ from .arms import (
     score_title as score_title,
     summarize_runs as summarize_runs,
 )
-from .asymmetry import (
-    Figure as Figure,
-    PairBias as PairBias,
-    next_look as next_look,
-    summarize as summarize,
-)
-from .audits import (
-    AuditedVolume as AuditedVolume,
-    AuditResult as AuditResult,
-    AuditRun as AuditRun,
-    ExampleWindows as ExampleWindows,
-    StemShape as StemShape,
-    save_audits as save_audits,
-)
 from .documents import DEFINITIONS as DEFINITIONS, FORMAT as FORMAT
 from .intervals import (
     Interval as Interval,
-    inferiority as inferiority,
     ratio as ratio,
     student_interval as student_interval,
 )
@@ -74,10 +67,12 @@ from .surveys import (
     is_survey as is_survey,
     mean_of_draws as mean_of_draws,
 )
-from .tolerances import Tolerances as Tolerances
 from .verdicts import (
     Decision as Decision,
+    Figure as Figure,
     Questions as Questions,
+    Tolerances as Tolerances,
     ask as ask,
-    judge as judge,
+    next_look as next_look,
+    summarize as summarize,
 )

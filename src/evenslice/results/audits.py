@@ -17,7 +17,6 @@ from numpy.typing import NDArray  # noqa: TC002  # ``from_arrays`` reads the ann
 
 from evenslice._core import ConfigError, OutputError, json_text, local_path, read_json, reading, staged_file
 from evenslice.networks import StemKernels
-from evenslice.results.asymmetry import Asymmetry
 from evenslice.results.documents import (
     DEFINITIONS,
     FORMAT,
@@ -31,15 +30,15 @@ from evenslice.results.documents import (
 )
 from evenslice.results.measurements import Measurements
 from evenslice.results.stress import StressSummary
+from evenslice.results.verdicts import Asymmetry
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
     from typing import Self
 
-    from evenslice.results.asymmetry import AnswerChange, Mismatch, PairBias
     from evenslice.results.intervals import Interval
-    from evenslice.results.verdicts import Verdict
+    from evenslice.results.verdicts import AnswerChange, Figure, Mismatch, Verdict
 
 MOST_BYTES = 2**29
 """Largest size of the measurements and examples of one audit that is read back."""
@@ -235,17 +234,17 @@ class AuditResult:
         return self.statistics.shares
 
     @property
-    def pairs(self) -> tuple[PairBias, ...]:
+    def pairs(self) -> tuple[Figure, ...]:
         """The pair biases B_1..B_K of the saliency (their model parts), with their intervals."""
         return self.statistics.pairs
 
     @property
-    def saliency(self) -> tuple[PairBias, ...]:
+    def saliency(self) -> tuple[Figure, ...]:
         """Whether a map of saliency would favour a side: the pair biases, as ``pairs``."""
         return self.statistics.pairs
 
     @property
-    def reliance(self) -> tuple[PairBias, ...]:
+    def reliance(self) -> tuple[Figure, ...]:
         """Whether the network relies on a side: the pair biases of what replacing a slice by the middle one changes."""
         return self.statistics.reliance
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray  # noqa: TC002  # ``from_arrays`` reads the annotations
 
 from evenslice._core import ConfigError, read_json, read_log, read_rows, read_text, reading
-from evenslice.results.arms import (
+from evenslice.results.comparisons import (
     MAIN_SCORES,
     METRICS,
     POOLED,

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from evenslice.results import AuditResult, PairBias
+    from evenslice.results import AuditResult, Figure
     from evenslice.studying.runs import Run
     from evenslice.volumes import LabelledVolume
 
@@ -235,7 +235,7 @@ def _audit_results(found: AuditResult) -> dict[str, Any]:
     }
 
 
-def _largest(pairs: Sequence[PairBias]) -> float:
+def _largest(pairs: Sequence[Figure]) -> float:
     """Return the largest absolute bias of the judged pairs: that of others is noise; NaN if it was not asked for."""
     known = [pair for pair in pairs if not math.isnan(pair.estimate)]
     return max((abs(pair.estimate) for pair in known if pair.judged), default=0.0 if known else math.nan)

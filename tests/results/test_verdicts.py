@@ -11,11 +11,8 @@ from hypothesis.extra import numpy as hnp
 from scipy import stats
 
 from evenslice.auditing.explaining import _sample, compare_answers, compare_outputs, wasserstein
-from evenslice.auditing.stopping import settled
-from evenslice.results.asymmetry import summarize
 from evenslice.results.measurements import Measurements, data_part, directional_bias, model_part, pair_bias
-from evenslice.results.tolerances import Tolerances, least_attention
-from evenslice.results.verdicts import answer_kind, ask
+from evenslice.results.verdicts import Tolerances, answer_kind, ask, least_attention, summarize
 
 MANY = 10**6
 
@@ -176,7 +173,7 @@ def test_verdicts_by_reliance_answer_and_use():
         found = summarize(unlike, [MANY])
         assert (found.verdict, found.mirror_mismatch.state) == ("balanced", state)
         assert found.decided_by[0].question == "use"
-        assert settled(ask(unlike, MANY, Tolerances()), None) == ("settled" if state == "beyond" else "")
+        assert ask(unlike, MANY, Tolerances()).settled() == ("settled" if state == "beyond" else "")
 
 
 def test_a_census_decides_without_width():
