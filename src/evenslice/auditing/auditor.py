@@ -23,7 +23,6 @@ from evenslice.inference import (
     Disturbances,
     StressedVolume,
     choose_slices,
-    even_slices,
     make_ready,
     stress,
 )
@@ -66,7 +65,7 @@ STRESSED_SIDE = 1024
 
 
 MOST_CHECKED = 2**28
-"""Voxels of labels that are all read before an audit, which takes seconds; of larger ones, those that are to be compared."""
+"""Voxels of labels that are read before an audit, which takes seconds."""
 
 
 @with_gradients
@@ -185,7 +184,9 @@ def audit(
     opened = [read.labels.class_volume(item, count_classes(returned)) for item in stored or ()]
     stressed = stressed_volumes(returned, grids, opened) if sampling.stress and opened and slices > 1 else []
     most_stressed = count_stressed(max(slices, 3), sampling.max_windows)
-    check_labels(opened, stressed, most_stressed)
+    for part in opened:  # so that a value of no class is found before anything is computed
+        if part.size <= MOST_CHECKED and not isinstance(part.location, str):  # which is an address
+            check_classes(part)
     explainer = Explainer(
         network,
         understood,
@@ -318,26 +319,6 @@ def stressed_volumes(
         StressedVolume(take_middle(grid.volume), grid.scaling, known.class_volume(take_middle(part), classes))
         for grid, part in zip(grids, labels, strict=True)
     ]
-
-
-def check_labels(labels: Sequence[Volume], stressed: Sequence[StressedVolume], most_slices: int) -> None:
-    """Read labels before an audit, so that one of no class is found before anything is computed.
-
-    Args:
-        labels: the class of each voxel of each volume.
-        stressed: the part of them that is going to be compared, as ``stressed_volumes`` returns it; none if nothing is.
-        most_slices: so many slices of it are.
-
-    Raises:
-        VolumeError: the labels hold values of no class, or cannot be read.
-    """
-    chosen = even_slices([len(item.volume) for item in stressed], most_slices) if stressed else []
-    for number, part in enumerate(labels):
-        if part.size <= MOST_CHECKED and not isinstance(part.location, str):  # which is an address
-            check_classes(part)
-        elif stressed and (compared := stressed[number].labels) is not None:
-            for z in chosen[number]:
-                compared[z]
 
 
 def take_middle(volume: Volume) -> Volume:

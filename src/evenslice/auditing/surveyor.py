@@ -208,8 +208,8 @@ def _survey_one(
         random=sources[0].random,
         draws=len(audits),
         stems=records[0].stems,
-        energy=tuple(map(fmean, zip(*(balance.energy for balance in balances), strict=True))),
-        chromatic=fmean(balance.chromatic for balance in balances),
+        energy=tuple(map(fmean, zip(*(energy for energy, _ in balances), strict=True))),
+        chromatic=fmean(chromatic for _, chromatic in balances),
         seconds=round(time.monotonic() - started, 2),
         **_statistics(audits),
     )

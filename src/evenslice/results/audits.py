@@ -301,7 +301,7 @@ class AuditResult:
         """
         path = local_path(path)
         if path.suffix != ".json":
-            raise OutputError(f"{path}: an audit is kept in a .json file; write {_json_file(path)}")
+            raise OutputError(f"{path}: an audit is kept in a .json file; write {path.with_suffix('.json')}")
         arrays = to_arrays(self.examples, "examples/")
         if self.measurements is not None:
             arrays |= to_arrays(self.measurements, "measurements/")
@@ -327,8 +327,6 @@ class AuditResult:
             ConfigError: one of the two cannot be read, or is not part of an audit.
         """
         path = local_path(path, ConfigError)
-        if path.suffix != ".json":
-            raise ConfigError(f"{path}: an audit is kept in a .json file; read {_json_file(path)}")
         with reading(path, "an audit", "run the audit again"):
             document = read_json(path)
             definitions, statistics = definitions_of(document), _read_statistics(document)
@@ -379,10 +377,6 @@ def _read_kernels(stem: StemShape, place: str, arrays: Mapping[str, NDArray[Any]
         if array.ndim != 4 or not array.size:
             raise ValueError(f"{place}/{name} is of shape {array.shape}")
     return StemKernels(stem.name, **found)
-
-
-def _json_file(path: Path) -> Path:
-    return path.with_suffix(".json") if path.name and not path.is_dir() else path / "audit.json"
 
 
 def save_audits(audits: Sequence[AuditResult], folder: str | os.PathLike[str]) -> None:

@@ -240,21 +240,8 @@ def is_survey(folder: str | os.PathLike[str]) -> bool:
     return (Path(folder) / "survey.json").is_file()
 
 
-@dataclass(frozen=True)
-class ColourBalance:
-    """The weights that a network's stems give to channels.
-
-    Attributes:
-        energy: of each channel, as a share of the energy of all, 0..1; they sum to 1.
-        chromatic: part of the energy that an image of equal channels does not excite, 0..1.
-    """
-
-    energy: tuple[float, ...]
-    chromatic: float
-
-
-def colour_balance(kernels: Sequence[NDArray[Any]]) -> ColourBalance:
-    """Compute the colour balance of stems.
+def colour_balance(kernels: Sequence[NDArray[Any]]) -> tuple[tuple[float, ...], float]:
+    """Return the share of each channel in the energy of stems, 0..1, and the chromatic part of that energy.
 
     Args:
         kernels: the effective kernels of each stem, (filters, C, ...), from ``Record.kernels`` or
@@ -265,7 +252,7 @@ def colour_balance(kernels: Sequence[NDArray[Any]]) -> ColourBalance:
 
     Example: one filter that subtracts twice the second channel from the first.
         >>> colour_balance([np.array([[1.0, -2.0]])])
-        ColourBalance(energy=(0.2, 0.8), chromatic=0.9)
+        ((0.2, 0.8), 0.9)
     """
     stems = [np.asarray(stem, dtype=np.float64).reshape(*stem.shape[:2], -1) for stem in kernels]
     counts = {stem.shape[1] for stem in stems}
@@ -278,7 +265,5 @@ def colour_balance(kernels: Sequence[NDArray[Any]]) -> ColourBalance:
     if not (np.isfinite(total) and total > 0):
         raise ModelError("the kernels of the stems are all 0 or not finite; check the weights of the network")
     gray = sum(float(np.square(stem.sum(axis=1)).sum()) for stem in stems)
-    return ColourBalance(
-        energy=tuple((by_channel / total).tolist()),
-        chromatic=max(0.0, 1 - gray / (counts.pop() * total)),  # rounding may take it below 0
-    )
+    # Rounding may take the chromatic part below 0.
+    return tuple((by_channel / total).tolist()), max(0.0, 1 - gray / (counts.pop() * total))

@@ -27,11 +27,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from evenslice.results.intervals import Ratios
+    from evenslice.results.intervals import Ratios, Scale
     from evenslice.results.measurements import Measurements
 
     Floats = NDArray[np.float64]
     Flags = NDArray[np.bool_]
+    Column = tuple["Key", Floats, Floats, Any]
+    """What a figure is about, its parts (n,), its wholes (n,), and whether it is judged."""
 
 Verdict = Literal["symmetric", "balanced", "biased", "inconclusive", "not applicable"]
 Question = Literal["saliency", "reliance", "answer", "use"]
@@ -415,8 +417,11 @@ class Questions:
             return ""
         if precision is None:
             return "settled"
-        halves_ = [np.subtract(*item.bounds()[::-1])[item.judged] / 2 for item in self.tests]
-        return "precision reached" if all((half <= precision).all() for half in halves_) else ""
+        for item in self.tests:
+            low, high = item.bounds()
+            if ((high - low)[item.judged] / 2 > precision).any():
+                return ""
+        return "precision reached"
 
     @property
     def needed(self) -> int | None:
@@ -522,51 +527,28 @@ class _Sample:
 
     def saliency(self) -> Evidence | None:
         """Return the pair biases of the saliency, means over the windows that have any; None if none has."""
-        parts, wholes, outer = [], [], []
+        least = least_attention(self.measured.slices // 2, self.tolerances.judged_share)
+        columns: list[Column] = []
         for group in self.groups:
             sums = self.measured.saliency[:, :, group]
             known = (sums.sum(axis=-1) > 0).all(axis=1)
-            bias = model_part(pair_bias(sums[:, 0]), pair_bias(sums[:, 1]))
+            bias = np.where(known[:, None], model_part(pair_bias(sums[:, 0]), pair_bias(sums[:, 1])), 0)
             shares = sums / np.where(known[:, None, None], sums.sum(axis=-1, keepdims=True), 1)
-            left, right = halves(shares.mean(axis=1))
-            parts.append(np.where(known[:, None], bias, 0))
-            wholes.append(np.broadcast_to(known[:, None], bias.shape).astype(float))
-            outer.append((left + right)[known].mean(axis=0) if known.any() else np.zeros(bias.shape[1]))
-        if not any(whole.any() for whole in wholes):
-            return None
-        material = np.stack(outer) >= least_attention(parts[0].shape[1], self.tolerances.judged_share)
-        return self._biases("saliency", parts, wholes, material)
+            outer = np.add(*halves(shares.mean(axis=1)))[known].sum(axis=0) / max(known.sum(), 1)
+            whole = np.broadcast_to(known[:, None], bias.shape).astype(float)
+            columns += _pair_columns(group, bias, whole, outer >= least)
+        found = self._evidence("saliency", columns, self.tolerances.tolerance)
+        return None if np.isnan(found.estimate).all() else found
 
     def reliance(self) -> Evidence:
         """Return the pair biases of the reliance: ratios of sums over windows."""
-        parts, wholes, material = [], [], []
+        columns: list[Column] = []
         for group in self.groups:
             left, right = halves(self.measured.reliance[:, :, group].sum(axis=1))
-            parts.append(right - left)
-            wholes.append(right + left)
             least = 2 * self.tolerances.judged_share * self.measured.explained[:, group].sum()
             total = (right + left).sum(axis=0)
-            material.append((total >= least) & (total > 0))
-        return self._biases("reliance", parts, wholes, np.stack(material))
-
-    def _biases(
-        self,
-        question: Literal["saliency", "reliance"],
-        parts: list[Floats],
-        wholes: list[Floats],
-        material: Flags,
-    ) -> Evidence:
-        pairs = parts[0].shape[1]
-        scale: Literal["linear", "atanh"] = "linear" if question == "saliency" else "atanh"
-        decides = [group == 0 or bool(self.decides[group - 1]) for group in self.groups]
-        return Evidence(
-            question=question,
-            keys=tuple(Key(_number(group), k) for group in self.groups for k in range(1, pairs + 1)),
-            fit=fit_ratios(np.hstack(parts), np.hstack(wholes), self.population, scale=scale),
-            tolerance=self.tolerances.tolerance,
-            judged=material.ravel(),
-            decides=np.repeat(decides, pairs),
-        )
+            columns += _pair_columns(group, right - left, right + left, (total >= least) & (total > 0))
+        return self._evidence("reliance", columns, self.tolerances.tolerance, scale="atanh")
 
     def answer(self) -> Evidence | None:
         """Return the part C of the answer that changes when a window is reversed; None if no window tells.
@@ -575,48 +557,52 @@ class _Sample:
         1 - IoU. Of scores, the RMS of f(x) - f(x') over sqrt(2) times the standard deviation of f(x), which is 1 for
         unrelated answers.
         """
-        measured = self.measured
-        of_classes, chosen = answer_kind(measured) == "classes", list[int]()
-        if of_classes:
-            chosen = [number for number in self.numbers if measured.union[:, number].any()]
-            part, whole = measured.changed[:, chosen], measured.union[:, chosen]
-        else:
+        measured, scores = self.measured, answer_kind(self.measured) == "scores"
+        columns: list[Column] = []
+        if scores:
             tell = (measured.own_mirror != 1) & ~np.isnan(measured.change)
-            part = np.where(tell, measured.change, 0)[:, None]
-            whole = 2 * _variance(measured, tell)[:, None]
-        if not whole.any():
+            columns = [(Key(), np.where(tell, measured.change, 0), 2 * _variance(measured, tell), True)]
+        else:
+            columns = [
+                (Key(number), measured.changed[:, number], measured.union[:, number], True)
+                for number in self.numbers
+            ]
+        columns = [column for column in columns if column[2].any()]
+        if not columns:
             return None  # or the scores vary over no pixel, and nothing is there to hold their change against
-        return Evidence(
-            question="answer",
-            keys=tuple(map(Key, chosen)) if of_classes else (Key(),),
-            fit=fit_ratios(part, whole, self.population, scale="log"),
-            tolerance=self.tolerances.answer_tolerance,
-            judged=np.ones(whole.shape[1], bool),
-            decides=self.decides[chosen] if of_classes else np.ones(1, bool),
-            root=not of_classes,
-        )
+        return self._evidence("answer", columns, self.tolerances.answer_tolerance, scale="log", root=scores)
 
     def use(self, biases: Evidence) -> Evidence | None:
         """Return the mirror mismatch E of each class, over all outer slices and for each judged pair; None if no window tells."""
         if not self.measured.outer.any():
             return None
-        parts, wholes, keys = [], [], []
-        for group in self.groups:
+        columns: list[Column] = []
+        for group, judged in zip(self.groups, biases.judged.reshape(len(self.groups), -1), strict=True):
             part, whole = self.measured.mismatch[:, group], self.measured.outer[:, group]
-            parts.append(np.column_stack([part.sum(axis=1), part]))
-            wholes.append(np.column_stack([whole.sum(axis=1), whole]))
-            keys += [Key(_number(group), k or None) for k in range(part.shape[1] + 1)]
-        whole = np.hstack(wholes)
-        count = len(self.groups)
-        pairs = np.column_stack([np.ones(count, bool), biases.judged.reshape(count, -1)])
-        return Evidence(
-            question="use",
-            keys=tuple(keys),
-            fit=fit_ratios(np.hstack(parts), whole, self.population, scale="log"),
-            tolerance=self.tolerances.mismatch_tolerance,
-            judged=pairs.ravel() & (whole.sum(axis=0) > 0),
-            decides=np.zeros(len(keys), bool),
-        )
+            columns.append((Key(_number(group)), part.sum(axis=1), whole.sum(axis=1), whole.any()))
+            columns += _pair_columns(group, part, whole, judged & whole.any(axis=0))
+        return self._evidence("use", columns, self.tolerances.mismatch_tolerance, scale="log")
+
+    def _evidence(
+        self,
+        question: Question,
+        columns: list[Column],
+        tolerance: float,
+        *,
+        scale: Scale = "linear",
+        root: bool = False,
+    ) -> Evidence:
+        keys, parts, wholes, judged = zip(*columns, strict=True)
+        numbers = [key.class_number for key in keys]
+        decides = [question != "use" and (number is None or bool(self.decides[number])) for number in numbers]
+        fit = fit_ratios(np.stack(parts, axis=1), np.stack(wholes, axis=1), self.population, scale=scale)
+        return Evidence(question, keys, fit, tolerance, np.array(judged), np.array(decides), root)
+
+
+def _pair_columns(group: int, part: Floats, whole: Floats, judged: Flags) -> list[Column]:
+    """Return the columns of each pair of offsets, from parts and wholes (n, K)."""
+    pairs = zip(part.T, whole.T, judged, strict=True)
+    return [(Key(_number(group), k), *columns) for k, columns in enumerate(pairs, start=1)]
 
 
 def _variance(measured: Measurements, tell: Flags) -> Floats:
