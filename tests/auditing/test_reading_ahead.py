@@ -19,7 +19,7 @@ from torch import nn
 from values import by_name
 
 import evenslice
-from evenslice._core.errors import VolumeError
+from evenslice import VolumeError
 from evenslice.auditing import measuring
 from evenslice.auditing.auditor import take_middle
 from evenslice.auditing.sampling import WindowSample
@@ -80,9 +80,9 @@ def reading():
 def test_the_results_are_those_of_reading_one_batch_after_another(monkeypatch, options):
     if options.get("target"):
         options = options | {"labels": (TEXTURE > 0.5).astype(np.uint8)}
-    ahead = audit(TEXTURE, **by_name(audit, **options))
+    ahead = audit(TEXTURE, **options)
     monkeypatch.setattr(measuring, "AHEAD", 0)
-    after = audit(TEXTURE, **by_name(audit, **options))
+    after = audit(TEXTURE, **options)
     assert document(ahead) == document(after)
     assert np.array_equal(ahead.examples.images, after.examples.images)
     assert np.array_equal(ahead.examples.saliency, after.examples.saliency)
@@ -196,6 +196,7 @@ def test_what_a_lost_slice_costs_is_measured_on_the_middle_of_large_slices():
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs signals of POSIX")
+@pytest.mark.slow
 def test_an_interrupt_does_not_wait_for_a_slow_server(tmp_path):
     script = tmp_path / "slow.py"
     script.write_text(

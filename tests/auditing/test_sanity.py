@@ -1,6 +1,5 @@
 """A short run of benchmarks/sanity.py on networks whose answers are known; its long run is in benchmarks/results."""
 
-import math
 
 import numpy as np
 import pytest
@@ -14,10 +13,9 @@ from sanity_checks import (
     measure_replacements,
     order_of_slices,
     pair_biases,
-    rank_correlation,
     right_signs,
 )
-from sanity_networks import STAGES, Effort, Family, Windows, find_families, redraw
+from sanity_networks import STAGES, Effort, Family, Windows, redraw
 from torch import nn
 
 import evenslice
@@ -103,63 +101,18 @@ def test_a_bias_of_the_stem_alone_goes_with_the_stem_and_stays_without(volume, e
     assert all(abs(bias[stage]) < 0.2 for stage in ("everything", "the stem alone")), bias
 
 
-def test_maps_of_the_same_network_are_the_same(volume, effort):
-    found = Randomisation(biased_stem(), volume, effort).measure("nothing: as built", seed=0)
-    assert found["gradient maps"] == pytest.approx([1, 1, 1])
-    assert found["occlusion maps"] == pytest.approx([1, 1, 1])
-
-
-def test_a_network_that_is_blind_after_redrawing_is_said_to_fail(volume, effort, monkeypatch):
-    dead = biased_stem()
-    dead[6].weight.data.zero_()
-    monkeypatch.setattr("sanity_checks.redraw", lambda *_, **__: dead)
-    found = Randomisation(biased_stem(), volume, effort).measure("everything", seed=0)
-    ((_, stage, words, *_),) = sanity.stage_table("dead", {"everything": [found]})
-    assert stage == "everything"
-    assert "does not depend on its input" in words
-
-
-def test_redrawing_permutes_the_layers_of_a_stage_and_no_others(volume):
+def test_redrawing_permutes_the_layers_of_a_stage_and_no_others():
     network, windows = biased_stem(), torch.rand(4, 3, 32, 32)
     before = network.state_dict()
     drawn = {stage: redraw(network, stage, windows, seed=1).state_dict() for stage in STAGES}
     top, most = drawn["output layer and decoder"], drawn["... and the first third: all but the stem"]
     assert {key for key in before if not torch.equal(before[key], top[key])} - {"6.bias"} == {"6.weight"}
-    assert torch.equal(top["6.weight"], most["6.weight"])  # the stages are cumulative
     changed = {key for key in before if not torch.equal(before[key], most[key])}
     # Permuted, weights of 1 stay what they are, and two values may; the statistics of a new layer are left alone.
     assert changed - {"6.bias"} == {"3.weight", "3.bias", "6.weight"}
     for key in ("0.weight", "3.weight"):
         assert torch.equal(drawn["everything"][key].flatten().sort()[0], before[key].flatten().sort()[0])
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
-
-
-@pytest.mark.parametrize("way", ["permuted", "kernels", "normal", "new"])
-def test_ways_to_redraw(way):
-    network = biased_stem()
-    norm = torch.linspace(0.5, 2, 64)
-    network[1].weight.data[:] = norm
-    drawn = redraw(network, "everything", torch.rand(4, 3, 32, 32), seed=1, way=way)
-    kernel, before = drawn[0].weight.detach(), network[0].weight.detach()
-    assert torch.equal(drawn[1].weight, norm) == (way == "kernels")
-    assert torch.equal(kernel.flatten().sort()[0], before.flatten().sort()[0]) == (
-        way in ("permuted", "kernels")
-    )
-    expected = math.sqrt(2 / 27) if way == "new" else before.std().item()
-    assert kernel.std().item() == pytest.approx(expected, rel=0.1)
-    if way == "new":
-        assert torch.equal(drawn[1].weight, torch.ones(64))
-        assert not drawn[6].bias.any()
-
-
-def test_redrawn_norms_get_the_statistics_of_their_new_input():
-    windows = torch.rand(8, 3, 32, 32)
-    drawn = redraw(biased_stem(), "the stem alone", windows, seed=1)
-    out = drawn[1](drawn[0](torch.cat([windows, windows.flip(1)]))).transpose(0, 1).flatten(1)
-    torch.testing.assert_close(out.mean(1), torch.zeros(64), atol=1e-4, rtol=0)
-    torch.testing.assert_close(out.std(1), torch.ones(64), atol=1e-2, rtol=0)
-    assert not drawn[1].training
-    assert drawn[1].momentum == 0.1
 
 
 def test_results_are_kept_and_tables_written_to_files(volume, effort, tmp_path):
@@ -181,14 +134,3 @@ def test_results_are_kept_and_tables_written_to_files(volume, effort, tmp_path):
     signs = (tmp_path / "noise-signs.csv").read_text().splitlines()
     assert signs[1] == 'planted,3,mean gray,"1.00 [1.00, 1.00]","1.00 [1.00, 1.00]","1.00 [1.00, 1.00]"'
     assert len(signs) == len(tables["signs"].splitlines()) - 1
-
-
-def test_networks_without_weights_say_what_is_missing(tmp_path):
-    missing = {family.name: family.missing for family in find_families(tmp_path)}
-    assert missing["VGG16"] == f"{tmp_path / 'vgg16_features.safetensors'} does not exist"
-    assert missing["MobileNetV1"]
-
-
-def test_a_constant_has_no_rank_correlation():
-    assert math.isnan(rank_correlation([1, 2, 3], [0, 0, 0]))
-    assert rank_correlation([1, 2, 3], [1, 4, 9]) == pytest.approx(1)

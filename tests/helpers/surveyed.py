@@ -1,6 +1,6 @@
 """A survey made up for the tests of its page: a biased network, a fair one with five channels, and one that failed."""
 
-from evenslice.auditing.documents import Survey
+from evenslice import Survey
 from evenslice.results.intervals import Interval
 from evenslice.results.surveys import SurveyedNetwork, SurveyRun
 
