@@ -24,7 +24,8 @@ import numpy as np
 from kept import Cache, insert_tables, table, write_csvs
 
 import evenslice
-from evenslice.results import Measurements, Tolerances, ask, intervals, next_look
+from evenslice.auditing.sampling import next_look
+from evenslice.results import Measurements, Tolerances, ask, intervals
 from evenslice.volumes.windows import spread_index
 
 if TYPE_CHECKING:

@@ -36,8 +36,9 @@ from sanity_checks import (
 from sanity_networks import QUICK, STAGES, WAYS, find_families, open_template
 
 import evenslice
+from evenslice.auditing.surveyor import mean_of_draws
 from evenslice.report.formatting import MINUS, NOTHING
-from evenslice.results import Interval, mean_of_draws, student_interval
+from evenslice.results import Interval, student_interval
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

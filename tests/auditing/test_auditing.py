@@ -386,6 +386,7 @@ def test_scalings_known_from_training_are_used(texture):
     assert np.array_equal(given.examples.images[of_first], fixed.examples.images[of_first])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("wrap", "loaded"), [(nn.Sequential, True), (nn.DataParallel, False)])
 def test_a_wrapped_network_is_audited_as_it_is(texture, tmp_path, wrap, loaded):
     model, _, source = evenslice.load_network("timm:test_resnet", "none")

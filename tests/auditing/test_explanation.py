@@ -103,6 +103,7 @@ def test_a_function_is_explained_by_replacement_like_the_network_it_runs(volume)
     assert np.allclose(found.maps, explain(network, volume, 4).maps, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_saved_exported_and_symmetrized_forms_are_explained_alike(tmp_path):
     network, _, source = evenslice.load_network("smp:Unet/tu-tf_efficientnet_lite0", "none", slices=3)
     evenslice.save_network(network, tmp_path / "n.safetensors", source=source)

@@ -150,6 +150,7 @@ def test_what_ends_the_network_ends_the_reading(error):
     assert len(volume.threads) == seen
 
 
+@pytest.mark.slow
 def test_an_audit_of_100_tb_reads_its_sample_and_its_windows_and_no_more():
     with serving(shape=HUGE, chunk=CHUNK, delay=0.002) as server:
         audit(server.address, tile=(64, 64), max_windows=8)  # imports
@@ -182,6 +183,7 @@ def test_an_audit_of_100_tb_reads_its_sample_and_its_windows_and_no_more():
     assert peaks[1] < peaks[0] + 64 * 2**20
 
 
+@pytest.mark.slow
 def test_what_a_lost_slice_costs_is_measured_on_the_middle_of_large_slices():
     with serving(shape=(8, 32_768, 32_768), chunk=CHUNK, delay=0) as server:
         labels = np.broadcast_to(np.uint8(1), (8, 32_768, 32_768))

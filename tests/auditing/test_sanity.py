@@ -1,6 +1,5 @@
 """A short run of benchmarks/sanity.py on networks whose answers are known; its long run is in benchmarks/results."""
 
-
 import numpy as np
 import pytest
 import sanity
@@ -19,6 +18,8 @@ from sanity_networks import STAGES, Effort, Family, Windows, redraw
 from torch import nn
 
 import evenslice
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

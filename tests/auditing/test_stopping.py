@@ -107,4 +107,4 @@ def test_what_excludes_each_other_may_be_said_of_any_output(target, explained):
     found = audit_formula(network, target=target, overlapping=False, **options)
     assert found.run.explained == explained
     with pytest.raises(evenslice.ConfigError, match="overlapping"):
-        audit_formula(network, target=target, overlapping=True, **options)
+        audit_formula(network, overlapping=True, **options)

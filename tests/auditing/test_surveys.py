@@ -18,7 +18,7 @@ from evenslice import ConfigError, ModelError, OutputError, Survey, VolumeError,
 from evenslice.auditing import surveyor
 from evenslice.results.audits import AuditedVolume
 from evenslice.results.intervals import Interval
-from evenslice.results.surveys import SurveyedNetwork, SurveyRun, mean_of_draws
+from evenslice.results.surveys import SurveyedNetwork, SurveyRun
 from evenslice.results.verdicts import AnswerChange
 
 NETWORKS = """
@@ -198,7 +198,7 @@ def test_any_number_of_slices(survey, tmp_path, slices, shares, pairs, verdict):
     ],
 )
 def test_the_interval_over_draws(draws, bounds, ends):
-    found = mean_of_draws([Interval(*draw) for draw in draws], bounds=bounds)
+    found = surveyor.mean_of_draws([Interval(*draw) for draw in draws], bounds=bounds)
     assert (found.low, found.high) == pytest.approx(ends)
 
 
@@ -252,6 +252,7 @@ def test_a_verdict_is_that_of_every_draw():
     assert "answer_change" not in mixed
 
 
+@pytest.mark.slow
 def test_a_saved_network_is_surveyed_as_it_stands(survey, folder):
     for tie in (None, "uniform"):
         model, record, source = evenslice.load_network(
@@ -264,6 +265,7 @@ def test_a_saved_network_is_surveyed_as_it_stands(survey, folder):
         assert found.verdict == "symmetric"
 
 
+@pytest.mark.slow
 def test_each_network_may_have_weights_of_its_own(survey):
     found = survey("timm:tf_efficientnet_lite0", "timm:test_resnet", weights=["imagenet", "none"])
     lite, other = sorted(found.networks, key=lambda item: item.spec, reverse=True)

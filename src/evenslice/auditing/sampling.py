@@ -20,7 +20,6 @@ from torch import nn
 from evenslice._core import ConfigError, map_ahead, option, whole_number
 from evenslice.inference import keep_sides
 from evenslice.networks import input_multiple, input_size
-from evenslice.results import next_look
 from evenslice.volumes import check_tile, fit_tile, spread_index
 
 if TYPE_CHECKING:
@@ -30,7 +29,11 @@ if TYPE_CHECKING:
 
     from evenslice.volumes import Volume, WindowGrid
 
-FIRST = 40  # windows before which an audit does not end by default; fewer may be the most
+LOOKS = (
+    40,
+    59,
+)  # windows at the first two looks: with 59 that equal their mirrors, fewer than 5 % of all can differ
+FIRST = LOOKS[0]  # windows before which an audit does not end by default; fewer may be the most
 EXAMPLES = 4
 MOST_OF_EXAMPLES = 2**27  # bytes that they may take: results of a few audits are read back together
 
@@ -213,3 +216,23 @@ def choose_tile(model: nn.Module | Callable[[Any], Any], volumes: list[Volume]) 
     smallest = (min(volume.shape[1] for volume in volumes), min(volume.shape[2] for volume in volumes))
     tile = fit_tile(smallest, multiple=32 if network is None else input_multiple(network))
     return tile if network is not None else keep_sides(model, tile)
+
+
+def next_look(windows: int) -> int:
+    """Return the number of windows after which an audit next looks at what it knows.
+
+    It looks after 40 windows, after 59, and then whenever their number has grown by a quarter.
+
+    Args:
+        windows: number of windows measured so far.
+
+    Example:
+        >>> [next_look(windows) for windows in (0, 39, 40, 59, 73)]
+        [40, 40, 59, 73, 91]
+    """
+    first, look = LOOKS
+    if windows < first:
+        return first
+    while look <= windows:
+        look += look // 4
+    return look

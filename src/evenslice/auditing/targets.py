@@ -112,15 +112,11 @@ def resolve_target(target: Target, returned: Any) -> Target:
         >>> resolve_target("auto", [{"boxes": torch.zeros(1, 4), "scores": torch.ones(1)}])
         'sum'
     """
-    if detections(returned) is None:
-        output = _plain(logits(returned))
-        named, given = _has_classes(output), f"{tuple(output.shape)}"
-    else:
-        named, given = False, "detections, whose scores have no common classes"
+    named = _class_output(returned) is not None
     if target == "auto":
         return "predicted" if named else "sum"
     if target != "sum" and not named:
-        raise _no_classes(target, given)
+        raise _no_classes(target)
     return target
 
 
@@ -136,10 +132,14 @@ def count_classes(returned: Any) -> int | None:
         >>> count_classes(torch.zeros(1, 8, 8)), count_classes(torch.zeros(1, 8, 8, dtype=torch.long))
         (None, None)
     """
-    if detections(returned) is not None:
-        return None
-    output = _plain(logits(returned))
-    return max(output.shape[1], 2) if output.is_floating_point() and _has_classes(output) else None
+    output = _class_output(returned)
+    return max(output.shape[1], 2) if output is not None and output.is_floating_point() else None
+
+
+def _class_output(returned: Any) -> Tensor | None:
+    """Return the output of a network if it has classes."""
+    output = None if detections(returned) is not None else _plain(logits(returned))
+    return output if output is not None and _has_classes(output) else None
 
 
 @dataclass(frozen=True)
@@ -268,7 +268,7 @@ class Score:
         if target == "sum" or (target == "auto" and not _has_classes(output)):
             return None
         if not _has_classes(output):
-            raise _no_classes(target, f"{tuple(output.shape)}")
+            raise _no_classes(target)
         if target in ("auto", "predicted"):
             return self.answers(output) if self.predicted is None else self.predicted
         count = count_classes(output)
@@ -352,11 +352,10 @@ class LastActivation(TorchFunctionMode):
         return given if returned is output else output
 
 
-def _no_classes(target: Target, given: str) -> ModelError:
+def _no_classes(target: Target) -> ModelError:
     return ModelError(
-        f"{option('target', target)}: needs logits of shape (batch, classes) or (batch, classes, y, x), but the "
-        f"network returns {given};"
-        " use the target 'sum'"
+        f"{option('target', target)}: needs logits of shape (batch, classes) or (batch, classes, y, x), which the network does "
+        "not return; use the target 'sum'"
     )
 
 

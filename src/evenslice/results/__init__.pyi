@@ -20,7 +20,6 @@ from .comparisons import (
     pool_runs as pool_runs,
     replicate_means as replicate_means,
     run_name as run_name,
-    saliency_percentiles as saliency_percentiles,
     score_title as score_title,
     summarize_runs as summarize_runs,
 )
@@ -63,9 +62,7 @@ from .surveys import (
     SurveyedNetwork as SurveyedNetwork,
     SurveyResult as SurveyResult,
     SurveyRun as SurveyRun,
-    colour_balance as colour_balance,
     is_survey as is_survey,
-    mean_of_draws as mean_of_draws,
 )
 from .verdicts import (
     Decision as Decision,
@@ -73,6 +70,5 @@ from .verdicts import (
     Questions as Questions,
     Tolerances as Tolerances,
     ask as ask,
-    next_look as next_look,
     summarize as summarize,
 )

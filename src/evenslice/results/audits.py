@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 MOST_BYTES = 2**29
 """Largest size of the measurements and examples of one audit that is read back."""
 
+SALIENCY_PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 LONGEST_SLUG = 60  # characters of an audit's name in that of its file
 
 
@@ -64,6 +65,17 @@ class ExampleWindows:
     images: Annotated[NDArray[np.uint8], "e N y x"]
     saliency: Annotated[NDArray[np.float32], "e N y x"]
     maps: Annotated[NDArray[np.float32], "e N y x"]
+
+    def saliency_percentiles(self) -> list[list[float]] | None:
+        """Return for each slice the ``SALIENCY_PERCENTILES`` of the saliency over all its pixels in all windows.
+
+        They are in units of the mean over pixels and slices, rounded to four digits; None without windows.
+        """
+        if not len(self.saliency):
+            return None
+        pixels = self.saliency.swapaxes(0, 1).reshape(self.saliency.shape[1], -1) * self.saliency[0].size
+        values = np.percentile(pixels, SALIENCY_PERCENTILES, axis=1).T
+        return [[float(f"{value:.4g}") for value in row] for row in values]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,8 +114,6 @@ BOUNDS = {
 }
 """Range of the metrics for which it is not 0 to 1; see ``metric_bounds`` for those whose range depends on the runs."""
 
-SALIENCY_PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
-
 
 def score_title(name: str, *, first: bool = False) -> str:
     """Return a main score as text calls it.
@@ -233,27 +231,6 @@ def incomparable(run: RunRecord) -> list[str]:
     if run.get("classes") == 2 and run.get("answer_of") != "scores":
         kept.add("answer_change")
     return [name for name in (*METRICS, "shares") if name not in kept]
-
-
-def saliency_percentiles(saliency: NDArray[np.floating[Any]]) -> list[list[float]] | None:
-    """Return percentiles of the saliency of pixels in each slice of the window.
-
-    Args:
-        saliency: (windows, slices, y, x), summing to 1 over each window.
-
-    Returns:
-        For each slice the ``SALIENCY_PERCENTILES`` over all its pixels in all windows, in units of the mean over
-        pixels and slices, rounded to four digits; None without windows.
-
-    Example: all saliency falls on the second of two slices.
-        >>> saliency_percentiles(np.array([[[[0.0, 0.0]], [[0.5, 0.5]]]]))[1][:2]
-        [2.0, 2.0]
-    """
-    if not len(saliency):
-        return None
-    pixels = saliency.swapaxes(0, 1).reshape(saliency.shape[1], -1) * saliency[0].size
-    values = np.percentile(pixels, SALIENCY_PERCENTILES, axis=1).T
-    return [[float(f"{value:.4g}") for value in row] for row in values]
 
 
 def answer_kind(runs: Iterable[RunRecord]) -> str:

@@ -2,8 +2,8 @@
 
 An audit asks: would a map of saliency favour a side, does the network rely on one, does the order of slices change its
 answers, and are opposite slices used in the same way, place by place? ``ask`` collects the evidence from the
-``Measurements`` of a sample of windows and decides; ``summarize`` adds all other figures; ``next_look`` says when an audit
-looks. Everything here is a pure function. docs/statistics.md explains the method, docs/calibration.md how often it is right.
+``Measurements`` of a sample of windows and decides; ``summarize`` adds all other figures. Everything here is a pure
+function. docs/statistics.md explains the method, docs/calibration.md how often it is right.
 """
 
 from __future__ import annotations
@@ -427,7 +427,7 @@ class Questions:
     def needed(self) -> int | None:
         """How many windows would settle the open figures: one that seems beyond is enough, else all have to be within."""
         if self.different is not None:
-            return FIRST_LOOKS[1]
+            return EQUAL_WINDOWS
         return max((count for item in self.tests if (count := item.needed()) is not None), default=None)
 
 
@@ -619,28 +619,8 @@ def _number(group: int) -> int | None:
     return group - 1 if group else None
 
 
-FIRST_LOOKS = (40, 59)
-"""Windows at the first two looks: with 59 that equal their mirrors, fewer than 5 % of all can differ."""
-
-
-def next_look(windows: int) -> int:
-    """Return the number of windows after which an audit next looks at what it knows.
-
-    It looks after 40 windows, after 59, and then whenever their number has grown by a quarter.
-
-    Args:
-        windows: number of windows measured so far.
-
-    Example:
-        >>> [next_look(windows) for windows in (0, 39, 40, 59, 73)]
-        [40, 40, 59, 73, 91]
-    """
-    first, look = FIRST_LOOKS
-    if windows < first:
-        return first
-    while look <= windows:
-        look += look // 4
-    return look
+EQUAL_WINDOWS = 59
+"""With as many that equal their mirrors, fewer than 5 % of all can differ."""
 
 
 def summarize(

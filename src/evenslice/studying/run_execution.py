@@ -26,7 +26,7 @@ from evenslice.auditing import Sampling, audit
 from evenslice.inference import Compute, ReadyNetwork, predict
 from evenslice.networks import predicted_classes
 from evenslice.neutralizing import load_network, symmetrize
-from evenslice.results import EXAMPLE_SIZE, saliency_percentiles, save_audits
+from evenslice.results import EXAMPLE_SIZE, save_audits
 from evenslice.studying.run_files import STRESS_COLUMNS, RunOutcome, repair_run
 from evenslice.training import (
     RunFolder,
@@ -230,7 +230,7 @@ def _audit_results(found: AuditResult) -> dict[str, Any]:
         "absolute_bias": abs(found.directional_bias.estimate),
         **{name: getattr(statistics, name).estimate for name in ESTIMATES},
         "answer_of": found.answer.of,
-        "saliency": saliency_percentiles(found.examples.saliency),
+        "saliency": found.examples.saliency_percentiles(),
         "windows": found.windows,
     }
 

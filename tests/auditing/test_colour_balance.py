@@ -6,7 +6,7 @@ from hypothesis import given, strategies as st
 from hypothesis.extra.numpy import arrays
 
 from evenslice import ModelError
-from evenslice.results.surveys import colour_balance
+from evenslice.auditing.surveyor import colour_balance
 
 KERNELS = arrays(
     np.float64, st.tuples(st.integers(1, 4), st.just(3), st.just(2), st.just(2)), elements=st.floats(-9, 9)
