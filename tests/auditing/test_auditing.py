@@ -1,7 +1,5 @@
 """Audits whose outcome is known: planted networks, planted data."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,7 @@ from values import by_name
 
 import evenslice
 from evenslice import ConfigError, ModelError, VolumeError
-from evenslice.auditing import auditor, measuring
+from evenslice.auditing import auditor
 
 
 class Linear(nn.Module):
@@ -30,6 +28,9 @@ class Squares(Linear):
 
     def forward(self, windows):
         return super().forward(windows**2)
+
+
+LABELS = np.zeros((48, 40, 40), np.uint8)
 
 
 def audit(network, volume, **options):
@@ -56,34 +57,6 @@ def test_planted_weights_are_found(texture, weights):
     assert found.directional_bias.estimate == pytest.approx(direction, abs=1e-5)
     assert found.statistics.data_direction.estimate == pytest.approx(0, abs=1e-6)
     assert found.verdict == ("symmetric" if np.allclose(ahead, behind) else "biased")
-
-
-@pytest.mark.parametrize(("side", "batch"), [(64, 8), (256, 1)])
-def test_larger_windows_are_fewer_in_a_batch(side, batch):
-    """What they take in the network would not stay in the cache of a CPU."""
-    volume = np.random.default_rng(0).random((3, 1, side)) + np.zeros((3, side, 1))
-    found = audit(
-        Linear(1.0, 2.0, 1.0),
-        volume,
-        tile=(side, side),
-        max_windows=2,
-        device="cpu",
-    )
-    assert (found.run.batch, found.run.dtype) == (batch, "float32")
-
-
-def test_the_device_of_an_audit_is_that_where_its_windows_were_measured(texture, monkeypatch):
-    """A machine without a GPU may have sent them to those that have one."""
-    measure = measuring.measure_batches
-
-    def elsewhere(*arguments, **options):
-        for number, batch in enumerate(measure(*arguments, **options)):
-            yield replace(batch, device=f"cuda:{number % 2}")
-
-    assert audit(Linear(1.0, 2.0, 1.0), texture, max_windows=4).run.device == "cpu"
-    monkeypatch.setattr(measuring, "measure_batches", elsewhere)
-    found = audit(Linear(1.0, 2.0, 1.0), texture, max_windows=8, batch=2)
-    assert found.run.device == "cuda:0, cuda:1"
 
 
 class Scalar(nn.Module):
@@ -210,34 +183,20 @@ def test_a_slice_is_explained_among_the_examples(texture):
     network = Linear(3.0, 2.0, 1.0)
     found = audit(network, texture, explain=7, max_windows=4)
     middle = [(length - 32) // 2 for length in texture.shape[1:]]
-    assert found.examples.position[0].tolist() == [7, *middle]
-    assert len(found.examples.position) == 5
-    assert found.windows == 4
+    assert (found.examples.position[0].tolist(), len(found.examples.position), found.windows) == (
+        [7, *middle],
+        5,
+        4,
+    )
     explained = evenslice.explain(network, texture, 7, tile=(32, 32))
     assert explained.origin == tuple(middle)
     np.testing.assert_allclose(explained.maps, found.examples.maps[0], atol=1e-5)
     corner = audit(network, texture, explain=(7, 0, 0), max_windows=4, method="gradient")
     assert corner.examples.position[0].tolist() == [7, 0, 0]
     assert (corner.run.maps, corner.run.baseline) == (("gradient", ""), None)
+    # The plane is reflected, not read from before its start.
     small = audit(network, texture[:, :20, :30], explain=7, tile=(32, 32), max_windows=4)
-    assert small.examples.position[0].tolist() == [
-        7,
-        0,
-        0,
-    ]  # the plane is reflected, not read from before its start
-    with pytest.raises(ConfigError, match=r"explain=\[40, 0\]: y, x lies outside of the plane"):
-        audit(network, texture, explain=(7, 40, 0))
-    with pytest.raises(ConfigError, match=r"explain=0: give a slice z whose window is complete, 1 to"):
-        audit(network, texture, explain=0)
-
-
-def test_integrated_gradients_take_either_baseline(texture):
-    middle, gray = (
-        audit(Linear(3.0, 2.0, 1.0), texture, method="integrated_gradients", max_windows=4, **more)
-        for more in ({}, {"baseline": "gray"})
-    )
-    assert (middle.run.baseline, gray.run.baseline) == ("middle", "gray")
-    assert middle.shares[1].estimate == 0 < gray.shares[1].estimate
+    assert small.examples.position[0].tolist() == [7, 0, 0]
 
 
 def test_labels_as_target(texture):
@@ -343,20 +302,26 @@ def test_a_step_between_slices(texture):
         ({"reading": [evenslice.Reading()] * 2}, ConfigError, "reading: 2 for 1 volume; give one for each"),
         ({"labels": [], "target": "labels"}, ConfigError, "no volume given"),
         ({"target": "labels"}, ConfigError, "needs label volumes"),
+        ({"label_values": [0, 255]}, ConfigError, "label_values: has no effect without labels"),
+        ({"other_labels": "background"}, ConfigError, "other_labels: has no effect without labels"),
+        (
+            {"labels": LABELS, "label_values": [0, 2, 7]},
+            ConfigError,
+            "label_values=.*a different value for each",
+        ),
+        (
+            {"labels": LABELS, "label_values": [0, 0], "target": "labels"},
+            ConfigError,
+            "a different value for each",
+        ),
+        ({"explain": (7, 40, 0)}, ConfigError, r"explain=\[40, 0\]: y, x lies outside of the plane"),
+        ({"explain": 0}, ConfigError, "explain=0: give a slice z whose window is complete, 1 to"),
     ],
 )
 def test_a_wrong_option_is_refused(texture, options, error, message):
     network = nn.Conv2d(3, 2, 3, padding=1)
     with pytest.raises(error, match=message):
         audit(network, texture, **options)
-
-
-def test_a_gpu_is_used_where_there_is_one(texture):
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU on this machine")
-    found = audit(Linear(3.0, 2.0, 1.0), texture)
-    assert found.run.device.startswith("cuda")
-    assert found.verdict == "biased"
 
 
 def test_a_volume_given_twice_is_no_second_sample(texture, tmp_path):

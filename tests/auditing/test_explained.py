@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 import evenslice
-from evenslice.auditing.explaining import Explainer
+from evenslice.auditing.explainer import Explainer
 from evenslice.auditing.targets import Explained
 from evenslice.inference import ReadyNetwork
 

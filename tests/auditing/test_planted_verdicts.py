@@ -20,7 +20,7 @@ from torch import nn
 from values import by_name
 
 import evenslice
-from evenslice import ConfigError, ModelError
+from evenslice import ModelError
 
 ANSWER = ("answer", None, None)
 
@@ -203,11 +203,10 @@ def test_saturated_outputs_and_steps_are_judged_by_what_they_read(function, sali
     assert found.reliance[0].estimate == -1
 
 
-@pytest.mark.parametrize("depth", [20])
-def test_a_constant_output_is_refused(depth):
+def test_a_constant_output_is_refused():
     """All its windows equal their mirrors, which is no reason to call it symmetric."""
-    with pytest.raises(ModelError, match=f"nothing in {depth - 2} windows moves it"):
-        audit_formula(lambda windows: 0 * windows.sum(1) + 3, noise(depth))
+    with pytest.raises(ModelError, match="nothing in 18 windows moves it"):
+        audit_formula(lambda windows: 0 * windows.sum(1) + 3, noise(depth=20))
 
 
 def audit_function(function, volume, **options):
@@ -306,30 +305,6 @@ def test_labels_show_what_a_lost_slice_costs():
     blank = next(loss for loss in found.stress.losses if loss.kind == "blank")
     assert (found.stress.reference, found.stress.intact) == ("labels", 1)
     assert (blank.before, blank.after, blank.asymmetry.estimate) == (0, 1, 1)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"target": "labels"}, "target='labels' needs label volumes"),
-        ({"label_values": [0, 255]}, "label_values: has no effect without labels; give both"),
-        ({"other_labels": "background"}, "other_labels: has no effect without labels; give both"),
-        ({"overlapping": True}, "overlapping=True: tells how several channels of classes are to be read"),
-    ],
-)
-def test_options_that_do_not_fit_are_refused(options, message):
-    with pytest.raises(ConfigError, match=message):
-        audit_formula(difference, noise(depth=12), **options)
-
-
-@pytest.mark.parametrize(
-    ("target", "values"), [("predicted", [0, 2, 7]), ("labels", [0, 0]), ("labels", [0])]
-)
-def test_label_values_are_those_of_the_classes_of_the_network(target, values):
-    volume = noise(depth=12)
-    options = {"labels": (volume > 0.5) * 2, "label_values": values, "target": target}
-    with pytest.raises(ConfigError, match=r"label_values=\[.*\]: give a different value for each"):
-        audit_formula(foreground_alone(0.3), volume, **options)
 
 
 def test_an_audit_draws_nothing_from_the_random_numbers_of_its_caller():

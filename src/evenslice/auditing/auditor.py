@@ -14,7 +14,7 @@ from torch import nn
 from evenslice._core import ConfigError, ModelError, option, whole_number
 from evenslice.auditing.attribution import check_method_of, choose_baseline, choose_map
 from evenslice.auditing.documents import Audit, describe_run
-from evenslice.auditing.explaining import Explainer
+from evenslice.auditing.explainer import Explainer
 from evenslice.auditing.measuring import check_first, collect_examples, measure, read_until_settled
 from evenslice.auditing.sampling import Sampling, WindowBatch, WindowSample, choose_tile, corner_of
 from evenslice.auditing.targets import count_classes, parse_target, understand

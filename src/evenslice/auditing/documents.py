@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
 
-    from evenslice.auditing.explaining import Explainer
+    from evenslice.auditing.explainer import Explainer
     from evenslice.auditing.measuring import Found
     from evenslice.auditing.sampling import WindowSample
     from evenslice.networks import StemKernels

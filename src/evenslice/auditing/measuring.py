@@ -26,7 +26,7 @@ from evenslice._core import (
     progress_bar,
 )
 from evenslice.auditing.attribution import attribute
-from evenslice.auditing.explaining import NotFiniteError
+from evenslice.auditing.explainer import NotFiniteError
 from evenslice.auditing.targets import check_batch
 from evenslice.inference import SMALLER, BlackBox, ReadyNetwork, reporting_device_errors, to_device
 from evenslice.networks import answers_alone, logits
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from evenslice.auditing.explaining import Explainer
+    from evenslice.auditing.explainer import Explainer
     from evenslice.auditing.sampling import WindowBatch, WindowSample
     from evenslice.inference import Compute
     from evenslice.results import Questions, Tolerances

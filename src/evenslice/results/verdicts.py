@@ -537,7 +537,7 @@ class _Sample:
             outer = np.add(*halves(shares.mean(axis=1)))[known].sum(axis=0) / max(known.sum(), 1)
             whole = np.broadcast_to(known[:, None], bias.shape).astype(float)
             columns += _pair_columns(group, bias, whole, outer >= least)
-        found = self._evidence("saliency", columns, self.tolerances.tolerance)
+        found = self._evidence("saliency", _stacked(columns), self.tolerances.tolerance)
         return None if np.isnan(found.estimate).all() else found
 
     def reliance(self) -> Evidence:
@@ -548,7 +548,7 @@ class _Sample:
             least = 2 * self.tolerances.judged_share * self.measured.explained[:, group].sum()
             total = (right + left).sum(axis=0)
             columns += _pair_columns(group, right - left, right + left, (total >= least) & (total > 0))
-        return self._evidence("reliance", columns, self.tolerances.tolerance, scale="atanh")
+        return self._evidence("reliance", _stacked(columns), self.tolerances.tolerance, scale="atanh")
 
     def answer(self) -> Evidence | None:
         """Return the part C of the answer that changes when a window is reversed; None if no window tells.
@@ -558,18 +558,15 @@ class _Sample:
         unrelated answers.
         """
         measured, scores = self.measured, answer_kind(self.measured) == "scores"
-        columns: list[Column] = []
+        chosen = [number for number in self.numbers if measured.union[:, number].any()]
+        keys, part, whole = tuple(map(Key, chosen)), measured.changed[:, chosen], measured.union[:, chosen]
         if scores:
             tell = (measured.own_mirror != 1) & ~np.isnan(measured.change)
-            columns = [(Key(), np.where(tell, measured.change, 0), 2 * _variance(measured, tell), True)]
-        else:
-            columns = [
-                (Key(number), measured.changed[:, number], measured.union[:, number], True)
-                for number in self.numbers
-            ]
-        columns = [column for column in columns if column[2].any()]
-        if not columns:
+            part = np.where(tell, measured.change, 0)[:, None]
+            keys, whole = (Key(),), 2 * _variance(measured, tell)[:, None]
+        if not whole.any():
             return None  # or the scores vary over no pixel, and nothing is there to hold their change against
+        columns = keys, part, whole, np.ones(len(keys), bool)
         return self._evidence("answer", columns, self.tolerances.answer_tolerance, scale="log", root=scores)
 
     def use(self, biases: Evidence) -> Evidence | None:
@@ -581,22 +578,27 @@ class _Sample:
             part, whole = self.measured.mismatch[:, group], self.measured.outer[:, group]
             columns.append((Key(_number(group)), part.sum(axis=1), whole.sum(axis=1), whole.any()))
             columns += _pair_columns(group, part, whole, judged & whole.any(axis=0))
-        return self._evidence("use", columns, self.tolerances.mismatch_tolerance, scale="log")
+        return self._evidence("use", _stacked(columns), self.tolerances.mismatch_tolerance, scale="log")
 
     def _evidence(
         self,
         question: Question,
-        columns: list[Column],
+        columns: tuple[tuple[Key, ...], Floats, Floats, Flags],
         tolerance: float,
         *,
         scale: Scale = "linear",
         root: bool = False,
     ) -> Evidence:
-        keys, parts, wholes, judged = zip(*columns, strict=True)
+        keys, part, whole, judged = columns
         numbers = [key.class_number for key in keys]
         decides = [question != "use" and (number is None or bool(self.decides[number])) for number in numbers]
-        fit = fit_ratios(np.stack(parts, axis=1), np.stack(wholes, axis=1), self.population, scale=scale)
-        return Evidence(question, keys, fit, tolerance, np.array(judged), np.array(decides), root)
+        fit = fit_ratios(part, whole, self.population, scale=scale)
+        return Evidence(question, keys, fit, tolerance, judged, np.array(decides), root)
+
+
+def _stacked(columns: list[Column]) -> tuple[tuple[Key, ...], Floats, Floats, Flags]:
+    keys, parts, wholes, judged = zip(*columns, strict=True)
+    return keys, np.stack(parts, axis=1), np.stack(wholes, axis=1), np.array(judged)
 
 
 def _pair_columns(group: int, part: Floats, whole: Floats, judged: Flags) -> list[Column]:
