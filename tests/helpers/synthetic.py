@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from evenslice.auditing.documents import Audit
+from evenslice import Audit
 from evenslice.networks.inputs import StemKernels
 from evenslice.results.audits import AuditedVolume, AuditRun, ExampleWindows, StemShape
 from evenslice.results.measurements import Measurements

@@ -16,8 +16,8 @@ import pytest
 from synthetic_study import ARMS, make_study
 from typing_extensions import TypeAliasType
 
+from evenslice import ConfigError
 from evenslice._core import read_log
-from evenslice._core.errors import ConfigError
 from evenslice.results.documents import from_arrays
 from evenslice.results.studies import is_study, load_study
 

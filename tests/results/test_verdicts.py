@@ -10,9 +10,10 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
+from evenslice import Tolerances
 from evenslice.auditing.explainer import compare_answers, compare_outputs, wasserstein
 from evenslice.results.measurements import Measurements, data_part, directional_bias, model_part, pair_bias
-from evenslice.results.verdicts import Tolerances, answer_kind, ask, least_attention, summarize
+from evenslice.results.verdicts import answer_kind, ask, least_attention, summarize
 
 MANY = 10**6
 

@@ -135,12 +135,12 @@ def read_until_settled(
         ) as advance,
         closing(measure_batches(sample, explainer, size, client=client)) as measured,
     ):
-        found, note = None, ""
+        found, word = None, ""
         for batch in measured:
             collected.append(batch)
             read += len(batch.places)
             if read < look:
-                advance(len(batch.places), note)
+                advance(len(batch.places), word)
                 continue
             look = sample.next_look(read)
             measurements = Measurements.joined([rows for item in collected for rows in item.rows])
@@ -148,8 +148,8 @@ def read_until_settled(
             if read >= min(SETTLING, sample.limit) and not moved:
                 raise _unmoved(read, scores=explainer.explained.target == "sum")
             questions = ask(measurements, population, tolerances)
-            note = questions.verdict
-            advance(len(batch.places), note)
+            word = questions.verdict
+            advance(len(batch.places), word)
             stopped = questions.settled(sample.sampling.precision) if moved else ""
             ended = "all windows used" if read == population else "limit reached"
             found = Found(collected, measurements, questions, stopped or ended, size())

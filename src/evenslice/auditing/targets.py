@@ -312,7 +312,9 @@ class Score:
     def at(self, rows: slice) -> Score:
         """Return the score of some windows."""
         given = {name: getattr(self, name) for name in ("labels", "predicted", "region", "only")}
-        parts = {name: part[rows] for name, part in given.items() if isinstance(part, torch.Tensor)}
+        parts: dict[str, Any] = {
+            name: part[rows] for name, part in given.items() if isinstance(part, torch.Tensor)
+        }
         return replace(self, **parts)
 
 

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     AnyArm = TypeVar("AnyArm", bound="Arm")
     RunRecord = Mapping[str, Any]
     Runs = Sequence[RunRecord]
-    Pairs = list[
+    Pairs = Sequence[
         tuple[RunRecord, RunRecord | None]
     ]  # a run, and that of the baseline if the two are compared
 
@@ -233,7 +233,7 @@ def incomparable(run: RunRecord) -> list[str]:
     return [name for name in (*METRICS, "shares") if name not in kept]
 
 
-def answer_kind(runs: Iterable[RunRecord]) -> str:
+def answer_kind(runs: Iterable[RunRecord]) -> Literal["classes", "scores", "both"]:
     """Return what the answer change C of runs is a change of: "classes", "scores", or "both", which have no common mean.
 
     C is a part of the pixels where classes are predicted, at most 1, and else a ratio of standard deviations without an

@@ -314,18 +314,14 @@ class Evidence:
             for judged, out, inside in zip(self.judged, beyond, within, strict=True)
         ]
 
-    def excess(self, chosen: Flags) -> int:
-        """Return the chosen figure that is most certainly beyond the tolerance, or else nearest to it."""
+    def decision(self, chosen: Flags) -> Decision:
+        """Return the decision of the chosen figure that is most certainly beyond the tolerance, or else nearest to it."""
         low, high = self.bounds()
         least = np.where(self.estimate < 0, -high, low)
         least = np.where(np.isfinite(least), least, -np.inf)
         ranked = np.where(chosen, least, -np.inf)
         ties = np.where(ranked == ranked.max(), np.nan_to_num(np.abs(self.estimate)), -1.0)
-        return int(np.where(chosen, ties, -2.0).argmax())
-
-    def decision(self, chosen: Flags) -> Decision:
-        """Return the decision of the chosen figure that is most certainly beyond."""
-        key = self.keys[self.excess(chosen)]
+        key = self.keys[int(np.where(chosen, ties, -2.0).argmax())]
         return Decision(self.question, key.class_number, key.offset)
 
     def needed(self) -> int | None:
