@@ -22,8 +22,8 @@ import numpy as np
 from shared import ROOT, SHARED, SPEC as LITE, Cache, insert_tables, make_parser, table, write_csvs
 
 import evenslice
-from evenslice.auditing.stopping import settled
-from evenslice.results import Measurements, Tolerances, ask, intervals, judge, next_look
+from evenslice.auditing.sampling import next_look
+from evenslice.results import Measurements, Tolerances, ask, intervals
 from evenslice.volumes.windows import spread_index
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def coverage(census: Census, audits: int) -> dict[str, Any]:
 
 def verdicts(census: Census, audits: int) -> dict[str, Any]:
     """Return the verdicts of whole audits, how many are wrong, how many windows they read, and their coverage at the end."""
-    right, _ = judge(census.truth.evidence, census.truth.different)
+    right = census.truth.verdict
     total, truth = len(census.measured), census.figures()
     words, windows = Counter[str](), []
     held: dict[str, list[bool]] = defaultdict(list)
@@ -203,10 +203,10 @@ def verdicts(census: Census, audits: int) -> dict[str, Any]:
         read = min(next_look(0), total)
         while True:
             found = ask(census.sample(read, seed), total, Tolerances())
-            if settled(found, None) or read >= min(total, 2000):
+            if found.settled() or read >= min(total, 2000):
                 break
             read = min(next_look(read), total)
-        words[judge(found.evidence, found.different)[0]] += 1
+        words[found.verdict] += 1
         windows.append(read)
         for item in found.evidence if found.different is None else ():
             low, high = item.bounds()
@@ -264,7 +264,7 @@ def at_tolerance(census: Census, audits: int) -> dict[str, Any]:
                     for item in found.evidence
                     if item.question != "use"
                 )
-                word, _ = judge(moved, found.different)
+                word = replace(found, evidence=tuple(moved)).verdict
                 if word != "inconclusive":
                     counts[name] += (word != "biased") == fair
                     del left[name]

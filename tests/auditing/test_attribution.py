@@ -8,14 +8,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from evenslice._core.errors import ConfigError, ModelError
+from evenslice import ConfigError
 from evenslice.auditing.attribution import BASELINES, METHODS, Mirrored, attribute, reproducible
-from evenslice.auditing.targets import parse_target
-
-GRADIENTS = [
-    "gradient",
-    "smoothgrad",
-]  # methods that need no particular window to give the weights of a linear network
 
 
 def linear(weights, classes=1):
@@ -86,19 +80,22 @@ def test_the_attribution_of_the_mirror_is_the_mirror(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_keeps_the_contract(method):
+def test_every_method_keeps_the_contract_in_any_thread(method):
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1)).requires_grad_(
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.GELU(), nn.Conv2d(4, 3, 1)).requires_grad_(
         False
     )
     windows = torch.rand(2, 3, 12, 10)
     state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    found, again = (attribute(network, windows, method=method, seed=7) for _ in range(2))
-    assert found.attribution.shape == windows.shape
-    assert found.attribution.dtype == torch.float32
+    found = attribute(network, windows, method=method, seed=7)
+    with ThreadPoolExecutor(2) as threads:  # which do not share random numbers
+        again = list(
+            threads.map(lambda _: attribute(network, windows.clone(), method=method, seed=7), range(4))
+        )
+    assert (found.attribution.shape, found.attribution.dtype) == (windows.shape, torch.float32)
     assert (found.attribution.min() < 0) == (method != "smoothgrad")
     assert not windows.requires_grad
-    assert torch.equal(found.attribution, again.attribution)
+    assert all(torch.equal(found.attribution, other.attribution) for other in again)
     torch.testing.assert_close(found.output, network(windows))
     assert torch.equal(torch.get_rng_state(), state)
     assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
@@ -123,22 +120,6 @@ def test_the_generators_of_other_devices_are_seeded_and_restored(monkeypatch):
     assert [generator.initial_seed() for generator in intel] == [8, 9]
 
 
-def test_gradient_agrees_with_finite_differences():
-    torch.manual_seed(0)
-    network = (
-        nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 2, 1))
-        .double()
-        .requires_grad_(False)
-    )
-    windows = torch.rand(1, 3, 6, 6, dtype=torch.double)
-    found = attribute(network, windows, target=1)
-    nudge = torch.zeros_like(windows)
-    nudge[0, 2, 3, 4] = 1e-4
-    ahead, behind = (network(windows + sign * nudge) for sign in (1, -1))
-    slope = ((ahead[:, 1] - ahead[:, 0]).sum() - (behind[:, 1] - behind[:, 0]).sum()) / 2e-4
-    assert float(found.attribution[0, 2, 3, 4]) == pytest.approx(float(slope), rel=1e-4)
-
-
 def two_class_network():
     """Class 0 reads slice 0, class 1 reads slice 2; class 0 is predicted where slice 0 is the brighter."""
     network = nn.Conv2d(3, 2, 1, bias=False).requires_grad_(False)
@@ -158,55 +139,33 @@ def test_the_target_decides_what_is_explained(target, expected):
     assert found.attribution.sum(dim=(0, 2, 3)).tolist() == expected
 
 
-def test_labels_as_target():
+def test_labels_as_target_follow_an_output_of_another_size():
     network, windows = two_class_network()
     labels = torch.zeros(1, 4, 4, dtype=torch.long)
     labels[:, 0] = 1
     found = attribute(network, windows, target="labels", labels=labels)
     assert found.attribution.sum(dim=(0, 2, 3)).tolist() == [8, 0, -8]
-
-
-def test_labels_follow_an_output_of_another_size():
-    network = nn.Sequential(nn.AvgPool2d(2), two_class_network()[0])
+    smaller = nn.Sequential(nn.AvgPool2d(2), network)
     labels = torch.zeros(1, 8, 8, dtype=torch.long)
     labels[:, :4] = 1
-    found = attribute(network, torch.rand(1, 3, 8, 8), target="labels", labels=labels)
+    found = attribute(smaller, torch.rand(1, 3, 8, 8), target="labels", labels=labels)
     np.testing.assert_allclose(shares(found), [[0.5, 0, 0.5]], atol=1e-6)
 
 
-def test_one_logit_is_explained_for_the_class_it_predicts():
-    found = attribute(linear([1.0, -2.0, 1.0]), torch.rand(1, 3, 4, 4))
-    np.testing.assert_allclose(shares(found), [[0.25, 0.5, 0.25]], atol=1e-6)
+class Squares(nn.Module):
+    """A classifier that is not linear: the mean gray of occlusion changes what it sees of a slice."""
+
+    def forward(self, windows):
+        return (windows**2 * torch.tensor([1.0, 2, 1]).view(1, 3, 1, 1)).mean(dim=(1, 2, 3))[:, None]
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method != "occlusion"])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_classifier_is_explained(method):
-    network = nn.Sequential(linear([1.0, 2.0, 1.0], classes=2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    linear_one = nn.Sequential(linear([1.0, 2.0, 1.0], classes=2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     options = {"baseline": "gray"} if method in BASELINES else {}
+    network = Squares() if method == "occlusion" else linear_one
     found = attribute(network, equal_slices(3), method=method, **options)
     np.testing.assert_allclose(shares(found), [[0.25, 0.5, 0.25]] * 2, atol=1e-5)
-
-
-def test_a_classifier_is_explained_by_occlusion():
-    class Squares(
-        nn.Module
-    ):  # a linear one sees only the mean of a slice, which the mean gray does not change
-        def forward(self, windows):
-            return (windows**2 * torch.tensor([1.0, 2, 1]).view(1, 3, 1, 1)).mean(dim=(1, 2, 3))[:, None]
-
-    found = attribute(Squares(), equal_slices(3), method="occlusion")
-    np.testing.assert_allclose(shares(found), [[0.25, 0.5, 0.25]] * 2, atol=1e-5)
-
-
-def test_a_regression_is_explained_by_its_sum():
-    class Regression(nn.Module):
-        def forward(self, windows):
-            return (windows * torch.tensor([1.0, 0, 3]).view(1, 3, 1, 1)).sum(dim=(1, 2, 3))
-
-    found = attribute(Regression(), torch.rand(2, 3, 4, 4), target="sum")
-    np.testing.assert_allclose(shares(found), [[0.25, 0, 0.75]] * 2, atol=1e-6)
-    with pytest.raises(ModelError, match="use the target 'sum'"):
-        attribute(Regression(), torch.rand(2, 3, 4, 4), target="predicted")
 
 
 @pytest.mark.parametrize(
@@ -222,43 +181,3 @@ def test_a_wrong_option_is_refused(options, message):
     network, windows = two_class_network()
     with pytest.raises(ConfigError, match=message):
         attribute(network, windows, **options)
-
-
-def test_random_numbers_of_devices_without_the_windows_are_left_alone(monkeypatch):
-    seeded = []
-    for name in ("manual_seed", "manual_seed_all"):
-        monkeypatch.setattr(torch.cuda, name, seeded.append)
-    attribute(linear([1.0, 2.0, 3.0]), equal_slices(3), method="smoothgrad")
-    assert seeded == []
-
-
-def test_a_target_is_read_as_written():
-    assert [parse_target(text) for text in ("auto", "predicted", "labels", "sum", "0")] == [
-        "auto",
-        "predicted",
-        "labels",
-        "sum",
-        0,
-    ]
-    with pytest.raises(ConfigError, match="did you mean 'labels'"):
-        parse_target("label")
-
-
-@pytest.mark.parametrize("method", ["gradient", "smoothgrad", "gradient_shap"])
-def test_threads_do_not_share_random_numbers_and_leave_the_global_ones_unchanged(method):
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GELU(), nn.Conv2d(8, 2, 1)).requires_grad_(
-        False
-    )
-    windows = torch.rand(4, 3, 48, 48)
-
-    def attribution(_=None):
-        return attribute(network, windows.clone(), method=method, seed=3).attribution
-
-    expected = attribution()
-    before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
-    with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(attribution, range(16)))
-    assert all(torch.equal(item, expected) for item in found)
-    assert torch.equal(torch.get_rng_state(), before[0])
-    assert np.random.get_state()[1].tolist() == before[1]  # noqa: NPY002

@@ -20,7 +20,7 @@ from torch import nn
 from values import by_name
 
 import evenslice
-from evenslice._core.errors import ConfigError, ModelError
+from evenslice import ModelError
 
 ANSWER = ("answer", None, None)
 
@@ -95,22 +95,20 @@ def test_a_class_too_small_to_be_judged_is_named():
     assert decided(judged) == ("biased", [("saliency", 2, 1), ("reliance", 2, 1)])
 
 
-def test_windows_that_are_their_own_mirrors_do_not_make_a_network_fair():
+def leaning(windows):
+    return (difference(windows) + windows[:, 1] - 0.5)[:, None]
+
+
+def test_windows_that_are_their_own_mirrors_neither_make_a_network_fair_nor_dilute_the_others():
     """A stack of one slice says nothing about a difference of the neighbours."""
-    volume = noise(depth=1)[np.zeros(50, int)]
-    found = audit_formula(lambda windows: (difference(windows) + windows[:, 1] - 0.5)[:, None], volume)
+    found = audit_formula(leaning, noise(depth=1)[np.zeros(50, int)])
     assert found.verdict == "inconclusive"
     assert math.isnan(found.answer.estimate)
     assert math.isnan(found.mismatch.estimate)
-
-
-def test_windows_that_are_their_own_mirrors_do_not_dilute_the_others():
-    volume = np.repeat(noise(depth=20), 3, axis=0)
-    found = audit_formula(lambda windows: (difference(windows) + windows[:, 1] - 0.5)[:, None], volume)
-    measured = found.measurements
+    found = audit_formula(leaning, np.repeat(noise(depth=20), 3, axis=0))
+    measured, number = found.measurements, found.answer.class_number
     tell = measured.own_mirror == 0
     assert tell.mean() == pytest.approx(2 / 3, abs=0.1)
-    number = found.answer.class_number
     part = measured.changed[tell, number].sum() / measured.union[tell, number].sum()
     assert found.answer.estimate == pytest.approx(part)
     assert not measured.outer[~tell].any()
@@ -128,13 +126,25 @@ def test_empty_windows_do_not_dilute_an_answer_of_one_number():
     assert changes[1] == pytest.approx(changes[0], rel=0.2)
 
 
-def test_a_difference_of_the_neighbours_is_biased_in_its_answer():
-    found = audit_formula(difference)
+@pytest.mark.parametrize(
+    ("function", "change"),
+    [
+        (difference, np.sqrt(2)),  # f(x') = -f(x)
+        (lambda windows: 10 + difference(windows)[:, None], np.sqrt(2)),  # one class everywhere
+        (alternating, 1),  # sides that are read in different places; neighbours are unrelated
+        (lambda windows: difference(windows).mean((1, 2)).relu(), None),  # no window has two gradients
+    ],
+)
+def test_scores_that_the_order_decides_are_biased_in_the_answer(function, change):
+    found = audit_formula(function)
     assert decided(found) == ("biased", [ANSWER])
-    assert (found.run.explained, found.answer.of) == ("score", "scores")
-    assert found.answer.estimate == pytest.approx(np.sqrt(2), rel=0.02)  # f(x') = -f(x)
-    assert found.mismatch.estimate == pytest.approx(1, abs=1e-6)
-    assert abs(found.saliency[0].estimate) < 1e-6
+    assert found.answer.of == "scores"
+    if change is None:
+        assert np.isnan(found.saliency[0].estimate)
+    else:
+        assert found.answer.estimate == pytest.approx(change, rel=0.02)
+        assert found.mismatch.estimate == pytest.approx(1, abs=1e-6)
+        assert abs(found.saliency[0].estimate) < 0.01
 
 
 @pytest.mark.parametrize("method", ["smoothgrad", "occlusion", "integrated_gradients"])
@@ -146,27 +156,6 @@ def test_the_method_of_saliency_changes_neither_answer_nor_use(method):
     assert (found.run.method, found.run.use) == (method, use)
     assert found.answer.estimate > 0.97
     assert found.mismatch.estimate == pytest.approx(1, abs=1e-4)
-
-
-def test_one_class_everywhere_is_compared_by_its_scores():
-    found = audit_formula(lambda windows: 10 + difference(windows)[:, None])
-    assert decided(found) == ("biased", [ANSWER])
-    assert found.answer.of == "scores"
-    assert found.answer.estimate == pytest.approx(np.sqrt(2), rel=0.02)
-
-
-def test_a_network_that_answers_in_one_order_only_is_biased_in_its_answer():
-    """Of each window and its mirror, one alone has a gradient, so there is no pair bias of the saliency."""
-    found = audit_formula(lambda windows: difference(windows).mean((1, 2)).relu())
-    assert decided(found) == ("biased", [ANSWER])
-    assert np.isnan(found.saliency[0].estimate)
-
-
-def test_sides_that_are_read_in_different_places_are_not_symmetric():
-    found = audit_formula(alternating)
-    assert decided(found) == ("biased", [ANSWER])
-    assert abs(found.saliency[0].estimate) < 0.01
-    assert found.answer.estimate == pytest.approx(1, abs=0.02)  # neighbours are unrelated
 
 
 def test_they_are_balanced_where_neighbours_hardly_differ():
@@ -196,31 +185,39 @@ def test_regressions(weights, verdict, offsets):
         np.testing.assert_allclose([pair.estimate for pair in figures], np.nan_to_num(expected), atol=1e-4)
 
 
-def test_a_saturated_output_is_judged_by_what_it_reads():
-    found = audit_formula(lambda windows: torch.tanh(20 * (windows[:, 0] - 0.5)), noise(depth=20))
-    assert decided(found) == ("biased", [("saliency", None, 1), ("reliance", None, 1), ANSWER])
-    assert found.saliency[0].estimate == found.reliance[0].estimate == -1
-
-
-@pytest.mark.parametrize("depth", [20, 64])
-def test_a_constant_output_is_refused(depth):
-    """All its windows equal their mirrors, which is no reason to call it symmetric."""
-    with pytest.raises(ModelError, match=f"nothing in {depth - 2} windows moves it"):
-        audit_formula(lambda windows: 0 * windows.sum(1) + 3, noise(depth))
-
-
-def test_an_output_of_steps_is_judged_by_what_replacing_slices_changes():
-    found = audit_formula(lambda windows: (windows[:, :1] > 0.5).float() - 0.5 + 0 * windows.sum(), noise(20))
-    assert decided(found)[0] == "biased"
+@pytest.mark.parametrize(
+    ("function", "saliency", "questions"),
+    [
+        (lambda windows: torch.tanh(20 * (windows[:, 0] - 0.5)), -1, ["saliency", "reliance", "answer"]),
+        (
+            lambda windows: (windows[:, :1] > 0.5).float() - 0.5 + 0 * windows.sum(),
+            math.nan,
+            ["reliance", "answer"],
+        ),
+    ],
+)
+def test_saturated_outputs_and_steps_are_judged_by_what_they_read(function, saliency, questions):
+    found = audit_formula(function, noise(depth=20))
+    assert (found.verdict, [item.question for item in found.statistics.decided_by]) == ("biased", questions)
+    assert found.saliency[0].estimate == pytest.approx(saliency, nan_ok=True)
     assert found.reliance[0].estimate == -1
-    assert np.isnan(found.saliency[0].estimate)
+
+
+def test_a_constant_output_is_refused():
+    """All its windows equal their mirrors, which is no reason to call it symmetric."""
+    with pytest.raises(ModelError, match="nothing in 18 windows moves it"):
+        audit_formula(lambda windows: 0 * windows.sum(1) + 3, noise(depth=20))
+
+
+def audit_function(function, volume, **options):
+    options = {"slices": 3, "intensity": (0, 1), "progress": False, **options}
+    return evenslice.audit(function, volume, **by_name(evenslice.audit, **options))
 
 
 @pytest.mark.parametrize(
     ("weights", "verdict"), [((1.0, 2.0, 1.0), "symmetric"), ((1.0, 2.0, 3.0), "biased")]
 )
-@pytest.mark.parametrize("kind", ["detector", "function"])
-def test_detectors_and_functions(kind, weights, verdict):
+def test_detectors_and_functions(weights, verdict):
     def detect(windows):
         scores = weighted(*weights)(windows).sigmoid().flatten(1).mean(1)
         return [{"boxes": torch.zeros(1, 4), "scores": score[None]} for score in scores]
@@ -228,54 +225,29 @@ def test_detectors_and_functions(kind, weights, verdict):
     def function(windows):
         return np.einsum("bkyx,k->byx", windows, np.array(weights, dtype=np.float32))
 
-    if kind == "detector":
-        assert audit_formula(detect, noise(depth=20)).verdict == verdict
-        return
-    found = evenslice.audit(
-        function,
-        noise(depth=20),
-        slices=3,
-        reading=evenslice.Reading(intensity=(0, 1)),
-        compute=evenslice.Compute(progress=False),
-    )
+    assert audit_formula(detect, noise(depth=20)).verdict == verdict
+    found = audit_function(function, noise(depth=20))
     assert (found.verdict, found.run.method, found.run.use) == (verdict, "", "replacement")
     assert np.isnan(found.saliency[0].estimate)
     assert not found.saliency[0].judged
     assert found.reliance[0].estimate == pytest.approx(0 if verdict == "symmetric" else 0.5, abs=0.02)
 
 
-def test_a_function_of_class_numbers():
-    def middle(windows):
-        return (windows[:, 1] > 0.9).astype(np.int64)
-
-    def before(windows):
-        return ((windows[:, 1] > 0.5) * (1 + (windows[:, 0] > 0.5))).astype(np.int64)
-
-    options = {"slices": 3, "intensity": (0, 1), "progress": False}
-    fair, unfair = (
-        evenslice.audit(part, noise(depth=64), **by_name(evenslice.audit, **options))
-        for part in (middle, before)
-    )
-    assert (fair.verdict, fair.run.explained) == ("symmetric", "class numbers")
-    assert fair.answer.estimate == 0
-    assert unfair.verdict == "biased"
-    assert unfair.reliance[0].estimate == -1
-    assert unfair.answer.estimate == pytest.approx(2 / 3, abs=0.02)  # half of class 1 and of class 2
-
-
-def test_numbers_that_are_not_those_of_classes_are_scores():
-    def summed(windows):
-        return (500 * (windows[:, 0] + windows[:, 2]) + 1000 * windows[:, 1]).astype(np.int64)
-
-    found = evenslice.audit(
-        summed,
-        noise(30),
-        slices=3,
-        target="sum",
-        reading=evenslice.Reading(intensity=(0, 1)),
-        compute=evenslice.Compute(progress=False),
-    )
-    assert (found.verdict, found.answer.estimate) == ("symmetric", 0)
+@pytest.mark.parametrize(
+    ("function", "target", "verdict", "answer"),
+    [
+        (lambda windows: windows[:, 1] > 0.9, "auto", "symmetric", 0),
+        # half of class 1 and of class 2 change
+        (lambda windows: (windows[:, 1] > 0.5) * (1 + (windows[:, 0] > 0.5)), "auto", "biased", 2 / 3),
+        # numbers that are not those of classes are scores
+        (lambda windows: 500 * (windows[:, 0] + 2 * windows[:, 1] + windows[:, 2]), "sum", "symmetric", 0),
+    ],
+)
+def test_functions_of_whole_numbers(function, target, verdict, answer):
+    found = audit_function(lambda windows: function(windows).astype(np.int64), noise(depth=64), target=target)
+    assert found.run.explained == ("score" if target == "sum" else "class numbers")
+    assert (found.verdict, found.answer.estimate) == (verdict, pytest.approx(answer, abs=0.02))
+    assert verdict == "symmetric" or found.reliance[0].estimate == -1
 
 
 @pytest.mark.parametrize("options", [{"strategy": "uniform"}, {"strategy": "pretrained", "tie": "mirror"}])
@@ -333,30 +305,6 @@ def test_labels_show_what_a_lost_slice_costs():
     blank = next(loss for loss in found.stress.losses if loss.kind == "blank")
     assert (found.stress.reference, found.stress.intact) == ("labels", 1)
     assert (blank.before, blank.after, blank.asymmetry.estimate) == (0, 1, 1)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"target": "labels"}, "target='labels' needs label volumes; give them as labels"),
-        ({"label_values": [0, 255]}, "label_values: has no effect without labels; give both"),
-        ({"other_labels": "background"}, "other_labels: has no effect without labels; give both"),
-        ({"overlapping": True}, "overlapping=True: tells how several channels of classes are to be read"),
-    ],
-)
-def test_options_that_do_not_fit_are_refused(options, message):
-    with pytest.raises(ConfigError, match=message):
-        audit_formula(difference, noise(depth=12), **options)
-
-
-@pytest.mark.parametrize("target", ["predicted", "labels"])
-@pytest.mark.parametrize("values", [[0, 2, 7], [0, 0], [0]])
-def test_label_values_are_those_of_the_classes_of_the_network(target, values):
-    volume = noise(depth=12)
-    with pytest.raises(ConfigError, match=r"label_values=\[.*\]: give a different value for each"):
-        audit_formula(
-            foreground_alone(0.3), volume, labels=(volume > 0.5) * 2, label_values=values, target=target
-        )
 
 
 def test_an_audit_draws_nothing_from_the_random_numbers_of_its_caller():

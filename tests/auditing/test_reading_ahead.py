@@ -19,10 +19,10 @@ from torch import nn
 from values import by_name
 
 import evenslice
-from evenslice._core.errors import VolumeError
+from evenslice import VolumeError
 from evenslice.auditing import measuring
-from evenslice.auditing.lost_slices import take_middle
-from evenslice.auditing.measuring import Measurer
+from evenslice.auditing.auditor import take_middle
+from evenslice.auditing.sampling import WindowSample
 from evenslice.volumes import open_volume, reslice
 
 HUGE, CHUNK = (98_304, 32_768, 32_768), (16, 64, 64)
@@ -80,9 +80,9 @@ def reading():
 def test_the_results_are_those_of_reading_one_batch_after_another(monkeypatch, options):
     if options.get("target"):
         options = options | {"labels": (TEXTURE > 0.5).astype(np.uint8)}
-    ahead = audit(TEXTURE, **by_name(audit, **options))
+    ahead = audit(TEXTURE, **options)
     monkeypatch.setattr(measuring, "AHEAD", 0)
-    after = audit(TEXTURE, **by_name(audit, **options))
+    after = audit(TEXTURE, **options)
     assert document(ahead) == document(after)
     assert np.array_equal(ahead.examples.images, after.examples.images)
     assert np.array_equal(ahead.examples.saliency, after.examples.saliency)
@@ -90,15 +90,15 @@ def test_the_results_are_those_of_reading_one_batch_after_another(monkeypatch, o
 
 def test_the_next_batch_is_read_while_the_network_computes_and_no_more(monkeypatch):
     begun, threads, measured = [], [], []
-    read, measure = Measurer.read, Measurer.measure
+    read, measure = WindowSample.read, measuring.measure
 
     def reading_one(self, batch):
         begun.append(batch.places.tolist())
         threads.append(threading.current_thread())
         return read(self, batch)
 
-    def measuring_one(self, found):
-        measured.append(found.batch.places.tolist())
+    def measuring_one(sample, explainer, found):
+        measured.append(found.places.tolist())
         until = time.monotonic() + 10
         while len(begun) < min(
             len(measured) + 2, 7
@@ -107,10 +107,10 @@ def test_the_next_batch_is_read_while_the_network_computes_and_no_more(monkeypat
             time.sleep(0.001)
         time.sleep(0.02)
         assert len(begun) <= len(measured) + 2
-        return measure(self, found)
+        return measure(sample, explainer, found)
 
-    monkeypatch.setattr(Measurer, "read", reading_one)
-    monkeypatch.setattr(Measurer, "measure", measuring_one)
+    monkeypatch.setattr(WindowSample, "read", reading_one)
+    monkeypatch.setattr(measuring, "measure", measuring_one)
     found = audit(TEXTURE, max_windows=24, precision=1e-9)
     assert len(found.measurements.volume) == 24
     assert begun[1:] == measured
@@ -150,6 +150,7 @@ def test_what_ends_the_network_ends_the_reading(error):
     assert len(volume.threads) == seen
 
 
+@pytest.mark.slow
 def test_an_audit_of_100_tb_reads_its_sample_and_its_windows_and_no_more():
     with serving(shape=HUGE, chunk=CHUNK, delay=0.002) as server:
         audit(server.address, tile=(64, 64), max_windows=8)  # imports
@@ -182,6 +183,7 @@ def test_an_audit_of_100_tb_reads_its_sample_and_its_windows_and_no_more():
     assert peaks[1] < peaks[0] + 64 * 2**20
 
 
+@pytest.mark.slow
 def test_what_a_lost_slice_costs_is_measured_on_the_middle_of_large_slices():
     with serving(shape=(8, 32_768, 32_768), chunk=CHUNK, delay=0) as server:
         labels = np.broadcast_to(np.uint8(1), (8, 32_768, 32_768))
@@ -196,6 +198,7 @@ def test_what_a_lost_slice_costs_is_measured_on_the_middle_of_large_slices():
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs signals of POSIX")
+@pytest.mark.slow
 def test_an_interrupt_does_not_wait_for_a_slow_server(tmp_path):
     script = tmp_path / "slow.py"
     script.write_text(
@@ -233,18 +236,19 @@ def test_an_interrupt_does_not_wait_for_a_slow_server(tmp_path):
     assert (said, process.returncode) == ("interrupted\n", 0), errors
 
 
-def test_threads_of_a_worker_take_turns_at_the_network():
+def test_threads_of_a_worker_take_turns_at_the_network(monkeypatch):
     """They share it."""
     inside, most = [], []
 
-    def measure(_):
+    def measure(*_):
         inside.append(1)
         most.append(len(inside))
         time.sleep(0.01)
         inside.pop()
 
-    measurer = SimpleNamespace(read=lambda batch: batch, measure=measure, volumes=[])
-    on_worker = partial(measuring._measure_on_worker, measurer=measurer, stamps={})
+    monkeypatch.setattr(measuring, "measure", measure)
+    sample = SimpleNamespace(read=lambda batch: batch, volumes=[])
+    on_worker = partial(measuring._measure_on_worker, common=(sample, None), files={})
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(on_worker, range(8)))
     assert max(most) == 1

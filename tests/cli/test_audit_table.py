@@ -10,8 +10,8 @@ from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit
 from evenslice.auditing.documents import load_audits
 from evenslice.cli.printing import show_audits
 from evenslice.results import Interval
-from evenslice.results.asymmetry import Mismatch
 from evenslice.results.stress import BriefLoss, StressSummary
+from evenslice.results.verdicts import Mismatch
 
 WIDTH = 80
 

@@ -8,7 +8,7 @@ import torch
 
 import evenslice
 from evenslice._core.errors import ConfigError, EvensliceError, VolumeError, option, spelled_on_command_line
-from evenslice.auditing.attribution import check_method, check_method_of
+from evenslice.auditing.attribution import check_method_of
 from evenslice.auditing.targets import parse_target, resolve_target
 from evenslice.inference.devices import choose_device, choose_dtype
 from evenslice.inference.onnx_networks import load_onnx
@@ -40,7 +40,6 @@ def test_each_reader_sees_their_own_spelling(name, value, python, shell):
 @pytest.mark.parametrize(
     ("call", "shell"),
     [
-        (lambda: check_method("grad"), "--method grad: did you mean"),
         (lambda: check_method_of(np.asarray, "gradient"), "--method gradient: needs gradients"),
         (lambda: parse_target("foo"), "--target foo: known"),
         (lambda: resolve_target("predicted", torch.zeros(1, 8, 8)), "--target predicted: needs logits"),

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from values import by_name
 
-from evenslice.auditing.auditor import audit
+from evenslice import audit
 
 
 class Formula(nn.Module):

@@ -11,9 +11,9 @@ from scipy import ndimage
 
 from evenslice import Audit
 from evenslice.networks.inputs import StemKernels
-from evenslice.results.asymmetry import summarize
 from evenslice.results.audits import AuditedVolume, AuditRun, ExampleWindows, StemShape
 from evenslice.results.measurements import Measurements
+from evenslice.results.verdicts import summarize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from evenslice._core.text import json_text
-from evenslice.results.arms import METRICS, SALIENCY_PERCENTILES, pool_runs, summarize_runs
+from evenslice.results.audits import SALIENCY_PERCENTILES
+from evenslice.results.comparisons import METRICS, pool_runs, summarize_runs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from evenslice.results.arms import Primary
+    from evenslice.results.comparisons import Primary
 
 Floats: TypeAlias = NDArray[np.float64]
 

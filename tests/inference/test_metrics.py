@@ -111,9 +111,7 @@ def test_surfaces_of_shifted_balls():
     hd95, dice, _ = surface_scores(ball(6), ball(6, shift=2), spacing=(9, 9, 3))
     assert 3 < hd95 <= 6  # two voxels of 3 along x
     assert dice == 1  # within the tolerance, the voxel's 9 along y
-    assert (
-        surface_scores(ball(6), ball(6, shift=2), spacing=(9, 3, 3))[1] < 1
-    )  # beyond one voxel of 3
+    assert surface_scores(ball(6), ball(6, shift=2), spacing=(9, 3, 3))[1] < 1  # beyond one voxel of 3
     assert surface_scores(ball(6), ball(6, shift=2), spacing=(9, 3, 3))[2] == 1  # within three
 
 

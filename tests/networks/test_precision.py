@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from evenslice.auditing.attribution import attribute
-from evenslice.auditing.explaining import compare_outputs
+from evenslice.auditing.explainer import compare_outputs
 from evenslice.inference import ReadyNetwork
 from evenslice.networks import as_float64, full_precision
 from evenslice.neutralizing.verification import compare_outputs as compare_trials

@@ -17,12 +17,12 @@ from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit, with_statistics
 import evenslice
 from evenslice.networks.inputs import StemKernels
 from evenslice.report import audit_tables as found, charts, files, formatting, pictures, style
-from evenslice.results import AuditedVolume, AuditRun, Decision, Interval, PairBias
-from evenslice.results.asymmetry import AnswerChange, Mismatch
+from evenslice.results import AuditedVolume, AuditRun, Decision, Figure, Interval
 from evenslice.results.stress import BriefLoss, StressSummary
+from evenslice.results.verdicts import AnswerChange, Mismatch
 
 NAN = Interval(float("nan"), float("nan"), float("nan"))
-LEANING = PairBias(-0.2, -0.21, -0.19, state="beyond")
+LEANING = Figure(-0.2, -0.21, -0.19, state="beyond")
 ORDERED = AnswerChange(0.32, 0.3, 0.34, True, "beyond", "classes", 1)
 
 
@@ -91,9 +91,9 @@ def test_the_scaling_is_said_first(source, says, tmp_path):
 
 def test_without_a_decision_the_judged_figure_nearest_to_its_tolerance_is_shown():
     pairs = (
-        PairBias(0.01, -0.04, 0.05, state="within"),
-        PairBias(-0.03, -0.04, -0.02, state="within"),
-        PairBias(0.4, 0.3, 0.5, judged=False, state="not judged"),
+        Figure(0.01, -0.04, 0.05, state="within"),
+        Figure(-0.03, -0.04, -0.02, state="within"),
+        Figure(0.4, 0.3, 0.5, judged=False, state="not judged"),
     )
     audit = make_audit("a", (1 / 7,) * 7)
     audit = with_statistics(audit, verdict="balanced", different=None, decided_by=(), pairs=pairs, classes=())
@@ -120,7 +120,7 @@ def test_a_biased_network_is_told_by_each_question_that_decided():
     audit = with_statistics(
         make_audit("a", PRETRAINED),
         pairs=(LEANING,),
-        reliance=(PairBias(0.1, 0.08, 0.12, state="beyond"),),
+        reliance=(Figure(0.1, 0.08, 0.12, state="beyond"),),
         classes=(),
         answer_change=ORDERED,
         decided_by=(Decision("saliency", None, 1), Decision("reliance", None, 1), Decision("answer", 1)),
@@ -303,7 +303,7 @@ def test_any_number_of_slices_alone(slices, tmp_path):
 def test_what_is_not_known_is_left_out_and_what_has_no_bounds_is_drawn_to_the_edge(tmp_path):
     audit = make_audit("a", PRETRAINED, windows=3)
     single = ("directional_bias", "data_direction", "asymmetry", "imbalance", "mirror_error")
-    unknown = PairBias(*astuple(NAN), judged=False)
+    unknown = Figure(*astuple(NAN), judged=False)
     audit = with_statistics(
         audit,
         verdict="inconclusive",
@@ -311,7 +311,7 @@ def test_what_is_not_known_is_left_out_and_what_has_no_bounds_is_drawn_to_the_ed
         classes=(),
         pairs=(unknown,),
         shares=(NAN,) * 3,
-        reliance=(PairBias(0.3, -np.inf, np.inf),),
+        reliance=(Figure(0.3, -np.inf, np.inf),),
         data_pairs=(NAN,),
         **{"wasserstein": (NAN,), **dict.fromkeys((*single, "mirror_disagreement"), NAN)},
         answer_change=AnswerChange(*astuple(NAN), judged=False),
@@ -389,7 +389,7 @@ def test_kernels_of_a_network_read_from_a_file_are_not_called_before(audits):
 
 
 def test_nothing_lies_off_the_axes_and_what_is_not_judged_is_pale(audits):
-    wide = with_statistics(audits[0], reliance=(PairBias(0.6, -0.2, 0.9, judged=False),))
+    wide = with_statistics(audits[0], reliance=(Figure(0.6, -0.2, 0.9, judged=False),))
     drawing = charts.biases_figure([wide, audits[1]])
     assert len(drawing.figure.axes) == 2  # saliency and reliance
     for axes in drawing.figure.axes:

@@ -20,7 +20,7 @@ from evenslice import cli
 from evenslice._core.text import json_text
 from evenslice.report import audit_tables, charts, files, pictures, study_tables as tables
 from evenslice.report.style import settings
-from evenslice.results.arms import Primary, pool_runs, summarize_runs
+from evenslice.results.comparisons import Primary, pool_runs, summarize_runs
 from evenslice.results.intervals import Interval
 from evenslice.results.stress import BriefLoss, StressSummary
 from evenslice.results.studies import ExampleSlice, load_study

@@ -11,6 +11,7 @@ from formulas import alternating, audit_formula, two_classes
 from evenslice.results import Measurements
 
 AUDITS = 60
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from evenslice.networks import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
@@ -60,11 +60,6 @@ class Attributed:
 
     attribution: Tensor
     output: Tensor
-
-
-def check_method(method: str) -> None:
-    """Raise ConfigError unless there is a method of this name."""
-    check_known("method", method, METHODS)
 
 
 def choose_baseline(method: str, baseline: str | None) -> str | None:
@@ -101,14 +96,14 @@ def _gradient(score: Score, windows: Tensor) -> Attributed:
     """Gradient of the score: Captum's Saliency (Simonyan et al., arXiv 1312.6034)."""
     from captum.attr import Saliency
 
-    return _in_one_pass(score, windows, Saliency, abs=False)
+    return _by_captum(Saliency, score, windows, abs=False)
 
 
 def _input_x_gradient(score: Score, windows: Tensor) -> Attributed:
     """Intensity times gradient: Captum's InputXGradient (Shrikumar et al., arXiv 1605.01713)."""
     from captum.attr import InputXGradient
 
-    return _in_one_pass(score, windows, InputXGradient)
+    return _by_captum(InputXGradient, score, windows)
 
 
 def _integrated_gradients(score: Score, windows: Tensor, baseline: str) -> Attributed:
@@ -116,9 +111,7 @@ def _integrated_gradients(score: Score, windows: Tensor, baseline: str) -> Attri
     from captum.attr import IntegratedGradients
 
     options = {"n_steps": INTEGRATION_STEPS, "internal_batch_size": len(windows)}
-    return _in_many_passes(
-        score, windows, IntegratedGradients, baselines=_baseline(windows, baseline), **options
-    )
+    return _by_captum(IntegratedGradients, score, windows, baselines=_baseline(windows, baseline), **options)
 
 
 def _smoothgrad(score: Score, windows: Tensor) -> Attributed:
@@ -126,8 +119,8 @@ def _smoothgrad(score: Score, windows: Tensor) -> Attributed:
     from captum.attr import NoiseTunnel, Saliency
 
     samples = {"nt_samples": SMOOTHGRAD_SAMPLES, "nt_samples_batch_size": 1, "stdevs": SMOOTHGRAD_NOISE}
-    return _in_many_passes(
-        score, windows, lambda forward: NoiseTunnel(Saliency(forward)), nt_type="smoothgrad", **samples
+    return _by_captum(
+        lambda forward: NoiseTunnel(Saliency(forward)), score, windows, nt_type="smoothgrad", **samples
     )
 
 
@@ -137,7 +130,20 @@ def _gradient_shap(score: Score, windows: Tensor) -> Attributed:
 
     grays = windows.new_tensor(SHAP_GRAYS).view(-1, 1, 1, 1).expand(-1, *windows.shape[1:])
     options = {"n_samples": SHAP_SAMPLES, "stdevs": NO_NOISE}
-    return _in_many_passes(score, windows, GradientShap, baselines=grays, **options)
+    return _by_captum(GradientShap, score, windows, baselines=grays, **options)
+
+
+def _by_captum(method: Callable[[Score], Any], score: Score, windows: Tensor, **options: Any) -> Attributed:
+    """Run a Captum method with the classes that are chosen for the windows, which stay fixed along a path or under noise."""
+    output = score.output(windows.requires_grad_())
+    if not output.requires_grad:
+        raise ModelError(
+            "the network's output has no gradient with respect to its input (it returns classes instead of logits, or "
+            "uses no_grad); let it return logits, use the method 'occlusion', or leave the method out"
+        )
+    output = output.detach()
+    given = {"additional_forward_args": (score.classes(output),), **options}
+    return Attributed(method(score).attribute(windows, **given), output)
 
 
 @torch.no_grad()
@@ -148,7 +154,8 @@ def _occlusion(score: Score, windows: Tensor, baseline: str) -> Attributed:
     window, in which increases at some pixels and decreases at others cancel; here the change is kept for each output pixel.
     Where several numbers share a pixel, their absolute changes are added, with the sign of the sum.
     """
-    output, classes = _run(score, windows)
+    output = score.output(windows)
+    classes = score.classes(output)
     whole, replacement = score.map(output, classes), _baseline(windows, baseline)
     changes = []
     for k in range(windows.shape[1]):
@@ -169,49 +176,6 @@ METHODS: dict[str, Callable[..., Attributed]] = {
 }
 
 
-def _in_one_pass(
-    score: Score, windows: Tensor, captum_method: Callable[..., Any], **options: Any
-) -> Attributed:
-    """Run a Captum method that calls the network once, and keep the output of that call."""
-    outputs: list[Tensor] = []
-
-    def forward(windows: Tensor) -> Tensor:
-        output = score.output(windows)
-        outputs.append(output.detach())
-        check_gradient(output)
-        return score.map(output, score.classes(outputs[-1])).flatten(1).sum(1)
-
-    attribution = captum_method(forward).attribute(windows.requires_grad_(), **options)
-    return Attributed(attribution, outputs[0])
-
-
-def check_gradient(output: Tensor) -> None:
-    """Raise ModelError unless an output has a gradient."""
-    if not output.requires_grad:
-        raise ModelError(
-            "the network's output has no gradient with respect to its input (it returns classes instead of logits, or "
-            "uses no_grad); let it return logits, use the method 'occlusion', or leave the method out"
-        )
-
-
-def _in_many_passes(
-    score: Score, windows: Tensor, captum_method: Callable[..., Any], **options: Any
-) -> Attributed:
-    """Run a Captum method that calls the network repeatedly, with the classes that it predicts for the windows."""
-    output, classes = _run(score, windows)
-    attribution = captum_method(score).attribute(
-        windows.requires_grad_(), additional_forward_args=(classes,), **options
-    )
-    return Attributed(attribution, output)
-
-
-@torch.no_grad()
-def _run(score: Score, windows: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return the output for the windows and the classes chosen from it, which stay fixed along a path or under noise."""
-    output = score.output(windows) if score.known is None else score.known
-    return output, score.classes(output)
-
-
 def _baseline(windows: Tensor, name: str) -> Tensor:
     """Return windows in which nothing is seen, and no slice is favoured.
 
@@ -227,13 +191,8 @@ def _over_plane(change: Tensor, plane: torch.Size) -> Tensor:
     if change.ndim == 4:
         change = _added(change)
     if change.ndim == 3:
-        return resize_to(change, plane)
+        return nn.functional.interpolate(change[:, None].float(), size=tuple(plane), mode="nearest")[:, 0]
     return _added(change.flatten(1)).view(-1, 1, 1).expand(-1, *plane) / plane.numel()
-
-
-def resize_to(maps: Tensor, plane: Sequence[int]) -> Tensor:
-    """Resize maps (batch, y, x) of an output to the plane of its windows, without mixing pixels."""
-    return nn.functional.interpolate(maps[:, None].float(), size=tuple(plane), mode="nearest")[:, 0]
 
 
 def _added(change: Tensor) -> Tensor:
@@ -245,7 +204,7 @@ def check_method_of(model: nn.Module | Function, method: str | None) -> None:
     """Raise ConfigError unless a network or function can be explained by a method."""
     if method is None:
         return
-    check_method(method)
+    check_known("method", method, METHODS)
     if not isinstance(model, nn.Module) and method != "occlusion":
         raise ConfigError(
             f"{option('method', method)}: needs gradients, which only a torch.nn.Module has; use the method 'occlusion', "
@@ -280,7 +239,6 @@ def attribute(  # one for each option of an explanation
     target: Target | Explained = "auto",
     labels: Tensor | None = None,
     only: int | Tensor | None = None,
-    known: Tensor | None = None,
     predicted: Tensor | None = None,
     region: Tensor | None = None,
     seed: int = 0,
@@ -298,8 +256,6 @@ def attribute(  # one for each option of an explanation
         labels: (batch, y, x) class numbers for the target "labels".
         only: a class, or (batch,) one for each window; the score then adds up the output's pixels that are explained by
             it, and no others.
-        known: the output for the windows, if an earlier attribution of them returned it, which saves the methods that
-            run the network repeatedly one run.
         predicted: (batch, y, x) or (batch,), the classes that the targets "predicted" and "auto" explain, in place of those
             that the network predicts.
         region: (batch, y, x) the pixels of the windows whose output is explained; by default all.
@@ -321,13 +277,13 @@ def attribute(  # one for each option of an explanation
         >>> found.attribution.abs().mean(dim=(0, 2, 3)).tolist()
         [1.0, 2.0, 1.0]
     """
-    check_method(method)
+    check_known("method", method, METHODS)
     chosen = choose_baseline(method, baseline)
     options = {} if chosen is None else {"baseline": chosen}
     network = module.module if isinstance(module, Mirrored) else module
     batches = network.batches if isinstance(network, ReadyNetwork | BlackBox) else BatchSizes()
     explained = target if isinstance(target, Explained) else Explained(target)
-    whole = Score(module, explained, labels, only, known, predicted, region)
+    whole = Score(module, explained, labels, only, predicted, region)
 
     def compute(part: slice) -> Attributed:
         with reproducible(windows.device, seed):

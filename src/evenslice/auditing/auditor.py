@@ -6,34 +6,36 @@ Memory grows with the number of windows that are read, not with the size of the 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from torch import nn
 
-from evenslice._core import ConfigError, option
+from evenslice._core import ConfigError, ModelError, option
 from evenslice.auditing.attribution import check_method_of, choose_baseline, choose_map
 from evenslice.auditing.documents import Audit, describe_run
-from evenslice.auditing.explaining import Explainer
-from evenslice.auditing.lost_slices import check_labels, count_stressed, stressed_volumes
-from evenslice.auditing.measuring import (
-    Measurer,
-    WindowBatch,
-    WindowSample,
-    choose_tile,
-    collect_examples,
-    corner_of,
-)
-from evenslice.auditing.options import Sampling, check_label_options
-from evenslice.auditing.stopping import check_first, read_until_settled
+from evenslice.auditing.explainer import Explainer
+from evenslice.auditing.measuring import check_first, collect_examples, measure, read_until_settled
+from evenslice.auditing.sampling import Sampling, WindowBatch, WindowSample, choose_tile, corner_of
 from evenslice.auditing.targets import count_classes, parse_target, understand
-from evenslice.inference import Compute, Segmenter, as_segmenter, make_ready, stress
-from evenslice.networks import StemKernels, require_network, with_gradients
+from evenslice.inference import (
+    Compute,
+    Disturbances,
+    Segmenter,
+    StressedVolume,
+    as_segmenter,
+    make_ready,
+    stress,
+)
+from evenslice.networks import StemKernels, logits, require_network, with_gradients
 from evenslice.neutralizing import record_with_names, uncompiled
 from evenslice.results import Tolerances, summarize
 from evenslice.volumes import (
+    IGNORED,
+    LabelValues,
     Reading,
     WindowGrid,
+    check_classes,
     check_tile,
     each_reading,
     fit_scalings,
@@ -41,7 +43,9 @@ from evenslice.volumes import (
     inner_margin,
     open_several,
     open_several_labels,
+    open_volume,
     refuse_repeated,
+    reslice,
 )
 
 if TYPE_CHECKING:
@@ -53,9 +57,16 @@ if TYPE_CHECKING:
     from evenslice.auditing.attribution import Function
     from evenslice.auditing.targets import Target
     from evenslice.neutralizing import Record
-    from evenslice.volumes import VolumeLike
+    from evenslice.volumes import Volume, VolumeLike
 
-__all__ = ["audit"]
+
+STRESSED_SLICES = 16
+STRESSED_SIDE = 1024
+"""Pixels of a slice along y and x that are predicted: the middle of a larger one, so that the time does not grow with it."""
+
+
+MOST_CHECKED = 2**28
+"""Voxels of labels that are read before an audit, which takes seconds."""
 
 
 @with_gradients
@@ -167,23 +178,23 @@ def audit(
     opened = [read.labels.class_volume(item, count_classes(returned)) for item in stored or ()]
     stressed = stressed_volumes(returned, grids, opened) if sampling.stress and opened and slices > 1 else []
     most_stressed = count_stressed(max(slices, 3), sampling.max_windows)
-    check_labels(opened, stressed, most_stressed)
+    for part in opened:  # so that a value of no class is found before anything is computed
+        if part.size <= MOST_CHECKED and not isinstance(part.location, str):  # which is an address
+            check_classes(part)
     explainer = Explainer(
         network,
-        understood.explained,
+        understood,
         method if method is not None else "gradient" if understood.gradient else "",
         understood.gradient and method != "occlusion",
         sampling.seed,
         None if method is None else choose_baseline(method, baseline),
         choose_map(method, baseline, gradient=understood.gradient),
     )
-    labelled = opened if opened and understood.explained.target == "labels" else None
-    measurer = Measurer(explainer, grids, labelled)
-    sample = WindowSample(grids, sampling)
+    sample = WindowSample(grids, sampling, opened if opened and understood.target == "labels" else None)
     sampling.check(sum(sample.population))
-    check_first(measurer, sample)
-    shown = [] if place is None else [measurer.measure(measurer.read(WindowBatch(place, pictures=1)))]
-    found = read_until_settled(sample, measurer, tolerances, compute)
+    check_first(sample, explainer)
+    shown = [] if place is None else [measure(sample, explainer, sample.read(WindowBatch(place, pictures=1)))]
+    found = read_until_settled(sample, explainer, tolerances, compute)
     lost = None
     if stressed:
         lost = stress(
@@ -207,16 +218,15 @@ def audit(
         kernels=kernels,
         stress=lost,
         run=describe_run(
-            measurer,
+            sample,
+            explainer,
             found,
-            understood,
             model=model,
             record=record,
             kernels=kernels,
             outputs=outputs,
             labels=stored,
             values=read.labels,
-            sampling=sampling,
             seconds=time.monotonic() - started,
         ),
     )
@@ -249,3 +259,81 @@ def _kernels(model: nn.Module | Function, record: Record | None) -> tuple[StemKe
         for name, weight in weights.items()
     }
     return tuple(StemKernels(name, array, array) for name, array in arrays.items())
+
+
+def check_label_options(reading: Reading, target: Target, *, labelled: bool) -> None:
+    """Raise ConfigError if there are no labels that an audit needs, or options of labels have no effect in it."""
+    if not labelled and target == "labels":
+        raise ConfigError(f"{option('target', target)} needs label volumes; give them as {option('labels')}")
+    if not labelled:
+        reading.labels.refuse()
+    if reading.ignore_label is not None and target == "labels":
+        raise ConfigError(
+            f"{option('ignore_label', reading.ignore_label)}: the target 'labels' explains the class of every pixel; "
+            "omit one of the two"
+        )
+
+
+# What a lost slice costs: the short form of the stress test, on a few slices.
+
+
+def count_stressed(slices: int, most_windows: int) -> int:
+    """Return how many slices are stressed, so that all ways of showing their windows are no more than these, but of one slice.
+
+    Example:
+        >>> count_stressed(3, 2000), count_stressed(3, 40), count_stressed(3, 1)
+        (16, 2, 1)
+    """
+    return min(STRESSED_SLICES, max(1, most_windows // len(Disturbances(slices))))
+
+
+def stressed_volumes(
+    returned: Any, grids: Sequence[WindowGrid], labels: Sequence[Volume]
+) -> list[StressedVolume]:
+    """Return what the stress test predicts: of each volume the middle of its slices, with its labels.
+
+    Args:
+        returned: what the network returned for a window.
+        grids: the volumes, with their scaling.
+        labels: the class of each voxel of each volume, 0, 1, 2 ..., or ``IGNORED``.
+
+    Raises:
+        ModelError: the network returns no map of logits.
+    """
+    output = logits(returned)
+    if output.ndim != 4 or not output.is_floating_point():
+        raise ModelError(
+            f"{option('labels')}: they are for measuring what a lost slice costs, for which the network must return logits "
+            f"(batch, classes, y, x); it returns {tuple(output.shape)} of {str(output.dtype).removeprefix('torch.')}: leave "
+            "them out"
+        )
+    classes = max(output.shape[1], 2)
+    known = LabelValues(ignore_label=IGNORED)
+    return [
+        StressedVolume(take_middle(grid.volume), grid.scaling, known.class_volume(take_middle(part), classes))
+        for grid, part in zip(grids, labels, strict=True)
+    ]
+
+
+def take_middle(volume: Volume) -> Volume:
+    """Return the middle of each slice, up to ``STRESSED_SIDE`` pixels along y and x, as a volume, without reading it.
+
+    Example:
+        >>> import numpy as np
+        >>> from evenslice.volumes import open_volume
+        >>> take_middle(open_volume(np.zeros((2, 30, 3000), np.uint8))).path
+        '<array>[0:2,0:30,988:2012]'
+    """
+    if max(volume.shape[1:]) <= STRESSED_SIDE:
+        return volume
+    region = [
+        slice(0, length) if axis == volume.plane else _middle(length)
+        for axis, length in zip("zyx", reslice(volume, "z").shape, strict=True)
+    ]
+    return open_volume(volume, region=region)
+
+
+def _middle(length: int) -> slice:
+    size = min(length, STRESSED_SIDE)
+    start = (length - size) // 2
+    return slice(start, start + size)

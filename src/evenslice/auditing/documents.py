@@ -30,10 +30,9 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
 
-    from evenslice.auditing.measuring import Measurer
-    from evenslice.auditing.options import Sampling
-    from evenslice.auditing.stopping import Found
-    from evenslice.auditing.targets import Understood
+    from evenslice.auditing.explainer import Explainer
+    from evenslice.auditing.measuring import Found
+    from evenslice.auditing.sampling import WindowSample
     from evenslice.networks import StemKernels
     from evenslice.neutralizing import Record
     from evenslice.volumes import LabelValues, Volume, WindowGrid
@@ -205,9 +204,9 @@ PACKAGES = [
 
 
 def describe_run(
-    measurer: Measurer,
+    sample: WindowSample,
+    explainer: Explainer,
     found: Found,
-    understood: Understood,
     *,
     model: nn.Module | Function,
     record: Record | None,
@@ -215,25 +214,23 @@ def describe_run(
     outputs: Function | None,
     labels: Sequence[Volume] | None,
     values: LabelValues,
-    sampling: Sampling,
     seconds: float,
 ) -> AuditRun:
     """Return what an audit ran that ends now.
 
     Args:
-        measurer: what measured the windows.
+        sample: the windows.
+        explainer: what was asked of the network.
         found: what they say.
-        understood: how the output was understood.
         model: the network.
         record: that of ``neutralize``, if there is one.
         kernels: the stems.
         outputs: the function that reduced the network's output, if one was given.
         labels: those of each volume as stored, if given.
         values: what the values of the labels mean.
-        sampling: which windows were read.
         seconds: its duration.
     """
-    explainer, grids = measurer.explainer, measurer.grids
+    grids, explained = sample.grids, explainer.explained
     network, measurements = explainer.network, found.measurements
     unmoved = ~(measurements.saliency.any(axis=(1, 2, 3)) | measurements.reliance.any(axis=(1, 2, 3)))
     return AuditRun(
@@ -245,22 +242,22 @@ def describe_run(
         baseline=explainer.baseline,
         maps=(explainer.maps[0], explainer.maps[1] or ""),
         use="gradient" if explainer.gradient else "replacement",
-        target=understood.explained.target,
-        explained=understood.name,
-        assumed=understood.assumed,
+        target=explained.target,
+        explained=explained.name,
+        assumed=explained.assumed,
         outputs=None if outputs is None else function_name(outputs),
         label_options=None if labels is None else values.to_dict(),
-        precision=sampling.precision,
+        precision=sample.sampling.precision,
         windows_available=sum(map(len, grids)),
         windows_without_attribution=int(unmoved.sum()),
         stopped=found.stopped,
         tile=grids[0].tile,
         batch=found.batch,
-        seed=sampling.seed,
+        seed=sample.sampling.seed,
         device=", ".join(sorted({item.device for item in found.batches})) or str(network.device),
         dtype=str(network.dtype).removeprefix("torch."),
         scaling={**network.scaling, "source": scaling_source(model)},
-        clamped=float(measurements.clamped.mean()) if understood.explained.probabilities else None,
+        clamped=float(measurements.clamped.mean()) if explained.probabilities else None,
         model={"class": network.name},
         stems=tuple(StemShape(stem.name, stem.after.shape) for stem in kernels),
         volumes=tuple(_describe(grid, of) for grid, of in zip(grids, labels or repeat(None), strict=False)),

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from evenslice._core import ConfigError, option, whole_number
 from evenslice.auditing.attribution import attribute, check_method_of, choose_map
-from evenslice.auditing.measuring import corner_of
+from evenslice.auditing.sampling import corner_of
 from evenslice.auditing.targets import Score, parse_target, understand
 from evenslice.inference import Compute, Segmenter, as_segmenter, keep_sides, make_ready
 from evenslice.networks import with_gradients
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     from evenslice.auditing.targets import Target
     from evenslice.volumes import VolumeLike
-
-__all__ = ["Explanation", "explain"]
 
 LARGEST_PART = 512
 """Pixels along y and x that are explained at once: the gradient of a larger part takes gigabytes."""
@@ -184,10 +182,10 @@ def explain(
         window,
         method=method,
         baseline=baseline,
-        target=understood.explained,
+        target=understood,
         region=None if mask is None else _part(mask, (y, x), tile)[None].to(network.device),
     )
-    answers = _answers(Score(network, understood.explained), window, tile)
+    answers = _answers(Score(network, understood), window, tile)
     given, mirrored = (None, None) if answers is None else (part[inner] for part in answers)
     return Explanation(
         z=z,

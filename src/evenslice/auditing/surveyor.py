@@ -1,4 +1,14 @@
-"""Surveys of pretrained networks: how their stems weight colours, and how that biases them towards earlier or later slices."""
+"""Surveys of pretrained networks: how their stems weight colours, and how that biases them towards earlier or later slices.
+
+The colour balance is the weight of each channel, and the part that a gray image does not excite.
+For the kernels W_c of the channels c = 1..C, all filters and taps together, the energy of a channel is |W_c|^2, the sum
+of squares. A gray image is the same in every channel, so it only excites sum_c W_c: the projection of the kernels on
+equal channels, of energy |sum_c W_c|^2 / C. The rest is chromatic:
+
+    chromatic part  =  1 - |sum_c W_c|^2 / (C sum_c |W_c|^2)
+
+It is 0 if all channels have the same kernels and 1 if they cancel out. Energies of several stems are added.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +18,8 @@ import time
 from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from evenslice._core import (
     ConfigError,
@@ -20,11 +32,11 @@ from evenslice._core import (
 )
 from evenslice.auditing.auditor import audit
 from evenslice.auditing.documents import Survey
-from evenslice.auditing.options import Sampling
+from evenslice.auditing.sampling import Sampling
 from evenslice.inference import Compute, choose_device
 from evenslice.networks import with_gradients
 from evenslice.neutralizing import current_kernels, find_strategy, load_network
-from evenslice.results import Interval, SurveyedNetwork, SurveyRun, colour_balance, mean_of_draws
+from evenslice.results import Interval, SurveyedNetwork, SurveyRun, student_interval
 from evenslice.volumes import mni152, open_volume
 
 if TYPE_CHECKING:
@@ -37,8 +49,6 @@ if TYPE_CHECKING:
     from evenslice.networks import ModelSource
     from evenslice.neutralizing import Record
     from evenslice.volumes import Volume, VolumeLike
-
-__all__ = ["DRAWS", "WINDOWS", "survey"]
 
 WINDOWS = 60
 """Default number of windows that each network is shown: with 59 that equal their mirrors, a network is symmetric."""
@@ -162,20 +172,16 @@ def _paired(specs: Sequence[str], weights: str | Sequence[str]) -> list[tuple[st
     """Return each network with its weights."""
     if not specs:
         raise ConfigError("no network given; name one or more, such as timm:resnet18")
-    if not isinstance(weights, str):
-        if not isinstance(weights, list | tuple) or not all(isinstance(item, str) for item in weights):
-            raise ConfigError(
-                f"{option('weights', weights)}: give 'imagenet', 'none' or a file, or a list with one for each"
-            )
-        if len(weights) != len(specs):
-            raise ConfigError(f"{len(weights)} weights for {len(specs)} networks; give one for each")
-        return list(zip(specs, weights, strict=True))
-    if len(specs) > 1 and weights not in ("imagenet", "none"):
+    each = [weights] * len(specs) if isinstance(weights, str) else weights
+    if not isinstance(each, list | tuple) or not all(isinstance(item, str) for item in each):
         raise ConfigError(
-            f"{option('weights', weights)}: a file fits one network, not {len(specs)}; survey them one by one, or use "
-            "imagenet or none"
+            f"{option('weights', weights)}: give 'imagenet', 'none' or a file, or a list with one for each"
         )
-    return [(spec, weights) for spec in specs]
+    if len(each) != len(specs):
+        raise ConfigError(f"{len(each)} weights for {len(specs)} networks; give one for each")
+    if len(specs) > 1 and weights == each[0] and weights not in ("imagenet", "none"):
+        raise ConfigError(f"{option('weights', weights)}: a file fits one network; give one for each")
+    return list(zip(specs, each, strict=True))
 
 
 def _survey_one(
@@ -210,8 +216,8 @@ def _survey_one(
         random=sources[0].random,
         draws=len(audits),
         stems=records[0].stems,
-        energy=tuple(map(fmean, zip(*(balance.energy for balance in balances), strict=True))),
-        chromatic=fmean(balance.chromatic for balance in balances),
+        energy=tuple(map(fmean, zip(*(energy for energy, _ in balances), strict=True))),
+        chromatic=fmean(chromatic for _, chromatic in balances),
         seconds=round(time.monotonic() - started, 2),
         **_statistics(audits),
     )
@@ -258,3 +264,59 @@ def _all_failed(found: Sequence[SurveyedNetwork]) -> str:
     reasons = list(dict.fromkeys(item.error for item in found))
     shown = "; ".join(reasons[:3] + ["…"] * (len(reasons) > 3))
     return f"none of the {len(found)} networks could be surveyed: {shown}"
+
+
+def mean_of_draws(draws: Sequence[Interval], bounds: tuple[float, float]) -> Interval:
+    """Return the mean of a statistic over draws of a network's random parts, with a 95 % interval.
+
+    All draws were shown the same windows, so the interval has two parts: that over the windows, by the mean of the draws'
+    half-widths (of one that is clipped at the edge of the range, that of its other side), and that over the draws, by
+    Student's t. The half-width is the root of the sum of their squares.
+
+    Args:
+        draws: the statistic of each draw with its interval over windows; a single one is returned as it is.
+        bounds: the range of the statistic, to which the interval is clipped.
+
+    Example:
+        >>> found = mean_of_draws([Interval(-0.21, -0.24, -0.18), Interval(-0.19, -0.22, -0.16)], bounds=(-1, 1))
+        >>> f"{found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}]"
+        '-0.20 [-0.33, -0.07]'
+    """
+    if len(draws) == 1:
+        return Interval(draws[0].estimate, draws[0].low, draws[0].high)
+    over_draws = student_interval([draw.estimate for draw in draws])
+    half = math.hypot(
+        sum(max(draw.high - draw.estimate, draw.estimate - draw.low) for draw in draws) / len(draws),
+        (over_draws.high - over_draws.low) / 2,
+    )
+    middle = over_draws.estimate
+    return Interval(middle, *np.clip((middle - half, middle + half), *bounds).tolist())
+
+
+def colour_balance(kernels: Sequence[NDArray[Any]]) -> tuple[tuple[float, ...], float]:
+    """Return the share of each channel in the energy of stems, 0..1, and the chromatic part of that energy.
+
+    Args:
+        kernels: the effective kernels of each stem, (filters, C, ...), from ``Record.kernels`` or
+            ``evenslice.neutralizing.folding.effective_kernels``; all with the same C.
+
+    Raises:
+        ModelError: the stems have different numbers of channels, or their kernels are all 0 or not finite.
+
+    Example: one filter that subtracts twice the second channel from the first.
+        >>> colour_balance([np.array([[1.0, -2.0]])])
+        ((0.2, 0.8), 0.9)
+    """
+    stems = [np.asarray(stem, dtype=np.float64).reshape(*stem.shape[:2], -1) for stem in kernels]
+    counts = {stem.shape[1] for stem in stems}
+    if len(counts) != 1:
+        raise ModelError(
+            f"the stems read {' and '.join(map(str, sorted(counts))) or 'no'} channels; they must all read the same"
+        )
+    by_channel = sum(np.square(stem).sum(axis=(0, 2)) for stem in stems)
+    total = float(np.sum(by_channel))
+    if not (np.isfinite(total) and total > 0):
+        raise ModelError("the kernels of the stems are all 0 or not finite; check the weights of the network")
+    gray = sum(float(np.square(stem.sum(axis=1)).sum()) for stem in stems)
+    # Rounding may take the chromatic part below 0.
+    return tuple((by_channel / total).tolist()), max(0.0, 1 - gray / (counts.pop() * total))

@@ -64,12 +64,18 @@ class Explained:
         overlapping: whether several channels can be on at once; else classes exclude each other.
         probabilities: whether the output holds probabilities, whose softmax or sigmoid cannot be looked behind.
         margin: part of each side of an output map that is left out at its borders, where a tile lacks its surroundings.
+        name: of what is explained: "log-odds", "channel", "score" or "class numbers".
+        assumed: whether it was assumed that classes exclude each other.
+        gradient: whether the output has a gradient.
     """
 
     target: Target = "auto"
     overlapping: bool = False
     probabilities: bool = False
     margin: tuple[float, float] = (0.0, 0.0)
+    name: str = "log-odds"
+    assumed: bool = False
+    gradient: bool = True
 
 
 def parse_target(text: str) -> Target:
@@ -104,15 +110,11 @@ def resolve_target(target: Target, returned: Any) -> Target:
         >>> resolve_target("auto", [{"boxes": torch.zeros(1, 4), "scores": torch.ones(1)}])
         'sum'
     """
-    if detections(returned) is None:
-        output = _plain(logits(returned))
-        named, given = _has_classes(output), f"{tuple(output.shape)}"
-    else:
-        named, given = False, "detections, whose scores have no common classes"
+    named = _class_output(returned) is not None
     if target == "auto":
         return "predicted" if named else "sum"
     if target != "sum" and not named:
-        raise _no_classes(target, given)
+        raise _no_classes(target)
     return target
 
 
@@ -128,10 +130,14 @@ def count_classes(returned: Any) -> int | None:
         >>> count_classes(torch.zeros(1, 8, 8)), count_classes(torch.zeros(1, 8, 8, dtype=torch.long))
         (None, None)
     """
-    if detections(returned) is not None:
-        return None
-    output = _plain(logits(returned))
-    return max(output.shape[1], 2) if output.is_floating_point() and _has_classes(output) else None
+    output = _class_output(returned)
+    return max(output.shape[1], 2) if output is not None and output.is_floating_point() else None
+
+
+def _class_output(returned: Any) -> Tensor | None:
+    """Return the output of a network if it has classes."""
+    output = None if detections(returned) is not None else _plain(logits(returned))
+    return output if output is not None and _has_classes(output) else None
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,6 @@ class Score:
         explained: what of them.
         labels: (batch, y, x) class numbers for the target "labels".
         only: a class, or (batch,) one for each window, negative for none; pixels of other classes then do not count.
-        known: the output for the windows, if it is known from an earlier run.
         predicted: the classes that are taken for those that the network predicts, as ``classes`` returns them.
         region: (batch, y, x) which pixels of the windows count, if not all.
     """
@@ -152,7 +157,6 @@ class Score:
     explained: Explained = Explained()
     labels: Tensor | None = None
     only: int | Tensor | None = None
-    known: Tensor | None = None
     predicted: Tensor | None = None
     region: Tensor | None = None
 
@@ -262,7 +266,7 @@ class Score:
         if target == "sum" or (target == "auto" and not _has_classes(output)):
             return None
         if not _has_classes(output):
-            raise _no_classes(target, f"{tuple(output.shape)}")
+            raise _no_classes(target)
         if target in ("auto", "predicted"):
             return self.answers(output) if self.predicted is None else self.predicted
         count = count_classes(output)
@@ -305,12 +309,11 @@ class Score:
 
     def at(self, rows: slice) -> Score:
         """Return the score of some windows."""
-        labels, known, predicted, region = (
-            None if value is None else value[rows]
-            for value in (self.labels, self.known, self.predicted, self.region)
-        )
-        only = self.only[rows] if isinstance(self.only, torch.Tensor) else self.only
-        return replace(self, labels=labels, known=known, predicted=predicted, region=region, only=only)
+        given = {name: getattr(self, name) for name in ("labels", "predicted", "region", "only")}
+        parts: dict[str, Any] = {
+            name: part[rows] for name, part in given.items() if isinstance(part, torch.Tensor)
+        }
+        return replace(self, **parts)
 
 
 def check_batch(output: Tensor, windows: Tensor) -> None:
@@ -349,11 +352,10 @@ class LastActivation(TorchFunctionMode):
         return given if returned is output else output
 
 
-def _no_classes(target: Target, given: str) -> ModelError:
+def _no_classes(target: Target) -> ModelError:
     return ModelError(
-        f"{option('target', target)}: needs logits of shape (batch, classes) or (batch, classes, y, x), but the "
-        f"network returns {given};"
-        " use the target 'sum'"
+        f"{option('target', target)}: needs logits of shape (batch, classes) or (batch, classes, y, x), which the network does "
+        "not return; use the target 'sum'"
     )
 
 
@@ -374,23 +376,6 @@ def _detected_nothing(returned: Any) -> bool:
     return found is not None and not any(len(item["scores"]) for item in found)
 
 
-@dataclass(frozen=True)
-class Understood:
-    """How the output of a network is understood.
-
-    Attributes:
-        explained: what is explained.
-        name: of that: "log-odds", "channel", "score" or "class numbers".
-        assumed: whether it was assumed that classes exclude each other.
-        gradient: whether the output has a gradient.
-    """
-
-    explained: Explained
-    name: str
-    assumed: bool
-    gradient: bool
-
-
 def understand(
     network: ReadyNetwork | BlackBox,
     returned: Any,
@@ -400,7 +385,7 @@ def understand(
     target: Target,
     overlapping: bool | None,
     margin: tuple[float, float] = (0.0, 0.0),
-) -> Understood:
+) -> Explained:
     """Tell how the output of a network is to be understood.
 
     A sigmoid at the end of several channels, which the graph of the network shows, says that they overlap; a softmax that
@@ -421,32 +406,28 @@ def understand(
     """
     target = resolve_target(target, returned)
     fresh, undone = _run(network, slices, tile)
-    gradient = fresh.requires_grad
     channels = fresh.is_floating_point() and fresh.ndim in (2, 4) and fresh.shape[1] > 1 and target != "sum"
     if overlapping and not channels:
         raise ConfigError(
             f"{option('overlapping', overlapping)}: tells how several channels of classes are to be read; the network "
             f"returns {tuple(fresh.shape)}: leave it out"
         )
+    plain = Explained(target, margin=margin, name="score", gradient=fresh.requires_grad)
     if target == "sum":
-        return Understood(Explained("sum", margin=margin), "score", assumed=False, gradient=gradient)
+        return plain
     if not fresh.is_floating_point():
-        return Understood(Explained(target, margin=margin), "class numbers", assumed=False, gradient=False)
+        return replace(plain, name="class numbers", gradient=False)
     activation = final_activation(fresh)
     sigmoid, softmax = activation == "sigmoid", activation == "softmax"
     found = holds_probabilities(network, fresh, slices, tile)
     several = channels and (sigmoid or found == "sigmoid")
-    explained = Explained(
-        target,
-        overlapping=several if overlapping is None else overlapping,
+    overlaps = several if overlapping is None else overlapping
+    return replace(
+        plain,
+        overlapping=overlaps,
         probabilities=not undone and (sigmoid or found is not None),
-        margin=margin,
-    )
-    return Understood(
-        explained,
-        "channel" if explained.overlapping else "log-odds",
+        name="channel" if overlaps else "log-odds",
         assumed=channels and overlapping is None and not (several or softmax or found == "softmax"),
-        gradient=gradient,
     )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import ConfigError, ModelError, option
-from evenslice.auditing import check_method
+from evenslice._core import ConfigError, ModelError, check_known, option
+from evenslice.auditing import METHODS
 from evenslice.inference import ONNX, load_onnx
 from evenslice.networks import build_model, normalization
 from evenslice.neutralizing import (
@@ -65,7 +65,7 @@ def audit_strategies(
     for strategy in strategies:
         find_strategy(strategy, network.slices or 3)
     for name in filter(None, methods):
-        check_method(name)
+        check_known("method", name, METHODS)
     _refuse_repeated("strategy", strategies)
     _refuse_repeated("method", methods)
     several = (len(strategies) > 1, len(methods) > 1)

@@ -29,7 +29,6 @@ from evenslice.results import (
     PooledComparison,
     Tolerances,
     failed_runs,
-    inferiority,
     read_comparisons,
     read_pooled,
     replicate_means,
@@ -230,9 +229,8 @@ def _note(item: Comparison | PooledComparison, comparisons: Sequence[Comparison]
 
 
 def judgement(arm: Arm) -> str:
-    """Return the outcome of the non-inferiority test of the main score, see ``inferiority``."""
-    high = arm.differences[arm.score].high if arm.differences else math.nan
-    return inferiority(arm.holds, high, arm.margin)
+    """Return the outcome of the non-inferiority test of the main score."""
+    return arm.outcome
 
 
 def _test(arm: Arm) -> str:

@@ -1,4 +1,12 @@
-from .arms import (
+from .audits import (
+    AuditedVolume as AuditedVolume,
+    AuditResult as AuditResult,
+    AuditRun as AuditRun,
+    ExampleWindows as ExampleWindows,
+    StemShape as StemShape,
+    save_audits as save_audits,
+)
+from .comparisons import (
     ENOUGH_REPLICATES as ENOUGH_REPLICATES,
     LOSSES as LOSSES,
     MAIN_SCORES as MAIN_SCORES,
@@ -12,28 +20,12 @@ from .arms import (
     pool_runs as pool_runs,
     replicate_means as replicate_means,
     run_name as run_name,
-    saliency_percentiles as saliency_percentiles,
     score_title as score_title,
     summarize_runs as summarize_runs,
-)
-from .asymmetry import (
-    Figure as Figure,
-    PairBias as PairBias,
-    next_look as next_look,
-    summarize as summarize,
-)
-from .audits import (
-    AuditedVolume as AuditedVolume,
-    AuditResult as AuditResult,
-    AuditRun as AuditRun,
-    ExampleWindows as ExampleWindows,
-    StemShape as StemShape,
-    save_audits as save_audits,
 )
 from .documents import DEFINITIONS as DEFINITIONS, FORMAT as FORMAT
 from .intervals import (
     Interval as Interval,
-    inferiority as inferiority,
     ratio as ratio,
     student_interval as student_interval,
 )
@@ -70,14 +62,13 @@ from .surveys import (
     SurveyedNetwork as SurveyedNetwork,
     SurveyResult as SurveyResult,
     SurveyRun as SurveyRun,
-    colour_balance as colour_balance,
     is_survey as is_survey,
-    mean_of_draws as mean_of_draws,
 )
-from .tolerances import Tolerances as Tolerances
 from .verdicts import (
     Decision as Decision,
+    Figure as Figure,
     Questions as Questions,
+    Tolerances as Tolerances,
     ask as ask,
-    judge as judge,
+    summarize as summarize,
 )

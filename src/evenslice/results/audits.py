@@ -17,7 +17,6 @@ from numpy.typing import NDArray  # noqa: TC002  # ``from_arrays`` reads the ann
 
 from evenslice._core import ConfigError, OutputError, json_text, local_path, read_json, reading, staged_file
 from evenslice.networks import StemKernels
-from evenslice.results.asymmetry import Asymmetry
 from evenslice.results.documents import (
     DEFINITIONS,
     FORMAT,
@@ -31,19 +30,20 @@ from evenslice.results.documents import (
 )
 from evenslice.results.measurements import Measurements
 from evenslice.results.stress import StressSummary
+from evenslice.results.verdicts import Asymmetry
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
     from typing import Self
 
-    from evenslice.results.asymmetry import AnswerChange, Mismatch, PairBias
     from evenslice.results.intervals import Interval
-    from evenslice.results.verdicts import Verdict
+    from evenslice.results.verdicts import AnswerChange, Figure, Mismatch, Verdict
 
 MOST_BYTES = 2**29
 """Largest size of the measurements and examples of one audit that is read back."""
 
+SALIENCY_PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 LONGEST_SLUG = 60  # characters of an audit's name in that of its file
 
 
@@ -65,6 +65,17 @@ class ExampleWindows:
     images: Annotated[NDArray[np.uint8], "e N y x"]
     saliency: Annotated[NDArray[np.float32], "e N y x"]
     maps: Annotated[NDArray[np.float32], "e N y x"]
+
+    def saliency_percentiles(self) -> list[list[float]] | None:
+        """Return for each slice the ``SALIENCY_PERCENTILES`` of the saliency over all its pixels in all windows.
+
+        They are in units of the mean over pixels and slices, rounded to four digits; None without windows.
+        """
+        if not len(self.saliency):
+            return None
+        pixels = self.saliency.swapaxes(0, 1).reshape(self.saliency.shape[1], -1) * self.saliency[0].size
+        values = np.percentile(pixels, SALIENCY_PERCENTILES, axis=1).T
+        return [[float(f"{value:.4g}") for value in row] for row in values]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,17 +246,17 @@ class AuditResult:
         return self.statistics.shares
 
     @property
-    def pairs(self) -> tuple[PairBias, ...]:
+    def pairs(self) -> tuple[Figure, ...]:
         """The pair biases B_1..B_K of the saliency (their model parts), with their intervals."""
         return self.statistics.pairs
 
     @property
-    def saliency(self) -> tuple[PairBias, ...]:
+    def saliency(self) -> tuple[Figure, ...]:
         """Whether a map of saliency would favour a side: the pair biases, as ``pairs``."""
         return self.statistics.pairs
 
     @property
-    def reliance(self) -> tuple[PairBias, ...]:
+    def reliance(self) -> tuple[Figure, ...]:
         """Whether the network relies on a side: the pair biases of what replacing a slice by the middle one changes."""
         return self.statistics.reliance
 
@@ -302,7 +313,7 @@ class AuditResult:
         """
         path = local_path(path)
         if path.suffix != ".json":
-            raise OutputError(f"{path}: an audit is kept in a .json file; write {_json_file(path)}")
+            raise OutputError(f"{path}: an audit is kept in a .json file; write {path.with_suffix('.json')}")
         arrays = to_arrays(self.examples, "examples/")
         if self.measurements is not None:
             arrays |= to_arrays(self.measurements, "measurements/")
@@ -328,8 +339,6 @@ class AuditResult:
             ConfigError: one of the two cannot be read, or is not part of an audit.
         """
         path = local_path(path, ConfigError)
-        if path.suffix != ".json":
-            raise ConfigError(f"{path}: an audit is kept in a .json file; read {_json_file(path)}")
         with reading(path, "an audit", "run the audit again"):
             document = read_json(path)
             definitions, statistics = definitions_of(document), _read_statistics(document)
@@ -380,10 +389,6 @@ def _read_kernels(stem: StemShape, place: str, arrays: Mapping[str, NDArray[Any]
         if array.ndim != 4 or not array.size:
             raise ValueError(f"{place}/{name} is of shape {array.shape}")
     return StemKernels(stem.name, **found)
-
-
-def _json_file(path: Path) -> Path:
-    return path.with_suffix(".json") if path.name and not path.is_dir() else path / "audit.json"
 
 
 def save_audits(audits: Sequence[AuditResult], folder: str | os.PathLike[str]) -> None:

@@ -14,10 +14,9 @@ Introduction to the Bootstrap*, section 12.5), on a scale on which the figure is
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from scipy.special import gammaln, stdtr, stdtrit
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 Scale = Literal["linear", "log", "atanh"]
 
 LEVEL = 0.95
+TAIL = (1 - LEVEL) / 2
 DRAWS = 1000
 LEAST_TELLING = 5
 """Windows with a whole above 0 below which a ratio has no interval, unless all windows were read."""
@@ -93,7 +93,7 @@ class Ratios:
             [[0.01], [0.01]]
         """
         tail = (1 - level) / comparisons / 2
-        wider = stdtrit(self.freedom, tail) / stdtrit(self.freedom, (1 - LEVEL) / 2)
+        wider = stdtrit(self.freedom, tail) / stdtrit(self.freedom, TAIL)
         exact = self.error == 0
         with np.errstate(all="ignore"):
             middle = _forward(self.estimate, self.scale)
@@ -246,10 +246,9 @@ def _quantiles(part: Floats, whole: Floats, center: Floats, scale: Scale) -> tup
         off = _forward(found, scale) - _forward(center, scale)
         studentized = np.where(off == 0, 0.0, off / error)
     studentized = np.where(np.isnan(studentized), np.where(off > 0, np.inf, -np.inf), studentized)
-    tails = (1 - LEVEL) / 2
     # Drawn values, not means of two: one of them may be infinite.
-    below = np.nanquantile(studentized, tails, axis=0, method="lower")
-    return below, np.nanquantile(studentized, 1 - tails, axis=0, method="higher")
+    below = np.nanquantile(studentized, TAIL, axis=0, method="lower")
+    return below, np.nanquantile(studentized, 1 - TAIL, axis=0, method="higher")
 
 
 @lru_cache(maxsize=1)
@@ -282,14 +281,6 @@ ROUNDING = 1e-12
 """Scores, 0 to 1, that differ by less do so by rounding alone."""
 
 
-class NonInferiority(NamedTuple):
-    """A test that a metric is not inferior to the baseline's; see ``ArmSummary``."""
-
-    margin: float
-    p: float
-    holds: bool | None
-
-
 def student_interval(values: ArrayLike, bounds: tuple[float, float] = (-math.inf, math.inf)) -> Interval:
     """Return the mean of independent values and its 95 % interval by Student's t; NaN values are left out.
 
@@ -305,11 +296,7 @@ def student_interval(values: ArrayLike, bounds: tuple[float, float] = (-math.inf
         >>> student_interval([0.9])
         Interval(estimate=0.9, low=nan, high=nan)
     """
-    known = _known(values)
-    if len(known) < 2:
-        return Interval(float(known[0]) if len(known) else math.nan, math.nan, math.nan)
-    low, high = _t_test(known).confidence_interval(LEVEL)
-    return clipped(Interval(float(known.mean()), float(low), float(high)), bounds)
+    return pool_means([values]).interval(bounds)
 
 
 def clipped(interval: Interval, bounds: tuple[float, float]) -> Interval:
@@ -323,51 +310,6 @@ def clipped(interval: Interval, bounds: tuple[float, float]) -> Interval:
     return Interval(interval.estimate, low, high)
 
 
-def non_inferiority(differences: ArrayLike, margin: float) -> NonInferiority:
-    """Test that a metric of which more is better is lower than the baseline's by less than a margin.
-
-    Args:
-        differences: the metric less that of the baseline, one for each replicate; NaN values are left out.
-        margin: the loss that would matter, above 0.
-
-    Returns:
-        The test, which holds if p is below 0.025, that is, if the two-sided 95 % interval lies above -margin. With
-        fewer than two replicates, or if all their differences are equal, there is no test.
-
-    Example:
-        >>> non_inferiority([0.002, -0.001, 0.001], margin=0.01)
-        NonInferiority(margin=0.01, p=0.003..., holds=True)
-        >>> non_inferiority([-0.02, 0.01, 0.0], margin=0.01).holds
-        False
-        >>> non_inferiority([0.0, 0.0], margin=0.01)
-        NonInferiority(margin=0.01, p=nan, holds=None)
-    """
-    known = _known(differences)
-    if len(known) < 2 or np.ptp(known) < ROUNDING:
-        return NonInferiority(margin, math.nan, None)
-    p = float(_t_test(known, -margin, alternative="greater").pvalue)
-    return NonInferiority(margin, p, p < (1 - LEVEL) / 2)
-
-
-def inferiority(holds: bool | None, high: float, margin: float) -> str:
-    """Return the outcome of a test of non-inferiority in words: not inferior, inferior, not settled or no test.
-
-    Args:
-        holds: whether it holds; None without a test.
-        high: the upper end of the 95 % interval of the difference: inferior if that, too, lies below -margin.
-        margin: the loss that would matter, above 0.
-
-    Example:
-        >>> inferiority(True, 0.01, 0.01), inferiority(False, -0.02, 0.01), inferiority(False, 0.0, 0.01)
-        ('not inferior', 'inferior', 'not settled')
-    """
-    if holds is None:
-        return "no test"
-    if holds:
-        return "not inferior"
-    return "inferior" if high < -margin else "not settled"
-
-
 class PooledMean(NamedTuple):
     """A mean over data sets, with its standard error and degrees of freedom; NaN where undefined."""
 
@@ -377,7 +319,7 @@ class PooledMean(NamedTuple):
 
     def interval(self, bounds: tuple[float, float] = (-math.inf, math.inf)) -> Interval:
         """Return the mean with its 95 % interval, clipped to the range of the quantity."""
-        half = -float(stdtrit(self.dof, (1 - LEVEL) / 2)) * self.error if self.error > 0 else self.error
+        half = -float(stdtrit(self.dof, TAIL)) * self.error if self.error > 0 else self.error
         return clipped(Interval(self.estimate, self.estimate - half, self.estimate + half), bounds)
 
     def p_above(self, value: float = 0.0) -> float:
@@ -451,17 +393,3 @@ def holm(p_values: Sequence[float], planned: int = 0) -> list[float]:
         least = max(least, min(1.0, (count - rank) * p_values[n]))
         adjusted[n] = least
     return adjusted
-
-
-def _known(values: ArrayLike) -> NDArray[np.float64]:
-    known = np.asarray(values, dtype=np.float64)
-    return known[~np.isnan(known)]
-
-
-def _t_test(values: NDArray[np.float64], mean: float = 0.0, **options: Any) -> Any:
-    from scipy.stats import ttest_1samp  # slow to import
-
-    with warnings.catch_warnings():
-        # Equal values have an interval without width.
-        warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)
-        return ttest_1samp(values, mean, **options)

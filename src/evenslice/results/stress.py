@@ -21,13 +21,14 @@ any of the classes do not count.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit
 
 from evenslice.results.documents import to_plain
-from evenslice.results.intervals import UNKNOWN, Interval, ratio
+from evenslice.results.intervals import TAIL, UNKNOWN, Interval, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -186,11 +187,11 @@ def summarize_stress(
         (0.5, Interval(estimate=0.0, low=0.0, high=0.0), 0.5)
     """
     ways = counts.hits.shape[1]
-    dice, iou, influence = (
-        np.full(shape, np.nan) for shape in [(len(_volumes(counts)), ways)] * 2 + [counts.hits.shape[:2]]
-    )
+    volumes = np.unique(counts.volume).tolist()
+    dice, iou = np.full((2, len(volumes), ways), np.nan)
+    influence = np.full(counts.hits.shape[:2], np.nan)
     classes = []
-    for row, volume in enumerate(_volumes(counts)):
+    for row, volume in enumerate(volumes):
         here = counts.volume == volume
         hits, sizes = counts.hits[here], counts.sizes[here]
         pooled = ratio(2 * hits.sum(axis=0), sizes.sum(axis=0))
@@ -207,8 +208,8 @@ def summarize_stress(
         part = (sizes[:, :, present] / totals).mean(axis=2)
         counted = part.any(axis=1)
         influence[here] = np.where(counted[:, None], counted.sum() * moved.mean(axis=2), np.nan)
-    effects = _Effects(counts, dice, influence)
-    losses = effects.intervals([(0, way) for way in range(ways)])
+    effects = partial(_effects, counts.volume, dice, influence)
+    losses = effects([(0, way) for way in range(ways)])
     scores = [
         DisturbedScore(of_dice, of_iou, tuple(per_class), loss)
         for of_dice, of_iou, per_class, loss in zip(
@@ -217,7 +218,7 @@ def summarize_stress(
     ]
     firsts = range(2, ways, WAYS)
     # The loss before less the loss after is the Dice after less the Dice before.
-    asymmetries = effects.intervals([(first + 1, first) for first in firsts])
+    asymmetries = effects([(first + 1, first) for first in firsts])
     return Stress(
         reference,
         len(counts.z),
@@ -232,45 +233,34 @@ def summarize_stress(
     )
 
 
-def _volumes(counts: StressCounts) -> list[int]:
-    found: list[int] = np.unique(counts.volume).tolist()
-    return found
+def _effects(
+    volume: Counts, dice: Floats, influence: Floats, pairs: Sequence[tuple[int, int]]
+) -> tuple[Interval, ...]:
+    """Return the difference in Dice of pairs of ways, the first less the second, with 95 % intervals.
 
-
-class _Effects(NamedTuple):
-    """What slices do to the Dice of their volumes.
-
-    Attributes:
-        counts: of all slices.
+    Args:
+        volume: (n,) that of each slice.
         dice: (volumes, ways).
         influence: (n, ways) what a slice adds to the Dice of its volume, with mean 0 over the slices that count; NaN for
             the others.
+        pairs: of ways.
     """
-
-    counts: StressCounts
-    dice: Floats
-    influence: Floats
-
-    def intervals(self, pairs: Sequence[tuple[int, int]]) -> tuple[Interval, ...]:
-        """Return the difference in Dice of pairs of ways, the first less the second, with 95 % intervals."""
-        one, other = np.array(pairs).T
-        known = ~np.isnan(self.influence[:, 0])
-        if not known.any():
-            return (UNKNOWN,) * len(pairs)
-        difference = self.dice[:, one] - self.dice[:, other]
-        influence, volume = self.influence[known], self.counts.volume[known]
-        moved = influence[:, one] - influence[:, other]  # with mean 0 in each volume
-        parts = [moved[volume == number] for number in np.unique(volume)]
-        each = [np.square(part).sum(axis=0) / max(len(part) - 1, 1) / len(part) for part in parts]
-        freedom = len(moved) - len(parts)
-        error = np.sqrt(np.sum(each, axis=0)) / len(parts)
-        unknown = (freedom < 1) | np.array([len(part) < 2 for part in parts]).any()
-        half = np.full(error.shape, np.inf) if unknown else -stdtrit(freedom, 0.025) * error
-        estimates = _mean(difference)  # the mean of the values, without their rounding
-        return tuple(
-            Interval(estimate, max(estimate - width, -1.0), min(estimate + width, 1.0))
-            for estimate, width in zip(estimates.tolist(), half.tolist(), strict=True)
-        )
+    one, other = np.array(pairs).T
+    known = ~np.isnan(influence[:, 0])
+    if not known.any():
+        return (UNKNOWN,) * len(pairs)
+    moved = influence[known][:, one] - influence[known][:, other]  # with mean 0 in each volume
+    parts = [moved[volume[known] == number] for number in np.unique(volume[known])]
+    each = [np.square(part).sum(axis=0) / max(len(part) - 1, 1) / len(part) for part in parts]
+    freedom = len(moved) - len(parts)
+    error = np.sqrt(np.sum(each, axis=0)) / len(parts)
+    unknown = freedom < 1 or min(map(len, parts)) < 2
+    half = np.full(error.shape, np.inf) if unknown else -stdtrit(freedom, TAIL) * error
+    estimates = _mean(dice[:, one] - dice[:, other])  # the mean of the values, without their rounding
+    return tuple(
+        Interval(estimate, max(estimate - width, -1.0), min(estimate + width, 1.0))
+        for estimate, width in zip(estimates.tolist(), half.tolist(), strict=True)
+    )
 
 
 def _mean(values: Floats) -> Floats:

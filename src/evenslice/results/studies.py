@@ -23,11 +23,11 @@ import numpy as np
 from numpy.typing import NDArray  # noqa: TC002  # ``from_arrays`` reads the annotations
 
 from evenslice._core import ConfigError, read_json, read_log, read_rows, read_text, reading
-from evenslice.results.arms import (
+from evenslice.results.audits import SALIENCY_PERCENTILES
+from evenslice.results.comparisons import (
     MAIN_SCORES,
     METRICS,
     POOLED,
-    SALIENCY_PERCENTILES,
     Arm,
     Comparison,
     PooledComparison,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import TypeVar
 
-    AnyArm = TypeVar("AnyArm", bound=Arm)
+    Compared = TypeVar("Compared", Comparison, PooledComparison)
     Entries = Mapping[str, Any]
 
 COLUMNS = ("dataset", "architecture", "arm", "seed", "key", "status")  # required in results.csv
@@ -111,7 +111,7 @@ class StudyRun:
         metrics: those of ``METRICS``; NaN where undefined.
         verdict: of the audit: symmetric, balanced, biased, inconclusive or not applicable.
         shares: mean share of each slice of the window in the audit.
-        saliency: (slices, percentiles) from ``saliency_percentiles``; None if unknown.
+        saliency: (slices, percentiles) from ``ExampleWindows.saliency_percentiles``; None if unknown.
         windows: number of windows of the audit.
         steps: of the training.
         seconds: of the training.
@@ -199,26 +199,26 @@ def read_comparisons(summary: Entries) -> tuple[Comparison, ...]:
     """Return the comparisons of a summary, and check the rest of it but ``pooled``."""
     definitions_of(summary)
     from_plain(StudySummary, dict(summary))
-    found = from_plain(tuple[Comparison, ...], summary["comparisons"], "comparisons")
-    return tuple(replace(item, arms=_with_all(item.arms, METRICS, read_score(summary))) for item in found)
+    return _read(Comparison, summary, "comparisons", METRICS)
 
 
 def read_pooled(summary: Entries) -> tuple[PooledComparison, ...]:
     """Return the comparisons over all data sets of a summary."""
-    found = from_plain(tuple[PooledComparison, ...], summary.get("pooled", []), "pooled")
-    return tuple(replace(item, arms=_with_all(item.arms, POOLED, read_score(summary))) for item in found)
+    return _read(PooledComparison, summary, "pooled", POOLED)
 
 
-def _with_all(arms: Sequence[AnyArm], names: Sequence[str], score: str) -> tuple[AnyArm, ...]:
-    """Return arms with all metrics, of which an earlier version knew fewer, and with the name of the main score."""
+def _read(kind: type[Compared], summary: Entries, entry: str, names: Sequence[str]) -> tuple[Compared, ...]:
+    """Read comparisons with all metrics, of which an earlier version knew fewer, and with the name of the main score."""
+    found = from_plain(tuple[kind, ...], summary.get(entry, []), entry)  # type: ignore[valid-type]
+    score = read_score(summary)
 
     def whole(known: dict[str, Interval]) -> dict[str, Interval]:
         return {name: known.get(name, UNKNOWN) for name in names} if known else {}
 
-    return tuple(
-        replace(arm, metrics=whole(arm.metrics), differences=whole(arm.differences), score=score)
-        for arm in arms
-    )
+    def named(arm: Arm) -> Arm:
+        return replace(arm, metrics=whole(arm.metrics), differences=whole(arm.differences), score=score)
+
+    return tuple(replace(item, arms=tuple(map(named, item.arms))) for item in found)
 
 
 def read_score(summary: Entries) -> str:

@@ -1,14 +1,4 @@
-"""The result of a survey of networks, and the file that holds it; and the colour balance of a network's stems.
-
-The colour balance is the weight of each channel, and the part that a gray image does not excite.
-For the kernels W_c of the channels c = 1..C, all filters and taps together, the energy of a channel is |W_c|^2, the sum
-of squares. A gray image is the same in every channel, so it only excites sum_c W_c: the projection of the kernels on
-equal channels, of energy |sum_c W_c|^2 / C. The rest is chromatic:
-
-    chromatic part  =  1 - |sum_c W_c|^2 / (C sum_c |W_c|^2)
-
-It is 0 if all channels have the same kernels and 1 if they cancel out. Energies of several stems are added.
-"""
+"""The result of a survey of networks, and the file that holds it."""
 
 from __future__ import annotations
 
@@ -17,9 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from evenslice._core import ConfigError, ModelError, json_text, local_path, read_json, reading
+from evenslice._core import ConfigError, json_text, local_path, read_json, reading
 from evenslice.results.audits import AuditedVolume  # noqa: TC001  # ``from_plain`` reads the annotation
 from evenslice.results.documents import (
     DEFINITIONS,
@@ -30,14 +18,12 @@ from evenslice.results.documents import (
     from_plain,
     to_plain,
 )
-from evenslice.results.intervals import UNKNOWN, Interval, clipped, student_interval
+from evenslice.results.intervals import UNKNOWN, Interval
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
     from typing import Self
 
-    from numpy.typing import NDArray
 
 SURVEY_FILES = ("survey.json", "survey.csv", "report.html", "figures/balance.png", "figures/balance.svg")
 """Names of the files that ``Survey.save`` writes."""
@@ -54,7 +40,7 @@ class SurveyedNetwork:
         random: top-level parts of the network with random weights.
         draws: number of times that these were drawn; energies and what follows are means over the draws.
         stems: dotted names of the layers that read the image.
-        energy: (C,) share of each channel in the energy of the stems, 0..1; see ``evenslice.results.surveys``.
+        energy: (C,) share of each channel in the energy of the stems, 0..1; see ``evenslice.auditing.surveyor``.
         chromatic: part of that energy to which a gray image does not contribute, 0..1.
         verdict: of the audit of every draw; "inconclusive" if they differ.
         shares: (N,) share of each slice in the saliency.
@@ -201,33 +187,6 @@ class SurveyResult:
         return json_text(self.to_dict())
 
 
-def mean_of_draws(draws: Sequence[Interval], bounds: tuple[float, float]) -> Interval:
-    """Return the mean of a statistic over draws of a network's random parts, with a 95 % interval.
-
-    All draws were shown the same windows, so the interval has two parts: that over the windows, by the mean of the draws'
-    half-widths (of one that is clipped at the edge of the range, that of its other side), and that over the draws, by
-    Student's t. The half-width is the root of the sum of their squares.
-
-    Args:
-        draws: the statistic of each draw with its interval over windows; a single one is returned as it is.
-        bounds: the range of the statistic, to which the interval is clipped.
-
-    Example:
-        >>> found = mean_of_draws([Interval(-0.21, -0.24, -0.18), Interval(-0.19, -0.22, -0.16)], bounds=(-1, 1))
-        >>> f"{found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}]"
-        '-0.20 [-0.33, -0.07]'
-    """
-    if len(draws) == 1:
-        return Interval(draws[0].estimate, draws[0].low, draws[0].high)
-    over_draws = student_interval([draw.estimate for draw in draws])
-    half = math.hypot(
-        sum(max(draw.high - draw.estimate, draw.estimate - draw.low) for draw in draws) / len(draws),
-        (over_draws.high - over_draws.low) / 2,
-    )
-    middle = over_draws.estimate
-    return clipped(Interval(middle, middle - half, middle + half), bounds)
-
-
 def _is_whole(item: SurveyedNetwork) -> bool:
     """Return whether a network has all its figures."""
     pairs = len(item.shares) // 2
@@ -238,47 +197,3 @@ def _is_whole(item: SurveyedNetwork) -> bool:
 def is_survey(folder: str | os.PathLike[str]) -> bool:
     """Return whether a folder holds a survey."""
     return (Path(folder) / "survey.json").is_file()
-
-
-@dataclass(frozen=True)
-class ColourBalance:
-    """The weights that a network's stems give to channels.
-
-    Attributes:
-        energy: of each channel, as a share of the energy of all, 0..1; they sum to 1.
-        chromatic: part of the energy that an image of equal channels does not excite, 0..1.
-    """
-
-    energy: tuple[float, ...]
-    chromatic: float
-
-
-def colour_balance(kernels: Sequence[NDArray[Any]]) -> ColourBalance:
-    """Compute the colour balance of stems.
-
-    Args:
-        kernels: the effective kernels of each stem, (filters, C, ...), from ``Record.kernels`` or
-            ``evenslice.neutralizing.rewriting.effective_kernels``; all with the same C.
-
-    Raises:
-        ModelError: the stems have different numbers of channels, or their kernels are all 0 or not finite.
-
-    Example: one filter that subtracts twice the second channel from the first.
-        >>> colour_balance([np.array([[1.0, -2.0]])])
-        ColourBalance(energy=(0.2, 0.8), chromatic=0.9)
-    """
-    stems = [np.asarray(stem, dtype=np.float64).reshape(*stem.shape[:2], -1) for stem in kernels]
-    counts = {stem.shape[1] for stem in stems}
-    if len(counts) != 1:
-        raise ModelError(
-            f"the stems read {' and '.join(map(str, sorted(counts))) or 'no'} channels; they must all read the same"
-        )
-    by_channel = sum(np.square(stem).sum(axis=(0, 2)) for stem in stems)
-    total = float(np.sum(by_channel))
-    if not (np.isfinite(total) and total > 0):
-        raise ModelError("the kernels of the stems are all 0 or not finite; check the weights of the network")
-    gray = sum(float(np.square(stem.sum(axis=1)).sum()) for stem in stems)
-    return ColourBalance(
-        energy=tuple((by_channel / total).tolist()),
-        chromatic=max(0.0, 1 - gray / (counts.pop() * total)),  # rounding may take it below 0
-    )

@@ -1,32 +1,39 @@
-"""The four questions of an audit, the evidence that its windows give on each, and the verdict. docs/statistics.md explains it.
+"""The statistics of an audit: four questions, the evidence that its windows give on each, figures with intervals, a verdict.
 
 An audit asks: would a map of saliency favour a side, does the network rely on one, does the order of slices change its
-answers, and are opposite slices used in the same way, place by place? ``ask`` collects the evidence, ``judge`` decides from it.
+answers, and are opposite slices used in the same way, place by place? ``ask`` collects the evidence from the
+``Measurements`` of a sample of windows and decides; ``summarize`` adds all other figures. Everything here is a pure
+function. docs/statistics.md explains the method, docs/calibration.md how often it is right.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+import math
+from dataclasses import asdict, astuple, dataclass, field, fields
+from functools import cached_property
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit
 
-from evenslice.results.intervals import fit_ratios, unseen_part
-from evenslice.results.measurements import halves, model_part, pair_bias
-from evenslice.results.tolerances import least_attention
+from evenslice._core import ConfigError, option
+from evenslice.results.documents import PAIRS, SLICES
+from evenslice.results.intervals import TAIL, UNKNOWN, Interval, fit_ratios, mean_interval, unseen_part
+from evenslice.results.measurements import data_part, directional_bias, halves, model_part, pair_bias
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
-    from evenslice.results.intervals import Ratios
+    from evenslice.results.intervals import Ratios, Scale
     from evenslice.results.measurements import Measurements
-    from evenslice.results.tolerances import Tolerances
 
     Floats = NDArray[np.float64]
     Flags = NDArray[np.bool_]
+    Column = tuple["Key", Floats, Floats, Any]
+    """What a figure is about, its parts (n,), its wholes (n,), and whether it is judged."""
 
 Verdict = Literal["symmetric", "balanced", "biased", "inconclusive", "not applicable"]
 Question = Literal["saliency", "reliance", "answer", "use"]
@@ -41,11 +48,55 @@ LARGEST_DIFFERENT = 0.05
 """Part of the windows that may differ from their mirrors, at 95 % confidence, where all that were read are equal."""
 
 
-class Key(NamedTuple):
-    """What a figure is about: a class, or all predicted pixels; a pair of offsets -k and k, or all."""
+@dataclass(frozen=True)
+class Tolerances:
+    """What counts as fair.
 
-    class_number: int | None = None
-    offset: int | None = None
+    Attributes:
+        tolerance: the largest absolute pair bias B_k, of saliency or reliance, that counts as equal.
+        answer_tolerance: the largest part C of an answer that may change when the window is reversed.
+        mismatch_tolerance: the largest mirror mismatch E of a network that uses opposite slices in the same way.
+        judged_share: the part of the saliency that a pair has to get in order to be judged; see ``least_attention``.
+        judged_class: the part of the pixels that a class has to cover; the two largest classes are always judged.
+
+    Raises:
+        ConfigError: a value is no number, or out of range.
+
+    Example:
+        >>> Tolerances(tolerance=0.1)
+        Tolerances(tolerance=0.1, answer_tolerance=0.05, mismatch_tolerance=0.01, judged_share=0.02, judged_class=0.01)
+    """
+
+    tolerance: float = 0.05
+    answer_tolerance: float = 0.05
+    mismatch_tolerance: float = 0.01
+    judged_share: float = 0.02
+    judged_class: float = 0.01
+
+    def __post_init__(self) -> None:
+        for entry, value in zip(fields(self), astuple(self), strict=True):
+            zero = entry.name.startswith("judged")
+            if not isinstance(value, Real) or not (0 < float(value) < 1 or (zero and value == 0)):
+                allowed = "at least 0 and below 1" if zero else "between 0 and 1"
+                raise ConfigError(f"{option(entry.name, value)}: must be {allowed}")
+            object.__setattr__(self, entry.name, float(value))
+
+
+def least_attention(pairs: int, judged_share: float = Tolerances.judged_share) -> float:
+    """Return the part of the saliency that each of K pairs has to get in order to be judged.
+
+    That is the judged share, and with more than two pairs 2/K of it: however many slices share the saliency, the pairs
+    that are not judged together get less than twice the judged share.
+
+    Args:
+        pairs: K.
+        judged_share: the part that each of one or two pairs has to get.
+
+    Example: of 101 slices, each pair gets about 2 % of the saliency.
+        >>> [least_attention(pairs) for pairs in (1, 2, 4, 50)]
+        [0.02, 0.02, 0.01, 0.0008]
+    """
+    return judged_share * min(1.0, 2 / max(pairs, 1))
 
 
 @dataclass(frozen=True)
@@ -60,6 +111,156 @@ class Decision:
 
     question: str
     class_number: int | None = field(default=None, metadata={"key": "class"})
+    offset: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Figure(Interval):
+    """A figure that a verdict depends on, with its 95 % interval.
+
+    Attributes:
+        judged: whether the verdict depends on it.
+        state: "within" or "beyond" the tolerance, or still "open"; "not judged"; "unknown" in audits of version 0.2.
+    """
+
+    judged: bool = True
+    state: State = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerChange(Figure):
+    """The answer change C.
+
+    Attributes:
+        of: what it compares: "classes", the part of a class that changes, 0..1; "scores", the change of the output in terms
+            of its standard deviation; "unknown" if C is not known.
+        class_number: the class; None for scores.
+    """
+
+    of: AnswerKind = "unknown"
+    class_number: int | None = field(default=None, metadata={"key": "class"})
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch(Figure):
+    """The mirror mismatch E.
+
+    Attributes:
+        pairs: E of each pair k = 1..K; empty for a class.
+    """
+
+    pairs: tuple[Figure, ...] = field(default=(), metadata=PAIRS)
+
+
+NO_ANSWER = AnswerChange(math.nan, math.nan, math.nan, judged=False, state="not judged")
+NO_MISMATCH = Mismatch(math.nan, math.nan, math.nan, judged=False, state="not judged")
+
+
+@dataclass(frozen=True)
+class ClassFigures:
+    """The figures of the pixels of one judged class, predicted or (target "labels") labelled.
+
+    Attributes:
+        class_number: the class.
+        pixels: part of the pixels that have it, in the answers to windows and mirrors.
+        windows: number of windows that have it.
+        pairs: K pair biases of the saliency, k = 1..K; empty if not asked.
+        reliance: K pair biases of the reliance; likewise.
+        answer_change: C of the class.
+        mirror_mismatch: E of the class.
+    """
+
+    class_number: int = field(metadata={"key": "class"})
+    pixels: float
+    windows: int
+    pairs: tuple[Figure, ...] = field(default=(), metadata=PAIRS)
+    reliance: tuple[Figure, ...] = field(default=(), metadata=PAIRS)
+    answer_change: AnswerChange = NO_ANSWER
+    mirror_mismatch: Mismatch = NO_MISMATCH
+
+
+@dataclass(frozen=True)
+class VolumeFigures:
+    """The figures of one of several volumes, for all predicted pixels, without a verdict."""
+
+    volume: int
+    windows: int
+    pairs: tuple[Interval, ...] = field(metadata=PAIRS)
+    reliance: tuple[Interval, ...] = field(metadata=PAIRS)
+    answer_change: Interval
+    mirror_mismatch: Interval
+
+
+@dataclass(frozen=True)
+class Asymmetry:
+    """The statistics of an audit; every interval has a confidence of 95 %.
+
+    Attributes:
+        verdict: "symmetric", "balanced", "biased", "inconclusive", or "not applicable" at N = 1.
+        tolerance: the largest absolute pair bias that counts as equal.
+        shares: N intervals of the mean share of the saliency (over windows and mirrors), offsets -K..K; NaN if not asked.
+        pairs: K intervals of the pair bias B_k of the saliency (its model part), k = 1..K.
+        reliance: K intervals of the pair bias of the reliance.
+        answer_change: C, the part of the answer that changes when a window is reversed: of the judged class in which it is
+            largest, first of those beyond the tolerance, or of scores.
+        mirror_mismatch: E, the part of the outer slices' attribution that is not used in the same way.
+        data_pairs: K intervals of the data part of B_k.
+        directional_bias: D_m, the model part of the directional bias.
+        data_direction: D_d, its data part.
+        asymmetry: A, half the L1 distance between the mean share profile and its mirror.
+        imbalance: U, half the L1 distance between the mean share profile and 1/N.
+        wasserstein: K intervals of the Wasserstein-1 distance between mirrored slices.
+        mirror_error: mean relative output change when a window is reversed.
+        mirror_disagreement: mean share of pixels whose class changes when a window is reversed.
+        decided_by: the figures that decided the verdict, or that are open, one for each question.
+        classes: the figures of each judged class.
+        unjudged_classes: the classes in the answers that were not judged.
+        different: the part of the windows that may differ from their mirrors, with 95 % confidence, if all that were read are
+            equal to their mirrors; else None.
+        needed: windows that would settle the open figures, if these are what they seem; None if none is open.
+        by_volume: the figures of each volume, if there are several.
+        answer_tolerance: the largest C that counts as the same answer.
+        mismatch_tolerance: the largest E that counts as the same use.
+        judged_share: the part of the saliency that a pair has to get in order to be judged; see ``least_attention``.
+        judged_class: the part of the pixels that a class has to cover.
+    """
+
+    verdict: Verdict
+    tolerance: float
+    shares: tuple[Interval, ...] = field(metadata=SLICES)
+    pairs: tuple[Figure, ...] = field(metadata=PAIRS)
+    data_pairs: tuple[Interval, ...] = field(metadata=PAIRS)
+    directional_bias: Interval
+    data_direction: Interval
+    asymmetry: Interval
+    imbalance: Interval
+    wasserstein: tuple[Interval, ...] = field(metadata=PAIRS)
+    mirror_error: Interval
+    mirror_disagreement: Interval
+    reliance: tuple[Figure, ...] = field(default=(), metadata=PAIRS)
+    answer_change: AnswerChange = NO_ANSWER
+    mirror_mismatch: Mismatch = NO_MISMATCH
+    decided_by: tuple[Decision, ...] = ()
+    classes: tuple[ClassFigures, ...] = ()
+    unjudged_classes: tuple[int, ...] = ()
+    different: float | None = None
+    needed: int | None = None
+    by_volume: tuple[VolumeFigures, ...] = ()
+    answer_tolerance: float = Tolerances.answer_tolerance
+    mismatch_tolerance: float = Tolerances.mismatch_tolerance
+    judged_share: float = Tolerances.judged_share
+    judged_class: float = Tolerances.judged_class
+
+    @property
+    def least_attention(self) -> float:
+        """The part of the saliency below which a pair is not judged."""
+        return least_attention(len(self.pairs), self.judged_share)
+
+
+class Key(NamedTuple):
+    """What a figure is about: a class, or all predicted pixels; a pair of offsets -k and k, or all."""
+
+    class_number: int | None = None
     offset: int | None = None
 
 
@@ -113,18 +314,14 @@ class Evidence:
             for judged, out, inside in zip(self.judged, beyond, within, strict=True)
         ]
 
-    def excess(self, chosen: Flags) -> int:
-        """Return the chosen figure that is most certainly beyond the tolerance, or else nearest to it."""
+    def decision(self, chosen: Flags) -> Decision:
+        """Return the decision of the chosen figure that is most certainly beyond the tolerance, or else nearest to it."""
         low, high = self.bounds()
         least = np.where(self.estimate < 0, -high, low)
         least = np.where(np.isfinite(least), least, -np.inf)
         ranked = np.where(chosen, least, -np.inf)
         ties = np.where(ranked == ranked.max(), np.nan_to_num(np.abs(self.estimate)), -1.0)
-        return int(np.where(chosen, ties, -2.0).argmax())
-
-    def decision(self, chosen: Flags) -> Decision:
-        """Return the decision of the chosen figure that is most certainly beyond."""
-        key = self.keys[self.excess(chosen)]
+        key = self.keys[int(np.where(chosen, ties, -2.0).argmax())]
         return Decision(self.question, key.class_number, key.offset)
 
     def needed(self) -> int | None:
@@ -147,47 +344,14 @@ class Evidence:
         return int(min(np.ceil(counts[still].max()), population))
 
 
-def judge(evidence: Sequence[Evidence], different: float | None) -> tuple[Verdict, tuple[Decision, ...]]:
-    """Return the verdict and what decided it.
+@dataclass(frozen=True)
+class Questions:
+    """The evidence on the questions that were asked, the classes that it is about, and the verdict.
 
     A network is "biased" if any judged bias or answer change is beyond its tolerance: one of many figures decides, so their
     intervals hold simultaneously. It is "symmetric" if all are within, uses included, and "balanced" without the uses: all
     have to agree, so that each may be wrong in 5 % of audits without the verdict being so more often (Berger 1982,
     doi:10.1080/00401706.1982.10487790).
-
-    Args:
-        evidence: on each question that was asked.
-        different: the part of the windows that may differ from their mirrors; None if some of those read do.
-
-    Returns:
-        The verdict, and the decision of each question that decided it, or of each that is open.
-    """
-    if not evidence:
-        return "not applicable", ()
-    if different is not None:
-        return ("symmetric", ()) if different < LARGEST_DIFFERENT else ("inconclusive", ())
-    tests = [item for item in evidence if item.question != "use"]
-    comparisons = max(sum(int((item.judged & item.decides).sum()) for item in tests), 1)
-    beyond = _decisions((item, item.beyond(comparisons) & item.decides) for item in tests)
-    if beyond:
-        return "biased", beyond
-    still = _decisions((item, item.judged & ~item.within()) for item in tests)
-    # Where all windows are their own mirrors, nothing is known about the answer.
-    if still or not any(item.question == "answer" for item in tests):
-        return "inconclusive", still
-    uses = [item for item in evidence if item.question == "use"]
-    unlike = _decisions((item, item.judged & ~item.within()) for item in uses)
-    return ("symmetric", ()) if uses and not unlike else ("balanced", unlike)
-
-
-def _decisions(chosen: Iterable[tuple[Evidence, Flags]]) -> tuple[Decision, ...]:
-    """Return the decision of each question that has chosen figures."""
-    return tuple(item.decision(which) for item, which in chosen if which.any())
-
-
-@dataclass(frozen=True)
-class Questions:
-    """The evidence on the questions that were asked, and the classes that it is about.
 
     Attributes:
         evidence: on saliency, reliance, answer and use, as far as asked.
@@ -202,6 +366,70 @@ class Questions:
     unjudged: tuple[int, ...]
     pixels: Floats
     different: float | None
+
+    @cached_property
+    def tests(self) -> list[Evidence]:
+        """The evidence on all questions but that of use, which never makes a network biased."""
+        return [item for item in self.evidence if item.question != "use"]
+
+    @cached_property
+    def comparisons(self) -> int:
+        """Number of figures of which any may decide for "biased"."""
+        return max(sum(int((item.judged & item.decides).sum()) for item in self.tests), 1)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict."""
+        return self.decision[0]
+
+    @cached_property
+    def decision(self) -> tuple[Verdict, tuple[Decision, ...]]:
+        """The verdict, and the decision of each question that decided it, or of each that is open."""
+        if not self.evidence:
+            return "not applicable", ()
+        if self.different is not None:
+            return ("symmetric", ()) if self.different < LARGEST_DIFFERENT else ("inconclusive", ())
+        beyond = _decisions((item, item.beyond(self.comparisons) & item.decides) for item in self.tests)
+        if beyond:
+            return "biased", beyond
+        still = _decisions((item, item.judged & ~item.within()) for item in self.tests)
+        # Where all windows are their own mirrors, nothing is known about the answer.
+        if still or not any(item.question == "answer" for item in self.tests):
+            return "inconclusive", still
+        uses = [item for item in self.evidence if item.question == "use"]
+        unlike = _decisions((item, item.judged & ~item.within()) for item in uses)
+        return ("symmetric", ()) if uses and not unlike else ("balanced", unlike)
+
+    def settled(self, precision: float | None = None) -> str:
+        """Return why an audit may stop, "settled" or "precision reached"; empty if it has to go on.
+
+        "balanced" is settled once the use of slices is beyond its tolerance: until then it may become "symmetric".
+
+        Args:
+            precision: half-width that no interval of a judged bias or answer change may exceed.
+        """
+        uses = [item.beyond().any() for item in self.evidence if item.question == "use"]
+        if self.verdict == "inconclusive" or (self.verdict == "balanced" and uses and not any(uses)):
+            return ""
+        if precision is None:
+            return "settled"
+        for item in self.tests:
+            low, high = item.bounds()
+            if ((high - low)[item.judged] / 2 > precision).any():
+                return ""
+        return "precision reached"
+
+    @property
+    def needed(self) -> int | None:
+        """How many windows would settle the open figures: one that seems beyond is enough, else all have to be within."""
+        if self.different is not None:
+            return EQUAL_WINDOWS
+        return max((count for item in self.tests if (count := item.needed()) is not None), default=None)
+
+
+def _decisions(chosen: Iterable[tuple[Evidence, Flags]]) -> tuple[Decision, ...]:
+    """Return the decision of each question that has chosen figures."""
+    return tuple(item.decision(which) for item, which in chosen if which.any())
 
 
 def ask(measured: Measurements, population: int, tolerances: Tolerances) -> Questions:
@@ -264,7 +492,7 @@ def _judge_classes(
     read, pixels = len(measured), measured.pixels.mean(axis=0)
     left = max(0.0, 1 - read / population) / max(read, 1)
     error = np.sqrt(measured.pixels.var(axis=0, ddof=1) * left) if read > 1 else np.full(count, np.inf)
-    half = -stdtrit(max(read - 1, 1), 0.025) * error
+    half = -stdtrit(max(read - 1, 1), TAIL) * error
     low, high, seen = pixels - half, pixels + half, pixels > 0
     largest = np.zeros(count, bool)
     largest[np.argsort(-pixels, kind="stable")[:2]] = True
@@ -295,51 +523,28 @@ class _Sample:
 
     def saliency(self) -> Evidence | None:
         """Return the pair biases of the saliency, means over the windows that have any; None if none has."""
-        parts, wholes, outer = [], [], []
+        least = least_attention(self.measured.slices // 2, self.tolerances.judged_share)
+        columns: list[Column] = []
         for group in self.groups:
             sums = self.measured.saliency[:, :, group]
             known = (sums.sum(axis=-1) > 0).all(axis=1)
-            bias = model_part(pair_bias(sums[:, 0]), pair_bias(sums[:, 1]))
+            bias = np.where(known[:, None], model_part(pair_bias(sums[:, 0]), pair_bias(sums[:, 1])), 0)
             shares = sums / np.where(known[:, None, None], sums.sum(axis=-1, keepdims=True), 1)
-            left, right = halves(shares.mean(axis=1))
-            parts.append(np.where(known[:, None], bias, 0))
-            wholes.append(np.broadcast_to(known[:, None], bias.shape).astype(float))
-            outer.append((left + right)[known].mean(axis=0) if known.any() else np.zeros(bias.shape[1]))
-        if not any(whole.any() for whole in wholes):
-            return None
-        material = np.stack(outer) >= least_attention(parts[0].shape[1], self.tolerances.judged_share)
-        return self._biases("saliency", parts, wholes, material)
+            outer = np.add(*halves(shares.mean(axis=1)))[known].sum(axis=0) / max(known.sum(), 1)
+            whole = np.broadcast_to(known[:, None], bias.shape).astype(float)
+            columns += _pair_columns(group, bias, whole, outer >= least)
+        found = self._evidence("saliency", _stacked(columns), self.tolerances.tolerance)
+        return None if np.isnan(found.estimate).all() else found
 
     def reliance(self) -> Evidence:
         """Return the pair biases of the reliance: ratios of sums over windows."""
-        parts, wholes, material = [], [], []
+        columns: list[Column] = []
         for group in self.groups:
             left, right = halves(self.measured.reliance[:, :, group].sum(axis=1))
-            parts.append(right - left)
-            wholes.append(right + left)
             least = 2 * self.tolerances.judged_share * self.measured.explained[:, group].sum()
             total = (right + left).sum(axis=0)
-            material.append((total >= least) & (total > 0))
-        return self._biases("reliance", parts, wholes, np.stack(material))
-
-    def _biases(
-        self,
-        question: Literal["saliency", "reliance"],
-        parts: list[Floats],
-        wholes: list[Floats],
-        material: Flags,
-    ) -> Evidence:
-        pairs = parts[0].shape[1]
-        scale: Literal["linear", "atanh"] = "linear" if question == "saliency" else "atanh"
-        decides = [group == 0 or bool(self.decides[group - 1]) for group in self.groups]
-        return Evidence(
-            question=question,
-            keys=tuple(Key(_number(group), k) for group in self.groups for k in range(1, pairs + 1)),
-            fit=fit_ratios(np.hstack(parts), np.hstack(wholes), self.population, scale=scale),
-            tolerance=self.tolerances.tolerance,
-            judged=material.ravel(),
-            decides=np.repeat(decides, pairs),
-        )
+            columns += _pair_columns(group, right - left, right + left, (total >= least) & (total > 0))
+        return self._evidence("reliance", _stacked(columns), self.tolerances.tolerance, scale="atanh")
 
     def answer(self) -> Evidence | None:
         """Return the part C of the answer that changes when a window is reversed; None if no window tells.
@@ -348,48 +553,54 @@ class _Sample:
         1 - IoU. Of scores, the RMS of f(x) - f(x') over sqrt(2) times the standard deviation of f(x), which is 1 for
         unrelated answers.
         """
-        measured = self.measured
-        of_classes, chosen = answer_kind(measured) == "classes", list[int]()
-        if of_classes:
-            chosen = [number for number in self.numbers if measured.union[:, number].any()]
-            part, whole = measured.changed[:, chosen], measured.union[:, chosen]
-        else:
+        measured, scores = self.measured, answer_kind(self.measured) == "scores"
+        chosen = [number for number in self.numbers if measured.union[:, number].any()]
+        keys, part, whole = tuple(map(Key, chosen)), measured.changed[:, chosen], measured.union[:, chosen]
+        if scores:
             tell = (measured.own_mirror != 1) & ~np.isnan(measured.change)
             part = np.where(tell, measured.change, 0)[:, None]
-            whole = 2 * _variance(measured, tell)[:, None]
+            keys, whole = (Key(),), 2 * _variance(measured, tell)[:, None]
         if not whole.any():
             return None  # or the scores vary over no pixel, and nothing is there to hold their change against
-        return Evidence(
-            question="answer",
-            keys=tuple(map(Key, chosen)) if of_classes else (Key(),),
-            fit=fit_ratios(part, whole, self.population, scale="log"),
-            tolerance=self.tolerances.answer_tolerance,
-            judged=np.ones(whole.shape[1], bool),
-            decides=self.decides[chosen] if of_classes else np.ones(1, bool),
-            root=not of_classes,
-        )
+        columns = keys, part, whole, np.ones(len(keys), bool)
+        return self._evidence("answer", columns, self.tolerances.answer_tolerance, scale="log", root=scores)
 
     def use(self, biases: Evidence) -> Evidence | None:
         """Return the mirror mismatch E of each class, over all outer slices and for each judged pair; None if no window tells."""
         if not self.measured.outer.any():
             return None
-        parts, wholes, keys = [], [], []
-        for group in self.groups:
+        columns: list[Column] = []
+        for group, judged in zip(self.groups, biases.judged.reshape(len(self.groups), -1), strict=True):
             part, whole = self.measured.mismatch[:, group], self.measured.outer[:, group]
-            parts.append(np.column_stack([part.sum(axis=1), part]))
-            wholes.append(np.column_stack([whole.sum(axis=1), whole]))
-            keys += [Key(_number(group), k or None) for k in range(part.shape[1] + 1)]
-        whole = np.hstack(wholes)
-        count = len(self.groups)
-        pairs = np.column_stack([np.ones(count, bool), biases.judged.reshape(count, -1)])
-        return Evidence(
-            question="use",
-            keys=tuple(keys),
-            fit=fit_ratios(np.hstack(parts), whole, self.population, scale="log"),
-            tolerance=self.tolerances.mismatch_tolerance,
-            judged=pairs.ravel() & (whole.sum(axis=0) > 0),
-            decides=np.zeros(len(keys), bool),
-        )
+            columns.append((Key(_number(group)), part.sum(axis=1), whole.sum(axis=1), whole.any()))
+            columns += _pair_columns(group, part, whole, judged & whole.any(axis=0))
+        return self._evidence("use", _stacked(columns), self.tolerances.mismatch_tolerance, scale="log")
+
+    def _evidence(
+        self,
+        question: Question,
+        columns: tuple[tuple[Key, ...], Floats, Floats, Flags],
+        tolerance: float,
+        *,
+        scale: Scale = "linear",
+        root: bool = False,
+    ) -> Evidence:
+        keys, part, whole, judged = columns
+        numbers = [key.class_number for key in keys]
+        decides = [question != "use" and (number is None or bool(self.decides[number])) for number in numbers]
+        fit = fit_ratios(part, whole, self.population, scale=scale)
+        return Evidence(question, keys, fit, tolerance, judged, np.array(decides), root)
+
+
+def _stacked(columns: list[Column]) -> tuple[tuple[Key, ...], Floats, Floats, Flags]:
+    keys, parts, wholes, judged = zip(*columns, strict=True)
+    return keys, np.stack(parts, axis=1), np.stack(wholes, axis=1), np.array(judged)
+
+
+def _pair_columns(group: int, part: Floats, whole: Floats, judged: Flags) -> list[Column]:
+    """Return the columns of each pair of offsets, from parts and wholes (n, K)."""
+    pairs = zip(part.T, whole.T, judged, strict=True)
+    return [(Key(_number(group), k), *columns) for k, columns in enumerate(pairs, start=1)]
 
 
 def _variance(measured: Measurements, tell: Flags) -> Floats:
@@ -404,3 +615,151 @@ def _variance(measured: Measurements, tell: Flags) -> Floats:
 
 def _number(group: int) -> int | None:
     return group - 1 if group else None
+
+
+EQUAL_WINDOWS = 59
+"""With as many that equal their mirrors, fewer than 5 % of all can differ."""
+
+
+def summarize(
+    measurements: Measurements,
+    population: Sequence[int],
+    tolerances: Tolerances = Tolerances(),  # immutable
+    questions: Questions | None = None,
+) -> Asymmetry:
+    """Compute the statistics of an audit and its verdict.
+
+    Args:
+        measurements: those of a random sample of the windows.
+        population: number of windows in each volume.
+        tolerances: what counts as fair.
+        questions: the evidence on the questions, if it is known from the last look.
+    """
+    total, count = sum(population), measurements.slices
+    found = questions or ask(measurements, total, tolerances)
+    verdict, decided_by = found.decision
+    shares = measurements.shares
+    known = np.asarray(~np.isnan(shares).any(axis=(1, 2)))
+    given, mirrored = (np.where(known[:, None], shares[:, order], np.nan) for order in (0, 1))
+    directions = directional_bias(given), directional_bias(mirrored)
+    profile = model_part(given, mirrored)
+    differences = model_part(_differences(given), _differences(mirrored))
+    classes = tuple(
+        ClassFigures(
+            number,
+            float(found.pixels[number]),
+            int((measurements.pixels[:, number] > 0).sum()),
+            **_figures(found, number, count),
+        )
+        for number in found.judged
+    )
+    overall = _figures(found, None, count)
+    if classes and overall["answer_change"].of == "unknown":
+        overall["answer_change"] = max(
+            (item.answer_change for item in classes),
+            key=lambda item: (item.state == "beyond", np.nan_to_num(item.estimate, nan=-1)),
+        )
+    return Asymmetry(
+        verdict=verdict,
+        shares=_means(profile, total, (0, 1)),
+        data_pairs=_means(data_part(pair_bias(given), pair_bias(mirrored)), total, (-1, 1)),
+        directional_bias=mean_interval(model_part(*directions), total, (-1, 1)),
+        data_direction=mean_interval(data_part(*directions), total, (-1, 1)),
+        asymmetry=_distance(differences, total, 0, weight=1, most=1),
+        imbalance=_distance(profile, total, 1 / count, weight=0.5, most=1 - 1 / count),
+        wasserstein=_means(measurements.wasserstein, total, (0, count)),
+        mirror_error=mean_interval(measurements.mirror_error, total, (0, np.inf)),
+        mirror_disagreement=mean_interval(measurements.mirror_disagreement, total, (0, 1)),
+        decided_by=decided_by,
+        classes=classes,
+        unjudged_classes=found.unjudged,
+        different=found.different,
+        needed=found.needed if verdict == "inconclusive" else None,
+        by_volume=_by_volume(measurements, population, tolerances),
+        **asdict(tolerances),
+        **overall,
+    )
+
+
+RANGES = {"saliency": (-1.0, 1.0), "reliance": (-1.0, 1.0), "use": (0.0, 1.0)}
+
+
+def _figures(questions: Questions, number: int | None, slices: int) -> dict[str, Any]:
+    """Return the figures of a class, or of all predicted pixels, by the names of ``ClassFigures``.
+
+    Where all windows read equal their mirrors, they are 0.
+    """
+    unknown = (Figure(math.nan, math.nan, math.nan, judged=False, state="not judged"),) * (slices // 2)
+    found: dict[str, Any] = {"pairs": unknown, "reliance": unknown}
+    found |= {"answer_change": NO_ANSWER, "mirror_mismatch": NO_MISMATCH}
+    for item in questions.evidence:
+        estimate, low, high = item.estimate, *item.bounds()
+        states = item.states(questions.comparisons)
+        if questions.different is not None:
+            state: State = "within" if questions.different < LARGEST_DIFFERENT else "open"
+            states = [state if judged else "not judged" for judged in item.judged]
+            estimate = low = high = np.zeros(len(states))
+        low, high = np.clip((low, high), *RANGES.get(item.question, (0.0, np.inf if item.root else 1.0)))
+        columns = zip(
+            estimate.tolist(), low.tolist(), high.tolist(), item.judged.tolist(), states, strict=True
+        )
+        figures = [
+            figure for key, figure in zip(item.keys, columns, strict=True) if key.class_number == number
+        ]
+        if not figures:
+            continue
+        if item.question == "answer":
+            of: AnswerKind = "scores" if item.root else "classes"
+            found["answer_change"] = AnswerChange(*figures[0], of=of, class_number=number)
+        elif item.question == "use":
+            pairs = tuple(Figure(*figure) for figure in figures[1:]) if number is None else ()
+            found["mirror_mismatch"] = Mismatch(*figures[0], pairs=pairs)
+        else:
+            name = "pairs" if item.question == "saliency" else "reliance"
+            found[name] = tuple(Figure(*figure) for figure in figures)
+    return found
+
+
+def _by_volume(
+    measured: Measurements, population: Sequence[int], tolerances: Tolerances
+) -> tuple[VolumeFigures, ...]:
+    """Return the figures of each volume of several, from the windows that were read of it."""
+
+    def plain(figure: Interval) -> Interval:
+        return Interval(figure.estimate, figure.low, figure.high)
+
+    found = []
+    for volume, windows in enumerate(population if len(population) > 1 else ()):
+        part = measured.at(measured.volume == volume)
+        if len(part):
+            of = summarize(part, [windows], tolerances)
+            pairs, reliance = tuple(map(plain, of.pairs)), tuple(map(plain, of.reliance))
+            answer, use = plain(of.answer_change), plain(of.mirror_mismatch)
+            found.append(VolumeFigures(volume, len(part), pairs, reliance, answer, use))
+    return tuple(found)
+
+
+def _differences(shares: Floats) -> Floats:
+    left, right = halves(shares)
+    return right - left
+
+
+def _means(values: Floats, population: int, bounds: tuple[float, float]) -> tuple[Interval, ...]:
+    return tuple(mean_interval(column, population, bounds) for column in values.T)
+
+
+def _distance(values: Floats, population: int, target: float, weight: float, most: float) -> Interval:
+    """Return the interval of a weighted sum of distances between means and a target, where the sum is at most ``most``.
+
+    With a confidence of 95 % all simultaneous intervals of the signed means hold; the sum then lies between those of
+    the smallest and of the largest distances that they admit. Unlike an interval of the sum itself, this is valid
+    near 0, where a sum of absolute values is far from normal; elsewhere it is wider than necessary.
+    """
+    known = np.asarray(~np.isnan(values).any(axis=1))
+    if not known.any():
+        return UNKNOWN
+    fit = fit_ratios(np.where(known[:, None], values, 0), np.ones_like(values) * known[:, None], population)
+    lower, upper = fit.bounds(comparisons=max(values.shape[1], 1))
+    size, half = np.abs(fit.estimate - target), np.maximum(upper - fit.estimate, fit.estimate - lower)
+    low, high = np.maximum(size - half, 0).sum(), min((size + half).sum(), max(most / weight, size.sum()))
+    return Interval(weight * float(size.sum()), weight * float(low), weight * float(high))

@@ -27,7 +27,7 @@ from evenslice.auditing import Sampling, audit
 from evenslice.inference import Compute, ReadyNetwork, predict
 from evenslice.networks import predicted_classes
 from evenslice.neutralizing import load_network, symmetrize
-from evenslice.results import EXAMPLE_SIZE, saliency_percentiles, save_audits
+from evenslice.results import EXAMPLE_SIZE, save_audits
 from evenslice.studying.run_outcomes import STRESS_COLUMNS, RunOutcome, repair_run
 from evenslice.training import (
     RunFolder,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from evenslice.results import AuditResult, PairBias
+    from evenslice.results import AuditResult, Figure
     from evenslice.studying.runs import Run
     from evenslice.volumes import LabelledVolume
 
@@ -220,12 +220,12 @@ def _audit_results(found: AuditResult) -> dict[str, Any]:
         "absolute_bias": abs(found.directional_bias.estimate),
         **{name: getattr(statistics, name).estimate for name in ESTIMATES},
         "answer_of": found.answer.of,
-        "saliency": saliency_percentiles(found.examples.saliency),
+        "saliency": found.examples.saliency_percentiles(),
         "windows": found.windows,
     }
 
 
-def _largest(pairs: Sequence[PairBias]) -> float:
+def _largest(pairs: Sequence[Figure]) -> float:
     """Return the largest absolute bias of the judged pairs: that of others is noise; NaN if it was not asked for."""
     known = [pair for pair in pairs if not math.isnan(pair.estimate)]
     return max((abs(pair.estimate) for pair in known if pair.judged), default=0.0 if known else math.nan)

@@ -32,27 +32,33 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import numpy as np
+from scipy.special import stdtrit
 
 from evenslice.results.documents import to_plain
 from evenslice.results.intervals import (
-    LEVEL,
+    TAIL,
     UNKNOWN,
     Interval,
     PooledMean,
     clipped,
     holm,
-    non_inferiority,
     pool_means,
     student_interval,
 )
-from evenslice.results.tolerances import Tolerances
+from evenslice.results.verdicts import Tolerances
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from typing import TypeVar
 
     from numpy.typing import ArrayLike, NDArray
 
+    AnyArm = TypeVar("AnyArm", bound="Arm")
     RunRecord = Mapping[str, Any]
+    Runs = Sequence[RunRecord]
+    Pairs = Sequence[
+        tuple[RunRecord, RunRecord | None]
+    ]  # a run, and that of the baseline if the two are compared
 
 
 Unit: TypeAlias = Literal["fold", "seed"]
@@ -107,8 +113,6 @@ BOUNDS = {
     **dict.fromkeys(("directional_bias", *LOSSES), (-1.0, 1.0)),
 }
 """Range of the metrics for which it is not 0 to 1; see ``metric_bounds`` for those whose range depends on the runs."""
-
-SALIENCY_PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 
 
 def score_title(name: str, *, first: bool = False) -> str:
@@ -167,7 +171,7 @@ def replicate_unit(runs: Iterable[RunRecord]) -> Unit:
     return "fold" if planned > 1 or len(set(map(fold_of, known))) > 1 else "seed"
 
 
-def replicate_means(runs: Sequence[RunRecord], values: ArrayLike, unit: Unit) -> NDArray[np.float64]:
+def replicate_means(runs: Runs, values: ArrayLike, unit: Unit) -> NDArray[np.float64]:
     """Return the mean of values over the runs of each replicate.
 
     Args:
@@ -191,7 +195,7 @@ def replicate_means(runs: Sequence[RunRecord], values: ArrayLike, unit: Unit) ->
     return np.array([np.mean(known) if known else np.nan for known in groups.values()], dtype=np.float64)
 
 
-def pair_runs(runs: Sequence[RunRecord], baseline: Iterable[RunRecord]) -> list[tuple[RunRecord, RunRecord]]:
+def pair_runs(runs: Runs, baseline: Runs) -> Pairs:
     """Return the runs that the baseline has with the same fold and seed, each beside that of the baseline.
 
     Example:
@@ -200,21 +204,6 @@ def pair_runs(runs: Sequence[RunRecord], baseline: Iterable[RunRecord]) -> list[
     """
     others = {(fold_of(run), run["seed"]): run for run in baseline}
     return [(run, others[place]) for run in runs if (place := (fold_of(run), run["seed"])) in others]
-
-
-def uncompared_folds(runs: Sequence[RunRecord], baseline: Sequence[RunRecord], score: str) -> list[int]:
-    """Return the folds that an arm or the baseline has on a data set, but in which the two cannot be compared.
-
-    Example: without folds, all runs are of fold 0.
-        >>> uncompared_folds([{"seed": 1, "dice": 0.7}], [{"seed": 0, "dice": 0.8}], "dice")
-        [0]
-    """
-    pairs = pair_runs(runs, baseline)
-    own, other = (column(part, score) for part in (zip(*pairs, strict=True) if pairs else ((), ())))
-    compared = {
-        fold_of(run) for (run, _), known in zip(pairs, np.isfinite(own - other), strict=True) if known
-    }
-    return sorted({fold_of(run) for run in (*runs, *baseline)} - compared)
 
 
 def comparable(runs: Iterable[RunRecord]) -> list[RunRecord]:
@@ -244,28 +233,7 @@ def incomparable(run: RunRecord) -> list[str]:
     return [name for name in (*METRICS, "shares") if name not in kept]
 
 
-def saliency_percentiles(saliency: NDArray[np.floating[Any]]) -> list[list[float]] | None:
-    """Return percentiles of the saliency of pixels in each slice of the window.
-
-    Args:
-        saliency: (windows, slices, y, x), summing to 1 over each window.
-
-    Returns:
-        For each slice the ``SALIENCY_PERCENTILES`` over all its pixels in all windows, in units of the mean over
-        pixels and slices, rounded to four digits; None without windows.
-
-    Example: all saliency falls on the second of two slices.
-        >>> saliency_percentiles(np.array([[[[0.0, 0.0]], [[0.5, 0.5]]]]))[1][:2]
-        [2.0, 2.0]
-    """
-    if not len(saliency):
-        return None
-    pixels = saliency.swapaxes(0, 1).reshape(saliency.shape[1], -1) * saliency[0].size
-    values = np.percentile(pixels, SALIENCY_PERCENTILES, axis=1).T
-    return [[float(f"{value:.4g}") for value in row] for row in values]
-
-
-def answer_kind(runs: Iterable[RunRecord]) -> str:
+def answer_kind(runs: Iterable[RunRecord]) -> Literal["classes", "scores", "both"]:
     """Return what the answer change C of runs is a change of: "classes", "scores", or "both", which have no common mean.
 
     C is a part of the pixels where classes are predicted, at most 1, and else a ratio of standard deviations without an
@@ -305,8 +273,8 @@ def metric_bounds(
     return (low - high, high - low) if difference else (low, high)
 
 
-def column(runs: Sequence[RunRecord], name: str) -> NDArray[np.float64]:
-    """Return a metric of runs, or one of ``LOSSES``; NaN where undefined, and for answer changes of both kinds.
+def column(runs: Runs, name: str) -> NDArray[np.float64]:
+    """Return a metric of runs, or one of ``LOSSES``; NaN where undefined.
 
     Example:
         >>> column([{"dice": 0.8}, {"dice": None}], "dice").tolist()
@@ -314,8 +282,6 @@ def column(runs: Sequence[RunRecord], name: str) -> NDArray[np.float64]:
     """
     if name in LOSSES:
         return column(runs, "stress_intact") - column(runs, name.replace("loss", "stress"))
-    if name == "answer_change" and answer_kind(runs) == "both":
-        return np.full(len(runs), np.nan)
     return np.array([run.get(name) for run in runs], dtype=np.float64)
 
 
@@ -361,6 +327,18 @@ class Arm:
     holds: bool | None = field(default=None, metadata={"key": "non_inferiority/holds"})
     score: str = field(default=MAIN_SCORES["segmentation"], metadata={"key": None})
     answer_of: Literal["classes", "scores", "both"] = "classes"
+
+    @property
+    def outcome(self) -> str:
+        """The outcome of the test of the main score: "not inferior", "inferior", "not settled" or "no test".
+
+        An arm is inferior if the upper end of the interval of its difference, too, lies below minus the margin.
+        """
+        if self.holds is None:
+            return "no test"
+        if self.holds:
+            return "not inferior"
+        return "inferior" if self.differences[self.score].high < -self.margin else "not settled"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -497,62 +475,89 @@ def summarize_runs(
 
 
 def _compare(
-    dataset: str,
-    architecture: str,
-    arms: Mapping[str, Sequence[RunRecord]],
-    baseline: str,
-    margin: float,
-    score: str,
+    dataset: str, architecture: str, arms: Mapping[str, Runs], baseline: str, margin: float, score: str
 ) -> Comparison:
     unit = replicate_unit(run for runs in arms.values() for run in runs)
     summaries = []
     for arm, runs in arms.items():
-        summary = _summarize_arm(arm, runs, unit, score)
+        known = [run for run in runs if run["shares"]]
+        columns = zip(*(run["shares"] for run in known), strict=True)
+        summary = _describe(
+            ArmSummary,
+            arm,
+            {dataset: runs},
+            {dataset: unit},
+            score,
+            seeds=tuple(dict.fromkeys(run["seed"] for run in runs)),
+            folds=tuple(dict.fromkeys(map(fold_of, runs))),
+            shares=tuple(
+                student_interval(replicate_means(known, values, unit), (0, 1)) for values in columns
+            ),
+        )
         pairs = pair_runs(runs, arms.get(baseline, ())) if arm != baseline else []
-        summaries.append(_with_differences(summary, pairs, margin, unit) if pairs else summary)
+        if pairs:
+            summary = _with_differences(summary, {dataset: pairs}, {dataset: unit}, margin)
+            own, others = zip(*pairs, strict=True)
+            biases = np.array([column(part, "largest_bias") for part in (own, others)])
+            biases[:, np.isnan(biases).any(axis=0)] = np.nan
+            removed = bias_removed(*(replicate_means(own, values, unit) for values in biases))
+            summary = replace(summary, bias_removed=removed)
+        summaries.append(summary)
     return Comparison(dataset, architecture, tuple(summaries), unit)
 
 
-def _summarize_arm(arm: str, runs: Sequence[RunRecord], unit: Unit, score: str) -> ArmSummary:
-    limits = _limits(runs)
-    known = [run for run in runs if run["shares"]]
-    columns = zip(*(run["shares"] for run in known), strict=True)
-
-    def mean(name: str) -> Interval:
-        return student_interval(
-            replicate_means(runs, column(runs, name), unit), metric_bounds(name, **limits)
-        )
-
-    return ArmSummary(
-        arm=arm,
-        seeds=tuple(dict.fromkeys(run["seed"] for run in runs)),
-        folds=tuple(dict.fromkeys(map(fold_of, runs))),
-        metrics={name: mean(name) for name in METRICS},
-        shares=tuple(student_interval(replicate_means(known, values, unit), (0, 1)) for values in columns),
-        score=score,
-        answer_of=limits["answer_of"],
-    )
+def _describe(
+    kind: type[AnyArm], arm: str, sets: Mapping[str, Runs], units: Mapping[str, Unit], score: str, **more: Any
+) -> AnyArm:
+    """Return an arm with its means over data sets; without a value in all that have a unit, a mean is NaN."""
+    runs = {data: [(run, None) for run in own] for data, own in sets.items()}
+    answer_of = answer_kind(run for own in sets.values() for run in own)
+    return kind(arm=arm, metrics=_figures(kind, runs, units), score=score, answer_of=answer_of, **more)
 
 
 def _with_differences(
-    summary: ArmSummary, pairs: Sequence[tuple[RunRecord, RunRecord]], margin: float, unit: Unit
-) -> ArmSummary:
-    """Add the differences of an arm from the baseline, and the test of the main score."""
-    own, other = zip(*pairs, strict=True)
-    both = {name: np.split(column([*own, *other], name), 2) for name in METRICS}
-    differences = {name: replicate_means(own, mine - theirs, unit) for name, (mine, theirs) in both.items()}
-    limits = _limits([*own, *other])
-    biases = np.array(both["largest_bias"])
-    biases[:, np.isnan(biases).any(axis=0)] = np.nan
+    summary: AnyArm, sets: Mapping[str, Pairs], units: Mapping[str, Unit], margin: float
+) -> AnyArm:
+    """Add the differences of an arm from the baseline in some data sets, and the test of the main score."""
+    compared = {data: units[data] for data in sets}
+    p = _pool(sets, summary.score, compared).p_above(-margin)
     return replace(
         summary,
-        differences={
-            name: student_interval(values, metric_bounds(name, **limits, difference=True))
-            for name, values in differences.items()
-        },
-        bias_removed=bias_removed(*(replicate_means(own, values, unit) for values in biases)),
-        **non_inferiority(differences[summary.score], margin)._asdict(),
+        differences=_figures(type(summary), sets, compared),
+        margin=margin,
+        p=p,
+        holds=None if math.isnan(p) else p < TAIL,
     )
+
+
+def _figures(kind: type[Arm], sets: Mapping[str, Pairs], units: Mapping[str, Unit]) -> dict[str, Interval]:
+    """Return the intervals of means by name; of answer changes of both kinds there is none."""
+    runs = [run for pairs in sets.values() for pair in pairs for run in pair if run is not None]
+    answer_of, slices = answer_kind(runs), max((len(run["shares"] or ()) for run in runs), default=0)
+    difference = any(other is not None for pairs in sets.values() for _, other in pairs)
+    return {
+        name: UNKNOWN
+        if name == "answer_change" and answer_of == "both"
+        else _pool(sets, name, units).interval(metric_bounds(name, answer_of, slices, difference=difference))
+        for name in (POOLED if kind is PooledArm else METRICS)
+    }
+
+
+def _pool(sets: Mapping[str, Pairs], name: str, units: Mapping[str, Unit]) -> PooledMean:
+    """Return the mean over data sets of a metric, or of its difference, if all that have a unit have a value."""
+    groups = [_replicates(pairs, name, units[data]) for data, pairs in sets.items()]
+    known = [values for values in groups if not np.isnan(values).all()]
+    return pool_means(known if len(known) == len(units) else ())
+
+
+def _replicates(pairs: Pairs, name: str, unit: Unit) -> NDArray[np.float64]:
+    return replicate_means([run for run, _ in pairs], _differences(pairs, name), unit)
+
+
+def _differences(pairs: Pairs, name: str) -> NDArray[np.float64]:
+    """Return a metric of runs, less that of those of the baseline if they are compared."""
+    others = [other for _, other in pairs if other is not None]
+    return column([run for run, _ in pairs], name) - (column(others, name) if others else 0.0)
 
 
 def bias_removed(own: ArrayLike, baseline: ArrayLike) -> Interval:
@@ -580,10 +585,8 @@ def bias_removed(own: ArrayLike, baseline: ArrayLike) -> Interval:
     count = pairs.shape[1]
     if not student_interval(pairs[1]).low > Tolerances.tolerance:
         return UNKNOWN
-    from scipy.stats import t as student  # slow to import
-
     (mean, expected), spread = pairs.mean(axis=1), np.cov(pairs) / count
-    squared = float(student.ppf((1 + LEVEL) / 2, count - 1)) ** 2
+    squared = float(stdtrit(count - 1, TAIL)) ** 2
     # The ends of Fieller's interval solve a r^2 - 2 b r + c = 0; a > 0, as the interval of the baseline excludes 0.
     a = expected**2 - squared * spread[1, 1]
     b = mean * expected - squared * spread[0, 1]
@@ -591,13 +594,6 @@ def bias_removed(own: ArrayLike, baseline: ArrayLike) -> Interval:
     root = math.sqrt(max(0.0, b**2 - a * c))
     interval = Interval(float(1 - mean / expected), float(1 - (b + root) / a), float(1 - (b - root) / a))
     return clipped(interval, (-math.inf, 1.0))
-
-
-def _limits(runs: Iterable[RunRecord]) -> dict[str, Any]:
-    """Return what the ranges of the metrics of runs depend on: the kind of their answer change, and their slices."""
-    known = [*runs]
-    slices = max((len(run["shares"] or ()) for run in known), default=0)
-    return {"answer_of": answer_kind(known), "slices": slices}
 
 
 def pool_runs(
@@ -655,7 +651,7 @@ def pool_runs(
 
 def _pool_arms(
     architecture: str,
-    arms: Mapping[str, Mapping[str, Sequence[RunRecord]]],
+    arms: Mapping[str, Mapping[str, Runs]],
     datasets: Collection[str],
     baseline: str,
     margin: float,
@@ -668,113 +664,64 @@ def _pool_arms(
             runs.setdefault(name, []).extend(own)
     units = {name: replicate_unit(own) for name, own in runs.items()}
     missing = tuple(name for name in datasets if name not in units)
-    others = arms.get(baseline, {})
+    chosen = primary if primary is not None and primary.architecture == architecture else None
     pooled = []
     for arm, sets in arms.items():
-        summary = _pool_arm(arm, sets, units, score)
+        summary = _describe(PooledArm, arm, sets, units, score, datasets=tuple(sets))
         if arm != baseline:
-            chosen = primary is not None and (arm, architecture) == (primary.arm, primary.architecture)
-            own_margin = primary.margin if primary is not None and chosen else margin
-            summary = _pool_differences(summary, sets, others, units, own_margin, chosen)
-            lacking = any(uncompared_folds(sets.get(data, ()), runs, score) for data, runs in others.items())
-            if lacking or len(summary.compared) < len(units) + len(missing):
-                # A mean over some of the data sets, or of their folds, says nothing of the others.
-                none = math.nan
-                summary = replace(summary, p=none, holds=None, p_superior=none, superior=None, p_differs=none)
+            own_primary = chosen if chosen is not None and chosen.arm == arm else None
+            others = arms.get(baseline, {})
+            summary = _pool_differences(summary, sets, others, units, own_primary or margin, bool(missing))
         pooled.append(summary)
     return PooledComparison(architecture, tuple(units), tuple(pooled), missing)
 
 
-def _pool_arm(
-    arm: str, sets: Mapping[str, Sequence[RunRecord]], units: Mapping[str, Unit], score: str
-) -> PooledArm:
-    limits = _limits(run for own in sets.values() for run in own)
-
-    def pool(name: str) -> PooledMean:
-        means = [replicate_means(runs, column(runs, name), units[data]) for data, runs in sets.items()]
-        return _pool_all(means, len(units))
-
-    return PooledArm(
-        arm=arm,
-        datasets=tuple(sets),
-        metrics=_intervals(pool, limits),
-        score=score,
-        answer_of=limits["answer_of"],
-    )
-
-
-def _intervals(
-    pool: Callable[[str], PooledMean], limits: dict[str, Any], *, difference: bool = False
-) -> dict[str, Interval]:
-    """Return the intervals of pooled means by name; of answer changes of both kinds there is none."""
-    return {
-        name: UNKNOWN
-        if name == "answer_change" and limits["answer_of"] == "both"
-        else pool(name).interval(metric_bounds(name, **limits, difference=difference))
-        for name in POOLED
-    }
-
-
-def _pool_all(groups: Iterable[NDArray[np.float64]], needed: int) -> PooledMean:
-    """Return the mean over data sets, if all that are needed have a value."""
-    known = [values for values in groups if not np.isnan(values).all()]
-    return pool_means(known if len(known) == needed else ())
-
-
-def _pool_differences(  # an arm, what it is compared with, and how
+def _pool_differences(
     summary: PooledArm,
-    sets: Mapping[str, Sequence[RunRecord]],
-    baseline: Mapping[str, Sequence[RunRecord]],
+    sets: Mapping[str, Runs],
+    baseline: Mapping[str, Runs],
     units: Mapping[str, Unit],
-    margin: float,
-    primary: bool,
+    margin: float | Primary,
+    missing: bool,
 ) -> PooledArm:
-    """Add the differences of an arm from the baseline, and the tests of the main score."""
-
-    def differences(data: str, name: str) -> NDArray[np.float64]:
-        own, other = zip(*paired[data], strict=True)
-        return replicate_means(own, column(own, name) - column(other, name), units[data])
-
-    paired = {
-        data: pairs for data, runs in sets.items() if (pairs := pair_runs(runs, baseline.get(data, ())))
+    """Add the differences of an arm from the baseline, and the tests of the main score, if nothing is missing for them."""
+    score, primary = summary.score, isinstance(margin, Primary)
+    pairs = {data: pair_runs(runs, baseline.get(data, ())) for data, runs in sets.items()}
+    compared = {
+        data: own
+        for data, own in pairs.items()
+        if own and not np.isnan(_replicates(own, score, units[data])).all()
     }
-    compared = tuple(data for data in paired if not np.isnan(differences(data, summary.score)).all())
     if not compared:
         return summary
+    own_margin = margin.margin if isinstance(margin, Primary) else margin
+    summary = _with_differences(summary, compared, units, own_margin)
+    summary = replace(summary, compared=tuple(compared), primary=primary)
+    lacking = any(_lacks_fold([*sets[data], *baseline[data]], own, score) for data, own in compared.items())
+    if missing or lacking or len(compared) < len(units):
+        # A mean over some of the data sets, or of their folds, says nothing of the others.
+        return replace(summary, p=math.nan, holds=None)
+    main = _pool(compared, score, units)
+    tested = primary and bool(summary.holds)
+    p_superior = main.p_above() if tested else math.nan
+    superior = p_superior < TAIL if tested else None
+    return replace(summary, p_superior=p_superior, superior=superior, p_differs=main.p_differs())
 
-    def pool(name: str) -> PooledMean:
-        return _pool_all([differences(data, name) for data in compared], len(compared))
 
-    limits = _limits(run for data in compared for pair in paired[data] for run in pair)
-    main, level = pool(summary.score), (1 - LEVEL) / 2
-    p, p_superior = main.p_above(-margin), main.p_above() if primary else math.nan
-    holds = None if math.isnan(p) else p < level
-    return replace(
-        summary,
-        compared=compared,
-        differences=_intervals(pool, limits, difference=True),
-        margin=margin,
-        p=p,
-        holds=holds,
-        primary=primary,
-        p_superior=p_superior if holds else math.nan,
-        superior=p_superior < level if primary and holds else None,
-        p_differs=main.p_differs(),
-    )
+def _lacks_fold(runs: Runs, pairs: Pairs, score: str) -> bool:
+    """Return whether runs have a fold in which no pair can be compared."""
+    known = np.isfinite(_differences(pairs, score))
+    compared = {fold_of(run) for (run, _), one in zip(pairs, known, strict=True) if one}
+    return bool(set(map(fold_of, runs)) - compared)
 
 
 def _adjusted(found: Sequence[PooledComparison], planned: int) -> list[PooledComparison]:
     """Adjust the p values of all differences from the baseline together, as many as are planned beside the primary one."""
-
-    def counts(arm: PooledArm) -> bool:
-        return bool(arm.differences) and not arm.primary
-
-    values = [arm.p_differs for item in found for arm in item.arms if counts(arm)]
-    left = iter(holm(values, planned))
+    tested = [arm for item in found for arm in item.arms if arm.differences and not arm.primary]
+    adjusted = dict(zip(map(id, tested), holm([arm.p_differs for arm in tested], planned), strict=True))
     return [
         replace(
-            item,
-            arms=tuple(replace(arm, p_adjusted=next(left)) if counts(arm) else arm for arm in item.arms),
+            item, arms=tuple(replace(arm, p_adjusted=adjusted.get(id(arm), math.nan)) for arm in item.arms)
         )
         for item in found
     ]

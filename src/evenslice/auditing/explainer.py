@@ -455,7 +455,6 @@ class _Pass:
                     target=explainer.explained,
                     labels=None if self.score.labels is None else self.score.labels[part],
                     only=only,
-                    known=self.output.detach()[part],
                     predicted=None if self.score.predicted is None else self.score.predicted[part],
                     seed=explainer.seed,
                 )

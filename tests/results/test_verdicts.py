@@ -10,12 +10,10 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from evenslice.auditing.explaining import _sample, compare_answers, compare_outputs, wasserstein
-from evenslice.auditing.stopping import settled
-from evenslice.results.asymmetry import summarize
+from evenslice import Tolerances
+from evenslice.auditing.explainer import compare_answers, compare_outputs, wasserstein
 from evenslice.results.measurements import Measurements, data_part, directional_bias, model_part, pair_bias
-from evenslice.results.tolerances import Tolerances, least_attention
-from evenslice.results.verdicts import answer_kind, ask
+from evenslice.results.verdicts import answer_kind, ask, least_attention, summarize
 
 MANY = 10**6
 
@@ -110,28 +108,11 @@ def test_figures_lie_in_their_range_and_inside_their_interval(shares):
         assert not interval.high < interval.estimate
 
 
-@given(share_rows(), st.randoms(use_true_random=False))
-@settings(max_examples=20)
-def test_estimates_do_not_depend_on_the_order_of_the_windows(shares, random):
-    mine = measurements(shares, np.roll(shares, 1, axis=0))
-    order = random.sample(range(len(shares)), len(shares))
-    found, again = (summarize(item, [MANY]) for item in (mine, mine.at(order)))
-    for name in ("shares", "pairs", "reliance"):
-        for one, other in zip(getattr(found, name), getattr(again, name), strict=True):
-            np.testing.assert_allclose(one.estimate, other.estimate, atol=1e-12)
-
-
 def test_asymmetry_and_imbalance_by_hand():
     found = summarize(measurements(np.tile([0.1, 0.2, 0.4, 0.1, 0.2], (50, 1))), [MANY])
     assert found.asymmetry.estimate == pytest.approx((0.1 + 0.1 + 0.1 + 0.1) / 2)
     assert found.imbalance.estimate == pytest.approx((0.1 + 0 + 0.2 + 0.1 + 0) / 2)
     assert found.asymmetry.low == pytest.approx(found.asymmetry.high) == pytest.approx(0.2)
-
-
-def test_the_interval_of_asymmetry_reaches_zero_where_there_is_none():
-    found = summarize(measurements(noisy(0, 0.2)), [MANY])
-    assert found.asymmetry.low == 0
-    assert 0 < found.asymmetry.estimate < found.asymmetry.high < 0.1
 
 
 @pytest.mark.parametrize(
@@ -176,7 +157,7 @@ def test_verdicts_by_reliance_answer_and_use():
         found = summarize(unlike, [MANY])
         assert (found.verdict, found.mirror_mismatch.state) == ("balanced", state)
         assert found.decided_by[0].question == "use"
-        assert settled(ask(unlike, MANY, Tolerances()), None) == ("settled" if state == "beyond" else "")
+        assert ask(unlike, MANY, Tolerances()).settled() == ("settled" if state == "beyond" else "")
 
 
 def test_a_census_decides_without_width():
@@ -307,23 +288,17 @@ def test_the_answer_of_scores():
     assert summarize(votes, [MANY]).answer_change.of == "unknown"
 
 
-@pytest.mark.parametrize("features", [1, 2, 1000])
-def test_answers_of_unlike_levels_change_as_much_as_they_vary(features):
-    """Unrelated answers have C = 1, whatever the level of each number."""
-    generator, count = torch.Generator().manual_seed(0), 2000
-    levels = 100.0 * torch.arange(features)
-    both = torch.randn(2 * count, features, generator=generator) + levels
-    rows = compare_outputs(both, (8, 8), scores=True)
-    mine = replace(measurements(noisy(0, 0.01, count), classes=()), **rows)
-    assert summarize(mine, [MANY]).answer_change.estimate == pytest.approx(1, abs=0.07)
-
-
-def test_tokens_vary_around_the_mean_of_each_feature():
-    """One feature is far from the others; it does not make the rest look small."""
-    both = torch.randn(80, 17, 24, generator=torch.Generator().manual_seed(0))
-    both[:, :, 3] += 40
+@pytest.mark.parametrize(
+    ("shape", "tile"),
+    [((4000, 1), (8, 8)), ((2000, 2), (8, 8)), ((500, 1000), (8, 8)), ((80, 17, 24), (64, 64))],
+)
+def test_answers_of_unlike_levels_change_as_much_as_they_vary(shape, tile):
+    """Unrelated answers have C = 1, whatever the level of each number, or of each feature of tokens."""
+    both = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    both += 100.0 * torch.arange(shape[-1])
+    count = shape[0] // 2
     mine = replace(
-        measurements(noisy(0, 0.01, 40), classes=()), **compare_outputs(both, (64, 64), scores=True)
+        measurements(noisy(0, 0.01, count), classes=()), **compare_outputs(both, tile, scores=True)
     )
     assert summarize(mine, [MANY]).answer_change.estimate == pytest.approx(1, abs=0.1)
 
@@ -353,23 +328,18 @@ def distances(maps):
 
 
 def test_the_distance_between_sides_agrees_with_scipy():
-    maps = torch.rand(6, 5, 32, 48, generator=torch.Generator().manual_seed(0)) ** 3
-    found = distances(maps)
-    one, other = maps[:3].double().numpy(), maps[3:].double().numpy()
-    for i in range(3):
-        mean = np.concatenate([one[i], other[i]]).mean()
-        for k in (1, 2):
-            sides = [np.concatenate([part[i, 2 + j].ravel() for part in (one, other)]) for j in (k, -k)]
-            assert found[i, k - 1] == pytest.approx(stats.wasserstein_distance(*sides) / mean, rel=1e-3)
+    maps = torch.rand(2, 5, 32, 48, generator=torch.Generator().manual_seed(0)) ** 3
+    (found,), sides = distances(maps), maps.double().numpy()
+    for k in (1, 2):
+        ahead, behind = (sides[:, 2 + j].ravel() for j in (k, -k))
+        expected = stats.wasserstein_distance(ahead, behind) / sides.mean()
+        assert found[k - 1] == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_distance_is_largest_where_one_slice_has_all_saliency_and_zero_between_mirrors():
     one = torch.zeros(2, 5, 8, 8)
     one[:, 4] = 1 + torch.rand(8, 8)
     assert distances(one).tolist() == [pytest.approx([0, 5])]
-    few = torch.zeros(2, 5, 256, 256)
-    few[:, 4].view(2, -1)[:, _sample(256 * 256)[:10].tolist()] = 1.0  # pixels that are all in the sample
-    assert distances(few).max() == 5
     window = torch.rand(1, 5, 8, 8)
     assert not distances(torch.cat([window, window.flip(1)])).any()
 

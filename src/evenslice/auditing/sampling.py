@@ -1,0 +1,238 @@
+"""Which windows an audit reads, and when it stops.
+
+The windows of all volumes, every tile at every depth, are one population. They are read in a random order without
+replacement in which every window has the same chance to be among the first n, whatever n is, while those n are spread
+over volumes, depth and plane in proportion (``evenslice.volumes.spread_index``).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence  # noqa: TC003  # the command line reads it
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
+
+from evenslice._core import ConfigError, map_ahead, option, whole_number
+from evenslice.inference import keep_sides
+from evenslice.networks import input_multiple, input_size
+from evenslice.volumes import check_tile, fit_tile, spread_index
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from evenslice.volumes import Volume, WindowGrid
+
+LOOKS = (
+    40,
+    59,
+)  # windows at the first two looks: with 59 that equal their mirrors, fewer than 5 % of all can differ
+FIRST = LOOKS[0]  # windows before which an audit does not end by default; fewer may be the most
+EXAMPLES = 4
+MOST_OF_EXAMPLES = 2**27  # bytes that they may take: results of a few audits are read back together
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Which windows an audit reads, and when it stops.
+
+    Attributes:
+        precision: also go on until the half-widths of the 95 % intervals of all judged B and C are below this; by default
+            only until the verdict is settled.
+        min_windows: number of windows before which an audit does not end, unless there are fewer.
+        max_windows: largest number of windows, and of those that the stress test shows, but those of one slice.
+        tile: size (y, x) of the in-plane tile; by default the size that the network requires, or up to 256 of a plane that
+            is no larger, and 192 of larger planes, of which the inner 160 are compared.
+        seed: random seed for the order of the windows and for methods that draw samples, 0 to 2**63 - 1.
+        explain: a slice z of the first volume, or (z, y, x), whose window is the first of the examples: the one around that
+            voxel, or in the middle of the plane. For other sizes and methods see ``evenslice.explain``.
+        stress: with labels, also measure at the end what a disturbed slice costs.
+
+    Raises:
+        ConfigError: a value is out of range.
+
+    Example:
+        >>> Sampling(precision=0.01).max_windows
+        2000
+    """
+
+    precision: float | None = None
+    min_windows: int = FIRST
+    max_windows: int = 2000
+    tile: tuple[int, int] | None = None
+    seed: int = 0
+    explain: int | Sequence[int] | None = None
+    stress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.precision is not None:
+            precision: Any = self.precision
+            if not (isinstance(precision, Real) and float(precision) > 0):
+                raise ConfigError(f"{option('precision', precision)}: must be above 0")
+            object.__setattr__(self, "precision", float(precision))
+        for name, least in (("max_windows", 1), ("min_windows", 1), ("seed", 0)):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
+        if self.seed >= 2**63:
+            raise ConfigError(f"{option('seed', self.seed)}: must be below 2**63")
+
+    def check(self, population: int) -> None:
+        """Raise ConfigError if more windows have to be read than may be, of a population that has them."""
+        if population > self.max_windows and self.min_windows > max(self.max_windows, FIRST):
+            raise ConfigError(
+                f"{option('min_windows', self.min_windows)}: is more than {option('max_windows', self.max_windows)}; "
+                "raise that as well"
+            )
+
+
+@dataclass(frozen=True)
+class WindowBatch:
+    """Windows to measure in one pass.
+
+    Attributes:
+        places: (batch, 4) volume, z, y, x of each window.
+        pictures: number of windows to keep as pictures.
+        windows: (batch, N, y, x) in 0..1, once they were read.
+        labels: (batch, y, x) the label maps of their middle slices, if there are any.
+    """
+
+    places: NDArray[np.int64]
+    pictures: int
+    windows: NDArray[np.float32] | None = None
+    labels: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
+class WindowSample:
+    """The windows of several volumes in random order.
+
+    Attributes:
+        grids: the windows of each volume.
+        sampling: how many of them are read, and the seed of their order.
+        labels: the label map of each volume, for the target "labels".
+    """
+
+    grids: list[WindowGrid]
+    sampling: Sampling
+    labels: list[Volume] | None = None
+
+    @property
+    def population(self) -> list[int]:
+        """Number of windows in each volume."""
+        return [len(grid) for grid in self.grids]
+
+    @property
+    def volumes(self) -> list[Volume]:
+        """All volumes that are read, of labels too."""
+        return [*(grid.volume for grid in self.grids), *(self.labels or [])]
+
+    @property
+    def limit(self) -> int:
+        """Largest number of windows to read."""
+        return min(sum(self.population), self.sampling.max_windows)
+
+    def next_look(self, read: int) -> int:
+        """Return the number of windows after which an audit that has read some looks at what it knows."""
+        look = next_look(max(read, min(self.sampling.min_windows, self.limit) - 1))
+        if read < self.sampling.min_windows < look:
+            look = self.sampling.min_windows
+        return min(look, self.limit)
+
+    def batches(self, size: Callable[[], int]) -> Iterator[WindowBatch]:
+        """Yield the windows in batches; ``size`` is asked for the largest size of each.
+
+        A batch ends where the audit looks, so that what it finds does not depend on the size of batches.
+        """
+        read = 0
+        while read < self.limit:
+            stop = min(read + size(), self.next_look(read))
+            places = np.array([self._place(number) for number in range(read, stop)], dtype=np.int64)
+            yield WindowBatch(places, pictures=min(max(self._examples() - read, 0), stop - read))
+            read = stop
+
+    def _place(self, number: int) -> tuple[int, int, int, int]:
+        """Return volume, z, y, x of a window."""
+        ends = list(accumulate(self.population))
+        index = spread_index(number, ends[-1], self.sampling.seed)
+        volume = bisect_right(ends, index)
+        grid = self.grids[volume]
+        return (volume, *grid.place(index - (ends[volume] - len(grid))))
+
+    def _examples(self) -> int:
+        """Return how many windows to keep as pictures: those of few large ones, a byte and two float32 for each voxel."""
+        grid = self.grids[0]
+        return min(EXAMPLES, MOST_OF_EXAMPLES // (9 * grid.slices * grid.tile[0] * grid.tile[1]))
+
+    def read(self, batch: WindowBatch) -> WindowBatch:
+        """Read the windows of a batch, several at once if a server sends them; safe in any thread."""
+        threads = min(len(batch.places), *(grid.reads_at_once for grid in self.grids))
+        ahead = threads if threads > 1 else 0
+        read = list(map_ahead(self._read_one, batch.places.tolist(), threads=threads, ahead=ahead))
+        maps = [found for _, found in read if found is not None]
+        labels = np.stack(maps) if maps else None
+        return replace(batch, windows=np.stack([window for window, _ in read]), labels=labels)
+
+    def _read_one(self, place: list[int]) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
+        """Read a window (N, y, x), and the label map (y, x) of its middle slice."""
+        volume, z, y, x = place
+        grid, labels = self.grids[volume], self.labels
+        return grid.read(z, y, x), None if labels is None else grid.read_labels(labels[volume], z, y, x)
+
+
+def corner_of(
+    name: str, centre: Sequence[int] | None, tile: tuple[int, int], plane: tuple[int, int]
+) -> tuple[int, int]:
+    """Return the corner (y, x) of the tile around a pixel of a plane, or in its middle, as far inside as it fits.
+
+    Raises:
+        ConfigError: the option ``name`` gives a pixel outside of the plane.
+
+    Example:
+        >>> corner_of("at", (0, 90), (32, 32), (20, 100)), corner_of("at", None, (32, 32), (64, 64))
+        ((0, 68), (16, 16))
+    """
+    y, x = centre or (plane[0] // 2, plane[1] // 2)
+    if not (0 <= y < plane[0] and 0 <= x < plane[1]):
+        raise ConfigError(
+            f"{option(name, (y, x))}: y, x lies outside of the plane; give a pixel of {plane[0]} x {plane[1]}"
+        )
+    return (
+        max(0, min(y - tile[0] // 2, plane[0] - tile[0])),
+        max(0, min(x - tile[1] // 2, plane[1] - tile[1])),
+    )
+
+
+def choose_tile(model: nn.Module | Callable[[Any], Any], volumes: list[Volume]) -> tuple[int, int]:
+    """Return the tile (y, x) that a network or function insists on, or one that fits the smallest volume."""
+    network = model if isinstance(model, nn.Module) else None
+    fixed = getattr(model, "tile", None) if network is None else input_size(network)
+    if fixed is not None:
+        return check_tile(fixed)
+    smallest = (min(volume.shape[1] for volume in volumes), min(volume.shape[2] for volume in volumes))
+    tile = fit_tile(smallest, multiple=32 if network is None else input_multiple(network))
+    return tile if network is not None else keep_sides(model, tile)
+
+
+def next_look(windows: int) -> int:
+    """Return the number of windows after which an audit next looks at what it knows.
+
+    It looks after 40 windows, after 59, and then whenever their number has grown by a quarter.
+
+    Args:
+        windows: number of windows measured so far.
+
+    Example:
+        >>> [next_look(windows) for windows in (0, 39, 40, 59, 73)]
+        [40, 40, 59, 73, 91]
+    """
+    first, look = LOOKS
+    if windows < first:
+        return first
+    while look <= windows:
+        look += look // 4
+    return look
