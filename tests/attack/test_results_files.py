@@ -315,6 +315,17 @@ def test_damaged_results_are_read_or_refused(kind):
     assert tally["read"] + tally["refused"] == COUNT
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_network_files_get_the_umask(tmp_path, umask):
+    model, _, source = load_network(SPEC, "none")
+    before = os.umask(umask)
+    try:
+        save_network(model, tmp_path / "network.safetensors", source=source)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "network.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
 def test_audits_of_one_folder_come_back_under_long_names(tmp_path):
     audits = [make_audit(name, UNIFORM, size=16, windows=50) for name in ("a", "b" * 400, "\udcff\x1b[31m")]
     save_audits(audits, tmp_path)

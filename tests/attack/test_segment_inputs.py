@@ -178,3 +178,24 @@ def test_a_file_that_is_shortened_is_an_error(tmp_path):
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, (done.returncode, done.stderr)
     assert [done.stdout.count(f"{path}: ") for path in paths] == [3] * len(paths)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_parts_of_a_file_are_those_of_its_array(order, tmp_path):
+    random = np.random.default_rng(1)
+    array = random.integers(0, 2**15, (7, 30, 40)).astype(">i2")
+    np.save(tmp_path / "a.npy", np.asarray(array, order=order))
+    volume = open_volume(tmp_path / "a.npy")
+    for _ in range(60):
+        starts = [int(random.integers(0, length)) for length in array.shape]
+        stops = [
+            int(random.integers(start + 1, length + 1))
+            for start, length in zip(starts, array.shape, strict=True)
+        ]
+        key = tuple(
+            slice(start, stop, int(random.integers(1, 4))) for start, stop in zip(starts, stops, strict=True)
+        )
+        np.testing.assert_array_equal(volume[key], array[key])
+    plane = volume[0]
+    plane[:] = 0  # it is the caller's
+    np.testing.assert_array_equal(volume[...], array)
