@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from evenslice._core.text import json_text
+from evenslice._core import json_text
 from evenslice.results.arms import METRICS, SALIENCY_PERCENTILES, pool_runs, summarize_runs
 
 if TYPE_CHECKING:

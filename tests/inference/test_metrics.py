@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, strategies as st
 from torch import nn
 
+from evenslice._core import json_text
 from evenslice._core.errors import ConfigError, MissingExtraError, ModelError
-from evenslice._core.text import json_text
 from evenslice.inference.metrics import object_scores, surface_scores
 from evenslice.inference.scoring import evaluate_parts
 from evenslice.volumes.labels import ClassIndex, LabelledVolume

@@ -16,8 +16,8 @@ from pages import HOSTILE, Page, plain, standing_alone
 from synthetic_study import ARMS, make_study
 
 from evenslice import cli
+from evenslice._core import json_text
 from evenslice._core.errors import ConfigError, MissingExtraError, OutputError
-from evenslice._core.text import json_text
 from evenslice.report import arm_tables, study_html, write_study_report
 from evenslice.report.pages import study_page
 from evenslice.report.pictures import BOTH, LABELLED, PREDICTED, around_foreground, outlined_panels, outlines

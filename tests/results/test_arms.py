@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 from scipy import stats
 
-from evenslice._core.text import json_text
+from evenslice._core import json_text
 from evenslice.results.arms import (
     METRICS,
     bias_removed,

@@ -17,9 +17,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-from evenslice._core.errors import UNREADABLE, ConfigError, did_you_mean, needs_extra, option, reason
+from evenslice._core.errors import (
+    UNREADABLE,
+    ConfigError,
+    did_you_mean,
+    needs_extra,
+    option,
+    reason,
+    without_secrets,
+)
 from evenslice._core.files import local_path, read_bounded
-from evenslice._core.text import without_secrets
 
 with needs_extra("train", "a configuration"):
     import yaml
@@ -39,7 +46,6 @@ if TYPE_CHECKING:
 
     from pydantic_core import ErrorDetails
 
-__all__ = ["Section", "as_config", "load_config", "to_yaml"]
 
 LARGEST_FILE = 2**20
 """Size limit of a configuration file in bytes."""

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from evenslice._core.errors import EvensliceError
 
-__all__ = ["import_object", "importable_here", "imports_from_here", "is_installed", "module_file"]
 
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
 

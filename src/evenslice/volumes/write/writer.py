@@ -28,7 +28,6 @@ from evenslice._core import (
     check_callable,
     reporting_write_errors,
     staged_file,
-    staged_tree,
 )
 from evenslice.volumes.volume import Volume
 from evenslice.volumes.write.formats import ZARR, checked_destination
@@ -188,10 +187,9 @@ def _write(
     if isinstance(destination.location, str):
         write_remote(destination.location, destination.path, image)
         return
-    staged = staged_tree if destination.format is ZARR else staged_file
     with (
         reporting_write_errors(destination.path),
-        staged(destination.location, force=force) as beside,
+        staged_file(destination.location, force=force, folder=destination.format is ZARR) as beside,
     ):
         destination.format.write(beside, image)
 
