@@ -36,7 +36,7 @@ from evenslice.training.run_network import load_segmenter
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.zarr import ZarrSource
 from evenslice.volumes.scaling import fit_scaling
-from evenslice.volumes.write import image as image_module
+from evenslice.volumes.write import files as image_module
 
 
 def network(classes=3, slices=3):

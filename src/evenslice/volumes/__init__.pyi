@@ -59,9 +59,9 @@ from .windows import (
     spread_index as spread_index,
     tile_origins as tile_origins,
 )
-from .write.formats import output_location as output_location
 from .write.writer import (
     check_destination as check_destination,
+    output_location as output_location,
     write_channels as write_channels,
     write_volume as write_volume,
 )
