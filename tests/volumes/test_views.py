@@ -110,7 +110,7 @@ def test_what_is_read_in_runs_is_what_the_array_holds(start, stop, row, column, 
 
 def test_slices_that_share_chunks_are_read_once_as_far_as_memory_allows(monkeypatch):
     reads, volume = [], take_slices(in_chunks(np.zeros((12, 6, 9), np.uint16)), 3, 12)
-    source, read = type(volume._sources[0]), type(volume._sources[0]).read
+    source, read = type(volume._stored.sources[0]), type(volume._stored.sources[0]).read
     monkeypatch.setattr(source, "read", lambda self, key: reads.append(key[0]) or read(self, key))
 
     def ranges(most):

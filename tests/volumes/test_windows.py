@@ -275,7 +275,8 @@ def test_a_remote_volume_is_not_downloaded_to_search_it_for_nan(monkeypatch):
     monkeypatch.delattr("evenslice.volumes.scaling.find_nonfinite")
     voxels = np.random.default_rng(0).random((5, 40, 40))
     voxels[2, 3, 4] = np.nan
-    volume = replace(open_volume(voxels), location="https://127.0.0.1/cells.zarr")
+    volume = open_volume(voxels)
+    volume = replace(volume, origin=replace(volume.origin, location="https://127.0.0.1/cells.zarr"))
     with pytest.raises(VolumeError, match="1 of 8000 voxels of a sample are NaN or infinite"):
         fit_scaling(volume)
     grid = WindowGrid(volume, fit_scaling(volume, intensity=(0, 1)), 3, (32, 32))

@@ -293,7 +293,7 @@ def test_a_volume_that_cannot_be_read_is_no_fault_of_the_output(tmp_path):
     np.save(tmp_path / "a.npy", LABELS)
     volume = open_volume(tmp_path / "a.npy")
     np.save(tmp_path / "a.npy", LABELS[:2])
-    volume._sources.clear()
+    volume._stored.sources.clear()
     with pytest.raises(VolumeError, match="has changed"):
         write_volume(volume, tmp_path / "b.tif")
     assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]

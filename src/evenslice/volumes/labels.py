@@ -164,7 +164,7 @@ class LabelValues:
         """
         self.check(classes)
         if self.instances is not None:
-            axes = stored._arrangement.zyx[1:]  # noqa: SLF001  # set by `open_volume`
+            axes = stored._stored.arrangement.zyx[1:]  # noqa: SLF001  # set by `open_volume`
             dense = self.instances == "dense"
             find = partial(_boundaries, path=stored.path, axes=axes, dense=dense, ignore=self.ignore_label)
             return map_voxels(stored, find, np.int64, around=True)
@@ -337,7 +337,7 @@ def check_place(labels: Volume, volume: Volume) -> None:
     """
     if labels.affine is None or volume.affine is None or not is_invertible(volume.affine):
         return
-    if labels.axes_given or not (labels.placed and volume.placed) or _is_unplaced(labels, volume):
+    if labels.origin.axes_given or not (labels.placed and volume.placed) or _is_unplaced(labels, volume):
         return
     gaps = [
         _corner_gaps(own, other, labels.shape)
@@ -352,7 +352,7 @@ def _is_unplaced(labels: Volume, volume: Volume) -> bool:
 
     That is all that a format can state which, as MetaImage, stores an origin in any case.
     """
-    own, other = (reslice(item._whole or item, "z") for item in (labels, volume))  # noqa: SLF001  # as opened
+    own, other = (reslice(item._whole, "z") for item in (labels, volume))  # noqa: SLF001  # as opened
     affine = np.asarray(own.affine)
     sizes = np.abs(affine.diagonal()[:3])
     if not np.allclose(affine, np.diag(affine.diagonal()), rtol=0, atol=1e-6 * sizes.min()):
@@ -390,7 +390,7 @@ def _corner_gaps(
 
 def _describe(labels: Volume, volume: Volume, distance: float) -> str:
     own, other = (axis_codes(np.asarray(reslice(item, "z").affine)) for item in (labels, volume))
-    names = (labels._whole or labels)._source().names or "zyx"  # noqa: SLF001  # as the file states them
+    names = labels._whole._source().names or "zyx"  # noqa: SLF001  # as the file states them
     differs = (
         f"lies up to {distance:.4g} mm from {volume.path}"
         if own == other

@@ -28,7 +28,7 @@ from evenslice.volumes.geometry import UNITS, normal_unit, positive
 from evenslice.volumes.read.formats import open_source
 from evenslice.volumes.read.location import Place, locate
 from evenslice.volumes.read.source import ArraySource, VoxelSource
-from evenslice.volumes.volume import Arrangement, Volume, reslice, take_region
+from evenslice.volumes.volume import Arrangement, Origin, Stored, Volume, reslice, take_region
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -234,9 +234,16 @@ def _arranged(
     offset = source.offset or (0.0,) * len(source.shape)
     volume = Volume(
         path=place.label,
-        location=place.location or None,
-        part=source.part,
-        format=source.format,
+        origin=Origin(
+            location=place.location or None,
+            part=source.part,
+            format=source.format,
+            files=source.files,
+            level=place.level,
+            select=dict(select),
+            placed=source.placed,
+            axes_given=names is not None,
+        ),
         shape=arrangement.lengths,
         dtype=source.dtype.newbyteorder("="),
         spacing=spacing if known else None,
@@ -244,17 +251,12 @@ def _arranged(
         chunks=None if source.chunks is None else (source.chunks[z], source.chunks[y], source.chunks[x]),
         # An affine refers to the axes as the file names them.
         affine=source.affine if source.names is not None and names in (None, source.names) else None,
-        files=source.files,
-        _open=opener,
-        _arrangement=arrangement,
-        _sources=[source],
-        level=place.level,
-        placed=source.placed,
         offset=(offset[z], offset[y], offset[x]),
-        axes_given=names is not None,
-        select=dict(select),
+        _stored=Stored(arrangement, opener, [source]),
     )
-    return volume if volume.location is None else replace(volume, _whole=volume)
+    if volume.location is None:
+        return volume
+    return replace(volume, _stored=replace(volume._stored, whole=volume))  # noqa: SLF001  # made here
 
 
 def _arrangement(source: VoxelSource, names: str | None, picks: Mapping[str, int]) -> Arrangement:
