@@ -147,7 +147,6 @@ def test_nothing_takes_the_name_of_a_device(tmp_path, monkeypatch):
         (lambda: evenslice.survey([network()]), "are surveyed by name"),
         (lambda: evenslice.survey("timm:test_resnet", weights=None), "weights: give 'imagenet'"),
         (lambda: evenslice.load_onnx("network.onnx", providers=[]), "providers="),
-        (lambda: evenslice.load_config("train.yaml", dict), "give the class of the configuration"),
         (lambda: evenslice.train({}, "run", on_start="print"), "on_start: is str, not a function"),
         (lambda: evenslice.study({}, "study", on_finished=1), "on_finished: is int, not a function"),
         (lambda: write_volume(evenslice.open_volume(VOLUME), "x.tif", progress=True), "progress: is bool"),

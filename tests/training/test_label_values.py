@@ -16,7 +16,7 @@ from evenslice.training.config import ModelConfig
 from evenslice.training.data import open_data
 from evenslice.training.data_config import DataConfig
 from evenslice.training.tasks import TaskLoss
-from evenslice.volumes.labels import IGNORED, LabelValues
+from evenslice.volumes import IGNORED, LabelValues
 from evenslice.volumes.opening import open_volume
 
 

@@ -10,9 +10,8 @@ import pytest
 from chunk_server import serving
 
 from evenslice._core.errors import VolumeError
-from evenslice.volumes import blocks, info, scaling
+from evenslice.volumes import LabelValues, blocks, info, scaling
 from evenslice.volumes.info import fingerprint, modified
-from evenslice.volumes.labels import LabelValues
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.chunk_files import THREADS
 from evenslice.volumes.scaling import Scaling, fit_scaling

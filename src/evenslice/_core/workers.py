@@ -59,7 +59,6 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CONNECT_SECONDS = 10
-MOST_WORKERS = 1024
 LOOK_SECONDS = 30.0  # between looks at what workers are at
 AHEAD = 2  # items sent to each worker, including the one in progress
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -175,13 +174,7 @@ def open_workers(workers: int | None = None, scheduler: str | None = None) -> It
             "one of the two"
         )
     if workers is not None:
-        workers = whole_number("workers", workers, least=1)
-        if workers > MOST_WORKERS:
-            raise ConfigError(
-                f"{option('workers', workers)}: each is a process on this machine, of which it starts at most "
-                f"{MOST_WORKERS}; for more machines, give {option('scheduler')}"
-            )
-        yield _Processes(workers)
+        yield _Processes(whole_number("workers", workers, least=1))
     elif scheduler is not None:
         with needs_extra("cluster", "working on a cluster"):
             from distributed import Client

@@ -15,13 +15,11 @@ from .labels import (
     IGNORED as IGNORED,
     ClassIndex as ClassIndex,
     LabelledVolume as LabelledVolume,
-    LabelValues as LabelValues,
     check_classes as check_classes,
     check_place as check_place,
     index_classes as index_classes,
     open_labels as open_labels,
     open_several_labels as open_several_labels,
-    refuse_without_labels as refuse_without_labels,
 )
 from .opening import (
     VolumeLike as VolumeLike,
@@ -32,7 +30,13 @@ from .opening import (
     stated_axes as stated_axes,
 )
 from .read.location import is_address as is_address
-from .reading import Reading as Reading, each_reading as each_reading, fit_scalings as fit_scalings
+from .reading import (
+    LabelValues as LabelValues,
+    Reading as Reading,
+    each_reading as each_reading,
+    fit_scalings as fit_scalings,
+    refuse_without_labels as refuse_without_labels,
+)
 from .scaling import (
     PERCENTILES as PERCENTILES,
     Scaling as Scaling,
