@@ -29,8 +29,7 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 import evenslice
 from evenslice.cli.demonstration import SPEC
 from evenslice.neutralizing.network_files import load_network
-from evenslice.volumes import mni152
-from evenslice.volumes.scaling import fit_scaling
+from evenslice.volumes import fit_scaling, mni152
 from evenslice.volumes.windows import WindowGrid, fit_tile
 
 if TYPE_CHECKING:

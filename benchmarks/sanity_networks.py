@@ -15,8 +15,7 @@ from evenslice.inference.ready_networks import input_scaling
 from evenslice.networks.weight_files import packaged_weights
 from evenslice.neutralizing import record_of
 from evenslice.neutralizing.network_files import load_network
-from evenslice.volumes import mni152
-from evenslice.volumes.scaling import fit_scaling
+from evenslice.volumes import fit_scaling, mni152
 from evenslice.volumes.windows import WindowGrid
 
 if TYPE_CHECKING:

@@ -34,8 +34,7 @@ import evenslice
 from evenslice.cli.demonstration import SPEC
 from evenslice.inference.prediction import BATCH_PIXELS, LARGEST_BATCH
 from evenslice.neutralizing.network_files import load_network
-from evenslice.volumes import mni152
-from evenslice.volumes.scaling import fit_scaling
+from evenslice.volumes import fit_scaling, mni152
 from evenslice.volumes.windows import WindowGrid, tile_origins
 
 if TYPE_CHECKING:

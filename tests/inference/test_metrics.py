@@ -10,13 +10,13 @@ import torch
 from hypothesis import given, strategies as st
 from torch import nn
 
+from evenslice import Scaling
 from evenslice._core import json_text
 from evenslice._core.errors import ConfigError, MissingExtraError, ModelError
 from evenslice.inference.metrics import object_scores, surface_scores
 from evenslice.inference.scoring import evaluate_parts
 from evenslice.volumes.labels import ClassIndex, LabelledVolume
 from evenslice.volumes.opening import open_volume
-from evenslice.volumes.scaling import Scaling
 
 
 class Levels(nn.Module):

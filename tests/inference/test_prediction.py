@@ -9,6 +9,7 @@ import zarr
 from hypothesis import given, strategies as st
 from torch import nn
 
+from evenslice import Scaling
 from evenslice._core.errors import ConfigError, ModelError, VolumeError
 from evenslice.inference import prediction as predicting
 from evenslice.inference.network_outputs import class_logits
@@ -16,7 +17,6 @@ from evenslice.inference.prediction import predict, try_network
 from evenslice.inference.ready_networks import BlackBox, ReadyNetwork
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.zarr import ZarrSource
-from evenslice.volumes.scaling import Scaling
 from evenslice.volumes.windows import slice_indices
 
 

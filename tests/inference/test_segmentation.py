@@ -33,9 +33,9 @@ from evenslice.networks.outputs import predicted_classes
 from evenslice.neutralizing.network_files import save_network
 from evenslice.neutralizing.neutralization import neutralize
 from evenslice.training.run_network import load_segmenter
+from evenslice.volumes import fit_scaling
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.zarr import ZarrSource
-from evenslice.volumes.scaling import fit_scaling
 from evenslice.volumes.write import files as image_module
 
 

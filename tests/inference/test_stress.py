@@ -10,6 +10,7 @@ from scipy import ndimage
 from torch import nn
 
 import evenslice
+from evenslice import Scaling
 from evenslice._core.errors import ConfigError
 from evenslice.inference.metrics import confusion_matrix
 from evenslice.inference.network_outputs import class_map
@@ -19,7 +20,6 @@ from evenslice.inference.scoring import evaluate_parts
 from evenslice.inference.stress_test import KINDS, SHIFT, Disturbances, StressedVolume, StressTest, stress
 from evenslice.volumes.labels import ClassIndex, LabelledVolume
 from evenslice.volumes.opening import open_volume
-from evenslice.volumes.scaling import Scaling
 
 ONE = Scaling(0, 1)
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from torch import nn
 
+from evenslice import Scaling
 from evenslice._core.config_files import load_config
 from evenslice._core.errors import ConfigError, ModelError
 from evenslice.cli import entry as cli
@@ -30,7 +31,6 @@ from evenslice.training.tasks import (
 from evenslice.training.trainer import train
 from evenslice.volumes.labels import IGNORED, LabelledVolume, index_classes
 from evenslice.volumes.opening import open_volume
-from evenslice.volumes.scaling import Scaling
 from evenslice.volumes.windows import WindowGrid
 
 NETWORKS = """

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from evenslice import ConfigError, SliceWindows
+from evenslice import ConfigError, Scaling, SliceWindows
 from evenslice._core import as_config
 from evenslice.training.config import AugmentationConfig, TrainConfig, TrainingConfig
 from evenslice.training.crops import CropDataset
@@ -10,7 +10,6 @@ from evenslice.training.data_config import DataConfig
 from evenslice.training.lightning_module import CropData, StepSampler
 from evenslice.volumes.labels import LabelledVolume, index_classes
 from evenslice.volumes.opening import open_volume
-from evenslice.volumes.scaling import Scaling
 from evenslice.volumes.volume import take_slices
 
 OFF = AugmentationConfig(flips=False, rotations=False, z_flip=False, intensity=False)

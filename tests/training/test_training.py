@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from scipy import ndimage
 from torch import nn
 
+from evenslice import Scaling
 from evenslice._core.config_files import load_config, to_yaml
 from evenslice._core.errors import ConfigError, EvensliceError, ModelError, OutputError
 from evenslice.cli import entry as cli
@@ -36,7 +37,6 @@ from evenslice.training.tasks import TaskLoss, validation_score
 from evenslice.training.trainer import train
 from evenslice.volumes.labels import ClassIndex, LabelledVolume
 from evenslice.volumes.opening import open_volume
-from evenslice.volumes.scaling import Scaling
 
 NETWORKS = """
 import os

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from evenslice._core.errors import ConfigError, VolumeError
+from evenslice.volumes import Scaling, fit_scaling
 from evenslice.volumes.opening import open_volume
-from evenslice.volumes.scaling import Scaling, fit_scaling
 from evenslice.volumes.windows import (
     LARGEST_WHOLE,
     TILE,
@@ -272,7 +272,7 @@ def test_windows_of_the_volume_ends_need_an_edge_policy():
 
 
 def test_a_remote_volume_is_not_downloaded_to_search_it_for_nan(monkeypatch):
-    monkeypatch.delattr("evenslice.volumes.scaling.find_nonfinite")
+    monkeypatch.delattr("evenslice.volumes.windows.find_nonfinite")
     voxels = np.random.default_rng(0).random((5, 40, 40))
     voxels[2, 3, 4] = np.nan
     volume = open_volume(voxels)

@@ -23,6 +23,8 @@ from .labels import (
 )
 from .opening import (
     VolumeLike as VolumeLike,
+    mni152 as mni152,
+    mni152_path as mni152_path,
     open_complete as open_complete,
     open_filled as open_filled,
     open_several as open_several,
@@ -37,12 +39,6 @@ from .reading import (
     fit_scalings as fit_scalings,
     refuse_without_labels as refuse_without_labels,
 )
-from .scaling import (
-    PERCENTILES as PERCENTILES,
-    Scaling as Scaling,
-    fit_scaling as fit_scaling,
-)
-from .templates import mni152 as mni152, mni152_path as mni152_path
 from .volume import (
     Volume as Volume,
     hold_small as hold_small,
@@ -53,10 +49,13 @@ from .volume import (
     take_slices as take_slices,
 )
 from .windows import (
+    PERCENTILES as PERCENTILES,
     Edge as Edge,
+    Scaling as Scaling,
     WindowGrid as WindowGrid,
     check_tile as check_tile,
     check_window as check_window,
+    fit_scaling as fit_scaling,
     fit_tile as fit_tile,
     inner_margin as inner_margin,
     slice_indices as slice_indices,

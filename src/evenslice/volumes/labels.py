@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from evenslice.volumes.opening import VolumeLike
     from evenslice.volumes.reading import LabelValues
-    from evenslice.volumes.scaling import Scaling
     from evenslice.volumes.volume import Volume
+    from evenslice.volumes.windows import Scaling
 
 IGNORED = -100
 """The class number of voxels that count neither in a loss nor in scores; PyTorch's cross entropy leaves it out, too."""

@@ -18,12 +18,21 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evenslice._core import ConfigError, EvensliceError, VolumeError, did_you_mean, option, whole_number
+from evenslice._core import (
+    ConfigError,
+    EvensliceError,
+    VolumeError,
+    did_you_mean,
+    needs_extra,
+    option,
+    whole_number,
+)
 from evenslice.volumes.geometry import UNITS, normal_unit, positive
 from evenslice.volumes.read.formats import open_source
 from evenslice.volumes.read.location import Place, locate
@@ -32,7 +41,6 @@ from evenslice.volumes.volume import Arrangement, Origin, Stored, Volume, reslic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
 VolumeLike = Volume | NDArray[Any] | str | os.PathLike[str]
 """A volume, an array (z, y, x), a path or an address."""
@@ -384,3 +392,39 @@ def _selected(shape: tuple[int, ...], names: str, select: Mapping[str, int]) -> 
             raise ConfigError(f"{option('select', {axis: index})}: axis {name} has 0 to {length - 1}")
         fixed[names.index(name)] = index
     return fixed
+
+
+MAPS = ("t1", "gm", "wm")
+
+
+def mni152() -> Volume:
+    """Open the MNI152 T1 template: 189 x 233 x 197 voxels of 1 mm.
+
+    Raises:
+        MissingExtraError: nilearn is not installed.
+
+    Example:
+        >>> volume = mni152()
+        >>> volume.shape, volume.spacing
+        ((189, 233, 197), (1.0, 1.0, 1.0))
+    """
+    return open_volume(mni152_path("t1"))
+
+
+def mni152_path(name: str) -> Path:
+    """Return the path of a map of the template: "t1", or "gm" or "wm" for the fraction of gray or white matter, 0..255.
+
+    Raises:
+        ConfigError: there is no map of this name.
+        MissingExtraError: nilearn is not installed.
+
+    Example:
+        >>> open_volume(mni152_path("gm")).shape
+        (189, 233, 197)
+    """
+    if name not in MAPS:
+        raise ConfigError(f"{option('name', name)}: {did_you_mean(name, MAPS)}")
+    with needs_extra("demo", "the demonstration volume"):
+        import nilearn
+    folder = Path(str(nilearn.__file__)).parent / "datasets" / "data"
+    return folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz"

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from evenslice.volumes.labels import LabelValues
-    from evenslice.volumes.scaling import Scaling
     from evenslice.volumes.volume import Volume
+    from evenslice.volumes.windows import Scaling
 
 # What checks and applies these options is imported where that happens: the command line is to start without it.
 PLANES = ("z", "y", "x")
@@ -206,7 +206,7 @@ class Reading(LabelValues):
     overlapping: bool | None = None
 
     def __post_init__(self) -> None:
-        from evenslice.volumes.scaling import Scaling, two_numbers
+        from evenslice.volumes.windows import Scaling, two_numbers
 
         check_known("plane", self.plane, PLANES)
         if not isinstance(self.overlapping, bool | None):
@@ -302,7 +302,7 @@ def fit_scalings(volumes: Sequence[Volume], readings: Sequence[Reading], *, seed
     Raises:
         VolumeError: a volume cannot be scaled, or it is the only one and constant.
     """
-    from evenslice.volumes.scaling import fit_scaling
+    from evenslice.volumes.windows import fit_scaling
 
     # An empty tile may stand beside others; alone, all of its windows would be the same.
     blank = len(volumes) > 1
