@@ -625,28 +625,23 @@ class _InRuns(_Derived):
     def __init__(self, source: VoxelSource, volume: Volume, stop: int, max_bytes: int) -> None:
         super().__init__(source)
         self._volume, self._stop, self._most = volume, stop, max_bytes // volume.dtype.itemsize
-        self._axis, self._start = volume._stored.arrangement.zyx[0], volume._stored.arrangement.start[0]
-        self._key: tuple[slice, ...] = ()
+        arranged = volume._stored.arrangement
+        self._axis, self._first = arranged.zyx[0], arranged.start[0]
+        self._held = range(0)
+        self._plane: tuple[slice, ...] = ()
         self._run: NDArray[Any] | None = None
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Return a view of what is held, which is read first if need be."""
-        wanted = key[self._axis]
-        if self._run is None or not self._holds(key):
+        before, wanted, after = key[: self._axis], key[self._axis], key[self._axis + 1 :]
+        inside = self._held.start <= wanted.start and wanted.stop <= self._held.stop
+        if self._run is None or not inside or self._plane != before + after:
             self._run = None  # two would take twice the memory
-            area = math.prod(part.stop - part.start for part in self._with(key, 0, 1))
-            end = min(run_end(self._volume, wanted.start - self._start, area, self._most), self._stop)
-            self._key = self._with(key, wanted.start, max(end + self._start, wanted.stop))
-            self._run = self._source.read(self._key)
-        first = self._key[self._axis].start
-        inside = slice(wanted.start - first, wanted.stop - first, wanted.step)
-        return self._run[(slice(None),) * self._axis + (inside,)]
-
-    def _holds(self, key: tuple[slice, ...]) -> bool:
-        held, wanted = self._key[self._axis], key[self._axis]
-        inside = held.start <= wanted.start and wanted.stop <= held.stop
-        return inside and self._with(key, held.start, held.stop) == self._key
-
-    def _with(self, key: tuple[slice, ...], start: int, stop: int) -> tuple[slice, ...]:
-        """Return a key that asks for these slices."""
-        return *key[: self._axis], slice(start, stop), *key[self._axis + 1 :]
+            self._plane = before + after
+            area = math.prod(part.stop - part.start for part in self._plane)
+            end = min(run_end(self._volume, wanted.start - self._first, area, self._most), self._stop)
+            self._held = range(wanted.start, max(end + self._first, wanted.stop))
+            self._run = self._source.read((*before, slice(self._held.start, self._held.stop), *after))
+        start = self._held.start
+        part = slice(wanted.start - start, wanted.stop - start, wanted.step)
+        return self._run[(slice(None),) * self._axis + (part,)]
