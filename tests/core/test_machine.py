@@ -93,13 +93,12 @@ def test_a_container_may_have_fewer_cores_than_its_machine(text, number, tmp_pat
     assert available_cores() == number
 
 
-@pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("already", [True, False])
-def test_the_places_of_modules_are_afterwards_what_they_were(first, already, tmp_path, monkeypatch):
+def test_the_places_of_modules_are_afterwards_what_they_were(already, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path)] * already + ["/a", "/b"])
     before = list(sys.path)
-    with importable_here(first=first):
+    with importable_here():
         assert str(tmp_path) in sys.path
     assert sys.path == before
 

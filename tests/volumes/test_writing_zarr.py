@@ -268,7 +268,7 @@ def test_addresses_that_cannot_be_written(address, reason):
 
 def image_of(volume, progress=None):
     tally = Tally(volume.size, progress)
-    return Image((volume,), False, True, volume.dtype, None, None, None, False, tally, "/labels")
+    return Image((volume,), False, True, volume.dtype, None, None, None, tally, "/labels")
 
 
 def test_nothing_is_written_any_more_after_a_failure(labels):

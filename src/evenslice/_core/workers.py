@@ -272,7 +272,8 @@ def map_as_finished(
             for future in ended:
                 item = futures.pop(future)
                 unfinished.discard(id(item))
-                yield item, _outcome(future, workers)
+                outcome = _outcome(future, workers)
+                yield item, outcome
 
 
 def map_in_order(

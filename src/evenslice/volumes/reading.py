@@ -14,7 +14,6 @@ from evenslice._core import ConfigError, check_known, option, whole_number
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from evenslice.volumes.labels import LabelValues
     from evenslice.volumes.volume import Volume
     from evenslice.volumes.windows import Scaling
 

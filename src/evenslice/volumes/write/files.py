@@ -74,8 +74,7 @@ class Image:
         dtype: data type to store, which holds all values of the volumes.
         spacing: voxel size along z, y, x, or None if unknown.
         unit: unit of the spacing, or None if unknown.
-        affine: (4, 4) map from voxel indices (x, y, z, 1) to patient space, or None.
-        placed: whether the affine is stated, rather than assumed.
+        affine: (4, 4) map from voxel indices (x, y, z, 1) to patient space, or None if none is stated.
         tally: counts the voxels written.
         dataset: the path inside a file of several datasets.
         offset: where the centre of the first voxel lies along z, y, x, in voxels from the origin of the file that it comes
@@ -89,7 +88,6 @@ class Image:
     spacing: tuple[float, float, float] | None
     unit: Unit | None
     affine: NDArray[np.float64] | None
-    placed: bool
     tally: Tally
     dataset: str
     offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -475,10 +473,9 @@ def _affine_in(image: Image, unit: Unit | None) -> NDArray[np.float64] | None:
         unit: unit of the result; None means mm, as does an unknown unit of the spacing.
 
     Returns:
-        (4, 4) map from voxel indices (x, y, z, 1), or None if the image has no invertible affine, or one that is merely
-        assumed.
+        (4, 4) map from voxel indices (x, y, z, 1), or None if the image has no invertible affine.
     """
-    if image.affine is None or not image.placed or not is_invertible(image.affine):
+    if image.affine is None or not is_invertible(image.affine):
         return None
     if image.spacing is None:
         return image.affine
@@ -492,7 +489,7 @@ def _itk_placement(image: Image) -> tuple[NDArray[np.float64], NDArray[np.float6
 
     Returns:
         (3, 3) array whose rows are the steps from a voxel to the next along x, y and z, and the position (3,) of the
-        first voxel. An image without an affine, or with one that is merely assumed, is aligned with the axes.
+        first voxel. An image without an affine is aligned with the axes.
     """
     affine = _affine_in(image, "mm")
     if affine is None:
