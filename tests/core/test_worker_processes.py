@@ -11,15 +11,14 @@ from pathlib import Path
 import pytest
 from pretended_workers import PretendedWorkers
 
+from evenslice import ConfigError, EvensliceError
 from evenslice._core import (
-    EvensliceError,
     map_as_finished,
     map_in_order,
     open_workers,
     worker_number,
     workers as module,
 )
-from evenslice._core.errors import ConfigError
 
 
 @pytest.fixture
@@ -138,26 +137,6 @@ def test_processes_have_numbers_and_share_the_cores_that_are_left_to_this_one(mo
     assert worker_number() is None
 
 
-def note(path):
-    """Say whether a file was there, and write it a while later."""
-    before = path.exists()
-    time.sleep(1 if not before else 0)
-    path.touch()
-    return before
-
-
-@pytest.mark.slow
-def test_an_item_waits_for_what_it_needs(tmp_path):
-    first, other = tmp_path / "file", tmp_path / "file"
-    with open_workers(workers=2) as workers:
-        found = list(
-            map_as_finished(
-                note, [first, other], workers, needs=lambda item: first if item is other else None
-            )
-        )
-    assert found == [(first, False), (other, True)]
-
-
 def die(item):
     if item == 3:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -165,21 +144,18 @@ def die(item):
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_ends_the_work_in_one_line(capfd):
+def test_the_end_of_processes_that_are_killed_and_of_those_that_nobody_waits_for(capfd):
     with (
         open_workers(workers=2) as workers,
         pytest.raises(EvensliceError, match="^a worker process was killed"),
     ):
         list(map_in_order(die, range(20), workers))
-    assert capfd.readouterr().err == ""
-
-
-def test_processes_end_when_nobody_waits_for_them():
     start = time.monotonic()
     with open_workers(workers=2) as workers:
         for _ in map_in_order(time.sleep, [0.1, 60, 60], workers):
-            break
+            break  # nobody waits for the others
     assert time.monotonic() - start < 30
+    assert capfd.readouterr().err == ""
 
 
 UNGUARDED = """
@@ -257,14 +233,6 @@ def test_all_items_get_what_they_have_in_common_or_one_line_that_says_why_not(ca
 # A cluster of the user's own
 
 
-def test_a_cluster_does_the_same(cluster):
-    with open_workers(scheduler=cluster.scheduler_address) as workers:
-        assert list(map_in_order(pow, [2, 3], workers, common=4)) == [16, 81]
-        found = dict(map_as_finished(int, ["1", "x"], workers))
-    assert found["1"] == 1
-    assert isinstance(found["x"], ValueError)
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_loss_of_the_scheduler_is_told_in_one_line(cluster):
@@ -283,4 +251,6 @@ def test_a_cluster_may_have_no_workers_yet_which_is_said_once(cluster, monkeypat
         found = map_as_finished(abs, [-1], workers, meanwhile=lambda _: looked.append(1) or grow())
         looked, grow = [], lambda: cluster.scale(1) if len(looked) == 5 else None
         assert list(found) == [(-1, 1)]
+        assert list(map_in_order(pow, [2, 3], workers, common=4)) == [16, 81]
+        assert isinstance(dict(map_as_finished(int, ["x"], workers))["x"], ValueError)
     assert capsys.readouterr().err == f"waiting for workers of {cluster.scheduler_address}\n"
