@@ -59,6 +59,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CONNECT_SECONDS = 10
+MOST_WORKERS = 1024
 LOOK_SECONDS = 30.0  # between looks at what workers are at
 AHEAD = 2  # items sent to each worker, including the one in progress
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -174,7 +175,13 @@ def open_workers(workers: int | None = None, scheduler: str | None = None) -> It
             "one of the two"
         )
     if workers is not None:
-        yield _Processes(whole_number("workers", workers, least=1))
+        workers = whole_number("workers", workers, least=1)
+        if workers > MOST_WORKERS:
+            raise ConfigError(
+                f"{option('workers', workers)}: each is a process on this machine, of which it starts at most "
+                f"{MOST_WORKERS}; for more machines, give {option('scheduler')}"
+            )
+        yield _Processes(workers)
     elif scheduler is not None:
         with needs_extra("cluster", "working on a cluster"):
             from distributed import Client
