@@ -22,8 +22,7 @@ import torch
 
 import evenslice
 from evenslice.networks.weights import packaged_weights
-from evenslice.volumes import mni152
-from evenslice.volumes.scaling import fit_scaling
+from evenslice.volumes import fit_scaling, mni152
 from evenslice.volumes.windows import WindowGrid
 
 if TYPE_CHECKING:

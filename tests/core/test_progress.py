@@ -3,7 +3,6 @@
 import io
 import threading
 from contextlib import redirect_stderr
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +26,9 @@ def test_a_listener_hears_each_step_and_nothing_is_printed():
     with redirect_stderr(io.StringIO()) as printed, progress_to(heard.append):
         work()
         work(show=False)
+        thread = threading.Thread(target=work)  # which is not heard
+        thread.start()
+        thread.join()
     work()
     assert [(report.title, report.done, report.total, report.unit) for report in heard] == [
         ("work", done, 3, "steps") for done in (1, 2, 3)
@@ -43,23 +45,6 @@ def test_lines_end_with_one_for_the_last_step_even_if_there_were_more(capsys, mo
         "work: 1/3 steps, 0:00:00 remaining",
         "work: 3/3 steps, 0:00:00 remaining",
     ]
-
-
-def test_a_line_beyond_the_end_has_no_negative_time(capsys, monkeypatch):
-    clock = SimpleNamespace(monotonic=iter([0, 100]).__next__)
-    monkeypatch.setattr("evenslice._core.progress.time", clock)
-    with progress_bar("work", 3, "steps", show=None, first_line=0) as advance:
-        advance(4)
-    assert capsys.readouterr().err == "work: 4/3 steps, 0:00:00 remaining\n"
-
-
-def test_another_thread_is_not_heard():
-    heard = []
-    with progress_to(heard.append):
-        thread = threading.Thread(target=work)
-        thread.start()
-        thread.join()
-    assert heard == []
 
 
 def test_what_a_listener_raises_ends_a_segmentation_which_leaves_no_output(tmp_path):

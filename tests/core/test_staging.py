@@ -7,34 +7,36 @@ from pathlib import Path
 
 import pytest
 
+from evenslice import OutputError
 from evenslice._core import staging
-from evenslice._core.errors import OutputError
 from evenslice._core.staging import locked_folder, staged_file, staged_folder
 
 PATTERNS = ("audit*.json", "figures/*.svg")
 
 
-def test_a_file_appears_only_when_whole(tmp_path):
-    with staged_file(tmp_path / "new" / "a.txt") as beside:
-        beside.write_text("half")
-        assert not (tmp_path / "new" / "a.txt").exists()
-    assert (tmp_path / "new" / "a.txt").read_text() == "half"
+@pytest.mark.parametrize("folder", [False, True])
+def test_an_output_appears_only_when_whole_and_is_replaced_only_by_force(folder, tmp_path):
+    path = tmp_path / "new" / "a"
 
+    def write(text, **options):
+        with staged_file(path, folder=folder, **options) as beside:
+            if folder:
+                beside.mkdir()
+            (beside / "text" if folder else beside).write_text(text)
+            if text == "half":
+                raise RuntimeError
+        return (path / "text" if folder else path).read_text()
 
-def test_an_error_leaves_nothing_behind(tmp_path):
-    with pytest.raises(RuntimeError), staged_file(tmp_path / "a.txt") as beside:
-        beside.write_text("half")
-        raise RuntimeError
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_file_is_replaced_only_by_force(tmp_path):
-    (tmp_path / "a.txt").write_text("old")
-    with pytest.raises(OutputError, match="exists; .*force"), staged_file(tmp_path / "a.txt"):
-        pass
-    with staged_file(tmp_path / "a.txt", force=True) as beside:
-        beside.write_text("new")
-    assert (tmp_path / "a.txt").read_text() == "new"
+    with pytest.raises(RuntimeError):
+        write("half")
+    assert list((tmp_path / "new").iterdir()) == []
+    assert write("old") == "old"
+    with pytest.raises(OutputError, match="exists; .*force"):
+        write("new")
+    with pytest.raises(RuntimeError):
+        write("half", force=True)
+    assert write("new", force=True) == "new"
+    assert [item.name for item in (tmp_path / "new").iterdir()] == ["a"]
 
 
 def test_a_file_that_appeared_meanwhile_is_replaced_only_by_force(tmp_path):
@@ -42,12 +44,15 @@ def test_a_file_that_appeared_meanwhile_is_replaced_only_by_force(tmp_path):
     with pytest.raises(OutputError, match="exists; .*force"), staged_file(path) as beside:
         beside.write_text("new")
         path.write_text("of another process")
+    with pytest.raises(OutputError, match="No space left"), staged_file(path, force=True):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert path.read_text() == "of another process"
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
-def test_a_folder_is_no_file(tmp_path):
-    with pytest.raises(OutputError, match="name a file"), staged_file(tmp_path, force=True):
+@pytest.mark.parametrize("path", ["", os.devnull])
+def test_a_folder_or_a_device_is_no_file(path, tmp_path):
+    with pytest.raises(OutputError, match="name a file"), staged_file(tmp_path / path, force=True):
         pass
 
 
@@ -122,30 +127,32 @@ def test_old_results_that_cannot_be_taken_back_are_not_removed(tmp_path, monkeyp
     with staged_folder(tmp_path, ["survey.json"]) as beside:  # which removes what killed processes left
         (beside / "survey.json").write_text("new")
     assert old_results(tmp_path) == ["audit.a.json", "audit.b.json"]
-    with staged_folder(tmp_path, PATTERNS, force=True) as beside:  # whole new results in their place
-        (beside / "audit.json").write_text("new")
-    assert sorted(os.listdir(tmp_path)) == ["audit.json", "survey.json"]
 
 
-def test_a_folder_made_for_a_result_that_failed_is_taken_away(tmp_path):
-    with pytest.raises(RuntimeError), staged_folder(tmp_path / "out", PATTERNS):
-        raise RuntimeError
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_full_disk_is_one_clear_error(tmp_path):
-    with pytest.raises(OutputError, match="No space left on device"), staged_file(tmp_path / "a.txt"):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_failed_result_leaves_the_old_one(tmp_path):
+def test_a_failed_result_leaves_what_was_there(tmp_path):
     (tmp_path / "audit.json").write_text("old")
-    with pytest.raises(RuntimeError), staged_folder(tmp_path, PATTERNS, force=True) as folder:
-        (folder / "audit.json").write_text("half")
-        raise RuntimeError
+    for path in (tmp_path, tmp_path / "new"):
+        with pytest.raises(RuntimeError), staged_folder(path, PATTERNS, force=True) as folder:
+            (folder / "audit.json").write_text("half")
+            raise RuntimeError
     assert os.listdir(tmp_path) == ["audit.json"]
     assert (tmp_path / "audit.json").read_text() == "old"
+
+
+def test_only_what_evenslice_wrote_is_replaced(tmp_path):
+    def write(text):
+        with staged_folder(tmp_path, ["a.json", "a.html"], documents=["a.json"], force=True) as folder:
+            (folder / "a.json").write_text(text)
+            (folder / "a.html").write_text(text)
+
+    (tmp_path / "a.json").write_text('{\n  "format": 1}')  # as Python saved it, without a list
+    write("first")
+    write("second")
+    assert (tmp_path / "a.html").read_text() == "second"
+    (tmp_path / ".evenslice-files.json").unlink()
+    with pytest.raises(OutputError, match="evenslice did not write it"):
+        write("third")
+    assert (tmp_path / "a.html").read_text() == "second"
 
 
 def test_the_next_result_removes_what_a_killed_one_left_and_not_what_is_being_written(tmp_path):

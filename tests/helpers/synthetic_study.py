@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from evenslice._core.text import json_text
+from evenslice._core.files import json_text
 from evenslice.results.audits import SALIENCY_PERCENTILES
 from evenslice.results.comparisons import METRICS, pool_runs, summarize_runs
 

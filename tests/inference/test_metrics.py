@@ -10,11 +10,10 @@ from hypothesis import given, strategies as st
 from torch import nn
 
 from evenslice._core.errors import ConfigError, ModelError
-from evenslice._core.text import json_text
+from evenslice._core.files import json_text
 from evenslice.inference.scoring import evaluate_parts, object_scores, surface_scores
 from evenslice.volumes.labels import ClassIndex, LabelledVolume
 from evenslice.volumes.opening import open_volume
-from evenslice.volumes.scaling import Scaling
 
 
 class Levels(nn.Module):

@@ -15,7 +15,6 @@ from evenslice.inference.prediction import predict
 from evenslice.inference.ready_networks import BlackBox, ReadyNetwork
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.zarr import ZarrSource
-from evenslice.volumes.scaling import Scaling
 from evenslice.volumes.windows import slice_indices
 
 

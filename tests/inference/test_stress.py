@@ -7,6 +7,7 @@ from scipy import ndimage
 from torch import nn
 
 import evenslice
+from evenslice import Scaling
 from evenslice._core.errors import ConfigError
 from evenslice.inference.prediction import class_map, even_slices
 from evenslice.inference.ready_networks import ReadyNetwork
@@ -21,7 +22,6 @@ from evenslice.inference.scoring import (
 )
 from evenslice.volumes.labels import ClassIndex, LabelledVolume
 from evenslice.volumes.opening import open_volume
-from evenslice.volumes.scaling import Scaling
 
 ONE = Scaling(0, 1)
 

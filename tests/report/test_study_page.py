@@ -17,7 +17,7 @@ from synthetic_study import ARMS, make_study
 
 import evenslice
 from evenslice import cli
-from evenslice._core.text import json_text
+from evenslice._core.files import json_text
 from evenslice.report import audit_tables, charts, files, pictures, study_tables as tables
 from evenslice.report.style import settings
 from evenslice.results.comparisons import Primary, pool_runs, summarize_runs

@@ -14,7 +14,8 @@ from evenslice import ConfigError, Reading, TrainConfig, VolumeError
 from evenslice._core import as_config, to_yaml
 from evenslice.training import open_data
 from evenslice.training.tasks import TaskLoss
-from evenslice.volumes.labels import IGNORED, LabelValues
+from evenslice.volumes.labels import IGNORED
+from evenslice.volumes.reading import LabelValues
 
 LARGE = 2**60
 

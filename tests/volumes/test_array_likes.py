@@ -9,8 +9,7 @@ import zarr
 from values import by_name
 
 import evenslice
-from evenslice import ConfigError, VolumeError, open_volume
-from evenslice.training import SliceWindows
+from evenslice import ConfigError, SliceWindows, VolumeError, open_volume
 from evenslice.volumes import open_labels, reslice
 
 VOXELS = np.arange(6 * 7 * 8, dtype=np.int16).reshape(6, 7, 8)
@@ -67,25 +66,14 @@ def test_the_axes_of_xarray_have_names(order, lazy):
     assert np.array_equal(open_volume(other)[...], VOXELS)
 
 
-def test_an_array_of_unknown_shape_is_refused():
+def test_what_is_no_volume_is_refused_with_what_to_give():
     array = da.from_array(np.arange(24.0), chunks=6)
     some = array[array > 3][:, None, None]
-    with pytest.raises(
-        ConfigError, match=r"shape .* is not known yet; call its compute_chunk_sizes\(\) first"
-    ):
+    with pytest.raises(ConfigError, match=r"is not known yet; call its compute_chunk_sizes\(\) first"):
         open_volume(some)
     assert open_volume(some.compute_chunk_sizes()).shape == (20, 1, 1)
-
-
-def test_a_tensor_is_refused_with_what_to_give():
-    with pytest.raises(
-        ConfigError, match=r"not a Tensor of torch.float32; convert a tensor by tensor.numpy\(\)"
-    ):
+    with pytest.raises(ConfigError, match=r"torch.float32; convert a tensor by tensor.numpy\(\)"):
         open_volume(torch.zeros(2, 3, 4))
-    assert open_volume(torch.zeros(2, 3, 4).numpy()).shape == (2, 3, 4)
-
-
-def test_an_array_of_other_than_three_axes_is_refused():
     with pytest.raises(VolumeError, match="has 4 dimensions"):
         open_volume(da.zeros((2, 3, 4, 5)))
 
@@ -109,16 +97,14 @@ def test_masked_voxels_need_a_value(array):
 
 
 def test_a_file_has_no_masked_voxels_to_fill(tmp_path):
+    assert np.array_equal(open_volume(np.ma.masked_array(VOXELS))[...], VOXELS)  # of which none is masked
     np.save(tmp_path / "a.npy", VOXELS)
     for given in (tmp_path / "a.npy", open_volume(VOXELS)):
         with pytest.raises(ConfigError, match=r"^fill=5: omit it for .*(a.npy|<array>)"):
             open_volume(given, fill=5)
 
 
-def test_a_masked_array_without_masked_voxels_is_an_array():
-    assert np.array_equal(open_volume(np.ma.masked_array(VOXELS))[...], VOXELS)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("function", ["evaluate", "audit", "segment", "SliceWindows"])
 def test_every_function_fills_masked_voxels(function, tmp_path):
     voxels = np.random.default_rng(0).random((8, 32, 32)).astype(np.float32)

@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 import zarr
 
-from evenslice._core.errors import ConfigError, MissingExtraError, OutputError, VolumeError
-from evenslice.volumes.opening import open_volume
-from evenslice.volumes.read.source import ArraySource
-from evenslice.volumes.write.writer import check_destination, write_volume
+from evenslice import ConfigError, MissingExtraError, OutputError, VolumeError, open_volume
+from evenslice.volumes import check_destination, write_volume
 
 NAMES = ["a.tif", "a.ome.tif", "a.nii", "a.nii.gz", "a.ome.zarr", "a.h5", "a.mha", "a.nrrd", "a.npy"]
 every_format = pytest.mark.parametrize("name", NAMES)
@@ -36,26 +34,24 @@ def test_an_output_is_replaced_only_by_force(name, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-class Breaking(ArraySource):
+class Breaking(np.ndarray):
     """An array whose second half cannot be read."""
 
-    def read(self, key):
+    def __getitem__(self, key):
         if key[0].stop > self.shape[0] // 2:
             raise VolumeError("the disk is broken")
-        return super().read(key)
+        return super().__getitem__(key)
 
 
 @pytest.mark.parametrize("force", [False, True])
 @every_format
 def test_a_failure_loses_nothing_and_leaves_nothing(name, force, tmp_path, monkeypatch):
-    monkeypatch.setattr("evenslice.volumes.write.image.SLAB_BYTES", NOISE[:4].nbytes)
+    monkeypatch.setattr("evenslice.volumes.write.files.SLAB_BYTES", NOISE[:4].nbytes)
     if force:
         write_volume(open_volume(np.ones((2, 3, 4), np.uint8)), tmp_path / name)
     before = contents(tmp_path)
-    volume = open_volume(NOISE)
-    volume._sources[:] = [Breaking(NOISE)]
     with pytest.raises(VolumeError, match="the disk is broken"):
-        write_volume(volume, tmp_path / name, force=force)
+        write_volume(open_volume(NOISE.view(Breaking)), tmp_path / name, force=force)
     assert contents(tmp_path) == before
     assert len(list(tmp_path.iterdir())) == force
 
@@ -71,11 +67,9 @@ def full_disk(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("size", [0, 20_000, NOISE.nbytes - 1])
+@pytest.mark.parametrize("size", [0, 20_000])
 @every_format
 def test_a_full_disk_is_one_clear_error(name, size, tmp_path):
-    if name == "a.ome.zarr" and size:
-        size = 20_000  # of many chunks, none is as large as the volume
     old = open_volume(np.ones((2, 3, 4), np.uint8))
     write_volume(old, tmp_path / name)
     before = contents(tmp_path)
@@ -128,8 +122,6 @@ def test_a_file_that_an_input_refers_to_is_never_replaced(tmp_path):
     (tmp_path / "voxels.npy").write_bytes(bytes(range(24)))
     before = contents(tmp_path)
     volume = open_volume(tmp_path / "image.mhd")
-    with pytest.raises(OutputError, match="voxels.npy, which is read; choose another name"):
-        check_destination(tmp_path / "voxels.npy", volume, force=True)
     with pytest.raises(OutputError, match="voxels.npy, which is read; choose another name"):
         write_volume(volume, tmp_path / "voxels.npy", force=True)
     assert contents(tmp_path) == before
@@ -233,10 +225,7 @@ def test_a_folder_that_holds_more_than_an_image_is_not_replaced(held, add, tmp_p
 def test_what_is_no_output(name, reason):
     with pytest.raises(OutputError, match=reason):
         check_destination(name)
-
-
-def test_a_path_is_a_path():
-    with pytest.raises(ConfigError, match="an output is given as text or as a pathlib.Path, not as int"):
+    with pytest.raises(ConfigError, match="not as int"):
         check_destination(3)
 
 

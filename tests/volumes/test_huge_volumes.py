@@ -10,12 +10,11 @@ import pytest
 from chunk_server import serving
 
 from evenslice._core.errors import VolumeError
-from evenslice.volumes import blocks, info, scaling
+from evenslice.inference.ready_networks import scaling
+from evenslice.volumes import LabelValues, Scaling, blocks, fit_scaling, info
 from evenslice.volumes.info import fingerprint, modified
-from evenslice.volumes.labels import LabelValues
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.chunk_files import THREADS
-from evenslice.volumes.scaling import Scaling, fit_scaling
 from evenslice.volumes.volume import hold_small, reslice, take_region, take_slices
 from evenslice.volumes.windows import WindowGrid
 

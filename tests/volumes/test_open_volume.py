@@ -11,10 +11,10 @@ import zarr
 from volume_checks import same
 
 from evenslice._core import errors
+from evenslice.volumes import mni152_path
 from evenslice.volumes.geometry import UNITS, common_unit, normal_unit
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.formats import READ_FORMATS
-from evenslice.volumes.templates import mni152_path
 from evenslice.volumes.volume import Volume
 
 STACK = (np.arange(6 * 40 * 32) % 1021).reshape(6, 40, 32).astype(np.uint16)

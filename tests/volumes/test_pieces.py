@@ -19,8 +19,8 @@ from piece_files import IMAGE, LABELS, PLAIN_SHARDS, SHARDS, change_json, write_
 from volume_checks import fails, same
 
 from evenslice._core import errors
+from evenslice.volumes import LabelValues
 from evenslice.volumes.info import describe_volume, fingerprint
-from evenslice.volumes.labels import LabelValues
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.chunk_files import ChunkFiles, assemble
 

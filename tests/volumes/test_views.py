@@ -1,86 +1,153 @@
-import pickle
+"""Parts of volumes: slices along any axis, regions, mapped and held voxels; what they hold, and where they lie."""
 
+import json
+import pickle
+import sys
+
+import nibabel
 import numpy as np
 import pytest
 import tifffile
+import torch
 import zarr
 from hypothesis import given, strategies as st
+from torch import nn
 
-from evenslice._core.errors import VolumeError
-from evenslice.volumes.blocks import sample_voxels
-from evenslice.volumes.info import describe_volume, fingerprint
-from evenslice.volumes.opening import open_volume
-from evenslice.volumes.read.zarr import ZarrSource
-from evenslice.volumes.volume import (
+import evenslice
+from evenslice import ConfigError, Reading, VolumeError, evaluate, open_volume, segment
+from evenslice.cli import main
+from evenslice.volumes import (
+    fingerprint,
     hold_small,
-    map_voxels,
+    open_labels,
     read_in_runs,
     reslice,
     run_end,
-    take_region,
     take_slices,
 )
+from evenslice.volumes.read.zarr import ZarrSource
+from evenslice.volumes.volume import map_voxels
+
+STACK = np.random.default_rng(0).integers(0, 200, (12, 40, 48), dtype=np.uint8)
+AFFINE = np.array([[-0.5, 0, 0, 7], [0, 0.5, 0.1, 8], [0, 0, 3, 9], [0, 0, 0, 1.0]])
+REGION = np.s_[2:9, 8:, 16:48]
+ORDERS = {"z": (0, 1, 2), "y": (1, 0, 2), "x": (2, 0, 1)}
+PLANES = pytest.mark.parametrize("plane", ORDERS)
 
 
 @pytest.fixture
-def stack(tmp_path):
-    array = np.arange(12 * 6 * 8, dtype=np.uint16).reshape(12, 6, 8)
-    tifffile.imwrite(tmp_path / "stack.tif", array, compression="zlib")
-    return array, open_volume(tmp_path / "stack.tif")
+def file(tmp_path):
+    """A NIfTI file with an oblique position in space."""
+    path = tmp_path / "stack.nii"
+    nibabel.save(nibabel.Nifti1Image(STACK.T, AFFINE), path)
+    return path
 
 
-def negative(voxels):
-    return -voxels.astype(np.int64)
+def again(volume):
+    return pickle.loads(pickle.dumps(volume))  # noqa: S301  # our own
+
+
+# What is read
 
 
 @given(
-    start=st.integers(0, 11), length=st.integers(1, 12), inner=st.slices(12), row=st.slices(6), column=st.slices(8)
-)  # fmt: skip
-def test_some_slices_read_as_the_array_does(start, length, inner, row, column):
-    array = np.arange(12 * 6 * 8).reshape(12, 6, 8)
-    part = take_slices(open_volume(array), start, min(start + length, 12))
-    assert np.array_equal(part[inner, row, column], array[start : start + length][inner, row, column])
+    starts=st.tuples(*[st.integers(0, 4)] * 3),
+    lengths=st.tuples(*[st.integers(1, 6)] * 3),
+    first=st.integers(0, 3),
+    plane=st.sampled_from("zyx"),
+    key=st.tuples(st.slices(4), st.slices(5), st.slices(6)),
+)
+def test_a_part_reads_as_the_array_does(starts, lengths, first, plane, key):
+    array = np.arange(5 * 6 * 7).reshape(5, 6, 7)
+    region = tuple(
+        slice(a, min(a + n, size)) for a, n, size in zip(starts, lengths, array.shape, strict=True)
+    )
+    part = open_volume(array, region=region, plane=plane, spacing=(3, 2, 1))
+    expected = array[region].transpose(ORDERS[plane])
+    assert np.array_equal(part[...], expected)
+    assert part.region == tuple((piece.start, piece.stop) for piece in region)
+    assert part.spacing == tuple([3, 2, 1][axis] for axis in ORDERS[plane])
+    assert np.array_equal(open_volume(open_volume(array, plane=plane), region=region)[...], expected)
+    some = again(take_slices(part, min(first, len(part) - 1), len(part)))
+    assert np.array_equal(some[key], expected[min(first, len(part) - 1) :][key])
 
 
-def test_some_slices_of_a_file(stack):
-    array, volume = stack
-    part = take_slices(take_slices(volume, 2, 10), 3, 6)
-    assert part.shape == (3, 6, 8)
-    assert part.path.endswith("stack.tif[2:10][3:6]")
-    assert np.array_equal(part[...], array[5:8])
-    assert np.array_equal(sample_voxels(part), array[5:8].ravel())
-    assert fingerprint(part) == fingerprint(volume)
-    assert describe_volume(part).shape == (3, 6, 8)
-    assert take_slices(volume, 0, 12) is volume
-
-
-def test_slices_that_are_not_there(stack):
+def test_parts_of_parts(file):
+    part = open_volume(file, region=REGION)
+    assert (part.shape, part.path) == ((7, 32, 32), f"{file}[2:9,8:40,16:48]")
+    inner = open_volume(part, region=np.s_[1:3, :4, :], plane="y")
+    assert inner.region == ((3, 5), (8, 12), (16, 48))
+    assert np.array_equal(inner[...], STACK[3:5, 8:12, 16:48].transpose(1, 0, 2))
+    some = take_slices(take_slices(open_volume(file), 2, 10), 3, 6)
+    assert some.path == f"{file}[2:10][3:6]"
+    assert np.array_equal(some[...], STACK[5:8])
+    assert take_slices(inner, 0, 4) is inner
+    assert fingerprint(some) == fingerprint(inner) == fingerprint(open_volume(file))
     for start, stop in ((-1, 3), (3, 3), (5, 13)):
         with pytest.raises(VolumeError, match="has slices 0 to 11, not"):
-            take_slices(stack[1], start, stop)
+            take_slices(open_volume(file), start, stop)
 
 
-def test_a_copy_in_memory_outlives_its_file(stack):
-    array, volume = stack
-    held = hold_small([take_slices(volume, 4, 8)])[0]
-    volume.location.unlink()
-    assert held.chunks is None
-    assert held.path.endswith("stack.tif[4:8]")
-    assert np.array_equal(pickle.loads(pickle.dumps(held))[1:, 2], array[5:8, 2])  # noqa: S301  # our own
+@pytest.mark.parametrize(
+    "region",
+    [
+        np.s_[0:13, :, :],
+        np.s_[:, 5:5, :],
+        np.s_[:, :, -3:],
+        np.s_[: 12 / 5, :, :],
+        np.s_[:, ::2, :],
+        np.s_[:, :],
+    ],
+)
+def test_regions_and_planes_that_are_not_there(region):
+    with pytest.raises(ConfigError, match="region .*without a step along each of z 0:12, y 0:40, x 0:48"):
+        open_volume(STACK, region=region)
+    with pytest.raises(ConfigError, match="plane='w': "):
+        open_volume(STACK, plane="w")
 
 
-def test_mapped_voxels(stack):
-    array, volume = stack
-    mapped = map_voxels(take_slices(volume, 4, 8), negative, np.int64)
-    assert mapped.dtype == np.int64
-    for item in (mapped, pickle.loads(pickle.dumps(mapped)), hold_small([mapped])[0]):  # noqa: S301  # our own
-        assert np.array_equal(item[1:3, ::-1], negative(array[5:7, ::-1]))
+@PLANES
+@pytest.mark.parametrize("other", ORDERS)
+def test_each_voxel_keeps_its_place_from_any_plane_to_any_other(file, plane, other):
+    plain, volume, direct = (open_volume(file, plane=axis) for axis in ("z", plane, other))
+    turned = reslice(volume, other)
+    assert np.array_equal(turned[...], direct[...])
+    assert (turned.spacing, turned.path, turned.plane) == (direct.spacing, direct.path, direct.plane)
+    assert np.array_equal(turned.affine, direct.affine)
+    place = (2, 3, 5)
+    z, y, x = (place[axis] for axis in ORDERS[other])
+    expected = plain.affine @ [*place[::-1], 1]
+    assert np.allclose(turned.affine @ [x, y, z, 1], expected)
+    assert np.allclose(take_slices(turned, 1, 9).affine @ [x, y, z - 1, 1], expected)
+
+
+@PLANES
+def test_mapped_voxels_and_a_copy_in_memory_that_outlives_its_file(tmp_path, plane):
+    tifffile.imwrite(tmp_path / "stack.tif", STACK, compression="zlib")
+    part = take_slices(open_volume(tmp_path / "stack.tif", plane=plane), 4, 8)
+    expected = np.negative(STACK.transpose(ORDERS[plane])[4:8])
+    mapped = map_voxels(part, np.negative, np.uint8)
+    (held,) = hold_small([mapped])
+    assert np.array_equal(again(mapped)[1:3, ::-1], expected[1:3, ::-1])
+    (tmp_path / "stack.tif").unlink()
+    assert (held.chunks, held.path) == (None, part.path)
+    assert np.array_equal(again(held)[...], expected)
+    assert np.array_equal(reslice(held, "z")[...], np.transpose(expected, np.argsort(ORDERS[plane])))
+
+
+# What is decoded
 
 
 class Chunked(np.ndarray):
-    """An array that passes for one in chunks."""
+    """An array that passes for one in chunks, and notes what is read of it."""
 
     chunks = (4, 2, 3)
+    asked: list = []  # noqa: RUF012  # one for all
+
+    def __getitem__(self, key):
+        if isinstance(key, tuple):
+            Chunked.asked.append((key[0].start, key[0].stop))
+        return super().__getitem__(key)
 
 
 def in_chunks(array):
@@ -89,16 +156,16 @@ def in_chunks(array):
 
 def test_a_part_knows_where_its_chunks_begin():
     volume = in_chunks(np.zeros((12, 6, 9)))
-    part = take_region(take_slices(volume, 3, 12), np.s_[2:, 1:, 4:])
+    part = open_volume(take_slices(volume, 3, 12), region=np.s_[2:, 1:, 4:])
     assert part.chunk_offset == (1, 1, 1)
-    assert reslice(take_region(volume, np.s_[7:, 2:, 5:]), "x").chunk_offset == (2, 3, 0)
+    assert open_volume(volume, region=np.s_[7:, 2:, 5:], plane="x").chunk_offset == (2, 3, 0)
     assert [run_end(part, z, 4, most=64) for z in (0, 2, 3, 6)] == [3, 3, 7, 7]
     assert [run_end(part, z, 4, most=8) for z in (0, 1, 2, 3)] == [1, 3, 3, 5]
 
 
 @given(
     start=st.integers(0, 7), stop=st.integers(1, 12), row=st.slices(6), column=st.slices(9),
-    keys=st.lists(st.slices(12)), most=st.integers(1, 500), plane=st.sampled_from("zyx"),
+    keys=st.lists(st.slices(12), max_size=4), most=st.integers(1, 500), plane=st.sampled_from("zyx"),
 )  # fmt: skip
 def test_what_is_read_in_runs_is_what_the_array_holds(start, stop, row, column, keys, most, plane):
     array = np.arange(12 * 6 * 9, dtype=np.uint16).reshape(12, 6, 9)
@@ -108,17 +175,15 @@ def test_what_is_read_in_runs_is_what_the_array_holds(start, stop, row, column, 
         assert np.array_equal(held[key, row, column], part[key, row, column])
 
 
-def test_slices_that_share_chunks_are_read_once_as_far_as_memory_allows(monkeypatch):
-    reads, volume = [], take_slices(in_chunks(np.zeros((12, 6, 9), np.uint16)), 3, 12)
-    source, read = type(volume._sources[0]), type(volume._sources[0]).read
-    monkeypatch.setattr(source, "read", lambda self, key: reads.append(key[0]) or read(self, key))
+def test_slices_that_share_chunks_are_read_once_as_far_as_memory_allows():
+    volume = take_slices(in_chunks(np.zeros((12, 6, 9), np.uint16)), 3, 12)
 
     def ranges(most):
-        reads.clear()
         held = read_in_runs(volume, 7, max_bytes=most)
+        Chunked.asked.clear()
         for z in range(7):
             held[z, :4]
-        return [(part.start, part.stop) for part in reads]
+        return Chunked.asked
 
     assert ranges(2 * 4 * 9 * 4) == [(3, 4), (4, 8), (8, 10)]
     assert ranges(2 * 4 * 9 * 2) == [(3, 4), (4, 6), (6, 8), (8, 10)]
@@ -129,7 +194,7 @@ def test_slices_that_share_chunks_are_read_once_as_far_as_memory_allows(monkeypa
 
 def test_a_volume_that_was_sent_is_opened_once_for_all_that_is_read_in_runs(tmp_path, monkeypatch):
     zarr.create_array(tmp_path / "deep.zarr", data=np.zeros((8, 4, 4), np.uint8), chunks=(4, 4, 4))
-    sent = pickle.loads(pickle.dumps(open_volume(tmp_path / "deep.zarr")))  # noqa: S301  # made here
+    sent = again(open_volume(tmp_path / "deep.zarr"))
     opened, begin = [], ZarrSource.__init__
     monkeypatch.setattr(
         ZarrSource, "__init__", lambda self, place: opened.append(place) or begin(self, place)
@@ -137,3 +202,160 @@ def test_a_volume_that_was_sent_is_opened_once_for_all_that_is_read_in_runs(tmp_
     for _ in range(3):
         read_in_runs(sent, 8, 2**20)[2]
     assert len(opened) == 1
+
+
+def test_only_the_chunks_of_a_region_are_read(tmp_path):
+    zarr.create_array(tmp_path / "a.zarr", data=STACK, chunks=(4, 8, 8))
+    for file in (tmp_path / "a.zarr" / "c").rglob("*"):
+        if file.is_file() and file.parts[-3:] != ("1", "1", "2"):
+            file.write_bytes(b"damaged")
+    part = open_volume(tmp_path / "a.zarr", region=np.s_[4:8, 8:16, 16:24])
+    assert np.array_equal(part[...], STACK[4:8, 8:16, 16:24])
+
+
+# Labels, segmentations, audits and commands
+
+
+@pytest.mark.parametrize("plane", ["z", "y"])
+@pytest.mark.parametrize("stored", ["array", "file"])
+def test_a_file_of_labels_of_the_whole_image_gets_its_region(file, tmp_path, stored, plane):
+    part = open_volume(STACK if stored == "array" else file, region=REGION, plane=plane)
+    part = open_volume(part, region=np.s_[1:, :, :], plane=plane)
+    for labels in (STACK, STACK[REGION][1:]):
+        np.save(tmp_path / "labels.npy", labels)
+        assert np.array_equal(open_labels(tmp_path / "labels.npy", part)[...], part[...])
+    np.save(tmp_path / "labels.npy", STACK[1:])
+    for labels in (str(tmp_path / "labels.npy"), STACK):
+        with pytest.raises(VolumeError, match="labels of shape"):
+            open_labels(labels, part)
+
+
+class Bright(nn.Module):
+    """Finds bright voxels in one slice of a window of three."""
+
+    def __init__(self, slice_=0):
+        super().__init__()
+        self.slice = slice_
+
+    def forward(self, x):
+        return torch.stack([0.5 - x[:, self.slice], x[:, self.slice] - 0.5], dim=1)
+
+
+def bright_before(volume):
+    """Return where the slice before is bright; windows at the end are mirrored."""
+    return np.concatenate([volume[1:2], volume[:-1]]) > 100
+
+
+@PLANES
+@pytest.mark.parametrize("name", ["labels.nii.gz", "labels.ome.zarr"])
+def test_segment_writes_a_region_in_the_order_of_the_file(file, tmp_path, plane, name):
+    volume = open_volume(file, plane=plane, region=REGION)
+    reading = Reading(intensity=(0, 200), label_values=[0, 7])
+    labels = segment(Bright(), volume, tmp_path / name, reading=reading)
+    assert labels.plane == "z"
+    assert np.array_equal(labels[...], np.transpose(bright_before(volume), np.argsort(ORDERS[plane])) * 7)
+    assert labels.spacing == pytest.approx((3.0, np.hypot(0.5, 0), 0.5), rel=0.05)
+    if name.endswith("nii.gz"):
+        assert np.allclose(labels.affine, open_volume(file, region=REGION).affine)
+
+
+def test_probabilities_are_written_in_the_order_of_the_file(file, tmp_path):
+    volume = open_volume(file, plane="x")
+    out = tmp_path / "probabilities.npy"
+    last = segment(Bright(), volume, out, reading=Reading(intensity=(0, 200)), probabilities=True)
+    assert last.shape == STACK.shape
+    assert np.array_equal(np.load(out)[1] > 0.5, np.transpose(bright_before(volume), (1, 2, 0)))
+
+
+def test_an_interrupted_segmentation_goes_on_in_the_same_plane_alone(tmp_path, monkeypatch):
+    cube, reading = open_volume(STACK[:6, :6, :6]), Reading(intensity=(0, 200))
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("evenslice.inference.segmentation._write", stop)
+        segment(Bright(), reslice(cube, "y"), tmp_path / "out.npy", reading=reading)
+    with pytest.raises(evenslice.OutputError, match="unfinished segmentation"):
+        segment(Bright(), reslice(cube, "x"), tmp_path / "out.npy", reading=reading)
+    segment(Bright(), reslice(cube, "y"), tmp_path / "out.npy", reading=reading)
+
+
+@pytest.mark.slow
+def test_an_audit_and_an_evaluation_along_another_axis():
+    after = nn.Conv2d(3, 1, 1, bias=False)
+    after.weight.data = torch.tensor([0.0, 0.25, 0.75])[None, :, None, None]
+    data = np.random.default_rng(0).random((32, 40, 32))
+    volume, turned = open_volume(data, plane="y"), data.transpose(1, 0, 2)
+    found = evenslice.audit(
+        after.requires_grad_(False),
+        volume,
+        compute=evenslice.Compute(dtype="float32"),
+        sampling=evenslice.Sampling(max_windows=16),
+        target="sum",
+    )
+    assert (found.run.volumes[0].path, found.run.volumes[0].shape) == ("<array> along y", (40, 32, 32))
+    assert found.shares[2].estimate == pytest.approx(0.75)
+    reading = Reading(intensity=(0, 1))
+    scores = evaluate(Bright(), volume, data > 0.5, reading=reading, surfaces=False)
+    assert scores.dice == evaluate(Bright(), turned, turned > 0.5, reading=reading, surfaces=False).dice
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command line within this process; return its status, output and errors."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["evenslice", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        captured = capsys.readouterr()
+        return end.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+def test_the_option(run, file):
+    status, out, _ = run("info", file, "--region", "2:9,8:,16:48", "--json")
+    assert (status, json.loads(out)["region"]) == (0, [[2, 9], [8, 40], [16, 48]])
+    assert "2:9, 8:40, 16:48 of the file" in run("info", file, "--region", " 2:9, 8:, 16:48")[1]
+    for wrong in ("2:9", "a:b,:,:", "2,3,4"):
+        status, _, said = run("info", file, f"--region={wrong}")
+        assert status == 2
+        assert "bounds along z, y and x are needed, such as 0:16,:,100:612" in said
+    status, _, said = run("info", file, "--region", "2:13,:,:")
+    assert status == 2
+    assert said.startswith(f"error: {file}: --region ")
+
+
+def bright(classes=2, in_channels=3):
+    """Return a network as a convolution, for the command line."""
+    layer = nn.Conv2d(3, 2, 1)
+    with torch.no_grad():
+        layer.weight[:] = torch.tensor([[0.0, -1, 0], [0, 1, 0]])[..., None, None]
+        layer.bias[:] = torch.tensor([0.5, -0.5])
+    return nn.Sequential(layer)
+
+
+@pytest.mark.slow
+def test_commands_on_a_region(run, file, tmp_path):
+    tifffile.imwrite(tmp_path / "labels.tif", (STACK > 100).astype(np.uint8))
+    network = ("--model", "test_views:bright", "--weights", "none", "--slices", 3, "--mean", 0, "--std", 1)
+    volume = ("--volume", file, "--region", "2:11,8:,16:48", "--intensity", 0, 200, "--dtype", "float32")
+
+    def succeed(command, *arguments):
+        status, out, said = run(command, *network, *volume, *arguments)
+        assert status == 0, said
+        return out
+
+    succeed("segment", "--out", tmp_path / "out.nii.gz")
+    assert np.array_equal(open_volume(tmp_path / "out.nii.gz")[...], STACK[2:11, 8:, 16:48] > 100)
+    for labels in ("labels.tif", "out.nii.gz"):  # of the whole file, and of the region alone
+        found = json.loads(succeed("evaluate", "--labels", tmp_path / labels, "--no-surfaces", "--json"))
+        assert (found["dice"]["mean"], found["volume"]["region"]) == (1, [[2, 11], [8, 40], [16, 48]])
+    succeed("audit", "--max-windows", 8, "--out", tmp_path / "audit")
+    audited = json.loads((tmp_path / "audit" / "audit.json").read_text())["volumes"][0]
+    assert (audited["region"], audited["shape"]) == ([[2, 11], [8, 40], [16, 48]], [9, 32, 32])
+    assert "stack.nii[2:11,8:40,16:48]" in (tmp_path / "audit" / "report.html").read_text()
+    again = evenslice.load_audits(tmp_path / "audit")[0]
+    assert again.run.volumes[0].region == ((2, 11), (8, 40), (16, 48))

@@ -13,10 +13,9 @@ import tifffile
 import zarr
 from hypothesis import given, settings, strategies as st
 
-from evenslice._core.errors import ConfigError, OutputError, VolumeError
-from evenslice.volumes.opening import open_volume
-from evenslice.volumes.write import image as image_module, tiff as tiff_module
-from evenslice.volumes.write.writer import write_channels, write_volume
+from evenslice import ConfigError, OutputError, VolumeError, open_volume
+from evenslice.volumes import describe_volume, write_channels, write_volume
+from evenslice.volumes.write import files
 
 SPACING = (50.0, 4.0, 5.5)  # z, y, x in nm
 LABELS = np.random.default_rng(0).integers(0, 4, (6, 33, 40)).astype(np.uint8)
@@ -109,8 +108,12 @@ def test_every_format_keeps_every_value_and_the_spacing(name, dtype, tmp_path):
     write_volume(volume_of(array), tmp_path / name)
     found = READERS[name](str(tmp_path / name))
     np.testing.assert_array_equal(found.voxels, array)
+    again = open_volume(tmp_path / name)
+    np.testing.assert_array_equal(again[:], array)
     if found.spacing is not None:
         assert found.spacing == pytest.approx(SPACING, rel=1e-6)
+        factor = {"nm": 1, "um": 1e3, "mm": 1e6}[again.unit]
+        assert [size * factor for size in again.spacing] == pytest.approx(SPACING, rel=1e-6)
 
 
 @every_format
@@ -124,20 +127,6 @@ def test_every_format_keeps_channels(name, tmp_path):
     np.testing.assert_array_equal(
         open_volume(tmp_path / name, axes=axes, select={axis: 1})[:], PROBABILITIES[1]
     )
-
-
-@every_format
-def test_what_is_written_opens_as_the_volume_it_was(name, tmp_path):
-    volume = volume_of(LABELS, spacing=(3.0, 0.5, 0.25), unit="mm")
-    write_volume(volume, tmp_path / name)
-    again = open_volume(tmp_path / name)
-    np.testing.assert_array_equal(again[:], LABELS)
-    assert again.dtype == volume.dtype
-    if name == "a.npy":
-        return
-    in_um = name == "a.h5"
-    assert again.spacing == pytest.approx([1e3 * size if in_um else size for size in volume.spacing])
-    assert again.unit == ("um" if in_um else "mm")
 
 
 @every_format
@@ -175,7 +164,7 @@ def test_tiff_is_that_of_imagej_where_it_can_be(name, dtype, dialect, tmp_path):
 
 
 def test_a_tiff_that_may_grow_too_large_is_bigtiff(tmp_path, monkeypatch):
-    monkeypatch.setattr(tiff_module, "CLASSIC_BYTES", LABELS.nbytes - 1)
+    monkeypatch.setattr(files, "CLASSIC_BYTES", LABELS.nbytes - 1)
     write_volume(volume_of(LABELS), tmp_path / "a.tif")
     with tifffile.TiffFile(tmp_path / "a.tif") as tif:
         assert tif.is_bigtiff
@@ -226,7 +215,7 @@ def test_the_same_volume_makes_the_same_file(name, tmp_path):
 
 @every_format
 def test_progress_goes_from_nothing_to_all(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(image_module, "SLAB_BYTES", 2 * LABELS[0].size)
+    monkeypatch.setattr(files, "SLAB_BYTES", 2 * LABELS[0].size)
     told = []
     write_volume(volume_of(LABELS), tmp_path / name, progress=lambda done, total: told.append((done, total)))
     done, totals = zip(*told, strict=True)
@@ -235,19 +224,11 @@ def test_progress_goes_from_nothing_to_all(name, tmp_path, monkeypatch):
     assert set(totals) == {done[-1]}
 
 
-def test_progress_counts_resolution_levels(tmp_path):
-    told = []
-    array = np.zeros((4, 600, 520), np.uint8)
-    write_volume(open_volume(array), tmp_path / "a.zarr", progress=lambda *state: told.append(state))
-    levels = [zarr.open_array(tmp_path / "a.zarr" / name).size for name in "012"]
-    assert told[-1] == (sum(levels), sum(levels))
-
-
+@pytest.mark.slow
 @every_format
 def test_memory_is_bounded(name, tmp_path, monkeypatch):
     # tifffile's compression runs in threads that hold a few strips of 256 KB each.
-    monkeypatch.setattr(image_module, "SLAB_BYTES", 2**20)
-    monkeypatch.setattr(tiff_module, "SLAB_BYTES", 2**20)
+    monkeypatch.setattr(files, "SLAB_BYTES", 2**20)
     shape = (64, 512, 768)
     volume = open_volume(np.broadcast_to(np.uint8(3), shape))
     write_volume(
@@ -274,8 +255,8 @@ def test_slabs_cover_each_voxel_once(data, tmp_path_factory):
     zarr.create_array(folder / "in.zarr", data=array, chunks=(1, *chunks))
     channels = [open_volume(folder / "in.zarr", axes="czyx", select={"c": c}) for c in range(count)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(image_module, "SLAB_BYTES", draw(st.integers(1, 3000)))
-        patch.setattr(image_module, "CHUNK_BYTES", draw(st.integers(1, 300)))
+        patch.setattr(files, "SLAB_BYTES", draw(st.integers(1, 3000)))
+        patch.setattr(files, "CHUNK_BYTES", draw(st.integers(1, 300)))
         write_channels(channels, folder / name)
     if name == "a.npy":
         found = np.load(folder / name)
@@ -312,7 +293,7 @@ def test_a_volume_that_cannot_be_read_is_no_fault_of_the_output(tmp_path):
     np.save(tmp_path / "a.npy", LABELS)
     volume = open_volume(tmp_path / "a.npy")
     np.save(tmp_path / "a.npy", LABELS[:2])
-    volume._sources.clear()
+    volume._stored.sources.clear()
     with pytest.raises(VolumeError, match="has changed"):
         write_volume(volume, tmp_path / "b.tif")
     assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
@@ -373,12 +354,21 @@ def test_a_nifti_file_without_a_stated_place_is_written_without_one(region, tmp_
         np.testing.assert_array_equal(written.get_best_affine(), nib.load(tmp_path / "like.nii").affine)
 
 
-def test_a_nifti_file_of_an_image_without_a_place_states_none(tmp_path):
-    write_volume(open_volume(LABELS, spacing=(3, 0.5, 0.4), unit="mm"), tmp_path / "a.nii")
-    written = nib.load(tmp_path / "a.nii").header
-    assert (written["sform_code"], written["qform_code"]) == (0, 0)
-    assert written.get_zooms() == pytest.approx((0.4, 0.5, 3))
-    assert sitk.ReadImage(str(tmp_path / "a.nii")).GetSpacing() == pytest.approx((0.4, 0.5, 3))
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("a.mha", [b"TransformMatrix = 1 0 0 0 1 0 0 0 1", b"Offset = 0 0 0", b"ElementSpacing = 4 3 2"]),
+        ("a.nrrd", [b"space directions: (4,0,0) (0,3,0) (0,0,2)", b"space origin: (0,0,0)"]),
+    ],
+)
+def test_an_image_without_a_place_is_aligned_with_the_axes_of_itk(tmp_path, name, lines):
+    write_volume(open_volume(LABELS, spacing=(2, 3, 4), unit="mm"), tmp_path / "a.nii")
+    unplaced = open_volume(tmp_path / "a.nii")  # readers assume an orientation
+    assert (unplaced.affine is None, unplaced.placed) == (False, False)
+    assert describe_volume(unplaced).orientation is None
+    write_volume(unplaced, tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    assert all(line in content.replace(b".0", b"") for line in lines), content[:600]
 
 
 @pytest.mark.parametrize("name", ["a.mha", "a.nrrd"])
@@ -410,23 +400,6 @@ def test_an_affine_that_cannot_be_inverted_is_left_out(tmp_path):
     assert sitk.ReadImage(str(tmp_path / "a.mha")).GetSpacing() == pytest.approx(SPACING[::-1])
 
 
-@every_format
-def test_a_real_volume_comes_back(name, tmp_path, shared_data):
-    folder = shared_data / "lucchi_pp"
-    crop = (slice(0, 5), slice(200, 500), slice(100, 420))
-    picture, labels = (
-        open_volume(open_volume(folder / file)[crop], spacing=(5, 5, 5), unit="nm")
-        for file in ("test_image.tif", "test_mito.tif")
-    )
-    write_volume(labels, tmp_path / "labels" / name, like=picture)
-    write_volume(picture, tmp_path / "picture" / name)
-    for part, written in (("labels", labels), ("picture", picture)):
-        found = READERS[name](str(tmp_path / part / name))
-        np.testing.assert_array_equal(found.voxels, written[:])
-        if found.spacing is not None:
-            assert found.spacing == pytest.approx((5, 5, 5), rel=1e-6)
-
-
 def test_channels_of_one_slice_are_read_where_one_is_selected(tmp_path):
     """tifffile leaves out the axis of one slice; without a selection, what is left may be a stack of slices."""
     path = tmp_path / "a.ome.tif"
@@ -443,16 +416,14 @@ def test_channels_of_one_slice_are_read_where_one_is_selected(tmp_path):
         open_volume(path, select={"t": 0})
 
 
-@pytest.mark.parametrize("shape", [(1, 40, 30), (3, 40, 1), (3, 1, 1), (1, 1, 40), (1, 1, 1), (2, 1, 5)])
+@pytest.mark.parametrize("shape", [(1, 40, 30), (3, 40, 1), (1, 1, 1), (2, 1, 5)])
 @pytest.mark.parametrize("suffix", [".tif", ".ome.tif", ".btf"])
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.uint32, np.uint64])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint32, np.uint64])
 def test_tiff_of_one_slice_or_column(tmp_path, shape, suffix, dtype):
     voxels = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
     path = tmp_path / f"a{suffix}"
     if dtype is np.uint64 and shape[2] == 1:
-        with pytest.raises(
-            OutputError, match=rf"^{path}: TIFF cannot hold 64-bit integers in planes one voxel wide"
-        ):
+        with pytest.raises(OutputError, match="cannot hold 64-bit integers in planes one voxel wide"):
             write_volume(open_volume(voxels), path)
         return
     write_volume(open_volume(voxels, spacing=(50, 4, 4.5)), path)

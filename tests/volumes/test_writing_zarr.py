@@ -12,13 +12,11 @@ from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
 from zarr.storage import LocalStore, MemoryStore
 
-from evenslice._core.errors import OutputError, VolumeError
-from evenslice.volumes.opening import open_volume
-from evenslice.volumes.write import image as image_module, zarr as zarr_module
-from evenslice.volumes.write.image import Image, Tally, chunk_shape
-from evenslice.volumes.write.metadata_last import MetadataLast
-from evenslice.volumes.write.writer import check_destination, write_channels, write_volume
-from evenslice.volumes.write.zarr import halve, levels, write_zarr_store
+from evenslice import OutputError, VolumeError, open_volume
+from evenslice.volumes import check_destination, write_channels, write_volume
+from evenslice.volumes.write import files, zarr as zarr_module
+from evenslice.volumes.write.files import Image, Tally, chunk_shape
+from evenslice.volumes.write.zarr import MetadataLast, halve, levels, write_zarr_store
 
 arrays = hnp.arrays(
     st.sampled_from([np.uint8, np.int16, np.uint64]),
@@ -83,10 +81,10 @@ def test_thick_slices_are_halved_when_the_pixels_have_caught_up():
 def test_a_layer_of_chunks_fits_into_a_slab_and_a_chunk_is_no_crumb(shape, itemsize):
     z, y, x = chunk_shape(shape, itemsize)
     assert all(1 <= part <= length for part, length in zip((z, y, x), shape, strict=True))
-    assert z == 1 or z * shape[1] * shape[2] * itemsize <= image_module.SLAB_BYTES
-    assert z * y * x * itemsize <= image_module.CHUNK_BYTES
+    assert z == 1 or z * shape[1] * shape[2] * itemsize <= files.SLAB_BYTES
+    assert z * y * x * itemsize <= files.CHUNK_BYTES
     if (y, x) < shape[1:] and y < shape[1] and x < shape[2]:
-        assert z * y * x * itemsize > image_module.CHUNK_BYTES / 8 or z == shape[0]
+        assert z * y * x * itemsize > files.CHUNK_BYTES / 8 or z == shape[0]
 
 
 SHAPE = (5, 700, 530)
@@ -98,8 +96,10 @@ def labels():
 
 
 def test_levels_hold_what_the_metadata_say(labels, tmp_path, monkeypatch):
-    monkeypatch.setattr(image_module, "SLAB_BYTES", 2**19)
-    write_volume(open_volume(labels, spacing=(30, 8, 8), unit="nm"), tmp_path / "a.ome.zarr")
+    monkeypatch.setattr(files, "SLAB_BYTES", 2**19)
+    told = []
+    volume = open_volume(labels, spacing=(30, 8, 8), unit="nm")
+    write_volume(volume, tmp_path / "a.ome.zarr", progress=lambda *state: told.append(state))
     group = zarr.open_group(tmp_path / "a.ome.zarr", mode="r")
     ome = group.attrs["ome"]
     expected = labels
@@ -115,6 +115,7 @@ def test_levels_hold_what_the_metadata_say(labels, tmp_path, monkeypatch):
         assert dataset["coordinateTransformations"][0] == {"type": "scale", "scale": list(scale)}
         assert open_volume(tmp_path / "a.ome.zarr", level=number).spacing == scale
     assert len(ome["multiscales"][0]["datasets"]) == 3
+    assert told[-1] == (sum(group[name].size for name in "012"),) * 2
 
 
 @pytest.mark.parametrize("unit", ["nm", "inch", None])
@@ -139,17 +140,6 @@ def test_each_channel_has_levels_of_its_own(tmp_path):
     assert found.chunks[0] == 1
     for channel in range(2):
         np.testing.assert_array_equal(found[channel], halve(array[channel], (2, 2, 2), labels=False))
-
-
-def unfinished(volume, path):
-    """Write a volume and stop after the chunks."""
-
-    def stop(done, total):
-        if done == total:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_volume(volume, path, progress=stop)
 
 
 @pytest.fixture
@@ -192,25 +182,12 @@ def test_remote_metadata_come_last_and_those_of_the_root_at_the_end(labels, memo
 
 
 @pytest.mark.parametrize("force", [False, True])
-@pytest.mark.parametrize("other", ["zarr.json", ".zgroup", "notes.txt"])
-def test_what_is_remote_is_never_replaced(force, other, memory):
-    memory.pipe("/bucket/a.zarr/0/c/0/0/0", b"precious")
-    memory.pipe(f"/bucket/a.zarr/{other}", b"{}")
-    with pytest.raises(OutputError, match="cannot be replaced in one step"):
+@pytest.mark.parametrize("there", ["zarr.json", "0/c/0/0/0"])
+def test_what_is_remote_is_never_replaced(force, there, memory):
+    memory.pipe(f"/bucket/a.zarr/{there}", b"precious")
+    with pytest.raises(OutputError, match="cannot be replaced in one step; remove it first"):
         write_volume(open_volume(np.zeros((2, 2, 2))), "memory://bucket/a.zarr", force=force)
-    assert memory.cat("/bucket/a.zarr/0/c/0/0/0") == b"precious"
-
-
-def test_chunks_that_a_kill_left_are_removed_with_force(labels, memory):
-    for chunk in ("0/c/0/0/0", "0/c/9/9/9", "1/c/0/0/0"):
-        memory.pipe(f"/bucket/a.zarr/{chunk}", b"half")
-    with pytest.raises(OutputError, match="holds chunks without metadata, .*; remove them with force"):
-        write_volume(open_volume(labels), "memory://bucket/a.zarr")
-    write_volume(open_volume(labels), "memory://bucket/a.zarr", force=True)
-    write_volume(open_volume(labels), "memory://bucket/b.zarr")
-    assert [name.replace("a.zarr", "b.zarr") for name in memory.find("/bucket/a.zarr")] == memory.find(
-        "/bucket/b.zarr"
-    )
+    assert memory.cat(f"/bucket/a.zarr/{there}") == b"precious"
 
 
 def test_a_service_that_fails_is_one_line(labels, memory, monkeypatch):
@@ -218,10 +195,7 @@ def test_a_service_that_fails_is_one_line(labels, memory, monkeypatch):
         raise PermissionError("An error occurred (AccessDenied)\nwhen calling PutObject")
 
     monkeypatch.setattr(type(memory), "pipe_file", refuse)
-    with pytest.raises(
-        OutputError,
-        match=r"^memory://bucket/a.zarr: cannot be written \(An error occurred \(AccessDenied\)\)",
-    ):
+    with pytest.raises(OutputError, match=r"^memory://bucket/a.zarr: cannot be written \(An error"):
         write_volume(open_volume(labels), "memory://bucket/a.zarr")
 
 
@@ -245,6 +219,7 @@ def bucket():
     server.stop()
 
 
+@pytest.mark.slow
 def test_an_image_goes_to_s3_and_opens_from_there(labels, bucket):
     volume = open_volume(labels, spacing=(30, 8, 8), unit="nm")
     write_volume(volume, f"{bucket}/sub/labels.ome.zarr/")
@@ -253,7 +228,7 @@ def test_an_image_goes_to_s3_and_opens_from_there(labels, bucket):
     assert (again.spacing, again.unit) == (volume.spacing, "nm")
     with pytest.raises(OutputError, match="labels.ome.zarr, which is read"):
         write_volume(again, f"{bucket}/sub/labels.ome.zarr/labels/cells.zarr")
-    with pytest.raises(OutputError, match="exists, and a remote volume cannot be replaced"):
+    with pytest.raises(OutputError, match="a remote volume cannot be replaced"):
         write_volume(volume, f"{bucket}/sub/labels.ome.zarr", force=True)
 
 
@@ -293,7 +268,7 @@ def test_addresses_that_cannot_be_written(address, reason):
 
 def image_of(volume, progress=None):
     tally = Tally(volume.size, progress)
-    return Image((volume,), False, True, volume.dtype, None, None, None, False, tally, "/labels")
+    return Image((volume,), False, True, volume.dtype, None, None, None, tally, "/labels")
 
 
 def test_nothing_is_written_any_more_after_a_failure(labels):
@@ -327,6 +302,7 @@ def test_an_unfinished_folder_does_not_open(labels, tmp_path):
             open_volume(path)
 
 
+@pytest.mark.slow
 def test_an_s3_output_is_tried_before_the_work(bucket):
     import boto3
 

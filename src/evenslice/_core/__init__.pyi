@@ -17,13 +17,16 @@ from .errors import (
     did_you_mean as did_you_mean,
     needs_extra as needs_extra,
     option as option,
+    printable as printable,
     reason as reason,
     spelled_in_configuration as spelled_in_configuration,
     spelled_on_command_line as spelled_on_command_line,
     whole_number as whole_number,
+    without_secrets as without_secrets,
 )
 from .files import (
     EMPTY_PATH as EMPTY_PATH,
+    json_text as json_text,
     local_path as local_path,
     open_regular as open_regular,
     path_text as path_text,
@@ -40,11 +43,11 @@ from .import_paths import (
     is_installed as is_installed,
     module_file as module_file,
 )
-from .interrupts import Terminated as Terminated
 from .machine import (
     available_cores as available_cores,
     keep_freed_memory as keep_freed_memory,
     limit_memory as limit_memory,
+    map_ahead as map_ahead,
     package_versions as package_versions,
 )
 from .progress import (
@@ -63,11 +66,9 @@ from .staging import (
     reporting_write_errors as reporting_write_errors,
     staged_file as staged_file,
     staged_folder as staged_folder,
-    staged_tree as staged_tree,
 )
-from .text import json_text as json_text, printable as printable, without_secrets as without_secrets
-from .threads import map_ahead as map_ahead
 from .workers import (
+    Terminated as Terminated,
     check_sendable as check_sendable,
     map_as_finished as map_as_finished,
     map_in_order as map_in_order,

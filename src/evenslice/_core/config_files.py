@@ -13,13 +13,20 @@ from __future__ import annotations
 
 import reprlib
 import textwrap
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-from evenslice._core.errors import UNREADABLE, ConfigError, did_you_mean, needs_extra, option, reason
+from evenslice._core.errors import (
+    UNREADABLE,
+    ConfigError,
+    did_you_mean,
+    needs_extra,
+    reason,
+    without_secrets,
+)
 from evenslice._core.files import local_path, read_bounded
-from evenslice._core.text import without_secrets
 
 with needs_extra("train", "a configuration"):
     import yaml
@@ -39,7 +46,6 @@ if TYPE_CHECKING:
 
     from pydantic_core import ErrorDetails
 
-__all__ = ["Section", "as_config", "load_config", "to_yaml"]
 
 LARGEST_FILE = 2**20
 """Size limit of a configuration file in bytes."""
@@ -134,23 +140,13 @@ def load_config(path: str | os.PathLike[str], kind: type[Config]) -> Config:
         ...
         evenslice.ConfigError: ...train.yaml: training.stepps: no such option; did you mean 'steps'? known: ...
     """
-    given: Any = kind
-    if not (isinstance(given, type) and issubclass(given, BaseModel)):
-        raise ConfigError(
-            f"{option('kind', kind)}: give the class of the configuration, such as evenslice.TrainConfig"
-        )
     path = local_path(path, ConfigError)
     values = _read_yaml(path)
-    if values is None:
-        raise ConfigError(f"{path}: is empty; write options as 'name: value', one per line")
     if not isinstance(values, dict):
         raise ConfigError(
             f"{path}: holds {_shown(values)} instead of options; write them as 'name: value', one per line"
         )
-    try:
-        return kind.model_validate(values, context={"folder": path.absolute().parent})
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {_describe(error, values)}") from error
+    return _checked(values, kind, path.absolute().parent, f"{path}: ")
 
 
 def as_config(config: Config | Mapping[str, Any] | str | os.PathLike[str], kind: type[Config]) -> Config:
@@ -183,11 +179,14 @@ def as_config(config: Config | Mapping[str, Any] | str | os.PathLike[str], kind:
             f"a configuration of type {type(config).__name__}: give a YAML file, a dict of options, or a "
             f"{kind.__name__}"
         )
-    values = dict(config)
+    return _checked(dict(config), kind, Path.cwd())
+
+
+def _checked(values: dict[str, Any], kind: type[Config], folder: Path, place: str = "") -> Config:
     try:
-        return kind.model_validate(values, context={"folder": Path.cwd()})
+        return kind.model_validate(values, context={"folder": folder})
     except ValidationError as error:
-        raise ConfigError(_describe(error, values)) from error
+        raise ConfigError(f"{place}{_describe(error, values)}") from error
 
 
 def to_yaml(config: Section, *, commented: Container[str] = ()) -> str:
@@ -240,28 +239,17 @@ def _flow(value: Any) -> str:
     return text.removesuffix("\n").removesuffix("\n...")
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # either loads the same
+class _Loader(yaml.SafeLoader):
     """Loads plain values only, and refuses repeated names, of which YAML silently takes the last."""
 
-    def __init__(self, stream: bytes) -> None:
-        super().__init__(stream)
-        self._checked: set[int] = set()  # sections, by identity
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        if id(node) not in self._checked:  # once: afterwards, what it merges stands in it, too
-            self._checked.add(id(node))
-            _refuse_repeated(node)
-        super().flatten_mapping(node)
-
-
-def _refuse_repeated(node: yaml.MappingNode) -> None:
-    names: set[str] = set()
-    for name in (key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-        if name in names:
-            raise yaml.constructor.ConstructorError(
-                problem=f"{name!r} appears twice in one section; keep one", problem_mark=node.start_mark
-            )
-        names.add(name)
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for name in names:
+            if names[name] > 1:
+                problem = f"{name!r} appears twice in one section; keep one"
+                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark)
+        return node
 
 
 def _read_yaml(path: Path) -> Any:

@@ -18,13 +18,13 @@ import csv
 import difflib
 import json
 import operator
+import re
+import unicodedata
 import zipfile
 import zlib
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Self
-
-from evenslice._core.text import printable, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -32,31 +32,22 @@ if TYPE_CHECKING:
 
     Spelling: TypeAlias = Callable[[str, Any], str]
 
-__all__ = [
-    "UNREADABLE",
-    "ConfigError",
-    "EvensliceError",
-    "MissingExtraError",
-    "ModelError",
-    "OutputError",
-    "VolumeError",
-    "check_callable",
-    "check_known",
-    "did_you_mean",
-    "needs_extra",
-    "option",
-    "reason",
-    "spelled_in_configuration",
-    "spelled_on_command_line",
-    "whole_number",
-]
-
 
 UNREADABLE: tuple[type[Exception], ...] = (
     *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError),
     *(IndexError, MemoryError, OverflowError, RecursionError, csv.Error, zipfile.BadZipFile, zlib.error),
 )
 """What json, csv, zipfile and NumPy raise on damaged or hostile files."""
+
+PROTOCOLS = "https?|s3|gc?s|az|abfss?|s?ftp|ssh|hdfs|hf|file|zarr|n5|precomputed"
+"""A pattern of what is known to start addresses, also one that lost a slash as pathlib took it for a path."""
+
+# user:password@ after the scheme of an address, and everything behind its question mark but the sentence's punctuation.
+_USER = re.compile(rf"(://|(?<![\w.])(?:{PROTOCOLS}):/)[^\s/?#]*@", re.IGNORECASE)
+_QUERY = re.compile(
+    rf"((?:\b[a-z][a-z0-9+.-]*://|(?<![\w.])(?:{PROTOCOLS}):/)[^\s?'\"<>]*)\?[^\s'\"<>]*[^\s'\"<>:;,.)]",
+    re.IGNORECASE,
+)
 
 _MARK = "\x00\x1f"  # no text that a person wrote has it
 _LONGEST = 2000  # characters of a message
@@ -224,6 +215,47 @@ class MissingExtraError(EvensliceError, ImportError):
     """
 
 
+def printable(text: str) -> str:
+    r"""Return text with a question mark in place of every character that is not seen.
+
+    These are control characters, which can start the escape sequences of a terminal, marks that change the direction
+    of writing, and the bytes of a name that is not UTF-8. Spaces and line breaks stay; a tab becomes a space.
+
+    Example:
+        >>> printable("a\x1b[31mb\tc")
+        'a?[31mb c'
+    """
+    if text.isprintable():
+        return text
+    return "".join(map(_shown, text))
+
+
+def _shown(character: str) -> str:
+    if character.isprintable() or character == "\n" or unicodedata.category(character) == "Zs":
+        return character
+    return " " if character == "\t" else "?"
+
+
+def without_secrets(value: Any) -> Any:
+    """Return a text, or all texts in a list or mapping, without the secrets of addresses: passwords and query strings.
+
+    Example:
+        >>> without_secrets("https://me:pass@host/a.zarr?token=abc: not found")
+        'https://***@host/a.zarr?***: not found'
+        >>> without_secrets("https:/me:pass@host/a.zarr")
+        'https:/***@host/a.zarr'
+        >>> without_secrets({"image": ["s3://bucket/a.zarr", "C:/a@b?c"]})
+        {'image': ['s3://bucket/a.zarr', 'C:/a@b?c']}
+    """
+    if isinstance(value, str):
+        return _QUERY.sub(r"\1?***", _USER.sub(r"\1***@", value)) if ":/" in value else value
+    if isinstance(value, dict):
+        return {key: without_secrets(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_secrets(item) for item in value]
+    return value
+
+
 def reason(error: BaseException) -> str:
     r"""Return the first line of an exception's message, or its type if there is none, to quote in another message.
 
@@ -321,19 +353,9 @@ def needs_extra(extra: str, what: str) -> Iterator[None]:
             raise MissingExtraError(
                 f"{what} needs the package {error.name!r}; install it with: pip install 'evenslice[{extra}]'"
             ) from error
-        package = _distribution(error)
-        again = f"--no-deps {package}" if package else f"'evenslice[{extra}]'"
         raise MissingExtraError(
-            f"{what} fails, because an installed package is damaged or too old ({reason(error)}); "
-            f"reinstall it with: pip install --force-reinstall {again}"
+            f"{what} fails, because an installed package is damaged or too old ({reason(error)}); reinstall it"
         ) from error
-
-
-def _distribution(error: ImportError) -> str | None:
-    """Return the name under which the package that failed to be imported is installed."""
-    from importlib.metadata import packages_distributions
-
-    return next(iter(packages_distributions().get((error.name or "").partition(".")[0], ())), None)
 
 
 def _is_not_there(error: ImportError) -> bool:

@@ -10,6 +10,7 @@ import csv
 import errno
 import io
 import json
+import math
 import os
 import re
 import stat
@@ -18,8 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core.errors import UNREADABLE, ConfigError, OutputError, reason
-from evenslice._core.text import PROTOCOLS
+from evenslice._core.errors import PROTOCOLS, UNREADABLE, ConfigError, OutputError, reason
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -27,18 +27,6 @@ if TYPE_CHECKING:
 
     from evenslice._core.errors import EvensliceError
 
-__all__ = [
-    "EMPTY_PATH",
-    "local_path",
-    "open_regular",
-    "path_text",
-    "read_bounded",
-    "read_json",
-    "read_log",
-    "read_rows",
-    "read_text",
-    "reading",
-]
 
 EMPTY_PATH = "is empty; name a file or folder, or . for the current folder"
 
@@ -240,3 +228,30 @@ def _rows(text: str, needed: Collection[str], most: int) -> list[dict[str, str]]
     if any(None in row for row in rows):
         raise ValueError("a row is longer than its header")
     return rows
+
+
+# What can steer a terminal, or is no text: JSON escapes only the first 32 characters by itself.
+_INVISIBLE = re.compile("[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+
+
+def json_text(value: Any) -> str:
+    """Return plain values as an indented JSON document; NaN and infinity, which JSON lacks, become null.
+
+    Invisible characters, and bytes of names that are not UTF-8, are escaped.
+
+    Example:
+        >>> json_text([1.5, float("nan")]).split()
+        ['[', '1.5,', 'null', ']']
+    """
+    text = json.dumps(_without_nan(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return _INVISIBLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    if hasattr(value, "dtype") and hasattr(value, "item"):  # a number of NumPy
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

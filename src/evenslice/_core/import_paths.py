@@ -24,17 +24,13 @@ if TYPE_CHECKING:
 
     from evenslice._core.errors import EvensliceError
 
-__all__ = ["import_object", "importable_here", "imports_from_here", "is_installed", "module_file"]
 
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
 
 
 @contextmanager
-def importable_here(*, first: bool = True) -> Iterator[None]:
-    """Let modules in the current directory be imported in the block.
-
-    Args:
-        first: prefer them to modules of the same name elsewhere.
+def importable_here() -> Iterator[None]:
+    """Let modules in the current directory be imported in the block, before those of the same name elsewhere.
 
     Example:
         >>> with importable_here():
@@ -42,10 +38,7 @@ def importable_here(*, first: bool = True) -> Iterator[None]:
         True
     """
     here = str(Path.cwd())
-    if not first and here in sys.path:  # somewhere, where it stays
-        yield
-        return
-    sys.path.insert(0 if first else len(sys.path), here)
+    sys.path.insert(0, here)
     try:
         yield
     finally:

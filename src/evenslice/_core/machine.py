@@ -1,4 +1,4 @@
-"""What this machine leaves to the process: its cores, its memory, of which some is kept, and installed packages."""
+"""What this machine leaves to the process: cores, memory, of which some is kept, threads that wait, and packages."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ import platform
 import sys
 import threading
 import time
+from collections import deque
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Generator, Iterable
+
 
 LARGEST_KEPT = 2**30  # bytes at once; more, such as a whole volume, is returned
 KEPT = {
@@ -28,8 +33,7 @@ KEPT = {
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")
-QUOTAS = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
-"""Files of version 2 and 1 of control groups that hold the time of the processor in each period, and the period."""
+THREAD = "evenslice reading ahead"
 
 MEMORY_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
 """Files of version 2 and 1 of control groups that hold the memory of a container."""
@@ -124,13 +128,10 @@ def available_cores() -> int:
 
 def _container_cores() -> int | None:
     """Return the number of cores, rounded up, whose time a container has; None if it is not limited."""
-    for names in QUOTAS:
-        with suppress(OSError, ValueError):  # no such file, or one that says "max"
-            quota, period = (
-                int(word) for name in names for word in (CONTROL_GROUP / name).read_text().split()
-            )
-            if quota > 0 and period > 0:
-                return -(-quota // period)
+    with suppress(OSError, ValueError):  # no such file, or one that says "max"
+        quota, period = map(int, (CONTROL_GROUP / "cpu.max").read_text().split())
+        if quota > 0 and period > 0:
+            return -(-quota // period)
     return None
 
 
@@ -146,3 +147,65 @@ def package_versions(packages: Iterable[str]) -> dict[str, str]:
         with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     return versions
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+PATIENCE = 1.0  # seconds that the end waits for what is in progress: a server may take a minute
+
+
+def map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], *, threads: int, ahead: int
+) -> Generator[Result]:
+    """Apply a function to items in threads, and yield the results in the order of the items.
+
+    For work that waits for a server or a disk. Items are taken in the thread of the caller, at most ``ahead`` of them beyond
+    the one whose result it has. When it stops, or an item raises, those that wait are left and those in progress end
+    unheard: a pool of ``concurrent.futures`` would do them all before an interrupt ends the program.
+
+    Args:
+        function: what to apply; safe to use from several threads.
+        items: what to apply it to.
+        threads: number of items in progress at once.
+        ahead: number of items that are begun early; 0 works through all in the thread of the caller.
+
+    Raises:
+        Exception: that which the function raised for the item whose result is due.
+
+    Example:
+        >>> list(map_ahead(abs, [-1, 2, -3], threads=2, ahead=2))
+        [1, 2, 3]
+    """
+    if ahead < 1:
+        yield from map(function, items)
+        return
+    items, started = iter(items), 0
+    due: deque[Future[Result]] = deque()
+    tasks: SimpleQueue[tuple[Future[Result], Item] | None] = SimpleQueue()
+    try:
+        while True:
+            for item in islice(items, ahead + 1 - len(due)):
+                due.append(Future())
+                tasks.put((due[-1], item))
+                if started < threads:
+                    threading.Thread(target=_work, args=(function, tasks), name=THREAD, daemon=True).start()
+                    started += 1
+            if not due:
+                return
+            yield due.popleft().result()
+    finally:
+        for _ in range(started):
+            tasks.put(None)
+        wait([future for future in due if not future.cancel()], PATIENCE)
+
+
+def _work(function: Callable[[Item], Result], tasks: SimpleQueue[tuple[Future[Result], Item] | None]) -> None:
+    while (task := tasks.get()) is not None:
+        future, item = task
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(function(item))
+            except BaseException as error:  # noqa: BLE001  # it belongs to whoever waits for the result
+                future.set_exception(error)
+        del future, item, task  # while waiting for the next, hold no result of the last

@@ -29,12 +29,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from evenslice._core.text import printable
+from evenslice._core.errors import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Advance", "ProgressReport", "progress_bar", "progress_to"]
 
 FIRST_LINE, LINE_EVERY = 10.0, 30.0  # seconds
 

@@ -2,10 +2,9 @@
 
 Locks tell a second process that a first one works on the same result; the system releases those of a killed one.
 
-Which files of a folder evenslice wrote is in a list kept beside them, so that nothing else is ever replaced or removed. In a
-folder without a list, a result document is recognised by its beginning, and files that are named like documents are then
-taken for results; pages, figures and tables, whose names may be the user's, never are. Links are never followed, removed or
-replaced, whatever a list says: a folder and the list in it may come from anyone.
+Which files of a folder evenslice wrote is in a list kept beside them, so that nothing else is ever replaced or removed, but
+for result documents, which are recognised by their beginning. Links are never followed, removed or replaced, whatever a list
+says: a folder and the list in it may come from anyone.
 """
 
 from __future__ import annotations
@@ -28,18 +27,6 @@ from evenslice._core.files import local_path, open_regular, read_bounded
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
 
-__all__ = [
-    "is_locked",
-    "is_staging",
-    "locked",
-    "locked_folder",
-    "mark_staging",
-    "remove_leftovers",
-    "reporting_write_errors",
-    "staged_file",
-    "staged_folder",
-    "staged_tree",
-]
 
 _MARKER = ".evenslice-staging"
 """A file in each staging folder, without which none is removed that another process left: names alone may be the user's.
@@ -47,11 +34,12 @@ _MARKER = ".evenslice-staging"
 In those of ``staged_folder`` it is a lock: the system releases it when its process ends, however."""
 
 _RETIRED = ".old"
-"""The folder in a staging folder to which ``staged_folder`` moves old results until all new ones are in place."""
+"""The folder in a staging folder to which old results are moved until all new ones are in place."""
 
 MANIFEST = ".evenslice-files.json"
 """Name of the list."""
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MOST_BYTES = 2**20
 DOCUMENT_START = b'{\n  "format": '  # of every result document that evenslice writes, see ``json_text``
 
@@ -69,12 +57,13 @@ def is_staging(folder: Path) -> bool:
 
 
 @contextmanager
-def staged_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
+def staged_file(path: str | os.PathLike[str], *, force: bool = False, folder: bool = False) -> Iterator[Path]:
     """Yield a path to write to; the file takes its final name when the block ends without an error.
 
     Args:
         path: the final name.
-        force: replace an existing file.
+        force: replace an existing file, which is kept if anything fails.
+        folder: it is a folder, for the block to make, and replaced as a whole.
 
     Raises:
         OutputError: the name exists, before or after the block, and ``force`` is not given; it is an address, or it
@@ -88,34 +77,33 @@ def staged_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterato
         ('whole', 1)
     """
     path = local_path(path)
-    _check_free(path, force=force)
+    _check_free(path, force=force, folder=folder)
     with reporting_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = _make_beside(path)
+        beside = _make_beside(path)
+    new, old = beside / path.name, beside / _RETIRED
     try:
-        with _room_for(path):
-            yield folder / path.name
-        _check_free(path, force=force)  # another process may have put a file there meanwhile
+        with reporting_write_errors(path, only=FULL):
+            yield new
+        _check_free(path, force=force, folder=folder)  # another process may have put a file there meanwhile
         with reporting_write_errors(path):
-            (folder / path.name).replace(path)
+            if path.is_dir():  # which nothing replaces in one step
+                path.replace(old)
+            new.replace(path)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if old.exists() and not path.exists():
+            old.replace(path)
+        shutil.rmtree(beside, ignore_errors=True)
 
 
-def _check_free(path: Path, *, force: bool) -> None:
-    """Raise OutputError if a file must not take a name."""
-    _refuse_device(path)
-    if path.is_dir() or (path.exists() and not force):
-        hint = (
-            "name a file" if path.is_dir() else f"choose another name, or replace it with {option('force')}"
-        )
-        raise OutputError(f"{path}: exists; {hint}")
-
-
-def _refuse_device(path: Path) -> None:
-    """Raise OutputError for a device, such as /dev/null: a file that takes its name would remove it."""
+def _check_free(path: Path, *, force: bool, folder: bool) -> None:
+    """Raise OutputError if an output must not take a name, as that of a device, which a file would remove."""
     if path.is_char_device() or path.is_block_device():
         raise OutputError(f"{path}: is a device; name a file")
+    if path.is_dir() and not folder:
+        raise OutputError(f"{path}: exists; name a file")
+    if path.exists() and not (force and path.is_dir() == folder):
+        raise OutputError(f"{path}: exists; choose another name, or replace it with {option('force')}")
 
 
 def _make_beside(path: Path) -> Path:
@@ -128,45 +116,6 @@ def _make_beside(path: Path) -> Path:
         folder.rmdir()
         raise
     return folder
-
-
-@contextmanager
-def staged_tree(path: Path, *, force: bool = False) -> Iterator[Path]:
-    """Yield the path of a folder to make and fill; it takes its final name when the block ends without an error.
-
-    Args:
-        path: the final name.
-        force: replace an existing folder as a whole; it is kept if anything fails.
-
-    Raises:
-        OutputError: the name exists when the block ends, and ``force`` is not given.
-        OSError: it cannot be written.
-
-    Example:
-        >>> final = Path(tempfile.mkdtemp()) / "volume.zarr"
-        >>> with staged_tree(final) as beside:
-        ...     beside.mkdir()
-        ...     _ = (beside / "zarr.json").write_text("{}")
-        >>> [item.name for item in final.iterdir()], len(list(final.parent.iterdir()))
-        (['zarr.json'], 1)
-    """
-    _refuse_device(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = _make_beside(path)
-    new, old = folder / path.name, folder / "replaced"
-    try:
-        yield new
-        if path.exists():
-            if not force:
-                raise OutputError(
-                    f"{path}: exists; choose another name, or replace it with {option('force')}"
-                )
-            path.replace(old)
-        new.replace(path)
-    finally:
-        if old.exists() and not path.exists():
-            old.replace(path)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -185,8 +134,7 @@ def staged_folder(
         path: the final folder, created if missing.
         results: glob patterns of the files that make up a result of this kind; folders are never removed.
         documents: given for a folder in which others keep files too: a list of the files that were written is kept in
-            it, and only what is on the list is replaced or removed. These are glob patterns of the result's documents;
-            where one of them is JSON of an earlier version, the folder needs no list.
+            it, and only what is on the list is replaced or removed. These are glob patterns of the result's documents.
         force: replace existing results of this kind.
 
     Raises:
@@ -197,7 +145,7 @@ def staged_folder(
     made = not path.exists()
     with reporting_write_errors(path):
         path.mkdir(parents=True, exist_ok=True)
-        old = old_results(path, results, documents)
+        old = _old_results(path, results, documents)
     if old and not force:
         raise OutputError(
             f"{path}: holds another result ({old[0].name}); choose another folder, or replace it with {option('force')}"
@@ -207,14 +155,14 @@ def staged_folder(
         folder = Path(tempfile.mkdtemp(prefix=".unfinished.", dir=path))
     alive = FileLock(folder / _MARKER, thread_local=False)
     try:
-        with _room_for(path):
+        with reporting_write_errors(path, only=FULL):
             alive.acquire()
             yield folder
         with reporting_write_errors(path):
             written = (item for item in sorted(folder.rglob("*")) if item.is_file() and item.name != _MARKER)
             new = [item.relative_to(folder) for item in written]
             if documents is not None:
-                text = manifest_text(path, [item.as_posix() for item in new], documents)
+                text = _manifest(path, [item.as_posix() for item in new])
                 (folder / MANIFEST).write_text(text, encoding="utf-8")
             _exchange(old, new, folder, path)
     except BaseException:
@@ -227,39 +175,25 @@ def staged_folder(
     finally:
         alive.release()
     shutil.rmtree(folder, ignore_errors=True)
-    _remove_abandoned(path, results)
 
 
-def _remove_abandoned(path: Path, replaced: Sequence[str] = ()) -> None:
-    """Remove the staging folders of killed processes from a folder of results, unless old results are in them.
-
-    Args:
-        path: the folder of results.
-        replaced: glob patterns of results that whole new ones have replaced, so that old ones may go.
-    """
+def _remove_abandoned(path: Path) -> None:
+    """Remove the staging folders of killed processes from a folder of results, unless old results are in them."""
     for item in path.glob(".unfinished.*"):
-        if not is_staging(item) or _holds_retired(item, (MANIFEST, *replaced)):
-            continue
-        lock = FileLock(item / _MARKER)
-        with suppress(Timeout, OSError), lock.acquire(timeout=0):
-            shutil.rmtree(item, ignore_errors=True)
+        if is_staging(item) and not _holds_retired(item):
+            lock = FileLock(item / _MARKER)
+            with suppress(Timeout, OSError), lock.acquire(timeout=0):
+                shutil.rmtree(item, ignore_errors=True)
 
 
-def _holds_retired(folder: Path, replaced: Sequence[str] = ()) -> bool:
-    """Say whether old results are in a staging folder, because an exchange, or its undoing, was cut short.
-
-    Args:
-        folder: the staging folder.
-        replaced: glob patterns of results that do not count.
-    """
-    retired = folder / _RETIRED
-    settled = {item for pattern in replaced for item in retired.glob(pattern)}
-    return any(item.is_file() and item not in settled for item in retired.rglob("*"))
+def _holds_retired(folder: Path) -> bool:
+    """Say whether old results are in a staging folder, because an exchange, or its undoing, was cut short."""
+    return any(item.is_file() and item.name != MANIFEST for item in (folder / _RETIRED).rglob("*"))
 
 
 def _exchange(old: Sequence[Path], new: Sequence[Path], folder: Path, path: Path) -> None:
     """Replace old files by those of a staging folder; undo everything if that fails."""
-    refuse_links(path, [(path / item).parent for item in new])
+    _refuse_links(path, [(path / item).parent for item in new])
     retired = folder / _RETIRED
     moves = [(item, retired / item.relative_to(path)) for item in old]
     moves += [(folder / item, path / item) for item in new]
@@ -286,11 +220,12 @@ def _exchange(old: Sequence[Path], new: Sequence[Path], folder: Path, path: Path
 
 
 @contextmanager
-def reporting_write_errors(label: str | os.PathLike[str]) -> Iterator[None]:
+def reporting_write_errors(label: str | os.PathLike[str], only: Collection[int] = ()) -> Iterator[None]:
     """Turn an error of the operating system into one line about the output.
 
     Args:
         label: the output, as the user named it.
+        only: the numbers of the errors to turn, where others may be about something else; by default all.
 
     Raises:
         OutputError: the block raised an OSError; reading a volume raises a VolumeError instead.
@@ -298,6 +233,8 @@ def reporting_write_errors(label: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if only and error.errno not in only:
+            raise
         cause = " ".join((error.strerror or str(error)).split())
         if file := _file_instead(Path(label), error):
             raise OutputError(f"{file}: is a file; name a folder") from error
@@ -311,19 +248,6 @@ def _file_instead(path: Path, error: OSError) -> Path | None:
     if not isinstance(error, FileExistsError | NotADirectoryError):
         return None
     return next((item for item in (path, *path.parents) if item.is_file()), None)
-
-
-@contextmanager
-def _room_for(path: Path) -> Iterator[None]:
-    """Turn a full disk into an OutputError; other errors inside the block are not about the output."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise OutputError(
-                f"{path}: cannot be written ({error.strerror}); make room or choose another place"
-            ) from error
-        raise
 
 
 _STAGING = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # as `staged_file` and `staged_folder` name theirs
@@ -432,101 +356,60 @@ def is_locked(folder: Path) -> bool:
     return (folder / LOCK).exists()
 
 
-def old_results(folder: Path, patterns: Sequence[str], documents: Sequence[str] | None) -> list[Path]:
+def _old_results(folder: Path, patterns: Sequence[str], documents: Sequence[str] | None) -> list[Path]:
     """Return the files of an earlier result in a folder, which a new one may replace or remove.
-
-    Args:
-        folder: the folder.
-        patterns: glob patterns of the files that make up a result of this kind.
-        documents: glob patterns of result documents, which are known without a list if one of them is evenslice's; None:
-            there is no list, the names alone decide.
 
     Raises:
         OutputError: a file has the name of a result, but is not one that evenslice wrote, or is one of another kind of
-            result, or is a link.
+            result, with which it shares the name, or is a link.
     """
-    found = [item for pattern in patterns for item in sorted(folder.glob(pattern))]
+    found = _glob(folder, patterns)
     named = [folder / pattern for pattern in patterns if "*" not in pattern and "[" not in pattern]
-    refuse_links(folder, [*found, *named, *(folder / Path(pattern).parent for pattern in patterns)])
-    listed = None if documents is None else _listed(folder)
-    if documents is None:
-        known = set(found)
-    elif listed is not None:
-        known = {folder / name for name in listed}
-    else:
-        unlisted = set(_glob(folder, documents))
-        known = unlisted if any(map(_is_document, unlisted)) else set()
+    _refuse_links(folder, [*found, *named, *(folder / Path(pattern).parent for pattern in patterns)])
+    listed = [folder / name for name in sorted(_listed(folder))]
     for item in found:
-        if item not in known or not item.is_file():
+        if not (item.is_file() and (documents is None or item in listed or _is_document(item))):
             raise OutputError(
                 f"{item}: has the name of a result, but evenslice did not write it; move it away, or choose "
                 "another folder"
             )
     if found and not _glob(folder, documents or patterns):
-        _refuse_others(folder, found, listed or ())
+        for item in set(listed).difference(found):
+            if item.parent == folder and item.suffix in {".json", ".yaml"} and item.is_file():
+                raise OutputError(
+                    f"{folder}: holds a result of another kind ({item.name}), to which {found[0].name} belongs; choose "
+                    "another folder"
+                )
     return found
 
 
-def _refuse_others(folder: Path, found: Sequence[Path], listed: Iterable[str]) -> None:
-    """Check that files are not those of another kind of result; kinds share names such as report.html.
-
-    Raises:
-        OutputError: the folder has another result document, in the list.
-    """
-    for name in sorted(listed):
-        path = folder / name
-        if (
-            path.parent == folder
-            and path.suffix in {".json", ".yaml"}
-            and path.is_file()
-            and path not in found
-        ):
-            raise OutputError(
-                f"{folder}: holds a result of another kind ({name}), to which {found[0].name} belongs; choose another folder"
-            )
-
-
-def manifest_text(folder: Path, new: Iterable[str], documents: Sequence[str]) -> str:
-    """Return the list of a folder that is to get new files.
-
-    Args:
-        folder: the folder.
-        new: names of the new files, relative to the folder, with slashes.
-        documents: see ``old_results``; those of an earlier version are listed too.
-    """
-    listed = _listed(folder)
-    if listed is None:
-        listed = {item.relative_to(folder).as_posix() for item in _glob(folder, documents)}
-    kept = {name for name in listed if os.path.lexists(folder / name)}
+def _manifest(folder: Path, new: Iterable[str]) -> str:
+    """Return the list of a folder that is to get new files, named relative to it, with slashes."""
+    kept = {name for name in _listed(folder) if os.path.lexists(folder / name)}
     return json.dumps({"format": 1, "files": sorted(kept | set(new))}, indent=2) + "\n"
 
 
-def refuse_links(folder: Path, items: Iterable[Path]) -> None:
-    """Check that neither paths in a folder nor what is above them there are links.
-
-    Raises:
-        OutputError: one is.
-    """
+def _refuse_links(folder: Path, items: Iterable[Path]) -> None:
+    """Raise OutputError if paths in a folder, or what is above them there, are links."""
     for item in items:
-        for place in (item, *item.relative_to(folder).parents):
-            place = folder / place  # noqa: PLW2901  # the parents are relative
+        for place in (item, *(folder / above for above in item.relative_to(folder).parents)):
             if place != folder and place.is_symlink():
                 raise OutputError(
                     f"{place}: is a link, through which nothing is written; remove it, or choose another folder"
                 )
 
 
-def _listed(folder: Path) -> set[str] | None:
-    """Return the names in the list; None without a list that can be read."""
+def _listed(folder: Path) -> set[str]:
+    """Return the names in the list; none without a list that can be read."""
     try:
         names = json.loads(read_bounded(folder / MANIFEST, MOST_BYTES))["files"]
         return {PurePosixPath(name).as_posix() for name in names}
     except UNREADABLE:
-        return None
+        return set()
 
 
 def _glob(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    return [item for pattern in patterns for item in folder.glob(pattern)]
+    return [item for pattern in patterns for item in sorted(folder.glob(pattern))]
 
 
 def _is_document(path: Path) -> bool:

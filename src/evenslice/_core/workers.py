@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import sys
 import threading
 from abc import ABC, abstractmethod
@@ -28,13 +29,19 @@ from multiprocessing import current_process, get_context, parent_process
 from multiprocessing.connection import wait as wait_for_end
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from evenslice._core.errors import ConfigError, EvensliceError, needs_extra, option, reason, whole_number
+from evenslice._core.errors import (
+    ConfigError,
+    EvensliceError,
+    needs_extra,
+    option,
+    printable,
+    reason,
+    whole_number,
+)
 from evenslice._core.import_paths import imports_from_here
-from evenslice._core.interrupts import terminable, without_interrupts
 from evenslice._core.machine import available_cores, keep_freed_memory
-from evenslice._core.text import printable
 
 try:
     from cloudpickle import dumps  # of the extra "cluster": functions of a notebook, too
@@ -47,14 +54,6 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from contextlib import AbstractContextManager
 
-__all__ = [
-    "Workers",
-    "check_sendable",
-    "map_as_finished",
-    "map_in_order",
-    "open_workers",
-    "worker_number",
-]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -70,6 +69,68 @@ _CLIENT_LOGGER = logging.getLogger("distributed.client")
 _LOADING = threading.Lock()
 _HERE = SimpleNamespace(common=None, number=None)
 """In a process that was started here, what all items share, and the number of the process."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: what is under way ends as after Ctrl-C.
+
+    Attributes:
+        status: the exit status that a shell expects.
+    """
+
+    status = 128 + signal.SIGTERM
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let the first SIGTERM raise ``Terminated`` in the block, if this is the main thread and nothing else answers it.
+
+    Example:
+        >>> try:
+        ...     with terminable():
+        ...         signal.raise_signal(signal.SIGTERM)
+        ... except Terminated:
+        ...     print("ended in order")
+        ended in order
+    """
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(_number: int, _frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise Terminated
+
+
+@contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Let Ctrl-C wait until the end of the block; processes that start in it never see one.
+
+    Example:
+        >>> try:
+        ...     with without_interrupts():
+        ...         signal.raise_signal(signal.SIGINT)
+        ...         print("goes on")
+        ... except KeyboardInterrupt:
+        ...     print("interrupted")
+        goes on
+        interrupted
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Workers(ABC):
@@ -196,56 +257,30 @@ def map_as_finished(
     if workers is None:
         yield from ((item, function(item, *(() if common is None else (common,)))) for item in items)
         return
-    queue = _Queue(items, needs)
+    items, held, unfinished = iter(items), list[Item](), set[int]()
     futures: dict[Future[Result], Item] = {}
-    failed: dict[int, Exception] = {}
+
+    def waits(item: Item) -> bool:
+        return id(needs(item)) in unfinished
+
     with workers.sharing(common) as submit:
-        while (taken := list(queue.take(workers.capacity() - len(futures)))) or futures:
-            for item in taken:
-                if (error := failed.get(id(needs(item)))) is None:
-                    futures[submit(function, item)] = item
-                else:
-                    failed[id(item)] = error
-                    queue.finish(item)
-                    yield item, error
-            ended = _ended(workers, futures) if futures else ()
+        while True:
+            able, held = [item for item in held if not waits(item)], [item for item in held if waits(item)]
+            most = workers.capacity() - len(futures)
+            while len(able) < most and (item := next(items, None)) is not None:
+                unfinished.add(id(item))
+                (held if waits(item) else able).append(item)
+            futures.update((submit(function, item), item) for item in able)
+            if not futures:
+                return
+            ended = _ended(workers, futures)
             for item in () if ended else futures.values():
                 meanwhile(item)
             for future in ended:
-                item, outcome = futures.pop(future), _outcome(future, workers)
-                if isinstance(outcome, Exception):
-                    failed[id(item)] = outcome
-                queue.finish(item)
+                item = futures.pop(future)
+                unfinished.discard(id(item))
+                outcome = _outcome(future, workers)
                 yield item, outcome
-
-
-class _Queue(Generic[Item]):
-    """Items in their order, as far as what they need allows; see ``map_as_finished``."""
-
-    def __init__(self, items: Iterable[Item], needs: Callable[[Item], Item | None]) -> None:
-        self._items, self._needs = iter(items), needs
-        self._held: list[Item] = []  # until what they need is finished
-        self._unfinished: set[int] = set()
-
-    def take(self, most: int) -> Iterator[Item]:
-        """Yield items that can begin: those that had to wait, and as many others as are asked for."""
-        able = [item for item in self._held if not self._waits(item)]
-        self._held = [item for item in self._held if self._waits(item)]
-        yield from able
-        while len(able) < most and (item := next(self._items, None)) is not None:
-            self._unfinished.add(id(item))
-            if self._waits(item):
-                self._held.append(item)
-            else:
-                able.append(item)
-                yield item
-
-    def finish(self, item: Item) -> None:
-        """Let those begin that need an item."""
-        self._unfinished.discard(id(item))
-
-    def _waits(self, item: Item) -> bool:
-        return id(self._needs(item)) in self._unfinished
 
 
 def map_in_order(

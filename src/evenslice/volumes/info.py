@@ -203,7 +203,7 @@ def fingerprint(volume: Volume) -> str:
         >>> fingerprint(open_volume(np.zeros((1, 1, 1), np.uint8)))
         'sha256:6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d'
     """
-    volume = reslice(volume._whole or volume, "z")  # noqa: SLF001  # the same data, however it is sliced
+    volume = reslice(volume._whole, "z")  # noqa: SLF001  # the same data, however it is sliced
     if volume.location is None:
         if volume.nbytes > WHOLE_BYTES:
             return _fingerprint_of_parts(volume, [sample_voxels(volume)])
@@ -401,7 +401,7 @@ def refuse_repeated(volumes: Sequence[Volume]) -> None:
     """
     known = set()
     for volume in volumes:
-        arranged = volume._arrangement  # noqa: SLF001  # where it starts
+        arranged = volume._stored.arrangement  # noqa: SLF001  # where it starts
         read = stored_image(volume), volume.plane, arranged.start, volume.shape, repr(volume.reading)
         if read in known:
             raise ConfigError(

@@ -6,39 +6,31 @@ labels = LabelValues(label_values=[0, 255], ignore_label=128).class_volume(open_
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import ConfigError, VolumeError, check_known, option
+from evenslice._core import ConfigError, VolumeError, option
 from evenslice.volumes.blocks import iterate_blocks
 from evenslice.volumes.geometry import axis_codes, fit_spacing, is_invertible, millimetres
 from evenslice.volumes.opening import is_masked, list_given, open_volume
 from evenslice.volumes.volume import map_voxels, reads_around, reslice, take_region
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from evenslice.volumes.opening import VolumeLike
-    from evenslice.volumes.scaling import Scaling
+    from evenslice.volumes.reading import LabelValues
     from evenslice.volumes.volume import Volume
+    from evenslice.volumes.windows import Scaling
 
 IGNORED = -100
 """The class number of voxels that count neither in a loss nor in scores; PyTorch's cross entropy leaves it out, too."""
-
-OtherLabels = Literal["error", "background"]
-"""What label values are that belong to no class: an error, or class 0."""
-
-Instances = Literal["sparse", "dense"]
-"""What 0 is in labels that number objects: the background of "sparse" ones, or what lies between "dense" ones."""
-
-_LARGEST_WRITTEN = 2**32 - 1
 
 HALF_VOXEL = (
     0.501  # half of one, and room for the rounding of single precision, in which NIfTI stores positions
@@ -48,164 +40,28 @@ _BLOCK_BYTES = 2**22
 _BOUNDARY_BYTES = 2**25  # of a block that is read with chunks around it, so that few are decoded twice
 
 
-def refuse_without_labels(**options: Any) -> None:
-    """Raise ConfigError for the first option that is not None, as there are no labels to which it would apply.
+def class_volume(stored: Volume, values: LabelValues, classes: int | None) -> Volume:
+    """Return the volume of classes of stored label values, as ``LabelValues.class_volume`` says."""
+    if values.instances is not None:
+        axes = stored._stored.arrangement.zyx[1:]  # noqa: SLF001  # set by `open_volume`
+        dense = values.instances == "dense"
+        find = partial(_boundaries, path=stored.path, axes=axes, dense=dense, ignore=values.ignore_label)
+        return map_voxels(stored, find, np.int64, around=True)
+    known, lenient = values.of_classes(classes), values.other_labels == "background"
+    if lenient and not known:
+        raise ConfigError(f"{option('other_labels', values.other_labels)}: give {option('label_values')} too")
+    find = partial(_classes, path=stored.path, values=known, lenient=lenient, ignore=values.ignore_label)
+    return map_voxels(stored, find, np.int64)
 
-    Example:
-        >>> refuse_without_labels(label_values=None, ignore_label=255)
-        Traceback (most recent call last):
-        ...
-        evenslice.ConfigError: ignore_label: has no effect without labels; give both
-    """
-    for name, value in options.items():
-        if value is not None:
-            raise ConfigError(f"{option(name)}: has no effect without {option('labels')}; give both")
 
-
-@dataclass(frozen=True, kw_only=True)
-class LabelValues:
-    """What the values of labels mean; fields are named as the arguments of ``evaluate``, ``audit`` and ``SliceWindows``.
-
-    Attributes:
-        label_values: the value of each class; None for 0, 1, 2 ...
-        other_labels: what all other values are: "error", or "background", which is class 0.
-        ignore_label: the value of voxels that do not count, whose class is ``IGNORED``; None if all count.
-        instances: "sparse" or "dense" if the values number objects, whose boundaries are class 1; see
-            ``_boundaries``.
-
-    Raises:
-        ConfigError: a value is not a whole number, or there are none for the classes to have.
-
-    Example:
-        >>> from evenslice.volumes import open_volume
-        >>> stored = open_volume(np.array([[[0, 255, 7]]], np.uint8))
-        >>> LabelValues(label_values=[0, 255], ignore_label=7).class_volume(stored, 2)[0].tolist()
-        [[0, 1, -100]]
-        >>> LabelValues(label_values=[0, 7], other_labels="background").class_volume(stored, 2)[0].tolist()
-        [[0, 0, 1]]
-    """
-
-    label_values: Sequence[int] | None = None
-    other_labels: str = "error"
-    ignore_label: int | None = None
-    instances: str | None = None
-
-    def __post_init__(self) -> None:
-        check_known("other_labels", self.other_labels, get_args(OtherLabels))
-        values: Any = self.label_values
-        if values is not None:
-            # The order of a set is any.
-            if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):
-                raise ConfigError(
-                    f"{option('label_values', values)}: give the value of each class, as 0, 255"
-                )
-            whole = tuple(_whole("label_values", values, value) for value in values)
-            object.__setattr__(self, "label_values", whole)
-        if self.ignore_label is not None:
-            number = _whole("ignore_label", self.ignore_label, self.ignore_label)
-            object.__setattr__(self, "ignore_label", number)
-
-    def refuse(self) -> None:
-        """Raise ConfigError if an option is given, as there are no labels to which it would apply."""
-        others = None if self.other_labels == "error" else self.other_labels
-        refuse_without_labels(**{**asdict(self), "other_labels": others})
-
-    def check(self, classes: int | None = None) -> None:
-        """Raise ConfigError if the options contradict each other, or do not suit the number of classes, if that is known."""
-        values, known = self.label_values, self.of_classes(classes)
-        if values is not None:
-            count = max(len(values), 1) if classes is None else classes
-            if not len(set(values)) == len(values) == count:
-                each = "each class" if classes is None else f"each of the {classes} classes"
-                raise ConfigError(f"{option('label_values', values)}: give a different value for {each}")
-        if self.instances is not None:
-            given = option("instances", self.instances)
-            check_known("instances", self.instances, get_args(Instances))
-            if classes not in {None, 2}:
-                raise ConfigError(f"{given}: gives 2 classes, inside and boundary, not {classes}")
-            if values is not None or self.other_labels != "error":
-                other = "other_labels" if values is None else "label_values"
-                raise ConfigError(f"{given}: object numbers are not class values; omit {option(other)}")
-        elif self.ignore_label in known:
-            number = known.index(self.ignore_label)
-            raise ConfigError(f"{option('ignore_label', self.ignore_label)}: is the value of class {number}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the options as plain values, by their names.
-
-        Example:
-            >>> LabelValues(label_values=[0, 255]).to_dict()
-            {'label_values': [0, 255], 'other_labels': 'error', 'ignore_label': None, 'instances': None}
-        """
-        values = self.label_values
-        return {**asdict(self), "label_values": None if values is None else list(values)}
-
-    def check_written(self) -> None:
-        """Raise ConfigError if a segmentation, whose voxels are unsigned integers, cannot hold the values of the classes."""
-        values = self.label_values
-        if values and not 0 <= min(values) <= max(values) <= _LARGEST_WRITTEN:
-            raise ConfigError(
-                f"{option('label_values', values)}: segment writes these values as unsigned integers"
-            )
-
-    def class_volume(self, stored: Volume, classes: int | None) -> Volume:
-        """Return the volume of classes, 0 to ``classes`` - 1, of stored label values.
-
-        Args:
-            stored: label values, whole numbers of any data type.
-            classes: number of classes; None for as many as ``label_values`` or, without these, for class numbers that
-                are not checked.
-
-        Returns:
-            A volume of int64, which raises VolumeError on reading a value of no class.
-
-        Raises:
-            ConfigError: see ``check``; or all others are background, but there are no classes to be other than.
-        """
-        self.check(classes)
-        if self.instances is not None:
-            axes = stored._arrangement.zyx[1:]  # noqa: SLF001  # set by `open_volume`
-            dense = self.instances == "dense"
-            find = partial(_boundaries, path=stored.path, axes=axes, dense=dense, ignore=self.ignore_label)
-            return map_voxels(stored, find, np.int64, around=True)
-        known, lenient = self.of_classes(classes), self.other_labels == "background"
-        if lenient and not known:
-            raise ConfigError(
-                f"{option('other_labels', self.other_labels)}: give {option('label_values')} too"
-            )
-        find = partial(_classes, path=stored.path, values=known, lenient=lenient, ignore=self.ignore_label)
-        return map_voxels(stored, find, np.int64)
-
-    def background_volume(self, stored: Volume) -> Volume | None:
-        """Return where stored values are the background of sparse objects, as a volume of bool; None for other labels.
-
-        Example:
-            >>> from evenslice.volumes import open_volume
-            >>> objects = open_volume(np.array([[[0, 0, 7]]], np.uint8))
-            >>> LabelValues(instances="sparse").background_volume(objects)[0].tolist()
-            [[True, True, False]]
-            >>> LabelValues(instances="dense").background_volume(objects) is None
-            True
-        """
-        return map_voxels(stored, _is_background, np.bool_) if self.instances == "sparse" else None
-
-    def of_classes(self, classes: int | None) -> tuple[int, ...]:
-        """Return the value of each class; none if neither the values nor the number of classes are known."""
-        return tuple(range(classes or 0) if self.label_values is None else self.label_values)
+def background_volume(stored: Volume) -> Volume:
+    """Return where stored values are 0, as a volume of bool."""
+    return map_voxels(stored, _is_background, np.bool_)
 
 
 def _is_background(stored: NDArray[Any]) -> NDArray[np.bool_]:
     found: NDArray[np.bool_] = stored == 0
     return found
-
-
-def _whole(name: str, given: Any, value: Any) -> int:
-    try:
-        if int(value) == value:
-            return int(value)
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise ConfigError(f"{option(name, given)}: labels are whole numbers")
 
 
 def _refuse_fractions(stored: NDArray[Any], path: str) -> None:
@@ -337,7 +193,7 @@ def check_place(labels: Volume, volume: Volume) -> None:
     """
     if labels.affine is None or volume.affine is None or not is_invertible(volume.affine):
         return
-    if labels.axes_given or not (labels.placed and volume.placed) or _is_unplaced(labels, volume):
+    if labels.origin.axes_given or not (labels.placed and volume.placed) or _is_unplaced(labels, volume):
         return
     gaps = [
         _corner_gaps(own, other, labels.shape)
@@ -352,7 +208,7 @@ def _is_unplaced(labels: Volume, volume: Volume) -> bool:
 
     That is all that a format can state which, as MetaImage, stores an origin in any case.
     """
-    own, other = (reslice(item._whole or item, "z") for item in (labels, volume))  # noqa: SLF001  # as opened
+    own, other = (reslice(item._whole, "z") for item in (labels, volume))  # noqa: SLF001  # as opened
     affine = np.asarray(own.affine)
     sizes = np.abs(affine.diagonal()[:3])
     if not np.allclose(affine, np.diag(affine.diagonal()), rtol=0, atol=1e-6 * sizes.min()):
@@ -390,7 +246,7 @@ def _corner_gaps(
 
 def _describe(labels: Volume, volume: Volume, distance: float) -> str:
     own, other = (axis_codes(np.asarray(reslice(item, "z").affine)) for item in (labels, volume))
-    names = (labels._whole or labels)._source().names or "zyx"  # noqa: SLF001  # as the file states them
+    names = labels._whole._source().names or "zyx"  # noqa: SLF001  # as the file states them
     differs = (
         f"lies up to {distance:.4g} mm from {volume.path}"
         if own == other
@@ -461,17 +317,22 @@ def index_classes(labels: Volume, classes: int, *, keep: int, seed: int = 0) -> 
     """
     random = np.random.default_rng(seed)
     counts = np.zeros(classes, np.int64)
-    samples = [_Sample(keep if number else 0, random) for number in range(classes)]
+    # Of each class, the voxels with the smallest of random keys.
+    samples = [(np.empty(0), np.empty(0, np.int64)) for _ in range(classes)]
     for block in _blocks(labels):
         voxels = labels[block]
         found = np.bincount(voxels[voxels >= 0], minlength=classes)  # the others are ignored
         counts += found
-        for number in np.flatnonzero(found):
-            if samples[number].size:
-                places = np.nonzero(voxels == number)
-                shifted = [inside + part.start for inside, part in zip(places, block, strict=True)]
-                samples[number].add(np.ravel_multi_index(shifted, labels.shape))
-    return ClassIndex(counts, tuple(np.sort(sample.items) for sample in samples))
+        for number in np.flatnonzero(found[1:]) + 1 if keep else ():
+            places = np.nonzero(voxels == number)
+            shifted = [inside + part.start for inside, part in zip(places, block, strict=True)]
+            keys = np.concatenate([samples[number][0], random.random(found[number])])
+            items = np.concatenate([samples[number][1], np.ravel_multi_index(shifted, labels.shape)])
+            if len(items) > keep:
+                chosen = np.argpartition(keys, keep)[:keep]
+                keys, items = keys[chosen], items[chosen]
+            samples[number] = keys, items
+    return ClassIndex(counts, tuple(np.sort(items) for _, items in samples))
 
 
 def check_classes(labels: Volume) -> None:
@@ -495,21 +356,3 @@ def check_classes(labels: Volume) -> None:
 
 def _blocks(labels: Volume) -> Iterator[tuple[slice, slice, slice]]:
     return iterate_blocks(labels, _BOUNDARY_BYTES if labels.chunks and reads_around(labels) else _BLOCK_BYTES)
-
-
-class _Sample:
-    """A uniform sample of bounded size of items that arrive in pieces: those with the smallest random keys."""
-
-    def __init__(self, size: int, random: np.random.Generator) -> None:
-        self.size = size
-        self.items = np.empty(0, np.int64)
-        self._keys = np.empty(0)
-        self._random = random
-
-    def add(self, items: NDArray[np.int64]) -> None:
-        keys = np.concatenate([self._keys, self._random.random(len(items))])
-        items = np.concatenate([self.items, items])
-        if len(items) > self.size:
-            chosen = np.argpartition(keys, self.size)[: self.size]
-            keys, items = keys[chosen], items[chosen]
-        self._keys, self.items = keys, items

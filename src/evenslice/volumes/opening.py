@@ -18,21 +18,29 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evenslice._core import ConfigError, EvensliceError, VolumeError, did_you_mean, option, whole_number
+from evenslice._core import (
+    ConfigError,
+    EvensliceError,
+    VolumeError,
+    did_you_mean,
+    needs_extra,
+    option,
+    whole_number,
+)
 from evenslice.volumes.geometry import UNITS, normal_unit, positive
 from evenslice.volumes.read.formats import open_source
 from evenslice.volumes.read.location import Place, locate
 from evenslice.volumes.read.source import ArraySource, VoxelSource
-from evenslice.volumes.volume import Arrangement, Volume, reslice, take_region
+from evenslice.volumes.volume import Arrangement, Origin, Stored, Volume, reslice, take_region
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
 VolumeLike = Volume | NDArray[Any] | str | os.PathLike[str]
 """A volume, an array (z, y, x), a path or an address."""
@@ -234,9 +242,16 @@ def _arranged(
     offset = source.offset or (0.0,) * len(source.shape)
     volume = Volume(
         path=place.label,
-        location=place.location or None,
-        part=source.part,
-        format=source.format,
+        origin=Origin(
+            location=place.location or None,
+            part=source.part,
+            format=source.format,
+            files=source.files,
+            level=place.level,
+            select=dict(select),
+            placed=source.placed,
+            axes_given=names is not None,
+        ),
         shape=arrangement.lengths,
         dtype=source.dtype.newbyteorder("="),
         spacing=spacing if known else None,
@@ -244,17 +259,12 @@ def _arranged(
         chunks=None if source.chunks is None else (source.chunks[z], source.chunks[y], source.chunks[x]),
         # An affine refers to the axes as the file names them.
         affine=source.affine if source.names is not None and names in (None, source.names) else None,
-        files=source.files,
-        _open=opener,
-        _arrangement=arrangement,
-        _sources=[source],
-        level=place.level,
-        placed=source.placed,
         offset=(offset[z], offset[y], offset[x]),
-        axes_given=names is not None,
-        select=dict(select),
+        _stored=Stored(arrangement, opener, [source]),
     )
-    return volume if volume.location is None else replace(volume, _whole=volume)
+    if volume.location is None:
+        return volume
+    return replace(volume, _stored=replace(volume._stored, whole=volume))  # noqa: SLF001  # made here
 
 
 def _arrangement(source: VoxelSource, names: str | None, picks: Mapping[str, int]) -> Arrangement:
@@ -382,3 +392,39 @@ def _selected(shape: tuple[int, ...], names: str, select: Mapping[str, int]) -> 
             raise ConfigError(f"{option('select', {axis: index})}: axis {name} has 0 to {length - 1}")
         fixed[names.index(name)] = index
     return fixed
+
+
+MAPS = ("t1", "gm", "wm")
+
+
+def mni152() -> Volume:
+    """Open the MNI152 T1 template: 189 x 233 x 197 voxels of 1 mm.
+
+    Raises:
+        MissingExtraError: nilearn is not installed.
+
+    Example:
+        >>> volume = mni152()
+        >>> volume.shape, volume.spacing
+        ((189, 233, 197), (1.0, 1.0, 1.0))
+    """
+    return open_volume(mni152_path("t1"))
+
+
+def mni152_path(name: str) -> Path:
+    """Return the path of a map of the template: "t1", or "gm" or "wm" for the fraction of gray or white matter, 0..255.
+
+    Raises:
+        ConfigError: there is no map of this name.
+        MissingExtraError: nilearn is not installed.
+
+    Example:
+        >>> open_volume(mni152_path("gm")).shape
+        (189, 233, 197)
+    """
+    if name not in MAPS:
+        raise ConfigError(f"{option('name', name)}: {did_you_mean(name, MAPS)}")
+    with needs_extra("demo", "the demonstration volume"):
+        import nilearn
+    folder = Path(str(nilearn.__file__)).parent / "datasets" / "data"
+    return folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz"

@@ -14,17 +14,166 @@ from evenslice._core import ConfigError, check_known, option, whole_number
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from evenslice.volumes.labels import LabelValues
-    from evenslice.volumes.scaling import Scaling
     from evenslice.volumes.volume import Volume
+    from evenslice.volumes.windows import Scaling
 
 # What checks and applies these options is imported where that happens: the command line is to start without it.
-OF_LABELS = ("label_values", "other_labels", "ignore_label", "instances")
 PLANES = ("z", "y", "x")
+_LARGEST_WRITTEN = 2**32 - 1
+
+
+def refuse_without_labels(**options: Any) -> None:
+    """Raise ConfigError for the first option that is not None, as there are no labels to which it would apply.
+
+    Example:
+        >>> refuse_without_labels(label_values=None, ignore_label=255)
+        Traceback (most recent call last):
+        ...
+        evenslice.ConfigError: ignore_label: has no effect without labels; give both
+    """
+    for name, value in options.items():
+        if value is not None:
+            raise ConfigError(f"{option(name)}: has no effect without {option('labels')}; give both")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class LabelValues:
+    """What the values of labels mean.
+
+    Attributes:
+        label_values: the value of each class in labels; None for 0, 1, 2 ...
+        other_labels: what all other values in labels mean: an "error", or "background", which is class 0.
+        ignore_label: the value of voxels that do not count, whose class is ``IGNORED``; None if all count.
+        instances: "sparse" or "dense" if labels number objects, whose boundaries within slices are then class 1: "sparse"
+            for objects on a background, 0; "dense" for objects that fill the volume, where 0 is boundary too.
+
+    Raises:
+        ConfigError: a value is not a whole number, or there are none for the classes to have.
+
+    Example:
+        >>> import numpy as np
+        >>> from evenslice.volumes import open_volume
+        >>> stored = open_volume(np.array([[[0, 255, 7]]], np.uint8))
+        >>> LabelValues(label_values=[0, 255], ignore_label=7).class_volume(stored, 2)[0].tolist()
+        [[0, 1, -100]]
+        >>> LabelValues(label_values=[0, 7], other_labels="background").class_volume(stored, 2)[0].tolist()
+        [[0, 0, 1]]
+    """
+
+    label_values: Sequence[int] | None = None
+    other_labels: str = "error"
+    ignore_label: int | None = None
+    instances: str | None = None
+
+    def __post_init__(self) -> None:
+        check_known("other_labels", self.other_labels, ("error", "background"))
+        values: Any = self.label_values
+        if values is not None:
+            if isinstance(values, str) or not hasattr(values, "__getitem__"):  # the order of a set is any
+                raise ConfigError(
+                    f"{option('label_values', values)}: give the value of each class, as 0, 255"
+                )
+            whole = tuple(_whole("label_values", values, value) for value in values)
+            object.__setattr__(self, "label_values", whole)
+        if self.ignore_label is not None:
+            number = _whole("ignore_label", self.ignore_label, self.ignore_label)
+            object.__setattr__(self, "ignore_label", number)
+
+    def refuse(self) -> None:
+        """Raise ConfigError if an option is given, as there are no labels to which it would apply."""
+        others = None if self.other_labels == "error" else self.other_labels
+        refuse_without_labels(**{**self.to_dict(), "other_labels": others})
+
+    def check(self, classes: int | None = None) -> None:
+        """Raise ConfigError if the options contradict each other, or do not suit the number of classes, if that is known."""
+        values, known = self.label_values, self.of_classes(classes)
+        if values is not None:
+            count = max(len(values), 1) if classes is None else classes
+            if not len(set(values)) == len(values) == count:
+                each = "each class" if classes is None else f"each of the {classes} classes"
+                raise ConfigError(f"{option('label_values', values)}: give a different value for {each}")
+        if self.instances is not None:
+            given = option("instances", self.instances)
+            check_known("instances", self.instances, ("sparse", "dense"))
+            if classes not in {None, 2}:
+                raise ConfigError(f"{given}: gives 2 classes, inside and boundary, not {classes}")
+            if values is not None or self.other_labels != "error":
+                other = "other_labels" if values is None else "label_values"
+                raise ConfigError(f"{given}: object numbers are not class values; omit {option(other)}")
+        elif self.ignore_label in known:
+            number = known.index(self.ignore_label)
+            raise ConfigError(f"{option('ignore_label', self.ignore_label)}: is the value of class {number}")
+
+    def check_written(self) -> None:
+        """Raise ConfigError if a segmentation, whose voxels are unsigned integers, cannot hold the values of the classes."""
+        values = self.label_values
+        if values and not 0 <= min(values) <= max(values) <= _LARGEST_WRITTEN:
+            raise ConfigError(
+                f"{option('label_values', values)}: segment writes these values as unsigned integers"
+            )
+
+    def of_classes(self, classes: int | None) -> tuple[int, ...]:
+        """Return the value of each class; there are none if neither they nor the number of classes are known."""
+        return tuple(range(classes or 0) if self.label_values is None else self.label_values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options of labels as plain values, by their names.
+
+        Example:
+            >>> LabelValues(label_values=[0, 255]).to_dict()
+            {'label_values': [0, 255], 'other_labels': 'error', 'ignore_label': None, 'instances': None}
+        """
+        return {entry.name: _plain(getattr(self, entry.name)) for entry in fields(LabelValues)}
+
+    def class_volume(self, stored: Volume, classes: int | None) -> Volume:
+        """Return the volume of classes, 0 to ``classes`` - 1, of stored label values.
+
+        Args:
+            stored: label values, whole numbers of any data type.
+            classes: number of classes; None for as many as ``label_values`` or, without these, for class numbers that
+                are not checked.
+
+        Returns:
+            A volume of int64, which raises VolumeError on reading a value of no class.
+
+        Raises:
+            ConfigError: see ``check``; or all others are background, but there are no classes to be other than.
+        """
+        from evenslice.volumes.labels import class_volume
+
+        self.check(classes)
+        return class_volume(stored, self, classes)
+
+    def background_volume(self, stored: Volume) -> Volume | None:
+        """Return where stored values are the background of sparse objects, as a volume of bool; None for other labels.
+
+        Example:
+            >>> import numpy as np
+            >>> from evenslice.volumes import open_volume
+            >>> objects = open_volume(np.array([[[0, 0, 7]]], np.uint8))
+            >>> LabelValues(instances="sparse").background_volume(objects)[0].tolist()
+            [[True, True, False]]
+        """
+        from evenslice.volumes.labels import background_volume
+
+        return background_volume(stored) if self.instances == "sparse" else None
+
+
+def _whole(name: str, given: Any, value: Any) -> int:
+    try:
+        if int(value) == value:
+            return int(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ConfigError(f"{option(name, given)}: labels are whole numbers")
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading(LabelValues):
     """How a network reads volumes and their labels.
 
     Attributes:
@@ -53,14 +202,10 @@ class Reading:
     plane: str = "z"
     intensity: tuple[float, float] | None = None
     fill: float | None = None
-    label_values: Sequence[int] | None = None
-    other_labels: str = "error"
-    ignore_label: int | None = None
-    instances: str | None = None
     overlapping: bool | None = None
 
     def __post_init__(self) -> None:
-        from evenslice.volumes.scaling import Scaling, two_numbers
+        from evenslice.volumes.windows import Scaling, two_numbers
 
         check_known("plane", self.plane, PLANES)
         if not isinstance(self.overlapping, bool | None):
@@ -71,17 +216,13 @@ class Reading:
         object.__setattr__(self, "fill", scaling.fill)
         if self.intensity is not None:
             object.__setattr__(self, "intensity", (scaling.low, scaling.high))
-        labels = self.labels
-        labels.check()
-        object.__setattr__(self, "label_values", labels.label_values)
-        object.__setattr__(self, "ignore_label", labels.ignore_label)
+        super().__post_init__()
+        self.check()
 
     @property
     def labels(self) -> LabelValues:
         """What the values of labels mean."""
-        from evenslice.volumes.labels import LabelValues
-
-        return LabelValues(**{name: getattr(self, name) for name in OF_LABELS})
+        return LabelValues(**self.to_dict())
 
     @classmethod
     def from_plain(cls, stated: Mapping[str, Any]) -> Self:
@@ -107,9 +248,8 @@ class Reading:
             >>> Reading(intensity=(0, 255)).to_plain()["intensity"]
             [0.0, 255.0]
         """
-        return {
-            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
-        }
+        names = ("step", "plane", "intensity", "fill", *self.to_dict(), "overlapping")
+        return {name: _plain(getattr(self, name)) for name in names}
 
     def with_given(self, **given: Any) -> Self:
         """Return this with other options, where they are not None.
@@ -133,10 +273,7 @@ class Reading:
             >>> Reading(step=2, ignore_label=7).without_labels() == Reading(step=2)
             True
         """
-        defaults: dict[str, Any] = {
-            entry.name: entry.default for entry in fields(self) if entry.name in OF_LABELS
-        }
-        return replace(self, **defaults)
+        return replace(self, **asdict(LabelValues()))
 
 
 def each_reading(reading: Reading | Sequence[Reading] | None, volumes: Sequence[Volume]) -> list[Reading]:
@@ -164,7 +301,7 @@ def fit_scalings(volumes: Sequence[Volume], readings: Sequence[Reading], *, seed
     Raises:
         VolumeError: a volume cannot be scaled, or it is the only one and constant.
     """
-    from evenslice.volumes.scaling import fit_scaling
+    from evenslice.volumes.windows import fit_scaling
 
     # An empty tile may stand beside others; alone, all of its windows would be the same.
     blank = len(volumes) > 1

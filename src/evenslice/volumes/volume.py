@@ -55,6 +55,51 @@ class Arrangement:
     start: tuple[int, int, int] = (0, 0, 0)
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a volume comes from and how it was opened; see ``Volume``, whose properties these are."""
+
+    location: Path | str | None
+    part: str | None
+    format: str
+    files: tuple[Path, ...] | None
+    level: int
+    select: Mapping[str, int]
+    placed: bool
+    axes_given: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """The stored array of a volume.
+
+    Attributes:
+        arrangement: how the array becomes the volume.
+        open: opens it.
+        sources: the opened one; empty in a copy, until the first read.
+        whole: the volume as it was opened from a file, of which this is a part or a function.
+    """
+
+    arrangement: Arrangement
+    open: Callable[[], VoxelSource]
+    sources: list[VoxelSource]
+    whole: Volume | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "sources": [], "whole": copy(self.whole)}
+
+    def wrapped(self, wrap: Callable[[VoxelSource], VoxelSource]) -> Stored:
+        """Return this as read through a wrapper of the array."""
+        opener = partial(_open_wrapped, self.open, wrap)
+        return replace(self, open=opener, sources=[wrap(source) for source in self.sources])
+
+
+def _open_wrapped(
+    opener: Callable[[], VoxelSource], wrap: Callable[[VoxelSource], VoxelSource]
+) -> VoxelSource:
+    return wrap(opener())
+
+
 @dataclass(frozen=True, eq=False)
 class Volume:
     """An array (z, y, x) that is read when indexed.
@@ -67,9 +112,7 @@ class Volume:
 
     Attributes:
         path: the file, folder or address as the user wrote it; "<array>" for an array in memory.
-        location: the absolute path, the address as text, or None for an array in memory.
-        part: the path of the dataset inside the file, or None for formats with one volume per file.
-        format: the name of the file format.
+        origin: the file and how it was opened.
         shape: number of voxels along z, y, x; each at least 1.
         dtype: data type of the voxels: bool, integer or real, in native byte order.
         spacing: voxel size along z, y, x, finite and positive, or None if unknown.
@@ -77,18 +120,12 @@ class Volume:
         chunks: size along z, y, x of the pieces that are decoded as one, or None if any part is equally cheap to read.
         affine: (4, 4) map from voxel indices (x, y, z, 1) to patient space (x to the right, y to the front, z to the
             head, as in NIfTI) in mm, or None if the file has none.
-        placed: whether the file states the affine; that of a NIfTI file with both codes 0 is an assumption.
         offset: where the centre of the first voxel lies along z, y, x, in voxels from the origin of the file's own
             coordinates. These are stated by OME-Zarr, N5 and precomputed volumes (which count from the corner of a voxel);
             in other files, the first voxel is the origin.
-        axes_given: whether the user named the stored axes when opening it.
-        files: the files that hold the voxels; None if they are all that is at the location.
         plane: the axis of the file along which slices follow one another, "z" by default. It comes first
             here and is called z in all other respects; the other two keep their order.
         region: the first voxel and one past the last along z, y and x of the file; None for the whole file.
-        whole_shape: the number of voxels of the file along z, y, x, if this is a region of it; else None.
-        level: the resolution level, 0 the finest.
-        select: the index that was picked along each other axis of the file, such as ``{"t": 0}``.
 
     Example:
         >>> import numpy as np
@@ -101,30 +138,57 @@ class Volume:
     """
 
     path: str
-    location: Path | str | None
-    part: str | None
-    format: str
+    origin: Origin = field(repr=False)
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
     spacing: tuple[float, float, float] | None
     unit: Unit | None
     chunks: tuple[int, int, int] | None
     affine: NDArray[np.float64] | None = field(repr=False)
-    files: tuple[Path, ...] | None = field(repr=False)
-    _open: Callable[[], VoxelSource] = field(repr=False)
-    _arrangement: Arrangement = field(repr=False)
-    # The opened source; empty after unpickling, until the first read.
-    _sources: list[VoxelSource] = field(repr=False)
+    offset: tuple[float, float, float]
+    _stored: Stored = field(repr=False)
     plane: Plane = "z"
     region: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None = None
-    whole_shape: tuple[int, int, int] | None = None
-    level: int = 0
-    placed: bool = True
-    offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    axes_given: bool = False
-    select: Mapping[str, int] = field(default_factory=dict)
-    # As opened, of what this is a part or a function of.
-    _whole: Volume | None = field(default=None, repr=False)
+
+    @property
+    def location(self) -> Path | str | None:
+        """The absolute path, the address as text, or None for an array in memory."""
+        return self.origin.location
+
+    @property
+    def part(self) -> str | None:
+        """The path of the dataset inside the file, or None for formats with one volume per file."""
+        return self.origin.part
+
+    @property
+    def format(self) -> str:
+        """The name of the file format."""
+        return self.origin.format
+
+    @property
+    def files(self) -> tuple[Path, ...] | None:
+        """The files that hold the voxels; None if they are all that is at the location."""
+        return self.origin.files
+
+    @property
+    def level(self) -> int:
+        """The resolution level, 0 the finest."""
+        return self.origin.level
+
+    @property
+    def select(self) -> Mapping[str, int]:
+        """The index that was picked along each other axis of the file, such as ``{"t": 0}``."""
+        return self.origin.select
+
+    @property
+    def placed(self) -> bool:
+        """Whether the file states the affine; that of a NIfTI file with both codes 0 is an assumption."""
+        return self.origin.placed
+
+    @property
+    def whole_shape(self) -> tuple[int, int, int] | None:
+        """The number of voxels of the file along z, y, x, if this is a region of it; else None."""
+        return None if self.region is None else reslice(self, "z")._stored.arrangement.lengths
 
     @property
     def reading(self) -> dict[str, Any]:
@@ -134,14 +198,14 @@ class Volume:
         """
         return {
             "level": self.level,
-            "zyx": list(self._arrangement.zyx),
-            "fixed": sorted(self._arrangement.fixed.items()),
+            "zyx": list(self._stored.arrangement.zyx),
+            "fixed": sorted(self._stored.arrangement.fixed.items()),
         }
 
     @property
     def chunk_offset(self) -> tuple[int, ...]:
         """Position of the first voxel in its chunk, along z, y, x; other than 0 in a part of a file."""
-        starts = zip(self._arrangement.start, self.chunks or (1, 1, 1), strict=True)
+        starts = zip(self._stored.arrangement.start, self.chunks or (1, 1, 1), strict=True)
         return tuple(start % chunk for start, chunk in starts)
 
     @property
@@ -187,7 +251,7 @@ class Volume:
         else:
             block = np.empty([len(steps) for steps in ranges], self.dtype)
         part = block[view]
-        fresh = self._sources and self._sources[0].fresh
+        fresh = any(source.fresh for source in self._stored.sources)
         return np.require(part, self.dtype, ["C", "W"] if fresh else ["C", "O", "W"])
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
@@ -197,50 +261,36 @@ class Volume:
         return self[...] if dtype is None else self[...].astype(dtype, copy=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_sources": [], "_whole": copy(self._whole)}  # which opens anew, too
+        return {**self.__dict__, "_stored": copy(self._stored)}  # which opens anew
+
+    @property
+    def _whole(self) -> Volume:
+        return self._stored.whole or self
 
     def _read(self, window: list[slice]) -> NDArray[Any]:
         """Read slices along z, y, x, all non-empty and with a positive step."""
         with reporting_read_errors(self.path, self.format):
-            source = self._source()
+            source, arranged = self._source(), self._stored.arrangement
             key = [slice(0, 1)] * len(source.shape)
-            for dimension, index in self._arrangement.fixed.items():
+            for dimension, index in arranged.fixed.items():
                 key[dimension] = slice(index, index + 1)
-            for dimension, start, part in zip(
-                self._arrangement.zyx, self._arrangement.start, window, strict=True
-            ):
+            for dimension, start, part in zip(arranged.zyx, arranged.start, window, strict=True):
                 key[dimension] = slice(part.start + start, part.stop + start, part.step)
             block = source.read(tuple(key))
-            fixed = tuple(self._arrangement.fixed)
-            first: tuple[Any, ...] = (..., *(0 for _ in fixed))
-            window_block: NDArray[Any] = block.transpose(*self._arrangement.zyx, *fixed)[first]
+            first: tuple[Any, ...] = (..., *(0 for _ in arranged.fixed))
+            window_block: NDArray[Any] = block.transpose(*arranged.zyx, *arranged.fixed)[first]
         return window_block
 
     def _source(self) -> VoxelSource:
         """Return the opened source; open it again if the volume was unpickled."""
-        if not self._sources:
-            source = self._open()
-            lengths = tuple(source.shape[dimension] for dimension in self._arrangement.zyx)
-            if lengths != self._arrangement.lengths or source.dtype.newbyteorder("=") != self.dtype:
+        stored = self._stored
+        if not stored.sources:
+            source = stored.open()
+            lengths = tuple(source.shape[dimension] for dimension in stored.arrangement.zyx)
+            if lengths != stored.arrangement.lengths or source.dtype.newbyteorder("=") != self.dtype:
                 raise VolumeError(f"{self.path}: has changed since it was opened; open it again")
-            self._sources.append(source)
-        return self._sources[0]
-
-
-def _wrapped(volume: Volume, wrap: Callable[[VoxelSource], VoxelSource], **changes: Any) -> Volume:
-    """Return a volume that reads another's stored array through a wrapper, with other attributes as well."""
-    return replace(
-        volume,
-        _open=partial(_open_wrapped, volume._open, wrap),
-        _sources=[wrap(source) for source in volume._sources],
-        **changes,
-    )
-
-
-def _open_wrapped(
-    opener: Callable[[], VoxelSource], wrap: Callable[[VoxelSource], VoxelSource]
-) -> VoxelSource:
-    return wrap(opener())
+            stored.sources.append(source)
+        return stored.sources[0]
 
 
 def _resolve(
@@ -309,7 +359,7 @@ def reslice(volume: Volume, plane: str) -> Volume:
     if affine is not None:  # its columns belong to x, y and z
         affine = affine[:, [*(2 - axis for axis in reversed(order)), 3]]
     named = volume.path.removesuffix(f" along {volume.plane}")
-    arranged = volume._arrangement
+    arranged = volume._stored.arrangement
     return replace(
         volume,
         path=named if plane == "z" else f"{named} along {plane}",
@@ -319,8 +369,11 @@ def reslice(volume: Volume, plane: str) -> Volume:
         affine=affine,
         offset=ordered(volume.offset),
         plane=cast(Plane, plane),
-        _arrangement=Arrangement(
-            ordered(arranged.zyx), ordered(arranged.lengths), arranged.fixed, ordered(arranged.start)
+        _stored=replace(
+            volume._stored,
+            arrangement=Arrangement(
+                ordered(arranged.zyx), ordered(arranged.lengths), arranged.fixed, ordered(arranged.start)
+            ),
         ),
     )
 
@@ -379,7 +432,6 @@ def take_region(volume: Volume, region: Sequence[Any]) -> Volume:
         bounds,
         path=f"{whole.path}[{named}]",
         region=_three((low + start, high + start) for (low, high), start in zip(bounds, origin, strict=True)),
-        whole_shape=whole.whole_shape or whole.shape,
     )
     return reslice(part, volume.plane)
 
@@ -403,7 +455,7 @@ def _region_bounds(region: Sequence[Any], shape: tuple[int, ...], path: str) -> 
 
 def _cropped(volume: Volume, bounds: Sequence[tuple[int, int]], **changes: Any) -> Volume:
     """Return a box of a volume, first voxel and one past the last along each of its axes, with other attributes as well."""
-    affine, arranged = volume.affine, volume._arrangement
+    affine, arranged = volume.affine, volume._stored.arrangement
     starts = [start for start, _ in bounds]
     if affine is not None:
         shift = np.eye(4)
@@ -414,8 +466,11 @@ def _cropped(volume: Volume, bounds: Sequence[tuple[int, int]], **changes: Any) 
         shape=_three(stop - start for start, stop in bounds),
         affine=affine,
         offset=_three(place + start for place, start in zip(volume.offset, starts, strict=True)),
-        _arrangement=replace(
-            arranged, start=_three(old + new for old, new in zip(arranged.start, starts, strict=True))
+        _stored=replace(
+            volume._stored,
+            arrangement=replace(
+                arranged, start=_three(old + new for old, new in zip(arranged.start, starts, strict=True))
+            ),
         ),
         **changes,
     )
@@ -443,7 +498,8 @@ def hold_small(volumes: Sequence[Volume]) -> list[Volume]:
     for volume in volumes:
         opener = partial(ArraySource, volume[...])
         arrangement = Arrangement((0, 1, 2), volume.shape, {})
-        held.append(replace(volume, chunks=None, _open=opener, _sources=[opener()], _arrangement=arrangement))
+        stored = replace(volume._stored, arrangement=arrangement, open=opener, sources=[opener()])
+        held.append(replace(volume, chunks=None, _stored=stored))
     return held
 
 
@@ -492,11 +548,8 @@ def read_in_runs(volume: Volume, stop: int, max_bytes: int) -> Volume:
         return volume
     with reporting_read_errors(volume.path, volume.format):
         volume._source()  # opened once, whatever is read of it later
-    return _wrapped(
-        volume,
-        partial(_InRuns, volume=volume, stop=stop, max_bytes=max_bytes),
-        chunks=(1, *volume.chunks[1:]),
-    )
+    wrap = partial(_InRuns, volume=volume, stop=stop, max_bytes=max_bytes)
+    return replace(volume, chunks=(1, *volume.chunks[1:]), _stored=volume._stored.wrapped(wrap))
 
 
 def map_voxels(
@@ -520,12 +573,13 @@ def map_voxels(
         >>> doubled[:].ravel().tolist()
         [0.0, 2.0, 4.0]
     """
-    kind, arranged = np.dtype(dtype), volume._arrangement
+    kind, arranged = np.dtype(dtype), volume._stored.arrangement
     bounds = {
         arranged.zyx[axis]: (arranged.start[axis], arranged.start[axis] + volume.shape[axis])
         for axis in ((1, 2) if around else ())
     }
-    return _wrapped(volume, partial(_Mapped, function=function, dtype=kind, around=bounds), dtype=kind)
+    wrap = partial(_Mapped, function=function, dtype=kind, around=bounds)
+    return replace(volume, dtype=kind, _stored=volume._stored.wrapped(wrap))
 
 
 def reads_around(volume: Volume) -> bool:
@@ -571,28 +625,23 @@ class _InRuns(_Derived):
     def __init__(self, source: VoxelSource, volume: Volume, stop: int, max_bytes: int) -> None:
         super().__init__(source)
         self._volume, self._stop, self._most = volume, stop, max_bytes // volume.dtype.itemsize
-        self._axis, self._start = volume._arrangement.zyx[0], volume._arrangement.start[0]
-        self._key: tuple[slice, ...] = ()
+        arranged = volume._stored.arrangement
+        self._axis, self._first = arranged.zyx[0], arranged.start[0]
+        self._held = range(0)
+        self._plane: tuple[slice, ...] = ()
         self._run: NDArray[Any] | None = None
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Return a view of what is held, which is read first if need be."""
-        wanted = key[self._axis]
-        if self._run is None or not self._holds(key):
+        before, wanted, after = key[: self._axis], key[self._axis], key[self._axis + 1 :]
+        inside = self._held.start <= wanted.start and wanted.stop <= self._held.stop
+        if self._run is None or not inside or self._plane != before + after:
             self._run = None  # two would take twice the memory
-            area = math.prod(part.stop - part.start for part in self._with(key, 0, 1))
-            end = min(run_end(self._volume, wanted.start - self._start, area, self._most), self._stop)
-            self._key = self._with(key, wanted.start, max(end + self._start, wanted.stop))
-            self._run = self._source.read(self._key)
-        first = self._key[self._axis].start
-        inside = slice(wanted.start - first, wanted.stop - first, wanted.step)
-        return self._run[(slice(None),) * self._axis + (inside,)]
-
-    def _holds(self, key: tuple[slice, ...]) -> bool:
-        held, wanted = self._key[self._axis], key[self._axis]
-        inside = held.start <= wanted.start and wanted.stop <= held.stop
-        return inside and self._with(key, held.start, held.stop) == self._key
-
-    def _with(self, key: tuple[slice, ...], start: int, stop: int) -> tuple[slice, ...]:
-        """Return a key that asks for these slices."""
-        return *key[: self._axis], slice(start, stop), *key[self._axis + 1 :]
+            self._plane = before + after
+            area = math.prod(part.stop - part.start for part in self._plane)
+            end = min(run_end(self._volume, wanted.start - self._first, area, self._most), self._stop)
+            self._held = range(wanted.start, max(end + self._first, wanted.stop))
+            self._run = self._source.read((*before, slice(self._held.start, self._held.stop), *after))
+        start = self._held.start
+        part = slice(wanted.start - start, wanted.stop - start, wanted.step)
+        return self._run[(slice(None),) * self._axis + (part,)]

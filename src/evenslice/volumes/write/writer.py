@@ -4,7 +4,7 @@
     write_channels(probabilities, "probabilities.nii.gz", like=volume)
 
 A volume is read and written slab by slab, so it may be larger than memory. A file or folder is written beside its final
-name and renamed at the end. ``write.formats.WRITE_FORMATS`` is the table of formats:
+name and renamed at the end. ``WRITE_FORMATS`` is the table of formats, to which a new one adds a function and a row:
 
 | suffix | one volume | channels | stored metadata |
 | --- | --- | --- | --- |
@@ -20,24 +20,106 @@ Values are stored without loss: where a format lacks them, booleans as 0 and 1, 
 
 from __future__ import annotations
 
+import importlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from evenslice._core import (
+    UNREADABLE,
     ConfigError,
     OutputError,
     check_callable,
+    did_you_mean,
+    needs_extra,
+    option,
+    path_text,
+    read_bounded,
     reporting_write_errors,
     staged_file,
-    staged_tree,
 )
+from evenslice.volumes.read.location import is_address, refuse_secret
 from evenslice.volumes.volume import Volume
-from evenslice.volumes.write.formats import ZARR, checked_destination
-from evenslice.volumes.write.image import Image, Tally
-from evenslice.volumes.write.zarr import write_remote
+from evenslice.volumes.write.files import (
+    Image,
+    Tally,
+    unfit_for_tiff,
+    write_hdf5,
+    write_mha,
+    write_nifti,
+    write_npy,
+    write_nrrd,
+    write_tiff,
+)
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+
+@dataclass(frozen=True)
+class WriteFormat:
+    """A file format that can be written.
+
+    Attributes:
+        name: its name in messages.
+        suffixes: suffixes of file names, in lower case.
+        packages: required packages, all of the extra ``volumes``.
+        write: writes an image to a path.
+        wider: data types that the format lacks, and its smallest type that holds all their values.
+        unfit: returns why the format cannot hold an image; None if it can.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    packages: tuple[str, ...]
+    write: Callable[[Path, Image], None]
+    wider: dict[str, str]
+    unfit: Callable[[Image], str | None] = lambda _: None
+
+    def stored(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
+        """Return the little-endian data type in which voxels are stored without loss."""
+        return np.dtype(self.wider.get(dtype.name, dtype.name)).newbyteorder("<")
+
+
+def _write_zarr(path: Path, image: Image) -> None:
+    from evenslice.volumes.write.zarr import write_zarr  # which imports its library
+
+    write_zarr(path, image)
+
+
+_NO_BOOL = {"bool": "uint8"}
+_NO_HALF = {"bool": "uint8", "float16": "float32"}
+_TIFF = (".tif", ".tiff", ".btf", ".tf8")
+
+HDF5 = WriteFormat("HDF5", (".h5", ".hdf5", ".hdf"), ("h5py",), write_hdf5, _NO_BOOL)
+ZARR = WriteFormat("OME-Zarr", (".zarr",), ("zarr",), _write_zarr, _NO_BOOL)
+WRITE_FORMATS = (
+    WriteFormat("TIFF", _TIFF, ("tifffile", "imagecodecs"), write_tiff, _NO_HALF, unfit_for_tiff),
+    WriteFormat("NIfTI", (".nii", ".nii.gz"), ("nibabel",), write_nifti, _NO_HALF),
+    ZARR,
+    HDF5,
+    WriteFormat("MetaImage", (".mha",), (), write_mha, _NO_HALF),
+    WriteFormat("NRRD", (".nrrd",), (), write_nrrd, _NO_HALF),
+    WriteFormat("NumPy array", (".npy",), (), write_npy, {}),
+)
+
+_DATASET = re.compile(rf"(.+(?:{'|'.join(map(re.escape, HDF5.suffixes))})):(.*)", re.IGNORECASE)
+
+_LARGEST_METADATA = 2**20  # bytes of a file
+
+_OF_VOXELS = {"element_size_um", "DIMENSION_LABELS", "axistags"}
+"""Attributes of a dataset in an HDF5 file that say how its voxels lie."""
+
+_OF_IMAGES = {"ome", "version", "multiscales", "image-label", "_ARRAY_DIMENSIONS"}
+"""Attributes that make an OME-Zarr image."""
+
+_OF_ZARR = re.compile(r"zarr\.json|c(/\d+)?|\d+(/(zarr\.json|c))?|\.DS_Store")
+"""What is in the folder of one, down to the second level."""
 
 
 def write_volume(
@@ -127,8 +209,8 @@ def write_channels(
     _write(tuple(channels), path, like=like, labels=False, force=force, progress=progress, stacked=True)
 
 
-def check_destination(path: str | os.PathLike[str], *inputs: Volume, force: bool = False) -> None:
-    """Check whether an output can be written, before long work.
+def check_destination(path: str | os.PathLike[str], *inputs: Volume, force: bool = False) -> Destination:
+    """Return where to write a volume, after checking before long work that it can be written, without affecting the inputs.
 
     Raises as ``write_volume`` would, but for what only shows later: a full disk, or voxels that the format cannot hold.
 
@@ -138,7 +220,8 @@ def check_destination(path: str | os.PathLike[str], *inputs: Volume, force: bool
         force: whether an existing volume will be replaced.
 
     Raises:
-        OutputError: it cannot be written there.
+        OutputError: the destination is an input, is inside one, or contains one; it exists and may not be replaced, or
+            its folder is not writable; or its name is not that of an output.
         MissingExtraError: a required package is not installed.
 
     Example:
@@ -148,7 +231,16 @@ def check_destination(path: str | os.PathLike[str], *inputs: Volume, force: bool
         evenslice.OutputError: labels.tof: cannot write '.tof' files; did you mean '.tif'? known: .tif, .tf8, .btf,
         .tiff, .hdf, … (13 in all)
     """
-    checked_destination(path, inputs, force=force)
+    destination = _parse(path)
+    for volume in inputs:
+        for place, name in _places(volume):
+            if relation := _relation(destination.location, place):
+                if destination.dataset and relation == "is" and name != destination.path:
+                    relation = "would replace the file of"
+                told = f"{relation} {name}, which is read"
+                raise OutputError(f"{destination.path}: {told}; choose another name")
+    _check_free(destination, force=force)
+    return destination
 
 
 def _write(
@@ -167,7 +259,7 @@ def _write(
         _require_volume(given)
     if model.shape != channels[0].shape:
         raise ConfigError(f"{path}: its shape is {channels[0].shape} and that of {model.path} {model.shape}")
-    destination = checked_destination(path, [*channels, model], force=force)
+    destination = check_destination(path, *channels, model, force=force)
     if labels is None:
         labels = channels[0].dtype.kind in "biu"
     image = Image(
@@ -177,8 +269,7 @@ def _write(
         dtype=destination.format.stored(channels[0].dtype),
         spacing=model.spacing,
         unit=model.unit,
-        affine=model.affine,
-        placed=model.placed,
+        affine=model.affine if model.placed else None,
         tally=Tally(len(channels) * model.size, progress),
         dataset=destination.dataset or ("/labels" if labels else "/volume"),
         offset=model.offset,
@@ -186,12 +277,13 @@ def _write(
     if reason := destination.format.unfit(image):
         raise OutputError(f"{destination.path}: {reason}; choose .ome.zarr")
     if isinstance(destination.location, str):
+        from evenslice.volumes.write.zarr import write_remote
+
         write_remote(destination.location, destination.path, image)
         return
-    staged = staged_tree if destination.format is ZARR else staged_file
     with (
         reporting_write_errors(destination.path),
-        staged(destination.location, force=force) as beside,
+        staged_file(destination.location, force=force, folder=destination.format is ZARR) as beside,
     ):
         destination.format.write(beside, image)
 
@@ -199,3 +291,169 @@ def _write(
 def _require_volume(given: Any) -> None:
     if not isinstance(given, Volume):
         raise ConfigError(f"what is written is an open volume, not {type(given).__name__}; open it first")
+
+
+def _find_format(path: str) -> WriteFormat:
+    """Return the format of a file name, by its suffix.
+
+    Raises:
+        OutputError: the suffix is unknown.
+    """
+    name = path.rstrip("/").rpartition("/")[2]
+    for file_format in WRITE_FORMATS:
+        if name.lower().endswith(file_format.suffixes):
+            return file_format
+    suffix = f".{name.rpartition('.')[2]}" if "." in name.lstrip(".") else ""
+    known = [suffix for file_format in WRITE_FORMATS for suffix in file_format.suffixes]
+    raise OutputError(
+        f"{path}: {f'cannot write {suffix!r} files' if suffix else 'has no suffix that names a format'}; "
+        f"{did_you_mean(suffix, known)}"
+    )
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where to write a volume.
+
+    Attributes:
+        path: as the user wrote it.
+        format: the format of its suffix.
+        location: the absolute path, or the address (URL).
+        dataset: the path of the dataset in an HDF5 file, or None if the user named none.
+    """
+
+    path: str
+    format: WriteFormat
+    location: Path | str
+    dataset: str | None = None
+
+
+def _parse(path: str | os.PathLike[str]) -> Destination:
+    """Parse the path or address of an output.
+
+    Raises:
+        OutputError: its suffix is unknown, or it cannot be the name of a file.
+        ConfigError: it is not a path.
+    """
+    text = path_text(path, "an output")
+    if not text.strip("/"):
+        raise OutputError(f"{text!r}: is not a file name; name a file, such as labels.ome.zarr")
+    if is_address(text):
+        refuse_secret(text, OutputError)
+        file_format = _find_format(text)
+        if file_format is not ZARR:
+            raise OutputError(f"{text}: {file_format.name} is written to files only; choose .ome.zarr")
+        return Destination(text, file_format, text.rstrip("/"))
+    file, dataset = text, None
+    if inside := _DATASET.fullmatch(text):
+        file, parts = inside[1], [part for part in inside[2].split("/") if part]
+        if not parts or {".", ".."} & set(parts) or not inside[2].isprintable():
+            raise OutputError(f"{text}: names no dataset; name one, such as {file}:/labels")
+        dataset = "/" + "/".join(parts)
+    return Destination(text, _find_format(file), Path(file).absolute(), dataset)
+
+
+def output_location(path: str | os.PathLike[str]) -> Path | str:
+    """Return the absolute path of the file or folder of an output, or its address.
+
+    Raises:
+        OutputError: its suffix is unknown, or it cannot be the name of a file.
+        ConfigError: it is not a path.
+
+    Example:
+        >>> output_location("s3://bucket/labels.ome.zarr/")
+        's3://bucket/labels.ome.zarr'
+    """
+    return _parse(path).location
+
+
+def _places(volume: Volume) -> Iterator[tuple[Path | str, str]]:
+    """Yield where a volume is, and the other files that a file of it refers to, each with its name for messages."""
+    if volume.location is None:
+        return
+    yield volume.location, volume.path
+    if isinstance(volume.location, Path) and not volume.location.is_dir():
+        yield from ((file, str(file)) for file in volume.files or ())
+
+
+def _relation(destination: Path | str, source: Path | str) -> str | None:
+    """Describe how a destination overlaps a source; None if it does not."""
+    if isinstance(destination, str) or isinstance(source, str):
+        there, here = f"{str(destination).rstrip('/')}/", f"{str(source).rstrip('/')}/"
+    else:
+        there, here = f"{destination.resolve()}{os.sep}", f"{source.resolve()}{os.sep}"
+        if destination.exists() and source.exists() and destination.samefile(source):
+            return "is"
+    if there == here:
+        return "is"
+    if there.startswith(here):
+        return "is inside"
+    return "contains" if here.startswith(there) else None
+
+
+def _check_free(destination: Destination, *, force: bool) -> None:
+    with needs_extra("volumes", f"writing {destination.format.name}"):
+        for package in destination.format.packages:
+            importlib.import_module(package)
+    if isinstance(destination.location, str):
+        from evenslice.volumes.write.zarr import check_remote
+
+        check_remote(destination.location, destination.path)
+        return
+    with reporting_write_errors(destination.path):
+        if destination.location.exists() or destination.location.is_symlink():
+            _check_replaceable(destination, destination.location, force=force)
+        parent = next(folder for folder in destination.location.parents if folder.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            raise OutputError(f"{destination.path}: {parent} is not a writable folder; choose another place")
+
+
+def _check_replaceable(destination: Destination, path: Path, *, force: bool) -> None:
+    """Raise unless the existing file or folder is a single volume, and ``force`` is given."""
+    if path.is_dir() and destination.format is not ZARR:
+        raise OutputError(f"{destination.path}: is a folder; name a file")
+    if path.is_file() and destination.format is ZARR:
+        raise OutputError(f"{destination.path}: is a file, but an OME-Zarr volume is a folder")
+    if not force:
+        told = f"exists; choose another name, or replace it with {option('force')}"
+        raise OutputError(f"{destination.path}: {told}")
+    other = None
+    if destination.format is ZARR:
+        other = _beside_image(path, destination.path)
+    elif destination.format is HDF5:
+        other = _beside_dataset(path, destination.dataset)
+    if other is not None:
+        raise OutputError(f"{destination.path}: also contains {other}, which would be lost")
+
+
+def _beside_image(folder: Path, path: str) -> str | None:
+    """Return what a folder holds beside one array, or one OME-Zarr image; None if that is nothing."""
+    try:
+        metadata = [folder / "zarr.json", *folder.glob("*/zarr.json")]
+        documents = [json.loads(read_bounded(file, _LARGEST_METADATA)) for file in metadata]
+        owns = [document["zarr_format"] and document.get("attributes", {}) for document in documents]
+        noted = {name for own in owns for name in (*own, *own.get("ome", {}))} - _OF_IMAGES
+    except UNREADABLE as error:
+        raise OutputError(f"{path}: is a folder but not a Zarr volume; choose another name") from error
+    if noted:
+        return f"the attribute {min(noted)}"
+    items = (item.relative_to(folder).as_posix() for item in (*folder.glob("*"), *folder.glob("*/*")))
+    return next((item for item in items if not _OF_ZARR.fullmatch(item)), None)
+
+
+def _beside_dataset(path: Path, dataset: str | None) -> str | None:
+    """Return what a file holds beside one dataset, or the first one; None if that is nothing."""
+    import h5py
+
+    links: dict[str, Any] = {}
+    try:
+        with h5py.File(path, "r") as file:
+            file.visititems_links(lambda name, link: links.update({f"/{name}": link}))
+            real = [name for name, link in links.items() if isinstance(link, h5py.HardLink)]
+            dataset = dataset or next((name for name in real if isinstance(file[name], h5py.Dataset)), "/")
+            above = {str(group) for group in PurePosixPath(dataset).parents}
+            others = [name for name in links if name not in {dataset, *above}]
+            noted = [name for name in ("/", *real) if set(file[name].attrs) - _OF_VOXELS]
+    except Exception as error:  # of damaged files h5py raises RuntimeError and SystemError, too
+        raise OutputError(f"{path}: is not an HDF5 file and is not replaced; choose another name") from error
+    return next(iter([*others, *(f"attributes of {name}" for name in noted)]), None)

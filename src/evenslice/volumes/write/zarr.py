@@ -1,13 +1,12 @@
 """OME-Zarr images (version 0.5 in Zarr format 3), with resolution levels, in folders and in object storage.
 
 Metadata is written last, that of the group at the very end: an unfinished image does not open as a volume. In object storage,
-which fsspec reaches, nothing can be renamed, so existing volumes are never replaced.
+which fsspec reaches, nothing can be renamed, so nothing that exists there is ever replaced.
 """
 
 from __future__ import annotations
 
 import math
-import re
 import uuid
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,22 +14,27 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import zarr
+from zarr.codecs import BloscCodec
+from zarr.core.sync import sync
+from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
-from evenslice._core import EvensliceError, OutputError, needs_extra, option, reason
+from evenslice._core import EvensliceError, OutputError, needs_extra, reason
 from evenslice.volumes.blocks import cut_axis
 from evenslice.volumes.read.remote import s3_connection
-from evenslice.volumes.write.image import chunk_shape
+from evenslice.volumes.read.zarr import settle
+from evenslice.volumes.write.files import chunk_shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from zarr.abc.store import Store
+    from zarr.abc.store import ByteRequest, Store
+    from zarr.core.buffer import Buffer, BufferPrototype
 
     from evenslice.volumes.geometry import Unit
-    from evenslice.volumes.write.image import Image
-    from evenslice.volumes.write.metadata_last import MetadataLast
+    from evenslice.volumes.write.files import Image
 
 SMALLEST = 256
 WRITABLE = ("s3",)
@@ -46,23 +50,58 @@ _UNITS: dict[Unit, str] = {
     "inch": "inch",
 }
 
-_METADATA = ("zarr.json", ".zgroup", ".zarray")
-_CHUNK = re.compile(r"[0-9]+/c(/[0-9]+)+")
+
+class MetadataLast(WrapperStore["Store"]):
+    """Passes chunks on and holds metadata in memory until ``release`` writes them, the root last.
+
+    Attributes:
+        written: the keys that were written, whether in full or not.
+    """
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.written: set[str] = set()
+        self._held: dict[str, Buffer] = {}
+
+    def release(self) -> None:
+        """Write the metadata, from the innermost to the root."""
+        for key in sorted(self._held, key=lambda key: (-key.count("/"), key)):
+            self.written.add(key)
+            sync(self._store.set(key, self._held[key]))
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Return a held or stored value."""
+        if key in self._held:
+            return prototype.buffer.from_bytes(self._held[key].to_bytes())
+        return await super().get(key, prototype, byte_range)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Hold metadata; store anything else."""
+        if key.rpartition("/")[2] == "zarr.json":
+            self._held[key] = value
+        else:
+            self.written.add(key)
+            await super().set(key, value)
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Set a key that is neither held nor stored."""
+        if key not in self._held and not await self._store.exists(key):
+            await self.set(key, value)
+
+    async def exists(self, key: str) -> bool:
+        """Return whether a key is held or stored."""
+        return key in self._held or await super().exists(key)
 
 
 def write_zarr(path: Path, image: Image) -> None:
     """Write the image as a folder."""
-    with needs_extra("volumes", "writing a Zarr volume"):
-        from zarr.storage import LocalStore
-    from evenslice.volumes.write.metadata_last import MetadataLast
-
     write_zarr_store(MetadataLast(LocalStore(path)), image, path.name)
 
 
 def write_zarr_store(held: MetadataLast, image: Image, name: str) -> None:
     """Write the image, of this name in its metadata, into an empty Zarr store."""
-    from evenslice.volumes.read.zarr import settle
-
     try:
         _write_levels(held, image, name)
         held.release()
@@ -72,8 +111,6 @@ def write_zarr_store(held: MetadataLast, image: Image, name: str) -> None:
 
 
 def _write_levels(store: Store, image: Image, name: str) -> None:
-    import zarr
-
     plan = levels(image.zyx, image.spacing)
     image.tally.expect(len(image.channels) * sum(math.prod(level.shape) for level in plan[1:]))
     chunks = chunk_shape(image.zyx, image.dtype.itemsize)
@@ -86,9 +123,6 @@ def _write_levels(store: Store, image: Image, name: str) -> None:
 
 
 def _create(store: Store, name: str, level: Level, chunks: tuple[int, ...], image: Image) -> Any:
-    import zarr
-    from zarr.codecs import BloscCodec
-
     channels = [len(image.channels)] if image.stacked else []
     return zarr.create_array(
         store,
@@ -259,13 +293,12 @@ def _mean(corners: list[NDArray[Any]]) -> NDArray[Any]:
     return np.asarray(total + (rest + count // 2) // count)
 
 
-def check_remote(url: str, path: str, *, force: bool) -> None:
+def check_remote(url: str, path: str) -> None:
     """Check that an address can be written and does not exist.
 
     Args:
         url: the address.
         path: the address, as the user wrote it.
-        force: whether chunks that a killed process left there are to be removed.
 
     Raises:
         OutputError: its protocol is not supported, it exists, or it cannot be written.
@@ -277,35 +310,15 @@ def check_remote(url: str, path: str, *, force: bool) -> None:
     with _reaching(path):
         system, root = _file_system(url)
         system.invalidate_cache()
-        there = system.exists(root)
-        left = _leftovers(system, root) if there else []
-        if not there:
-            _try_writing(system, root)
-    if left and not force:
-        told = "left by an interrupted upload, or by one that goes on"
-        raise OutputError(
-            f"{path}: holds chunks without metadata, {told}; remove them with {option('force')}"
-        )
-    if there and not left:
-        raise OutputError(
-            f"{path}: exists, and a remote volume cannot be replaced in one step; remove it first"
-        )
-
-
-def _try_writing(system: Any, root: str) -> None:
-    """Write an empty object beside the output and remove it: neither buckets nor permissions can be asked about."""
-    probe = f"{root}.{uuid.uuid4().hex}.writable"
-    system.pipe_file(probe, b"")
-    with suppress(Exception):  # what may be written, but not removed
-        system.rm_file(probe)
-
-
-def _leftovers(system: Any, root: str) -> list[str]:
-    """Return the chunks that a killed process left at an address; none if anything else is there."""
-    if any(system.exists(f"{root}/{name}") for name in _METADATA):  # which is written last
-        return []
-    found: list[str] = system.find(root)
-    return found if all(_CHUNK.fullmatch(name.removeprefix(f"{root}/")) for name in found) else []
+        if system.exists(root):
+            raise OutputError(
+                f"{path}: exists, perhaps in part, and a remote volume cannot be replaced in one step; remove it first"
+            )
+        # Neither buckets nor permissions can be asked about.
+        probe = f"{root}.{uuid.uuid4().hex}.writable"
+        system.pipe_file(probe, b"")
+        with suppress(Exception):  # what may be written, but not removed
+            system.rm_file(probe)
 
 
 def write_remote(url: str, path: str, image: Image) -> None:
@@ -314,19 +327,13 @@ def write_remote(url: str, path: str, image: Image) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    from zarr.storage import FsspecStore
-
-    from evenslice.volumes.write.metadata_last import MetadataLast
-
     with _reaching(path):
-        system, root = _file_system(url)
-        if left := _leftovers(system, root):
-            system.rm(left)
         held = MetadataLast(FsspecStore.from_url(url, _options(url)))
         try:
             write_zarr_store(held, image, url.rpartition("/")[2])
         except BaseException:
             with suppress(Exception):  # most likely this fails for the same reason
+                system, root = _file_system(url)
                 system.invalidate_cache()
                 there = set(system.find(root))
                 # Not the folder: others may have written to it since.

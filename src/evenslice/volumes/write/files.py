@@ -1,0 +1,500 @@
+"""The voxels to write, read slab by slab, and the formats that are one file; each library is imported on first use.
+
+TIFF is written in ImageJ's dialect if that can hold the image, else as OME-TIFF. ImageJ's holds uint8, uint16 and float32 in
+files of up to 4 GiB. OME-TIFF holds the rest, as BigTIFF if needed, except for 64-bit integers, which go into a plain TIFF with
+the metadata of tifffile. So do single slices, of which ImageJ's dialect would lose an axis, as it would of planes one voxel wide.
+
+In NIfTI x varies fastest, and channels are the fourth axis, which is time in the format. In MetaImage and NRRD, which are
+written compressed and in mm as ITK expects, channels are the components of each voxel.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import uuid
+import zlib
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evenslice.volumes.blocks import cut_axis
+from evenslice.volumes.geometry import fit_spacing, is_invertible, sizes_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from _typeshed import ReadableBuffer
+    from numpy.typing import NDArray
+
+    from evenslice.volumes.geometry import Unit
+    from evenslice.volumes.volume import Volume
+
+SLAB_BYTES = 2**26
+"""Bytes of slices that are held in memory at once, unless a single slice of all channels takes more."""
+
+CHUNK_BYTES = 2**21
+DEEPEST_CHUNK = 32
+
+
+class Tally:
+    """Counts written voxels and reports them.
+
+    Args:
+        total: number of voxels to write.
+        report: called after each piece with the number of voxels written and in total.
+    """
+
+    def __init__(self, total: int, report: Callable[[int, int], None] | None) -> None:
+        self._done, self._total, self._report = 0, total, report
+
+    def expect(self, voxels: int) -> None:
+        """Increase the total by voxels beyond those of the image."""
+        self._total += voxels
+
+    def add(self, voxels: int) -> None:
+        """Count written voxels."""
+        self._done += voxels
+        if self._report is not None:
+            self._report(self._done, self._total)
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """The voxels to write and their metadata.
+
+    Attributes:
+        channels: volumes of one shape and data type; a single one unless ``stacked``.
+        stacked: whether they form a leading channel axis.
+        labels: whether voxels are class numbers, which must not be averaged.
+        dtype: data type to store, which holds all values of the volumes.
+        spacing: voxel size along z, y, x, or None if unknown.
+        unit: unit of the spacing, or None if unknown.
+        affine: (4, 4) map from voxel indices (x, y, z, 1) to patient space, or None if none is stated.
+        tally: counts the voxels written.
+        dataset: the path inside a file of several datasets.
+        offset: where the centre of the first voxel lies along z, y, x, in voxels from the origin of the file that it comes
+            from.
+    """
+
+    channels: tuple[Volume, ...]
+    stacked: bool
+    labels: bool
+    dtype: np.dtype[Any]
+    spacing: tuple[float, float, float] | None
+    unit: Unit | None
+    affine: NDArray[np.float64] | None
+    tally: Tally
+    dataset: str
+    offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    @property
+    def zyx(self) -> tuple[int, int, int]:
+        """The number of voxels along z, y, x."""
+        return self.channels[0].shape
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape (z, y, x), or (channel, z, y, x)."""
+        return (len(self.channels), *self.zyx) if self.stacked else self.zyx
+
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes of all voxels as they are stored."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def slabs(self, multiple: int = 1) -> Iterator[tuple[int, slice, NDArray[Any]]]:
+        """Read channel after channel in slabs of whole slices.
+
+        Args:
+            multiple: the number of slices of each slab but the last is a multiple of it.
+
+        Yields:
+            The channel, the slices, and their voxels (z, y, x), C-contiguous, of the data type to store.
+        """
+        depth = self._slab_depth(multiple, 1)
+        for number, channel in enumerate(self.channels):
+            for part in cut_axis(self.zyx[0], depth):
+                voxels = channel[part].astype(self.dtype, copy=False)
+                yield number, part, voxels
+                self.tally.add(voxels.size)
+
+    def stacks(self) -> Iterator[NDArray[Any]]:
+        """Read all channels at once in slabs of whole slices.
+
+        Yields:
+            Voxels (channel, z, y, x) of the data type to store.
+        """
+        for part in cut_axis(self.zyx[0], self._slab_depth(1, len(self.channels))):
+            voxels = np.stack([channel[part].astype(self.dtype, copy=False) for channel in self.channels])
+            yield voxels
+            self.tally.add(voxels.size)
+
+    def _slab_depth(self, multiple: int, channels: int) -> int:
+        """Return the number of slices to read at once: whole chunks of the volumes, unless these are too large."""
+        itemsize = max(self.dtype.itemsize, self.channels[0].dtype.itemsize)
+        most = max(1, SLAB_BYTES // (math.prod(self.zyx[1:]) * itemsize * channels))
+        stored = max(channel.chunks[0] if channel.chunks else 1 for channel in self.channels)
+        step = -(-stored // multiple) * multiple
+        step = step if step <= most else multiple
+        return max(step, most // step * step)
+
+
+def chunk_shape(shape: tuple[int, int, int], itemsize: int) -> tuple[int, int, int]:
+    """Return the shape of chunks of about 2 MiB for an array (z, y, x).
+
+    They are flatter than cubes because volumes are viewed and segmented slice by slice, and the flatter the larger a
+    slice is, so that a whole layer of chunks fits into a slab.
+
+    Example:
+        >>> chunk_shape((500, 1000, 1000), 1), chunk_shape((500, 8000, 8000), 1), chunk_shape((9, 50, 50), 4)
+        ((32, 256, 256), (1, 1024, 1024), (9, 50, 50))
+    """
+    layers = max(1, min(DEEPEST_CHUNK, SLAB_BYTES // (shape[1] * shape[2] * itemsize)))
+    depth = 2 ** int(math.log2(layers))
+    side = 2 ** int(math.log2(max(1, CHUNK_BYTES / itemsize / depth)) / 2)
+    return min(depth, shape[0]), min(side, shape[1]), min(side, shape[2])
+
+
+def write_npy(path: Path, image: Image) -> None:
+    """Write the voxels; the format cannot store their spacing.
+
+    They are appended to the header, not written to a memory map, because a full disk kills a process that does that.
+    """
+    header = {
+        "descr": np.lib.format.dtype_to_descr(image.dtype),
+        "fortran_order": False,
+        "shape": image.shape,
+    }
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for _, _, voxels in image.slabs():
+            file.write(voxels.data)
+
+
+def write_hdf5(path: Path, image: Image) -> None:
+    """Write one dataset into a new file, with its voxel size as the attribute ``element_size_um``, as in ilastik and Fiji."""
+    import h5py
+
+    chunks = chunk_shape(image.zyx, image.dtype.itemsize)
+    lead = (1,) if image.stacked else ()
+    with _Sink(path, "w+") as sink:
+        with h5py.File(sink, "w") as file:
+            array = file.create_dataset(
+                image.dataset,
+                shape=image.shape,
+                dtype=image.dtype,
+                chunks=(*lead, *chunks),
+                compression="gzip",
+                compression_opts=4,
+                shuffle=True,
+                track_times=False,  # so that the same voxels make the same file
+            )
+            for number, axis in enumerate("czyx" if image.stacked else "zyx"):
+                array.dims[number].label = axis
+            if image.spacing is not None and image.unit is not None:
+                array.attrs["element_size_um"] = sizes_in(image.spacing, image.unit, "um")
+            for channel, part, voxels in image.slabs(multiple=chunks[0]):
+                array[(channel, part) if image.stacked else part] = voxels
+                sink.check()
+        sink.check()
+
+
+class _Sink(io.FileIO):
+    """A file that records write errors instead of raising them.
+
+    The HDF5 library cannot release a file that it fails to write, and crashes later. So writes seem to succeed, and
+    ``check`` raises the recorded error.
+    """
+
+    _failure: OSError | None = None
+
+    def check(self) -> None:
+        """Raise the recorded error, if any."""
+        if self._failure is not None:
+            raise self._failure
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        """Write all bytes, or record why not."""
+        rest = memoryview(data).cast("B")
+        length = len(rest)
+        try:
+            while rest and self._failure is None:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self._failure = error
+        return length
+
+    def truncate(self, size: int | None = None, /) -> int:
+        """Set the length of the file, or record why not."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self._failure = self._failure or error
+            return size or 0
+
+
+CLASSIC_BYTES = 2**32 - 2**25
+"""Bytes of voxels that a classic TIFF can always hold with its tags, compressed or not."""
+
+_BIG_SUFFIXES = (".btf", ".tf8")
+_OME_SUFFIXES = (".ome.tif", ".ome.tiff")
+_IMAGEJ_TYPES = ("uint8", "uint16", "float32")
+_ORIENTATION = (274, 3, 1, 1, False)
+
+_OME_UNITS: dict[Unit, str] = {"um": "µm", "angstrom": "Å", "inch": "in"}
+
+
+def unfit_for_tiff(image: Image) -> str | None:
+    """Return why an image cannot be written as a TIFF; None if it can."""
+    if _is_long(image) and image.zyx[2] == 1:
+        return "TIFF cannot hold 64-bit integers in planes one voxel wide"
+    return None
+
+
+def _is_long(image: Image) -> bool:
+    return image.dtype.kind in "iu" and image.dtype.itemsize == 8
+
+
+def write_tiff(path: Path, image: Image) -> None:
+    """Write one page per slice, or per channel of each slice in turn, as in a hyperstack of ImageJ."""
+    import tifffile
+
+    name = path.name.lower()
+    z, y, x = image.zyx
+    big = image.nbytes > CLASSIC_BYTES or name.endswith(_BIG_SUFFIXES)
+    named_ome = name.endswith(_OME_SUFFIXES)
+    plain = _is_long(image) or (z == 1 < x and not named_ome)
+    imagej = image.dtype.name in _IMAGEJ_TYPES and x > 1 and not (big or named_ome or plain)
+    ome = not plain and not imagej
+    metadata: dict[str, Any] = {"axes": "ZCYX" if image.stacked else "ZYX"}
+    pages = _pages(image)
+    shape = (z, len(image.channels), y, x) if image.stacked else (z, y, x)
+    # tifffile suppresses errors when it closes a file that it opened, so we open it.
+    with path.open("w+b") as file, tifffile.TiffWriter(file, bigtiff=big, imagej=imagej, ome=ome) as writer:
+        writer.write(
+            # Not the generator itself, which the writer would close; and whole where it takes pages for columns.
+            map(np.asarray, pages) if x > 1 else np.stack(list(pages)).reshape(shape),
+            shape=shape,
+            dtype=image.dtype,
+            photometric="minisblack",
+            compression="zlib",
+            metadata=metadata | (_ome_metadata(image) if ome else _tiff_metadata(image)),
+            resolution=None if ome else _resolution(image),
+            resolutionunit="NONE",
+            # Without this tag, some versions of ImageJ assume that all slices follow the first one, as in an
+            # uncompressed file; with it, all versions follow the chain of pages.
+            extratags=[_ORIENTATION],
+            buffersize=SLAB_BYTES,
+        )
+        next(pages, None)  # the writer stops at the last page, which is only counted now
+
+
+def _pages(image: Image) -> Iterator[NDArray[Any]]:
+    for voxels in image.stacks():
+        for z in range(voxels.shape[1]):
+            yield from voxels[:, z]
+
+
+def _resolution(image: Image) -> tuple[float, float] | None:
+    """Return pixels per unit along x and y; None if unknown, or beyond what the tags of a TIFF can state."""
+    if image.spacing is None or not 2**-31 < min(image.spacing[1:]) <= max(image.spacing[1:]) < 2**31:
+        return None
+    return 1 / image.spacing[2], 1 / image.spacing[1]
+
+
+def _tiff_metadata(image: Image) -> dict[str, Any]:
+    """Return the distance of slices and its unit; the pixel size is in the resolution tags."""
+    if image.spacing is None:
+        return {}
+    return {"spacing": image.spacing[0]} | ({} if image.unit is None else {"unit": image.unit})
+
+
+def _ome_metadata(image: Image) -> dict[str, Any]:
+    """Return the voxel size, with the unit "pixel" if unknown, because OME-XML assumes micrometres otherwise.
+
+    The UUID of the file is generated here because that of tifffile would contain the network address of the machine.
+    """
+    identifier = {"UUID": str(uuid.uuid4())}
+    if image.spacing is None:
+        return identifier
+    unit = "pixel" if image.unit is None else _OME_UNITS.get(image.unit, image.unit)
+    sizes = {f"PhysicalSize{axis}": size for axis, size in zip("ZYX", image.spacing, strict=True)}
+    return identifier | sizes | {f"PhysicalSize{axis}Unit": unit for axis in "ZYX"}
+
+
+COMPRESSION = 6  # of gzip
+
+# NIfTI has codes for three units of length; the others are converted to one of them.
+_NIFTI_UNITS: dict[Unit, Unit] = {"pm": "um", "angstrom": "um", "nm": "um", "cm": "mm", "inch": "mm"}
+_NIFTI_CODES: dict[Unit | None, str] = {"um": "micron", "mm": "mm", "m": "meter", None: "unknown"}
+
+_MHA_TYPES = {
+    "int8": "MET_CHAR",
+    "uint8": "MET_UCHAR",
+    "int16": "MET_SHORT",
+    "uint16": "MET_USHORT",
+    "int32": "MET_INT",
+    "uint32": "MET_UINT",
+    "int64": "MET_LONG_LONG",
+    "uint64": "MET_ULONG_LONG",
+    "float32": "MET_FLOAT",
+    "float64": "MET_DOUBLE",
+}
+_MHA_SIZE = "CompressedDataSize = "
+_MHA_DIGITS = 20
+
+_NRRD_TYPES = {"float32": "float", "float64": "double"}
+
+
+def write_nifti(path: Path, image: Image) -> None:
+    """Write NIfTI-1, or NIfTI-2 if an axis is too long for NIfTI-1."""
+    header = _nifti_header(image)
+    zipped = path.name.lower().endswith(".gz")
+    # Neither time nor name of the staging file is stored, so that the same voxels make the same file.
+    with (
+        path.open("wb") as file,
+        gzip.GzipFile("", "wb", COMPRESSION, file, mtime=0) if zipped else nullcontext(file) as stream,
+    ):
+        stream.write(header.binaryblock)
+        stream.write(bytes(header.get_data_offset() - len(header.binaryblock)))  # no header extension
+        for _, _, voxels in image.slabs():
+            stream.write(voxels.data)
+
+
+def _nifti_header(image: Image) -> Any:
+    import nibabel
+
+    shape = (*image.zyx[::-1], len(image.channels)) if image.stacked else image.zyx[::-1]
+    one = max(shape) < 2**15
+    kind: Any = nibabel.Nifti1Header if one else nibabel.Nifti2Header  # its own types are partial
+    header = kind(endianness="<")
+    header.set_data_dtype(image.dtype)
+    header.set_data_shape(shape)
+    header.set_data_offset(352 if one else 544)
+    header.set_slope_inter(1, 0)
+    unit = None if image.unit is None else _NIFTI_UNITS.get(image.unit, image.unit)
+    header.set_xyzt_units(_NIFTI_CODES[unit])
+    spacing = (image.spacing or (1.0, 1.0, 1.0))[::-1]
+    zooms = spacing if unit is None else sizes_in(spacing, image.unit, unit)
+    header.set_zooms((*zooms, *(1.0 for _ in shape[3:])))
+    affine = _affine_in(image, unit)
+    if affine is not None:  # without it both codes are 0, and readers know the voxel size alone
+        header.set_sform(affine, code="aligned")
+        header.set_qform(affine, code="aligned")
+        if not np.allclose(header.get_qform(), affine, rtol=1e-4, atol=1e-4):
+            header.set_qform(None, code="unknown")  # a quaternion cannot represent shear
+    if image.labels:
+        header.set_intent("label")
+    return header
+
+
+def write_mha(path: Path, image: Image) -> None:
+    """Write one file; the header comes first and states the compressed size, whose digits are filled in at the end."""
+    header = _mha_header(image)
+    compressor = zlib.compressobj(COMPRESSION)
+    with path.open("wb") as file:
+        file.write(header)
+        for voxels in image.stacks():
+            file.write(compressor.compress(np.ascontiguousarray(np.moveaxis(voxels, 0, -1)).data))
+        file.write(compressor.flush())
+        size = file.tell() - len(header)
+        file.seek(header.index(_MHA_SIZE.encode()) + len(_MHA_SIZE))
+        file.write(f"{size:0{_MHA_DIGITS}d}".encode())
+
+
+def _mha_header(image: Image) -> bytes:
+    steps, origin = _itk_placement(image)
+    spacing = np.linalg.norm(steps, axis=1)
+    lines = [
+        "ObjectType = Image",
+        "NDims = 3",
+        "BinaryData = True",
+        "BinaryDataByteOrderMSB = False",
+        "CompressedData = True",
+        f"{_MHA_SIZE}{'0' * _MHA_DIGITS}",
+        f"TransformMatrix = {_joined((steps / spacing[:, None]).ravel())}",
+        f"Offset = {_joined(origin)}",
+        "CenterOfRotation = 0 0 0",
+        f"ElementSpacing = {_joined(spacing)}",
+        f"DimSize = {' '.join(map(str, image.zyx[::-1]))}",
+        f"ElementNumberOfChannels = {len(image.channels)}",
+        f"ElementType = {_MHA_TYPES[image.dtype.name]}",
+        "ElementDataFile = LOCAL",
+    ]
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _joined(values: NDArray[np.float64], separator: str = " ") -> str:
+    return separator.join(map(repr, values.tolist()))
+
+
+def write_nrrd(path: Path, image: Image) -> None:
+    """Write one file, gzip-compressed; see https://teem.sourceforge.net/nrrd/format.html."""
+    with path.open("wb") as file:
+        file.write(_nrrd_header(image))
+        with gzip.GzipFile("", "wb", COMPRESSION, file, mtime=0) as stream:
+            for voxels in image.stacks():
+                stream.write(np.ascontiguousarray(np.moveaxis(voxels, 0, -1)).data)
+
+
+def _nrrd_header(image: Image) -> bytes:
+    steps, origin = _itk_placement(image)
+    directions = [f"({_joined(step, ',')})" for step in steps]
+    sizes, kinds = list(image.zyx[::-1]), ["domain"] * 3
+    if image.stacked:
+        sizes, kinds, directions = [len(image.channels), *sizes], ["vector", *kinds], ["none", *directions]
+    lines = [
+        "NRRD0005",
+        f"type: {_NRRD_TYPES.get(image.dtype.name, image.dtype.name)}",
+        f"dimension: {len(sizes)}",
+        "space: left-posterior-superior",
+        f"sizes: {' '.join(map(str, sizes))}",
+        f"space directions: {' '.join(directions)}",
+        f"kinds: {' '.join(kinds)}",
+        "endian: little",
+        "encoding: gzip",
+        f"space origin: ({_joined(origin, ',')})",
+    ]
+    if image.unit is not None:
+        lines.append('space units: "mm" "mm" "mm"')
+    return "".join(f"{line}\n" for line in (*lines, "")).encode()
+
+
+def _affine_in(image: Image, unit: Unit | None) -> NDArray[np.float64] | None:
+    """Return the affine of an image in a unit of length, with columns as long as the voxels.
+
+    Args:
+        image: the image.
+        unit: unit of the result; None means mm, as does an unknown unit of the spacing.
+
+    Returns:
+        (4, 4) map from voxel indices (x, y, z, 1), or None if the image has no invertible affine.
+    """
+    if image.affine is None or not is_invertible(image.affine):
+        return None
+    if image.spacing is None:
+        return image.affine
+    affine = fit_spacing(image.affine, image.spacing, image.unit)
+    affine[:3] /= sizes_in([1.0], unit, "mm")[0]
+    return affine
+
+
+def _itk_placement(image: Image) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return what MetaImage and NRRD store: steps and origin in mm, x to the left, y to the back, z to the head.
+
+    Returns:
+        (3, 3) array whose rows are the steps from a voxel to the next along x, y and z, and the position (3,) of the
+        first voxel. An image without an affine is aligned with the axes.
+    """
+    affine = _affine_in(image, "mm")
+    if affine is None:
+        spacing = image.spacing or (1.0, 1.0, 1.0)
+        return np.diag(sizes_in(spacing[::-1], image.unit, "mm")), np.zeros(3)
+    flipped = np.diag([-1.0, -1.0, 1.0]) @ affine[:3]
+    # Adding zero turns -0.0 into 0.0.
+    return flipped[:, :3].T + 0.0, flipped[:, 3] + 0.0
