@@ -1,6 +1,5 @@
 """evenslice info: describe a volume."""
 
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -23,4 +22,4 @@ def info(
     from evenslice.volumes import describe_volume
 
     described = describe_volume(opening.open(path))
-    show(asdict(described), info_table(described), json=json)
+    show(described, info_table(described), json=json)

@@ -1,6 +1,5 @@
 """evenslice segment: segment a volume."""
 
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -55,7 +54,7 @@ def segment(
             compute=computing,
         )
     described = describe_volume(written)
-    show(asdict(described), info_table(described), json=output.json)
+    show(described, info_table(described), json=output.json)
 
 
 def _remedy(out: str, scratch: Path | None) -> str | None:

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from evenslice.inference import Exported
     from evenslice.neutralizing import Record
     from evenslice.report import Table
-    from evenslice.volumes import VolumeInfo
 
 __all__ = [
     "audit_table",
@@ -97,44 +96,48 @@ def verdict_lines(audits: Sequence[Audit]) -> Iterator[Text | str]:
     yield from dict.fromkeys(filter(None, map(advice_sentence, advised)))
 
 
-def info_table(info: VolumeInfo) -> RichTable:
+def info_table(info: Mapping[str, Any]) -> RichTable:
     """Return the properties of a volume, one in each row."""
-    table = _facts(info.path)
-    if info.part is not None:
-        table.add_row("data set", info.part)
-    table.add_row("format", info.format)
-    table.add_row("shape", f"{_by_axis(info.shape)} voxels (z, y, x)")
-    if info.region is not None:
-        bounds = ", ".join(f"{start}:{stop}" for start, stop in info.region)
+    table = _facts(info["path"])
+    if info["part"] is not None:
+        table.add_row("data set", info["part"])
+    table.add_row("format", info["format"])
+    table.add_row("shape", f"{_by_axis(info['shape'])} voxels (z, y, x)")
+    if info["region"] is not None:
+        bounds = ", ".join(f"{start}:{stop}" for start, stop in info["region"])
         table.add_row("region", f"{bounds} of the file (z, y, x)")
-    if info.missing_numbers:
-        table.add_row("missing slices", describe_missing_numbers(info.missing_numbers))
-    table.add_row("type", info.dtype)
+    if info["missing_numbers"]:
+        table.add_row("missing slices", describe_missing_numbers(info["missing_numbers"]))
+    table.add_row("type", info["dtype"])
     table.add_row("spacing", _spacing(info))
-    table.add_row("chunks", "not stated" if info.chunks is None else _by_axis(info.chunks))
-    if info.orientation is not None:
-        table.add_row("orientation", f"{info.orientation} (directions of x, y, z)")
-    table.add_row("size on disk", "unknown" if info.bytes_on_disk is None else decimal(info.bytes_on_disk))
-    table.add_row("size in memory", decimal(info.bytes_in_memory))
+    table.add_row("chunks", "not stated" if info["chunks"] is None else _by_axis(info["chunks"]))
+    if info["orientation"] is not None:
+        table.add_row("orientation", f"{info['orientation']} (directions of x, y, z)")
+    table.add_row(
+        "size on disk", "unknown" if info["bytes_on_disk"] is None else decimal(info["bytes_on_disk"])
+    )
+    table.add_row("size in memory", decimal(info["bytes_in_memory"]))
     table.add_row(
         "intensities",
-        f"{_plain(info.minimum)} to {_plain(info.maximum)} in a sample of {info.sampled} voxels",
+        f"{_plain(info['minimum'])} to {_plain(info['maximum'])} in a sample of {info['sampled']} voxels",
     )
     table.add_row(
-        "percentiles", ", ".join(f"{percent:g} %: {value:g}" for percent, value in info.percentiles)
+        "percentiles", ", ".join(f"{percent:g} %: {value:g}" for percent, value in info["percentiles"])
     )
-    if info.nonfinite:
-        table.add_row("NaN or infinite", f"{info.nonfinite} voxels in the sample")
-    if info.classes is not None:
-        table.add_row("classes", ", ".join(f"{value}: {share:.2%}" for value, share in info.classes))
+    if info["nonfinite"]:
+        table.add_row("NaN or infinite", f"{info['nonfinite']} voxels in the sample")
+    if info["classes"] is not None:
+        table.add_row("classes", ", ".join(f"{value}: {share:.2%}" for value, share in info["classes"]))
     return table
 
 
-def _spacing(info: VolumeInfo) -> str:
-    if info.spacing is None:
+def _spacing(info: Mapping[str, Any]) -> str:
+    if info["spacing"] is None:
         return "not stated"
-    sizes = _by_axis(info.spacing)
-    return f"{sizes} (z, y, x), unit not stated" if info.unit is None else f"{sizes} {info.unit} (z, y, x)"
+    sizes = _by_axis(info["spacing"])
+    return (
+        f"{sizes} (z, y, x), unit not stated" if info["unit"] is None else f"{sizes} {info['unit']} (z, y, x)"
+    )
 
 
 def record_table(record: Record, out: Path) -> RichTable:

@@ -2,7 +2,6 @@ from .blocks import cut_axis as cut_axis, find_nonfinite as find_nonfinite
 from .info import (
     PARTIAL as PARTIAL,
     StoredImage as StoredImage,
-    VolumeInfo as VolumeInfo,
     describe_missing_numbers as describe_missing_numbers,
     describe_volume as describe_volume,
     fingerprint as fingerprint,
@@ -31,7 +30,7 @@ from .opening import (
     open_volume as open_volume,
     stated_axes as stated_axes,
 )
-from .read.location import is_address as is_address
+from .read.source import is_address as is_address
 from .reading import Reading as Reading, each_reading as each_reading, fit_scalings as fit_scalings
 from .scaling import (
     PERCENTILES as PERCENTILES,

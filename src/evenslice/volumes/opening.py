@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 from evenslice._core import ConfigError, EvensliceError, VolumeError, did_you_mean, option, whole_number
 from evenslice.volumes.geometry import UNITS, normal_unit, positive
 from evenslice.volumes.read.formats import open_source
-from evenslice.volumes.read.location import Place, locate
-from evenslice.volumes.read.source import ArraySource, VoxelSource
+from evenslice.volumes.read.source import ArraySource, Place, VoxelSource, locate
 from evenslice.volumes.volume import Arrangement, Volume, reslice, take_region
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from evenslice._core import (
     path_text,
     reporting_write_errors,
 )
-from evenslice.volumes.read.location import is_address, refuse_secret
+from evenslice.volumes.read.source import is_address, refuse_secret
 from evenslice.volumes.write.hdf5 import beside_dataset, write_hdf5
 from evenslice.volumes.write.medical import write_mha, write_nifti, write_nrrd
 from evenslice.volumes.write.tiff import unfit_for_tiff, write_tiff

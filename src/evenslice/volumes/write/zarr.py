@@ -18,7 +18,7 @@ import numpy as np
 
 from evenslice._core import EvensliceError, OutputError, needs_extra, option, reason
 from evenslice.volumes.blocks import cut_axis
-from evenslice.volumes.read.remote import s3_connection
+from evenslice.volumes.read.chunk_files import s3_connection
 from evenslice.volumes.write.image import chunk_shape
 
 if TYPE_CHECKING:
