@@ -22,7 +22,7 @@ import SimpleITK
 import tifffile
 import zarr
 from dicom_files import enhanced, save, write_series
-from piece_files import PLAIN_SHARDS, SHARDS, write_n5, write_precomputed
+from chunked_files import PLAIN_SHARDS, SHARDS, write_n5, write_precomputed
 from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.uid import RLELossless

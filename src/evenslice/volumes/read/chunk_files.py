@@ -408,6 +408,7 @@ def web_address(url: str) -> str:
     if variable is None:
         return url
     if server := os.environ.get(variable):
+        server = server if "://" in server else f"http://{server}"  # as Google's own clients read it
         if not re.match(r"https?://[^\s?#]+$", server):
             raise ConfigError(
                 f"{variable}: is not the address of a server that starts with https:// or http://"

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
-from evenslice._core import VolumeError
-from evenslice.volumes.geometry import common_unit, normal_unit, positive
+from evenslice._core import VolumeError, did_you_mean
+from evenslice.volumes.geometry import normal_unit
 from evenslice.volumes.read.source import (
     VoxelSource,
     letters,
     require_piece,
     require_signature,
-    scaled_spacing,
+    spatial_spacing,
 )
 
 if TYPE_CHECKING:
@@ -89,10 +89,8 @@ def _dataset(file: Any, part: str, label: str) -> Any:
     try:
         node = file[part]
     except (KeyError, ValueError):
-        inside = [f"/{name}" for name in list(file)[:6]]
-        raise VolumeError(
-            f"{label}: has no dataset {part}; name one of what is inside ({', '.join(inside) or 'nothing'})"
-        ) from None
+        inside = [f"/{name}" for name in list(file)[:100]]
+        raise VolumeError(f"{label}: has no dataset {part}; {did_you_mean(part, inside)}") from None
     if node.file.id != file.id:
         raise VolumeError(f"{label}: {part} is in another file, which is not read; name that file")
     if isinstance(node, h5py.Group):
@@ -186,12 +184,9 @@ def _scale_steps(dataset: Any, names: str | None) -> tuple[tuple[float, ...] | N
         _step(dataset.file[references[0]], length) if np.size(references) and references is not None else None
         for references, length in zip(_dimensions(dataset, "DIMENSION_LIST"), dataset.shape, strict=True)
     ]
-    steps, units = zip(*(item or (math.nan, None) for item in found), strict=True)
-    sizes, unit = scaled_spacing(steps, units, names) if names else common_unit(steps, units)
-    needed = [
-        size for size, name in zip(sizes or (), names or "z" * len(steps), strict=False) if name in "zyx"
-    ]
-    return (sizes, unit) if needed and positive(needed) else (None, None)
+    steps, units = [item and item[0] for item in found], [item and item[1] for item in found]
+    spatial = [number for number in range(len(found)) if names is None or names[number] in "zyx"]
+    return spatial_spacing(steps, units, spatial)
 
 
 def _step(scale: Any, length: int) -> tuple[float, Unit | None] | None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import VolumeError, needs_extra, open_regular
-from evenslice.volumes.geometry import affine_from_lps, common_unit, millimetres, normal_unit
+from evenslice.volumes.geometry import affine_from_lps, millimetres, normal_unit
 from evenslice.volumes.read.flat_files import FlatArray
 from evenslice.volumes.read.source import (
     LARGEST_METADATA,
@@ -27,6 +27,7 @@ from evenslice.volumes.read.source import (
     VoxelSource,
     confined,
     require_piece,
+    spatial_spacing,
     wrong_content,
 )
 
@@ -268,14 +269,10 @@ class NrrdSource(_HeadedSource):
     def _set_place(self, header: Mapping[str, Any], steps: Sequence[Any] | None, spatial: list[int]) -> None:
         """Set voxel sizes from the steps in space, or from the spacings of the axes, each with its own unit; and the affine."""
         if steps is None:
-            if "spacings" in header and spatial:
+            if "spacings" in header:
                 sizes = [abs(float(size)) for size in header["spacings"]]  # of a flipped axis, negative
-                units = [normal_unit(unit) for unit in header.get("units", ())] + [None] * len(sizes)
-                found, self.unit = common_unit([sizes[d] for d in spatial], [units[d] for d in spatial])
-                by_axis = dict(zip(spatial, found or (), strict=False))
-                self.spacing = (
-                    tuple(by_axis.get(d, math.nan) for d in range(len(self.shape))) if found else None
-                )
+                units = [*header.get("units", ()), *[None] * len(sizes)]
+                self.spacing, self.unit = spatial_spacing(sizes, units, spatial)
             return
         self.spacing = tuple(math.nan if step is None else float(np.linalg.norm(step)) for step in steps)
         space = str(header.get("space", "")).lower().removesuffix("-time")

@@ -445,15 +445,21 @@ def scaled_spacing(
         ((40.0, 4.0, 4.0), 'nm')
     """
     named = list(names or ())
-    space = [named.index(name) for name in "zyx" if name in named]
+    return spatial_spacing(sizes, units, [named.index(name) for name in "zyx" if name in named])
+
+
+def spatial_spacing(
+    sizes: Sequence[Any], units: Sequence[Any], spatial: Sequence[int]
+) -> tuple[tuple[float, ...] | None, Unit | None]:
+    """Do the same for dimensions that are spatial by their number, in the unit of the last of these."""
     try:
-        found = [float(sizes[dimension]) for dimension in space]
-        common, unit = common_unit(found, [normal_unit(units[dimension]) for dimension in space])
+        found = [float(sizes[dimension]) for dimension in spatial]
+        common, unit = common_unit(found, [normal_unit(units[dimension]) for dimension in spatial])
     except (TypeError, ValueError, LookupError, OverflowError):
         return None, None
     if common is None:
         return None, None
-    spacing = dict(zip(space, common, strict=True))
+    spacing = dict(zip(spatial, common, strict=True))
     return tuple(spacing.get(dimension, math.nan) for dimension in range(len(sizes))), unit
 
 
