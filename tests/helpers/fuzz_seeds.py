@@ -21,8 +21,8 @@ import pydicom
 import SimpleITK
 import tifffile
 import zarr
-from dicom_files import enhanced, save, write_series
 from chunked_files import PLAIN_SHARDS, SHARDS, write_n5, write_precomputed
+from dicom_files import enhanced, save, write_series
 from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.uid import RLELossless

@@ -31,40 +31,16 @@ PATIENCE = 4  # times as long on the clock: others may use this machine too
 START_SECONDS = 120
 LARGEST_SLICE = 2**26
 
-_NUMBERS = (
+_NUMBERS = [
     0,
     1,
     2,
     3,
     7,
-    0x7F,
-    0x80,
-    0xFF,
-    0x7FFF,
-    0x8000,
-    0xFFFF,
-    2**24,
-    2**31 - 1,
-    2**31,
-    2**32 - 1,
-    2**40,
-    2**63,
-    2**64 - 1,
-)
-_TEXTS = (
-    b"0",
-    b"-1",
-    b"1e999",
-    b"nan",
-    b"99999999999999999999",
-    b"../../etc/passwd",
-    b"%s%n",
-    b"{}",
-    b"[",
-    b'"',
-    b"\0",
-    b"\xff\xfe",
-)
+    *(2**bits - 1 for bits in (7, 8, 15, 16, 31, 32, 64)),
+    *(2**bits for bits in (7, 15, 24, 31, 40, 63)),
+]
+_TEXTS = b'0 -1 1e999 nan 99999999999999999999 ../../etc/passwd %s%n {} [ " \0 \xff\xfe'.split(b" ")
 
 
 @dataclass
@@ -161,16 +137,7 @@ def _blank(content, chance):
 
 
 _KINDS_OF_DAMAGE = (
-    _flip_bit,
-    _set_bytes,
-    _set_number,
-    _set_number,
-    _set_text,
-    _grow_digits,
-    _cut,
-    _repeat,
-    _swap,
-    _blank,
+    *(_flip_bit, _set_bytes, _set_number, _set_number, _set_text, _grow_digits, _cut, _repeat, _swap, _blank),
 )
 
 
@@ -179,18 +146,18 @@ _KINDS_OF_DAMAGE = (
 
 def work(name: str, seed: int, first: int, count: int) -> None:
     """Open damaged volumes and print one line of JSON for each; the main function of the process."""
-    from evenslice.volumes.read import nifti
+    from evenslice.volumes.read import flat_files
 
     def vary(chance: random.Random) -> None:
         # Half of the small files are read as large ones are.
-        nifti.IN_MEMORY = chance.choice((0, 2**27))
+        flat_files.IN_MEMORY = chance.choice((0, 2**27))
 
     work_on(name, seed, first, count, fuzz_seeds.make, _look, vary)
 
 
 def work_on(name, seed, first, count, make, look, vary=lambda _: None) -> None:
     """Open damaged files of any kind: those that ``make`` writes, with ``look``."""
-    from evenslice._core.errors import EvensliceError
+    from evenslice import EvensliceError
 
     with tempfile.TemporaryDirectory() as folder:
         seeds = make(name, Path(folder))
@@ -237,7 +204,7 @@ def _judge(error: BaseException) -> str:
 
 def _look(item: fuzz_seeds.Seed) -> None:
     """Open a volume, and read as much of it as fits into memory."""
-    from evenslice.volumes.opening import open_volume
+    from evenslice import open_volume
 
     volume = open_volume(item.path, **item.options)
     depth, height, width = volume.shape
@@ -275,22 +242,9 @@ def _batch(
     findings: list[Finding],
 ) -> int:
     """Run one process until it is done or must be replaced; return the next number."""
-    command = [
-        sys.executable,
-        script,
-        "--work",
-        "--format",
-        name,
-        "--seed",
-        str(seed),
-        "--first",
-        str(first),
-    ]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "PYTHONWARNINGS": "ignore",
-    }
+    command = [sys.executable, script, "--work", "--format", name, "--seed", str(seed), "--first", str(first)]
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    environment = os.environ | threads | {"PYTHONWARNINGS": "ignore"}
     current, limit = first, time.monotonic() + START_SECONDS
     ready = False
     with tempfile.TemporaryFile() as noise:

@@ -18,7 +18,7 @@ def unplaced(tmp_path):
 
 
 def test_info_names_no_orientation(unplaced):
-    assert describe_volume(unplaced).orientation is None
+    assert describe_volume(unplaced)["orientation"] is None
 
 
 @pytest.mark.parametrize(

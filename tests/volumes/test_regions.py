@@ -81,7 +81,7 @@ def test_a_region_keeps_its_place(file):
     assert np.array_equal(inner[...], STACK[3:5, 8:12, 16:48].transpose(1, 0, 2))
     assert np.array_equal(take_slices(part, 1, 3)[...], STACK[3:5, 8:, 16:48])
     assert fingerprint(part) == fingerprint(whole)
-    assert describe_volume(part).region == ((2, 9), (8, 40), (16, 48))
+    assert describe_volume(part)["region"] == ((2, 9), (8, 40), (16, 48))
     assert whole.region is None
 
 

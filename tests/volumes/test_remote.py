@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import ClassVar
 
 import boto3
+import chunked_files
 import numpy as np
 import pytest
 import requests
 import s3fs
 import zarr
-from chunked_files import IMAGE, LABELS, PLAIN_SHARDS, SHARDS, write_n5, write_precomputed
+from chunked_files import PLAIN_SHARDS, SHARDS, write_n5, write_precomputed
 from moto.server import ThreadedMotoServer
 from volume_checks import fails, same
 
@@ -29,6 +30,7 @@ from evenslice import ConfigError, MissingExtraError, VolumeError, open_volume
 from evenslice.volumes import describe_volume, fingerprint, info
 from evenslice.volumes.read import chunk_files
 
+IMAGE, LABELS = chunked_files.IMAGE[:6, :20, :20], chunked_files.LABELS[:6, :20, :20]
 CHUNK = np.s_[:4, :16, :16]
 MISSING = "no array and no group is there, .*; check the address and your credentials"
 
@@ -190,11 +192,11 @@ def test_every_format_at_every_kind_of_address(request, where):
 
 
 def test_no_byte_is_fetched_that_was_not_asked_for(web):
-    for name, expected in (("image", [16 * 16 * 4]), ("seg.precomputed", None), ("a.zarr", None)):
+    for name, expected in (("image", [2 * 16 * 16]), ("seg.precomputed", None), ("a.zarr", None)):
         volume = open_volume(f"{web}/{name}")
-        volume[5, 17:30, 3:9]
+        volume[5, :9, 3:9]
         Handler.asked.clear()
-        assert volume[6, 17:30, 3:9].shape == (13, 6)
+        assert volume[4, :9, 3:9].shape == (9, 6)
         assert len(Handler.asked) == 1  # the chunk: the index of its shard is known
         assert expected is None or [size for _, size in Handler.asked] == expected
 
@@ -209,7 +211,7 @@ def test_chunks_are_fetched_side_by_side(web, monkeypatch):
 
     volume = open_volume(f"{web}/image")
     monkeypatch.setattr(Handler, "do_GET", wait)
-    assert np.array_equal(volume[:4, :32, :32], IMAGE[:4, :32, :32])
+    assert np.array_equal(volume[:4], IMAGE[:4])
 
 
 def test_chunks_above_the_limit_of_metadata(tmp_path):

@@ -50,7 +50,7 @@ def test_some_slices_of_a_file(stack):
     assert np.array_equal(part[...], array[5:8])
     assert np.array_equal(sample_voxels(part), array[5:8].ravel())
     assert fingerprint(part) == fingerprint(volume)
-    assert describe_volume(part).shape == (3, 6, 8)
+    assert describe_volume(part)["shape"] == (3, 6, 8)
     assert take_slices(volume, 0, 12) is volume
 
 
