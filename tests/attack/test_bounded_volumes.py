@@ -159,12 +159,12 @@ def put_sparse(chunk, _):
 
 
 REPLACED = {
-    "link": (put_link, "is a link to outside its folder"),
-    "folder": (put_link_to_folder, "is a link to outside its folder"),
+    "link": (put_link, "is outside its folder"),
+    "folder": (put_link_to_folder, "is outside its folder"),
     "pipe": (put_pipe, "not a regular file"),
-    "device": (put_device, "is a link to outside its folder"),
-    "device behind two links": (put_device_inside, "is a link to outside its folder"),
-    "sparse": (put_sparse, "has 8,589,934,592 bytes where at most"),
+    "device": (put_device, "is outside its folder"),
+    "device behind two links": (put_device_inside, "is outside its folder"),
+    "sparse": (put_sparse, "bytes that can be right"),
 }
 
 

@@ -42,7 +42,6 @@ from .import_paths import (
 )
 from .interrupts import Terminated as Terminated
 from .machine import (
-    available_cores as available_cores,
     keep_freed_memory as keep_freed_memory,
     package_versions as package_versions,
 )

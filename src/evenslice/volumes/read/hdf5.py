@@ -1,6 +1,6 @@
 """HDF5 datasets, as ``file.h5:/path``.
 
-A file can refer to others by external links, virtual datasets and external storage. Voxels that are there are not read.
+A file can refer to others by external links, virtual datasets and external storage. None of these is followed.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ MOST_OBJECTS = 10_000
 """Number of groups and datasets that are searched for the volume."""
 
 _MOST_DIMENSIONS = 32  # of HDF5
+_MOST_STEPS = 100  # along links, which may form a circle
 
 
 class Hdf5Source(VoxelSource):
@@ -87,12 +88,10 @@ def _dataset(file: Any, part: str, label: str) -> Any:
         VolumeError: there is none, or it or its voxels are in another file.
     """
     try:
-        node = file[part]
-    except (KeyError, ValueError):
-        inside = [f"/{name}" for name in list(file)[:100]]
-        raise VolumeError(f"{label}: has no dataset {part}; {did_you_mean(part, inside)}") from None
-    if node.file.id != file.id:
-        raise VolumeError(f"{label}: {part} is in another file, which is not read; name that file")
+        node = _node(file, part, label)
+    except (KeyError, AttributeError):  # the latter of what is below a dataset
+        known = [f"/{name}" for name in list(file)[:100]]
+        raise VolumeError(f"{label}: has no dataset {part}; {did_you_mean(part, known)}") from None
     if isinstance(node, h5py.Group):
         inside = [f"{part.rstrip('/')}/{name}" for name in list(node)[:6]]
         raise VolumeError(
@@ -106,6 +105,28 @@ def _dataset(file: Any, part: str, label: str) -> Any:
             f"{label}: the voxels of {part} are {how} other files, which are not opened; copy it into one dataset"
         )
     return node
+
+
+def _node(file: Any, part: str, label: str) -> Any:
+    """Follow names and soft links from the root, step by step so that none leaves the file."""
+    node, todo = file, part.split("/")[::-1]
+    for _ in range(_MOST_STEPS):
+        name = todo.pop() if todo else None
+        if name is None:
+            return node
+        if name in ("", "."):
+            continue
+        links, encoded = node.id.links, name.encode()
+        kind = links.get_info(encoded).type
+        if kind == h5py.h5l.TYPE_EXTERNAL:
+            raise VolumeError(f"{label}: {name} links to another file, which is not opened; name that file")
+        if kind == h5py.h5l.TYPE_SOFT:
+            target = links.get_val(encoded).decode()
+            node = file if target.startswith("/") else node
+            todo += target.split("/")[::-1]
+        else:
+            node = node[name]
+    raise KeyError(part)
 
 
 def _only_volume(file: Any, label: str) -> str:

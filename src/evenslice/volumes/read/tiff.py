@@ -129,14 +129,11 @@ def _only_series(tif: tifffile.TiffFile, label: str) -> tifffile.TiffPageSeries:
     """
     found = tif.series
     if len(found) != 1:
-        kinds = {f"{series.shape} of {series.dtype}" for series in found}
-        shapes = ", ".join(str(series.shape) for series in found[:4])
-        what = (
-            f"of different shapes or types ({shapes})"
-            if len(kinds) > 1
-            else f"of shape {shapes.partition(', (')[0]} that are compressed or stored differently"
+        listing = ", ".join(f"{series.shape} {series.dtype}" for series in found[:4])
+        raise VolumeError(
+            f"{label}: holds {len(found)} images, which differ in shape, type or compression ({listing}); save the volume to "
+            "a separate file"
         )
-        raise VolumeError(f"{label}: holds {len(found)} images {what}; save the volume to a separate file")
     series = found[0]
     if series.keyframe.dtype is None or series.transform is not None:
         raise ValueError("its voxels are encoded in another way; save it as plain TIFF")
