@@ -10,7 +10,8 @@ from contextlib import closing
 import pytest
 from hypothesis import given, strategies as st
 
-from evenslice._core import available_cores, importable_here, machine, map_ahead, map_in_order, open_workers
+from evenslice._core import importable_here, machine, map_ahead, map_in_order, open_workers
+from evenslice._core.machine import available_cores
 
 MANY = 64
 

@@ -1,6 +1,7 @@
 """DICOM files made for tests, written by pydicom."""
 
 import numpy as np
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian, generate_uid
@@ -33,6 +34,17 @@ def dataset(pixels, *, storage=CTImageStorage, **fields):
 
 def save(file, path):
     file.save_as(path, enforce_file_format=True)
+
+
+def change(path, **fields):
+    """Change elements of a file; None removes one."""
+    file = dcmread(path)
+    for name, value in fields.items():
+        if value is None:
+            delattr(file, name)
+        else:
+            setattr(file, name, value)
+    save(file, path)
 
 
 def write_series(

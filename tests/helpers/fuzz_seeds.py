@@ -18,9 +18,9 @@ import pydicom
 import SimpleITK
 import tifffile
 import zarr
+from chunked_files import PLAIN_SHARDS, SHARDS, write_n5, write_precomputed
 from dicom_files import enhanced, save, write_series
 from fuzzing import Seed, damaged, edit_json
-from piece_files import PLAIN_SHARDS, SHARDS, write_n5, write_precomputed
 from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.uid import RLELossless

@@ -1,12 +1,14 @@
-"""Checks that the tests of all volume formats share."""
+"""A volume and checks that the tests of all volume formats share."""
 
 import re
 
 import numpy as np
 import pytest
 
-from evenslice._core import errors
-from evenslice.volumes.opening import open_volume
+from evenslice import VolumeError, open_volume
+
+STACK = (np.arange(6 * 40 * 32) % 1021).reshape(6, 40, 32).astype(np.uint16)
+PNG = bytes.fromhex("89504e470d0a1a0a0000000d49484452") + bytes(1200)
 
 
 def same(volume, array):
@@ -21,7 +23,7 @@ def same(volume, array):
     return True
 
 
-def fails(path, pattern, error=errors.VolumeError, **options):
+def fails(path, pattern="", error=VolumeError, **options):
     """Check that opening or reading raises a one-line error that starts with the path."""
     with pytest.raises(error) as caught:
         open_volume(path, **options)[...]
@@ -29,6 +31,5 @@ def fails(path, pattern, error=errors.VolumeError, **options):
     assert "\n" not in message
     assert message.isprintable()
     assert re.search(pattern, message), message
-    if error is errors.VolumeError and isinstance(path, str) and path:
-        shown = path.replace("\0", "?")
-        assert message.startswith(f"{shown}: ")
+    if error is VolumeError and isinstance(path, str) and path:
+        assert message.startswith(f"{path.replace(chr(0), '?')}: ")

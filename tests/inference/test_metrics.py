@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, strategies as st
 from torch import nn
 
+from evenslice import Scaling
 from evenslice._core.errors import ConfigError, ModelError
 from evenslice._core.files import json_text
 from evenslice.inference.scoring import evaluate_parts, object_scores, surface_scores

@@ -9,6 +9,7 @@ import zarr
 from hypothesis import given, strategies as st
 from torch import nn
 
+from evenslice import Scaling
 from evenslice._core.errors import ModelError, VolumeError
 from evenslice.inference import prediction as predicting
 from evenslice.inference.prediction import predict

@@ -1,14 +1,12 @@
 """DICOM folders and files: order, place in the patient, values, several series, and what is refused."""
 
-import io
 import shutil
-import sys
 
 import numpy as np
 import pydicom
 import pytest
 import SimpleITK
-from dicom_files import AXIAL, dataset, enhanced, save, write_series
+from dicom_files import AXIAL, change, dataset, enhanced, save, write_series
 from pydicom.data import get_testdata_file
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -17,13 +15,23 @@ from pydicom.uid import (
     SurfaceSegmentationStorage,
     generate_uid,
 )
-from volume_checks import fails, same
+from volume_checks import PNG, STACK, fails, same
 
-from evenslice._core import errors
-from evenslice.volumes.info import describe_volume, fingerprint
-from evenslice.volumes.opening import open_volume
+from evenslice import ConfigError, MissingExtraError, VolumeError, open_volume
+from evenslice.volumes import describe_volume, fingerprint
 
-STACK = (np.arange(6 * 40 * 32) % 1021).reshape(6, 40, 32).astype(np.uint16)
+FLIPPED = (-1, 0, 0, 0, 1, 0)
+OBLIQUE = (np.cos(0.4), np.sin(0.4), 0, 0, 0, -1)
+NO_PLACE = {"ImagePositionPatient": None, "ImageOrientationPatient": None}
+
+
+def mixed(tmp_path, **fields):
+    """A folder with two series of files, given the elements of the second; return its path."""
+    write_series(tmp_path, STACK, **{"SeriesInstanceUID": "1.1", **fields.pop("first", {})})
+    for path in write_series(tmp_path / "b", STACK[: fields.pop("depth", 6)] + 1, **fields):
+        path.rename(tmp_path / f"b{path.name}")
+    (tmp_path / "b").rmdir()
+    return str(tmp_path)
 
 
 def test_a_series_in_a_folder(tmp_path):
@@ -32,17 +40,10 @@ def test_a_series_in_a_folder(tmp_path):
     assert same(volume, STACK)
     assert volume.spacing == pytest.approx((3.0, 0.7, 0.5))
     assert (volume.unit, volume.format, volume.chunks) == ("mm", "DICOM", (1, 40, 32))
-    assert describe_volume(volume).orientation == "LPS"
-    assert same(open_volume(str(tmp_path) + "/"), STACK)
+    assert describe_volume(volume)["orientation"] == "LPS"
 
 
-def tilted():
-    """The directions of rows and columns of an oblique series."""
-    a = 0.4
-    return (np.cos(a), np.sin(a), 0, 0, 0, -1)
-
-
-@pytest.mark.parametrize("orientation", [AXIAL, (0, 1, 0, 0, 0, -1), tilted(), (-1, 0, 0, 0, 1, 0)])
+@pytest.mark.parametrize("orientation", [AXIAL, (0, 1, 0, 0, 0, -1), OBLIQUE, FLIPPED])
 def test_the_place_in_the_patient_is_that_of_itk(tmp_path, orientation):
     write_series(tmp_path, STACK, orientation=orientation)
     reader = SimpleITK.ImageSeriesReader()
@@ -56,69 +57,45 @@ def test_the_place_in_the_patient_is_that_of_itk(tmp_path, orientation):
 
 
 def test_a_tilted_gantry(tmp_path):
-    paths = write_series(tmp_path, STACK)
-    for z, path in enumerate(paths):
-        file = pydicom.dcmread(path)
-        file.ImagePositionPatient = [0, 0.4 * z, 3.0 * z]
-        save(file, path)
-    volume = open_volume(tmp_path)
-    np.testing.assert_allclose((volume.affine @ [0, 0, 5, 1])[:3], [0, -2, 15], atol=1e-9)
+    for z, path in enumerate(write_series(tmp_path, STACK)):
+        change(path, ImagePositionPatient=[0, 0.4 * z, 3.0 * z])
+    np.testing.assert_allclose((open_volume(tmp_path).affine @ [0, 0, 5, 1])[:3], [0, -2, 15], atol=1e-9)
 
 
 def test_rescaling(tmp_path):
-    write_series(tmp_path, STACK.astype(np.int16), RescaleSlope=2, RescaleIntercept=-1024)
-    volume = open_volume(tmp_path)
-    assert volume.dtype == np.float32
-    np.testing.assert_array_equal(volume[...], STACK.astype(np.float32) * 2 - 1024)
-    np.testing.assert_array_equal(volume[2, 3:5], STACK[2, 3:5].astype(np.float32) * 2 - 1024)
-    unchanged = tmp_path / "unchanged"
-    write_series(unchanged, STACK.astype(np.int16), RescaleSlope=1, RescaleIntercept=0)
-    assert same(open_volume(unchanged), STACK.astype(np.int16))
+    write_series(tmp_path / "a", STACK.astype(np.int16), RescaleSlope=2, RescaleIntercept=-1024)
+    assert same(open_volume(tmp_path / "a"), STACK.astype(np.float32) * 2 - 1024)
+    write_series(tmp_path / "b", STACK.astype(np.int16), RescaleSlope=1, RescaleIntercept=0)
+    assert same(open_volume(tmp_path / "b"), STACK.astype(np.int16))
 
 
 def test_a_slope_of_its_own_for_each_slice(tmp_path):
     for z, path in enumerate(write_series(tmp_path, STACK)):
-        file = pydicom.dcmread(path)
-        file.RescaleSlope, file.RescaleIntercept = z + 1, 0
-        save(file, path)
+        change(path, RescaleSlope=z + 1, RescaleIntercept=0)
     expected = STACK * np.arange(1, 7, dtype=np.float32)[:, None, None]
     np.testing.assert_array_equal(open_volume(tmp_path)[...], expected)
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"RescaleSlope": 0, "RescaleIntercept": -1024}, r"IM0001: RescaleSlope \(0028,1053\) is 0; "),
-        ({"DoseGridScaling": 0}, r"IM0001: DoseGridScaling \(3004,000E\) is 0; .* other than 0, mostly 1"),
-    ],
-)
-def test_a_scaling_that_cannot_be_meant_is_named(tmp_path, fields, message):
-    """To the letter all voxels are alike, as in pydicom; GDCM takes 0 for 1."""
-    file = pydicom.dcmread(write_series(tmp_path, STACK)[-1])
-    for name, value in fields.items():
-        setattr(file, name, value)
-    save(file, file.filename)
-    fails(tmp_path, message)
+@pytest.mark.parametrize("name", ["RescaleSlope", "DoseGridScaling"])
+def test_a_scaling_that_makes_all_voxels_alike_is_refused(tmp_path, name):
+    change(write_series(tmp_path, STACK)[-1], **{name: 0})
+    fails(str(tmp_path), "IM0001: .* 0; correct the header")
+
+
+# Which files
 
 
 def test_several_series_are_named(tmp_path):
-    write_series(tmp_path / "a", STACK, SeriesNumber=3, SeriesDescription="T1 AX")
-    write_series(tmp_path / "b", STACK[:4] + 1, SeriesNumber=2, SeriesDescription="scout")
-    for name in ("a", "b"):
-        for path in (tmp_path / name).iterdir():
-            shutil.copy(path, tmp_path / f"{name}{path.name}.dcm")
-    fails(
-        str(tmp_path),
-        r"holds 2 series \(0: CT scout \(4 images, UID …[\d.]{12}\); 1: CT T1 AX \(6 images, .*\)\); pick "
-        r"one with select=\{'series': 0\}",
-    )
-    volume = open_volume(tmp_path, select={"series": 1})
+    first = {"SeriesNumber": 3, "SeriesDescription": "T1 AX"}
+    path = mixed(tmp_path, first=first, depth=4, SeriesNumber=2, SeriesDescription="scout")
+    fails(path, r"\(0: CT scout \(4 images, .*\); 1: CT T1 AX \(6 images, .*\)\); .* select=\{'series': 0\}")
+    volume = open_volume(path, select={"series": 1})
     assert same(volume, STACK)
     assert len(volume.files) == 6
-    assert fingerprint(volume) != fingerprint(open_volume(tmp_path, select={"series": 0}))
-    fails(str(tmp_path), "holds series 0 to 1", errors.ConfigError, select={"series": 2})
-    fails(str(tmp_path), "names no axis of the file", errors.ConfigError, select={"series": 0, "t": 0})
-    fails(STACK, "have no names to select by", errors.ConfigError, select={"series": 0})
+    assert fingerprint(volume) != fingerprint(open_volume(path, select={"series": 0}))
+    for select in ({"series": 2}, {"series": 0, "t": 0}):
+        fails(path, "select", ConfigError, select=select)
+    fails(STACK, "no names to select by", ConfigError, select={"series": 0})
 
 
 def test_files_that_are_no_images_or_no_dicom_are_left_out(tmp_path):
@@ -127,17 +104,12 @@ def test_files_that_are_no_images_or_no_dicom_are_left_out(tmp_path):
     (tmp_path / "preview.jpg").write_bytes(b"\xff\xd8\xff")
     shutil.copy(next(tmp_path.glob("IM*")), tmp_path / "._IM0001")
     shutil.copy(get_testdata_file("test-SR.dcm"), tmp_path / "report.dcm")
-    assert same(open_volume(tmp_path), STACK)
-
-
-def test_meshes_and_dose_histograms_are_no_images(tmp_path):
-    write_series(tmp_path, STACK)
     for name, storage in (("mesh", SurfaceSegmentationStorage), ("dose", RTDoseStorage)):
         file = dataset(STACK[0], storage=storage)
         del file.Rows, file.Columns, file.PixelData
         if name == "dose":
             save(file, tmp_path / name)
-            fails(str(tmp_path), "dose: is truncated, it is of the kind RT Dose Storage but has no image")
+            fails(str(tmp_path), "dose: is truncated")
             file.DVHSequence = [pydicom.Dataset()]
         save(file, tmp_path / name)
     assert same(open_volume(tmp_path), STACK)
@@ -145,70 +117,36 @@ def test_meshes_and_dose_histograms_are_no_images(tmp_path):
 
 def test_several_volumes_at_the_same_positions(tmp_path):
     uid = generate_uid()
-    write_series(tmp_path / "a", STACK, SeriesInstanceUID=uid, AcquisitionNumber=1)
-    write_series(tmp_path / "b", STACK + 1, SeriesInstanceUID=uid, AcquisitionNumber=2)
-    for path in (tmp_path / "b").iterdir():
-        shutil.copy(path, tmp_path / "a" / f"b{path.name}")
-    fails(str(tmp_path / "a"), r"has 4 axes TZYX \(2, 6, 40, 32\); pick one of axis T with select=\{'t': 0\}")
-    volume = open_volume(tmp_path / "a", select={"t": 1})
+    first = {"SeriesInstanceUID": uid, "AcquisitionNumber": 1}
+    path = mixed(tmp_path, first=first, SeriesInstanceUID=uid, AcquisitionNumber=2)
+    fails(path, r"TZYX \(2, 6, 40, 32\); pick one of axis T with select=\{'t': 0\}")
+    volume = open_volume(path, select={"t": 1})
     assert same(volume, STACK + 1)
     assert volume.spacing == pytest.approx((3.0, 0.7, 0.5))
     assert volume.affine is not None
-    next((tmp_path / "a").glob("bIM*")).unlink()
-    fails(
-        str(tmp_path / "a"),
-        "2 images are at some positions and 1 at that of .*; images are missing, or several",
-    )
+    next(tmp_path.glob("bIM*")).unlink()
+    fails(path, "2 images are at some positions and 1 at that of .*")
 
 
 def test_missing_slices(tmp_path):
     write_series(tmp_path, STACK)[2].unlink()
-    fails(
-        str(tmp_path),
-        r"slices are 3 mm apart, but IM0005 and IM0003 are 6 mm apart; slices are missing or unevenly spaced",
-    )
+    fails(str(tmp_path), "IM0005 and IM0003 are 6 mm apart")
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "pattern"),
+    ("odd", "fields", "pattern"),
     [
-        ("ImageOrientationPatient", [0, 1, 0, 0, 0, -1], "differ in orientation"),
-        ("PixelSpacing", [1, 1], "pixels of one series differ in size"),
+        (STACK[0], {"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}, "orientation"),
+        (STACK[0], {"PixelSpacing": [1, 1]}, "pixel"),
+        (STACK[0, :, :30], {}, r"IM0001 has \(40, 32\) and z.dcm \(40, 30\)"),
+        (STACK[0].astype(np.int16), {}, "IM0001 has uint16 and z.dcm int16"),
     ],
 )
-def test_mixed_geometry(tmp_path, field, value, pattern):
-    path = write_series(tmp_path, STACK)[3]
-    file = pydicom.dcmread(path)
-    setattr(file, field, value)
-    save(file, path)
+def test_images_of_one_series_that_differ(tmp_path, odd, fields, pattern):
+    place = {"ImageOrientationPatient": list(AXIAL), "PixelSpacing": [0.7, 0.5]} | fields
+    write_series(tmp_path, STACK, SeriesInstanceUID="1.1")
+    save(dataset(odd, SeriesInstanceUID="1.1", **place), tmp_path / "z.dcm")
     fails(str(tmp_path), pattern)
-
-
-def test_mixed_sizes_and_types(tmp_path):
-    uid = generate_uid()
-    write_series(tmp_path, STACK, SeriesInstanceUID=uid)
-    save(dataset(STACK[0, :, :30], SeriesInstanceUID=uid), tmp_path / "z.dcm")
-    fails(
-        str(tmp_path), r"images of one series differ, IM0001 is \(40, 32\) uint16 and z.dcm \(40, 30\) uint16"
-    )
-    save(dataset(STACK[0].astype(np.int16), SeriesInstanceUID=uid), tmp_path / "z.dcm")
-    fails(
-        str(tmp_path), r"images of one series differ, IM0001 is \(40, 32\) uint16 and z.dcm \(40, 32\) int16"
-    )
-
-
-def change(path, **fields):
-    """Change elements of a file; None removes one."""
-    file = pydicom.dcmread(path)
-    for name, value in fields.items():
-        if value is None:
-            delattr(file, name)
-        else:
-            setattr(file, name, value)
-    save(file, path)
-
-
-NO_PLACE = {"ImagePositionPatient": None, "ImageOrientationPatient": None}
 
 
 def test_slices_without_a_place_are_sorted_by_number(tmp_path):
@@ -221,26 +159,20 @@ def test_slices_without_a_place_are_sorted_by_number(tmp_path):
     for path in paths:
         change(path, InstanceNumber=None)
     assert same(open_volume(tmp_path), STACK[::-1])  # in the order of their names
-
-
-def test_volumes_without_a_place_are_not_interleaved(tmp_path):
-    for z, path in enumerate(write_series(tmp_path, STACK)):
-        change(path, InstanceNumber=z // 2, **NO_PLACE)
-    fails(
-        str(tmp_path),
-        "IM000[56] and IM000[56] have the same number and no position; several volumes are mixed",
-    )
+    for z, path in enumerate(paths):
+        change(path, InstanceNumber=z // 2)
+    fails(str(tmp_path), "IM000[56] and IM000[56] have the same number and no position")
 
 
 def test_one_slice_without_a_place_is_named(tmp_path):
     change(write_series(tmp_path, STACK)[2], ImagePositionPatient=None)
-    fails(str(tmp_path), "IM0004 states no position, unlike other images of its series")
+    fails(str(tmp_path), "IM0004 states no position")
 
 
-@pytest.mark.parametrize(("aside", "refused"), [(0.2, False), (5, True)])
-def test_slices_that_do_not_lie_above_each_other(tmp_path, aside, refused):
+@pytest.mark.parametrize("aside", [0.2, 5])
+def test_slices_that_do_not_lie_above_each_other(tmp_path, aside):
     change(write_series(tmp_path, STACK)[3], ImagePositionPatient=[-10 + aside, 20, 39])
-    if refused:
+    if aside == 5:
         fails(str(tmp_path), "IM000[23] lies 5 mm to the side of where it would follow IM000[34]")
     else:
         assert same(open_volume(tmp_path), STACK)
@@ -258,7 +190,7 @@ def test_one_slice_has_the_distance_that_it_states(tmp_path):
 
 @pytest.mark.parametrize("slopes", [None, [1, 2, 3, 4, 5, 6]])
 def test_an_enhanced_file(tmp_path, slopes):
-    path = tmp_path / "scan.dcm"
+    path = tmp_path / "IM0001"  # without a suffix
     save(enhanced(STACK, slopes=slopes), path)
     volume = open_volume(path)
     scaled = STACK * np.reshape(slopes or [1] * 6, (6, 1, 1)).astype(np.float32 if slopes else np.uint16)
@@ -282,41 +214,30 @@ def test_a_radiation_dose():
     np.testing.assert_allclose(volume[...], file.pixel_array * float(file.DoseGridScaling), rtol=1e-6)
 
 
-@pytest.mark.parametrize("orientation", [AXIAL, (-1, 0, 0, 0, 1, 0)])
+@pytest.mark.parametrize("orientation", [AXIAL, FLIPPED])
 @pytest.mark.parametrize("descending", [False, True])
-def test_a_radiation_dose_that_states_z_of_each_frame(tmp_path, orientation, descending):
-    places = np.arange(6) * 3.0 - 100
-    places = places[::-1] if descending else places
-    fields = {"ImageOrientationPatient": list(orientation), "PixelSpacing": [0.7, 0.5]}
+@pytest.mark.parametrize("count", [1, 6])
+def test_a_radiation_dose_that_states_z_of_each_frame(tmp_path, orientation, descending, count):
+    places = (np.arange(count) * 3.0 - 100)[:: -1 if descending else 1]
+    fields = {"ImageOrientationPatient": list(orientation), "PixelSpacing": [0.7, 0.5], "SliceThickness": 3}
     fields |= {"ImagePositionPatient": [-10, 20, places[0]], "GridFrameOffsetVector": places.tolist()}
-    save(dataset(STACK, storage=RTDoseStorage, Modality="RTDOSE", **fields), tmp_path / "dose.dcm")
+    save(dataset(STACK[:count], storage=RTDoseStorage, **fields), tmp_path / "dose.dcm")
     volume = open_volume(tmp_path / "dose.dcm")
-    first, last = (volume.affine @ [0, 0, z, 1] for z in (0, 5))
-    assert sorted([first[2], last[2]]) == [-100, -85]
+    first, last = (volume.affine @ [0, 0, z, 1] for z in (0, count - 1))
+    assert sorted({first[2], last[2]}) == sorted({places.min(), places.max()})
     assert volume.affine[0, 3] == 10
-    assert np.array_equal(volume[0 if first[2] == places[0] else 5], STACK[0])
-
-
-def test_a_radiation_dose_of_one_frame(tmp_path):
-    fields = {"ImageOrientationPatient": list(AXIAL), "PixelSpacing": [0.7, 0.5], "SliceThickness": 2}
-    fields |= {"ImagePositionPatient": [-10, 20, 5], "GridFrameOffsetVector": 0}
-    save(dataset(STACK[:1], storage=RTDoseStorage, Modality="RTDOSE", **fields), tmp_path / "dose.dcm")
-    volume = open_volume(tmp_path / "dose.dcm")
-    assert same(volume, STACK[:1])
-    assert (volume.affine @ [0, 0, 0, 1])[2] == 5
+    assert np.array_equal(volume[0 if first[2] == places[0] else count - 1], STACK[0])
 
 
 def test_single_bits(tmp_path):
     mask = STACK % 2 == 0
-    file = dataset(STACK.astype(np.uint8), PixelRepresentation=0)
-    file.BitsAllocated = file.BitsStored = 1
-    file.HighBit = 0
+    file = dataset(STACK.astype(np.uint8), PixelRepresentation=0, BitsAllocated=1, BitsStored=1, HighBit=0)
     file.PixelData = np.packbits(mask.ravel(), bitorder="little").tobytes()
     save(file, tmp_path / "mask.dcm")
     assert same(open_volume(tmp_path / "mask.dcm"), mask.astype(np.uint8))
 
 
-# Compression
+# Compression and colour
 
 
 def test_compressed_slices(tmp_path):
@@ -339,44 +260,30 @@ def test_every_compression_that_clinics_use(tmp_path, name):
     np.testing.assert_array_equal(volume[0], (file.pixel_array * slope + intercept).astype(volume.dtype))
 
 
-def test_a_decoder_that_is_not_installed(tmp_path, monkeypatch):
-    shutil.copy(get_testdata_file("MR_small_jp2klossless.dcm"), tmp_path / "a.dcm")
+def test_a_decoder_that_is_not_installed(monkeypatch):
     monkeypatch.setattr("pydicom.pixels.decoders.base.Decoder.is_available", property(lambda _: False))
-    with pytest.raises(
-        errors.MissingExtraError, match=r"compressed as JPEG 2000 .*pip install 'evenslice\[medical\]'"
-    ):
-        open_volume(tmp_path)
+    with pytest.raises(MissingExtraError, match=r"JPEG 2000 .*evenslice\[medical\]"):
+        open_volume(get_testdata_file("MR_small_jp2klossless.dcm"))
+
+
+def test_colour():
+    path = get_testdata_file("SC_rgb_rle_2frame.dcm")
+    fails(path, r"ZYXS \(2, 100, 100, 3\); pick one of axis S with select=\{'s': 0\}")
+    pixels = pydicom.dcmread(path).pixel_array
+    np.testing.assert_array_equal(open_volume(path, select={"s": 1})[...], pixels[..., 1])
 
 
 # What is refused
 
 
-def test_colour(tmp_path):
-    shutil.copy(get_testdata_file("SC_rgb_rle_2frame.dcm"), tmp_path / "a.dcm")
-    fails(str(tmp_path), r"has 4 axes ZYXS \(2, 100, 100, 3\); pick one of axis S with select=\{'s': 0\}")
-    file = pydicom.dcmread(tmp_path / "a.dcm")
-    np.testing.assert_array_equal(open_volume(tmp_path, select={"s": 1})[...], file.pixel_array[..., 1])
-
-
-def test_a_file_without_a_suffix(tmp_path):
-    save(enhanced(STACK), tmp_path / "IM0001")
-    assert same(open_volume(tmp_path / "IM0001"), STACK[::-1])
-
-
-def test_a_file_of_one_slice_and_other_content(tmp_path):
-    save(dataset(STACK[0]), tmp_path / "a.dcm")
-    assert open_volume(tmp_path / "a.dcm").shape == (1, 40, 32)
-    (tmp_path / "b.dcm").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(600))
-    fails(str(tmp_path / "b.dcm"), "is not a DICOM file, its content is a PNG image")
-    shutil.copy(get_testdata_file("rtplan.dcm"), tmp_path / "c.dcm")
-    fails(str(tmp_path / "c.dcm"), "its DICOM files contain no image")
-
-
-def test_deflated_files(tmp_path):
+def test_files_of_other_content(tmp_path):
+    (tmp_path / "a.dcm").write_bytes(PNG)
+    fails(str(tmp_path / "a.dcm"), "a PNG image")
+    fails(get_testdata_file("rtplan.dcm"), "contain no image")
     file = dataset(STACK[0])
     file.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
-    save(file, tmp_path / "a.dcm")
-    fails(str(tmp_path / "a.dcm"), "is compressed as a whole")
+    save(file, tmp_path / "b.dcm")
+    fails(str(tmp_path / "b.dcm"), "deflated")
 
 
 @pytest.mark.parametrize("fraction", [0.05, 0.5, 0.99])
@@ -390,18 +297,12 @@ def test_truncated(tmp_path, fraction):
 @pytest.mark.parametrize(
     ("changes", "pattern"),
     [
-        (
-            {"Rows": 65535, "Columns": 65535, "BitsAllocated": 32},
-            r"its images \(65535, 65535\) take 17,179,344,900 bytes",
-        ),
-        ({"Rows": 30000, "Columns": 30000}, "is truncated, its voxels end at byte 1,800,000,000"),
-        (
-            {"NumberOfFrames": 2_000_000_000},
-            "claims 2,000,000,000 frames in .* bytes; the file is damaged",
-        ),
+        ({"Rows": 65535, "Columns": 65535, "BitsAllocated": 32}, "17,179,344,900 bytes"),
+        ({"Rows": 30000, "Columns": 30000}, "is truncated"),
+        ({"NumberOfFrames": 2_000_000_000}, "is truncated"),
         ({"NumberOfFrames": 2_000}, "is truncated"),
-        ({"Rows": 0}, "claims an impossible image of 0 x 32 pixels"),
-        ({"BitsAllocated": 12}, "12 bits; the file is damaged"),
+        ({"Rows": 0}, "empty axis"),
+        ({"BitsAllocated": 12}, "cannot be read as DICOM"),
     ],
 )
 def test_claims_that_nothing_stands_behind(tmp_path, changes, pattern):
@@ -409,17 +310,10 @@ def test_claims_that_nothing_stands_behind(tmp_path, changes, pattern):
     fails(str(tmp_path / "a.dcm"), pattern)
 
 
-def test_missing_extra(tmp_path, monkeypatch):
-    write_series(tmp_path, STACK)
-    monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(errors.MissingExtraError, match=r"pip install 'evenslice\[medical\]'"):
-        open_volume(tmp_path)
-
-
 def test_frames_are_decoded_as_they_are_needed(tmp_path):
     paths = write_series(tmp_path, STACK)
     volume = open_volume(tmp_path)
-    paths[4].write_bytes(io.BytesIO(b"gone").getvalue())
+    paths[4].write_bytes(b"gone")
     np.testing.assert_array_equal(volume[:4, 5], STACK[:4, 5])
-    with pytest.raises(errors.VolumeError, match="IM0002: cannot be read as DICOM"):
+    with pytest.raises(VolumeError, match="IM0002: cannot be read as DICOM"):
         volume[4]

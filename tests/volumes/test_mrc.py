@@ -6,11 +6,9 @@ from itertools import permutations
 import mrcfile
 import numpy as np
 import pytest
-from volume_checks import fails, same
+from volume_checks import STACK, fails, same
 
-from evenslice.volumes.opening import open_volume
-
-STACK = (np.arange(6 * 40 * 32) % 1021).reshape(6, 40, 32).astype(np.uint16)
+from evenslice import open_volume
 
 
 def write(path, array, voxel=(4, 5, 50), **header):
@@ -20,6 +18,13 @@ def write(path, array, voxel=(4, 5, 50), **header):
         for name, value in header.items():
             file.header[name] = value
     return str(path)
+
+
+def swapped(content):
+    """The header of a file in the other order of bytes; what is text stays."""
+    head = bytearray(struct.pack(">256I", *struct.unpack("<256I", content[:1024])))
+    head[104:108], head[208:216] = content[104:108], b"MAP \x11\x11\x00\x00"
+    return head
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int16", "uint16", "float16", "float32"])
@@ -33,46 +38,33 @@ def test_round_trip(tmp_path, dtype):
 
 def test_big_endian_with_an_extended_header(tmp_path):
     path = write(tmp_path / "a.map", STACK)
-    content = (tmp_path / "a.map").read_bytes()
-    words = struct.unpack("<256I", content[:1024])
-    head = bytearray(struct.pack(">256I", *words))
-    head[104:108] = content[104:108]  # text
-    head[208:212], head[212:216] = b"MAP ", b"\x11\x11\x00\x00"
+    head = swapped((tmp_path / "a.map").read_bytes())
     head[92:96] = struct.pack(">i", 32)
     (tmp_path / "a.map").write_bytes(bytes(head) + bytes(32) + STACK.astype(">u2").tobytes())
     assert same(open_volume(path), STACK)
 
 
 def test_a_stack_of_volumes(tmp_path):
-    with mrcfile.new(tmp_path / "a.mrcs") as file:
-        file.set_data(np.stack([STACK, STACK + 1]))
-        file.voxel_size = (4, 5, 50)
-    fails(
-        str(tmp_path / "a.mrcs"),
-        r"has 4 axes TZYX \(2, 6, 40, 32\); pick one of axis T with select=\{'t': 0\}",
-    )
-    volume = open_volume(tmp_path / "a.mrcs", select={"t": 1})
+    path = write(tmp_path / "a.mrcs", np.stack([STACK, STACK + 1]))
+    fails(path, r"TZYX \(2, 6, 40, 32\); pick one of axis T with select=\{'t': 0\}")
+    volume = open_volume(path, select={"t": 1})
     assert same(volume, STACK + 1)
     assert volume.spacing == pytest.approx((50, 5, 4))
 
 
-def test_a_stack_of_images_states_no_distance(tmp_path):
-    with mrcfile.new(tmp_path / "a.mrc") as file:
+def test_what_states_no_voxel_size(tmp_path):
+    assert open_volume(write(tmp_path / "a.mrc", STACK, voxel=(0, 0, 0))).spacing is None
+    with mrcfile.new(tmp_path / "images.mrc") as file:
         file.set_data(STACK)
         file.set_image_stack()
         file.voxel_size = (4, 5, 50)
-    volume = open_volume(tmp_path / "a.mrc")
+    volume = open_volume(tmp_path / "images.mrc")
     assert same(volume, STACK)
     assert volume.spacing is None
 
 
-def test_axes_in_another_order(tmp_path):
-    volume = open_volume(write(tmp_path / "a.mrc", STACK.T, voxel=(50, 5, 4), mapc=3, mapr=2, maps=1))
-    assert same(volume, STACK)
-
-
 @pytest.mark.parametrize("order", ["".join(order) for order in permutations("zyx")])
-def test_voxels_keep_their_size_in_any_order_of_axes(tmp_path, order):
+def test_axes_in_any_order(tmp_path, order):
     array = STACK.transpose(["zyx".index(axis) for axis in order])
     header = {name: "_xyz".index(axis) for name, axis in zip(("maps", "mapr", "mapc"), order, strict=True)}
     path = write(tmp_path / "a.mrc", array, mx=32, my=40, mz=6, cella=(4 * 32, 5 * 40, 50 * 6), **header)
@@ -81,19 +73,15 @@ def test_voxels_keep_their_size_in_any_order_of_axes(tmp_path, order):
     assert volume.spacing == pytest.approx((50, 5, 4))
 
 
-def test_no_voxel_size(tmp_path):
-    assert open_volume(write(tmp_path / "a.mrc", STACK, voxel=(0, 0, 0))).spacing is None
-
-
 @pytest.mark.parametrize(
     ("header", "pattern"),
     [
-        ({"nz": 2**30}, r"is truncated, its voxels end at byte 2,748,779,070,464"),
+        ({"nz": 2**30}, "is truncated"),
         ({"nz": -3}, "impossible shape"),
         ({"nsymbt": 2**30}, "is truncated|cannot be read as MRC"),
-        ({"mode": 4}, "its voxels have mode 4, which cannot be read"),
+        ({"mode": 4}, "mode 4"),
         ({"mode": 77}, "cannot be read as MRC"),
-        ({"ispg": 401, "mz": 4}, "its 6 sections are not a multiple of the 4 of a volume"),
+        ({"ispg": 401, "mz": 4}, "cannot be read as MRC"),
     ],
 )
 def test_headers_that_make_no_sense(tmp_path, header, pattern):
@@ -106,12 +94,6 @@ def test_headers_that_make_no_sense(tmp_path, header, pattern):
     fails(path, pattern)
 
 
-def test_misnamed(tmp_path):
-    for content, pattern in ((b"\x89PNG\r\n\x1a\n" + bytes(1200), "a PNG image"), (b"", "nothing")):
-        (tmp_path / "a.mrc").write_bytes(content)
-        fails(str(tmp_path / "a.mrc"), f"is not an MRC file, its content is {pattern}")
-
-
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize(
     ("stamp", "flags", "largest", "signed"),
@@ -122,11 +104,7 @@ def test_bytes_are_signed_or_not_as_imod_says(tmp_path, order, stamp, flags, lar
     write(tmp_path / "a.mrc", array.view(np.int8))
     content = bytearray((tmp_path / "a.mrc").read_bytes())
     if order == ">":
-        words = struct.unpack("<256I", content[:1024])
-        text = content[104:108], content[208:212]
-        content[:1024] = struct.pack(">256I", *words)
-        content[104:108], content[208:212] = text
-        content[212:216] = b"\x11\x11\x00\x00"
+        content[:1024] = swapped(content)
     content[76:84] = struct.pack(f"{order}2f", 0 if largest > 127 else -128, largest)
     content[152:160] = struct.pack(f"{order}2i", 1146047817 if stamp else 0, flags)
     (tmp_path / "a.mrc").write_bytes(content)

@@ -1,11 +1,10 @@
 """Where the first voxel lies in the coordinates of its file, and that what is written lies there too."""
 
-import json
-
 import numpy as np
 import pytest
 import zarr
-from hypothesis import given, strategies as st
+from chunked_files import write_precomputed
+from hypothesis import given, settings, strategies as st
 
 from evenslice import open_volume
 from evenslice.volumes import write_volume
@@ -78,6 +77,7 @@ def test_each_axis_has_a_unit_of_its_own_and_channels_have_no_place(tmp_path):
     assert volume.offset == pytest.approx((10, 2, 3))
 
 
+@settings(max_examples=20)
 @given(
     starts=st.tuples(*[st.integers(0, 4)] * 3),
     first=st.tuples(*[st.integers(-3, 50)] * 3),
@@ -114,64 +114,8 @@ def test_a_spacing_of_the_user_keeps_the_numbers_of_voxels(tmp_path):
     assert origin_of(tmp_path / "b.ome.zarr") == [22, 10, 15]
 
 
-def test_the_voxel_offset_of_a_precomputed_volume(tmp_path):
-    entry = {
-        "key": "s", "size": [24, 20, 6], "resolution": [8, 8, 40], "chunk_sizes": [[24, 20, 6]],
-        "encoding": "raw", "voxel_offset": [10, 20, -30],
-    }  # fmt: skip
-    info = {"type": "image", "data_type": "uint8", "num_channels": 1, "scales": [entry]}
-    folder = tmp_path / "image"
-    (folder / "s").mkdir(parents=True)
-    (folder / "info").write_text(json.dumps(info))
-    (folder / "s" / "10-34_20-40_-30--24").write_bytes(STACK.tobytes())
-    volume = open_volume(folder)
-    assert np.array_equal(volume[...], STACK)
-    assert volume.offset == (-29.5, 20.5, 10.5)
-    # Neuroglancer moves OME-Zarr by half a voxel, to the corner, where precomputed volumes count from.
-    write_volume(volume, tmp_path / "labels.ome.zarr")
-    assert np.subtract(origin_of(tmp_path / "labels.ome.zarr"), (20, 4, 4)).tolist() == [-1200, 160, 80]
-
-
-@pytest.mark.parametrize(
-    ("translate", "offset"),
-    [
-        ([400, 16, 80], (10, 2, 10)),
-        ([400, 16], (0, 0, 0)),
-        (None, (0, 0, 0)),
-    ],
-)
-def test_the_translation_of_cosems_n5_data_sets(tmp_path, translate, offset):
-    transform = {
-        "axes": ["z", "y", "x"],
-        "scale": [40, 8, 8],
-        "units": ["nm"] * 3,
-        "translate": translate,
-    }
-    attributes = {
-        "dimensions": [24, 20, 6],
-        "blockSize": [24, 20, 6],
-        "dataType": "uint8",
-        "compression": {"type": "raw"},
-        "transform": transform,
-    }
-    (tmp_path / "attributes.json").write_text(json.dumps(attributes))
-    volume = open_volume(tmp_path)
-    assert volume.spacing == (40, 8, 8)
-    assert volume.offset == offset
-
-
-def test_coarser_levels_of_n5_cover_the_same_place(tmp_path):
-    attributes = {"dataType": "uint8", "compression": {"type": "raw"}, "resolution": [4, 4, 40]}
-    factors = [[1, 1, 1], [2, 2, 1], [8, 8, 4]]
-    for level, (x, y, z) in enumerate(factors):
-        size = [24 // x, 24 // y, -(-6 // z)]
-        folder = tmp_path / f"s{level}"
-        folder.mkdir()
-        own = {"dimensions": size, "blockSize": size} | attributes
-        del own["resolution"]
-        (folder / "attributes.json").write_text(json.dumps(own))
-    (tmp_path / "attributes.json").write_text(json.dumps({"scales": factors, "resolution": [4, 4, 40]}))
-    found = [open_volume(tmp_path, level=level) for level in range(3)]
-    assert [volume.spacing for volume in found] == [(40, 4, 4), (40, 8, 8), (160, 32, 32)]
-    corners = [np.multiply(np.subtract(volume.offset, 0.5), volume.spacing) for volume in found]
-    assert np.allclose(corners, corners[0])
+def test_a_precomputed_volume_written_as_ome_zarr(tmp_path):
+    """Neuroglancer moves OME-Zarr by half a voxel, to the corner, where precomputed volumes count from."""
+    write_precomputed(tmp_path / "image", STACK)
+    write_volume(open_volume(tmp_path / "image"), tmp_path / "labels.ome.zarr")
+    assert origin_of(tmp_path / "labels.ome.zarr") == pytest.approx([7.5 * 40, -19.5 * 4, 100.5 * 4])

@@ -1,34 +1,28 @@
 """Each format, written by its own library: values, order of axes, spacing, unit, metadata."""
 
 import gzip
-import re
 
 import nibabel as nib
 import numpy as np
 import pytest
 import tifffile
 import zarr
-from volume_checks import same
+from volume_checks import STACK, fails, same
 
-from evenslice._core import errors
+from evenslice import ConfigError, open_volume
 from evenslice.volumes import mni152_path
 from evenslice.volumes.geometry import UNITS, common_unit, normal_unit
-from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.formats import READ_FORMATS
-from evenslice.volumes.volume import Volume
 
-STACK = (np.arange(6 * 40 * 32) % 1021).reshape(6, 40, 32).astype(np.uint16)
-
+PAIR = np.stack([STACK, STACK + 1])
 
 # TIFF
-
 
 TIFF_OPTIONS = {
     "plain": {},
     "big-endian": {"byteorder": ">"},
     "without metadata": {"metadata": None},
     "BigTIFF": {"bigtiff": True},
-    "zlib": {"compression": "zlib"},
     "lzw, predictor": {"compression": "lzw", "predictor": True},
     "zstd": {"compression": "zstd"},
     "strips": {"rowsperstrip": 7},
@@ -41,174 +35,115 @@ TIFF_OPTIONS = {
 
 @pytest.mark.parametrize("options", TIFF_OPTIONS.values(), ids=TIFF_OPTIONS)
 def test_tiff_round_trip(tmp_path, options):
-    path = tmp_path / "stack.tif"
-    tifffile.imwrite(path, STACK, **options)
-    volume = open_volume(path)
+    tifffile.imwrite(tmp_path / "STACK.TIF", STACK, **options)
+    volume = open_volume(tmp_path / "STACK.TIF")
     assert same(volume, STACK)
-    assert volume.spacing is None
-    assert volume.unit is None
+    assert (volume.spacing, volume.unit) == (None, None)
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint32", "float16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int16", "uint32", "float16", "float32", "float64"])
 @pytest.mark.parametrize("compression", [None, "zlib"])
 def test_tiff_data_types(tmp_path, dtype, compression):
-    path = tmp_path / "stack.tiff"
-    tifffile.imwrite(path, STACK.astype(dtype), compression=compression)
-    assert same(open_volume(path), STACK.astype(dtype))
-
-
-def test_tiff_of_single_bits(tmp_path):
-    path = tmp_path / "mask.tif"
-    tifffile.imwrite(path, STACK % 2 == 0)
-    assert same(open_volume(path), STACK % 2 == 0)
+    tifffile.imwrite(tmp_path / "stack.tiff", STACK.astype(dtype), compression=compression)
+    assert same(open_volume(tmp_path / "stack.tiff"), STACK.astype(dtype))
 
 
 def test_tiff_written_page_by_page(tmp_path):
-    path = tmp_path / "pages.tif"
-    with tifffile.TiffWriter(path) as writer:
-        for number, page in enumerate(STACK):
-            writer.write(page, contiguous=False, metadata=None, compression="zlib" if number else None)
-    # The first page is uncompressed and the others not: they are two images to a TIFF reader.
-    with pytest.raises(errors.VolumeError, match="holds 2 images"):
-        open_volume(path)
-    with tifffile.TiffWriter(path) as writer:
-        for page in STACK:
-            writer.write(page, contiguous=False, metadata=None, compression="zlib")
-    assert same(open_volume(path), STACK)
+    for name, first in (("same.tif", "zlib"), ("other.tif", None)):
+        with tifffile.TiffWriter(tmp_path / name) as writer:
+            for number, page in enumerate(STACK):
+                packed = "zlib" if number else first
+                writer.write(page, contiguous=False, metadata=None, compression=packed)
+    assert same(open_volume(tmp_path / "same.tif"), STACK)
+    # Where only the first page is uncompressed, they are two images to a TIFF reader.
+    fails(str(tmp_path / "other.tif"), "2 images")
 
 
-def test_images_of_one_shape_are_not_said_to_differ_in_it(tmp_path):
-    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
-        for compression in (None, "zlib"):
-            file.write(np.zeros((8, 8), np.uint8), compression=compression, metadata=None)
-    with pytest.raises(
-        errors.VolumeError, match=r"holds 2 images of shape \(8, 8\) that are compressed or stored"
-    ):
-        open_volume(tmp_path / "a.tif")
+IMAGEJ = {
+    "imagej": True,
+    "resolution": (1 / 4, 1 / 5),
+    "metadata": {"axes": "ZYX", "spacing": 50, "unit": "nm"},
+}
+SIZES = {"PhysicalSizeZ": 0.05, "PhysicalSizeY": 5, "PhysicalSizeX": 4}
+OME = {
+    "ome": True,
+    "metadata": {"axes": "ZYX", "PhysicalSizeYUnit": "nm", "PhysicalSizeXUnit": "nm", **SIZES},
+}
+TIFFFILE = {"resolution": (1 / 4, 1 / 5), "metadata": {"spacing": 50, "unit": "nm"}}
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
-def test_imagej_spacing(tmp_path, compression):
-    path = tmp_path / "stack.tif"
-    tifffile.imwrite(
-        path,
-        STACK,
-        imagej=True,
-        resolution=(1 / 4, 1 / 5),
-        metadata={"axes": "ZYX", "spacing": 50, "unit": "nm"},
-        compression=compression,
-    )
-    volume = open_volume(path)
+@pytest.mark.parametrize(
+    ("options", "name"), [(IMAGEJ, "ImageJ TIFF"), (OME, "OME-TIFF"), (TIFFFILE, "TIFF")]
+)
+def test_voxel_sizes_of_tiff(tmp_path, options, name, compression):
+    tifffile.imwrite(tmp_path / "stack.tif", STACK, **options, compression=compression)
+    volume = open_volume(tmp_path / "stack.tif")
     assert same(volume, STACK)
-    assert volume.spacing == pytest.approx((50, 5, 4))
-    assert volume.unit == "nm"
-    assert volume.format == "ImageJ TIFF"
+    assert volume.spacing == pytest.approx(
+        (50, 5, 4)
+    )  # of OME in several units, the default is the micrometre
+    assert (volume.unit, volume.format) == ("nm", name)
 
 
 def test_imagej_hyperstack_selects(tmp_path):
     path = tmp_path / "hyper.tif"
-    array = np.stack([STACK, STACK[::-1]])
-    tifffile.imwrite(path, array, imagej=True, metadata={"axes": "TZYX", "spacing": 2, "unit": "micron"})
+    tifffile.imwrite(path, PAIR, imagej=True, metadata={"axes": "TZYX", "spacing": 2, "unit": "micron"})
     volume = open_volume(path, select={"t": 1})
-    assert same(volume, STACK[::-1])
-    assert volume.spacing == (2, 1, 1)
-    assert volume.unit == "um"
+    assert same(volume, STACK + 1)
+    assert (volume.spacing, volume.unit) == ((2, 1, 1), "um")
 
 
 def test_imagej_channels_taken_for_slices(tmp_path):
     path = tmp_path / "stack.tif"
     tifffile.imwrite(path, STACK, imagej=True)  # tifffile writes the first axis as channels unless told
-    with pytest.raises(errors.VolumeError, match=r"no axis z; say .* axes='zyx'$"):
-        open_volume(path)
+    fails(str(path), r"no axis z; say .* axes='zyx'$")
     assert same(open_volume(path, axes="zyx"), STACK)
 
 
-@pytest.mark.parametrize("compression", [None, "zlib"])
-def test_ome_tiff_spacing_in_several_units(tmp_path, compression):
-    path = tmp_path / "stack.ome.tif"
-    metadata = {
-        "axes": "ZYX",
-        "PhysicalSizeZ": 0.05,
-        "PhysicalSizeZUnit": "µm",
-        "PhysicalSizeY": 5,
-        "PhysicalSizeYUnit": "nm",
-        "PhysicalSizeX": 4,
-        "PhysicalSizeXUnit": "nm",
-    }
-    tifffile.imwrite(path, STACK, metadata=metadata, compression=compression)
-    volume = open_volume(path)
-    assert same(volume, STACK)
-    assert volume.spacing == (50, 5, 4)
-    assert volume.unit == "nm"
-    assert volume.format == "OME-TIFF"
-
-
-def test_ome_tiff_unit_defaults_to_micrometres(tmp_path):
-    path = tmp_path / "stack.ome.tif"
-    sizes = {f"PhysicalSize{axis}": size for axis, size in zip("ZYX", (2, 0.5, 0.5), strict=True)}
-    tifffile.imwrite(path, STACK[None], metadata={"axes": "CZYX", **sizes})
-    volume = open_volume(path)
-    assert (volume.spacing, volume.unit) == ((2, 0.5, 0.5), "um")
-
-
-def test_tiff_notes_of_tifffile(tmp_path):
-    path = tmp_path / "stack.tif"
-    tifffile.imwrite(path, STACK, resolution=(1 / 8, 1 / 8), metadata={"spacing": 30.0, "unit": "nm"})
-    volume = open_volume(path)
-    assert volume.spacing == pytest.approx((30, 8, 8))
-    assert volume.unit == "nm"
-
-
-def test_colour_tiff_selects_a_sample(tmp_path):
+@pytest.mark.parametrize(
+    ("axis", "options"),
+    [(-1, {"rowsperstrip": 7, "compression": "zlib"}), (1, {"planarconfig": "separate", "tile": (16, 16)})],
+)
+def test_colour_tiff_selects_a_sample(tmp_path, axis, options):
     path = tmp_path / "rgb.tif"
-    array = np.stack([STACK, STACK + 1, STACK + 2], axis=-1)
-    tifffile.imwrite(path, array, photometric="rgb", compression="zlib", rowsperstrip=7)
-    with pytest.raises(errors.VolumeError, match=r"pick one of axis S with select=\{'s': 0\}"):
-        open_volume(path)
+    tifffile.imwrite(path, np.stack([STACK, STACK + 1, STACK + 2], axis=axis), photometric="rgb", **options)
+    fails(str(path), r"pick one of axis S with select=\{'s': 0\}")
     assert same(open_volume(path, select={"s": 2}), STACK + 2)
-    tifffile.imwrite(
-        path, np.moveaxis(array, -1, 1), photometric="rgb", planarconfig="separate", tile=(16, 16)
-    )
-    assert same(open_volume(path, select={"s": 1}), STACK + 1)
 
 
 def test_tiff_chunks(tmp_path):
-    path = tmp_path / "stack.tif"
-    tifffile.imwrite(path, STACK, tile=(16, 32), compression="zlib")
-    assert open_volume(path).chunks == (1, 16, 32)
-    tifffile.imwrite(path, STACK)
-    assert open_volume(path).chunks is None
+    for options, chunks in (({"tile": (16, 32), "compression": "zlib"}, (1, 16, 32)), ({}, None)):
+        tifffile.imwrite(tmp_path / "stack.tif", STACK, **options)
+        assert open_volume(tmp_path / "stack.tif").chunks == chunks
 
 
 # NIfTI
 
 
+def save_nifti(path, array, affine=(0.5, 0.7, 3.0, 1.0), image=nib.Nifti1Image, unit="mm", scale=None):
+    file = image(array, np.diag(affine), dtype=array.dtype)
+    file.header.set_xyzt_units(unit)
+    if scale is not None:
+        file.header.set_slope_inter(*scale)
+    nib.save(file, path)
+    return path
+
+
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 @pytest.mark.parametrize("image", [nib.Nifti1Image, nib.Nifti2Image])
 def test_nifti_round_trip(tmp_path, suffix, image):
-    path = tmp_path / f"scan{suffix}"
-    affine = np.diag([0.5, 0.7, 3.0, 1.0])
-    file = image(STACK.T, affine, dtype=np.uint16)
-    file.header.set_xyzt_units("mm")
-    nib.save(file, path)
-    volume = open_volume(path)
+    volume = open_volume(save_nifti(tmp_path / f"scan{suffix}", STACK.T, image=image))
     assert same(volume, STACK)
     assert volume.spacing == pytest.approx((3.0, 0.7, 0.5))
     assert volume.unit == "mm"
-    np.testing.assert_allclose(volume.affine, affine)
+    np.testing.assert_allclose(volume.affine, np.diag([0.5, 0.7, 3.0, 1.0]))
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 def test_nifti_scaling(tmp_path, suffix):
-    path = tmp_path / f"scan{suffix}"
-    file = nib.Nifti1Image(STACK.T.astype(np.int16), np.eye(4))
-    file.header.set_slope_inter(0.5, -3)
-    nib.save(file, path)
-    stored = nib.load(path)
-    volume = open_volume(path)
-    assert volume.dtype == np.float32
-    np.testing.assert_array_equal(volume[...], np.asarray(stored.dataobj, np.float32).T)
-    np.testing.assert_array_equal(volume[2, 3:5], np.asarray(stored.dataobj, np.float32).T[2, 3:5])
+    path = save_nifti(tmp_path / f"scan{suffix}", STACK.T.astype(np.int16), scale=(0.5, -3))
+    assert same(open_volume(path), np.asarray(nib.load(path).dataobj, np.float32).T)
 
 
 def test_nifti_big_endian(tmp_path):
@@ -219,30 +154,18 @@ def test_nifti_big_endian(tmp_path):
     assert same(open_volume(path), STACK)
 
 
-def test_nifti_with_time(tmp_path):
-    path = tmp_path / "scan.nii.gz"
-    nib.save(nib.Nifti1Image(np.stack([STACK.T, STACK.T + 1], axis=-1), np.eye(4), dtype=np.uint16), path)
-    with pytest.raises(errors.VolumeError, match=r"has 4 axes XYZT \(32, 40, 6, 2\); pick one of axis T"):
-        open_volume(path)
+def test_nifti_with_more_axes(tmp_path):
+    path = save_nifti(tmp_path / "scan.nii.gz", np.stack([STACK.T, STACK.T + 1], axis=-1))
+    fails(str(path), r"XYZT \(32, 40, 6, 2\); pick one of axis T")
     assert same(open_volume(path, select={"T": 1}), STACK + 1)
-    nib.save(nib.Nifti1Image(STACK.T[..., None], np.eye(4), dtype=np.uint16), path)
-    assert same(open_volume(path), STACK)
-
-
-def test_axes_of_length_one_do_not_turn_a_nifti_file_round(tmp_path):
-    path = tmp_path / "scan.nii"
-    affine = np.diag([0.5, 0.7, 3.0, 1.0])
-    nib.save(nib.Nifti1Image(STACK.T[..., None, None, None], affine, dtype=np.uint16), path)
-    volume = open_volume(path)
+    volume = open_volume(save_nifti(path, STACK.T[..., None, None, None]))  # axes of one turn nothing round
     assert same(volume, STACK)
     assert volume.spacing == pytest.approx((3.0, 0.7, 0.5))
-    np.testing.assert_allclose(volume.affine, affine)
 
 
 @pytest.mark.parametrize("image", [nib.Nifti1Image, nib.Nifti2Image])
 def test_a_nifti_offset_within_the_header_is_that_of_the_first_voxel(tmp_path, image):
-    path = tmp_path / "scan.nii"
-    nib.save(image(STACK.T, np.eye(4), dtype=np.uint16), path)
+    path = save_nifti(tmp_path / "scan.nii", STACK.T, image=image)
     content = bytearray(path.read_bytes())
     if image is nib.Nifti1Image:
         content[108:112] = np.float32(348).tobytes()
@@ -253,32 +176,36 @@ def test_a_nifti_offset_within_the_header_is_that_of_the_first_voxel(tmp_path, i
 
 
 def test_large_compressed_nifti_is_read_through_the_index(tmp_path, monkeypatch):
-    monkeypatch.setattr("evenslice.volumes.read.nifti.IN_MEMORY", 0)
-    path = tmp_path / "scan.nii.gz"
-    nib.save(nib.Nifti1Image(STACK.T, np.eye(4), dtype=np.uint16), path)
-    volume = open_volume(path)
+    monkeypatch.setattr("evenslice.volumes.read.flat_files.IN_MEMORY", 0)
+    volume = open_volume(save_nifti(tmp_path / "scan.nii.gz", STACK.T))
     for z in (5, 0, 3):
         np.testing.assert_array_equal(volume[z], STACK[z])
     assert same(volume, STACK)
 
 
 def test_gzip_of_several_members(tmp_path):
-    path = tmp_path / "scan.nii"
-    nib.save(nib.Nifti1Image(STACK.T, np.eye(4), dtype=np.uint16), path)
-    content = path.read_bytes()
+    content = save_nifti(tmp_path / "scan.nii", STACK.T).read_bytes()
     members = [gzip.compress(content[start : start + 5000]) for start in range(0, len(content), 5000)]
-    packed = tmp_path / "packed.nii.gz"
-    packed.write_bytes(b"".join(members))
-    assert same(open_volume(packed), STACK)
+    (tmp_path / "packed.nii.gz").write_bytes(b"".join(members))
+    assert same(open_volume(tmp_path / "packed.nii.gz"), STACK)
 
 
-def test_nifti_axes_can_be_overridden(tmp_path):
-    path = tmp_path / "scan.nii"
-    nib.save(nib.Nifti1Image(STACK, np.diag([3.0, 2.0, 1.0, 1.0]), dtype=np.uint16), path)
+def test_nifti_options(tmp_path):
+    path = save_nifti(tmp_path / "scan.nii", STACK, (3.0, 2.0, 1.0, 1.0))
     volume = open_volume(path, axes="zyx")
     assert same(volume, STACK)
     assert volume.spacing == (3, 2, 1)
     assert volume.affine is None  # it speaks of x, y, z in stored order
+    assert open_volume(path, spacing=(3, 2, 1)).unit is None
+    assert open_volume(path, unit="um").unit == "um"
+    assert open_volume(path, spacing=(3, 2, 1), unit="nm").spacing == (3, 2, 1)
+
+
+def test_an_affine_is_in_millimetres_whatever_the_unit(tmp_path):
+    path = save_nifti(tmp_path / "a.nii.gz", STACK.T, (4.0, 4, 50, 1), unit="micron")
+    volume = open_volume(path)
+    assert (volume.spacing, volume.unit) == ((50, 4, 4), "um")
+    np.testing.assert_allclose(np.diag(volume.affine), [0.004, 0.004, 0.05, 1], rtol=1e-6)
 
 
 # NumPy
@@ -287,23 +214,23 @@ def test_nifti_axes_can_be_overridden(tmp_path):
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("dtype", ["bool", ">i4", "float16", "float64", "uint64"])
 def test_npy_round_trip(tmp_path, order, dtype):
-    path = tmp_path / "stack.npy"
     array = np.asarray(STACK.astype(dtype), order=order)
-    np.save(path, array)
-    assert same(open_volume(str(path)), array)
+    np.save(tmp_path / "stack.npy", array)
+    assert same(open_volume(str(tmp_path / "stack.npy")), array)
 
 
-def test_npy_axes_and_selection(tmp_path):
+def test_axes_and_selection(tmp_path):
+    np.save(tmp_path / "stack.npy", np.stack([STACK.T, STACK.T + 1], axis=1))
     path = tmp_path / "stack.npy"
-    np.save(path, np.stack([STACK.T, STACK.T + 1], axis=1))
-    volume = open_volume(path, axes="xcyz", select={"c": 1})
-    assert same(volume, STACK + 1)
-
-
-def test_singletons_need_no_selection(tmp_path):
-    path = tmp_path / "stack.npy"
+    found = open_volume(path, axes="xcyz", select={"c": np.int64(1)}, level=np.int64(0))
+    assert same(found, STACK + 1)
+    assert (type(found.select["c"]), type(found.level)) == (int, int)
+    for options in ({"select": {"c": "0"}}, {"select": {"c": 0.0}}, {"select": {"c": 0}, "level": None}):
+        for given in (path, PAIR):
+            name = "level" if "level" in options else "select"
+            fails(given, f"{name}: is .*, not a whole number", ConfigError, axes="czyx", **options)
     np.save(path, STACK[None, :, :, :, None])
-    assert same(open_volume(path), STACK)
+    assert same(open_volume(path), STACK)  # singletons need no selection
     assert same(open_volume(STACK[None], axes="czyx"), STACK)
 
 
@@ -314,37 +241,29 @@ def test_array_in_memory():
     assert (volume.spacing, volume.unit) == ((50.0, 4.0, 4.0), "nm")
     volume[0][:] = 0
     assert STACK[0].any()  # what is read is a copy
+    assert open_volume(volume) is volume
+    fails(volume, "is already open", ConfigError, select={"t": 0})
 
 
 # Zarr
 
 
-@pytest.mark.parametrize("zarr_format", [2, 3])
-def test_zarr_round_trip(tmp_path, zarr_format):
+@pytest.mark.parametrize("options", [{"zarr_format": 2}, {"zarr_format": 3}, {"shards": (4, 32, 32)}])
+def test_zarr_round_trip(tmp_path, options):
     path = tmp_path / "stack.zarr"
-    zarr.create_array(path, data=STACK, chunks=(2, 16, 16), zarr_format=zarr_format)
+    zarr.create_array(path, data=STACK, chunks=(2, 16, 16), **options)
     volume = open_volume(path)
     assert same(volume, STACK)
     assert volume.chunks == (2, 16, 16)
-    assert volume.format == f"Zarr v{zarr_format}"
-
-
-def test_zarr_shards(tmp_path):
-    path = tmp_path / "stack.zarr"
-    zarr.create_array(path, data=STACK, chunks=(2, 8, 8), shards=(4, 16, 16))
-    volume = open_volume(path)
-    assert same(volume, STACK)
-    assert volume.chunks == (2, 8, 8)
+    assert volume.format == f"Zarr v{options.get('zarr_format', 3)}"
 
 
 def test_zarr_dimension_names(tmp_path):
-    path = tmp_path / "stack.zarr"
-    zarr.create_array(path, data=STACK.T, dimension_names=("x", "y", "z"))
-    assert same(open_volume(path), STACK)
-    old = tmp_path / "old.zarr"
-    array = zarr.create_array(old, data=STACK.T, zarr_format=2)
-    array.attrs["_ARRAY_DIMENSIONS"] = ["x", "y", "z"]
-    assert same(open_volume(old), STACK)
+    zarr.create_array(tmp_path / "stack.zarr", data=STACK.T, dimension_names=("x", "y", "z"))
+    old = zarr.create_array(tmp_path / "old.zarr", data=STACK.T, zarr_format=2)
+    old.attrs["_ARRAY_DIMENSIONS"] = ["x", "y", "z"]
+    for name in ("stack.zarr", "old.zarr"):
+        assert same(open_volume(tmp_path / name), STACK)
 
 
 def write_ome_zarr(path, version, axes, levels, scales, image_scale=None):
@@ -377,80 +296,46 @@ def space(**units):
 def test_ome_zarr(tmp_path, version):
     path = tmp_path / "image.ome.zarr"
     axes = space(c=None, z="micrometer", y="nanometer", x="nanometer")
-    levels = [np.stack([STACK, STACK + 1]), np.stack([STACK, STACK + 1])[:, :, ::2, ::2]]
-    write_ome_zarr(path, version, axes, levels, [[1, 0.025, 2, 2], [1, 0.025, 4, 4]], [1, 2, 2, 2])
+    scales = [[1, 0.025, 2, 2], [1, 0.025, 4, 4]]
+    write_ome_zarr(path, version, axes, [PAIR, PAIR[:, :, ::2, ::2]], scales, [1, 2, 2, 2])
     fine = open_volume(path, select={"c": 1})
     assert same(fine, STACK + 1)
-    assert (fine.spacing, fine.unit) == ((50, 4, 4), "nm")
-    assert fine.chunks == (6, 16, 16)
+    assert (fine.spacing, fine.unit, fine.chunks) == ((50, 4, 4), "nm", (6, 16, 16))
     assert fine.format == f"OME-Zarr v{3 if version == '0.5' else 2}"
     coarse = open_volume(path, select={"c": 0}, level=1)
     assert same(coarse, STACK[:, ::2, ::2])
     assert coarse.spacing == (50, 8, 8)
-    with pytest.raises(errors.ConfigError, match="has no level 2; it has levels 0 to 1"):
-        open_volume(path, select={"c": 0}, level=2)
-    inner = open_volume(path / "s1", axes="czyx", select={"c": 0})
-    assert same(inner, STACK[:, ::2, ::2])
+    fails(path, "levels 0 to 1", ConfigError, select={"c": 0}, level=2)
+    assert same(open_volume(path / "s1", axes="czyx", select={"c": 0}), STACK[:, ::2, ::2])
 
 
-def test_ome_zarr_of_five_axes_of_which_two_are_single(tmp_path):
-    path = tmp_path / "image.zarr"
-    axes = space(t=None, c=None, z="micrometer", y="micrometer", x="micrometer")
-    write_ome_zarr(path, "0.4", axes, [STACK[None, None]], [[1, 1, 3, 1, 1]])
-    volume = open_volume(path)
+UNITS_OF_SPACE = {"z": "micrometer", "y": "micrometer", "x": "micrometer"}
+
+
+@pytest.mark.parametrize(
+    ("version", "axes", "array", "expected"),
+    [
+        ("0.4", space(t=None, c=None, **UNITS_OF_SPACE), STACK[None, None], ((3, 1, 1), "um")),
+        ("0.1", None, STACK[None, None], ((3, 1, 1), None)),  # before axes were named
+        ("0.4", space(z="furlong", y="nanometer", x="nanometer"), STACK, (None, None)),
+    ],
+)
+def test_axes_of_ome_zarr(tmp_path, version, axes, array, expected):
+    write_ome_zarr(tmp_path / "a.zarr", version, axes, [array], [[1] * (array.ndim - 3) + [3, 1, 1]])
+    volume = open_volume(tmp_path / "a.zarr")
     assert same(volume, STACK)
-    assert (volume.spacing, volume.unit) == ((3, 1, 1), "um")
-
-
-def test_ome_zarr_before_axes_were_named(tmp_path):
-    path = tmp_path / "image.zarr"
-    write_ome_zarr(path, "0.1", None, [STACK[None, None]], [[1, 1, 3, 1, 1]])
-    assert same(open_volume(path), STACK)
-
-
-def test_ome_zarr_with_units_that_do_not_relate(tmp_path):
-    path = tmp_path / "image.zarr"
-    axes = space(z="furlong", y="nanometer", x="nanometer")
-    write_ome_zarr(path, "0.4", axes, [STACK], [[1, 4, 4]])
-    volume = open_volume(path)
-    assert (volume.spacing, volume.unit) == (None, None)
+    assert (volume.spacing, volume.unit) == expected
 
 
 # What all have in common
 
 
-def test_an_open_volume_passes_through():
-    volume = open_volume(STACK)
-    assert open_volume(volume) is volume
-    assert isinstance(volume, Volume)
-    with pytest.raises(errors.ConfigError, match="is already open"):
-        open_volume(volume, select={"t": 0})
-
-
-def test_spacing_and_unit_replace_those_of_the_file(tmp_path):
-    path = tmp_path / "scan.nii"
-    file = nib.Nifti1Image(STACK.T, np.eye(4), dtype=np.uint16)
-    file.header.set_xyzt_units("mm")
-    nib.save(file, path)
-    assert open_volume(path, spacing=(3, 2, 1)).unit is None
-    assert open_volume(path, unit="um").unit == "um"
-    assert open_volume(path, spacing=(3, 2, 1), unit="nm").spacing == (3, 2, 1)
-
-
-def test_suffixes_are_read_in_any_case(tmp_path):
-    tifffile.imwrite(tmp_path / "STACK.TIF", STACK)
-    assert same(open_volume(tmp_path / "STACK.TIF"), STACK)
-
-
-@pytest.mark.parametrize("other", ["ms", "s", "Mm", "ins", "pixels", 5, None])
-def test_what_is_no_unit_of_length(other):
-    assert normal_unit(other) is None
-
-
 def test_units():
-    assert normal_unit("µm") == normal_unit("μm") == normal_unit("Microns") == normal_unit("\\u00B5m") == "um"
+    for text in ("µm", "μm", "Microns", "\\u00B5m"):
+        assert normal_unit(text) == "um"
+    for text in ("ms", "s", "Mm", "ins", "pixels", 5, None):
+        assert normal_unit(text) is None
     assert [normal_unit(unit) for unit in UNITS] == list(UNITS)
-    assert normal_unit(None) is None
     assert common_unit([1, 2, 3], [None] * 3) == ((1, 2, 3), None)
     assert common_unit([1, 2, 3], ["um", None, "um"]) == (None, None)
 
@@ -460,52 +345,24 @@ def test_every_suffix_belongs_to_one_format():
     assert len(set(suffixes)) == len(suffixes)
 
 
+def test_the_template_has_three_maps():
+    with pytest.raises(ConfigError, match="name='T1': .*known: gm, t1, wm"):
+        mni152_path("T1")
+
+
 # Real volumes
 
 
-@pytest.mark.parametrize(
-    ("name", "shape"),
-    [
-        ("isbi2012/image.tif", (30, 512, 512)),
-        ("isbi2012/membrane.tif", (30, 512, 512)),
-        ("lucchi_pp/test_image.tif", (96, 512, 512)),
-    ],
-)
-def test_real_em(shared_data, name, shape):
-    volume = open_volume(shared_data / name)
-    assert volume.shape == shape
-    whole = tifffile.imread(shared_data / name)
+def test_real_em(shared_data):
+    volume = open_volume(shared_data / "isbi2012/image.tif")
+    whole = tifffile.imread(shared_data / "isbi2012/image.tif")
+    assert volume.shape == (30, 512, 512)
     np.testing.assert_array_equal(volume[7:20:3, 100:160, 33:44], whole[7:20:3, 100:160, 33:44])
 
 
 def test_real_mri(shared_data):
-    paths = sorted((shared_data / "msd_hippocampus/images").glob("*.nii.gz"))
-    for path in (paths[0], paths[-1]):
-        image = nib.load(path)
-        volume = open_volume(path)
-        np.testing.assert_array_equal(volume[...], np.asarray(image.dataobj).T)
-        assert volume.spacing == (1, 1, 1)
-        np.testing.assert_array_equal(volume.affine, image.affine)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"select": {"c": "0"}}, "select: is '0', not a whole number"),
-        ({"select": {"c": 0.0}}, "select: is 0.0, not a whole number"),
-        ({"select": {"c": 0}, "level": "0"}, "level: is '0', not a whole number"),
-        ({"select": {"c": 0}, "level": None}, "level: is None, not a whole number"),
-    ],
-)
-def test_what_is_picked_is_a_whole_number(tmp_path, options, message):
-    np.save(tmp_path / "a.npy", STACK[None])
-    for given in (STACK[None], tmp_path / "a.npy"):
-        with pytest.raises(errors.ConfigError, match=re.escape(message)):
-            open_volume(given, axes="czyx", **options)
-    found = open_volume(tmp_path / "a.npy", axes="czyx", select={"c": np.int64(0)}, level=np.int64(0))
-    assert (type(found.select["c"]), type(found.level)) == (int, int)
-
-
-def test_the_template_has_three_maps():
-    with pytest.raises(errors.ConfigError, match="name='T1': .*known: gm, t1, wm"):
-        mni152_path("T1")
+    path = min((shared_data / "msd_hippocampus/images").glob("*.nii.gz"))
+    image, volume = nib.load(path), open_volume(path)
+    np.testing.assert_array_equal(volume[...], np.asarray(image.dataobj).T)
+    assert volume.spacing == (1, 1, 1)
+    np.testing.assert_array_equal(volume.affine, image.affine)

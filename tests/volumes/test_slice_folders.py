@@ -7,23 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given, strategies as st
 from PIL import Image
 from volume_checks import fails, same
 
-from evenslice._core import errors
-from evenslice.volumes.info import describe_volume, fingerprint
-from evenslice.volumes.opening import open_volume
+from evenslice import ConfigError, VolumeError, open_volume
+from evenslice.volumes import describe_volume, fingerprint
 from evenslice.volumes.read.slice_folder import missing_numbers, natural_order
 
 STACK = (np.arange(12 * 40 * 32) % 1021).reshape(12, 40, 32).astype(np.uint16)
 BYTES = (STACK % 251).astype(np.uint8)
 
 
-def write(folder, stack, suffix="png", name="slice{}", **options):
+def write(folder, stack, suffix="png", **options):
     folder.mkdir(exist_ok=True)
     for z, pixels in enumerate(stack):
-        path = folder / f"{name.format(z)}.{suffix}"
+        path = folder / f"slice{z}.{suffix}"
         if suffix.startswith("tif"):
             tifffile.imwrite(path, pixels, **options)
         else:
@@ -46,13 +44,10 @@ def write(folder, stack, suffix="png", name="slice{}", **options):
 def test_round_trip(tmp_path, suffix, array, options):
     volume = open_volume(write(tmp_path / "stack", array, suffix, **options))
     assert same(volume, array)  # slice10 comes after slice9
-    assert volume.chunks == (1, 40, 32)
-    assert (volume.spacing, volume.format) == (
-        None,
-        f"folder of {'PNG' if suffix == 'png' else 'TIFF'} slices",
-    )
+    assert (volume.chunks, volume.spacing) == ((1, 40, 32), None)
+    assert volume.format == f"folder of {'PNG' if suffix == 'png' else 'TIFF'} slices"
     assert len(volume.files) == 12
-    assert describe_volume(volume).bytes_on_disk == sum(file.stat().st_size for file in volume.files)
+    assert describe_volume(volume)["bytes_on_disk"] == sum(file.stat().st_size for file in volume.files)
 
 
 def test_jpeg(tmp_path):
@@ -63,22 +58,18 @@ def test_jpeg(tmp_path):
 
 
 def test_a_palette_is_a_map_of_classes(tmp_path):
-    folder = tmp_path / "stack"
-    folder.mkdir()
     for z in range(3):
         image = Image.fromarray((BYTES[z] % 3).astype(np.uint8), "L")
         image.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200])
-        image.save(folder / f"{z}.png")
-    volume = open_volume(folder)
-    assert same(volume, (BYTES[:3] % 3).astype(np.uint8))
-    assert [value for value, _ in describe_volume(volume).classes] == [0, 1, 2]
+        image.save(tmp_path / f"{z}.png")
+    assert same(open_volume(tmp_path), (BYTES[:3] % 3).astype(np.uint8))
 
 
 @pytest.mark.parametrize(("suffix", "options"), [("png", {}), ("tif", {"photometric": "rgb"})])
 def test_colour(tmp_path, suffix, options):
     colour = np.stack([BYTES, BYTES + 1, BYTES + 2], axis=-1)
     path = write(tmp_path / "stack", colour, suffix, **options)
-    fails(path, r"has 4 axes ZYXS \(12, 40, 32, 3\); pick one of axis S with select=\{'s': 0\}")
+    fails(path, r"ZYXS \(12, 40, 32, 3\); pick one of axis S with select=\{'s': 0\}")
     assert same(open_volume(path, select={"s": 2}), BYTES + 2)
 
 
@@ -87,25 +78,16 @@ def test_tiff_slices_with_an_axis_of_one(tmp_path):
     assert same(open_volume(path), STACK)
 
 
-@given(numbers=st.lists(st.integers(0, 10**20), unique=True, min_size=1), pad=st.integers(0, 6))
-def test_natural_order_is_that_of_numbers(tmp_path_factory, numbers, pad):
-    base = tmp_path_factory.getbasetemp()
-    ordered = natural_order(base / f"scan_{number:0{pad}d}_a.png" for number in numbers if number < 10**17)
-    assert [int(path.stem.split("_")[1]) for path in ordered] == sorted(n for n in numbers if n < 10**17)
-
-
-def test_natural_order_of_mixed_names(tmp_path):
-    names = ["10", "9", "a", "b2c", "b10c", "b2a", "9a"]
-    ordered = natural_order(tmp_path / f"{name}.png" for name in names)
-    assert [path.name for path in ordered] == [
-        "9.png",
-        "9a.png",
-        "10.png",
-        "a.png",
-        "b2a.png",
-        "b2c.png",
-        "b10c.png",
-    ]
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["9", "9a", "10", "a", "b2a", "b2c", "b10c"],
+        [f"scan_{number:02d}_a" for number in (0, 7, 70, 700, 10**16)],
+    ],
+)
+def test_natural_order_is_that_of_numbers(names):
+    ordered = natural_order(Path(f"{name}.png") for name in sorted(names, key=len, reverse=True))
+    assert [path.stem for path in ordered] == names
 
 
 @pytest.mark.parametrize(
@@ -138,31 +120,22 @@ def test_what_is_no_slice_is_left_out(tmp_path):
     assert fingerprint(open_volume(path)) == first
 
 
-def test_slices_that_differ(tmp_path):
+@pytest.mark.parametrize(("odd", "told"), [(STACK[0, :30], "30 x 32 uint16"), (BYTES[0], "40 x 32 uint8")])
+def test_slices_that_differ(tmp_path, odd, told):
     path = write(tmp_path / "stack", STACK)
-    Image.fromarray(STACK[0, :30]).save(tmp_path / "stack" / "slice5.png")
-    fails(path, "slices differ, slice0.png has 40 x 32 uint16 and slice5.png 30 x 32 uint16")
-    Image.fromarray(BYTES[0]).save(tmp_path / "stack" / "slice5.png")
-    fails(path, "slice0.png has 40 x 32 uint16 and slice5.png 40 x 32 uint8; make them alike")
+    Image.fromarray(odd).save(tmp_path / "stack" / "slice5.png")
+    fails(path, f"slice0.png has 40 x 32 uint16 and slice5.png {told}")
 
 
 def test_folders_that_hold_no_stack(tmp_path):
     path = write(tmp_path / "stack", STACK)
+    fails(path, "level=1", ConfigError, level=1)
     write(tmp_path / "stack", STACK[:2], "tif")
-    fails(path, "is a folder of PNG and TIFF images; keep one format")
+    fails(path, "PNG and TIFF")
     (tmp_path / "outer" / "run1").mkdir(parents=True)
-    fails(
-        str(tmp_path / "outer"),
-        "is a folder without Zarr, N5 or precomputed metadata, DICOM files, .*; it holds the folders run1",
-    )
+    fails(str(tmp_path / "outer"), "run1")
     write(tmp_path / "volumes", STACK.reshape(2, 6, 40, 32), "tif", photometric="minisblack")
-    fails(str(tmp_path / "volumes"), "slice0.tif holds 6 x 40 x 32 voxels, not one slice; name that file")
-    fails(
-        write(tmp_path / "levels", STACK),
-        "has only one resolution level; omit level=1",
-        errors.ConfigError,
-        level=1,
-    )
+    fails(str(tmp_path / "volumes"), "slice0.tif holds 6 x 40 x 32 voxels")
 
 
 def test_damaged_slices(tmp_path):
@@ -172,25 +145,21 @@ def test_damaged_slices(tmp_path):
     victim.write_bytes(content[: len(content) // 2])
     volume = open_volume(path)
     np.testing.assert_array_equal(volume[:7], STACK[:7])  # only what is read is decoded
-    with pytest.raises(errors.VolumeError, match=r"slice7.png: cannot be read as PNG"):
+    with pytest.raises(VolumeError, match=r"slice7.png: cannot be read as PNG"):
+        volume[7]
+    Image.fromarray(STACK[0, :9]).save(victim)
+    with pytest.raises(VolumeError, match=r"slice7.png has changed since the folder was opened"):
         volume[7]
     victim.write_bytes(b"GIF89a")
     fails(path, "slice7.png: is not a PNG image, its content is a GIF image")
-    volume = open_volume(write(tmp_path / "other", STACK))
-    Image.fromarray(BYTES[0]).save(tmp_path / "other" / "slice3.png")
-    volume[2]
-    Image.fromarray(STACK[0, :9]).save(tmp_path / "other" / "slice3.png")
-    with pytest.raises(errors.VolumeError, match=r"slice3.png has changed since the folder was opened"):
-        volume[3]
 
 
 def png(width, height, colour=0, depth=8, data=b""):
     """A PNG file by hand."""
 
     def chunk(kind, content):
-        return (
-            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-        )
+        check = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + check
 
     head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
@@ -199,22 +168,15 @@ def png(width, height, colour=0, depth=8, data=b""):
 @pytest.mark.parametrize(
     ("content", "pattern"),
     [
-        (png(2**30, 2**30), "take 1,152,921,504,606,846,976 bytes each"),
-        (
-            png(2**16, 2**16, data=zlib.compress(bytes(2**24))),
-            "take 4,294,967,296 bytes",
-        ),
-        (png(8, 8, colour=2, depth=16, data=zlib.compress(bytes(8 * 49))), "is a 16-bit colour image"),
+        (png(2**16, 2**16, data=zlib.compress(bytes(2**24))), "4,294,967,296 bytes"),
+        (png(8, 8, colour=2, depth=16, data=zlib.compress(bytes(8 * 49))), "16-bit colour"),
     ],
 )
-def test_claims_that_nothing_stands_behind(tmp_path, content, pattern):
+def test_images_that_are_too_large_or_too_deep(tmp_path, content, pattern):
     (tmp_path / "0.png").write_bytes(content)
     fails(str(tmp_path), pattern)
 
 
-def test_large_slices_are_read_without_a_warning(tmp_path):
-    large = np.zeros((20_000, 10_000), np.uint8)  # more pixels than Pillow's own limit
-    Image.fromarray(large).save(tmp_path / "0.png", compress_level=1)
-    volume = open_volume(tmp_path)
-    assert volume.shape == (1, 20_000, 10_000)
-    assert not volume[0, -3:].any()
+def test_slices_of_more_pixels_than_pillow_allows_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert same(open_volume(write(tmp_path / "stack", BYTES)), BYTES)

@@ -365,7 +365,7 @@ def test_an_image_without_a_place_is_aligned_with_the_axes_of_itk(tmp_path, name
     write_volume(open_volume(LABELS, spacing=(2, 3, 4), unit="mm"), tmp_path / "a.nii")
     unplaced = open_volume(tmp_path / "a.nii")  # readers assume an orientation
     assert (unplaced.affine is None, unplaced.placed) == (False, False)
-    assert describe_volume(unplaced).orientation is None
+    assert describe_volume(unplaced)["orientation"] is None
     write_volume(unplaced, tmp_path / name)
     content = (tmp_path / name).read_bytes()
     assert all(line in content.replace(b".0", b"") for line in lines), content[:600]

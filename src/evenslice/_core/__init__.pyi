@@ -44,7 +44,6 @@ from .import_paths import (
     module_file as module_file,
 )
 from .machine import (
-    available_cores as available_cores,
     keep_freed_memory as keep_freed_memory,
     limit_memory as limit_memory,
     map_ahead as map_ahead,

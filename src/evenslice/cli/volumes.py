@@ -1,7 +1,7 @@
 """evenslice info, segment and evaluate: describe a volume, label it, and compare labels with a network's answers."""
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,7 +41,7 @@ def info(
     from evenslice.cli.tables import info_table
     from evenslice.volumes import describe_volume
 
-    described = asdict(describe_volume(opening.open(path)))
+    described = describe_volume(opening.open(path))
     show(described, info_table(described), json=json)
 
 
@@ -89,7 +89,7 @@ def segment(
             tile=tile,
             compute=computing,
         )
-    described = asdict(describe_volume(written))
+    described = describe_volume(written)
     show(described, info_table(described), json=output.json)
 
 

@@ -30,7 +30,7 @@ from .opening import (
     open_volume as open_volume,
     stated_axes as stated_axes,
 )
-from .read.location import is_address as is_address
+from .read.source import is_address as is_address
 from .reading import (
     LabelValues as LabelValues,
     Reading as Reading,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -12,23 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import ConfigError, EvensliceError, open_regular
+from evenslice._core import ConfigError, open_regular
 from evenslice.volumes.blocks import sample_chunks, sample_voxels
 from evenslice.volumes.geometry import axis_codes
-from evenslice.volumes.read.checks import reporting_read_errors
-from evenslice.volumes.read.hdf5 import dataset_address
-from evenslice.volumes.read.location import files_under, holds_many
-from evenslice.volumes.read.n5 import group_above
 from evenslice.volumes.read.slice_folder import SLICE_FOLDER, missing_numbers
-from evenslice.volumes.read.zarr import image_above
+from evenslice.volumes.read.source import confined, reporting_read_errors
 from evenslice.volumes.volume import reslice
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from evenslice.volumes.geometry import Unit
     from evenslice.volumes.volume import Volume
 
 PERCENTILES = (0.5, 1.0, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0, 99.5)
@@ -37,60 +31,26 @@ MOST_NUMBERS = 5  # that are named
 MOST_FILES = 100_000  # whose sizes are added up
 
 
-@dataclass(frozen=True)
-class VolumeInfo:
-    """A summary of a volume; the intensities are those of a sample.
-
-    Attributes:
-        path: as the user wrote it.
-        part: the path of the dataset inside the file, or None for formats with one volume per file.
-        format: the name of the file format.
-        shape: number of voxels along z, y, x.
-        dtype: name of the data type.
-        spacing: voxel size along z, y, x, or None.
-        unit: unit of the spacing, or None.
-        chunks: size along z, y, x of the pieces that are decoded as one, or None.
-        orientation: the sides of the patient to which x, y and z run, such as "LPS" (L left, R right; P posterior, A
-            anterior; I inferior, S superior), or None if unknown.
-        region: the first voxel and one past the last along z, y, x of the file, if only a region of it was opened; else
-            None.
-        bytes_on_disk: size of all files of the volume; None for an array in memory, an address, and a folder of more than
-            100,000 files, which would take long to list.
-        bytes_in_memory: size of all voxels in memory.
-        sampled: number of voxels in the sample.
-        nonfinite: how many of them are NaN or infinite; the following statistics exclude these.
-        minimum: smallest value of the sample, a whole number if the voxels are, NaN if it has no finite value.
-        maximum: largest value of the sample, likewise.
-        percentiles: pairs of percentage and value; empty if the sample has no finite value.
-        classes: pairs of value and fraction of the sample, by ascending value, if the voxels are integers of at most 32
-            different values, as in a label volume; else None.
-        missing_numbers: numbers that are missing in the file names of a folder of slices; the slices before and after
-            count as adjacent.
-    """
-
-    path: str
-    part: str | None
-    format: str
-    shape: tuple[int, int, int]
-    dtype: str
-    spacing: tuple[float, float, float] | None
-    unit: Unit | None
-    chunks: tuple[int, int, int] | None
-    orientation: str | None
-    region: tuple[tuple[int, int], ...] | None
-    bytes_on_disk: int | None
-    bytes_in_memory: int
-    sampled: int
-    nonfinite: int
-    minimum: float
-    maximum: float
-    percentiles: tuple[tuple[float, float], ...]
-    classes: tuple[tuple[int, float], ...] | None
-    missing_numbers: tuple[int, ...]
-
-
-def describe_volume(volume: Volume) -> VolumeInfo:
+def describe_volume(volume: Volume) -> dict[str, Any]:
     """Describe a volume from its metadata and a sample of about a million voxels.
+
+    Returns:
+        Plain values by name. ``path``, ``part``, ``format``, ``shape``, ``dtype``, ``spacing``, ``unit``, ``chunks`` and
+        ``region`` are those of the volume; None if they are not known, or there are none. Also:
+
+        - ``orientation``: the sides of the patient to which x, y and z run, such as "LPS" (L left, R right; P posterior, A
+          anterior; I inferior, S superior), or None if unknown.
+        - ``bytes_on_disk``: size of all files of the volume; None for an array in memory, an address, and a folder of more
+          than 100,000 files, which would take long to list.
+        - ``bytes_in_memory``: size of all voxels in memory.
+        - ``sampled``, ``nonfinite``: number of voxels in the sample, and of those that are NaN or infinite, which the
+          following exclude.
+        - ``minimum``, ``maximum``: whole numbers if the voxels are; NaN if none is finite.
+        - ``percentiles``: pairs of percentage and value; empty if none is finite.
+        - ``classes``: pairs of value and fraction of the sample, by ascending value, if the voxels are integers of at most
+          32 different values, as in a label volume; else None.
+        - ``missing_numbers``: numbers that are missing in the file names of a folder of slices; the slices before and after
+          count as adjacent.
 
     Raises:
         VolumeError: the file cannot be read.
@@ -99,28 +59,36 @@ def describe_volume(volume: Volume) -> VolumeInfo:
         >>> import numpy as np
         >>> from evenslice.volumes import open_volume
         >>> info = describe_volume(open_volume(np.array([[[0, 0, 0, 7]]], np.uint8)))
-        >>> info.maximum, info.classes
+        >>> info["maximum"], info["classes"]
         (7, ((0, 0.75), (7, 0.25)))
     """
     values = sample_voxels(volume)
     finite = values[np.isfinite(values)] if volume.dtype.kind == "f" else values
     # Half precision overflows in the interpolation, and bool has none.
     percentiles = np.percentile(finite.astype(np.float64), PERCENTILES).tolist() if finite.size else []
-    of_volume = ("path", "part", "format", "shape", "spacing", "unit", "chunks", "region")
-    return VolumeInfo(
-        **{name: getattr(volume, name) for name in of_volume},
-        dtype=str(volume.dtype),
-        orientation=None if volume.affine is None or not volume.placed else axis_codes(volume.affine),
-        bytes_on_disk=_bytes_on_disk(volume),
-        bytes_in_memory=volume.nbytes,
-        sampled=values.size,
-        nonfinite=values.size - finite.size,
-        minimum=_number(finite.min()) if finite.size else float("nan"),
-        maximum=_number(finite.max()) if finite.size else float("nan"),
-        percentiles=tuple(zip(PERCENTILES, percentiles, strict=False)),
-        classes=_classes(finite) if volume.dtype.kind in "biu" else None,
-        missing_numbers=missing_slice_numbers(volume),
-    )
+    # A float does not hold every integer of 64 bits.
+    number = int if volume.dtype.kind in "biu" else float
+    return {
+        "path": volume.path,
+        "part": volume.part,
+        "format": volume.format,
+        "shape": volume.shape,
+        "dtype": str(volume.dtype),
+        "spacing": volume.spacing,
+        "unit": volume.unit,
+        "chunks": volume.chunks,
+        "orientation": None if volume.affine is None or not volume.placed else axis_codes(volume.affine),
+        "region": volume.region,
+        "bytes_on_disk": _bytes_on_disk(volume),
+        "bytes_in_memory": volume.nbytes,
+        "sampled": values.size,
+        "nonfinite": values.size - finite.size,
+        "minimum": number(finite.min()) if finite.size else float("nan"),
+        "maximum": number(finite.max()) if finite.size else float("nan"),
+        "percentiles": tuple(zip(PERCENTILES, percentiles, strict=False)),
+        "classes": _classes(finite) if volume.dtype.kind in "biu" else None,
+        "missing_numbers": missing_slice_numbers(volume),
+    }
 
 
 def missing_slice_numbers(volume: Volume) -> tuple[int, ...]:
@@ -153,11 +121,6 @@ def _bytes_on_disk(volume: Volume) -> int | None:
     with reporting_read_errors(volume.path, volume.format):
         files = list(islice(volume.files or _files_below(volume.location), MOST_FILES + 1))
         return None if len(files) > MOST_FILES else sum(file.stat().st_size for file in files)
-
-
-def _number(value: Any) -> float:
-    """Return a voxel value as a Python number; a float does not hold every integer of 64 bits."""
-    return int(value) if value.dtype.kind in "biu" else float(value)
 
 
 def _classes(values: NDArray[Any]) -> tuple[tuple[int, float], ...] | None:
@@ -214,7 +177,7 @@ def fingerprint(volume: Volume) -> str:
     if isinstance(volume.location, str):
         return _fingerprint_of_parts(volume, _outer_and_sampled_chunks(volume), volume.location)
     with reporting_read_errors(volume.path, volume.format):
-        if volume.files is None and holds_many(volume.location, MOST_LISTED):
+        if volume.files is None and any(islice(_files_below(volume.location), MOST_LISTED, None)):
             return _fingerprint_of_parts(volume, [sample_voxels(volume)])
         return _fingerprint_of_files(volume, volume.location)
 
@@ -256,7 +219,11 @@ def _files_below(path: Path) -> Iterator[Path]:
 
 def _fingerprint_of_files(volume: Volume, location: Path) -> str:
     digest = hashlib.sha256()
-    named = volume.files or tuple(files_under(location, volume.path))
+    found = (file for file in _files_below(location) if file.is_file())
+    named = volume.files or sorted(found, key=lambda file: file.relative_to(location).as_posix())
+    for file in named:
+        if file.is_symlink() and not volume.files and file != location:
+            confined(location, file.relative_to(location).as_posix(), volume.path)
     files = [(file, file.stat().st_size) for file in named]
     partial = sum(size for _, size in files) > WHOLE_BYTES
     folder = location if location.is_dir() or len(files) == 1 else location.parent
@@ -307,14 +274,6 @@ def _update(digest: Any, path: Path, start: int, stop: int) -> None:
             start += len(piece)
 
 
-_ABOVE: dict[str, Callable[[Path], tuple[Path, int] | None]] = {
-    "Zarr v2": image_above,
-    "Zarr v3": image_above,
-    "N5": group_above,
-}
-"""Formats whose arrays may be levels of an image in the folder above, and what finds it."""
-
-
 @dataclass(frozen=True)
 class StoredImage:
     """A stored image and how it is read; two are equal if they are of one image.
@@ -356,30 +315,18 @@ def stored_image(volume: Volume) -> StoredImage:
         >>> whole == level, level.level, whole.slices_match(level)
         (True, 1, False)
     """
-    where, level = _place(volume)
+    where: tuple[Any, ...] = (id(volume),)
+    level = volume.level
+    if isinstance(volume.location, str):
+        where = (volume.location, volume.part)
+    elif volume.location is not None:
+        path = volume.location.resolve()
+        with reporting_read_errors(volume.path, volume.format):
+            source = (volume._whole or volume)._source()  # noqa: SLF001  # which knows its format
+            where, level = source.image(path) or ((path,), level)
     reading = volume.reading
     depth = (volume.whole_shape or volume.shape)[0]
     return StoredImage((*where, *map(tuple, reading["fixed"])), level, tuple(reading["zyx"]), depth)
-
-
-def _place(volume: Volume) -> tuple[tuple[Any, ...], int]:
-    """Return what the stored images of one container differ in, and the resolution level."""
-    if volume.location is None:
-        return (id(volume),), 0
-    if not isinstance(volume.location, Path):
-        return (volume.location, volume.part), volume.level
-    path = volume.location.resolve()
-    if volume.part is not None:
-        with reporting_read_errors(volume.path, volume.format):
-            return (path, dataset_address(path, volume.part, volume.path)), 0
-    if volume.files:  # of one series, in a folder of several
-        return tuple(file.resolve() for file in volume.files), 0
-    if volume.format in _ABOVE:
-        # Whatever is wrong with the folder above does not concern the array.
-        with suppress(EvensliceError), reporting_read_errors(volume.path, volume.format):
-            if above := _ABOVE[volume.format](path):
-                return (above[0],), above[1]
-    return (path,), volume.level
 
 
 def refuse_repeated(volumes: Sequence[Volume]) -> None:

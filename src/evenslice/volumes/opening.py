@@ -35,8 +35,7 @@ from evenslice._core import (
 )
 from evenslice.volumes.geometry import UNITS, normal_unit, positive
 from evenslice.volumes.read.formats import open_source
-from evenslice.volumes.read.location import Place, locate
-from evenslice.volumes.read.source import ArraySource, VoxelSource
+from evenslice.volumes.read.source import ArraySource, Place, VoxelSource, locate
 from evenslice.volumes.volume import Arrangement, Origin, Stored, Volume, reslice, take_region
 
 if TYPE_CHECKING:

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, cast, get_args
 import numpy as np
 
 from evenslice._core import ConfigError, VolumeError, check_known, option
-from evenslice.volumes.read.checks import reporting_read_errors
-from evenslice.volumes.read.source import ArraySource, VoxelSource
+from evenslice.volumes.read.source import ArraySource, VoxelSource, reporting_read_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,47 +1,59 @@
-"""Volumes stored in many chunks: reading a file by its name, in a folder or at an address, and putting chunks together.
+"""Volumes stored in many chunks: reading a file by its name, in a folder or at an address; nothing here knows a format.
 
-Nothing here knows a format. A format says which chunk a part of the volume lies in and how a chunk is decoded.
+Addresses are https://, and gs:// and az:// at their web addresses, through requests; s3:// through s3fs. They are read
+anonymously. Only where an S3 bucket refuses that, credentials are used, if there are any. They and the endpoint of an S3
+service come from where the AWS tools look for them (AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL, ~/.aws) and are
+never stored.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
-import stat
+import re
 import struct
+import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from evenslice._core import VolumeError, available_cores, map_ahead, needs_extra, open_regular, reason
-from evenslice.volumes.read.checks import LARGEST_METADATA
-from evenslice.volumes.read.remote import RemoteFiles, reporting_network_errors
+from evenslice._core import ConfigError, EvensliceError, VolumeError, needs_extra, open_regular, reason
+from evenslice.volumes.read.source import LARGEST_METADATA, confined
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Iterator
 
-    from numpy.typing import NDArray
+    import requests
 
-    from evenslice.volumes.read.location import Place
-
-    Index = tuple[int, ...]
-
-__all__ = ["ChunkFiles", "assemble", "decompress", "encoded_limit", "read_json_object", "reads_at_once"]
+    from evenslice.volumes.read.source import Place
 
 THREADS = 8
-"""Most chunks that are fetched at once: a server answers several requests in the time of one."""
-
-_DECODING = min(4, available_cores())
-_WORTH = 2**20  # bytes of a chunk in a file for which a thread pays
+"""Most parts of a volume that are fetched at once: a server answers several requests in the time of one."""
 
 IN_FLIGHT = 2**28
 """Bytes that the chunks decoded at once may take, unless one takes more."""
 
+CONNECT_SECONDS = 10
+READ_SECONDS = 30
+"""Seconds of silence after which a server is given up."""
+
+TOTAL_SECONDS = 600
+"""Most seconds that one file, or the part that is asked for, may take."""
+
+WHOLE_BYTES = 2**25
+"""Bytes of a file that a server may send if it does not understand which part was asked for."""
+
+PAUSE = 0.5
+"""Seconds before the second attempt of a request that failed for a moment; twice as many before each one after it."""
+
+ATTEMPTS = 4
+LONGEST_WAIT = 30
+"""Most seconds that a server can ask to wait before the next attempt."""
+
 _SLACK = 2**20
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+_NOTHING_FOUND = ("GroupNotFoundError", "ArrayNotFoundError", "NodeNotFoundError")  # of Zarr, in its versions
 
 
 @dataclass
@@ -53,7 +65,7 @@ class ChunkFiles:
     """
 
     place: Place
-    _reached: dict[int, RemoteFiles] = field(default_factory=dict)
+    _reached: dict[int, _Web | _S3] = field(default_factory=dict)
 
     @property
     def remote(self) -> bool:
@@ -73,12 +85,10 @@ class ChunkFiles:
                 truncated, or the network is at fault.
         """
         try:
-            found = self._fetch(name, most, span) if self.remote else self._read(name, most, span)
+            return self._read(name, most, span)
         except _MISSING:
             self._require_unchanged(name)
             return None
-        self._require_size(name, len(found), most)
-        return found
 
     def read_metadata(self, name: str) -> bytes | None:
         """Return the content of a file of metadata, of at most ``LARGEST_METADATA`` bytes; None if it is missing.
@@ -86,123 +96,95 @@ class ChunkFiles:
         What is forbidden counts as missing: some servers answer so for whatever they do not have.
         """
         try:
-            found = (self._fetch if self.remote else self._read)(name, LARGEST_METADATA, None)
+            return self._read(name, LARGEST_METADATA, None)
         except _MISSING:
             return None
         except VolumeError as error:
-            if isinstance(error.__cause__, PermissionError):
+            if self.remote and isinstance(error.__cause__, PermissionError):
                 return None
             raise
-        self._require_size(name, len(found), LARGEST_METADATA)
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """Return the JSON object in a file of metadata, None if it is missing.
+
+        Raises:
+            VolumeError: it is too large, not JSON, or no object.
+        """
+        content = self.read_metadata(name)
+        if content is None:
+            return None
+        try:
+            found = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise VolumeError(
+                f"{self.place.label}: its file {name!r} is not JSON ({reason(error)}); copy it again"
+            ) from error
+        if not isinstance(found, dict):
+            raise VolumeError(
+                f"{self.place.label}: its file {name!r} holds {type(found).__name__}, not an object; copy it again"
+            )
         return found
 
     def _read(self, name: str, most: int, span: slice | None) -> bytes:
-        label = self.place.label
-        try:
-            _require_inside(self.place.path, name, label)
-            with open_regular(self.place.path / name) as file:
-                size = os.fstat(file.fileno()).st_size
-                start, stop = _bounds(span or slice(0, None), size)
-                self._require_size(name, stop - start, most)
-                if stop > size:
-                    raise VolumeError(
-                        f"{label}: its file {name[:80]!r} is truncated, it has {size:,} bytes of {stop:,}; copy it again"
-                    )
-                file.seek(start)
-                return file.read(stop - start)
-        except _MISSING:
-            raise
-        except OSError as error:
+        label, wanted = f"{self.place.label}: its file {name[:80]!r}", span or slice(0, None)
+        if isinstance(self.place.location, str):
+            content = self._fetch(self.place.location, name, most, span)
+        else:
+            path = confined(self.place.location, name, self.place.label)
+            try:
+                content = _part_of_file(path, most, wanted)
+            except _MISSING:
+                raise
+            except OSError as error:
+                raise VolumeError(
+                    f"{label} {reason(error)}; make it a readable file, or copy it again"
+                ) from error
+        if len(content) > most:
+            raise VolumeError(f"{label} has more than the {most:,} bytes that can be right; it is damaged")
+        if wanted.stop is not None and len(content) != wanted.stop - wanted.start:
             raise VolumeError(
-                f"{label}: its file {name[:80]!r} {reason(error)}; make it a readable file, or copy it again"
-            ) from error
+                f"{label} is truncated, {len(content):,} of {wanted.stop - wanted.start:,} bytes are there; copy it again"
+            )
+        return content
 
-    def _fetch(self, name: str, most: int, span: slice | None) -> bytes:
+    def _fetch(self, url: str, name: str, most: int, span: slice | None) -> bytes:
         if os.getpid() not in self._reached:  # connections do not survive a fork
-            self._reached[os.getpid()] = RemoteFiles(str(self.place.location))
+            with needs_extra("remote", "reading a volume from an address"):
+                self._reached[os.getpid()] = _S3(url) if url.lower().startswith("s3:") else _Web(url)
         try:
             with reporting_network_errors(self.place.label):
-                content = self._reached[os.getpid()].read(name, most, span)
+                return self._reached[os.getpid()].read(name, most, span)
         except VolumeError as error:
             if isinstance(error.__cause__, _MISSING):
                 raise error.__cause__ from None
             raise
-        if span is not None and span.stop is not None and len(content) != span.stop - span.start:
-            raise VolumeError(
-                f"{self.place.label}: the server sent {len(content):,} of {span.stop - span.start:,} bytes of "
-                f"{name[:80]!r}; it may be truncated"
-            )
-        return content
-
-    def _require_size(self, name: str, size: int, most: int) -> None:
-        if size > most:
-            raise VolumeError(
-                f"{self.place.label}: its file {name[:80]!r} has {size:,} bytes where at most {most:,} can be right; the "
-                "volume is damaged"
-            )
 
     def _require_unchanged(self, name: str) -> None:
         """Raise VolumeError if a missing chunk, which stands for the fill value, may have been there on opening.
 
         A folder notes when a file was added to it or removed, and when it was renamed.
         """
-        if self.remote:
+        if isinstance(self.place.location, str):
             return
-        path = self.place.path / name
-        while path != self.place.path:
-            path = path.parent
-            try:
-                found = path.stat()
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            if max(found.st_mtime, found.st_ctime) <= self.place.since:
-                return
-            break
-        raise VolumeError(
-            f"{self.place.label}: its chunk {name[:80]!r} is missing and its folder has changed since it was opened; put it "
-            "back, or start again"
-        )
-
-
-def _bounds(span: slice, size: int) -> tuple[int, int]:
-    """Return the first byte of a part of a file and the one past the last, which may be beyond the end of the file."""
-    start = max(size + span.start, 0) if span.start < 0 else span.start
-    return start, max(start, size) if span.stop is None else span.stop
-
-
-def _require_inside(root: Path, name: str, label: str) -> None:
-    """Raise VolumeError if a link leads out of the folder."""
-    path = os.fspath(root)
-    for part in name.split("/"):
-        path = f"{path}/{part}"
-        if stat.S_ISLNK(os.lstat(path).st_mode):
-            if (root / name).resolve().is_relative_to(root.resolve()):
-                return
+        folder = (self.place.location / name).parent
+        while not folder.is_dir() and folder != self.place.location:
+            folder = folder.parent
+        found = folder.stat()
+        if max(found.st_mtime, found.st_ctime) > self.place.since:
             raise VolumeError(
-                f"{label}: its file {name[:80]!r} is a link to outside its folder and is not read; copy the file there"
+                f"{self.place.label}: its chunk {name[:80]!r} is missing and its folder has changed since it was opened; "
+                "put it back, or start again"
             )
 
 
-def read_json_object(files: ChunkFiles, name: str) -> dict[str, Any] | None:
-    """Return the JSON object in a file of metadata, None if it is missing.
-
-    Raises:
-        VolumeError: it is too large, not JSON, or no object.
-    """
-    content = files.read_metadata(name)
-    if content is None:
-        return None
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise VolumeError(
-            f"{files.place.label}: its file {name!r} is not JSON ({reason(error)}); copy it again"
-        ) from error
-    if not isinstance(found, dict):
-        raise VolumeError(
-            f"{files.place.label}: its file {name!r} holds {type(found).__name__}, not an object; copy it again"
-        )
-    return found
+def _part_of_file(path: os.PathLike[str], most: int, span: slice) -> bytes:
+    """Return a part of a regular file, or one byte more than there may be."""
+    with open_regular(path) as file:
+        if span.start < 0:
+            file.seek(max(span.start, -os.fstat(file.fileno()).st_size), os.SEEK_END)
+        else:
+            file.seek(span.start)
+        return file.read(most + 1 if span.stop is None else min(span.stop - span.start, most + 1))
 
 
 def encoded_limit(size: int) -> int:
@@ -230,9 +212,9 @@ def decompress(packed: bytes, codec: str) -> bytes:
         >>> decompress(bz2.compress(b"aaa"), "bz2")
         b'aaa'
     """
-    with needs_extra("volumes", f"reading chunks compressed with {codec}"):
-        import imagecodecs
-        import numcodecs
+    import imagecodecs
+    import numcodecs
+
     if codec == "brotli":
         return bytes(imagecodecs.brotli_decode(packed))
     if codec == "blosc":
@@ -246,63 +228,6 @@ def require_whole_blosc(packed: bytes) -> None:
         raise ValueError("a chunk is truncated")
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Where a chunk goes: its index, what is taken of it, and where that belongs in the result."""
-
-    index: Index
-    taken: tuple[slice, ...]
-    place: tuple[slice, ...]
-
-
-def assemble(
-    key: tuple[slice, ...],
-    chunks: tuple[int, ...],
-    dtype: np.dtype[Any],
-    decode: Callable[[Index], NDArray[Any] | None],
-    *,
-    remote: bool,
-) -> NDArray[Any]:
-    """Read a part of an array stored in chunks on a regular grid, several chunks at a time.
-
-    Args:
-        key: the part, one slice per dimension with 0 <= start < stop and step >= 1.
-        chunks: the shape of a chunk.
-        dtype: data type of the array.
-        decode: returns the chunk with an index in the grid, which may be smaller than the others; None for zeros.
-        remote: whether chunks come from a server, where waiting for several at once saves time.
-
-    Example:
-        >>> stored = np.arange(12).reshape(3, 4)
-        >>> def decode(index):
-        ...     return stored[2 * index[0] : 2 * index[0] + 2, 2 * index[1] : 2 * index[1] + 2]
-        >>> assemble((slice(1, 3), slice(0, 4, 3)), (2, 2), np.dtype(int), decode, remote=False).tolist()
-        [[4, 7], [8, 11]]
-    """
-    result = np.zeros([len(_wanted(part)) for part in key], dtype)
-
-    def put(part: _Part) -> None:
-        chunk = decode(part.index)
-        if chunk is not None:
-            found = chunk[part.taken]
-            place = tuple(
-                slice(at.start, at.start + length) for at, length in zip(part.place, found.shape, strict=True)
-            )
-            result[place] = found
-
-    size = max(math.prod(chunks) * dtype.itemsize, 1)
-    most = THREADS if remote else _DECODING if size >= _WORTH else 1
-    threads = _within_memory(most, 2 * size)
-    alone = all(
-        _wanted(part)[0] // length == _wanted(part)[-1] // length
-        for part, length in zip(key, chunks, strict=True)
-    )
-    ahead = 0 if threads == 1 or alone else 2 * threads
-    for _ in map_ahead(put, _parts(key, chunks), threads=threads, ahead=ahead):
-        pass
-    return result
-
-
 def reads_at_once(size: int, *, remote: bool) -> int:
     """Return how many parts of a volume are best read at once: several from a server, as far as memory allows.
 
@@ -314,32 +239,210 @@ def reads_at_once(size: int, *, remote: bool) -> int:
         >>> [reads_at_once(2**20, remote=True), reads_at_once(2**27, remote=True), reads_at_once(1, remote=False)]
         [8, 2, 1]
     """
-    return _within_memory(THREADS, size) if remote else 1
+    return max(1, min(THREADS, IN_FLIGHT // max(size, 1))) if remote else 1
 
 
-def _within_memory(most: int, size: int) -> int:
-    return max(1, min(most, IN_FLIGHT // max(size, 1)))
+# At addresses
 
 
-def _wanted(part: slice) -> range:
-    return range(part.start, part.stop, part.step or 1)
+class _Web:
+    """The files below a web address; for one process, any thread. Keeps connections, and knows the proxy of the environment."""
+
+    def __init__(self, url: str) -> None:
+        import requests
+        from requests.adapters import HTTPAdapter
+        from urllib3.util import Retry
+
+        again = Retry(
+            total=ATTEMPTS,
+            connect=0,
+            read=False,
+            backoff_factor=PAUSE,
+            status_forcelist=(408, 429, 500, 502, 503, 504),
+            retry_after_max=LONGEST_WAIT,
+            raise_on_status=False,
+        )
+        self._base = web_address(url)
+        self._session = requests.Session()
+        self._session.auth = lambda request: request  # what ~/.netrc holds is not meant for volumes
+        for protocol in ("https://", "http://"):
+            self._session.mount(protocol, HTTPAdapter(max_retries=again, pool_maxsize=16))
+
+    def read(self, name: str, most: int, span: slice | None) -> bytes:
+        """Return a file or a part of it; ask again if the connection is lost. Of a larger file, one byte more may be returned.
+
+        Raises:
+            OSError: it is missing, larger, or cannot be read.
+        """
+        from requests import ConnectionError as Lost
+        from urllib3.exceptions import ProtocolError
+
+        for attempt in range(1, ATTEMPTS):
+            try:
+                return self._ask(f"{self._base}/{name}", most, span)
+            except (Lost, ProtocolError) as error:
+                if not isinstance(error.args[0] if isinstance(error, Lost) else error, ProtocolError):
+                    raise
+                time.sleep(PAUSE * attempt)
+        return self._ask(f"{self._base}/{name}", most, span)
+
+    def _ask(self, url: str, most: int, span: slice | None) -> bytes:
+        headers = {"Accept-Encoding": "identity"}  # chunks are compressed already
+        if span is not None:
+            last = "" if span.stop is None else span.stop - 1
+            headers["Range"] = f"bytes={span.start}" if span.start < 0 else f"bytes={span.start}-{last}"
+        limits = (CONNECT_SECONDS, READ_SECONDS)
+        with self._session.get(url, headers=headers, stream=True, timeout=limits) as answer:
+            _check_answer(answer, url)
+            if span is None:
+                return _body(answer, most)
+            if answer.status_code == HTTPStatus.OK:  # of a server that does not know of parts
+                return _body(answer, max(most, WHOLE_BYTES))[span]
+            content = _body(answer, most)
+            found = answer.headers.get("Content-Range", "")
+            right = f"bytes {span.start}-{span.start + len(content) - 1}/"
+            if span.start >= 0 and not found.startswith(right):
+                raise OSError(f"the server sends {found[:60]!r} where {headers['Range']} was asked for")
+            return content
 
 
-def _parts(key: tuple[slice, ...], chunks: tuple[int, ...]) -> Iterator[_Part]:
-    """Yield the chunks that a part of an array lies in; computed, not listed."""
-    if not key:
-        yield _Part((), (), ())
-        return
-    wanted, size = _wanted(key[0]), chunks[0]
-    indices = (
-        (position // size for position in wanted)
-        if wanted.step >= size
-        else range(wanted[0] // size, wanted[-1] // size + 1)
-    )
-    for index in indices:
-        origin = index * size
-        first = max(0, -((wanted.start - origin) // wanted.step))  # of the wanted ones in this chunk
-        stop = min(len(wanted), -((wanted.start - origin - size) // wanted.step))
-        taken = slice(wanted[first] - origin, wanted[stop - 1] - origin + 1, wanted.step)
-        for rest in _parts(key[1:], chunks[1:]):
-            yield _Part((index, *rest.index), (taken, *rest.taken), (slice(first, stop), *rest.place))
+def _check_answer(answer: requests.Response, url: str) -> None:
+    """Raise OSError for an answer that is not what was asked for; it names no address but this, others can hold secrets."""
+    if url.lower().startswith("https:") and not answer.url.lower().startswith("https:"):
+        raise OSError("the server redirects from https:// to http://")
+    if answer.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
+        raise FileNotFoundError(url)
+    if answer.status_code >= HTTPStatus.BAD_REQUEST:
+        kind = PermissionError if answer.status_code == HTTPStatus.FORBIDDEN else OSError
+        raise kind(f"{answer.status_code} {answer.reason}, {url}")
+
+
+def _body(answer: requests.Response, most: int) -> bytes:
+    """Return the body of an answer, of at most ``most`` bytes, within ``TOTAL_SECONDS``."""
+    started, content = time.monotonic(), bytearray()
+    claimed = answer.headers.get("Content-Length", "")
+    if claimed.isdecimal() and int(claimed) > most:
+        raise OSError(f"the server announces {int(claimed):,} bytes where at most {most:,} can be right")
+    while piece := answer.raw.read1(2**16, decode_content=True):
+        content += piece
+        if len(content) > most:
+            raise OSError(f"the server sends more than the {most:,} bytes that can be right")
+        if time.monotonic() - started > TOTAL_SECONDS:
+            raise OSError(f"the server takes more than {TOTAL_SECONDS} s")
+    return bytes(content)
+
+
+class _S3:
+    """The files below an address of S3: without credentials, or with those of the environment if only that is allowed."""
+
+    def __init__(self, url: str) -> None:
+        import botocore.session
+        import fsspec
+        import s3fs  # noqa: F401  # fsspec imports it by name
+
+        known = botocore.session.get_session().get_credentials() is not None
+        self._base = url
+        self._systems = [
+            fsspec.filesystem("s3", anon=anonymous, **s3_connection())
+            for anonymous in (True, False)[: 1 + known]
+        ]
+
+    def read(self, name: str, most: int, span: slice | None) -> bytes:
+        """Return a file or a part of it. Of a larger file, one byte more is returned.
+
+        Raises:
+            OSError: it is missing, or cannot be read.
+        """
+        part, content = span or slice(0, most + 1), b""
+        for system in tuple(self._systems):
+            try:
+                content = system.cat_file(f"{self._base}/{name}", start=part.start, end=part.stop)
+            except PermissionError:
+                if system is self._systems[-1]:
+                    raise
+            else:
+                self._systems = [system] if system is self._systems[-1] else self._systems
+                break
+        return content
+
+
+def s3_connection() -> dict[str, Any]:
+    """Return the time limits, and the endpoint if the environment sets one, as options of s3fs.
+
+    s3fs would find the endpoint by itself, but fsspec reuses connections with equal options and would overlook a change
+    of it.
+
+    Example:
+        >>> os.environ["AWS_ENDPOINT_URL_S3"] = "https://minio.example.org"
+        >>> s3_connection()["endpoint_url"]
+        'https://minio.example.org'
+        >>> del os.environ["AWS_ENDPOINT_URL_S3"]
+    """
+    limits = {
+        "connect_timeout": CONNECT_SECONDS,
+        "read_timeout": READ_SECONDS,
+        "retries": {"max_attempts": 3, "mode": "standard"},
+    }
+    url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return {"config_kwargs": limits, **({"endpoint_url": url} if url else {})}
+
+
+def web_address(url: str) -> str:
+    """Return the web address of what lies in Google's (gs://) or Azure's (az://) storage, other addresses as they are.
+
+    No credentials are used. ``STORAGE_EMULATOR_HOST`` and ``AZURE_STORAGE_SERVICE_ENDPOINT``, which Google's and Azure's
+    own tools know too, name another server than theirs.
+
+    Args:
+        url: gs://BUCKET/PATH; az://CONTAINER/PATH of the account ``AZURE_STORAGE_ACCOUNT_NAME``; or any other address.
+
+    Raises:
+        ConfigError: no account is set, or a variable does not name a server.
+
+    Example:
+        >>> web_address("gs://bucket/image")
+        'https://storage.googleapis.com/bucket/image'
+    """
+    protocol, _, rest = url.partition("://")
+    variable = {"gs": "STORAGE_EMULATOR_HOST", "az": "AZURE_STORAGE_SERVICE_ENDPOINT"}.get(protocol.lower())
+    if variable is None:
+        return url
+    if server := os.environ.get(variable):
+        server = server if "://" in server else f"http://{server}"  # as Google's own clients read it
+        if not re.match(r"https?://[^\s?#]+$", server):
+            raise ConfigError(
+                f"{variable}: is not the address of a server that starts with https:// or http://"
+            )
+        return f"{server.rstrip('/')}/{rest}"
+    if protocol.lower() == "gs":
+        return f"https://storage.googleapis.com/{rest}"
+    account = os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")
+    if not (account.isascii() and account.isalnum()):
+        raise ConfigError(
+            "az:// addresses: the environment names no account; set AZURE_STORAGE_ACCOUNT_NAME to its name, or use "
+            "https://ACCOUNT.blob.core.windows.net/CONTAINER/PATH"
+        )
+    return f"https://{account}.blob.core.windows.net/{rest}"
+
+
+@contextmanager
+def reporting_network_errors(label: str) -> Iterator[None]:
+    """Turn network errors into a VolumeError that says what to check.
+
+    Raises:
+        VolumeError: the block raised any other exception than an ``EvensliceError``.
+    """
+    try:
+        yield
+    except EvensliceError:
+        raise
+    except Exception as error:
+        if type(error).__name__ in _NOTHING_FOUND:
+            raise VolumeError(
+                f"{label}: no array and no group is there, or the server forbids reading it; check the address and your "
+                "credentials"
+            ) from error
+        raise VolumeError(
+            f"{label}: cannot be read ({type(error).__name__}: {reason(error)}); check the address, the "
+            "network and your credentials"
+        ) from error

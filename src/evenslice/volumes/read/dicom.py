@@ -1,31 +1,81 @@
-"""DICOM: the slices of a series in a folder, or the frames of one file, sorted by position in the patient."""
+"""DICOM: the slices of a series in a folder, or the frames of one file, sorted by position in the patient.
+
+Classic and enhanced objects come to frames of one form.
+Source: DICOM PS3.3, sections C.7.6.2 (image plane), C.7.6.16 (functional groups) and C.11.1 (rescaling).
+"""
 
 from __future__ import annotations
 
-from itertools import pairwise
+import logging
+import math
+from dataclasses import dataclass
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pydicom
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.utils import iter_pixels
 
-from evenslice._core import ConfigError, VolumeError, option
+from evenslice._core import ConfigError, MissingExtraError, VolumeError, option
 from evenslice.volumes.geometry import affine_from_lps
-from evenslice.volumes.read.checks import require_signature
-from evenslice.volumes.read.dicom_series import Series, decode, is_dicom, read_series
-from evenslice.volumes.read.slice_folder import KINDS, natural_order
-from evenslice.volumes.read.source import VoxelSource
+from evenslice.volumes.read.slice_folder import dicom_files, is_dicom, natural_order
+from evenslice.volumes.read.source import (
+    VoxelSource,
+    reporting_read_errors,
+    require_bytes,
+    require_piece,
+    require_signature,
+    without_warnings,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from evenslice.volumes.read.dicom_series import Frame
+    from evenslice.volumes.read.source import Place
 
-__all__ = ["DicomSource", "dicom_files"]
+# Without a handler, logging would print the warnings of pydicom about damaged files next to our own error.
+logging.getLogger("pydicom").addHandler(logging.NullHandler())
 
 EVEN = 0.05
 """Relative difference up to which distances between slices count as equal."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image: its file, its type, and its position in the patient.
+
+    Attributes:
+        path: the file.
+        index: index of the frame in the file.
+        shape: rows, columns, and samples per pixel if there are several.
+        dtype: data type as decoded.
+        scaling: factor of the stored values, and what is added after multiplication.
+        position: centre of the first pixel in the patient in mm (x to the left, y to the back, z to the head), or None.
+        orientation: direction of a row (in which the column index increases), then of a column, or None.
+        pixel: distance of rows, then of columns, in mm, or None.
+        gap: distance to the next slice in mm according to the header, or None.
+        order: sort key of frames at the same position.
+    """
+
+    path: Path
+    index: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    scaling: tuple[float, float]
+    position: NDArray[np.float64] | None
+    orientation: NDArray[np.float64] | None
+    pixel: NDArray[np.float64] | None
+    gap: float | None
+    order: tuple[int, ...]
+
+    @property
+    def normal(self) -> NDArray[np.float64]:
+        """The direction perpendicular to the image, if it has an orientation."""
+        return _normal(self.orientation)
 
 
 class DicomSource(VoxelSource):
@@ -33,25 +83,26 @@ class DicomSource(VoxelSource):
 
     format = "DICOM"
 
-    def __init__(self, files: Sequence[Path], label: str, series: int | None) -> None:
-        if len(files) == 1 and not is_dicom(files[0]):
-            require_signature(files[0], label, "a DICOM file")
-        chosen = _choose(read_series(natural_order(files), label), label, series)
-        self._label = label
-        self.selected = () if series is None else ("series",)
-        self.files = tuple(dict.fromkeys(frame.path for frame in chosen.frames))
-        first = _check_alike(chosen.frames, label)
-        self._frames = _stack(chosen.frames, label)
+    def __init__(self, place: Place) -> None:
+        path, self._label = place.path, place.label
+        files = natural_order(dicom_files(path)) if path.is_dir() else [path]
+        if not is_dicom(files[0]):
+            require_signature(files[0], place.label, "a DICOM file")
+        frames = _choose(_read_series(files, place.label), place.label, place.series)
+        self.selected = () if place.series is None else ("series",)
+        self.files = tuple(dict.fromkeys(frame.path for frame in frames))
+        first = _check_alike(frames, place.label)
+        self._frames = _stack(frames, place.label)
         times, depth = self._frames.shape
-        self.shape = ((times,) if times > 1 else ()) + (depth, *first.shape)
-        self.names = ("t" if times > 1 else "") + "zyx" + ("s" if len(first.shape) > 2 else "")
+        self.shape = (*[times] * (times > 1), depth, *first.shape)
+        self.names = "t" * (times > 1) + "zyx" + "s" * (len(first.shape) > 2)
         self.chunks = (*[1] * (len(self.shape) - len(first.shape)), *first.shape)
-        scaled = any((frame.slope, frame.intercept) != (1.0, 0.0) for frame in chosen.frames)
+        scaled = any(frame.scaling != (1.0, 0.0) for frame in frames)
         # Single precision is exact enough for rescaled 16-bit values, as in NIfTI.
         self.dtype = np.result_type(first.dtype, np.float32) if scaled else first.dtype
-        self._place()
+        self._set_place()
 
-    def _place(self) -> None:
+    def _set_place(self) -> None:
         """Set voxel size and affine from the first and last slice."""
         first, last = self._frames[0, 0], self._frames[0, -1]
         depth = self._frames.shape[1]
@@ -60,43 +111,90 @@ class DicomSource(VoxelSource):
         step: NDArray[np.float64] | None = None
         if first.position is not None and first.orientation is not None:
             if depth > 1 and last.position is not None:
-                step = (np.array(last.position) - np.array(first.position)) / (depth - 1)
+                step = (last.position - first.position) / (depth - 1)
             elif first.gap is not None:
-                step = np.cross(first.orientation[:3], first.orientation[3:]) * first.gap
+                step = first.normal * first.gap
         distance = float(np.linalg.norm(step)) if step is not None else first.gap
         if distance is None:
             return
-        sizes = {"z": distance, "y": first.pixel[0], "x": first.pixel[1]}
+        rows, columns = first.pixel.tolist()
+        sizes = {"z": distance, "y": rows, "x": columns}
         self.spacing = tuple(sizes.get(name, float("nan")) for name in self.names or "")
         self.unit = "mm"
-        if step is not None and first.orientation is not None and first.position is not None:
-            row, column = np.array(first.orientation[:3]), np.array(first.orientation[3:])
-            directions = np.stack([row * first.pixel[1], column * first.pixel[0], step], axis=1)
-            self.affine = affine_from_lps(directions, first.position)
+        if step is not None:
+            row, column = first.orientation[:3], first.orientation[3:]
+            self.affine = affine_from_lps(
+                np.stack([row * columns, column * rows, step], axis=1), first.position
+            )
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Decode the frames under ``key``."""
         count = (self.names or "").index("y")
-        grid = self._frames if count == 2 else self._frames[0]
-        frames = grid[key[:count]]
-        blocks = [pixels[key[count:]].copy() for pixels in decode(frames.flat, self._label)]
+        frames = (self._frames if count == 2 else self._frames[0])[key[:count]]
+        blocks = [pixels[key[count:]].copy() for pixels in _decode(frames.flat, self._label)]
         return np.stack(blocks).astype(self.dtype, copy=False).reshape(*frames.shape, *blocks[0].shape)
 
 
-def dicom_files(path: Path) -> list[Path]:
-    """Return the DICOM files directly in a folder, whatever their names, except hidden ones and those named as other images."""
+def _decode(frames: Iterable[Frame], label: str) -> Iterator[NDArray[Any]]:
+    """Yield the rescaled pixels of frames; consecutive frames of one file are read together.
+
+    Raises:
+        VolumeError: they cannot be decoded, or do not match the header.
+    """
+    for path, group in groupby(frames, key=lambda frame: frame.path):
+        wanted = list(group)
+        with reporting_read_errors(_where(label, path), "DICOM"):
+            images = iter_pixels(path, indices=[frame.index for frame in wanted])
+            for frame, pixels in zip(wanted, images, strict=True):
+                if pixels.shape != frame.shape or pixels.dtype.newbyteorder("=") != frame.dtype:
+                    raise ValueError(
+                        f"an image is {pixels.shape} {pixels.dtype}, other than its header claims"
+                    )
+                slope, intercept = frame.scaling
+                plain = frame.scaling == (1.0, 0.0)
+                yield pixels if plain else np.asarray(pixels, np.float64) * slope + intercept
+
+
+def _where(label: str, path: Path) -> str:
+    """Return the label of a file in a folder, or of the file that was opened."""
+    return label if label.endswith(path.name) else f"{label}: {path.name}"
+
+
+# Headers
+
+
+def _read_series(files: Sequence[Path], label: str) -> list[tuple[str, list[Frame]]]:
+    """Read the headers of files and group their frames into series, sorted by number; files without an image are omitted.
+
+    Returns:
+        For each series a description and its frames, in the order of the files.
+
+    Raises:
+        VolumeError: a header is damaged, impossible or unsupported.
+        MissingExtraError: the voxels are compressed and their decoder is not installed.
+    """
+    found: dict[tuple[int, str], tuple[str, list[Frame]]] = {}
+    for file in files:
+        where = _where(label, file)
+        with reporting_read_errors(where, "DICOM"):
+            with without_warnings():  # what matters is checked here
+                header = pydicom.dcmread(file, stop_before_pixels=True, defer_size=2**16)
+            if "Rows" not in header or "Columns" not in header:
+                _require_no_image(header, where)
+                continue
+            uid, number = str(header.get("SeriesInstanceUID", "")), _whole(header, "SeriesNumber")
+            title = f"{header.get('Modality', '')} {header.get('SeriesDescription', '')}".strip()
+            key = next((key for key in found if key[1] == uid), (number, uid))
+            _, frames = found.setdefault(key, (title or "no title", []))
+            frames.extend(_frames(header, file, where))
     return [
-        file
-        for file in path.iterdir()
-        if file.suffix.lower() not in KINDS
-        and not file.name.startswith(".")
-        and file.is_file()
-        and is_dicom(file)
+        (f"{title} ({len(frames)} images, UID …{uid[-12:]})", frames)
+        for (_, uid), (title, frames) in sorted(found.items())
     ]
 
 
-def _choose(found: list[Series], label: str, wanted: int | None) -> Series:
-    """Return the only series, or the one that the user selected.
+def _choose(found: list[tuple[str, list[Frame]]], label: str, wanted: int | None) -> list[Frame]:
+    """Return the frames of the only series, or of the one that the user selected.
 
     Raises:
         VolumeError: there is none, or there are several and the user selected none.
@@ -106,52 +204,177 @@ def _choose(found: list[Series], label: str, wanted: int | None) -> Series:
         raise VolumeError(
             f"{label}: its DICOM files contain no image; name a folder of CT, MR or other slices"
         )
-    if wanted is None:
-        if len(found) == 1:
-            return found[0]
-        listing = "; ".join(
-            f"{number}: {series.title} ({len(series.frames)} images, UID …{series.uid[-12:]})"
-            for number, series in enumerate(found[:8])
-        )
+    if wanted is None and len(found) > 1:
+        listing = "; ".join(f"{number}: {title}" for number, (title, _) in enumerate(found[:8]))
         raise VolumeError(
             f"{label}: holds {len(found)} series ({listing}{'; …' if len(found) > 8 else ''}); pick one "
             f"with {option('select', {'series': 0})}, or name a folder with one series"
         )
-    if not 0 <= wanted < len(found):
+    if wanted is not None and not 0 <= wanted < len(found):
         raise ConfigError(
             f"{label}: {option('select', {'series': wanted})} is out of range; it holds series 0 to {len(found) - 1}"
         )
-    return found[wanted]
+    return found[wanted or 0][1]
+
+
+def _require_no_image(header: Any, where: str) -> None:
+    """Raise unless a file without an image is of a kind that has none: a report, a structure set, a mesh, a dose histogram."""
+    kind = header.file_meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID")
+    name = "DICOM file" if kind is None else kind.name
+    if name.startswith("Surface Segmentation") or "DVHSequence" in header:
+        return
+    if kind is None or any(
+        word in name for word in ("Image Storage", "Dose Storage", "Segmentation Storage", "Map Storage")
+    ):
+        raise VolumeError(f"{where}: is truncated, it is of the kind {name} but has no image; copy it again")
+
+
+def _frames(header: Any, path: Path, where: str) -> Iterator[Frame]:
+    """Yield the frames of a file, with their shared and their own metadata."""
+    count = max(_whole(header, "NumberOfFrames", 1), 1)
+    require_bytes(path, where, count)  # of a byte each, at least
+    shape, dtype = _shape_and_type(header, where)
+    _check_syntax(header, path, where, math.prod(shape) * count * _whole(header, "BitsAllocated") // 8)
+    if "ModalityLUTSequence" in header:
+        raise VolumeError(
+            f"{where}: its values refer to a modality lookup table, which cannot be read; save it rescaled"
+        )
+    shared = _first(header, "SharedFunctionalGroupsSequence")
+    own = header.get("PerFrameFunctionalGroupsSequence") or []
+    if own and len(own) != count:
+        raise ValueError(f"it claims {count} frames and describes {len(own)}")
+    stated = header.get("GridFrameOffsetVector")  # of one frame, a number
+    offsets = [] if stated is None else np.atleast_1d(np.asarray(stated, dtype=float)).tolist()
+    for index in range(count):
+        # The functional groups of a frame: its own, else the shared ones, else the header itself, as in classic objects.
+        groups = [group for group in (own[index] if own else None, shared) if group is not None]
+        measures, values, plane, placed = (
+            next((item for group in groups if (item := _first(group, f"{name}Sequence")) is not None), header)
+            for name in ("PixelMeasures", "PixelValueTransformation", "PlaneOrientation", "PlanePosition")
+        )
+        orientation = _numbers(plane, "ImageOrientationPatient", 6)
+        position = _numbers(placed, "ImagePositionPatient", 3) if count == 1 or own else None
+        if len(offsets) == count and orientation is not None:
+            position = _dose_position(header, orientation, offsets[index], offsets[0])
+        gap = abs(_number(measures, "SpacingBetweenSlices")) or _number(measures, "SliceThickness")
+        slope = _number(values, "RescaleSlope", _number(header, "DoseGridScaling", 1.0))
+        intercept = _number(values, "RescaleIntercept")
+        if not slope or not np.isfinite(slope + intercept):  # all voxels would be alike
+            raise VolumeError(f"{where}: its values are scaled by {slope:g}; correct the header, mostly to 1")
+        numbers = ("TemporalPositionIdentifier", "AcquisitionNumber", "InstanceNumber")
+        yield Frame(
+            path=path,
+            index=index,
+            shape=shape,
+            dtype=dtype,
+            scaling=(slope, intercept),
+            position=position,
+            orientation=orientation,
+            pixel=_numbers(measures, "PixelSpacing", 2),
+            gap=gap if 0 < gap < math.inf else None,
+            order=(*(_whole(header, name) for name in numbers), index),
+        )
+
+
+def _shape_and_type(header: Any, where: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    rows, columns, samples = (_whole(header, name, 1) for name in ("Rows", "Columns", "SamplesPerPixel"))
+    bits = _whole(header, "BitsAllocated")
+    shape = (rows, columns, *((samples,) if samples > 1 else ()))
+    if "PixelRepresentation" in header:
+        kind = "i" if _whole(header, "PixelRepresentation") == 1 else "u"
+    else:
+        kind = "f" if bits >= 32 else "u"  # parametric maps of floats lack it
+    dtype = np.dtype(f"{kind}{max(bits, 8) // 8}")
+    require_piece(where, "its images", shape, dtype)
+    return shape, dtype
+
+
+def _check_syntax(header: Any, path: Path, where: str, size: int) -> None:
+    """Raise if the voxels cannot be decoded, or are uncompressed, of one sample, and the file is too short for them."""
+    syntax = header.file_meta.TransferSyntaxUID
+    if syntax.is_deflated:
+        raise VolumeError(
+            f"{where}: is compressed as a whole (deflated); save it uncompressed, or with compressed images"
+        )
+    if not get_decoder(syntax).is_available:
+        raise MissingExtraError(
+            f"{where}: its images are compressed as {syntax.name}; install a decoder with: pip install "
+            "'evenslice[medical]'"
+        )
+    if not syntax.is_encapsulated and _whole(header, "SamplesPerPixel", 1) == 1:
+        require_bytes(path, where, size)
+
+
+def _dose_position(
+    header: Any, orientation: NDArray[np.float64], offset: float, first_offset: float
+) -> NDArray[np.float64] | None:
+    """Return the position of a frame of a radiation dose, which states offsets from the first frame, or z of each frame.
+
+    Source: PS3.3, section C.8.8.3.2. Offsets count along the normal and start at zero; z, whatever the normal, towards
+    the head.
+    """
+    first = _numbers(header, "ImagePositionPatient", 3)
+    if first is None:
+        return None
+    normal = _normal(orientation)
+    if first_offset and normal[2] < 0:
+        normal = -normal
+    return first + (offset - first_offset) * normal
+
+
+def _normal(orientation: Any) -> NDArray[np.float64]:
+    return np.cross(orientation[:3], orientation[3:])
+
+
+def _first(header: Any, name: str) -> Any:
+    """Return the first item of a sequence, or None."""
+    items = header.get(name)
+    return items[0] if items else None
+
+
+def _numbers(item: Any, name: str, count: int) -> NDArray[np.float64] | None:
+    """Return ``count`` finite numbers, or None if the element has anything else."""
+    stated = item.get(name)
+    if stated is None or not hasattr(stated, "__len__") or len(stated) != count:
+        return None
+    found = np.array([float(part) for part in stated])
+    return found if np.isfinite(found).all() else None
+
+
+def _number(item: Any, name: str, default: float = 0.0) -> float:
+    stated = item.get(name)
+    return default if stated is None or stated == "" else float(stated)
+
+
+def _whole(item: Any, name: str, default: int = 0) -> int:
+    return int(_number(item, name, default))
+
+
+# The frames of a series
 
 
 def _check_alike(frames: Sequence[Frame], label: str) -> Frame:
-    """Raise if the frames of a series differ in size, type or direction; return the first."""
+    """Raise VolumeError if the frames of a series differ in size, type, direction or distance of pixels; return the first."""
     first = frames[0]
     for frame in frames[1:]:
-        if (frame.shape, frame.dtype) != (first.shape, first.dtype):
+        differing = [
+            name
+            for name, tolerance in (("shape", 0), ("dtype", 0), ("orientation", 1e-3), ("pixel", 1e-3))
+            if _differ(getattr(first, name), getattr(frame, name), tolerance)
+        ]
+        if differing:
+            name = differing[0]
             raise VolumeError(
-                f"{label}: images of one series differ, {_name(first)} is {first.shape} {first.dtype} "
-                f"and {_name(frame)} {frame.shape} {frame.dtype}; name a folder with images of one kind"
-            )
-        if (frame.orientation is None) != (first.orientation is None) or (
-            frame.orientation is not None
-            and first.orientation is not None
-            and not np.allclose(frame.orientation, first.orientation, atol=1e-3)
-        ):
-            raise VolumeError(
-                f"{label}: images of one series differ in orientation ({_name(first)}, "
-                f"{_name(frame)}), as in a localizer; name a folder with one orientation"
-            )
-        if (
-            frame.pixel is not None
-            and first.pixel is not None
-            and not np.allclose(frame.pixel, first.pixel, rtol=1e-3)
-        ):
-            raise VolumeError(
-                f"{label}: pixels of one series differ in size ({_name(first)}, {_name(frame)}); name "
-                "a folder with one size"
+                f"{label}: images of one series differ in {name}, {first.path.name} has {getattr(first, name)} and "
+                f"{frame.path.name} {getattr(frame, name)}; name a folder with images of one kind"
             )
     return first
+
+
+def _differ(one: Any, other: Any, tolerance: float) -> bool:
+    if one is None or other is None or not tolerance:
+        return (one is None) != (other is None) or (not tolerance and one != other)
+    return not np.allclose(one, other, rtol=tolerance, atol=tolerance)
 
 
 def _stack(frames: Sequence[Frame], label: str) -> NDArray[Any]:
@@ -170,13 +393,13 @@ def _stack(frames: Sequence[Frame], label: str) -> NDArray[Any]:
         return _in_order(frames, label)
     if without:
         raise VolumeError(
-            f"{label}: {_name(without[0])} states no position, unlike other images of its series; name a folder without "
+            f"{label}: {without[0].path.name} states no position, unlike other images of its series; name a folder without "
             "it, or complete its header"
         )
-    normal = np.cross(first.orientation[:3], first.orientation[3:])
-    heights = np.array([np.dot(frame.position or (0, 0, 0), normal) for frame in frames])
+    places = np.array([frame.position for frame in frames])
+    heights = places @ first.normal
     order = np.argsort(heights, kind="stable")
-    near = 0.01 * min(first.pixel) if first.pixel and min(first.pixel) > 0 else 1e-4
+    near = 0.01 * min(first.pixel) if first.pixel is not None and min(first.pixel) > 0 else 1e-4
     starts = [0, *(np.flatnonzero(np.diff(heights[order]) > near) + 1).tolist()]
     groups = [
         sorted((frames[int(i)] for i in part), key=lambda frame: frame.order)
@@ -187,13 +410,13 @@ def _stack(frames: Sequence[Frame], label: str) -> NDArray[Any]:
         odd = groups[counts.index(min(counts))][0]
         raise VolumeError(
             f"{label}: {max(counts)} images are at some positions and {min(counts)} at that of "
-            f"{_name(odd)}; images are missing, or several volumes are mixed: name a folder with one "
+            f"{odd.path.name}; images are missing, or several volumes are mixed: name a folder with one "
             "volume"
         )
-    _check_even(groups, heights[order][starts], label)
     grid = np.empty((counts[0], len(groups)), object)
     for z, group in enumerate(groups):
         grid[:, z] = group
+    _check_even(grid[0], heights[order][starts], label)
     return grid
 
 
@@ -212,17 +435,13 @@ def _in_order(frames: Sequence[Frame], label: str) -> NDArray[Any]:
         for frame, after in pairwise(found):
             if frame.order == after.order:
                 raise VolumeError(
-                    f"{label}: {_name(frame)} and {_name(after)} have the same number and no position; several "
+                    f"{label}: {frame.path.name} and {after.path.name} have the same number and no position; several "
                     "volumes are mixed: name a folder with one volume"
                 )
     return grid
 
 
-def _name(frame: Frame) -> str:
-    return frame.path.name
-
-
-def _check_even(groups: Sequence[Sequence[Frame]], heights: NDArray[np.float64], label: str) -> None:
+def _check_even(slices: NDArray[Any], heights: NDArray[np.float64], label: str) -> None:
     """Raise if the slices of a volume are not equally spaced, or do not lie above each other along one line."""
     distances = np.diff(heights)
     if not len(distances):
@@ -231,19 +450,17 @@ def _check_even(groups: Sequence[Sequence[Frame]], heights: NDArray[np.float64],
     odd = int(np.argmax(np.abs(distances - usual)))
     if abs(distances[odd] - usual) > EVEN * usual:
         raise VolumeError(
-            f"{label}: slices are {usual:.4g} mm apart, but {_name(groups[odd][0])} and "
-            f"{_name(groups[odd + 1][0])} are {distances[odd]:.4g} mm apart; slices are missing or "
+            f"{label}: slices are {usual:.4g} mm apart, but {slices[odd].path.name} and "
+            f"{slices[odd + 1].path.name} are {distances[odd]:.4g} mm apart; slices are missing or "
             "unevenly spaced: complete the series, or name a folder with an evenly spaced part"
         )
-    pixel = groups[0][0].pixel
-    if pixel is None:
+    if slices[0].pixel is None:
         return
-    places = np.array([group[0].position for group in groups], dtype=float)
-    steps = np.diff(places, axis=0)
+    steps = np.diff(np.array([frame.position for frame in slices]), axis=0)
     aside = np.linalg.norm(steps - np.median(steps, axis=0), axis=1)
     odd = int(np.argmax(aside))
-    if aside[odd] > max(0.5 * min(pixel), EVEN * usual):  # a tilted gantry shifts all alike
+    if aside[odd] > max(0.5 * min(slices[0].pixel), EVEN * usual):  # a tilted gantry shifts all alike
         raise VolumeError(
-            f"{label}: {_name(groups[odd + 1][0])} lies {aside[odd]:.4g} mm to the side of where it would follow "
-            f"{_name(groups[odd][0])}; align the slices, or name a folder with a part that is aligned"
+            f"{label}: {slices[odd + 1].path.name} lies {aside[odd]:.4g} mm to the side of where it would follow "
+            f"{slices[odd].path.name}; align the slices, or name a folder with a part that is aligned"
         )

@@ -4,31 +4,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from evenslice._core import ConfigError, VolumeError, did_you_mean, option
-from evenslice.volumes.read.checks import reporting_read_errors
-from evenslice.volumes.read.chunk_files import ChunkFiles, read_json_object
-from evenslice.volumes.read.dicom import DicomSource, dicom_files
-from evenslice.volumes.read.dicom_series import is_dicom
-from evenslice.volumes.read.flat_files import MrcSource, NpySource
-from evenslice.volumes.read.hdf5 import Hdf5Source
-from evenslice.volumes.read.itk_formats import MetaImageSource, NrrdSource
-from evenslice.volumes.read.n5 import ATTRIBUTES, N5Source, is_n5
-from evenslice.volumes.read.nifti import NiftiSource
-from evenslice.volumes.read.precomputed import INFO, PrecomputedSource, is_precomputed
-from evenslice.volumes.read.slice_folder import SliceFolderSource, slice_files
-from evenslice.volumes.read.tiff import TiffSource
-from evenslice.volumes.read.zarr import ZarrSource, is_zarr
+from evenslice._core import ConfigError, VolumeError, did_you_mean, needs_extra, option
+from evenslice.volumes.read.chunk_files import ChunkFiles
+from evenslice.volumes.read.slice_folder import dicom_files, is_dicom, slice_files
+from evenslice.volumes.read.source import reporting_read_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
-    from evenslice.volumes.read.location import Place
-    from evenslice.volumes.read.source import VoxelSource
-
-__all__ = ["READ_FORMATS", "ReadFormat", "find_read_format", "open_source"]
+    from evenslice.volumes.read.source import Place, VoxelSource
 
 
 @dataclass(frozen=True)
@@ -38,62 +25,77 @@ class ReadFormat:
     Attributes:
         name: its name in messages.
         suffixes: suffixes of file names, in lower case.
-        open: opens the stored array at a place.
+        source: the ``VoxelSource`` that opens a place, as "module.Class"; imported, with its library, on first use.
+        extra: the optional dependencies that this takes.
         levels: whether it stores several resolution levels to choose from.
         parts: whether a file holds several datasets to choose from, as ``file:/path``.
     """
 
     name: str
     suffixes: tuple[str, ...]
-    open: Callable[[Place], VoxelSource]
+    source: str
+    extra: str = "volumes"
     levels: bool = False
     parts: bool = False
 
+    def open(self, place: Place) -> VoxelSource:
+        """Open the stored array at a place.
+
+        Raises:
+            VolumeError: it cannot be opened.
+            ConfigError: it has no such level, or no datasets to choose from.
+            MissingExtraError: a package that reads it is not installed.
+        """
+        label = place.label
+        if place.level and not self.levels:
+            raise ConfigError(
+                f"{label}: a {self.name} file has only one resolution level; omit {option('level', place.level)}"
+            )
+        if place.part is not None and not self.parts:
+            raise ConfigError(f"{label}: a {self.name} volume has no datasets inside; leave {place.part} out")
+        module, _, name = self.source.partition(".")
+        with needs_extra(self.extra, f"reading {self.name}"):
+            source: type[VoxelSource] = getattr(import_module(f"evenslice.volumes.read.{module}"), name)
+        with reporting_read_errors(label, self.name):
+            return source(place)  # type: ignore[call-arg]  # as its docstring says
+
 
 # Any folder with Zarr metadata, whatever its suffix.
-ZARR = ReadFormat("Zarr", (".zarr",), ZarrSource, levels=True)
-N5 = ReadFormat("N5", (".n5",), N5Source, levels=True)
-PRECOMPUTED = ReadFormat("Neuroglancer precomputed", (), PrecomputedSource, levels=True)
+ZARR = ReadFormat("Zarr", (".zarr",), "zarr.ZarrSource", levels=True)
+N5 = ReadFormat("N5", (".n5",), "n5.N5Source", levels=True)
+PRECOMPUTED = ReadFormat("Neuroglancer precomputed", (), "precomputed.PrecomputedSource", levels=True)
 IN_CHUNKS = {"zarr": ZARR, "n5": N5, "precomputed": PRECOMPUTED}
 """Formats that are read at addresses too, by the names that may stand before these."""
 
-_NAMED = re.compile(r"\.(zarr|n5|precomputed)(?:/|$)", re.IGNORECASE)
-
-DICOM = ReadFormat(
-    "DICOM",
-    (".dcm", ".dicom", ".ima"),
-    lambda place: DicomSource([place.path], place.label, place.series),
-)
+DICOM = ReadFormat("DICOM", (".dcm", ".dicom", ".ima"), "dicom.DicomSource", "medical")
+SLICES = ReadFormat("folder of slices", (), "slice_folder.SliceFolderSource")
 READ_FORMATS = (
-    ReadFormat(
-        "TIFF",
-        (".tif", ".tiff", ".btf", ".tf8"),
-        lambda place: TiffSource(place.path, place.label, place.picked),
-    ),
-    ReadFormat("NIfTI", (".nii", ".nii.gz"), lambda place: NiftiSource(place.path, place.label)),
+    ReadFormat("TIFF", (".tif", ".tiff", ".btf", ".tf8"), "tiff.TiffSource"),
+    ReadFormat("NIfTI", (".nii", ".nii.gz"), "flat_files.NiftiSource"),
     DICOM,
-    ReadFormat("MetaImage", (".mha", ".mhd"), lambda place: MetaImageSource(place.path, place.label)),
-    ReadFormat("NRRD", (".nrrd", ".nhdr"), lambda place: NrrdSource(place.path, place.label)),
-    ReadFormat(
-        "HDF5",
-        (".h5", ".hdf5", ".hdf", ".he5", ".nxs", ".ims"),
-        lambda place: Hdf5Source(place.path, place.label, place.part),
-        parts=True,
-    ),
-    ReadFormat("MRC", (".mrc", ".mrcs", ".map", ".rec"), lambda place: MrcSource(place.path, place.label)),
-    ReadFormat("NumPy array", (".npy",), lambda place: NpySource(place.path, place.label)),
+    ReadFormat("MetaImage", (".mha", ".mhd"), "itk_formats.MetaImageSource"),
+    ReadFormat("NRRD", (".nrrd", ".nhdr"), "itk_formats.NrrdSource", "medical"),
+    ReadFormat("HDF5", (".h5", ".hdf5", ".hdf", ".he5", ".nxs", ".ims"), "hdf5.Hdf5Source", parts=True),
+    ReadFormat("MRC", (".mrc", ".mrcs", ".map", ".rec"), "flat_files.MrcSource"),
+    ReadFormat("NumPy array", (".npy",), "flat_files.NpySource"),
     ZARR,
     N5,
 )
-FOLDERS = (
-    ReadFormat("DICOM", (), lambda place: DicomSource(dicom_files(place.path), place.label, place.series)),
-    ReadFormat(
-        "folder of slices",
-        (),
-        lambda place: SliceFolderSource(slice_files(place.path, place.label), place.label),
-    ),
-)
-"""Folders with one slice per file; the content of the folder tells the format."""
+
+_NAMED = re.compile(r"\.(zarr|n5|precomputed)(?:/|$)", re.IGNORECASE)
+
+
+def open_source(place: Place) -> VoxelSource:
+    """Open the stored array at a place.
+
+    Raises:
+        VolumeError: it cannot be opened.
+        ConfigError: it has no such level, or no datasets to choose from.
+        MissingExtraError: a package that reads it is not installed.
+    """
+    with reporting_read_errors(place.label, "a volume"):
+        found = find_read_format(place)
+    return found.open(place)
 
 
 def find_read_format(place: Place) -> ReadFormat:
@@ -103,10 +105,12 @@ def find_read_format(place: Place) -> ReadFormat:
         VolumeError: nothing is there, or its format is unknown.
     """
     if isinstance(place.location, str):
-        return IN_CHUNKS[place.kind or _remote_kind(place)]
+        named = _NAMED.findall(place.location)
+        kind = place.kind or (named[-1].lower() if named else None)
+        return IN_CHUNKS[kind] if kind else _format_of_chunks(place) or ZARR
     path, label = place.path, place.label
     if path.is_dir():
-        return _find_folder_format(path, label)
+        return _format_of_chunks(place) or _format_of_files(path, label)
     if not path.exists():
         raise VolumeError(f"{label}: no such file or folder; check the path")
     if not path.is_file():
@@ -114,7 +118,7 @@ def find_read_format(place: Place) -> ReadFormat:
     name = path.name.lower()
     for file_format in READ_FORMATS:
         if name.endswith(file_format.suffixes):
-            if file_format in (ZARR, N5):
+            if file_format.levels:
                 raise VolumeError(
                     f"{label}: is a file, and a {file_format.name} volume is a folder; name the folder"
                 )
@@ -129,69 +133,36 @@ def find_read_format(place: Place) -> ReadFormat:
     )
 
 
-def _remote_kind(place: Place) -> str:
-    """Return "zarr", "n5" or "precomputed": by the names in the address, else by the metadata that is there.
+def _format_of_chunks(place: Place) -> ReadFormat | None:
+    """Return the format whose metadata is in a folder or at an address; None if there is none.
 
-    Raises:
-        VolumeError: the server cannot be reached.
+    At an address, where each look takes time, that of Zarr is not looked for: it is what is left.
     """
-    named = _NAMED.findall(str(place.location))
-    if named:
-        return str(named[-1]).lower()
     files = ChunkFiles(place)
-    for name, mark, kind in (
-        (INFO, "scales", "precomputed"),
-        (ATTRIBUTES, "dimensions", "n5"),
-        (f"s0/{ATTRIBUTES}", "dimensions", "n5"),
+    if not files.remote and any(
+        (place.path / name).is_file() for name in ("zarr.json", ".zarray", ".zgroup")
     ):
-        try:
-            if mark in (read_json_object(files, name) or {}):
-                return kind
-        except VolumeError as error:
-            # Anything but JSON, such as a page that says that nothing is there, is no metadata.
-            if error.__cause__ is not None and not isinstance(error.__cause__, ValueError):
-                raise
-    return "zarr"
-
-
-def _find_folder_format(path: Path, label: str) -> ReadFormat:
-    if is_zarr(path):
         return ZARR
-    if is_precomputed(path):
-        return PRECOMPUTED
-    if is_n5(path) or path.suffix.lower() == ".n5":
-        return N5
-    if dicom_files(path):
-        return FOLDERS[0]
+    for name, mark, found in (
+        ("info", b'"scales"', PRECOMPUTED),
+        ("attributes.json", b"{", N5),
+        ("s0/attributes.json", b"{", N5),
+    ):
+        content = files.read_metadata(name)
+        if content is not None and mark in content and content.lstrip().startswith(b"{"):
+            return found
+    return N5 if not files.remote and place.path.suffix.lower() == ".n5" else None
+
+
+def _format_of_files(path: Path, label: str) -> ReadFormat:
+    """Return the format of a folder with one slice per file."""
+    if any(dicom_files(path)):
+        return DICOM
     if slice_files(path, label):
-        return FOLDERS[1]
-    if (path / INFO).is_file():
-        return PRECOMPUTED  # and a damaged one
+        return SLICES
     folders = sorted(item.name for item in path.iterdir() if item.is_dir() and not item.name.startswith("."))
     inside = f"; it holds the folders {', '.join(folders[:6])}" if folders else ""
     raise VolumeError(
         f"{label}: is a folder without Zarr, N5 or precomputed metadata, DICOM files, or TIFF, PNG or JPEG slices; name a "
         f"volume file, or a folder that holds one{inside}"
     )
-
-
-def open_source(place: Place) -> VoxelSource:
-    """Open the stored array at a place.
-
-    Raises:
-        VolumeError: it cannot be opened.
-        ConfigError: it has no such level, or no datasets to choose from.
-    """
-    label = place.label
-    with reporting_read_errors(label, "a volume"):
-        file_format = find_read_format(place)
-    if place.level and not file_format.levels:
-        raise ConfigError(
-            f"{label}: a {file_format.name} file has only one resolution level; omit {option('level', place.level)}"
-        )
-    if place.part is not None and not file_format.parts:
-        raise ConfigError(
-            f"{label}: a {file_format.name} volume has no datasets inside; leave {place.part} out"
-        )
-    with reporting_read_errors(label, file_format.name):
-        return file_format.open(place)

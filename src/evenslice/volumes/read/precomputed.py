@@ -1,197 +1,357 @@
 """Neuroglancer's precomputed volumes, of one or several resolution levels, in a folder or at an address.
 
-Source: https://github.com/google/neuroglancer/blob/master/src/datasource/precomputed/volume.md. The format counts its
-axes x first and measures voxels in nm; here, as everywhere, z comes first.
+Source: volume.md and sharded.md in https://github.com/google/neuroglancer/tree/master/src/datasource/precomputed, and
+src/sliceview/compressed_segmentation/README.md there. The format counts its axes x first and measures voxels in nm; here,
+as everywhere, z comes first.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import struct
+from functools import lru_cache
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
+import imagecodecs
 import numpy as np
 
-from evenslice._core import ConfigError, VolumeError, did_you_mean, needs_extra, read_bounded, reason
-from evenslice.volumes.read.checks import LARGEST_METADATA, require_piece
-from evenslice.volumes.read.chunk_files import (
-    ChunkFiles,
-    assemble,
-    decompress,
-    encoded_limit,
-    read_json_object,
-)
-from evenslice.volumes.read.metadata import LARGEST_OFFSET, is_inside, scaled_spacing
-from evenslice.volumes.read.precomputed_chunks import ENCODINGS, TYPES, Encoding
-from evenslice.volumes.read.precomputed_shards import Shards
-from evenslice.volumes.read.source import VoxelSource
+from evenslice._core import ConfigError, VolumeError, did_you_mean
+from evenslice.volumes.read.chunk_files import ChunkFiles, decompress, encoded_limit
+from evenslice.volumes.read.source import LARGEST_OFFSET, is_inside, require_piece, scaled_spacing
+from evenslice.volumes.read.zarr import ArrayInChunks, DecodedChunks
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
     from numpy.typing import NDArray
 
-    from evenslice.volumes.read.location import Place
-
-__all__ = ["INFO", "PrecomputedSource", "is_precomputed"]
+    from evenslice.volumes.read.source import Place
 
 INFO = "info"
+TYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32")
+ENCODINGS = {
+    "raw": TYPES,
+    "jpeg": ("uint8",),
+    "png": ("uint8", "uint16"),
+    "compressed_segmentation": ("uint32", "uint64"),
+}
+"""The encodings that are read, and the data types that each can hold."""
+
+LARGEST_INDEX = 2**26
+"""Size limit in bytes of the index of chunks in a minishard."""
+
 _SUFFIXES = {".gz": "gzip", ".zstd": "zstd", ".xz": "lzma", ".bz2": "bz2", ".br": "brotli"}
 """What cloud-volume appends to the names of compressed chunks in a folder, and the compression."""
 
-
-def is_precomputed(path: Path) -> bool:
-    """Return whether a folder is a precomputed volume: whether its file of metadata speaks of scales."""
-    try:
-        return b'"scales"' in read_bounded(path / INFO, LARGEST_METADATA)
-    except OSError:
-        return False
+_VOXELS_AT_ONCE = 2**20
+_BITS = (0, 1, 2, 4, 8, 16, 32)
+_ENTRY = 16  # bytes of an entry in the index of a shard
+_MASK = 2**32 - 1
 
 
-class PrecomputedSource(VoxelSource):
+class PrecomputedSource(ArrayInChunks):
     """One resolution level (scale) of a precomputed volume, an image or a segmentation."""
 
     format = "Neuroglancer precomputed"
-    fresh = True
     chunks: tuple[int, ...]
 
     def __init__(self, place: Place) -> None:
-        label = place.label
-        self._files = ChunkFiles(place)
-        info = read_json_object(self._files, INFO)
+        label, level = place.label, place.level
+        self._files = files = ChunkFiles(place)
+        info = files.read_json(INFO)
         if info is None:
             raise VolumeError(
                 f"{label}: has no file {INFO!r}, or the server forbids reading it; check the address and your credentials"
-                if self._files.remote
-                else f"{label}: has no file {INFO!r}; name the folder of a precomputed volume"
             )
-        scale = _scale(info, place.level, label)
-        kind, channels = str(info.get("data_type")).lower()[:40], info.get("num_channels")
-        if kind not in TYPES:
-            raise VolumeError(f"{label}: its data type {kind!r} cannot be read; {did_you_mean(kind, TYPES)}")
-        if type(channels) is not int or channels < 1:
-            raise _damaged(label, f"num_channels is {str(channels)[:40]}, not a number above zero")
-        self.dtype = np.dtype(kind)
-        self._size = _three(scale.get("size"), "size", label)
-        self._chunk = _three((scale.get("chunk_sizes") or [None])[0], "chunk_sizes", label)
-        self._start = _three(scale.get("voxel_offset", [0, 0, 0]), "voxel_offset", label, -LARGEST_OFFSET)
-        self._folder = scale.get("key")
+        count = len(info["scales"])
+        if count and not 0 <= level < count:
+            raise ConfigError(f"{label}: has no level {level}; it has levels 0 to {count - 1}, 0 the finest")
+        scale = info["scales"][level]
+        kind, self._encoding = str(info["data_type"]).lower(), str(scale["encoding"]).lower()
+        for what, name, known in (("data type", kind, TYPES), ("encoding", self._encoding, ENCODINGS)):
+            if name not in known:
+                raise VolumeError(
+                    f"{label}: its {what} {name[:40]!r} cannot be read; {did_you_mean(name[:40], known)}"
+                )
+        if kind not in ENCODINGS[self._encoding]:
+            raise ValueError(f"its encoding {self._encoding} cannot hold {kind}")
+        self._folder = scale["key"]
         if not is_inside(self._folder):
             raise VolumeError(
                 f"{label}: the folder {str(self._folder)[:60]!r} of a scale is none inside the volume's and is not read; name "
                 "the folder of each scale relative to that of the volume"
             )
-        self._encoding = _encoding(scale, channels, self.dtype, label)
+        self.dtype, channels = np.dtype(kind), int(info["num_channels"])
+        self._start = _three(scale.get("voxel_offset", [0, 0, 0]), -LARGEST_OFFSET)
+        self._block = _three(scale.get("compressed_segmentation_block_size", [8, 8, 8]))
+        size, chunk = _three(scale["size"]), _three(scale["chunk_sizes"][0])
+        channel = (channels,) if channels > 1 else ()
+        self._full = (channels, *size[::-1])
+        for what, shape in (("its chunks", (channels, *chunk)), ("the blocks in them", self._block)):
+            require_piece(label, what, shape, self.dtype)
+        self.array = DecodedChunks(
+            place, (*channel, *size[::-1]), (*channel, *chunk[::-1]), self.dtype, self._chunk
+        ).array()
+        self.names = "czyx" if channel else "zyx"
+        self.shape, self.chunks = self.array.shape, self.array.chunks
+        # Counted from the corner of a voxel, where the offset of a volume is that of its centre.
+        self.offset = (*(0.0 for _ in channel), *(start + 0.5 for start in self._start[::-1]))
         self._shards = None
         if scale.get("sharding") is not None:
-            grid = tuple(-(-length // size) for length, size in zip(self._size, self._chunk, strict=True))
-            try:
-                self._shards = Shards(scale["sharding"], self._files, self._folder, grid)
-            except (TypeError, KeyError, ValueError) as error:
-                raise _damaged(label, f"sharding cannot be read ({reason(error)})") from error
-        many = channels > 1
-        self.names = "czyx" if many else "zyx"
-        self.shape = (channels,) * many + self._size[::-1]
-        self.chunks = (channels,) * many + self._chunk[::-1]
-        # Counted from the corner of a voxel, where the offset of a volume is that of its centre.
-        self.offset = (0.0,) * many + tuple(start + 0.5 for start in self._start[::-1])
-        require_piece(label, "its chunks", self.chunks, self.dtype)
+            grid = [-(-length // part) for length, part in zip(size, chunk, strict=True)]
+            self._shards = Shards(scale["sharding"], files, self._folder, grid)
         resolution = scale.get("resolution")
         if isinstance(resolution, list) and len(resolution) == 3:
-            sizes = [math.nan] * many + resolution[::-1]
+            sizes = [*(math.nan for _ in channel), *resolution[::-1]]
             self.spacing, self.unit = scaled_spacing(sizes, ["nm"] * len(sizes), self.names)
 
-    def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
-        """Decode the chunks under ``key``."""
-        return assemble(key, self.chunks, self.dtype, self._decoded, remote=self._files.remote)
-
-    def _decoded(self, index: tuple[int, ...]) -> NDArray[Any] | None:
+    def _chunk(self, index: tuple[int, ...]) -> NDArray[Any] | None:
         """Decode the chunk of a place in the grid; None if it is not stored."""
-        cell = index[:-4:-1]
-        start = [i * length for i, length in zip(cell, self._chunk, strict=True)]
-        stop = [min(a + length, size) for a, length, size in zip(start, self._chunk, self._size, strict=True)]
-        shape = tuple(b - a for a, b in zip(start, stop, strict=True))
+        cell, size = index[:-4:-1], self._full[:0:-1]
+        start = [place * length for place, length in zip(cell, self.chunks[:-4:-1], strict=True)]
+        ends = zip(start, self.chunks[:-4:-1], size, strict=True)
+        stop = [min(first + length, last) for first, length, last in ends]
+        full = (self._full[0], *(b - a for a, b in zip(start[::-1], stop[::-1], strict=True)))
         most = encoded_limit(math.prod(self.chunks) * self.dtype.itemsize)
         if self._shards is not None:
             content = self._shards.read(cell, most)
         else:
             spans = zip(start, stop, self._start, strict=True)
             name = "_".join(f"{a + origin}-{b + origin}" for a, b, origin in spans)
-            content = self._stored(f"{self._folder}/{name}", most, shape)
-        if content is None:
-            return None
-        found = self._encoding.decode(content, shape)
-        return found if len(index) == 4 else found[0]
+            content = self._stored(f"{self._folder}/{name}", most, math.prod(full) * self.dtype.itemsize)
+        return None if content is None else self._decoded(content, full).reshape(*full[4 - len(index) :])
 
-    def _stored(self, name: str, most: int, shape: tuple[int, ...]) -> bytes | None:
+    def _stored(self, name: str, most: int, size: int) -> bytes | None:
         """Return the content of a chunk's file, which cloud-volume compresses, and in a folder names by how."""
-        content = self._files.read(name, most)
-        if content is None:
-            return self._compressed(name, most)
-        if self._files.remote and self._encoding.is_gzip(content, shape):
-            return decompress(content, "gzip")
-        return content
-
-    def _compressed(self, name: str, most: int) -> bytes | None:
-        """Return the content of a chunk's file in a folder that has a suffix; None if it is not stored."""
         folder = self._files.place.location
         if isinstance(folder, str):
-            return None
+            content = self._files.read(name, most) or b""
+            # A web server says so, or decompresses it; S3 sends it as it is, and s3fs does not pass on what is said about
+            # it. No chunk begins with these two bytes but raw voxels, whose number is known.
+            if content.startswith(b"\x1f\x8b") and not (self._encoding == "raw" and len(content) == size):
+                return decompress(content, "gzip")
+            return content or None
         for suffix, codec in _SUFFIXES.items():
-            file = f"{name}{suffix}"
             # A look costs little, and of most volumes many chunks are missing.
-            if not os.path.lexists(folder / file):
-                continue
-            packed = self._files.read(file, most)
-            return None if packed is None else decompress(packed, codec)
-        return None
+            if os.path.lexists(folder / f"{name}{suffix}"):
+                packed = self._files.read(f"{name}{suffix}", most)
+                return None if packed is None else decompress(packed, codec)
+        return self._files.read(name, most)
+
+    def _decoded(self, content: bytes, shape: tuple[int, ...]) -> NDArray[Any]:
+        """Decode a chunk of a shape (c, z, y, x).
+
+        Raises:
+            ValueError: it is damaged or does not have this shape.
+        """
+        if self._encoding == "raw":
+            return np.frombuffer(content, self.dtype.newbyteorder("<")).reshape(shape)
+        if self._encoding == "compressed_segmentation":
+            return decode_segmentation(content, shape, self.dtype, self._block)
+        # An image whose pixels, row by row, are the voxels, and its colours the channels.
+        decode = imagecodecs.jpeg8_decode if self._encoding == "jpeg" else imagecodecs.png_decode
+        pixels = decode(content)
+        if pixels.dtype != self.dtype:
+            raise ValueError(f"a chunk is an image of {pixels.dtype} in a volume of {self.dtype}")
+        found: NDArray[Any] = np.moveaxis(pixels.reshape(*shape[1:], shape[0]), -1, 0)
+        return found
 
 
-def _scale(info: Mapping[str, Any], level: int, label: str) -> Mapping[str, Any]:
-    """Return the metadata of a level."""
-    scales = info.get("scales")
-    if not isinstance(scales, list) or not scales:
-        raise VolumeError(
-            f"{label}: its file {INFO!r} describes no volume (no scales); name the folder of an image or a segmentation"
-        )
-    if not 0 <= level < len(scales):
-        raise ConfigError(
-            f"{label}: has no level {level}; it has levels 0 to {len(scales) - 1}, 0 the finest"
-        )
-    scale = scales[level]
-    if not isinstance(scale, dict):
-        raise _damaged(label, f"scale {level} is not an object")
-    return scale
-
-
-def _three(value: Any, what: str, label: str, least: int = 1) -> tuple[int, ...]:
-    """Return three whole numbers, along x, y, z.
-
-    Raises:
-        VolumeError: they are not, or one is below ``least`` or beyond any size.
-    """
-    right = isinstance(value, list) and len(value) == 3
-    if not right or any(type(size) is not int or not least <= size < LARGEST_OFFSET for size in value):
-        raise _damaged(label, f"{what} is {str(value)[:60]}, not three whole numbers from {least} on")
+def _three(value: Any, least: int = 1) -> tuple[int, ...]:
+    """Return three whole numbers, along x, y, z."""
+    if len(value) != 3 or any(type(size) is not int or not least <= size < LARGEST_OFFSET for size in value):
+        raise ValueError(f"{str(value)[:60]} stands where three whole numbers from {least} on belong")
     return tuple(value)
 
 
-def _encoding(scale: Mapping[str, Any], channels: int, dtype: np.dtype[Any], label: str) -> Encoding:
-    """Return how chunks are decoded."""
-    name = str(scale.get("encoding")).lower()[:40]
-    if name not in ENCODINGS:
-        raise VolumeError(f"{label}: its encoding {name!r} cannot be read; {did_you_mean(name, ENCODINGS)}")
-    if dtype.name not in ENCODINGS[name]:
-        raise _damaged(label, f"encoding {name} holds {' or '.join(ENCODINGS[name])}, not {dtype.name}")
-    if name in ("jpeg", "png"):
-        with needs_extra("volumes", f"reading {name} chunks"):
-            import imagecodecs  # noqa: F401
-    block = scale.get("compressed_segmentation_block_size", [8, 8, 8])
-    block = _three(block, "compressed_segmentation_block_size", label)
-    require_piece(label, "the blocks of its segmentation", block, dtype)
-    return Encoding(name, channels, dtype, block)
+# Compressed segmentations
 
 
-def _damaged(label: str, what: str) -> VolumeError:
-    return VolumeError(f"{label}: its {what}; its file {INFO!r} is damaged, copy it again")
+def decode_segmentation(
+    content: bytes, full: tuple[int, ...], dtype: np.dtype[Any], block: tuple[int, ...]
+) -> NDArray[Any]:
+    """Decode a compressed segmentation.
+
+    Args:
+        content: little-endian 32-bit words: the position of each channel, then the channels.
+        full: (channels, z, y, x).
+        dtype: uint32 or uint64.
+        block: size along x, y, z of the blocks, each of which has a table of its labels and few bits for each voxel.
+
+    Raises:
+        IndexError, ValueError: it is truncated, or a position is outside of it, or the width of numbers is none that the
+            format has.
+    """
+    words = np.frombuffer(content, "<u4")
+    result = np.empty(full, dtype)
+    depth, height, width = block[::-1]
+    grid = [-(-length // size) for length, size in zip(full[1:], block[::-1], strict=True)]
+    rows = max(1, _VOXELS_AT_ONCE // (math.prod(block) * grid[2]))  # of blocks, to hold less at once
+    for channel in range(full[0]):
+        own = words[words[channel] :]
+        headers = own[np.arange(2 * math.prod(grid))].reshape(*grid, 2)
+        # Blocks are counted, and filled, x first.
+        for layer, row in product(range(grid[0]), range(0, grid[1], rows)):
+            part = result[channel, layer * depth :][:depth, row * height :][:, : rows * height]
+            found = headers[layer, row : row + rows]
+            shape = (len(part), height, width)  # beyond a chunk, blocks are not decoded
+            blocks = _decode_blocks(own, found.reshape(-1, 2), math.prod(shape), dtype)
+            blocks = blocks.reshape(*found.shape[:2], *shape).transpose(2, 0, 3, 1, 4)
+            whole = blocks.reshape(len(part), len(found) * height, grid[2] * width)
+            part[...] = whole[:, : part.shape[1], : part.shape[2]]
+    return result
+
+
+def _decode_blocks(
+    words: NDArray[Any], headers: NDArray[Any], voxels: int, dtype: np.dtype[Any]
+) -> NDArray[Any]:
+    """Decode blocks of equal size: (blocks, 2) headers to (blocks, voxels)."""
+    tables, widths, starts = headers[:, 0] & 0xFFFFFF, headers[:, 0] >> 24, headers[:, 1].astype(np.int64)
+    each_word = dtype.itemsize // 4
+    result = np.empty((len(headers), voxels), dtype)
+    for width in np.unique(widths).tolist():
+        if width not in _BITS:
+            raise ValueError(f"a block of a compressed segmentation has numbers of {width} bits")
+        chosen = widths == width
+        entries = np.zeros((np.count_nonzero(chosen), voxels), np.int64)
+        if width:
+            each = 32 // width
+            packed = words[starts[chosen, None] + np.arange(-(-voxels // each))]
+            shifts = np.arange(each, dtype=np.uint32) * np.uint32(width)
+            found = (packed[..., None] >> shifts) & np.uint32(2**width - 1)
+            entries = found.reshape(len(found), -1)[:, :voxels].astype(np.int64)
+        places = tables[chosen, None].astype(np.int64) + each_word * entries
+        labels = words[places].astype(dtype)
+        if each_word == 2:
+            labels |= words[places + 1].astype(dtype) << np.uint64(32)
+        result[chosen] = labels
+    return result
+
+
+# Shards
+
+
+class Shards:
+    """The chunks of a scale, stored in shards.
+
+    A shard starts with an index of its minishards, each of which has an index of its chunks; of a shard only these and the
+    chunk are read.
+
+    Args:
+        sharding: the metadata of the shards.
+        files: the files of the volume.
+        folder: that of the scale.
+        grid: number of chunks along x, y, z.
+
+    Raises:
+        TypeError, KeyError, ValueError: the metadata cannot be right.
+    """
+
+    def __init__(self, sharding: Any, files: ChunkFiles, folder: str, grid: list[int]) -> None:
+        # Bits of a chunk's number that are dropped before it is hashed; of the hash, those that choose the minishard, and
+        # those above them that choose the shard.
+        self._preshift, self._minishards, self._shards = (
+            int(sharding[name]) for name in ("preshift_bits", "minishard_bits", "shard_bits")
+        )
+        if sharding["@type"] != "neuroglancer_uint64_sharded_v1" or not 0 <= self._minishards <= 32:
+            raise ValueError("its shards are of another kind")
+        self._hashed = ("identity", "murmurhash3_x86_128").index(sharding["hash"])
+        self._packed_index, self._packed_data = (
+            ("raw", "gzip").index(sharding.get(name, "raw"))
+            for name in ("minishard_index_encoding", "data_encoding")
+        )
+        self._files, self._folder, self._grid = files, folder, grid
+        self._index = lru_cache(256)(self._read_index)
+
+    def read(self, cell: tuple[int, ...], most: int) -> bytes | None:
+        """Return the encoded chunk at a place (x, y, z) in the grid; None if it is not stored.
+
+        Args:
+            cell: the place.
+            most: the most bytes that the chunk can have.
+
+        Raises:
+            ValueError: an index is damaged.
+            VolumeError: the shard cannot be read.
+        """
+        number = chunk_number(cell, self._grid)
+        value = number >> self._preshift
+        value = murmur_hash(value) if self._hashed else value
+        minishard = value & (2**self._minishards - 1)
+        shard = value >> self._minishards & (2**self._shards - 1)
+        name = f"{self._folder}/{shard:0{max(1, -(-self._shards // 4))}x}.shard"
+        numbers, starts, sizes = self._index(minishard, name)
+        place = int(np.searchsorted(numbers, np.uint64(number)))
+        if place == len(numbers) or int(numbers[place]) != number:
+            return None
+        content = self._part(name, most, int(starts[place]), int(sizes[place]))
+        return decompress(content, "gzip") if content and self._packed_data else content
+
+    def _read_index(self, minishard: int, name: str) -> NDArray[np.uint64]:
+        """Return the numbers, starts and sizes of the chunks of a minishard, (3, chunks), in the order of numbers."""
+        entry = self._files.read(name, _ENTRY, slice(_ENTRY * minishard, _ENTRY * (minishard + 1)))
+        start, stop = struct.unpack("<QQ", entry) if entry else (0, 0)
+        content = self._part(name, LARGEST_INDEX, start, stop - start) or b""
+        if content and self._packed_index:
+            content = decompress(content, "gzip")
+        index = np.frombuffer(content, "<u8").reshape(3, -1).astype(np.uint64)
+        index[0] = np.cumsum(index[0])  # stored as differences; a chunk starts where the one before it ends
+        index[1] = np.cumsum(index[1]) + np.cumsum(index[2]) - index[2]
+        return index[:, np.argsort(index[0], kind="stable")]
+
+    def _part(self, name: str, most: int, start: int, size: int) -> bytes | None:
+        """Return a part of a shard, whose positions count from the end of its own index."""
+        if not 0 <= size <= most:
+            raise ValueError(
+                f"an index of a shard states {size:,} bytes, where at most {most:,} can be right"
+            )
+        first = _ENTRY * 2**self._minishards + start
+        return self._files.read(name, most, slice(first, first + size)) if size else b""
+
+
+def chunk_number(cell: tuple[int, ...], grid: list[int]) -> int:
+    """Return the compressed Morton code of a place in a grid: the bits of its indices in turn, those needed.
+
+    Example:
+        >>> chunk_number((1, 1, 0), [2, 4, 1]), chunk_number((0, 2, 0), [2, 4, 1])
+        (3, 4)
+    """
+    bits = [(length - 1).bit_length() for length in grid]
+    number = place = 0
+    for bit in range(max(bits)):
+        for index, length in zip(cell, bits, strict=True):
+            if bit < length:
+                number |= (index >> bit & 1) << place
+                place += 1
+    return number
+
+
+def murmur_hash(value: int) -> int:
+    """Return the lower 64 bits of MurmurHash3_x86_128 of a number as eight little-endian bytes, seed 0.
+
+    Example:
+        >>> murmur_hash(0)
+        5148371408780832321
+    """
+    low, high = value & _MASK, value >> 32
+    # Eight bytes are a tail of two words; the other two lanes start, and stay, at the seed.
+    hashes = [_mix(low, 0x239B961B, 15, 0xAB0E9789), _mix(high, 0xAB0E9789, 16, 0x38B34AE5), 0, 0]
+    hashes = [item ^ 8 for item in hashes]
+    hashes = _spread([_final(item) for item in _spread(hashes)])
+    return hashes[0] | hashes[1] << 32
+
+
+def _mix(word: int, factor: int, turn: int, after: int) -> int:
+    word = word * factor & _MASK
+    return (word << turn | word >> 32 - turn) * after & _MASK
+
+
+def _spread(hashes: list[int]) -> list[int]:
+    first = sum(hashes) & _MASK
+    return [first, *((item + first) & _MASK for item in hashes[1:])]
+
+
+def _final(item: int) -> int:
+    item = (item ^ item >> 16) * 0x85EBCA6B & _MASK
+    item = (item ^ item >> 13) * 0xC2B2AE35 & _MASK
+    return item ^ item >> 16

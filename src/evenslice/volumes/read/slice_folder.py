@@ -1,4 +1,4 @@
-"""A folder of images (TIFF, PNG or JPEG), one per slice, in the natural order of their names.
+"""A folder of images (TIFF, PNG or JPEG), one per slice, in the natural order of their names; and which files are DICOM.
 
 "slice2" comes before "slice10". Each file is opened once to check that all are alike, and again to be read.
 """
@@ -14,71 +14,74 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import VolumeError, needs_extra, open_regular
-from evenslice.volumes.read.checks import reporting_read_errors, require_piece, require_signature
-from evenslice.volumes.read.source import VoxelSource
-from evenslice.volumes.read.tiff import TiffSource
+from evenslice.volumes.read.source import (
+    Place,
+    VoxelSource,
+    reporting_read_errors,
+    require_piece,
+    require_signature,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-__all__ = ["KINDS", "SLICE_FOLDER", "SliceFolderSource", "missing_numbers", "natural_order", "slice_files"]
+    # Shape (y, x) or (y, x, sample) and data type of an image, and what reads the part of it under a key.
+    Slice = tuple[tuple[int, ...], np.dtype[Any], Callable[[tuple[slice, ...]], NDArray[Any]]]
 
-KINDS = {
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".png": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-}
+KINDS = {".tif": "TIFF", ".tiff": "TIFF", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 """The formats of images by suffix."""
 
 SLICE_FOLDER = "folder of "
 """How the names of the formats of such folders begin."""
 
-_MODES = {
-    "1": (np.bool_, 1),
-    "L": (np.uint8, 1),
-    "P": (np.uint8, 1),  # the index into the palette, which is the class in label images
-    "I;16": (np.uint16, 1),
-    "I;16B": (np.uint16, 1),
-    "I": (np.int32, 1),
-    "LA": (np.uint8, 2),
-    "RGB": (np.uint8, 3),
-    "RGBA": (np.uint8, 4),
-    "CMYK": (np.uint8, 4),
-}
-"""Pillow's modes: data type and number of the samples of a pixel."""
-
 
 class SliceFolderSource(VoxelSource):
     """The images of a folder as z, y, x, and an axis s for the samples of a pixel if there are several."""
 
-    def __init__(self, files: list[Path], label: str) -> None:
-        self.files = tuple(files)
-        self._label = label
-        kind = KINDS[files[0].suffix.lower()]
-        self.format = f"{SLICE_FOLDER}{kind} slices"
-        shape, self.dtype = _describe(files[0], label)
-        for file in files[1:]:
-            other = _describe(file, label)
-            if other != (shape, self.dtype):
+    assumed = True
+
+    def __init__(self, place: Place) -> None:
+        self._label = label = place.label
+        self.files = files = tuple(slice_files(place.path, label))
+        self.format = f"{SLICE_FOLDER}{_kind(files[0])} slices"
+        found = []
+        for file in files:
+            with _opened(file, label) as (shape, dtype, _):
+                found.append((shape, dtype))
+            if found[-1] != found[0]:
                 raise VolumeError(
-                    f"{label}: slices differ, {files[0].name} has {_words(shape, self.dtype)} and "
-                    f"{file.name} {_words(*other)}; make them alike, or name another folder"
+                    f"{label}: slices differ, {files[0].name} has {_described(*found[0])} and "
+                    f"{file.name} {_described(*found[-1])}; make them alike, or name another folder"
                 )
-        self.shape = (len(files), *shape)
-        self.names, self.assumed = "zyxs"[: len(self.shape)], True
-        self.chunks = (1, *shape)
-        require_piece(label, "its slices", shape, self.dtype)
+        shape, self.dtype = found[0]
+        self.shape, self.chunks = (len(files), *shape), (1, *shape)
+        self.names = "zyxs"[: len(self.shape)]
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Decode the slices under ``key``."""
-        files = self.files or ()
-        slices = [_read(file, self._label, self.shape[1:], key[1:]) for file in files[key[0]]]
-        return np.stack(slices)
+        return np.stack([self._read(file, key[1:]) for file in (self.files or ())[key[0]]])
+
+    def _read(self, file: Path, key: tuple[slice, ...]) -> NDArray[Any]:
+        with _opened(file, self._label) as (shape, _, read):
+            if shape != self.shape[1:]:
+                raise VolumeError(
+                    f"{self._label}: {file.name} has changed since the folder was opened; open it again"
+                )
+            return read(key)
+
+
+def is_dicom(path: Path) -> bool:
+    """Return whether a file has the signature of DICOM."""
+    with open_regular(path) as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def dicom_files(path: Path) -> Iterator[Path]:
+    """Yield the DICOM files directly in a folder, whatever their names, except hidden ones and those named as other images."""
+    return (file for file in _visible_files(path) if not _kind(file) and is_dicom(file))
 
 
 def slice_files(path: Path, label: str) -> list[Path]:
@@ -87,15 +90,17 @@ def slice_files(path: Path, label: str) -> list[Path]:
     Raises:
         VolumeError: the images have different formats.
     """
-    files = [
-        file for file in path.iterdir() if _kind(file) and not file.name.startswith(".") and file.is_file()
-    ]
+    files = [file for file in _visible_files(path) if _kind(file)]
     kinds = sorted({_kind(file) for file in files})
     if len(kinds) > 1:
         raise VolumeError(
             f"{label}: is a folder of {' and '.join(kinds)} images; keep one format, or name another folder"
         )
     return natural_order(files)
+
+
+def _visible_files(path: Path) -> Iterator[Path]:
+    return (file for file in path.iterdir() if not file.name.startswith(".") and file.is_file())
 
 
 def natural_order(files: Iterable[Path]) -> list[Path]:
@@ -145,80 +150,62 @@ def _kind(file: Path) -> str:
     return KINDS.get(file.suffix.lower(), "")
 
 
-def _words(shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
+def _described(shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
     return f"{' x '.join(map(str, shape))} {dtype}"
 
 
-def _describe(file: Path, label: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Return the shape (y, x) or (y, x, sample) and the data type of an image, from its header."""
-    if _kind(file) == "TIFF":
-        with reporting_read_errors(f"{label}: {file.name}", "TIFF"):
-            return _tiff_plane(file, label)[:2]
-    with _image(file, label) as image:
-        dtype, samples = _MODES[image.mode]
-        shape = (image.height, image.width, *((samples,) if samples > 1 else ()))
-        return shape, np.dtype(dtype)
+@contextmanager
+def _opened(file: Path, label: str) -> Iterator[Slice]:
+    """Open an image in a context; only its header is read."""
+    kind, where = _kind(file), f"{label}: {file.name}"
+    with reporting_read_errors(where, kind):
+        if kind == "TIFF":
+            yield _tiff(file, where)
+            return
+        require_signature(file, where, f"a {kind} image")
+        with open_regular(file) as stream:
+            yield _png_or_jpeg(kind, stream, where)
 
 
-def _read(file: Path, label: str, shape: tuple[int, ...], key: tuple[slice, ...]) -> NDArray[Any]:
-    """Decode the part of an image under ``key``."""
-    with reporting_read_errors(f"{label}: {file.name}", _kind(file)):
-        if _kind(file) == "TIFF":
-            found, _, source, lead = _tiff_plane(file, label)
-            _require_shape(found, shape, file, label)
-            part = source.read((*lead, *key))
-            return part.reshape(part.shape[len(lead) :])
-        with _image(file, label) as image:
-            pixels = np.asarray(image)
-            _require_shape(pixels.shape, shape, file, label)
-            return pixels[key].copy()  # and not all of the image
-
-
-def _require_shape(found: tuple[int, ...], shape: tuple[int, ...], file: Path, label: str) -> None:
-    if found != shape:
-        raise VolumeError(f"{label}: {file.name} has changed since the folder was opened; open it again")
-
-
-def _tiff_plane(
-    file: Path, label: str
-) -> tuple[tuple[int, ...], np.dtype[Any], TiffSource, tuple[slice, ...]]:
-    """Open a TIFF file of one image; return its shape, data type, source, and the index before y and x.
+def _tiff(file: Path, where: str) -> Slice:
+    """Open a TIFF file of one image.
 
     Raises:
         VolumeError: it has several pages, or stores its samples in separate planes.
     """
-    source = TiffSource(file, f"{label}: {file.name}")
-    planes = 3 if (source.names or "").endswith("s") else 2
-    lead = source.shape[: len(source.shape) - planes]
-    if len(source.shape) < planes or any(length > 1 for length in lead):
+    with needs_extra("volumes", "reading a TIFF slice"):
+        from evenslice.volumes.read.tiff import TiffSource
+    source = TiffSource(Place(where, file))
+    lead = len(source.shape) - (3 if (source.names or "").endswith("s") else 2)
+    shape = source.shape[max(lead, 0) :]
+    if lead < 0 or source.shape[:lead] != (1,) * lead:
         raise VolumeError(
-            f"{label}: {file.name} holds {' x '.join(map(str, source.shape))} voxels, not one slice; name "
-            "that file, or keep only single slices"
+            f"{where} holds {' x '.join(map(str, source.shape))} voxels, not one slice; name that file, or keep only "
+            "single slices"
         )
-    return source.shape[len(lead) :], source.dtype.newbyteorder("="), source, (slice(0, 1),) * len(lead)
+
+    def read(key: tuple[slice, ...]) -> NDArray[Any]:
+        part = source.read((*[slice(0, 1)] * lead, *key))
+        return part.reshape(part.shape[lead:])
+
+    return shape, source.dtype.newbyteorder("="), read
 
 
-@contextmanager
-def _image(file: Path, label: str) -> Iterator[Any]:
-    """Open a PNG or JPEG image in a context; only its header is read.
+def _png_or_jpeg(kind: str, stream: Any, where: str) -> Slice:
+    """Open a PNG or JPEG image.
 
     Pillow's limit on the number of pixels, which is set per process and below the size of electron microscopy slices,
-    does not apply to the readers of single formats.
+    does not apply to the readers of single formats. A palette is not applied: in label images its index is the class.
     """
     with needs_extra("volumes", "reading PNG and JPEG slices"):
+        from PIL.ImageMode import getmode
         from PIL.JpegImagePlugin import JpegImageFile
         from PIL.PngImagePlugin import PngImageFile
-    kind = _kind(file)
-    where = f"{label}: {file.name}"
-    require_signature(file, where, f"a {kind} image")
-    with reporting_read_errors(where, kind), open_regular(file) as stream:
-        image = PngImageFile(stream) if kind == "PNG" else JpegImageFile(stream)
-        if image.mode not in _MODES:
-            raise VolumeError(f"{where}: its pixels have the mode {image.mode}; save it as grayscale")
-        dtype, samples = _MODES[image.mode]
-        require_piece(where, "its pixels", (image.height, image.width, samples), np.dtype(dtype))
-        if samples > 1 and any(
-            ";16" in str(tile[3]) for tile in image.tile
-        ):  # Pillow would read 8 bits of them
-            raise VolumeError(f"{where}: is a 16-bit colour image; save it as grayscale, or as TIFF")
-        yield image
+    image = PngImageFile(stream) if kind == "PNG" else JpegImageFile(stream)
+    mode = getmode(image.mode)
+    samples = (len(mode.bands),) if len(mode.bands) > 1 else ()
+    if samples and any(";16" in str(tile[3]) for tile in image.tile):  # Pillow would read 8 bits of them
+        raise VolumeError(f"{where}: is a 16-bit colour image; save it as grayscale, or as TIFF")
+    shape, dtype = (image.height, image.width, *samples), np.dtype(mode.typestr).newbyteorder("=")
+    require_piece(where, "its pixels", shape, dtype)
+    return shape, dtype, lambda key: np.asarray(image)[key].copy()  # and not all of the image

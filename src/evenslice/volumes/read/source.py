@@ -1,31 +1,204 @@
-"""The interface of file formats: a stored array that is read in pieces."""
+"""What the readers of all formats share: where a volume is, the stored array that they return, and checks of headers.
+
+Sizes that a header declares are checked once, on opening: against the file by ``require_bytes``, against a limit by
+``require_piece``.
+"""
 
 from __future__ import annotations
 
+import math
+import os
+import re
+import threading
+import time
+import warnings
 from abc import ABC, abstractmethod
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import ConfigError
-from evenslice.volumes.read.metadata import letters
+from evenslice._core import ConfigError, EvensliceError, VolumeError, open_regular, path_text, reason
+from evenslice.volumes.geometry import common_unit, normal_unit
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from evenslice.volumes.geometry import Unit
 
-__all__ = ["ArraySource", "VoxelSource"]
+LARGEST_PIECE = 2**31
+"""Size limit in bytes of what each read decodes as one: a chunk, a strip, an image."""
+
+LARGEST_STREAM = 2**34
+"""Size limit in bytes of what is decompressed whole, once: the voxels of a MetaImage or NRRD file."""
+
+LARGEST_METADATA = 2**23
+"""Size limit in bytes of a file of metadata, or of a header of text."""
+
+LARGEST_OFFSET = 2**62
+"""Limit on the distance of the first voxel from the origin, in voxels."""
+
+PROTOCOLS = ("https", "s3", "gs", "az", "http")
+"""Protocols of addresses; fsspec knows more, including some that chain to other files."""
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_KIND = re.compile(r"(precomputed|n5|zarr)://(.*)", re.DOTALL)
+_DATASET = re.compile(r"(.+\.(?:h5|hdf5|hdf|he5|nxs|ims)):(.*)", re.IGNORECASE)
+
+_SIGNATURES = {
+    b"\x89PNG\r\n\x1a\n": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"GIF8": "a GIF image",
+    b"II*\0": "a TIFF file",
+    b"MM\0*": "a TIFF file",
+    b"II+\0": "a TIFF file",
+    b"MM\0+": "a TIFF file",
+    b"\x93NUMPY": "a NumPy array",
+    b"\x89HDF\r\n\x1a\n": "an HDF5 file",
+    b"\x1f\x8b": "gzip-compressed data",
+    b"PK\x03\x04": "a ZIP archive",
+}
+
+_warnings = threading.Lock()
+
+
+# Where a volume is
+
+
+@dataclass(frozen=True)
+class Place:
+    """The path or address of a volume, and what to open there.
+
+    Attributes:
+        label: as the user wrote it, for messages.
+        location: the absolute path of a file or folder, or the address (URL) of a folder.
+        part: the path of a dataset inside the file, as in ``file.h5:/path``, or None.
+        level: the resolution level, 0 the finest.
+        series: which series of a DICOM folder, or None if the user named none.
+        kind: the format that the user named in front of the address, or None.
+        picked: the axes, as the file names them, along which the user picked an index.
+        since: when it was named, in seconds since 1970; no chunk of a folder may disappear later.
+    """
+
+    label: str
+    location: Path | str
+    part: str | None = None
+    level: int = 0
+    series: int | None = None
+    kind: str | None = None
+    picked: frozenset[str] = frozenset()
+    since: float = field(default_factory=time.time, compare=False)
+
+    @property
+    def path(self) -> Path:
+        """The location, if it is a file or folder."""
+        if isinstance(self.location, str):
+            raise VolumeError(
+                f"{self.label}: is an address, where only Zarr, N5 and precomputed can be read; copy it here"
+            )
+        return self.location
+
+
+def is_address(path: str | os.PathLike[str]) -> bool:
+    """Return whether a name is an address (URL), not a path.
+
+    Example:
+        >>> is_address("s3://bucket/cells.ome.zarr"), is_address("cells.ome.zarr")
+        (True, False)
+    """
+    return _URL.match(os.fspath(path)) is not None
+
+
+def locate(path: str | os.PathLike[str], level: int = 0, series: int | None = None) -> Place:
+    """Return the place of a volume, independent of the working directory.
+
+    Args:
+        path: a path, ``file.h5:/path/of/a/dataset``, or an address that starts with https://, s3://, gs:// or
+            az://, before which the format may stand, as in precomputed://gs://bucket/image.
+        level: the resolution level, 0 the finest.
+        series: which series of a DICOM folder.
+
+    Raises:
+        ConfigError: it is not a path.
+        VolumeError: it is empty, or an address with another protocol or a password.
+
+    Example:
+        >>> place = locate("cells.h5:/volume")
+        >>> place.path.name, place.part
+        ('cells.h5', '/volume')
+    """
+    label = path_text(path, "a volume")
+    if not label:
+        raise VolumeError("the path of the volume is empty; name a file or a Zarr folder")
+    if is_address(label):
+        named = _KIND.match(label)
+        kind, url = named.groups() if named else (None, label)
+        _check_address(url)
+        return Place(label, url.rstrip("/"), level=level, series=series, kind=kind)
+    inside = _DATASET.fullmatch(label)
+    if inside and not os.path.exists(label):  # noqa: PTH110  # Path.exists raises if the name is too long
+        return Place(label, Path(inside[1]).absolute(), f"/{inside[2].strip('/')}", level, series)
+    return Place(label, Path(label).absolute(), level=level, series=series)
+
+
+def _check_address(url: str) -> None:
+    """Raise VolumeError if an address has an unknown protocol, would reveal a secret, or is incomplete."""
+    refuse_secret(url, VolumeError)
+    protocol, _, rest = url.partition("://")
+    # By :: fsspec, which reads s3://, joins addresses.
+    if protocol.lower() not in PROTOCOLS or (protocol.lower() == "s3" and "::" in rest):
+        raise VolumeError(
+            f"{url}: cannot read addresses of this kind; start it with "
+            f"{', '.join(f'{known}://' for known in PROTOCOLS)}, or name a file"
+        )
+    if ".." in rest.split("/") or not rest.strip("/"):
+        raise VolumeError(f"{url}: is not the address of a folder; write it in full, without ..")
+
+
+def refuse_secret(url: str, error: type[EvensliceError]) -> None:
+    """Raise an error of the type given if an address contains what may be a secret: results name addresses."""
+    protocol, _, rest = url.partition("://")
+    if "@" in rest.partition("/")[0] or set("?#") & set(rest):
+        raise error(
+            f"{protocol}://…: the address contains a password, a query or a fragment, which results would show; "
+            "give credentials in the environment"
+        )
+
+
+def confined(folder: Path, name: str, label: str) -> Path:
+    """Return the path of a file that a header names, which must be in its folder or below; it may be missing.
+
+    Args:
+        folder: the header's folder.
+        name: the name in the header.
+        label: the header, as the user wrote it.
+
+    Raises:
+        VolumeError: the name, or a link, leads out of the folder.
+    """
+    path = folder / name
+    # A header may have been written on another system, or to mislead one.
+    rooted = Path(name).is_absolute() or PureWindowsPath(name).drive or "\\" in name
+    if not name or "\0" in name or rooted or not path.resolve().is_relative_to(folder.resolve()):
+        raise VolumeError(
+            f"{label}: its file {name[:80]!r} is outside its folder and is not read; put it beside the header"
+        )
+    return path
+
+
+# The stored array
 
 
 class VoxelSource(ABC):
     """A stored array of any number of dimensions, read in pieces.
 
-    A subclass opens one file format: its constructor reads and validates the metadata and sets the attributes; voxels
-    are read by ``read`` only. It keeps no file open between reads, so that a volume needs no closing and may be used
-    from several threads and after a fork, and hundreds of volumes at once.
+    A subclass opens one file format: its constructor takes a ``Place``, reads and validates the metadata and sets the
+    attributes; voxels are read by ``read`` only. It keeps no file open between reads, so that a volume needs no closing
+    and may be used from several threads and after a fork, and hundreds of volumes at once.
 
     Attributes:
         format: the name of the format, for users.
@@ -77,6 +250,14 @@ class VoxelSource(ABC):
             An array with as many dimensions as the stored one; it may be a view, which the caller copies.
         """
 
+    def image(self, path: Path) -> tuple[tuple[Any, ...], int] | None:
+        """Return what tells apart the images at a path, links resolved, and the resolution level of this array.
+
+        All levels of an image are one image, and so are all links to a dataset. None if the path says it all.
+        """
+        files = self.files and tuple(file.resolve() for file in self.files)
+        return (files, 0) if files and files != (path,) else None
+
 
 class ArraySource(VoxelSource):
     """An array in memory, or one that is read in pieces, as Dask, Zarr and xarray have them.
@@ -97,7 +278,7 @@ class ArraySource(VoxelSource):
         self.shape = tuple(array.shape)
         dimensions = getattr(array, "dims", None)  # of xarray
         if isinstance(dimensions, tuple):
-            names = letters([str(name).lower() for name in dimensions])
+            names = letters(dimensions)
             self.names = names if names and set("zyx") <= set(names) else None
         try:
             self.dtype = np.dtype(array.dtype)
@@ -106,14 +287,191 @@ class ArraySource(VoxelSource):
                 f"a volume is a path or a NumPy array, not a {type(array).__name__} of {array.dtype}; convert a tensor by "
                 "tensor.numpy(), or by tensor.cpu().numpy() if it is on a GPU"
             ) from None
-        self.chunks = _chunks(array)
+        # The largest chunk, as Dask, xarray, Zarr and h5py tell it.
+        if stored := getattr(array, "chunks", None):
+            self.chunks = tuple(max(part) if isinstance(part, tuple) else part for part in stored)
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Return a view, or a copy of what is not in memory."""
         return np.asarray(self.array[key])
 
 
-def _chunks(array: Any) -> tuple[int, ...] | None:
-    """Return the largest chunk of an array, as Dask, xarray, Zarr and h5py tell it; None if it has none."""
-    stored = getattr(array, "chunks", None)
-    return None if not stored else tuple(max(part) if isinstance(part, tuple) else part for part in stored)
+# Checks
+
+
+@contextmanager
+def reporting_read_errors(label: str, file_format: str) -> Iterator[None]:
+    """Turn any exception of a library on a damaged file into a VolumeError that names the file.
+
+    Args:
+        label: the file, as the user wrote it.
+        file_format: the format that it is read as.
+
+    Raises:
+        VolumeError: the block raised any other exception than an ``EvensliceError``.
+    """
+    try:
+        yield
+    except EvensliceError:
+        raise
+    except Exception as error:
+        # On damaged files, parsers raise nearly anything: struct.error, KeyError, ZeroDivisionError, MemoryError.
+        raise VolumeError(
+            f"{label}: cannot be read as {file_format} ({reason(error)}); check that it is complete and undamaged"
+        ) from error
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Ignore the warnings of a block that reads a header; what matters is checked by the caller.
+
+    One thread at a time: the filters of warnings belong to all threads, and one would restore those of another.
+    """
+    with _warnings, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def describe_content(head: bytes) -> str:
+    """Describe the content of a file, judging by its first bytes.
+
+    Example:
+        >>> describe_content(b"GIF89a...")
+        'a GIF image'
+    """
+    if not head:
+        return "nothing (the file is empty)"
+    for signature, name in _SIGNATURES.items():
+        if head.startswith(signature):
+            return name
+    if head[128:132] == b"DICM":
+        return "a DICOM file"
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError:
+        return "of an unknown format"
+    return "text" if text.isprintable() or text.split() else "of an unknown format"
+
+
+def wrong_content(label: str, file_format: str, head: bytes) -> VolumeError:
+    """Return an error for a file of another format than that of its suffix, which describes its content by the first bytes."""
+    return VolumeError(
+        f"{label}: is not {file_format}, its content is {describe_content(head)}; name a file whose suffix matches its "
+        "content"
+    )
+
+
+def require_signature(path: Path, label: str, file_format: str) -> None:
+    """Raise VolumeError if a file is not what ``describe_content`` calls it, such as "a TIFF file"."""
+    with open_regular(path) as file:
+        head = file.read(512)
+    if describe_content(head) != file_format:
+        raise wrong_content(label, file_format, head)
+
+
+def require_bytes(path: Path, label: str, needed: int) -> None:
+    """Raise VolumeError if a file is shorter than its header claims."""
+    held = path.stat().st_size
+    if held < needed:
+        raise VolumeError(
+            f"{label}: is truncated, its voxels end at byte {needed:,} and {path.name} has {held:,}; copy it again"
+        )
+
+
+def require_piece(
+    label: str, what: str, shape: Sequence[int], dtype: np.dtype[Any], most: int = LARGEST_PIECE
+) -> None:
+    """Raise VolumeError if a piece that is decoded as one is too large.
+
+    Args:
+        label: the file, as the user wrote it.
+        what: the pieces, such as "its chunks".
+        shape: their shape.
+        dtype: data type of their voxels.
+        most: size limit in bytes.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size > most:
+        raise VolumeError(
+            f"{label}: {what} {tuple(shape)} take {size:,} bytes each, and are decoded whole; rewrite it in pieces below "
+            f"{most:,} bytes"
+        )
+
+
+# Values of metadata, which may hold anything
+
+
+def is_inside(path: Any) -> bool:
+    r"""Return whether a value is the path of a folder below another one, in a folder and at an address.
+
+    What has a meaning in addresses, such as a percent sign, could lead elsewhere there.
+
+    Example:
+        >>> is_inside("scales/0"), is_inside("../0"), is_inside("%2e%2e/0"), is_inside("https://host/0"), is_inside("/0")
+        (True, False, False, False, False)
+    """
+    return isinstance(path, str) and all(
+        part not in ("", ".", "..") and not set("\\\0?#%:") & set(part) for part in path.split("/")
+    )
+
+
+def letters(names: Sequence[Any]) -> str | None:
+    """Join names of one letter each, all different, in lower case; return None for other names.
+
+    Example:
+        >>> letters(["Z", "y", "x"]), letters(["row", "column"])
+        ('zyx', None)
+    """
+    joined = "".join(map(str, names)).lower()
+    return joined if joined.isalpha() and len(joined) == len(names) == len(set(joined)) else None
+
+
+def scaled_spacing(
+    sizes: Sequence[Any], units: Sequence[Any], names: Sequence[str] | None
+) -> tuple[tuple[float, ...] | None, Unit | None]:
+    """Return the sizes of voxels along each dimension, in one unit for z, y and x.
+
+    Args:
+        sizes: along each dimension.
+        units: of each, in any spelling.
+        names: of each dimension, z, y and x among them.
+
+    Returns:
+        The sizes, NaN for dimensions that are not spatial, and their unit; (None, None) if they are no numbers or their
+        units do not fit together.
+
+    Example:
+        >>> scaled_spacing([0.04, 4, 4], ["um", "nm", "nm"], "zyx")
+        ((40.0, 4.0, 4.0), 'nm')
+    """
+    named = list(names or ())
+    return spatial_spacing(sizes, units, [named.index(name) for name in "zyx" if name in named])
+
+
+def spatial_spacing(
+    sizes: Sequence[Any], units: Sequence[Any], spatial: Sequence[int]
+) -> tuple[tuple[float, ...] | None, Unit | None]:
+    """Do the same for dimensions that are spatial by their number, in the unit of the last of these."""
+    try:
+        found = [float(sizes[dimension]) for dimension in spatial]
+        common, unit = common_unit(found, [normal_unit(units[dimension]) for dimension in spatial])
+    except (TypeError, ValueError, LookupError, OverflowError):
+        return None, None
+    if common is None:
+        return None, None
+    spacing = dict(zip(spatial, common, strict=True))
+    return tuple(spacing.get(dimension, math.nan) for dimension in range(len(sizes))), unit
+
+
+def in_voxels(places: Sequence[Any], sizes: Sequence[Any]) -> tuple[float, ...] | None:
+    """Return where the first voxel lies along each dimension, in voxels; None if it is no place that voxels can have.
+
+    Example:
+        >>> in_voxels([400, 16, 0], [40, 8, 0]), in_voxels([None], [1])
+        ((10.0, 2.0, 0.0), None)
+    """
+    try:
+        found = tuple(float(at) and float(at) / float(size) for at, size in zip(places, sizes, strict=True))
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError):
+        return None
+    return found if all(abs(at) <= LARGEST_OFFSET for at in found) else None

@@ -9,70 +9,61 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import struct
+from html import unescape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree as ET
 
 import numpy as np
+import tifffile
 
-from evenslice._core import VolumeError, needs_extra, open_regular
-from evenslice.volumes.geometry import common_unit, normal_unit
-from evenslice.volumes.read.checks import (
+from evenslice._core import VolumeError, open_regular
+from evenslice.volumes.read.flat_files import FlatArray
+from evenslice.volumes.read.source import (
+    VoxelSource,
+    confined,
     reporting_read_errors,
     require_bytes,
     require_piece,
     require_signature,
+    scaled_spacing,
 )
-from evenslice.volumes.read.flat_files import FlatArray
-from evenslice.volumes.read.location import confined
-from evenslice.volumes.read.source import VoxelSource
 
 if TYPE_CHECKING:
-    import tifffile
     from numpy.typing import NDArray
 
     from evenslice.volumes.geometry import Unit
-
-__all__ = ["TiffSource"]
+    from evenslice.volumes.read.source import Place
 
 # Without a handler, logging would print the warnings of tifffile about damaged files next to our own error.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
-MOST_PLANES = 2**20
-"""Number of planes of an OME-TIFF image; each takes an entry in a list."""
-
-
 class TiffSource(VoxelSource):
     """The one image of a TIFF file, in the order of its pages.
 
-    Args:
-        path: the file.
-        label: the file, as the user wrote it.
-        picked: the axes along which an index is picked, so that what is left of them may be a single slice.
+    Of a file of a single plane, the axes along which an index is picked tell whether what is left is a single slice.
     """
 
-    format = "TIFF"
-
-    def __init__(self, path: Path, label: str, picked: frozenset[str] = frozenset()) -> None:
-        with needs_extra("volumes", "reading a TIFF volume"):
-            import tifffile
+    def __init__(self, place: Place) -> None:
+        path, label = place.path, place.label
         require_signature(path, label, "a TIFF file")
         with tifffile.TiffFile(path) as tif:
             _check_chain(tif, label)
             _check_description(tif, label)
             _check_companions(tif, path, label)
             series = _only_series(tif, label)
-            self.format = _variant(tif)
-            self.shape = tuple(series.shape)
-            self.dtype = np.dtype(series.dtype)
-            self.names = _names(series.axes)
-            self.assumed = self.names != series.axes.lower()
+            dialect = "ImageJ TIFF" if tif.is_imagej else "OME-TIFF" if tif.is_ome else "TIFF"
+            self.format = f"{dialect} (BigTIFF)" if tif.is_bigtiff else dialect
+            self.shape, self.dtype = tuple(series.shape), np.dtype(series.dtype)
+            self.names = names = _names(series.axes)
+            self.assumed = names != series.axes.lower()
             # ImageJ and OME state the number of slices; tifffile leaves out an axis of one.
-            self._single = (tif.is_imagej or tif.is_ome) and _is_plane(self.names, picked)
+            plane = names is not None and {"y", "x"} <= set(names) <= {"y", "x", *place.picked} - {"z"}
+            self._single = (tif.is_imagej or tif.is_ome) and plane
             if self._single:
-                self.names = f"z{self.names}"
+                self.names = f"z{names}"
             self.spacing, self.unit = _spacing(tif, series, self.names)
             if series.dataoffset is not None and not series.is_multifile:
                 stored = self.dtype.newbyteorder(tif.byteorder)
@@ -125,27 +116,9 @@ def _check_description(tif: tifffile.TiffFile, label: str) -> None:
 
 
 def _check_companions(tif: tifffile.TiffFile, path: Path, label: str) -> None:
-    """Raise if an OME-TIFF refers to pages in a file of another folder, before tifffile opens it.
-
-    Raises:
-        VolumeError: it does, or its OME-XML claims more planes than are ever stored.
-    """
-    if not tif.is_ome:
-        return
-    with reporting_read_errors(label, "OME-TIFF"):
-        root = ET.fromstring(tif.ome_metadata or "")  # noqa: S314  # tifffile parses the same text
-        elements = list(root.iter())
-        sizes = [math.prod(int(item.get(f"Size{axis}", 1)) for axis in "ZCT") for item in elements]
-        planes = max(*sizes, *(int(item.get("PlaneCount", 0)) for item in elements))
-    if planes > MOST_PLANES:
-        raise VolumeError(
-            f"{label}: its OME-XML claims {planes:,} planes, more than the limit of {MOST_PLANES:,}; write it again"
-        )
-    for item in elements:
-        name = item.get("FileName")
-        # The UUID of the file itself means this file, whatever its name was when it was written.
-        if item.tag.endswith("UUID") and name and item.text != root.get("UUID"):
-            confined(path.parent, name, label)
+    """Raise VolumeError if an OME-TIFF refers to pages in a file of another folder, before tifffile opens it."""
+    for name in re.findall("FileName\\s*=\\s*[\"']([^\"']*)", (tif.is_ome and tif.ome_metadata) or ""):
+        confined(path.parent, unescape(name), label)
 
 
 def _only_series(tif: tifffile.TiffFile, label: str) -> tifffile.TiffPageSeries:
@@ -156,26 +129,15 @@ def _only_series(tif: tifffile.TiffFile, label: str) -> tifffile.TiffPageSeries:
     """
     found = tif.series
     if len(found) != 1:
-        kinds = {f"{series.shape} of {series.dtype}" for series in found}
-        shapes = ", ".join(str(series.shape) for series in found[:4])
-        what = (
-            f"of different shapes or types ({shapes})"
-            if len(kinds) > 1
-            else f"of shape {shapes.partition(', (')[0]} that are compressed or stored differently"
+        listing = ", ".join(f"{series.shape} {series.dtype}" for series in found[:4])
+        raise VolumeError(
+            f"{label}: holds {len(found)} images, which differ in shape, type or compression ({listing}); save the volume to "
+            "a separate file"
         )
-        raise VolumeError(f"{label}: holds {len(found)} images {what}; save the volume to a separate file")
     series = found[0]
     if series.keyframe.dtype is None or series.transform is not None:
-        raise VolumeError(
-            f"{label}: its voxels are encoded in a way that cannot be read; save it as plain TIFF"
-        )
+        raise ValueError("its voxels are encoded in another way; save it as plain TIFF")
     return series
-
-
-def _variant(tif: tifffile.TiffFile) -> str:
-    """Return the name of the TIFF dialect."""
-    dialect = "ImageJ TIFF" if tif.is_imagej else "OME-TIFF" if tif.is_ome else "TIFF"
-    return f"{dialect} (BigTIFF)" if tif.is_bigtiff else dialect
 
 
 def _names(axes: str) -> str | None:
@@ -187,50 +149,25 @@ def _names(axes: str) -> str | None:
     return names if len(set(names)) == len(names) else None
 
 
-def _is_plane(names: str | None, picked: frozenset[str]) -> bool:
-    """Return whether axes are y and x, and others along which an index is picked."""
-    return names is not None and {"y", "x"} <= set(names) <= {"y", "x", *picked} - {"z"}
-
-
 def _spacing(
     tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, names: str | None
 ) -> tuple[tuple[float, ...] | None, Unit | None]:
-    """Return the voxel size along each named dimension of a series, from OME-XML or the metadata of ImageJ or tifffile."""
-    sizes: tuple[float, ...] | None
-    if tif.is_ome:
-        sizes, unit = _ome_spacing(tif.ome_metadata)
+    """Return the voxel size along each named dimension, from OME-XML or the metadata of ImageJ or tifffile."""
+    if tif.is_ome:  # of the first image, in micrometres unless it says otherwise
+        image = tifffile.xml2dict(tif.ome_metadata or "")["OME"]["Image"]
+        pixels = (image[0] if isinstance(image, list) else image)["Pixels"]
+        sizes = {axis: pixels.get(f"PhysicalSize{axis.upper()}") for axis in "zyx"}
+        units = {axis: pixels.get(f"PhysicalSize{axis.upper()}Unit", "um") for axis in "zyx"}
     else:
-        shaped = tif.shaped_metadata
-        sizes, unit = _stated_spacing(tif.imagej_metadata or (shaped[0] if shaped else {}), series.keyframe)
-    if sizes is None or names is None:
+        metadata = tif.imagej_metadata or (tif.shaped_metadata or [{}])[0]
+        # As in ImageJ, the resolution tags are pixels per the unit of the metadata.
+        x, y = series.keyframe.resolution
+        sizes = {"z": metadata.get("spacing"), "y": 1 / y if y > 0 else None, "x": 1 / x if x > 0 else None}
+        units = dict.fromkeys("zyx", metadata.get("unit"))
+    if None in sizes.values():
         return None, None
-    by_name = dict(zip("zyx", sizes, strict=True))
-    return tuple(by_name.get(name, math.nan) for name in names), unit
-
-
-def _ome_spacing(xml: str | None) -> tuple[tuple[float, ...] | None, Unit | None]:
-    """Read PhysicalSizeZ, Y and X of the first image; the default unit of OME-XML is the micrometre."""
-    from tifffile import xml2dict
-
-    image = xml2dict(xml or "")["OME"]["Image"]
-    pixels = (image[0] if isinstance(image, list) else image)["Pixels"]
-    keys = [f"PhysicalSize{axis}" for axis in "ZYX"]
-    if not all(key in pixels for key in keys):
-        return None, None
-    units = [normal_unit(pixels.get(f"{key}Unit", "um")) for key in keys]
-    return common_unit([float(pixels[key]) for key in keys], units)
-
-
-def _stated_spacing(
-    metadata: dict[str, Any], page: tifffile.TiffPage
-) -> tuple[tuple[float, float, float] | None, Unit | None]:
-    """Read the distance of slices from the metadata; as in ImageJ, the resolution tags are pixels per the same unit."""
-    x, y = page.resolution
-    try:
-        z = float(metadata["spacing"])
-    except (KeyError, TypeError, ValueError):
-        return None, None
-    return ((z, 1 / y, 1 / x), normal_unit(metadata.get("unit"))) if x > 0 and y > 0 else (None, None)
+    axes = names or ""
+    return scaled_spacing([sizes.get(axis) for axis in axes], [units.get(axis) for axis in axes], axes)
 
 
 class _PageReader:
@@ -241,7 +178,6 @@ class _PageReader:
     """
 
     def __init__(self, series: tifffile.TiffPageSeries, path: Path, label: str) -> None:
-        self._label = label
         self._keyframe = series.keyframe
         self._pages, self.files = _complete_pages(series, path, label)
         page_shape = self._keyframe.shape
@@ -249,10 +185,7 @@ class _PageReader:
         if (*self._leading, *page_shape) != tuple(series.shape) or math.prod(self._leading) != len(
             self._pages
         ):
-            raise VolumeError(
-                f"{label}: has {len(self._pages)} pages {page_shape} for an image {series.shape}; save it "
-                "as plain multi-page TIFF"
-            )
+            raise ValueError(f"it has {len(self._pages)} pages {page_shape} for an image {series.shape}")
         self._y, self._x = self._keyframe.axes.index("Y"), self._keyframe.axes.index("X")
         require_piece(label, "its strips or tiles", self._keyframe.chunks, np.dtype(series.dtype))
         self._segments = self._locate_segments()
@@ -302,11 +235,8 @@ class _PageReader:
     def _locate_segments(self) -> NDArray[np.int64]:
         """Return for each strip or tile its separate sample, depth, top, left, height and width."""
         count = math.prod(self._keyframe.chunked)
-        short = [i for i, page in enumerate(self._pages) if len(page.dataoffsets) < count]
-        if short:
-            raise VolumeError(
-                f"{self._label}: page {short[0]} lacks strips or tiles, the file is damaged; save it again"
-            )
+        if any(len(page.dataoffsets) < count for page in self._pages):
+            raise ValueError("a page lacks strips or tiles")
         rows = []
         for index in range(count):
             _, (sample, depth, top, left, _), (_, height, width, _) = self._keyframe.decode(None, index)
@@ -345,9 +275,7 @@ def _complete_pages(
     ends: dict[Path, int] = {}
     for number, page in enumerate(pages):
         if page is None:
-            raise VolumeError(
-                f"{label}: page {number} of {len(pages)} is missing; copy all files of the image again"
-            )
+            raise VolumeError(f"{label}: page {number} is missing; copy all files of the image again")
         file = Path(page.parent.filehandle.path)
         end = max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
         ends[file] = max(ends.get(file, 0), end)

@@ -1,34 +1,51 @@
-"""Zarr arrays (format 2 and 3) and OME-Zarr images (0.1 to 0.5), in a folder or at an address."""
+"""Zarr arrays (format 2 and 3) and OME-Zarr images (0.1 to 0.5), in a folder or at an address.
+
+Zarr puts the chunks of N5 and precomputed volumes together, too: ``DecodedChunks`` shows them to it as its own.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import math
+import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import zarr
+from zarr.abc.store import Store
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
 
-from evenslice._core import ConfigError, VolumeError, needs_extra, option
-from evenslice.volumes.read.checks import require_piece, without_warnings
-from evenslice.volumes.read.location import locate
-from evenslice.volumes.read.metadata import LARGEST_OFFSET, is_inside, letters, scaled_spacing
-from evenslice.volumes.read.remote import reporting_network_errors
-from evenslice.volumes.read.source import VoxelSource
+from evenslice._core import ConfigError, VolumeError, option
+from evenslice.volumes.read.chunk_files import (
+    ChunkFiles,
+    encoded_limit,
+    reporting_network_errors,
+    require_whole_blosc,
+)
+from evenslice.volumes.read.source import (
+    LARGEST_PIECE,
+    Place,
+    VoxelSource,
+    in_voxels,
+    is_inside,
+    letters,
+    locate,
+    require_piece,
+    scaled_spacing,
+    without_warnings,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from evenslice.volumes.read.location import Place
-
-__all__ = ["ZarrSource", "image_above", "is_zarr", "settle"]
-
 _MOST_NESTED = 3
 """How many folders below that of its image the array of a level is looked for."""
-
-_METADATA_FILES = ("zarr.json", ".zarray", ".zgroup")
 
 _PATIENCE = 3
 """Seconds that are waited for reads that nobody needs any more."""
@@ -36,42 +53,32 @@ _PATIENCE = 3
 _WAITING = "evenslice: waits for the others"
 """Name of tasks that wait for Zarr's tasks, which do not wait for each other."""
 
-
-def is_zarr(path: Path) -> bool:
-    """Return whether a folder is a Zarr array or group, of either format."""
-    return any((path / name).is_file() for name in _METADATA_FILES)
+_METADATA = {"zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"}
 
 
-def image_above(path: Path) -> tuple[Path, int] | None:
-    """Return the OME-Zarr image that an array in a folder is a level of, and which level; None if it is none."""
-    import zarr
+class ArrayInChunks(VoxelSource):
+    """An array that Zarr puts together."""
 
-    from evenslice.volumes.read.zarr_store import ChunkStore
+    array: Any
+    fresh = True
 
-    for folder in list(path.parents)[:_MOST_NESTED]:
-        if not is_zarr(folder):
-            continue
-        node = zarr.open(ChunkStore(locate(folder)), mode="r")
-        if not isinstance(node, zarr.Group) or not (images := _images(node)):
-            continue
-        for level, dataset in enumerate(images[0]["datasets"]):
-            if folder / str(dataset["path"]).strip("/") == path:
-                return folder, level
-    return None
+    def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
+        """Decode the chunks under ``key``."""
+        try:
+            return np.asarray(self.array[key])
+        except Exception:
+            settle(_PATIENCE)  # what fails in other chunks later would be printed
+            raise
 
 
-class ZarrSource(VoxelSource):
+class ZarrSource(ArrayInChunks):
     """A Zarr array, or one resolution level of an OME-Zarr image."""
 
     def __init__(self, place: Place) -> None:
-        with needs_extra("volumes", "reading a Zarr volume"):
-            import zarr
-
-            from evenslice.volumes.read.zarr_store import ChunkStore
         label, level = place.label, place.level
         store = ChunkStore(place)
         with without_warnings():  # of codecs that other programs may not read
-            if isinstance(place.location, str):
+            if store.files.remote:
                 with reporting_network_errors(label):
                     node = zarr.open(store, mode="r")
             else:
@@ -81,23 +88,29 @@ class ZarrSource(VoxelSource):
                     raise ConfigError(
                         f"{label}: has only one resolution level; omit {option('level', level)}"
                     )
-                array = node
-                self.names = _dimension_names(node)
+                array: Any = node
+                # Of Zarr 3, or of xarray.
+                named: Any = getattr(node.metadata, "dimension_names", None) or node.attrs.get(
+                    "_ARRAY_DIMENSIONS"
+                )
+                self.names = letters(named) if named else None
             else:
                 array = self._open_level(node, _first_image(node, label), level, label)
-        self.format = f"{'Zarr' if array is node else 'OME-Zarr'} v{array.metadata.zarr_format}"
-        self.shape = array.shape
-        self.dtype = np.dtype(array.dtype)
-        self.chunks = array.chunks
-        require_piece(label, "its chunks", self.chunks, self.dtype)
-        _refuse_pickles(array, label)
+        self.array, metadata = array, array.metadata
+        self.format = f"{'Zarr' if array is node else 'OME-Zarr'} v{metadata.zarr_format}"
+        self.shape, self.dtype, self.chunks = array.shape, np.dtype(array.dtype), array.chunks
+        require_piece(label, "its chunks", array.chunks, self.dtype)
+        if metadata.zarr_format == 2 and any(
+            codec is not None and codec.codec_id == "pickle"
+            for codec in (metadata.compressor, *(metadata.filters or ()))
+        ):
+            raise VolumeError(
+                f"{label}: its chunks are pickled Python objects, which are never loaded; write numbers"
+            )
         store.expect(array)
-        self.array = array
 
     def _open_level(self, group: Any, image: Mapping[str, Any], level: int, label: str) -> Any:
         """Open the array of a level and set the names, spacing and unit of its axes."""
-        import zarr
-
         datasets = image["datasets"]
         if not 0 <= level < len(datasets):
             raise ConfigError(
@@ -124,58 +137,19 @@ class ZarrSource(VoxelSource):
         self.names = letters(names)
         scale, translation = _placement(len(names), [datasets[level], image])
         if scale is not None:
-            units = [axis.get("unit") for axis in axes]
-            self.spacing, self.unit = scaled_spacing(list(scale), units, names)
-        self.offset = _in_voxels(translation, scale)
+            self.spacing, self.unit = scaled_spacing(scale, [axis.get("unit") for axis in axes], names)
+        self.offset = in_voxels(translation, scale or [1] * len(names))
         return array
 
-    def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
-        """Decode the chunks under ``key``."""
-        try:
-            return np.asarray(self.array[key])
-        except Exception:
-            settle(_PATIENCE)  # what fails in other chunks later would be printed
-            raise
-
-
-def _refuse_pickles(array: Any, label: str) -> None:
-    """Raise VolumeError if chunks are pickled, which a codec of format 2 would load."""
-    metadata = array.metadata
-    if metadata.zarr_format == 2 and any(
-        codec is not None and codec.codec_id == "pickle"
-        for codec in (metadata.compressor, *(metadata.filters or ()))
-    ):
-        raise VolumeError(
-            f"{label}: its chunks are pickled Python objects, which are never loaded; write numbers"
-        )
-
-
-def settle(seconds: float | None = None) -> None:
-    """Wait for whatever Zarr reads and writes, after a chunk has failed: its other tasks go on.
-
-    Args:
-        seconds: how long at most; by default until all is done.
-    """
-    from zarr.core.sync import sync
-
-    sync(_all_others(seconds))
-
-
-async def _all_others(seconds: float | None) -> None:
-    own = asyncio.current_task()
-    if own is not None:
-        own.set_name(_WAITING)
-    if others := {task for task in asyncio.all_tasks() if task.get_name() != _WAITING}:
-        done, _ = await asyncio.wait(others, timeout=seconds)
-        for task in done:
-            if not task.cancelled():
-                task.exception()  # else asyncio reports it, with its traceback
-
-
-def _dimension_names(array: Any) -> str | None:
-    """Return the dimension names of Zarr 3 or xarray, if they are single letters."""
-    named = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
-    return letters([str(name).lower() for name in named]) if named else None
+    def image(self, path: Path) -> tuple[tuple[Any, ...], int] | None:
+        """Return the OME-Zarr image that an array in a folder is a level of, and which level; None if it is none."""
+        for folder in list(path.parents)[:_MOST_NESTED]:
+            with suppress(Exception):  # whatever is wrong with a folder above does not concern the array
+                node = zarr.open_group(ChunkStore(locate(folder)), mode="r")
+                for level, dataset in enumerate(_images(node)[0]["datasets"]):
+                    if folder / dataset["path"].strip("/") == path:
+                        return (folder,), level
+        return None
 
 
 def _first_image(group: Any, label: str) -> Mapping[str, Any]:
@@ -204,11 +178,11 @@ def _images(group: Any) -> Sequence[Mapping[str, Any]]:
 
 def _placement(
     dimensions: int, transformed: Sequence[Mapping[str, Any]]
-) -> tuple[NDArray[np.float64] | None, NDArray[np.float64]]:
+) -> tuple[list[float] | None, list[float]]:
     """Return the scale along each dimension, None if none is stated, and the translation after it.
 
     Source: OME-Zarr 0.4 and 0.5, section "multiscales" metadata: the transformations of a dataset are applied first,
-    those of the image after them.
+    those of the image after them. A translation that is no list of numbers, as many as dimensions, is NaN.
     """
     scale, translation = np.ones(dimensions), np.zeros(dimensions)
     found = False
@@ -219,23 +193,183 @@ def _placement(
                 scale, translation = scale * factors, translation * factors
                 found = True
             elif transformation.get("type") == "translation":
-                translation = translation + _numbers(transformation.get("translation"), dimensions)
-    return scale if found else None, translation
+                try:
+                    translation = translation + np.asarray(transformation["translation"], float)
+                except (TypeError, ValueError, KeyError):
+                    translation = np.full(dimensions, np.nan)
+    return scale.tolist() if found else None, translation.tolist()
 
 
-def _numbers(values: Any, count: int) -> NDArray[np.float64]:
-    """Return as many numbers as there are dimensions; NaN for anything else, such as numbers in a file of their own."""
-    with suppress(TypeError, ValueError, OverflowError):
-        numbers = np.asarray(values, float)
-        if numbers.shape == (count,):
-            return numbers
-    return np.full(count, np.nan)
+class ChunkStore(Store):
+    """The files below a folder or an address, as Zarr reads them.
+
+    Args:
+        place: the folder or address.
+    """
+
+    supports_writes = supports_deletes = False
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(read_only=True)
+        self.files = ChunkFiles(place)
+        self._most, self._blosc = LARGEST_PIECE, False
+
+    def expect(self, array: Any) -> None:
+        """From now on, expect the chunks of an array, a ``zarr.Array`` that was opened in this store."""
+        voxels = math.prod(array.shards or array.chunks)
+        # Filters may widen voxels to 64 bits; each chunk of a shard has an entry in its index.
+        self._most = encoded_limit(8 * voxels + 128 * voxels // max(math.prod(array.chunks), 1))
+        metadata = array.metadata
+        last = metadata.compressor if metadata.zarr_format == 2 else metadata.codecs[-1]
+        self._blosc = "blosc" in type(last).__name__.lower()
+
+    async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
+        """Return the content of a file or a part of it, None if it is missing."""
+        read = _in_thread if self.files.remote else asyncio.to_thread
+        found = await read(self._read, key, byte_range)
+        return None if found is None else (prototype or default_buffer_prototype()).buffer.from_bytes(found)
+
+    def _read(self, key: str, byte_range: Any) -> bytes | None:
+        if key.rpartition("/")[2] in _METADATA:
+            return self.files.read_metadata(key)
+        found = self.files.read(key, self._most, None if byte_range is None else _span(byte_range))
+        if self._blosc and byte_range is None and found is not None:
+            require_whole_blosc(found)
+        return found
+
+    async def get_partial_values(self, prototype: Any, key_ranges: Any) -> Any:
+        """Return parts of several files."""
+        return await asyncio.gather(*(self.get(key, prototype, part) for key, part in key_ranges))
+
+    async def exists(self, key: str) -> bool:
+        """Return whether there is a file."""
+        return await self.get(key) is not None
+
+    @property
+    def supports_listing(self) -> bool:
+        """Folders at an address are not listed: web servers cannot, and buckets need not allow it."""
+        return not self.files.remote
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        """Yield the names in a folder."""
+        for path in sorted((self.files.place.path / prefix).iterdir()):
+            yield path.name
+
+    def list(self) -> AsyncIterator[str]:
+        """Not needed to read."""
+        raise NotImplementedError
+
+    def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        """Not needed to read."""
+        raise NotImplementedError
+
+    async def set(self, key: str, value: Any) -> None:
+        """Never write."""
+        raise NotImplementedError
+
+    async def delete(self, key: str) -> None:
+        """Never remove."""
+        raise NotImplementedError
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ChunkStore) and self.files.place == other.files.place
+
+    __hash__ = Store.__hash__
 
 
-def _in_voxels(
-    translation: NDArray[np.float64], scale: NDArray[np.float64] | None
-) -> tuple[float, ...] | None:
-    """Return a translation in voxels; None if it is no place that voxels can have."""
-    with np.errstate(all="ignore"):
-        voxels = translation if scale is None else np.where(translation == 0, 0, translation / scale)
-    return tuple(voxels.tolist()) if (np.abs(voxels) <= LARGEST_OFFSET).all() else None
+class DecodedChunks(ChunkStore):
+    """A volume of another format, as Zarr reads it: an array of uncompressed chunks.
+
+    Args:
+        place: where it is.
+        shape: its shape.
+        chunks: that of a chunk, which the last ones along an axis need not have.
+        dtype: data type of the voxels.
+        decode: returns the chunk with an index in the grid; None for zeros.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        shape: Sequence[int],
+        chunks: Sequence[int],
+        dtype: np.dtype[Any],
+        decode: Callable[[tuple[int, ...]], NDArray[Any] | None],
+    ) -> None:
+        super().__init__(place)
+        self._chunks, self._dtype, self._decode = tuple(chunks), dtype.newbyteorder("<"), decode
+        self._header = {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": shape,
+            "data_type": dtype.name,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunks}},
+            "chunk_key_encoding": {"name": "default"},
+            "fill_value": 0,
+            "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+        }
+
+    def array(self) -> Any:
+        """Return the ``zarr.Array``."""
+        return zarr.open_array(self, mode="r")
+
+    def _read(self, key: str, byte_range: Any) -> bytes | None:  # noqa: ARG002  # Zarr asks for whole chunks
+        if key == "zarr.json":
+            return json.dumps(self._header).encode()
+        if not key.startswith("c/"):
+            return None
+        chunk = self._decode(tuple(map(int, key.split("/")[1:])))
+        if chunk is None:
+            return None
+        whole = np.zeros(self._chunks, self._dtype)
+        whole[tuple(map(slice, chunk.shape))] = chunk
+        return whole.tobytes()
+
+
+async def _in_thread(function: Callable[..., bytes | None], *arguments: Any) -> bytes | None:
+    """Call a function in a thread for which nothing waits when the process is interrupted; a server may be slow."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[bytes | None] = loop.create_future()
+
+    def tell(result: bytes | None, error: Exception | None) -> None:
+        if not done.done():
+            done.set_exception(error) if error else done.set_result(result)
+
+    def work() -> None:
+        result, error = None, None
+        try:
+            result = function(*arguments)
+        except Exception as raised:  # noqa: BLE001  # raised where it is awaited
+            error = raised
+        with suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(tell, result, error)
+
+    threading.Thread(target=work, name="evenslice reading a chunk", daemon=True).start()
+    return await done
+
+
+def _span(request: Any) -> slice:
+    """Return what one of Zarr's requests for a part of a file means."""
+    if hasattr(request, "suffix"):
+        return slice(-request.suffix, None)
+    return slice(request.offset, None) if hasattr(request, "offset") else slice(request.start, request.end)
+
+
+def settle(seconds: float | None = None) -> None:
+    """Wait for whatever Zarr reads and writes, after a chunk has failed: its other tasks go on.
+
+    Args:
+        seconds: how long at most; by default until all is done.
+    """
+    sync(_all_others(seconds))
+
+
+async def _all_others(seconds: float | None) -> None:
+    own = asyncio.current_task()
+    if own is not None:
+        own.set_name(_WAITING)
+    if others := {task for task in asyncio.all_tasks() if task.get_name() != _WAITING}:
+        done, _ = await asyncio.wait(others, timeout=seconds)
+        for task in done:
+            if not task.cancelled():
+                task.exception()  # else asyncio reports it, with its traceback

@@ -43,7 +43,7 @@ from evenslice._core import (
     reporting_write_errors,
     staged_file,
 )
-from evenslice.volumes.read.location import is_address, refuse_secret
+from evenslice.volumes.read.source import is_address, refuse_secret
 from evenslice.volumes.volume import Volume
 from evenslice.volumes.write.files import (
     Image,

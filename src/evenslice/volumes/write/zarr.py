@@ -21,7 +21,7 @@ from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from evenslice._core import EvensliceError, OutputError, needs_extra, reason
 from evenslice.volumes.blocks import cut_axis
-from evenslice.volumes.read.remote import s3_connection
+from evenslice.volumes.read.chunk_files import s3_connection
 from evenslice.volumes.read.zarr import settle
 from evenslice.volumes.write.files import chunk_shape
 
@@ -353,7 +353,7 @@ def _file_system(url: str) -> tuple[Any, str]:
 
 
 def _options(url: str) -> dict[str, Any]:
-    # Credentials come from where the AWS tools look for them, as in `read.remote`.
+    # Credentials come from where the AWS tools look for them, as in `read.chunk_files`.
     return s3_connection() if url.startswith("s3:") else {}
 
 

@@ -86,3 +86,9 @@ def write_n5(path: Path, array: np.ndarray, compression: str = "raw", **attribut
 def change_json(path: Path, **changes: Any) -> None:
     """Change entries of a JSON object in a file."""
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def first_chunk(path: Path) -> Path:
+    """Return a file that holds a chunk, or several."""
+    files = (file for file in sorted(path.rglob("*")) if file.is_file())
+    return next(file for file in files if file.name not in ("info", "attributes.json"))
