@@ -290,7 +290,7 @@ DATA = '<TiffData IFD="0" PlaneCount="{}"/>'
 def test_ome_tiff_that_claims_planes_without_end(tmp_path, depth, planes):
     path = ome(tmp_path / "a.ome.tif", OME.format("", depth, DATA.format(planes)))
     found = answer(READ, path)
-    assert_bounded(found, f"refused: {path}: its OME-XML claims 2,000,000,000 planes")
+    assert_bounded(found, f"refused: {path}: its OME-XML claims more planes than")
 
 
 @pytest.mark.parametrize("suffix", ["tif", "nii", "dcm", "mha", "nrrd", "h5", "mrc", "npy"])
