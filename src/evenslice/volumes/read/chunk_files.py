@@ -169,8 +169,8 @@ class ChunkFiles:
         folder = (self.place.location / name).parent
         while not folder.is_dir() and folder != self.place.location:
             folder = folder.parent
-        found = folder.stat()
-        if max(found.st_mtime, found.st_ctime) > self.place.since:
+        found = folder.stat() if folder.is_dir() else None
+        if found is None or max(found.st_mtime, found.st_ctime) > self.place.since:
             raise VolumeError(
                 f"{self.place.label}: its chunk {name[:80]!r} is missing and its folder has changed since it was opened; "
                 "put it back, or start again"

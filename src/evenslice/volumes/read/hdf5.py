@@ -89,7 +89,7 @@ def _dataset(file: Any, part: str, label: str) -> Any:
     """
     try:
         node = _node(file, part, label)
-    except (KeyError, AttributeError):  # the latter of what is below a dataset
+    except (KeyError, AttributeError, RuntimeError):  # as what lies below a dataset raises
         known = [f"/{name}" for name in list(file)[:100]]
         raise VolumeError(f"{label}: has no dataset {part}; {did_you_mean(part, known)}") from None
     if isinstance(node, h5py.Group):

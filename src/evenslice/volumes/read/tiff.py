@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
+MOST_PLANES = 2**20
+"""Number of planes of an OME-TIFF image; each takes an entry in a list."""
+
+
 class TiffSource(VoxelSource):
     """The one image of a TIFF file, in the order of its pages.
 
@@ -116,8 +120,16 @@ def _check_description(tif: tifffile.TiffFile, label: str) -> None:
 
 
 def _check_companions(tif: tifffile.TiffFile, path: Path, label: str) -> None:
-    """Raise VolumeError if an OME-TIFF refers to pages in a file of another folder, before tifffile opens it."""
-    for name in re.findall("FileName\\s*=\\s*[\"']([^\"']*)", (tif.is_ome and tif.ome_metadata) or ""):
+    """Check what OME-XML claims before tifffile believes it.
+
+    Raises:
+        VolumeError: it refers to pages in a file of another folder, or claims more planes than are ever stored.
+    """
+    xml = (tif.is_ome and tif.ome_metadata) or ""
+    planes = re.findall("(?:Size[ZCT]|PlaneCount)\\s*=\\s*[\"']\\s*([0-9]+)", xml)
+    if any(int(claimed) > MOST_PLANES for claimed in planes):
+        raise VolumeError(f"{label}: its OME-XML claims more planes than {MOST_PLANES:,}; write it again")
+    for name in re.findall("FileName\\s*=\\s*[\"']([^\"']*)", xml):
         confined(path.parent, unescape(name), label)
 
 
