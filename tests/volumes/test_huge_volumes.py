@@ -10,7 +10,7 @@ import pytest
 from chunk_server import serving
 
 from evenslice._core.errors import VolumeError
-from evenslice.volumes import LabelValues, Scaling, blocks, fit_scaling, info, scaling
+from evenslice.volumes import LabelValues, Scaling, blocks, fit_scaling, info
 from evenslice.volumes.info import fingerprint, modified
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.chunk_files import THREADS
@@ -151,7 +151,7 @@ def test_a_folder_of_many_files_is_known_to_be_unmodified_without_a_list_of_them
 
 
 def test_nan_in_a_huge_volume_is_reported_without_reading_it_whole(monkeypatch):
-    monkeypatch.delattr(scaling, "find_nonfinite")
+    monkeypatch.delattr(windows, "find_nonfinite")
     volume = open_volume(Noise(bad=np.nan))
     with pytest.raises(
         VolumeError, match=r"\d+ of \d+ voxels of a sample are NaN or infinite; to accept .* as fill"
