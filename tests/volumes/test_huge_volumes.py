@@ -10,7 +10,7 @@ import pytest
 from chunk_server import serving
 
 from evenslice._core.errors import VolumeError
-from evenslice.volumes import LabelValues, Scaling, blocks, fit_scaling, info
+from evenslice.volumes import LabelValues, Scaling, blocks, fit_scaling, info, windows
 from evenslice.volumes.info import fingerprint, modified
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.chunk_files import THREADS
