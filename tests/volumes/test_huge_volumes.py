@@ -11,7 +11,6 @@ import zarr
 from chunk_server import serving
 
 from evenslice import VolumeError, open_volume
-from evenslice.inference.ready_networks import scaling
 from evenslice.volumes import (
     LabelValues,
     Scaling,
@@ -24,6 +23,7 @@ from evenslice.volumes import (
     modified,
     reslice,
     take_slices,
+    windows,
 )
 from evenslice.volumes.read.chunk_files import THREADS
 
@@ -157,7 +157,7 @@ def test_a_folder_of_many_files_is_known_to_be_unmodified_without_a_list_of_them
 
 
 def test_nan_in_a_huge_volume_is_reported_without_reading_it_whole(monkeypatch):
-    monkeypatch.delattr(scaling, "find_nonfinite")
+    monkeypatch.delattr(windows, "find_nonfinite")
     volume = open_volume(Noise(bad=np.nan))
     with pytest.raises(
         VolumeError, match=r"\d+ of \d+ voxels of a sample are NaN or infinite; to accept .* as fill"

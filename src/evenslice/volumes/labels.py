@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from evenslice.volumes.opening import VolumeLike
-    from evenslice.volumes.reading import LabelValues
     from evenslice.volumes.volume import Volume
     from evenslice.volumes.windows import Scaling
 
@@ -40,17 +39,24 @@ _BLOCK_BYTES = 2**22
 _BOUNDARY_BYTES = 2**25  # of a block that is read with chunks around it, so that few are decoded twice
 
 
-def class_volume(stored: Volume, values: LabelValues, classes: int | None) -> Volume:
+def class_volume(
+    stored: Volume,
+    values: tuple[int, ...],
+    *,
+    other_labels: str,
+    ignore_label: int | None,
+    instances: str | None,
+) -> Volume:
     """Return the volume of classes of stored label values, as ``LabelValues.class_volume`` says."""
-    if values.instances is not None:
+    if instances is not None:
         axes = stored._stored.arrangement.zyx[1:]  # noqa: SLF001  # set by `open_volume`
-        dense = values.instances == "dense"
-        find = partial(_boundaries, path=stored.path, axes=axes, dense=dense, ignore=values.ignore_label)
+        dense = instances == "dense"
+        find = partial(_boundaries, path=stored.path, axes=axes, dense=dense, ignore=ignore_label)
         return map_voxels(stored, find, np.int64, around=True)
-    known, lenient = values.of_classes(classes), values.other_labels == "background"
-    if lenient and not known:
-        raise ConfigError(f"{option('other_labels', values.other_labels)}: give {option('label_values')} too")
-    find = partial(_classes, path=stored.path, values=known, lenient=lenient, ignore=values.ignore_label)
+    lenient = other_labels == "background"
+    if lenient and not values:
+        raise ConfigError(f"{option('other_labels', other_labels)}: give {option('label_values')} too")
+    find = partial(_classes, path=stored.path, values=values, lenient=lenient, ignore=ignore_label)
     return map_voxels(stored, find, np.int64)
 
 

@@ -142,7 +142,13 @@ class LabelValues:
         from evenslice.volumes.labels import class_volume
 
         self.check(classes)
-        return class_volume(stored, self, classes)
+        return class_volume(
+            stored,
+            self.of_classes(classes),
+            other_labels=self.other_labels,
+            ignore_label=self.ignore_label,
+            instances=self.instances,
+        )
 
     def background_volume(self, stored: Volume) -> Volume | None:
         """Return where stored values are the background of sparse objects, as a volume of bool; None for other labels.
