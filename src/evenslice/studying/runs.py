@@ -160,8 +160,8 @@ def plan_runs(config: StudyConfig) -> list[Run]:
                 train = partial(
                     _train_config, config, architecture, folds[data.name][fold], data.training, seed
                 )
-                place = {"dataset": data.name, "architecture": architecture.name, "fold": fold, "seed": seed}
-                runs += _runs_of_arms(partial(Run, **place, audit=config.audit), arms, train)
+                make = partial(Run, data.name, architecture.name, fold=fold, seed=seed, audit=config.audit)
+                runs += _runs_of_arms(make, arms, train)
     _check_different(runs)
     return runs
 
