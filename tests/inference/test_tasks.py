@@ -362,7 +362,7 @@ def test_targets_are_resolved_by_what_is_returned():
     assert resolve_target("sum", torch.zeros(1, 5)) == "sum"
     assert resolve_target("auto", torch.zeros(1, 1, 4, 4, dtype=torch.long)) == "predicted"
     assert resolve_target("auto", torch.zeros(1, 5, 4, 4, 4)) == "sum"
-    with pytest.raises(ModelError, match="the network returns detections"):
+    with pytest.raises(ModelError, match="which the network does not return"):
         resolve_target("predicted", [{"scores": torch.zeros(1)}])
 
 
