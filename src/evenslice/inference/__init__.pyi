@@ -25,7 +25,7 @@ from .exporting.export import (
 from .exporting.onnx_symmetrizing import symmetrize_onnx as symmetrize_onnx
 from .network_outputs import class_logits as class_logits, holds_probabilities as holds_probabilities
 from .onnx_networks import ONNX as ONNX, OnnxNetwork as OnnxNetwork, load_onnx as load_onnx
-from .prediction import choose_tile as choose_tile, even_slices as even_slices, predict as predict
+from .prediction import choose_tile as choose_tile, predict as predict
 from .ready_networks import (
     BlackBox as BlackBox,
     ReadyNetwork as ReadyNetwork,
