@@ -19,7 +19,6 @@ from .onnx_networks import ONNX as ONNX, OnnxNetwork as OnnxNetwork, load_onnx a
 from .prediction import (
     choose_tile as choose_tile,
     class_logits as class_logits,
-    even_slices as even_slices,
     holds_probabilities as holds_probabilities,
     predict as predict,
 )
