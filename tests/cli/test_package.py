@@ -37,7 +37,7 @@ HEAVY = ["torch", "numpy", "scipy", "matplotlib", "timm", "zarr"]
         ),
         (
             EARLY,
-            "2 False False",
+            "2",
         ),  # a mistake in a study is told before the libraries of training are imported
     ],
 )
