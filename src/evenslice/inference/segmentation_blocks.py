@@ -82,6 +82,7 @@ FEWEST_TASKS = 8  # and two for each worker: a few large ones would leave worker
 LONGEST_NAME = 200  # bytes of the name of an output, of which a file system allows 255
 SEEN_LATE = 90.0  # seconds; NFS takes what it knows of a folder to be true for up to 60
 LOOK_SECONDS = 2.0
+DEEPEST = 12  # levels of a setting that are looked at
 
 
 def unfinished_folder(
@@ -301,42 +302,51 @@ def describe_network(network: Network) -> list[str]:
     return [_digest(parts), str(network.scaling), str(network.dtype)]
 
 
-def _function_parts(function: Callable[..., Any]) -> list[str]:
+def _function_parts(function: Callable[..., Any], depth: int = 0) -> list[str]:
     """Return the source of a function, or of the class of an object, and the values that it keeps."""
     inner = getattr(function, "__func__", function)  # of a method
     named = inner if inspect.isroutine(inner) else type(inner)
-    parts = [
-        _plain_values(getattr(inner, "__dict__", {})),
-        _plain_values(getattr(function, "__self__", None)),
+    kept = [
+        getattr(inner, "__dict__", {}),
+        getattr(function, "__self__", None),
+        getattr(inner, "__defaults__", None),
     ]
+    parts = [_plain_values(values, depth) for values in kept]
     with suppress(OSError, TypeError):  # a builtin has no source
         parts.append(inspect.getsource(named))
     if inspect.isfunction(inner):
-        parts.append(_plain_values({**inspect.getclosurevars(inner).nonlocals, "": inner.__defaults__}))
+        with suppress(ValueError):  # a variable that is not set yet
+            parts.append(_plain_values(inspect.getclosurevars(inner).nonlocals, depth))
     return parts
 
 
-def _plain_values(values: Any) -> str:
-    """Return what settings hold: numbers, text, arrays, and lists of these; a private whole number may count the calls."""
+def _plain_values(values: Any, depth: int = 0) -> str:
+    """Return what settings hold: numbers, text, arrays, functions, and lists of these."""
     if isinstance(values, torch.Tensor):
-        values = (
-            values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy(),
-            values.dtype,
-            values.shape,
-        )
+        raw = values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        values = raw, values.dtype, tuple(values.shape)
     if isinstance(values, np.ndarray | np.generic):
         return f"{values.dtype} {values.shape} {hashlib.sha256(values.tobytes()).hexdigest()}"
-    if isinstance(values, dict):
-        kept = [
-            f"{name}={_plain_values(item)}"
-            for name, item in values.items()
-            if not (str(name).startswith("_") and isinstance(item, int | dict))
-        ]
-        return f"{{{', '.join(kept)}}}"
-    if isinstance(values, list | tuple):
-        return f"[{', '.join(map(_plain_values, values))}]"
-    known = values is None or isinstance(values, bool | int | float | complex | str | bytes | torch.dtype)
-    return repr(values) if known else type(values).__qualname__
+    if values is None or isinstance(values, bool | int | float | complex | str | bytes | torch.dtype):
+        return repr(values)
+    parts: list[str] = []
+    if depth == DEEPEST:  # a value may hold itself
+        pass
+    elif isinstance(values, dict):
+        kept = {name: item for name, item in values.items() if _is_setting(str(name), item)}
+        parts = [f"{name}={_plain_values(item, depth + 1)}" for name, item in kept.items()]
+    elif isinstance(values, list | tuple):
+        parts = [_plain_values(item, depth + 1) for item in values]
+    elif inspect.isroutine(values):
+        parts = _function_parts(values, depth + 1)
+    return f"{type(values).__qualname__} [{', '.join(parts)}]"
+
+
+def _is_setting(name: str, value: Any) -> bool:
+    """Return whether a result may depend on an attribute; a private whole number may count the calls."""
+    return not name.startswith("_") or isinstance(
+        value, float | complex | np.ndarray | np.generic | torch.Tensor
+    )
 
 
 def _digest(parts: Sequence[str]) -> str:

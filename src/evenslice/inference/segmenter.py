@@ -189,10 +189,10 @@ def stated_reading(spec: str, weights: str | None) -> tuple[Reading | None, tupl
             return None, None
         crop = None if spec == ONNX else stated.get("crop")
         if crop is not None:
-            y, x = crop
-            if not all(type(side) is int and side > 0 for side in crop):
+            whole = isinstance(crop, list) and all(type(side) is int and side > 0 for side in crop)
+            if not whole or len(crop) != 2:
                 raise ValueError(f"crop {crop!r:.40}")
-            crop = y, x
+            crop = crop[0], crop[1]
         return Reading.from_plain(stated), crop
     except UNREADABLE as error:
         if isinstance(error, OSError) and error.strerror:
