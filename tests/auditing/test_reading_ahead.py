@@ -73,7 +73,13 @@ def document(found):
 
 
 def reading():
-    return [thread for thread in threading.enumerate() if thread.name == "evenslice reading ahead"]
+    """The threads that still read after a moment."""
+    until = time.monotonic() + 10
+    while (found := [it for it in threading.enumerate() if it.name == "evenslice reading ahead"]) and (
+        time.monotonic() < until
+    ):
+        time.sleep(0.01)
+    return found
 
 
 @pytest.mark.parametrize("options", [{}, {"target": "labels"}])

@@ -26,7 +26,7 @@ BAD = [
     ([*GOOD, "--slices", "4"], r"4.*odd"),
     ([*GOOD, "--strategy", "unifrom"], r"did you mean 'uniform'"),
     ([*GOOD, "--strategy", "0.25,half,0.25"], r"0.25,half,0.25: give the name of one strategy"),
-    ([*GOOD, "--strategy", "0.3,0.5,0.3"], r"sum to 1.1"),
+    ([*GOOD, "--strategy", "0.3,0.5,0.3"], r"3 weights, .* sum to 1"),
     ([*GOOD, "--method", "gradeint"], r"did you mean 'gradient'"),
     ([*GOOD, "--tie", "miror"], r"did you mean 'mirror'"),
     ([*GOOD, "--require", "symetric"], r"--require symetric: did you mean 'symmetric'\?"),

@@ -89,7 +89,7 @@ def test_each_reader_sees_their_own_spelling_in_any_process(name, value, python,
         (lambda: evenslice.Reading(plane="w"), "--plane w: known"),
         (lambda: evenslice.open_volume(np.zeros((2, 2, 2)), axes="xyq"), "--axes xyq: give one letter"),
         (lambda: evenslice.open_volume(np.zeros((2, 2, 2)), level=2), "omit --level 2"),
-        (lambda: evenslice.load_onnx("none.onnx", std=0), "--std 0.0: give finite numbers"),
+        (lambda: evenslice.load_onnx("none.onnx", std=0), "--std 0.0: give no std of 0"),
     ],
 )
 def test_errors_about_an_option_name_it_as_the_command_line_does(call, shell):

@@ -230,8 +230,8 @@ def depth_of(returned):
     [
         (lambda returned: returned["no"], "fails on what the network returned, dict: KeyError: 'no'"),
         (lambda returned: returned, "returns dict; it must return a tensor"),
-        (lambda returned: returned["depth"].sum(), r"returns \(\) for 1 window;"),
-        (lambda returned: returned["depth"][0], r"returns \(32, 32\) for 1 window;"),
+        (lambda returned: returned["depth"].sum(), r"returns \(\) for a batch of 1;"),
+        (lambda returned: returned["depth"][0], r"returns \(32, 32\) for a batch of 1;"),
     ],
 )
 def test_a_reduction_that_does_not_do_is_refused(texture, outputs, message):

@@ -597,7 +597,7 @@ BAD = {
     ),
     "no cut": ({"model__symmetrize": "nowhere"}, "^model.symmetrize: nowhere|no module 'nowhere'"),
     "nothing to train": ({"model__spec": "trainable:frozen"}, "no parameter that requires a gradient"),
-    "own error": ({"model__spec": "trainable:faulty"}, "fails in its forward pass"),
+    "own error": ({"model__spec": "trainable:faulty"}, "KeyError: 'in'"),
     "no GPU": ({"training__accelerator": "gpu"}, r"^training\.accelerator: gpu: is not available here"),
     "float16 on a CPU": ({"training__dtype": "float16"}, r"^training\.dtype: float16: is for GPUs"),
 }

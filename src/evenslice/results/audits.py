@@ -313,7 +313,7 @@ class AuditResult:
         """
         path = local_path(path)
         if path.suffix != ".json":
-            raise OutputError(f"{path}: an audit is kept in a .json file; write {path.with_suffix('.json')}")
+            raise OutputError(f"{path}: an audit is kept in a .json file; name one, such as audit.json")
         arrays = to_arrays(self.examples, "examples/")
         if self.measurements is not None:
             arrays |= to_arrays(self.measurements, "measurements/")
@@ -339,6 +339,8 @@ class AuditResult:
             ConfigError: one of the two cannot be read, or is not part of an audit.
         """
         path = local_path(path, ConfigError)
+        if path.is_dir():
+            raise ConfigError(f"{path}: is a folder; name the audit.json in it")
         with reading(path, "an audit", "run the audit again"):
             document = read_json(path)
             definitions, statistics = definitions_of(document), _read_statistics(document)

@@ -211,7 +211,7 @@ def modified(volume: Volume) -> str | None:
 
 def _files_below(path: Path) -> Iterator[Path]:
     """Yield a file, or those below a folder in any order, without a list of them."""
-    if path.is_file():
+    if not path.is_dir():  # what is not there is noticed by who opens it
         yield path
     for folder, _, names in os.walk(path):
         yield from (Path(folder, name) for name in names)
