@@ -190,7 +190,7 @@ def audit(
     if labels is None:
         options.refuse_labels(reading)
         volumes.refuse()
-        refuse_without_labels(no_stress=None if sampling.stress else True)
+        refuse_without_labels({"no_stress": None if sampling.stress else True})
     settled = {name: value for name, value in asdict(inputs).items() if name != "symmetrize"}
     settled["strategy"] = strategy
     found = find_network(source.run, source.model, source.weights, reading=reading, fixed=settled)

@@ -111,7 +111,7 @@ class LabelledOpening(Opening):
         """Raise ConfigError if an option for labels is given, as there are none."""
         from evenslice.volumes import refuse_without_labels
 
-        refuse_without_labels(label_axes=self.label_axes)
+        refuse_without_labels({"label_axes": self.label_axes})
 
     def open_labels(self, path: str, *images: str) -> "Volume":
         """Open labels of images: by the axes given for labels, else those that their file states, else as the images.

@@ -342,7 +342,7 @@ def refuse_labels(given: dict[str, Any]) -> None:
     """Raise ConfigError if an option of labels is given, as there are none to which it would apply."""
     from evenslice.volumes import refuse_without_labels
 
-    refuse_without_labels(**{name: given.get(name) for name in LABELS})
+    refuse_without_labels({name: given.get(name) for name in LABELS})
 
 
 PASSES: dict[str, Any] = {

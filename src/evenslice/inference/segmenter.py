@@ -143,7 +143,7 @@ def open_segmenter(
         Reading(step=2, plane='z', ...)
     """
     stated, crop = stated_reading(spec, weights)
-    read = reading if isinstance(reading, Reading) else (stated or Reading()).with_given(**reading or {})
+    read = reading if isinstance(reading, Reading) else (stated or Reading()).with_given(reading or {})
     if spec != ONNX:
         built: dict[str, Any] = {"slices": slices, "strategy": strategy, "classes": classes}
         model, record, source = load_network(

@@ -448,7 +448,7 @@ class SliceWindows(CropDataset):
         readings = each_reading(reading, volumes)
         values = readings[0].labels
         if labels is None:
-            refuse_without_labels(classes=classes)
+            refuse_without_labels({"classes": classes})
             values.refuse()
         record = _record(model)
         self.slices = _slices(slices, record)

@@ -108,7 +108,7 @@ def find_network(
     if run is None:
         spec, weights = _given_network(spec, weights)
         stated, crop = stated_reading(spec, weights)
-        read = (stated or Reading()).with_given(**given) if given else stated
+        read = (stated or Reading()).with_given(given) if given else stated
         return NetworkSource(spec, weights, read, crop)
     _refuse_determined(run, {**(fixed or {}), "step": given.get("step"), "weights": weights})
     from evenslice.training.config import (
@@ -136,7 +136,7 @@ def find_network(
             f"{run}: its network comes from the function {own}; if you trust its module, give "
             f"{option('model', own)} as well"
         )
-    read = reading_of(config).with_given(**given)
+    read = reading_of(config).with_given(given)
     return NetworkSource(own, str(files.network), read, training.asked_size, training.task)
 
 

@@ -22,11 +22,11 @@ PLANES = ("z", "y", "x")
 _LARGEST_WRITTEN = 2**32 - 1
 
 
-def refuse_without_labels(**options: Any) -> None:
+def refuse_without_labels(options: Mapping[str, Any]) -> None:
     """Raise ConfigError for the first option that is not None, as there are no labels to which it would apply.
 
     Example:
-        >>> refuse_without_labels(label_values=None, ignore_label=255)
+        >>> refuse_without_labels({"label_values": None, "ignore_label": 255})
         Traceback (most recent call last):
         ...
         evenslice.ConfigError: ignore_label: has no effect without labels; give both
@@ -82,7 +82,7 @@ class LabelValues:
     def refuse(self) -> None:
         """Raise ConfigError if an option is given, as there are no labels to which it would apply."""
         others = None if self.other_labels == "error" else self.other_labels
-        refuse_without_labels(**{**self.to_dict(), "other_labels": others})
+        refuse_without_labels({**self.to_dict(), "other_labels": others})
 
     def check(self, classes: int | None = None) -> None:
         """Raise ConfigError if the options contradict each other, or do not suit the number of classes, if that is known."""
@@ -257,13 +257,13 @@ class Reading(LabelValues):
         names = ("step", "plane", "intensity", "fill", *self.to_dict(), "overlapping")
         return {name: _plain(getattr(self, name)) for name in names}
 
-    def with_given(self, **given: Any) -> Self:
+    def with_given(self, given: Mapping[str, Any]) -> Self:
         """Return this with other options, where they are not None.
 
         Numbers of objects are no values of classes, so either option takes the place of the other.
 
         Example:
-            >>> Reading(step=2, label_values=[0, 5]).with_given(instances="dense", step=None).label_values
+            >>> Reading(step=2, label_values=[0, 5]).with_given({"instances": "dense"}).label_values
         """
         stated = {name: value for name, value in given.items() if value is not None}
         if "instances" in stated:
