@@ -174,7 +174,9 @@ def doors_with_kwargs() -> int:
             if getattr(node, "name", None) in doors:
                 # Hooks of a library, such as __pydantic_init_subclass__, take what it gives them.
                 found += sum(
-                    isinstance(at, ast.FunctionDef) and at.args.kwarg is not None and not at.name.startswith("__")
+                    isinstance(at, ast.FunctionDef)
+                    and at.args.kwarg is not None
+                    and not at.name.startswith("__")
                     for at in inner
                 )
     return found
