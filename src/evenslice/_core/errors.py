@@ -124,7 +124,7 @@ class EvensliceError(Exception):
         ...     evenslice.neutralize(None, slices=4)
         ... except evenslice.EvensliceError as error:
         ...     print(error)
-        4 slices: a window has an odd number of slices, 1, 3, 5, ...; choose it with slices
+        slices=4: a window has an odd number of slices, 1, 3, 5, ..., at most 1001
     """
 
     def __str__(self) -> str:

@@ -379,7 +379,10 @@ class _Processes(Workers):
 
         def submit(function: Callable[..., Any], item: Any) -> Future[Any]:
             with without_interrupts(), _environment({**settings, **os.environ, **safe}):
-                task = pool.submit(_apply_here, function, item)
+                try:
+                    task = pool.submit(_apply_here, function, item)
+                except BrokenExecutor as error:  # one was killed since the last
+                    raise self.lost() from error
             self._processes.update(pool._processes or {})  # noqa: SLF001  # of which there is no other list
             return task
 

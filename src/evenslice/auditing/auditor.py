@@ -16,7 +16,8 @@ from evenslice.auditing.attribution import check_method_of, choose_baseline, cho
 from evenslice.auditing.documents import Audit, describe_run
 from evenslice.auditing.explainer import Explainer
 from evenslice.auditing.measuring import check_first, collect_examples, measure, read_until_settled
-from evenslice.auditing.sampling import Sampling, WindowBatch, WindowSample, choose_tile, corner_of
+from evenslice.auditing.options import Sampling
+from evenslice.auditing.sampling import WindowBatch, WindowSample, choose_tile, corner_of
 from evenslice.auditing.targets import count_classes, parse_target, understand
 from evenslice.inference import (
     Compute,

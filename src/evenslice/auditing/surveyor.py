@@ -32,7 +32,7 @@ from evenslice._core import (
 )
 from evenslice.auditing.auditor import audit
 from evenslice.auditing.documents import Survey
-from evenslice.auditing.sampling import Sampling
+from evenslice.auditing.options import Sampling
 from evenslice.inference import Compute, choose_device
 from evenslice.networks import with_gradients
 from evenslice.neutralizing import current_kernels, find_strategy, load_network

@@ -64,11 +64,11 @@ from .surveys import (
     SurveyRun as SurveyRun,
     is_survey as is_survey,
 )
+from .tolerances import Tolerances as Tolerances
 from .verdicts import (
     Decision as Decision,
     Figure as Figure,
     Questions as Questions,
-    Tolerances as Tolerances,
     ask as ask,
     summarize as summarize,
 )

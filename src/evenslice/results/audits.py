@@ -313,7 +313,9 @@ class AuditResult:
         """
         path = local_path(path)
         if path.suffix != ".json":
-            raise OutputError(f"{path}: an audit is kept in a .json file; name one, such as audit.json")
+            raise OutputError(
+                f"{path}: an audit is kept in a .json file, such as {path.stem or 'audit'}.json"
+            )
         arrays = to_arrays(self.examples, "examples/")
         if self.measurements is not None:
             arrays |= to_arrays(self.measurements, "measurements/")

@@ -45,7 +45,7 @@ from evenslice.results.intervals import (
     pool_means,
     student_interval,
 )
-from evenslice.results.verdicts import Tolerances
+from evenslice.results.tolerances import Tolerances
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
