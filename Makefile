@@ -2,6 +2,8 @@
 # with. `make PYTHON=python3.13 VENV=.venv-3.13 test-fast` tests another version of Python beside the first.
 PYTHON ?= python3
 VENV ?= .venv
+# Which runs the short tests as well before a release.
+OTHER_PYTHON ?= python3.13
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # One process for each core, with one thread each: several threads in several processes would wait for each other.
@@ -13,12 +15,13 @@ EXAMPLES := --dist loadfile src README.md docs
 # Some machines tell Python to keep no bytecode: each of the many processes that tests start would compile all it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install test test-fast test-examples attack check format docs demo benchmarks fuzz results modules sweep size clean
+.PHONY: help install test test-fast test-all test-examples attack check format docs demo benchmarks fuzz results modules sweep size clean
 
 help:
 	@echo "make demo        audit a pretrained network before and after it was made fair (offline)"
-	@echo "make test        run the tests"
-	@echo "make test-fast   the tests that are short and need no browser, attacks left out"
+	@echo "make test        run the tests, without attacks and the documentation site (eight minutes on two cores)"
+	@echo "make test-fast   the short ones: no training, no browser, no commands (a minute)"
+	@echo "make test-all    everything, before a release: attacks, damaged files, the site, the demonstration, another Python"
 	@echo "make test-examples  the examples in docstrings, the README and the documentation"
 	@echo "make attack      the tests of hostile files, names and moments (under ten minutes)"
 	@echo "make check       lint, types, order of imports"
@@ -45,16 +48,21 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-compile --no-deps $(QIM3D)
 	@touch $@
 
+# Attacks and the documentation site are left out by default (pyproject.toml).
 test: $(STAMP)
 	$(PYTEST) $(TESTS)
 	$(PYTEST) $(EXAMPLES)
 
 test-fast: $(STAMP)
-	$(PYTEST) -m "not slow and not browser and not attack" $(TESTS)
-	$(PYTEST) $(EXAMPLES)
+	$(PYTEST) -m "not slow and not browser and not attack and not site" $(TESTS)
 
 test-examples: $(STAMP)
 	$(PYTEST) $(EXAMPLES)
+
+# Before a release, and at the end of a piece of work.
+test-all: check test attack fuzz demo
+	$(PYTEST) -m site $(TESTS)
+	$(MAKE) PYTHON=$(OTHER_PYTHON) VENV=.venv-other test-fast
 
 attack: $(STAMP)
 	$(PYTEST) -m attack $(TESTS)

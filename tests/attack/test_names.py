@@ -135,6 +135,7 @@ def test_results_keep_no_secrets_of_the_command_line(folder):
 # Errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

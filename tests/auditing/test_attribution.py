@@ -38,6 +38,7 @@ weight_lists = st.integers(0, 3).flatmap(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("classes", [1, 2])
 @given(weights=weight_lists)

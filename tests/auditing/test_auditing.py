@@ -133,6 +133,7 @@ def test_one_slice_has_nothing_to_judge(texture):
     assert found.pairs == ()
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_audit_bit_for_bit(texture):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
@@ -236,6 +237,7 @@ def test_what_a_lost_slice_costs_is_measured_in_the_windows_asked_for(texture):
     assert max(shape[0] for shape in shapes) == 2 * 3  # windows and mirrors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_the_mode_of_the_caller_changes_nothing(mode, texture, tmp_path):
     """Not even for a network that was built in inference mode, or a function that returns arrays."""

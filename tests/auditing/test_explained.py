@@ -62,6 +62,7 @@ def figures(found):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["gradient", "integrated_gradients"])
 @given(order=st.permutations(range(3)))
 @settings(max_examples=3)

@@ -45,6 +45,7 @@ def test_an_answer_that_changes_decides_although_attention_is_even():
     assert found.run.stopped == "settled"
 
 
+@pytest.mark.slow
 def test_an_audit_goes_on_until_the_answer_is_settled():
     """The gradient is narrow at once; whether C is above its tolerance is not."""
     blocks = np.kron(noise(depth=202, size=8), np.ones((1, 4, 4)))
@@ -147,6 +148,7 @@ def test_scores_that_the_order_decides_are_biased_in_the_answer(function, change
         assert abs(found.saliency[0].estimate) < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["smoothgrad", "occlusion", "integrated_gradients"])
 def test_the_method_of_saliency_changes_neither_answer_nor_use(method):
     found = audit_formula(two_classes(difference), noise(depth=20), method=method)
@@ -260,6 +262,7 @@ def test_networks_that_are_fair_by_construction_are_symmetric(options):
     assert found.mismatch.high < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", ["twin", "symmetrized"])
 def test_a_network_made_symmetric_is_so_after_59_windows_at_most(make):
     import timm

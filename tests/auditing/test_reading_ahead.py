@@ -82,6 +82,7 @@ def reading():
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"target": "labels"}])
 def test_the_results_are_those_of_reading_one_batch_after_another(monkeypatch, options):
     if options.get("target"):

@@ -111,6 +111,7 @@ def skewed(windows):
     return (windows[:, 0] ** 2 + windows[:, 1] + windows[:, 2])[:, None] - 1.2
 
 
+@pytest.mark.slow
 def test_the_size_of_a_batch_does_not_matter():
     one, *others = (audit_formula(skewed, noise(depth=90, size=16), batch=batch) for batch in (1, 7, 16))
     for other in others:

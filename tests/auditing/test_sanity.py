@@ -62,6 +62,7 @@ def test_shares_of_a_linear_network_predict_every_replacement(volume, weights):
             assert sanity.right_signs(found, method, f"{kind} logits")[0] == 1
 
 
+@pytest.mark.slow
 def test_a_bias_of_the_stem_alone_goes_with_the_stem_and_stays_without(volume):
     found = {stage: sanity.measure_stage(biased_stem(), volume, EFFORT, stage, 0) for stage in sanity.STAGES}
     bias = {stage: rows["gradient"][0] for stage, rows in found.items()}
@@ -110,6 +111,7 @@ def test_ways_to_redraw(way):
     assert (drawn[1].training, drawn[1].momentum) == (False, 0.1)
 
 
+@pytest.mark.slow
 def test_results_are_kept_and_tables_written_to_files(volume, tmp_path):
     def load(_, slices):
         return linear((3.0, 2.0, 1.0, 2.0, 1.0)[:slices])

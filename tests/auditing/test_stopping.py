@@ -69,6 +69,7 @@ def test_all_windows_of_a_small_stack_decide_without_width():
     assert fair.answer.state in ("within", "beyond")
 
 
+@pytest.mark.slow
 def test_the_size_of_the_tile_leaves_out_what_lacks_its_surroundings():
     """At the borders of a tile, zeros stand in for what lies beyond; where the plane ends, they do in any tile."""
     torch.manual_seed(0)
@@ -80,6 +81,7 @@ def test_the_size_of_the_tile_leaves_out_what_lacks_its_surroundings():
     assert tiled.answer.estimate == pytest.approx(whole.answer.estimate, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [0, 15])
 def test_five_section_folds_of_isbi_2012_decide(shared_data, first):
     """Three windows at each place: what a user of cross-validation has."""

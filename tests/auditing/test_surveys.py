@@ -207,6 +207,7 @@ def test_every_network_sees_the_same_windows_again(survey):
     assert first == second != survey("leaning", seed=4).networks[0].mirror_error
 
 
+@pytest.mark.slow
 def test_what_random_parts_do_is_averaged_over_their_draws(survey, monkeypatch):
     """The bias of (w - 1) / (w + 1) of a random weight w depends on its seed, so one draw of it is noise."""
     load = surveyor.load_network
@@ -296,6 +297,7 @@ def test_mistakes_are_told_in_one_line(survey, names, options, error, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_what_is_written_says_the_same_and_is_drawn_again(survey, tmp_path, capsys, monkeypatch):
     found = survey("leaning", "before", "broken")
     found.save(tmp_path)

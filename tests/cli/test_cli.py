@@ -20,6 +20,7 @@ def network(name):
     return ["--model", f"my_networks:{name}", "--weights", "none"]
 
 
+@pytest.mark.slow
 def test_audit_writes_its_results_and_prints_a_table(run, tmp_path):
     code, out, err = run(*AUDIT, "--out", tmp_path / "out")
     assert (code, err) == (0, "")
@@ -53,6 +54,7 @@ def test_json_stands_alone_on_standard_output(process):
 UNIFORM = ["--strategy", "uniform"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "code"),
     [
@@ -76,6 +78,7 @@ def test_a_verdict_decides_the_status(run, options, code):
         assert "beyond ±0.05" in told[0]
 
 
+@pytest.mark.slow
 def test_strategies_and_methods_stand_side_by_side(run, tmp_path):
     strategies = ["--strategy", "pretrained", "--strategy", "mirror"]
     methods = ["--method", "gradient", "--method", "occlusion"]
@@ -222,6 +225,7 @@ def test_parts_without_weights_are_noted_until_they_may_have_been_trained(run, t
     assert run("segment", *source, "--volume", "good.tif", "--out", tmp_path / "out.tif")[::2] == (0, "")
 
 
+@pytest.mark.slow
 def test_answers_of_a_network_that_was_never_trained_come_with_a_note(run, tmp_path):
     unet = ["--model", "smp:Unet/tu-tf_efficientnet_lite0"]
     files = ["--volume", "good.tif", "--out", tmp_path / "out.tif"]

@@ -34,6 +34,7 @@ def quick(monkeypatch):
     return trained
 
 
+@pytest.mark.slow
 def test_json_stands_alone_on_standard_output(quick, cli, tmp_path):
     status, out, err = cli("demo", "--json", "--seed", 7, "--out", tmp_path)
     assert status == 0, err

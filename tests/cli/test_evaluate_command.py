@@ -168,6 +168,7 @@ def test_an_onnx_file(evaluate, images):
     assert (code, "cannot be exported" in err) == (2, True)
 
 
+@pytest.mark.slow
 def test_an_onnx_file_that_evenslice_exported_needs_no_scaling(evaluate, images):
     pytest.importorskip("onnxruntime")
     network = torch.nn.Conv2d(3, 2, 3, padding=1).eval()
@@ -184,6 +185,7 @@ def test_an_onnx_file_that_evenslice_exported_needs_no_scaling(evaluate, images)
     assert (code, "states its own mean and std; leave out --mean and --std" in err) == (2, True)
 
 
+@pytest.mark.slow
 def test_the_run_of_a_training_of_an_earlier_version(cli, monkeypatch, tmp_path):
     monkeypatch.chdir(shutil.copytree(BEFORE, tmp_path / "before"))
     files = ["--volume", "image.tif", "--labels", "labels.tif"]

@@ -68,6 +68,7 @@ BAD = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(case[0][-2:]) for case in BAD])
 def test_a_mistake_is_one_clear_line_and_nothing_is_written(run, tmp_path, arguments, message):
     code, out, err = run(*AUDIT, *arguments, "--out", tmp_path / "out")

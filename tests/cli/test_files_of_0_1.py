@@ -49,6 +49,7 @@ def test_audits_say_what_they_said(folder):
         ).all()
 
 
+@pytest.mark.slow
 def test_its_report_is_rebuilt(folder, cli):
     assert cli("report", str(folder / "audit"))[0] == 0
     assert "version 0.2" in (folder / "audit" / "report.html").read_text()

@@ -79,6 +79,7 @@ def test_audits_say_what_they_said(name, verdicts):
         assert (audit.stress is not None) == (name == "labels")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*(f"audits/{name}" for name in AUDITS), "audits", "survey", "study"])
 def test_reports_are_rebuilt(folder, name, cli):
     assert cli("report", folder / name)[0] == 0
@@ -96,6 +97,7 @@ def test_a_finished_run_is_kept_and_segments_as_it_did(folder, cli):
     assert same.mean() > 0.999
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_resumed(folder, cli):
     assert cli("train", folder / "train.yaml", "--out", folder / "half", "--resume")[0] == 0
     found, expected = (json.loads((folder / name / "result.json").read_text()) for name in ("half", "run"))
@@ -105,6 +107,7 @@ def test_an_interrupted_run_is_resumed(folder, cli):
     assert logged.startswith(before)  # it went on from the checkpoint
 
 
+@pytest.mark.slow
 def test_a_finished_study_repeats_no_run(folder, monkeypatch):
     monkeypatch.setattr("evenslice.studying.study_runner.execute", None)
     said = json.loads((WRITTEN / "study" / "summary.json").read_text())

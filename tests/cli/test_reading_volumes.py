@@ -46,6 +46,7 @@ def trained(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_a_symmetrized_run_reads_volumes_as_the_run_does(trained, tmp_path, cli):
     fair = tmp_path / "fair.safetensors"
     cli("symmetrize", "--run", trained, "--out", fair)

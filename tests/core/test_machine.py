@@ -114,6 +114,7 @@ def none_works():
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 30), st.integers(1, 5), st.integers(0, 9))
 def test_results_come_in_order_and_no_more_is_taken_than_agreed(count, threads, ahead):
     taken = []

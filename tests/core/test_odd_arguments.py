@@ -80,6 +80,7 @@ USES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [None, 5, b"name", "a\x00b", "x" * 300, "a\ud800"], ids=ascii)
 @pytest.mark.parametrize("use", USES)
 def test_what_is_no_path_is_one_clear_error(use, path):

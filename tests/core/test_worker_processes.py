@@ -37,6 +37,7 @@ def cluster():
         yield found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -218,6 +219,7 @@ def _at_home(process):
     return Elsewhere()
 
 
+@pytest.mark.slow
 def test_all_items_get_what_they_have_in_common_or_one_line_that_says_why_not(capfd):
     with open_workers(workers=1) as workers:
         assert list(map_in_order(pow, [2, 3], workers, common=10)) == [1024, 59049]
@@ -242,6 +244,7 @@ def test_the_loss_of_the_scheduler_is_told_in_one_line(cluster):
                 cluster.close()
 
 
+@pytest.mark.slow
 def test_a_cluster_may_have_no_workers_yet_which_is_said_once(cluster, monkeypatch, capsys):
     monkeypatch.setattr(module, "LOOK_SECONDS", 0.1)
     cluster.scale(0)

@@ -7,7 +7,11 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # the first of them builds the site
+pytestmark = [
+    pytest.mark.site,
+    pytest.mark.slow,
+    pytest.mark.timeout(1500),
+]  # the first of them builds the site
 
 
 class Links(HTMLParser):

@@ -5,7 +5,11 @@ from browsing import look, picture_of
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(1500)]  # the first of them builds the site
+pytestmark = [
+    pytest.mark.site,
+    pytest.mark.browser,
+    pytest.mark.timeout(1500),
+]  # the first of them builds the site
 
 
 @pytest.fixture

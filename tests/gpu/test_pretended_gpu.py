@@ -109,6 +109,7 @@ def test_the_pretended_gpu_refuses_tensors_of_the_cpu():
         assert (there.cpu() + torch.ones(2, 2)).numpy().sum() == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -168,6 +169,7 @@ def test_a_slice_explained():
     assert np.array_equal(on_cpu.change, on_gpu.change)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["uniform", "mirror", "twin", "mixer"])
 @pytest.mark.parametrize("tie", [None, "mirror"])
 def test_neutralize_leaves_a_network_on_its_device(strategy, tie):
@@ -187,6 +189,7 @@ def test_neutralize_leaves_a_network_on_its_device(strategy, tie):
     assert_alike(on_gpu[1], on_cpu[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["output", "encoder"])
 def test_symmetrize_leaves_a_network_on_its_device(at):
     windows = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -218,6 +221,7 @@ def test_a_training_step_and_the_monitor():
     assert_alike(on_gpu, on_cpu)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["audit", "segment", "evaluate"])
 def test_the_command_line_passes_its_device_on(tmp_path, monkeypatch, capsys, command):
     (tmp_path / "device_networks.py").write_text(NETWORKS)

@@ -27,6 +27,7 @@ def batch_norms(network):
     return sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "left"),
     [

@@ -131,6 +131,7 @@ def test_a_batch_fills_half_of_the_free_memory_of_a_gpu(each, free, batch):
     assert asked == [2]  # it is measured once
 
 
+@pytest.mark.slow
 def test_the_default_batch_on_a_gpu_is_bounded_by_memory_and_recorded():
     with pretend_gpu() as gpu:
         gpu.each, gpu.free = 2**20, 2**23

@@ -237,6 +237,7 @@ def test_a_device_or_a_precision_that_is_not_there_is_refused(compute, message):
         evenslice.segment(nn.Conv2d(3, 2, 1), np.zeros((4, 8, 8)), compute=evenslice.Compute(**compute))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_default_device_changes_nothing(device):
     """As after ``torch.set_default_device``, with the network on that device or not."""

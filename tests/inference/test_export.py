@@ -110,6 +110,7 @@ def test_an_average_over_mirrors_comes_back_from_every_file(averaging, tmp_path)
         assert not any("evenslice" in item.name for item in onnx.load(tmp_path / file).graph.initializer)
 
 
+@pytest.mark.slow
 def test_an_average_over_mirrors_is_never_lost_silently(averaging, tmp_path):
     network = averaging.model
     torch.save(network.state_dict(), tmp_path / "state.pt")
@@ -146,6 +147,7 @@ def test_the_state_dict_of_a_twin_network_is_taken_for_a_twin(tmp_path):
 # ONNX
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", CUTS)
 def test_an_onnx_file_takes_windows_of_any_number_and_size_in_0_to_1(tmp_path, at):
     network = small(at)
@@ -160,6 +162,7 @@ def test_an_onnx_file_takes_windows_of_any_number_and_size_in_0_to_1(tmp_path, a
             np.testing.assert_array_equal(given, session.run(None, {"windows": windows[:, ::-1].copy()})[0])
 
 
+@pytest.mark.slow
 def test_load_onnx_needs_nobody_to_repeat_the_scaling(tmp_path):
     network = small()
     export(network, tmp_path, to="onnx", reading=Reading(step=2, intensity=(10, 200)))
@@ -198,6 +201,7 @@ def test_an_onnx_file_with_damaged_metadata_is_refused(tmp_path, text):
         evenslice.load_onnx(tmp_path / "n.onnx")
 
 
+@pytest.mark.slow
 def test_a_size_of_windows_can_be_fixed(tmp_path):
     written = export(small(), tmp_path, to="onnx", tile=(32, 48))
     assert written.tile == evenslice.load_onnx(tmp_path / "network.onnx").tile == (32, 48)
@@ -205,6 +209,7 @@ def test_a_size_of_windows_can_be_fixed(tmp_path):
         export(small(), tmp_path / "other", to="onnx", tile=(0, 32))
 
 
+@pytest.mark.slow
 def test_padding_that_depends_on_the_size_is_exported_for_every_size(tmp_path):
     timm_layers = pytest.importorskip("timm.layers")
     torch.manual_seed(0)
@@ -229,6 +234,7 @@ class Deciding(nn.Module):
         return self.layer(windows) if float(windows.sum()) > 0 else self.layer(-windows)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported_or_differs_is_not_written(tmp_path, monkeypatch):
     with pytest.raises(
         ModelError, match="the network Deciding cannot be exported to ONNX for windows of 3 slices"
@@ -301,6 +307,7 @@ def test_bioimageio_core_accepts_and_runs_a_model(tmp_path, intensity):
     np.testing.assert_allclose(file(scaled), wanted(network, scaled), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("to", "card", "where"),
     [
@@ -321,6 +328,7 @@ def test_what_a_format_does_not_take_is_said_by_its_name_and_nothing_is_written(
 # Hugging Face
 
 
+@pytest.mark.slow
 def test_a_folder_for_hugging_face_comes_back_bit_for_bit(tmp_path):
     hub = pytest.importorskip("huggingface_hub")
     network, record, source = evenslice.load_network(
@@ -355,6 +363,7 @@ def test_a_folder_for_hugging_face_comes_back_bit_for_bit(tmp_path):
     assert "offsets -4, -2, 0, +2, +4" in loaded.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["huggingface", "onnx"])
 def test_where_the_weights_were_on_this_machine_stays_private(to, tmp_path):
     trained = tmp_path / "somebody" / "trained.pt"
@@ -483,6 +492,7 @@ def test_files_of_others_and_earlier_exports_are_kept(tmp_path):
         export(nn.Conv2d(3, 1, 1), tmp_path / "b", to="huggingface")
 
 
+@pytest.mark.slow
 def test_two_formats_that_share_a_name_do_not_mix_in_one_folder(tmp_path):
     network = nn.Conv2d(3, 2, 3, padding=1).eval()
     evenslice.neutralize(network, 3, mean=0.4, std=0.2)
@@ -590,6 +600,7 @@ READING = {
 }
 
 
+@pytest.mark.slow
 def test_the_command_says_how_a_network_of_other_weights_reads_volumes(tmp_path):
     """A file of plain weights states nothing, so that only the user can."""
     torch.save(evenslice.load_network("timm:test_resnet", "none").model.state_dict(), tmp_path / "weights.pt")
@@ -604,6 +615,7 @@ def opened(*network, **reading):
     return evenslice.open_segmenter(*map(str, network), reading=reading).reading
 
 
+@pytest.mark.slow
 def test_what_an_exported_network_says_of_volumes_is_read_back(tmp_path):
     reading = Reading(**READING)
     network, _, source = evenslice.load_network("timm:test_resnet", "none", classes=2)
@@ -622,6 +634,7 @@ def test_what_an_exported_network_says_of_volumes_is_read_back(tmp_path):
     assert "Reading(step=2, plane='y'" in card
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["onnx", "bioimageio"])
 def test_an_exported_network_is_evaluated_as_the_one_that_it_came_from(tmp_path, to):
     loaded = Segmenter(small(), 3, Reading(intensity=(0, 1), other_labels="background", ignore_label=255))
@@ -638,6 +651,7 @@ def test_an_exported_network_is_evaluated_as_the_one_that_it_came_from(tmp_path,
     assert np.sum(scores[0]["confusion"]) == np.sum(labels != 255)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

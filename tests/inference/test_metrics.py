@@ -86,6 +86,7 @@ def test_volumes_are_averaged_and_absent_classes_left_out():
     assert text["adapted_rand_error"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")  # MONAI's, about itself
 @given(seed=st.integers(0, 1000), spacing=st.sampled_from([(1.0, 1.0, 1.0), (5.0, 0.5, 2.0)]))
 def test_surfaces_agree_with_monai(seed, spacing):

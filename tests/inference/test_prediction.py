@@ -54,6 +54,7 @@ def predicted(network, image, slices=3, **options):
     return np.stack([found[z].numpy() for z in sorted(found)])
 
 
+@pytest.mark.slow
 @given(
     depth=st.integers(5, 12),
     slices=st.sampled_from([1, 3, 5]),
@@ -153,6 +154,7 @@ def test_tiles_cover_a_plane_without_a_seam():
     np.testing.assert_allclose(tiled, whole, rtol=1e-5)
 
 
+@pytest.mark.slow
 @given(y=st.integers(0, 69), x=st.integers(0, 100), tile=st.sampled_from([(32, 48), (64, 32), (96, 128)]))
 def test_regions_are_parts_of_the_whole(y, x, tile):
     image = noise(3, 70, 101)

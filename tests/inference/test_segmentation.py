@@ -150,6 +150,7 @@ def test_progress_ends_at_its_total_with_resolution_levels_too(tmp_path):
     assert (written[0].done, written[-1].done, written[-1].total) == (0, labels.size, labels.size)
 
 
+@pytest.mark.slow
 def test_blocks_and_regions_change_nothing(image, small_blocks):
     labels = segment(network(), image, tile=(48, 32))
     np.testing.assert_array_equal(labels, expected_labels(network(), np.load(image), tile=(48, 32)))
@@ -201,6 +202,7 @@ def stored_deep(path, depth=32):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("region", [None, np.s_[3:36, :, :]])
 @pytest.mark.parametrize(("workers", "times"), [(None, 1), (2, 2)])
 def test_chunks_of_many_slices_are_decoded_once_or_by_two_workers(
@@ -224,6 +226,7 @@ def test_what_was_segmented_along_another_axis_is_in_the_order_of_the_file(tmp_p
     np.testing.assert_array_equal(out, np.moveaxis(right.numpy(), 0, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fewest", "starts"), [(8, [0, *range(2, 32, 4)]), (16, [0, *range(1, 32, 2)]), (64, list(range(32)))]
 )
@@ -252,6 +255,7 @@ def test_what_cannot_be_written_in_a_thread_is_one_clear_error(tmp_path, image, 
         segment(network(), image, tmp_path / "labels.npy")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["p.npy", "p.tif", "p.nii.gz", "p.ome.zarr", "p.h5:/p", "p.mha", "p.nrrd"])
 def test_probabilities_are_those_of_the_network(tmp_path, image, name):
     last = segment(network(), image, tmp_path / name, probabilities=True)
@@ -277,6 +281,7 @@ def test_probabilities_of_one_slice_can_be_read_again(tmp_path, name):
     np.testing.assert_allclose(last[...], right[-1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_no_probabilities_follow_from_infinite_logits(tmp_path, image):
     model = network()
     model[2].bias[1] = -torch.inf  # a class that is ruled out
@@ -301,6 +306,7 @@ def test_labels_get_the_values_asked_for(image):
             segment(network(), image, reading=Reading(label_values=values))
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_with_the_blocks_that_are_left(
     tmp_path, image, small_blocks, stop_after, watched
 ):
@@ -330,6 +336,7 @@ class Shifted(nn.Module):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "setting"),
     [
@@ -522,6 +529,7 @@ def test_workers_segment_by_an_onnx_file_that_is_symmetrized(tmp_path, image):
         segment(lambda windows: windows[:, :2] if lock else None, image, compute=compute)
 
 
+@pytest.mark.slow
 def test_the_number_of_blocks_limits_a_volume(tmp_path, monkeypatch):
     begun = []
     monkeypatch.setattr(

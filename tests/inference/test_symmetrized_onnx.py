@@ -138,6 +138,7 @@ def test_several_outputs_that_others_use_and_graphs_inside_nodes(tmp_path):
         np.testing.assert_allclose(found[name], (one[name] + other[name]) / 2, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_exported_network_keeps_its_description(tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(5, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
@@ -179,6 +180,7 @@ def symmetric(path):
     return path.parent / "exported" / "network.onnx"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("write", "message"),
     [
@@ -208,6 +210,7 @@ def test_a_file_that_averages_wants_opposite_slices_scaled_alike(tmp_path):
     evenslice.load_onnx(tmp_path / "net.onnx", mean=(0.4, 0.5, 0.6))
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
     biased(tmp_path / "net.onnx")
     arguments = ("symmetrize", "--model", "onnx", "--weights", "net.onnx", "--out", "fair.onnx")
@@ -240,6 +243,7 @@ def test_the_mean_does_not_overflow_in_half_precision(tmp_path):
     assert fair(np.ones((1, 3, 4, 4), np.float32)).max() == pytest.approx(57000, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_opposite_slices_that_are_scaled_differently_in_front_of_the_graph_are_refused(tmp_path):
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
     model.pretrained_cfg = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

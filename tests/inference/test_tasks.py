@@ -147,6 +147,7 @@ def torchvision_detector(kind, threshold=0.0):
     return detector(backbone, num_classes=2, anchor_generator=anchors, score_thresh=threshold, **plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fasterrcnn", "retinanet", "fcos"])
 def test_detectors_of_torchvision(texture, kind):
     found = audit(torchvision_detector(kind), texture, max_windows=4)
@@ -178,6 +179,7 @@ class Spots(Mixed):
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["gradient", "smoothgrad"])
 def test_windows_without_a_detection_are_left_out_and_counted(method):
     volume = np.random.default_rng(0).random((40, 32, 32))

@@ -56,6 +56,7 @@ def test_the_folder_lists_the_twelve_packages_and_nothing_else_but_what_python_w
     assert len(ROOMS) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", ROOMS)
 def test_every_export_exists_and_no_module_hides_it(room):
     package = importlib.import_module(f"evenslice.{room}")
@@ -82,6 +83,7 @@ def test_packages_export_nothing_that_nobody_uses(room):
     assert set(EXPORTS[room]) - used == set()
 
 
+@pytest.mark.slow
 def test_other_packages_are_imported_through_their_front_door():
     wrong = [
         f"{module}: from {source} import {name}"
@@ -92,6 +94,7 @@ def test_other_packages_are_imported_through_their_front_door():
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_no_module_enters_its_own_package_through_the_front_door():
     wrong = [
         f"{module}: from {source} import {name}"
@@ -102,6 +105,7 @@ def test_no_module_enters_its_own_package_through_the_front_door():
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_no_circle_of_files():
     graph = defaultdict(set)
     for module, path in MODULES.items():
@@ -127,6 +131,7 @@ def test_no_circle_of_files():
         visit(module)
 
 
+@pytest.mark.slow
 def test_every_module_says_what_it_holds_and_one_page_lists_it():
     with script("write_modules") as module:
         text = module.PAGE.read_text()

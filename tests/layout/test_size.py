@@ -15,6 +15,7 @@ def measured():
         return module.measure()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(HELD))
 def test_nothing_gets_heavier(measured, name):
     assert measured[name] <= HELD[name], (

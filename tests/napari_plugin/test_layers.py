@@ -33,6 +33,7 @@ def layer_of(shape=(6, 20, 30), **options):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turned", TURNED.values(), ids=TURNED)
 def test_a_part_of_a_layer_lies_on_the_voxels_that_it_shows(turned):
     whole, first = layer_of(**turned), (2, 7, 11)
@@ -63,6 +64,7 @@ def test_a_view_beside_the_layer_means_its_nearest_voxel():
     assert position(viewer, layer)[1:] == (0, 29)
 
 
+@pytest.mark.slow
 def test_npe2_validates_the_manifest():
     pytest.importorskip("npe2")
     manifest = Path(evenslice.__file__).parent / "napari_plugin" / "napari.yaml"

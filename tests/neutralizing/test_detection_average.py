@@ -41,6 +41,7 @@ def detected(draw):
     return {name: values[kept] for name, values in everything.items()}
 
 
+@pytest.mark.slow
 @given(detected(), detected())
 @settings(deadline=None)
 def test_the_order_of_the_windows_does_not_show_and_scores_sum_to_their_mean(one, other):

@@ -64,6 +64,7 @@ def assert_comes_back(loaded, path, spec, size=64):
 # Plain weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slices", [None, 1, 5])
 def test_pretrained_network_takes_slices_on_one_scale(slices):
     model, record, source = load_network(LITE, "imagenet", slices=slices)
@@ -101,6 +102,7 @@ def test_checkpoint_of_five_slices_is_taken_as_it_stands(tmp_path):
 # Round trips
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -331,6 +333,7 @@ def test_asking_for_other_than_was_saved(saved, spec, options, message):
         load_network(spec, str(saved), **options)
 
 
+@pytest.mark.slow
 def test_asking_for_what_was_saved(saved, tmp_path):
     for options in (
         {"strategy": "shuffle", "seed": 2},
@@ -403,6 +406,7 @@ READING = {
 }
 
 
+@pytest.mark.slow
 def test_how_a_network_reads_volumes_comes_back(tmp_path, saved):
     path, again, reading = tmp_path / "model.safetensors", tmp_path / "again.safetensors", Reading(**READING)
     record = neutralize_file(TINY, "none", path, {}, reading=READING)

@@ -76,6 +76,7 @@ def test_neutralized_in_any_mode_a_network_can_be_trained(mode, strategy):
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(
     st.sampled_from(PLANTED),
@@ -328,6 +329,7 @@ def test_the_whole_network_runs_a_few_times(build, check):
     assert max(record.permutation_error, record.gray_error) <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("build", PLANTED)
 def test_the_stems_keep_the_promises(build, strategy):

@@ -200,6 +200,7 @@ def test_a_gray_image_gets_the_response_it_got(build, slices, padding):
     assert (record.mean, record.std) == (0.0, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [*BUILDS, planted.conv_alone, planted.TwoStems])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_after_an_error_everything_is_back(build, strategy, monkeypatch):

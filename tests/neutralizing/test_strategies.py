@@ -34,6 +34,7 @@ def test_what_the_table_promises(weight, slices, name):
         assert torch.equal(result, result[:, :1].expand_as(result))
 
 
+@pytest.mark.slow
 @given(kernels(), ODD, st.integers(0, 5))
 def test_shuffle_permutes_the_kernels_of_each_filter(weight, slices, seed):
     plain, shuffled = spread(weight, slices, "pretrained"), spread(weight, slices, "shuffle", seed=seed)

@@ -61,6 +61,7 @@ def neutralize_twin(model):
 CHANGES = [symmetrize_encoder, neutralize_twin]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slices", [1, 3, 5])
 @pytest.mark.parametrize("at", ["output", "encoder", "encoder.relu"])
 def test_a_network_is_symmetric_at_any_cut(at, slices):
@@ -74,6 +75,7 @@ def test_a_network_is_symmetric_at_any_cut(at, slices):
     assert slices == 1 or (run(fair, images) - before).abs().max() > 1e-4  # it did something
 
 
+@pytest.mark.slow
 def test_what_is_averaged_at_the_output_and_at_the_encoder():
     model, images = unet(), windows()
     at_output = (run(model, images) + run(model, images.flip(1))) / 2
@@ -90,6 +92,7 @@ def test_a_difference_of_the_neighbours_becomes_nothing():
     assert run(symmetrize(model), windows()).abs().max() == 0
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 3), st.sampled_from([3, 5, 7]), st.integers(1, 3))
 def test_any_learned_weights_are_symmetric(seed, slices, batch):
@@ -115,6 +118,7 @@ def test_copies_pickles_and_wrappers_are_symmetric():
         assert record_of(other) == record_of(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ran", [False, True])
 @pytest.mark.parametrize(
     ("change", "cut"),
@@ -331,6 +335,7 @@ def test_a_network_with_a_cut_is_one_graph():
     torch.testing.assert_close(run(exported, images), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["output", "encoder", "encoder.model.bn1"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_network_ready_to_run_is_symmetric(at, dtype):
@@ -366,6 +371,7 @@ def test_a_symmetrized_network_is_saved_surveyed_and_loaded(tmp_path):
         load_network("timm:test_resnet", str(path))
 
 
+@pytest.mark.slow
 def test_a_network_that_nobody_neutralized_is_saved_and_loaded(tmp_path):
     import segmentation_models_pytorch as smp
 

@@ -100,6 +100,7 @@ TIED = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(st.sampled_from(BUILDS), st.sampled_from(TIED), st.sampled_from([1, 3, 5, 7]))
 def test_a_tie_makes_any_strategy_symmetric(build, strategy_and_tie, slices):

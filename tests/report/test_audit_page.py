@@ -68,6 +68,7 @@ def stressed(audit, loss=0.6):
 # Sentences and answers.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "says"),
     [
@@ -102,6 +103,7 @@ def test_without_a_decision_the_judged_figure_nearest_to_its_tolerance_is_shown(
     assert found.four_answers(with_statistics(audit, pairs=pairs[2:] * 3))[0].verdict == "not judged"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["written-by-0.1.0/audit", "written-by-0.2.0/audits/network", "written-by-0.2.0/audits/methods"]
 )
@@ -253,6 +255,7 @@ def test_labels_are_short():
 # The page.
 
 
+@pytest.mark.slow
 def test_the_page_stands_alone_and_has_every_figure_of_every_audit(audits, folder):
     page = (folder / "report.html").read_text(encoding="utf-8")
     text = " ".join(plain(" ".join(standing_alone(page).text)).split())
@@ -272,6 +275,7 @@ def test_the_page_stands_alone_and_has_every_figure_of_every_audit(audits, folde
         assert style.audit_colour(index) not in drawn
 
 
+@pytest.mark.slow
 def test_hostile_text_stays_text(tmp_path):
     run = {"command": HOSTILE, "model": {HOSTILE: [HOSTILE, {"x": HOSTILE}]}}
     audit = make_audit(HOSTILE, PRETRAINED, examples=1, run=run)
@@ -287,12 +291,14 @@ def test_hostile_text_stays_text(tmp_path):
         assert not [cell for row in read(path) for cell in row.values() if cell.startswith(("=", "@"))]
 
 
+@pytest.mark.slow
 def test_an_audit_read_from_its_files_gives_the_same_page(audits, tmp_path):
     audits[2].save(tmp_path / "audit.json")
     first = audits[2].to_html(tmp_path / "a.html").read_bytes()
     assert evenslice.load_audits(tmp_path)[0].to_html(tmp_path / "b.html").read_bytes() == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slices", [1, 3, 9])
 def test_any_number_of_slices_alone(slices, tmp_path):
     files.write_audit_report([make_audit("alone", (1 / slices,) * slices)], tmp_path)
@@ -330,6 +336,7 @@ def test_what_is_not_known_is_left_out_and_what_has_no_bounds_is_drawn_to_the_ed
     assert "nan" not in text.lower().split()
 
 
+@pytest.mark.slow
 def test_what_a_lost_slice_costs_is_shown_once_for_each_network(tmp_path):
     audits = [
         stressed(make_audit(f"{strategy}, {method}", PRETRAINED), loss)
@@ -342,6 +349,7 @@ def test_what_a_lost_slice_costs_is_shown_once_for_each_network(tmp_path):
     assert "stress" in page.ids
 
 
+@pytest.mark.slow
 def test_networks_and_stems_of_several_kinds_stand_together(audits, tmp_path):
     linear = StemKernels("linear", np.ones((40, 192, 1, 1), np.float32), np.ones((40, 320, 1, 1), np.float32))
     several = [
@@ -433,6 +441,7 @@ def test_no_audit_and_a_place_that_cannot_be_written_are_errors_that_leave_nothi
     assert [path.name for path in tmp_path.rglob("*")] == ["taken"]
 
 
+@pytest.mark.slow
 def test_charts_are_svg_and_the_style_of_matplotlib_stays(audits, folder, tmp_path):
     before = dict(mpl.rcParams)
     files.write_audit_report([stressed(audits[0])], tmp_path)
@@ -469,6 +478,7 @@ def test_the_extra_is_named_where_it_is_missing(audits, tmp_path, monkeypatch):
         audits[0].to_html(tmp_path / "report.html")
 
 
+@pytest.mark.slow
 def test_importing_the_report_draws_nothing_in():
     code = "import sys, evenslice.report as r; [getattr(r, n) for n in r.__all__ if n[0] != 'm' and n[:2] != 'ex']"
     code += "; print({'matplotlib', 'jinja2', 'PIL'} & set(sys.modules))"

@@ -138,6 +138,7 @@ def test_rounding_does_not_hide_on_which_side_of_a_limit_a_figure_lies(pooled_re
 # All data sets.
 
 
+@pytest.mark.slow
 def test_a_study_with_folds_begins_with_all_data_sets(pooled_results):
     pooled, first, _ = tables.arm_tables(pooled_results.summary)
     assert (pooled.title, first.title) == ("Both data sets, net", "Lucchi++, net")
@@ -177,6 +178,7 @@ def without_runs(folder, out, failed):
     return load_study(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["uniform", "pretrained"])
 def test_an_arm_that_is_not_compared_everywhere_is_not_tested(pooled_folder, tmp_path, lost):
     """What is left may be what is easy."""
@@ -223,6 +225,7 @@ def test_a_damaged_part_is_refused(pooled_folder, tmp_path, changed):
 # The page.
 
 
+@pytest.mark.slow
 def test_the_page_stands_alone_and_shows_everything(results, page):
     assert "script" not in standing_alone(page).tags
     text = words(page)
@@ -242,6 +245,7 @@ def test_the_page_stands_alone_and_shows_everything(results, page):
     assert len(page) < 500_000
 
 
+@pytest.mark.slow
 def test_hostile_text_stays_text(tmp_path):
     failed = dict.fromkeys(("dataset", "architecture", "arm", "error"), HOSTILE) | {"seed": 3}
     arms = {HOSTILE: (-0.2, 0.0), "=1+1": (0.0, 0.01)}
@@ -260,6 +264,7 @@ def test_hostile_text_stays_text(tmp_path):
         assert not [cell for row in read(table) for cell in row.values() if cell.startswith(("=", "@"))]
 
 
+@pytest.mark.slow
 def test_without_runs_or_one_of_the_baseline_there_is_nothing_to_compare(tmp_path):
     nothing = Page(draw(load_study(make(tmp_path / "nothing", comparisons=(), failed=[FAILED]))))
     assert "0 of 1 run done, 1 failed." in " ".join(" ".join(nothing.text).split())
@@ -282,6 +287,7 @@ def test_what_was_not_logged_is_not_drawn(tmp_path):
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"forest.svg", "stress.svg"}
 
 
+@pytest.mark.slow
 def test_some_runs_may_lack_what_others_have(tmp_path):
     folder = make(tmp_path)
     runs = sorted(folder.glob("runs/*"))
@@ -320,6 +326,7 @@ def test_the_forest_shows_means_and_margins_of_each_block(pooled_results):
     np.testing.assert_allclose(drawn, means)
 
 
+@pytest.mark.slow
 def test_the_bias_is_followed_during_training(results, tmp_path):
     drawing = charts.learning_figure(results)
     shares = [results.runs[0].curves[f"share_{k}"] for k in (-1, 1)]
@@ -453,6 +460,7 @@ def run_command(monkeypatch, *arguments):
     return status.value.code
 
 
+@pytest.mark.slow
 def test_the_report_command_draws_the_page_of_a_study_anew(tmp_path, monkeypatch, capsys):
     folder = make(tmp_path)
     assert run_command(monkeypatch, folder) == 0

@@ -143,6 +143,7 @@ def coverage(folds, spreads, noises, *, times=2000, seeds=3):
     return found / times
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folds", [(4, 4, 4), (2, 2, 2)])
 @pytest.mark.parametrize("spreads", [(0.005, 0.005, 0.005), (0.02, 0.005, 0.002)])
 def test_the_pooled_interval_holds_as_often_as_it_says(folds, spreads):

@@ -35,6 +35,7 @@ def test_a_census_is_exact(kind, scale):
     assert fit_ratios(0 * part, whole, 60, scale=scale).bounds() == ([0], [0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", ["log", "atanh"])
 @pytest.mark.parametrize("kind", ["even", "skewed", "sparse"])
 @pytest.mark.parametrize("read", [40, 150])

@@ -241,6 +241,7 @@ def test_runs_of_another_study_are_refused(folder):
         load_study(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -258,6 +259,7 @@ def test_a_wrong_log_is_refused(folder, text, reason):
     refuse(folder, "metrics.csv", reason)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "rest"), [(0, ""), (100_001, "100001,0.")])
 def test_a_log_that_a_training_accepts_is_accepted(folder, count, rest):
     """One has just begun; the other has more rows than any other file of a study, and its last one was cut short."""

@@ -76,6 +76,7 @@ def test_biases_by_hand():
     np.testing.assert_allclose(directional_bias(shares), [0.1 / 0.7, -1, 0])
 
 
+@pytest.mark.slow
 @given(share_rows(), share_rows())
 def test_biases_lie_between_minus_one_and_one_and_split_exactly(shares, mirrored):
     for function in (pair_bias, directional_bias):

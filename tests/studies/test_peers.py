@@ -25,6 +25,7 @@ def colours(script, built):
     return built[0].get_submodule(script.STEM).weight.detach()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slices", [3, 5, 7])
 def test_timm_and_smp_repeat_the_colours(script, built, colours, slices):
     model, weights = built

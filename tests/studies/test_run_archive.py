@@ -80,6 +80,7 @@ def test_unpacking_leaves_newer_runs_alone(archive, tmp_path):
     assert (run / "run.json").read_text() == "newer"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["classification", "cuts", "families", "five-slices", "price", "stress"])
 def test_the_archives_of_the_repository_hold_every_run_of_their_summaries(archive, name, tmp_path):
     study = Path(shutil.copytree(STUDIES / name, tmp_path / name, ignore=shutil.ignore_patterns("runs")))

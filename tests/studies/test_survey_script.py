@@ -46,6 +46,7 @@ def test_a_package_of_weights_gets_the_names_of_the_network(script):
         script.renamed(dict(reversed(state.items())), network)
 
 
+@pytest.mark.slow
 def test_the_weights_of_the_tracker_fit_torchvision(script, tmp_path, monkeypatch):
     """A package laid out as the real one, with random weights under other names."""
     network = script._torchvision_features()
@@ -60,6 +61,7 @@ def test_the_weights_of_the_tracker_fit_torchvision(script, tmp_path, monkeypatc
     assert model.encoder.features[0][0].weight.shape == state["old.features.0.0.weight"].shape
 
 
+@pytest.mark.slow
 def test_each_network_that_is_there_gives_a_row(script, tmp_path, monkeypatch):
     (tmp_path / "leaning_networks.py").write_text(LEANING)
     monkeypatch.syspath_prepend(tmp_path)

@@ -146,6 +146,7 @@ def test_failure_is_a_row_with_its_reason(networks, made, monkeypatch):
     assert row["mixer_error_5"].endswith("by mixer")
 
 
+@pytest.mark.slow
 def test_too_large_a_network_is_checked_at_its_stem(networks):
     few = sweep_checks.Limits(parameters=0.1)
     row = sweep_checks.check_network(*networks["timm:test_convnext"], few)
@@ -224,6 +225,7 @@ def small_sweep(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_crash_and_hang_are_rows_and_the_rest_goes_on(small_sweep, capsys):
     rows = small_sweep("--way", "twin")
     assert rows["crash"]["error_3"] == "crashed the process (exit status 7)"
@@ -247,6 +249,7 @@ def test_ctrl_c_blames_no_network(small_sweep, tmp_path, monkeypatch):
     assert "hang" not in {row["name"] for row in sweep.read_rows(tmp_path / "results.csv")}
 
 
+@pytest.mark.slow
 def test_finished_networks_are_not_checked_again_unless_they_failed(small_sweep, capsys):
     assert list(small_sweep("--only", "b:be*")) == ["best", "better"]
     assert len(small_sweep()) == 5

@@ -54,6 +54,7 @@ def done(tiny_inputs, tmp_path_factory):
     return out, summary, seen
 
 
+@pytest.mark.slow
 def test_a_derived_run_has_the_network_of_its_base_made_symmetric(done):
     out, summary, seen = done
     assert summary["failed"] == []
@@ -112,6 +113,7 @@ def test_the_summary_pools_data_sets_and_knows_the_primary_comparison(done):
     assert base["figures"]["loss_both"]["estimate"] is not None
 
 
+@pytest.mark.slow
 def test_nothing_is_repeated_but_what_is_damaged(done, tiny_inputs):
     out, summary, seen = done
     tried, again = [], options(tiny_inputs, primary=PRIMARY)

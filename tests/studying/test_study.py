@@ -131,6 +131,7 @@ def copied(done, tmp_path):
     return Path(shutil.copytree(done[0], tmp_path / "study"))
 
 
+@pytest.mark.slow
 def test_a_study_writes_what_it_found(done):
     out, summary, seen = done
     assert (summary["planned"], summary["finished"], summary["failed"]) == (4, 4, [])

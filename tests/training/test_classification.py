@@ -122,6 +122,7 @@ def planted(folder, tmp_path_factory):
 # Training
 
 
+@pytest.mark.slow
 def test_a_linear_probe_finds_the_voxel_that_the_class_depends_on(planted):
     result = RunFolder(planted).read_result()
     assert result["accuracy"] > 0.97
@@ -290,6 +291,7 @@ def test_rare_classes_are_drawn_as_often_as_asked_for():
 # Scores
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32 - 1))
 def test_scores_are_those_of_scikit_learn(seed):
     random = np.random.default_rng(seed)
@@ -326,6 +328,7 @@ def probing(*bias):
     return network
 
 
+@pytest.mark.slow
 def test_the_answers_of_a_known_network_are_counted(folder):
     """Where the network reads the voxel that the class is made of, all is right; one that says 1 always finds all of 1."""
     config, image = make_config(folder), np.load(folder / "image.npy").astype(np.float32)[:20]

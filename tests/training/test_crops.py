@@ -214,6 +214,7 @@ def test_changes_of_intensity_are_alike_in_all_slices():
     assert windows.max() < 0.8
 
 
+@pytest.mark.slow
 def test_crops_around_the_foreground_balance_the_classes():
     labels = np.zeros((10, 64, 64), np.int64)
     labels[2, 5, 7] = 2

@@ -52,6 +52,7 @@ def wait_for_step(process, run, step):
         time.sleep(0.02)
 
 
+@pytest.mark.attack
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "status", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
@@ -84,7 +85,8 @@ def test_a_command_that_is_interrupted_says_how_to_resume_it(
 
 
 @pytest.mark.parametrize(
-    "step", [*(pytest.param(step, marks=pytest.mark.slow) for step in (0, 1, 19, 79)), 32]
+    "step",
+    [*(pytest.param(step, marks=[pytest.mark.attack, pytest.mark.slow]) for step in (0, 1, 19, 79)), 32],
 )
 def test_a_run_that_is_interrupted_in_any_step_ends_as_an_undisturbed_one(
     config, undisturbed, tmp_path, monkeypatch, step
@@ -104,6 +106,7 @@ def test_a_run_that_is_interrupted_in_any_step_ends_as_an_undisturbed_one(
     assert trained(tmp_path / "run") == undisturbed
 
 
+@pytest.mark.attack
 @pytest.mark.slow
 @pytest.mark.parametrize(("call", "step"), [(0, 1), (2, 41), (4, 80)])
 def test_a_validation_that_is_interrupted_ends_first(config, undisturbed, tmp_path, monkeypatch, call, step):
@@ -123,6 +126,7 @@ def test_a_validation_that_is_interrupted_ends_first(config, undisturbed, tmp_pa
     assert trained(tmp_path / "run") == undisturbed
 
 
+@pytest.mark.attack
 @pytest.mark.slow
 def test_a_test_that_is_interrupted_is_done_by_the_resumed_run(config, undisturbed, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
@@ -136,6 +140,7 @@ def test_a_test_that_is_interrupted_is_done_by_the_resumed_run(config, undisturb
     assert trained(tmp_path / "run") == undisturbed
 
 
+@pytest.mark.attack
 @pytest.mark.slow
 def test_a_second_interrupt_ends_at_once(config, undisturbed, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
@@ -146,6 +151,7 @@ def test_a_second_interrupt_ends_at_once(config, undisturbed, tmp_path, monkeypa
     assert trained(tmp_path / "run") == undisturbed
 
 
+@pytest.mark.attack
 @pytest.mark.slow
 def test_a_run_that_is_killed_ends_as_an_undisturbed_one(tiny_inputs, config, undisturbed, tmp_path):
     process = start(tiny_inputs, "train", run_options(tiny_inputs), tmp_path / "run", SLOW="0.1")
@@ -170,6 +176,7 @@ def test_signals_that_have_another_meaning_keep_it(tmp_path):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.attack
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
 @pytest.mark.parametrize(
@@ -205,6 +212,7 @@ def test_all_processes_of_a_training_stop_at_the_same_step(
     assert RunFolder(run).result.exists()
 
 
+@pytest.mark.attack
 @pytest.mark.slow
 @pytest.mark.parametrize("everywhere", [False, True], ids=["one process", "all processes"])
 def test_a_study_with_workers_that_is_terminated_ends_in_order(tiny_inputs, tmp_path, everywhere):

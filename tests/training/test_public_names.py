@@ -42,6 +42,7 @@ AUDIT = ("audit", "--max-windows", "8", "--json")
 NETWORK = ("--model", "tiny_networks:tiny")
 
 
+@pytest.mark.slow
 def test_an_audit_of_a_run_reads_as_the_run_did(tiny_run, command):
     def audit(*arguments):
         done = command(*AUDIT, "--volume", tiny_run.folder / "image.npy", *NETWORK, *arguments)

@@ -152,6 +152,7 @@ def test_the_examples_load(path):
     assert load_config(path, TrainConfig).data.train
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -194,6 +194,7 @@ def copied(tiny_run, tmp_path, one_thread):
     return run, TrainConfig.model_validate(tiny_run.options)
 
 
+@pytest.mark.slow
 def test_training_learns_and_beats_chance(undisturbed):
     rows, result = RunFolder(undisturbed).read_metrics(), RunFolder(undisturbed).read_result()
     losses = [row["loss"] for row in rows if "loss" in row]
@@ -378,6 +379,7 @@ def test_a_run_is_not_overwritten_nor_resumed_as_another(copied, tiny_run):
             train(config, run.path, resume=resume)
 
 
+@pytest.mark.slow
 def test_a_run_without_a_checkpoint_begins_anew_with_whatever_options(folder, tmp_path):
     run = RunFolder(tmp_path / "run")
     train(make_config(folder, training__steps=5), run.path, resume=True)  # where nothing is yet
@@ -514,6 +516,7 @@ def test_a_neutralized_file_is_trained_as_it_is(folder, tmp_path):
     assert result["record"]["strategy"] == "center"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "channels", "overlapping"), [("dice_bce", 3, True), ("dice_bce", 1, None), ("dice_ce", 3, False)]
 )
@@ -700,6 +703,7 @@ def test_a_run_is_resumed_as_it_was_configured(tiny_run, command, seen, tmp_path
     assert (done.returncode, done.stderr) == (2, said)
 
 
+@pytest.mark.slow
 def test_a_seed_on_the_command_line_takes_precedence(folder, command, seen, tmp_path):
     config = make_config(folder)
     (tmp_path / "run.yaml").write_text(to_yaml(config))

@@ -35,6 +35,7 @@ HEADER = struct.pack(">HHIII", 0, 3, 16, 16, 4)
 SEGMENTATION = "compressed_segmentation"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharding", SHARDINGS.values(), ids=SHARDINGS)
 @pytest.mark.parametrize(
     ("encoding", "array"),

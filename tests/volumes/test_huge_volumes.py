@@ -68,6 +68,7 @@ def test_visits_of_a_huge_volume_are_computed_not_listed():
         assert np.histogram(values / length, bins=10, range=(0, 1))[0].min() > 60
 
 
+@pytest.mark.slow
 def test_a_window_asks_for_the_chunks_under_it_once_each(server):
     volume = open_volume(server.address)
     for step, z, y, x in ((1, 1000, 256, 512), (1, 15, 100, 30_000), (2, 40_000, 64, 0), (20, 333, 7, 65)):
@@ -88,6 +89,7 @@ def test_a_window_asks_for_the_chunks_under_it_once_each(server):
             )
 
 
+@pytest.mark.slow
 def test_the_intensity_range_of_a_huge_volume_takes_a_sample_read_several_at_a_time(server):
     volume = open_volume(server.address)
     assert 0 <= fit_scaling(volume).low <= 3
@@ -99,6 +101,7 @@ def test_the_intensity_range_of_a_huge_volume_takes_a_sample_read_several_at_a_t
     assert fingerprint(open_volume(server.address)) == first
 
 
+@pytest.mark.slow
 def test_what_is_made_of_a_remote_volume_has_its_fingerprint(server):
     """A training records its parts, cut and held in memory; an audit the volume as it was opened."""
     volume = open_volume(server.address)
@@ -111,6 +114,7 @@ def test_what_is_made_of_a_remote_volume_has_its_fingerprint(server):
     assert {fingerprint(pickle.loads(pickle.dumps(part))) for part in parts} == {fingerprint(volume)}  # noqa: S301
 
 
+@pytest.mark.slow
 def test_a_sample_is_the_same_read_one_by_one_or_several_at_a_time(server, monkeypatch):
     volume = open_volume(server.address)
     several = blocks.sample_voxels(volume, 200_000)

@@ -129,6 +129,7 @@ def test_classes():
 # Which image a volume was read from
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "spacing", "match"), [((8, 300, 300), (50, 4, 4), True), ((300,) * 3, (4,) * 3, False)]
 )

@@ -77,6 +77,7 @@ def test_each_axis_has_a_unit_of_its_own_and_channels_have_no_place(tmp_path):
     assert volume.offset == pytest.approx((10, 2, 3))
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(
     starts=st.tuples(*[st.integers(0, 4)] * 3),

@@ -142,6 +142,7 @@ def keys(draw):
     }[shape]
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(key=keys())
 def test_indexing_is_that_of_numpy(stored, key):
@@ -154,6 +155,7 @@ def test_indexing_is_that_of_numpy(stored, key):
     np.testing.assert_array_equal(part, expected)
 
 
+@pytest.mark.slow
 @given(key=keys(), order=st.permutations("zyxt"), pick=st.integers(0, 1))
 def test_indexing_through_any_order_of_axes(key, order, pick):
     pair = np.stack([STACK, STACK[::-1]])
@@ -267,6 +269,7 @@ def bytes_read():
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="only Linux counts what a process reads")
 @pytest.mark.parametrize("writer", LITTLE_READ)
 def test_opening_and_reading_a_slice_reads_little_else(tmp_path, monkeypatch, writer):
@@ -371,6 +374,7 @@ def test_a_sample_is_spread_over_the_volume(chunks):
         assert sample_voxels(volume, 20_000).size == pytest.approx(20_000, rel=0.1)
 
 
+@pytest.mark.slow
 def test_percentiles_of_a_real_sample_are_near_the_whole(shared_data):
     volume = open_volume(shared_data / "lucchi_pp/train_image.tif")
     whole = np.percentile(volume[...], [1, 50, 99])

@@ -214,6 +214,7 @@ def test_chunks_are_fetched_side_by_side(web, monkeypatch):
     assert np.array_equal(volume[:4], IMAGE[:4])
 
 
+@pytest.mark.slow
 def test_chunks_above_the_limit_of_metadata(tmp_path):
     large = np.ones((1, 3000, 3000), np.uint8)
     zarr.create_array(tmp_path / "a.zarr", data=large, chunks=large.shape, compressors=None)
@@ -257,6 +258,7 @@ def test_a_fork_that_goes_on_reading(web, folder, name, remote):
 # Fingerprints
 
 
+@pytest.mark.slow
 def test_what_is_said_about_a_remote_volume(web, amazon):
     for address in (web, amazon):
         volume = open_volume(f"{address}/image-v3.zarr")
@@ -267,6 +269,7 @@ def test_what_is_said_about_a_remote_volume(web, amazon):
         assert fingerprint(open_volume(f"{address}/a.zarr")) != fingerprint(volume)
 
 
+@pytest.mark.slow
 def test_what_has_changed_between_the_first_and_the_last_chunk_is_noticed(tmp_path, monkeypatch):
     stack = np.random.default_rng(0).integers(0, 255, (60, 16, 16), np.uint8)
     array = zarr.create_array(tmp_path / "a.zarr", data=stack, chunks=(1, 16, 16))
@@ -290,6 +293,7 @@ def test_what_has_changed_between_the_first_and_the_last_chunk_is_noticed(tmp_pa
 # Credentials, proxies and secrets
 
 
+@pytest.mark.slow
 def test_credentials_are_used_only_where_a_bucket_refuses_to_be_read_without(amazon, monkeypatch, tmp_path):
     read, anonymous = s3fs.S3FileSystem._cat_file, set()
 
@@ -312,6 +316,7 @@ def test_credentials_are_used_only_where_a_bucket_refuses_to_be_read_without(ama
     assert same(open_volume(f"{amazon}/a.zarr"), IMAGE)
 
 
+@pytest.mark.slow
 def test_a_bucket_that_may_not_be_listed(amazon, monkeypatch):
     read = s3fs.S3FileSystem._cat_file
 
@@ -331,6 +336,7 @@ def test_a_bucket_that_may_not_be_listed(amazon, monkeypatch):
     assert same(open_volume(f"{amazon}/image-v3.zarr"), IMAGE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["raw", "compressed_segmentation"])
 def test_chunks_that_cloud_volume_compressed_for_s3(name, amazon, tmp_path):
     write_precomputed(tmp_path / f"packed-{name}", LABELS, name)
@@ -346,6 +352,7 @@ def test_raw_voxels_at_an_address_that_look_like_gzip(amazon, tmp_path):
     assert same(open_volume(f"precomputed://{amazon}/alike"), image)
 
 
+@pytest.mark.slow
 def test_the_proxy_of_the_environment_is_used(web, monkeypatch):
     get = Handler.do_GET
 
@@ -436,6 +443,7 @@ def test_missing_extra(monkeypatch):
         open_volume("https://host/a.zarr")
 
 
+@pytest.mark.slow
 def test_what_is_not_there(web, amazon):
     for address in (web, amazon):
         fails(f"{address}/none.zarr", MISSING)
@@ -464,6 +472,7 @@ def test_zarr_on_a_server_that_forbids_what_it_does_not_have(web, folder, versio
         chunk.write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["br", "gzip", "zstd"])
 def test_however_a_server_encodes_its_page_it_says_that_a_chunk_is_missing(tmp_path, encoding, monkeypatch):
     zarr.create_array(tmp_path / "a.zarr", data=IMAGE, chunks=(4, 16, 16))
@@ -521,6 +530,7 @@ def test_a_request_that_fails_for_a_moment_is_repeated(web, name, first, monkeyp
     assert len({path for _, path in asked}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("after", "expected"), [("1", 1), ("Sat, 28 Nov 2015 23:59:59 GMT", 0)])
 def test_a_server_is_given_the_time_that_it_asks_for(web, after, expected, monkeypatch):
     volume = open_volume(f"{web}/image")
@@ -539,6 +549,7 @@ def test_a_request_that_keeps_failing_is_an_error(web, name, status, requests, m
     assert len(asked) == requests
 
 
+@pytest.mark.slow
 def test_a_server_that_cannot_be_reached_is_not_asked_again(tmp_path, monkeypatch):
     monkeypatch.setattr(chunk_files, "PAUSE", 60)
     zarr.create_array(tmp_path / "a.zarr", data=IMAGE)
@@ -550,6 +561,7 @@ def test_a_server_that_cannot_be_reached_is_not_asked_again(tmp_path, monkeypatc
         fails(f"{address}/{name}", "cannot be read .* check the address, the network")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stated", [True, False])
 def test_a_server_that_sends_another_part_of_a_file_than_was_asked_for(tmp_path, stated, monkeypatch):
     """Chunks in shards that are not compressed have no check of their own."""
@@ -609,6 +621,7 @@ def redirect(self):
     self.end_headers()
 
 
+@pytest.mark.slow
 def test_redirects_are_followed(folder):
     with (
         served(folder) as target,

@@ -222,6 +222,7 @@ def test_nifti_that_claims_too_much(tmp_path):
     tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_nifti_with_a_gzip_bomb_behind_it(tmp_path):
     save_nifti(tmp_path / "a.nii", STACK.T)
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress((tmp_path / "a.nii").read_bytes() + bytes(2**26)))

@@ -96,6 +96,7 @@ def channels_of(array):
     return [volume_of(channel) for channel in array]
 
 
+@pytest.mark.slow
 @every_format
 @pytest.mark.parametrize(
     "dtype",
@@ -242,6 +243,7 @@ def test_memory_is_bounded(name, tmp_path, monkeypatch):
     assert peak < 9 * 2**20
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(max_examples=40)
 def test_slabs_cover_each_voxel_once(data, tmp_path_factory):

@@ -118,6 +118,7 @@ def test_levels_hold_what_the_metadata_say(labels, tmp_path, monkeypatch):
     assert told[-1] == (sum(group[name].size for name in "012"),) * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["nm", "inch", None])
 def test_the_metadata_are_valid(unit, labels, tmp_path):
     write_volume(open_volume(labels, spacing=(30, 8, 8), unit=unit), tmp_path / "labels.ome.zarr")
@@ -132,6 +133,7 @@ def test_the_metadata_are_valid(unit, labels, tmp_path):
     assert [axis.name for axis in image.multiscales[0].axes] == ["c", "z", "y", "x"]
 
 
+@pytest.mark.slow
 def test_each_channel_has_levels_of_its_own(tmp_path):
     array = np.random.default_rng(0).random((2, *SHAPE), np.float32)
     write_channels([open_volume(channel) for channel in array], tmp_path / "a.zarr")
@@ -271,6 +273,7 @@ def image_of(volume, progress=None):
     return Image((volume,), False, True, volume.dtype, None, None, None, tally, "/labels")
 
 
+@pytest.mark.slow
 def test_nothing_is_written_any_more_after_a_failure(labels):
     class Failing(MemoryStore):
         async def set(self, key, value, byte_range=None):

@@ -129,6 +129,7 @@ def test_one_line_for_many_damaged_chunks(tmp_path, codec):
     assert found.stderr.count("\n") == 1, found.stderr
 
 
+@pytest.mark.slow
 def test_those_who_wait_for_the_tasks_of_zarr_do_not_wait_for_each_other():
     """As where several reads fail at once, in several threads."""
     loop, waiting = zarr.core.sync._get_loop(), []
