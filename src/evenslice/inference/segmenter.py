@@ -139,8 +139,8 @@ def open_segmenter(
         ModelError: the network cannot be loaded, or the description in an exported network is damaged.
 
     Example:
-        >>> open_segmenter("timm:test_resnet", "none", reading={"step": 2}).reading
-        Reading(step=2, plane='z', ...)
+        >>> open_segmenter("timm:test_resnet", "none", reading={"step": 2}).reading.step
+        2
     """
     stated, crop = stated_reading(spec, weights)
     read = reading if isinstance(reading, Reading) else (stated or Reading()).with_given(reading or {})
