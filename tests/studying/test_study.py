@@ -492,7 +492,7 @@ def test_a_worker_that_would_write_elsewhere_ends_a_study_before_its_first_run(f
     worker = [sys.executable, "-m", "distributed.cli.dask_worker", "--nthreads", "1", "--no-dashboard"]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()
-    with LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address=":0") as cluster:
         process = subprocess.Popen(
             [*worker, cluster.scheduler_address], cwd=tmp_path / "there", stderr=subprocess.DEVNULL
         )
