@@ -20,6 +20,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, ProcessPoolExecutor, wait
@@ -382,6 +383,7 @@ class _Processes(Workers):
                 try:
                     task = pool.submit(_apply_here, function, item)
                 except BrokenExecutor as error:  # one was killed since the last
+                    self._processes.update(pool._processes or {})  # noqa: SLF001  # as below
                     raise self.lost() from error
             self._processes.update(pool._processes or {})  # noqa: SLF001  # of which there is no other list
             return task
@@ -396,8 +398,11 @@ class _Processes(Workers):
                 pool.shutdown(cancel_futures=True)
 
     def lost(self) -> EvensliceError:
-        for process in self._processes.values():
-            process.join(1)  # the pool ends them
+        until = time.monotonic() + 1  # the pool ends them, and asks for their status in a thread of its own
+        while (
+            any(process.exitcode is None for process in self._processes.values()) and time.monotonic() < until
+        ):
+            time.sleep(0.01)
         if any((process.exitcode or 0) > 0 for process in self._processes.values()):  # by an error of Python
             return EvensliceError(
                 f"{option('workers', self._count)}: end before they have done anything; in a script, call what starts them "
