@@ -149,18 +149,19 @@ def sweep(networks: Sequence[Network], options: argparse.Namespace) -> None:
             idle.put(child)
 
     started, pool = time.monotonic(), ThreadPoolExecutor(options.jobs)
-    waiting = [pool.submit(check, network) for network in networks]
     try:
+        waiting = [pool.submit(check, network) for network in networks]
         for done, future in enumerate(as_completed(waiting), start=1):
             append(future.result(), options.results)
             pace = (time.monotonic() - started) / done
             print(f"[{done}/{len(networks)}, {pace:.1f} s each] {_said(future.result())}", flush=True)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        while any(future.running() for future in waiting):  # one may begin while the others are stopped
+        while idle.qsize() < len(children):  # one may begin while the others are stopped
             for child in children:
                 child.stop()
             time.sleep(0.01)
+        pool.shutdown()
         for child in children:
             child.stop()
 

@@ -3,6 +3,7 @@
 import csv
 import os
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -235,18 +236,34 @@ def test_crash_and_hang_are_rows_and_the_rest_goes_on(small_sweep, capsys):
     assert "[5/5" in capsys.readouterr().out
 
 
-def test_ctrl_c_blames_no_network(small_sweep, tmp_path, monkeypatch):
-    check = sweep.Child.check
+@pytest.mark.parametrize("where", ["in the work", "before all are submitted"])
+def test_ctrl_c_blames_no_network_and_leaves_no_child(where, small_sweep, tmp_path, monkeypatch):
+    check, start, submit = sweep.Child.check, sweep.Child._start, sweep.ThreadPoolExecutor.submit
+    began, processes = threading.Event(), []
 
     def interrupted(child, network, limits):
-        if network.name == "better":
+        if network.name == "better" and where == "in the work":
             os.kill(os.getpid(), signal.SIGINT)
         return check(child, network, limits)
 
+    def started(child):
+        processes.append(start(child))
+        began.set()
+        return processes[-1]
+
+    def submitted(pool, check, network):
+        if network.name == "better" and where != "in the work":
+            assert began.wait(60)
+            raise KeyboardInterrupt
+        return submit(pool, check, network)
+
     monkeypatch.setattr(sweep.Child, "check", interrupted)
+    monkeypatch.setattr(sweep.Child, "_start", started)
+    monkeypatch.setattr(sweep.ThreadPoolExecutor, "submit", submitted)
     with pytest.raises(KeyboardInterrupt):
         small_sweep("--only", "b:*", "--timeout", "60")  # of which one hangs
     assert "hang" not in {row["name"] for row in sweep.read_rows(tmp_path / "results.csv")}
+    assert all(process.returncode is not None for process in processes)
 
 
 @pytest.mark.slow
