@@ -150,6 +150,14 @@ def test_a_linear_network_gives_its_weights_back(survey, name, options, energy, 
         assert found.answer_change.estimate > 0.05
 
 
+def test_the_volume_is_read_as_asked(survey):
+    volume = np.random.default_rng(0).random((8, 32, 32))
+    volume[3, 4, 5] = np.nan
+    with pytest.raises(evenslice.ModelError, match="fill"):
+        survey("fair", volume=volume)
+    assert not survey("fair", volume=volume, reading=evenslice.Reading(fill=0)).failed
+
+
 def test_a_fair_network_has_no_bias_and_nothing_chromatic(survey):
     (found,) = survey("fair", windows=60).networks
     assert found.energy == pytest.approx((1 / 3, 1 / 3, 1 / 3))

@@ -35,10 +35,13 @@ BAD = [
     ([*GOOD, "--model", "my_networks:AlongZ", "--weights", "none", "--strategy", "uniform"], r"error: "),
     ([*GOOD, "--model", "smpp:Unet/resnet18"], r"did you mean 'smp'"),
     ([*GOOD, "--model", "timm:resnet188"], r"did you mean 'resnet18'"),
-    ([*GOOD, "--weights", "none", "--model", "my_networks:with_inputs"], r"with_inputs: cannot be built"),
+    (
+        [*GOOD, "--weights", "none", "--model", "my_networks:with_inputs"],
+        r"my_networks:with_inputs\?name=value",
+    ),
     (
         [*GOOD, "--weights", "none", "--model", "my_networks:with_inputs?inputs=4"],
-        r"--slices 4: a window has an odd",
+        r"to have 4 channels",
     ),
     ([*GOOD, "--weights", "missing.pt"], r"missing.pt"),
     ([*GOOD, "--weights", "."], r"\.: is a folder; name the file of weights"),
@@ -227,9 +230,18 @@ def test_requests_that_fail_when_the_error_was_told_draw_no_tracebacks(process, 
 
 
 def test_debug_shows_the_traceback(run):
+    own = ["--model", "my_networks:with_inputs?inputs=x", "--weights", "none"]
+    assert "--debug shows where" in run("audit", *own, *GOOD)[2]  # of what code of one's own raised
     code, _, err = run(*AUDIT, "--volume", "missing.tif", "--debug")
     assert (code, "Traceback" in err) == (2, True)
     assert err.splitlines()[-1].startswith("error: missing.tif")
+    assert "--debug" not in err.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_python_without_docstrings_is_refused(process, folder):
+    done = process("info", "good.tif", cwd=folder, env=os.environ | {"PYTHONOPTIMIZE": "2"})
+    assert (done.returncode, "PYTHONOPTIMIZE" in done.stderr) == (2, True)
 
 
 @pytest.mark.slow

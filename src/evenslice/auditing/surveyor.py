@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from evenslice.auditing.documents import Audit
     from evenslice.networks import ModelSource
     from evenslice.neutralizing import Record
-    from evenslice.volumes import Volume, VolumeLike
+    from evenslice.volumes import Reading, Volume, VolumeLike
 
 WINDOWS = 60
 """Default number of windows that each network is shown: with 59 that equal their mirrors, a network is symmetric."""
@@ -73,6 +73,7 @@ def survey(  # all but the networks have defaults and names
     *,
     weights: str | Sequence[str] = "imagenet",
     volume: VolumeLike | None = None,
+    reading: Reading | None = None,
     slices: int | None = None,
     windows: int = WINDOWS,
     draws: int = DRAWS,
@@ -96,6 +97,7 @@ def survey(  # all but the networks have defaults and names
             for each network.
         volume: a volume, an array (z, y, x) or a path; by default the MNI152 template, real MRI, which comes with
             nilearn.
+        reading: how the volume is read.
         slices: N, odd; by default the number of each network's inputs, which is 3 for colour images.
         windows: number of windows for each network, at least 2.
         draws: how many times the random parts of a network are drawn, at least 1, with the seeds ``seed``,
@@ -147,7 +149,7 @@ def survey(  # all but the networks have defaults and names
     shared: dict[str, Any] = {}
     with progress_bar("survey", len(pairs), "networks", show=compute.progress) as advance:
         for spec, which in pairs:
-            item, details = _survey_one(spec, which, shown, draws, network, sampling, compute)
+            item, details = _survey_one(spec, which, shown, reading, draws, network, sampling, compute)
             found.append(item)
             shared = shared or details
             advance(1)
@@ -188,6 +190,7 @@ def _survey_one(
     spec: str,
     weights: str,
     volume: Volume,
+    reading: Reading | None,
     draws: int,
     network: dict[str, Any],
     sampling: Sampling,
@@ -202,7 +205,8 @@ def _survey_one(
             records.append(record)
             sources.append(source)
             balances.append(colour_balance(_kernels(model, record)))
-            audits.append(audit(model, volume, sampling=sampling, compute=replace(compute, progress=False)))
+            quiet = replace(compute, progress=False)
+            audits.append(audit(model, volume, reading=reading, sampling=sampling, compute=quiet))
             if not source.random:
                 break
     except EvensliceError as error:

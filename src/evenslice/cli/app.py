@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import sys
+import sysconfig
 import traceback
 from contextlib import suppress
 from pathlib import Path
@@ -153,6 +154,10 @@ def _root(
     ] = False,
 ) -> None:
     # `run` takes --debug from anywhere on the command line; it is declared here for the help.
+    if sys.flags.optimize > 1:
+        raise ConfigError(
+            "PYTHONOPTIMIZE or -OO: removes docstrings, which libraries of networks need; use 1 or -O"
+        )
     if memory_limit is not None and memory_limit < 0:
         raise ConfigError(f"--memory-limit {memory_limit:g}: must be at least 0")
     limit_memory(None if memory_limit is None else int(memory_limit * 2**30))
@@ -225,10 +230,18 @@ def _end_quietly() -> None:
 def _line(error: Exception) -> str | None:
     """Return what to tell about an error that is the user's; None for an internal error."""
     if isinstance(error, EvensliceError):
-        return error.render(spelled_on_command_line)
+        line = error.render(spelled_on_command_line)
+        return f"{line} (--debug shows where)" if _is_from_own_code(error.__cause__) else line
     if isinstance(error, typer.TyperException):
         return error.format_message()
     return _refusal(error) or _memory_refusal(error)
+
+
+def _is_from_own_code(error: BaseException | None) -> bool:
+    """Return whether code of the user's own raised an error, so that its traceback helps."""
+    raised = () if error is None else traceback.extract_tb(error.__traceback__)
+    installed = (*set(sysconfig.get_paths().values()), str(Path(evenslice.__file__).parent), "<")
+    return not all(frame.filename.startswith(installed) for frame in raised)
 
 
 def _refusal(error: BaseException) -> str | None:

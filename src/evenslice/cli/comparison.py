@@ -143,7 +143,7 @@ def _plain(
         model, source = build_model(network.spec, network.weights, classes=network.classes, seed=seed)
         restore_average(model)
     except ModelError:
-        raise error from None
+        raise error from error.__cause__
     if network.symmetrize is None:
         return model, "as built", source.to_dict()
     made = symmetrize(model, network.symmetrize)

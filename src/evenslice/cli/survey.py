@@ -29,6 +29,7 @@ def survey(
         str | None,
         options.volume(f"Volume: {options.VOLUME_HELP} (default: an MRI template).", metavar="PATH"),
     ] = None,
+    reading: options.VolumeReading,
     windows: Annotated[int, options.measurement("Windows to measure per network.", metavar="N")] = 60,
     draws: Annotated[
         int,
@@ -50,6 +51,7 @@ def survey(
     from evenslice.auditing import survey as compare_networks
     from evenslice.report import need_report_extra
     from evenslice.results import SURVEY_FILES
+    from evenslice.volumes import Reading
 
     if out is not None:
         need_report_extra("the report of a survey")
@@ -58,6 +60,7 @@ def survey(
             specs,
             weights=weights,
             volume=volume,
+            reading=Reading(**reading),
             windows=windows,
             draws=draws,
             seed=seed,

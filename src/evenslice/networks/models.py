@@ -190,7 +190,15 @@ def _build_imported(specification: Specification, pretrained: bool) -> nn.Module
     if pretrained:
         raise specification.error("a function has no imagenet weights; give a file, or none to keep its own")
     with importable_here():
-        model = _find_builder(specification)(**specification.arguments)
+        builder = _find_builder(specification)
+        try:
+            model = builder(**specification.arguments)
+        except TypeError as error:
+            if error.__traceback__ is None or error.__traceback__.tb_next is not None:  # of its own code
+                raise
+            raise specification.error(
+                f"{reason(error)}; give arguments as {specification.name}?name=value"
+            ) from error
     if not isinstance(model, torch.nn.Module):
         raise specification.error(f"returned {type(model).__name__}, not a torch.nn.Module")
     return model

@@ -150,6 +150,10 @@ def load_network(  # what to build, and one argument for each choice of neutrali
     else:
         model, source = build_model(spec, weights, classes=classes, seed=seed)
         inputs = source.inputs or accepted_input(model)[0]
+        if slices is None and inputs % 2 == 0:
+            raise ModelError(
+                f"{spec}: reads {inputs} channels, and a window has an odd number of slices; give {option('slices')}"
+            )
         options: dict[str, Any] = {"strategy": strategy, "tie": tie, "mean": mean, "std": std, "seed": seed}
         change = _neutralize_averaged if averages_due(model) else neutralize
         record = change(model, inputs if slices is None else slices, **options)
