@@ -36,16 +36,12 @@ help:
 
 install: $(STAMP)
 
-# A tutorial reads the volumes in this package; the many others that its code needs are left out.
-QIM3D := qim3d==1.5.3
-
 # Python compiles what tests import by itself, which takes a minute less than if pip compiled all 34,000 modules.
 # The pip that comes with Python 3.11 knows no dependency groups, and cannot resolve what moto and s3fs ask of botocore.
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --no-compile --editable '.[all]' --group dev
-	$(BIN)/python -m pip install --quiet --no-compile --no-deps $(QIM3D)
 	@touch $@
 
 # Attacks and the documentation site are left out by default (pyproject.toml).
