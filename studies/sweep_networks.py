@@ -18,28 +18,10 @@ class Network(NamedTuple):
 
 # The smallest encoder of each of smp's own families, then some of timm's.
 ENCODERS = (
-    "resnet18",
-    "resnext50_32x4d",
-    "dpn68",
-    "vgg11",
-    "vgg11_bn",
-    "se_resnet50",
-    "se_resnext50_32x4d",
-    "densenet121",
-    "inceptionresnetv2",
-    "inceptionv4",
-    "efficientnet-b0",
-    "mobilenet_v2",
-    "xception",
-    "timm-efficientnet-b0",
-    "timm-tf_efficientnet_lite0",
-    "timm-skresnet18",
-    "mit_b0",
-    "mobileone_s0",
-    "tu-convnext_atto",
-    "tu-regnety_002",
-    "tu-tf_efficientnet_lite0",
-    "tu-tresnet_m",
+    *("resnet18", "resnext50_32x4d", "dpn68", "vgg11", "vgg11_bn", "se_resnet50", "se_resnext50_32x4d"),
+    *("densenet121", "inceptionresnetv2", "inceptionv4", "efficientnet-b0", "mobilenet_v2", "xception"),
+    *("timm-efficientnet-b0", "timm-tf_efficientnet_lite0", "timm-skresnet18", "mit_b0", "mobileone_s0"),
+    *("tu-convnext_atto", "tu-regnety_002", "tu-tf_efficientnet_lite0", "tu-tresnet_m"),
     "tu-vit_tiny_patch16_224",
 )
 
