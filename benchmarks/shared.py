@@ -13,7 +13,9 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from scipy.stats import t as student
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 import evenslice
@@ -28,6 +30,14 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 SHARED = Path(os.environ.get("EVENSLICE_SHARED", ROOT.parent / "shared"))
 SPEC = "smp:Unet/tu-tf_efficientnet_lite0"
+FAMILIES = {
+    "EfficientNet-Lite0": (SPEC, "imagenet"),
+    # Without these two arguments the weights load, and the network computes something else.
+    "MobileNetV1": ("smp:Unet/tu-mobilenetv1_100?pad_type=same&bn_eps=1e-3", "mobilenetv1_100.safetensors"),
+    "VGG16": ("smp:Unet/vgg16", "vgg16_features.safetensors"),
+}
+"""Pretrained networks: specifications, and weights, which are files in a folder of ``SHARED`` for some."""
+
 KEPT = {
     "MALLOC_MMAP_THRESHOLD_": 1073741824,
     "MALLOC_TRIM_THRESHOLD_": 1099511627776,
@@ -44,6 +54,16 @@ def make_parser(text: str | None) -> argparse.ArgumentParser:
 def load(weights: str = "imagenet", **options: Any) -> nn.Module:
     """Return the network of the demonstration for three slices."""
     model: nn.Module = evenslice.load_network(SPEC, weights, **options).model.eval()
+    return model
+
+
+def load_family(
+    name: str, spec: str | None = None, weights: str | None = None, shared: Path = SHARED, **options: Any
+) -> nn.Module:
+    """Return a network of ``FAMILIES`` with its pretrained weights; or another one that takes them, or with others."""
+    own, packaged = FAMILIES[name]
+    file = packaged if packaged == "imagenet" else str(shared / "weights" / packaged)
+    model: nn.Module = evenslice.load_network(spec or own, weights or file, **options).model
     return model
 
 
@@ -96,6 +116,16 @@ def show(name: str, ratios: Sequence[float]) -> float:
     median = statistics.median(ratios)
     print(f"{name}: {median:.2f} ({min(ratios):.2f} to {max(ratios):.2f})", flush=True)
     return median
+
+
+def mean(values: Iterable[float], bounds: tuple[float, float] = (-1, 1)) -> tuple[float, float, float]:
+    """Return a mean with Student's 95 % interval; NaN values are left out, and one value alone says nothing but itself."""
+    known = np.array([value for value in values if not np.isnan(value)])
+    if len(known) < 2:
+        return (float(known.mean()), *bounds) if len(known) else (np.nan, np.nan, np.nan)
+    half = student.ppf(0.975, len(known) - 1) * known.std(ddof=1) / len(known) ** 0.5
+    low, high = np.clip([known.mean() - half, known.mean() + half], *bounds)
+    return float(known.mean()), float(low), float(high)
 
 
 class Cache:
