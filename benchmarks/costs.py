@@ -1,6 +1,6 @@
 """What evenslice costs beside the bare passes of a network: ratios of alternating measurements within one run.
 
-    python benchmarks/costs.py audit [--device cuda]    # of passes and gradients of its windows and mirrors; and of Captum's
+    python benchmarks/costs.py audit [--device cuda]    # of bare passes and gradients of its windows and mirrors
     python benchmarks/costs.py segment [--tile 256]     # of bare passes; and MONAI's sliding window
     python benchmarks/costs.py neutralize               # of two forward passes of what it shows the network, and 0.2 s
     python benchmarks/costs.py symmetrize               # passes and training steps at each cut, of those as built
@@ -34,20 +34,13 @@ import evenslice
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator
-
-    from torch import nn
+    from collections.abc import Callable
 
 QUIET = evenslice.Compute(device="cpu", progress=False)
 
 
 def audit(options: argparse.Namespace) -> None:
-    """Compare an audit of 40 windows with bare passes and gradients of them, and with Captum as its tutorial uses it.
-
-    Those have as many random windows and mirrors in memory; the bare ones on frozen weights, channels-last.
-    """
-    from captum.attr import Saliency
-
+    """Compare an audit of 40 windows with bare passes and gradients of as many random ones in memory, and of mirrors."""
     model, volume, device, count = load(), open_middle(options.volume), options.device, 40
     half = getattr(torch, options.dtype)
 
@@ -59,28 +52,20 @@ def audit(options: argparse.Namespace) -> None:
             compute=evenslice.Compute(device=device, dtype=options.dtype, progress=False),
         )
 
-    def predicted(output: torch.Tensor) -> torch.Tensor:
-        return output.gather(1, output.argmax(1, keepdim=True)).float().sum(dim=(1, 2, 3))
-
     run = ours().run
     windows = torch.rand(count, 3, *(run.tile or ()), device=device)
     batches = torch.split(torch.cat([windows, windows.flip(1)]), run.batch or 4)
-    frozen, as_built = fast_copy(model, device), fast_copy(model, device).requires_grad_()
-    saliency = Saliency(lambda pixels: predicted(as_built(pixels)))
+    frozen = fast_copy(model, device)
 
     def bare() -> None:
         for batch in batches:
             pixels = batch.contiguous(memory_format=torch.channels_last).requires_grad_()
             with torch.autocast(device, half, enabled=half != torch.float32):
-                explained = predicted(frozen(pixels)).sum()
+                output = frozen(pixels)
+            explained = output.gather(1, output.argmax(1, keepdim=True)).float().sum()
             torch.autograd.grad(explained, pixels)
 
-    def captum() -> None:
-        for batch in batches:
-            saliency.attribute(batch.detach().requires_grad_())
-
     compare("audit / bare", ours, bare, options.rounds)
-    compare("audit / captum", ours, captum, options.rounds)
 
 
 def segment(options: argparse.Namespace) -> None:
@@ -146,17 +131,12 @@ def neutralize(options: argparse.Namespace) -> None:
         (resnet50(), 224),
         (timm.create_model("convnext_tiny"), 224),
     ):
-        images, ratios, network = torch.rand(6, 3, side, side), [], model.eval()
-
-        @torch.no_grad()
-        def passes(network: nn.Module = network, images: torch.Tensor = images) -> None:
-            network(images)
-            network(images)
-
-        passes()
+        ratios = list[float]()
+        single = torch.no_grad()(partial(model.eval(), torch.rand(6, 3, side, side)))
+        single()
         for _ in range(options.rounds):
             spent = seconds(partial(evenslice.neutralize, copy.deepcopy(model), 5, size=(side, side)))
-            ratios.append(spent / (seconds(passes) + 0.2))
+            ratios.append(spent / (seconds(single) + seconds(single) + 0.2))
         show(f"{type(model).__name__}, {side} pixels", ratios)
 
 
@@ -229,9 +209,7 @@ def training(options: argparse.Namespace) -> None:
             begun, plain, watched = spent(steps, None), spent(3 * steps, None), spent(3 * steps, steps)
             step = (plain - begun) / (2 * steps)
             ratios.append(step / (seconds(bare) / steps))
-            monitors.append(
-                (watched - plain) / 4 / (every * step)
-            )  # measured before, twice between, and after
+            monitors.append((watched - plain) / 4 / (every * step))  # measured before, twice between, after
     show("training step / bare step", ratios)
     print(f"monitor / training, every {every} steps: {statistics.median(monitors):.2%}")
 
@@ -250,17 +228,12 @@ def workers(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder, dask.config.set(settings):
 
         def spent(task: str, count: int) -> float:
-            cluster = LocalCluster(
-                n_workers=count, threads_per_worker=1, memory_limit=None, dashboard_address=None
-            )
-            with cluster:
-                compute = evenslice.Compute(
-                    scheduler=cluster.scheduler_address, dtype="float32", progress=False
-                )
-
-                segmented = partial(
-                    evenslice.segment, model, out=Path(folder, "a.npy"), compute=compute, force=True
-                )
+            alone = {"threads_per_worker": 1, "memory_limit": None, "dashboard_address": None}
+            with LocalCluster(n_workers=count, **alone) as cluster:
+                address = cluster.scheduler_address
+                compute = evenslice.Compute(scheduler=address, dtype="float32", progress=False)
+                out = Path(folder, "a.npy")
+                segmented = partial(evenslice.segment, model, out=out, compute=compute, force=True)
                 segmented(volume[: 8 * count])
                 start = time.perf_counter()
                 if task == "segment":
@@ -271,9 +244,8 @@ def workers(options: argparse.Namespace) -> None:
                 return time.perf_counter() - start
 
         for task in ("segment", "audit"):
-            show(
-                f"{task}, one worker / two", [spent(task, 1) / spent(task, 2) for _ in range(options.rounds)]
-            )
+            ratios = [spent(task, 1) / spent(task, 2) for _ in range(options.rounds)]
+            show(f"{task}, one worker / two", ratios)
 
 
 def memory(options: argparse.Namespace) -> None:
@@ -305,21 +277,16 @@ def passes(_options: argparse.Namespace) -> None:
 
 def verdict(options: argparse.Namespace) -> None:
     """Print the time and the windows of default audits of real volumes: of networks as built, or of run folders."""
-
-    def networks() -> Iterator[tuple[str, nn.Module]]:
-        for run in options.runs:
-            yield run.name, evenslice.load_network(str(run / "network.safetensors")).model
-        for strategy in () if options.runs else ("pretrained", "uniform", "twin"):
-            yield strategy, load(strategy=strategy)
-
+    files = {run.name: str(run / "network.safetensors") for run in options.runs}
+    networks = {name: evenslice.load_network(file).model for name, file in files.items()}
+    networks = networks or {way: load(strategy=way) for way in ("pretrained", "uniform", "twin")}
     sets = sorted(path for path in (SHARED / "data").iterdir() if path.is_dir())
     volumes = [path for part in sets for path in sorted(part.glob("*image.tif"))]
     volumes += [path for part in sets for path in sorted(part.glob("images/*"))[:1]]
-    evenslice.audit(
-        load(), np.random.default_rng(0).random((16, 64, 64)), compute=QUIET
-    )  # the first is slower
+    noise = np.random.default_rng(0).random((16, 64, 64))
+    evenslice.audit(load(), noise, compute=QUIET)  # the first is slower
     print("| network | volume | verdict | windows | seconds |\n| --- | --- | --- | --- | --- |")
-    for name, network in networks():
+    for name, network in networks.items():
         for path in volumes:
             begun = time.process_time()
             found = evenslice.audit(network, path, compute=QUIET)

@@ -95,27 +95,21 @@ def seconds(run: Callable[[], object]) -> float:
 
 def compare(
     name: str, ours: Callable[[], object], theirs: Callable[[], object], rounds: int, *, warm: bool = True
-) -> float:
-    """Print the ratio of two times, which are measured alternately, and return its median.
+) -> None:
+    """Print the ratio of two times, which are measured alternately.
 
-    Args:
-        name: what is compared.
-        ours: over ``theirs``.
-        theirs: what it is compared with.
-        rounds: how often.
-        warm: call both once before; the first passes of a process are slower.
+    If ``warm``, both are called once before: the first passes of a process are slower.
     """
     if warm:
         theirs()
         ours()
-    return show(name, [seconds(ours) / seconds(theirs) for _ in range(rounds)])
+    show(name, [seconds(ours) / seconds(theirs) for _ in range(rounds)])
 
 
-def show(name: str, ratios: Sequence[float]) -> float:
-    """Print the median of ratios, the least and the largest; return the median."""
+def show(name: str, ratios: Sequence[float]) -> None:
+    """Print the median of ratios, the least and the largest."""
     median = statistics.median(ratios)
     print(f"{name}: {median:.2f} ({min(ratios):.2f} to {max(ratios):.2f})", flush=True)
-    return median
 
 
 def mean(values: Iterable[float], bounds: tuple[float, float] = (-1, 1)) -> tuple[float, float, float]:
