@@ -134,7 +134,7 @@ def run_command(*arguments, cwd, timeout=240, **environment):
 
 
 def _be_command(arguments, folder, environment, files):
-    before = _largest_memory()
+    before = largest_memory()
     os.setsid()
     for number, path in enumerate(files[:2], start=1):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -150,10 +150,10 @@ def _be_command(arguments, folder, environment, files):
     try:
         main()
     finally:
-        files[2].write_text(f"{time.process_time()} {_largest_memory() - before}")
+        files[2].write_text(f"{time.process_time()} {largest_memory() - before}")
 
 
-def _largest_memory():
+def largest_memory():
     """Return the most bytes that this process has held; 0 where they are not known."""
     status = Path("/proc/self/status")
     return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024 if status.exists() else 0
