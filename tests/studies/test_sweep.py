@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from forking import LIBRARIES
+from planted import Wired
 from torch import nn
 
 import evenslice
@@ -66,15 +67,20 @@ def test_sample_of_the_sweep(networks, name, way):
             assert row[f"gray_error_{slices}"] <= 1e-4
 
 
-class Around(nn.Module):
+def around():
     """Reads the image beside its stem, so that it can have three slices alone."""
+    return Wired(lambda net, image: net.stem(image).relu() + image, stem=nn.Conv2d(3, 3, 1))
 
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 3, 1)
 
-    def forward(self, image):
-        return self.stem(image).relu() + image
+def chaotic():
+    """Magnifies what its stem gives until rounding shows, in single precision."""
+    return Wired(lambda net, image: (net.stem(image) * 3000).sin(), stem=nn.Conv2d(3, 4, 1))
+
+
+def unsettled():
+    """Magnifies what its stem gives beyond any precision, unless its batch norm knows how large that is."""
+    parts = {"stem": nn.Conv2d(3, 4, 1), "norm": nn.BatchNorm2d(4)}
+    return Wired(lambda net, image: net.norm(net.stem(image).tanh() * 1e13).sin(), **parts)
 
 
 def test_network_that_cannot_have_other_slices_is_symmetrized_as_it_was_built(made, monkeypatch):
@@ -82,35 +88,13 @@ def test_network_that_cannot_have_other_slices_is_symmetrized_as_it_was_built(ma
         raise evenslice.ModelError("the network reads the image elsewhere too")
 
     monkeypatch.setattr(evenslice, "neutralize", refuse)
-    row = made(Around, "symmetrize")
+    row = made(around, "symmetrize")
     assert (row["outcome_3"], row["outcome_5"]) == ("ok", "")
     assert row["note_3"].startswith("as it was built, since neutralize says")
     assert row["error_5"].startswith("only for 3 slices, since neutralize says")
 
 
-class Chaotic(nn.Module):
-    """Magnifies what its stem gives until rounding shows, in single precision."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 4, 1)
-
-    def forward(self, image):
-        return (self.stem(image) * 3000).sin()
-
-
-class Unsettled(nn.Module):
-    """Magnifies what its stem gives beyond any precision, unless its batch norm knows how large that is."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
-
-    def forward(self, image):
-        return self.norm(self.stem(image).tanh() * 1e13).sin()
-
-
-@pytest.mark.parametrize(("model", "precision"), [(Chaotic, "float64"), (Unsettled, "float64, settled")])
+@pytest.mark.parametrize(("model", "precision"), [(chaotic, "float64"), (unsettled, "float64, settled")])
 def test_network_that_magnifies_rounding_is_checked_more_precisely(made, model, precision):
     row = made(model)
     assert (row["outcome_3"], row["precision_3"]) == ("ok", precision)
@@ -126,7 +110,7 @@ def test_promise_kept_only_to_the_rounding_of_the_network_is_a_failure(
     """By twin, the promise is about the mirror alone."""
     record = SimpleNamespace(mirror_error=0.0, permutation_error=error, gray_error=0.0)
     monkeypatch.setattr(evenslice, "neutralize", lambda *_, **__: record)
-    assert made(Chaotic, way)["outcome_3"] == outcome
+    assert made(chaotic, way)["outcome_3"] == outcome
 
 
 def test_failure_is_a_row_with_its_reason(networks, made, monkeypatch):
@@ -136,7 +120,7 @@ def test_failure_is_a_row_with_its_reason(networks, made, monkeypatch):
     unbuilt = sweep_checks.check_network(*networks["smp:DPT/resnet18"])
     assert unbuilt["unbuilt"].startswith("smp:DPT/resnet18: cannot be built")
     monkeypatch.setattr(evenslice, "neutralize", refuse)
-    row = made(Chaotic)
+    row = made(chaotic)
     assert row["outcome_5"] == row["mixer_5"] == "failed"
     assert row["error_5"] == "the layer stem (Conv2d) will not, with 5 slices, by uniform"
     assert row["mixer_error_5"].endswith("by mixer")
