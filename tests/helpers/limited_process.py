@@ -10,7 +10,7 @@ import pytest
 from commands import largest_memory
 from forking import forked
 
-from evenslice._core.errors import EvensliceError
+from evenslice import EvensliceError
 
 MEMORY, SECONDS, PATIENCE = 2**30, 30, 120
 
