@@ -59,7 +59,7 @@ class Cell(NamedTuple):
     how: Mapping[str, Any] = {}
 
 
-LITE = "EfficientNet-Lite0"
+LITE, AT_ENCODER = "EfficientNet-Lite0", {"symmetrize": "encoder"}
 LUCCHI, ISBI = "lucchi_pp/test_image.tif", "isbi2012/image.tif"
 FIB, CDEEP = "fib25_medulla/image.tif", "cdeep3m_mito/train_image.tif"
 CELLS = (
@@ -75,13 +75,7 @@ CELLS = (
     Cell("trained twin, Lucchi++", "run:b_lucchi_twin", LUCCHI, (0, 16)),
     Cell("trained on ISBI 2012, FIB-25", "run:c_isbi_pretrained", FIB, (0, 70)),
     Cell("as built, random, Lucchi++", LITE, LUCCHI, (0, 24), {"weights": "none"}),
-    Cell(
-        "symmetrized at the encoder, CDeep3M",
-        "run:a_lucchi_pretrained",
-        CDEEP,
-        (0, 16),
-        {"symmetrize": "encoder"},
-    ),
+    Cell("symmetrized at the encoder, CDeep3M", "run:a_lucchi_pretrained", CDEEP, (0, 16), AT_ENCODER),
     Cell("as built, VGG-16, CDeep3M", "VGG16", CDEEP, (0, 12)),
 )
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -54,9 +55,8 @@ SIZES = (4, 7, 10)
 AMPLITUDE, AMPLITUDES = 0.15, (0.03, 0.06, 0.1, 0.15, 0.25)
 """How much brighter or darker marks are in training, and in the test of what a gradient points at."""
 
-SMALL_VGG16 = (
-    "smp:Unet/vgg16?encoder_depth=3&decoder_channels=[64,32,16]"  # of all of it, a training takes an hour
-)
+# Of all of it, a training takes an hour.
+SMALL_VGG16 = "smp:Unet/vgg16?encoder_depth=3&decoder_channels=[64,32,16]"
 ARMS: dict[str, dict[str, Any]] = {
     "pretrained": {},
     "twin": {"strategy": "twin"},
@@ -256,14 +256,8 @@ def point(
     found: dict[str, Any] = {"answered": _digits(right)}
     batches = [*zip(torch.split(tested.windows, 16), torch.split(tested.disks, 16), strict=True)]
     for name, options in methods.items():
-        maps = torch.cat(
-            [
-                attribute(
-                    network, windows, target=Explained("predicted"), region=disks, **options
-                ).attribution
-                for windows, disks in batches
-            ]
-        )
+        ask = partial(attribute, network, target=Explained("predicted"), **options)
+        maps = torch.cat([ask(windows, region=disks).attribution for windows, disks in batches])
         sums = {name: maps.abs().sum((2, 3))}
         if name in LOOKED_AT:
             smooth = np.abs(gaussian_filter(maps.numpy(), (0, 0, SMOOTHING, SMOOTHING)))
@@ -368,9 +362,13 @@ def draw(shared: Path) -> None:
 
 def pointing(rows: Sequence[dict[str, Any]], method: str) -> list[tuple[float, float, float]]:
     """Return how often a method is right with the mark in z-1, in z+1, and the first less the second; means over seeds."""
-    right = np.array([[*map(int, row[method]["right"])] for row in rows])
-    before, after = right[:, ::2].mean(1), right[:, 1::2].mean(1)
+    before, after = _right(rows, method).mean(1).T
     return [mean(part) for part in (before, after, before - after)]
+
+
+def _right(rows: Sequence[dict[str, Any]], method: str) -> NDArray[np.int64]:
+    """Return whether a method is right: (rows, windows, 2), with the mark in z-1 and in z+1."""
+    return np.array([[*map(int, row[method]["right"])] for row in rows]).reshape(len(rows), -1, 2)
 
 
 def tables(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
@@ -388,21 +386,14 @@ def tables(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
         body += [[name, *(_sides(groups[*key, arm], name) for arm in arms)] for name in asked]
         found[f"planted {key[0]}"] = table(["method", *arms], body) if arms else "(not trained yet)"
     found["planted sizes"] = _by_size(groups.get((*main[0], "pretrained"), []))
-    primary = [
-        [
-            f"{key[2]}, {key[1]}",
-            str(len(group)),
-            _answered(group),
-            *(_difference(group, name) for name in PRIMARY),
-        ]
-        for key, group in groups.items()
-        if (key[0], key[3]) == ("intensity", "pretrained")
-    ]
+    primary = []
+    for (marks, background, family, arm), group in groups.items():
+        if (marks, arm) == ("intensity", "pretrained"):
+            cells = [_difference(group, name) for name in PRIMARY]
+            primary.append([f"{family}, {background}", str(len(group)), _answered(group), *cells])
     found["planted families"] = table(["network, background", "seeds", "answered right", *PRIMARY], primary)
-    of = main[0][1:]
-    tried = [
-        row["amplitudes"] for row in rows if "amplitudes" in row and (row["background"], row["family"]) == of
-    ]
+    known = [row for row in rows if (row["background"], row["family"]) == main[0][1:]]
+    tried = [row["amplitudes"] for row in known if "amplitudes" in row]
     means = {name: np.mean([item[name] for item in tried], axis=0) for name in map(str, AMPLITUDES) if tried}
     found["planted amplitudes"] = table(
         ["amplitude of the mark", "disks answered right", "gradient", "gradient, at the mark"],
@@ -417,8 +408,7 @@ def _by_size(rows: Sequence[dict[str, Any]]) -> str:
     for number, size in enumerate(SIZES):
         cells = []
         for name in PRIMARY:
-            right = np.array([[*map(int, row[name]["right"])] for row in rows]).reshape(-1, TESTED, 2)
-            before, after = right[:, number :: len(SIZES)].mean((0, 1))
+            before, after = _right(rows, name)[:, number :: len(SIZES)].mean((0, 1))
             cells.append(f"{before:.2f} / {after:.2f}")
         body.append([f"{size} x {size}", *cells])
     return table(["mark", *PRIMARY], body)

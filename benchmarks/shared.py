@@ -9,6 +9,7 @@ import json
 import os
 import statistics
 import time
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,12 +52,6 @@ def make_parser(text: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
-def load(weights: str = "imagenet", **options: Any) -> nn.Module:
-    """Return the network of the demonstration for three slices."""
-    model: nn.Module = evenslice.load_network(SPEC, weights, **options).model.eval()
-    return model
-
-
 def load_family(
     name: str, spec: str | None = None, weights: str | None = None, shared: Path = SHARED, **options: Any
 ) -> nn.Module:
@@ -64,7 +59,11 @@ def load_family(
     own, packaged = FAMILIES[name]
     file = packaged if packaged == "imagenet" else str(shared / "weights" / packaged)
     model: nn.Module = evenslice.load_network(spec or own, weights or file, **options).model
-    return model
+    return model.eval()
+
+
+load = partial(load_family, "EfficientNet-Lite0")
+"""Return the network of the demonstration for three slices."""
 
 
 def fast_copy(model: nn.Module, device: str = "cpu") -> nn.Module:

@@ -34,10 +34,8 @@ def data_sets(data: Path) -> dict[str, dict[str, Any]]:
     def pair(image: Path, labels: Path, *slices: int) -> dict[str, Any]:
         return {"image": str(image), "labels": str(labels)} | ({"slices": list(slices)} if slices else {})
 
-    hippocampus = [
-        pair(data / "msd_hippocampus" / "images" / name, data / "msd_hippocampus" / "labels" / name)
-        for name in cases
-    ]
+    msd = data / "msd_hippocampus"
+    hippocampus = [pair(msd / "images" / name, msd / "labels" / name) for name in cases]
     return {
         "Lucchi++": {
             "train": [pair(lucchi / "train_image.tif", lucchi / "train_mito.tif")],

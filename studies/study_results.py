@@ -104,12 +104,8 @@ class Arm:
     @property
     def runs(self) -> list[dict[str, str]]:
         """Its rows of ``results.csv``."""
-        return [
-            run
-            for run in self.study.runs
-            if (run["architecture"], run["arm"]) == (self.network, self.name)
-            and run["dataset"] in self.datasets
-        ]
+        own = [run for run in self.study.runs if run["dataset"] in self.datasets]
+        return [run for run in own if (run["architecture"], run["arm"]) == (self.network, self.name)]
 
     @property
     def verdicts(self) -> str:
