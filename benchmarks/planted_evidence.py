@@ -20,7 +20,6 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -255,9 +254,10 @@ def point(
     right = ((answers == tested.labels) & tested.disks).sum((1, 2)) > tested.disks.sum((1, 2)) / 2
     found: dict[str, Any] = {"answered": _digits(right)}
     batches = [*zip(torch.split(tested.windows, 16), torch.split(tested.disks, 16), strict=True)]
+    target = Explained("predicted")
     for name, options in methods.items():
-        ask = partial(attribute, network, target=Explained("predicted"), **options)
-        maps = torch.cat([ask(windows, region=disks).attribution for windows, disks in batches])
+        parts = (attribute(network, part, target=target, region=disks, **options) for part, disks in batches)
+        maps = torch.cat([part.attribution for part in parts])
         sums = {name: maps.abs().sum((2, 3))}
         if name in LOOKED_AT:
             smooth = np.abs(gaussian_filter(maps.numpy(), (0, 0, SMOOTHING, SMOOTHING)))
