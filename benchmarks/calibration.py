@@ -2,24 +2,23 @@
 
     python benchmarks/calibration.py --censuses FOLDER           # reads all windows of each network once (an hour a core)
     python benchmarks/calibration.py --censuses FOLDER --docs    # then draws audits, and writes their tables
-    python benchmarks/calibration.py --censuses FOLDER --only lucchi --audits 200
 
 A census reads every window of a volume, so its figures are exact. Audits are then drawn from it as audits draw windows, a
 thousand times each: how often does a 95 % interval hold the census's figure, and how often is a verdict wrong? Networks
-that are given as run folders (``--run NAME=FOLDER``) were trained; the others are as built. Volumes and weights that are
-not at hand are left out. Interrupted, it goes on where it was.
+of which ``--runs`` holds the run folders were trained; the others are as built. Volumes and trained networks that are not
+at hand are left out. Interrupted, it goes on where it was.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from shared import ROOT, SHARED, SPEC as LITE, Cache, insert_tables, make_parser, table, write_csvs
+from shared import ROOT, SHARED, Cache, insert_tables, load_family, make_parser, table, write_csvs
 
 import evenslice
 from evenslice.auditing.sampling import next_look
@@ -27,88 +26,77 @@ from evenslice.results import Measurements, Tolerances, ask, intervals
 from evenslice.volumes.windows import spread_index
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
     from evenslice.results import Questions
-    from evenslice.results.verdicts import Evidence, Key
+    from evenslice.results.verdicts import Key
 
-MOBILE = "smp:Unet/tu-mobilenetv1_100?pad_type=same&bn_eps=1e-3"
-VGG = "smp:Unet/vgg16"
 SIZES = (40, 80, 160)
-MOST_AT_TOLERANCE = 250  # windows of an audit whose tolerance is what the census says
+MOST, MOST_AT_TOLERANCE = 2000, 250  # windows of an audit, and of one whose tolerance is what the census says
 FACTORS = {"biased": 1 + 1e-6, "fair": 1 - 1e-6, "found": 0.5}
 """What is counted, and the tolerance by which that is done, as a multiple of the figure of the census."""
 
 EDGES = tuple(f"{question} {word}" for question in ("saliency", "reliance", "answer") for word in FACTORS)
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """A network on a volume.
 
     Attributes:
         name: of the cell.
-        spec: of the network, or "run:NAME" of one that was trained.
-        weights: for the encoder.
-        strategy: of ``neutralize``.
+        network: a key of ``shared.FAMILIES``, or "run:NAME" for one that was trained.
         volume: path under the folder of shared data.
         region: slices (z) that are read.
-        at: where a trained network is symmetrized; empty if it is not.
+        how: options of ``load_network``.
     """
 
     name: str
-    spec: str
+    network: str
     volume: str
-    weights: str = "imagenet"
-    strategy: str = "pretrained"
     region: tuple[int, int] | None = None
-    at: str = ""
+    how: Mapping[str, Any] = {}
 
 
+LITE, AT_ENCODER = "EfficientNet-Lite0", {"symmetrize": "encoder"}
 LUCCHI, ISBI = "lucchi_pp/test_image.tif", "isbi2012/image.tif"
 FIB, CDEEP = "fib25_medulla/image.tif", "cdeep3m_mito/train_image.tif"
 CELLS = (
-    Cell("trained on Lucchi++, Lucchi++", "run:a_lucchi_pretrained", LUCCHI, region=(40, 72)),
+    Cell("trained on Lucchi++, Lucchi++", "run:a_lucchi_pretrained", LUCCHI, (40, 72)),
     Cell("trained on ISBI 2012, ISBI 2012", "run:c_isbi_pretrained", ISBI),
-    Cell("as built, FIB-25", LITE, FIB, region=(0, 70)),
+    Cell("as built, FIB-25", LITE, FIB, (0, 70)),
     Cell("trained on hippocampi, hippocampi", "run:f_msd_pretrained", "msd_hippocampus"),
     Cell("trained uniform, ISBI 2012", "run:d_isbi_uniform", ISBI),
-    Cell("as built, MobileNet, CDeep3M", MOBILE, CDEEP, weights="mobilenetv1_100.safetensors"),
-    Cell("trained MobileNet, Lucchi++", "run:e_lucchi_mobilenet", LUCCHI, region=(0, 32)),
-    Cell("as built, mirror, ISBI 2012", LITE, ISBI, strategy="mirror", region=(0, 20)),
+    Cell("as built, MobileNet, CDeep3M", "MobileNetV1", CDEEP),
+    Cell("trained MobileNet, Lucchi++", "run:e_lucchi_mobilenet", LUCCHI, (0, 32)),
+    Cell("as built, mirror, ISBI 2012", LITE, ISBI, (0, 20), {"strategy": "mirror"}),
     Cell("trained on Lucchi++, CDeep3M", "run:a_lucchi_pretrained", CDEEP),
-    Cell("trained twin, Lucchi++", "run:b_lucchi_twin", LUCCHI, region=(0, 16)),
-    Cell("trained on ISBI 2012, FIB-25", "run:c_isbi_pretrained", FIB, region=(0, 70)),
-    Cell("as built, random, Lucchi++", LITE, LUCCHI, weights="none", region=(0, 24)),
-    Cell(
-        "symmetrized at the encoder, CDeep3M", "run:a_lucchi_pretrained", CDEEP, at="encoder", region=(0, 16)
-    ),
-    Cell("as built, VGG-16, CDeep3M", VGG, CDEEP, weights="vgg16_features.safetensors", region=(0, 12)),
+    Cell("trained twin, Lucchi++", "run:b_lucchi_twin", LUCCHI, (0, 16)),
+    Cell("trained on ISBI 2012, FIB-25", "run:c_isbi_pretrained", FIB, (0, 70)),
+    Cell("as built, random, Lucchi++", LITE, LUCCHI, (0, 24), {"weights": "none"}),
+    Cell("symmetrized at the encoder, CDeep3M", "run:a_lucchi_pretrained", CDEEP, (0, 16), AT_ENCODER),
+    Cell("as built, VGG-16, CDeep3M", "VGG16", CDEEP, (0, 12)),
 )
 
 
-def take_census(cell: Cell, folder: Path, runs: dict[str, Path]) -> Path | None:
+def take_census(cell: Cell, folder: Path, runs: Path | None) -> Path | None:
     """Read all windows of a cell once, and keep their measurements; None without its files."""
     path = folder / f"{cell.name.replace(' ', '-').replace(',', '').replace('/', '-')}.npz"
     if path.exists():
         return path
     source = SHARED / "data" / cell.volume
     volumes = sorted(source.glob("images/*.nii.gz"))[-15:] if source.is_dir() else [source]
-    kind, _, name = cell.spec.partition("run:")
-    file = SHARED / "weights" / cell.weights
-    if not all(item.exists() for item in volumes) or not volumes or (not kind and name not in runs):
+    name = cell.network.removeprefix("run:")
+    trained = runs / name / "network.safetensors" if runs and name != cell.network else None
+    if not volumes or not all(item.exists() for item in (*volumes, *([trained] if trained else []))):
         return None
-    if kind:
-        weights = str(file) if file.suffix == ".safetensors" else cell.weights
-        if weights != cell.weights and not file.exists():
-            return None
-        model, *_ = evenslice.load_network(cell.spec, weights, strategy=cell.strategy, seed=0)
+    if trained:
+        model = evenslice.load_network(str(trained), **cell.how).model
+    elif name == cell.network:
+        model = load_family(name, **cell.how)
     else:
-        model, *_ = evenslice.load_network(str(runs[name] / "network.safetensors"))
-    if cell.at:
-        evenslice.symmetrize(model, at=cell.at)
+        return None
     opened = [evenslice.open_volume(item) for item in volumes]
     if cell.region:
         whole = opened[0].shape
@@ -119,8 +107,7 @@ def take_census(cell: Cell, folder: Path, runs: dict[str, Path]) -> Path | None:
         sampling=evenslice.Sampling(min_windows=10**6, max_windows=10**6),
         compute=evenslice.Compute(device="cpu"),
     )
-    measured = found.measurements
-    arrays = {entry.name: getattr(measured, entry.name) for entry in fields(Measurements)}
+    arrays = {entry.name: getattr(found.measurements, entry.name) for entry in fields(Measurements)}
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **arrays)
     print(f"{cell.name}: {found}", flush=True)
@@ -144,87 +131,70 @@ class Census:
         measured = measured.at(order)
         return cls(measured, ask(measured, len(measured), Tolerances()))
 
+    @cached_property
     def figures(self) -> dict[tuple[str, Key], float]:
-        """Return the exact figures."""
-        return {(item.question, key): value for item, key, value in _figures(self.truth)}
+        """The exact figures that are judged."""
+        return {
+            (item.question, key): float(value)
+            for item in self.truth.evidence
+            for key, value, judged in zip(item.keys, item.estimate, item.judged, strict=True)
+            if judged
+        }
 
-    def sample(self, count: int, seed: int) -> Measurements:
-        """Return the first windows of an audit."""
-        return self.measured.at(_order(len(self.measured), seed)[:count])
+    def ask(self, count: int, seed: int) -> Questions:
+        """Ask the first windows of an audit."""
+        return ask(
+            self.measured.at(_order(len(self.measured), seed)[:count]), len(self.measured), Tolerances()
+        )
+
+    def hold(self, found: Questions) -> Iterator[tuple[tuple[str, Key], bool, bool]]:
+        """Yield each figure that is judged, whether its interval was found above it, and whether that holds it."""
+        for item in found.evidence:
+            for key, low, high in zip(item.keys, *item.bounds(), strict=True):
+                if (exact := self.figures.get((item.question, key))) is not None:
+                    yield (item.question, key), low > exact, low - 1e-12 <= exact <= high + 1e-12
 
 
 @lru_cache(maxsize=8)
 def _order(total: int, seed: int) -> NDArray[np.int64]:
-    most = min(total, 2000)
+    most = min(total, MOST)
     return np.array([spread_index(number, total, seed) for number in range(most)], dtype=np.int64)
-
-
-def _figures(found: Questions) -> Iterator[tuple[Evidence, Key, float]]:
-    for item in found.evidence:
-        for key, value, judged in zip(item.keys, item.estimate, item.judged, strict=True):
-            if judged:
-                yield item, key, float(value)
 
 
 def coverage(census: Census, audits: int) -> dict[str, Any]:
     """Return how often 95 % intervals hold the figures of the census, by question and number of windows."""
-    truth, rates = census.figures(), {}
+    rates = {}
     for size in SIZES:
         if size >= len(census.measured):
             continue
-        held: dict[tuple[str, Key], list[tuple[bool, float, float]]] = defaultdict(list)
+        found: dict[tuple[str, Key], list[tuple[bool, bool]]] = defaultdict(list)
         for seed in range(audits):
-            for item in ask(census.sample(size, seed), len(census.measured), Tolerances()).evidence:
-                low, high = item.bounds()
-                for k, key in enumerate(item.keys):
-                    if (item.question, key) in truth:
-                        exact = truth[item.question, key]
-                        held[item.question, key].append(
-                            (low[k] - 1e-12 <= exact <= high[k] + 1e-12, low[k] > exact, high[k] - low[k])
-                        )
-        for (question, key), found in held.items():
-            inside, above, width = (np.array(part, dtype=float) for part in zip(*found, strict=True))
-            rates[f"{question} {_name(key)} at {size}"] = {
-                "truth": truth[question, key],
-                "covered": float(inside.mean()),
-                "above": float(above.mean()),
-                "half": float(np.median(width)) / 2,
-            }
+            for name, above, held in census.hold(census.ask(size, seed)):
+                found[name].append((above, held))
+        for (question, key), rows in found.items():
+            truth, (above, covered) = census.figures[question, key], np.mean(rows, axis=0).tolist()
+            rates[f"{question} {_name(key)} at {size}"] = {"truth": truth, "covered": covered, "above": above}
     return rates
 
 
 def verdicts(census: Census, audits: int) -> dict[str, Any]:
     """Return the verdicts of whole audits, how many are wrong, how many windows they read, and their coverage at the end."""
-    right = census.truth.verdict
-    total, truth = len(census.measured), census.figures()
+    right, total, most = census.truth.verdict, len(census.measured), min(len(census.measured), MOST)
     words, windows = Counter[str](), []
     held: dict[str, list[bool]] = defaultdict(list)
     for seed in range(audits):
         read = min(next_look(0), total)
-        while True:
-            found = ask(census.sample(read, seed), total, Tolerances())
-            if found.settled() or read >= min(total, 2000):
-                break
+        while not (found := census.ask(read, seed)).settled() and read < most:
             read = min(next_look(read), total)
         words[found.verdict] += 1
         windows.append(read)
-        for item in found.evidence if found.different is None else ():
-            low, high = item.bounds()
-            held[item.question] += [
-                bool(low[k] - 1e-12 <= truth[item.question, key] <= high[k] + 1e-12)
-                for k, key in enumerate(item.keys)
-                if (item.question, key) in truth
-            ]
-    fair = {"balanced", "symmetric"}
-    wrong = sum(
-        count
-        for word, count in words.items()
-        if (word == "biased" and right != "biased") or (word in fair and right == "biased")
-    )
+        for (question, _), _, holds in census.hold(found) if found.different is None else ():
+            held[question].append(bool(holds))
+    wrong = {"balanced", "symmetric"} if right == "biased" else {"biased"}
     return {
         "right": right,
         "words": dict(words),
-        "wrong": wrong / audits,
+        "wrong": sum(words[word] for word in wrong) / audits,
         "windows": float(np.median(windows)),
         "most": float(np.quantile(windows, 0.9)),
         "covered": {question: float(np.mean(found)) for question, found in held.items()},
@@ -257,7 +227,7 @@ def at_tolerance(census: Census, audits: int) -> dict[str, Any]:
     for seed in range(audits):
         left = dict(cases)
         for read in looks:
-            found = ask(census.sample(read, seed), total, Tolerances())
+            found = census.ask(read, seed)
             for name, (question, edge, fair) in list(left.items()):
                 moved = tuple(
                     replace(item, tolerance=edge if item.question == question else np.inf)
@@ -294,23 +264,18 @@ def summarize(censuses: dict[str, Census], audits: int, known: Cache) -> dict[st
         for figure, rate in rates.items():
             by_question[figure.split()[0]].append(rate["covered"])
             if rate["covered"] < 0.93:
-                failed.append(
-                    [name, figure, *(f"{rate[part]:.3f}" for part in ("truth", "covered", "above"))]
-                )
+                parts = (f"{rate[part]:.3f}" for part in ("truth", "covered", "above"))
+                failed.append([name, figure, *parts])
         for question, rate in found["covered"].items():
             stopped[question].append(rate)
         words = ", ".join(f"{word} {count / audits:.1%}" for word, count in sorted(found["words"].items()))
         read = [f"{found[part]:.0f}" for part in ("windows", "most")]
         total = str(len(census.measured))
         rows.append([name, total, found["right"], words, f"{found['wrong']:.1%}", *read])
-    covered = [
-        [
-            name,
-            str(len(part)),
-            *(f"{rate:.3f}" for group in (part, stopped[name]) for rate in (np.mean(group), min(group))),
-        ]
-        for name, part in by_question.items()
-    ]
+    covered = []
+    for name, part in by_question.items():
+        cells = (f"{rate:.3f}" for group in (part, stopped[name]) for rate in (np.mean(group), min(group)))
+        covered.append([name, str(len(part)), *cells])
     of = "network, volume"
     said = [of, "windows", "census", "audits say", "wrong", "windows read", "nine of ten within"]
     held = ["question", "figures", "covered on average", "least", "where audits stop", "least there"]
@@ -322,37 +287,25 @@ def summarize(censuses: dict[str, Census], audits: int, known: Cache) -> dict[st
     }
 
 
-def main() -> int:
+def main() -> None:
     """Take censuses, draw audits, print the tables, and write them to the page."""
     parser = make_parser(__doc__)
     parser.add_argument("--censuses", type=Path, required=True, help="folder of censuses and results")
-    parser.add_argument("--run", action="append", default=[], metavar="NAME=FOLDER", help="a trained network")
-    parser.add_argument("--runs", type=Path, help="folder of such folders")
+    parser.add_argument("--runs", type=Path, help="folder of run folders")
     parser.add_argument("--audits", type=int, default=1000)
-    parser.add_argument("--only", default="", help="cells whose name contains this")
-    parser.add_argument("--census-only", action="store_true")
     parser.add_argument(
         "--docs", action="store_true", help="write the tables to benchmarks/results and docs/calibration.md"
     )
     options = parser.parse_args()
-    runs = {name: Path(folder) for name, _, folder in (item.partition("=") for item in options.run)}
-    if options.runs:
-        runs |= {item.name: item for item in options.runs.iterdir() if item.is_dir()}
-    cells = [cell for cell in CELLS if options.only.lower() in cell.name.lower()]
-    paths = {cell.name: take_census(cell, options.censuses, runs) for cell in cells}
-    if options.census_only:
-        return 0
-    known = Cache(options.censuses / "results.json")
-    tables = summarize(
-        {name: Census.load(path) for name, path in paths.items() if path is not None}, options.audits, known
-    )
+    paths = {cell.name: take_census(cell, options.censuses, options.runs) for cell in CELLS}
+    censuses = {name: Census.load(path) for name, path in paths.items() if path is not None}
+    tables = summarize(censuses, options.audits, Cache(options.censuses / "results.json"))
     for name, text in tables.items():
         print(f"\n{name}\n\n{text}")
     if options.docs:
         write_csvs("calibration", tables)
         insert_tables(ROOT / "docs" / "calibration.md", {"calibration coverage": tables["coverage"]})
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

@@ -1,18 +1,21 @@
 """What evenslice costs beside the bare passes of a network: ratios of alternating measurements within one run.
 
-    python benchmarks/costs.py neutralize           # of two forward passes of what it shows the network, and 0.2 s
-    python benchmarks/costs.py symmetrize           # passes and training steps at each cut, of those as built
-    python benchmarks/costs.py training             # a step of `evenslice train`, of a bare one; and its monitor
-    python benchmarks/costs.py workers              # `segment` and `audit` on one worker of a Dask cluster, of two
-    python benchmarks/costs.py memory               # passes where freed memory is not kept, of where it is
-    python benchmarks/costs.py verdict              # seconds and windows until a default audit is settled
+    python benchmarks/costs.py audit [--device cuda]    # of bare passes and gradients of its windows and mirrors
+    python benchmarks/costs.py segment [--tile 256]     # of bare passes; and MONAI's sliding window
+    python benchmarks/costs.py neutralize               # of two forward passes of what it shows the network, and 0.2 s
+    python benchmarks/costs.py symmetrize               # passes and training steps at each cut, of those as built
+    python benchmarks/costs.py training                 # a step of `evenslice train`, of a bare one; and its monitor
+    python benchmarks/costs.py workers                  # `segment` and `audit` on one worker of a Dask cluster, of two
+    python benchmarks/costs.py memory                   # passes where freed memory is not kept, of where it is
+    python benchmarks/costs.py verdict                  # seconds and windows until a default audit is settled
 
-All but ``workers`` run on one thread, whose processor's time other programs disturb least.
+All but ``audit``, ``segment`` and ``workers`` run on one thread, whose processor's time other programs disturb least.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import os
 import statistics
 import subprocess
@@ -31,11 +34,88 @@ import evenslice
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator
-
-    from torch import nn
+    from collections.abc import Callable
 
 QUIET = evenslice.Compute(device="cpu", progress=False)
+
+
+def audit(options: argparse.Namespace) -> None:
+    """Compare an audit of 40 windows with bare passes and gradients of as many random ones in memory, and of mirrors."""
+    model, volume, device, count = load(), open_middle(options.volume), options.device, 40
+    half = getattr(torch, options.dtype)
+
+    def ours() -> evenslice.Audit:
+        return evenslice.audit(
+            model,
+            volume,
+            sampling=evenslice.Sampling(min_windows=count, max_windows=count),
+            compute=evenslice.Compute(device=device, dtype=options.dtype, progress=False),
+        )
+
+    run = ours().run
+    windows = torch.rand(count, 3, *(run.tile or ()), device=device)
+    batches = torch.split(torch.cat([windows, windows.flip(1)]), run.batch or 4)
+    frozen = fast_copy(model, device)
+
+    def bare() -> None:
+        for batch in batches:
+            pixels = batch.contiguous(memory_format=torch.channels_last).requires_grad_()
+            with torch.autocast(device, half, enabled=half != torch.float32):
+                output = frozen(pixels)
+            explained = output.gather(1, output.argmax(1, keepdim=True)).float().sum()
+            torch.autograd.grad(explained, pixels)
+
+    compare("audit / bare", ours, bare, options.rounds)
+
+
+def segment(options: argparse.Namespace) -> None:
+    """Compare segmenting 32 slices, file to file, with bare passes of as many tiles, and with MONAI's sliding window.
+
+    MONAI's has the same tiles, overlap and batches; or is used as documented: batches of four, an overlap of a quarter.
+    """
+    from monai.inferers import SlidingWindowInferer
+
+    volume, tile, device = open_middle(options.volume, 32), options.tile, options.device
+    model = load(strategy="uniform")
+    frozen = fast_copy(model, device)
+    overlap, batch = tile // 8, max(1, min(16, 2**20 // tile**2))
+    places = [math.ceil(max(length - tile, 0) / (tile - overlap)) + 1 for length in volume.shape[1:]]
+    planes = torch.rand(len(volume), 3, *volume.shape[1:], device=device)
+    tiles = torch.rand(len(volume) * math.prod(places), 3, tile, tile, device=device)
+    same = SlidingWindowInferer((tile, tile), sw_batch_size=batch, overlap=overlap / tile, mode="gaussian")
+    documented = SlidingWindowInferer((tile, tile), sw_batch_size=4, overlap=0.25)
+
+    @torch.no_grad()
+    def bare() -> None:
+        for chunk in torch.split(tiles, batch):
+            frozen(chunk.contiguous(memory_format=torch.channels_last))
+
+    @torch.no_grad()
+    def monai(inferer: SlidingWindowInferer) -> None:
+        model.to(device)
+        for window in planes:
+            inferer(window[None], model).argmax(1)
+
+    with tempfile.TemporaryDirectory() as folder:
+
+        def ours(dtype: str, size: tuple[int, int] | None = None) -> Any:
+            compute = evenslice.Compute(
+                device=device, dtype=dtype, batch=batch if size else None, progress=False
+            )
+            return evenslice.segment(
+                model, volume, Path(folder, "a.npy"), tile=size, compute=compute, force=True
+            )
+
+        exact, rounded = ours("float32")[...], ours("bfloat16")[...]
+        cut = (tile, tile)
+        compare("float32 segment / bare", partial(ours, "float32", cut), bare, options.rounds)
+        for name, inferer, dtype, size in (
+            ("monai, same tiles / float32 segment", same, "float32", cut),
+            ("monai, as documented / segment in bfloat16", documented, "bfloat16", None),
+            ("monai, as documented / segment in bfloat16, same tiles", documented, "bfloat16", cut),
+        ):
+            compare(name, partial(monai, inferer), partial(ours, dtype, size), options.rounds, warm=False)
+    print(f"voxels labelled differently in bfloat16 than in float32: {np.mean(exact != rounded):.4%}")
 
 
 def neutralize(options: argparse.Namespace) -> None:
@@ -51,18 +131,13 @@ def neutralize(options: argparse.Namespace) -> None:
         (resnet50(), 224),
         (timm.create_model("convnext_tiny"), 224),
     ):
-        images, ratios = torch.rand(6, 3, side, side), []
-        passes = torch.no_grad()(partial(_twice, model.eval(), images))
-        passes()
+        ratios = list[float]()
+        single = torch.no_grad()(partial(model.eval(), torch.rand(6, 3, side, side)))
+        single()
         for _ in range(options.rounds):
             spent = seconds(partial(evenslice.neutralize, copy.deepcopy(model), 5, size=(side, side)))
-            ratios.append(spent / (seconds(passes) + 0.2))
+            ratios.append(spent / (seconds(single) + seconds(single) + 0.2))
         show(f"{type(model).__name__}, {side} pixels", ratios)
-
-
-def _twice(model: nn.Module, images: torch.Tensor) -> None:
-    model(images)
-    model(images)
 
 
 def symmetrize(options: argparse.Namespace) -> None:
@@ -134,9 +209,7 @@ def training(options: argparse.Namespace) -> None:
             begun, plain, watched = spent(steps, None), spent(3 * steps, None), spent(3 * steps, steps)
             step = (plain - begun) / (2 * steps)
             ratios.append(step / (seconds(bare) / steps))
-            monitors.append(
-                (watched - plain) / 4 / (every * step)
-            )  # measured before, twice between, and after
+            monitors.append((watched - plain) / 4 / (every * step))  # measured before, twice between, after
     show("training step / bare step", ratios)
     print(f"monitor / training, every {every} steps: {statistics.median(monitors):.2%}")
 
@@ -155,30 +228,24 @@ def workers(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder, dask.config.set(settings):
 
         def spent(task: str, count: int) -> float:
-            cluster = LocalCluster(
-                n_workers=count, threads_per_worker=1, memory_limit=None, dashboard_address=None
-            )
-            with cluster:
-                compute = evenslice.Compute(
-                    scheduler=cluster.scheduler_address, dtype="float32", progress=False
-                )
-
-                def segment(image: Any) -> None:
-                    evenslice.segment(model, image, Path(folder, "a.npy"), compute=compute, force=True)
-
-                segment(volume[: 8 * count])
+            alone = {"threads_per_worker": 1, "memory_limit": None, "dashboard_address": None}
+            with LocalCluster(n_workers=count, **alone) as cluster:
+                address = cluster.scheduler_address
+                compute = evenslice.Compute(scheduler=address, dtype="float32", progress=False)
+                out = Path(folder, "a.npy")
+                segmented = partial(evenslice.segment, model, out=out, compute=compute, force=True)
+                segmented(volume[: 8 * count])
                 start = time.perf_counter()
                 if task == "segment":
-                    segment(volume)
+                    segmented(volume)
                 else:
                     sampling = evenslice.Sampling(min_windows=400, max_windows=400)
                     evenslice.audit(model, volume, sampling=sampling, compute=compute)
                 return time.perf_counter() - start
 
         for task in ("segment", "audit"):
-            show(
-                f"{task}, one worker / two", [spent(task, 1) / spent(task, 2) for _ in range(options.rounds)]
-            )
+            ratios = [spent(task, 1) / spent(task, 2) for _ in range(options.rounds)]
+            show(f"{task}, one worker / two", ratios)
 
 
 def memory(options: argparse.Namespace) -> None:
@@ -210,21 +277,16 @@ def passes(_options: argparse.Namespace) -> None:
 
 def verdict(options: argparse.Namespace) -> None:
     """Print the time and the windows of default audits of real volumes: of networks as built, or of run folders."""
-
-    def networks() -> Iterator[tuple[str, nn.Module]]:
-        for run in options.runs:
-            yield run.name, evenslice.load_network(str(run / "network.safetensors")).model
-        for strategy in () if options.runs else ("pretrained", "uniform", "twin"):
-            yield strategy, load(strategy=strategy)
-
+    files = {run.name: str(run / "network.safetensors") for run in options.runs}
+    networks = {name: evenslice.load_network(file).model for name, file in files.items()}
+    networks = networks or {way: load(strategy=way) for way in ("pretrained", "uniform", "twin")}
     sets = sorted(path for path in (SHARED / "data").iterdir() if path.is_dir())
     volumes = [path for part in sets for path in sorted(part.glob("*image.tif"))]
     volumes += [path for part in sets for path in sorted(part.glob("images/*"))[:1]]
-    evenslice.audit(
-        load(), np.random.default_rng(0).random((16, 64, 64)), compute=QUIET
-    )  # the first is slower
+    noise = np.random.default_rng(0).random((16, 64, 64))
+    evenslice.audit(load(), noise, compute=QUIET)  # the first is slower
     print("| network | volume | verdict | windows | seconds |\n| --- | --- | --- | --- | --- |")
-    for name, network in networks():
+    for name, network in networks.items():
         for path in volumes:
             begun = time.process_time()
             found = evenslice.audit(network, path, compute=QUIET)
@@ -233,21 +295,28 @@ def verdict(options: argparse.Namespace) -> None:
             print(f"| {name} | {place} | {found.verdict} | {found.windows} | {spent:.1f} |", flush=True)
 
 
-TASKS = (neutralize, symmetrize, training, workers, memory, passes, verdict)
+TASKS = {
+    task.__name__: task
+    for task in (audit, segment, neutralize, symmetrize, training, workers, memory, passes, verdict)
+}
 
 
 def main() -> None:
     """Run what the command line names."""
     parser = make_parser(__doc__)
-    parser.add_argument("task", choices=[task.__name__ for task in TASKS])
+    parser.add_argument("task", choices=TASKS)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--volume", help="of workers; by default the MNI152 template")
+    parser.add_argument("--volume", help="another than the MNI152 template")
+    parser.add_argument("--tile", type=int, default=128, help="of segment")
+    parser.add_argument("--device", default="cpu", help="of audit and segment")
+    parser.add_argument("--dtype", default="float32", help="of audit")
     parser.add_argument(
         "--runs", nargs="+", type=Path, default=[], help="of verdict: folders of `evenslice train`"
     )
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    next(task for task in TASKS if task.__name__ == options.task)(options)
+    if options.task not in ("audit", "segment"):
+        torch.set_num_threads(1)
+    TASKS[options.task](options)
 
 
 if __name__ == "__main__":

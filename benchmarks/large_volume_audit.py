@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -52,41 +53,29 @@ def write_small(path: Path, chunk: tuple[int, ...]) -> None:
         array[z : z + PATTERN[0]] = np.tile(pattern, (1, SMALL[1] // PATTERN[1], SMALL[2] // PATTERN[2]))
 
 
-class Answers(BaseHTTPRequestHandler):
+class Answers(SimpleHTTPRequestHandler):
     """Answers requests for the large volume, and counts them."""
 
     protocol_version = "HTTP/1.1"
-    small, chunk, delay = Path(), (1, 1, 1), 0.0
+    folder, chunk, delay = Path(), (1, 1, 1), 0.0
     requests, sent = 0, 0
 
-    def do_GET(self) -> None:  # the name that the server calls
-        """Send a chunk or the metadata."""
-        self._answer(with_content=True)
-
-    def do_HEAD(self) -> None:  # likewise
-        """Send how long one is."""
-        self._answer(with_content=False)
-
-    def _answer(self, *, with_content: bool) -> None:
-        content = self._content(self.path.partition(".zarr/")[2])
-        time.sleep(self.delay)
-        self.send_response(200 if content else 404)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if with_content:
-            self.wfile.write(content)
-        Answers.requests += 1
-        Answers.sent += len(content)
-
-    def _content(self, name: str) -> bytes:
-        """Return a file of the large volume; nothing if there is none."""
-        if name == "zarr.json":
-            return json.dumps(json.loads((self.small / name).read_text()) | {"shape": LARGE}).encode()
+    def translate_path(self, path: str) -> str:
+        """Return the file of the small volume that holds what a chunk of the large one repeats."""
+        name = path.partition(".zarr/")[2]
         if not name.startswith("c/"):
-            return b""
+            return str(self.folder / "large.zarr" / name)
         grid = [length // part for length, part in zip(SMALL, self.chunk, strict=True)]
-        index = zip(map(int, name.split("/")[1:]), grid, strict=True)
-        return (self.small / "c" / "/".join(str(number % count) for number, count in index)).read_bytes()
+        index = [int(at) % count for at, count in zip(name.split("/")[1:], grid, strict=True)]
+        return str(self.folder.joinpath("small.zarr", "c", *map(str, index)))
+
+    def send_head(self) -> Any:
+        """Begin an answer, after the delay."""
+        time.sleep(self.delay)
+        found = super().send_head()
+        Answers.requests += 1
+        Answers.sent += os.fstat(found.fileno()).st_size if found else 0
+        return found
 
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
@@ -108,19 +97,25 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, nargs=3, default=(64, 128, 128))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        Answers.small, Answers.chunk = Path(folder) / "small.zarr", tuple(options.chunk)
-        Answers.delay = options.delay / 1000
-        write_small(Answers.small, Answers.chunk)
+        Answers.folder, Answers.chunk, Answers.delay = (
+            Path(folder),
+            tuple(options.chunk),
+            options.delay / 1000,
+        )
+        small, large = Path(folder, "small.zarr"), Path(folder, "large.zarr")
+        write_small(small, Answers.chunk)
+        large.mkdir()
+        metadata = json.loads((small / "zarr.json").read_text()) | {"shape": LARGE}
+        (large / "zarr.json").write_text(json.dumps(metadata))
         with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             address = f"http://127.0.0.1:{server.server_port}/large.zarr"
-            rounds = [(audit(str(Answers.small)), audit(address)) for _ in range(options.rounds)]
+            rounds = [(audit(str(small)), audit(address)) for _ in range(options.rounds)]
             server.shutdown()
-    for small, large in rounds:
-        print(small, large, sep="\n")
+    print(*(found for both in rounds for found in both), sep="\n")
     show(
         f"{math.prod(LARGE) / 1e12:.0f} TB at {options.delay:g} ms a request / {math.prod(SMALL) / 2**30:.0f} GiB here",
-        [large["seconds"] / small["seconds"] for small, large in rounds],
+        [remote["seconds"] / local["seconds"] for local, remote in rounds],
     )
     print(
         f"an audit sent {Answers.requests / len(rounds):.0f} requests for {Answers.sent / len(rounds) / 2**20:.0f} MiB"

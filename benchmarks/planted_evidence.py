@@ -19,21 +19,20 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
-from shared import ROOT, SPEC, insert_tables, make_parser, read_lines, table
+from shared import ROOT, SHARED, insert_tables, load_family, make_parser, mean, read_lines, table
 from torch import nn
 
 import evenslice
 from evenslice.auditing import attribute
 from evenslice.auditing.targets import Explained
-from evenslice.results import student_interval
 from evenslice.volumes import mni152
 
 if TYPE_CHECKING:
@@ -42,7 +41,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from evenslice.results import Interval
+    Volumes = tuple[NDArray[np.float32], NDArray[np.float32]]
+    """To train and to test on."""
 
 PAGE = ROOT / "docs" / "planted-evidence.md"
 PICTURE = PAGE.with_suffix(".svg")
@@ -54,14 +54,8 @@ SIZES = (4, 7, 10)
 AMPLITUDE, AMPLITUDES = 0.15, (0.03, 0.06, 0.1, 0.15, 0.25)
 """How much brighter or darker marks are in training, and in the test of what a gradient points at."""
 
-FAMILIES = {
-    "EfficientNet-Lite0": (SPEC, "imagenet"),
-    "MobileNetV1": ("smp:Unet/tu-mobilenetv1_100?pad_type=same&bn_eps=1e-3", "mobilenetv1_100.safetensors"),
-    "VGG16": (
-        "smp:Unet/vgg16?encoder_depth=3&decoder_channels=[64,32,16]",  # of all of it, a training takes an hour
-        "vgg16_features.safetensors",
-    ),
-}
+# Of all of it, a training takes an hour.
+SMALL_VGG16 = "smp:Unet/vgg16?encoder_depth=3&decoder_channels=[64,32,16]"
 ARMS: dict[str, dict[str, Any]] = {
     "pretrained": {},
     "twin": {"strategy": "twin"},
@@ -87,8 +81,7 @@ smoothing, as pictures show them; and by the signed sum, in which what adds and 
 
 SIGNS = {0: "\N{MINUS SIGN}", 2: "+"}
 
-SMOOTHING = 2.0
-"""Standard deviation in pixels, as in reports."""
+SMOOTHING = 2.0  # pixels, as in reports
 
 PRIMARY = (
     "gradient",
@@ -109,7 +102,7 @@ class Cell:
         marks: "intensity" (brighter or darker), "texture" (shifted or blurred), or "both": intensity tells the class, and
             a mark of texture lies in the other neighbour.
         background: "EM" or "MRI".
-        family: a key of ``FAMILIES``.
+        family: a key of ``shared.FAMILIES``.
         arm: a key of ``ARMS``.
         seed: of the network's random parts and of the training windows.
     """
@@ -132,8 +125,7 @@ def cells(seeds: int) -> Iterator[Cell]:
             yield Cell("intensity", "EM", "VGG16", arm, seed)
 
 
-@dataclass(frozen=True)
-class Planted:
+class Planted(NamedTuple):
     """Windows with planted evidence.
 
     Attributes:
@@ -142,15 +134,13 @@ class Planted:
         disks: (m, y, x) the disk.
         marked: (m, y, x) where the mark lies.
         sides: (m,) -1 or 1, the slice of the mark.
-        sizes: (m,) side of the mark.
     """
 
     windows: Tensor
     labels: Tensor
     disks: Tensor
     marked: Tensor
-    sides: NDArray[np.int64]
-    sizes: NDArray[np.int64]
+    sides: Tensor
 
 
 class Planter:
@@ -173,23 +163,14 @@ class Planter:
             reach = max(radius - size / 2**0.5, 0) / 2**0.5
             y, x = (round(place + rng.uniform(-reach, reach) - size / 2) for place in (y, x))
             kind = 1 + number // len(SIZES) % 2 if tested else int(rng.choice((1, 2, 3), p=(0.4, 0.4, 0.2)))
-            other = int(rng.choice((1, 2)))
-            for side in (-1, 1) if tested else (int(rng.choice((-1, 1))),):
-                part = np.s_[max(y, 0) : y + size, max(x, 0) : x + size]
-                found.append((self._mark(window, part, side, kind, other), kind, disk, part, side, size))
-        marked = np.zeros((len(found), SIDE, SIDE), bool)
-        for mask, item in zip(marked, found, strict=True):
-            mask[item[3]] = True
-        disks = np.stack([item[2] for item in found])
-        kinds = np.array([item[1] for item in found])
-        return Planted(
-            torch.from_numpy(np.stack([item[0] for item in found])),
-            torch.from_numpy(disks * kinds[:, None, None]),
-            torch.from_numpy(disks),
-            torch.from_numpy(marked),
-            np.array([item[4] for item in found]),
-            np.array([item[5] for item in found]),
-        )
+            other, marked = int(rng.choice((1, 2))), np.zeros((SIDE, SIDE), bool)
+            part = np.s_[max(y, 0) : y + size, max(x, 0) : x + size]
+            marked[part] = True
+            found += [
+                (self._mark(window, part, side, kind, other), disk * kind, disk, marked, side)
+                for side in ((-1, 1) if tested else (int(rng.choice((-1, 1))),))
+            ]
+        return Planted(*(torch.from_numpy(np.stack(each)) for each in zip(*found, strict=True)))
 
     def _background(self, rng: np.random.Generator) -> NDArray[np.float32]:
         """Return a window (3, y, x) in .25..0.75 that is not mostly empty."""
@@ -223,13 +204,10 @@ def _texture(plane: NDArray[np.float32], part: tuple[slice, ...], kind: int) -> 
         plane[part] = np.roll(plane, (9, 9), axis=(0, 1))[part]
 
 
-def backgrounds(shared: Path) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """Return volumes in 0..1 to train and to test on."""
-    em = [
-        evenslice.open_volume(shared / "data" / "lucchi_pp" / f"{part}_image.tif")
-        for part in ("train", "test")
-    ]
-    first, last = (np.asarray(volume[:], np.float32) / 255 for volume in em)
+def backgrounds(shared: Path) -> dict[str, Volumes]:
+    """Return volumes in 0..1, by their kind."""
+    paths = [shared / "data" / "lucchi_pp" / f"{part}_image.tif" for part in ("train", "test")]
+    first, last = (np.asarray(evenslice.open_volume(path)[:], np.float32) / 255 for path in paths)
     mri = np.asarray(mni152()[:], np.float32)
     mri = mri / mri.max()
     return {"EM": (first, last), "MRI": (mri[40:100], mri[110:140])}
@@ -237,9 +215,10 @@ def backgrounds(shared: Path) -> dict[str, tuple[NDArray[np.float32], NDArray[np
 
 def train(cell: Cell, shared: Path, volume: NDArray[np.float32]) -> nn.Module:
     """Train a network on planted evidence."""
-    spec, weights = FAMILIES[cell.family]
-    weights = weights if weights == "imagenet" else str(shared / "weights" / weights)
-    network, *_ = evenslice.load_network(spec, weights, slices=3, classes=4, seed=cell.seed, **ARMS[cell.arm])
+    spec = {"VGG16": SMALL_VGG16}.get(cell.family)
+    network = load_family(
+        cell.family, spec, shared=shared, slices=3, classes=4, seed=cell.seed, **ARMS[cell.arm]
+    )
     planter, rng = Planter(volume, cell.marks), np.random.default_rng(cell.seed)
     network.train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
@@ -254,6 +233,13 @@ def train(cell: Cell, shared: Path, volume: NDArray[np.float32]) -> nn.Module:
     return network.eval().requires_grad_(requires_grad=False)
 
 
+def draw_tested(
+    volume: NDArray[np.float32], marks: str, amplitude: float = AMPLITUDE, count: int = TESTED
+) -> Planted:
+    """Draw the windows on which all networks are tested."""
+    return Planter(volume, marks, amplitude).draw(np.random.default_rng(10_000), count, tested=True)
+
+
 def point(
     network: nn.Module, tested: Planted, methods: dict[str, dict[str, Any]] = METHODS
 ) -> dict[str, Any]:
@@ -266,25 +252,37 @@ def point(
     with torch.no_grad():
         answers = torch.cat([network(part).argmax(1) for part in torch.split(tested.windows, 16)])
     right = ((answers == tested.labels) & tested.disks).sum((1, 2)) > tested.disks.sum((1, 2)) / 2
-    found: dict[str, Any] = {"answered": _digits(right.numpy())}
+    found: dict[str, Any] = {"answered": _digits(right)}
+    batches = [*zip(torch.split(tested.windows, 16), torch.split(tested.disks, 16), strict=True)]
+    target = Explained("predicted")
     for name, options in methods.items():
-        parts = [
-            attribute(network, windows, target=Explained("predicted"), region=disks, **options).attribution
-            for windows, disks in zip(
-                torch.split(tested.windows, 16), torch.split(tested.disks, 16), strict=True
-            )
-        ]
-        maps = torch.cat(parts)
-        size = maps.abs()
-        found[name] = _named(size.sum((2, 3)).numpy(), tested.sides)
+        parts = (attribute(network, part, target=target, region=disks, **options) for part, disks in batches)
+        maps = torch.cat([part.attribution for part in parts])
+        sums = {name: maps.abs().sum((2, 3))}
         if name in LOOKED_AT:
             smooth = np.abs(gaussian_filter(maps.numpy(), (0, 0, SMOOTHING, SMOOTHING)))
-            found[f"{name}, at the mark"] = _named(
-                (size * tested.marked[:, None]).sum((2, 3)).numpy(), tested.sides
-            )
-            found[f"{name}, smoothed"] = _named(smooth.sum((2, 3)), tested.sides)
-            found[f"{name}, net"] = _named(maps.sum((2, 3)).numpy(), tested.sides)
+            sums[f"{name}, at the mark"] = (maps.abs() * tested.marked[:, None]).sum((2, 3))
+            sums[f"{name}, smoothed"] = torch.from_numpy(smooth.sum((2, 3)))
+            sums[f"{name}, net"] = maps.sum((2, 3))
+        found |= {way: _named(each, tested.sides) for way, each in sums.items()}
     return found
+
+
+def _named(sums: Tensor, sides: Tensor) -> dict[str, Any]:
+    """Say in which windows the slice of the mark has the larger sum, and the mean pair bias for each side of the mark."""
+    before, after = sums[:, 0], sums[:, 2]
+    bias = (after - before) / (after.abs() + before.abs()).clamp(min=1e-30)
+    biases = [round(float(bias[sides == side].numpy().mean()), 4) for side in (-1, 1)]
+    return {"right": _digits(bias * sides > 0), "bias": biases}
+
+
+def _digits(flags: Tensor) -> str:
+    return "".join(map(str, flags.int().tolist()))
+
+
+def part_of(digits: str) -> float:
+    """Return the part of digits that are 1."""
+    return float(np.mean([*map(int, digits)]))
 
 
 def saturate(network: nn.Module, volume: NDArray[np.float32]) -> dict[str, list[float]]:
@@ -296,45 +294,25 @@ def saturate(network: nn.Module, volume: NDArray[np.float32]) -> dict[str, list[
     """
     found = {}
     for amplitude in AMPLITUDES:
-        rng = np.random.default_rng(10_000)
-        tested = Planter(volume, "intensity", amplitude).draw(rng, TESTED, tested=True)
+        tested = draw_tested(volume, "intensity", amplitude)
         told = point(network, tested, {"gradient": METHODS["gradient"]})
         parts = (told["answered"], told["gradient"]["right"], told["gradient, at the mark"]["right"])
-        found[str(amplitude)] = [round(_part_of(digits), 4) for digits in parts]
+        found[str(amplitude)] = [round(part_of(digits), 4) for digits in parts]
     return found
 
 
-def _part_of(digits: str) -> float:
-    return float(np.mean([*map(int, digits)]))
-
-
-def _named(sums: NDArray[np.float32], sides: NDArray[np.int64]) -> dict[str, Any]:
-    before, after = sums[:, 0], sums[:, 2]
-    bias = (after - before) / np.maximum(np.abs(after) + np.abs(before), 1e-30)
-    return {
-        "right": _digits(bias * sides > 0),
-        "bias": [round(float(bias[sides == side].mean()), 4) for side in (-1, 1)],
-    }
-
-
-def _digits(flags: NDArray[np.bool_]) -> str:
-    return "".join(map(str, flags.astype(int).tolist()))
-
-
-def run(
-    cell: Cell, shared: Path, volumes: tuple[NDArray[np.float32], NDArray[np.float32]]
-) -> list[dict[str, Any]]:
+def run(cell: Cell, shared: Path, volumes: Volumes) -> list[dict[str, Any]]:
     """Train a network and ask all methods; of a pretrained start, symmetrized at its output afterwards, too."""
     started = time.process_time()
     network = train(cell, shared, volumes[0])
     trained = time.process_time()
-    tested = Planter(volumes[1], cell.marks).draw(np.random.default_rng(10_000), TESTED, tested=True)
+    tested = draw_tested(volumes[1], cell.marks)
     rows = [asdict(cell) | {"seconds": [round(trained - started)]} | point(network, tested)]
     rows[0]["seconds"].append(round(time.process_time() - trained))
     if cell.arm in ("twin", "encoder") and cell.marks == "intensity":
         rows[0]["amplitudes"] = saturate(network, volumes[1])
     if cell.arm == "pretrained" and cell.family != "VGG16":
-        rows.append(asdict(cell) | {"arm": "output"} | point(evenslice.symmetrize(network), tested))
+        rows.append(asdict(replace(cell, arm="output")) | point(evenslice.symmetrize(network), tested))
     return rows
 
 
@@ -343,7 +321,7 @@ def draw(shared: Path) -> None:
     import matplotlib.pyplot as plt
 
     volumes = backgrounds(shared)["EM"]
-    tested = Planter(volumes[1], "intensity").draw(np.random.default_rng(10_000), len(SIZES), tested=True)
+    tested = draw_tested(volumes[1], "intensity", count=len(SIZES))
     window, region, mark = (part[-1].numpy() for part in (tested.windows, tested.disks, tested.marked))
     pretrained, twin = (
         train(Cell("intensity", "EM", "EfficientNet-Lite0", arm, 0), shared, volumes[0])
@@ -382,12 +360,15 @@ def draw(shared: Path) -> None:
     figure.savefig(PICTURE, metadata={"Date": None})
 
 
-def pointing(rows: Sequence[dict[str, Any]], method: str) -> tuple[Interval, Interval, Interval]:
+def pointing(rows: Sequence[dict[str, Any]], method: str) -> list[tuple[float, float, float]]:
     """Return how often a method is right with the mark in z-1, in z+1, and the first less the second; means over seeds."""
-    right = np.array([[*map(int, row[method]["right"])] for row in rows])
-    before, after = right[:, ::2].mean(1), right[:, 1::2].mean(1)
-    parts = (student_interval(part, (-1, 1)) for part in (before, after, before - after))
-    return next(parts), next(parts), next(parts)
+    before, after = _right(rows, method).mean(1).T
+    return [mean(part) for part in (before, after, before - after)]
+
+
+def _right(rows: Sequence[dict[str, Any]], method: str) -> NDArray[np.int64]:
+    """Return whether a method is right: (rows, windows, 2), with the mark in z-1 and in z+1."""
+    return np.array([[*map(int, row[method]["right"])] for row in rows]).reshape(len(rows), -1, 2)
 
 
 def tables(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
@@ -401,31 +382,23 @@ def tables(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     found = {}
     for key in main:
         arms = [arm for arm in SHOWN if (*key, arm) in groups]
-        body = [["disks answered right", *(f"{_answered(groups[*key, arm]):.2f}" for arm in arms)]]
+        body = [["disks answered right", *(_answered(groups[*key, arm]) for arm in arms)]]
         body += [[name, *(_sides(groups[*key, arm], name) for arm in arms)] for name in asked]
         found[f"planted {key[0]}"] = table(["method", *arms], body) if arms else "(not trained yet)"
     found["planted sizes"] = _by_size(groups.get((*main[0], "pretrained"), []))
-    primary = [
-        [
-            ", ".join((key[2], key[1])),
-            str(len(group)),
-            f"{_answered(group):.2f}",
-            *(_difference(group, name) for name in PRIMARY),
-        ]
-        for key, group in groups.items()
-        if (key[0], key[3]) == ("intensity", "pretrained")
-    ]
-    tried = [
-        row["amplitudes"]
-        for row in rows
-        if "amplitudes" in row and (row["background"], row["family"]) == main[0][1:]
-    ]
+    primary = []
+    for (marks, background, family, arm), group in groups.items():
+        if (marks, arm) == ("intensity", "pretrained"):
+            cells = [_difference(group, name) for name in PRIMARY]
+            primary.append([f"{family}, {background}", str(len(group)), _answered(group), *cells])
+    found["planted families"] = table(["network, background", "seeds", "answered right", *PRIMARY], primary)
+    known = [row for row in rows if (row["background"], row["family"]) == main[0][1:]]
+    tried = [row["amplitudes"] for row in known if "amplitudes" in row]
     means = {name: np.mean([item[name] for item in tried], axis=0) for name in map(str, AMPLITUDES) if tried}
     found["planted amplitudes"] = table(
         ["amplitude of the mark", "disks answered right", "gradient", "gradient, at the mark"],
         [[name, *(f"{value:.2f}" for value in values)] for name, values in means.items()],
     )
-    found["planted families"] = table(["network, background", "seeds", "answered right", *PRIMARY], primary)
     return found
 
 
@@ -435,47 +408,46 @@ def _by_size(rows: Sequence[dict[str, Any]]) -> str:
     for number, size in enumerate(SIZES):
         cells = []
         for name in PRIMARY:
-            right = np.array([[*map(int, row[name]["right"])] for row in rows]).reshape(-1, TESTED, 2)
-            before, after = right[:, number :: len(SIZES)].mean((0, 1))
+            before, after = _right(rows, name)[:, number :: len(SIZES)].mean((0, 1))
             cells.append(f"{before:.2f} / {after:.2f}")
         body.append([f"{size} x {size}", *cells])
     return table(["mark", *PRIMARY], body)
 
 
-def _answered(rows: Sequence[dict[str, Any]]) -> float:
-    return float(np.mean([_part_of(row["answered"]) for row in rows]))
+def _answered(rows: Sequence[dict[str, Any]]) -> str:
+    return f"{np.mean([part_of(row['answered']) for row in rows]):.2f}"
 
 
 def _sides(rows: Sequence[dict[str, Any]], method: str) -> str:
-    before, after, _ = pointing(rows, method)
-    return f"{before.estimate:.2f} / {after.estimate:.2f}"
+    (before, *_), (after, *_), _ = pointing(rows, method)
+    return f"{before:.2f} / {after:.2f}"
 
 
 def _difference(rows: Sequence[dict[str, Any]], method: str) -> str:
-    *_, less = pointing(rows, method)
-    interval = f" [{less.low:.2f}, {less.high:.2f}]" if len(rows) > 1 else ""
-    return f"{_sides(rows, method)}; {less.estimate:.2f}{interval}"
+    *_, (less, low, high) = pointing(rows, method)
+    interval = f" [{low:.2f}, {high:.2f}]" if len(rows) > 1 else ""
+    return f"{_sides(rows, method)}; {less:.2f}{interval}"
 
 
 def main() -> None:
     """Train what is missing, or write the tables."""
     parser = make_parser(__doc__)
-    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder with data and weights")
+    parser.add_argument("--shared", type=Path, default=SHARED, help="folder with data and weights")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", default="", help="cells whose description contains this")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--picture", action="store_true", help="draw the picture of the page")
     parser.add_argument("--docs", action="store_true", help="write the tables of the page, train nothing")
     options = parser.parse_args()
-    if options.picture:
-        torch.set_num_threads(1)
-        draw(options.shared)
-        return
+    known = read_lines(options.results)
     if options.docs:
-        insert_tables(PAGE, tables(read_lines(options.results)))
+        insert_tables(PAGE, tables(known))
         return
     torch.set_num_threads(1)
-    done = {Cell(**{name: row[name] for name in Cell.__annotations__}) for row in read_lines(options.results)}
+    if options.picture:
+        draw(options.shared)
+        return
+    done = {Cell(**{name: row[name] for name in Cell.__annotations__}) for row in known}
     volumes = backgrounds(options.shared)
     for cell in cells(options.seeds):
         if cell in done or options.only not in " ".join(map(str, asdict(cell).values())):
@@ -483,17 +455,8 @@ def main() -> None:
         rows = run(cell, options.shared, volumes[cell.background])
         with options.results.open("a") as file:
             file.write("".join(f"{json.dumps(row)}\n" for row in rows))
-        print(*asdict(cell).values(), _summary(rows[0]), flush=True)
-
-
-def _summary(row: dict[str, Any]) -> str:
-    """Return how often the answer and the methods are right, by side."""
-    parts = [f"answered {_part_of(row['answered']):.2f}"]
-    for name, found in row.items():
-        if isinstance(found, dict) and "right" in found:
-            right = np.array([*map(int, found["right"])])
-            parts.append(f"{name} {right[::2].mean():.2f}/{right[1::2].mean():.2f}")
-    return "; ".join(parts)
+        sides = ", ".join(f"{name} {_sides(rows[:1], name)}" for name in METHODS)
+        print(*asdict(cell).values(), f"answered {_answered(rows[:1])}: {sides}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Sanity checks of attribution on pretrained networks; docs/calibration.md says what follows.
 
-    python benchmarks/sanity.py [--family NAME] [--volume PATH] [--results FILE] [--docs]
+    python benchmarks/sanity.py [--results FILE] [--docs]
 
 1. Parameter randomisation from the top down (Adebayo et al. 2018, arXiv 1810.03292). The parameters of a U-Net are
    redrawn cumulatively, from the output layer down to the stem, and those of the stem alone. How do the pair bias, the
@@ -10,28 +10,27 @@
 2. Faithfulness. Each slice of a window is replaced by something else. Do the shares of the attribution tell which
    replacement changes the output most?
 
-It is a report and not a test: the exit status is 0 whatever it finds. Networks without weights are left out.
+It is a report and not a test: the exit status is 0 whatever it finds.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr, t as student
-from shared import SHARED, SPEC, Cache, make_parser, table, write_csvs
+from scipy.stats import spearmanr
+from shared import FAMILIES, Cache, load_family, make_parser, mean, table, write_csvs
 from torch import nn
 
 import evenslice
 from evenslice.volumes import mni152
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -41,11 +40,13 @@ if TYPE_CHECKING:
 
 MINUS, NOTHING = "\N{MINUS SIGN}", "\N{EN DASH}"
 NOISE = 0.01  # of the range of the template, like that of a scan
+WINDOWS, DRAWS, REPLACED = 32, 4, 32  # of each audit; of each stage; windows with replaced slices
+TILE = 96  # pixels
 BATCH, STATISTICS, MAPS = (
     4,
     16,
     6,
-)  # windows at a time, for the statistics of batch norms, and whose maps are compared
+)  # windows at a time; for the statistics of batch norms; whose maps are compared
 METHODS = ("gradient", "integrated_gradients", "occlusion")
 REPLACEMENTS = {"gray": "mean gray", "stranger": "another place", "middle": "middle slice"}
 STAGES: dict[str, tuple[str, ...]] = {
@@ -64,48 +65,30 @@ WAYS = {
     "normal": "normals of its mean and standard deviation",
     "new": "as in a new layer (He et al. 2015)",
 }
-FAMILIES = {
-    "EfficientNet-Lite0": (SPEC, "imagenet"),
-    # Without these two arguments the weights load, and the network computes something else.
-    "MobileNetV1": ("smp:Unet/tu-mobilenetv1_100?pad_type=same&bn_eps=1e-3", "mobilenetv1_100.safetensors"),
-    "VGG16": ("smp:Unet/vgg16", "vgg16_features.safetensors"),
-}
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much is measured: windows of each audit, draws of each stage, windows with replaced slices, and their size."""
-
-    windows: int = 32
-    draws: int = 4
-    replaced: int = 32
-    tile: int = 96
 
 
 def scaled(model: nn.Module) -> Network:
     """Return a network that takes windows in 0..1, as its record says."""
     record = evenslice.record_of(model)
-    mean, std = (0.0, 1.0) if record is None else (record.mean, record.std)
-    return lambda windows: model((windows - mean) / std)
+    center, std = (0.0, 1.0) if record is None else (record.mean, record.std)
+    return lambda windows: model((windows - center) / std)
 
 
-def draw_windows(volume: evenslice.Volume, slices: int, count: int, tile: int) -> tuple[Tensor, Tensor]:
+def draw_windows(volume: evenslice.Volume, slices: int, count: int) -> tuple[Tensor, Tensor]:
     """Draw windows in 0..1, (count, N, y, x), and as many slices each from elsewhere along z."""
     rng, half = np.random.default_rng(0), slices // 2
     voxels = np.asarray(volume[:], np.float32)
     low, high = np.percentile(voxels, (0.5, 99.5))
     voxels = ((voxels - low) / (high - low)).clip(0, 1).astype(np.float32)
+    room = np.subtract(voxels.shape[1:], TILE - 1)
     found, strangers = [], []
     for _ in range(count):
         z = int(rng.integers(half, len(voxels) - half))
         elsewhere = [k for k in range(len(voxels)) if abs(k - z) > half]
-        places = [
-            (k, *rng.integers(0, np.subtract(voxels.shape[1:], tile - 1)))
-            for k in rng.choice(elsewhere, slices)
-        ]
-        y, x = rng.integers(0, np.subtract(voxels.shape[1:], tile - 1))
-        found.append(voxels[z - half : z + half + 1, y : y + tile, x : x + tile])
-        strangers.append(np.stack([voxels[k, v : v + tile, u : u + tile] for k, v, u in places]))
+        places = [(k, *rng.integers(0, room)) for k in rng.choice(elsewhere, slices)]
+        y, x = rng.integers(0, room)
+        found.append(voxels[z - half : z + half + 1, y : y + TILE, x : x + TILE])
+        strangers.append(np.stack([voxels[k, v : v + TILE, u : u + TILE] for k, v, u in places]))
     return torch.from_numpy(np.stack(found)), torch.from_numpy(np.stack(strangers))
 
 
@@ -157,21 +140,10 @@ def pair_bias(values: Floats) -> Floats:
     return np.asarray((after - before) / np.maximum(after + before, 1e-300))
 
 
-def mean(values: Iterable[float], bounds: tuple[float, float] = (-1, 1)) -> tuple[float, float, float]:
-    """Return a mean with Student's 95 % interval; NaN values are left out."""
-    known = np.array([value for value in values if not np.isnan(value)])
-    if len(known) < 2:
-        return (float(known.mean()), *bounds) if len(known) else (np.nan, np.nan, np.nan)
-    half = student.ppf(0.975, len(known) - 1) * known.std(ddof=1) / len(known) ** 0.5
-    low, high = np.clip([known.mean() - half, known.mean() + half], *bounds)
-    return float(known.mean()), float(low), float(high)
-
-
 def rank_correlation(left: Floats, right: Floats) -> float:
     """Return Spearman's rank correlation; NaN where one side is constant."""
-    return (
-        float("nan") if np.ptp(left) == 0 or np.ptp(right) == 0 else float(spearmanr(left, right).statistic)
-    )
+    constant = np.ptp(left) == 0 or np.ptp(right) == 0
+    return float("nan") if constant else float(spearmanr(left, right).statistic)
 
 
 # Parameters redrawn.
@@ -191,10 +163,8 @@ def split_layers(model: nn.Module, window: Tensor) -> dict[str, list[nn.Module]]
         hook.remove()
     units: list[list[nn.Module]] = []
     for layer in order:
-        if isinstance(layer, nn.BatchNorm2d) and units:
-            units[-1].append(layer)
-        else:
-            units.append([layer])
+        follows = isinstance(layer, nn.BatchNorm2d) and units
+        units = [*units[:-1], [*units[-1], layer]] if follows else [*units, [layer]]
     record = evenslice.record_of(model)
     stem = [unit for unit in units if record and names[unit[0]] in record.stems]
     body = [unit for unit in units if unit not in stem]
@@ -215,27 +185,22 @@ def redraw(model: nn.Module, stage: str, windows: Tensor, *, seed: int, way: str
     parts = split_layers(model, windows[:1])
     layers = [layer for part in STAGES[stage] for layer in reversed(parts[part])]
     generator = torch.Generator().manual_seed(seed)
-    norms: list[Any] = [
-        layer
-        for layer in layers
-        if isinstance(layer, nn.BatchNorm2d) and bool(layer.running_mean.any())  # type: ignore[union-attr]
-    ]
+    norms: list[Any] = [layer for layer in layers if isinstance(layer, nn.BatchNorm2d)]
+    norms = [norm for norm in norms if norm.running_mean.any()]
     with torch.no_grad():
         for layer in layers:
             if way != "kernels" or not isinstance(layer, nn.BatchNorm2d):
                 _redraw_layer(layer, way, generator)
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = None  # the plain mean over all batches
-        norm.reset_running_stats()
-        norm.train()
-    with torch.no_grad():
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.momentum = None  # the plain mean over all batches
+            norm.reset_running_stats()
+            norm.train()
         for given in (windows, windows.flip(1)) if norms else ():  # which favour no direction
             scaled(model)(given)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-        norm.eval()
-    return model
+    return model.eval()
 
 
 def _redraw_layer(layer: Any, way: str, generator: torch.Generator) -> None:
@@ -255,24 +220,13 @@ def _redraw_layer(layer: Any, way: str, generator: torch.Generator) -> None:
                 parameter.copy_(parameter.flatten()[order].view_as(parameter))
 
 
-def measure_stage(
-    model: nn.Module, volume: evenslice.Volume, effort: Effort, stage: str, seed: int
-) -> dict[str, Any]:
-    """Audit a network after a stage, and compare its maps with those of the network as built; "failed" if it is blind."""
-    windows, _ = draw_windows(volume, 3, STATISTICS, effort.tile)
+def measure_stage(model: nn.Module, volume: evenslice.Volume, stage: str, seed: int) -> dict[str, Any]:
+    """Audit a network after a stage, and compare its maps with those of the network as built."""
+    windows, _ = draw_windows(volume, 3, STATISTICS)
     drawn = redraw(model, stage, windows, seed=seed)
-    try:
-        found = evenslice.audit(
-            drawn,
-            volume,
-            slices=3,
-            sampling=evenslice.Sampling(
-                tile=(effort.tile, effort.tile), min_windows=effort.windows, max_windows=effort.windows
-            ),
-            compute=evenslice.Compute(device="cpu", progress=False),
-        )
-    except evenslice.ModelError as error:
-        return {"failed": str(error)}
+    sampling = evenslice.Sampling(tile=(TILE, TILE), min_windows=WINDOWS, max_windows=WINDOWS)
+    compute = evenslice.Compute(device="cpu", progress=False)
+    found = evenslice.audit(drawn, volume, slices=3, sampling=sampling, compute=compute)
     figures = {"gradient": found.saliency[0], "reliance": found.reliance[0], "mismatch": found.mismatch}
     rows = {name: [item.estimate, item.low, item.high] for name, item in figures.items()}
     for method in ("gradient", "occlusion"):
@@ -282,32 +236,31 @@ def measure_stage(
     return rows
 
 
-def compare_ways(model: nn.Module, volume: evenslice.Volume, effort: Effort) -> dict[str, list[float]]:
+def compare_ways(model: nn.Module, volume: evenslice.Volume) -> dict[str, list[float]]:
     """Return the mean pair bias by gradient of each draw, for the stages of ``BETWEEN`` and every way to redraw."""
-    windows, _ = draw_windows(volume, 3, STATISTICS, effort.tile)
+    windows, _ = draw_windows(volume, 3, STATISTICS)
     both = torch.cat([windows[:MAPS], windows[:MAPS].flip(1)])
 
-    def bias(drawn: nn.Module) -> float:
+    def bias(stage: str, way: str, seed: int) -> float:
+        drawn = redraw(model, stage, windows, seed=seed, way=way)
         return float(pair_bias(shares(attribution(scaled(drawn), both, "gradient"))).mean())
 
     return {
-        f"{stage}, {way}": [
-            bias(redraw(model, stage, windows, seed=seed, way=way)) for seed in range(2 * effort.draws)
-        ]
+        f"{stage}, {way}": [bias(stage, way, seed) for seed in range(2 * DRAWS)]
         for stage in BETWEEN
         for way in WAYS
     }
 
 
 def measure_replacements(
-    model: nn.Module, volume: evenslice.Volume, slices: int, effort: Effort
+    model: nn.Module, volume: evenslice.Volume, slices: int
 ) -> dict[str, list[list[float]]]:
     """Return, for windows and then for their mirrors, the shares by each method and what replacing each slice changes.
 
     ``KIND logits`` is the root mean square of the change, ``KIND classes`` the part of the pixels whose class changes; NaN
     for the middle slice where it replaces itself.
     """
-    windows, strangers = draw_windows(volume, slices, effort.replaced, effort.tile)
+    windows, strangers = draw_windows(volume, slices, REPLACED)
     network, rows = scaled(model.eval()), dict[str, list[Any]]()
     for given, others in ((windows, strangers), (windows.flip(1), strangers.flip(1))):
         for batch, other in zip(torch.split(given, BATCH), torch.split(others, BATCH), strict=True):
@@ -329,21 +282,19 @@ def _changes(network: Network, windows: Tensor, strangers: Tensor) -> dict[str, 
         ("middle", windows[:, middle : middle + 1]),
     ):
         after = [network(replaced(windows, source, k)) for k in range(windows.shape[1])]
-        logits = np.stack([(one - before).square().flatten(1).mean(1).sqrt().numpy() for one in after])
-        differ = [(one.argmax(1) != before.argmax(1)).float().flatten(1).mean(1).numpy() for one in after]
-        for what, values in (("logits", logits), ("classes", np.stack(differ))):
+        logits = [(one - before).square().flatten(1).mean(1).sqrt() for one in after]
+        classes = [(one.argmax(1) != before.argmax(1)).float().flatten(1).mean(1) for one in after]
+        for what, values in (("logits", logits), ("classes", classes)):
+            found[f"{name} {what}"] = torch.stack(values).numpy().astype(np.float64)
             if name == "middle":
-                values[middle] = np.nan
-            found[f"{name} {what}"] = np.asarray(values, np.float64)
+                found[f"{name} {what}"][middle] = np.nan
     return found
 
 
 def _each_pair(values: Sequence[float] | Floats) -> Floats:
     """Return the means over each window and its mirror, which stand in two halves."""
-    pairs = np.reshape(np.asarray(values, np.float64), (2, -1))
-    known = ~np.isnan(pairs)
-    sums = np.where(known, pairs, 0).sum(0)
-    return np.asarray(np.divide(sums, known.sum(0), out=np.full(pairs.shape[1], np.nan), where=known.any(0)))
+    first, second = np.reshape(np.asarray(values, np.float64), (2, -1))
+    return np.where(np.isnan(first), second, np.where(np.isnan(second), first, (first + second) / 2))
 
 
 def order_of_slices(found: dict[str, Any], method: str, change: str) -> tuple[float, float, float]:
@@ -381,10 +332,6 @@ def stage_rows(name: str, stages: dict[str, list[dict[str, Any]]]) -> list[list[
     """Return the rows of one network, each the means over the draws of a stage."""
     rows = []
     for stage, draws in stages.items():
-        failures = [draw["failed"] for draw in draws if "failed" in draw]
-        if failures:
-            rows.append([name, stage, f"failed: {failures[0]}", *[""] * 6])
-            continue
         cells = [
             cell(mean(draw[figure][0] for draw in draws) if len(draws) > 1 else draws[0][figure])
             for figure in ("gradient", "reliance", "mismatch", "gradient maps", "occlusion maps")
@@ -395,34 +342,30 @@ def stage_rows(name: str, stages: dict[str, list[dict[str, Any]]]) -> list[list[
 
 
 def measure_all(
-    load: Callable[[str, int], nn.Module],
-    names: Sequence[str],
-    volume: evenslice.Volume,
-    cache: Cache,
-    effort: Effort,
+    load: Callable[..., nn.Module], names: Sequence[str], volume: evenslice.Volume, cache: Cache
 ) -> dict[str, str]:
     """Measure every network, which ``load`` returns for a name and a number of slices, and return all tables."""
     staged: list[list[str]] = []
     ways: list[list[str]] = []
     replacements: dict[tuple[str, int], dict[str, Any]] = {}
     for name in names:
-        model = load(name, 3)
-        measure = partial(measure_stage, model, volume, effort)
+        model = load(name, slices=3)
+        measure = partial(measure_stage, model, volume)
         stages = {
             stage: [
                 cache.get(f"{name}, {stage}, {seed}", partial(measure, stage, seed))
-                for seed in range(effort.draws if parts else 1)
+                for seed in range(DRAWS if parts else 1)
             ]
             for stage, parts in STAGES.items()
         }
         staged += stage_rows(name, stages)
-        drawn = cache.get(f"{name}, ways", partial(compare_ways, model, volume, effort))
+        drawn = cache.get(f"{name}, ways", partial(compare_ways, model, volume))
         for key, values in drawn.items():
             stage, way = key.rsplit(", ", 1)
             each = " ".join(map(_number, sorted(values)))
             ways.append([name, stage.rpartition(": ")[2], WAYS[way], cell(mean(values)), each])
         for slices in (3, 5):
-            of = partial(measure_replacements, load(name, slices), volume, slices, effort)
+            of = partial(measure_replacements, load(name, slices=slices), volume, slices)
             replacements[name, slices] = cache.get(f"{name}, replaced slices of {slices}", of)
     biases = ["B of the gradient", "B of the reliance", "E", "gradient maps", "occlusion maps"]
     header = ["network", "redrawn", *biases, "gradient, each draw", "reliance, each draw"]
@@ -465,41 +408,19 @@ def replacement_tables(found: dict[tuple[str, int], dict[str, Any]]) -> dict[str
 def main() -> None:
     """Print the tables."""
     parser = make_parser(__doc__)
-    parser.add_argument("--family", choices=FAMILIES, help="only this network")
-    parser.add_argument("--volume", type=Path, help="another volume than the MNI152 template with noise")
     parser.add_argument(
         "--results", type=Path, help="JSON file for what is measured; a second run goes on there"
     )
     parser.add_argument("--docs", action="store_true", help="write the tables to benchmarks/results")
     options = parser.parse_args()
-    files = {name: SHARED / "weights" / weights for name, (_, weights) in FAMILIES.items()}
-    names = [name for name in FAMILIES if options.family in (None, name)]
-    there = [name for name in names if FAMILIES[name][1] == "imagenet" or files[name].exists()]
-    print(
-        *(f"{name} is left out: {files[name]} does not exist" for name in names if name not in there),
-        sep="\n",
-    )
-
-    def load(name: str, slices: int) -> nn.Module:
-        spec, weights = FAMILIES[name]
-        weights = weights if weights == "imagenet" else str(files[name])
-        model: nn.Module = evenslice.load_network(spec, weights, slices=slices, strategy="pretrained").model
-        return model
-
-    if options.volume:
-        volume, label = (
-            evenslice.open_volume(options.volume),
-            f"sanity-{options.volume.name.partition('.')[0]}",
-        )
-    else:
-        voxels = mni152()[:].astype(np.float32)
-        voxels += np.random.default_rng(0).normal(0, NOISE * voxels.max(), voxels.shape)
-        volume, label = evenslice.open_volume(voxels), "sanity"
-    tables = measure_all(load, there, volume, Cache(options.results), Effort())
+    voxels = mni152()[:].astype(np.float32)
+    voxels += np.random.default_rng(0).normal(0, NOISE * voxels.max(), voxels.shape)
+    volume = evenslice.open_volume(voxels)
+    tables = measure_all(load_family, list(FAMILIES), volume, Cache(options.results))
     for name, lines in tables.items():
         print(f"\n{name}\n\n{lines}")
-    if options.docs and there == list(FAMILIES):
-        write_csvs(label, tables)
+    if options.docs:
+        write_csvs("sanity", tables)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ largest resident size, without children. `--chunk 64 64 64` is what public EM vo
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -32,12 +33,10 @@ def segment(volume: Path, folder: Path) -> tuple[float, float]:
     command = [sys.executable, "-m", "evenslice", "segment", "--volume", str(volume), "--json"]
     command += ["--out", f"{volume.with_suffix('')}-labels.ome.zarr"]
     command += ["--model", "benchmark_network:network", "--weights", "none"]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
-    }
-    null = os.open(os.devnull, os.O_WRONLY)
-    process = os.posix_spawn(command[0], command, environment, file_actions=[(os.POSIX_SPAWN_DUP2, null, 1)])
-    _, status, usage = os.wait4(process, 0)
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"the segmentation of {volume} failed")
     return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024

@@ -9,11 +9,14 @@ import json
 import os
 import statistics
 import time
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from scipy.stats import t as student
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 import evenslice
@@ -28,6 +31,14 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 SHARED = Path(os.environ.get("EVENSLICE_SHARED", ROOT.parent / "shared"))
 SPEC = "smp:Unet/tu-tf_efficientnet_lite0"
+FAMILIES = {
+    "EfficientNet-Lite0": (SPEC, "imagenet"),
+    # Without these two arguments the weights load, and the network computes something else.
+    "MobileNetV1": ("smp:Unet/tu-mobilenetv1_100?pad_type=same&bn_eps=1e-3", "mobilenetv1_100.safetensors"),
+    "VGG16": ("smp:Unet/vgg16", "vgg16_features.safetensors"),
+}
+"""Pretrained networks: specifications, and weights, which are files in a folder of ``SHARED`` for some."""
+
 KEPT = {
     "MALLOC_MMAP_THRESHOLD_": 1073741824,
     "MALLOC_TRIM_THRESHOLD_": 1099511627776,
@@ -41,10 +52,18 @@ def make_parser(text: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
-def load(weights: str = "imagenet", **options: Any) -> nn.Module:
-    """Return the network of the demonstration for three slices."""
-    model: nn.Module = evenslice.load_network(SPEC, weights, **options).model.eval()
-    return model
+def load_family(
+    name: str, spec: str | None = None, weights: str | None = None, shared: Path = SHARED, **options: Any
+) -> nn.Module:
+    """Return a network of ``FAMILIES`` with its pretrained weights; or another one that takes them, or with others."""
+    own, packaged = FAMILIES[name]
+    file = packaged if packaged == "imagenet" else str(shared / "weights" / packaged)
+    model: nn.Module = evenslice.load_network(spec or own, weights or file, **options).model
+    return model.eval()
+
+
+load = partial(load_family, "EfficientNet-Lite0")
+"""Return the network of the demonstration for three slices."""
 
 
 def fast_copy(model: nn.Module, device: str = "cpu") -> nn.Module:
@@ -75,27 +94,31 @@ def seconds(run: Callable[[], object]) -> float:
 
 def compare(
     name: str, ours: Callable[[], object], theirs: Callable[[], object], rounds: int, *, warm: bool = True
-) -> float:
-    """Print the ratio of two times, which are measured alternately, and return its median.
+) -> None:
+    """Print the ratio of two times, which are measured alternately.
 
-    Args:
-        name: what is compared.
-        ours: over ``theirs``.
-        theirs: what it is compared with.
-        rounds: how often.
-        warm: call both once before; the first passes of a process are slower.
+    If ``warm``, both are called once before: the first passes of a process are slower.
     """
     if warm:
         theirs()
         ours()
-    return show(name, [seconds(ours) / seconds(theirs) for _ in range(rounds)])
+    show(name, [seconds(ours) / seconds(theirs) for _ in range(rounds)])
 
 
-def show(name: str, ratios: Sequence[float]) -> float:
-    """Print the median of ratios, the least and the largest; return the median."""
+def show(name: str, ratios: Sequence[float]) -> None:
+    """Print the median of ratios, the least and the largest."""
     median = statistics.median(ratios)
     print(f"{name}: {median:.2f} ({min(ratios):.2f} to {max(ratios):.2f})", flush=True)
-    return median
+
+
+def mean(values: Iterable[float], bounds: tuple[float, float] = (-1, 1)) -> tuple[float, float, float]:
+    """Return a mean with Student's 95 % interval; NaN values are left out, and one value alone says nothing but itself."""
+    known = np.array([value for value in values if not np.isnan(value)])
+    if len(known) < 2:
+        return (float(known.mean()), *bounds) if len(known) else (np.nan, np.nan, np.nan)
+    half = student.ppf(0.975, len(known) - 1) * known.std(ddof=1) / len(known) ** 0.5
+    low, high = np.clip([known.mean() - half, known.mean() + half], *bounds)
+    return float(known.mean()), float(low), float(high)
 
 
 class Cache:

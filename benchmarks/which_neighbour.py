@@ -11,10 +11,11 @@ minutes on one core; what is done is kept, in FOLDER and in which-neighbour.json
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from shared import ROOT, SPEC, insert_tables, make_parser, read_lines, table
+from shared import ROOT, SHARED, SPEC, insert_tables, make_parser, read_lines, table
 
 import evenslice
 
@@ -22,7 +23,7 @@ PAGE = ROOT / "docs" / "planted-evidence.md"
 RESULTS = Path(__file__).parent / "which-neighbour.jsonl"
 WINDOWS = {"gradient": 200, "integrated_gradients": 40}
 """How many windows are read; integrated gradients take thirty times as long."""
-MEASURES = ("gradient", "integrated_gradients", "reliance")
+MEASURES = (*WINDOWS, "reliance")
 
 
 def data_sets(data: Path) -> dict[str, dict[str, Any]]:
@@ -33,10 +34,8 @@ def data_sets(data: Path) -> dict[str, dict[str, Any]]:
     def pair(image: Path, labels: Path, *slices: int) -> dict[str, Any]:
         return {"image": str(image), "labels": str(labels)} | ({"slices": list(slices)} if slices else {})
 
-    hippocampus = [
-        pair(data / "msd_hippocampus" / "images" / name, data / "msd_hippocampus" / "labels" / name)
-        for name in cases
-    ]
+    msd = data / "msd_hippocampus"
+    hippocampus = [pair(msd / "images" / name, msd / "labels" / name) for name in cases]
     return {
         "Lucchi++": {
             "train": [pair(lucchi / "train_image.tif", lucchi / "train_mito.tif")],
@@ -57,17 +56,19 @@ def data_sets(data: Path) -> dict[str, dict[str, Any]]:
 def measure(folder: Path, test: list[dict[str, Any]]) -> dict[str, Any]:
     """Audit a trained network by both methods, and measure what a missing neighbour costs."""
     network = evenslice.load_network(str(folder / "network.safetensors")).model
-    volumes = [evenslice.open_volume(item["image"], **_region(item)) for item in test]
-    labels = [evenslice.open_volume(item["labels"], **_region(item)) for item in test]
+    regions = [(slice(*item.get("slices", (None,))), slice(None), slice(None)) for item in test]
+    volumes, labels = (
+        [evenslice.open_volume(item[of], region=region) for item, region in zip(test, regions, strict=True)]
+        for of in ("image", "labels")
+    )
     found: dict[str, Any] = {}
-    for method in MEASURES[:2]:
-        given = labels if method == "gradient" else None
+    for method, windows in WINDOWS.items():
         audit = evenslice.audit(
             network,
             volumes,
             method=method,
-            labels=given,
-            sampling=evenslice.Sampling(min_windows=WINDOWS[method], max_windows=WINDOWS[method]),
+            labels=labels if method == "gradient" else None,
+            sampling=evenslice.Sampling(min_windows=windows, max_windows=windows),
             compute=evenslice.Compute(progress=False),
         )
         found[method] = _interval(audit.saliency[0])
@@ -77,10 +78,6 @@ def measure(folder: Path, test: list[dict[str, Any]]) -> dict[str, Any]:
             found["dice"] = [audit.stress.intact, missing.before, missing.after]
             found["dearer"] = _interval(missing.asymmetry)
     return found
-
-
-def _region(item: dict[str, Any]) -> dict[str, Any]:
-    return {"region": (slice(*item["slices"]), slice(None), slice(None))} if "slices" in item else {}
 
 
 def _interval(figure: Any) -> list[float]:
@@ -107,42 +104,36 @@ def tables(rows: list[dict[str, Any]]) -> dict[str, str]:
 def main() -> None:
     """Train and measure what is missing, or write the table."""
     parser = make_parser(__doc__)
-    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder with data and weights")
+    parser.add_argument("--shared", type=Path, default=SHARED, help="folder with data and weights")
     parser.add_argument("--scratch", type=Path, help="where trained networks are kept")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--docs", action="store_true", help="write the table of the page, train nothing")
     options = parser.parse_args()
+    known = read_lines(RESULTS)
     if options.docs:
-        insert_tables(PAGE, tables(read_lines(RESULTS)))
+        insert_tables(PAGE, tables(known))
         return
     if options.scratch is None:
         parser.error("--scratch: say where to keep trained networks")
-    known = {(row["data"], row["seed"]) for row in read_lines(RESULTS)}
-    for seed in range(options.seeds):
-        for name, data in data_sets(options.shared.resolve() / "data").items():
-            if (name, seed) in known:
-                continue
-            folder = options.scratch / f"{name}-{seed}".replace(" ", "-")
-            small = name == "hippocampus"
-            config = {
-                "data": {"name": name, **data},
-                "model": {"spec": SPEC, "weights": "imagenet", "strategy": "pretrained"},
-                "training": {
-                    "steps": 300,
-                    "batch": 8,
-                    "crop": [64, 64] if small else [128, 128],
-                    "validate_every": 300,
-                    "stress": False,
-                    "dtype": "float32",
-                },
-                "seed": seed,
-            }
-            if not (folder / "result.json").exists():
-                evenslice.train(config, out=folder, progress=False)
-            row = {"data": name, "seed": seed, **measure(folder, data["test"])}
-            with RESULTS.open("a") as file:
-                file.write(f"{json.dumps(row)}\n")
-            print(row, flush=True)
+    data_of = data_sets(options.shared.resolve() / "data")
+    done = {(row["data"], row["seed"]) for row in known}
+    for seed, (name, data) in product(range(options.seeds), data_of.items()):
+        if (name, seed) in done:
+            continue
+        folder = options.scratch / f"{name}-{seed}".replace(" ", "-")
+        training = {"steps": 300, "batch": 8, "validate_every": 300, "stress": False, "dtype": "float32"}
+        config = {
+            "data": {"name": name, **data},
+            "model": {"spec": SPEC, "weights": "imagenet", "strategy": "pretrained"},
+            "training": {**training, "crop": [64, 64] if name == "hippocampus" else [128, 128]},
+            "seed": seed,
+        }
+        if not (folder / "result.json").exists():
+            evenslice.train(config, out=folder, progress=False)
+        row = {"data": name, "seed": seed, **measure(folder, data["test"])}
+        with RESULTS.open("a") as file:
+            file.write(f"{json.dumps(row)}\n")
+        print(row, flush=True)
 
 
 if __name__ == "__main__":

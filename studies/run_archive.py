@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -30,26 +28,36 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 def pack(study: Path) -> Path:
     """Write what is kept of each finished run of a study to its archive, and return the archive.
 
+    Runs that failed or were interrupted begin again elsewhere.
+
     Raises:
         SystemExit: the archive has runs that are not there, and would be lost.
     """
-    archive = study / ARCHIVE
-    runs = [run for run in sorted((study / "runs").iterdir()) if _is_done(run)]
+    archive, kept = study / ARCHIVE, dict[str, bytes]()
+    records = [path for path in sorted(study.glob("runs/*/run.json")) if _read(path)["status"] == "done"]
+    runs = [path.parent for path in records]
     if lost := _archived(archive) - {run.name for run in runs}:
         raise SystemExit(f"{archive}: has {len(lost)} runs that are not in {study / 'runs'}; unpack it first")
-    pictures = [run / PICTURE for run in runs if (run / PICTURE).is_file()][:1]
+    for run in runs:
+        files = [run / name for name in KEPT if (run / name).is_file()]
+        kept |= {path.relative_to(study).as_posix(): path.read_bytes() for path in files}
+        results = [path for path in (run / "result.json", run / STRESS) if path.is_file()]
+        if results and (stress := _read(results[0]).get("stress")) is not None:
+            text = json.dumps({"stress": stress}, indent=1)
+            kept[(run / STRESS).relative_to(study).as_posix()] = text.encode()
+    for path in [run / PICTURE for run in runs if (run / PICTURE).is_file()][:1]:
+        kept[path.relative_to(study).as_posix()] = path.read_bytes()
     beside = archive.with_suffix(".new")
-    with zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as file:
-        for run in runs:
-            for path in (run / name for name in KEPT):
-                if path.is_file():
-                    _add(file, path.relative_to(study), path.read_bytes())
-            if (stress := _stress(run)) is not None:
-                _add(file, (run / STRESS).relative_to(study), json.dumps(stress, indent=1).encode())
-        for path in pictures:
-            _add(file, path.relative_to(study), path.read_bytes())
+    with zipfile.ZipFile(beside, "w") as file:
+        for name, content in kept.items():
+            file.writestr(zipfile.ZipInfo(name, EPOCH), content, zipfile.ZIP_DEFLATED, 9)
     beside.replace(archive)
     return archive
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def _archived(archive: Path) -> set[str]:
@@ -59,48 +67,24 @@ def _archived(archive: Path) -> set[str]:
         return {name.split("/")[1] for name in file.namelist()}
 
 
-def _is_done(run: Path) -> bool:
-    """Return whether a run has finished: those that failed or were interrupted begin again elsewhere."""
-    record = run / "run.json"
-    return record.is_file() and json.loads(record.read_text(encoding="utf-8"))["status"] == "done"
-
-
-def _add(file: zipfile.ZipFile, path: Path, content: bytes) -> None:
-    file.writestr(zipfile.ZipInfo(path.as_posix(), EPOCH), content, zipfile.ZIP_DEFLATED, 9)
-
-
-def _stress(run: Path) -> dict[str, Any] | None:
-    """Return what is kept of what disturbed slices cost a run; None if it was not measured."""
-    for path in (run / "result.json", run / STRESS):
-        if path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8")).get("stress")
-            return None if found is None else {"stress": found}
-    return None
-
-
 def unpack(study: Path) -> Path:
     """Write the runs of a study's archive to its folder ``runs``, which is returned; existing files stay as they are."""
-    with zipfile.ZipFile(study / ARCHIVE) as file, tempfile.TemporaryDirectory(dir=study) as beside:
+    with zipfile.ZipFile(study / ARCHIVE) as file:
         for entry in file.infolist():
             if not (study / entry.filename).exists():
-                part = Path(file.extract(entry, beside))
-                whole = study / part.relative_to(beside)
-                whole.parent.mkdir(parents=True, exist_ok=True)
-                part.replace(whole)
+                file.extract(entry, study)
     return study / "runs"
 
 
-def main() -> int:
+def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description="Pack or unpack the runs of the project's studies.")
     parser.add_argument("action", choices=["pack", "unpack"])
-    parser.add_argument("--studies", type=Path, default=STUDIES, help="folder of the studies")
     options = parser.parse_args()
     wanted = ARCHIVE if options.action == "unpack" else "runs"
-    for study in sorted(path.parent for path in options.studies.glob(f"*/{wanted}")):
+    for study in sorted(path.parent for path in STUDIES.glob(f"*/{wanted}")):
         print(unpack(study) if options.action == "unpack" else pack(study))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

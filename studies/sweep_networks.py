@@ -18,28 +18,10 @@ class Network(NamedTuple):
 
 # The smallest encoder of each of smp's own families, then some of timm's.
 ENCODERS = (
-    "resnet18",
-    "resnext50_32x4d",
-    "dpn68",
-    "vgg11",
-    "vgg11_bn",
-    "se_resnet50",
-    "se_resnext50_32x4d",
-    "densenet121",
-    "inceptionresnetv2",
-    "inceptionv4",
-    "efficientnet-b0",
-    "mobilenet_v2",
-    "xception",
-    "timm-efficientnet-b0",
-    "timm-tf_efficientnet_lite0",
-    "timm-skresnet18",
-    "mit_b0",
-    "mobileone_s0",
-    "tu-convnext_atto",
-    "tu-regnety_002",
-    "tu-tf_efficientnet_lite0",
-    "tu-tresnet_m",
+    *("resnet18", "resnext50_32x4d", "dpn68", "vgg11", "vgg11_bn", "se_resnet50", "se_resnext50_32x4d"),
+    *("densenet121", "inceptionresnetv2", "inceptionv4", "efficientnet-b0", "mobilenet_v2", "xception"),
+    *("timm-efficientnet-b0", "timm-tf_efficientnet_lite0", "timm-skresnet18", "mit_b0", "mobileone_s0"),
+    *("tu-convnext_atto", "tu-regnety_002", "tu-tf_efficientnet_lite0", "tu-tresnet_m"),
     "tu-vit_tiny_patch16_224",
 )
 
@@ -60,9 +42,16 @@ _CONVNEXT = "{'model_type':'convnext','hidden_sizes':[48,96,192,384],'depths':[1
 _RESNET = "{'model_type':'resnet','depths':[1,1,2,1]," + _STAGES + "}"
 _QUERIES = f"num_queries=16&decoder_layers=3&backbone_config={_SWIN}"
 
+
+_AS_THEY_ARE = (
+    *("segformer", "depth_anything", "glpn", "dinov3_vit", "dinov3_convnext", "swin", "convnext"),
+    *("convnextv2", "hiera", "resnet", "regnet", "mobilevit", "mobilevitv2", "mobilenet_v2", "poolformer"),
+    *("pvt_v2", "focalnet", "levit"),
+)
+
 # Name to configuration: the library's own architecture, made narrow or shallow where it is large.
 _TRANSFORMERS = {
-    "segformer": "segformer",
+    **{name: name for name in _AS_THEY_ARE},
     "segformer-image-classification": "segformer?task=image-classification",
     "upernet-resnet": f"upernet?backbone_config={_RESNET}",
     "upernet-swin": f"upernet?backbone_config={_SWIN}&auxiliary_in_channels=192",
@@ -73,8 +62,6 @@ _TRANSFORMERS = {
     "dpt-depth-estimation": (
         f"dpt?task=depth-estimation&{_VIT}&image_size=64&num_hidden_layers=4&backbone_out_indices=[0,1,2,3]"
     ),
-    "depth_anything": "depth_anything",
-    "glpn": "glpn",
     "beit": f"beit?{_VIT}&image_size=64",
     "beit-image-classification": f"beit?task=image-classification&{_VIT}&image_size=64",
     "data2vec-vision": f"data2vec-vision?{_VIT}&image_size=64",
@@ -84,27 +71,12 @@ _TRANSFORMERS = {
     "vit_msn": f"vit_msn?{_VIT}&image_size=64",
     "dinov2": "dinov2?hidden_size=192&num_attention_heads=3",
     "dinov2_with_registers": "dinov2_with_registers?hidden_size=192&num_attention_heads=3",
-    "dinov3_vit": "dinov3_vit",
-    "dinov3_convnext": "dinov3_convnext",
-    "swin": "swin",
     "swinv2": "swinv2?image_size=64",
-    "convnext": "convnext",
-    "convnextv2": "convnextv2",
     "sam-image-encoder": "sam_vision_model?image_size=128&num_hidden_layers=2&global_attn_indexes=[1]",
     "eomt": "eomt?image_size=64&hidden_size=192&num_attention_heads=3&num_hidden_layers=4&num_blocks=1&num_queries=16",
     "clip-image-classification": "clip",
     "siglip-image-classification": "siglip",
-    "hiera": "hiera",
-    "resnet": "resnet",
-    "regnet": "regnet",
-    "mobilevit": "mobilevit",
-    "mobilevitv2": "mobilevitv2",
-    "mobilenet_v2": "mobilenet_v2",
-    "poolformer": "poolformer",
     "pvt": "pvt?image_size=64",
-    "pvt_v2": "pvt_v2",
-    "focalnet": "focalnet",
-    "levit": "levit",
     "yolos": f"yolos?{_VIT}&image_size=[64,64]&num_hidden_layers=4",
     "detr": "detr?task=object-detection&encoder_layers=2&decoder_layers=2",
 }

@@ -6,13 +6,8 @@ python studies/write_modules.py
 from __future__ import annotations
 
 import ast
-import sys
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "evenslice"
@@ -30,17 +25,15 @@ def rooms() -> list[str]:
 
 def table() -> str:
     """Return the tables of all packages in Markdown."""
-    return "\n".join(line for room in rooms() for line in _room(SOURCE / room))
-
-
-def _room(folder: Path) -> Iterator[str]:
-    yield f"**`{folder.name}/`** {_summary(folder / '__init__.py')}\n"
-    yield "| module | what it holds |"
-    yield "| --- | --- |"
-    for path in sorted(folder.rglob("*.py"), key=lambda path: (len(path.parts), path)):
-        if path.name != "__init__.py":
-            yield f"| `{path.relative_to(folder).as_posix()}` | {_summary(path)} |"
-    yield ""
+    lines = []
+    for folder in (SOURCE / room for room in rooms()):
+        lines += [f"**`{folder.name}/`** {_summary(folder / '__init__.py')}\n"]
+        lines += ["| module | what it holds |", "| --- | --- |"]
+        for path in sorted(folder.rglob("*.py"), key=lambda path: (len(path.parts), path)):
+            if path.name != "__init__.py":
+                lines.append(f"| `{path.relative_to(folder).as_posix()}` | {_summary(path)} |")
+        lines.append("")
+    return "\n".join(lines)
 
 
 def _summary(path: Path) -> str:
@@ -52,16 +45,8 @@ def _summary(path: Path) -> str:
 def page(text: str) -> str:
     """Return a page with its tables renewed."""
     before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
-
-
-def main() -> int:
-    """Renew the page."""
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    print(PAGE)
-    return 0
+    return f"{before}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

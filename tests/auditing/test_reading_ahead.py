@@ -19,11 +19,11 @@ from torch import nn
 from values import by_name
 
 import evenslice
-from evenslice import VolumeError
+from evenslice import VolumeError, open_volume
 from evenslice.auditing import measuring
 from evenslice.auditing.auditor import take_middle
 from evenslice.auditing.sampling import WindowSample
-from evenslice.volumes import open_volume, reslice
+from evenslice.volumes import reslice
 
 HUGE, CHUNK = (98_304, 32_768, 32_768), (16, 64, 64)
 TEXTURE = np.random.default_rng(0).random((48, 40, 40))

@@ -11,7 +11,11 @@ from torch import nn
 
 import evenslice
 
-EFFORT = sanity.Effort(windows=8, draws=1, replaced=4, tile=32)
+
+@pytest.fixture(autouse=True)
+def _little_effort(monkeypatch):
+    for name, value in {"WINDOWS": 8, "DRAWS": 1, "REPLACED": 4, "TILE": 32}.items():
+        monkeypatch.setattr(sanity, name, value)
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +49,14 @@ def test_strangers_come_from_beyond_the_window():
     levels = evenslice.open_volume(
         np.arange(12, dtype=np.float32)[:, None, None] + np.zeros((12, 32, 32), np.float32)
     )
-    windows, strangers = (part[:, :, 0, 0].numpy() for part in sanity.draw_windows(levels, 3, 50, 32))
+    windows, strangers = (part[:, :, 0, 0].numpy() for part in sanity.draw_windows(levels, 3, 50))
     assert all(not set(own) & set(others) for own, others in zip(windows, strangers, strict=True))
     assert len(set(strangers.ravel().tolist())) == 12
 
 
 @pytest.mark.parametrize("weights", [(3.0, 2.0, 1.0), (5.0, 1.0, 4.0, 2.0, 3.0)])
 def test_shares_of_a_linear_network_predict_every_replacement(volume, weights):
-    found = sanity.measure_replacements(linear(weights), volume, len(weights), EFFORT)
+    found = sanity.measure_replacements(linear(weights), volume, len(weights))
     np.testing.assert_allclose(
         found["gradient"], np.tile(np.array(weights) / sum(weights), (8, 1)), rtol=1e-5
     )
@@ -64,21 +68,12 @@ def test_shares_of_a_linear_network_predict_every_replacement(volume, weights):
 
 @pytest.mark.slow
 def test_a_bias_of_the_stem_alone_goes_with_the_stem_and_stays_without(volume):
-    found = {stage: sanity.measure_stage(biased_stem(), volume, EFFORT, stage, 0) for stage in sanity.STAGES}
+    found = {stage: sanity.measure_stage(biased_stem(), volume, stage, 0) for stage in sanity.STAGES}
     bias = {stage: rows["gradient"][0] for stage, rows in found.items()}
     kept = ("nothing: as built", "output layer and decoder", "... and the first third: all but the stem")
     assert all(bias[stage] < -0.7 for stage in kept), bias
     assert all(abs(bias[stage]) < 0.2 for stage in ("everything", "the stem alone")), bias
     assert found["nothing: as built"]["gradient maps"] == pytest.approx([1, 1, 1])
-
-
-def test_a_network_that_is_blind_after_redrawing_is_said_to_fail(volume, monkeypatch):
-    dead = biased_stem()
-    dead[6].weight.data.zero_()
-    monkeypatch.setattr(sanity, "redraw", lambda *_, **__: dead)
-    found = sanity.measure_stage(biased_stem(), volume, EFFORT, "everything", 0)
-    ((_, stage, words, *_),) = sanity.stage_rows("dead", {"everything": [found]})
-    assert (stage, words[:7]) == ("everything", "failed:")
 
 
 def test_redrawing_permutes_the_layers_of_a_stage_and_no_others():
@@ -113,14 +108,14 @@ def test_ways_to_redraw(way):
 
 @pytest.mark.slow
 def test_results_are_kept_and_tables_written_to_files(volume, tmp_path):
-    def load(_, slices):
+    def load(_, *, slices):
         return linear((3.0, 2.0, 1.0, 2.0, 1.0)[:slices])
 
     file = tmp_path / "results.json"
-    tables = sanity.measure_all(load, ["planted"], volume, Cache(file), EFFORT)
+    tables = sanity.measure_all(load, ["planted"], volume, Cache(file))
     again = Cache(file)
     again.get = lambda key, _: again.known[key]  # measures nothing
-    assert sanity.measure_all(load, ["planted"], volume, again, EFFORT) == tables
+    assert sanity.measure_all(load, ["planted"], volume, again) == tables
     write_csvs("noise", tables, tmp_path)
     signs = (tmp_path / "noise-signs.csv").read_text().splitlines()
     assert signs[1] == 'planted,3,mean gray,"1.00 [1.00, 1.00]","1.00 [1.00, 1.00]","1.00 [1.00, 1.00]"'

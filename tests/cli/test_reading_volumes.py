@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import tifffile
 
-from evenslice import ConfigError, EvensliceError, open_volume
+from evenslice import ConfigError, EvensliceError, Reading, load_network, open_volume, save_network
 from evenslice._core import spelled_on_command_line
 from evenslice.cli.opening import LabelledOpening
 from evenslice.inference import stated_reading
-from evenslice.neutralizing import load_network, save_network
 from evenslice.training import find_network
-from evenslice.volumes import Reading, write_volume
+from evenslice.volumes import write_volume
 
 BEFORE = Path(__file__).parents[1] / "data" / "written-by-0.1.0"
 SPEC = "smp:Unet/tu-test_resnet?encoder_depth=2&decoder_channels=[4,4]"

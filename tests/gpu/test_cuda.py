@@ -19,10 +19,10 @@ from torch import nn
 from values import by_name
 
 import evenslice
+from evenslice import Scaling, open_volume
 from evenslice.inference.devices import choose_device, choose_dtype, to_device
 from evenslice.inference.prediction import predict
 from evenslice.inference.ready_networks import ReadyNetwork
-from evenslice.volumes import Scaling, open_volume
 
 pytestmark = pytest.mark.cuda
 

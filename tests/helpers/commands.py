@@ -15,24 +15,15 @@ import time
 import warnings
 import weakref
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 from forking import forked
 
 
-@dataclass(frozen=True)
-class Ended:
-    """What a command did.
-
-    Attributes:
-        returncode: its exit status.
-        stdout: what it wrote.
-        stderr: what it wrote to standard error.
-        seconds: of processor time.
-        memory: the most bytes that it held beyond those of the libraries.
-    """
+class Ended(NamedTuple):
+    """What a command did; in seconds of processor time, with the most bytes that it held beyond those of the libraries."""
 
     returncode: int
     stdout: str
@@ -120,21 +111,14 @@ def members(session):
 
 
 def run_command(*arguments, cwd, timeout=240, **environment):
-    """Run a command of evenslice with a folder as its current one, and return how it ended.
-
-    Args:
-        arguments: of the command, each turned into a string.
-        cwd: its folder.
-        timeout: seconds after which it is killed, and the test fails.
-        environment: variables beside those of the tests.
-    """
+    """Run a command of evenslice to its end, or kill it after a timeout; see ``Command``."""
     command = Command(*arguments, cwd=cwd, **environment)
     out, error = command.communicate(timeout)
     return Ended(command.returncode, out, error, *command.used())
 
 
 def _be_command(arguments, folder, environment, files):
-    before = _largest_memory()
+    before = largest_memory()
     os.setsid()
     for number, path in enumerate(files[:2], start=1):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -150,10 +134,10 @@ def _be_command(arguments, folder, environment, files):
     try:
         main()
     finally:
-        files[2].write_text(f"{time.process_time()} {_largest_memory() - before}")
+        files[2].write_text(f"{time.process_time()} {largest_memory() - before}")
 
 
-def _largest_memory():
+def largest_memory():
     """Return the most bytes that this process has held; 0 where they are not known."""
     status = Path("/proc/self/status")
     return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024 if status.exists() else 0

@@ -6,32 +6,11 @@ from unittest import mock
 
 # What commands and readers import, but for evenslice: its own modules see the environment of each process.
 LIBRARIES = (
-    "captum.attr",
-    "distributed",
-    "h5py",
-    "imagecodecs",
-    "jinja2",
-    "lightning.pytorch",
-    "monai.inferers",
-    "monai.losses",
-    "monai.metrics",
-    "monai.transforms",
-    "nibabel",
-    "onnxruntime",
-    "pydantic",
-    "pydicom.encaps",
-    "pydicom.pixels.decoders",
-    "rich.console",
-    "scipy.stats",
-    "segmentation_models_pytorch",
-    "tifffile",
-    "timm",
-    "torch",
-    "torchvision",
-    "typer",
-    "zarr",
+    *("captum.attr", "distributed", "h5py", "imagecodecs", "jinja2", "lightning.pytorch", "monai.inferers"),
+    *("monai.losses", "monai.metrics", "monai.transforms", "nibabel", "onnxruntime", "pydantic"),
+    *("pydicom.encaps", "pydicom.pixels.decoders", "rich.console", "scipy.stats"),
+    *("segmentation_models_pytorch", "tifffile", "timm", "torch", "torchvision", "typer", "zarr"),
 )
-
 
 # Read when libraries are imported: several processes with several threads each would wait for each other.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")

@@ -4,7 +4,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 
-from evenslice._core import EvensliceError
+from evenslice import EvensliceError
 from evenslice._core.workers import Workers
 
 

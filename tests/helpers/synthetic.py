@@ -1,12 +1,8 @@
 """Audits made up for the tests of the report: known shares, smooth noise along z, blobs to look at."""
 
-from __future__ import annotations
-
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import ndimage
 
 from evenslice import Audit
@@ -15,9 +11,6 @@ from evenslice.results.audits import AuditedVolume, AuditRun, ExampleWindows, St
 from evenslice.results.measurements import Measurements
 from evenslice.results.verdicts import summarize
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 PRETRAINED = (0.26, 0.56, 0.18)
 UNIFORM = (1 / 3, 1 / 3, 1 / 3)
 CYCLIC = (0.149, 0.309, 0.083, 0.149, 0.309)
@@ -25,20 +18,8 @@ PIXELS = np.array([0.7, 0.3])
 """Parts of the pixels in two classes."""
 PARTS = np.array([1.0, *PIXELS])
 
-Floats: TypeAlias = NDArray[np.float64]
 
-
-def make_audit(
-    name: str,
-    shares: Sequence[float],
-    *,
-    windows: int = 120,
-    volumes: int = 1,
-    examples: int = 2,
-    size: int = 64,
-    stems: int = 1,
-    run: dict[str, Any] | None = None,
-) -> Audit:
+def make_audit(name, shares, *, windows=120, volumes=1, examples=2, size=64, stems=1, run=None):
     """Make the audit of a network with the given shares; the data lean now this way, now that way along z."""
     random = np.random.default_rng(0)
     half, biased = len(shares) // 2, shares[0] != shares[-1]
@@ -110,52 +91,44 @@ RUN = AuditRun(
 )
 
 
-def _leaning(shares: Sequence[float], lean: Floats, random: np.random.Generator) -> Floats:
+def _leaning(shares, lean, random):
     """Return shares that the content of each window tilts; a network without favourites adds no noise of its own."""
     offsets = np.arange(len(shares)) - len(shares) // 2
     noise = 0.03 if shares[0] != shares[-1] else 1e-7
-    rows = np.array(shares) * np.exp(
-        np.outer(lean, offsets) + noise * random.standard_normal((len(lean), 1)) * offsets
-    )
-    return np.asarray(rows / rows.sum(axis=1, keepdims=True))
+    tilt = np.outer(lean, offsets) + noise * random.standard_normal((len(lean), 1)) * offsets
+    rows = np.array(shares) * np.exp(tilt)
+    return rows / rows.sum(axis=1, keepdims=True)
 
 
-def _halved(shares: Sequence[float]) -> tuple[float, ...]:
+def _halved(shares):
     """Return shares with half the bias."""
     return tuple((3 * one + other) / 4 for one, other in zip(shares, shares[::-1], strict=True))
 
 
-def _by_class(rows: Floats) -> Floats:
+def _by_class(rows):
     """Return sums (n, 3, N) of all pixels, and of two classes, the second of which has half the bias."""
     weaker = (3 * rows + rows[:, ::-1]) / 4
     return np.stack([rows, rows * PIXELS[0], weaker * PIXELS[1]], axis=1)
 
 
-def _examples(shares: Sequence[float], count: int, size: int) -> ExampleWindows:
-    """Make windows of drifting blobs under grain, and saliency that sits on the blobs' edges."""
-    random = np.random.default_rng(1)
-    slices = len(shares)
-    shape = (max(count, 1), 9, size, size)
-    blobs = ndimage.gaussian_filter(random.standard_normal(shape), (0, 2, size / 16, size / 16))
-    blobs = np.clip(blobs / blobs.std() + 0.5, 0, 1.5)[:, 4 - slices // 2 : 5 + slices // 2]
-    grain = random.standard_normal(shape)[:, 4 - slices // 2 : 5 + slices // 2]
-    images = np.clip(60 + 100 * blobs + 9 * grain, 0, 255).astype(np.uint8)
-    edges = ndimage.gaussian_gradient_magnitude(blobs, (0, 0, 1, 1)) + 0.01 * np.abs(grain)
-    saliency = edges * np.abs(random.standard_normal(edges.shape))
-    saliency *= np.reshape(shares, (-1, 1, 1)) / saliency.sum(axis=(2, 3), keepdims=True)
-    position = np.array([[8 + 20 * i, 0, 32 * (i % 3)] for i in range(count)], dtype=np.int64).reshape(
-        count, 3
+def _examples(shares, count, size):
+    """Make windows of drifting blobs, and saliency that sits on the blobs' edges."""
+    random, slices = np.random.default_rng(1), len(shares)
+    blobs = ndimage.gaussian_filter(
+        random.standard_normal((count, slices, size, size)), (0, 2, size / 16, size / 16)
     )
+    edges = ndimage.gaussian_gradient_magnitude(blobs, (0, 0, 1, 1))
+    saliency = edges * np.reshape(shares, (-1, 1, 1)) / edges.sum(axis=(2, 3), keepdims=True)
     return ExampleWindows(
         volume=np.zeros(count, dtype=np.int64),
-        position=position,
-        images=images[:count],
-        saliency=saliency[:count].astype(np.float32),
-        maps=(saliency * np.sign(random.standard_normal(saliency.shape)))[:count].astype(np.float32),
+        position=np.array([[8 + 20 * i, 0, 32 * (i % 3)] for i in range(count)], np.int64).reshape(-1, 3),
+        images=np.clip(120 + 2000 * blobs, 0, 255).astype(np.uint8),
+        saliency=saliency.astype(np.float32),
+        maps=(saliency * np.sign(random.standard_normal(saliency.shape))).astype(np.float32),
     )
 
 
-def _kernels(name: str, shares: Sequence[float]) -> StemKernels:
+def _kernels(name, shares):
     """Make a stem of smooth colour kernels, and what becomes of it under the given shares."""
     random = np.random.default_rng(2)
     colours = ndimage.gaussian_filter(random.standard_normal((32, 3, 3, 3)), (0, 0, 1, 1))
@@ -169,6 +142,6 @@ def _kernels(name: str, shares: Sequence[float]) -> StemKernels:
     return StemKernels(name, before.astype(np.float32), after.astype(np.float32))
 
 
-def with_statistics(audit: Audit, **changes: Any) -> Audit:
+def with_statistics(audit, **changes):
     """Return an audit with other statistics."""
     return replace(audit, statistics=replace(audit.statistics, **changes))

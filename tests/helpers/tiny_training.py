@@ -60,26 +60,13 @@ def write_inputs(folder):
 
 def training_options(folder, **training):
     """Return the options of a training of 60 steps, validated every 20 and measured every 30."""
+    data = {"name": "blobs", "root": str(folder), "validation_fraction": 0.2}
+    own = {"steps": 60, "batch": 2, "crop": [32, 32], "learning_rate": 0.01, "validate_every": 20}
+    own |= {"monitor_every": 30, "dtype": "float32", "accelerator": "cpu"}
     return {
-        "data": {
-            "name": "blobs",
-            "root": str(folder),
-            "validation_fraction": 0.2,
-            "train": [{**PAIR, "slices": [0, 18]}],
-            "test": [{**PAIR, "slices": [20, 24]}],
-        },
+        "data": {**data, "train": [{**PAIR, "slices": [0, 18]}], "test": [{**PAIR, "slices": [20, 24]}]},
         "model": {"spec": "tiny_networks:tiny", "weights": "none", "slices": 3},
-        "training": {
-            "steps": 60,
-            "batch": 2,
-            "crop": [32, 32],
-            "learning_rate": 0.01,
-            "validate_every": 20,
-            "monitor_every": 30,
-            "dtype": "float32",
-            "accelerator": "cpu",
-            **training,
-        },
+        "training": {**own, **training},
     }
 
 
@@ -151,16 +138,10 @@ def _arguments(folder, command, options, out):
 def trained(run):
     """Return what a training left that does not depend on time: its weights, its scores and its log."""
     result = json.loads((run / "result.json").read_text())
-    with (run / "log" / "metrics.csv").open(newline="") as file:
-        rows = [
-            {name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)
-        ]
-    weights = {
-        name: tensor.numpy().tobytes() for name, tensor in load_file(run / "network.safetensors").items()
-    }
+    weights = load_file(run / "network.safetensors")
     return {
-        "weights": weights,
-        "log": rows,
+        "weights": {name: tensor.numpy().tobytes() for name, tensor in weights.items()},
+        "log": _timeless_rows(run / "log" / "metrics.csv"),
         "files": tree(run),
         **{name: result[name] for name in ("dice", "iou", "bias", "validation", "steps")},
     }
@@ -174,11 +155,12 @@ def studied(out):
         del outcome["seconds"]
         runs[run.name] = (outcome, trained(run))
     summary = json.loads((out / "summary.json").read_text())
-    with (out / "results.csv").open(newline="") as file:
-        rows = [
-            {name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)
-        ]
-    return {"runs": runs, "summary": summary, "rows": rows, "files": tree(out)}
+    return {"runs": runs, "summary": summary, "rows": _timeless_rows(out / "results.csv"), "files": tree(out)}
+
+
+def _timeless_rows(path):
+    with path.open(newline="") as file:
+        return [{**row, "seconds": None} for row in csv.DictReader(file)]
 
 
 def tree(folder):

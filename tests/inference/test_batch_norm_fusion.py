@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from evenslice import load_network
 from evenslice.inference.ready_networks import ReadyNetwork, fuse_batch_norms
-from evenslice.neutralizing.network_files import load_network
 
 
 def trained(network):

@@ -7,11 +7,11 @@ from pretend_gpu import pretend_gpu
 from torch import nn
 
 import evenslice
+from evenslice import Scaling, open_volume
 from evenslice.auditing.attribution import attribute
 from evenslice.inference.devices import BatchSizes
 from evenslice.inference.prediction import predict
 from evenslice.inference.ready_networks import ReadyNetwork
-from evenslice.volumes import Scaling, open_volume
 
 VOLUME = np.random.default_rng(0).random((12, 40, 48))
 WINDOWS = torch.from_numpy(np.random.default_rng(1).random((7, 3, 32, 32), np.float32))

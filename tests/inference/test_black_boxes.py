@@ -16,7 +16,7 @@ from values import by_name
 
 import evenslice
 import evenslice.cli
-from evenslice._core.errors import ConfigError, ModelError, VolumeError
+from evenslice import ConfigError, ModelError, VolumeError
 from evenslice.inference import BlackBox
 from evenslice.inference.prediction import choose_tile
 from evenslice.inference.segmentation_blocks import describe_network

@@ -13,7 +13,8 @@ from pretend_gpu import pretend_gpu
 from torch import nn
 
 import evenslice
-from evenslice._core import ModelError, worker_number
+from evenslice import ModelError
+from evenslice._core import worker_number
 from evenslice.auditing.attribution import attribute
 from evenslice.inference.devices import choose_device, choose_dtype, to_device
 from evenslice.inference.ready_networks import ReadyNetwork

@@ -11,8 +11,8 @@ from torch import nn
 from values import by_name
 
 import evenslice
+from evenslice import ConfigError, ModelError, OutputError, VolumeError
 from evenslice._core import json_text
-from evenslice._core.errors import ConfigError, ModelError, OutputError, VolumeError
 from evenslice.inference import prediction
 
 

@@ -21,12 +21,11 @@ from tiny_training import start, training_options, write_inputs
 from torch import nn
 
 import evenslice
-from evenslice import ConfigError, ModelCard, ModelError, OutputError, Reading, Segmenter, export
+from evenslice import ConfigError, ModelCard, ModelError, OutputError, Reading, Scaling, Segmenter, export
 from evenslice.cli.export import _audits
 from evenslice.inference import onnx_files
 from evenslice.networks import ModelSource
 from evenslice.results.audits import save_audits
-from evenslice.volumes import Scaling
 
 CUTS = [None, "output", "1"]
 OLD_AUDITS = Path(__file__).parents[1] / "data" / "written-by-0.2.0" / "audits"

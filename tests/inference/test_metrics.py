@@ -9,12 +9,10 @@ import torch
 from hypothesis import given, strategies as st
 from torch import nn
 
-from evenslice import Scaling
-from evenslice._core.errors import ConfigError, ModelError
+from evenslice import ConfigError, ModelError, Scaling, open_volume
 from evenslice._core.files import json_text
 from evenslice.inference.scoring import evaluate_parts, object_scores, surface_scores
 from evenslice.volumes.labels import ClassIndex, LabelledVolume
-from evenslice.volumes.opening import open_volume
 
 
 class Levels(nn.Module):

@@ -9,12 +9,10 @@ import zarr
 from hypothesis import given, strategies as st
 from torch import nn
 
-from evenslice import Scaling
-from evenslice._core.errors import ModelError, VolumeError
+from evenslice import ModelError, Scaling, VolumeError, open_volume
 from evenslice.inference import prediction as predicting
 from evenslice.inference.prediction import predict
 from evenslice.inference.ready_networks import BlackBox, ReadyNetwork
-from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.zarr import ZarrSource
 from evenslice.volumes.windows import slice_indices
 

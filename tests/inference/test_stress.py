@@ -7,8 +7,7 @@ from scipy import ndimage
 from torch import nn
 
 import evenslice
-from evenslice import Scaling
-from evenslice._core.errors import ConfigError
+from evenslice import ConfigError, Scaling, open_volume
 from evenslice.inference.prediction import class_map, even_slices
 from evenslice.inference.ready_networks import ReadyNetwork
 from evenslice.inference.scoring import (
@@ -21,7 +20,6 @@ from evenslice.inference.scoring import (
     stress,
 )
 from evenslice.volumes.labels import ClassIndex, LabelledVolume
-from evenslice.volumes.opening import open_volume
 
 ONE = Scaling(0, 1)
 

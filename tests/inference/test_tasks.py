@@ -11,7 +11,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from values import by_name
 
 import evenslice
-from evenslice._core.errors import ModelError
+from evenslice import ModelError
 
 WEIGHTS = (1.0, -3.0, 4.0)
 EXPECTED = [0.125, 0.375, 0.5]

@@ -30,11 +30,9 @@ def colours(script, built):
 def test_timm_and_smp_repeat_the_colours(script, built, colours, slices):
     model, weights = built
     right = colours[:, [k % 3 for k in range(slices)]] * (3 / slices)
-    for stem in (
-        script.timm_stem(weights, slices),
-        script.smp_timm_stem(weights, slices),
-        script.smp_stem(model, slices),
-    ):
+    for stem in [
+        rule(slices) for library, rule in script.peer_rules(model, weights) if library in ("timm", "smp")
+    ]:
         assert torch.allclose(stem, right, rtol=1e-6)
 
 
@@ -81,17 +79,10 @@ def test_errors_in_closed_form(script):
 def test_libraries_whose_stems_are_equal_share_a_network(script, monkeypatch):
     monkeypatch.setattr(script, "STEM", "0")
     model = nn.Sequential(nn.Conv2d(3, 4, 3))
-    kernels = {"a": 1.0, "b": 2.0, "c": 1.0}
-    rules = [
-        script.Rule(name, "", lambda slices, value=value: torch.full((4, slices, 3, 3), value))
-        for name, value in [*kernels.items(), ("a", 1.0)]
-    ]
+    kernels = [("a", 1.0), ("b", 2.0), ("c", 1.0), ("a", 1.0)]
+    rules = [(name, lambda n, value=value: torch.full((4, n, 3, 3), value)) for name, value in kernels]
     found = list(script.candidates(model, rules, 5))
-    assert [names for names, _ in found] == [
-        ["a", "c"],
-        ["b"],
-        *([strategy] for strategy in script.STRATEGIES),
-    ]
+    assert [name for name, _ in found] == ["a, c", "b", *script.STRATEGIES]
     assert found[1][1][0].weight.eq(2).all()
     assert model[0].in_channels == 3
     assert evenslice.record_of(found[2][1]).strategy == "uniform"

@@ -13,18 +13,11 @@ from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from torch import nn
 
-from evenslice import (
-    AugmentationConfig,
-    ModelError,
-    TrainConfig,
-    open_volume,
-    train,
-)
-from evenslice.inference.onnx_networks import load_onnx
+from evenslice import AugmentationConfig, ModelError, Scaling, TrainConfig, load_onnx, open_volume, train
 from evenslice.training import RunFolder
 from evenslice.training.crops import CentredCrops, read_around
 from evenslice.training.tasks import classification_scores, evaluate_centres, lattice
-from evenslice.volumes import LabelledVolume, Scaling, WindowGrid, index_classes
+from evenslice.volumes import LabelledVolume, WindowGrid, index_classes
 
 NETWORKS = """
 import torch

@@ -17,6 +17,7 @@ from evenslice import (
     AugmentationConfig,
     ConfigError,
     Reading,
+    Scaling,
     SliceWindows,
     TrainConfig,
     VolumeError,
@@ -25,7 +26,7 @@ from evenslice import (
 )
 from evenslice.training.crops import CropDataset
 from evenslice.training.lightning_parts import CropData
-from evenslice.volumes import LabelledVolume, Scaling, index_classes
+from evenslice.volumes import LabelledVolume, index_classes
 
 OFF = {"flips": False, "rotations": False, "z_flip": False, "intensity": False}
 PLAIN = Reading(intensity=(0, 1))

@@ -18,7 +18,16 @@ from scipy import ndimage
 from torch import nn
 
 import evenslice
-from evenslice import ConfigError, EvensliceError, ModelError, OutputError, TrainConfig, load_config, train
+from evenslice import (
+    ConfigError,
+    EvensliceError,
+    ModelError,
+    OutputError,
+    Scaling,
+    TrainConfig,
+    load_config,
+    train,
+)
 from evenslice._core import to_yaml
 from evenslice.networks import read_metadata
 from evenslice.neutralizing.averages import without_mirror
@@ -26,7 +35,7 @@ from evenslice.training import RunFolder, lightning_parts, load_segmenter, train
 from evenslice.training.lightning_parts import CsvLog, KeepBest, ShowProgress, TrainingModule
 from evenslice.training.plan import describe_plan, resolve
 from evenslice.training.tasks import TaskLoss, validation_score
-from evenslice.volumes import ClassIndex, LabelledVolume, Scaling
+from evenslice.volumes import ClassIndex, LabelledVolume
 
 NETWORKS = """
 import torch

@@ -10,10 +10,9 @@ import pytest
 import zarr
 from chunk_server import serving
 
-from evenslice import VolumeError, open_volume
+from evenslice import Scaling, VolumeError, open_volume
 from evenslice.volumes import (
     LabelValues,
-    Scaling,
     WindowGrid,
     blocks,
     fingerprint,

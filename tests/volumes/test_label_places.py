@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from evenslice import Sampling, TrainConfig, VolumeError, audit, open_volume
-from evenslice.training.crops import SliceWindows
+from evenslice import Sampling, SliceWindows, TrainConfig, VolumeError, audit, open_volume
 from evenslice.training.data import open_data
 from evenslice.volumes import write_volume
 from evenslice.volumes.labels import open_labels
