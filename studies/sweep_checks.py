@@ -25,7 +25,7 @@ from torch.optim.swa_utils import update_bn
 
 import evenslice
 from evenslice import EvensliceError
-from evenslice.networks.inputs import input_size
+from evenslice.networks.inputs import input_sizes
 from evenslice.networks.models import build_model
 from evenslice.networks.outputs import logits
 from evenslice.neutralizing.stems import find_stems
@@ -73,7 +73,7 @@ def check_network(library: str, name: str, spec: str, limits: Limits, way: str =
         row["spec"] = spec
         if sketch is not None:
             row["parameters"] = _millions(sketch)
-            if limits.exceeded(row["parameters"], input_size(sketch)):
+            if limits.exceeded(row["parameters"], input_sizes(sketch)[0]):
                 if way == "symmetrize":  # which has to run all of it
                     size = f"{row['parameters']:.0f} million parameters"
                     return row | {"unbuilt": f"too large to run here, with {size}"}
@@ -109,7 +109,7 @@ def _smallest(spec: str) -> tuple[str, nn.Module | None]:
     The latter is None where a network cannot be built on the meta device.
     """
     sketch = _sketch(spec)
-    stated = None if sketch is None else input_size(sketch)
+    stated = None if sketch is None else input_sizes(sketch)[0]
     argument = {"timm": "img_size", "torchvision": "image_size"}.get(spec.partition(":")[0])
     if stated is None or argument is None or "?" in spec:
         return spec, sketch

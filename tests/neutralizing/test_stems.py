@@ -11,7 +11,7 @@ from torch import nn
 
 from evenslice import ModelError, neutralize
 from evenslice.neutralizing import STRATEGIES
-from evenslice.neutralizing.input_path import interior, probe
+from evenslice.neutralizing.stems import interior, probe
 from evenslice.neutralizing.running import exact_evaluation
 from evenslice.neutralizing.stems import find_stems
 
