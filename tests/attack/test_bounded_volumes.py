@@ -19,7 +19,7 @@ from limited_process import answer, assert_bounded
 from zarr.codecs import GzipCodec
 
 from evenslice import VolumeError, open_volume
-from evenslice.volumes import describe_volume, fingerprint
+from evenslice.volumes import fingerprint
 
 pytestmark = pytest.mark.attack
 
@@ -43,13 +43,14 @@ def empty_zarr(path, shape=(DEEP, 64, 64), **options):
     return path
 
 
-def empty_hdf5(path, **options):
+def empty_hdf5(path):
     with h5py.File(path, "w") as file:
-        file.create_dataset("volume", shape=(DEEP, 64, 64), dtype=np.uint8, **options)
+        file.create_dataset("volume", shape=(DEEP, 64, 64), dtype=np.uint8, chunks=(1, 64, 64))
     return path
 
 
-def sparse_npy(path, shape):
+def sparse_npy(path):
+    shape = (2**32, 32, 32)
     with path.open("wb") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
@@ -58,12 +59,10 @@ def sparse_npy(path, shape):
 
 
 EMPTY = {
-    "zarr": lambda path: empty_zarr(path / "a.zarr"),
     "zarr of one-voxel chunks": lambda path: empty_zarr(path / "a.zarr", chunks=(1, 1, 1)),
     "zarr of shards": lambda path: empty_zarr(path / "a.zarr", chunks=(1, 64, 64), shards=(64, 64, 64)),
-    "hdf5": lambda path: empty_hdf5(path / "a.h5", chunks=(1, 64, 64)),
-    "contiguous hdf5": lambda path: empty_hdf5(path / "a.h5"),
-    "npy": lambda path: sparse_npy(path / "a.npy", (2**32, 32, 32)),
+    "hdf5": lambda path: empty_hdf5(path / "a.h5"),
+    "npy": lambda path: sparse_npy(path / "a.npy"),
 }
 
 
@@ -73,20 +72,12 @@ def test_empty_slices_without_end(tmp_path, kind):
 
 
 def test_segmenting_slices_without_end(tmp_path):
-    path = EMPTY["zarr"](tmp_path)
+    path = empty_zarr(tmp_path / "a.zarr")
     network = "__import__('torch').nn.Conv2d(3, 1, 1)"
     expression = (
         f"__import__('evenslice').segment({network}, path, path + '.tif', reading=Reading(intensity=(0, 9)))"
     )
     assert_bounded(answer(expression, path), f"refused: {path}: claims ")
-
-
-def endless_npy(path):
-    with path.open("wb") as file:
-        np.lib.format.write_array(file, np.zeros((2, 16, 16)), (2, 0))
-        file.seek(8)
-        file.write(struct.pack("<I", 2**32 - 1))
-        file.truncate(2**33)
 
 
 def endless_mrc(path):
@@ -96,21 +87,19 @@ def endless_mrc(path):
     path.write_bytes(content)
 
 
-def endless_ome(depth, planes):
+def endless_ome(path):
     xml = (
         '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0"><Pixels ID="Pixels:0" '
-        f'DimensionOrder="XYZCT" Type="uint8" SizeX="16" SizeY="16" SizeZ="{depth}" SizeC="1" SizeT="1">'
-        f'<TiffData IFD="0" PlaneCount="{planes}"/></Pixels></Image></OME>'
+        'DimensionOrder="XYZCT" Type="uint8" SizeX="16" SizeY="16" SizeZ="2000000000" SizeC="1" SizeT="1">'
+        '<TiffData IFD="0" PlaneCount="4"/></Pixels></Image></OME>'
     )
     options = {"photometric": "minisblack", "description": xml, "metadata": None}
-    return lambda path: tifffile.imwrite(path, np.ones((4, 16, 16), np.uint8), **options)
+    tifffile.imwrite(path, np.ones((4, 16, 16), np.uint8), **options)
 
 
 CLAIMING = {
-    "a.npy": (endless_npy, "cannot be read as NumPy array"),
     "a.mrc": (endless_mrc, f"is truncated, its voxels end at byte {2**31 + 1535:,}"),
-    "deep.ome.tif": (endless_ome(2 * 10**9, 4), "its OME-XML claims more planes than"),
-    "planes.ome.tif": (endless_ome(4, 2 * 10**9), "its OME-XML claims more planes than"),
+    "deep.ome.tif": (endless_ome, "its OME-XML claims more planes than"),
     "chunk.zarr": (lambda path: empty_zarr(path, (4, 2**21, 2**21)), "take 4,398,046,511,104 bytes each"),
 }
 
@@ -186,13 +175,6 @@ def test_chunks_that_are_no_files_of_the_folder(tmp_path, kind):
     found = answer(READ, path)
     assert_bounded(found, f"refused: {path}: its file 'c/0/0/0' ")
     assert message in found.said
-
-
-@pytest.mark.parametrize("replace", [put_link, put_pipe, put_sparse])
-def test_metadata_that_is_no_file_of_the_folder(tmp_path, replace):
-    path, _ = small_zarr(tmp_path / "a.zarr")
-    replace(path / "zarr.json", tmp_path)
-    assert_bounded(answer(READ, path), "refused: ")
 
 
 def test_links_out_of_the_folder_are_not_followed_by_levels_and_fingerprints(tmp_path):
@@ -276,7 +258,7 @@ def serving(folder, way=""):
         server.server_close()
 
 
-@pytest.mark.parametrize("way", ["chunk", "metadata", "chunk gzip", "metadata gzip"])
+@pytest.mark.parametrize("way", ["metadata", "chunk gzip"])
 def test_bodies_without_end(tmp_path, way):
     small_zarr(tmp_path / "a.zarr", compressors=[GzipCodec()])
     with serving(tmp_path, way) as url:
@@ -287,24 +269,3 @@ def test_a_body_that_a_server_compressed_is_read(tmp_path):
     small_zarr(tmp_path / "a.zarr")
     with serving(tmp_path) as url:
         assert open_volume(url)[0].all()
-
-
-# Volumes of one chunk
-
-
-@pytest.mark.parametrize("kind", ["zarr", "hdf5"])
-def test_info_decodes_the_chunk_of_a_volume_once(tmp_path, kind, monkeypatch):
-    data = np.random.default_rng(0).integers(0, 200, (20, 300, 400), np.uint8)
-    path = tmp_path / ("a.zarr" if kind == "zarr" else "a.h5")
-    if kind == "zarr":
-        zarr.create_array(path, data=data, chunks=data.shape)
-    else:
-        with h5py.File(path, "w") as file:
-            file.create_dataset("volume", data=data, chunks=data.shape, compression="gzip")
-    volume = open_volume(path)
-    source = volume._source()
-    read, reads = source.read, []
-    monkeypatch.setattr(source, "read", lambda key: reads.append(key) or read(key))
-    info = describe_volume(volume)
-    assert len(reads) == 1
-    assert info["sampled"] > 500_000
