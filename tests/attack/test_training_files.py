@@ -2,14 +2,11 @@
 
 import csv
 import errno
-import io
 import json
 import os
 import pickle
-import re
 import shutil
 import time
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_training import start, trained, training_options, tree
 
 import evenslice
-from evenslice import ConfigError, OutputError
+from evenslice import OutputError
 from evenslice._core import mark_staging
 from evenslice.training import RunFolder
 
@@ -101,13 +98,6 @@ class Command:
         return os.system, (self.text,)
 
 
-def flipped(content):
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        largest = max(archive.infolist(), key=lambda part: part.file_size)
-    place = largest.header_offset + 200 + largest.file_size // 2
-    return content[:place] + bytes([content[place] ^ 0x40]) + content[place + 1 :]
-
-
 def altered(change):
     def alter(path):
         checkpoint = torch.load(path, weights_only=True)
@@ -123,16 +113,12 @@ def make_pipe(path):
 
 
 BAD = {
-    "empty": lambda path: path.write_bytes(b""),
     "cut": lambda path: path.write_bytes(path.read_bytes()[:-300]),
-    "one bit": lambda path: path.write_bytes(flipped(path.read_bytes())),
     "plain pickle": lambda path: path.write_bytes(pickle.dumps(Command("false"))),
     "pickled command": lambda path: torch.save(
         {"state_dict": Command(f"touch {path.parent}/executed")}, path
     ),
-    "large": lambda path: os.truncate(path, 2**40),
     "pipe": make_pipe,
-    "folder": lambda path: (path.unlink(), path.mkdir()),
     "a list": lambda path: torch.save([1, 2], path),
     "weights alone": altered(lambda found: [found.pop(name) for name in ("optimizer_states", "loops")]),
     "other weights": altered(
@@ -154,29 +140,6 @@ def test_an_unusable_checkpoint_is_one_line_that_says_what_to_do(run, command, c
     assert run.last.exists()
 
 
-def test_a_checkpoint_that_is_damaged_anywhere_is_refused_or_does_no_harm(stopped, resume, tmp_path):
-    chance, resumed, refused = np.random.default_rng(0), 0, []
-    for number in range(16):
-        run = RunFolder(shutil.copytree(stopped, tmp_path / str(number)))
-        content = bytearray(run.last.read_bytes())
-        place = int(chance.integers(len(content)))
-        if number % 4 == 0:
-            content = content[:place]
-        elif number % 4 == 1:
-            content[place:place] = chance.bytes(9)
-        else:
-            content[place] ^= 1 << int(chance.integers(8))
-        run.last.write_bytes(content)
-        try:
-            resume(run.path)
-        except ConfigError as error:
-            refused.append(str(error))
-        else:
-            resumed += 1
-    assert all(re.fullmatch(r".*last\.ckpt: cannot be resumed from .*", text) for text in refused)
-    assert resumed < 8  # a bit between the parts of the file means nothing
-
-
 def test_without_its_checkpoint_a_run_begins_again(run, resume):
     run.last.unlink()
     resume(run.path)
@@ -195,15 +158,8 @@ def test_what_a_checkpoint_names_is_not_removed(run, resume, tmp_path):
     assert (precious / "thesis.txt").exists()
 
 
-LOST_LOGS = {
-    "damaged": lambda path: path.write_bytes(b"step;loss\n0;1\n"),
-    "removed": lambda path: path.unlink(),
-    "cut": lambda path: path.write_text("".join(path.read_text().splitlines(keepends=True)[:3])),
-}
-
-
-@pytest.mark.parametrize("case", LOST_LOGS)
-def test_a_log_that_is_lost_does_not_make_another_network_the_best(inputs, command, tmp_path, case):
+@pytest.mark.parametrize("text", [b"step;loss\n0;1\n", None])
+def test_a_log_that_is_lost_does_not_make_another_network_the_best(inputs, command, tmp_path, text):
     np.save(inputs / "inverted.npy", 1 - np.load(inputs / "labels.npy"))  # better the less is learned
     options = training_options(inputs, keep="best", stress=False)
     options["data"]["validation"] = [{"image": "image.npy", "labels": "inverted.npy", "slices": [20, 24]}]
@@ -213,7 +169,7 @@ def test_a_log_that_is_lost_does_not_make_another_network_the_best(inputs, comma
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="stopped here"):
         patch.setenv("STOP_AT", "46")
         evenslice.train(options, run.path)
-    LOST_LOGS[case](run.metrics)
+    run.metrics.unlink() if text is None else run.metrics.write_bytes(text)
     status, error = command("train", "--out", run.path, "--resume")
     assert status == 0, error
     assert trained(run.path) == trained(whole.path)
@@ -246,23 +202,21 @@ def test_a_run_does_not_go_on_with_an_edited_configuration(undisturbed, command,
     assert command("train", "--out", run.path, "--resume")[0] == 0
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b'{"train": 3, "dice": [], "data": 1}'])
 @pytest.mark.parametrize("name", ["result", "data", "metrics", "network", "config"])
-def test_a_damaged_file_of_a_run_is_one_line(undisturbed, command, tmp_path, name, content):
+def test_a_damaged_file_of_a_run_is_one_line(undisturbed, command, tmp_path, name):
     run = RunFolder(shutil.copytree(undisturbed, tmp_path / "run"))
     config = shutil.copy(run.config, tmp_path / "config.yaml")
     if name != "result":
         run.result.unlink()
     path = getattr(run, name)
-    path.write_bytes(content)
+    path.write_bytes(b"\xff\xfe\x00")
     status, error = command("train", config, "--out", run.path, "--resume")
     assert status == 2
     assert error.count("\n") == 1, error
     assert path.name in error
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "data.json", "log/metrics.csv"])
-@pytest.mark.parametrize("resume", [[], ["--resume"]])
+@pytest.mark.parametrize(("name", "resume"), [("config.yaml", []), ("data.json", ["--resume"])])
 def test_a_file_of_the_user_is_not_replaced(inputs, command, tmp_path, monkeypatch, name, resume):
     monkeypatch.chdir(tmp_path)
     theirs = tmp_path / name
