@@ -13,7 +13,6 @@ from commands import run_command
 from safetensors import safe_open
 from safetensors.torch import save_file
 from synthetic import PRETRAINED, UNIFORM, make_audit
-from synthetic_study import make_study
 
 from evenslice import load_audits, load_network, save_network
 from evenslice.results import save_audits
@@ -93,15 +92,6 @@ def test_results_that_grow_or_are_no_files_are_refused(audit, tmp_path, kind):
     assert message in evenslice("report", audit, cwd=tmp_path)
 
 
-@pytest.mark.parametrize(("name", "refused"), [("runs/*/run.json", True), ("runs/*/log/metrics.csv", False)])
-def test_documents_of_a_study_that_are_devices_are_refused_or_left_out(tmp_path, name, refused):
-    study = make_study(tmp_path / "study", arms={"pretrained": (0, 0)}, seeds=(0,), size=16)
-    (found,) = study.glob(name)
-    device(found)
-    said = evenslice("report", study, cwd=tmp_path, status=2 if refused else 0)
-    assert ("not a regular file" in said) == refused
-
-
 @pytest.mark.parametrize(
     ("part", "value", "words"),
     [
@@ -158,19 +148,6 @@ def test_files_of_the_user_beside_results_stay(audit, tmp_path):
     said = evenslice("report", audit, cwd=tmp_path)
     assert "figures/example-7.png: has the name of a result, but evenslice did not write it" in said
     assert tree(audit) == before
-
-
-def test_force_replaces_no_file_of_the_user(tmp_path):
-    np.save(tmp_path / "volume.npy", np.random.default_rng(0).random((12, 32, 32), np.float32))
-    paper = tmp_path / "paper"
-    (paper / "figures").mkdir(parents=True)
-    for name in ("report.html", "figures/shares.png", "audit.json"):
-        (paper / name).write_text(OWN)
-    before = tree(paper)
-    arguments = ("audit", "--model", SPEC, "--weights", "none", "--volume", "volume.npy", "--max-windows", 6)
-    said = evenslice(*arguments, "--out", paper, "--force", cwd=tmp_path)
-    assert "evenslice did not write it" in said
-    assert tree(paper) == before
 
 
 @pytest.mark.parametrize("name", ["figures", "report.html"])

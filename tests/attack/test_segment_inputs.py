@@ -7,7 +7,6 @@ import sys
 import time
 from pathlib import Path
 
-import mrcfile
 import nibabel
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ import torch
 import zarr
 from torch import nn
 
-from evenslice import Compute, EvensliceError, Reading, VolumeError, open_volume, segment
+from evenslice import Compute, EvensliceError, Reading, segment
 
 pytestmark = [pytest.mark.attack, pytest.mark.usefixtures("small_blocks")]
 
@@ -109,41 +108,10 @@ def test_a_volume_that_changes_meanwhile_ends_with_one_line(tmp_path, monkeypatc
     np.testing.assert_array_equal(label(path, out)[...], NOISE > 150)
 
 
-def test_a_file_that_is_only_touched_is_the_same(tmp_path):
-    np.save(tmp_path / "image.npy", NOISE)
-    labels = label(tmp_path / "image.npy", tmp_path / "labels.npy", (tmp_path / "image.npy").touch)
-    np.testing.assert_array_equal(labels[...], NOISE > 150)
-
-
-def test_chunks_that_were_never_written_are_fill_values(tmp_path):
-    path = tmp_path / "sparse.zarr"
-    array = zarr.create_array(path, shape=(8, 70, 90), chunks=(1, 70, 90), dtype="u1", fill_value=7)
-    array[3] = NOISE[3]
-    time.sleep(0.05)
-    volume = open_volume(path)
-    assert volume[2:5].min(axis=(1, 2)).tolist() == [7, NOISE[3].min(), 7]
-    time.sleep(0.05)  # the clock of a file system ticks
-    (path / "c" / "3" / "0" / "0").unlink()
-    assert volume[2].max() == 7
-    with pytest.raises(
-        VolumeError, match="c/3/0/0' is missing and its folder has changed since it was opened"
-    ):
-        volume[3]
-
-
-def write_mrc(path):
-    with mrcfile.new(path) as file:
-        file.set_data(NOISE)
-
-
 WRITERS = {
     "a.npy": lambda path: np.save(path, NOISE),
-    "a.mrc": write_mrc,
     "a.tif": lambda path: tifffile.imwrite(path, NOISE),
     "a.nii": lambda path: nibabel.Nifti1Image(NOISE, np.eye(4)).to_filename(path),
-    "a.mha": lambda path: path.write_bytes(
-        b"NDims = 3\nDimSize = 90 70 20\nElementType = MET_UCHAR\nElementDataFile = LOCAL\n" + NOISE.tobytes()
-    ),
     "a.nrrd": lambda path: path.write_bytes(
         b"NRRD0004\ntype: uchar\ndimension: 3\nsizes: 90 70 20\nencoding: raw\n\n" + NOISE.tobytes()
     ),
