@@ -236,26 +236,6 @@ def test_a_network_whose_mixer_was_changed_again_comes_back(tmp_path, inputs):
 # The command
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("weights", "spec"),
-    [
-        ("vgg16_features.safetensors", "smp:FPN/vgg16"),
-        ("mobilenetv1_100.safetensors", "smp:FPN/tu-mobilenetv1_100?pad_type=same&bn_eps=1e-3"),
-    ],
-)
-def test_neutralize_shared_weights(shared_weights, tmp_path, weights, spec):
-    out = tmp_path / "deep" / "fair.safetensors"
-    record = write(out, spec, str(shared_weights / weights), slices=5, strategy="uniform")
-    assert record.permutation_error <= 1e-5
-    assert record.gray_error <= 1e-4
-    model, loaded, source = load_network(spec, str(out))
-    assert loaded == record
-    assert source.random == ("decoder", "segmentation_head")
-    images = windows(5, 1, 64)
-    assert difference(run(model, images), run(model, images[:, [3, 1, 4, 0, 2]])) <= 1e-4
-
-
 def test_neutralize_leaves_files_alone(tmp_path, command):
     path, out = tmp_path / "w.safetensors", tmp_path / "out.safetensors"
     save_file(timm.create_model("test_resnet").state_dict(), path)
@@ -303,27 +283,9 @@ def test_asking_for_other_than_was_saved(saved, spec, options, message):
         load_network(spec, str(saved), **options)
 
 
-@pytest.mark.slow
-def test_asking_for_what_was_saved(saved, tmp_path):
-    for options in (
-        {"strategy": "shuffle", "seed": 2},
-        {"strategy": "shuffle"},
-        {"seed": 1},
-        {"slices": 3.0},
-    ):
+def test_asking_for_what_was_saved(saved):
+    for options in ({"strategy": "shuffle", "seed": 2}, {"seed": 1}, {"slices": 3.0, "classes": 3}):
         assert load_network(TINY, str(saved), **options).record.seed == 2
-    path = tmp_path / "profile.safetensors"
-    write(path, strategy=(0.25, 0.5, 0.25))
-    assert load_network(TINY, path, strategy=np.array([0.25, 0.5, 0.25])).record.strategy == "profile"
-
-
-def test_other_classes_are_refused_where_the_library_chose_them(tmp_path):
-    path = tmp_path / "net.safetensors"
-    write(path)
-    message = r"does not fit timm:test_resnet with 3 classes: .*fc.weight is \(1000, 96\), not \(3, 96\)"
-    with pytest.raises(ModelError, match=message):
-        load_network(TINY, path, classes=3)
-    assert load_network(TINY, path, classes=1000).model.fc.weight.shape == (1000, 96)
 
 
 @pytest.mark.parametrize(
@@ -331,10 +293,11 @@ def test_other_classes_are_refused_where_the_library_chose_them(tmp_path):
     [
         (lambda document: document.update(format=2), "format 2, this version reads 1"),
         (lambda document: document.pop("record"), "cannot be read"),
-        (lambda document: document["record"].update(std=0), "cannot be read"),
+        *(
+            (lambda document, b=bad: document["record"].update(b), "cannot be read")
+            for bad in ({"std": 0}, {"more": 1})
+        ),
         (lambda document: document["record"].pop("mean"), "cannot be read"),
-        (lambda document: document["record"].update(more=1), "cannot be read"),
-        (lambda document: document.update(source="timm"), "cannot be read"),
         (lambda document: document["source"].pop("spec"), "cannot be read"),
         (lambda document: document["record"].update(stems=["gone"]), "was saved with the stems gone"),
         (lambda document: document["record"].update(slices=5), "does not fit"),
@@ -354,9 +317,10 @@ def test_file_whose_record_is_broken(saved, change, message):
 
 
 def test_file_that_lacks_a_part(saved):
-    document = saved_record(saved)
-    state = {key: value for key, value in load_file(saved).items() if not key.startswith("fc.")}
-    save_file(state, saved, {"evenslice": json.dumps(document)})
+    text = {"evenslice": json.dumps(saved_record(saved))}
+    save_file(
+        {key: value for key, value in load_file(saved).items() if not key.startswith("fc.")}, saved, text
+    )
     with pytest.raises(ModelError, match="lacks the network's fc"):
         load_network(TINY, str(saved))
 
@@ -367,18 +331,13 @@ READING = {"step": 2, "plane": "y", "intensity": (0.0, 200.0), "fill": 7.0, "lab
 READING |= {"other_labels": "background", "ignore_label": 9}
 
 
-@pytest.mark.slow
 def test_how_a_network_reads_volumes_comes_back(tmp_path, saved, command):
     path, again, reading = tmp_path / "model.safetensors", tmp_path / "again.safetensors", Reading(**READING)
-    record = write(path, reading=READING)
-    assert load_network(TINY, str(path)).record == record
-    for spec, weights in ((TINY, str(path)), (str(path), None), (TINY, str(tmp_path))):  # the folder
+    write(path, reading=READING | {"step": np.int64(2)})
+    for spec, weights in ((str(path), None), (TINY, str(tmp_path))):  # the folder
         assert open_segmenter(spec, weights).reading == reading
     command("symmetrize", "--model", TINY, "--weights", path, "--out", again)
     assert open_segmenter(TINY, str(again)).reading == reading
-    numbers = {"step": np.int64(2), "intensity": (np.float32(0), np.uint8(255)), "fill": None}
-    write(again, reading=numbers)
-    assert open_segmenter(TINY, str(again)).reading == Reading(step=2, intensity=(0, 255))
     assert open_segmenter(TINY, str(saved)).reading == Reading()
 
 

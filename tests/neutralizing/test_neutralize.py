@@ -115,14 +115,12 @@ def test_else_into_the_batch_norm_that_follows(norm):
     assert list(model.state_dict()) == keys
 
 
-@pytest.mark.parametrize("build", [planted.conv_alone, planted.SharedOutput])
-def test_else_into_a_new_bias(build):
-    model = build()
-    stem = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
-    stem.weight.requires_grad_(False)
+def test_else_into_a_new_bias():
+    model = planted.conv_alone()
+    model[0].weight.requires_grad_(False)
     neutralize(model, mean=[0.3, 0.5, 0.7])
-    assert isinstance(stem.bias, nn.Parameter)
-    assert not stem.bias.requires_grad
+    assert isinstance(model[0].bias, nn.Parameter)
+    assert not model[0].bias.requires_grad
 
 
 def with_norms(path):
@@ -134,6 +132,7 @@ def with_norms(path):
 
 
 NORMS = {
+    "one of two readers": lambda m, x: m.norm(y := m.stem(x)).relu() + m.head(y).mean(1, keepdim=True),
     "two of one output": lambda m, x: m.norm(y := m.stem(x)).relu() + m.second(y).relu(),
     "one of each call": lambda m, x: m.norm(m.stem(x)).relu() + m.second(m.stem(x)).relu(),
     "none of one call": lambda m, x: m.stem(x).relu() + m.norm(m.stem(x)).relu(),
@@ -154,13 +153,6 @@ def test_a_batch_norm_takes_the_constant_if_it_alone_reads_all_that_the_stem_wri
     assert record.gray_error <= 1e-5
     gray = torch.rand(2, 1, 16, 16)
     assert difference(run(model, slices_of(gray, record)), run(before, colours(gray, **IMAGENET))) <= 1e-5
-
-
-def test_numbers_may_be_numpys():
-    options = {"mean": np.float32(0.5), "std": np.full(3, 0.25), "strategy": "random"}
-    record = neutralize(planted.conv_norm(), np.int64(5), seed=np.int64(7), **options)
-    assert (record.mean, record.std) == (0.5, 0.25)
-    assert Record.from_dict(json.loads(json.dumps(record.to_dict()))) == record
 
 
 def test_pretrained_at_three_slices_changes_no_weight():
@@ -207,11 +199,10 @@ def test_what_the_weights_keep():
     assert (model[0].in_channels, model[0].weight.shape) == (5, (8, 5, 3, 3))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision(dtype):
-    model = planted.conv_norm().to(dtype)
+def test_half_precision():
+    model = planted.conv_norm().bfloat16()
     record = neutralize(model, 5, **IMAGENET)
-    assert model[0].weight.dtype == dtype
+    assert model[0].weight.dtype == torch.bfloat16
     assert record.permutation_error < 0.05
 
 
@@ -221,8 +212,6 @@ def test_any_number_of_inputs():
     before = run(model, gray.expand(-1, 4, -1, -1))
     neutralize(model, 5)
     torch.testing.assert_close(run(model, gray.expand(-1, 5, -1, -1)), before)
-    with pytest.raises(ModelError, match="has 4 inputs"):
-        neutralize(unequal(nn.Sequential(nn.Conv2d(4, 8, 3))), 3, strategy="mirror")
 
 
 def test_again_from_the_record():
@@ -274,8 +263,7 @@ def test_random_draws_everything_anew():
     assert after["scale"].std() == pytest.approx(2, abs=0.3)
 
 
-@pytest.mark.parametrize("slices", [3, 5])
-@pytest.mark.parametrize("strategy", ["uniform", "mirror", "random", "shuffle"])
+@pytest.mark.parametrize(("strategy", "slices"), [("uniform", 3), ("mirror", 5), ("random", 5)])
 def test_stems_that_share_weight_and_bias_get_one_each(strategy, slices):
     first, second = unequal(nn.Conv2d(3, 4, 3)), nn.Conv2d(3, 4, 3)
     second.weight, second.bias = first.weight, first.bias
@@ -283,7 +271,7 @@ def test_stems_that_share_weight_and_bias_get_one_each(strategy, slices):
     reference, gray = copy.deepcopy(model), torch.rand(2, 1, 16, 16)
     record = neutralize(model, slices, strategy=strategy, **IMAGENET)
     assert model.a.weight.shape[1] == model.b.in_channels == slices
-    if strategy in ("uniform", "mirror"):
+    if strategy != "random":
         expected = run(reference, colours(gray, **IMAGENET))
         torch.testing.assert_close(run(model, slices_of(gray, record)), expected, rtol=1e-4, atol=1e-4)
 
@@ -343,8 +331,8 @@ def test_a_network_that_shapes_alone_do_not_run():
 
 @pytest.mark.parametrize("strategy", ["twin", "random", [0.1, 0.2, 0.4, 0.2, 0.1]])
 def test_the_record_travels_as_json_and_with_the_network(strategy):
-    model = planted.conv_bias()
-    record = neutralize(model, 5, strategy=strategy, **IMAGENET)
+    model, scaling = planted.conv_bias(), {"mean": np.float32(0.5), "std": np.full(3, 0.25)}
+    record = neutralize(model, np.int64(5), strategy=strategy, seed=np.int64(7), **scaling)
     assert Record.from_dict(json.loads(json.dumps(record.to_dict()))) == record
     assert record.strategy == (strategy if isinstance(strategy, str) else "profile")
     for other in (copy.deepcopy(model), by_pickle(model), nn.Sequential(model)):
