@@ -143,7 +143,7 @@ def load_network(  # what to build, and one argument for each choice of neutrali
                 f"{weights}: states its own mean and std; leave out {option('mean')} and {option('std')}"
             )
         named = strategy if isinstance(strategy, str) else None
-        asked = {"slices": slices, "tie": tie, "classes": classes}
+        asked: dict[str, Any] = {"slices": slices, "tie": tie, "classes": classes}
         asked["strategy"] = None if named == "pretrained" else strategy
         asked["seed"] = seed or None if named in DRAWN else None  # callers pass the default too
         loaded = _load_saved(spec, weights, asked)

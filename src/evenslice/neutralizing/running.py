@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -82,7 +83,7 @@ def is_on_meta(model: nn.Module) -> bool:
         >>> is_on_meta(nn.Conv2d(3, 8, 3)), is_on_meta(nn.Conv2d(3, 8, 3, device="meta"))
         (False, True)
     """
-    return any(parameter.is_meta for parameter in model.parameters())
+    return any(tensor.is_meta for tensor in chain(model.parameters(), model.buffers()))
 
 
 def random_image(model: nn.Module, shape: tuple[int, ...], seed: int = 0) -> Tensor:

@@ -25,6 +25,7 @@ import copy
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -625,7 +626,8 @@ def _candidates(layer: nn.Module, call: _Call, arrived: Tensor) -> Iterator[nn.C
     options = {name: call.options[name] for name in ("stride", "dilation", "padding") if call.options}
     # The dense convolution that is equivalent to a grouped one.
     blocks = call.weight.flatten(1).chunk(call.options.get("groups", 1))
-    weight = torch.block_diag(*blocks).reshape(len(call.weight), -1, *call.weight.shape[2:])
+    dense: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+    weight = dense.reshape(len(call.weight), -1, *call.weight.shape[2:])
 
     def filled(make: Callable[..., Any], **changed: Any) -> Any:
         sizes = (tuple(weight.shape[2:]),) if options else ()
@@ -753,23 +755,23 @@ def run_to_stems(model: nn.Module, stems: Stems, images: Tensor, *, run: bool) -
     Raises:
         ModelError: the path to a stem refuses the images.
     """
-    arrivals: dict[str, Tensor] = {}
-    written: dict[str, Tensor] = {}
+    path = _Path(len(stems.items), run=run, elsewhere=is_on_meta(model))
     with ExitStack() as hooks:
         for stem in stems.items:
-            _watch(stem, len(stems.items), arrivals, written, hooks, run=run, elsewhere=is_on_meta(model))
+            path.watch(stem, hooks)
         try:
             model(images)
         except _Reached:
             nothing = images.new_empty(0)
             return tuple(
-                StemCall(arrivals[stem.name], written.get(stem.name, nothing)) for stem in stems.items
+                StemCall(path.arrivals[stem.name], path.written.get(stem.name, nothing))
+                for stem in stems.items
             )
         except Exception as error:  # noqa: BLE001  # a network may refuse an image by any exception
             refusal = f"{type(error).__name__}: {reason(error)}"
         else:
             refusal = "nothing arrives"
-    passed = written if run else arrivals
+    passed = path.written if run else path.arrivals
     missed = next(stem for stem in stems.items if stem.name not in passed)
     raise ModelError(
         f"the way from the image to the layer {missed.label} does not take {images.shape[1]} channels"
@@ -777,43 +779,41 @@ def run_to_stems(model: nn.Module, stems: Stems, images: Tensor, *, run: bool) -
     )
 
 
-def _watch(  # the stem, what its hooks note and by whom they are removed, and the two ways
-    stem: Stem,
-    count: int,
-    arrivals: dict[str, Tensor],
-    written: dict[str, Tensor],
-    hooks: ExitStack,
-    *,
-    run: bool,
-    elsewhere: bool,
-) -> None:
-    """Note the input and the output of one of so many stems, by its name; the pass ends after the last of them."""
+class _Path:
+    """Notes the input and the output of each of so many stems in a pass, by name, and ends the pass after the last of them."""
 
-    def arrive(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def __init__(self, count: int, *, run: bool, elsewhere: bool) -> None:
+        self.count, self.run, self.elsewhere = count, run, elsewhere
+        self.arrivals: dict[str, Tensor] = {}
+        self.written: dict[str, Tensor] = {}
+
+    def watch(self, stem: Stem, hooks: ExitStack) -> None:
+        arrive = partial(self._arrive, stem)
+        hooks.callback(stem.reader.register_forward_pre_hook(arrive, with_kwargs=True).remove)
+        for module in filter(None, (stem.reader, stem.norm)):
+            hooks.callback(module.register_forward_hook(partial(self._leave, stem)).remove)
+
+    def _arrive(self, stem: Stem, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         arrived = next(tensors_in((*args, *kwargs.values())), None)
         if arrived is not None:
-            arrivals.setdefault(stem.name, arrived.clone())
-        if run:
+            self.arrivals.setdefault(stem.name, arrived.clone())
+        if self.run:
             return None
-        if len(arrivals) == count:
+        if len(self.arrivals) == self.count:
             raise _Reached
         # Others follow: continue with an input of the width that the layer is made for.
-        shape = list(arrivals[stem.name].shape)
+        shape = list(self.arrivals[stem.name].shape)
         shape[_feature_axis(stem.module)] = stem.module.weight.shape[1]
-        return (arrivals[stem.name].new_zeros(shape),), {}
+        return (self.arrivals[stem.name].new_zeros(shape),), {}
 
-    def leave(module: nn.Module, _: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        if run and module is (stem.norm if stem.bias_owner is stem.norm else stem.reader):
-            written.setdefault(stem.name, output.clone())
-            if len(written) == count:
+    def _leave(self, stem: Stem, module: nn.Module, _: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        if self.run and module is (stem.norm if stem.bias_owner is stem.norm else stem.reader):
+            self.written.setdefault(stem.name, output.clone())
+            if len(self.written) == self.count:
                 raise _Reached
         # What is after the stem, perhaps its batch norm already, has no values.
         last = stem.reader if stem.norm is None or is_on_meta(stem.norm) else stem.norm
-        return output.to("meta") if elsewhere and module is last else None
-
-    hooks.callback(stem.reader.register_forward_pre_hook(arrive, with_kwargs=True).remove)
-    for module in filter(None, (stem.reader, stem.norm)):
-        hooks.callback(module.register_forward_hook(leave).remove)
+        return output.to("meta") if self.elsewhere and module is last else None
 
 
 class _Reached(Exception):  # noqa: N818  # not an error: it ends a forward pass when every stem has been reached
