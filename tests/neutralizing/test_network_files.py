@@ -169,9 +169,6 @@ def test_network_without_a_source_or_a_record(tmp_path):
 BUILD = """
 from torch import nn
 
-def seven():
-    return nn.Conv2d(7, 2, 3)
-
 def bias_free():
     return nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Conv2d(4, 2, 1))
 
@@ -184,12 +181,6 @@ def nested():
 def functions(tmp_path, monkeypatch):
     (tmp_path / "own_builders.py").write_text(BUILD)
     monkeypatch.chdir(tmp_path)
-
-
-def test_function_decides_its_inputs(functions):
-    loaded = load_network("own_builders:seven", "none", strategy="uniform")
-    assert (loaded.record.slices, loaded.source.inputs) == (7, 7)
-    assert_comes_back(loaded, "seven.safetensors", "own_builders:seven")
 
 
 @pytest.mark.parametrize("wrap", [partial(torch.compile, backend="eager"), nn.DataParallel, AveragedModel])

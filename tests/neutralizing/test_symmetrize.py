@@ -78,12 +78,6 @@ def test_a_network_is_symmetric_at_any_cut(at, slices):
         torch.testing.assert_close(run(fair, images), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_difference_of_the_neighbours_becomes_nothing():
-    """The network that attention alone calls fair: x(z+1) - x(z-1)."""
-    model = Wired(lambda m, x: (x[:, 2:] - x[:, :1]) * m.weight, weight=nn.Parameter(torch.ones(1)))
-    assert run(symmetrize(model), windows()).abs().max() == 0
-
-
 def test_training_keeps_it_symmetric():
     model = symmetrize_encoder(encoded()).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -179,14 +173,6 @@ def recorded(slices):
     model = chain(slices)
     neutralize(model, slices, strategy="pretrained", mean=0.5, std=0.2)
     return model
-
-
-def test_what_wraps_a_network_with_a_record_may_be_taken_off():
-    network = recorded(3)
-    wrapper = symmetrize(nn.Sequential(network))
-    for model in (wrapper, network):
-        assert_symmetric(model.eval(), windows())
-    assert record_of(network).symmetrized == ("",)
 
 
 @pytest.mark.parametrize("at", ["output", "model.1"])
@@ -694,11 +680,3 @@ def test_twin_names_the_way_out_where_it_cannot_average(path, message):
         pytest.raises(ModelError, match=rf"{message}.*'mirror'.*\(symmetrize='output'\)"),
     ):
         neutralize(model, 5, strategy="twin")
-
-
-def test_twin_on_the_meta_device():
-    model = unequal(nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU()))
-    model.append(nn.Conv2d(6, 2, 1, device="meta"))
-    record = neutralize(model, 5, strategy="twin", check="stems", size=(64, 64))
-    assert record.symmetrized == ("1",)
-    assert max(record.mirror_error, record.gray_error) <= 1e-5

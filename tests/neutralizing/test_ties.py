@@ -12,7 +12,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from evenslice import ModelError, neutralize, record_of, untie
 
-BUILDS = [planted.conv_bias, planted.conv_norm, planted.focus, planted.Interleaved, planted.TwoStems]
+BUILDS = [
+    lambda: planted.Normalizing(planted.conv_bias()),
+    planted.conv_norm,
+    planted.focus,
+    planted.Interleaved,
+    planted.TwoStems,
+]
 
 
 class Luma(nn.Module):
@@ -105,13 +111,6 @@ def test_a_tie_makes_any_strategy_symmetric(build, strategy, slices):
         assert record.tie == tie
 
 
-def test_a_tie_respects_a_fixed_scaling_on_the_way():
-    model = planted.Normalizing(planted.conv_norm())
-    record = neutralize(model, 3, tie="uniform", strategy="pretrained")
-    assert record.permutation_error <= 1e-5
-    assert record.gray_error <= 1e-4
-
-
 def test_mirror_tie_at_three_slices_by_hand():
     model = planted.conv_bias()
     red, green, blue = model[0].weight.detach().clone().unbind(1)
@@ -188,16 +187,6 @@ def test_the_mixer_by_hand():
     by_hand = torch.tensor([2.0, 1.0, 2 / 3])[:, None].expand(3, 3) / 3
     torch.testing.assert_close(model.slice_mixer.weight.detach()[..., 0, 0], by_hand)
     torch.testing.assert_close(model.slice_mixer.bias.detach(), torch.tensor([2.0, 0.0, -2 / 3]))
-
-
-def test_parts_that_a_chain_repeats_keep_their_places():
-    relu = nn.ReLU()
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), relu, nn.Conv2d(4, 4, 3), relu, nn.Conv2d(4, 2, 1)).eval()
-    order, gray = list(model._modules), torch.rand(1, 1, 16, 16)
-    before = run(model, gray.expand(-1, 3, -1, -1))
-    neutralize(model, 5, strategy="mixer", mean=0.0, std=1.0)
-    assert list(model._modules) == ["slice_mixer", *order]
-    torch.testing.assert_close(run(model, gray.expand(-1, 5, -1, -1)), before, rtol=1e-4, atol=1e-5)
 
 
 def test_images_by_name_and_in_lists():
