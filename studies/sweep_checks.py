@@ -18,7 +18,7 @@ from torch.optim.swa_utils import update_bn
 
 import evenslice
 from evenslice import EvensliceError
-from evenslice.networks.inputs import input_size
+from evenslice.networks.inputs import input_sizes
 from evenslice.networks.models import build_model
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _millions(model: nn.Module) -> float:
 
 
 def _is_too_large(sketch: nn.Module) -> bool:
-    millions, size = _millions(sketch), input_size(sketch)
+    millions, size = _millions(sketch), input_sizes(sketch)[0]
     pixels = 1.0 if size is None else max(1.0, size[0] * size[1] / 224**2)
     return millions > LARGEST or (millions * pixels > WORK and size is not None)
 
@@ -112,7 +112,7 @@ def _smallest(spec: str) -> tuple[str, nn.Module | None]:
     The latter is None where a network cannot be built on the meta device.
     """
     sketch = _sketch(spec)
-    stated = None if sketch is None else input_size(sketch)
+    stated = None if sketch is None else input_sizes(sketch)[0]
     argument = {"timm": "img_size", "torchvision": "image_size"}.get(spec.partition(":")[0])
     if stated is None or argument is None or "?" in spec:
         return spec, sketch

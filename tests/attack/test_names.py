@@ -3,7 +3,6 @@
 import json
 import re
 
-import nibabel
 import numpy as np
 import pytest
 from commands import run_command
@@ -70,9 +69,8 @@ def test_documents_steer_no_terminal(tmp_path):
     assert_one_line(evenslice("report", str(tmp_path), cwd=tmp_path))
 
 
-@pytest.mark.parametrize("text", ['"\\e[2Jtrain\\u202e": 1\n', 'data: "\\e[2J"\n'])
-def test_configurations_steer_no_terminal(tmp_path, text):
-    (tmp_path / "train.yaml").write_text(text)
+def test_configurations_steer_no_terminal(tmp_path):
+    (tmp_path / "train.yaml").write_text('"\\e[2Jtrain\\u202e": 1\n')
     assert_one_line(evenslice("train", "train.yaml", "--out", "run", cwd=tmp_path))
 
 
@@ -91,21 +89,11 @@ def test_awkward_names_are_written_and_read(folder, name):
     assert (status, error) == (0, ""), error[-2000:]
 
 
-@pytest.mark.parametrize("name", ["n" * 243, "ü" * 121])
-def test_names_as_long_as_they_can_be_are_written(folder, name):
-    status, _, error = evenslice("neutralize", *NETWORK, "--out", f"{name}.safetensors", cwd=folder)
-    assert (status, error) == (0, ""), error[-2000:]
-    assert (folder / f"{name}.safetensors").is_file()
-
-
 # Secrets
 
 
-ENDPOINT = {
-    "AWS_ENDPOINT_URL": "http://me:hush@127.0.0.1:1/?token=hush",
-    "AWS_ACCESS_KEY_ID": "a",
-    "AWS_SECRET_ACCESS_KEY": "hush",
-}
+ENDPOINT = {"AWS_ENDPOINT_URL": "http://me:hush@127.0.0.1:1/?token=hush"}
+ENDPOINT |= {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "hush"}
 
 
 @pytest.mark.parametrize(
@@ -130,30 +118,3 @@ def test_results_keep_no_secrets_of_the_command_line(folder):
     assert (status, error) == (0, ""), error[-2000:]
     texts = [path.read_bytes() for path in folder.rglob("*.*") if path.is_file()]
     assert not any(b"hush" in text for text in texts)
-
-
-# Errors
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("--fill", "nan"), "--fill nan: must be finite"),
-        (("--tile", "1000000000", "1000000000"), "--tile: a window of 3 slices of 1000000000 x"),
-        (("--slices", "1000000001"), "--slices 1000000001: a window has an odd number of slices"),
-        (("--step", "3000000000"), "needs 6000000001"),
-    ],
-)
-def test_absurd_options_are_one_line(folder, arguments, words):
-    assert words in assert_one_line(evenslice(*SHORT, *arguments, cwd=folder))
-
-
-@pytest.mark.parametrize("value", [np.nan, 3e38])
-def test_affines_without_a_place_are_one_line(folder, value):
-    image = nibabel.Nifti1Image(np.zeros((4, 4, 4), np.uint8), None)
-    image.header["sform_code"] = 1
-    image.header["srow_x"] = [1, 0, 0, value]
-    nibabel.save(image, folder / "far.nii")
-    error = assert_one_line(evenslice("info", "far.nii", cwd=folder))
-    assert "its affine holds NaN, infinity or numbers beyond 1e+30" in error

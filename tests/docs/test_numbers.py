@@ -91,7 +91,7 @@ def test_the_readme_says_of_each_remedy_what_its_study_found(studies):
 
 
 def test_intervals_that_are_said_to_include_0_do(results, studies):
-    """What a reversed stack costs, and what a missing slice before costs beyond one after, from a pretrained start."""
+    """What a reversed stack costs, and, but for three, what a missing slice before costs beyond one after."""
     outside = []
     for name, study in studies.items():
         for arm in study.alone:
@@ -101,12 +101,8 @@ def test_intervals_that_are_said_to_include_0_do(results, studies):
             turned = arm.mean(lambda run, _: results.lost(run, "reversed")).interval
             assert turned.low <= 0 <= turned.high
             if not sides.low <= 0 <= sides.high:
-                outside.append((name, arm.datasets[0], arm.network.split()[0]))
-    assert outside == [
-        ("price", "MSD hippocampus", "EfficientNet-Lite0"),
-        ("families", "Lucchi++", "MobileNetV1"),
-        ("stress", "Lucchi++", "EfficientNet-Lite0"),
-    ]
+                outside.append((name, arm.datasets[0]))
+    assert outside == [("price", "MSD hippocampus"), ("families", "Lucchi++"), ("stress", "Lucchi++")]
 
 
 def test_single_trainings_gave_what_is_said(studies):
@@ -134,14 +130,7 @@ def test_figures_of_calibration_and_sanity_are_those_of_the_benchmarks():
     assert {row[4] for row in verdicts} == {"0.0%"}
     assert Counter(row[2] for row in verdicts) == {"biased": 10, "symmetric": 3, "balanced": 1}
     header, *edges = rows["calibration-tolerance"]
-    worst = {
-        word: max(
-            float(row[n].rstrip("%") or 0)
-            for row in edges
-            for n, name in enumerate(header)
-            if name.endswith(word)
-        )
-        for word in ("biased", "fair")
-    }
+    numbers = [(name, float(row[n].rstrip("%") or 0)) for row in edges for n, name in enumerate(header) if n]
+    worst = {word: max(each for name, each in numbers if name.endswith(word)) for word in ("biased", "fair")}
     assert f"at most {worst['biased']} % of audits said so" in said
     assert f"`symmetric` are: at most {worst['fair']} %" in said

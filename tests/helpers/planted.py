@@ -1,7 +1,8 @@
 """Small networks with planted properties, and windows to run them on."""
 
-import io
 import pickle
+from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from torch import nn
@@ -9,6 +10,19 @@ from torch.nn import functional
 
 from evenslice.networks import logits
 
+STRATEGIES = (
+    "pretrained",
+    "uniform",
+    "center",
+    "profile",
+    "mirror",
+    "twin",
+    "shuffle",
+    "equalize",
+    "mixer",
+    "reinit",
+    "random",
+)
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
@@ -58,15 +72,25 @@ def assert_symmetric(model, images, *orders):
         assert difference(run(model, images), run(model, images[:, list(order)])) <= 1e-5
 
 
+def _everything(model):
+    tensors = dict(chain(model.named_parameters(), model.named_buffers()))
+    return (
+        [(id(module), repr(vars(module))) for module in model.modules()],
+        {name: (id(tensor), tensor.detach().numpy().tobytes()) for name, tensor in tensors.items()},
+        torch.get_rng_state().tolist(),
+    )
+
+
+@contextmanager
+def unchanged(model):
+    """Assert that a network is as before: modules, modes, values, which objects they are, hooks; and torch's random numbers."""
+    before = _everything(model)
+    yield
+    assert _everything(model) == before
+
+
 def by_pickle(model):
     return pickle.loads(pickle.dumps(model))  # noqa: S301  # as workers of a cluster receive it
-
-
-def by_torch(model):
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
 
 
 def conv_bias(padding=1):

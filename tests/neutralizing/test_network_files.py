@@ -20,19 +20,14 @@ from evenslice import (
     Reading,
     load_network,
     neutralize,
+    open_segmenter,
     record_of,
     save_network,
     symmetrize,
     untie,
 )
-from evenslice.inference import stated_reading
-from evenslice.networks import build_model
-from evenslice.neutralizing import neutralize_file
-from evenslice.training import find_network
 
-SMALL = "smp:Unet/resnet18?encoder_depth=3&decoder_channels=[16,8,8]"
 TINY = "timm:test_resnet"
-LITE = "smp:Unet/tu-tf_efficientnet_lite0"
 
 
 def saved_record(path):
@@ -45,6 +40,12 @@ def rewrite(path, change):
     document = saved_record(path)
     change(document)
     save_file(load_file(path), path, {"evenslice": json.dumps(document)})
+
+
+def write(path, spec=TINY, weights="none", *, reading=None, **options):
+    model, record, source = load_network(spec, weights, **options)
+    save_network(model, path, source=source, reading=reading, force=True)
+    return record
 
 
 def assert_comes_back(loaded, path, spec, size=64):
@@ -64,25 +65,16 @@ def assert_comes_back(loaded, path, spec, size=64):
 # Plain weights
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("slices", [None, 1, 5])
-def test_pretrained_network_takes_slices_on_one_scale(slices):
-    model, record, source = load_network(LITE, "imagenet", slices=slices)
-    assert (record.strategy, record.slices, record.mean, record.std) == ("pretrained", slices or 3, 0.5, 0.5)
-    assert record_of(model) == record
-    assert source.weights == "imagenet"
-    assert run(model, windows(record.slices, 1, 64)).shape == (1, 2, 64, 64)
-
-
-def test_pretrained_at_three_slices_is_the_colour_network():
-    """What it computes from scaled slices is what the library's network computes from ImageNet's scaling."""
-    (model, record, _), (library, _) = (build(SMALL, "none", seed=2) for build in (load_network, build_model))
-    mean, std = (
-        torch.tensor(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    )
+def test_pretrained_at_three_slices_is_the_colour_network(tmp_path):
+    """What it computes from scaled slices is what the library's network computes from its own scaling."""
+    library = timm.create_model("test_resnet").eval()
+    save_file(library.state_dict(), tmp_path / "w.safetensors")
+    model, record, source = load_network(TINY, str(tmp_path / "w.safetensors"))
+    assert (record.strategy, record.slices, source.random) == ("pretrained", 3, ())
+    mean, std = (torch.tensor(library.pretrained_cfg[name])[:, None, None] for name in ("mean", "std"))
     image = windows(3, 1, 64)
     got, expected = (
-        each.encoder.bn1(each.encoder.conv1(scaled))[..., 4:-4, 4:-4]
+        each.conv1[:2](scaled)[..., 2:-2, 2:-2]
         for each, scaled in ((model, (image - record.mean) / record.std), (library, (image - mean) / std))
     )
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
@@ -107,7 +99,6 @@ def test_checkpoint_of_five_slices_is_taken_as_it_stands(tmp_path):
     "options",
     [
         {"strategy": "mirror", "tie": "mirror"},
-        {"strategy": "pretrained"},
         {"strategy": "shuffle", "tie": "mirror"},
         {"strategy": "random"},
         {"strategy": "mixer", "tie": "mirror"},
@@ -132,17 +123,9 @@ def test_round_trip(tmp_path, options):
     [
         ("smp:FPN/vgg11", 5, {"strategy": "mirror"}, 64),  # a bias to fold the normalisation into
         ("timm:test_vit", 3, {"strategy": "mirror"}, 160),
-        ("smp:DeepLabV3Plus/resnet18", 7, {"strategy": "uniform"}, 64),
-        ("timm:convnext_atto", 5, {"strategy": "uniform"}, 64),
         ("timm:fastvit_t8", 5, {"strategy": "uniform"}, 256),
         ("timm:tresnet_m", 5, {"strategy": "uniform"}, 64),  # space to depth
         ("timm:crossvit_tiny_240", 5, {"strategy": "mirror"}, 240),  # two stems
-        (
-            "torchvision:googlenet?transform_input=true&init_weights=false&aux_logits=false",
-            3,
-            {"strategy": "mirror"},
-            64,
-        ),
         ("timm:test_nfnet", 5, {"strategy": "uniform", "tie": "mirror"}, 64),  # a stem that was replaced
         ("timm:test_nfnet", 5, {"strategy": "mixer"}, 64),
     ],
@@ -172,20 +155,19 @@ def test_trained_weights_come_back(tmp_path):
     assert torch.equal(again.model.conv1[0].weight, model.conv1[0].weight)
 
 
-def test_network_without_a_source(tmp_path):
-    model = timm.create_model("test_resnet", num_classes=3).eval()
+def test_network_without_a_source_or_a_record(tmp_path):
+    model, path = timm.create_model("test_resnet", num_classes=3).eval(), tmp_path / "net.safetensors"
+    with pytest.raises(ModelError, match="has no record"):
+        save_network(model, path)
     neutralize(model, 5)
-    save_network(model, tmp_path / "net.safetensors")
-    again, record, source = load_network(TINY, str(tmp_path / "net.safetensors"), classes=3)
+    save_network(model, path)
+    again, record, source = load_network(TINY, str(path), classes=3)
     assert (record.slices, source.classes, source.random) == (5, 3, ())
     assert torch.equal(run(again, windows(5)), run(model, windows(5)))
 
 
 BUILD = """
 from torch import nn
-
-def seven():
-    return nn.Conv2d(7, 2, 3)
 
 def bias_free():
     return nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Conv2d(4, 2, 1))
@@ -201,15 +183,7 @@ def functions(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_function_decides_its_inputs(functions):
-    loaded = load_network("own_builders:seven", "none", strategy="uniform")
-    assert (loaded.record.slices, loaded.source.inputs) == (7, 7)
-    assert_comes_back(loaded, "seven.safetensors", "own_builders:seven")
-
-
-@pytest.mark.parametrize(
-    "wrap", [partial(torch.compile, backend="eager"), nn.DataParallel, nn.Sequential, AveragedModel]
-)
+@pytest.mark.parametrize("wrap", [partial(torch.compile, backend="eager"), nn.DataParallel, AveragedModel])
 def test_a_wrapped_network_is_saved_without_the_wrapper(functions, wrap):
     """Tied, and with the bias that a stem gets for the folded normalization."""
     options = {"mean": [0.1, 0.5, 0.9], "std": [0.2, 0.3, 0.4], "strategy": "mirror", "tie": "mirror"}
@@ -226,7 +200,6 @@ def test_what_a_network_has_beside_its_neutralized_part_is_saved(functions):
     network = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.Conv2d(4, 2, 1)).eval()
     neutralize(network[0])
     save_network(network, "net.safetensors")
-    assert set(load_file("net.safetensors")) == set(network.state_dict())
     again, record, _ = load_network("own_builders:nested", "net.safetensors")
     assert record.stems == ("0.0",)
     assert torch.equal(run(again, windows()), run(network, windows()))
@@ -242,66 +215,36 @@ def test_a_network_that_is_symmetrized_in_a_wrapper_loads_again(tmp_path, saved)
     assert torch.equal(run(again, windows()), run(again, windows().flip(1)))
 
 
-@pytest.mark.parametrize("strategy", ["center", "mixer"])
-def test_a_network_whose_mixer_was_changed_again_comes_back(tmp_path, strategy):
-    model, _, source = load_network(TINY, "none", slices=3, strategy="mixer")
-    record = neutralize(model, 5, strategy=strategy)
+@pytest.mark.parametrize("inputs", [3, 4])
+def test_a_network_whose_mixer_was_changed_again_comes_back(tmp_path, inputs):
+    """Before weights of other inputs, too."""
+    save_file(timm.create_model("test_resnet", in_chans=inputs).state_dict(), tmp_path / "w.safetensors")
+    model, _, source = load_network(TINY, tmp_path / "w.safetensors", slices=3, strategy="mixer")
+    record = neutralize(model, 5, strategy="mixer")
     assert_comes_back((model, record, source), tmp_path / "fair.safetensors", TINY)
-
-
-def test_a_mixer_before_weights_of_other_inputs_comes_back(tmp_path):
-    save_file(timm.create_model("test_resnet", in_chans=4).state_dict(), tmp_path / "four.safetensors")
-    loaded = load_network(TINY, tmp_path / "four.safetensors", slices=5, strategy="mixer")
-    assert_comes_back(loaded, tmp_path / "fair.safetensors", TINY)
 
 
 # The command
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("weights", "spec"),
-    [
-        ("vgg16_features.safetensors", "smp:FPN/vgg16"),
-        ("mobilenetv1_100.safetensors", "smp:FPN/tu-mobilenetv1_100?pad_type=same&bn_eps=1e-3"),
-    ],
-)
-def test_neutralize_shared_weights(shared_weights, tmp_path, weights, spec):
-    out = tmp_path / "deep" / "fair.safetensors"
-    record = neutralize_file(spec, str(shared_weights / weights), out, {"slices": 5, "strategy": "uniform"})
-    assert (record.strategy, record.slices) == ("uniform", 5)
-    assert record.permutation_error <= 1e-5
-    assert record.gray_error <= 1e-4
-    model, loaded, source = load_network(spec, str(out))
-    assert loaded == record
-    assert source.random == ("decoder", "segmentation_head")
-    images = windows(5, 1, 64)
-    assert difference(run(model, images), run(model, images[:, [3, 1, 4, 0, 2]])) <= 1e-4
-
-
-def test_neutralize_leaves_files_alone(tmp_path):
+def test_neutralize_leaves_files_alone(tmp_path, command):
     path, out = tmp_path / "w.safetensors", tmp_path / "out.safetensors"
     save_file(timm.create_model("test_resnet").state_dict(), path)
     before = path.read_bytes()
     out.write_text("mine")
-    for spec, to, force, kind, message in (
-        (TINY, path, True, OutputError, "is the file of weights to read"),
-        (TINY, tmp_path / "out.pt", False, OutputError, "written as .safetensors"),
-        (TINY, out, False, OutputError, "exists"),
-        ("timm:resnet18", out, True, ModelError, "does not fit"),
+    for spec, to, force, message in (
+        (TINY, path, ["--force"], "is the file of weights to read"),
+        (TINY, tmp_path / "out.pt", [], "written as .safetensors"),
+        (TINY, out, [], "exists"),
+        ("timm:resnet18", out, ["--force"], "does not fit"),
     ):
-        with pytest.raises(kind, match=message):
-            neutralize_file(spec, str(path), to, {}, force=force)
+        done = command("neutralize", "--model", spec, "--weights", path, "--out", to, *force)
+        assert (done.returncode, message in done.stderr) == (2, True), done.stderr
     assert out.read_text() == "mine"
     assert path.read_bytes() == before
-    neutralize_file(TINY, str(path), out, {}, force=True)
+    assert command("neutralize", "--model", TINY, "--weights", path, "--out", out, "--force").returncode == 0
     assert saved_record(out)["source"]["spec"] == TINY
     assert sorted(item.name for item in tmp_path.iterdir()) == ["out.safetensors", "w.safetensors"]
-
-
-def test_network_without_a_record_is_not_saved(tmp_path):
-    with pytest.raises(ModelError, match="has no record"):
-        save_network(nn.Conv2d(3, 2, 3), tmp_path / "net.safetensors")
 
 
 # Files that say something else
@@ -310,7 +253,7 @@ def test_network_without_a_record_is_not_saved(tmp_path):
 @pytest.fixture
 def saved(tmp_path):
     path = tmp_path / "net.safetensors"
-    neutralize_file(TINY, "none", path, {"classes": 3, "strategy": "shuffle", "seed": 2})
+    write(path, classes=3, strategy="shuffle", seed=2)
     return path
 
 
@@ -318,14 +261,12 @@ def saved(tmp_path):
     ("spec", "options", "message"),
     [
         (TINY, {"slices": 5}, "was saved with slices 3, not 5; leave out slices"),
-        (TINY, {"slices": 5.0}, r"was saved with slices 3, not 5\.0"),
         (TINY, {"strategy": "center"}, "was saved with strategy shuffle, not center"),
         (TINY, {"strategy": "shuffle", "seed": 1}, "was saved with seed 2, not 1"),
         (TINY, {"classes": 2}, "was saved with classes 3, not 2"),
         (TINY, {"tie": "mirror"}, "was saved with tie none, not mirror"),
         (TINY, {"mean": 0.5}, "states its own mean and std"),
         ("timm:test_resnet?drop_rate=0.1", {}, "was saved as timm:test_resnet, not timm:test_"),
-        ("timm:test_efficientnet", {}, "was saved as timm:test_resnet, not timm:test_"),
     ],
 )
 def test_asking_for_other_than_was_saved(saved, spec, options, message):
@@ -333,31 +274,9 @@ def test_asking_for_other_than_was_saved(saved, spec, options, message):
         load_network(spec, str(saved), **options)
 
 
-@pytest.mark.slow
-def test_asking_for_what_was_saved(saved, tmp_path):
-    for options in (
-        {"strategy": "shuffle", "seed": 2},
-        {"strategy": "shuffle"},
-        {"seed": 1},
-        {"slices": 3.0},
-    ):
+def test_asking_for_what_was_saved(saved):
+    for options in ({"strategy": "shuffle", "seed": 2}, {"seed": 1}, {"slices": 3.0, "classes": 3}):
         assert load_network(TINY, str(saved), **options).record.seed == 2
-    path = tmp_path / "profile.safetensors"
-    neutralize_file(TINY, "none", path, {"strategy": (0.25, 0.5, 0.25)})
-    assert load_network(TINY, path, strategy=np.array([0.25, 0.5, 0.25])).record.strategy == "profile"
-    with pytest.raises(ModelError, match="read it with evenslice.load_network"):
-        build_model(TINY, str(saved))
-
-
-def test_other_classes_are_refused_where_the_library_chose_them(tmp_path):
-    path = tmp_path / "net.safetensors"
-    model, _, source = load_network(TINY, "none")
-    assert source.classes is None
-    save_network(model, path, source=source)
-    message = r"does not fit timm:test_resnet with 3 classes: .*fc.weight is \(1000, 96\), not \(3, 96\)"
-    with pytest.raises(ModelError, match=message):
-        load_network(TINY, path, classes=3)
-    assert torch.equal(load_network(TINY, path, classes=1000).model.fc.weight, model.fc.weight)
 
 
 @pytest.mark.parametrize(
@@ -365,76 +284,67 @@ def test_other_classes_are_refused_where_the_library_chose_them(tmp_path):
     [
         (lambda document: document.update(format=2), "format 2, this version reads 1"),
         (lambda document: document.pop("record"), "cannot be read"),
-        (lambda document: document["record"].update(std=0), "cannot be read"),
+        *(
+            (lambda document, b=bad: document["record"].update(b), "cannot be read")
+            for bad in ({"std": 0}, {"more": 1})
+        ),
         (lambda document: document["record"].pop("mean"), "cannot be read"),
-        (lambda document: document.update(source="timm"), "cannot be read"),
         (lambda document: document["source"].pop("spec"), "cannot be read"),
-        (lambda document: document["record"].update(stems=["gone"]), "has no weights for 3 slices in 'gone'"),
-        (lambda document: document["record"].update(slices=5), "has no weights for 5 slices"),
+        (lambda document: document["record"].update(stems=["gone"]), "was saved with the stems gone"),
+        (lambda document: document["record"].update(slices=5), "does not fit"),
+        (lambda document: document["record"].update(symmetrized=["gone"]), "'gone', which the network lacks"),
         # Which would take 2.5 GB
         (
             lambda document: document["source"].update(spec="torchvision:vit_h_14"),
-            "is too small for its network",
+            "has more than .* parameters",
         ),
     ],
 )
 def test_file_whose_record_is_broken(saved, change, message):
     rewrite(saved, change)
     with pytest.raises(ModelError, match=message) as caught:
-        load_network(*((str(saved),) if "small" in message else (TINY, str(saved))))
+        load_network(*((str(saved),) if "more than" in message else (TINY, str(saved))))
     assert "\n" not in str(caught.value)
 
 
 def test_file_that_lacks_a_part(saved):
-    document = saved_record(saved)
-    state = {key: value for key, value in load_file(saved).items() if not key.startswith("fc.")}
-    save_file(state, saved, {"evenslice": json.dumps(document)})
+    text = {"evenslice": json.dumps(saved_record(saved))}
+    save_file(
+        {key: value for key, value in load_file(saved).items() if not key.startswith("fc.")}, saved, text
+    )
     with pytest.raises(ModelError, match="lacks the network's fc"):
         load_network(TINY, str(saved))
 
 
 # How a network reads volumes
 
-READING = {
-    "step": 2,
-    "plane": "y",
-    "intensity": (0.0, 200.0),
-    "fill": 7.0,
-    "label_values": (0, 255),
-    "other_labels": "background",
-    "ignore_label": 9,
-}
+READING = {"step": 2, "plane": "y", "intensity": (0.0, 200.0), "fill": 7.0, "label_values": (0, 255)}
+READING |= {"other_labels": "background", "ignore_label": 9}
 
 
-@pytest.mark.slow
-def test_how_a_network_reads_volumes_comes_back(tmp_path, saved):
+def test_how_a_network_reads_volumes_comes_back(tmp_path, saved, command):
     path, again, reading = tmp_path / "model.safetensors", tmp_path / "again.safetensors", Reading(**READING)
-    record = neutralize_file(TINY, "none", path, {}, reading=READING)
-    assert load_network(TINY, str(path)).record == record
-    for spec, weights in ((TINY, str(path)), (str(path), None), (TINY, str(tmp_path))):  # the folder
-        assert stated_reading(spec, weights) == (reading, None)
-    found = find_network(None, TINY, str(path), reading={"step": 1, "fill": 0.0}).reading
-    assert found == Reading(**READING | {"step": 1, "fill": 0.0})
-    neutralize_file(TINY, str(path), again, {}, reading=reading)
-    assert stated_reading(TINY, str(again)) == (reading, None)
-    numbers = {"step": np.int64(2), "intensity": (np.float32(0), np.uint8(255)), "fill": None}
-    neutralize_file(TINY, "none", again, {}, reading=numbers, force=True)
-    assert stated_reading(TINY, str(again))[0] == Reading(step=2, intensity=(0, 255))
-    assert stated_reading(TINY, str(saved)) == (None, None)
+    write(path, reading=READING | {"step": np.int64(2)})
+    for spec, weights in ((str(path), None), (TINY, str(tmp_path))):  # the folder
+        assert open_segmenter(spec, weights).reading == reading
+    command("symmetrize", "--model", TINY, "--weights", path, "--out", again)
+    assert open_segmenter(TINY, str(again)).reading == reading
+    assert open_segmenter(TINY, str(saved)).reading == Reading()
 
 
-@pytest.mark.parametrize("reading", [{"step": 0}, {"steps": 2}, {"label_values": [0, 1], "ignore_label": 1}])
+@pytest.mark.parametrize("reading", [{"step": 0}, {"label_values": [0, 1], "ignore_label": 1}])
 def test_words_about_volumes_that_cannot_be_right_are_not_written(tmp_path, reading):
-    path = tmp_path / "net.safetensors"
     with pytest.raises(ConfigError, match="|".join(reading)):
-        neutralize_file(TINY, "none", path, {}, reading=reading)
-    assert not path.exists()
+        write(tmp_path / "net.safetensors", reading=reading)
+    with pytest.raises(OutputError, match="written as .safetensors"):
+        write(tmp_path / "net.pt")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("reading", [{"step": 0}, {"intensity": [1]}, {"other_labels": "ignore"}, [2]])
 def test_damaged_words_about_volumes_are_refused(saved, reading):
     rewrite(saved, lambda document: document.update(reading=reading))
     with pytest.raises(ModelError, match="its description of how it reads volumes is damaged") as caught:
-        stated_reading(TINY, str(saved))
+        open_segmenter(TINY, str(saved))
     assert "\n" not in str(caught.value)
     load_network(TINY, str(saved))  # which does not ask

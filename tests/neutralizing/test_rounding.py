@@ -5,8 +5,7 @@ import torch
 from planted import Wired
 from torch import nn
 
-from evenslice import ModelError, neutralize, symmetrize
-from evenslice.neutralizing import in_float64
+from evenslice import ModelError, neutralize
 
 CHECK = "evenslice.neutralizing.verification.check_promises"
 
@@ -31,43 +30,11 @@ def peeking(seed):
     return Wired(lambda m, x: m.deep(x) + x[:, :1].detach().mean(dim=(2, 3)), deep=deep(seed))
 
 
-class Noisy(nn.Module):
-    """Adds noise to the output of a network, anew in every pass, or the same for every batch."""
-
-    def __init__(self, noise, *, seeded=False):
-        super().__init__()
-        self.body, self.noise, self.seeded = deep(0, depth=1), noise, seeded
-
-    def forward(self, x):
-        output = self.body(x)
-        generator = torch.Generator().manual_seed(0) if self.seeded else None
-        return output + self.noise * torch.rand(output.shape, generator=generator).to(output)
-
-
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(4))
 def test_a_badly_conditioned_network_is_refused_for_a_real_fault_alone(seed):
     neutralize(deep(seed), 5, size=(4, 4))
     with pytest.raises(ModelError, match="breaks what the strategy 'uniform' promises.* look for what else"):
         neutralize(peeking(seed), 5, size=(4, 4))
-
-
-@pytest.mark.parametrize(
-    ("noise", "message"),
-    [
-        ({"noise": 1e-3}, "in a second run, .*; random: Noisy;"),
-        ({"noise": 1.0}, "in a second run, .*; random: Noisy;"),
-        ({"noise": 10.0, "seeded": True}, "dependent on the batch: Noisy;"),
-    ],
-)
-@pytest.mark.parametrize(
-    "change", [neutralize, lambda model: neutralize(model, strategy="pretrained"), symmetrize]
-)
-def test_a_network_whose_output_is_random_is_refused(noise, message, change):
-    model = Noisy(**noise)
-    before = model.body[0].weight
-    with pytest.raises(ModelError, match=message):
-        change(model)
-    assert model.body[0].weight is before
 
 
 def test_a_network_without_float64_gets_the_error_of_its_own_precision(monkeypatch):
@@ -93,12 +60,3 @@ def test_the_repetition_leaves_no_trace(monkeypatch):
     assert model[2].weight is later
     assert model.plain is kept
     assert model.halves.dtype == torch.float16
-
-
-def test_a_tied_parameter_is_converted_once():
-    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    model[1].weight = model[0].weight
-    with in_float64(model):
-        assert model[1].weight is model[0].weight
-        assert model(torch.ones(1, 2, dtype=torch.float64)).dtype == torch.float64
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}

@@ -23,11 +23,7 @@ from evenslice.inference import (
     BlackBox,
     ReadyNetwork,
 )
-from evenslice.networks import (
-    full_precision,
-    keep_generators,
-    seed_generators,
-)
+from evenslice.networks import full_precision, keep_generators
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -304,8 +300,7 @@ def reproducible(device: torch.device, seed: int) -> Iterator[None]:
     """
     with _GENERATORS:
         state = np.random.get_state()  # noqa: NPY002  # the generator that Captum's GradientShap uses
-        with keep_generators([device]), full_precision():
-            seed_generators([device], seed)
+        with keep_generators([device], seed), full_precision():
             np.random.seed(seed % 2**32)  # noqa: NPY002
             try:
                 yield

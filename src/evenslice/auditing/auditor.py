@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import torch
 from torch import nn
 
 from evenslice._core import ConfigError, ModelError, option
@@ -28,8 +29,8 @@ from evenslice.inference import (
     make_ready,
     stress,
 )
-from evenslice.networks import StemKernels, logits, require_network, with_gradients
-from evenslice.neutralizing import record_with_names, uncompiled
+from evenslice.networks import StemKernels, logits
+from evenslice.neutralizing import uncompiled_record
 from evenslice.results import Tolerances, summarize
 from evenslice.volumes import (
     IGNORED,
@@ -70,7 +71,7 @@ MOST_CHECKED = 2**28
 """Voxels of labels that are read before an audit, which takes seconds."""
 
 
-@with_gradients
+@torch.inference_mode(mode=False)  # what is made in it can be trained, and explained
 def audit(
     model: nn.Module | Function | Segmenter,
     volume: VolumeLike | Sequence[VolumeLike],
@@ -148,9 +149,7 @@ def audit(
     check_label_options(read, target, labelled=labels is not None)
     record = None
     if isinstance(model, nn.Module):
-        require_network(model)
-        model = uncompiled(model)
-        record = record_with_names(model)
+        model, record = uncompiled_record(model)
     volumes = [in_plane(item, own.plane) for item, own in zip(volumes, readings, strict=True)]
     refuse_repeated(volumes)
     stored = None if labels is None else open_several_labels(labels, volumes)

@@ -15,7 +15,7 @@ from evenslice.networks import (
     function_name,
     normalization,
 )
-from evenslice.neutralizing import record_of, record_with_names
+from evenslice.neutralizing import record_of, uncompiled_record
 from evenslice.report import (
     audit_html,
     survey_csv,
@@ -186,7 +186,7 @@ def scaling_source(model: nn.Module | Function) -> str:
         return "function"
     record = record_of(model)
     if record is not None:
-        return "recorded" if record_with_names(model) is record else "recorded on a part"
+        return "recorded" if uncompiled_record(model)[1] is record else "recorded on a part"
     return "assumed" if normalization(model) is None else "stated"
 
 

@@ -12,8 +12,7 @@ import torch
 from evenslice.auditing.attribution import Mirrored, attribute, reproducible
 from evenslice.auditing.targets import MOST_CLASSES, Explained, Score
 from evenslice.inference import ReadyNetwork
-from evenslice.networks import as_float64, full_precision
-from evenslice.neutralizing import in_float64
+from evenslice.networks import full_precision
 from evenslice.results import SAME, SAME_USE, halves, ratio
 
 if TYPE_CHECKING:
@@ -39,6 +38,11 @@ def class_count(output: Tensor, answers: Tensor | None) -> int:
     if output.is_floating_point():
         return min(max(output.shape[1], 2), MOST_CLASSES + 1)
     return min(int(answers.max()) + 1, MOST_CLASSES + 1)
+
+
+def as_float64(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64, where it is; on the CPU if its device, Apple's, has no float64."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 def class_sums(values: Tensor, classes: Tensor | None, count: int) -> Floats:
@@ -551,10 +555,8 @@ def _remove_rounding(
     if not len(some) or not isinstance(network, ReadyNetwork) or network.dtype != torch.float32:
         return
     try:
-        exact = network.in_precision(torch.float64)
-        precise = replace(explainer, network=exact)
-        with in_float64(exact):
-            found = _Pass.run(precise, windows[some], None if labels is None else labels[some]).gradients()
+        precise = replace(explainer, network=network.in_precision(torch.float64))
+        found = _Pass.run(precise, windows[some], None if labels is None else labels[some]).gradients()
     except Exception:  # noqa: BLE001  # a network may refuse float64 by any exception
         return
     count = min(found.mismatch.shape[1], mismatch.shape[1])

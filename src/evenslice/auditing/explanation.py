@@ -14,7 +14,6 @@ from evenslice.auditing.attribution import attribute, check_method_of, choose_ma
 from evenslice.auditing.sampling import corner_of
 from evenslice.auditing.targets import Score, parse_target, understand
 from evenslice.inference import Compute, Segmenter, as_segmenter, keep_sides, make_ready
-from evenslice.networks import with_gradients
 from evenslice.report import explanation_html, map_line, map_shares
 from evenslice.volumes import Reading, WindowGrid, check_tile, fit_scaling, in_plane, open_volume
 
@@ -90,7 +89,7 @@ class Explanation:
         )
 
 
-@with_gradients
+@torch.inference_mode(mode=False)  # what is made in it can be trained, and explained
 def explain(
     model: nn.Module | Callable[[Any], Any] | Segmenter,
     volume: VolumeLike,

@@ -19,7 +19,7 @@ from torch import nn
 from evenslice._core import ConfigError, map_ahead, option
 from evenslice.auditing.options import FIRST
 from evenslice.inference import keep_sides
-from evenslice.networks import input_multiple, input_size
+from evenslice.networks import input_sizes
 from evenslice.volumes import check_tile, fit_tile, spread_index
 
 if TYPE_CHECKING:
@@ -155,11 +155,11 @@ def corner_of(
 def choose_tile(model: nn.Module | Callable[[Any], Any], volumes: list[Volume]) -> tuple[int, int]:
     """Return the tile (y, x) that a network or function insists on, or one that fits the smallest volume."""
     network = model if isinstance(model, nn.Module) else None
-    fixed = getattr(model, "tile", None) if network is None else input_size(network)
+    fixed, multiple = (getattr(model, "tile", None), 32) if network is None else input_sizes(network)
     if fixed is not None:
         return check_tile(fixed)
     smallest = (min(volume.shape[1] for volume in volumes), min(volume.shape[2] for volume in volumes))
-    tile = fit_tile(smallest, multiple=32 if network is None else input_multiple(network))
+    tile = fit_tile(smallest, multiple=multiple)
     return tile if network is not None else keep_sides(model, tile)
 
 

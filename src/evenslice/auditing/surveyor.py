@@ -20,6 +20,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from evenslice._core import (
     ConfigError,
@@ -34,7 +35,6 @@ from evenslice.auditing.auditor import audit
 from evenslice.auditing.documents import Survey
 from evenslice.auditing.options import Sampling
 from evenslice.inference import Compute, choose_device
-from evenslice.networks import with_gradients
 from evenslice.neutralizing import current_kernels, find_strategy, load_network
 from evenslice.results import Interval, SurveyedNetwork, SurveyRun, student_interval
 from evenslice.volumes import mni152, open_volume
@@ -67,7 +67,7 @@ BOUNDS = {
 """The statistics of an audit that a survey keeps, with their ranges."""
 
 
-@with_gradients
+@torch.inference_mode(mode=False)  # what is made in it can be trained, and explained
 def survey(  # all but the networks have defaults and names
     specs: str | Sequence[str],
     *,

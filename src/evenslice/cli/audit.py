@@ -3,11 +3,12 @@
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evenslice._core import check_known
+from evenslice._core import ConfigError, EvensliceError, check_known, import_object, reason
 from evenslice.auditing import Sampling
 from evenslice.cli import options
 from evenslice.cli.opening import LabelledOpening
@@ -24,6 +25,8 @@ from evenslice.cli.printing import (
 from evenslice.results import Tolerances
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from evenslice.auditing import Audit
 
 
@@ -179,7 +182,6 @@ def audit(
     """Measure how unequally a network treats the slices of its windows, with confidence intervals."""
     from evenslice.auditing import audit as measure, parse_target
     from evenslice.cli.comparison import AUDITS, audit_strategies, write_results
-    from evenslice.networks import find_function
     from evenslice.report import AUDIT_FILES, need_report_extra
     from evenslice.training import find_network
     from evenslice.volumes import Reading, refuse_without_labels
@@ -215,7 +217,7 @@ def audit(
                 labels=[volumes.open_labels(path, *volumes.volume) for path in labels] if labels else None,
                 target=parse_target(target),
                 baseline=explained.baseline,
-                outputs=None if explained.outputs is None else find_function(explained.outputs),
+                outputs=None if explained.outputs is None else _find_function(explained.outputs),
                 reading=read,
                 tolerances=tolerances,
                 compute=computing,
@@ -235,6 +237,22 @@ def audit(
     tell(*(_shortfall(audit, str(required.require)) for audit in short))
     if short or (required.fail_on_bias and any(audit.verdict == "biased" for audit in audits)):
         raise typer.Exit(1)
+
+
+def _find_function(text: str) -> "Callable[..., Any]":
+    """Return the function that ``package.module:function`` names; the current directory is importable."""
+    path, colon, name = text.partition(":")
+    if not (path and colon and name):
+        raise ConfigError(f"{text!r} names no function; write package.module:function")
+    try:
+        function = import_object(text, text, ConfigError)
+    except EvensliceError:
+        raise
+    except Exception as error:  # a user's module may raise anything
+        raise ConfigError(f"{text}: cannot be imported ({type(error).__name__}: {reason(error)})") from error
+    if not isinstance(function, FunctionType):
+        raise ConfigError(f"{text}: is {type(function).__name__}, not a function")
+    return function
 
 
 def _tell_missing_weights(source: options.Source, audits: "list[Audit]") -> None:

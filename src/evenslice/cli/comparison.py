@@ -15,7 +15,6 @@ from evenslice.neutralizing import (
     record_of,
     restore_average,
     symmetrize,
-    symmetrized_at,
 )
 from evenslice.report import write_audit_report
 from evenslice.results import save_audits
@@ -114,7 +113,7 @@ def _networks(
             yield _plain(network, strategy, seed, error)
             continue
         source = loaded.source.to_dict()
-        if (place := symmetrized_at(loaded.record)) is not None:
+        if (place := loaded.record.symmetrized_at) is not None:
             source["symmetrized"] = place
         yield loaded.model, _title(strategy, loaded.record, loaded.source), source
 
@@ -159,7 +158,7 @@ def _title(strategy: str | tuple[float, ...], record: Record, source: ModelSourc
         title = "random weights" if "*" in source.random else "as built"
     if record.tie is not None:
         title = f"{title}, tied"
-    return title if symmetrized_at(record) is None else f"{title}, symmetrized"
+    return title if record.symmetrized_at is None else f"{title}, symmetrized"
 
 
 def _load_onnx(network: Network, strategies: Sequence[str | tuple[float, ...]]) -> OnnxNetwork:

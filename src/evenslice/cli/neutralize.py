@@ -4,15 +4,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from evenslice._core import ConfigError, option
+from evenslice._core import ConfigError, OutputError, option
 from evenslice.cli import options
 from evenslice.cli.options import grouped
-from evenslice.cli.printing import quiet, show, tell_random
+from evenslice.cli.printing import quiet, show, tell_missing, tell_untrained
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from evenslice.neutralizing import Record
+    from evenslice.volumes import Reading
 
 
 @grouped
@@ -31,20 +32,9 @@ def neutralize(
     For a trained network, use symmetrize.
     """
     from evenslice.inference import stated_reading
-    from evenslice.neutralizing import neutralize_file
 
-    given = {**asdict(network), "strategy": strategy, "seed": seed}
-    with quiet(output.json):
-        record = neutralize_file(
-            given.pop("spec"),
-            given.pop("weights"),
-            out,
-            given,
-            reading=stated_reading(network.spec, network.weights)[0],
-            force=output.force,
-        )
-    show(record.to_dict(), _table(record, out), json=output.json)
-    tell_random(out, network.weights)
+    reading, _ = stated_reading(network.spec, network.weights)
+    _write({**asdict(network), "strategy": strategy, "seed": seed}, reading, out, output)
 
 
 @grouped
@@ -72,24 +62,29 @@ def symmetrize(
 ) -> None:
     """Average a network over each window and its mirror: exactly symmetric, trained or not, without retraining."""
     from evenslice.inference import ONNX
-    from evenslice.neutralizing import neutralize_file
     from evenslice.training import find_network
 
     network = find_network(source.run, source.model, source.weights)
     if network.spec == ONNX:
         _symmetrize_onnx(network.weights, out, {"at": at, "classes": classes, **asdict(window)}, output)
         return
+    given = {"spec": network.spec, "weights": network.weights, "classes": classes, "symmetrize": at}
+    _write({**given, **asdict(window)}, network.reading, out, output)
+
+
+def _write(given: dict[str, Any], reading: "Reading | None", out: Path, output: options.Output) -> None:
+    """Load a network, write it into a file, and show what was done to it; its own file stays as it is."""
+    from evenslice.neutralizing import load_network, save_network
+
+    weights = Path(given["weights"] or given["spec"])
+    if weights.is_file() and out.exists() and out.samefile(weights):
+        raise OutputError(f"{out}: is the file of weights to read; write to another file")
     with quiet(output.json):
-        record = neutralize_file(
-            network.spec,
-            network.weights,
-            out,
-            {"strategy": "pretrained", "classes": classes, "symmetrize": at, **asdict(window)},
-            reading=network.reading,
-            force=output.force,
-        )
+        model, record, source = load_network(**given)
+        save_network(model, out, record=record, source=source, reading=reading, force=output.force)
     show(record.to_dict(), _table(record, out), json=output.json)
-    tell_random(out, network.weights)
+    tell_untrained(source.weights, source.random)
+    tell_missing(source.weights, source.random, f"are random in {out}, so train it before using its output")
 
 
 def _symmetrize_onnx(weights: str, out: Path, given: dict[str, Any], output: options.Output) -> None:

@@ -48,17 +48,17 @@ def tell_missing(weights: str, random: Sequence[str], outcome: str) -> None:
         random: the parts with random weights.
         outcome: what follows from it, after "they".
     """
-    from evenslice.networks import missing_parts
+    from evenslice.networks import ModelSource
 
-    if missing := missing_parts(weights, random):
+    if missing := ModelSource("", weights, "", random=tuple(random)).missing:
         tell(f"note: {weights} lacks parts of the network ({', '.join(missing)}); they {outcome}")
 
 
 def tell_untrained(weights: str, random: Sequence[str]) -> None:
     """Say which parts of a network are random because ``"imagenet"`` or ``"none"`` has no weights for them."""
-    from evenslice.networks import untrained_parts
+    from evenslice.networks import ModelSource
 
-    if parts := untrained_parts(weights, random):
+    if parts := ModelSource("", weights, "", random=tuple(random)).untrained:
         what = "the network is" if parts == ("*",) else f"parts of the network ({', '.join(parts)}) are"
         tell(f"note: with --weights {weights}, {what} randomly initialized; train it before using its output")
 
@@ -70,18 +70,6 @@ def tell_missing_slices(*volumes: Volume) -> None:
     for volume in volumes:
         if missing := missing_slice_numbers(volume):
             tell(f"note: {volume.path}: missing slices {describe_missing_numbers(missing)}")
-
-
-def tell_random(out: Path, weights: str) -> None:
-    """Say which parts of a network that was written are random, because the weights that were given lacked them."""
-    from evenslice.neutralizing import read_saved
-
-    _, source = read_saved(out) or (None, None)
-    if source is not None:
-        tell_untrained(weights, source.random)
-        tell_missing(
-            source.weights, source.random, f"are random in {out}, so train it before using its output"
-        )
 
 
 def quiet(json: bool) -> AbstractContextManager[object]:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from evenslice._core import ConfigError, json_text, option, package_versions, staged_folder, whole_number
 from evenslice.inference.compute import Compute
@@ -26,7 +27,6 @@ from evenslice.inference.scoring import (
     stress as measure_stress,
 )
 from evenslice.inference.segmenter import Segmenter, as_segmenter
-from evenslice.networks import with_gradients
 from evenslice.volumes import (
     ClassIndex,
     LabelledVolume,
@@ -56,7 +56,7 @@ RESULT_FILES = ("result.json",)
 PACKAGES = ("evenslice", "torch", "numpy", "scipy", "monai", "onnxruntime")
 
 
-@with_gradients
+@torch.inference_mode(mode=False)  # what is made in it can be trained, and explained
 def evaluate(
     model: nn.Module | Callable[..., Any] | Segmenter,
     volume: VolumeLike,

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from evenslice._core import ConfigError, OutputError, check_known, local_path, option, staged_folder
@@ -17,7 +18,6 @@ from evenslice.inference.bioimageio import BIOIMAGEIO_FILES, write_bioimageio
 from evenslice.inference.model_card import HUGGINGFACE_FILES, README, ModelCard, describe, write_huggingface
 from evenslice.inference.onnx_files import write_onnx
 from evenslice.inference.segmenter import Segmenter, as_segmenter
-from evenslice.networks import with_gradients
 from evenslice.volumes import check_tile
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Exported:
         return {**asdict(self), "folder": str(self.folder)}
 
 
-@with_gradients
+@torch.inference_mode(mode=False)  # what is made in it can be trained, and explained
 def export(
     model: nn.Module | Segmenter,
     out: str | os.PathLike[str],

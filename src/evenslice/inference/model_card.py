@@ -20,8 +20,8 @@ from torch import nn
 
 from evenslice._core import ConfigError, json_text, needs_extra, option
 from evenslice.inference.ready_networks import frozen_copy, input_scaling, trial_windows
-from evenslice.networks import METADATA_KEY, input_multiple, input_size, logits
-from evenslice.neutralizing import record_of, save_network, symmetrized_at
+from evenslice.networks import METADATA_KEY, input_sizes, logits
+from evenslice.neutralizing import record_of, save_network
 from evenslice.volumes import PERCENTILES, Reading, check_window
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def _refuse_other(audit: AuditResult, segmenter: Segmenter) -> None:
     if segmenter.source is not None and "origin" in run.model:  # as the command line states it
         if not _has_stems(model, audit.kernels):  # another file may hold the same weights
             pairs.append(("weights", run.model["origin"], segmenter.source.origin))
-        pairs.append(("symmetrized", run.model.get("symmetrized"), symmetrized_at(record)))
+        pairs.append(("symmetrized", run.model.get("symmetrized"), record and record.symmetrized_at))
     for what, audited, exported in pairs:
         if audited != exported:
             raise ConfigError(
@@ -210,9 +210,9 @@ def _has_stems(model: nn.Module, kernels: Sequence[StemKernels]) -> bool:
 
 def _output_shape(model: nn.Module, slices: int, size: tuple[int, int] | None) -> tuple[int, ...] | None:
     """Return the shape of what a network gives for one window of noise; None if it does not run on that."""
-    multiple = input_multiple(model)
+    only, multiple = input_sizes(model)
     side = -(-TRIED // multiple) * multiple
-    windows = trial_windows(slices, input_size(model) or size or (side, side))
+    windows = trial_windows(slices, only or size or (side, side))
     network = frozen_copy(model).cpu()
     with (
         suppress(Exception),

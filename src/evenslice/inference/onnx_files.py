@@ -35,7 +35,7 @@ from evenslice._core import (
 )
 from evenslice.inference.onnx_networks import SYMMETRIZED, TYPES, load_onnx, open_session
 from evenslice.inference.ready_networks import by_slice, frozen_copy, keep_sides
-from evenslice.networks import METADATA_KEY, input_multiple, input_size, logits
+from evenslice.networks import METADATA_KEY, input_sizes, logits
 
 if TYPE_CHECKING:
     import os
@@ -101,7 +101,7 @@ def write_onnx(
         MissingExtraError: onnxscript or onnxruntime is not installed.
     """
     scaling = (description.mean, description.std) if scaled else ((0.0,), (1.0,))
-    reference, multiple, problem = WholeNetwork(model, *scaling), input_multiple(model), ""
+    reference, multiple, problem = WholeNetwork(model, *scaling), input_sizes(model)[1], ""
     for (y, x), free in _attempts(model, tile, multiple):
         shapes = [(1, description.slices, y, x)]
         if "batch" in free:
@@ -140,7 +140,7 @@ def _attempts(
     model: nn.Module, tile: tuple[int, int] | None, multiple: int
 ) -> Iterator[tuple[tuple[int, int], tuple[str, ...]]]:
     """Yield a size (y, x) of windows, and which of "batch" and "plane" stay free, most first."""
-    only = input_size(model)
+    only, _ = input_sizes(model)
     if tile is not None and only is not None and tile != only:
         raise ConfigError(
             f"{option('tile', list(tile))}: give {only[0]} x {only[1]}, the size that the network takes"

@@ -23,7 +23,7 @@ from torch.nn import functional
 from evenslice._core import ModelError, map_ahead, option, whole_number
 from evenslice.inference.devices import SMALLER, reporting_device_errors, to_device
 from evenslice.inference.ready_networks import BlackBox, keep_sides, trial_windows
-from evenslice.networks import PROBABILITY, final_activation, logits, predicted_classes
+from evenslice.networks import final_activation, logits, predicted_classes
 from evenslice.volumes import WindowGrid, check_window, read_in_runs, run_end, slice_indices, tile_origins
 
 if TYPE_CHECKING:
@@ -147,7 +147,10 @@ def refuse_probabilities(
     if kind is None:
         return
     if output.shape[1] == 1:
-        raise ModelError(f"the network {network.name} {PROBABILITY}")
+        raise ModelError(
+            f"the network {network.name} returns a probability, between 0 and 1, where a logit is needed, whose sign tells "
+            "foreground from background; build it without its last sigmoid"
+        )
     if kind == "softmax":
         raise ModelError(
             f"the network {network.name} returns probabilities, which add up to 1, where logits are needed; build it without "

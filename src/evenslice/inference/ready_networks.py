@@ -43,18 +43,16 @@ from evenslice.inference.devices import (
     reporting_device_errors,
 )
 from evenslice.networks import (
-    ABOUT_INPUT,
     full_precision,
     function_name,
-    input_multiple,
-    input_size,
+    input_sizes,
     logits,
     normalization,
     reduce_output,
     reporting_own_errors,
-    require_values,
+    require_network,
 )
-from evenslice.neutralizing import copy_average, record_of, untie
+from evenslice.neutralizing import record_of, untie
 from evenslice.volumes import check_tile, check_window
 
 if TYPE_CHECKING:
@@ -98,7 +96,6 @@ def fuse_batch_norms(network: nn.Module, windows: Tensor, outputs: Callable[[Any
     for names in pairs:
         convolution, norm = (network.get_submodule(name) for name in names)
         successor = cast("nn.Module", _successor(norm))
-        copy_average(norm, successor)
         fused = fuse_conv_bn_eval(cast("nn.Conv2d", convolution), cast("nn.BatchNorm2d", norm))
         kept |= dict(zip(names, (convolution, norm), strict=True))
         for name, module in zip(names, (fused.requires_grad_(False), successor), strict=True):
@@ -116,7 +113,9 @@ def fuse_batch_norms(network: nn.Module, windows: Tensor, outputs: Callable[[Any
 
 
 def _successor(batch_norm: nn.Module) -> nn.Module | None:
-    """Return what remains of a batch norm without its scale and shift; None if its kind is unknown."""
+    """Return what remains of a batch norm without its scale and shift; None if its kind is unknown, or hooks read it."""
+    if batch_norm._forward_hooks:  # noqa: SLF001  # one of them may average what it returns
+        return None
     if type(batch_norm) in (nn.BatchNorm2d, nn.SyncBatchNorm):
         return nn.Identity()
     if type(batch_norm).__name__ == "BatchNormAct2d":  # timm's, with the activation in it
@@ -224,7 +223,7 @@ def frozen_copy(model: nn.Module) -> nn.Module:
         >>> frozen_copy(nn.Conv2d(3, 2, 1)).weight.requires_grad
         False
     """
-    require_values(model)
+    require_network(model, values=True)
     try:
         module = copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
@@ -309,8 +308,8 @@ class ReadyNetwork(nn.Module):
     def in_precision(self, dtype: torch.dtype) -> ReadyNetwork:
         """Return a network with the same weights that computes in another precision.
 
-        For float64 it has copies of them, still to be converted (``neutralizing.in_float64``). This network stays as it
-        is: meanwhile other threads may run it, or send it to another process.
+        For float64 it has copies of them. This network stays as it is: meanwhile other threads may run it, or send it to
+        another process.
 
         Example:
             >>> network = ReadyNetwork(nn.Conv2d(3, 2, 1), slices=3, device="cpu", dtype="bfloat16")
@@ -323,6 +322,7 @@ class ReadyNetwork(nn.Module):
         other.dtype = dtype
         if dtype == torch.float64:
             vars(other).update({name: copy.deepcopy(vars(self)[name]) for name in ("_modules", "_buffers")})
+            other.double()
         return other
 
     def __getstate__(self) -> dict[str, Any]:
@@ -364,12 +364,12 @@ class ReadyNetwork(nn.Module):
     @property
     def tile(self) -> tuple[int, int] | None:
         """The only size (y, x) of windows that the network accepts; None if it accepts others."""
-        return input_size(self.module)
+        return input_sizes(self.module)[0]
 
     @property
     def multiple(self) -> int:
         """The number of which the size of windows must be a multiple."""
-        return input_multiple(self.module)
+        return input_sizes(self.module)[1]
 
     def prepare(self, slices: int, tile: tuple[int, int]) -> Any:
         """Run one test window through the network, then fold its batch norms into the preceding convolutions.
@@ -383,21 +383,20 @@ class ReadyNetwork(nn.Module):
         """
         windows = trial_windows(slices, tile)
         what = f"a window of {slices} slices of {tile[0]} x {tile[1]} does not fit"
-        try:
-            with (
-                torch.no_grad(),
-                reporting_own_errors(f"the network {self.name}"),
-                reporting_device_errors(self.device, what, SMALLER),
-            ):
-                windows = windows.to(self.device)
-                returned = self(windows)
-        except ABOUT_INPUT as error:
+
+        def rejected(why: str) -> str:
             advice = f"neutralize it for {slices} slices, or choose another size with {option('tile')}"
-            if self.dtype != torch.float32 and any(name in str(error) for name in ("BFloat16", "Half")):
+            if self.dtype != torch.float32 and any(name in why for name in ("BFloat16", "Half")):
                 advice = f"compute in single precision with {option('dtype', 'float32')}"
-            raise ModelError(
-                f"the network {self.name} rejects windows of shape {tuple(windows.shape)}: {reason(error)}; {advice}"
-            ) from error
+            return f"rejects windows of shape {tuple(windows.shape)}: {why}; {advice}"
+
+        with (
+            torch.no_grad(),
+            reporting_own_errors(f"the network {self.name}", rejected),
+            reporting_device_errors(self.device, what, SMALLER),
+        ):
+            windows = windows.to(self.device)
+            returned = self(windows)
         check_output(returned, self.name)
         reduced = logits if self.outputs is None else partial(reduce_output, function=self.outputs)
         with full_precision():

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from evenslice._core import ConfigError, OutputError, VolumeError, option, progress_bar
 from evenslice.inference.compute import Compute
@@ -31,7 +32,6 @@ from evenslice.inference.segmentation_blocks import (
     working_in,
 )
 from evenslice.inference.segmenter import Segmenter, as_segmenter
-from evenslice.networks import with_gradients
 from evenslice.volumes import (
     LabelValues,
     Reading,
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from evenslice.volumes import VolumeLike
 
 
-@with_gradients
+@torch.inference_mode(mode=False)  # what is made in it can be trained, and explained
 def segment(
     model: nn.Module | Callable[..., Any] | Segmenter,
     volume: VolumeLike,

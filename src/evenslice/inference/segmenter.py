@@ -15,7 +15,7 @@ from torch import nn
 
 from evenslice._core import UNREADABLE, ConfigError, ModelError, option, read_bounded, reason
 from evenslice.inference.onnx_networks import ONNX, load_onnx, open_session
-from evenslice.networks import METADATA_KEY, NO_FILES, missing_parts, read_metadata
+from evenslice.networks import METADATA_KEY, read_metadata
 from evenslice.neutralizing import load_network, record_of, symmetrize as make_symmetric
 from evenslice.volumes import Reading
 
@@ -64,7 +64,7 @@ class Segmenter:
     @property
     def missing(self) -> tuple[str, ...]:
         """The parts of the network that its file of weights lacks, so that they are random."""
-        return () if self.source is None else missing_parts(self.source.weights, self.source.random)
+        return () if self.source is None else self.source.missing
 
     def need_all_weights(self) -> None:
         """Raise ModelError if the file of weights lacks parts of the network, so that its answers would be random."""
@@ -180,7 +180,7 @@ def stated_reading(spec: str, weights: str | None) -> tuple[Reading | None, tupl
         >>> stated_reading("timm:resnet18", "imagenet")
         (None, None)
     """
-    if weights in NO_FILES:
+    if weights in ("imagenet", "none"):
         return None, None
     place = Path(spec if weights is None else weights)
     try:

@@ -11,7 +11,6 @@ from magicgui.widgets import ComboBox, Container, FileEdit, LineEdit, SpinBox
 
 from evenslice._core import ConfigError, option
 from evenslice.inference import Segmenter, open_segmenter
-from evenslice.networks import untrained_parts
 from evenslice.neutralizing import STRATEGIES
 from evenslice.training import load_segmenter
 
@@ -55,7 +54,7 @@ class NetworkChoice:
             )
         if self.weights is None or network.source is None:
             return ""
-        random = untrained_parts(self.weights, network.source.random)
+        random = network.source.untrained
         what = "The network is" if random == ("*",) else f"Parts of the network ({', '.join(random)}) are"
         return f"{what} random; train it before you use its answers." if random else ""
 

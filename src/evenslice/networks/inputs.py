@@ -117,16 +117,24 @@ def _encoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return next((scaling for family, scaling in ENCODERS.items() if name.startswith(family)), IMAGENET)
 
 
-def input_size(model: nn.Module) -> tuple[int, int] | None:
-    """Return the only in-plane size (y, x), in pixels, that a network takes, or None if it takes many.
+def input_sizes(model: nn.Module) -> tuple[tuple[int, int] | None, int]:
+    """Return the only in-plane size (y, x), in pixels, that a network takes, or None; and a number whose multiples suit it.
+
+    That number is the stride of smp's encoders, the product of the strides of MONAI's networks that state them, and 32,
+    the stride of most networks, for others; with a patch embedding it is a multiple of the patch as well.
 
     Example:
+        >>> import segmentation_models_pytorch as smp
         >>> import timm
-        >>> input_size(timm.create_model("vit_tiny_patch16_224"))
-        (224, 224)
-        >>> input_size(timm.create_model("resnet18")) is None
-        True
+        >>> input_sizes(timm.create_model("vit_tiny_patch16_224"))
+        ((224, 224), 32)
+        >>> input_sizes(smp.Unet("resnet18", encoder_weights=None, encoder_depth=4, decoder_channels=(64, 32, 16, 8)))
+        (None, 16)
     """
+    return _only_size(model), _multiple(model)
+
+
+def _only_size(model: nn.Module) -> tuple[int, int] | None:
     for module in model.modules():
         if hasattr(module, "strict_img_size"):  # timm's patch embeddings
             return _pair(getattr(module, "img_size", None)) if module.strict_img_size else None
@@ -147,17 +155,7 @@ def input_size(model: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def input_multiple(model: nn.Module) -> int:
-    """Return a number of pixels whose multiples suit the network as in-plane sizes.
-
-    It is the stride of smp's encoders, the product of the strides of MONAI's networks that state them, and 32, the
-    stride of most networks, for others; with a patch embedding it is a multiple of the patch as well.
-
-    Example:
-        >>> import segmentation_models_pytorch as smp
-        >>> input_multiple(smp.Unet("resnet18", encoder_weights=None, encoder_depth=4, decoder_channels=(64, 32, 16, 8)))
-        16
-    """
+def _multiple(model: nn.Module) -> int:
     multiple = next(filter(None, (_stride(*item) for item in model.named_modules())), 32)
     for module in model.modules():
         if hasattr(module, "strict_img_size") or _reads_images(module):

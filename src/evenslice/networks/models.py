@@ -9,7 +9,7 @@ evenslice; bound methods, built-in functions and other callables are not. A user
 the rest.
 
 Nobody vouches for one that stands in a file, such as a configuration. There, only code outside of installed packages
-counts, as `check_stated_in_file` verifies before importing anything: installed packages hold functions that run what they
+counts, as `parse_specification` verifies before importing anything: installed packages hold functions that run what they
 are given (``numpy:load?allow_pickle=True``), and even classes of networks that unpickle a file by its name, so
 neither the kind of an object nor its arguments tell which are harmless. Their networks have other names, such as
 ``timm:resnet18``, or a function of the user's own that returns them.
@@ -51,7 +51,7 @@ from evenslice.networks.weights import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from torch import nn
 
@@ -68,16 +68,21 @@ LIBRARIES = {
 }
 
 
-def parse_specification(text: str, classes: int | None = None, seed: int = 0) -> Specification:
+def parse_specification(
+    text: str, classes: int | None = None, seed: int = 0, *, stated_in_file: bool = False
+) -> Specification:
     """Parse a specification.
 
     Args:
         text: the specification.
         classes: channels of the output; None for the library's default.
         seed: of random parts.
+        stated_in_file: a file, not the user, chose the words. The network of a library may be named anywhere; a function
+            counts if it is code of the user's own, see the module.
 
     Raises:
-        ModelError: it is malformed, sets what evenslice sets, or makes the library read further files or run code.
+        ModelError: it is malformed, sets what evenslice sets, or makes the library read further files or run code; or a file
+            names a function or class of an installed package.
 
     Example:
         >>> parse_specification("smp:Unet/resnet34?encoder_depth=4").arguments
@@ -94,7 +99,12 @@ def parse_specification(text: str, classes: int | None = None, seed: int = 0) ->
             raise ModelError(
                 f"{text}: a function sets its own classes; pass its arguments as {head}?name=value"
             )
-        return Specification(text, "", head, arguments, None, seed)
+        specification = Specification(text, "", head, arguments, None, seed)
+        if stated_in_file:
+            with _one_line(specification), importable_here():
+                _refuse_installed(specification, library)
+                _refuse_installed(specification, _find_builder(specification).__module__)
+        return specification
     if taken := sorted(known.reserved & arguments.keys()):
         raise ModelError(
             f"{text}: {taken[0]} is not allowed here: {option('weights')} and {option('classes')} decide"
@@ -106,26 +116,6 @@ def parse_specification(text: str, classes: int | None = None, seed: int = 0) ->
         )
     inputs = known.inputs.get(name.lower(), 3)
     return Specification(text, library, name, arguments, classes, seed, known.classes, inputs)
-
-
-def check_stated_in_file(text: str) -> None:
-    """Check a specification for which a file, not the user, chose the words.
-
-    The network of a library may be named anywhere. A function counts if it is code of the user's own; see
-    the module.
-
-    Raises:
-        ModelError: it is malformed, or names a function or class of an installed package.
-
-    Example:
-        >>> check_stated_in_file("timm:resnet18")
-    """
-    specification = parse_specification(text)
-    if specification.library:
-        return
-    with _one_line(specification), importable_here():
-        _refuse_installed(specification, specification.name.partition(":")[0])
-        _refuse_installed(specification, _find_builder(specification).__module__)
 
 
 def build_network(specification: Specification, *, pretrained: bool = False) -> Built:
@@ -263,6 +253,24 @@ class ModelSource:
     random: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
 
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The random parts that a file of weights lacks although the network's answers depend on them.
+
+        ``"imagenet"`` and ``"none"`` lack nothing that was promised, nor does a file from ``save_network``, which holds the
+        whole network; it may have been trained since it was built.
+        """
+        lacks = bool(self.random) and self.weights not in NO_FILES and read_metadata(self.weights) is None
+        return self._in_answers() if lacks else ()
+
+    @property
+    def untrained(self) -> tuple[str, ...]:
+        """The random parts of a network with ``"imagenet"`` or ``"none"`` on which its answers depend; ``("*",)`` for all."""
+        return self._in_answers() if self.weights in NO_FILES else ()
+
+    def _in_answers(self) -> tuple[str, ...]:
+        return tuple(part for part in self.random if part not in NOT_IN_ANSWERS)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values, ready for JSON."""
         return {**asdict(self), "random": list(self.random), "unused": list(self.unused)}
@@ -276,7 +284,13 @@ class BuiltNetwork(NamedTuple):
 
 
 def build_model(
-    spec: str, weights: str, *, classes: int | None = None, seed: int = 0, inputs: int | None = None
+    spec: str,
+    weights: str,
+    *,
+    classes: int | None = None,
+    seed: int = 0,
+    inputs: int | None = None,
+    most: int | None = None,
 ) -> BuiltNetwork:
     """Build a network with its weights, in evaluation mode.
 
@@ -292,9 +306,11 @@ def build_model(
             is given.
         seed: of the random parts.
         inputs: channels of the input of a network without weights; by default 3.
+        most: largest number of parameters of a library's network, which is known before it takes memory.
 
     Raises:
-        ModelError: the specification is unknown or cannot be built, or its weights are missing, broken or do not fit.
+        ModelError: the specification is unknown or cannot be built, or its weights are missing, broken or do not fit; or it
+            has more parameters.
         ConfigError: ``classes`` is not a whole number.
         MissingExtraError: the library is not installed.
 
@@ -313,6 +329,8 @@ def build_model(
     specification = parse_specification(spec, classes, seed)
     if inputs is not None:
         specification = replace(specification, inputs=inputs)
+    if most is not None and _sketched_size(specification) > most:
+        raise specification.error(f"has more than {most:,} parameters, so it is not the network of the file")
     if weights == "none":
         model, _ = build_network(specification)
         if specification.library:
@@ -326,68 +344,21 @@ def build_model(
     return BuiltNetwork(model.eval(), source)
 
 
-def sketched_size(spec: str, *, classes: int | None = None, inputs: int | None = None) -> int | None:
+def _sketched_size(specification: Specification) -> int:
     """Return how many parameters a library's network has, without the memory that they take.
 
-    Args:
-        spec: which network, which a file of anyone's may have named.
-        classes: as for ``build_model``.
-        inputs: likewise.
-
-    Returns:
-        Their number; None if it takes more to know it: for a function, and where the library needs their values.
-
-    Example:
-        >>> sketched_size("torchvision:vit_h_14"), sketched_size("my_networks:function")
-        (632045800, None)
+    It is 0 where that takes more: for a function, and where the library needs the values of the parameters.
     """
-    library = parse_specification(spec).library
-    if not library:
-        return None
     import torch
 
+    library = LIBRARIES.get(specification.library)
     with suppress(ModelError, ImportError):  # building names the extra
-        importlib.import_module(
-            LIBRARIES[library].package
-        )  # what a library makes when it is imported has to be real
-        with torch.device("meta"):
-            model, _ = build_model(spec, "none", classes=classes, inputs=inputs)
-        return sum(parameter.numel() for parameter in model.parameters())
-    return None
-
-
-def missing_parts(weights: str, random: Sequence[str]) -> tuple[str, ...]:
-    """Return the parts of a network that a file of weights lacks although the network's answers depend on them.
-
-    Args:
-        weights: as requested, as for ``ModelSource``. ``"imagenet"`` and ``"none"`` lack nothing that was promised, nor
-            does a file from ``save_network``, which holds the whole network; it may have been trained since it was built.
-        random: the parts with random weights.
-
-    Example:
-        >>> missing_parts("imagenet", ("decoder",)), missing_parts("encoder.pth", ("decoder",))
-        ((), ('decoder',))
-    """
-    lacks = bool(random) and weights not in NO_FILES and read_metadata(weights) is None
-    return _in_answers(random) if lacks else ()
-
-
-def untrained_parts(weights: str, random: Sequence[str]) -> tuple[str, ...]:
-    """Return the random parts of a network with ``"imagenet"`` or ``"none"`` on which its answers depend.
-
-    Args:
-        weights: as requested.
-        random: the parts with random weights, ``("*",)`` for all.
-
-    Example:
-        >>> untrained_parts("imagenet", ("decoder",)), untrained_parts("trained.safetensors", ("decoder",))
-        (('decoder',), ())
-    """
-    return _in_answers(random) if weights in NO_FILES else ()
-
-
-def _in_answers(parts: Sequence[str]) -> tuple[str, ...]:
-    return tuple(part for part in parts if part not in NOT_IN_ANSWERS)
+        if library is not None:
+            importlib.import_module(library.package)  # what it makes when it is imported has to be real
+            with torch.device("meta"):
+                model, _ = build_network(specification)
+            return sum(parameter.numel() for parameter in model.parameters())
+    return 0
 
 
 def _imagenet(specification: Specification) -> tuple[nn.Module, ModelSource]:

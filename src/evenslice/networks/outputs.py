@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from evenslice._core import ConfigError, EvensliceError, ModelError, import_object, option, reason
+from evenslice._core import EvensliceError, ModelError, option, reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,12 +16,6 @@ if TYPE_CHECKING:
 # Names under which libraries return scores, most likely first: torchvision; transformers' classifiers and segmenters,
 # its depth estimators, its encoders without a head.
 NAMES = ("out", "logits", "predicted_depth", "last_hidden_state")
-
-PROBABILITY = (
-    "returns a probability, between 0 and 1, where a logit is needed, whose sign tells foreground from background; build it "
-    "without its last sigmoid"
-)
-"""What is wrong with a network of one channel that ends in a sigmoid."""
 
 ACTIVATIONS = {"sigmoid": ("SigmoidBackward0", "HardsigmoidBackward0"), "softmax": ("SoftmaxBackward0",)}
 WITHIN_RANGE = (
@@ -165,31 +158,6 @@ def function_name(function: Callable[..., Any]) -> str:
     name = getattr(function, "__qualname__", type(function).__name__)
     module = getattr(function, "__module__", None)
     return f"{module}:{name}" if module and hasattr(function, "__qualname__") else str(name)
-
-
-def find_function(text: str) -> Callable[..., Any]:
-    """Return the function that ``package.module:function`` names; the current directory is importable.
-
-    Raises:
-        ConfigError: it cannot be imported, or is not a plain function of a module that is neither Python's nor
-            evenslice's.
-
-    Example:
-        >>> find_function("torch.nn.functional:relu")(torch.tensor(-3.0))
-        tensor(0.)
-    """
-    path, colon, name = text.partition(":")
-    if not (path and colon and name):
-        raise ConfigError(f"{text!r} names no function; write package.module:function")
-    try:
-        function = import_object(text, text, ConfigError)
-    except EvensliceError:
-        raise
-    except Exception as error:  # a user's module may raise anything
-        raise ConfigError(f"{text}: cannot be imported ({type(error).__name__}: {reason(error)})") from error
-    if not isinstance(function, FunctionType):
-        raise ConfigError(f"{text}: is {type(function).__name__}, not a function")
-    return function
 
 
 def _candidates(output: Any) -> Iterator[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ from torch.nn.parameter import is_lazy
 
 from evenslice._core import EvensliceError, ModelError, reason
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 Answer = Callable[[Tensor], Mapping[Any, Tensor]]
 
 ABOUT_INPUT = (RuntimeError, ValueError, AssertionError, IndexError, TypeError, MemoryError)
@@ -25,17 +24,18 @@ GENERATORS = ("cuda", "xpu")
 
 
 @contextmanager
-def reporting_own_errors(label: str) -> Iterator[None]:
-    """Turn what the code of a network raises into one line, except errors about its input, which say what is wrong with that.
+def reporting_own_errors(label: str, rejected: Callable[[str], str]) -> Iterator[None]:
+    """Turn what the code of a network raises into one line.
 
     Args:
         label: the network, as the user knows it.
+        rejected: says, given an error about its input, what it rejects, and what would be right.
 
     Raises:
-        ModelError: the block raised an error that no other input would avoid, as a rule.
+        ModelError: the block raised an error.
 
     Example:
-        >>> with reporting_own_errors("Net"):
+        >>> with reporting_own_errors("Net", "rejects it: {}".format):
         ...     {}["mask"]
         Traceback (most recent call last):
         ...
@@ -43,21 +43,28 @@ def reporting_own_errors(label: str) -> Iterator[None]:
     """
     try:
         yield
-    except (EvensliceError, *ABOUT_INPUT):
+    except EvensliceError:
         raise
+    except ABOUT_INPUT as error:
+        raise ModelError(f"{label}: {rejected(reason(error))}") from error
     except Exception as error:  # anything, as in any code
         raise ModelError(
             f"{label}: fails in its forward pass ({type(error).__name__}: {reason(error)}); correct it"
         ) from error
 
 
-def require_network(model: object) -> None:
+def require_network(model: object, *, values: bool = False, meta: bool = False) -> None:
     """Refuse what is no network, such as its name, its weights, or all that ``load_network`` returns.
 
     A network of TorchScript is refused, too: it can be neither changed nor copied and frozen as a module.
 
+    Args:
+        model: the network.
+        values: refuse parameters without values, too, as on "meta" or in lazy layers.
+        meta: but let it be on "meta", or parts of it.
+
     Raises:
-        ModelError: it is not a torch.nn.Module.
+        ModelError: it is not a torch.nn.Module, or one without values.
 
     Example:
         >>> require_network(nn.Conv2d(3, 8, 3))
@@ -75,23 +82,7 @@ def require_network(model: object) -> None:
             "the network is a module of TorchScript; give the torch.nn.Module that it was made from, or a function that calls "
             "it: lambda windows: network(torch.from_numpy(windows))"
         )
-
-
-def require_values(model: nn.Module, *, meta: bool = False) -> None:
-    """Refuse what cannot be changed: no network, or parameters without values, as on "meta" or in lazy layers.
-
-    Args:
-        model: the network.
-        meta: whether it may be on "meta", or parts of it.
-
-    Raises:
-        ModelError: it is one.
-
-    Example:
-        >>> require_values(nn.Conv2d(3, 8, 3))
-    """
-    require_network(model)
-    tensors = [*model.named_parameters(), *model.named_buffers()]
+    tensors = [*model.named_parameters(), *model.named_buffers()] if values else []
     if without := [name for name, tensor in tensors if is_lazy(tensor) or (tensor.is_meta and not meta)]:
         raise ModelError(
             f"the network {type(model).__name__} has parameters without values ({without[0]!r}); load its weights, or run it "
@@ -100,13 +91,20 @@ def require_values(model: nn.Module, *, meta: bool = False) -> None:
 
 
 @contextmanager
-def keep_generators(devices: Iterable[torch.device]) -> Iterator[None]:
+def keep_generators(devices: Iterable[torch.device], seed: int | None = None) -> Iterator[None]:
     """Restore torch's generator of the CPU, and those of some devices, after the block.
+
+    Args:
+        devices: the devices.
+        seed: for all of them at the beginning; `torch.manual_seed` would seed those of other devices, too.
 
     Example:
         >>> state = torch.get_rng_state()
-        >>> with keep_generators([]):
-        ...     _ = torch.rand(2)
+        >>> with keep_generators([], seed=3):
+        ...     first = torch.rand(2)
+        >>> with keep_generators([], seed=3):
+        ...     torch.equal(first, torch.rand(2))
+        True
         >>> torch.equal(state, torch.get_rng_state())
         True
     """
@@ -117,19 +115,12 @@ def keep_generators(devices: Iterable[torch.device]) -> Iterator[None]:
             stack.enter_context(torch.random.fork_rng(own, device_type=kind))
         if any(device.type == "mps" for device in devices):  # whose functions take no device
             stack.callback(torch.mps.set_rng_state, torch.mps.get_rng_state())
+        if seed is not None:
+            _seed(devices, seed)
         yield
 
 
-def seed_generators(devices: Iterable[torch.device], seed: int) -> None:
-    """Seed torch's generator of the CPU, and those of some devices; `torch.manual_seed` would seed all there are.
-
-    Example:
-        >>> seed_generators([torch.device("cpu")], 3)
-        >>> first = torch.rand(2)
-        >>> seed_generators([torch.device("cpu")], 3)
-        >>> torch.equal(first, torch.rand(2))
-        True
-    """
+def _seed(devices: Iterable[torch.device], seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     for device in devices:
         if device.type in GENERATORS:
@@ -138,33 +129,6 @@ def seed_generators(devices: Iterable[torch.device], seed: int) -> None:
                 generators[device.index or 0].manual_seed(seed)
         elif device.type == "mps":
             torch.mps.manual_seed(seed)
-
-
-def layer_label(name: str, module: nn.Module) -> str:
-    """Return a layer's name and type, for messages.
-
-    Example:
-        >>> layer_label("stem.0", nn.ReLU()), layer_label("", nn.ReLU())
-        ('stem.0 (ReLU)', 'ReLU')
-    """
-    return f"{name} ({type(module).__name__})" if name else type(module).__name__
-
-
-def with_gradients(function: _Function) -> _Function:
-    """Let a function run as by default, also when called within ``torch.no_grad`` or ``torch.inference_mode``.
-
-    In inference mode ``torch.enable_grad`` has no effect, so nothing can be attributed nor traced to the image; and the
-    tensors that are made there can never be trained.
-
-    Example:
-        >>> @with_gradients
-        ... def weight():
-        ...     return torch.nn.Parameter(torch.ones(2))
-        >>> with torch.inference_mode():
-        ...     weight().sum().requires_grad, weight().is_inference()
-        (False, False)
-    """
-    return torch.inference_mode(mode=False)(function)
 
 
 FULL = ("none", "ieee")
@@ -219,16 +183,6 @@ def _set_precision(convolutions: bool, products: str, names: list[str]) -> None:
     for operation, name in zip(_operations(), names, strict=True):
         if operation.fp32_precision != name:
             operation.fp32_precision = name
-
-
-def as_float64(tensor: Tensor) -> Tensor:
-    """Return a tensor in float64, where it is; on the CPU if its device, Apple's, has no float64.
-
-    Example:
-        >>> as_float64(torch.ones(1))
-        tensor([1.], dtype=torch.float64)
-    """
-    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 MOST_NAMED = 5
@@ -321,7 +275,8 @@ def _unlike_layers(model: nn.Module, answer: Answer, batch: Tensor, row: int, li
         )
     ]
     inner = [name for name in found if not any(item != name and _lies_in(item, name) for item in found)]
-    return [layer_label(name, model.get_submodule(name)) for name in inner]
+    kinds = {name: type(model.get_submodule(name)).__name__ for name in inner}
+    return [f"{name} ({kind})" if name else kind for name, kind in kinds.items()]
 
 
 def _lies_in(name: str, part: str) -> bool:

@@ -49,14 +49,20 @@ class WeightsFile:
     """A state dict and where it came from.
 
     Attributes:
+        path: the file.
         state: tensors on the CPU by their key.
         metadata: what evenslice wrote into it; None for any other file.
-        origin: the file's digest, ``"sha256:..."``.
+        origin: its digest, ``"sha256:..."``.
     """
 
+    path: Path
     state: State
     metadata: str | None
     origin: str
+
+    def fill(self, model: nn.Module, target: str) -> Filled:
+        """Load the tensors into a network, which is ``target``; see ``fill_network``."""
+        return fill_network(model, self.state, source=str(self.path), target=target)
 
 
 def read_weights(path: str | os.PathLike[str]) -> WeightsFile:
@@ -95,7 +101,7 @@ def read_weights(path: str | os.PathLike[str]) -> WeightsFile:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror or reason(error)})") from error
-    return WeightsFile(state, read_metadata(path), f"sha256:{digest}")
+    return WeightsFile(path, state, read_metadata(path), f"sha256:{digest}")
 
 
 def read_metadata(path: str | os.PathLike[str]) -> str | None:
@@ -243,8 +249,8 @@ def package_advice(architecture: str | None) -> str:
 AVERAGED = "evenslice_mirror_average"
 """Buffer of a module after which a network averages over a window and its mirror, so that its state dict says so."""
 
-TIED = "evenslice_tied"
-"""Buffer of a tied weight, as long as there are slices in its mean."""
+MARKS = (AVERAGED, "evenslice_tied")
+"""Buffers that say what evenslice did to a network, and have no values."""
 
 # What wrappers put before every key of a state dict.
 PREFIXES = ("model.", "module.", "net.", "_orig_mod.")
@@ -346,6 +352,8 @@ def place_averages(model: nn.Module, keys: Iterable[str], *, source: str) -> Non
         >>> list(model.state_dict())
         ['0.evenslice_mirror_average']
     """
+    import torch
+
     modules = dict(model.named_modules())
     for key in keys:
         names = [each.removesuffix(AVERAGED).removesuffix(".") for each in (key, _flat(key))]
@@ -355,28 +363,7 @@ def place_averages(model: nn.Module, keys: Iterable[str], *, source: str) -> Non
                 f"{source}: is of a network that averages over a window and its mirror after {_shown(names[0])}, which "
                 f"{type(model).__name__} lacks; name the network that was saved"
             )
-        mark_average(model, modules[name])
-
-
-def mark_average(model: nn.Module, module: nn.Module) -> bool:
-    """Give a module of a network the buffer ``AVERAGED``; return False if it has it already."""
-    import torch
-
-    if AVERAGED in dict(module.named_buffers(recurse=False)):
-        return False
-    device = next((parameter.device for parameter in model.parameters() if not parameter.is_meta), "cpu")
-    module.register_buffer(AVERAGED, torch.zeros((), dtype=torch.uint8, device=device))
-    return True
-
-
-def is_mark(key: str) -> bool:
-    """Say whether a key of a state dict is of a buffer that says what evenslice did to a network, and has no values.
-
-    Example:
-        >>> is_mark("encoder.relu.evenslice_mirror_average"), is_mark("encoder.conv1.weight")
-        (True, False)
-    """
-    return key.endswith((AVERAGED, TIED))
+        modules[name].register_buffer(AVERAGED, torch.zeros((), dtype=torch.uint8, device="cpu"))
 
 
 def differing_sizes(state: State, network: State, *, inputs: int = 3) -> tuple[int | None, int | None]:
@@ -444,12 +431,12 @@ class _View:
         return [
             key
             for key in self.wanted
-            if key not in self.state and not key.endswith("num_batches_tracked") and not is_mark(key)
+            if key not in self.state and not key.endswith("num_batches_tracked") and not key.endswith(MARKS)
         ]
 
     @property
     def unexpected(self) -> list[str]:
-        return [key for key in self.state if key not in self.wanted and not is_mark(key)]
+        return [key for key in self.state if key not in self.wanted and not key.endswith(MARKS)]
 
     @property
     def reshaped(self) -> list[str]:

@@ -29,20 +29,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import BackwardCFunction
 from torch.utils._pytree import tree_map, tree_map_only
 
-from evenslice._core import ModelError, did_you_mean, option
-from evenslice.networks import AVERAGED, detections, layer_label, mark_average
+from evenslice._core import ModelError, did_you_mean
+from evenslice.networks import AVERAGED, detections
 from evenslice.neutralizing.record import uncompiled
-from evenslice.neutralizing.running import run_network
-from evenslice.neutralizing.stems import graph_nodes, recorded_graph
+from evenslice.neutralizing.running import layer_label, random_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import ExitStack
-
-    from evenslice.neutralizing.stems import Stem
 
 _ACTIVE = "evenslice_mirror_active"
 """Attribute of every module with a hook: whether its hook does anything."""
@@ -61,14 +57,6 @@ OUTPUT = "output"
 
 ENCODERS = ("encoder", "backbone", "features")
 """Names that libraries give to the part that turns the image into features, most likely first."""
-
-# Nodes of the autograd graph by the start of their names: activations, and what combines pixels or channels by weights.
-ACTIVATIONS = (
-    *("Relu", "Hardtanh", "Silu", "Gelu", "Hardswish", "LeakyRelu", "Elu", "Mish", "PreluKernel", "Softplus"),
-    *("Sigmoid", "Hardsigmoid", "Tanh", "Clamp", "Threshold", "LogSigmoid", "Celu", "Rrelu", "Glu"),
-    *("Hardshrink", "Softshrink", "Abs"),  # the last in softsign
-)
-LAYERS = ("Convolution", "MkldnnConvolution", "Addmm", "Mm", "Bmm", "Mv", "Baddbmm", "Linear")
 
 SAME_OBJECT = 0.5
 """Intersection over union from which two boxes of one class, each the other's nearest, are one object."""
@@ -99,7 +87,9 @@ def average_mirrored(model: nn.Module, cuts: Sequence[str], undo: ExitStack) -> 
     modules = [uncompiled(model.get_submodule(name)) for name in cuts]
     for module in modules:
         undo.callback(module.register_forward_hook(_average).remove)
-        if mark_average(model, module):
+        if AVERAGED not in dict(module.named_buffers(recurse=False)):  # else a state dict has brought it
+            device = random_image(model, ()).device
+            module.register_buffer(AVERAGED, torch.zeros((), dtype=torch.uint8, device=device))
             undo.callback(delattr, module, AVERAGED)
     undo.callback(model.register_forward_hook(_end_call, always_call=True).remove)
     transform = getattr(model, "transform", None)  # of a detector of torchvision
@@ -133,24 +123,6 @@ def averages_due(model: nn.Module) -> tuple[str, ...]:
         for name, module in model.named_modules()
         if AVERAGED in dict(module.named_buffers(recurse=False)) and _ACTIVE not in vars(module)
     )
-
-
-def copy_average(old: nn.Module, new: nn.Module) -> None:
-    """Let a module that takes the place of another average what it returns if that one did.
-
-    Example:
-        >>> from contextlib import ExitStack
-        >>> network = nn.Sequential(nn.Conv2d(3, 1, 1), nn.ReLU())
-        >>> average_mirrored(network, ["1"], ExitStack())
-        >>> copy_average(network[1], other := nn.GELU())
-        >>> network[1] = other
-        >>> window = torch.rand(1, 3, 4, 4)
-        >>> torch.equal(network(window), network(window.flip(1)))
-        True
-    """
-    if _ACTIVE in vars(old):
-        new.register_forward_hook(_average)
-        setattr(new, _ACTIVE, getattr(old, _ACTIVE))
 
 
 @contextmanager
@@ -399,112 +371,6 @@ def find_cut(model: nn.Module, at: str) -> str:
         raise ModelError(f"the network has no module {at!r}; {did_you_mean(at, [OUTPUT, *names])}")
     _, _, name = min(found)
     return str(name)
-
-
-def find_activations(model: nn.Module, stems: Sequence[Stem], image: Tensor) -> tuple[str, ...]:
-    """Return the modules after which the activation of each stem is complete.
-
-    That is the first module to return the stem's output after an activation, and after no other layer with weights
-    but a norm. Where a network applies the activation by a function, or by a module that it uses elsewhere too, it is
-    the part that holds both, or a pooling layer after it. Call it inside `evenslice.neutralizing.running.exact_evaluation`.
-
-    Args:
-        model: the network.
-        stems: its stems, as they are in it.
-        image: (1, slices, y, x), on the meta device for a pass of shapes alone.
-
-    Raises:
-        ModelError: no activation follows a stem, or only one that the network uses elsewhere too.
-
-    Example:
-        >>> from evenslice.neutralizing.stems import find_stems
-        >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1)).eval()
-        >>> find_activations(network, find_stems(network).items, torch.zeros(1, 3, 8, 8))
-        ('2',)
-    """
-    finished: list[tuple[str, Any]] = []
-
-    def note(name: str, output: Any) -> None:
-        if isinstance(output, Tensor) and output.grad_fn is not None:
-            finished.append((name, output.grad_fn))
-
-    with recorded_graph(model) as stack:
-        for name, module in model.named_modules():
-            handle = module.register_forward_hook(lambda _, __, output, name=name: note(name, output))
-            stack.callback(handle.remove)
-            if getattr(module, "inplace", None) is True:  # which hides an activation of a view from the graph
-                module.inplace = False
-                stack.callback(setattr, module, "inplace", True)
-        run_network(model, image.clone())
-    starts = {stem.name: next((node for name, node in finished if name == stem.name), None) for stem in stems}
-    reused = _reused(finished, frozenset(starts))
-    return tuple(dict.fromkeys(_activation_of(stem, starts, finished, reused) for stem in stems))
-
-
-def _reused(finished: Sequence[tuple[str, Any]], stems: frozenset[str]) -> frozenset[str]:
-    """Return the modules that run again behind one of their own calls, or behind a layer that is no stem.
-
-    Their later calls would get what the first has averaged. They cannot be told apart in a call: checkpointing runs
-    one again in the backward pass.
-    """
-    starts = frozenset(node for name, node in finished if name in stems)
-    calls: dict[str, set[Any]] = {}
-    for name, node in finished:
-        calls.setdefault(name, set()).add(node)
-    return frozenset(
-        name
-        for name, nodes in calls.items()
-        if len(nodes) > 1
-        and any(
-            each in nodes or (_is_layer(each) and each not in starts)
-            for node in nodes
-            for each in set(_between(node, starts)) - {node}
-        )
-    )
-
-
-def _activation_of(
-    stem: Stem, starts: Mapping[str, Any], finished: Sequence[tuple[str, Any]], reused: frozenset[str]
-) -> str:
-    """Return the first module after the activation of a stem, from the modules in the order in which they end."""
-    shared, start, stems = "", starts[stem.name], frozenset(starts.values())
-    for name, node in finished:
-        between = set(_between(node, stems))
-        if start not in between or node is start:
-            continue
-        if any(_is_layer(each) for each in between - stems):
-            break
-        if name and any(_is_activation(each) for each in between):
-            if name not in reused:
-                return name
-            shared = shared or name
-    why, place = f"no activation follows the layer {stem.label}", "place"
-    if shared:
-        why, place = (
-            f"the network uses the activation {shared} after the layer {stem.label} elsewhere too",
-            "single place",
-        )
-    raise ModelError(
-        f"{why}, so the strategy 'twin' has no {place} to average; "
-        f"choose another strategy, such as 'mirror', or symmetrize the network instead ({option('symmetrize', 'output')})"
-    )
-
-
-def _between(node: Any, stems: frozenset[Any]) -> Iterator[Any]:
-    """Yield the nodes of an autograd graph that lead from stems to ``node``, and others beside them.
-
-    The walk ends at stems and at layers, so it stays short.
-    """
-    return graph_nodes([node], lambda current: current in stems or _is_layer(current))
-
-
-def _is_layer(node: Any) -> bool:
-    return type(node).__name__.startswith(LAYERS)
-
-
-def _is_activation(node: Any) -> bool:
-    """Say whether a node is an activation; libraries write some as functions with a gradient of their own."""
-    return type(node).__name__.startswith(ACTIVATIONS) or isinstance(node, BackwardCFunction)
 
 
 def average_detections(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Tensor]:

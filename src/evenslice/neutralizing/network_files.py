@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -20,7 +19,6 @@ from torch import nn
 
 from evenslice._core import (
     UNREADABLE,
-    ConfigError,
     ModelError,
     OutputError,
     local_path,
@@ -32,34 +30,37 @@ from evenslice._core import (
 )
 from evenslice.networks import (
     METADATA_KEY,
-    NO_FILES,
-    TIED,
     ModelSource,
     build_model,
-    fill_network,
     parse_specification,
     read_metadata,
     read_weights,
-    sketched_size,
-    with_gradients,
 )
 from evenslice.neutralizing.averages import average_mirrored, averages_due
-from evenslice.neutralizing.neutralization import KnownInput, inspect_network, neutralize
+from evenslice.neutralizing.neutralization import inspect_network, neutralize
 from evenslice.neutralizing.record import Record, keep_record, record_of, record_with_names, unwrapped
-from evenslice.neutralizing.rewriting import MIXER, ChannelScaling, find_scaling, mix, shape_stems, tie_stem
+from evenslice.neutralizing.rewriting import (
+    MIXER,
+    ChannelScaling,
+    Request,
+    find_scaling,
+    mix,
+    shape_stems,
+    tie_stem,
+)
 from evenslice.neutralizing.running import exact_evaluation
 from evenslice.neutralizing.stems import accepted_input
-from evenslice.neutralizing.strategies import is_tied
+from evenslice.neutralizing.strategies import TIED, find_strategy, is_tied
 from evenslice.neutralizing.symmetrization import restore_average, symmetrize as make_symmetric
 from evenslice.volumes import Reading
 
 if TYPE_CHECKING:
     import os
+    from pathlib import Path
 
     from torch import Tensor
 
-    from evenslice.neutralizing.input_path import Layout
-    from evenslice.neutralizing.stems import Stem
+    from evenslice.neutralizing.stems import Layout, Stem
 
 DRAWN = ("shuffle", "reinit", "random")  # strategies with a seed
 FORMAT = 1
@@ -81,7 +82,7 @@ class LoadedNetwork(NamedTuple):
     source: ModelSource
 
 
-@with_gradients
+@torch.inference_mode(mode=False)  # what is made in it can be trained, and explained
 def load_network(  # what to build, and one argument for each choice of neutralize
     spec: str,
     weights: str | None = None,
@@ -135,17 +136,16 @@ def load_network(  # what to build, and one argument for each choice of neutrali
         (0.5, 0.5, 'imagenet')
     """
     seed = whole_number("seed", seed, least=0)
-    spec, weights = find_in_folder(spec, weights)
+    spec, weights = _find_in_folder(spec, weights)
     if read_metadata(weights) is not None:
         if mean is not None or std is not None:
             raise ModelError(
                 f"{weights}: states its own mean and std; leave out {option('mean')} and {option('std')}"
             )
-        asked = {"slices": slices, "strategy": strategy, "tie": tie, "classes": classes}
-        if isinstance(strategy, str) and strategy == "pretrained":
-            del asked["strategy"]
-        elif isinstance(strategy, str) and strategy in DRAWN and seed != 0:  # callers pass the default too
-            asked["seed"] = seed
+        named = strategy if isinstance(strategy, str) else None
+        asked: dict[str, Any] = {"slices": slices, "tie": tie, "classes": classes}
+        asked["strategy"] = None if named == "pretrained" else strategy
+        asked["seed"] = seed or None if named in DRAWN else None  # callers pass the default too
         loaded = _load_saved(spec, weights, asked)
     else:
         model, source = build_model(spec, weights, classes=classes, seed=seed)
@@ -192,7 +192,6 @@ def _load_saved(spec: str, weights: str, asked: Mapping[str, Any]) -> LoadedNetw
     """Load a file of `save_network`, which may be anyone's."""
     file = read_weights(weights)
     record, saved = _parsed(weights, file.metadata or "")
-    parse_specification(spec, asked["classes"])  # of a function, nobody can ask for classes
     _check_asked(spec, weights, asked, record, saved)
     classes = saved.classes if saved is not None and saved.classes is not None else asked["classes"]
     inputs = None  # its stems get a shape of their own afterwards
@@ -200,11 +199,10 @@ def _load_saved(spec: str, weights: str, asked: Mapping[str, Any]) -> LoadedNetw
         inputs = record.slices
     elif saved is not None and record.stems == (MIXER,):
         inputs = saved.inputs
-    _check_declared(weights, file.state, record, sketched_size(spec, classes=classes, inputs=inputs) or 0)
-    model, source = build_model(spec, "none", classes=classes, inputs=inputs)
+    most = 16 * sum(tensor.numel() for tensor in file.state.values()) + 2**20  # else its file is too small
+    model, source = build_model(spec, "none", classes=classes, inputs=inputs, most=most)
     shaped = _shape_stems(model, source, record, weights, file.state) if record.stems else ()
-    target = spec if asked["classes"] is None else f"{spec} with {classes} classes"
-    filled = fill_network(model, file.state, source=weights, target=target)
+    filled = file.fill(model, spec if asked["classes"] is None else f"{spec} with {classes} classes")
     if filled.random:
         raise ModelError(f"{weights}: lacks the network's {', '.join(filled.random)}; save the network again")
     if missing := set(record.symmetrized) - dict(model.named_modules()).keys():
@@ -220,18 +218,6 @@ def _load_saved(spec: str, weights: str, asked: Mapping[str, Any]) -> LoadedNetw
     return LoadedNetwork(model, record, replace(source, random=() if saved is None else saved.random))
 
 
-def _check_declared(weights: str, state: Mapping[str, Tensor], record: Record, size: int) -> None:
-    """Refuse a file that names more parameters or slices than it holds, before a network of that size is built."""
-    if size > 16 * sum(tensor.numel() for tensor in state.values()) + 2**20:
-        raise ModelError(f"{weights}: is too small for its network; name the network that was saved in it")
-    for name in record.stems:
-        weight = state.get(f"{name}.weight" if name else "weight")
-        if weight is None or weight.ndim < 2 or weight.shape[1] % record.slices:
-            raise ModelError(
-                f"{weights}: has no weights for {record.slices} slices in {name!r:.100}; save the network again"
-            )
-
-
 def _shape_stems(
     model: nn.Module, source: ModelSource, record: Record, weights: str, state: Mapping[str, Tensor]
 ) -> tuple[tuple[Stem, Layout], ...]:
@@ -243,19 +229,16 @@ def _shape_stems(
             scaling = ChannelScaling((0.0,) * channels, (1.0,) * channels)
             mixer = mix(model, scaling, record.slices, None, undo)
             return ((mixer.stem, mixer.layout),)
-        stems = inspect_network(model, KnownInput(whole=False)).stems
+        as_it_is = find_strategy("pretrained", record.slices)
+        stems = inspect_network(model, Request(record.slices, as_it_is, check="stems")).stems
         names = tuple(stem.name for stem in stems.items)
         if names != record.stems:
             raise ModelError(
                 f"{weights}: was saved with the stems {', '.join(record.stems)}, but {source.spec} has {', '.join(names)}"
             )
         shaped = shape_stems(model, stems, record.slices, undo)
-        for (
-            stem,
-            _,
-        ) in (
-            shaped
-        ):  # a normalization may have been folded into a bias that the library's network does not have
+        for stem, _ in shaped:
+            # A normalization may have been folded into a bias that the library's network does not have.
             layer, name = stem.module, f"{stem.name}.bias" if stem.name else "bias"
             if layer.bias is None and name in state:
                 layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))
@@ -288,7 +271,7 @@ def save_network(
 
     Raises:
         ModelError: the network has no record, or is none.
-        ConfigError: an entry of ``reading`` is unknown, or cannot be right; or ``source`` is something else.
+        ConfigError: an entry of ``reading`` cannot be right.
         OutputError: the path has another suffix, exists, or cannot be written.
 
     Example:
@@ -300,29 +283,31 @@ def save_network(
         >>> again.record == record
         True
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     if record is None:
         model, _ = unwrapped(model)
         record = record_with_names(model)
     if record is None:
         raise ModelError("the network has no record; call evenslice.neutralize on it before saving it")
-    _check_name(path)
-    with staged_file(path, force=force) as beside:
-        _write(model, beside, _saved_text(record, source, reading, run), label=path)
-
-
-def _write(model: nn.Module, path: Path, metadata: str, *, label: str | os.PathLike[str]) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    path.touch()
-    usual = path.stat().st_mode  # safetensors makes files that only their owner may read
+    if local_path(path).suffix != ".safetensors":
+        raise OutputError(f"{path}: networks are written as .safetensors; choose this suffix")
     try:
-        save_file(_plain_state(model), path, {METADATA_KEY: metadata})
-    except SafetensorError as error:
-        raise OutputError(
-            f"{label}: cannot be written ({reason(error)}); make room, or choose a place where you may write"
-        ) from error
-    path.chmod(stat.S_IMODE(usual))
+        str(path).encode()
+    except UnicodeEncodeError:  # safetensors writes such a file, and then reads it no more
+        raise OutputError(f"{path}: is not UTF-8, as safetensors needs; choose another name") from None
+    metadata = {METADATA_KEY: _metadata(record, source, reading, run)}
+    with staged_file(path, force=force) as beside:
+        beside.touch()
+        usual = beside.stat().st_mode  # safetensors makes files that only their owner may read
+        try:
+            save_file(_plain_state(model), beside, metadata)
+        except SafetensorError as error:
+            raise OutputError(
+                f"{path}: cannot be written ({reason(error)}); make room, or choose a place where you may write"
+            ) from error
+        beside.chmod(stat.S_IMODE(usual))
 
 
 def _plain_state(model: nn.Module) -> dict[str, Tensor]:
@@ -337,53 +322,7 @@ def _plain_state(model: nn.Module) -> dict[str, Tensor]:
     return {key: tensor.detach().cpu().contiguous().clone() for key, tensor in state.items()}
 
 
-def _check_name(path: str | os.PathLike[str]) -> None:
-    if local_path(path).suffix != ".safetensors":
-        raise OutputError(f"{path}: networks are written as .safetensors; choose this suffix")
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:  # safetensors writes such a file, and then reads it no more
-        raise OutputError(f"{path}: is not UTF-8, as safetensors needs; choose another name") from None
-
-
-def neutralize_file(
-    spec: str,
-    weights: str,
-    out: str | os.PathLike[str],
-    options: Mapping[str, Any],
-    *,
-    reading: Reading | Mapping[str, Any] | None = None,
-    force: bool = False,
-) -> Record:
-    """Neutralize or symmetrize a network from its weights into a file, as ``evenslice neutralize`` does.
-
-    Args:
-        spec: which network; see ``evenslice.networks.specification``.
-        weights: ``"imagenet"``, ``"none"``, or the path of a file or folder, which stays as it is.
-        out: the file to write, ``.safetensors``.
-        options: those of ``load_network``, by name.
-        reading: how the network reads volumes, as for ``save_network``.
-        force: overwrite an existing file.
-
-    Returns:
-        What was done.
-
-    Raises:
-        ModelError: see ``load_network``.
-        ConfigError: see ``load_network``.
-        OutputError: the file exists, cannot be written, or contains the weights.
-    """
-    spec, weights = find_in_folder(spec, weights)
-    if Path(weights).is_file() and Path(out).exists() and Path(out).samefile(weights):
-        raise OutputError(f"{out}: is the file of weights to read; write to another file")
-    _check_name(out)
-    with staged_file(out, force=force) as beside:
-        loaded = load_network(spec, weights, **options)
-        _write(loaded.model, beside, _saved_text(loaded.record, loaded.source, reading), label=out)
-    return loaded.record
-
-
-def find_in_folder(spec: str, weights: str | None) -> tuple[str, str]:
+def _find_in_folder(spec: str, weights: str | None) -> tuple[str, str]:
     """Return the specification of a network and its file of weights, of which a folder holds the file, or both.
 
     Args:
@@ -392,16 +331,12 @@ def find_in_folder(spec: str, weights: str | None) -> tuple[str, str]:
 
     Raises:
         ModelError: without weights: there is no such folder or file, or it does not name a network of a library.
-
-    Example:
-        >>> find_in_folder("timm:resnet18", "imagenet")
-        ('timm:resnet18', 'imagenet')
     """
     spec, weights = path_text(spec, "a network"), None if weights is None else path_text(weights, "weights")
     folder = local_path(spec if weights is None else weights, ModelError)
     file = folder if weights is None and folder.is_file() else folder / FOLDER_WEIGHTS
     if weights is not None:
-        found = weights not in NO_FILES and file.is_file()
+        found = weights not in ("imagenet", "none") and file.is_file()
         return spec, str(file) if found else weights
     if not file.is_file():
         raise ModelError(
@@ -423,24 +358,17 @@ def _named_in(file: Path) -> str:
     return source.spec
 
 
-def _saved_text(
+def _metadata(
     record: Record,
     source: ModelSource | None,
     reading: Reading | Mapping[str, Any] | None,
-    run: Mapping[str, str] | None = None,
+    run: Mapping[str, str] | None,
 ) -> str:
-    """Return the metadata of a network's file; the arguments are those of ``save_network``.
-
-    Raises:
-        ConfigError: an entry of ``reading`` is unknown, or cannot be right.
-    """
+    """Return the metadata of a network's file; the arguments are those of ``save_network``."""
     document: dict[str, Any] = {"format": FORMAT, "version": version("evenslice"), "record": record.to_dict()}
     document["source"] = None if source is None else source.to_dict()
     if reading:
-        try:
-            read = reading if isinstance(reading, Reading) else Reading(**reading)
-        except TypeError as error:  # an entry that there is not
-            raise ConfigError(f"{option('reading')}: {reason(error)}") from error
+        read = reading if isinstance(reading, Reading) else Reading(**reading)
         document["reading"] = read.to_plain()
     if run:
         document["run"] = dict(run)

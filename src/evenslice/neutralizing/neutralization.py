@@ -13,7 +13,6 @@ Example:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,57 +20,30 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evenslice._core import (
-    ConfigError,
-    EvensliceError,
-    ModelError,
-    check_known,
-    option,
-    reason,
-    whole_number,
-)
-from evenslice.networks import StemKernels, require_network, require_values, with_gradients
+from evenslice._core import ConfigError, EvensliceError, ModelError, check_known, option, reason, whole_number
+from evenslice.networks import StemKernels, require_network
 from evenslice.neutralizing import rewriting, verification
-from evenslice.neutralizing.averages import (
-    average_mirrored,
-    averages_mirrored,
-    find_activations,
-    without_mirror,
-)
-from evenslice.neutralizing.input_path import interior, probe, run_to_stems
+from evenslice.neutralizing.averages import average_mirrored, averages_mirrored, without_mirror
 from evenslice.neutralizing.record import CHECKS, Record, forget_ties, record_of, replace_record, uncompiled
-from evenslice.neutralizing.running import exact_evaluation, failing_layer, is_on_meta, random_image
-from evenslice.neutralizing.stems import Stems, accepted_input, find_stems, plain_stems, trace, trace_dry
+from evenslice.neutralizing.running import exact_evaluation, random_image
+from evenslice.neutralizing.stems import (
+    Stems,
+    accepted_input,
+    find_stems,
+    interior,
+    plain_stems,
+    probe,
+    run_to_stems,
+    trace,
+    trace_dry,
+)
 from evenslice.neutralizing.strategies import MIXER_HINT, check_tie, find_strategy, is_tied, untie_weight
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from contextlib import ExitStack
 
     from numpy.typing import NDArray
-
-ChannelValues = float | Sequence[float] | None
-
-
-@dataclass(frozen=True)
-class KnownInput:
-    """What is known in advance of a network's input and output.
-
-    Attributes:
-        mean: by which the user says that the channels were centred, one value for each or one for all.
-        std: by which they were divided afterwards, likewise.
-        size: in-plane size (y, x) in pixels that the user requests.
-        record: of an earlier change.
-        outputs: maps what the network returns to one tensor; None for the rules of `evenslice.networks.logits`.
-        whole: verify the outputs of the whole network, not of its stems alone.
-    """
-
-    mean: ChannelValues = None
-    std: ChannelValues = None
-    size: tuple[int, int] | None = None
-    record: Record | None = None
-    outputs: Callable[[Any], Any] | None = None
-    whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -91,15 +63,15 @@ class Inspection:
     stem_outputs: tuple[tuple[Tensor, ...], ...] = ()
 
 
-@with_gradients
+@torch.inference_mode(mode=False)  # what is made in it can be trained, and explained
 def neutralize(  # what to do, what is known of the network, and how to check
     model: nn.Module,
     slices: int = 3,
     *,
     strategy: str | Sequence[float] = "uniform",
     tie: str | None = None,
-    mean: ChannelValues = None,
-    std: ChannelValues = None,
+    mean: rewriting.ChannelValues = None,
+    std: rewriting.ChannelValues = None,
     seed: int = 0,
     size: tuple[int, int] | None = None,
     check: str = "network",
@@ -118,7 +90,7 @@ def neutralize(  # what to do, what is known of the network, and how to check
     on such a stem that only watch it do not come along: register them again. One that changes its input or output is an
     error.
     Normalizations before the stems are removed, or made to treat all slices alike (see
-    `evenslice.neutralizing.input_path`). The strategy "mixer" leaves the stems alone and puts a layer before the
+    `evenslice.neutralizing.stems`). The strategy "mixer" leaves the stems alone and puts a layer before the
     network (see `evenslice.neutralizing.rewriting`). The strategy "twin" makes the network average over a window and its
     mirror after the activation of each stem (see `evenslice.neutralizing.averages`); `symmetrize` does that
     anywhere else.
@@ -133,7 +105,7 @@ def neutralize(  # what to do, what is known of the network, and how to check
             record of an earlier `neutralize`, else as for the pretrained weights, else 0. If the pretrained weights
             state another number of values than the network has channels, their average applies to all.
         std: what they were divided by afterwards, in the same form and with the same defaults, but 1 instead of 0.
-        seed: random seed for "shuffle", "reinit" and "random", 0 to 2**63 - 1. The state of torch's random numbers is left alone.
+        seed: random seed for "shuffle", "reinit" and "random", 0 or more. The state of torch's random numbers is left alone.
         size: in-plane size (y, x) in pixels of the images for the verification; by default the first that the network
             accepts of its stated size and of 64, 224, 256, 384 and 512.
         check: "network" runs the whole network, on 13 images. "stems" stops after the stems and compares what they return (or
@@ -161,18 +133,16 @@ def neutralize(  # what to do, what is known of the network, and how to check
         (('0',), 0.449, 0.226)
     """
     # A saved record needs integers of Python.
-    slices, seed = whole_number("slices", slices), whole_number("seed", seed)
-    if not 0 <= seed < 2**63:
-        raise ConfigError(f"{option('seed', seed)}: must be from 0 to 2**63 - 1")
+    slices, seed = whole_number("slices", slices), whole_number("seed", seed, least=0)
     check_tie(tie)
     check_known("check", check, CHECKS)
-    request = rewriting.Request(slices, find_strategy(strategy, slices), tie, seed)
-    require_values(model, meta=check == "stems")
+    chosen = find_strategy(strategy, slices)
+    require_network(model, values=True, meta=check == "stems")
     model = uncompiled(model)
+    request = rewriting.Request(slices, chosen, tie, seed, mean, std, size, outputs, check, record_of(model))
     _check_request(model, request)
-    known = KnownInput(mean, std, size, record_of(model), outputs, check == "network")
     with exact_evaluation(model), torch.no_grad():
-        record = verification.lasting(model, lambda undo: _neutralized(model, known, request, undo))
+        record = verification.lasting(model, lambda undo: _neutralized(model, request, undo))
     replace_record(model, record)
     return record
 
@@ -184,27 +154,21 @@ def _check_request(model: nn.Module, request: rewriting.Request) -> None:
         raise ModelError(
             "the network averages over a window and its mirror already; build it again, and symmetrize it after neutralizing it"
         )
-    if strategy.averaged and tie is not None:
+    if tie is not None and (strategy.averaged or (strategy.symmetry == "mirror" and tie == "uniform")):
         raise ConfigError(
-            f"{option('tie', tie)}: the strategy {strategy.name!r} is symmetric whatever is learned; omit it"
-        )
-    if strategy.symmetry == "mirror" and tie == "uniform":
-        raise ConfigError(
-            f"{option('tie', tie)}: makes every strategy 'uniform', not {strategy.name!r}; choose the strategy 'uniform', or "
-            f"{option('tie', 'mirror')}"
+            f"{option('tie', tie)}: does not go with the strategy {strategy.name!r}; omit it, or choose another strategy"
         )
     if any(is_tied(module) for module in model.modules()):
         raise ModelError("the network is tied; call evenslice.untie(model) before neutralizing it again")
 
 
 def _neutralized(
-    model: nn.Module, known: KnownInput, request: rewriting.Request, undo: ExitStack
+    model: nn.Module, request: rewriting.Request, undo: ExitStack
 ) -> tuple[Record, ModelError | None]:
     """Change a network in place, and measure what came of it.
 
     Args:
         model: the network.
-        known: what is known of its input.
         request: what to do.
         undo: takes what undoes the change.
 
@@ -212,8 +176,8 @@ def _neutralized(
         The record, and the error that says which promise is broken in the network's own precision, if one is.
     """
     strategy = request.strategy
-    mixing = strategy.name == "mixer" and not rewriting.has_mixer(model)
-    before = inspect_network(model, known, stems=not mixing)
+    mixing = strategy.name == "mixer" and rewriting.MIXER not in dict(model.named_children())
+    before = inspect_network(model, request, stems=not mixing)
     planned = (
         (rewriting.mix(model, before.scaling, request.slices, request.tie, undo),)
         if mixing
@@ -227,14 +191,12 @@ def _neutralized(
     if not mixing:
         rewriting.rewrite(model, planned, request, undo)
     stems = replace(before.stems, items=tuple(each.stem for each in planned))
-    shared, cuts = before.scaling.shared(request.slices), tuple[str, ...]()
-    outputs = verification.Outputs(known.outputs, None if known.whole else stems, borders)
+    shared = before.scaling.shared(request.slices)
+    outputs = verification.Outputs(request.outputs, None if request.check == "network" else stems, borders)
     images = verification.trial_images(model, request.slices, stems.size, shared.apply)
     try:
         if strategy.averaged:
-            window = images[1:2].to("meta") if is_on_meta(model) else images[1:2]
-            cuts = find_activations(model, stems.items, window)
-            average_mirrored(model, cuts, undo)
+            average_mirrored(model, stems.activations, undo)
         errors, unlike = verification.measure(model, before.gray, outputs, images)
     except EvensliceError:
         raise
@@ -250,8 +212,8 @@ def _neutralized(
         shared.mean,
         shared.std,
         **errors.recorded(),
-        check="network" if known.whole else "stems",
-        symmetrized=cuts,
+        check=request.check,
+        symmetrized=stems.activations,
         kernels=_kernels(planned, shared),
     )
     broken = verification.check_promises(
@@ -260,7 +222,7 @@ def _neutralized(
     return record, unlike or broken
 
 
-def inspect_network(model: nn.Module, known: KnownInput, *, stems: bool = True) -> Inspection:
+def inspect_network(model: nn.Module, request: rewriting.Request, *, stems: bool = True) -> Inspection:
     """Run a network once on a gray image; call it inside `evenslice.neutralizing.running.exact_evaluation`.
 
     Where the stems alone are verified, a pass of shapes alone finds them, and only they and what is in front of them are run;
@@ -268,55 +230,50 @@ def inspect_network(model: nn.Module, known: KnownInput, *, stems: bool = True) 
 
     Args:
         model: the network.
-        known: what is known of its input.
+        request: what to do.
         stems: look for its stems, which raises if one of them cannot be rewritten.
 
     Raises:
-        ModelError: see `evenslice.neutralizing.stems.find_stems`.
+        ModelError: see `evenslice.neutralizing.stems.trace`.
         ConfigError: see `evenslice.neutralizing.rewriting.find_scaling`.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
         >>> with exact_evaluation(network):
-        ...     found = inspect_network(network, KnownInput(size=(8, 8)))
+        ...     found = inspect_network(network, rewriting.Request(3, find_strategy("uniform", 3), size=(8, 8)))
         >>> found.stems.items[0].name, [tuple(output.shape) for output in found.gray.values()]
         ('0', [(1, 8, 6, 6)])
     """
-    before = known.record
-    channels, size = accepted_input(
-        model, (before.slices,) if before else (), known.size, dry=not known.whole
-    )
-    scaling = rewriting.find_scaling(
-        model, channels, known.mean, known.std, (before.mean, before.std) if before else None
-    )
+    before, whole, averaged = request.record, request.check == "network", request.strategy.averaged
+    channels, size = accepted_input(model, (before.slices,) if before else (), request.size, dry=not whole)
+    scaling = rewriting.find_scaling(model, channels, request.mean, request.std, before)
     image = scaling.apply(random_image(model, (1, 1, *size)).repeat(1, channels, 1, 1))
     if not stems:
-        gray = (
-            verification.Outputs(known.outputs).of(model, image) if known.whole else {rewriting.MIXER: image}
-        )
+        outputs = verification.Outputs(request.outputs)
+        gray = outputs.of(model, image) if whole else {rewriting.MIXER: image}
         return Inspection(Stems((), channels, size), scaling, gray)
-    if known.whole:
-        traced = trace(model, image)
-        gray = verification.compared(traced.output, traced.parts, 1, known.outputs)
+    if whole:
+        traced = trace(model, image, activations=averaged)
+        gray = verification.compared(traced.output, traced.parts, 1, request.outputs)
         return Inspection(traced.stems, scaling, gray, traced.stem_outputs)
-    found = trace_dry(model, image)
+    found = trace_dry(model, image, activations=averaged)
     calls = run_to_stems(model, found, image, run=True)
-    outputs = {stem.name: call.output for stem, call in zip(found.items, calls, strict=True)}
+    outputs_of = {stem.name: call.output for stem, call in zip(found.items, calls, strict=True)}
     found = plain_stems(found, [call.input for call in calls])
-    return Inspection(found, scaling, outputs, tuple((call.output,) for call in calls))
+    return Inspection(found, scaling, outputs_of, tuple((call.output,) for call in calls))
 
 
 def _refusal(model: nn.Module, slices: int, error: Exception) -> ModelError:
     """Return what to say of a network whose stems take so many slices, but which fails with them."""
-    where = f"{failing_layer(error, model)} ({type(error).__name__}: {reason(error)})"
+    fails = f"{type(error).__name__}: {reason(error)}"
     if averages_mirrored(model):
         return ModelError(
             f"the strategy 'twin' cannot be averaged at a single place, because a connection bypasses the activation of the "
-            f"stem, or the network reads the image elsewhere too: it fails in {where}; choose the strategy 'mirror', or "
-            f"symmetrize the network instead ({option('symmetrize', 'output')})"
+            f"stem, or the network reads the image elsewhere too ({fails}); choose the strategy 'mirror', or symmetrize "
+            f"the network instead ({option('symmetrize', 'output')})"
         )
     return ModelError(
-        f"the network reads the image elsewhere too, and refuses {slices} slices in {where}; {MIXER_HINT}"
+        f"the network reads the image elsewhere too, and refuses {slices} slices ({fails}); {MIXER_HINT}"
     )
 
 
@@ -341,7 +298,7 @@ def current_kernels(model: nn.Module, record: Record) -> list[NDArray[np.float32
     with without_mirror(model):
         stems = find_stems(model, channels=(record.slices,))
         layouts = probe(model, stems, stems.channels)
-    scaling = rewriting.find_scaling(model, stems.channels, None, None, (record.mean, record.std))
+    scaling = rewriting.find_scaling(model, stems.channels, None, None, record)
     return [
         rewriting.effective_kernels(stem, layout, scaling).kernels.numpy()
         for stem, layout in zip(stems.items, layouts, strict=True)
@@ -357,7 +314,7 @@ def _picture(kernels: Tensor) -> NDArray[np.float32]:
     return grid.reshape(filters, slices, down * ky, -1).numpy().astype(np.float32)
 
 
-@with_gradients
+@torch.inference_mode(mode=False)  # what is made in it can be trained, and explained
 def untie(model: nn.Module) -> None:
     """Bake the ties of a network into its weights: it computes the same as before, and may learn freely from now on.
 

@@ -78,6 +78,13 @@ class Record:
     symmetrized: tuple[str, ...] = ()
     kernels: tuple[StemKernels, ...] = field(default=(), repr=False, compare=False)
 
+    @property
+    def symmetrized_at(self) -> str | None:
+        """Where the network was symmetrized, which the strategy "twin" does by itself; None if it was not."""
+        if not self.symmetrized or self.strategy == "twin":
+            return None
+        return ", ".join(cut or "output" for cut in self.symmetrized)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the record, without its kernels, as plain values for JSON."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "kernels"}
@@ -96,11 +103,12 @@ class Record:
             True
         """
         try:
-            given = {"check": "network", "symmetrized": (), **values}  # not in older records
-            if wrong := set(map(str, given)) ^ {
-                entry.name for entry in fields(cls) if entry.name != "kernels"
-            }:
-                raise ValueError(f"entries missing or unknown: {', '.join(sorted(wrong))}")
+            given = {
+                "check": "network",
+                "symmetrized": (),
+                **values,
+                "kernels": (),
+            }  # two not in older records
             for name in ("profile", "stems", "symmetrized"):
                 if not isinstance(given[name], list | tuple):
                     raise ValueError(f"{name} {given[name]!r:.40} is no list")
@@ -118,21 +126,6 @@ class Record:
                 f"not the record of a neutralized network ({reason(error)}); neutralize the network again"
             ) from error
         return record
-
-
-def symmetrized_at(record: Record | None) -> str | None:
-    """Return where a network was symmetrized, which the strategy "twin" does by itself; None if it was not.
-
-    Example:
-        >>> import evenslice
-        >>> from torch import nn
-        >>> record = evenslice.neutralize(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), mean=0, std=1, strategy="twin")
-        >>> symmetrized_at(record), symmetrized_at(evenslice.record_of(evenslice.symmetrize(nn.Conv2d(3, 8, 3))))
-        (None, 'output')
-    """
-    if record is None or not record.symmetrized or record.strategy == "twin":
-        return None
-    return ", ".join(cut or "output" for cut in record.symmetrized)
 
 
 def record_of(model: nn.Module) -> Record | None:
@@ -196,6 +189,12 @@ def record_with_names(model: nn.Module) -> Record | None:
         return None
     name, _, record = held
     return _renamed(record, lambda part: f"{name}.{part}".strip(".")) if name else record
+
+
+def uncompiled_record(model: nn.Module) -> tuple[nn.Module, Record | None]:
+    """Return the network that `torch.compile` may have wrapped, and the record in it, see `record_with_names`."""
+    network = uncompiled(model)
+    return network, record_with_names(network)
 
 
 def keep_record(model: nn.Module, record: Record) -> None:

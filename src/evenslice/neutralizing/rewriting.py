@@ -19,7 +19,8 @@ so any order of the slices gives the same, and N equal slices give what the gray
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, product
 from numbers import Real
@@ -29,23 +30,19 @@ import torch
 from torch import Tensor, nn
 
 from evenslice._core import ConfigError, option
-from evenslice.networks import check_mean, normalization, seed_generators
+from evenslice.networks import check_mean, keep_generators, normalization
 from evenslice.neutralizing.averages import change_image
-from evenslice.neutralizing.input_path import Layout, equalize_input_path, install_plain_stems, probe
 from evenslice.neutralizing.running import random_image
-from evenslice.neutralizing.stems import Stem, Stems
-from evenslice.neutralizing.strategies import (
-    KernelStrategy,
-    spread,
-    symmetric,
-    tie_weight,
-    untie_weight,
-)
+from evenslice.neutralizing.stems import Layout, Stem, Stems, equalize_input_path, probe, replace_module
+from evenslice.neutralizing.strategies import KernelStrategy, symmetric, tie_weight, untie_weight
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from contextlib import ExitStack
 
+    from evenslice.neutralizing.record import Record
+
+ChannelValues = float | Sequence[float] | None
 MIXER = "slice_mixer"
 """The name of the mixer in the network."""
 
@@ -100,11 +97,7 @@ class EffectiveKernels:
 
 
 def find_scaling(
-    model: nn.Module,
-    channels: int,
-    mean: float | Sequence[float] | None,
-    std: float | Sequence[float] | None,
-    known: tuple[float, float] | None,
+    model: nn.Module, channels: int, mean: ChannelValues, std: ChannelValues, known: Record | None
 ) -> ChannelScaling:
     """Find how a network's channels are scaled.
 
@@ -113,7 +106,7 @@ def find_scaling(
         channels: C.
         mean: as the user states it, one value a channel or one for all; None for nothing.
         std: likewise.
-        known: the (mean, std) in the record of an earlier `neutralize`.
+        known: the record of an earlier `neutralize`.
 
     Raises:
         ConfigError: the user's values are neither one nor C, or not finite, a mean is that of 8-bit values, or a std is not
@@ -123,7 +116,7 @@ def find_scaling(
         >>> find_scaling(nn.Conv2d(3, 8, 3), 3, mean=[0.2, 0.4, 0.6], std=None, known=None)
         ChannelScaling(means=(0.2, 0.4, 0.6), stds=(1.0, 1.0, 1.0))
     """
-    stated = ((known[0],), (known[1],)) if known else normalization(model) or ((0.0,), (1.0,))
+    stated = ((known.mean,), (known.std,)) if known else normalization(model) or ((0.0,), (1.0,))
     if len(stated[0]) != channels:  # values of colours say nothing about other channels, except on average
         stated = (_average(stated[0]),), (_average(stated[1]),)
     means = _one_each("mean", stated[0] if mean is None else mean, channels)
@@ -144,7 +137,7 @@ def effective_kernels(stem: Stem, layout: Layout, scaling: ChannelScaling) -> Ef
         scaling: how the channels are scaled now.
 
     Example:
-        >>> from evenslice.neutralizing.input_path import probe
+        >>> from evenslice.neutralizing.stems import probe
         >>> from evenslice.neutralizing.stems import find_stems
         >>> layer = nn.Conv2d(2, 1, 1)
         >>> layer.weight.data = torch.tensor([1.0, 1.0]).reshape(1, 2, 1, 1)
@@ -256,12 +249,18 @@ def _one_each(name: str, values: Any, channels: int) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Request:
-    """What the user requests; see `evenslice.neutralize`."""
+    """What the user requests, see `evenslice.neutralize`, and the record of an earlier change."""
 
     slices: int
     strategy: KernelStrategy
-    tie: str | None
-    seed: int
+    tie: str | None = None
+    seed: int = 0
+    mean: ChannelValues = None
+    std: ChannelValues = None
+    size: tuple[int, int] | None = None
+    outputs: Callable[[Any], Any] | None = None
+    check: str = "network"
+    record: Record | None = None
 
 
 @dataclass(frozen=True)
@@ -300,7 +299,10 @@ def open_path(
     Raises:
         ModelError: the path to a stem does not accept so many slices, or mixes its channels.
     """
-    stems = install_plain_stems(model, stems, undo)
+    for stem in stems.items:
+        if stem.module is not stem.reader:  # it computes its weight, or works in groups
+            replace_module(model, stem.reader, stem.module, undo)
+    stems = replace(stems, items=tuple(replace(stem, reader=stem.module) for stem in stems.items))
     _unshare(stems.items, undo)
     old = probe(model, stems, stems.channels)
     equalize_input_path(model, stems, old, slices, undo)
@@ -323,45 +325,47 @@ def plan(
     opened = open_path(model, stems, request.slices, undo)
     planned = []
     for number, (stem, old, layout) in enumerate(zip(*opened, strict=True)):
-        colours, kernels = effective_kernels(stem, old, scaling), None
-        if request.strategy.derive is not None:
-            kernels = spread(colours.kernels, request.slices, request.strategy, seed=request.seed + number)
-            kernels = kernels if request.tie is None else symmetric(kernels, request.tie)
+        colours = effective_kernels(stem, old, scaling)
+        kernels = request.strategy.spread(colours.kernels, request.slices, request.seed + number)
+        if kernels is not None and request.tie is not None:
+            kernels = symmetric(kernels, request.tie)
         planned.append(StemPlan(stem, old, layout, colours, kernels))
     return tuple(planned)
 
 
 def rewrite(model: nn.Module, planned: Sequence[StemPlan], request: Request, undo: ExitStack) -> None:
-    """Give the stems of a network their new kernels, in place; the caller restores torch's random numbers.
+    """Give the stems of a network their new kernels, in place.
 
     Args:
         model: the network.
         planned: what its stems get.
         request: what to do.
         undo: takes what undoes this.
-
     """
     everything = request.strategy.name == "random"
     touched = [
         module for each in planned for module in (each.stem.module, each.stem.norm) if module is not None
     ]
     undo.callback(restorer(list(model.modules()) if everything else touched))
-    if request.strategy.derive is None:
-        seed_generators({parameter.device for parameter in model.parameters()}, request.seed)
-    for stem, layout, colours, kernels in (
-        (each.stem, each.layout, each.colours, each.kernels) for each in planned
-    ):
-        if kernels is None:
-            set_width(stem.module, layout.index.numel())
-            stem.module.reset_parameters()
-            continue
-        missing = colours.constant - write_kernels(stem, layout, kernels)
-        if missing.abs().max() > 1e-9 * kernels.abs().max():  # else not worth a new bias
-            add_constant(stem, missing)
-    if everything:
-        _draw_anew(model)
+    with keep_generators({parameter.device for parameter in model.parameters()}, request.seed):
+        for each in planned:
+            _fill(each)
+        if everything:
+            _draw_anew(model)
     for each in planned:
         tie_stem(each.stem, each.layout, request.tie, undo)
+
+
+def _fill(planned: StemPlan) -> None:
+    """Give a stem its new kernels, without a tie."""
+    stem, layout, kernels = planned.stem, planned.layout, planned.kernels
+    if kernels is None:
+        set_width(stem.module, layout.index.numel())
+        stem.module.reset_parameters()
+        return
+    missing = planned.colours.constant - write_kernels(stem, layout, kernels)
+    if missing.abs().max() > 1e-9 * kernels.abs().max():  # else not worth a new bias
+        add_constant(stem, missing)
 
 
 def shape_stems(
@@ -417,16 +421,6 @@ def mix(model: nn.Module, scaling: ChannelScaling, slices: int, tie: str | None,
         torch.diag(scale)[:, :, None, None, None], torch.zeros_like(scale), shifted=False
     )
     return StemPlan(stem, layout, layout, before, None)
-
-
-def has_mixer(model: nn.Module) -> bool:
-    """Say whether a network has a slice mixer in front.
-
-    Example:
-        >>> has_mixer(nn.Sequential(nn.Conv2d(3, 8, 3)))
-        False
-    """
-    return MIXER in dict(model.named_children())
 
 
 def _add_mixer(model: nn.Module, scale: Tensor, shift: Tensor, slices: int, undo: ExitStack) -> nn.Conv2d:
@@ -491,9 +485,8 @@ def _draw_anew(model: nn.Module) -> None:
             reset()
         for parameter, old in zip(parameters, before, strict=True):
             # Where a norm of the weights holds them under other names, the module's rule does not reach them.
-            if torch.equal(parameter, old) and (parameter.is_floating_point() or parameter.is_complex()):
-                values = torch.view_as_real(parameter) if parameter.is_complex() else parameter
-                values.normal_(values.mean().item(), values.std(correction=0).item())
+            if torch.equal(parameter, old) and parameter.is_floating_point():
+                parameter.normal_(parameter.mean().item(), parameter.std(correction=0).item())
         if reset is None and isinstance(getattr(module, "running_mean", None), Tensor):
             for name, buffer in module.named_buffers(recurse=False):
                 if buffer.is_floating_point():

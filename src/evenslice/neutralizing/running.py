@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
-from traceback import walk_tb
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from evenslice.networks import full_precision, keep_generators, layer_label
+from evenslice.networks import full_precision, keep_generators
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,7 +83,7 @@ def is_on_meta(model: nn.Module) -> bool:
         >>> is_on_meta(nn.Conv2d(3, 8, 3)), is_on_meta(nn.Conv2d(3, 8, 3, device="meta"))
         (False, True)
     """
-    return any(parameter.is_meta for parameter in model.parameters())
+    return any(tensor.is_meta for tensor in chain(model.parameters(), model.buffers()))
 
 
 def random_image(model: nn.Module, shape: tuple[int, ...], seed: int = 0) -> Tensor:
@@ -132,20 +132,11 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
-def failing_layer(error: Exception, model: nn.Module) -> str:
-    """Return the label of the innermost part of a network that raised an error, or of the network.
+def layer_label(name: str, module: nn.Module) -> str:
+    """Return a layer's name and type, for messages.
 
     Example:
-        >>> network = nn.Sequential(nn.ReLU(), nn.Conv2d(3, 1, 1))
-        >>> try:
-        ...     network(torch.zeros(1, 2, 4, 4))
-        ... except RuntimeError as error:
-        ...     failing_layer(error, network)
-        '1 (Conv2d)'
+        >>> layer_label("stem.0", nn.ReLU()), layer_label("", nn.ReLU())
+        ('stem.0 (ReLU)', 'ReLU')
     """
-    names, found = {module: name for name, module in model.named_modules()}, model
-    for frame, _ in walk_tb(error.__traceback__):
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, nn.Module) and owner in names:
-            found = owner
-    return layer_label(names[found], found)
+    return f"{name} ({type(module).__name__})" if name else type(module).__name__

@@ -10,9 +10,9 @@ are tied to each other, and training moves them together.
 Example:
     >>> import torch
     >>> colours = torch.tensor([[1.0, 5.0, 3.0]]).double()      # one filter, its three colour kernels 1 x 1
-    >>> spread(colours, 3, "uniform")
+    >>> find_strategy("uniform", 3).spread(colours, 3)
     tensor([[3., 3., 3.]], dtype=torch.float64)
-    >>> spread(colours, 5, "mirror")
+    >>> find_strategy("mirror", 5).spread(colours, 5)
     tensor([[1., 1., 5., 1., 1.]], dtype=torch.float64)
 """
 
@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from evenslice._core import ConfigError, ModelError, check_known, did_you_mean, option, whole_number
-from evenslice.networks import TIED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,6 +62,39 @@ class KernelStrategy:
         if self.keeps_gray == "multiples":
             return slices == 1 or slices % channels == 0
         return self.keeps_gray
+
+    def spread(self, kernels: Tensor, slices: int, seed: int = 0) -> Tensor | None:
+        """Turn the kernels of C channels into the kernels of N slices; None if they are drawn at random.
+
+        With W_c the kernel of channel c and V_k that of offset k = -K..K, per filter:
+
+        - ``pretrained``: V = W repeated cyclically and cut to N, times C / N; at N = 1 the sum. This is
+          `timm.models.adapt_input_conv`.
+        - ``uniform``: V_k = sum_c W_c / N.
+        - ``center``: V_0 = sum_c W_c, the others 0.
+        - ``profile``: V_k = a_k sum_c W_c; a is the given profile, or the binomial weights (2K over K + k) / 4^K.
+        - ``mirror``: each pair of opposite channels shares its mean. The outermost pair is spread evenly over the offsets
+          beyond the others where N > C, and offsets beyond the window are folded onto its ends where N < C.
+        - ``twin``: as ``mirror``, without the mean: channels on either side of the middle stay on their side. The network
+          averages after the stem's activation, see `evenslice.neutralizing.averages`.
+        - ``shuffle``: ``pretrained``, then one random permutation of the slices for each filter.
+        - ``equalize``: ``pretrained``, then each kernel is rescaled to an N-th of the energy (sum of squares) of its
+          filter; a kernel of zeros stays one.
+        - ``mixer``: ``uniform``; the kernels are those of a mixer in front of the network, see
+          `evenslice.neutralizing.rewriting`.
+
+        Args:
+            kernels: (filters, C, ...) weights; any C of 1 or more.
+            slices: N, odd.
+            seed: of the permutations of ``shuffle``.
+
+        Returns:
+            (filters, N, ...) weights, float64.
+
+        Raises:
+            ModelError: ``mirror`` or ``twin`` was asked of an even number of channels, which has no middle.
+        """
+        return None if self.derive is None else self.derive(kernels.double(), slices, self.profile, seed)
 
 
 MOST_SLICES = 1001
@@ -159,59 +191,6 @@ def profile_weights(
     return tuple(weight / math.fsum(weights) for weight in weights)
 
 
-def spread(
-    kernels: Tensor,
-    slices: int,
-    strategy: str | Sequence[float] | KernelStrategy = "uniform",
-    *,
-    seed: int = 0,
-) -> Tensor:
-    """Turn the kernels of C channels into the kernels of N slices.
-
-    With W_c the kernel of channel c and V_k that of offset k = -K..K, per filter:
-
-    - ``pretrained``: V = W repeated cyclically and cut to N, times C / N; at N = 1 the sum. This is
-      `timm.models.adapt_input_conv`.
-    - ``uniform``: V_k = sum_c W_c / N.
-    - ``center``: V_0 = sum_c W_c, the others 0.
-    - ``profile``: V_k = a_k sum_c W_c; a is the given profile, or the binomial weights (2K over K + k) / 4^K.
-    - ``mirror``: each pair of opposite channels shares its mean. The outermost pair is spread evenly over the offsets
-      beyond the others where N > C, and offsets beyond the window are folded onto its ends where N < C.
-    - ``twin``: as ``mirror``, without the mean: channels on either side of the middle stay on their side. The network
-      averages after the stem's activation, see `evenslice.neutralizing.averages`.
-    - ``shuffle``: ``pretrained``, then one random permutation of the slices for each filter.
-    - ``equalize``: ``pretrained``, then each kernel is rescaled to an N-th of the energy (sum of squares) of its
-      filter; a kernel of zeros stays one.
-    - ``mixer``: ``uniform``; the kernels are those of a mixer in front of the network, see
-      `evenslice.neutralizing.rewriting`.
-
-    Args:
-        kernels: (filters, C, ...) weights; any C of 1 or more.
-        slices: N, odd.
-        strategy: a name that derives kernels (not "reinit" or "random"), N profile weights, or a `KernelStrategy`.
-        seed: of the permutations of ``shuffle``.
-
-    Returns:
-        (filters, N, ...) weights, float64.
-
-    Raises:
-        ConfigError: as `find_strategy` does; or the strategy draws kernels instead of deriving them.
-        ModelError: ``mirror`` or ``twin`` was asked of an even number of channels, which has no middle.
-
-    Example:
-        >>> kernels = torch.tensor([[1.0, 5.0, 3.0]])
-        >>> spread(kernels, 5, "pretrained") * 5 / 3
-        tensor([[1., 5., 3., 1., 5.]], dtype=torch.float64)
-        >>> spread(kernels, 5, "profile")
-        tensor([[0.5625, 2.2500, 3.3750, 2.2500, 0.5625]], dtype=torch.float64)
-    """
-    if not isinstance(strategy, KernelStrategy):
-        strategy = find_strategy(strategy, slices)
-    if strategy.derive is None:
-        raise ConfigError(f"the strategy {strategy.name!r} draws new kernels instead of deriving them")
-    return strategy.derive(kernels.double(), slices, strategy.profile, seed)
-
-
 def _pretrained(kernels: Tensor, slices: int, *_: object) -> Tensor:
     channels = kernels.shape[1]
     if slices == 1:
@@ -305,6 +284,9 @@ STRATEGIES: tuple[str, ...] = tuple(_TABLE)
 TIES: tuple[str, ...] = ("mirror", "uniform")
 """The names of all ties."""
 
+TIED = "evenslice_tied"
+"""Buffer of a tied weight, as long as there are slices in its mean."""
+
 
 class Tied(nn.Module):
     """The parametrization of a tied weight: every input feature is the mean over the features it is tied to.
@@ -384,7 +366,6 @@ def tie_weight(layer: nn.Module, index: Tensor, scale: Tensor, tie: str) -> None
     by_feature[index] = scale
     tied = Tied(partners, by_feature.float())
     parametrize.register_parametrization(layer, "weight", tied)
-    _make_picklable(layer)
 
 
 def is_tied(layer: nn.Module) -> bool:
@@ -401,40 +382,18 @@ def is_tied(layer: nn.Module) -> bool:
 def untie_weight(layer: nn.Module, *, bake: bool = True) -> None:
     """Remove the tie of a layer's weight, which stays the same parameter and may move freely from now on.
 
+    Not by `torch.nn.utils.parametrize.remove_parametrizations`: it takes the weight from the layer's class, which copies
+    share, and would break these.
+
     Args:
         layer: a layer that `tie_weight` tied.
         bake: give the parameter the tied values, so that the layer computes the same; otherwise it keeps the free ones.
     """
-    parametrize.remove_parametrizations(layer, "weight", leave_parametrized=bake)
-    bias = dict(layer.named_parameters(recurse=False)).get("bias")
-    if bias is not None:  # torch has put the weight behind it, but it comes first in a state dict
-        del layer.bias
-        layer.register_parameter("bias", bias)
-
-
-def _make_picklable(layer: nn.Module) -> None:
-    """Let a tied layer be pickled, which torch refuses for parametrized modules, as their class is made at run time.
-
-    Workers of a cluster receive networks by pickle. What is pickled is the layer without its tie, and the tie.
-    """
-    cls: Any = type(layer)
-    cls.__reduce_ex__ = _reduce
-    # With torch's own, copies would share that class, and untying one would break the others.
-    if "__deepcopy__" in vars(cls):
-        del cls.__deepcopy__
-
-
-def _reduce(layer: nn.Module, _: int) -> tuple[Any, ...]:
-    state = dict(vars(layer))
-    state["_modules"] = {name: child for name, child in layer.named_children() if name != "parametrizations"}
-    tied = cast("Any", layer).parametrizations["weight"]
-    return _rebuild, (type(layer).__mro__[1], state, tied.original, tied[0])
-
-
-def _rebuild(cls: type[nn.Module], state: dict[str, Any], free: nn.Parameter, tied: Tied) -> nn.Module:
-    layer = cls.__new__(cls)
-    vars(layer).update(state)
-    layer.register_parameter("weight", free)
-    parametrize.register_parametrization(layer, "weight", tied)
-    _make_picklable(layer)
-    return layer
+    tied = cast("Any", layer)
+    weight, bias = tied.parametrizations["weight"].original, tied.bias
+    if bake:
+        weight.data = tied.weight.data
+    del tied.parametrizations, tied.bias
+    layer.__class__ = type(layer).__mro__[1]
+    layer.register_parameter("weight", weight)  # which comes first in a state dict
+    layer.register_parameter("bias", bias)

@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map, tree_structure
 
 from evenslice._core import EvensliceError, ModelError, option, reason
-from evenslice.networks import detections, function_name, layer_label, logits, require_values, with_gradients
+from evenslice.networks import detections, function_name, logits, require_network
 from evenslice.neutralizing import verification
 from evenslice.neutralizing.averages import (
     OUTPUT,
@@ -39,7 +39,7 @@ from evenslice.neutralizing.record import (
     unwrapped,
 )
 from evenslice.neutralizing.rewriting import find_scaling
-from evenslice.neutralizing.running import exact_evaluation, failing_layer, tensors_in
+from evenslice.neutralizing.running import exact_evaluation, layer_label, tensors_in
 from evenslice.neutralizing.stems import accepted_input
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def symmetrize(  # type: ignore[overload-overlap]  # a module is a function too;
 def symmetrize(model: Callable[..., Any], at: str = ...) -> SymmetrizedFunction: ...
 
 
-@with_gradients
+@torch.inference_mode(mode=False)  # what is made in it can be trained, and explained
 def symmetrize(
     model: nn.Module | Callable[..., Any],
     at: str = OUTPUT,
@@ -121,7 +121,7 @@ def symmetrize(
                     f"{option(name)}: has no effect on a function, which is averaged at its output and not verified; leave it out"
                 )
         return SymmetrizedFunction(model)
-    require_values(model)
+    require_network(model, values=True)
     network = uncompiled(model)
     if averages_mirrored(network):
         raise ModelError(
@@ -138,16 +138,7 @@ def restore_average(model: nn.Module) -> None:
         ModelError: it is not symmetric then.
 
     Example:
-        >>> from torch import nn
-        >>> from evenslice.networks import fill_network
-        >>> twin, other = (nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()) for _ in range(2))
-        >>> from evenslice.neutralizing import neutralize
-        >>> record = neutralize(twin, strategy="twin", mean=0, std=1)
-        >>> filled = fill_network(other, twin.state_dict(), source="a state dict", target="a network")
-        >>> restore_average(other)
-        >>> window = torch.rand(1, 3, 8, 8)
-        >>> torch.equal(other(window), twin(window))
-        True
+        >>> restore_average(nn.Conv2d(3, 8, 3))  # whose state dict says nothing
     """
     if cuts := averages_due(model):
         symmetrize_after(model, cuts)
@@ -206,18 +197,19 @@ def _symmetrize_part(  # where the averages are, and how the whole is verified
             "inputs"
         )
     names, cut = tuple(f"{cut}.".removeprefix(wrapper).removesuffix(".") for cut in cuts), cuts[0]
+    where = layer_label(cut, model.get_submodule(cut))
     # What a detector finds is compared where it is averaged, not what its parts return.
     chosen = verification.Outputs(logits if outputs is None and not cut else outputs)
 
     def average(undo: ExitStack) -> tuple[verification.OutputErrors, ModelError | None]:
         images = verification.trial_images(model, slices, pixels)
         before, output = chosen.of(model, images[:1]), model(images[1:2])
-        with _naming(model, cut):
+        with _naming(where, cut):
             average_mirrored(network, names, undo)
             _check_lengths(output, model(images[1:2]))
             errors, unlike = verification.measure(model, before, chosen, images)
         broken = ModelError(
-            f"the network is not symmetric when it is cut after {_label(model, cut)}: reversing the window changes its output "
+            f"the network is not symmetric when it is cut after {where}: reversing the window changes its output "
             f"by {errors.mirror_error:.2g} of its largest value, giving it one slice N times by {errors.gray_error:.2g}; "
             "something else in it reads the window"
         )
@@ -225,7 +217,7 @@ def _symmetrize_part(  # where the averages are, and how the whole is verified
 
     errors = verification.lasting(model, average)
     if record is None or record.slices != slices:
-        scaling = find_scaling(model, slices, None, None, (record.mean, record.std) if record else None)
+        scaling = find_scaling(model, slices, None, None, record)
         record = Record("pretrained", (), None, slices, 0, (), scaling.mean, scaling.std, 0.0, 0.0, 0.0)
     keep_record(network, replace(record, symmetrized=names, check="network", **errors.recorded()))
 
@@ -244,24 +236,20 @@ def _check_lengths(without: Any, averaged: Any) -> None:
 
 
 @contextmanager
-def _naming(model: nn.Module, cut: str) -> Iterator[None]:
+def _naming(where: str, cut: str) -> Iterator[None]:
     """Say, of any error in the block, that the module is not a valid cut, or that the output cannot be averaged."""
     try:
         yield
     except Exception as error:  # the rest of the network may refuse its inputs by any exception
         if not cut and isinstance(error, EvensliceError):
             raise
-        fails = f"{failing_layer(error, model)} ({type(error).__name__}: {reason(error)})"
+        fails = f"{type(error).__name__}: {reason(error)}"
         if not cut:
-            raise ModelError(f"the network refuses windows beside their mirrors in {fails}") from error
+            raise ModelError(f"the network refuses windows beside their mirrors ({fails})") from error
         raise ModelError(
-            f"{_label(model, cut)} is not a valid cut: a connection bypasses it, or it is not run, as it fails in {fails}; "
-            f"choose a module that all paths from the image to the output go through, or {OUTPUT!r}"
+            f"{where} is not a valid cut: a connection bypasses it, or it is not run ({fails}); choose a module "
+            f"that all paths from the image to the output go through, or {OUTPUT!r}"
         ) from error
-
-
-def _label(model: nn.Module, cut: str) -> str:
-    return layer_label(cut, model.get_submodule(cut))
 
 
 class SymmetrizedFunction:
@@ -301,9 +289,6 @@ class SymmetrizedFunction:
         if name in STATED:
             return getattr(self.function, name)
         raise AttributeError(name)
-
-    def __repr__(self) -> str:
-        return f"SymmetrizedFunction({self.function!r})"
 
     def __call__(self, windows: NDArray[np.float32]) -> Any:
         """Return the mean over windows (batch, slices, y, x) and their mirrors."""

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from evenslice._core import ModelError
-from evenslice.networks import answers_alone, as_float64, detections, logits, reduce_output
+from evenslice.networks import answers_alone, detections, logits, reduce_output
 from evenslice.neutralizing.averages import averages_mirrored, mean_of_halves
-from evenslice.neutralizing.input_path import run_to_stems
 from evenslice.neutralizing.running import random_image, tensors_in
-from evenslice.neutralizing.stems import recorded_parts
+from evenslice.neutralizing.stems import recorded_parts, run_to_stems
 from evenslice.neutralizing.strategies import MIXER_HINT
 
 if TYPE_CHECKING:
@@ -63,15 +62,11 @@ class Border:
     inside: Tensor
     outputs: tuple[Tensor, ...]
 
-    def patched(self, output: Tensor, call: int) -> Tensor:
+    def patched(self, output: Tensor, old: Tensor | None) -> Tensor:
         """Return the output of a call, with the old values on the border of the gray images."""
-        old = self.outputs[call] if call < len(self.outputs) else output[:0]
-        fits = self.inside.ndim == old.ndim and output[: len(old)].shape == old.shape
-        if (
-            not len(old)
-            or not fits
-            or any(a not in (1, b) for a, b in zip(self.inside.shape, old.shape, strict=True))
-        ):
+        if old is None or output[: len(old)].shape != old.shape or self.inside.ndim != old.ndim:
+            return output
+        if any(a not in (1, b) for a, b in zip(self.inside.shape, old.shape, strict=True)):
             return output
         patched = output.clone()
         # There are twice as many images where mirrors are appended.
@@ -187,8 +182,8 @@ def _old_borders(borders: Sequence[Border]) -> Iterator[None]:
     """In the block, stems return their values of before the change on the border of the gray image."""
 
     def hook(border: Border) -> Callable[[nn.Module, tuple[object, ...], Tensor], Tensor]:
-        calls = iter(range(len(border.outputs)))
-        return lambda _module, _args, output: border.patched(output, next(calls, len(border.outputs)))
+        calls = iter(border.outputs)
+        return lambda _module, _args, output: border.patched(output, next(calls, None))
 
     with ExitStack() as stack:
         for border in borders:
@@ -254,7 +249,7 @@ def _difference(first: Tensor, second: Tensor) -> float:
         raise ModelError(
             "the output of the network for a random image is not finite; check its weights and its normalization"
         )
-    return (as_float64(first) - as_float64(second)).abs().max().item() / largest if largest else 0.0
+    return (first.cpu().double() - second.cpu().double()).abs().max().item() / largest if largest else 0.0
 
 
 def allowed_error(precise: float, rounding: float) -> float:

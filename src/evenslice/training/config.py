@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from evenslice._core import (
     UNREADABLE,
     ConfigError,
-    EvensliceError,
     ModelError,
     Section,
     did_you_mean,
@@ -268,16 +267,12 @@ def _odd(slices: int) -> int:
 
 
 def _beside_file(weights: str, info: ValidationInfo) -> str:
-    from evenslice.neutralizing import find_in_folder
-
     if weights in ("imagenet", "none"):
         return weights
     beside = config_folder(info) / weights
     try:
-        _, file = find_in_folder("", str(beside))
-        return file if Path(file).is_file() else weights
-    except EvensliceError as error:  # of a name that no file can have
-        raise ValueError(str(error)) from error
+        found = (file for file in (beside, beside / "model.safetensors") if file.is_file())
+        return str(next(found, weights))
     except OSError as error:
         raise ValueError(f"cannot be read ({error.strerror}); name a file that can") from error
 
@@ -377,12 +372,10 @@ class ModelConfig(Section):
 
         A network need not be made symmetric in two ways.
         """
-        from evenslice.neutralizing import TIES
-
         if not isinstance(values, dict):
             return values
         fitting: dict[str, Any] = {}
-        if values.get("tie") in TIES:
+        if values.get("tie") in ("mirror", "uniform"):
             fitting["strategy"] = values["tie"]
         if values.get("symmetrize") is not None:
             fitting["strategy"] = "pretrained"

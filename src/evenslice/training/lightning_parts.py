@@ -37,7 +37,7 @@ from evenslice._core import (
     whole_number,
 )
 from evenslice.auditing import Mirrored, Score, attribute, parse_target
-from evenslice.networks import METADATA_KEY, as_float64, is_mark, seed_generators, with_gradients
+from evenslice.networks import METADATA_KEY
 from evenslice.results import MAIN_SCORES, directional_bias, model_part, pair_bias, ratio, score_title
 from evenslice.training.crops import CentredCrops, CropDataset
 from evenslice.training.tasks import TaskLoss, task_logits
@@ -133,7 +133,7 @@ class TrainingModule(LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002  # Lightning's
         """Seed the random numbers of this step."""
         state = np.random.SeedSequence([self.config.seed, self.global_step, self.global_rank])
-        seed_generators([self.device], int(state.generate_state(1)[0]))
+        torch.manual_seed(int(state.generate_state(1)[0]))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002  # Lightning's
         """Log the mean loss every ``LOG_EVERY`` steps."""
@@ -160,7 +160,11 @@ class TrainingModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore them."""
         # Version 0.2 did not note in the weights where the network averages or is tied, nor the log in the checkpoint.
-        marks = {name: mark for name, mark in self.state_dict().items() if is_mark(name)}
+        marks = {
+            name: mark
+            for name, mark in self.state_dict().items()
+            if name.rpartition(".")[2].startswith("evenslice_")
+        }
         checkpoint["state_dict"] = marks | checkpoint["state_dict"]
         saved = checkpoint[METADATA_KEY]
         rows = saved["log"] if "log" in saved else self._log.read(until=int(checkpoint["global_step"]))
@@ -554,7 +558,7 @@ class AsymmetryMonitor(Callback):
         log_metrics(trainer, row)
 
 
-@with_gradients
+@torch.inference_mode(mode=False)  # what is made in it can be trained, and explained
 def measure_bias(
     network: nn.Module, windows: Tensor, *, target: Target = "auto", batch: int = 4
 ) -> dict[str, float]:
@@ -613,7 +617,7 @@ def bias_columns(slices: int) -> tuple[str, ...]:
 
 def _shares(attribution: Tensor) -> Floats:
     """Return the shares (batch, N) of the slices in an attribution (batch, N, y, x); NaN where it is 0."""
-    sums = as_float64(attribution.abs()).sum(dim=(2, 3)).cpu().numpy()
+    sums = attribution.abs().cpu().double().sum(dim=(2, 3)).numpy()
     return ratio(sums, sums.sum(axis=1, keepdims=True))
 
 

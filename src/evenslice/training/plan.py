@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from evenslice._core import ConfigError, EvensliceError, ModelError, reason, spelled_in_configuration
+from evenslice._core import ConfigError, EvensliceError, ModelError, spelled_in_configuration
 from evenslice.inference import (
     Disturbances,
     ReadyNetwork,
@@ -24,13 +24,9 @@ from evenslice.inference import (
     predict,
 )
 from evenslice.networks import (
-    ABOUT_INPUT,
-    PROBABILITY,
     final_activation,
-    input_multiple,
-    input_size,
+    input_sizes,
     keep_generators,
-    missing_parts,
     parse_specification,
     reporting_own_errors,
 )
@@ -40,7 +36,7 @@ from evenslice.training.tasks import output_channels, stressed_slices, task_logi
 from evenslice.volumes import PERCENTILES, describe_missing_numbers, missing_slice_numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor, nn
 
@@ -165,26 +161,20 @@ def _check_network(network: nn.Module, config: TrainConfig, channels: int) -> No
         ModelError: it rejects crops or fails, returns other channels, or has nothing to train.
     """
     spec, crop = config.model.spec, config.training.crop
-    try:
-        with reporting_own_errors(spec):
-            scores = task_logits(network, _blank_crops(1, config), config.training.task)
-    except ABOUT_INPUT as error:
-        size = input_size(network)
-        right = f"[{size[0]}, {size[1]}]" if size else f"multiples of {input_multiple(network)}"
-        raise ModelError(
-            f"{spec}: rejects crops of {crop[0]} x {crop[1]} ({reason(error)}); try {right} for training.crop"
-        ) from error
+    size, multiple = input_sizes(network)
+    right = f"[{size[0]}, {size[1]}]" if size else f"multiples of {multiple}"
+    with reporting_own_errors(
+        spec, _rejects(f"rejects crops of {crop[0]} x {crop[1]}", f"try {right} for training.crop")
+    ):
+        scores = task_logits(network, _blank_crops(1, config), config.training.task)
     if scores.shape[1] != channels:
         raise ModelError(
             f"{spec}: returns {scores.shape[1]} channels; {config.data.classes} classes with the loss "
             f"{config.training.loss} need {channels}; change the network, data.classes or training.loss"
         )
-    activation = final_activation(scores)
-    if activation == "sigmoid":
-        raise ModelError(f"{spec}: {PROBABILITY}")
-    if activation == "softmax":
+    if (activation := final_activation(scores)) is not None:
         raise ModelError(
-            f"{spec}: returns probabilities, which add up to 1, where logits are needed; build it without its last softmax"
+            f"{spec}: returns probabilities where logits are needed; build it without its last {activation}"
         )
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not parameters:
@@ -195,23 +185,25 @@ def _check_network(network: nn.Module, config: TrainConfig, channels: int) -> No
     _check_batch(network, config)
 
 
+def _rejects(what: str, advice: str) -> Callable[[str], str]:
+    return lambda why: f"{what} ({why}); {advice}"
+
+
 def _check_batch(network: nn.Module, config: TrainConfig) -> None:
     """Check that a network can be trained on so few crops: batch norms need several values per channel."""
     options = config.training
     crops = min(options.batch // options.devices, 2)
     before = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    what = f"cannot be trained on {crops} of these crops at once"
     try:
         with (
             torch.no_grad(),
             keep_generators([]),  # the network is on the CPU
-            reporting_own_errors(config.model.spec),
+            reporting_own_errors(
+                config.model.spec, _rejects(what, "increase training.batch or training.crop")
+            ),
         ):
             network.train()(_blank_crops(crops, config))
-    except ValueError as error:
-        raise ModelError(
-            f"{config.model.spec}: cannot be trained on {crops} of these crops at once ({error}); "
-            "increase training.batch or training.crop"
-        ) from error
     finally:
         network.eval()
         for buffer, values in before:
@@ -247,14 +239,9 @@ def _check_planes(network: nn.Module, config: TrainConfig, data: Data) -> None:
             region=one_pixel,
             batch=1,
         )
-        try:
-            with reporting_own_errors(model.spec):
-                next(outputs)
-        except ABOUT_INPUT as error:
-            raise ModelError(
-                f"{model.spec}: rejects the planes of {part.name}, {y} x {x} pixels ({reason(error)}); crop or pad them to "
-                "a size that it accepts"
-            ) from error
+        what = f"rejects the planes of {part.name}, {y} x {x} pixels"
+        with reporting_own_errors(model.spec, _rejects(what, "crop or pad them to a size that it accepts")):
+            next(outputs)
 
 
 def describe_plan(plan: Plan) -> tuple[str, ...]:
@@ -266,7 +253,7 @@ def describe_plan(plan: Plan) -> tuple[str, ...]:
     why = why if config.data.intensity is None else "data.intensity"
     scaled = f"mean {record.mean:.4g}, standard deviation {record.std:.4g}"
     gaps = {part.volume.location: missing_slice_numbers(part.volume) for part in parts}
-    missing = missing_parts(plan.source.weights, plan.source.random)
+    missing = plan.source.missing
     lacking = f"; it lacks {', '.join(missing)}, which start random" if missing else ""
     return (
         f"network: {config.model.spec}, {plan.source.origin}{lacking}",

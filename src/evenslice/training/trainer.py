@@ -47,7 +47,7 @@ from evenslice._core import (
     without_secrets,
 )
 from evenslice.inference import is_device_error, keep_depthwise_exact, out_of_memory, shortage
-from evenslice.networks import check_stated_in_file, keep_generators, with_gradients
+from evenslice.networks import keep_generators, parse_specification
 from evenslice.neutralizing import load_network, record_of, save_network
 from evenslice.results import MAIN_SCORES
 from evenslice.training.config import TrainConfig
@@ -122,7 +122,7 @@ _IGNORED: tuple[tuple[str, type[Warning]], ...] = (
 )
 
 
-@with_gradients
+@torch.inference_mode(mode=False)  # what is made in it can be trained, and explained
 def train(
     config: TrainConfig | Mapping[str, Any] | str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -193,7 +193,7 @@ def train(
     config = as_config(config, TrainConfig)
     config = config.model_copy(update={"data": config.data.with_root()})
     with at_model():
-        check_stated_in_file(config.model.spec)
+        parse_specification(config.model.spec, stated_in_file=True)
     tell = on_start or (lambda _: None)
     run, first = RunFolder(local_path(out).absolute()), is_first_process()
     interrupts = Interruption(run.last, config.training.steps)
