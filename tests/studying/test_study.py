@@ -7,8 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,10 +16,9 @@ import torch
 from commands import Command
 from tiny_training import PAIR
 
-from evenslice import ConfigError, OutputError, StudyConfig, VolumeError, load_config, study
-from evenslice._core import option
+from evenslice import ConfigError, StudyConfig, VolumeError, load_config, study
 from evenslice.results import load_study
-from evenslice.studying import RunOutcome, run_execution, study_runner
+from evenslice.studying import RunOutcome, study_runner
 
 NETWORKS = """
 import os
@@ -63,10 +60,6 @@ class Crashing(nn.Module):
 
 def crashing():
     return Crashing().eval()
-
-
-def linear():
-    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1))
 """
 
 
@@ -382,28 +375,6 @@ def test_a_crashed_run_is_recorded_and_the_rest_goes_on(folder, command, tmp_pat
     assert sorted(tried) == ["lost", "lost", "pretrained", "tied"]  # those that failed, and no others
 
 
-@pytest.mark.slow
-def test_errors_of_runs_name_options_as_a_configuration_has_them(folder, tmp_path, monkeypatch):
-    arms = [{"name": "pretrained", "strategy": "pretrained"}, {"name": "twin", "strategy": "twin"}]
-    architectures = [
-        {"name": "small", "spec": "studied:small", "weights": "none"},
-        {"name": "linear", "spec": "studied:linear", "weights": "none"},
-    ]
-
-    def unable(*_, **__):
-        raise ConfigError(
-            f"cannot; measure by {option('method', 'occlusion')}, choose {option('device', 'cpu')}"
-        )
-
-    monkeypatch.setattr(run_execution, "audit", unable)
-    changed = options(arms=arms, architectures=architectures, training={"steps": 1, "stress": False})
-    failed = study(changed, tmp_path / "misspelt")["failed"]
-    errors = {(run["architecture"], run["arm"]): run["error"] for run in failed}
-    assert errors["small", "pretrained"] == "audit: cannot; measure by method: occlusion, choose device: cpu"
-    assert errors["linear", "twin"].startswith("model: no activation follows")
-    assert errors["linear", "twin"].endswith("symmetrize the network instead (model.symmetrize: output)")
-
-
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
@@ -482,31 +453,3 @@ def test_a_study_whose_worker_is_killed_ends_in_one_line_and_goes_on(folder, don
     assert error.strip().splitlines()[-1].startswith("error: a worker process was killed")
     study(options(), folder / "spread")
     assert figures(folder / "spread") == [record for record in figures(done[0]) if record["seed"] == 0]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="needs a path that differs by process")
-def test_a_worker_that_would_write_elsewhere_ends_a_study_before_its_first_run(folder, tmp_path, monkeypatch):
-    from distributed import LocalCluster
-
-    worker = [sys.executable, "-m", "distributed.cli.dask_worker", "--nthreads", "1", "--no-dashboard"]
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "there").mkdir()
-    with LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address=":0") as cluster:
-        process = subprocess.Popen(
-            [*worker, cluster.scheduler_address], cwd=tmp_path / "there", stderr=subprocess.DEVNULL
-        )
-        try:
-            message = (
-                r"^/proc/self/cwd/out: is another folder for the worker on .*; choose a folder \(out\) that"
-            )
-            with pytest.raises(OutputError, match=message):
-                study(
-                    options(data={"root": str(folder)}),
-                    "/proc/self/cwd/out",
-                    scheduler=cluster.scheduler_address,
-                )
-        finally:
-            process.terminate()
-            process.wait()
-    assert not list(tmp_path.rglob("run.json"))

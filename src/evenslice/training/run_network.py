@@ -6,7 +6,7 @@ evenslice.segment(segmenter, "brain.nii.gz", "labels.tif")
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import ConfigError, load_config, option
@@ -18,8 +18,6 @@ from evenslice.volumes import Reading
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
-
-    from evenslice.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -117,18 +115,13 @@ def find_network(
     from evenslice.training.run_folder import RunFolder
 
     files = RunFolder(run)
-    if not files.config.exists():
-        raise ConfigError(
-            f"{run}: holds no run of `evenslice train`, whose config.yaml says how its network reads volumes; name one, or "
-            "restore the file"
-        )
-    config = load_config(files.config, TrainConfig)
-    own, training = config.model.spec, config.training
-    if not files.network.exists():
+    if not (files.config.exists() and files.network.exists()):
         raise ConfigError(
             f"{run}: holds no finished run of `evenslice train`; name one, or finish it with `evenslice train --out {run} "
             "--resume`"
         )
+    config = load_config(files.config, TrainConfig)
+    own, training = config.model.spec, config.training
     if parse_specification(own).library:
         _refuse_determined(run, {"model": spec})
     elif spec != own:
@@ -136,30 +129,16 @@ def find_network(
             f"{run}: its network comes from the function {own}; if you trust its module, give "
             f"{option('model', own)} as well"
         )
-    read = reading_of(config).with_given(given)
+    read = config.reading.with_given(given)
     return NetworkSource(own, str(files.network), read, training.asked_size, training.task)
-
-
-def reading_of(config: TrainConfig) -> Reading:
-    """Return how the network of a configuration reads volumes; sigmoids of several classes let these overlap."""
-    data, sigmoids = config.data, config.training.loss == "dice_bce"
-    return Reading(
-        step=config.model.step,
-        plane=data.plane,
-        intensity=data.intensity,
-        fill=data.fill,
-        **asdict(data.label_options),
-        overlapping=None if sigmoids and data.classes <= 2 else sigmoids,
-    )
 
 
 def _given_network(spec: str | None, weights: str | None) -> tuple[str, str]:
     """Return a specification and weights, of which neither may be missing."""
-    missing = [name for name, value in (("model", spec), ("weights", weights)) if value is None]
     if spec is None or weights is None:
-        needed = f"{option('run')}, or {option('model')} and {option('weights')}"
-        what = "no network given" if len(missing) == 2 else f"{option(missing[0])} is missing"
-        raise ConfigError(f"{what}; give {needed}")
+        raise ConfigError(
+            f"no network given; give {option('run')}, or {option('model')} and {option('weights')}"
+        )
     return spec, weights
 
 
