@@ -5,13 +5,12 @@ import json
 from pathlib import Path
 
 import pytest
-from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit
+from synthetic import PRETRAINED, UNIFORM, make_audit
 
 from evenslice.auditing.documents import load_audits
 from evenslice.cli.printing import show_audits
 from evenslice.results import Interval
 from evenslice.results.stress import BriefLoss, StressSummary
-from evenslice.results.verdicts import Mismatch
 
 WIDTH = 80
 
@@ -65,12 +64,6 @@ def test_several_audits_have_a_sentence_and_four_rows_each(shown):
     assert any(line == "use E 0 [0, 0] within 0.01" for line in lines)
 
 
-def test_the_class_and_the_pair_of_a_figure_are_named(shown):
-    text = " ".join(shown(make_audit("five", CYCLIC)))
-    assert "slices ±1" in text
-    assert "class" in text
-
-
 @pytest.mark.parametrize("width", [30, 38, 45, 60])
 def test_a_narrow_terminal_breaks_lines_and_cuts_nothing(monkeypatch, capsys, width):
     def printed(columns):
@@ -89,12 +82,6 @@ def test_an_older_audit_is_labelled(shown):
     assert text.startswith("Measured with the definitions of version 0.2.")
     assert "as in version 0.2" in text
     assert "nan" not in text
-
-
-def test_what_is_not_known_is_not_asked(shown):
-    nothing = Mismatch(float("nan"), float("nan"), float("nan"), judged=False)
-    audit = with_statistics(make_audit("a", UNIFORM), mirror_mismatch=nothing, classes=())
-    assert any(line.startswith("use E") and line.endswith("not asked") for line in shown(audit))
 
 
 def test_json_has_the_audits_alone(capsys):

@@ -17,7 +17,6 @@ from typer.main import get_command
 
 import evenslice
 from evenslice.auditing.attribution import METHODS
-from evenslice.auditing.surveyor import DRAWS, WINDOWS
 from evenslice.cli import options
 from evenslice.cli.app import app
 from evenslice.volumes.volume import Plane
@@ -42,10 +41,6 @@ NAMED = {
 }
 
 
-def test_every_command_is_tested_here():
-    assert set(COMMANDS) == set(GROUPS)
-
-
 @pytest.mark.parametrize("command", GROUPS)
 def test_the_help_shows_the_options_in_their_groups_each_with_a_sentence(cli, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "80")
@@ -62,27 +57,6 @@ def test_the_values_that_are_listed_are_those_of_the_library():
     assert sorted(options.STRATEGIES) == sorted(evenslice.neutralizing.STRATEGIES)
     assert sorted(options.METHODS) == sorted(METHODS)
     assert get_args(Plane) == options.PLANES
-
-
-def test_the_help_says_what_a_run_or_a_saved_network_settles():
-    for name in (*options.READ, *options.LABELS):
-        assert "of the run or saved network" in NAMED["audit"][name].help, name
-
-
-@pytest.mark.parametrize("command", ["audit", "evaluate", "export", "segment", "symmetrize"])
-def test_the_help_says_which_network_a_command_needs(command):
-    assert "Give --run, or --model with --weights." in NAMED[command]["run"].help
-
-
-def test_export_refuses_an_unknown_format(cli):
-    source = ("export", "--model", "timm:test_resnet", "--weights", "none", "--to", "foo", "--out", "out")
-    code, out, err = cli(*source)
-    assert (code, out) == (2, "")
-    assert err.endswith("error: --to foo: known: bioimageio, huggingface, onnx\n")
-
-
-def test_survey_has_the_defaults_of_the_library():
-    assert (NAMED["survey"]["windows"].default, NAMED["survey"]["draws"].default) == (WINDOWS, DRAWS)
 
 
 @pytest.mark.parametrize(
@@ -127,21 +101,6 @@ def test_completion_of_values(words, offered):
     command = [sys.executable, "-m", "evenslice"]
     done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=True)
     assert done.stdout.split() == offered
-
-
-def test_the_options_that_audit_and_segment_share_are_declared_alike():
-    shared = set(NAMED["audit"]) & set(NAMED["segment"])
-    assert shared >= {
-        *("slices", "step", "classes", "mean", "std", "axes", "select", "level", "intensity", "fill"),
-        *("tile", "batch", "dtype", "device", "workers", "scheduler", "force", "json"),
-    }
-    # Which say what they are for, or whose default differs.
-    for name in shared - {"weights", "volume", "axes", "region", "tile", "dtype", "out"}:
-        one, other = (
-            [getattr(NAMED[command][name], key) for key in ("opts", "default", "help", "rich_help_panel")]
-            for command in ("audit", "segment")
-        )
-        assert one == other
 
 
 @pytest.mark.parametrize("command", ["train", "study"])

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +9,9 @@ import pytest
 import tifffile
 
 from evenslice import ConfigError, EvensliceError, open_volume
-from evenslice._core import spelled_on_command_line
-from evenslice.cli.opening import LabelledOpening
+from evenslice.cli.options import LabelledOpening
 from evenslice.inference import stated_reading
 from evenslice.neutralizing import load_network, save_network
-from evenslice.training import find_network
 from evenslice.volumes import Reading, write_volume
 
 BEFORE = Path(__file__).parents[1] / "data" / "written-by-0.1.0"
@@ -79,21 +76,6 @@ def test_the_run_does_not_say_what_the_target_labels_ignores(trained, tmp_path, 
     assert json.loads(cli(*audit)[1])["target"] == "labels"
 
 
-def test_values_of_classes_take_the_place_of_numbered_objects(trained):
-    config = trained / "config.yaml"
-    text = (
-        config.read_text()
-        .replace("[0, 255]", "null")
-        .replace('other_labels: "background"', "instances: sparse")
-    )
-    config.write_text(text)
-    assert find_network(trained, None, None).reading.labels.instances == "sparse"
-    for given in ({"label_values": (0, 255)}, {"other_labels": "background"}):
-        found = asdict(find_network(trained, None, None, reading=given).reading)
-        assert found["instances"] is None
-        assert given.items() <= found.items()
-
-
 @pytest.fixture
 def turned(tmp_path, monkeypatch):
     """A cube stored x first, which no shape tells from one stored z first, and its labels in several files."""
@@ -131,12 +113,6 @@ def test_labels_that_their_writer_may_have_misnamed_like_the_volume_need_a_decis
         LabelledOpening(axes="xyz").open_labels("labels.tif", "stored.npy", "named.tif")
     opened = LabelledOpening(axes="zyx").open_labels("labels.tif", "named.tif")
     assert np.array_equal(opened[...], turned)
-
-
-def test_axes_of_labels_are_refused_without_labels(turned):
-    with pytest.raises(ConfigError, match="has no effect without labels") as refused:
-        LabelledOpening(label_axes="xyz").refuse()
-    assert refused.value.render(spelled_on_command_line).startswith("--label-axes: ")
 
 
 @pytest.mark.parametrize(
