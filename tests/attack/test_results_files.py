@@ -22,7 +22,7 @@ from synthetic_study import make_study
 
 from evenslice import EvensliceError, load_audits, load_network, save_network
 from evenslice.results import save_audits
-from evenslice.training import RunFolder, load_segmenter
+from evenslice.training import RunFolder, find_network
 
 pytestmark = pytest.mark.attack
 
@@ -295,7 +295,7 @@ def look(kind, item):
     elif kind == "networks":
         load_network(str(item.options["file"]))
     elif kind == "run":
-        load_segmenter(Path(item.path))
+        find_network(Path(item.path)).load()
         found = RunFolder(Path(item.path))
         found.read_result()
         found.read_metrics()

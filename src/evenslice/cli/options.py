@@ -275,16 +275,24 @@ class Source:
     weights: Annotated[str | None, network(f"{WEIGHTS_HELP}.", metavar="W")] = None
 
     def load(self, inputs: Input, reading: dict[str, Any]) -> "Segmenter":
-        """Load the network with these options, as ``load_segmenter`` takes them.
+        """Load the network with these options.
 
         Say which parts of it are random although its answers depend on them.
 
         Raises:
-            ModelError: a file of weights lacks parts of the network, so that its answers would be random; or see there.
+            ConfigError: see ``find_network``.
+            ModelError: the network cannot be loaded; or a file of weights lacks parts of it, so that its answers would be random.
         """
-        from evenslice.training import load_segmenter
+        from evenslice.inference import open_segmenter
+        from evenslice.training import find_network
 
-        loaded = load_segmenter(self.run, self.model, self.weights, **asdict(inputs), reading=reading)
+        given = asdict(inputs)
+        fixed = {name: value for name, value in given.items() if name != "symmetrize"}
+        found = find_network(self.run, self.model, self.weights, reading=reading, fixed=fixed)
+        if self.run is None:
+            loaded = open_segmenter(found.spec, found.weights, **given, reading=reading)
+        else:
+            loaded = found.load(inputs.symmetrize)
         loaded.need_all_weights()
         if self.weights is not None and loaded.source is not None:
             tell_untrained(self.weights, loaded.source.random)

@@ -13,7 +13,7 @@ from evenslice._core import ConfigError, option
 from evenslice.inference import Segmenter, open_segmenter
 from evenslice.networks import untrained_parts
 from evenslice.neutralizing import STRATEGIES
-from evenslice.training import load_segmenter
+from evenslice.training import find_network
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,20 +42,16 @@ class NetworkChoice:
     reading: Mapping[str, Any] = field(default_factory=dict)
 
     def load(self) -> Segmenter:
-        """Load it; the errors are those of ``load_segmenter`` and ``open_segmenter``."""
+        """Load it; the errors are those of ``find_network`` and ``open_segmenter``."""
         if self.spec is None:
-            return load_segmenter(self.run, reading=self.reading)
+            return find_network(self.run, reading=self.reading).load()
         return open_segmenter(self.spec, self.weights, reading=self.reading, **self.built)
 
     def note(self, network: Segmenter) -> str:
         """Say which parts of the loaded network are random; empty if none is."""
-        if missing := network.missing:
-            return (
-                f"The file of weights lacks {', '.join(missing)}, which are random: train the network first."
-            )
-        if self.weights is None or network.source is None:
-            return ""
-        random = untrained_parts(self.weights, network.source.random)
+        random = network.missing
+        if not random and self.weights is not None and network.source is not None:
+            random = untrained_parts(self.weights, network.source.random)
         what = "The network is" if random == ("*",) else f"Parts of the network ({', '.join(random)}) are"
         return f"{what} random; train it before you use its answers." if random else ""
 

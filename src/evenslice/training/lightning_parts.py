@@ -22,7 +22,7 @@ import torch
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from evenslice._core import (
     ConfigError,
@@ -38,12 +38,11 @@ from evenslice._core import (
 from evenslice.auditing import Mirrored, Score, attribute, parse_target
 from evenslice.networks import METADATA_KEY, as_float64, is_mark, seed_generators, with_gradients
 from evenslice.results import directional_bias, model_part, ratio, score_title
-from evenslice.training.crops import CentredCrops, CropDataset
 from evenslice.training.run_folder import refuse_changed
 from evenslice.training.tasks import TaskLoss, task_logits
 
 with needs_extra("train", "training"):
-    from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+    from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.callbacks import Checkpoint
     from lightning.pytorch.loggers import Logger
     from lightning.pytorch.plugins import TorchSyncBatchNorm
@@ -60,7 +59,6 @@ if TYPE_CHECKING:
     from evenslice.auditing import Target
     from evenslice.training.config import TrainConfig
     from evenslice.training.run_folder import RunFolder
-    from evenslice.volumes import LabelledVolume
 
     Floats = NDArray[np.float64]
 
@@ -80,9 +78,14 @@ class TrainingModule(LightningModule):
 
     The random numbers of a step depend only on the seed, the number of the step and the process.
 
+    An epoch lasts to the next validation. Step s uses the crops from ``s * batch`` up to ``(s + 1) * batch``; each of
+    several processes takes every so many of them. The trainer must reload the data each epoch
+    (``reload_dataloaders_every_n_epochs=1``) and must not replace the sampler (``use_distributed_sampler=False``).
+
     Args:
         network: maps windows (batch, slices, y, x), with the scaling it expects, to logits.
         config: the configuration of the run.
+        crops: those of all steps.
 
     Attributes:
         seconds: training time so far, including that before the run was resumed.
@@ -92,16 +95,36 @@ class TrainingModule(LightningModule):
         ModelError: the loss is not finite.
     """
 
-    def __init__(self, network: nn.Module, config: TrainConfig) -> None:
+    def __init__(self, network: nn.Module, config: TrainConfig, crops: Dataset[Any]) -> None:
         super().__init__()
-        self.network = network
-        self.config = config
+        self.network, self.config, self._crops = network, config, crops
         ignored = config.data.ignore_label is not None
         self.loss = TaskLoss(config.training.loss, config.data.classes, ignored=ignored)
         self.seconds = 0.0
         self.started = False
         self._losses: list[Tensor] = []
         self._clock = time.monotonic()
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Return the batches up to the next validation: windows (batch, N, y, x) and classes (batch, y, x), or (batch,).
+
+        They begin with the next step: an epoch in which a run was interrupted is cut in two.
+        """
+        training, first = self.config.training, self.global_step
+        size = training.batch
+        end = (first // training.validate_every + 1) * training.validate_every
+        batches = [
+            list(range(step * size + self.global_rank, (step + 1) * size, self.trainer.world_size))
+            for step in range(first, min(end, training.steps))
+        ]
+        return DataLoader(
+            self._crops,
+            batch_sampler=batches,
+            num_workers=training.workers,
+            worker_init_fn=_tolerate_first,
+            pin_memory=self.device.type == "cuda",  # whence a GPU reads them fastest
+            generator=torch.Generator(),  # the global generator would advance each epoch
+        )
 
     def forward(self, windows: Tensor) -> Tensor:
         """Return the logits of windows (batch, slices, y, x), see ``task_logits``."""
@@ -223,69 +246,6 @@ def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
     if step < rising:
         return (step + 1) / rising
     return (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1))) / 2
-
-
-class CropData(LightningDataModule):
-    """The crops of a training run, in batches; an epoch lasts to the next validation.
-
-    Step s uses the crops from ``s * batch`` up to ``(s + 1) * batch``; each of several processes takes every so many of
-    them.
-
-    The trainer must reload the data each epoch (``reload_dataloaders_every_n_epochs=1``) and must not replace the
-    sampler, which handles several processes (``use_distributed_sampler=False``).
-
-    Args:
-        config: the configuration of the run.
-        parts: the volumes to train on.
-        scaling: the mean and standard deviation that the network expects of slices in 0..1.
-        pin: whether to hold batches where a GPU reads them fastest.
-    """
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        parts: Sequence[LabelledVolume],
-        scaling: tuple[float, float],
-        *,
-        pin: bool = False,
-    ) -> None:
-        super().__init__()
-        self._training, self._pin = config.training, pin
-        kind = CentredCrops if config.training.task == "classification" else CropDataset
-        self._crops = kind(
-            parts,
-            slices=config.model.slices,
-            step=config.model.step,
-            crop=config.training.crop,
-            length=config.training.steps * config.training.batch,
-            foreground=config.training.foreground,
-            augmentation=config.augmentation,
-            scaling=scaling,
-            seed=config.seed,
-        )
-
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Return the batches up to the next validation: windows (batch, N, y, x) and classes (batch, y, x), or (batch,).
-
-        They begin with the next step: an epoch in which a run was interrupted is cut in two.
-        """
-        training, trainer = self._training, self.trainer
-        first, rank, world = (
-            (trainer.global_step, trainer.global_rank, trainer.world_size) if trainer else (0, 0, 1)
-        )
-        end = (first // training.validate_every + 1) * training.validate_every
-        batches = [
-            list(range(step * training.batch + rank, (step + 1) * training.batch, world))
-            for step in range(first, min(end, training.steps))
-        ]
-        return DataLoader(
-            self._crops,
-            batch_sampler=batches,
-            num_workers=training.workers,
-            worker_init_fn=_tolerate_first,
-            pin_memory=self._pin,
-            generator=torch.Generator(),  # the global generator would advance each epoch
-        )
 
 
 def _tolerate_first(_worker: int) -> None:
@@ -867,14 +827,10 @@ class ShowProgress(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin at the step at which the training begins."""
         del pl_module
-        if trainer.is_global_zero and self._show is not False and trainer.global_step < self._steps:
+        done, steps = trainer.global_step, self._steps
+        if trainer.is_global_zero and done < steps:
             shown = progress_bar(
-                self._title,
-                self._steps,
-                "steps",
-                show=self._show,
-                done=trainer.global_step,
-                first_line=FIRST_LINE,
+                self._title, steps, "steps", show=self._show, done=done, first_line=FIRST_LINE
             )
             self._advance = self._shown.enter_context(shown)
 

@@ -1,6 +1,6 @@
 """The network of a training run, and how it reads volumes; or any other network, for commands that take either.
 
-segmenter = load_segmenter(Path("run"))
+segmenter = find_network(Path("run")).load()
 evenslice.segment(segmenter, "brain.nii.gz", "labels.tif")
 """
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import ConfigError, load_config, option
-from evenslice.inference import Segmenter, open_segmenter, stated_reading
+from evenslice.inference import Segmenter, stated_reading
 from evenslice.networks import parse_specification
 from evenslice.neutralizing import load_network
 from evenslice.volumes import Reading
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
 
@@ -30,6 +30,7 @@ class NetworkSource:
         reading: as its run or its file says, unless the user does; None if neither does.
         crop: the size (y, x) of windows that it is asked about: that of the crops of a classifier, else None.
         task: what the run trained it for.
+        run: the folder of the run, if it comes from one.
     """
 
     spec: str
@@ -37,52 +38,23 @@ class NetworkSource:
     reading: Reading | None
     crop: tuple[int, int] | None
     task: str = "segmentation"
+    run: Path | None = None
 
+    def load(self, symmetrize: str | None = None) -> Segmenter:
+        """Load the network, averaged over each window and its mirror where ``symmetrize`` says.
 
-def load_segmenter(
-    run: Path | None = None,
-    spec: str | None = None,
-    weights: str | None = None,
-    *,
-    slices: int | None = None,
-    classes: int | None = None,
-    mean: float | Sequence[float] | None = None,
-    std: float | Sequence[float] | None = None,
-    symmetrize: str | None = None,
-    reading: Mapping[str, Any] | None = None,
-) -> Segmenter:
-    """Load the network of a training run, or any other.
-
-    Args:
-        run: see ``find_network``.
-        spec: likewise; or "onnx".
-        weights: likewise; or the ONNX file.
-        slices: as for ``open_segmenter``, and not with a run, which determines it.
-        classes: likewise.
-        mean: likewise.
-        std: likewise.
-        symmetrize: as for ``open_segmenter``.
-        reading: options of ``Reading`` by name, which change what is stated.
-
-    Raises:
-        ConfigError: see ``find_network``; or an option is given that the run, or the ONNX file, determines.
-        ModelError: the network cannot be loaded.
-    """
-    built: dict[str, Any] = {"slices": slices, "classes": classes, "mean": mean, "std": std}
-    if run is None:
-        found = _given_network(spec, weights)
-        return open_segmenter(*found, **built, symmetrize=symmetrize, reading=reading)
-    network = find_network(run, spec, weights, reading=reading, fixed=built)
-    model, record, source = load_network(network.spec, network.weights, symmetrize=symmetrize)
-    return Segmenter(
-        model, record.slices, network.reading or Reading(), source, run, network.task, network.crop
-    )
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        model, record, source = load_network(self.spec, self.weights, symmetrize=symmetrize)
+        reading = self.reading or Reading()
+        return Segmenter(model, record.slices, reading, source, self.run, self.task, self.crop)
 
 
 def find_network(
     run: Path | None,
-    spec: str | None,
-    weights: str | None,
+    spec: str | None = None,
+    weights: str | None = None,
     *,
     reading: Mapping[str, Any] | None = None,
     fixed: Mapping[str, Any] | None = None,
@@ -104,7 +76,10 @@ def find_network(
     """
     given = {name: value for name, value in (reading or {}).items() if value is not None}
     if run is None:
-        spec, weights = _given_network(spec, weights)
+        if spec is None or weights is None:
+            raise ConfigError(
+                f"no network given; give {option('run')}, or {option('model')} and {option('weights')}"
+            )
         stated, crop = stated_reading(spec, weights)
         read = (stated or Reading()).with_given(given) if given else stated
         return NetworkSource(spec, weights, read, crop)
@@ -130,16 +105,7 @@ def find_network(
             f"{option('model', own)} as well"
         )
     read = config.reading.with_given(given)
-    return NetworkSource(own, str(files.network), read, training.asked_size, training.task)
-
-
-def _given_network(spec: str | None, weights: str | None) -> tuple[str, str]:
-    """Return a specification and weights, of which neither may be missing."""
-    if spec is None or weights is None:
-        raise ConfigError(
-            f"no network given; give {option('run')}, or {option('model')} and {option('weights')}"
-        )
-    return spec, weights
+    return NetworkSource(own, str(files.network), read, training.asked_size, training.task, run)
 
 
 def _refuse_determined(run: Path, given: dict[str, Any]) -> None:

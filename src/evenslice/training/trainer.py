@@ -49,10 +49,10 @@ from evenslice.networks import check_stated_in_file, keep_generators, with_gradi
 from evenslice.neutralizing import load_network, record_of, save_network
 from evenslice.results import MAIN_SCORES
 from evenslice.training.config import TrainConfig
+from evenslice.training.crops import CentredCrops, CropDataset
 from evenslice.training.data import open_data
 from evenslice.training.lightning_parts import (
     AsymmetryMonitor,
-    CropData,
     CsvLog,
     Interruption,
     KeepBest,
@@ -251,15 +251,25 @@ def fit(plan: Plan, run: RunFolder, *, interruption: Interruption, progress: boo
     convert_conv2d_weight_memory_format(network.train(), torch.channels_last)
     if device.type == "cpu":
         keep_depthwise_exact(network)
-    module = TrainingModule(network, config)
-    scaling = (plan.record.mean, plan.record.std)
-    crops = CropData(config, plan.data.train, scaling, pin=device.type == "cuda")
+    kind = CentredCrops if config.training.task == "classification" else CropDataset
+    crops = kind(
+        plan.data.train,
+        slices=config.model.slices,
+        step=config.model.step,
+        crop=config.training.crop,
+        length=config.training.steps * config.training.batch,
+        foreground=config.training.foreground,
+        augmentation=config.augmentation,
+        scaling=(plan.record.mean, plan.record.std),
+        seed=config.seed,
+    )
+    module = TrainingModule(network, config, crops)
     # All GPUs, whose generators are asked for without starting others; or the CPU.
     of_gpus = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
     generators = of_gpus if device.type == "cuda" else [device]
     with interruption.deferred(), _quiet(), keep_generators(generators):
         trainer = _make_trainer(plan, run, interruption, progress)
-        _run_trainer(trainer, module, crops, run.last if run.last.exists() else None)
+        _run_trainer(trainer, module, run.last if run.last.exists() else None)
         if trainer.is_global_zero:
             if config.training.keeps_best and run.best.exists():  # unless no validation had a score
                 with staged_file(run.network) as beside:
@@ -346,7 +356,7 @@ def fixed_windows(
     return torch.from_numpy(np.stack([grid.read(*place) for grid, place in chosen]))
 
 
-def _run_trainer(trainer: Trainer, module: TrainingModule, crops: CropData, checkpoint: Path | None) -> None:
+def _run_trainer(trainer: Trainer, module: TrainingModule, checkpoint: Path | None) -> None:
     """Run a trainer, preserving a keyboard interrupt, at which Lightning would exit the process.
 
     Raises:
@@ -358,7 +368,7 @@ def _run_trainer(trainer: Trainer, module: TrainingModule, crops: CropData, chec
     try:
         if checkpoint is not None:
             check_archive(checkpoint)
-        trainer.fit(module, crops, ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as error:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, handler)
