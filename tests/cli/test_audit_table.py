@@ -1,16 +1,13 @@
 """What the terminal says of audits: how they were made, the verdict and what decided it, and a table of the questions."""
 
-import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 from synthetic import PRETRAINED, UNIFORM, make_audit
 
-from evenslice.auditing.documents import load_audits
+from evenslice import load_audits
 from evenslice.cli.printing import show_audits
-from evenslice.results import Interval
-from evenslice.results.stress import BriefLoss, StressSummary
 
 WIDTH = 80
 
@@ -27,10 +24,6 @@ def shown(monkeypatch, capsys):
         return [" ".join(line.split()) for line in lines if line.strip()]
 
     return shown
-
-
-def with_statistics(audit, **changes):
-    return dataclasses.replace(audit, statistics=dataclasses.replace(audit.statistics, **changes))
 
 
 def test_scaling_verdict_and_advice_stand_above_a_row_for_each_question(shown):
@@ -90,16 +83,3 @@ def test_json_has_the_audits_alone(capsys):
     assert [item["name"] for item in json.loads(capsys.readouterr().out)] == ["a", "b"]
     show_audits(audits[:1], None, json=True)
     assert json.loads(capsys.readouterr().out)["name"] == "a"
-
-
-def test_what_a_lost_slice_costs_stands_below_once_for_each_network(shown):
-    losses = (BriefLoss("missing", 1, 0.6, 0.8, 0.5, Interval(0.2, 0.1, 0.3)),)
-    stress = StressSummary("labels", 16, 0.9, 0.85, losses)
-    audit = dataclasses.replace(make_audit("network", PRETRAINED), stress=stress)
-    lines = shown(audit)
-    assert "Dice when slices are disturbed, 16 windows" in lines
-    assert "missing 1 .600 .800 .500 +.200 [.100, .300]" in lines
-    methods = [audit.renamed(f"network, {method}") for method in ("gradient", "occlusion")]
-    assert [line for line in shown(*methods) if "disturbed" in line] == [
-        "network, gradient: Dice when slices are disturbed, 16 windows"
-    ]

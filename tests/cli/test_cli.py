@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 import evenslice
-from evenslice.auditing import auditor
 
 WEIGHTS = ["--model", "my_networks:unequal", "--weights", "weights.pt"]
 AUDIT = ["audit", *WEIGHTS, "--max-windows", "60", "--volume", "good.tif"]
@@ -96,23 +95,6 @@ def test_an_audit_is_named_after_what_was_audited(options, name, run):
     found = found[0] if isinstance(found, list) else found
     assert found["name"] == name
     assert found["model"].get("symmetrized") == ("output" if "symmetrized" in name else None)
-
-
-def test_what_lost_slices_cost_is_measured_once_for_all_methods(run, monkeypatch):
-    original, calls = auditor.stress, []
-
-    def counted(*arguments, **options):
-        calls.append(1)
-        return original(*arguments, **options)
-
-    monkeypatch.setattr(auditor, "stress", counted)
-    methods = ("--method", "gradient", "--method", "input_x_gradient")
-    code, out, _ = run(*SHORT, "--labels", "labels.tif", *methods)
-    assert code == 0
-    first, second = json.loads(out)
-    assert first["stress"]["losses"]
-    assert first["stress"] == second["stress"]
-    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("name", ["report.html", "tables/run.csv"])

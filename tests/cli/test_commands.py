@@ -6,13 +6,11 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
 from types import SimpleNamespace
-from typing import Annotated, get_args
+from typing import get_args
 
 import numpy as np
 import pytest
-import typer
 from typer.main import get_command
 
 import evenslice
@@ -133,23 +131,3 @@ def test_what_the_report_needs_is_checked_before_anything_is_audited(cli, monkey
     assert (code, started) == (2, []), err
     assert "needs the package 'jinja2'" in err
     assert not (tmp_path / "out").exists()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    first: Annotated[int, typer.Option(help="One.")] = 1
-    second: Annotated[str, typer.Option(help="Two.")]
-
-
-def test_a_group_becomes_one_option_for_each_field():
-    taken = []
-    small = typer.Typer(add_completion=False)
-
-    @small.command()
-    @options.grouped
-    def command(*, pair: Pair, third: Annotated[float, typer.Option(help="Three.")] = 3.0) -> None:
-        taken.append((asdict(pair), third))
-
-    assert [parameter.name for parameter in get_command(small).params] == ["second", "first", "third"]
-    small(["--second", "b", "--first", "7"], standalone_mode=False)
-    assert taken == [({"first": 7, "second": "b"}, 3.0)]

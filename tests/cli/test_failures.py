@@ -1,6 +1,5 @@
 """What a user's mistake, a refusal of the system or Ctrl-C ends with: one clear line, and an exit status."""
 
-import errno
 import re
 import signal
 import subprocess
@@ -108,15 +107,6 @@ def test_a_path_that_cannot_be_used_is_one_clear_line(run, folder, tmp_path, arg
     assert sorted(folder.iterdir()) == before
 
 
-def test_a_folder_closed_to_the_user_is_one_clear_line(run, monkeypatch):
-    def closed(path):
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
-
-    monkeypatch.setattr("pathlib.Path.is_dir", closed)
-    _, _, err = run("report", "private/audit")
-    assert err == "error: private/audit: Permission denied; choose a place where you may read and write\n"
-
-
 ON_CPU = "; choose a smaller --tile or --batch, or end what else uses it, or raise --memory-limit"
 ON_GPU = "; choose a smaller --tile or --batch, end what else uses it, or choose --device cpu"
 
@@ -178,27 +168,6 @@ def test_full_standard_output_is_one_clear_line(process, more):
     assert done.returncode == 2
     assert done.stderr.startswith("error: output: cannot be written (No space left on device); make room")
     assert done.stderr.count("\n") == 1
-
-
-LATE = """
-import asyncio
-
-async def fail():
-    raise OSError("late")
-
-loop = asyncio.new_event_loop()
-task = loop.create_task(fail())
-loop.run_until_complete(asyncio.sleep(0))
-"""
-
-
-@pytest.mark.slow
-def test_requests_that_fail_when_the_error_was_told_draw_no_tracebacks(process, folder, tmp_path):
-    """Of a server that redirects in a circle, several do at a time."""
-    (tmp_path / "late.py").write_text(LATE)
-    source = ["--model", "late:nothing", "--weights", "none", "--volume", folder / "good.tif"]
-    done = process("audit", *source, cwd=tmp_path)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
 
 
 def test_debug_shows_the_traceback(run):

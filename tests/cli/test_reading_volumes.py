@@ -8,11 +8,17 @@ import numpy as np
 import pytest
 import tifffile
 
-from evenslice import ConfigError, EvensliceError, open_volume
+from evenslice import (
+    ConfigError,
+    EvensliceError,
+    Reading,
+    load_network,
+    open_segmenter,
+    open_volume,
+    save_network,
+)
 from evenslice.cli.options import LabelledOpening
-from evenslice.inference import stated_reading
-from evenslice.neutralizing import load_network, save_network
-from evenslice.volumes import Reading, write_volume
+from evenslice.volumes import write_volume
 
 BEFORE = Path(__file__).parents[1] / "data" / "written-by-0.1.0"
 SPEC = "smp:Unet/tu-test_resnet?encoder_depth=2&decoder_channels=[4,4]"
@@ -47,7 +53,7 @@ def trained(tmp_path):
 def test_a_symmetrized_run_reads_volumes_as_the_run_does(trained, tmp_path, cli):
     fair = tmp_path / "fair.safetensors"
     cli("symmetrize", "--run", trained, "--out", fair)
-    assert stated_reading(SPEC, str(fair))[0] == Reading(**READING, overlapping=False)
+    assert open_segmenter(SPEC, str(fair)).reading == Reading(**READING, overlapping=False)
     volume = tmp_path / "volume.npy"
     np.save(volume, np.random.default_rng(0).integers(0, 255, (32, 14, 32), dtype=np.uint8))
     audit = ["audit", "--volume", volume, "--max-windows", 8, "--json"]
@@ -64,7 +70,7 @@ def test_what_a_file_of_weights_says_of_volumes_is_carried_on(tmp_path, cli, com
     save_network(model, fair, record=record, source=source, reading=READING)
     strategy = ["--strategy", "pretrained"] if command == "neutralize" else []
     cli(command, "--model", SPEC, "--weights", fair, *strategy, "--out", fairer)
-    assert stated_reading(SPEC, str(fairer))[0] == Reading(**READING)
+    assert open_segmenter(SPEC, str(fairer)).reading == Reading(**READING)
 
 
 def test_the_run_does_not_say_what_the_target_labels_ignores(trained, tmp_path, cli):

@@ -468,7 +468,7 @@ def test_a_run_and_a_network_exclude_each_other(tmp_path):
         find_network(None).load()
     with pytest.raises(ConfigError, match="step: the run .* determines it"):
         find_network(tmp_path, reading={"step": 2}).load()
-    with pytest.raises(ConfigError, match="holds no run of `evenslice train`"):
+    with pytest.raises(ConfigError, match="holds no finished run of `evenslice train`"):
         find_network(tmp_path).load()
 
 

@@ -18,7 +18,7 @@ from tiny_training import PAIR
 
 from evenslice import ConfigError, StudyConfig, VolumeError, load_config, study
 from evenslice.results import load_study
-from evenslice.studying import RunOutcome, study_runner
+from evenslice.studying import study_runner
 
 NETWORKS = """
 import os
@@ -330,23 +330,6 @@ def test_runs_on_files_that_change_during_a_study_fail(folder, own_data, tmp_pat
     assert not list(out.glob("runs/*tied*/network.safetensors"))
     shutil.copy(folder / "labels.npy", data)
     assert study(values, out)["finished"] == 2
-
-
-def test_a_study_can_be_given_more(copied, monkeypatch):
-    seen = []
-
-    def pretend(run, base, data, progress):
-        seen.append((run.seed, run.arm))
-        return RunOutcome(**run.labels, key=run.key, status="failed", error="", audit={})
-
-    monkeypatch.setattr(study_runner, "execute", pretend)
-    grown = options(seeds=[0, 1, 2])
-    grown["arms"].append({"name": "uniform"})
-    study(grown, copied)
-    assert sorted(seen) == [
-        *((0, "uniform"), (1, "uniform")),
-        *((2, arm) for arm in ("pretrained", "tied", "uniform")),
-    ]
 
 
 # Mistakes

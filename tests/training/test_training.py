@@ -75,10 +75,6 @@ def pooled():
     return Wrapped(lambda self, x, scores: scores + self.context(scores), context=context)
 
 
-def faulty():
-    return Wrapped(lambda self, x, scores: {"out": scores}["in"])
-
-
 def frozen():
     return small().requires_grad_(False)
 
@@ -537,13 +533,7 @@ BAD = {
     ),
     "plane of test": ({**DEEP, "data__test": WIDE}, r"rejects the planes of wide_image\.npy, 96 x 96"),
     "no network": ({"model__spec": "trainable:smal"}, "^model: trainable:smal: .*did you mean 'small'"),
-    "reserved argument": (
-        {"model__spec": "smp:Unet/resnet18?classes=3"},
-        r"^model: smp:.*: model\.weights and data\.classes decide",
-    ),
-    "no cut": ({"model__symmetrize": "nowhere"}, "^model.symmetrize: nowhere|no module 'nowhere'"),
     "nothing to train": ({"model__spec": "trainable:frozen"}, "no parameter that requires a gradient"),
-    "own error": ({"model__spec": "trainable:faulty"}, "KeyError: 'in'"),
     "no GPU": ({"training__accelerator": "gpu"}, r"^training\.accelerator: gpu: is not available here"),
     "float16 on a CPU": ({"training__dtype": "float16"}, r"^training\.dtype: float16: is for GPUs"),
 }

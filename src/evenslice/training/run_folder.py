@@ -268,11 +268,10 @@ class RunFolder:
 
 
 def _is_damaged(file: Path, read: Callable[[Path], object]) -> bool:
-    try:
+    with suppress(EvensliceError, *UNREADABLE):
         read(file)
-    except (EvensliceError, *UNREADABLE):
-        return True
-    return False
+        return False
+    return True
 
 
 def check_archive(path: Path) -> None:
