@@ -43,7 +43,7 @@ BAD = [
     ([*GOOD, "--select", "t"], r"Invalid value for '--select': t: an axis and a whole number are needed"),
     ([*GOOD, "--label-values", "0,255"], r"--label-values: has no effect without --labels; give both"),
     ([*GOOD, "--no-stress"], r"--no-stress: has no effect without --labels; give both"),
-    ([*GOOD, "--seed", "-1"], r"--seed': -1 is not between 0 and 2\*\*63 - 1"),
+    ([*GOOD, "--seed", "-1"], r"--seed': -1 is not between 0 and 2\*\*32 - 1"),
     ([*GOOD, "--max-windows", "0"], r"error: --max-windows 0: must be at least 1"),
     ([*GOOD, "--tile", "0", "32"], r"--tile 0: must be at least 1"),
     ([*GOOD, "--no-such-option"], r"--no-such-option"),

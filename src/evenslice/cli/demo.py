@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from evenslice.auditing import Audit
 
 SPEC = "smp:Unet/tu-tf_efficientnet_lite0"
-SEEDS = 2**32  # as many as a training takes, fewer than an audit
 MOST_WINDOWS = 160
 CASES = (("pretrained", 3), ("uniform", 3), ("mirror", 3), ("twin", 3), ("pretrained", 5))
 LABELS = "labels.nii.gz"
@@ -34,14 +33,12 @@ def demo(
     output: options.Output,
 ) -> None:
     """Audit a pretrained U-Net on real MRI before and after making it fair, then train it; works offline."""
-    from evenslice._core import ConfigError, needs_extra, option, staged_folder
+    from evenslice._core import needs_extra, staged_folder
     from evenslice.cli.comparison import AUDITS, write_results
     from evenslice.cli.tables import rich_table
     from evenslice.report import AUDIT_FILES, need_report_extra, tables_of_study
     from evenslice.results import load_study
 
-    if seed >= SEEDS:
-        raise ConfigError(f"{option('seed', seed)}: the training takes seeds up to {SEEDS - 1}")
     need_report_extra("the demonstration")  # all before minutes of audits
     with needs_extra("train", "the training part of the demonstration"):
         from evenslice.studying import study, working_in_study

@@ -165,10 +165,10 @@ def parse_region(text: str) -> tuple[slice, ...]:
     return tuple(slice(*bounds[axis : axis + 2]) for axis in (0, 2, 4))
 
 
-def check_seed(seed: int) -> int:
+def check_seed(seed: int | None) -> int | None:
     """Return a seed that every random generator takes; a range that Typer knows would fill the help."""
-    if not 0 <= seed < 2**63:
-        raise typer.BadParameter(f"{seed} is not between 0 and 2**63 - 1")
+    if seed is not None and not 0 <= seed < 2**32:
+        raise typer.BadParameter(f"{seed} is not between 0 and 2**32 - 1")
     return seed
 
 

@@ -35,7 +35,9 @@ def train(
     ] = None,
     seed: Annotated[
         int | None,
-        options.computing("Random seed (default: that of the configuration).", metavar="N"),
+        options.computing(
+            "Random seed (default: that of the configuration).", metavar="N", callback=options.check_seed
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -90,15 +92,11 @@ def train(
 
 def _settings(config: Path, seed: int | None) -> "TrainConfig":
     """Return what a file configures, with another seed if one is given."""
-    from evenslice._core import ConfigError, load_config, option
+    from evenslice._core import load_config
     from evenslice.training import TrainConfig
 
     settings = load_config(config, TrainConfig)
-    if seed is None:
-        return settings
-    if not 0 <= seed < 2**32:  # the range of the configuration
-        raise ConfigError(f"{option('seed', seed)}: is not between 0 and 2**32 - 1")
-    return settings.model_copy(update={"seed": seed})
+    return settings if seed is None else settings.model_copy(update={"seed": seed})
 
 
 def _next_step(settings: "TrainConfig", out: Path) -> list[str]:

@@ -77,10 +77,6 @@ _RUN = re.compile(r".+-[0-9a-f]{12}")
 OF_DATA = re.compile(rf"(?<![\w./])data\.(?=(?:{'|'.join(DataConfig.model_fields)})\b)")
 """What stands before an option of a training's data, and not before one of a study's data set."""
 
-SHOWN = 3
-"""How many runs are named in a line about several."""
-
-
 DataFiles: TypeAlias = "Mapping[tuple[str, int], list[str]]"
 """The fingerprints of the files of data sets, in order, by the name of the data set and the fold."""
 
@@ -165,8 +161,11 @@ def study(
     base = out / "runs"
     with working_in_study(out):
         outcomes = {run.key: found for run in runs if (found := run.outcome(base)) is not None}
-        for key in _networks_to_restore(runs, outcomes, base):
-            del outcomes[key]
+        for run in runs:  # its network may have been removed since its base has finished
+            if run.base is None or run.key in outcomes:
+                continue
+            if not RunFolder(run.base.folder(base)).network.exists():
+                outcomes.pop(run.base.key, None)
         waiting = [run for run in runs if run.key not in outcomes]
         data = _check_data(config, waiting)
         _check_unchanged(runs, data, base)
@@ -186,18 +185,6 @@ def study(
         summary = write_results(config, outcomes.values(), len(runs), out)
         write_study_report(load_study(out), out / "report.html")
     return cast("StudySummary", _ShownSummary(summary))
-
-
-def _networks_to_restore(runs: Iterable[Run], outcomes: Mapping[str, RunOutcome], base: Path) -> set[str]:
-    """Return the keys of the finished runs whose networks unfinished runs need, and which were removed since."""
-    return {
-        run.base.key  # several arms may need the network of one run
-        for run in runs
-        if run.base is not None
-        and run.key not in outcomes
-        and run.base.key in outcomes
-        and not RunFolder(run.base.folder(base)).network.exists()
-    }
 
 
 def _not_applied(runs: Sequence[Run], outcomes: Mapping[str, RunOutcome]) -> tuple[str, ...]:
@@ -229,8 +216,7 @@ def _not_applied(runs: Sequence[Run], outcomes: Mapping[str, RunOutcome]) -> tup
 
 
 def _some(runs: Sequence[Run]) -> str:
-    names = [run_name(run.labels, folded=True) for run in runs]
-    return "; ".join(names[:SHOWN]) + (f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return "; ".join(run_name(run.labels, folded=True) for run in runs)
 
 
 class _ShownSummary(dict[str, Any]):

@@ -379,8 +379,7 @@ def asked_loggers(config: TrainConfig, run: RunFolder) -> Iterator[Logger]:
 def _mlflow_logger(name: str, run: RunFolder) -> Logger:
     """Return a logger to the store of the run; a resumed run continues its record there."""
     with needs_extra("mlflow", "an MLflow log"):
-        import alembic  # noqa: F401  # required by the store
-        import sqlalchemy  # noqa: F401
+        import sqlalchemy  # noqa: F401  # required by the store
         from mlflow import MlflowClient
     from lightning.pytorch.loggers import MLFlowLogger
 

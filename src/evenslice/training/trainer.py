@@ -430,12 +430,7 @@ def _tested(
         ModelError: the file of the network is damaged.
     """
     config, machine, tested = plan.config, plan.machine, plan.data.test
-    try:
-        network = load_network(config.model.spec, str(run.network)).model
-    except ModelError as error:
-        raise ModelError(
-            f"{error}; restore it, or delete it and resume the run, which writes it again from its checkpoint"
-        ) from error
+    network = load_network(config.model.spec, str(run.network)).model
     scores = {**dict.fromkeys(RESULT_SCORES[config.training.task]), "stress": None}
     if tested:
         scores = final_scores(network, tested, config, device=machine.device.type, progress=progress)
