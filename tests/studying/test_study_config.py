@@ -165,8 +165,9 @@ def test_a_configuration_is_written_as_it_is_read(tmp_path):
 
 
 WITHOUT_TEST = {"name": "a", "train": [{"image": "i", "labels": "l"}]}
-NO_SEED = "has none of its seeds"
-OF_TWO = {"seeds": [3, 4]}
+OTHER_TASK = {**options()["datasets"][0], "name": "map", "training": {"task": "classification", "loss": "ce"}}
+TWIN = {"name": "twin", "strategy": "twin"}
+HALF = {"seeds": [3, 4], "arms": [FAIR, {**BASE, "seeds": [3]}, {**TRAINED_SO, "seeds": [4]}]}
 
 
 @pytest.mark.parametrize(
@@ -183,53 +184,23 @@ OF_TWO = {"seeds": [3, 4]}
         ({"training": {"devices": 2}}, "^training: {'devices': 2}: a run of a study uses one device; [^;]*$"),
         ({"arms": [{"name": "pretrained"}] * 2}, "arms: .*'pretrained' occurs twice"),
         ({"datasets": [WITHOUT_TEST]}, r"datasets\[0\].test: is"),
+        (
+            {"datasets": [*options()["datasets"], OTHER_TASK]},
+            "map: training.task: classification: that of blobs",
+        ),
         # Arms that take the network of another.
         ({"arms": [BASE, {"name": "fair", "network_of": "pretrained"}]}, "network_of needs symmetrize"),
         ({"arms": [BASE, {**FAIR, "network_of": "pretraind"}]}, "network_of: did you mean 'pretrained'"),
         ({"arms": [BASE, {**FAIR, "tie": "mirror"}]}, "trains no network, so tie has no effect"),
-        (
-            {"arms": [BASE, FAIR, {**FAIR, "name": "fairer", "network_of": "fair"}]},
-            "'fair' trains no network",
-        ),
-        ({"arms": [BASE, TRAINED_SO, {**FAIR, "network_of": "trained so"}]}, "'trained so' is"),
-        (
-            {"arms": [BASE, {"name": "twin", "strategy": "twin"}, {**FAIR, "network_of": "twin"}]},
-            "'twin' is symmetrized already",
-        ),
+        ({"arms": [BASE, FAIR, {**FAIR, "name": "b", "network_of": "fair"}]}, "'fair' trains no network"),
+        ({"arms": [BASE, TWIN, {**FAIR, "network_of": "twin"}]}, "'twin' is symmetrized already"),
         # Seeds of an arm.
-        (
-            {"arms": [BASE, {"name": "random", "seeds": [5]}]},
-            "random: seeds: 5 is not one of the study's seeds",
-        ),
-        (
-            {**OF_TWO, "arms": [FAIR, {**BASE, "seeds": [3]}, {**TRAINED_SO, "seeds": [4]}]},
-            rf"trained so {NO_SEED} \(3\), so they cannot be compared; give both a seed in common",
-        ),
-        (
-            {
-                **OF_TWO,
-                "arms": [FAIR, {**BASE, "seeds": [3]}, {**TRAINED_SO, "seeds": [4]}],
-                "baseline": "trained so",
-            },
-            rf"fair {NO_SEED} \(4\)",
-        ),
+        ({"arms": [BASE, {"name": "a", "seeds": [5]}]}, "a: seeds: 5 is not one of the study's seeds"),
+        (HALF, r"trained so has none of its seeds \(3\), so they cannot be compared"),
+        ({**HALF, "baseline": "trained so"}, r"fair has none of its seeds \(4\)"),
         # A primary comparison.
         ({"primary": {"arm": "fare"}}, "arm: did you mean 'fair'"),
         ({"primary": {"arm": "fair", "architecture": "tin"}}, "architecture: did you mean 'tiny'"),
-        # Data sets of several tasks.
-        (
-            {
-                "datasets": [
-                    *options()["datasets"],
-                    {
-                        **options()["datasets"][0],
-                        "name": "map",
-                        "training": {"task": "classification", "loss": "ce"},
-                    },
-                ]
-            },
-            "map: training.task: classification: that of blobs is segmentation",
-        ),
     ],
 )
 def test_a_wrong_option_is_refused(tmp_path, change, message):

@@ -199,8 +199,7 @@ def test_all_processes_of_a_training_stop_at_the_same_step(
 
 @pytest.mark.attack
 @pytest.mark.slow
-@pytest.mark.parametrize("everywhere", [False, True], ids=["one process", "all processes"])
-def test_a_study_with_workers_that_is_terminated_ends_in_order(tiny_inputs, tmp_path, everywhere):
+def test_a_study_with_workers_that_is_terminated_ends_in_order(tiny_inputs, tmp_path):
     options, out = study_options(tiny_inputs), tmp_path / "out"
     environment = {"SLOW": "0.1", "PYTHONPATH": str(tiny_inputs)}
     process = start(tiny_inputs, "study", options, out, "--workers", "2", **environment)
@@ -209,7 +208,7 @@ def test_a_study_with_workers_that_is_terminated_ends_in_order(tiny_inputs, tmp_
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
         time.sleep(0.05)
-    (os.killpg if everywhere else os.kill)(process.pid, signal.SIGTERM)
+    os.kill(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=200)
     assert process.returncode == 143, errors
     assert errors.splitlines()[-1] == "terminated; repeat the command to resume the study"

@@ -41,21 +41,6 @@ AUDIT = ("audit", "--max-windows", "8", "--json")
 NETWORK = ("--model", "tiny_networks:tiny")
 
 
-@pytest.mark.slow
-def test_an_audit_of_a_run_reads_as_the_run_did(tiny_run, command):
-    def audit(*arguments):
-        done = command(*AUDIT, "--volume", tiny_run.folder / "image.npy", *NETWORK, *arguments)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    weights = ("--weights", tiny_run.path / "network.safetensors")
-    by_run, by_file = audit("--run", tiny_run.path), audit(*weights)
-    by_hand = audit(*weights, "--step", "2", "--intensity", "0", "200")
-    assert by_run["shares"] == by_hand["shares"] == by_file["shares"]
-    assert by_run["step"] == by_file["step"] == 2
-    assert audit("--run", tiny_run.path, "--intensity", "0", "255")["shares"] != by_hand["shares"]
-
-
 @pytest.mark.parametrize(
     "more",
     [["--step", "1"], ["--slices", "5"], ["--strategy", "uniform"], ["--weights", "none"]],

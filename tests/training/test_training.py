@@ -527,10 +527,6 @@ BAD = {
         {"model__spec": "trainable:pooled", "training__batch": 1},
         "cannot be trained on 1 of these",
     ),
-    "plane of validation": (
-        {**DEEP, "data__validation": WIDE},
-        r"rejects the planes of wide_image\.npy, 96 x 96",
-    ),
     "plane of test": ({**DEEP, "data__test": WIDE}, r"rejects the planes of wide_image\.npy, 96 x 96"),
     "no network": ({"model__spec": "trainable:smal"}, "^model: trainable:smal: .*did you mean 'small'"),
     "nothing to train": ({"model__spec": "trainable:frozen"}, "no parameter that requires a gradient"),

@@ -287,6 +287,12 @@ def _beside_file(weights: str, info: ValidationInfo) -> str:
         raise ValueError(f"cannot be read ({error.strerror}); name a file that can") from error
 
 
+def _odd(slices: int) -> int:
+    if slices % 2 == 0:
+        raise ValueError("a window has an odd number of slices, such as 3 or 5")
+    return slices
+
+
 def _fitting_strategy(strategy: str | tuple[float, ...], info: ValidationInfo) -> str | tuple[float, ...]:
     from evenslice.neutralizing import find_strategy
 
@@ -329,7 +335,7 @@ class ModelConfig(Section):
     package.module:function."""
     weights: WeightsOption = "imagenet"
     """Weights: imagenet, none (random), a file, or a folder for Hugging Face."""
-    slices: int = Field(default=3, ge=1)
+    slices: Annotated[int, Field(ge=1), AfterValidator(_odd)] = 3
     """Odd number of slices in a window; by default that of the network in a file of neutralize, else 3."""
     step: int = Field(default=1, ge=1)
     """Distance between the slices of a window."""
