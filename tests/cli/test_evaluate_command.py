@@ -86,36 +86,6 @@ def test_labels_are_optional_under_stress(evaluate, options, said):
     assert said in out
 
 
-def test_labels_may_lack_the_axis_of_which_an_entry_of_the_image_is_selected(evaluate, images):
-    image = np.load(images / "image.npy")
-    # The shape of a cube would show no mistake.
-    cube = np.random.default_rng(1).integers(0, 255, (16, 16, 16, 2), dtype=np.uint8)
-    arrays = {
-        "channels": np.stack([255 - image, image]),
-        "turned": cube,
-        "turned_labels": (cube[..., 1] > 127).astype(np.uint8),
-        "upright": cube[..., 1].T,
-        "upright_labels": (cube[..., 1].T > 127).astype(np.uint8),
-    }
-    for name, array in arrays.items():
-        np.save(images / f"{name}.npy", array)
-    cases = [
-        (("image", "labels", []), ("channels", "labels", ["--axes", "czyx", "--select", "c=1"])),
-        (
-            ("upright", "upright_labels", []),
-            ("turned", "turned_labels", ["--axes", "xyzc", "--select", "c=1"]),
-        ),
-    ]
-    for case in cases:
-        scores = []
-        for volume, labels, options in case:
-            files = ["--volume", f"{volume}.npy", "--labels", f"{labels}.npy", "--intensity", "0", "255"]
-            code, document, err = evaluate(*files, *options, "--json")
-            assert code == 0, err
-            scores.append(document["dice"])
-        assert scores[0] == scores[1]
-
-
 def test_an_onnx_file(evaluate, images):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")

@@ -23,7 +23,6 @@ from evenslice.inference import (
 )
 from evenslice.networks import (
     ABOUT_INPUT,
-    PROBABILITY,
     final_activation,
     input_multiple,
     input_size,
@@ -177,12 +176,9 @@ def _check_network(network: nn.Module, config: TrainConfig, channels: int) -> No
             f"{spec}: returns {scores.shape[1]} channels; {config.data.classes} classes with the loss "
             f"{config.training.loss} need {channels}; change the network, data.classes or training.loss"
         )
-    activation = final_activation(scores)
-    if activation == "sigmoid":
-        raise ModelError(f"{spec}: {PROBABILITY}")
-    if activation == "softmax":
+    if (activation := final_activation(scores)) is not None:
         raise ModelError(
-            f"{spec}: returns probabilities, which add up to 1, where logits are needed; build it without its last softmax"
+            f"{spec}: returns probabilities, where logits are needed; build it without its last {activation}"
         )
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not parameters:
