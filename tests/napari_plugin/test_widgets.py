@@ -73,7 +73,7 @@ def plain(text):
     return html.unescape(re.sub("<[^>]*>", " ", text))
 
 
-def train_once(folder, volume, spec=TINY, **training):
+def train_once(folder, volume, **training):
     """Train for one step on slices along y, with labels of 0 and 255."""
     np.save(folder / "image.npy", volume * 255)
     np.save(folder / "labels.npy", np.where(volume > 0.5, 255, 0).astype(np.uint8))
@@ -82,7 +82,7 @@ def train_once(folder, volume, spec=TINY, **training):
     common = {"steps": 1, "batch": 2, "stress": False, "dtype": "float32", "accelerator": "cpu", **training}
     config = {
         "data": {"name": "stack", "root": str(folder), "train": files, **reading},
-        "model": {"spec": spec, "weights": "none", "strategy": "pretrained"},
+        "model": {"spec": TINY, "weights": "none", "strategy": "pretrained"},
         "training": common,
     }
     evenslice.train(config, out=folder / "run", progress=False)
@@ -278,16 +278,3 @@ def test_the_network_of_a_run_reads_volumes_and_writes_labels_as_the_run_does(
     assert labels.max() == 255
     assert audit.audit.run.volumes[0].intensity == (0, 300)
     assert maps_of(viewer)["-1 adds"].data.shape == (40, 1, 48)
-
-
-def test_a_classifier_is_asked_about_windows_of_the_size_of_its_crops(
-    viewer, widget, press, volume, tmp_path
-):
-    volume = volume.swapaxes(0, 1)
-    audit, segment = widget("Audit a network"), widget("Segment")
-    run = train_once(tmp_path, volume, "timm:test_resnet", crop=[16, 16], task="classification")
-    viewer.add_image(volume * 255, name="stack")
-    assert "trained a classifier" in press(segment, source="training run", run=run)
-    press(audit, source="training run", run=run)
-    assert audit.audit.run.tile == (16, 16)
-    assert maps_of(viewer)["-1 adds"].data.shape == (16, 1, 16)

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import tiny_training
 import torch
-from skimage.measure import label
-from skimage.metrics import adapted_rand_error, variation_of_information
+from skimage.metrics import variation_of_information
 from torch import nn
 
 import evenslice
@@ -48,20 +47,6 @@ def test_slice_windows_evaluate_and_audit_find_them(cells):
     for call in (evenslice.SliceWindows, lambda *given, **more: evenslice.audit(Bright(), *given, **more)):
         with pytest.raises(ConfigError, match="instances: has no effect without labels"):
             call(image, **options)
-
-
-def test_evaluate_compares_the_objects():
-    numbers = np.kron(np.arange(1, 5).reshape(2, 2), np.ones((10, 10), int))[None].repeat(4, axis=0)
-    edges = boundaries(numbers, "dense")
-    merged = edges.astype(np.float32)
-    merged[:, :8, 9:11] = 0  # the two upper objects become one
-    truth, halves = label(edges[0] == 0, connectivity=1), np.repeat([1, 2], 10)[:, None].repeat(20, axis=1)
-    halves[10:, 10:] = 3
-    error, _, _ = adapted_rand_error(truth, halves, ignore_labels=(0,))
-    split, merge = variation_of_information(truth, halves, ignore_labels=(0,))
-    found = evenslice.evaluate(Bright(), merged, numbers, reading=DENSE, surfaces=False)
-    assert error > 0
-    np.testing.assert_allclose(found.scores.volumes[0].objects, (error, split, merge))
 
 
 def test_the_background_of_sparse_objects_is_no_object():
