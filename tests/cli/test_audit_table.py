@@ -1,17 +1,13 @@
 """What the terminal says of audits: how they were made, the verdict and what decided it, and a table of the questions."""
 
-import dataclasses
 import json
 from pathlib import Path
 
 import pytest
-from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit
+from synthetic import PRETRAINED, UNIFORM, make_audit
 
 from evenslice import load_audits
 from evenslice.cli.printing import show_audits
-from evenslice.results import Interval
-from evenslice.results.stress import BriefLoss, StressSummary
-from evenslice.results.verdicts import Mismatch
 
 WIDTH = 80
 
@@ -28,10 +24,6 @@ def shown(monkeypatch, capsys):
         return [" ".join(line.split()) for line in lines if line.strip()]
 
     return shown
-
-
-def with_statistics(audit, **changes):
-    return dataclasses.replace(audit, statistics=dataclasses.replace(audit.statistics, **changes))
 
 
 def test_scaling_verdict_and_advice_stand_above_a_row_for_each_question(shown):
@@ -65,12 +57,6 @@ def test_several_audits_have_a_sentence_and_four_rows_each(shown):
     assert any(line == "use E 0 [0, 0] within 0.01" for line in lines)
 
 
-def test_the_class_and_the_pair_of_a_figure_are_named(shown):
-    text = " ".join(shown(make_audit("five", CYCLIC)))
-    assert "slices ±1" in text
-    assert "class" in text
-
-
 @pytest.mark.parametrize("width", [30, 38, 45, 60])
 def test_a_narrow_terminal_breaks_lines_and_cuts_nothing(monkeypatch, capsys, width):
     def printed(columns):
@@ -91,28 +77,9 @@ def test_an_older_audit_is_labelled(shown):
     assert "nan" not in text
 
 
-def test_what_is_not_known_is_not_asked(shown):
-    nothing = Mismatch(float("nan"), float("nan"), float("nan"), judged=False)
-    audit = with_statistics(make_audit("a", UNIFORM), mirror_mismatch=nothing, classes=())
-    assert any(line.startswith("use E") and line.endswith("not asked") for line in shown(audit))
-
-
 def test_json_has_the_audits_alone(capsys):
     audits = [make_audit("a", PRETRAINED), make_audit("b", UNIFORM, run={"method": "occlusion"})]
     show_audits(audits, None, json=True)
     assert [item["name"] for item in json.loads(capsys.readouterr().out)] == ["a", "b"]
     show_audits(audits[:1], None, json=True)
     assert json.loads(capsys.readouterr().out)["name"] == "a"
-
-
-def test_what_a_lost_slice_costs_stands_below_once_for_each_network(shown):
-    losses = (BriefLoss("missing", 1, 0.6, 0.8, 0.5, Interval(0.2, 0.1, 0.3)),)
-    stress = StressSummary("labels", 16, 0.9, 0.85, losses)
-    audit = dataclasses.replace(make_audit("network", PRETRAINED), stress=stress)
-    lines = shown(audit)
-    assert "Dice when slices are disturbed, 16 windows" in lines
-    assert "missing 1 .600 .800 .500 +.200 [.100, .300]" in lines
-    methods = [audit.renamed(f"network, {method}") for method in ("gradient", "occlusion")]
-    assert [line for line in shown(*methods) if "disturbed" in line] == [
-        "network, gradient: Dice when slices are disturbed, 16 windows"
-    ]

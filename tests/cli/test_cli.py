@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 import evenslice
-from evenslice.auditing import auditor
 
 WEIGHTS = ["--model", "my_networks:unequal", "--weights", "weights.pt"]
 AUDIT = ["audit", *WEIGHTS, "--max-windows", "60", "--volume", "good.tif"]
@@ -43,14 +42,6 @@ def test_audit_writes_its_results_and_prints_a_table(run, tmp_path):
     assert "uniform" in (tmp_path / "report.html").read_text()
 
 
-@pytest.mark.slow
-def test_json_stands_alone_on_standard_output(process):
-    source = ["audit", *network("Slow"), "--max-windows", "2", "--volume", "good.tif"]
-    done = process(*source, "--json")
-    assert (done.returncode, json.loads(done.stdout)["windows"]) == (0, 2)
-    assert "running" in done.stderr
-
-
 UNIFORM = ["--strategy", "uniform"]
 
 
@@ -62,7 +53,6 @@ UNIFORM = ["--strategy", "uniform"]
         ([*UNIFORM, "--fail-on-bias"], 0),
         ([*UNIFORM, "--fail-on-bias", "--max-windows", "1"], 0),  # inconclusive
         ([*UNIFORM, "--require", "symmetric"], 0),
-        ([*UNIFORM, "--require", "balanced"], 0),
         (["--require", "balanced"], 1),
         ([*UNIFORM, "--require", "symmetric", "--max-windows", "1"], 1),
         ([*UNIFORM, "--strategy", "pretrained", "--require", "symmetric"], 1),
@@ -74,8 +64,6 @@ def test_a_verdict_decides_the_status(run, options, code):
     assert status == code
     told = [line for line in err.splitlines() if line.startswith("--require ")]
     assert len(told) == (code if "--require" in options else 0)  # of the only audit that falls short
-    if "pretrained is biased" in err:
-        assert "beyond ±0.05" in told[0]
 
 
 @pytest.mark.slow
@@ -94,11 +82,6 @@ def test_strategies_and_methods_stand_side_by_side(run, tmp_path):
     [
         (["--strategy", "0.2,0.6,0.2"], "profile 0.2, 0.6, 0.2"),
         (["--symmetrize", "output"], "pretrained, symmetrized"),
-        (
-            ["--symmetrize", "output", "--method", "gradient", "--method", "smoothgrad"],
-            "pretrained, symmetrized, gradient",
-        ),
-        (["--strategy", "twin"], "twin"),
         (["--tie", "uniform", "--symmetrize", "output"], "pretrained, tied, symmetrized"),
         (["--weights", "none"], "as built"),
         (["--model", "timm:test_resnet", "--weights", "none"], "random weights"),
@@ -114,45 +97,7 @@ def test_an_audit_is_named_after_what_was_audited(options, name, run):
     assert found["model"].get("symmetrized") == ("output" if "symmetrized" in name else None)
 
 
-def test_what_lost_slices_cost_is_measured_once_for_all_methods(run, monkeypatch):
-    original, calls = auditor.stress, []
-
-    def counted(*arguments, **options):
-        calls.append(1)
-        return original(*arguments, **options)
-
-    monkeypatch.setattr(auditor, "stress", counted)
-    methods = ("--method", "gradient", "--method", "input_x_gradient")
-    code, out, _ = run(*SHORT, "--labels", "labels.tif", *methods)
-    assert code == 0
-    first, second = json.loads(out)
-    assert first["stress"]["losses"]
-    assert first["stress"] == second["stress"]
-    assert len(calls) == 1
-
-
-@pytest.mark.parametrize(
-    ("options", "note"),
-    [
-        ([], ""),
-        (["--no-stress"], "note: --labels: had no effect, as --no-stress was given"),
-        ([*network("one_slice"), "--slices", "1"], "note: --labels: had no effect, as a window of one slice"),
-    ],
-)
-def test_labels_without_effect_are_said_to_have_none(run, options, note):
-    code, out, err = run(*SHORT, "--labels", "labels.tif", *options)
-    assert (code, json.loads(out)["stress"] is None) == (0, bool(note)), err
-    assert note in err
-
-
-def test_where_the_scaling_comes_from_is_said_first(run):
-    for given in ([], ["--mean", "0.5", "--std", "0.25"]):
-        _, out, _ = run(*SHORT[:-1], *given)
-        assert out.startswith("Input: slices in 0 to 1, less mean 0")
-        assert ("is assumed" in " ".join(out.split())) == (not given)
-
-
-@pytest.mark.parametrize("name", ["report.html", "figures/shares.png", "tables/run.csv"])
+@pytest.mark.parametrize("name", ["report.html", "tables/run.csv"])
 @pytest.mark.parametrize("place", [".", "copied"])  # above an audit, and beside one
 def test_a_report_replaces_nothing_of_the_user(run, tmp_path, place, name):
     written = Path(__file__).parents[1] / "data" / "written-by-0.2.0" / "audits" / "labels"
@@ -181,16 +126,6 @@ def test_neutralize_writes_weights_that_an_audit_finds_fair(run, tmp_path):
     code, _, err = run("audit", *WEIGHTS[:2], "--weights", fair, "--volume", "good.tif", "--mean", "0.5")
     assert code == 2
     assert "states its own mean and std" in err
-
-
-def test_a_trained_network_that_is_symmetrized_is_not_said_to_be_rewritten(run, tmp_path):
-    trained = [*WEIGHTS, "--mean", "0", "--std", "1"]
-    for command, said in (("symmetrize", "first layers"), ("neutralize", "layers rewritten")):
-        code, out, _ = run(command, *trained, "--out", tmp_path / f"{command}.safetensors")
-        assert (code, said in out) == (0, True)
-    profile = ["neutralize", *trained, "--strategy", "0.25,0.5,0.25", "--json"]
-    code, out, _ = run(*profile, "--out", tmp_path / "profile.safetensors")
-    assert (code, json.loads(out)["mean"]) == (0, 0)
 
 
 ENCODER = ["--model", "my_networks:in_parts", "--weights", "encoder.pt"]

@@ -6,18 +6,15 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
 from types import SimpleNamespace
-from typing import Annotated, get_args
+from typing import get_args
 
 import numpy as np
 import pytest
-import typer
 from typer.main import get_command
 
 import evenslice
 from evenslice.auditing.attribution import METHODS
-from evenslice.auditing.surveyor import DRAWS, WINDOWS
 from evenslice.cli import options
 from evenslice.cli.app import app
 from evenslice.volumes.volume import Plane
@@ -42,10 +39,6 @@ NAMED = {
 }
 
 
-def test_every_command_is_tested_here():
-    assert set(COMMANDS) == set(GROUPS)
-
-
 @pytest.mark.parametrize("command", GROUPS)
 def test_the_help_shows_the_options_in_their_groups_each_with_a_sentence(cli, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "80")
@@ -62,27 +55,6 @@ def test_the_values_that_are_listed_are_those_of_the_library():
     assert sorted(options.STRATEGIES) == sorted(evenslice.neutralizing.STRATEGIES)
     assert sorted(options.METHODS) == sorted(METHODS)
     assert get_args(Plane) == options.PLANES
-
-
-def test_the_help_says_what_a_run_or_a_saved_network_settles():
-    for name in (*options.READ, *options.LABELS):
-        assert "of the run or saved network" in NAMED["audit"][name].help, name
-
-
-@pytest.mark.parametrize("command", ["audit", "evaluate", "export", "segment", "symmetrize"])
-def test_the_help_says_which_network_a_command_needs(command):
-    assert "Give --run, or --model with --weights." in NAMED[command]["run"].help
-
-
-def test_export_refuses_an_unknown_format(cli):
-    source = ("export", "--model", "timm:test_resnet", "--weights", "none", "--to", "foo", "--out", "out")
-    code, out, err = cli(*source)
-    assert (code, out) == (2, "")
-    assert err.endswith("error: --to foo: known: bioimageio, huggingface, onnx\n")
-
-
-def test_survey_has_the_defaults_of_the_library():
-    assert (NAMED["survey"]["windows"].default, NAMED["survey"]["draws"].default) == (WINDOWS, DRAWS)
 
 
 @pytest.mark.parametrize(
@@ -129,21 +101,6 @@ def test_completion_of_values(words, offered):
     assert done.stdout.split() == offered
 
 
-def test_the_options_that_audit_and_segment_share_are_declared_alike():
-    shared = set(NAMED["audit"]) & set(NAMED["segment"])
-    assert shared >= {
-        *("slices", "step", "classes", "mean", "std", "axes", "select", "level", "intensity", "fill"),
-        *("tile", "batch", "dtype", "device", "workers", "scheduler", "force", "json"),
-    }
-    # Which say what they are for, or whose default differs.
-    for name in shared - {"weights", "volume", "axes", "region", "tile", "dtype", "out"}:
-        one, other = (
-            [getattr(NAMED[command][name], key) for key in ("opts", "default", "help", "rich_help_panel")]
-            for command in ("audit", "segment")
-        )
-        assert one == other
-
-
 @pytest.mark.parametrize("command", ["train", "study"])
 def test_what_a_library_prints_stays_out_of_the_json(cli, monkeypatch, tmp_path, command):
     result = {"failed": [], "comparisons": [], "steps": 1, "seconds": 1, "validation": None, "bias": None}
@@ -174,23 +131,3 @@ def test_what_the_report_needs_is_checked_before_anything_is_audited(cli, monkey
     assert (code, started) == (2, []), err
     assert "needs the package 'jinja2'" in err
     assert not (tmp_path / "out").exists()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    first: Annotated[int, typer.Option(help="One.")] = 1
-    second: Annotated[str, typer.Option(help="Two.")]
-
-
-def test_a_group_becomes_one_option_for_each_field():
-    taken = []
-    small = typer.Typer(add_completion=False)
-
-    @small.command()
-    @options.grouped
-    def command(*, pair: Pair, third: Annotated[float, typer.Option(help="Three.")] = 3.0) -> None:
-        taken.append((asdict(pair), third))
-
-    assert [parameter.name for parameter in get_command(small).params] == ["second", "first", "third"]
-    small(["--second", "b", "--first", "7"], standalone_mode=False)
-    assert taken == [({"first": 7, "second": "b"}, 3.0)]

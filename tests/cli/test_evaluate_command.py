@@ -1,18 +1,10 @@
 """The command ``evaluate``: what it prints, what it writes, how it fails."""
 
 import json
-import shutil
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
-import torch
-
-import evenslice
-from evenslice import inference
-from evenslice.cli.volumes import _tables
-from evenslice.inference import scoring
 
 BEFORE = Path(__file__).parents[1] / "data" / "written-by-0.1.0"
 NETWORK = [
@@ -66,17 +58,6 @@ def test_scores_and_stress_are_printed_and_written(evaluate, tmp_path):
     assert (code, "replace it with --force" in err) == (2, True)
 
 
-@pytest.mark.parametrize("most", [2**26, 10])
-def test_it_is_said_why_surfaces_of_a_large_volume_are_not_compared(monkeypatch, most):
-    for module in (inference, scoring):
-        monkeypatch.setattr(module, "LARGEST_SURFACE", most)
-    image, reading = np.random.default_rng(0).random((3, 8, 8)), evenslice.Reading(intensity=(0, 1))
-    found = evenslice.evaluate(lambda windows: windows[:, 1:2] - 0.5, image, image > 0.5, reading=reading)
-    (table,) = _tables(found)
-    said = None if most > 10 else "surfaces are compared in volumes of up to 10 voxels; give a --region"
-    assert table.caption == said
-
-
 def test_json_stands_alone_on_standard_output(evaluate):
     stress = ("--stress", "--stress-slices", "5", "--json")
     code, document, err = evaluate(*SCALED, "--labels", "labels.npy", *stress)
@@ -103,36 +84,6 @@ def test_labels_are_optional_under_stress(evaluate, options, said):
     code, out, err = evaluate(*SCALED, "--stress", *options)
     assert (code, err) == (0, "")
     assert said in out
-
-
-def test_labels_may_lack_the_axis_of_which_an_entry_of_the_image_is_selected(evaluate, images):
-    image = np.load(images / "image.npy")
-    # The shape of a cube would show no mistake.
-    cube = np.random.default_rng(1).integers(0, 255, (16, 16, 16, 2), dtype=np.uint8)
-    arrays = {
-        "channels": np.stack([255 - image, image]),
-        "turned": cube,
-        "turned_labels": (cube[..., 1] > 127).astype(np.uint8),
-        "upright": cube[..., 1].T,
-        "upright_labels": (cube[..., 1].T > 127).astype(np.uint8),
-    }
-    for name, array in arrays.items():
-        np.save(images / f"{name}.npy", array)
-    cases = [
-        (("image", "labels", []), ("channels", "labels", ["--axes", "czyx", "--select", "c=1"])),
-        (
-            ("upright", "upright_labels", []),
-            ("turned", "turned_labels", ["--axes", "xyzc", "--select", "c=1"]),
-        ),
-    ]
-    for case in cases:
-        scores = []
-        for volume, labels, options in case:
-            files = ["--volume", f"{volume}.npy", "--labels", f"{labels}.npy", "--intensity", "0", "255"]
-            code, document, err = evaluate(*files, *options, "--json")
-            assert code == 0, err
-            scores.append(document["dice"])
-        assert scores[0] == scores[1]
 
 
 def test_an_onnx_file(evaluate, images):
@@ -168,34 +119,6 @@ def test_an_onnx_file(evaluate, images):
     assert (code, "cannot be exported" in err) == (2, True)
 
 
-@pytest.mark.slow
-def test_an_onnx_file_that_evenslice_exported_needs_no_scaling(evaluate, images):
-    pytest.importorskip("onnxruntime")
-    network = torch.nn.Conv2d(3, 2, 3, padding=1).eval()
-    evenslice.neutralize(network, slices=3, mean=0.5, std=0.25)
-    evenslice.export(network, images / "exported", to="onnx")
-    source = ["--model", "onnx", "--weights", "exported/network.onnx", "--volume", "image.npy"]
-    code, document, err = evaluate("--stress", "--json", network=source)
-    assert code == 0, err
-    assert document["model"]["mean"] == [0.5]
-    code, audited, err = evaluate("--max-windows", 8, "--json", network=source, command="audit")
-    assert code == 0, err
-    assert audited["scaling"] == {"mean": [0.5], "std": [0.25], "source": "function"}
-    code, _, err = evaluate("--stress", "--mean", "0.4", network=source)
-    assert (code, "states its own mean and std; leave out --mean and --std" in err) == (2, True)
-
-
-@pytest.mark.slow
-def test_the_run_of_a_training_of_an_earlier_version(cli, monkeypatch, tmp_path):
-    monkeypatch.chdir(shutil.copytree(BEFORE, tmp_path / "before"))
-    files = ["--volume", "image.tif", "--labels", "labels.tif"]
-    code, out, err = cli("evaluate", "--run", "run", *files, "--stress", "--stress-slices", "6", "--json")
-    assert code == 0, err
-    document = json.loads(out)
-    assert 0 < document["dice"]["mean"] < 1
-    assert document["stress"]["slices"] == 6
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -205,14 +128,11 @@ def test_the_run_of_a_training_of_an_earlier_version(cli, monkeypatch, tmp_path)
             r"labels of shape (9, 32, 32) do not fit image.npy of shape (16, 32, 32)",
         ),
         (["--labels", "grey.npy"], "holds the label value 255, but the 2 classes have the values 0, 1"),
-        (["--labels", "grey.npy"], "--label-values 0,255"),
         (
             ["--labels", "labels.npy", "--label-values", "1,2,3"],
             "--label-values 1,2,3: give a different value",
         ),
         (["--labels", "labels.npy", "--label-values", "a"], "whole numbers are needed, such as 0,255"),
-        (["--labels", "missing.npy"], "missing.npy: no such file"),
-        (["--stress", "--stress-slices", "0"], "--stress-slices"),
         (
             ["--labels", "labels.npy", "--stress-slices", "5"],
             "--stress-slices: has no effect without --stress",
@@ -227,18 +147,6 @@ def test_an_error_is_one_line_and_status_2(evaluate, arguments, message):
     assert message in err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
-
-
-def test_labels_elsewhere_are_refused_and_the_way_out_is_that_of_the_command(evaluate, images):
-    image = np.load(images / "image.npy").T
-    nib.save(nib.Nifti1Image(image, np.diag([2, 2, 2, 1])), images / "image.nii")
-    nib.save(nib.Nifti1Image((image > 127).astype(np.uint8), np.diag([-2, -2, 2, 1])), images / "labels.nii")
-    arguments = ["--volume", "image.nii", "--labels", "labels.nii", "--intensity", "0", "255"]
-    code, _, err = evaluate(*arguments)
-    assert code == 2
-    assert err.startswith("error: labels.nii: its axes x, y, z run to LPS, those of image.nii to RAS; ")
-    assert err.endswith("open it with --label-axes xyz\n")
-    assert evaluate(*arguments, "--label-axes", "xyz")[0] == 0
 
 
 def test_objects_between_boundaries_are_scored_in_a_table_of_their_own(evaluate, images):

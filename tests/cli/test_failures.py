@@ -1,7 +1,5 @@
 """What a user's mistake, a refusal of the system or Ctrl-C ends with: one clear line, and an exit status."""
 
-import errno
-import os
 import re
 import signal
 import subprocess
@@ -18,23 +16,19 @@ BAD = [
     (["--volume", "missing.tif"], r"missing.tif"),
     (["--volume", "text.tif"], r"text.tif"),
     (["--volume", "cut.tif"], r"cut.tif"),
-    (["--volume", "two.npy"], r"two.npy.*2"),
     (["--volume", "four.npy"], r"four.npy.*--axes"),
     (["--volume", "nan.npy"], r"1 voxels? .*\(3, 4, 5\).*--fill"),
     (["--volume", "constant.npy"], r"constant"),
     (["--volume", "thin.npy"], r"2 slices; a window of 3 needs 3; take a deeper one"),
     ([*GOOD, "--slices", "4"], r"4.*odd"),
     ([*GOOD, "--strategy", "unifrom"], r"did you mean 'uniform'"),
-    ([*GOOD, "--strategy", "0.25,half,0.25"], r"0.25,half,0.25: give the name of one strategy"),
     ([*GOOD, "--strategy", "0.3,0.5,0.3"], r"3 weights, .* sum to 1"),
     ([*GOOD, "--method", "gradeint"], r"did you mean 'gradient'"),
     ([*GOOD, "--tie", "miror"], r"did you mean 'mirror'"),
     ([*GOOD, "--require", "symetric"], r"--require symetric: did you mean 'symmetric'\?"),
     ([*GOOD, "--model", "my_networks:unequl"], r"did you mean 'unequal'"),
-    ([*GOOD, "--model", "my_networks:nothing"], r"nothing"),
     ([*GOOD, "--model", "my_networks:AlongZ", "--weights", "none", "--strategy", "uniform"], r"error: "),
     ([*GOOD, "--model", "smpp:Unet/resnet18"], r"did you mean 'smp'"),
-    ([*GOOD, "--model", "timm:resnet188"], r"did you mean 'resnet18'"),
     (
         [*GOOD, "--weights", "none", "--model", "my_networks:with_inputs"],
         r"my_networks:with_inputs\?name=value",
@@ -47,25 +41,15 @@ BAD = [
     ([*GOOD, "--weights", "."], r"\.: is a folder; name the file of weights"),
     ([*GOOD, "--weights", "other.pt"], r"other.pt.*0\.weight"),
     ([*GOOD, "--weights", "pickled.pt"], r"pickled.pt.*pickle"),
-    ([*GOOD, "--weights", "junk.pt"], r"junk.pt"),
     ([*GOOD, "--mean", "half"], r"--mean': half: numbers"),
-    ([*GOOD, "--std", "1,2"], r"std"),
     ([*GOOD, "--labels", "short_labels.tif", "--target", "labels"], r"short_labels.tif.*\(20, 48, 40\)"),
     ([*GOOD, "--intensity", "9", "2"], r"--intensity 9.0 2.0: the first must be below"),
     ([*GOOD, "--select", "t"], r"Invalid value for '--select': t: an axis and a whole number are needed"),
-    ([*GOOD, "--select", "T=0", "--select", "t=1"], r"--select.*the axis t is given 2 times"),
     ([*GOOD, "--label-values", "0,255"], r"--label-values: has no effect without --labels; give both"),
     ([*GOOD, "--no-stress"], r"--no-stress: has no effect without --labels; give both"),
-    ([*GOOD, "--seed", "-1"], r"--seed': -1 is not between 0 and 2\*\*63 - 1"),
+    ([*GOOD, "--seed", "-1"], r"--seed': -1 is not between 0 and 2\*\*32 - 1"),
     ([*GOOD, "--max-windows", "0"], r"error: --max-windows 0: must be at least 1"),
-    ([*GOOD, "--answer-tolerance", "2"], r"error: --answer-tolerance 2.0: must be between"),
-    ([*GOOD, "--precision", "0"], r"error: --precision 0.0: must be above 0"),
     ([*GOOD, "--tile", "0", "32"], r"--tile 0: must be at least 1"),
-    ([*GOOD, "--method", "gradient", "--method", "gradient"], r"--method gradient: is given more than once"),
-    (
-        [*GOOD, "--strategy", "0.2,0.6,0.2", "--strategy", ".2,.6,.2"],
-        r"--strategy 0.2,0.6,0.2: is given more",
-    ),
     ([*GOOD, "--no-such-option"], r"--no-such-option"),
     ([], r"--volume"),
 ]
@@ -93,7 +77,6 @@ BAD_PATHS = [
     ([*AUDIT, *GOOD, "--out="], f"--out: {EMPTY}"),
     ([*SEGMENT, "--out", "o.npy", "--scratch", ""], f"--scratch: {EMPTY}"),
     (["segment", "--run", "", *GOOD, "--out", "o.npy"], f"--run: {EMPTY}"),
-    (["train", "--resume", "--out", ""], f"--out: {EMPTY}"),
     (["report", ""], f"DIR: {EMPTY}"),
     (["report", LONG], f"{LONG}: File name too long; choose a shorter name"),
     (["segment", "--run", LONG, *GOOD, "--out", "o.npy"], "File name too long; choose a shorter"),
@@ -110,8 +93,6 @@ BAD_PATHS = [
     ),
     ([*SEGMENT, "--out", "o.h5:/x\udce9"], "o.h5:/x?: names no dataset; name one"),
     ([*SEGMENT, "--weights", ADDRESS, "--out", "o.npy"], ONLY_PATHS),
-    ([*SEGMENT, "--out", "o.npy", "--scratch", ADDRESS], ONLY_PATHS),
-    ([*SEGMENT, "--model", "onnx", "--weights", ADDRESS, "--out", "o.npy"], ONLY_PATHS),
     ([*AUDIT, *GOOD, "--out", "s3://bucket/x?key=secret"], ONLY_PATHS),
     (["report", "HTTPS:/me:secret@h/x"], ONLY_PATHS),
 ]
@@ -130,15 +111,6 @@ def test_a_path_that_cannot_be_used_is_one_clear_line(run, folder, tmp_path, arg
     assert sorted(folder.iterdir()) == before
 
 
-def test_a_folder_closed_to_the_user_is_one_clear_line(run, monkeypatch):
-    def closed(path):
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
-
-    monkeypatch.setattr("pathlib.Path.is_dir", closed)
-    _, _, err = run("report", "private/audit")
-    assert err == "error: private/audit: Permission denied; choose a place where you may read and write\n"
-
-
 ON_CPU = "; choose a smaller --tile or --batch, or end what else uses it, or raise --memory-limit"
 ON_GPU = "; choose a smaller --tile or --batch, end what else uses it, or choose --device cpu"
 
@@ -146,8 +118,6 @@ ON_GPU = "; choose a smaller --tile or --batch, end what else uses it, or choose
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (OSError(errno.EBADF, "Bad file", "a.npy"), None),
-        (PermissionError("a port"), None),
         (ZeroDivisionError(), None),
         (
             RuntimeError("CUDA out of memory. Tried to allocate 20 MiB."),
@@ -172,6 +142,17 @@ def test_memory_may_run_out_anywhere_and_other_errors_are_our_own(run, monkeypat
         assert (code, err) == (2, f"error: the memory of the device has run out: {line}\n")
 
 
+def test_where_there_is_not_even_memory_for_pytorch_the_limit_is_named(run, monkeypatch):
+    def missing(*_, **__):
+        raise ImportError("libtorch_cpu.so: failed to map segment from shared object")
+
+    monkeypatch.setattr("evenslice.cli.comparison.audit_strategies", missing)
+    monkeypatch.delattr("evenslice.inference.out_of_memory", raising=False)
+    monkeypatch.setattr("evenslice.inference.__getattr__", missing)
+    _, _, err = run(*AUDIT, *GOOD)
+    assert err == "error: memory has run out; end what else uses it, or raise --memory-limit\n"
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited elsewhere by watching it")
 def test_more_memory_than_the_limit_is_one_line_and_status_2(process):
@@ -179,14 +160,6 @@ def test_more_memory_than_the_limit_is_one_line_and_status_2(process):
     done = process("--memory-limit", 2, "audit", *source)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "memory" in done.stderr
-
-
-@pytest.mark.slow
-def test_a_working_directory_that_was_removed(folder, tmp_path):
-    words = f"mkdir gone && cd gone && rmdir ../gone && {sys.executable} -m evenslice info good.npy"
-    done = subprocess.run(["sh", "-c", words], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr == "error: the working directory: was removed; change to a folder that exists\n"
 
 
 @pytest.mark.slow
@@ -199,34 +172,6 @@ def test_full_standard_output_is_one_clear_line(process, more):
     assert done.returncode == 2
     assert done.stderr.startswith("error: output: cannot be written (No space left on device); make room")
     assert done.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize("columns", ["0", "3"])
-def test_no_result_is_lost_for_want_of_columns(run, monkeypatch, columns):
-    monkeypatch.setenv("COLUMNS", columns)
-    status, out, _ = run("info", "good.tif")
-    assert (status, "voxels (z, y, x)" in out) == (0, True)
-
-
-LATE = """
-import asyncio
-
-async def fail():
-    raise OSError("late")
-
-loop = asyncio.new_event_loop()
-task = loop.create_task(fail())
-loop.run_until_complete(asyncio.sleep(0))
-"""
-
-
-@pytest.mark.slow
-def test_requests_that_fail_when_the_error_was_told_draw_no_tracebacks(process, folder, tmp_path):
-    """Of a server that redirects in a circle, several do at a time."""
-    (tmp_path / "late.py").write_text(LATE)
-    source = ["--model", "late:nothing", "--weights", "none", "--volume", folder / "good.tif"]
-    done = process("audit", *source, cwd=tmp_path)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
 
 
 def test_debug_shows_the_traceback(run):
@@ -270,10 +215,3 @@ def test_a_reader_that_stops_reading_is_no_error(folder, arguments):
         running.stdout.close()
         assert running.stderr.read() == b""
     assert running.returncode == 141  # as a shell reports SIGPIPE
-
-
-@pytest.mark.slow
-def test_a_terminal_without_the_signs_of_a_name_loses_no_result(process, folder, tmp_path):
-    (tmp_path / "ä.tif").write_bytes((folder / "good.tif").read_bytes())
-    done = process("info", "ä.tif", cwd=tmp_path, env=os.environ | {"PYTHONIOENCODING": "ascii"})
-    assert (done.returncode, r"\xe4.tif" in done.stdout) == (0, True), done.stderr

@@ -2,18 +2,23 @@
 
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
-
-from evenslice import ConfigError, EvensliceError, Reading, load_network, open_volume, save_network
-from evenslice._core import spelled_on_command_line
 from evenslice.cli.opening import LabelledOpening
-from evenslice.inference import stated_reading
-from evenslice.training import find_network
+
+from evenslice import (
+    ConfigError,
+    EvensliceError,
+    Reading,
+    load_network,
+    open_segmenter,
+    open_volume,
+    save_network,
+)
+from evenslice.cli.options import LabelledOpening
 from evenslice.volumes import write_volume
 
 BEFORE = Path(__file__).parents[1] / "data" / "written-by-0.1.0"
@@ -49,7 +54,7 @@ def trained(tmp_path):
 def test_a_symmetrized_run_reads_volumes_as_the_run_does(trained, tmp_path, cli):
     fair = tmp_path / "fair.safetensors"
     cli("symmetrize", "--run", trained, "--out", fair)
-    assert stated_reading(SPEC, str(fair))[0] == Reading(**READING, overlapping=False)
+    assert open_segmenter(SPEC, str(fair)).reading == Reading(**READING, overlapping=False)
     volume = tmp_path / "volume.npy"
     np.save(volume, np.random.default_rng(0).integers(0, 255, (32, 14, 32), dtype=np.uint8))
     audit = ["audit", "--volume", volume, "--max-windows", 8, "--json"]
@@ -66,7 +71,7 @@ def test_what_a_file_of_weights_says_of_volumes_is_carried_on(tmp_path, cli, com
     save_network(model, fair, record=record, source=source, reading=READING)
     strategy = ["--strategy", "pretrained"] if command == "neutralize" else []
     cli(command, "--model", SPEC, "--weights", fair, *strategy, "--out", fairer)
-    assert stated_reading(SPEC, str(fairer))[0] == Reading(**READING)
+    assert open_segmenter(SPEC, str(fairer)).reading == Reading(**READING)
 
 
 def test_the_run_does_not_say_what_the_target_labels_ignores(trained, tmp_path, cli):
@@ -76,21 +81,6 @@ def test_the_run_does_not_say_what_the_target_labels_ignores(trained, tmp_path, 
     files = ["--volume", tmp_path / "volume.npy", "--labels", tmp_path / "labels.npy"]
     audit = ["audit", "--run", trained, *files, "--target", "labels", "--max-windows", 8, "--json"]
     assert json.loads(cli(*audit)[1])["target"] == "labels"
-
-
-def test_values_of_classes_take_the_place_of_numbered_objects(trained):
-    config = trained / "config.yaml"
-    text = (
-        config.read_text()
-        .replace("[0, 255]", "null")
-        .replace('other_labels: "background"', "instances: sparse")
-    )
-    config.write_text(text)
-    assert find_network(trained, None, None).reading.labels.instances == "sparse"
-    for given in ({"label_values": (0, 255)}, {"other_labels": "background"}):
-        found = asdict(find_network(trained, None, None, reading=given).reading)
-        assert found["instances"] is None
-        assert given.items() <= found.items()
 
 
 @pytest.fixture
@@ -130,12 +120,6 @@ def test_labels_that_their_writer_may_have_misnamed_like_the_volume_need_a_decis
         LabelledOpening(axes="xyz").open_labels("labels.tif", "stored.npy", "named.tif")
     opened = LabelledOpening(axes="zyx").open_labels("labels.tif", "named.tif")
     assert np.array_equal(opened[...], turned)
-
-
-def test_axes_of_labels_are_refused_without_labels(turned):
-    with pytest.raises(ConfigError, match="has no effect without labels") as refused:
-        LabelledOpening(label_axes="xyz").refuse()
-    assert refused.value.render(spelled_on_command_line).startswith("--label-axes: ")
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,7 @@ def test_a_training_step_and_the_monitor():
     config = TrainConfig.model_validate({"data": {"train": [{"image": "image.npy", "labels": "labels.npy"}]}})
 
     def work(device):
-        module = TrainingModule(small(), config).to(device)
+        module = TrainingModule(small(), config, None).to(device)
         loss = module.training_step((windows.to(device), labels.to(device)), 0)
         loss.backward()
         gradients = [parameter.grad.cpu().flatten().tolist() for parameter in module.parameters()]

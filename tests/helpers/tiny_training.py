@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import torch
 from commands import Command, run_command
 from safetensors.torch import load_file
 from scipy import ndimage
@@ -43,6 +44,37 @@ def tiny():
 """
 
 PAIR = {"image": "image.npy", "labels": "labels.npy"}
+
+
+class RunFiles:
+    """The files of a run of ``train``, and what they hold."""
+
+    def __init__(self, path):
+        self.path, self.log = path, path / "log"
+        self.config, self.data, self.metrics = (
+            path / "config.yaml",
+            path / "data.json",
+            self.log / "metrics.csv",
+        )
+        self.last, self.best = (path / "checkpoints" / name for name in ("last.ckpt", "best.safetensors"))
+        self.network, self.result = path / "network.safetensors", path / "result.json"
+
+    def read_result(self):
+        return json.loads(self.result.read_text())
+
+    def read_metrics(self):
+        with self.metrics.open(newline="") as file:
+            return [
+                {name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)
+            ]
+
+    def read_weights(self):
+        return load_file(self.network)
+
+
+def same(one, other):
+    """Say whether two state dicts are equal, bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 def write_inputs(folder):

@@ -42,7 +42,7 @@ from evenslice.inference import ready_networks, segmentation, segmentation_block
 from evenslice.inference.prediction import predict
 from evenslice.inference.ready_networks import ReadyNetwork
 from evenslice.networks import predicted_classes
-from evenslice.training import load_segmenter
+from evenslice.training import find_network
 from evenslice.volumes import fit_scaling
 from evenslice.volumes.read.zarr import ZarrSource
 
@@ -465,11 +465,11 @@ def test_an_interrupted_command_says_how_to_go_on_if_anything_is_finished(
 
 def test_a_run_and_a_network_exclude_each_other(tmp_path):
     with pytest.raises(ConfigError, match="give run, or model and weights"):
-        load_segmenter()
+        find_network(None).load()
     with pytest.raises(ConfigError, match="step: the run .* determines it"):
-        load_segmenter(tmp_path, reading={"step": 2})
-    with pytest.raises(ConfigError, match="holds no run of `evenslice train`"):
-        load_segmenter(tmp_path)
+        find_network(tmp_path, reading={"step": 2}).load()
+    with pytest.raises(ConfigError, match="holds no finished run of `evenslice train`"):
+        find_network(tmp_path).load()
 
 
 @pytest.mark.parametrize(

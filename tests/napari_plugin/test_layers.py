@@ -57,13 +57,6 @@ def test_the_voxel_in_view_is_found_whatever_the_viewer_looks_along(order, turne
     assert np.abs(np.subtract(position(viewer, layer), voxel)).max() <= (1 if turned else 0)
 
 
-def test_a_view_beside_the_layer_means_its_nearest_voxel():
-    viewer = pytest.importorskip("napari.components").ViewerModel()
-    layer = viewer.add_layer(layer_of())
-    viewer.scene.camera.center = (0, -1e6, 1e6)
-    assert position(viewer, layer)[1:] == (0, 29)
-
-
 @pytest.mark.slow
 def test_npe2_validates_the_manifest():
     pytest.importorskip("npe2")

@@ -11,8 +11,6 @@ from values import by_name
 
 import evenslice
 from evenslice import Reading
-from evenslice._core import ProgressReport
-from evenslice.napari_plugin.network_form import NetworkChoice
 
 pytestmark = pytest.mark.slow
 
@@ -75,7 +73,7 @@ def plain(text):
     return html.unescape(re.sub("<[^>]*>", " ", text))
 
 
-def train_once(folder, volume, spec=TINY, **training):
+def train_once(folder, volume, **training):
     """Train for one step on slices along y, with labels of 0 and 255."""
     np.save(folder / "image.npy", volume * 255)
     np.save(folder / "labels.npy", np.where(volume > 0.5, 255, 0).astype(np.uint8))
@@ -84,7 +82,7 @@ def train_once(folder, volume, spec=TINY, **training):
     common = {"steps": 1, "batch": 2, "stress": False, "dtype": "float32", "accelerator": "cpu", **training}
     config = {
         "data": {"name": "stack", "root": str(folder), "train": files, **reading},
-        "model": {"spec": spec, "weights": "none", "strategy": "pretrained"},
+        "model": {"spec": TINY, "weights": "none", "strategy": "pretrained"},
         "training": common,
     }
     evenslice.train(config, out=folder / "run", progress=False)
@@ -173,17 +171,12 @@ def test_a_layer_that_is_no_volume_is_refused_in_one_line(viewer, widget, press,
 REFUSED = [
     ({"spec": "smp:Unet/no_such_encoder"}, "no_such_encoder"),
     ({"weights": "file"}, "no weights chosen"),
-    ({"source": "training run"}, "no network chosen"),
-    ({"source": "training run", "run": "nowhere"}, "holds no run"),
+    ({"source": "training run", "run": "nowhere"}, "holds no finished run"),
     ({"source": "saved network"}, "no network chosen"),
     ({"source": "saved network", "file": "no.safetensors"}, "no.safetensors"),
     (MINE | {"intensity": "low"}, "intensity: low: numbers are needed"),
-    (MINE | {"intensity": "3 3"}, "intensity="),
     (MINE | {"fill": "0,1"}, "fill: 0,1: one number is needed"),
-    (MINE | {"fill": "inf"}, "fill"),
-    (MINE | {"mean": "a"}, "mean: a: numbers are needed"),
     (MINE | {"mean": "1,2"}, "mean has"),
-    (MINE | {"std": "0"}, "std has to be positive"),
 ]
 
 
@@ -216,24 +209,6 @@ def test_the_user_says_how_a_network_of_others_is_scaled(viewer, widget, press, 
         assert [form.mean.native.isHidden(), form.std.native.isHidden()] == [hidden, hidden]
 
 
-def test_a_run_or_a_file_says_how_volumes_are_read_unless_the_user_does(volume, tmp_path):
-    run, file = train_once(tmp_path, volume), tmp_path / "net.safetensors"
-    loaded = evenslice.load_network("timm:test_resnet", "none")
-    stated = {"step": 2, "plane": "y", "intensity": (0, 300), "label_values": (0, 255)}
-    evenslice.save_network(loaded.model, file, source=loaded.source, reading=stated)
-    given = {"fill": 3.0, "intensity": None}
-    choices = [
-        NetworkChoice(run=run, reading=given),
-        NetworkChoice(spec=str(file), reading=given),
-        NetworkChoice(spec="timm:test_resnet", weights=str(file), reading=given),
-    ]
-    for choice in choices:
-        read = choice.load().reading
-        assert (read.intensity, read.fill, read.plane, read.label_values) == ((0, 300), 3, "y", (0, 255))
-    with pytest.raises(evenslice.ModelError, match="states its own mean and std"):
-        NetworkChoice(spec="timm:test_resnet", weights=str(file), built={"mean": (0.5,)}).load()
-
-
 def test_a_segmentation_is_that_of_segment_where_the_volume_lies(viewer, widget, press, volume, tmp_path):
     import dask.array as da
 
@@ -264,16 +239,6 @@ def test_labels_lie_in_a_file_that_goes_with_their_layer(viewer, widget, press, 
     assert not file.parent.exists()
 
 
-def test_untrained_networks_are_said_to_be_random(viewer, widget, press, volume):
-    segment, audit = widget("Segment"), widget("Audit a network")
-    viewer.add_image(volume, name="stack")
-    assert "The network is random; train it" in press(segment, spec=TINY, weights="none")
-    press(audit, spec=TINY, weights="none")
-    assert "The network is random; train it" in plain(audit.verdict.value)
-    choice = NetworkChoice(spec="smp:Unet/tu-tf_efficientnet_lite0", weights="imagenet")
-    assert "(decoder, segmentation_head) are random" in choice.note(choice.load())
-
-
 def test_a_network_whose_decoder_is_random_segments_nothing(viewer, widget, press, volume, tmp_path):
     segment, audit = widget("Segment"), widget("Audit a network")
     import torch
@@ -283,19 +248,11 @@ def test_a_network_whose_decoder_is_random_segments_nothing(viewer, widget, pres
     viewer.add_image(volume, name="stack")
     fields = {"spec": TINY, "weights": "file", "weights_file": tmp_path / "encoder.pt"}
     assert "lacks the network's decoder, segmentation_head" in press(segment, **fields)
-    assert len(viewer.layers) == 1
     press(audit, **fields)
-    assert "lacks decoder, segmentation_head, which are random" in plain(audit.verdict.value)
-
-
-def test_progress_in_more_steps_than_a_bar_can_count(viewer, widget, wait_for, volume):
-    segment, reached = widget("Segment"), threading.Event()
-    segment.run(reached.wait, lambda _: None, "Waiting")
-    segment._progressed(ProgressReport("write", 3 * 2**31, 2**33, "voxels"))
-    assert segment.progress.value / segment.progress.max == pytest.approx(0.75, rel=1e-6)
-    assert "6442450944 of 8589934592 voxels" in plain(segment.status.value)
-    reached.set()
-    wait_for(lambda: not segment.busy)
+    said = "Parts of the network (decoder, segmentation_head) are random; train it"
+    assert said in plain(audit.verdict.value)
+    press(segment, spec=TINY, weights="none")
+    assert "The network is random; train it" in plain(segment.status.value)
 
 
 def test_the_sample_opens_with_its_voxel_size(viewer):
@@ -315,22 +272,9 @@ def test_the_network_of_a_run_reads_volumes_and_writes_labels_as_the_run_does(
     viewer.add_image(volume * 255, name="stack")
     for part in (segment, audit):
         press(part, source="training run", run=run)
-    expected = evenslice.segment(NetworkChoice(run=run).load(), volume * 255)
+    expected = evenslice.segment(evenslice.open_segmenter(str(run / "network.safetensors")), volume * 255)
     labels = viewer.layers["stack segmented"].data
     assert np.array_equal(labels, np.asarray(expected))
     assert labels.max() == 255
     assert audit.audit.run.volumes[0].intensity == (0, 300)
     assert maps_of(viewer)["-1 adds"].data.shape == (40, 1, 48)
-
-
-def test_a_classifier_is_asked_about_windows_of_the_size_of_its_crops(
-    viewer, widget, press, volume, tmp_path
-):
-    volume = volume.swapaxes(0, 1)
-    audit, segment = widget("Audit a network"), widget("Segment")
-    run = train_once(tmp_path, volume, "timm:test_resnet", crop=[16, 16], task="classification")
-    viewer.add_image(volume * 255, name="stack")
-    assert "trained a classifier" in press(segment, source="training run", run=run)
-    press(audit, source="training run", run=run)
-    assert audit.audit.run.tile == (16, 16)
-    assert maps_of(viewer)["-1 adds"].data.shape == (16, 1, 16)

@@ -1,23 +1,16 @@
 """Classifiers of the voxel at the centre of a window: which crops they see, how they are scored, and that they learn."""
 
 import json
-import math
 import re
-from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, strategies as st
 from safetensors.torch import load_file
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
-from torch import nn
+from sklearn.metrics import balanced_accuracy_score, f1_score
+from tiny_training import RunFiles
 
-from evenslice import AugmentationConfig, ModelError, Scaling, TrainConfig, load_onnx, open_volume, train
-from evenslice.training import RunFolder
-from evenslice.training.crops import CentredCrops, read_around
-from evenslice.training.tasks import classification_scores, evaluate_centres, lattice
-from evenslice.volumes import LabelledVolume, WindowGrid, index_classes
+from evenslice import ModelError, TrainConfig, load_onnx, train
 
 NETWORKS = """
 import torch
@@ -55,6 +48,10 @@ def write_data(folder):
     np.save(folder / "labels.npy", labels)
     labels[:, :, ::2] = IGNORED_VALUE
     np.save(folder / "half.npy", labels)
+    rare = np.full((6, 48, 48), 3, np.uint8)
+    rare[3, 1, 2:5] = 7
+    np.save(folder / "rare.npy", rare)
+    np.save(folder / "wide.npy", np.tile(image[:6], (1, 2, 2)))
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +114,7 @@ def planted(folder, tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_linear_probe_finds_the_voxel_that_the_class_depends_on(planted):
-    result = RunFolder(planted).read_result()
+    result = RunFiles(planted).read_result()
     assert result["accuracy"] > 0.97
     assert result["balanced_accuracy"]["mean"] > 0.97
     assert min(result["macro_f1"]["per_class"]) > 0.97
@@ -128,23 +125,26 @@ def test_a_linear_probe_finds_the_voxel_that_the_class_depends_on(planted):
 
 
 def test_the_result_counts_every_centre_once(folder, planted):
-    result = RunFolder(planted).read_result()
+    result = RunFiles(planted).read_result()
     confusion, labels = np.array(result["confusion"]), np.load(folder / "labels.npy")[30:40]
     assert confusion.sum(axis=1).tolist() == [(labels == 3).sum(), (labels == 7).sum()]  # all 5,760 voxels
     assert result["accuracy"] == pytest.approx(np.trace(confusion) / confusion.sum())
+    truth, answer = (np.repeat(kind.ravel(), confusion.ravel()) for kind in np.indices((2, 2)))
+    assert result["balanced_accuracy"]["mean"] == pytest.approx(balanced_accuracy_score(truth, answer))
+    assert result["macro_f1"]["per_class"] == pytest.approx(f1_score(truth, answer, average=None))
     assert result["stress"] is None
     assert "dice" not in result
 
 
 def test_validation_and_the_bias_are_logged(planted):
-    rows = RunFolder(planted).read_metrics()
+    rows = RunFiles(planted).read_metrics()
     score = "validation_balanced_accuracy"
     validated = {row["step"]: row[score] for row in rows if score in row}
     assert [*validated] == [0, 50, 100, 150, 200]
     assert validated[0] < 0.7
     assert validated[200] > 0.95
     kept = {"step": 200, "balanced_accuracy": validated[200]}
-    assert RunFolder(planted).read_result()["validation"] == kept
+    assert RunFiles(planted).read_result()["validation"] == kept
     measured = [row for row in rows if "share_1" in row]
     assert [row["step"] for row in measured] == [0, 100, 200]
     assert measured[0]["share_1"] < 0.45
@@ -165,6 +165,12 @@ def test_voxels_to_ignore_are_neither_learned_nor_counted(folder, tmp_path):
     result = train(config, tmp_path / "run", progress=False)
     assert np.sum(result["confusion"]) == 10 * 24 * 12
     assert result["accuracy"] > 0.97
+
+
+def test_a_class_counts_although_no_centre_of_the_lattice_is_on_it(folder, tmp_path):
+    data = {"test": [{"image": "wide.npy", "labels": "rare.npy"}]}
+    result = train(make_config(folder, data=data, steps=1), tmp_path / "run", progress=False)
+    assert [sum(row) for row in result["confusion"]] == [3 * 24 * 24, 3]
 
 
 # What a classifier is for
@@ -225,144 +231,3 @@ def test_a_folder_for_hugging_face_states_the_size_of_the_crops(folder, planted,
     done = command("audit", *NETWORK, folder / "image.npy", "--weights", hub)
     assert done.returncode == 2
     assert re.search("description of how it reads volumes is damaged .*crop", done.stderr)
-
-
-# Crops
-
-
-def part_of(image, labels, *, classes=3, high=64, keep=1000):
-    labels = open_volume(labels)
-    index = index_classes(labels, classes, keep=keep)
-    return LabelledVolume("p", open_volume(image), labels, Scaling(0, high), index)
-
-
-def numbered(shape):
-    """Return different voxels in 0..1, exact in float32."""
-    return np.arange(math.prod(shape), dtype=np.float32).reshape(shape) / 256
-
-
-@given(
-    plane=st.tuples(st.integers(1, 9), st.integers(1, 9)),
-    size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
-    place=st.tuples(st.integers(0, 8), st.integers(0, 8)),
-)
-def test_windows_around_a_voxel_are_those_of_a_mirrored_plane(plane, size, place):
-    y, x = place[0] % plane[0], place[1] % plane[1]
-    image = numbered((3, *plane))
-    grid = WindowGrid(open_volume(image), Scaling(0, 1), 3, (1, 1))
-    padded = np.pad(image, [(0, 0), (12, 12), (12, 12)], mode="symmetric")
-    top, left = y + 12 - size[0] // 2, x + 12 - size[1] // 2
-    found = read_around(grid, (1, y, x), size)
-    assert np.array_equal(found, padded[:, top : top + size[0], left : left + size[1]])
-    assert found[1, size[0] // 2, size[1] // 2] == image[1, y, x]
-
-
-@pytest.mark.parametrize("crop", [(5, 5), (6, 6), (4, 7), (1, 2)])
-def test_the_class_is_that_of_the_centre_pixel_whatever_was_flipped_or_rotated(crop):
-    labels = np.random.default_rng(0).integers(0, 3, (5, 11, 8))
-    augmentation = AugmentationConfig(intensity=False)
-    part = part_of(labels.astype(np.float32), labels)
-    crops = CentredCrops([part], slices=3, crop=crop, length=200, augmentation=augmentation)
-    windows, classes = zip(*crops, strict=True)
-    assert all(window.shape == (3, *crop) for window in windows)
-    assert [int(64 * window[1, crop[0] // 2, crop[1] // 2]) for window in windows] == [
-        int(label) for label in classes
-    ]
-    assert len(set(map(int, classes))) == 3
-
-
-def test_rare_classes_are_drawn_as_often_as_asked_for():
-    labels = np.zeros((4, 50, 50), np.int64)
-    labels[2, 10, 10:20], labels[1, 0, 0] = 1, 2
-    crops = CentredCrops([part_of(labels, labels)], slices=1, crop=(3, 3), length=2000, foreground=0.5)
-    drawn = Counter(int(label) for _, label in crops)
-    assert drawn[0] == pytest.approx(1000, abs=100)
-    assert drawn[1] == pytest.approx(500, abs=80)
-    assert drawn[2] == pytest.approx(500, abs=80)
-
-
-# Scores
-
-
-@pytest.mark.slow
-@given(st.integers(0, 2**32 - 1))
-def test_scores_are_those_of_scikit_learn(seed):
-    random = np.random.default_rng(seed)
-    truth, answer = (np.append(random.integers(0, 3, 30), [0, 1, 2]) for _ in range(2))
-    confusion = np.zeros((3, 3), np.int64)
-    np.add.at(confusion, (truth, answer), 1)
-    scores = classification_scores(confusion)
-    assert scores["accuracy"] == pytest.approx(accuracy_score(truth, answer))
-    assert scores["balanced_accuracy"]["mean"] == pytest.approx(balanced_accuracy_score(truth, answer))
-    assert scores["macro_f1"]["mean"] == pytest.approx(f1_score(truth, answer, average="macro"))
-    assert scores["macro_f1"]["per_class"] == pytest.approx(f1_score(truth, answer, average=None))
-
-
-def test_classes_without_centres_have_no_recall():
-    scores = classification_scores(np.array([[3, 1, 0], [0, 0, 0], [0, 0, 0]]))
-    assert scores["balanced_accuracy"] == {
-        "mean": 0.75,
-        "per_class": pytest.approx([0.75, *[math.nan] * 2], nan_ok=True),
-    }
-    assert scores["macro_f1"]["mean"] == pytest.approx(
-        (6 / 7 + 0) / 2
-    )  # class 1 was predicted, class 2 was not
-    nothing = classification_scores(np.zeros((2, 2), np.int64))
-    assert np.isnan(
-        [nothing["accuracy"], nothing["balanced_accuracy"]["mean"], nothing["macro_f1"]["mean"]]
-    ).all()
-
-
-def probing(*bias):
-    """Return a network of two classes whose logits are constant, until its weights are set."""
-    network = nn.Sequential(nn.Conv2d(3, 2, 5), nn.Flatten()).requires_grad_(False)
-    network[0].weight.zero_()
-    network[0].bias.copy_(torch.tensor(bias))
-    return network
-
-
-@pytest.mark.slow
-def test_the_answers_of_a_known_network_are_counted(folder):
-    """Where the network reads the voxel that the class is made of, all is right; one that says 1 always finds all of 1."""
-    config, image = make_config(folder), np.load(folder / "image.npy").astype(np.float32)[:20]
-    labels = (np.load(folder / "labels.npy")[:20] == 7).astype(np.int64)
-    part = part_of(image, labels, classes=2, high=255)
-
-    def confusion(network, most=10**6):
-        return evaluate_centres(network, [part], config, most=most, device="cpu")["confusion"]
-
-    assert confusion(probing(0.0, 1.0)) == [[0, (labels == 0).sum()], [0, (labels == 1).sum()]]
-    network = probing(0.5, 0.0)
-    network[0].weight[1, 2, 2, 2] = 1
-    assert confusion(network) == [[(labels == 0).sum(), 0], [0, (labels == 1).sum()]]
-    fewer = np.array(confusion(network, most=100))
-    assert fewer.sum() == np.trace(fewer) == len(lattice([image.shape], 100))
-
-
-SHAPES = st.lists(st.tuples(*[st.integers(1, 12)] * 3), min_size=1, max_size=4)
-
-
-@given(SHAPES, st.integers(1, 200))
-def test_centres_are_spread_evenly_over_all_volumes(shapes, most):
-    places = lattice(shapes, most)
-    assert len(set(places)) == len(places) <= max(most, len(shapes))
-    steps = set()
-    for number, shape in enumerate(shapes):
-        own = [place for index, place in places if index == number]
-        assert own
-        for axis, length in enumerate(shape):
-            along = sorted({place[axis] for place in own})
-            assert abs(along[0] - (length - 1 - along[-1])) <= 1
-            assert 0 <= along[0] <= along[-1] < length
-            steps |= set(np.diff(along).tolist())
-    assert len(steps) <= 1
-
-
-@pytest.mark.parametrize("keep", [100, 0])
-def test_a_class_that_the_lattice_misses_counts_nevertheless(folder, keep):
-    labels = np.zeros((6, 40, 40), np.int64)
-    labels[3, 1, 2:5] = 1
-    part = part_of(np.zeros(labels.shape, np.float32), labels, classes=2, keep=keep)
-    always = evaluate_centres(probing(1.0, 0.0), [part], make_config(folder), most=16, device="cpu")
-    assert always["confusion"][1] == [3, 0]
-    assert always["balanced_accuracy"]["mean"] == 0.5  # and not 1, for finding nothing but the background

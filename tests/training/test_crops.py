@@ -4,7 +4,6 @@ import pickle
 import subprocess
 import sys
 import textwrap
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,16 +16,10 @@ from evenslice import (
     AugmentationConfig,
     ConfigError,
     Reading,
-    Scaling,
     SliceWindows,
-    TrainConfig,
     VolumeError,
     neutralize,
-    open_volume,
 )
-from evenslice.training.crops import CropDataset
-from evenslice.training.lightning_parts import CropData
-from evenslice.volumes import LabelledVolume, index_classes
 
 OFF = {"flips": False, "rotations": False, "z_flip": False, "intensity": False}
 PLAIN = Reading(intensity=(0, 1))
@@ -100,16 +93,17 @@ def test_windows_are_scaled_as_recorded_on_the_network(noise):
         SliceWindows(noise, slices=3, model=network)
 
 
-def test_planes_that_are_not_square_turn_by_half_turns_alone(noise):
-    labels = (noise > 0.5).astype(np.uint8)
-    data = SliceWindows(labels.astype(float), labels, augmentation={"intensity": False}, length=40)
-    for window, classes in (data[i] for i in range(40)):
-        assert window.shape == (3, 50, 60)
-        assert torch.equal(window[1], classes.float())
-    assert SliceWindows(labels[:, :, :50].astype(float), augmentation=True)[0].shape == (3, 50, 50)
-
-
 # Crops
+
+
+def test_crops_are_those_of_earlier_versions():
+    """A study can be given more runs years later, and compares them with those that it has."""
+    image = np.random.default_rng(0).random((12, 50, 60), dtype=np.float32)
+    data = crops(image, image > 0.9, foreground=0.5, augmentation=True, seed=3)
+    pixels = [float(data[i][0][1, 2, 3]) for i in range(4)]
+    means = [float(data[i][0].double().mean()) for i in range(4)]
+    assert pixels == pytest.approx([0.932781, 0.9636964, 0.3578629, 0.3983855], abs=1e-5)
+    assert means == pytest.approx([0.479813, 0.5822962, 0.4989308, 0.5531579], abs=1e-5)
 
 
 def test_crop_number_i_depends_on_seed_and_i_alone(noise):
@@ -123,16 +117,7 @@ def test_crop_number_i_depends_on_seed_and_i_alone(noise):
     assert not any(torch.equal(different[i][0], forward[i][0]) for i in range(20))
 
 
-def test_windows_hold_the_slices_around_the_middle():
-    depth = np.broadcast_to(np.arange(20)[:, None, None], (20, 20, 20))
-    data = crops(depth / 20, depth, slices=5, classes=20, reading=Reading(step=2, intensity=(0, 1)))
-    for window, classes in (data[i] for i in range(50)):
-        expected = np.abs(int(classes[0, 0]) + 2 * np.arange(-2, 3))
-        expected = np.minimum(expected, 38 - expected)
-        assert np.allclose(window[:, 3, 4].numpy() * 20, expected, atol=1e-4)
-
-
-@pytest.mark.parametrize("crop", [(16, 16), (12, 20), (1, 1), (1, 7), (7, 1)])
+@pytest.mark.parametrize("crop", [(16, 16), (12, 20), (1, 7)])
 def test_image_and_labels_move_together(crop):
     labels = np.random.default_rng(0).integers(0, 2, (9, 40, 40))
     options = {"foreground": 0.5, "augmentation": {"intensity": False}}
@@ -165,7 +150,9 @@ def test_missing_slices_are_replaced_by_the_middle_slice(noise):
     whole = crops(noise, length=300, augmentation=OFF)
     lossy = crops(noise, length=300, augmentation=OFF | {"missing_slices": 0.3})
     lost = []
-    for i in range(300):
+    for i in range(
+        300
+    ):  # all else is as it was: arms of a study that differ in lost slices see the same crops
         (before, labels), (after, kept) = whole[i], lossy[i]
         assert torch.equal(labels, kept)
         assert torch.equal(before[1], after[1])
@@ -174,45 +161,6 @@ def test_missing_slices_are_replaced_by_the_middle_slice(noise):
             assert gone or torch.equal(after[place], before[place])
             lost.append(gone)
     assert 0.23 <= np.mean(lost) <= 0.37  # 600 draws: more than three standard errors
-
-
-def test_lost_slices_change_nothing_else_of_a_crop(noise):
-    """Arms of a study that differ in their lost slices alone see the same crops otherwise."""
-    whole, lossy = (of_noise(noise, augmentation={"missing_slices": missing}) for missing in (0, 0.3))
-    for i in range(100):
-        (before, labels), (after, kept) = whole[i], lossy[i]
-        assert torch.equal(labels, kept)
-        assert torch.allclose(before[1], after[1], atol=1e-6)  # powers round by the layout of an array
-    assert any(not torch.equal(whole[i][0], lossy[i][0]) for i in range(10))
-
-
-def test_crops_are_those_of_earlier_versions():
-    """A study can be given more runs years later, and compares them with those that it has."""
-    image = np.random.default_rng(0).random((12, 50, 60), dtype=np.float32)
-    labels = open_volume((image > 0.9).astype(np.int64))
-    index = index_classes(labels, 2, keep=10_000)
-    part = LabelledVolume("part", open_volume(image), labels, Scaling(0, 1), index)
-    options = {"foreground": 0.5, "augmentation": AugmentationConfig(), "seed": 3}
-    data = CropDataset([part], crop=(16, 16), length=100, slices=3, **options)
-    pixels = [float(data[i][0][1, 2, 3]) for i in range(4)]
-    means = [float(data[i][0].double().mean()) for i in range(4)]
-    assert pixels == pytest.approx([0.932781, 0.9636964, 0.3578629, 0.3983855], abs=1e-5)
-    assert means == pytest.approx([0.479813, 0.5822962, 0.4989308, 0.5531579], abs=1e-5)
-
-
-def test_changes_of_intensity_are_alike_in_all_slices():
-    image = np.full((9, 33, 32), 0.3, np.float32)
-    image[:, 32] = 1  # else it would be blank
-    data = crops(image, augmentation=OFF | {"intensity": True}, length=200)
-    windows = torch.stack([data[i][0][:, :15] for i in range(200)])
-    plain = windows.std(dim=(1, 2, 3)) == 0
-    assert 0.6 < plain.float().mean() < 0.9
-    untouched = windows[:, 1, 0, 0] == np.float32(0.3)
-    assert 0.35 < untouched.float().mean() < 0.65
-    means = windows.mean(dim=(2, 3))
-    assert (means - means[:, 1:2]).abs().max() < 0.02  # noise alone tells slices apart
-    assert windows.min() > -0.2
-    assert windows.max() < 0.8
 
 
 @pytest.mark.slow
@@ -257,27 +205,6 @@ def test_it_travels_to_workers_as_its_files(tmp_path, noise, monkeypatch):
     assert len(pickle.dumps(lazy)) < 10_000 < len(pickle.dumps(held))
 
 
-def test_an_epoch_lasts_from_one_validation_to_the_next(noise):
-    options = {"steps": 11, "batch": 4, "crop": [16, 24], "validate_every": 5}
-    files = {"train": [{"image": "a", "labels": "b"}]}
-    config = TrainConfig.model_validate({"data": files, "training": options, "seed": 9})
-    labels = open_volume((noise > 0.9).astype(np.int64))
-    index = index_classes(labels, 2, keep=10_000)
-    part = LabelledVolume("part", open_volume(noise), labels, Scaling(0, 1), index)
-    data = CropData(config, [part], (0.5, 0.5))
-    batches = list(data.train_dataloader())
-    assert len(batches) == len(data.train_dataloader()) == 5
-    windows, classes = batches[1]
-    assert (tuple(windows.shape), tuple(classes.shape)) == ((4, 3, 16, 24), (4, 16, 24))
-    # The third epoch has one step left; this process is the second of two.
-    data.trainer = SimpleNamespace(global_step=10, global_rank=1, world_size=2)
-    (last,) = data.train_dataloader()
-    drawn = {"foreground": 0.5, "augmentation": AugmentationConfig(), "scaling": (0.5, 0.5), "seed": 9}
-    expected = CropDataset([part], slices=3, crop=(16, 24), length=44, **drawn)
-    assert torch.equal(last[0], torch.stack([expected[41][0], expected[43][0]]))
-    assert torch.equal(windows[2], expected[6][0])
-
-
 # Mistakes
 
 
@@ -286,18 +213,13 @@ def test_an_epoch_lasts_from_one_validation_to_the_next(noise):
     [
         ({"foreground": 0.5}, r"foreground=0.5: has no effect without crop=\[192, 192\]"),
         ({"foreground": 2, "crop": (8, 8)}, "foreground=2: is a fraction"),
-        ({"foreground": "half", "crop": (8, 8)}, "foreground='half': is a fraction of the crops, 0 to 1"),
         ({"step": 1.5}, "step: is 1.5, not a whole number"),
-        ({"slices": 3.0}, "slices: is 3.0, not a whole number"),
         ({"slices": 4}, "a window has an odd number of slices"),
         ({"seed": -1}, "^seed=-1: must be at least 0"),
         ({"crop": (0, 8)}, r"crop=0: must be at least 1"),
-        ({"crop": 64}, "^crop=64"),
         ({"length": 0}, "^length=0: must be at least 1"),
-        ({"length": 1.5}, "^length: is 1.5, not a whole number"),
         ({"edge": "mirror"}, "edge='mirror': did you mean|edge='mirror': known"),
         ({"classes": 1}, "classes=1: at least 2"),
-        ({"classes": "2"}, "classes: is '2', not a whole number"),
         ({"label_values": [0, 0]}, "give a different value for each"),
         ({"reading": [Reading()] * 2}, "reading: 2 for 1 volume;"),
         ({"model": nn.Conv2d(3, 1, 1)}, "model: has no record"),

@@ -6,21 +6,19 @@ import numpy as np
 import pytest
 import tiny_training
 import torch
-from skimage.measure import label
-from skimage.metrics import adapted_rand_error, variation_of_information
+from skimage.metrics import variation_of_information
 from torch import nn
 
 import evenslice
-from evenslice import ConfigError, Reading, TrainConfig
-from evenslice._core import as_config
-from evenslice.training import open_data
-from evenslice.volumes import LabelValues
+from evenslice import ConfigError, Reading
 
 DENSE = Reading(instances="dense", intensity=(0, 1))
 
 
 def boundaries(numbers, kind):
-    return LabelValues(instances=kind).class_volume(evenslice.open_volume(numbers), 2)[...]
+    """Return the classes of all slices, as those of whole planes."""
+    planes = evenslice.SliceWindows(np.indices(numbers.shape)[2], numbers, reading=Reading(instances=kind))
+    return np.stack([classes.numpy() for _, classes in (planes[z] for z in range(len(planes)))])
 
 
 @pytest.fixture(scope="module")
@@ -46,33 +44,9 @@ def test_slice_windows_evaluate_and_audit_find_them(cells):
     assert evenslice.audit(Bright(), edges, labels=numbers, **options, **more).stress.intact == 1
     with pytest.raises(ConfigError, match="instances='dense': gives 2 classes"):
         evenslice.SliceWindows(image, numbers, classes=3, **options)
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        evenslice.SliceWindows,
-        lambda image, **options: evenslice.evaluate(Bright(), image, stress=True, **options),
-        lambda image, **options: evenslice.audit(Bright(), image, **options),
-    ],
-)
-def test_they_need_labels(cells, call):
-    with pytest.raises(ConfigError, match="instances: has no effect without labels"):
-        call(cells[1], reading=Reading(instances="dense"))
-
-
-def test_evaluate_compares_the_objects():
-    numbers = np.kron(np.arange(1, 5).reshape(2, 2), np.ones((10, 10), int))[None].repeat(4, axis=0)
-    edges = boundaries(numbers, "dense")
-    merged = edges.astype(np.float32)
-    merged[:, :8, 9:11] = 0  # the two upper objects become one
-    truth, halves = label(edges[0] == 0, connectivity=1), np.repeat([1, 2], 10)[:, None].repeat(20, axis=1)
-    halves[10:, 10:] = 3
-    error, _, _ = adapted_rand_error(truth, halves, ignore_labels=(0,))
-    split, merge = variation_of_information(truth, halves, ignore_labels=(0,))
-    found = evenslice.evaluate(Bright(), merged, numbers, reading=DENSE, surfaces=False)
-    assert error > 0
-    np.testing.assert_allclose(found.scores.volumes[0].objects, (error, split, merge))
+    for call in (evenslice.SliceWindows, lambda *given, **more: evenslice.audit(Bright(), *given, **more)):
+        with pytest.raises(ConfigError, match="instances: has no effect without labels"):
+            call(image, **options)
 
 
 def test_the_background_of_sparse_objects_is_no_object():
@@ -95,32 +69,26 @@ def test_the_background_of_sparse_objects_is_no_object():
     assert objects[0] == pytest.approx(1 / 3, abs=0.01)  # one object for two: recall 1, precision .5
 
 
-def test_a_configuration_says_so(cells, tmp_path):
-    numbers, edges = cells
-    np.save(tmp_path / "image.npy", edges.astype(np.float32))
-    np.save(tmp_path / "labels.npy", numbers)
-    np.save(tmp_path / "one.npy", np.ones_like(numbers))
-    options = {
-        "root": str(tmp_path),
-        "train": [tiny_training.PAIR],
-        "instances": "dense",
-        "ignore_label": 1000,
-    }
-    (part,) = open_data(as_config({"data": options}, TrainConfig)).train
-    assert np.array_equal(part.labels[...] < 0, numbers == 1000)
-    assert 0 < part.index.counts[1] < (edges == 1).sum()  # fewer, as there is none beside what is ignored
-    for changes, message in (
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
         ({"classes": 3}, "data.instances: 'dense': gives 2 classes, inside and boundary, not 3"),
         ({"label_values": [0, 5]}, "data.instances: 'dense': object numbers are not class values"),
-        ({"other_labels": "background"}, "data.instances: 'dense': object numbers are not class values"),
         ({"instances": "all"}, "data.instances: 'all': should be 'sparse' or 'dense'"),
-        (
-            {"train": [{**tiny_training.PAIR, "labels": "one.npy"}]},
-            r"has no boundary between objects .* or omit data\.instances",
-        ),
+        ({"train": [{**tiny_training.PAIR, "labels": "one.npy"}]}, "has no voxel of class 1"),
+    ],
+)
+def test_a_configuration_is_checked(cells, tmp_path, changes, message):
+    numbers, edges = cells
+    for name, array in (
+        ("image", edges.astype(np.float32)),
+        ("labels", numbers),
+        ("one", np.ones_like(numbers)),
     ):
-        with pytest.raises(ConfigError, match=message):
-            open_data(as_config({"data": options | changes}, TrainConfig))
+        np.save(tmp_path / f"{name}.npy", array)
+    options = {"root": str(tmp_path), "train": [tiny_training.PAIR], "instances": "dense", **changes}
+    with pytest.raises(ConfigError, match=message):
+        evenslice.train({"data": options}, tmp_path / "run")
 
 
 @pytest.mark.slow

@@ -10,11 +10,10 @@ import time
 import pytest
 import torch
 from commands import run_command
-from tiny_training import finish, run_options, start, start_anew, study_options, trained
+from tiny_training import RunFiles, finish, run_options, start, start_anew, study_options, trained
 
 from evenslice import TrainConfig, train
-from evenslice.training import RunFolder, trainer
-from evenslice.training.lightning_parts import Interruption, TrainingInterrupted, TrainingModule
+from evenslice.training.lightning_parts import TrainingModule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -45,7 +44,7 @@ def interrupt_in(monkeypatch, step, *, times=1):
 
 def wait_for_step(process, run, step):
     """Wait until a run has logged a step."""
-    log, until = RunFolder(run).metrics, time.monotonic() + 300
+    log, until = RunFiles(run).metrics, time.monotonic() + 300
     while not log.exists() or not re.search(rf"^{step},.", log.read_text(), re.MULTILINE):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
@@ -76,7 +75,7 @@ def test_a_command_that_is_interrupted_says_how_to_resume_it(
     )
     assert said, errors
     assert 30 <= int(said[1]) < 40  # in the middle of an epoch
-    assert torch.load(RunFolder(run).last, weights_only=True)["global_step"] == int(said[1])
+    assert torch.load(RunFiles(run).last, weights_only=True)["global_step"] == int(said[1])
     again = run_command(*shlex.split(said[2])[1:], "--json", cwd=tiny_inputs)
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["steps"] == 80  # a document, and what is for people elsewhere
@@ -84,21 +83,28 @@ def test_a_command_that_is_interrupted_says_how_to_resume_it(
     assert trained(run) == undisturbed
 
 
+ATTACK = [pytest.mark.attack, pytest.mark.slow]
+
+
 @pytest.mark.parametrize(
-    "step",
-    [*(pytest.param(step, marks=[pytest.mark.attack, pytest.mark.slow]) for step in (0, 1, 19, 79)), 32],
+    ("step", "times", "reached"),
+    [
+        *(pytest.param(step, 1, step + 1, marks=ATTACK) for step in (0, 1, 19, 79)),
+        pytest.param(32, 2, 20, marks=ATTACK),  # a second signal ends it at once
+        (32, 1, 33),
+    ],
 )
 def test_a_run_that_is_interrupted_in_any_step_ends_as_an_undisturbed_one(
-    config, undisturbed, tmp_path, monkeypatch, step
+    config, undisturbed, tmp_path, monkeypatch, step, times, reached
 ):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patched:
-        interrupt_in(patched, step)
-        with pytest.raises(TrainingInterrupted, match=rf"interrupted at step {step + 1} of 80"):
+        interrupt_in(patched, step, times=times)
+        with pytest.raises(KeyboardInterrupt, match=rf"interrupted at step {reached} of 80"):
             train(config, tmp_path / "run", progress=False)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     if step == 1:  # as version 0.2 wrote it
-        last = RunFolder(tmp_path / "run").last
+        last = RunFiles(tmp_path / "run").last
         checkpoint = torch.load(last)
         del checkpoint["state_dict"]["network.1.evenslice_mirror_average"], checkpoint["evenslice"]["log"]
         torch.save(checkpoint, last)
@@ -110,6 +116,8 @@ def test_a_run_that_is_interrupted_in_any_step_ends_as_an_undisturbed_one(
 @pytest.mark.slow
 @pytest.mark.parametrize(("call", "step"), [(0, 1), (2, 41), (4, 80)])
 def test_a_validation_that_is_interrupted_ends_first(config, undisturbed, tmp_path, monkeypatch, call, step):
+    from evenslice.training import trainer
+
     original, calls = trainer.validation_score, []
 
     def interrupted(*arguments, **options):
@@ -120,7 +128,7 @@ def test_a_validation_that_is_interrupted_ends_first(config, undisturbed, tmp_pa
 
     with monkeypatch.context() as patched:
         patched.setattr(trainer, "validation_score", interrupted)
-        with pytest.raises(TrainingInterrupted, match=f"terminated at step {step} of 80"):
+        with pytest.raises(KeyboardInterrupt, match=f"terminated at step {step} of 80"):
             train(config, tmp_path / "run", progress=False)
     train(config, tmp_path / "run", resume=True, progress=False)
     assert trained(tmp_path / "run") == undisturbed
@@ -130,23 +138,14 @@ def test_a_validation_that_is_interrupted_ends_first(config, undisturbed, tmp_pa
 @pytest.mark.slow
 def test_a_test_that_is_interrupted_is_done_by_the_resumed_run(config, undisturbed, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(trainer, "final_scores", lambda *_, **__: signal.raise_signal(signal.SIGINT))
-        with pytest.raises(TrainingInterrupted, match="interrupted at its test"):
+        patched.setattr(
+            "evenslice.training.trainer.final_scores", lambda *_, **__: signal.raise_signal(signal.SIGINT)
+        )
+        with pytest.raises(KeyboardInterrupt, match="interrupted at its test"):
             train(config, tmp_path / "run", progress=False)
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         *("config.yaml", "data.json", "log", "checkpoints", "network.safetensors"),
     }
-    train(config, tmp_path / "run", resume=True, progress=False)
-    assert trained(tmp_path / "run") == undisturbed
-
-
-@pytest.mark.attack
-@pytest.mark.slow
-def test_a_second_interrupt_ends_at_once(config, undisturbed, tmp_path, monkeypatch):
-    with monkeypatch.context() as patched:
-        interrupt_in(patched, 32, times=2)
-        with pytest.raises(TrainingInterrupted, match="interrupted at step 20 of 80"):
-            train(config, tmp_path / "run", progress=False)
     train(config, tmp_path / "run", resume=True, progress=False)
     assert trained(tmp_path / "run") == undisturbed
 
@@ -160,20 +159,6 @@ def test_a_run_that_is_killed_ends_as_an_undisturbed_one(tiny_inputs, config, un
     process.communicate(timeout=200)
     train(config, tmp_path / "run", resume=True, progress=False)
     assert trained(tmp_path / "run") == undisturbed
-
-
-def test_signals_that_have_another_meaning_keep_it(tmp_path):
-    def other(*_):
-        pass
-
-    before = signal.signal(signal.SIGTERM, other)
-    try:
-        with Interruption(tmp_path / "last.ckpt", 80):
-            assert signal.getsignal(signal.SIGTERM) is other
-            assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.attack
@@ -209,13 +194,12 @@ def test_all_processes_of_a_training_stop_at_the_same_step(
     assert "Traceback" not in errors
     assert ends(run, "--resume") == 0
     assert trained(run)["weights"] == undisturbed["weights"]
-    assert RunFolder(run).result.exists()
+    assert RunFiles(run).result.exists()
 
 
 @pytest.mark.attack
 @pytest.mark.slow
-@pytest.mark.parametrize("everywhere", [False, True], ids=["one process", "all processes"])
-def test_a_study_with_workers_that_is_terminated_ends_in_order(tiny_inputs, tmp_path, everywhere):
+def test_a_study_with_workers_that_is_terminated_ends_in_order(tiny_inputs, tmp_path):
     options, out = study_options(tiny_inputs), tmp_path / "out"
     environment = {"SLOW": "0.1", "PYTHONPATH": str(tiny_inputs)}
     process = start(tiny_inputs, "study", options, out, "--workers", "2", **environment)
@@ -224,7 +208,7 @@ def test_a_study_with_workers_that_is_terminated_ends_in_order(tiny_inputs, tmp_
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
         time.sleep(0.05)
-    (os.killpg if everywhere else os.kill)(process.pid, signal.SIGTERM)
+    os.kill(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=200)
     assert process.returncode == 143, errors
     assert errors.splitlines()[-1] == "terminated; repeat the command to resume the study"

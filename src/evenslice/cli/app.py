@@ -7,6 +7,7 @@ import errno
 import io
 import logging
 import os
+import re
 import sys
 import sysconfig
 import traceback
@@ -39,7 +40,8 @@ from evenslice.cli.volumes import evaluate, info, segment
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-LEAST_COLUMNS = 20  # that the environment can ask for
+NO_MEMORY = re.compile("cannot allocate memory|failed to map segment", re.IGNORECASE)
+"""What the loader of libraries says where memory lacks."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = "choose a place where you may read and write"
@@ -114,18 +116,8 @@ def _check_path(parameter: Any, text: str) -> None:
 
 
 for _command in (
-    demo,
-    info,
-    audit,
-    neutralize,
-    symmetrize,
-    survey,
-    train,
-    segment,
-    evaluate,
-    study,
-    export,
-    report,
+    *(demo, info, audit, neutralize, symmetrize, survey),
+    *(train, segment, evaluate, study, export, report),
 ):
     app.command(cls=_Command)(_command)
 
@@ -171,9 +163,6 @@ def run(words: Sequence[str]) -> int:
     """
     arguments = [word for word in words if word != "--debug"]
     debug = len(arguments) < len(words)
-    columns = os.environ.get("COLUMNS", "")
-    if columns.isdecimal() and int(columns) < LEAST_COLUMNS:  # of which Rich prints next to nothing
-        del os.environ["COLUMNS"]  # so that it asks the terminal
     if isinstance(sys.stdout, io.TextIOWrapper):  # a sign that the terminal lacks must not end a finished job
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -212,7 +201,7 @@ def _report(error: Exception, *, debug: bool) -> int:
     text = _line(error)
     with suppress(OSError):  # where nothing can be told, the status tells alone
         if text is None or debug:
-            _print_traceback()
+            typer.echo(printable(without_secrets(traceback.format_exc())), err=True, nl=False)
         if text:  # without arguments, the help was shown
             typer.echo(f"error: {printable(without_secrets(' '.join(text.split())))}", err=True)
     if text is None:
@@ -282,17 +271,12 @@ def _is_here() -> bool:
 
 def _memory_refusal(error: Exception) -> str | None:
     """Return one line about memory that runs out, which it can do anywhere; None for any other error."""
-    if not isinstance(error, RuntimeError | MemoryError):
-        return None
     try:
         from evenslice.inference import memory_error_of, out_of_memory
-    except MemoryError:  # there is not even enough for PyTorch
-        return "the memory of the device has run out; end what else uses it, or raise --memory-limit"
-    if not out_of_memory(error):
+    except (MemoryError, ImportError, OSError) as reason:  # there is not even enough for PyTorch
+        short = isinstance(reason, MemoryError) or NO_MEMORY.search(str(reason))
+        return "memory has run out; end what else uses it, or raise --memory-limit" if short else None
+    if not isinstance(error, RuntimeError | MemoryError) or not out_of_memory(error):
         return None
     line = memory_error_of(error).render(spelled_on_command_line)
     return line if "--device" in line else f"{line}, or raise --memory-limit"
-
-
-def _print_traceback() -> None:
-    typer.echo(printable(without_secrets(traceback.format_exc())), err=True, nl=False)

@@ -11,7 +11,6 @@ import typer
 from evenslice._core import ConfigError, EvensliceError, check_known, import_object, reason
 from evenslice.auditing import Sampling
 from evenslice.cli import options
-from evenslice.cli.opening import LabelledOpening
 from evenslice.cli.options import Options, check_seed, grouped, parse_values
 from evenslice.cli.printing import (
     command_line,
@@ -79,7 +78,7 @@ SAMPLING = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Volumes(LabelledOpening):
+class Volumes(options.LabelledOpening):
     """What to audit the network on."""
 
     volume: Annotated[
@@ -230,11 +229,9 @@ def audit(
         if folder is not None:
             write_results(audits, folder)
     show_audits(audits, out, json=output.json)
-    if labels:
-        _tell_idle_labels(audits, target, sampling)
     _tell_missing_weights(source, audits)
     short = [audit for audit in audits if required.is_missed(audit)]
-    tell(*(_shortfall(audit, str(required.require)) for audit in short))
+    tell(*(f"--require {required.require}: {audit.name} is {audit.verdict}" for audit in short))
     if short or (required.fail_on_bias and any(audit.verdict == "biased" for audit in audits)):
         raise typer.Exit(1)
 
@@ -265,23 +262,3 @@ def _tell_missing_weights(source: options.Source, audits: "list[Audit]") -> None
         audited.get("random", ()),
         "were random in this audit; for a verdict on trained answers, give the weights of the whole network",
     )
-
-
-def _tell_idle_labels(audits: "list[Audit]", target: str, sampling: Sampling) -> None:
-    """Say so where labels had no effect."""
-    if target != "labels" and all(found.stress is None for found in audits):
-        why = (
-            "a window of one slice has no neighbours to disturb"
-            if sampling.stress
-            else "--no-stress was given"
-        )
-        tell(f"note: --labels: had no effect, as {why}")
-
-
-def _shortfall(audit: "Audit", required: str) -> str:
-    """Say which figures keep an audit from the verdict that is required."""
-    from evenslice.report import four_answers
-
-    answers = [item for item in four_answers(audit) if item.decided]
-    why = [f"{item.name}: {item.symbol} {item.value}, {item.verdict}" for item in answers]
-    return "; ".join([f"--require {required}: {audit.name} is {audit.verdict}", *why])

@@ -59,14 +59,13 @@ def audit_strategies(
         One audit for each strategy and method, named after what differs among them.
 
     Raises:
-        ConfigError: an unknown strategy or method, one given twice, or an option that would change an ONNX network.
+        ConfigError: an unknown strategy or method, or an option that would change an ONNX network.
     """
     for strategy in strategies:
         find_strategy(strategy, network.slices or 3)
     for name in filter(None, methods):
         check_known("method", name, METHODS)
-    _refuse_repeated("strategy", strategies)
-    _refuse_repeated("method", methods)
+    strategies, methods = [*dict.fromkeys(strategies)], [*dict.fromkeys(methods)]
     several = (len(strategies) > 1, len(methods) > 1)
     audits = []
     for model, title, source in _networks(network, strategies, sampling.seed):
@@ -80,14 +79,6 @@ def audit_strategies(
             name = _name(title, run.method, several=several)
             audits.append(replace(found, name=name, stress=lost, run=run))
     return audits
-
-
-def _refuse_repeated(name: str, values: Sequence[str | tuple[float, ...] | None]) -> None:
-    """Raise ConfigError if a strategy or a method is given more than once."""
-    for value in values:
-        if values.count(value) > 1:
-            shown = value if value is None or isinstance(value, str) else ",".join(map(str, value))
-            raise ConfigError(f"{option(name, shown)}: is given more than once; give each {name} once")
 
 
 def _networks(

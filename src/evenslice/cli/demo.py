@@ -4,7 +4,6 @@ It audits a U-Net as commonly built and after each of three strategies. Then it 
 from white matter, from a pretrained, a fair and a random start.
 """
 
-import math
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,15 +13,11 @@ from evenslice.cli.options import grouped
 from evenslice.cli.printing import command_line, quiet, show, show_audits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from rich.table import Table
+    from collections.abc import Iterator
 
     from evenslice.auditing import Audit
-    from evenslice.results import StudyRun
 
 SPEC = "smp:Unet/tu-tf_efficientnet_lite0"
-SEEDS = 2**32  # as many as a training takes, fewer than an audit
 MOST_WINDOWS = 160
 CASES = (("pretrained", 3), ("uniform", 3), ("mirror", 3), ("twin", 3), ("pretrained", 5))
 LABELS = "labels.nii.gz"
@@ -38,13 +33,12 @@ def demo(
     output: options.Output,
 ) -> None:
     """Audit a pretrained U-Net on real MRI before and after making it fair, then train it; works offline."""
-    from evenslice._core import ConfigError, needs_extra, option, staged_folder
+    from evenslice._core import needs_extra, staged_folder
     from evenslice.cli.comparison import AUDITS, write_results
-    from evenslice.report import AUDIT_FILES, need_report_extra
+    from evenslice.cli.tables import rich_table
+    from evenslice.report import AUDIT_FILES, need_report_extra, tables_of_study
     from evenslice.results import load_study
 
-    if seed >= SEEDS:
-        raise ConfigError(f"{option('seed', seed)}: the training takes seeds up to {SEEDS - 1}")
     need_report_extra("the demonstration")  # all before minutes of audits
     with needs_extra("train", "the training part of the demonstration"):
         from evenslice.studying import study, working_in_study
@@ -64,7 +58,7 @@ def demo(
         trained = load_study(training)
     show(
         {"audits": [audit.to_dict() for audit in audits], "training": trained.summary},
-        _course(trained.runs),
+        *map(rich_table, tables_of_study(trained.summary)),
         f"report: {training / 'report.html'}",
         json=output.json,
     )
@@ -128,29 +122,3 @@ def _configuration(labels: Path, seed: int) -> dict[str, Any]:
         ],
         "audit": {"precision": 0.02, "max_windows": 60},
     }
-
-
-def _course(runs: "Sequence[StudyRun]") -> "Table":
-    """Return a row for each run of a study: Dice and bias at the start and at the end of the training."""
-    from evenslice.cli.tables import new_table, without_zero
-
-    def course(run: "StudyRun", name: str, form: str) -> str:
-        curve = run.curves.get(name)
-        known = [] if curve is None else [value for value in curve.tolist() if not math.isnan(value)]
-        return f"{known[0]:{form}} \N{RIGHTWARDS ARROW} {known[-1]:{form}}" if known else "none"
-
-    rows = [
-        (
-            run.arm,
-            *map(
-                without_zero,
-                (
-                    course(run, "validation_dice", ".3f"),
-                    f"{run.metrics['dice']:.3f}",
-                    course(run, "directional_bias", "+z.3f"),
-                ),
-            ),
-        )
-        for run in runs
-    ]
-    return new_table("training", ("start", "validation Dice", "test Dice", "D_m"), *rows)

@@ -5,13 +5,14 @@ and is decorated with ``grouped``; a new field of a group is then an option of e
 """
 
 # Typer and `grouped` read the annotations here and in the commands when they run, so they are not postponed.
+import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from functools import partial, wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args, get_type_hints
 
 import typer
 
@@ -21,6 +22,7 @@ from evenslice.volumes import Reading
 
 if TYPE_CHECKING:
     from evenslice.inference import Segmenter
+    from evenslice.volumes import Volume
 
 
 @dataclass(frozen=True)
@@ -116,38 +118,57 @@ REPEAT_HELP = "With --run, give the function again if the run's network comes fr
 VOLUME_HELP = "a file, a folder, file.h5:/path or an address (https://, s3://, gs://, az://)"
 
 
-def parse_numbers(text: str) -> list[float]:
-    """Read one number, or several separated by commas."""
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"{text}: numbers are needed, such as 0.485,0.456,0.406") from None
+def _parse_numbers(number: type, example: str) -> Callable[[str], list[Any]]:
+    """Return a function that reads numbers of a type, separated by commas."""
+
+    def parse(text: str) -> list[Any]:
+        try:
+            return [number(part) for part in text.split(",")]
+        except ValueError:
+            what = "whole numbers" if number is int else "numbers"
+            raise typer.BadParameter(f"{text}: {what} are needed, such as {example}") from None
+
+    return parse
+
+
+parse_values = _parse_numbers(int, "0,255")
 
 
 def parse_strategy(text: str) -> str | tuple[float, ...]:
     """Read the name of a strategy, or the weights of a profile separated by commas."""
-    if "," not in text:
-        return text
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
+    return tuple(_parse_numbers(float, "0.25,0.5,0.25")(text)) if "," in text else text
+
+
+class AxisEntry(NamedTuple):
+    """One entry of an axis; a class of its own, since Typer takes no list of tuples."""
+
+    axis: str
+    place: int
+
+
+def parse_selection(text: str) -> AxisEntry:
+    """Read AXIS=INDEX."""
+    axis, _, index = text.partition("=")
+    if not axis or not index.isdecimal():
+        raise typer.BadParameter(f"{text}: an axis and a whole number are needed, such as t=0")
+    return AxisEntry(axis, int(index))
+
+
+def parse_region(text: str) -> tuple[slice, ...]:
+    """Read z0:z1,y0:y1,x0:x1, in which any bound may be left out."""
+    parts = re.fullmatch(r"(\d*):(\d*),(\d*):(\d*),(\d*):(\d*)", "".join(text.split()), re.ASCII)
+    if parts is None:
         raise typer.BadParameter(
-            f"{text}: give the name of one strategy, or the weights of a profile, such as 0.25,0.5,0.25"
-        ) from None
+            f"{text}: bounds along z, y and x are needed, such as 0:16,:,100:612; a colon alone takes the whole axis"
+        )
+    bounds = [int(part) if part else None for part in parts.groups()]
+    return tuple(slice(*bounds[axis : axis + 2]) for axis in (0, 2, 4))
 
 
-def parse_values(text: str) -> list[int]:
-    """Read whole numbers separated by commas."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"{text}: whole numbers are needed, such as 0,255") from None
-
-
-def check_seed(seed: int) -> int:
+def check_seed(seed: int | None) -> int | None:
     """Return a seed that every random generator takes; a range that Typer knows would fill the help."""
-    if not 0 <= seed < 2**63:
-        raise typer.BadParameter(f"{seed} is not between 0 and 2**63 - 1")
+    if seed is not None and not 0 <= seed < 2**32:
+        raise typer.BadParameter(f"{seed} is not between 0 and 2**32 - 1")
     return seed
 
 
@@ -201,7 +222,7 @@ class Window:
             "weights, even with a file of your own; 0, and 1 for --std, if it states nothing, as for a network of your own). "
             "Give 0, and --std 1, if inputs were only scaled to 0..1.",
             metavar="M[,M,M]",
-            parser=parse_numbers,
+            parser=_parse_numbers(float, "0.485,0.456,0.406"),
         ),
     ] = None
     std: Annotated[
@@ -209,7 +230,7 @@ class Window:
         network(
             "Input standard deviation used in training (default: as for --mean).",
             metavar="S[,S,S]",
-            parser=parse_numbers,
+            parser=_parse_numbers(float, "0.485,0.456,0.406"),
         ),
     ] = None
 
@@ -254,16 +275,24 @@ class Source:
     weights: Annotated[str | None, network(f"{WEIGHTS_HELP}.", metavar="W")] = None
 
     def load(self, inputs: Input, reading: dict[str, Any]) -> "Segmenter":
-        """Load the network with these options, as ``load_segmenter`` takes them.
+        """Load the network with these options.
 
         Say which parts of it are random although its answers depend on them.
 
         Raises:
-            ModelError: a file of weights lacks parts of the network, so that its answers would be random; or see there.
+            ConfigError: see ``find_network``.
+            ModelError: the network cannot be loaded; or a file of weights lacks parts of it, so that its answers would be random.
         """
-        from evenslice.training import load_segmenter
+        from evenslice.inference import open_segmenter
+        from evenslice.training import find_network
 
-        loaded = load_segmenter(self.run, self.model, self.weights, **asdict(inputs), reading=reading)
+        given = asdict(inputs)
+        fixed = {name: value for name, value in given.items() if name != "symmetrize"}
+        found = find_network(self.run, self.model, self.weights, reading=reading, fixed=fixed)
+        if self.run is None:
+            loaded = open_segmenter(found.spec, found.weights, **given, reading=reading)
+        else:
+            loaded = found.load(inputs.symmetrize)
         loaded.need_all_weights()
         if self.weights is not None and loaded.source is not None:
             tell_untrained(self.weights, loaded.source.random)
@@ -343,6 +372,130 @@ def refuse_labels(given: dict[str, Any]) -> None:
     from evenslice.volumes import refuse_without_labels
 
     refuse_without_labels({name: given.get(name) for name in LABELS})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """How to read the axes of a volume."""
+
+    axes: Annotated[
+        str | None,
+        volume(
+            "Names of the file's axes as stored, such as xyz or tzyx (default: those that the file states, else z, y, x).",
+            metavar="AXES",
+        ),
+    ] = None
+    select: Annotated[
+        list[AxisEntry] | None,
+        volume(
+            "Select one entry of an axis, such as t=0; repeat for further axes.",
+            metavar="AXIS=N",
+            parser=parse_selection,
+        ),
+    ] = None
+    level: Annotated[
+        int, volume("Resolution level of a multiscale volume; 0 is the finest.", metavar="N")
+    ] = 0
+    region: Annotated[
+        Sequence[slice] | None,
+        volume(
+            "Read only this part of the file, as start:stop along z, y and x, such as 0:16,:,100:612.",
+            metavar="Z:Z,Y:Y,X:X",
+            parser=parse_region,
+        ),
+    ] = None
+
+    def open(self, path: str, *, plane: str | None = None) -> "Volume":
+        """Open a volume with these options, sliced along an axis."""
+        from evenslice.volumes import open_volume
+
+        chosen = dict(self.select or ())
+        return open_volume(
+            path, axes=self.axes, select=chosen, level=self.level, plane=plane, region=self.region
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledOpening(Opening):
+    """How to read the axes of a volume and of its labels."""
+
+    label_axes: Annotated[
+        str | None,
+        volume(
+            "Names of the label file's axes as stored (default: those that the file states, else as --axes).",
+            metavar="AXES",
+        ),
+    ] = None
+
+    def refuse(self) -> None:
+        """Raise ConfigError if an option for labels is given, as there are none."""
+        from evenslice.volumes import refuse_without_labels
+
+        refuse_without_labels({"label_axes": self.label_axes})
+
+    def open_labels(self, path: str, *images: str) -> "Volume":
+        """Open labels of images: by the axes given for labels, else those that their file states, else as the images.
+
+        A file without the level of the images, or too small for their region, is read whole, as it may hold labels of just
+        what is read of them; whoever takes them compares their shape with that of the images.
+
+        Raises:
+            ConfigError: the files of labels and image state the same axes, and those given for the image are others.
+        """
+        from evenslice._core import ConfigError, EvensliceError
+        from evenslice.volumes import stated_axes
+
+        if self.label_axes is not None or self.axes is None:
+            try:
+                return self._open_named(path, self.label_axes)
+            except EvensliceError as error:
+                raise type(error)(error.render(_spelled_for_labels)) from error
+        states = partial(stated_axes, series=dict(self.select or ()).get("series"))
+        if (stated := states(path)) is None:
+            return self._open_named(path, self.axes)
+        # Either the labels were stored like the image, and misnamed like it, or they were made from what was read.
+        if stated in map(states, images) and stated.lower() != str(self.axes).lower():
+            raise ConfigError(
+                f"{path}: its file names its axes {stated.upper()}, as does that of the volume, for which --axes "
+                f"{self.axes} was given; say which hold for the labels, as --label-axes {stated} or {self.axes}"
+            )
+        try:
+            return self._open_named(path, None)
+        except EvensliceError:  # what it states makes no volume
+            return self._open_named(path, self.axes)
+
+    def _open_named(self, path: str, axes: str | None) -> "Volume":
+        """Open labels or, as they may lack the other axes of the image, those with z, y and x alone."""
+        from evenslice._core import EvensliceError
+
+        try:
+            return _open_fitting(replace(self, axes=axes), path)
+        except EvensliceError:
+            if axes is not None and axes != self.label_axes:
+                axes = "".join(axis for axis in axes if axis.lower() in "zyx")
+            with suppress(EvensliceError):
+                return _open_fitting(replace(self, axes=axes, select=None), path)
+            raise
+
+
+def _open_fitting(opening: Opening, path: str) -> "Volume":
+    """Open labels at the level and in the region of the image, or whole if their file has no such level or region."""
+    from evenslice._core import ConfigError
+
+    try:
+        return opening.open(path)
+    except ConfigError:
+        for level in (opening.level, 0):
+            with suppress(ConfigError):
+                return replace(opening, level=level, region=None).open(path)
+        raise
+
+
+def _spelled_for_labels(name: str, value: Any) -> str:
+    """Spell an option of reading a volume as that for labels."""
+    from evenslice._core import spelled_on_command_line
+
+    return spelled_on_command_line("label_axes" if name == "axes" else name, value)
 
 
 PASSES: dict[str, Any] = {

@@ -97,17 +97,9 @@ def resumable(remedy: str | Callable[[], str | None]) -> Iterator[None]:
         if how is None:
             raise
         what = str(error) or ("terminated" if isinstance(error, Terminated) else "interrupted")
-        if _is_first_process():
+        if not getattr(error, "told", False):  # by another process of the training
             tell(f"{what}; {how}")
         raise typer.Exit(getattr(error, "status", 130)) from None
-
-
-def _is_first_process() -> bool:
-    if "evenslice.training" not in sys.modules:  # whose packages may be missing
-        return True
-    from evenslice.training import is_first_process
-
-    return is_first_process()
 
 
 def show(document: object, *items: RenderableType, json: bool) -> None:

@@ -103,7 +103,7 @@ def info_table(info: Mapping[str, Any]) -> RichTable:
         if info["missing_numbers"]
         else None,
         "type": info["dtype"],
-        "spacing": _spacing(info),
+        "spacing": info["spacing"] and f"{_by_axis(info['spacing'])} {info['unit'] or '(no unit)'} (z, y, x)",
         "chunks": "not stated" if info["chunks"] is None else _by_axis(info["chunks"]),
         "orientation": info["orientation"] and f"{info['orientation']} (directions of x, y, z)",
         "size on disk": "unknown" if info["bytes_on_disk"] is None else decimal(info["bytes_on_disk"]),
@@ -114,15 +114,6 @@ def info_table(info: Mapping[str, Any]) -> RichTable:
         "classes": ", ".join(f"{value}: {share:.2%}" for value, share in info["classes"] or ()) or None,
     }
     return facts(info["path"], rows)
-
-
-def _spacing(info: Mapping[str, Any]) -> str:
-    if info["spacing"] is None:
-        return "not stated"
-    sizes = _by_axis(info["spacing"])
-    return (
-        f"{sizes} (z, y, x), unit not stated" if info["unit"] is None else f"{sizes} {info['unit']} (z, y, x)"
-    )
 
 
 def without_zero(text: str) -> str:

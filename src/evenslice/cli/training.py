@@ -35,7 +35,9 @@ def train(
     ] = None,
     seed: Annotated[
         int | None,
-        options.computing("Random seed (default: that of the configuration).", metavar="N"),
+        options.computing(
+            "Random seed (default: that of the configuration).", metavar="N", callback=options.check_seed
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -57,19 +59,10 @@ def train(
     Ctrl-C or SIGTERM finishes the current step and writes a checkpoint; a second one ends at once.
     """
     from evenslice._core import ConfigError, option, to_yaml
-    from evenslice.training import RunFolder, default_yaml
+    from evenslice.training import RunFolder, TrainConfig
 
     if print_config:
-        ineffective = {
-            "out": out is not None,
-            "seed": seed is not None and config is None,
-            "resume": resume,
-            "json": json,
-        }
-        for name, given in ineffective.items():
-            if given:
-                raise ConfigError(f"{option(name)}: has no effect with {option('print_config')}; omit it")
-        text = default_yaml() if config is None else to_yaml(_settings(config, seed))
+        text = TrainConfig.template() if config is None else to_yaml(_settings(config, seed))
         typer.echo(text, nl=False)
         return
     if config is None and resume and out is not None:
@@ -99,15 +92,11 @@ def train(
 
 def _settings(config: Path, seed: int | None) -> "TrainConfig":
     """Return what a file configures, with another seed if one is given."""
-    from evenslice._core import ConfigError, load_config, option
+    from evenslice._core import load_config
     from evenslice.training import TrainConfig
 
     settings = load_config(config, TrainConfig)
-    if seed is None:
-        return settings
-    if not 0 <= seed < 2**32:  # the range of the configuration
-        raise ConfigError(f"{option('seed', seed)}: is not between 0 and 2**32 - 1")
-    return settings.model_copy(update={"seed": seed})
+    return settings if seed is None else settings.model_copy(update={"seed": seed})
 
 
 def _next_step(settings: "TrainConfig", out: Path) -> list[str]:
@@ -181,15 +170,10 @@ def study(
     Start with evenslice study --print-config > study.yaml, and enter your volumes there.
     """
     from evenslice._core import ConfigError, load_config, option
-    from evenslice.studying import STUDY_TEMPLATE, StudyConfig
+    from evenslice.studying import StudyConfig
 
     if print_config:
-        given = {"CONFIG.yaml": config, option("out"): out, option("json"): json or None}
-        given |= {option(name): getattr(cluster, name) for name in ("workers", "scheduler")}
-        for name, value in given.items():
-            if value is not None:
-                raise ConfigError(f"{name}: has no effect with {option('print_config')}; omit it")
-        typer.echo(STUDY_TEMPLATE.read_text(encoding="utf-8"), nl=False)
+        typer.echo(StudyConfig.template(), nl=False)
         return
     if config is None or out is None:
         raise ConfigError(

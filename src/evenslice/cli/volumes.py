@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evenslice.cli import options
-from evenslice.cli.opening import LabelledOpening, Opening
 from evenslice.cli.options import grouped
 from evenslice.cli.printing import command_line, quiet, resumable, show, tell_missing_slices
 
@@ -34,7 +33,7 @@ SCORES = {
 def info(
     *,
     path: Annotated[str, typer.Argument(metavar="PATH", help=f"Volume: {options.VOLUME_HELP}.")],
-    opening: Opening,
+    opening: options.Opening,
     json: options.Json = False,
 ) -> None:
     """Describe a volume: format, shape, spacing, orientation, size, intensities, classes."""
@@ -51,7 +50,7 @@ def segment(
     source: options.Source,
     inputs: options.Input,
     volume: Annotated[str, options.volume(f"Volume to segment: {options.VOLUME_HELP}.", metavar="PATH")],
-    opening: Opening,
+    opening: options.Opening,
     reading: options.VolumeReading,
     tile: options.Tile = None,
     computing: options.Computing,
@@ -142,7 +141,7 @@ def evaluate(
         ),
     ] = None,
     reading: options.LabelledReading,
-    opening: LabelledOpening,
+    opening: options.LabelledOpening,
     measured: Measured,
     tile: options.Tile = None,
     computing: options.Passes,
@@ -184,17 +183,11 @@ def evaluate(
 def _tables(found: "Evaluation") -> "Iterator[Table]":
     """Yield a table of the scores by class, of objects, and of what disturbed slices cost, as far as they were measured."""
     from evenslice.cli.tables import new_table, rich_table
-    from evenslice.inference import LARGEST_SURFACE
     from evenslice.report import stress_table
 
     if found.scores is not None:
         document = found.to_dict()
-        table = _scores_table(document)
-        if math.prod(found.volume.shape) > LARGEST_SURFACE:
-            table.caption = (
-                f"surfaces are compared in volumes of up to {LARGEST_SURFACE:,} voxels; give a --region"
-            )
-        yield table
+        yield _scores_table(document)
         error, information = document["adapted_rand_error"], document["variation_of_information"]
         if not math.isnan(error):
             columns = ("adapted\nRand error", "variation of information\nby splits", "by mergers")

@@ -31,7 +31,6 @@ from .ready_networks import (
     trial_windows as trial_windows,
 )
 from .scoring import (
-    LARGEST_SURFACE as LARGEST_SURFACE,
     Disturbances as Disturbances,
     StressedVolume as StressedVolume,
     evaluate_parts as evaluate_parts,

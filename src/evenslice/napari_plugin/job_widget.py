@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from evenslice.napari_plugin.network_form import NetworkChoice
     from evenslice.volumes import Volume
 
-LARGEST_NUMBER = 2**31 - 1  # that a progress bar of Qt takes
-
 Result = TypeVar("Result")
 
 
@@ -158,9 +156,8 @@ class JobWidget(Container):  # type: ignore[type-arg]  # it holds widgets of sev
     def _progressed(self, report: ProgressReport) -> None:
         if self._worker is None or self._worker.abort_requested:
             return
-        scale = -(-report.total // LARGEST_NUMBER) or 1
-        self.progress.max = report.total // scale
-        self.progress.value = min(report.done, report.total) // scale
+        self.progress.max = 1000  # Qt's numbers are smaller than those of some reports
+        self.progress.value = 1000 * min(report.done, report.total) // max(report.total, 1)
         self.say(f"{report.title}: {report.done} of {report.total} {report.unit}")
 
     def _end(self, message: str) -> None:

@@ -54,17 +54,12 @@ def volume_of(layer: Image | None) -> Volume:
             f"{layer.name}: is in colour; slices are gray: right-click the layer, choose Split RGB, then one of the channels"
         )
     if layer.ndim != 3:
-        advice = (
-            "Split Stack makes one layer of each channel or time"
-            if layer.ndim > 3
-            else "open the whole stack"
+        raise VolumeError(
+            f"{layer.name}: has {layer.ndim} dimensions; a volume has z, y and x (Split Stack parts channels and times)"
         )
-        raise VolumeError(f"{layer.name}: has {layer.ndim} dimensions; a volume has z, y and x: {advice}")
     data = layer.data[0] if layer.multiscale else layer.data
     if not isinstance(data.dtype, np.dtype):  # such as a tensor, which napari shows, too
         data = np.asarray(data)
-    if data.dtype.kind not in "biuf":
-        raise VolumeError(f"{layer.name}: its voxels are {data.dtype}; a volume needs real numbers")
     spacing = tuple(abs(float(size)) for size in layer.scale)
     units = {str(unit) for unit in layer.units}
     with suppress(ConfigError):  # a unit that is no length

@@ -12,7 +12,7 @@ from magicgui.widgets import ComboBox, Container, FileEdit, LineEdit, SpinBox
 from evenslice._core import ConfigError, option
 from evenslice.inference import Segmenter, open_segmenter
 from evenslice.neutralizing import STRATEGIES
-from evenslice.training import load_segmenter
+from evenslice.training import find_network
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,20 +41,16 @@ class NetworkChoice:
     reading: Mapping[str, Any] = field(default_factory=dict)
 
     def load(self) -> Segmenter:
-        """Load it; the errors are those of ``load_segmenter`` and ``open_segmenter``."""
+        """Load it; the errors are those of ``find_network`` and ``open_segmenter``."""
         if self.spec is None:
-            return load_segmenter(self.run, reading=self.reading)
+            return find_network(self.run, reading=self.reading).load()
         return open_segmenter(self.spec, self.weights, reading=self.reading, **self.built)
 
     def note(self, network: Segmenter) -> str:
         """Say which parts of the loaded network are random; empty if none is."""
-        if missing := network.missing:
-            return (
-                f"The file of weights lacks {', '.join(missing)}, which are random: train the network first."
-            )
-        if self.weights is None or network.source is None:
-            return ""
-        random = network.source.untrained
+        random = network.missing
+        if not random and self.weights is not None and network.source is not None:
+            random = network.source.untrained
         what = "The network is" if random == ("*",) else f"Parts of the network ({', '.join(random)}) are"
         return f"{what} random; train it before you use its answers." if random else ""
 
@@ -63,31 +59,20 @@ class NetworkForm(Container):  # type: ignore[type-arg]  # it holds widgets of s
     """The fields of a network and of the scaling of its input; those that do not apply to its source are hidden."""
 
     def __init__(self) -> None:
-        self.source = ComboBox(label="network from", choices=[LIBRARY, RUN, FILE], value=LIBRARY)
+        self.source = ComboBox(label="network from", choices=[LIBRARY, RUN, FILE])
         self.spec = LineEdit(
             label="network",
             value=DEFAULT,
             tooltip="smp:DECODER/ENCODER, timm:NAME, torchvision:NAME, monai:NAME, transformers:NAME or package.module:function",
         )
-        self.weights = ComboBox(
-            label="weights",
-            choices=["imagenet", "none", WEIGHTS_FILE],
-            value="imagenet",
-            tooltip="none: random weights",
-        )
+        choices = ["imagenet", "none", WEIGHTS_FILE]
+        self.weights = ComboBox(label="weights", choices=choices, tooltip="none: random weights")
         self.weights_file = FileEdit(label="weights file", mode=FileDialogMode.EXISTING_FILE)
-        self.slices = SpinBox(
-            label="slices",
-            value=3,
-            min=1,
-            max=81,
-            step=2,
-            tooltip="N, odd: 3 is the slice and its neighbours",
-        )
+        three = "N, odd: 3 is the slice and its neighbours"
+        self.slices = SpinBox(label="slices", value=3, min=1, max=81, step=2, tooltip=three)
         self.strategy = ComboBox(
             label="start",
-            choices=["pretrained", *(name for name in STRATEGIES if name != "pretrained")],
-            value="pretrained",
+            choices=sorted(STRATEGIES, key=lambda name: name != "pretrained"),
             tooltip="How colour kernels become slice kernels; pretrained: as the library does",
         )
         self.mean = _optional(
@@ -106,12 +91,16 @@ class NetworkForm(Container):  # type: ignore[type-arg]  # it holds widgets of s
             "fill",
             "Voxel value that replaces NaN and infinity. Empty: that of the run or saved network, else they are an error.",
         )
-        super().__init__(
-            widgets=[
-                self.source, self.spec, self.weights, self.weights_file, self.slices, self.strategy, self.mean, self.std,
-                self.run, self.file, self.intensity, self.fill,
-            ]
-        )  # fmt: skip
+        of_library = [
+            self.spec,
+            self.weights,
+            self.weights_file,
+            self.slices,
+            self.strategy,
+            self.mean,
+            self.std,
+        ]
+        super().__init__(widgets=[self.source, *of_library, self.run, self.file, self.intensity, self.fill])
         self.margins = (0, 0, 0, 0)
         self.source.changed.connect(self._show_fields)
         self.weights.changed.connect(self._show_fields)
@@ -128,15 +117,12 @@ class NetworkForm(Container):  # type: ignore[type-arg]  # it holds widgets of s
             raise ConfigError(f"{option('fill')}: {self.fill.value.strip()}: one number is needed, such as 0")
         reading = {"intensity": _numbers(self.intensity, "0,255"), "fill": fill and fill[0]}
         if self.source.value == RUN:
-            return NetworkChoice(
-                run=_path(self.run, "network chosen; choose the folder of a training run"), reading=reading
-            )
+            return NetworkChoice(run=_path(self.run, "network"), reading=reading)
         if self.source.value == FILE:
-            file = _path(self.file, "network chosen; choose the file of a network")
-            return NetworkChoice(spec=str(file), reading=reading)
+            return NetworkChoice(spec=str(_path(self.file, "network")), reading=reading)
         weights = str(self.weights.value)
         if weights == WEIGHTS_FILE:
-            weights = str(_path(self.weights_file, "weights chosen; choose their file"))
+            weights = str(_path(self.weights_file, "weights"))
         built = {
             "slices": self.slices.value,
             "strategy": str(self.strategy.value),
@@ -161,11 +147,11 @@ def _optional(label: str, tooltip: str) -> LineEdit:
     return field
 
 
-def _path(field: FileEdit, missing: str) -> Path:
+def _path(field: FileEdit, what: str) -> Path:
     """Return the path in a field; the empty field is the current folder."""
     path = Path(str(field.value or ""))
     if not path.name:
-        raise ConfigError(f"no {missing}")
+        raise ConfigError(f"no {what} chosen; enter the {field.label}")
     return path
 
 

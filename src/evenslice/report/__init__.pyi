@@ -2,7 +2,6 @@ from .audit_tables import (
     answer_table as answer_table,
     audit_html as audit_html,
     audit_lines as audit_lines,
-    four_answers as four_answers,
     stress_table as stress_table,
     stress_tables as stress_tables,
 )

@@ -1,6 +1,3 @@
-from .config import STUDY_TEMPLATE as STUDY_TEMPLATE, StudyConfig as StudyConfig
+from .config import StudyConfig as StudyConfig
 from .run_outcomes import RunOutcome as RunOutcome
-from .study_runner import (
-    study as study,
-    working_in_study as working_in_study,
-)
+from .study_runner import study as study, working_in_study as working_in_study

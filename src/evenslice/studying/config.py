@@ -10,10 +10,6 @@ from evenslice.training import (
     AugmentationConfig,
     DataConfig,
     LabelledFiles,
-    SlicesOption,
-    StrategyOption,
-    SymmetrizeOption,
-    TieOption,
     TrainingConfig,
     WeightsOption,
 )
@@ -31,25 +27,21 @@ with needs_extra("train", "a study"):
     )
 
 
-STUDY_TEMPLATE = Path(__file__).with_name("template.yaml")
-"""A configuration to start from, which shows every option."""
-
-
 class Arm(Section):
     """One way of initializing and training networks, to be compared with others."""
 
     name: str = Field(min_length=1)
     """Name of the arm in results."""
-    strategy: StrategyOption = "uniform"
+    strategy: str | tuple[float, ...] = "uniform"
     """How colour kernels become slice kernels: one of the strategies of train. Unlike there, the default is uniform
     whatever the other options are; a network saved by neutralize is left unchanged."""
-    tie: TieOption = None
+    tie: str | None = None
     """Symmetry to enforce during training: mirror or uniform."""
     z_flip: bool | None = None
     """Randomly reverse the order of slices; by default as in augmentation."""
     weights: WeightsOption | None = None
     """Replaces the architecture's weights."""
-    symmetrize: SymmetrizeOption = None
+    symmetrize: str | None = None
     """Where to average the results for a window and its mirror, as in train: output, encoder, or the name of a
     module; null for nowhere."""
     missing_slices: float | None = Field(default=None, ge=0, le=1)
@@ -150,7 +142,7 @@ class StudyData(DataConfig):
 
     train: tuple[LabelledFiles, ...] = ()
     """Pairs of image and labels for training; or give pairs and folds."""
-    test: tuple[LabelledFiles, ...] = ()
+    test: tuple[LabelledFiles, ...] = Field(default=(), min_length=1)
     """Pairs for tests and audits; or give pairs and folds."""
     pairs: tuple[LabelledFiles, ...] = ()
     """Pairs of image and labels that are each tested in one of the folds and trained on in the others, instead of
@@ -190,13 +182,6 @@ class StudyData(DataConfig):
             if values.get(name):
                 raise ValueError(f"{name}: cannot stand beside pairs and folds; give one or the other")
         return values
-
-    @field_validator("test")
-    @classmethod
-    def _can_test(cls, pairs: tuple[LabelledFiles, ...]) -> tuple[LabelledFiles, ...]:
-        if not pairs:
-            raise ValueError("give at least one pair of image and labels")
-        return pairs
 
     @model_validator(mode="after")
     def _enough_parts(self) -> Self:
@@ -261,7 +246,7 @@ class StudyConfig(Section):
 
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     """Random seeds; each arm is run with each of them."""
-    slices: SlicesOption = 3
+    slices: int = 3
     """Odd number of slices in a window."""
     step: int = Field(default=1, ge=1)
     """Distance between the slices of a window."""
@@ -383,6 +368,11 @@ class StudyConfig(Section):
         if primary.architecture not in {*networks, None}:
             raise ValueError(f"architecture: {did_you_mean(str(primary.architecture), networks)}")
         return primary
+
+    @staticmethod
+    def template() -> str:
+        """Return a configuration to start from, which shows every option, as YAML."""
+        return Path(__file__).with_name("template.yaml").read_text(encoding="utf-8")
 
     @property
     def task(self) -> str:

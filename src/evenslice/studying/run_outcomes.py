@@ -1,9 +1,11 @@
-"""What a study adds to the folder of a run: its outcome, ``run.json``; which files are damaged, and what is repeated then."""
+"""What runs of a study found: ``run.json`` in the folder of each, and the results of all; which files are damaged."""
 
 from __future__ import annotations
 
+import csv
+import json
 import math
-import shutil
+from itertools import product
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from evenslice._core import (
@@ -14,17 +16,35 @@ from evenslice._core import (
     remove_leftovers,
     staged_file,
 )
-from evenslice.results import AuditResult, read_example
+from evenslice.results import (
+    DEFINITIONS,
+    FORMAT,
+    MAIN_SCORES,
+    METRICS,
+    TASK_SCORES,
+    AuditResult,
+    Primary,
+    pool_runs,
+    read_example,
+    summarize_runs,
+)
 from evenslice.training import RunFolder
 
 with needs_extra("train", "a study"):
     from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
+
+    from evenslice.results import StudySummary
+    from evenslice.studying.config import StudyConfig
 
 FILES = ("run.json", "audit.json", "audit.npz", "example.npz")
 """Names of the files that a study adds to a run."""
+
+LABELS = ("dataset", "architecture", "arm", "fold", "seed")
+"""The names that tell the runs of a study apart."""
 
 STRESS_COLUMNS = ("stress_intact", "stress_before", "stress_after", "stress_both", "stress_reversed")
 
@@ -135,7 +155,7 @@ def damaged_files(folder: Path) -> set[Path]:
 
 
 def repair_run(folder: Path) -> None:
-    """Remove the damaged files of a run and what depends on them, so that it can be resumed; the rest is kept.
+    """Remove the damaged files of a run, so that it can go on; with those that training left if one of these is damaged.
 
     Args:
         folder: the folder of the run; it may be missing.
@@ -143,28 +163,110 @@ def repair_run(folder: Path) -> None:
     Raises:
         OutputError: another process works in it.
     """
-    if folder.exists():
-        with RunFolder(folder).lock():
-            _repair(RunFolder(folder))
-
-
-def _repair(run: RunFolder) -> None:
-    """Do so; hold the lock."""
-    damaged = damaged_files(run.path)
-    remove_leftovers(run.path, FILES)
-    checkpoints = {run.last, run.best}
-    untested = run.network.exists() and (run.result in damaged or not run.result.exists())
-    # Of a finished run, results may have been kept without what a training goes on from.
-    bare = (run.path / "run.json").exists() and not run.config.exists()
-    lost = damaged & {run.config, run.data, run.metrics, run.network}
-    if lost or bare or (untested and not run.metrics.exists()):
-        damaged |= {run.config, run.data, run.metrics, run.network, run.result, *checkpoints}
-    elif damaged & checkpoints or not run.metrics.exists():
-        damaged |= checkpoints
-    if run.network in damaged or not run.network.exists():
-        damaged.add(run.result)
-    for file in damaged:
-        if file.is_dir() and not file.is_symlink():
-            shutil.rmtree(file)
-        else:
+    if not folder.exists():
+        return
+    run = RunFolder(folder)
+    training = {run.config, run.data, run.metrics, run.last, run.best, run.network, run.result}
+    with run.lock():
+        damaged = damaged_files(folder)
+        remove_leftovers(folder, FILES)
+        # Of a finished run, results may have been kept without what a training goes on from.
+        bare = (folder / "run.json").exists() and not run.config.exists()
+        if damaged & training or bare or (run.result.exists() and not run.network.exists()):
+            damaged |= training
+        for file in damaged:
             file.unlink(missing_ok=True)
+
+
+def write_results(
+    config: StudyConfig, outcomes: Iterable[RunOutcome], planned: int, out: Path
+) -> StudySummary:
+    """Write the results of a study so far: ``results.csv`` and ``summary.json``.
+
+    Args:
+        config: the configuration of the study.
+        outcomes: those of all finished or failed runs.
+        planned: the number of runs of the study.
+        out: the folder of the study.
+
+    Returns:
+        The content of ``summary.json``.
+    """
+    names = ([item.name for item in items] for items in (config.architectures, config.arms))
+    cells = list(product(*names))
+    places = [
+        (data.name, *cell, fold, seed)
+        for data in config.datasets
+        for cell, fold, seed in product(cells, range(data.fold_count), config.seeds)
+    ]
+    by_labels = {tuple(getattr(outcome, name) for name in LABELS): outcome for outcome in outcomes}
+    ordered = [by_labels[labels] for labels in places if labels in by_labels]
+    extra = {item.name: {"folds": item.fold_count, "classes": item.classes} for item in config.datasets}
+    done = [
+        {**outcome.model_dump(exclude_unset=True), **extra[outcome.dataset]}
+        for outcome in ordered
+        if outcome.status == "done"
+    ]
+    failed = [outcome for outcome in ordered if outcome.status == "failed"]
+    score, chosen = MAIN_SCORES[config.task], config.primary
+    primary = None
+    if chosen is not None:
+        network = chosen.architecture or config.architectures[0].name
+        primary = Primary(chosen.arm, network, chosen.margin)
+    compared: dict[str, Any] = {"baseline": config.baseline, "margin": config.margin, "score": score}
+    pooled = pool_runs(
+        done,
+        **compared,
+        primary=primary,
+        datasets=[data.name for data in config.datasets],
+        architectures=[item.name for item in config.architectures],
+        arms=[arm.name for arm in config.arms],
+    )
+    summary = {
+        "format": FORMAT,
+        "planned": planned,
+        "finished": len(done),
+        "failed": [outcome.model_dump(include={*LABELS, "error"}) for outcome in failed],
+        "baseline": config.baseline,
+        "score": score,
+        "definitions": max((item.definitions for item in ordered if item.verdict), default=DEFINITIONS),
+        "comparisons": [item.to_dict() for item in summarize_runs(done, **compared)],
+        "pooled": [item.to_dict() for item in pooled],
+    }
+    text = json_text(summary)
+    with staged_file(out / "summary.json", force=True) as beside:
+        beside.write_text(text, encoding="utf-8")
+    _write_table(ordered, config, out / "results.csv")
+    written: StudySummary = json.loads(text)
+    return written
+
+
+def _write_table(outcomes: Sequence[RunOutcome], config: StudyConfig, path: Path) -> None:
+    """Write one row for each run; undefined values are left empty."""
+    half = config.slices // 2
+    shares = [f"share_{offset}" for offset in range(-half, half + 1)]
+    scores = TASK_SCORES[config.task]
+    other_task = {name for names in TASK_SCORES.values() for name in names} - {*scores}
+    first = (*LABELS, *scores[:2], "directional_bias", "asymmetry", "imbalance", *shares, "seconds")
+    measured = any(
+        "stress_intact" in outcome.model_dump(exclude_unset=True) for outcome in outcomes
+    )  # not by earlier versions
+    others = (
+        "verdict",
+        *(name for name in METRICS if name not in {*first, *other_task}),
+        "answer_of",
+        *(STRESS_COLUMNS if measured else ()),
+        "definitions",
+        "windows",
+        "steps",
+    )
+    with staged_file(path, force=True) as beside, beside.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, (*first, *others, "key", "status", "error"), extrasaction="ignore")
+        table.writeheader()
+        for outcome in outcomes:
+            record = outcome.model_dump(exclude_unset=True) | dict(
+                zip(shares, outcome.shares or (), strict=False)
+            )
+            if outcome.status == "done":
+                record["definitions"] = outcome.definitions
+            table.writerow(record)

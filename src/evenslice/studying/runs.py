@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from itertools import pairwise, product
@@ -18,33 +19,24 @@ from typing import TYPE_CHECKING, Any
 from evenslice._core import (
     ConfigError,
     EvensliceError,
+    ModelError,
     as_config,
     module_file,
     spelled_in_configuration,
 )
 from evenslice.networks import parse_specification
-from evenslice.studying.run_outcomes import RunOutcome, damaged_files
-from evenslice.training import (
-    DataConfig,
-    ModelConfig,
-    RunFolder,
-    TrainConfig,
-    flat_options,
-    saved_record,
-)
-from evenslice.volumes import is_address, open_volume
+from evenslice.neutralizing import read_saved
+from evenslice.studying.run_outcomes import LABELS, RunOutcome, damaged_files
+from evenslice.training import DataConfig, RunFolder, TrainConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from evenslice.studying.config import Architecture, Arm, AuditOptions, StudyConfig, StudyData
-    from evenslice.training import LabelledFiles, TrainingConfig, VolumeFile
+    from evenslice.training import LabelledFiles, TrainingConfig
 
 FORMAT = 2
 LONGEST_SLUG = 120  # characters of the names in a run's folder, which its key tells apart
-LABELS = ("dataset", "architecture", "arm", "fold", "seed")
-"""The names that tell the runs of a study apart."""
-
 ADDED = {
     "model.symmetrize": None,
     "augmentation.missing_slices": 0.0,
@@ -96,7 +88,7 @@ class Run:
         """
         options = {
             name: value
-            for name, value in flat_options(self.config).items()
+            for name, value in self.config.lasting_options().items()
             if name not in ADDED or value != ADDED[name]
         }
         model = self.config.model
@@ -134,7 +126,7 @@ class Run:
         if found is not None and found.data is not None:
             return found.data
         try:
-            return sorted(RunFolder(folder).tested_data())
+            return RunFolder(folder).tested_data()
         except EvensliceError:  # it was not tested, or its result is damaged
             return None
 
@@ -150,8 +142,8 @@ def plan_runs(config: StudyConfig) -> list[Run]:
             a run do not fit each other.
         VolumeError: an image whose number of slices is needed cannot be opened.
     """
-    window = ModelConfig(slices=config.slices, step=config.step)
-    folds = {data.name: fold_data(data, window) for data in config.datasets}
+    guard = config.slices // 2 * config.step
+    folds = {data.name: fold_data(data, guard) for data in config.datasets}
     runs: list[Run] = []
     for seed, fold in product(config.seeds, range(max(map(len, folds.values())))):
         arms = [arm for arm in config.arms if seed in config.seeds_of(arm)]
@@ -164,12 +156,6 @@ def plan_runs(config: StudyConfig) -> list[Run]:
                 runs += _runs_of_arms(make, arms, train)
     _check_different(runs)
     return runs
-
-
-def count_runs(config: StudyConfig) -> int:
-    """Return the number of runs of a study, without opening any file."""
-    folds = sum(data.fold_count for data in config.datasets)
-    return folds * len(config.architectures) * sum(len(config.seeds_of(arm)) for arm in config.arms)
 
 
 def _runs_of_arms(
@@ -220,8 +206,10 @@ def _train_config(
 
 def _strategy(arm: Arm, weights: str) -> str | tuple[float, ...]:
     """Return the strategy of an arm; unless it says otherwise, a saved network stays as it is."""
-    if "strategy" not in arm.model_fields_set and saved_record(weights) is not None:
-        return "pretrained"
+    if "strategy" not in arm.model_fields_set:
+        with suppress(ModelError):  # a damaged file, of which building the network will tell
+            if read_saved(weights) is not None:
+                return "pretrained"
     return arm.strategy
 
 
@@ -279,7 +267,7 @@ class _Part:
         return bool(self.files & other.files)
 
 
-def fold_data(data: StudyData, window: ModelConfig) -> list[DataConfig]:
+def fold_data(data: StudyData, guard: int) -> list[DataConfig]:
     """Return the data set of each fold, or the one data set without folds.
 
     Training leaves out the slices of a file of the test that are within the reach of a window of a test slice, and one
@@ -288,7 +276,7 @@ def fold_data(data: StudyData, window: ModelConfig) -> list[DataConfig]:
 
     Args:
         data: the data set.
-        window: number and distance of the slices of a window.
+        guard: the number of slices that a window extends beyond its middle slice, on either side.
 
     Raises:
         ConfigError: a block is shorter than a window, or a fold leaves nothing to train on.
@@ -296,10 +284,9 @@ def fold_data(data: StudyData, window: ModelConfig) -> list[DataConfig]:
 
     Example: two halves of a volume of 100 slices.
         >>> from evenslice.studying.config import StudyData
-        >>> from evenslice.training import ModelConfig
         >>> pair = {"image": "image.tif", "labels": "labels.tif", "slices": [0, 100]}
         >>> data = StudyData.model_validate({"name": "em", "pairs": [pair], "blocks": 2, "folds": 2})
-        >>> first, second = fold_data(data, ModelConfig(slices=3))
+        >>> first, second = fold_data(data, guard=1)
         >>> first.test[0].slices, first.train[0].slices
         ((0, 50), (52, 100))
         >>> second.test[0].slices, second.train[0].slices
@@ -308,10 +295,9 @@ def fold_data(data: StudyData, window: ModelConfig) -> list[DataConfig]:
     options = data.model_dump(exclude={*OPTIONS})
     if data.folds is None:
         return [DataConfig.model_validate(options)]
-    parts = _cut(data, window)
+    parts = _cut(data, guard)
     return [
-        DataConfig.model_validate(options | _one_fold(data, parts, fold, window))
-        for fold in range(data.folds)
+        DataConfig.model_validate(options | _one_fold(data, parts, fold, guard)) for fold in range(data.folds)
     ]
 
 
@@ -326,10 +312,10 @@ def cut_blocks(start: int, stop: int, blocks: int) -> list[tuple[int, int]]:
     return list(pairwise(ends))
 
 
-def _cut(data: StudyData, window: ModelConfig) -> list[_Part]:
+def _cut(data: StudyData, guard: int) -> list[_Part]:
     """Cut the pairs of a data set into the parts of which each is tested once."""
     whole = [_Part(number, pair, _files(data, pair)) for number, pair in enumerate(data.pairs)]
-    parts = []
+    parts, extent = [], 2 * guard + 1
     for part in whole:
         alone = data.blocks == 1 and not any(part.near(other) for other in whole if other is not part)
         if alone and part.pair.slices is None:
@@ -337,17 +323,17 @@ def _cut(data: StudyData, window: ModelConfig) -> list[_Part]:
             continue
         start, stop = part.pair.slices or (0, _length(data, part))
         for first, last in cut_blocks(start, stop, data.blocks):
-            if last - first < window.extent:
+            if last - first < extent:
                 raise ConfigError(
                     f"datasets: {data.name!r}: blocks: {data.blocks}: cuts pairs[{part.number}] into blocks of "
-                    f"{last - first} slices, fewer than the {window.extent} that a window spans; give fewer blocks"
+                    f"{last - first} slices, fewer than the {extent} that a window spans; give fewer blocks"
                 )
             parts.append(replace(part, slices=(first, last)))
     return parts
 
 
 def _one_fold(
-    data: StudyData, parts: Sequence[_Part], fold: int, window: ModelConfig
+    data: StudyData, parts: Sequence[_Part], fold: int, guard: int
 ) -> dict[str, list[LabelledFiles]]:
     """Return the pairs for training and tests of one fold."""
     tested = parts[fold :: data.fold_count]
@@ -361,8 +347,8 @@ def _one_fold(
         for part in tested:
             if kept and part.slices and part.near(kept[0]):
                 first, last = part.slices
-                slices -= set(range(first - window.guard - 1, last + window.guard + 1))
-        train += [_slices(pair, *ends) for ends in _runs(slices) if ends[1] - ends[0] >= window.extent]
+                slices -= set(range(first - guard - 1, last + guard + 1))
+        train += [_slices(pair, *ends) for ends in _runs(slices) if ends[1] - ends[0] > 2 * guard]
     if not train:
         raise ConfigError(
             f"datasets: {data.name!r}: fold {fold} has no slices to train on: those that are not tested are too near "
@@ -392,22 +378,16 @@ def _files(data: StudyData, pair: LabelledFiles) -> frozenset[tuple[Any, ...]]:
     """Return values that pairs share if they read the same image or the same labels, whatever the resolution level."""
     found = set()
     for kind, file in (("image", pair.image), ("labels", pair.labels)):
-        path = _path(data, file)
+        path = data.path_of(file)
         where = path.resolve() if isinstance(path, Path) else path
         found.add((kind, where, *sorted(file.select.items())))
     return frozenset(found)
 
 
-def _path(data: StudyData, file: VolumeFile) -> Path | str:
-    return file.path if is_address(file.path) else (data.root or Path()) / Path(file.path).expanduser()
-
-
 def _length(data: StudyData, part: _Part) -> int:
     """Return the number of slices of the image of a pair; only its header is read."""
-    image = part.pair.image
-    options: dict[str, Any] = {"axes": image.axes, "select": image.select, "level": image.level}
     try:
-        return len(open_volume(_path(data, image), plane=data.plane, **options))
+        return len(data.open(part.pair.image))
     except EvensliceError as error:
         place = f"datasets: {data.name!r}: pairs[{part.number}].image"
         raise error.within(place, spelled_in_configuration) from error

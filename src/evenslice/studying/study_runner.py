@@ -12,59 +12,61 @@ A run that takes the network of another one begins when that is done.
 
 from __future__ import annotations
 
-import csv
-import json
+import math
+import platform
 import re
+import sys
+import traceback
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
-from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import numpy as np
 
 from evenslice._core import (
     ConfigError,
     EvensliceError,
+    ModelError,
     OutputError,
     VolumeError,
     as_config,
     check_callable,
-    json_text,
+    is_locked,
     load_config,
     local_path,
     locked_folder,
     map_as_finished,
     open_workers,
+    option,
     remove_leftovers,
     spelled_in_configuration,
     staged_file,
     to_yaml,
 )
+from evenslice.auditing import Sampling, audit
+from evenslice.inference import Compute, ReadyNetwork, predict
+from evenslice.networks import predicted_classes
+from evenslice.neutralizing import load_network, symmetrize
 from evenslice.report import need_report_extra, study_html, write_study_report
-from evenslice.results import (
-    DEFINITIONS,
-    FORMAT,
-    MAIN_SCORES,
-    METRICS,
-    TASK_SCORES,
-    Primary,
-    load_study,
-    pool_runs,
-    run_name,
-    summarize_runs,
-)
+from evenslice.results import DEFINITIONS, EXAMPLE_SIZE, load_study, run_name, save_audits
 from evenslice.studying.config import StudyConfig
-from evenslice.studying.run_execution import DataFiles, execute, execute_at_worker, record_failure
-from evenslice.studying.run_outcomes import STRESS_COLUMNS
-from evenslice.studying.runs import LABELS, count_runs, plan_runs
-from evenslice.training import DataConfig, RunFolder, fingerprints, open_data
+from evenslice.studying.run_outcomes import STRESS_COLUMNS, RunOutcome, repair_run, write_results
+from evenslice.studying.runs import plan_runs
+from evenslice.training import DataConfig, RunFolder, TrainConfig, open_data, retest, train
+from evenslice.volumes import read_in_runs
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from evenslice.results import StudySummary
-    from evenslice.studying.run_outcomes import RunOutcome
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from evenslice.results import AuditResult, Figure, StudySummary
     from evenslice.studying.runs import Run
+    from evenslice.volumes import LabelledVolume
 
 
 STUDY_FILES = ("config.yaml", "summary.json", "results.csv", "report.html")
@@ -75,8 +77,19 @@ _RUN = re.compile(r".+-[0-9a-f]{12}")
 OF_DATA = re.compile(rf"(?<![\w./])data\.(?=(?:{'|'.join(DataConfig.model_fields)})\b)")
 """What stands before an option of a training's data, and not before one of a study's data set."""
 
-SHOWN = 3
-"""How many runs are named in a line about several."""
+DataFiles: TypeAlias = "Mapping[tuple[str, int], list[str]]"
+"""The fingerprints of the files of data sets, in order, by the name of the data set and the fold."""
+
+HELD_BYTES = 2**26  # of labels that are read at once if their slices are stored together
+ESTIMATES = (
+    "directional_bias",
+    "asymmetry",
+    "imbalance",
+    "mirror_error",
+    "mirror_disagreement",
+    "answer_change",
+    "mirror_mismatch",
+)
 
 
 def study(
@@ -148,8 +161,11 @@ def study(
     base = out / "runs"
     with working_in_study(out):
         outcomes = {run.key: found for run in runs if (found := run.outcome(base)) is not None}
-        for key in _networks_to_restore(runs, outcomes, base):
-            del outcomes[key]
+        for run in runs:  # its network may have been removed since its base has finished
+            if run.base is None or run.key in outcomes:
+                continue
+            if not RunFolder(run.base.folder(base)).network.exists():
+                outcomes.pop(run.base.key, None)
         waiting = [run for run in runs if run.key not in outcomes]
         data = _check_data(config, waiting)
         _check_unchanged(runs, data, base)
@@ -160,27 +176,15 @@ def study(
             on_start(lines)
         for run, outcome in _execute_all(waiting, data, base, workers, scheduler):
             outcomes[run.key] = outcome
-            write_results(config, outcomes.values(), out)
+            write_results(config, outcomes.values(), len(runs), out)
             if on_finished is not None:
                 on_finished(outcome, len(outcomes), len(runs))
         for run in waiting:  # of a failed one, a worker that was only thought lost may have finished it since
             if outcomes[run.key].status == "failed" and (found := run.outcome(base)) is not None:
                 outcomes[run.key] = found
-        summary = write_results(config, outcomes.values(), out)
+        summary = write_results(config, outcomes.values(), len(runs), out)
         write_study_report(load_study(out), out / "report.html")
     return cast("StudySummary", _ShownSummary(summary))
-
-
-def _networks_to_restore(runs: Iterable[Run], outcomes: Mapping[str, RunOutcome], base: Path) -> set[str]:
-    """Return the keys of the finished runs whose networks unfinished runs need, and which were removed since."""
-    return {
-        run.base.key  # several arms may need the network of one run
-        for run in runs
-        if run.base is not None
-        and run.key not in outcomes
-        and run.base.key in outcomes
-        and not RunFolder(run.base.folder(base)).network.exists()
-    }
 
 
 def _not_applied(runs: Sequence[Run], outcomes: Mapping[str, RunOutcome]) -> tuple[str, ...]:
@@ -212,8 +216,7 @@ def _not_applied(runs: Sequence[Run], outcomes: Mapping[str, RunOutcome]) -> tup
 
 
 def _some(runs: Sequence[Run]) -> str:
-    names = [run_name(run.labels, folded=True) for run in runs]
-    return "; ".join(names[:SHOWN]) + (f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return "; ".join(run_name(run.labels, folded=True) for run in runs)
 
 
 class _ShownSummary(dict[str, Any]):
@@ -245,7 +248,7 @@ def _check_data(config: StudyConfig, runs: Sequence[Run]) -> DataFiles:
             place = f"{name!r}: fold {fold}" if name in folded else repr(name)
             text = OF_DATA.sub("", error.render(spelled_in_configuration))
             raise type(error)(f"datasets: {place}: {text}") from error
-        found[name, fold] = sorted(fingerprints(first.data))
+        found[name, fold] = first.data.fingerprints()
     return found
 
 
@@ -268,7 +271,7 @@ def _check_unchanged(runs: Sequence[Run], data: DataFiles, base: Path) -> None:
     tested = {run.key: known for run in runs if (known := run.tested_data(base)) is not None}
     for place, group in _by_data(run for run in runs if run.key in tested).items():
         try:
-            now = data[place] if place in data else sorted(fingerprints(group[0].config.data))
+            now = data[place] if place in data else group[0].config.data.fingerprints()
         except VolumeError:
             continue  # the files are gone, but the results on them remain valid
         for run in group:
@@ -330,92 +333,226 @@ def _write_config(config: StudyConfig, out: Path) -> None:
         beside.write_text(to_yaml(config), encoding="utf-8")
 
 
-def write_results(config: StudyConfig, outcomes: Iterable[RunOutcome], out: Path) -> StudySummary:
-    """Write the results of a study so far: ``results.csv`` and ``summary.json``.
+def execute(run: Run, base: Path, data: DataFiles | None = None, progress: bool | None = False) -> RunOutcome:
+    """Train or derive, test and audit one run, resuming it if it was interrupted, and write its outcome.
 
     Args:
-        config: the configuration of the study.
-        outcomes: those of all finished or failed runs.
-        out: the folder of the study.
-
-    Returns:
-        The content of ``summary.json``.
+        run: the run.
+        base: the folder that holds the folders of runs.
+        data: what the data sets have to be, as they were when the study was started; None for anything.
+        progress: show progress bars on standard error; with None, if that is a terminal.
     """
-    names = ([item.name for item in items] for items in (config.architectures, config.arms))
-    cells = list(product(*names))
-    places = [
-        (data.name, *cell, fold, seed)
-        for data in config.datasets
-        for cell, fold, seed in product(cells, range(data.fold_count), config.seeds)
-    ]
-    by_labels = {tuple(getattr(outcome, name) for name in LABELS): outcome for outcome in outcomes}
-    ordered = [by_labels[labels] for labels in places if labels in by_labels]
-    extra = {item.name: {"folds": item.fold_count, "classes": item.classes} for item in config.datasets}
-    done = [
-        {**outcome.model_dump(exclude_unset=True), **extra[outcome.dataset]}
-        for outcome in ordered
-        if outcome.status == "done"
-    ]
-    failed = [outcome for outcome in ordered if outcome.status == "failed"]
-    score, chosen = MAIN_SCORES[config.task], config.primary
-    primary = None
-    if chosen is not None:
-        network = chosen.architecture or config.architectures[0].name
-        primary = Primary(chosen.arm, network, chosen.margin)
-    compared: dict[str, Any] = {"baseline": config.baseline, "margin": config.margin, "score": score}
-    pooled = pool_runs(
-        done,
-        **compared,
-        primary=primary,
-        datasets=[data.name for data in config.datasets],
-        architectures=[item.name for item in config.architectures],
-        arms=[arm.name for arm in config.arms],
-    )
-    summary = {
-        "format": FORMAT,
-        "planned": count_runs(config),
-        "finished": len(done),
-        "failed": [outcome.model_dump(include={*LABELS, "error"}) for outcome in failed],
-        "baseline": config.baseline,
-        "score": score,
-        "definitions": max((item.definitions for item in ordered if item.verdict), default=DEFINITIONS),
-        "comparisons": [item.to_dict() for item in summarize_runs(done, **compared)],
-        "pooled": [item.to_dict() for item in pooled],
-    }
-    text = json_text(summary)
-    with staged_file(out / "summary.json", force=True) as beside:
-        beside.write_text(text, encoding="utf-8")
-    _write_table(ordered, config, out / "results.csv")
-    written: StudySummary = json.loads(text)
-    return written
-
-
-def _write_table(outcomes: Sequence[RunOutcome], config: StudyConfig, path: Path) -> None:
-    """Write one row for each run; undefined values are left empty."""
-    half = config.slices // 2
-    shares = [f"share_{offset}" for offset in range(-half, half + 1)]
-    scores = TASK_SCORES[config.task]
-    other_task = {name for names in TASK_SCORES.values() for name in names} - {*scores}
-    first = (*LABELS, *scores[:2], "directional_bias", "asymmetry", "imbalance", *shares, "seconds")
-    measured = any(
-        "stress_intact" in outcome.model_dump(exclude_unset=True) for outcome in outcomes
-    )  # not by earlier versions
-    others = (
-        "verdict",
-        *(name for name in METRICS if name not in {*first, *other_task}),
-        "answer_of",
-        *(STRESS_COLUMNS if measured else ()),
-        "definitions",
-        "windows",
-        "steps",
-    )
-    with staged_file(path, force=True) as beside, beside.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, (*first, *others, "key", "status", "error"), extrasaction="ignore")
-        table.writeheader()
-        for outcome in outcomes:
-            record = outcome.model_dump(exclude_unset=True) | dict(
-                zip(shares, outcome.shares or (), strict=False)
+    try:
+        files = RunFolder(run.folder(base))
+        if data is not None and run.config.data.fingerprints() != data[run.dataset, run.fold]:
+            raise ConfigError(
+                f"datasets: {run.dataset!r}: its files are not those with which the study was started; restore them, or run "
+                "the study in another folder"
             )
-            if outcome.status == "done":
-                record["definitions"] = outcome.definitions
-            table.writerow(record)
+        if replace(run).key != run.key:  # computed anew
+            raise ConfigError(
+                f"weights: {run.config.model.weights}, or a file that the network is built from, has changed "
+                "since the study was started; restore it, or repeat the command to train with what it is now"
+            )
+        repair_run(files.path)
+        result = _trained(run, files.path, progress)
+        with files.lock():  # a worker that is only thought lost may be at work on the same run
+            return _save(run, base, status="done", error=None, **_examined(run, files, result, progress))
+    except Exception as error:  # noqa: BLE001  # a failed run must not stop the others
+        return record_failure(run, base, error)
+
+
+def execute_at_worker(run: Run, base: Path, data: DataFiles | None = None) -> RunOutcome:
+    """Do so on a worker, which may be on another machine.
+
+    Raises:
+        OutputError: what this worker has at the path of the study is not the folder of the study, or cannot be written.
+    """
+    if not is_locked(base.parent):
+        raise OutputError(
+            f"{base.parent}: is another folder for the worker on {platform.node()}, so that the study would not find its "
+            f"results; choose a folder ({option('out')}) that this machine and all workers share"
+        )
+    return execute(run, base, data)
+
+
+def record_failure(run: Run, base: Path, error: Exception) -> RunOutcome:
+    """Write the outcome of a run that failed."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return _save(
+        run,
+        base,
+        status="failed",
+        error=error.render(spelled_in_configuration) if isinstance(error, EvensliceError) else text,
+        traceback="".join(traceback.format_exception(error)),
+    )
+
+
+def _save(run: Run, base: Path, **fields: Any) -> RunOutcome:
+    outcome = RunOutcome(**run.labels, key=run.key, audit=run.audit.model_dump(mode="json"), **fields)
+    return outcome.save(run.folder(base) / "run.json")
+
+
+def _trained(run: Run, folder: Path, progress: bool | None) -> Mapping[str, Any]:
+    """Train or derive and test a network, and return the content of its ``result.json``."""
+    if run.base is not None:
+        return _derive(run, run.base, folder, progress)
+    return train(run.config, folder, resume=True, progress=progress)
+
+
+def _examined(run: Run, files: RunFolder, result: Mapping[str, Any], progress: bool | None) -> dict[str, Any]:
+    """Audit a trained network, and return the fields of the outcome of its run."""
+    config, folder = run.config, files.path
+    data = files.tested_data()
+    if config.data.fingerprints() != data:  # the scores are those of the files as they were
+        raise ConfigError(
+            f"datasets: {run.dataset!r}: its files have changed since {folder} was tested on them; restore them, or run "
+            "the study in another folder"
+        )
+    tested = open_data(config).test
+    network = load_network(config.model.spec, str(files.network)).model
+    found = _audit(network, tested, run, progress)
+    save_audits([found], folder)
+    if config.training.task == "segmentation":
+        _save_example(network, tested[0], config, folder / "example.npz")
+    for file in (files.last, files.best):
+        file.unlink(missing_ok=True)
+    with suppress(OSError):  # somebody else has put a file there
+        files.last.parent.rmdir()
+    return {
+        **_test_scores(result),
+        **_stress(result.get("stress")),
+        **_audit_results(found),
+        "steps": result["steps"],
+        "seconds": result["seconds"],
+        "data": data,
+    }
+
+
+def _derive(run: Run, base: Run, folder: Path, progress: bool | None) -> Mapping[str, Any]:
+    """Symmetrize the network of another run, and test it.
+
+    Raises:
+        ModelError: that run has failed or is not finished, or its network cannot be symmetrized there.
+    """
+    trained = base.folder(folder.parent)
+    if base.outcome(folder.parent) is None:
+        found = RunOutcome.load(trained / "run.json")
+        why = f"failed ({found.error})" if found is not None and found.error else "is not finished"
+        raise ModelError(f"its network is that of {base.arm}, whose run {trained.name} {why}")
+    files = RunFolder(trained)
+    loaded = load_network(run.config.model.spec, str(files.network))
+    at = run.config.model.symmetrize or "output"
+    try:
+        network = symmetrize(loaded.model, at=at)
+    except EvensliceError as error:
+        raise error.within(f"symmetrize: {at}", spelled_in_configuration) from error
+    return retest(network, loaded.source, run.config, folder, trained=files, progress=progress)
+
+
+def _test_scores(result: Mapping[str, Any]) -> dict[str, Any]:
+    if "accuracy" in result:
+        means = {name: result[name]["mean"] for name in ("balanced_accuracy", "macro_f1")}
+        return {**means, "accuracy": result["accuracy"]}
+    information = result["variation_of_information"].values()
+    return {
+        **{name: result[name]["mean"] for name in ("dice", "iou", "hd95", "surface_dice")},
+        "adapted_rand_error": result["adapted_rand_error"],
+        "variation_of_information": None if None in information else sum(information),
+    }
+
+
+def _stress(summary: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the fields about a missing neighbour, from the short form in ``result.json``; none if it is missing."""
+    if summary is None:
+        return {}
+    missing = next(loss for loss in summary["losses"] if (loss["kind"], loss["offset"]) == ("missing", 1))
+    found = {**missing, **{name: summary[name] for name in ("intact", "reversed")}}
+    return {name: found[name.removeprefix("stress_")] for name in STRESS_COLUMNS}
+
+
+def _audit_results(found: AuditResult) -> dict[str, Any]:
+    statistics = found.statistics
+    return {
+        "verdict": found.verdict,
+        "definitions": found.definitions,
+        "shares": [share.estimate for share in found.shares],
+        "largest_bias": _largest(found.saliency),
+        "reliance": _largest(found.reliance),
+        "absolute_bias": abs(found.directional_bias.estimate),
+        **{name: getattr(statistics, name).estimate for name in ESTIMATES},
+        "answer_of": found.answer.of,
+        "saliency": found.examples.saliency_percentiles(),
+        "windows": found.windows,
+    }
+
+
+def _largest(pairs: Sequence[Figure]) -> float:
+    """Return the largest absolute bias of the judged pairs: that of others is noise; NaN if it was not asked for."""
+    known = [pair for pair in pairs if not math.isnan(pair.estimate)]
+    return max((abs(pair.estimate) for pair in known if pair.judged), default=0.0 if known else math.nan)
+
+
+def _audit(
+    network: nn.Module, parts: Sequence[LabelledVolume], run: Run, progress: bool | None
+) -> AuditResult:
+    options, chosen = run.config.training, run.audit
+    reading = run.config.reading.without_labels()
+    try:
+        found = audit(
+            network,
+            [part.volume for part in parts],
+            method=chosen.method,
+            reading=[
+                replace(
+                    reading,
+                    intensity=(part.scaling.low, part.scaling.high),
+                    fill=part.scaling.fill,
+                    plane="z",
+                )
+                for part in parts
+            ],
+            sampling=Sampling(
+                precision=chosen.precision,
+                max_windows=chosen.max_windows or sys.maxsize,
+                tile=options.asked_size,
+                seed=run.seed,
+            ),
+            compute=Compute(device=options.device, dtype=chosen.dtype, batch=chosen.batch, progress=progress),
+        )
+    except EvensliceError as error:
+        raise error.within("audit", spelled_in_configuration) from error
+    return found.renamed(run.arm)
+
+
+def _save_example(network: nn.Module, part: LabelledVolume, config: TrainConfig, path: Path) -> None:
+    """Write the slice with the most foreground, or a part around that: the image, its classes, the predicted classes."""
+    stored = read_in_runs(part.labels, len(part.labels), HELD_BYTES)
+    z = max(range(len(stored)), key=lambda z: np.count_nonzero(stored[z] > 0))
+    model = config.model
+    ready = ReadyNetwork(network, slices=model.slices, device=config.training.device)
+    _, output = next(
+        predict(ready, part.volume, scaling=part.scaling, slices=model.slices, step=model.step, centres=[z])
+    )
+    # Those that do not count are shown as background, those above 255 as one.
+    labels, predicted = (
+        np.clip(classes, 0, 255).astype(np.uint8)
+        for classes in (part.labels[z], predicted_classes(output, dim=0).cpu().numpy())
+    )
+    shown = _around_foreground(labels)
+    with staged_file(path, force=True) as beside:
+        np.savez_compressed(
+            beside,
+            image=np.rint(part.scaling(part.volume[z]) * 255).astype(np.uint8)[shown],
+            labels=labels[shown],
+            predicted=predicted[shown],
+        )
+
+
+def _around_foreground(labels: NDArray[np.uint8]) -> tuple[slice, slice]:
+    """Return a part (y, x) of a slice of at most ``EXAMPLE_SIZE`` pixels a side, around the middle of its foreground."""
+    starts = []
+    for where, length in zip(np.nonzero(labels), labels.shape, strict=True):
+        middle = (where.min() + where.max() + 1) // 2 if len(where) else length // 2
+        starts.append(int(min(max(0, middle - EXAMPLE_SIZE // 2), max(0, length - EXAMPLE_SIZE))))
+    return slice(starts[0], starts[0] + EXAMPLE_SIZE), slice(starts[1], starts[1] + EXAMPLE_SIZE)

@@ -8,7 +8,10 @@ These checks need only the configuration; ``evenslice.training.data`` checks the
 
 from __future__ import annotations
 
-from dataclasses import fields
+import hashlib
+import json
+from contextlib import suppress
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -17,17 +20,19 @@ from evenslice._core import (
     ConfigError,
     ModelError,
     Section,
-    did_you_mean,
     needs_extra,
     read_json,
     reason,
     spelled_in_configuration,
     to_yaml,
+    without_secrets,
 )
-from evenslice.volumes import LabelValues
+from evenslice.volumes import LabelValues, Reading, fingerprint, is_address, open_volume
 
 if TYPE_CHECKING:
-    from evenslice.neutralizing import Record
+    from collections.abc import Mapping
+
+    from evenslice.volumes import Volume
 
 
 with needs_extra("train", "a configuration"):
@@ -58,6 +63,9 @@ def _as_text(path: Any) -> str:
 
 FileOption = Annotated[str, Field(min_length=1), BeforeValidator(_as_text)]
 """A file, kept as text since an address is not a path."""
+
+SPLITS = ("train", "validation", "test")
+"""The parts of a data set, each of several pairs of image and labels."""
 
 _OF_LABELS = tuple(field.name for field in fields(LabelValues))
 
@@ -104,13 +112,6 @@ class LabelledFiles(Section):
     unit: str | None = None
     """Unit of the spacing, such as nm, um or mm."""
 
-    @field_validator("slices")
-    @classmethod
-    def _ascending(cls, slices: tuple[int, int] | None) -> tuple[int, int] | None:
-        if slices is not None and not 0 <= slices[0] < slices[1]:
-            raise ValueError("give the first slice and the one after the last, with 0 <= first < last")
-        return slices
-
 
 class NnunetFolder(_Place):
     """A data set in nnU-Net's raw format; the path alone is enough if there is one channel."""
@@ -149,7 +150,7 @@ class DataConfig(Section):
     """The folder of a data set in nnU-Net's raw format, instead of pairs for train and test: delete these two, which
     then come from its files (test if there are labelsTs), as do name, classes, label_values and ignore_label, unless
     given here; the last three do not with instances. In a study with folds, the cases of imagesTr are its pairs."""
-    train: tuple[LabelledFiles, ...]
+    train: tuple[LabelledFiles, ...] = Field(min_length=1)
     """Pairs of image and labels for training."""
     validation: tuple[LabelledFiles, ...] = ()
     """Pairs for validation; without any, part of the training data can be held out."""
@@ -183,24 +184,10 @@ class DataConfig(Section):
     fill: float | None = None
     """Voxel value that replaces NaN and infinity."""
 
-    @field_validator("train")
-    @classmethod
-    def _not_empty(cls, train: tuple[LabelledFiles, ...]) -> tuple[LabelledFiles, ...]:
-        if not train:
-            raise ValueError("give at least one pair of image and labels")
-        return train
-
     @field_validator("root")
     @classmethod
     def _beside_file(cls, root: Path | None, info: ValidationInfo) -> Path | None:
         return None if root is None else config_folder(info) / root.expanduser()
-
-    @field_validator("intensity")
-    @classmethod
-    def _ascending(cls, intensity: tuple[float, float] | None) -> tuple[float, float] | None:
-        if intensity is not None and intensity[0] >= intensity[1]:
-            raise ValueError("the first value must be below the second")
-        return intensity
 
     @field_validator("label_values", "instances", "ignore_label")
     @classmethod
@@ -225,6 +212,30 @@ class DataConfig(Section):
     def label_options(self) -> LabelValues:
         """What the values in label files mean."""
         return LabelValues(**{name: getattr(self, name) for name in _OF_LABELS})
+
+    def path_of(self, file: VolumeFile) -> Path | str:
+        """Return the path or the address of a file of the data set."""
+        if is_address(file.path):
+            return file.path
+        return (self.root or Path()) / Path(file.path).expanduser()
+
+    def open(self, file: VolumeFile, **more: Any) -> Volume:
+        """Open a file of the data set, with slices along its plane; ``more`` goes to ``open_volume``."""
+        path = self.path_of(file)
+        return open_volume(
+            path, axes=file.axes, select=file.select, level=file.level, plane=self.plane, **more
+        )
+
+    def fingerprints(self) -> list[str]:
+        """Return the fingerprints of all images and labels, in order.
+
+        Raises:
+            VolumeError: a file is missing, damaged or not a volume.
+            ConfigError: an option does not fit a file.
+        """
+        pairs = [pair for split in SPLITS for pair in getattr(self, split)]
+        files = {file.model_dump_json(): file for pair in pairs for file in (pair.image, pair.labels)}
+        return sorted({fingerprint(self.open(file)) for file in files.values()})
 
     def with_root(self) -> Self:
         """Return a data set whose files are found wherever its configuration is written: in the current folder by default.
@@ -260,12 +271,6 @@ class DataConfig(Section):
         return {name: value for name, value in found.items() if name not in replaced} | given
 
 
-def _odd(slices: int) -> int:
-    if slices % 2 == 0:
-        raise ValueError("a window has an odd number of slices, such as 3 or 5")
-    return slices
-
-
 def _beside_file(weights: str, info: ValidationInfo) -> str:
     if weights in ("imagenet", "none"):
         return weights
@@ -277,33 +282,19 @@ def _beside_file(weights: str, info: ValidationInfo) -> str:
         raise ValueError(f"cannot be read ({error.strerror}); name a file that can") from error
 
 
-def record_beside(weights: Any, info: ValidationInfo) -> Record | None:
-    """Return what was done to the network that weights in a configuration hold; see ``saved_record``."""
-    try:
-        return saved_record(_beside_file(str(weights), info)) if isinstance(weights, str | Path) else None
-    except ValueError:  # of which the option itself will tell
-        return None
-
-
-def saved_record(weights: str) -> Record | None:
-    """Return what was done to the network in a file of ``save_network``; None for any other weights."""
-    from evenslice.neutralizing import read_saved
-
-    try:
-        return (read_saved(weights) or (None,))[0]
-    except ModelError:  # a damaged file, of which reading the weights will tell
-        return None
+def _odd(slices: int) -> int:
+    if slices % 2 == 0:
+        raise ValueError("a window has an odd number of slices, such as 3 or 5")
+    return slices
 
 
 def _fitting_strategy(strategy: str | tuple[float, ...], info: ValidationInfo) -> str | tuple[float, ...]:
-    from evenslice.neutralizing import STRATEGIES, find_strategy
+    from evenslice.neutralizing import find_strategy
 
-    if isinstance(strategy, str) and strategy not in STRATEGIES:
-        raise ValueError(did_you_mean(strategy, STRATEGIES))
     try:
         find_strategy(strategy, info.data.get("slices", 3 if isinstance(strategy, str) else len(strategy)))
     except ConfigError as error:  # pydantic itself says which option of the configuration it is
-        raise ValueError(str(error).removeprefix("strategy: ")) from error
+        raise ValueError(str(error).partition(": ")[2]) from error
     return strategy
 
 
@@ -322,20 +313,8 @@ def _added_symmetry(value: str | None, info: ValidationInfo) -> str | None:
     return value
 
 
-SlicesOption = Annotated[int, Field(ge=1), AfterValidator(_odd)]
-"""The number of slices in a window."""
-
 WeightsOption = Annotated[str, Field(min_length=1), AfterValidator(_beside_file)]
 """Weights by name or file; a file beside the configuration takes precedence."""
-
-StrategyOption = Annotated[str | tuple[float, ...], AfterValidator(_fitting_strategy)]
-"""The name of a strategy, or the weights of a symmetric profile."""
-
-TieOption = Annotated[Literal["mirror", "uniform"] | None, AfterValidator(_added_symmetry)]
-"""The name of a tie, or None; of use with the strategy above it."""
-
-SymmetrizeOption = Annotated[str | None, Field(min_length=1), AfterValidator(_added_symmetry)]
-"""Where to average the results for a window and its mirror, or None; of use with the strategy above it."""
 
 
 class ModelConfig(Section):
@@ -351,17 +330,17 @@ class ModelConfig(Section):
     package.module:function."""
     weights: WeightsOption = "imagenet"
     """Weights: imagenet, none (random), a file, or a folder for Hugging Face."""
-    slices: SlicesOption = 3
+    slices: Annotated[int, Field(ge=1), AfterValidator(_odd)] = 3
     """Odd number of slices in a window; by default that of the network in a file of neutralize, else 3."""
     step: int = Field(default=1, ge=1)
     """Distance between the slices of a window."""
-    strategy: StrategyOption = "twin"
+    strategy: Annotated[str | tuple[float, ...], AfterValidator(_fitting_strategy)] = "twin"
     """How colour kernels become slice kernels: pretrained, uniform, center, profile, mirror, twin, shuffle, equalize,
     reinit, random, mixer; or the weights of a symmetric profile. With symmetrize, the default is pretrained, and with
     a tie, the strategy of that name; a network saved by neutralize is left unchanged."""
-    tie: TieOption = None
+    tie: Annotated[Literal["mirror", "uniform"] | None, AfterValidator(_added_symmetry)] = None
     """Symmetry to enforce during training: mirror or uniform."""
-    symmetrize: SymmetrizeOption = None
+    symmetrize: Annotated[str | None, Field(min_length=1), AfterValidator(_added_symmetry)] = None
     """Where to average the results for a window and its mirror: output, encoder, or the name of a module; null for
     nowhere."""
 
@@ -372,6 +351,8 @@ class ModelConfig(Section):
 
         A network need not be made symmetric in two ways.
         """
+        from evenslice.neutralizing import read_saved
+
         if not isinstance(values, dict):
             return values
         fitting: dict[str, Any] = {}
@@ -379,24 +360,14 @@ class ModelConfig(Section):
             fitting["strategy"] = values["tie"]
         if values.get("symmetrize") is not None:
             fitting["strategy"] = "pretrained"
-        if record := record_beside(values.get("weights"), info):
-            fitting["strategy"] = "pretrained"
-            fitting["slices"] = record.slices
+        with suppress(ModelError, ValueError):  # of which reading the weights, or their option, will tell
+            if saved := read_saved(_beside_file(str(values.get("weights", "imagenet")), info)):
+                fitting |= {"strategy": "pretrained", "slices": saved[0].slices}
         return fitting | values
 
     @property
-    def extent(self) -> int:
-        """The number of slices that a window spans.
-
-        Example:
-            >>> ModelConfig(slices=5, step=2).extent
-            9
-        """
-        return (self.slices - 1) * self.step + 1
-
-    @property
     def guard(self) -> int:
-        """The number of slices that a window extends beyond its centre slice.
+        """The number of slices that a window extends beyond its centre slice, on either side.
 
         Example:
             >>> ModelConfig(slices=5, step=2).guard
@@ -598,8 +569,76 @@ class TrainConfig(Section):
                 )
         return self
 
+    @property
+    def reading(self) -> Reading:
+        """How the network reads volumes; sigmoids of several classes let these overlap."""
+        data, sigmoids = self.data, self.training.loss == "dice_bce"
+        return Reading(
+            step=self.model.step,
+            plane=data.plane,
+            intensity=data.intensity,
+            fill=data.fill,
+            **asdict(data.label_options),
+            overlapping=None if sigmoids and data.classes <= 2 else sigmoids,
+        )
 
-FOLLOWING = {
+    def lasting_options(self) -> dict[str, Any]:
+        """Return the options that may not change when a run is resumed, as plain values by their dotted names.
+
+        Example:
+            >>> pair = {"image": "image.tif", "labels": "labels.tif"}
+            >>> config = TrainConfig.model_validate({"data": {"train": [pair]}, "seed": 3})
+            >>> options = config.lasting_options()
+            >>> options["seed"], options["training.steps"], "training.workers" in options
+            (3, 2000, False)
+        """
+        flat = _flat(self.model_dump(mode="json"))
+        return {name: value for name, value in flat.items() if name not in _MOVABLE}
+
+    def option_hashes(self) -> dict[str, str]:
+        """Return a hash of each of these options.
+
+        Hashes, as a network is given away, and the paths of the machine that it was trained on need not be.
+        """
+        return {
+            name: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+            for name, value in without_secrets(self.lasting_options()).items()
+        }
+
+    @classmethod
+    def template(cls) -> str:
+        """Return a configuration to start from: every option with its default and description, as YAML.
+
+        Those whose default follows from other options are commented out: stated, they would contradict what a user
+        enters for the others.
+
+        Example:
+            >>> print(TrainConfig.template()[:26])
+            # Data set.
+            data:
+              # Name
+        """
+        pairs = {
+            split: [{"image": f"{split}_image.tif", "labels": f"{split}_labels.tif"}]
+            for split in ("train", "test")
+        }
+        return to_yaml(cls(data=DataConfig.model_validate(pairs)), commented=_FOLLOWING)
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value}
+    return flat
+
+
+_MOVABLE = {
+    "data.root",
+    *(f"training.{name}" for name in ("accelerator", "workers", "tensorboard", "mlflow", "stress")),
+}
+"""Options that may change when a run is resumed: where it runs, and what else it logs and tests, not its network."""
+
+_FOLLOWING = {
     *(f"data.{name}" for name in ("name", "classes", "label_values", "ignore_label")),
     *(f"model.{name}" for name in ("slices", "strategy")),
     *(f"training.{name}" for name in ("loss", "stress")),
@@ -617,25 +656,6 @@ def check_missing_slices(probability: float | None, slices: int, place: str = "m
         raise ValueError(
             f"{place}: a window of one slice has no neighbours that could be missing; leave it out"
         )
-
-
-def default_yaml() -> str:
-    """Return a template configuration of ``train``: every option with its default and description.
-
-    Those whose default follows from other options are commented out: stated, they would contradict what a user enters
-    for the others.
-
-    Example:
-        >>> print(default_yaml()[:26])
-        # Data set.
-        data:
-          # Name
-    """
-    pairs = [
-        LabelledFiles.model_validate({"image": f"{s}_image.tif", "labels": f"{s}_labels.tif"})
-        for s in ("train", "test")
-    ]
-    return to_yaml(TrainConfig(data=DataConfig(train=(pairs[0],), test=(pairs[1],))), commented=FOLLOWING)
 
 
 def _nnunet_options(folder: Path, channel: int | None = None) -> dict[str, Any]:
@@ -695,8 +715,6 @@ def _nnunet_channel(folder: Path, described: dict[str, Any], channel: int | None
         raise ConfigError(
             f"{folder}: has the channels {listed:.200}; choose one, as nnunet: {{path: {folder}, channel: 0}}"
         )
-    if channel is not None and channel >= count:
-        raise ConfigError(f"{folder}: has no channel {channel}; its channels are 0 to {count - 1}")
     return channel or 0
 
 

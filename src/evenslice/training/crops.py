@@ -14,7 +14,6 @@ in the training process, and the transforms take several times as long.
 from __future__ import annotations
 
 from dataclasses import replace
-from numbers import Real
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -436,8 +435,7 @@ class SliceWindows(CropDataset):
         crop = None if crop is None else check_tile(np.asarray(crop).tolist(), "crop")
         length = None if length is None else whole_number("length", length, least=1)
         seed = whole_number("seed", seed, least=0)
-        fraction: Any = foreground
-        if not isinstance(fraction, Real) or not 0 <= float(fraction) <= 1:
+        if not 0 <= foreground <= 1:
             raise ConfigError(f"{option('foreground', foreground)}: is a fraction of the crops, 0 to 1")
         if foreground and (crop is None or labels is None):
             missing = option("crop", [192, 192]) if crop is None else option("labels")

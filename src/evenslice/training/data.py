@@ -13,28 +13,23 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import combinations
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from typing_extensions import TypedDict
 
-from evenslice._core import ConfigError, EvensliceError, VolumeError
+from evenslice._core import ConfigError, EvensliceError, VolumeError, spelled_in_configuration
+from evenslice.training.config import SPLITS
 from evenslice.volumes import (
     ClassIndex,
     LabelledVolume,
     Scaling,
-    Volume,
     check_place,
     find_nonfinite,
     fingerprint,
     fit_scaling,
     hold_small,
     index_classes,
-    is_address,
-    open_volume,
     stored_image,
     take_slices,
 )
@@ -42,8 +37,9 @@ from evenslice.volumes import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from evenslice.training.config import DataConfig, LabelledFiles, ModelConfig, TrainConfig, VolumeFile
-    from evenslice.volumes import StoredImage
+    from evenslice.training.config import DataConfig, LabelledFiles, ModelConfig, TrainConfig
+    from evenslice.training.run_folder import DataPart
+    from evenslice.volumes import StoredImage, Volume
 
 
 POSITIONS = 2**18
@@ -54,18 +50,6 @@ FEW_POSITIONS = 1024
 
 WHOLE_PAIRS = 4
 """Number of training pairs from which whole pairs are held out for validation."""
-
-SPLITS = ("train", "validation", "test")
-
-
-class DataPart(TypedDict):
-    """A part of a data set: its shape (z, y, x), the voxel values of 0 and 1, and the fingerprints of its files."""
-
-    name: str
-    shape: list[int]
-    intensity: list[float]
-    image: str
-    labels: str
 
 
 @dataclass(frozen=True)
@@ -116,7 +100,11 @@ def open_data(config: TrainConfig) -> Data:
         evenslice.VolumeError: data.train[0].image: missing.tif: no such file...
     """
     options, model, seed = config.data, config.model, config.seed
-    drafts = _open_pairs(options)
+    drafts = [
+        _open_pair(options, split, f"data.{split}[{number}]", pair)
+        for split in SPLITS
+        for number, pair in enumerate(getattr(options, split))
+    ]
     _check_ranges(drafts, model)
     if not options.validation and options.validation_fraction:
         drafts = _hold_out(drafts, options.validation_fraction, model)
@@ -133,19 +121,6 @@ def open_data(config: TrainConfig) -> Data:
         part = LabelledVolume(draft.name, draft.volume, draft.labels, scaling, index, draft.background)
         parts[draft.split].append(part)
     return Data(**{split: tuple(items) for split, items in parts.items()})
-
-
-def fingerprints(config: DataConfig) -> set[str]:
-    """Return the fingerprints of all images and labels of a data set.
-
-    Raises:
-        VolumeError: a file is missing, damaged or not a volume.
-        ConfigError: an option does not fit a file.
-    """
-    volumes: dict[StoredImage, Volume] = {}
-    for draft in _open_pairs(config):
-        volumes |= {draft.origin: draft.volume, draft.labels_origin: draft.labels}
-    return {fingerprint(volume) for volume in volumes.values()}
 
 
 @dataclass(frozen=True)
@@ -168,25 +143,11 @@ class _Draft:
         return self.stop - self.start
 
 
-def _open_pairs(config: DataConfig) -> list[_Draft]:
-    return [
-        _open_pair(config, split, f"data.{split}[{number}]", pair)
-        for split in SPLITS
-        for number, pair in enumerate(getattr(config, split))
-    ]
-
-
 def _open_pair(config: DataConfig, split: str, place: str, pair: LabelledFiles) -> _Draft:
-    def opened(file: VolumeFile, **more: Any) -> Volume:
-        path = file.path if is_address(file.path) else (config.root or Path()) / Path(file.path).expanduser()
-        return open_volume(
-            path, axes=file.axes, select=file.select, level=file.level, plane=config.plane, **more
-        )
-
     with _at(f"{place}.image"):
-        volume = opened(pair.image, spacing=pair.spacing, unit=pair.unit)
+        volume = config.open(pair.image, spacing=pair.spacing, unit=pair.unit)
     with _at(f"{place}.labels"):
-        labels = opened(pair.labels)
+        labels = config.open(pair.labels)
     if volume.shape != labels.shape:
         raise VolumeError(
             f"{place}: {volume.path} has the shape {volume.shape} and {labels.path} {labels.shape}; "
@@ -195,10 +156,10 @@ def _open_pair(config: DataConfig, split: str, place: str, pair: LabelledFiles) 
     with _at(f"{place}.labels"):
         check_place(labels, volume)
     start, stop = pair.slices or (0, len(volume))
-    if stop > len(volume):
+    if not 0 <= start < stop <= len(volume):
         raise ConfigError(
-            f"{place}.slices: [{start}, {stop}]: {volume.path} has {len(volume)} slices; the range must end "
-            f"at {len(volume)} or before"
+            f"{place}.slices: [{start}, {stop}]: give the first slice and the one after the last, of the {len(volume)} of "
+            f"{volume.path}"
         )
     origins = (stored_image(volume), stored_image(labels))
     return _Draft(split, place, pair.image.path, *origins, volume, labels, start, stop)
@@ -206,25 +167,11 @@ def _open_pair(config: DataConfig, split: str, place: str, pair: LabelledFiles) 
 
 @contextmanager
 def _at(place: str) -> Iterator[None]:
-    """Add the place in the configuration to errors, and spell options as they are written there."""
+    """Add the place in the configuration to errors."""
     try:
         yield
     except EvensliceError as error:
-        spelling = partial(_spelled, place)
-        message = error.render(spelling)
-        if message.startswith(
-            f"{place.rpartition('.')[0]}."
-        ):  # an option of this pair, which names the place itself
-            raise type(error)(message) from error
-        raise error.within(place, spelling) from error
-
-
-def _spelled(place: str, name: str, value: Any) -> str:
-    """Return the path of an option of a volume in the configuration."""
-    pair = place.rpartition(".")[0]
-    name = "axes" if name == "label_axes" else name
-    path = {"axes": place, "select": place, "level": place, "spacing": pair, "unit": pair}.get(name, "data")
-    return f"{path}.{name}" if value is None else f"{path}.{name}: {value}".replace("'", "")
+        raise error.within(place, spelled_in_configuration) from error
 
 
 def _check_ranges(drafts: Sequence[_Draft], model: ModelConfig) -> None:
@@ -234,11 +181,11 @@ def _check_ranges(drafts: Sequence[_Draft], model: ModelConfig) -> None:
     window at its end would have reached must not belong to another split.
     """
     for draft in drafts:
-        if len(draft) < model.extent:
+        if len(draft) < 2 * model.guard + 1:
             count = "1 slice" if len(draft) == 1 else f"{len(draft)} slices"
             steps = f" in steps of {model.step}" if model.step != 1 else ""
             raise ConfigError(
-                f"{draft.place}: has {count}; a window of {model.slices}{steps} needs {model.extent}; give more slices, "
+                f"{draft.place}: has {count}; a window of {model.slices}{steps} needs {2 * model.guard + 1}; give more slices, "
                 "or set model.slices lower"
             )
     for one, other in combinations(drafts, 2):
@@ -290,9 +237,9 @@ def _hold_out(drafts: Sequence[_Draft], fraction: float, model: ModelConfig) -> 
 
 
 def _split_slices(draft: _Draft, fraction: float, model: ModelConfig) -> tuple[_Draft, _Draft]:
-    kept = max(round(fraction * len(draft)), model.extent)
+    kept = max(round(fraction * len(draft)), 2 * model.guard + 1)
     stop = draft.stop - kept - model.guard
-    if stop - draft.start < model.extent:
+    if stop - draft.start < 2 * model.guard + 1:
         raise ConfigError(
             f"{draft.place}: its {len(draft)} slices are too few to hold out {kept} of them for validation; "
             "give data.validation, or set data.validation_fraction to 0"
@@ -332,11 +279,6 @@ def _check_classes(drafts: Sequence[_Draft], config: DataConfig) -> None:
     for draft in drafts:
         counts[draft.split] += 0 if draft.index is None else draft.index.counts
     for number in np.flatnonzero(counts["train"] == 0):
-        if config.instances is not None:
-            raise ConfigError(
-                f"data.train: has no {'boundary between' if number else 'pixel inside'} objects in its slices; choose others, "
-                f"or omit data.instances: {config.instances} if the labels number classes, not objects"
-            )
         value = config.label_options.of_classes(config.classes)[number]
         raise ConfigError(
             f"data.train: has no voxel of class {number} (label value {value}) in its slices; "
@@ -345,10 +287,9 @@ def _check_classes(drafts: Sequence[_Draft], config: DataConfig) -> None:
     for draft in drafts:
         count = counts[draft.split]
         if not count[1:].any():
-            void = f"only voxels with data.ignore_label: {config.ignore_label}"
             raise ConfigError(
-                f"{draft.place}: contains {'only class 0' if count.any() else void}, so it cannot measure a network; "
-                f"give slices with other classes as data.{draft.split}"
+                f"{draft.place}: contains no class but 0 that counts, so it cannot measure a network; give slices with other "
+                f"classes as data.{draft.split}"
             )
 
 

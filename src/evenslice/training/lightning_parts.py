@@ -9,12 +9,11 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 import signal
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -23,27 +22,27 @@ import torch
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from evenslice._core import (
     ConfigError,
     ModelError,
+    OutputError,
     needs_extra,
     option,
     progress_bar,
     read_log,
-    reporting_write_errors,
     staged_file,
     whole_number,
 )
 from evenslice.auditing import Mirrored, Score, attribute, parse_target
 from evenslice.networks import METADATA_KEY
-from evenslice.results import MAIN_SCORES, directional_bias, model_part, pair_bias, ratio, score_title
-from evenslice.training.crops import CentredCrops, CropDataset
+from evenslice.results import directional_bias, model_part, ratio, score_title
+from evenslice.training.run_folder import refuse_changed
 from evenslice.training.tasks import TaskLoss, task_logits
 
 with needs_extra("train", "training"):
-    from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+    from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.callbacks import Checkpoint
     from lightning.pytorch.loggers import Logger
     from lightning.pytorch.plugins import TorchSyncBatchNorm
@@ -60,10 +59,10 @@ if TYPE_CHECKING:
     from evenslice.auditing import Target
     from evenslice.training.config import TrainConfig
     from evenslice.training.run_folder import RunFolder
-    from evenslice.volumes import LabelledVolume
 
     Floats = NDArray[np.float64]
 
+OPTIONS = "evenslice_options"  # with which the run of a checkpoint began
 LOG_EVERY = 10  # steps; a row of the log holds their mean loss
 SCORE_NOISE = 0.002  # differences of validation scores up to this are noise
 FIRST_LINE = 2.0  # seconds
@@ -79,9 +78,14 @@ class TrainingModule(LightningModule):
 
     The random numbers of a step depend only on the seed, the number of the step and the process.
 
+    An epoch lasts to the next validation. Step s uses the crops from ``s * batch`` up to ``(s + 1) * batch``; each of
+    several processes takes every so many of them. The trainer must reload the data each epoch
+    (``reload_dataloaders_every_n_epochs=1``) and must not replace the sampler (``use_distributed_sampler=False``).
+
     Args:
         network: maps windows (batch, slices, y, x), with the scaling it expects, to logits.
         config: the configuration of the run.
+        crops: those of all steps.
 
     Attributes:
         seconds: training time so far, including that before the run was resumed.
@@ -91,16 +95,36 @@ class TrainingModule(LightningModule):
         ModelError: the loss is not finite.
     """
 
-    def __init__(self, network: nn.Module, config: TrainConfig) -> None:
+    def __init__(self, network: nn.Module, config: TrainConfig, crops: Dataset[Any]) -> None:
         super().__init__()
-        self.network = network
-        self.config = config
+        self.network, self.config, self._crops = network, config, crops
         ignored = config.data.ignore_label is not None
         self.loss = TaskLoss(config.training.loss, config.data.classes, ignored=ignored)
         self.seconds = 0.0
         self.started = False
         self._losses: list[Tensor] = []
         self._clock = time.monotonic()
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Return the batches up to the next validation: windows (batch, N, y, x) and classes (batch, y, x), or (batch,).
+
+        They begin with the next step: an epoch in which a run was interrupted is cut in two.
+        """
+        training, first = self.config.training, self.global_step
+        size = training.batch
+        end = (first // training.validate_every + 1) * training.validate_every
+        batches = [
+            list(range(step * size + self.global_rank, (step + 1) * size, self.trainer.world_size))
+            for step in range(first, min(end, training.steps))
+        ]
+        return DataLoader(
+            self._crops,
+            batch_sampler=batches,
+            num_workers=training.workers,
+            worker_init_fn=_tolerate_first,
+            pin_memory=self.device.type == "cuda",  # whence a GPU reads them fastest
+            generator=torch.Generator(),  # the global generator would advance each epoch
+        )
 
     def forward(self, windows: Tensor) -> Tensor:
         """Return the logits of windows (batch, slices, y, x), see ``task_logits``."""
@@ -152,13 +176,19 @@ class TrainingModule(LightningModule):
         self.trainer.should_stop |= self.global_step >= self.config.training.steps
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the training time, the log, and the losses that are not in the log."""
+        """Save the options, the training time, the log, and the losses that are not in the log."""
         self._tick()
         losses = [loss.item() for loss in self._losses]
+        checkpoint[OPTIONS] = self.config.option_hashes()
         checkpoint[METADATA_KEY] = {"seconds": self.seconds, "losses": losses, "log": self._log.rows}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore them."""
+        """Restore them.
+
+        Raises:
+            ConfigError: the run began with other options.
+        """
+        refuse_changed(checkpoint.get(OPTIONS, {}), self.config, Path("last.ckpt"))
         # Version 0.2 did not note in the weights where the network averages or is tied, nor the log in the checkpoint.
         marks = {
             name: mark
@@ -220,69 +250,6 @@ def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
     if step < rising:
         return (step + 1) / rising
     return (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1))) / 2
-
-
-class CropData(LightningDataModule):
-    """The crops of a training run, in batches; an epoch lasts to the next validation.
-
-    Step s uses the crops from ``s * batch`` up to ``(s + 1) * batch``; each of several processes takes every so many of
-    them.
-
-    The trainer must reload the data each epoch (``reload_dataloaders_every_n_epochs=1``) and must not replace the
-    sampler, which handles several processes (``use_distributed_sampler=False``).
-
-    Args:
-        config: the configuration of the run.
-        parts: the volumes to train on.
-        scaling: the mean and standard deviation that the network expects of slices in 0..1.
-        pin: whether to hold batches where a GPU reads them fastest.
-    """
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        parts: Sequence[LabelledVolume],
-        scaling: tuple[float, float],
-        *,
-        pin: bool = False,
-    ) -> None:
-        super().__init__()
-        self._training, self._pin = config.training, pin
-        kind = CentredCrops if config.training.task == "classification" else CropDataset
-        self._crops = kind(
-            parts,
-            slices=config.model.slices,
-            step=config.model.step,
-            crop=config.training.crop,
-            length=config.training.steps * config.training.batch,
-            foreground=config.training.foreground,
-            augmentation=config.augmentation,
-            scaling=scaling,
-            seed=config.seed,
-        )
-
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Return the batches up to the next validation: windows (batch, N, y, x) and classes (batch, y, x), or (batch,).
-
-        They begin with the next step: an epoch in which a run was interrupted is cut in two.
-        """
-        training, trainer = self._training, self.trainer
-        first, rank, world = (
-            (trainer.global_step, trainer.global_rank, trainer.world_size) if trainer else (0, 0, 1)
-        )
-        end = (first // training.validate_every + 1) * training.validate_every
-        batches = [
-            list(range(step * training.batch + rank, (step + 1) * training.batch, world))
-            for step in range(first, min(end, training.steps))
-        ]
-        return DataLoader(
-            self._crops,
-            batch_sampler=batches,
-            num_workers=training.workers,
-            worker_init_fn=_tolerate_first,
-            pin_memory=self._pin,
-            generator=torch.Generator(),  # the global generator would advance each epoch
-        )
 
 
 def _tolerate_first(_worker: int) -> None:
@@ -361,14 +328,9 @@ class CsvLog(Logger):
         self.path = Path(path)
         self.rows: list[dict[str, Any]] = []
         self._columns = ["step", *columns]
-        self._start = 0  # where the last row begins in the file
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the configuration of a run holds its options."""
-
-    def last(self, name: str) -> dict[str, Any] | None:
-        """Return the last row that has a value of this name."""
-        return next((row for row in reversed(self.rows) if name in row), None)
 
     def read(self, until: int) -> list[dict[str, Any]]:
         """Return the rows of the file up to a step."""
@@ -381,37 +343,25 @@ class CsvLog(Logger):
     def restore(self, rows: Iterable[dict[str, Any]]) -> None:
         """Begin the file with rows of before."""
         self.rows = [*rows]
-        self._write_all()
+        self._write()
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Write values to the row of a step, which must not be before the last row."""
-        new = not self.rows or self.rows[-1]["step"] != step
-        if new:
+        if not self.rows or self.rows[-1]["step"] != step:
             self.rows.append({"step": step or 0})
         self.rows[-1] |= {name: float(value) for name, value in metrics.items()}
-        if new and len(self.rows) == 1:
-            self._write_all()
-            return
-        with reporting_write_errors(self.path), self.path.open("r+b") as file:
-            self._start = file.seek(0, io.SEEK_END) if new else file.seek(self._start)
-            file.write(self._text(self.rows[-1:]))
-            file.truncate()
+        self._write()
 
     @rank_zero_only
-    def _write_all(self) -> None:
-        with staged_file(self.path, force=True) as beside:
-            before = self._text(self.rows[:-1], header=True)
-            beside.write_bytes(before + self._text(self.rows[-1:]))
-        self._start = len(before)
-
-    def _text(self, rows: Sequence[dict[str, Any]], *, header: bool = False) -> bytes:
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self._columns, extrasaction="ignore", lineterminator="\n")
-        if header:
+    def _write(self) -> None:
+        with (
+            staged_file(self.path, force=True) as beside,
+            beside.open("w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.DictWriter(file, self._columns, extrasaction="ignore", lineterminator="\n")
             writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue().encode()
+            writer.writerows(self.rows)
 
 
 def asked_loggers(config: TrainConfig, run: RunFolder) -> Iterator[Logger]:
@@ -433,8 +383,7 @@ def asked_loggers(config: TrainConfig, run: RunFolder) -> Iterator[Logger]:
 def _mlflow_logger(name: str, run: RunFolder) -> Logger:
     """Return a logger to the store of the run; a resumed run continues its record there."""
     with needs_extra("mlflow", "an MLflow log"):
-        import alembic  # noqa: F401  # required by the store
-        import sqlalchemy  # noqa: F401
+        import sqlalchemy  # noqa: F401  # required by the store
         from mlflow import MlflowClient
     from lightning.pytorch.loggers import MLFlowLogger
 
@@ -499,8 +448,6 @@ class AsymmetryMonitor(Callback):
                 f"windows of shape {shape}: give at least one as a tensor of floating point, (windows, slices, y, x), with an "
                 "odd number of slices"
             )
-        if not bool(windows.isfinite().all()):
-            raise ConfigError("windows: hold NaN or infinity; give finite numbers, scaled for the network")
         self.windows = windows
         self.every = whole_number("every", every, least=1)
         self.target = parse_target(str(target))
@@ -645,6 +592,7 @@ class TrainingInterrupted(KeyboardInterrupt):
     Args:
         number: the signal.
         reached: what the run had reached, such as "step 30 of 80".
+        told: whether another process tells the user.
 
     Attributes:
         status: the exit status that a shell expects: 130 for SIGINT, 143 for SIGTERM.
@@ -654,9 +602,9 @@ class TrainingInterrupted(KeyboardInterrupt):
         ('terminated at step 30 of 80', 130)
     """
 
-    def __init__(self, number: int, reached: str) -> None:
+    def __init__(self, number: int, reached: str, *, told: bool = False) -> None:
         super().__init__(f"{'terminated' if number == signal.SIGTERM else 'interrupted'} at {reached}")
-        self.status = 128 + number
+        self.status, self.told = 128 + number, told
 
 
 class Stopped(Exception):  # noqa: N818  # nothing went wrong
@@ -738,7 +686,11 @@ class Interruption(Checkpoint):
             Stopped: a signal came.
         """
         del pl_module
-        trainer.save_checkpoint(self._path)
+        first = (
+            trainer.is_global_zero
+        )  # which alone writes, beside the name, so that the last one is not lost
+        with staged_file(self._path, force=True) if first else nullcontext(self._path) as beside:
+            trainer.save_checkpoint(beside)
         self._note_step(trainer)
         if self._stopping:
             raise Stopped
@@ -762,9 +714,7 @@ class Interruption(Checkpoint):
             signal.signal(number, handler)
 
 
-def kept_validation(
-    rows: Iterable[Mapping[str, float]], column: str = "validation_dice"
-) -> Mapping[str, float] | None:
+def kept_validation(rows: Iterable[Mapping[str, float]], column: str) -> Mapping[str, float] | None:
     """Return the row of a log at whose step ``KeepBest`` last kept the network; None if it never did.
 
     Args:
@@ -772,8 +722,8 @@ def kept_validation(
         column: the column of the validation.
 
     Example:
-        >>> kept_validation([{"step": 200 * n, "validation_dice": dice} for n, dice in enumerate([0.9, 0.5, 0.8, 0.799])])
-        {'step': 600, 'validation_dice': 0.799}
+        >>> kept_validation([{"step": n, "dice": dice} for n, dice in enumerate([0.9, 0.5, 0.8, 0.799])], "dice")
+        {'step': 3, 'dice': 0.799}
     """
     kept, best = None, -math.inf
     for row in rows:
@@ -788,31 +738,41 @@ class KeepBest(Callback):
 
     Of networks whose scores differ by less than ``SCORE_NOISE``, the last one is kept: it was trained longer and
     ended at a lower learning rate, which neither ``ModelCheckpoint`` nor ``EarlyStopping`` can be told. The score before
-    the first step is logged for comparison.
+    the first step is logged for comparison. What was found before is in the log, which a checkpoint holds.
 
     Args:
         score: maps the network to a score, of which higher is better and NaN never best; called in the first process.
         save: saves the network; called in the first process.
+        path: the file to which it does, if the training cannot do without it.
         patience: number of consecutive validations without improvement before training stops; None never stops.
-        name: what the score is, one of ``evenslice.results.MAIN_SCORES``; it is logged as ``validation_`` and this.
-        require_saved: raises if a run that is resumed lacks the network that it had saved, or it is damaged.
-
-    Attributes:
-        best: the highest score so far; -inf if none.
-        worse: number of validations since the best one.
+        log: has the scores.
+        column: their name there.
     """
 
     def __init__(
         self,
         score: Callable[[nn.Module], float],
         save: Callable[[nn.Module], None],
-        patience: int | None = None,
-        name: str = MAIN_SCORES["segmentation"],
-        require_saved: Callable[[], None] = lambda: None,
+        path: Path | None,
+        patience: int | None,
+        log: CsvLog,
+        column: str,
     ) -> None:
-        self.best, self.worse = -math.inf, 0
-        self._score, self._save, self._patience, self._name = score, save, patience, name
-        self._require_saved = require_saved
+        self._score, self._save, self._path, self._patience = score, save, path, patience
+        self._log, self._column = log, column
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that the best network so far is there.
+
+        Raises:
+            OutputError: it is gone.
+        """
+        del trainer, pl_module
+        lost = self._path is not None and not self._path.exists()
+        if lost and kept_validation(self._log.rows, self._column):
+            raise OutputError(
+                f"{self._path}: is lost, and with it the best network so far; copy it back, or remove last.ckpt to train anew"
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop a run that had already stopped."""
@@ -822,44 +782,32 @@ class KeepBest(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate the initial network, when ``Interruption`` has taken the signals from Lightning."""
         if trainer.global_step == 0:
-            self._validate(trainer, pl_module.get_submodule("network"))
+            self._validate(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate, and keep the network or count a validation without improvement.
+        """Validate, and keep the network if it is the best.
 
         An epoch that is cut short by an interruption is validated when it ends, in the resumed run.
         """
-        if not trainer.is_last_batch:
+        if trainer.is_last_batch:
+            self._validate(trainer, pl_module)
+            self._stop_early(trainer)
+
+    def _validate(self, trainer: Trainer, module: LightningModule) -> None:
+        if not trainer.is_global_zero:
             return
-        network = pl_module.get_submodule("network")
-        score = self._validate(trainer, network)
-        if trainer.is_global_zero and score > self.best - SCORE_NOISE:
+        network = module.get_submodule("network")
+        log_metrics(trainer, {self._column: self._score(network)})
+        if kept_validation(self._log.rows, self._column) is self._log.rows[-1]:
             self._save(network)
-        self.best, self.worse = (score, 0) if score > self.best else (self.best, self.worse + 1)
-        self._stop_early(trainer)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the best score and the validations since, for a checkpoint."""
-        return {"best": self.best, "worse": self.worse}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the state from a checkpoint."""
-        best = float(state_dict["best"])
-        self.best = -math.inf if math.isnan(best) else best  # as earlier versions wrote it
-        if self.best > -math.inf:
-            self._require_saved()
-        self.worse = int(state_dict["worse"])
 
     def _stop_early(self, trainer: Trainer) -> None:
-        trainer.should_stop |= self._patience is not None and self.worse >= self._patience
-
-    def _validate(self, trainer: Trainer, network: nn.Module) -> float:
-        """Return the score, in all processes."""
-        score: float = trainer.strategy.broadcast(
-            self._score(network) if trainer.is_global_zero else math.nan
-        )
-        log_metrics(trainer, {f"validation_{self._name}": score})
-        return score
+        """Stop all processes if the last validations, as many as the patience, have not improved the score."""
+        found = [row[self._column] for row in self._log.rows if row["step"] > 0 and self._column in row]
+        scores = [-math.inf, *(-math.inf if math.isnan(score) else score for score in found)]
+        worse = len(scores) - 1 - scores.index(max(scores))
+        stop = self._patience is not None and worse >= self._patience
+        trainer.should_stop |= trainer.strategy.broadcast(stop)
 
 
 class ShowProgress(Callback):
@@ -882,14 +830,10 @@ class ShowProgress(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin at the step at which the training begins."""
         del pl_module
-        if trainer.is_global_zero and self._show is not False and trainer.global_step < self._steps:
+        done, steps = trainer.global_step, self._steps
+        if trainer.is_global_zero and done < steps:
             shown = progress_bar(
-                self._title,
-                self._steps,
-                "steps",
-                show=self._show,
-                done=trainer.global_step,
-                first_line=FIRST_LINE,
+                self._title, steps, "steps", show=self._show, done=done, first_line=FIRST_LINE
             )
             self._advance = self._shown.enter_context(shown)
 
@@ -911,27 +855,13 @@ class ShowProgress(Callback):
 
     def _notes(self) -> str:
         """Return what was logged last of the loss, the bias and the validation."""
-        loss, shares, score = (
-            self._log.last(name) for name in ("loss", "share_0", f"validation_{self._score}")
+        score = f"validation_{self._score}"
+        titles = {"loss": "loss {:.3f}", "directional_bias": "bias {:+z.3f}"}
+        titles[score] = f"validation {score_title(self._score)} {{:.3f}}"
+        last = {
+            name: next((row[name] for row in reversed(self._log.rows) if name in row), math.nan)
+            for name in titles
+        }
+        return ", ".join(
+            form.format(last[name]) for name, form in titles.items() if not math.isnan(last[name])
         )
-        bias = largest_pair_bias(shares) if shares else math.nan
-        notes = [f"loss {loss['loss']:.3f}"] if loss else []
-        notes += [] if math.isnan(bias) else [f"bias {bias:+z.3f}"]
-        notes += (
-            [f"validation {score_title(self._score)} {score[f'validation_{self._score}']:.3f}"]
-            if score
-            else []
-        )
-        return ", ".join(notes)
-
-
-def largest_pair_bias(row: Mapping[str, float]) -> float:
-    """Return the pair bias B_k that is furthest from 0, of a row of ``AsymmetryMonitor``; NaN for a single slice.
-
-    Example:
-        >>> round(largest_pair_bias({"step": 0, "share_-1": 0.3, "share_0": 0.5, "share_1": 0.2}), 6)
-        -0.2
-    """
-    offsets = sorted(int(name.removeprefix("share_")) for name in row if name.startswith("share_"))
-    pairs = pair_bias(np.array([[row[f"share_{offset}"] for offset in offsets]]))[0]
-    return float(max(pairs, key=abs, default=math.nan))

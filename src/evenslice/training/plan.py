@@ -16,12 +16,10 @@ import torch
 
 from evenslice._core import ConfigError, EvensliceError, ModelError, spelled_in_configuration
 from evenslice.inference import (
-    Disturbances,
     ReadyNetwork,
     choose_device,
     choose_dtype,
     choose_tile,
-    predict,
 )
 from evenslice.networks import (
     final_activation,
@@ -32,7 +30,7 @@ from evenslice.networks import (
 )
 from evenslice.neutralizing import load_network
 from evenslice.training.data import open_data
-from evenslice.training.tasks import output_channels, stressed_slices, task_logits
+from evenslice.training.tasks import output_channels, task_logits
 from evenslice.volumes import PERCENTILES, describe_missing_numbers, missing_slice_numbers
 
 if TYPE_CHECKING:
@@ -166,7 +164,7 @@ def _check_network(network: nn.Module, config: TrainConfig, channels: int) -> No
     with reporting_own_errors(
         spec, _rejects(f"rejects crops of {crop[0]} x {crop[1]}", f"try {right} for training.crop")
     ):
-        scores = task_logits(network, _blank_crops(1, config), config.training.task)
+        scores = task_logits(network, _blank(1, config.model.slices, crop), config.training.task)
     if scores.shape[1] != channels:
         raise ModelError(
             f"{spec}: returns {scores.shape[1]} channels; {config.data.classes} classes with the loss "
@@ -203,17 +201,16 @@ def _check_batch(network: nn.Module, config: TrainConfig) -> None:
                 config.model.spec, _rejects(what, "increase training.batch or training.crop")
             ),
         ):
-            network.train()(_blank_crops(crops, config))
+            network.train()(_blank(crops, config.model.slices, options.crop))
     finally:
         network.eval()
         for buffer, values in before:
             buffer.copy_(values)
 
 
-def _blank_crops(count: int, config: TrainConfig) -> Tensor:
-    """Return crops (count, slices, y, x) as a training gives them to a network, all 0, on the CPU."""
-    shape = (count, config.model.slices, *config.training.crop)
-    return torch.zeros(shape, dtype=torch.float32, device="cpu")
+def _blank(count: int, slices: int, size: tuple[int, int]) -> Tensor:
+    """Return windows (count, slices, y, x) that are all 0, on the CPU."""
+    return torch.zeros(count, slices, *size, dtype=torch.float32, device="cpu")
 
 
 def _check_planes(network: nn.Module, config: TrainConfig, data: Data) -> None:
@@ -224,24 +221,15 @@ def _check_planes(network: nn.Module, config: TrainConfig, data: Data) -> None:
     """
     if config.training.task == "classification":  # its windows are as large as crops
         return
-    model, one_pixel = config.model, (slice(0, 1), slice(0, 1))  # which is in one tile
-    ready = ReadyNetwork(network, slices=model.slices, device="cpu", dtype="float32")
+    spec, slices = config.model.spec, config.model.slices
+    ready = ReadyNetwork(network, slices=slices, device="cpu", dtype="float32")
     of_size = {choose_tile(ready, part.volume.shape[1:]): part for part in (*data.validation, *data.test)}
-    for part in of_size.values():
+    for tile, part in of_size.items():
         y, x = part.volume.shape[1:]
-        outputs = predict(
-            ready,
-            part.volume,
-            scaling=part.scaling,
-            slices=model.slices,
-            step=model.step,
-            centres=[0],
-            region=one_pixel,
-            batch=1,
-        )
         what = f"rejects the planes of {part.name}, {y} x {x} pixels"
-        with reporting_own_errors(model.spec, _rejects(what, "crop or pad them to a size that it accepts")):
-            next(outputs)
+        advice = _rejects(what, "crop or pad them to a size that it accepts")
+        with torch.inference_mode(), reporting_own_errors(spec, advice):
+            task_logits(network, _blank(1, slices, tile), config.training.task)
 
 
 def describe_plan(plan: Plan) -> tuple[str, ...]:
@@ -262,7 +250,6 @@ def describe_plan(plan: Plan) -> tuple[str, ...]:
         f"data: {_splits(data)}; {config.data.classes} classes",
         *(f"{at}: missing slices {describe_missing_numbers(gap)}" for at, gap in gaps.items() if gap),
         _training_line(plan),
-        *_test_lines(plan),
     )
 
 
@@ -302,14 +289,3 @@ def _training_line(plan: Plan) -> str:
     crops = f"{options.batch} crops of {options.crop[0]} x {options.crop[1]}"
     precision = str(machine.dtype).removeprefix("torch.")
     return f"training: {options.steps} steps of {crops}, {precision} on {where}, seed {plan.config.seed}"
-
-
-def _test_lines(plan: Plan) -> list[str]:
-    """Announce the stress test, which may take longer than a short training."""
-    slices = stressed_slices(plan.data.test, plan.config)
-    if not slices:
-        return []
-    more = slices * (len(Disturbances(plan.config.model.slices)) - 1)
-    return [
-        f"test: with {more} more windows that lack slices or are disturbed; training.stress: false leaves them out"
-    ]

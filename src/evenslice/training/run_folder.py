@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zipfile
 from contextlib import suppress
 from itertools import zip_longest
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Required,  # pydantic needs this one before Python 3.12
-    TypeAlias,
-)
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from typing_extensions import TypedDict
 
@@ -34,17 +28,15 @@ from evenslice._core import (
     remove_leftovers,
     staged_file,
     to_yaml,
-    without_secrets,
 )
 from evenslice.networks import read_metadata
-from evenslice.training.config import TrainConfig
-from evenslice.training.data import SPLITS, DataPart
+from evenslice.training.config import SPLITS, TrainConfig
 
 with needs_extra("train", "a training run"):
     from pydantic import TypeAdapter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -54,45 +46,31 @@ FILES = (
 )
 """Names of the files of a run that are written beside their final names."""
 
-RESULT_SCORES = {
-    "segmentation": ("dice", "iou"),
-    "classification": ("accuracy", "balanced_accuracy", "macro_f1"),
-}
-"""The scores of each task that every ``result.json`` has, None without test volumes."""
+
+class DataPart(TypedDict):
+    """A part of a data set: its shape (z, y, x), the voxel values of 0 and 1, and the fingerprints of its files."""
+
+    name: str
+    shape: list[int]
+    intensity: list[float]
+    image: str
+    labels: str
+
 
 DataParts: TypeAlias = dict[str, list[DataPart]]
 
 
-class _ClassScores(TypedDict):
-    """A score by class, and its mean, in segmentations without the background; None where undefined."""
-
-    mean: float | None
-    per_class: list[float | None]
-
-
-class _Result(TypedDict, total=False):
+class _Result(TypedDict):
     """What is read back of ``result.json``; ``train`` says what else is in it."""
 
-    accuracy: float | None
-    balanced_accuracy: _ClassScores | None
-    macro_f1: _ClassScores | None
-    dice: _ClassScores | None
-    iou: _ClassScores | None
-    stress: dict[str, Any] | None
-    validation: Required[dict[str, float] | None]
-    bias: Required[dict[str, float | None] | None]
-    steps: Required[int]
-    seconds: Required[float]
-    data: Required[DataParts]
+    validation: dict[str, float] | None
+    bias: dict[str, float | None] | None
+    steps: int
+    seconds: float
+    data: DataParts
 
 
 _RESULT, _DATA = TypeAdapter(_Result), TypeAdapter(DataParts)
-
-_MOVABLE = {
-    "data.root",
-    *(f"training.{name}" for name in ("accelerator", "workers", "tensorboard", "mlflow", "stress")),
-}
-"""Options that may change when a run is resumed: where it runs, and what else it logs and tests, not its network."""
 
 
 class RunFolder:
@@ -155,20 +133,17 @@ class RunFolder:
         remedy = f"delete it and run train with {option('resume')}, which tests the network again"
         with reading(self.result, "a run", remedy):
             document = read_json(self.result)
-            task = "classification" if "accuracy" in document else "segmentation"
-            if missing := [name for name in RESULT_SCORES[task] if name not in document]:
-                raise ValueError(f"it has no {missing[0]}")
             _RESULT.validate_python(document)
         return document
 
-    def tested_data(self) -> set[str]:
-        """Return the fingerprints of the files with which the network was trained and tested, as ``result.json`` says.
+    def tested_data(self) -> list[str]:
+        """Return the fingerprints, in order, of the files with which the network was trained and tested.
 
         Raises:
             ConfigError: it is missing or damaged.
         """
         parts = [part for parts in self.read_result()["data"].values() for part in parts]
-        return {part[kind] for part in parts for kind in ("image", "labels")}
+        return sorted({part[kind] for part in parts for kind in ("image", "labels")})
 
     def read_metrics(self) -> list[dict[str, float]]:
         """Return the rows of the log, each with its ``step`` and the values logged there.
@@ -225,36 +200,22 @@ class RunFolder:
                 been edited since.
         """
         left = [file for file in (self.result, self.network, self.last, self.best) if file.exists()]
-        if not self.config.exists():
-            if left:
-                raise OutputError(
-                    f"{left[0]}: belongs to a run whose config.yaml is missing; remove it, or choose another folder"
-                )
-            self._check_own(self.metrics, self.data)
-            return False
         if not left:
-            self._check_own(self.config, self.data)
+            self._check_own()
+            return False
+        if not self.config.exists():
+            raise OutputError(
+                f"{left[0]}: belongs to a run whose config.yaml is missing; remove it, or choose another folder"
+            )
         if not resume:
             raise OutputError(
                 f"{self.path}: already holds a run; resume it with {option('resume')}, or choose another folder"
             )
-        if not left:
-            return False
-        for file, stated in self._stated():
-            refuse_changed(stated, config, file)
+        refuse_changed(load_config(self.config, TrainConfig).option_hashes(), config, self.config)
+        with suppress(ModelError, *UNREADABLE):  # missing or damaged, or written before 0.3
+            stated = dict(json.loads(read_metadata(self.network) or "{}")["run"])
+            refuse_changed(stated, config, self.network)  # as config.yaml may have been edited since
         return True
-
-    def _stated(self) -> Iterator[tuple[Path, Mapping[str, str]]]:
-        """Yield what the files of the run say about the options that it began with, as ``option_hashes`` does.
-
-        ``config.yaml`` says all, but may have been edited since.
-        """
-        yield self.config, option_hashes(load_config(self.config, TrainConfig).model_dump(mode="json"))
-        if self.result.exists():
-            yield self.result, option_hashes(self.read_result().get("config", {}))
-        for file in (self.network, self.best):
-            with suppress(ModelError, *UNREADABLE):  # missing or damaged, or written before 0.3
-                yield file, dict(json.loads(read_metadata(file) or "{}")["run"])
 
     def check_data(self, now: DataParts) -> None:
         """Check that the data are those with which the run began.
@@ -291,12 +252,12 @@ class RunFolder:
         }
         return {file for file, read in readers.items() if file.exists() and _is_damaged(file, read)}
 
-    def _check_own(self, *files: Path) -> None:
+    def _check_own(self) -> None:
         """Check that files, if there are any, were written by a run that had not reached its first checkpoint.
 
         Such a run writes ``data.json`` first, which says more than its name and suffix.
         """
-        found = [file for file in files if file.exists()]
+        found = [file for file in (self.config, self.metrics, self.data) if file.exists()]
         try:
             if found:
                 self.read_data()
@@ -307,13 +268,10 @@ class RunFolder:
 
 
 def _is_damaged(file: Path, read: Callable[[Path], object]) -> bool:
-    try:
+    with suppress(EvensliceError, *UNREADABLE):
         read(file)
-    except EvensliceError:
-        return True
-    except UNREADABLE:
-        return True
-    return False
+        return False
+    return True
 
 
 def check_archive(path: Path) -> None:
@@ -334,51 +292,12 @@ def _write(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
-def flat_options(config: TrainConfig) -> dict[str, Any]:
-    """Return the options that may not change when a run is resumed, as plain values by their dotted names.
-
-    Example:
-        >>> pair = {"image": "image.tif", "labels": "labels.tif"}
-        >>> options = flat_options(TrainConfig.model_validate({"data": {"train": [pair]}, "seed": 3}))
-        >>> options["seed"], options["training.steps"], "training.workers" in options
-        (3, 2000, False)
-    """
-    flat = _flat(config.model_dump(mode="json"))
-    return {name: value for name, value in flat.items() if name not in _MOVABLE}
-
-
-def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value}
-    return flat
-
-
-def option_hashes(values: Mapping[str, Any]) -> dict[str, str]:
-    """Return a hash of each option that may not change when a run is resumed, by its dotted name.
-
-    Hashes, as a network is given away, and the paths of the machine that it was trained on need not be.
-
-    Args:
-        values: a configuration, as plain values.
-
-    Example:
-        >>> option_hashes({"seed": 0, "training": {"stress": True}})
-        {'seed': '5feceb66'}
-    """
-    return {
-        name: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
-        for name, value in _flat(without_secrets(dict(values))).items()
-        if name not in _MOVABLE
-    }
-
-
 def refuse_changed(stated: Mapping[str, str], config: TrainConfig, file: Path) -> None:
-    """Raise ConfigError if options are not those with which a run began, as ``option_hashes`` stated them in a file of it.
+    """Raise ConfigError if options are not those with which a run began, as their hashes in a file of it say.
 
     Those that only one version of evenslice has do not differ.
     """
-    now = option_hashes(config.model_dump(mode="json"))
+    now = config.option_hashes()
     if changed := sorted(name for name in stated.keys() & now.keys() if stated[name] != now[name]):
         raise ConfigError(
             f"{', '.join(changed)}: changed since the run began, as {file} says; resume it as it began, or start a new run "

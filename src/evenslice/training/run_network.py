@@ -1,25 +1,23 @@
 """The network of a training run, and how it reads volumes; or any other network, for commands that take either.
 
-segmenter = load_segmenter(Path("run"))
+segmenter = find_network(Path("run")).load()
 evenslice.segment(segmenter, "brain.nii.gz", "labels.tif")
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import ConfigError, load_config, option
-from evenslice.inference import Segmenter, open_segmenter, stated_reading
+from evenslice.inference import Segmenter, stated_reading
 from evenslice.networks import parse_specification
 from evenslice.neutralizing import load_network
 from evenslice.volumes import Reading
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
-
-    from evenslice.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -32,6 +30,7 @@ class NetworkSource:
         reading: as its run or its file says, unless the user does; None if neither does.
         crop: the size (y, x) of windows that it is asked about: that of the crops of a classifier, else None.
         task: what the run trained it for.
+        run: the folder of the run, if it comes from one.
     """
 
     spec: str
@@ -39,52 +38,23 @@ class NetworkSource:
     reading: Reading | None
     crop: tuple[int, int] | None
     task: str = "segmentation"
+    run: Path | None = None
 
+    def load(self, symmetrize: str | None = None) -> Segmenter:
+        """Load the network, averaged over each window and its mirror where ``symmetrize`` says.
 
-def load_segmenter(
-    run: Path | None = None,
-    spec: str | None = None,
-    weights: str | None = None,
-    *,
-    slices: int | None = None,
-    classes: int | None = None,
-    mean: float | Sequence[float] | None = None,
-    std: float | Sequence[float] | None = None,
-    symmetrize: str | None = None,
-    reading: Mapping[str, Any] | None = None,
-) -> Segmenter:
-    """Load the network of a training run, or any other.
-
-    Args:
-        run: see ``find_network``.
-        spec: likewise; or "onnx".
-        weights: likewise; or the ONNX file.
-        slices: as for ``open_segmenter``, and not with a run, which determines it.
-        classes: likewise.
-        mean: likewise.
-        std: likewise.
-        symmetrize: as for ``open_segmenter``.
-        reading: options of ``Reading`` by name, which change what is stated.
-
-    Raises:
-        ConfigError: see ``find_network``; or an option is given that the run, or the ONNX file, determines.
-        ModelError: the network cannot be loaded.
-    """
-    built: dict[str, Any] = {"slices": slices, "classes": classes, "mean": mean, "std": std}
-    if run is None:
-        found = _given_network(spec, weights)
-        return open_segmenter(*found, **built, symmetrize=symmetrize, reading=reading)
-    network = find_network(run, spec, weights, reading=reading, fixed=built)
-    model, record, source = load_network(network.spec, network.weights, symmetrize=symmetrize)
-    return Segmenter(
-        model, record.slices, network.reading or Reading(), source, run, network.task, network.crop
-    )
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        model, record, source = load_network(self.spec, self.weights, symmetrize=symmetrize)
+        reading = self.reading or Reading()
+        return Segmenter(model, record.slices, reading, source, self.run, self.task, self.crop)
 
 
 def find_network(
     run: Path | None,
-    spec: str | None,
-    weights: str | None,
+    spec: str | None = None,
+    weights: str | None = None,
     *,
     reading: Mapping[str, Any] | None = None,
     fixed: Mapping[str, Any] | None = None,
@@ -106,7 +76,10 @@ def find_network(
     """
     given = {name: value for name, value in (reading or {}).items() if value is not None}
     if run is None:
-        spec, weights = _given_network(spec, weights)
+        if spec is None or weights is None:
+            raise ConfigError(
+                f"no network given; give {option('run')}, or {option('model')} and {option('weights')}"
+            )
         stated, crop = stated_reading(spec, weights)
         read = (stated or Reading()).with_given(given) if given else stated
         return NetworkSource(spec, weights, read, crop)
@@ -117,18 +90,13 @@ def find_network(
     from evenslice.training.run_folder import RunFolder
 
     files = RunFolder(run)
-    if not files.config.exists():
-        raise ConfigError(
-            f"{run}: holds no run of `evenslice train`, whose config.yaml says how its network reads volumes; name one, or "
-            "restore the file"
-        )
-    config = load_config(files.config, TrainConfig)
-    own, training = config.model.spec, config.training
-    if not files.network.exists():
+    if not (files.config.exists() and files.network.exists()):
         raise ConfigError(
             f"{run}: holds no finished run of `evenslice train`; name one, or finish it with `evenslice train --out {run} "
             "--resume`"
         )
+    config = load_config(files.config, TrainConfig)
+    own, training = config.model.spec, config.training
     if parse_specification(own).library:
         _refuse_determined(run, {"model": spec})
     elif spec != own:
@@ -136,31 +104,8 @@ def find_network(
             f"{run}: its network comes from the function {own}; if you trust its module, give "
             f"{option('model', own)} as well"
         )
-    read = reading_of(config).with_given(given)
-    return NetworkSource(own, str(files.network), read, training.asked_size, training.task)
-
-
-def reading_of(config: TrainConfig) -> Reading:
-    """Return how the network of a configuration reads volumes; sigmoids of several classes let these overlap."""
-    data, sigmoids = config.data, config.training.loss == "dice_bce"
-    return Reading(
-        step=config.model.step,
-        plane=data.plane,
-        intensity=data.intensity,
-        fill=data.fill,
-        **asdict(data.label_options),
-        overlapping=None if sigmoids and data.classes <= 2 else sigmoids,
-    )
-
-
-def _given_network(spec: str | None, weights: str | None) -> tuple[str, str]:
-    """Return a specification and weights, of which neither may be missing."""
-    missing = [name for name, value in (("model", spec), ("weights", weights)) if value is None]
-    if spec is None or weights is None:
-        needed = f"{option('run')}, or {option('model')} and {option('weights')}"
-        what = "no network given" if len(missing) == 2 else f"{option(missing[0])} is missing"
-        raise ConfigError(f"{what}; give {needed}")
-    return spec, weights
+    read = config.reading.with_given(given)
+    return NetworkSource(own, str(files.network), read, training.asked_size, training.task, run)
 
 
 def _refuse_determined(run: Path, given: dict[str, Any]) -> None:

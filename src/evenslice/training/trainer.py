@@ -11,7 +11,6 @@ and the number of the step: an interrupted run resumes from its last checkpoint 
 from __future__ import annotations
 
 import datetime as dt
-import io
 import logging
 import math
 import pickle
@@ -38,7 +37,6 @@ from evenslice._core import (
     VolumeError,
     as_config,
     check_callable,
-    load_config,
     local_path,
     needs_extra,
     package_versions,
@@ -51,10 +49,10 @@ from evenslice.networks import keep_generators, parse_specification
 from evenslice.neutralizing import load_network, record_of, save_network
 from evenslice.results import MAIN_SCORES
 from evenslice.training.config import TrainConfig
-from evenslice.training.data import fingerprints, open_data
+from evenslice.training.crops import CentredCrops, CropDataset
+from evenslice.training.data import open_data
 from evenslice.training.lightning_parts import (
     AsymmetryMonitor,
-    CropData,
     CsvLog,
     Interruption,
     KeepBest,
@@ -69,14 +67,7 @@ from evenslice.training.lightning_parts import (
     kept_validation,
 )
 from evenslice.training.plan import Plan, at_model, describe_plan, find_machine, resolve
-from evenslice.training.run_folder import (
-    RESULT_SCORES,
-    RunFolder,
-    check_archive,
-    option_hashes,
-    refuse_changed,
-)
-from evenslice.training.run_network import reading_of
+from evenslice.training.run_folder import RunFolder, check_archive
 from evenslice.training.tasks import final_scores, validation_score
 from evenslice.volumes import WindowGrid
 
@@ -84,7 +75,6 @@ with needs_extra("train", "training"):
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
     from lightning.fabric.utilities.warnings import PossibleUserWarning
     from lightning.pytorch import Callback, Trainer
-    from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 if TYPE_CHECKING:
     import os
@@ -96,9 +86,14 @@ if TYPE_CHECKING:
     from evenslice.training.config import ModelConfig
     from evenslice.volumes import LabelledVolume
 
+RESULT_SCORES = {
+    "segmentation": ("dice", "iou"),
+    "classification": ("accuracy", "balanced_accuracy", "macro_f1"),
+}
+"""The scores of each task that every ``result.json`` has, None without test volumes."""
+
 PACKAGES = ("evenslice", "torch", "lightning", "monai", "numpy", "timm", "segmentation-models-pytorch")
 
-OPTIONS = "evenslice_options"  # with which the run of a checkpoint began
 MONITORED = 8  # windows shown to the monitor
 PRECISIONS: dict[torch.dtype, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
     torch.float32: "32-true",
@@ -219,24 +214,18 @@ def train(
                 return {}  # the first process alone has one
             return _tested(plan, run, run.read_metrics(), command, progress)
         except KeyboardInterrupt as error:
-            raise TrainingInterrupted(interruption.signal or signal.SIGINT, interruption.reached) from error
+            number = interruption.signal or signal.SIGINT
+            raise TrainingInterrupted(number, interruption.reached, told=not first) from error
 
 
 def _finished(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
     """Return the result of a finished run, after a check that it is one of the configuration and its data as they are now.
 
     Raises:
-        ConfigError: another test was asked for, or the data have changed.
+        ConfigError: the data have changed.
     """
-    before, now = load_config(run.config, TrainConfig).training.stress, config.training.stress
-    if before != now:
-        raise ConfigError(
-            f"training.stress: {str(now).lower()}: the run in {run.path} is finished, and was tested "
-            f"{'with' if before else 'without'} it; give training.stress: {str(before).lower()}, or remove {run.result} "
-            "to test its network again"
-        )
     with suppress(VolumeError):  # the files are gone, but the results on them remain valid
-        if fingerprints(config.data) != run.tested_data():
+        if config.data.fingerprints() != run.tested_data():
             raise ConfigError(
                 f"data: the files are not those on which the run in {run.path} was trained and tested; restore them, or "
                 "start a new run in another folder"
@@ -262,15 +251,25 @@ def fit(plan: Plan, run: RunFolder, *, interruption: Interruption, progress: boo
     convert_conv2d_weight_memory_format(network.train(), torch.channels_last)
     if device.type == "cpu":
         keep_depthwise_exact(network)
-    module = TrainingModule(network, config)
-    scaling = (plan.record.mean, plan.record.std)
-    crops = CropData(config, plan.data.train, scaling, pin=device.type == "cuda")
+    kind = CentredCrops if config.training.task == "classification" else CropDataset
+    crops = kind(
+        plan.data.train,
+        slices=config.model.slices,
+        step=config.model.step,
+        crop=config.training.crop,
+        length=config.training.steps * config.training.batch,
+        foreground=config.training.foreground,
+        augmentation=config.augmentation,
+        scaling=(plan.record.mean, plan.record.std),
+        seed=config.seed,
+    )
+    module = TrainingModule(network, config, crops)
     # All GPUs, whose generators are asked for without starting others; or the CPU.
     of_gpus = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
     generators = of_gpus if device.type == "cuda" else [device]
     with interruption.deferred(), _quiet(), keep_generators(generators):
         trainer = _make_trainer(plan, run, interruption, progress)
-        _run_trainer(trainer, module, crops, run.last if run.last.exists() else None)
+        _run_trainer(trainer, module, run.last if run.last.exists() else None)
         if trainer.is_global_zero:
             if config.training.keeps_best and run.best.exists():  # unless no validation had a score
                 with staged_file(run.network) as beside:
@@ -285,8 +284,8 @@ def _save(plan: Plan, network: nn.Module, path: Path) -> None:
         path,
         record=plan.record,
         source=plan.source,
-        reading=reading_of(plan.config),
-        run=option_hashes(plan.config.model_dump(mode="json")),
+        reading=plan.config.reading,
+        run=plan.config.option_hashes(),
         force=True,
     )
 
@@ -309,7 +308,6 @@ def _make_trainer(plan: Plan, run: RunFolder, interruption: Interruption, progre
         callbacks=[*_callbacks(plan, run, log, progress), interruption],
         # Lightning would resume a job requeued by SLURM in the middle of an epoch; ``resume`` does better.
         plugins=[
-            _CheckpointFiles(config),
             *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else ()),
             *([SynchronizedNorms()] if several else ()),
         ],
@@ -331,9 +329,10 @@ def _callbacks(plan: Plan, run: RunFolder, log: CsvLog, progress: bool | None) -
         yield KeepBest(
             partial(validation_score, parts=data.validation, config=config),
             lambda network: _save(plan, network, run.best),
+            run.best if options.keeps_best else None,
             options.patience,
-            score,
-            partial(_require_best, run, config.model.spec) if options.keeps_best else lambda: None,
+            log,
+            f"validation_{score}",
         )
 
 
@@ -357,18 +356,7 @@ def fixed_windows(
     return torch.from_numpy(np.stack([grid.read(*place) for grid, place in chosen]))
 
 
-def _require_best(run: RunFolder, spec: str) -> None:
-    """Raise OutputError if the best network so far is missing or damaged, which training would go on without."""
-    try:
-        load_network(spec, str(run.best))
-    except ModelError as error:
-        raise OutputError(
-            f"{run.best}: is lost ({str(error).removeprefix(f'{run.best}: ')}), and with it the best network so far; copy it "
-            f"back, or remove {run.last} to train anew"
-        ) from error
-
-
-def _run_trainer(trainer: Trainer, module: TrainingModule, crops: CropData, checkpoint: Path | None) -> None:
+def _run_trainer(trainer: Trainer, module: TrainingModule, checkpoint: Path | None) -> None:
     """Run a trainer, preserving a keyboard interrupt, at which Lightning would exit the process.
 
     Raises:
@@ -378,7 +366,9 @@ def _run_trainer(trainer: Trainer, module: TrainingModule, crops: CropData, chec
     """
     handler = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(module, crops, ckpt_path=checkpoint, weights_only=True)
+        if checkpoint is not None:
+            check_archive(checkpoint)
+        trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as error:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, handler)
@@ -402,53 +392,6 @@ def _run_trainer(trainer: Trainer, module: TrainingModule, crops: CropData, chec
         if checkpoint is None or module.started:
             raise
         raise _unusable(checkpoint, error) from error
-
-
-class _CheckpointFiles(TorchCheckpointIO):
-    """Writes and reads the checkpoints of a run; a killed process or a full disk leaves the previous one.
-
-    A checkpoint may come from anyone, and is read without running any code in it. Lightning's own way copies from the
-    folder for temporary files, if that is on another file system.
-    """
-
-    def __init__(self, config: TrainConfig) -> None:
-        super().__init__()
-        self._config = config
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
-    ) -> None:
-        """Write a checkpoint beside its name and rename it.
-
-        Raises:
-            OutputError: it cannot be written.
-        """
-        del storage_options  # of remote stores
-        buffer = io.BytesIO()
-        torch.save(checkpoint | {OPTIONS: option_hashes(self._config.model_dump(mode="json"))}, buffer)
-        with staged_file(path, force=True) as beside:
-            beside.write_bytes(buffer.getbuffer())
-
-    def load_checkpoint(
-        self,
-        path: str | os.PathLike[str],
-        map_location: Any = lambda storage, _: storage,
-        weights_only: bool | None = True,
-    ) -> dict[str, Any]:
-        """Read a checkpoint; only plain values and tensors are, whatever ``weights_only`` says.
-
-        Raises:
-            ConfigError: it is damaged, or one of a run with other options.
-        """
-        del weights_only
-        try:
-            check_archive(Path(path))
-            found: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
-            stated = found.get(OPTIONS, {})
-        except Exception as error:  # what is unpickled may raise anything
-            raise _unusable(Path(path), error) from error
-        refuse_changed(stated, self._config, Path(path))
-        return found
 
 
 def _unusable(path: Path, error: BaseException) -> ConfigError:
@@ -487,12 +430,7 @@ def _tested(
         ModelError: the file of the network is damaged.
     """
     config, machine, tested = plan.config, plan.machine, plan.data.test
-    try:
-        network = load_network(config.model.spec, str(run.network)).model
-    except ModelError as error:
-        raise ModelError(
-            f"{error}; restore it, or delete it and resume the run, which writes it again from its checkpoint"
-        ) from error
+    network = load_network(config.model.spec, str(run.network)).model
     scores = {**dict.fromkeys(RESULT_SCORES[config.training.task]), "stress": None}
     if tested:
         scores = final_scores(network, tested, config, device=machine.device.type, progress=progress)
