@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from evenslice.results import Questions
-    from evenslice.results.verdicts import Evidence, Key
+    from evenslice.results.verdicts import Decision, Evidence, Questions
 
 MOBILE = "smp:Unet/tu-mobilenetv1_100?pad_type=same&bn_eps=1e-3"
 VGG = "smp:Unet/vgg16"
@@ -144,7 +143,7 @@ class Census:
         measured = measured.at(order)
         return cls(measured, ask(measured, len(measured), Tolerances()))
 
-    def figures(self) -> dict[tuple[str, Key], float]:
+    def figures(self) -> dict[tuple[str, Decision], float]:
         """Return the exact figures."""
         return {(item.question, key): value for item, key, value in _figures(self.truth)}
 
@@ -159,7 +158,7 @@ def _order(total: int, seed: int) -> NDArray[np.int64]:
     return np.array([spread_index(number, total, seed) for number in range(most)], dtype=np.int64)
 
 
-def _figures(found: Questions) -> Iterator[tuple[Evidence, Key, float]]:
+def _figures(found: Questions) -> Iterator[tuple[Evidence, Decision, float]]:
     for item in found.evidence:
         for key, value, judged in zip(item.keys, item.estimate, item.judged, strict=True):
             if judged:
@@ -172,7 +171,7 @@ def coverage(census: Census, audits: int) -> dict[str, Any]:
     for size in SIZES:
         if size >= len(census.measured):
             continue
-        held: dict[tuple[str, Key], list[tuple[bool, float, float]]] = defaultdict(list)
+        held: dict[tuple[str, Decision], list[tuple[bool, float, float]]] = defaultdict(list)
         for seed in range(audits):
             for item in ask(census.sample(size, seed), len(census.measured), Tolerances()).evidence:
                 low, high = item.bounds()
@@ -271,7 +270,7 @@ def at_tolerance(census: Census, audits: int) -> dict[str, Any]:
     return {name: count / audits for name, count in counts.items()}
 
 
-def _name(key: Key) -> str:
+def _name(key: Decision) -> str:
     of = "all" if key.class_number is None else f"class {key.class_number}"
     return of if key.offset is None else f"{of}, pair {key.offset}"
 

@@ -17,11 +17,10 @@ import pytest
 import torch
 from commands import run_command
 from safetensors.torch import save_file
-from synthetic import PRETRAINED, UNIFORM, make_audit
+from synthetic import PRETRAINED, UNIFORM, make_audit, save_audits
 from synthetic_study import make_study
 
 from evenslice import EvensliceError, load_audits, load_network, save_network
-from evenslice.results import save_audits
 from evenslice.training import RunFolder, load_segmenter
 
 pytestmark = pytest.mark.attack

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evenslice.results.stress import StressCounts, summarize_stress
+from evenslice.results import Stress
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,8 +39,10 @@ def organ(slices: int, inside: int) -> Floats:
     return np.asarray(AREA * np.maximum(0.0, 1 - place**2))
 
 
-def counts(generator: np.random.Generator, areas: Floats, correlation: float) -> StressCounts:
-    """Return what a stress test with one kind of disturbance at one distance counts."""
+def counts(
+    generator: np.random.Generator, areas: Floats, correlation: float
+) -> tuple[NDArray[np.int64], ...]:
+    """Return volume, hits and sizes of a stress test with one kind of disturbance at one distance."""
     whole = np.round(areas).astype(np.int64)
     lost = [
         np.minimum(
@@ -53,9 +55,8 @@ def counts(generator: np.random.Generator, areas: Floats, correlation: float) ->
     background = np.full_like(hits, 10**6)
     # What is missing is taken for background, and as much background for foreground: Dice is the part that is kept.
     sizes = np.repeat(2 * whole[:, None], hits.shape[1], axis=1)
-    return StressCounts(
+    return (
         np.zeros(len(areas), np.int64),
-        np.arange(len(areas)),
         np.stack([background, hits], axis=2),
         np.stack([2 * background, sizes], axis=2),
     )
@@ -74,10 +75,9 @@ def coverage(slices: int, correlation: float, runs: int, inside: int) -> tuple[f
     held = np.zeros(2)
     for run in range(runs):
         whole = counts(generator, organ(EVERY * slices, EVERY * inside), correlation)
-        read = StressCounts(*(part[run % EVERY :: EVERY] for part in whole))
+        read = [part[run % EVERY :: EVERY] for part in whole]
         loss, truth = (
-            summarize_stress(part, [("missing", 1)], reference="labels", noise=0, shift=0).losses[0]
-            for part in (read, whole)
+            Stress.of_counts(*part, [("missing", 1)], reference="labels").losses[0] for part in (read, whole)
         )
         held += (
             loss.before.loss.low <= truth.before.loss.estimate <= loss.before.loss.high,

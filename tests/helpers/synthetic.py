@@ -11,12 +11,13 @@ from scipy import ndimage
 
 from evenslice import Audit
 from evenslice.networks.inputs import StemKernels
-from evenslice.results.audits import AuditedVolume, AuditRun, ExampleWindows, StemShape
+from evenslice.results.audits import AuditedVolume, AuditRun, ExampleWindows
 from evenslice.results.measurements import Measurements
 from evenslice.results.verdicts import summarize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 PRETRAINED = (0.26, 0.56, 0.18)
 UNIFORM = (1 / 3, 1 / 3, 1 / 3)
@@ -85,7 +86,6 @@ def make_audit(
             RUN,
             strategy=name,
             slices=len(shares),
-            stems=tuple(StemShape(item.name, item.after.shape) for item in kernels),
             **{"windows_available": 1683 * volumes, "volumes": of, **(run or {})},
         ),
     )
@@ -172,3 +172,9 @@ def _kernels(name: str, shares: Sequence[float]) -> StemKernels:
 def with_statistics(audit: Audit, **changes: Any) -> Audit:
     """Return an audit with other statistics."""
     return replace(audit, statistics=replace(audit.statistics, **changes))
+
+
+def save_audits(audits: Sequence[Audit], folder: Path) -> None:
+    """Write audits into a folder as commands do."""
+    for index, audit in enumerate(audits):
+        audit.save(folder / (f"audit.{index}-more.json" if index else "audit.json"))

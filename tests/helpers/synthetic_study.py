@@ -13,14 +13,12 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from evenslice._core.files import json_text
-from evenslice.results.audits import SALIENCY_PERCENTILES
-from evenslice.results.comparisons import METRICS, pool_runs, summarize_runs
+from evenslice.results import METRICS, StudySummary
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from evenslice.results.comparisons import Primary
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -46,7 +44,7 @@ def make_study(  # one for each choice
     folds: Sequence[int] = (0,),
     slices: int = 3,
     baseline: str = "pretrained",
-    primary: Primary | None = None,
+    primary: tuple[str, str, float] | None = None,
     failed: Sequence[Mapping[str, Any]] = (),
     size: int = 96,
 ) -> Path:
@@ -62,18 +60,10 @@ def make_study(  # one for each choice
                 record = _record(labels, key, bias, gain, slices, random)
                 _write_run(folder / "runs" / f"run-{seed}-{key}", record, bias, slices, size, random)
                 records.append(record)
-    summary = {
-        "format": 1,
-        "planned": len(records) + len(failed),
-        "finished": len(records),
-        "failed": list(failed),
-        "baseline": baseline,
-        "definitions": 2,
-        "comparisons": [item.to_dict() for item in summarize_runs(records, baseline=baseline, margin=0.01)],
-        "pooled": [
-            item.to_dict() for item in pool_runs(records, baseline=baseline, margin=0.01, primary=primary)
-        ],
-    }
+    planned = len(records) + len(failed)
+    summary = StudySummary.of_runs(
+        records, failed, planned=planned, baseline=baseline, margin=0.01, primary=primary
+    ).to_dict()
     (folder / "summary.json").write_text(json_text(summary), encoding="utf-8")
     (folder / "config.yaml").write_text("seeds: [0, 1, 2]\nslices: 3\ntraining:\n  steps: 300\n")
     _write_table(folder / "results.csv", records, failed)
@@ -146,7 +136,6 @@ def make_shares(bias: float, slices: int) -> Floats:
 
 def _percentiles(shares: Floats) -> Floats:
     spread = np.exp(1.4 * np.array([-2.3, -1.6, -0.7, 0.0, 0.7, 1.6, 2.3]))
-    assert len(spread) == len(SALIENCY_PERCENTILES)
     return np.asarray(len(shares) * shares[:, None] * spread * 0.4)
 
 

@@ -17,9 +17,9 @@ from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit, with_statistics
 import evenslice
 from evenslice.networks.inputs import StemKernels
 from evenslice.report import audit_tables as found, charts, files, formatting, pictures, style
-from evenslice.results import AuditedVolume, AuditRun, Decision, Figure, Interval
+from evenslice.results import AuditedVolume, AuditRun, Interval
 from evenslice.results.stress import BriefLoss, StressSummary
-from evenslice.results.verdicts import AnswerChange, Mismatch
+from evenslice.results.verdicts import AnswerChange, Decision, Figure, Mismatch
 
 NAN = Interval(float("nan"), float("nan"), float("nan"))
 LEANING = Figure(-0.2, -0.21, -0.19, state="beyond")

@@ -12,7 +12,7 @@ from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit
 from synthetic_study import make_study
 
 from evenslice.report import write_report, write_study_report
-from evenslice.results import load_study
+from evenslice.results import StudyResults
 
 pytestmark = pytest.mark.browser
 
@@ -36,7 +36,7 @@ def reports(tmp_path_factory):
     study = make_study(folder / "study", comparisons=comparisons, seeds=(0, 1), failed=[FAILED])
     return {
         "audit": write_report(audits, folder / "audit.html"),
-        "study": write_study_report(load_study(study), study / "report.html"),
+        "study": write_study_report(StudyResults.load(study), study / "report.html"),
         "survey": make_survey().to_html(folder / "survey.html"),
     }
 

@@ -10,24 +10,23 @@ from hypothesis import given, strategies as st
 from scipy import stats
 
 from evenslice._core import json_text
+from evenslice.results import StudySummary
 from evenslice.results.comparisons import (
     METRICS,
     POOLED,
-    Primary,
     bias_removed,
     metric_bounds,
     pool_runs,
     summarize_runs,
 )
 from evenslice.results.intervals import holm, pool_means, student_interval
-from evenslice.results.studies import read_comparisons, read_pooled
 
 VALUES = st.lists(st.floats(0.5, 0.9), min_size=2, max_size=6).filter(lambda found: np.std(found) > 1e-3)
 EFFECTS = {"pretrained": 0.0, "better": 0.02, "same": 0.0, "worse": -0.03}
 
 
 def row(arm, seed, *, dataset="em", architecture="net", bias=0.0, **figures):
-    labels = {"dataset": dataset, "architecture": architecture, "arm": arm, "seed": seed}
+    labels = {"dataset": dataset, "architecture": architecture, "arm": arm, "seed": seed, "verdict": "biased"}
     biases = {"absolute_bias": abs(bias), "largest_bias": abs(bias), "directional_bias": bias}
     return {**labels, "shares": [0.3, 0.4, 0.3], **biases, **figures}
 
@@ -240,9 +239,9 @@ def test_the_fold_is_the_replicate_where_there_are_folds():
     assert astuple(arm.metrics["dice"]) == pytest.approx(
         astuple(student_interval([0.71, 0.80, 0.91], (0, 1)))
     )
-    assert (found.unit, found.replicates(arm), arm.seeds, arm.folds) == ("fold", 3, (0, 1), (0, 1, 2))
+    assert (found.unit, found.few_replicates, arm.seeds, arm.folds) == ("fold", False, (0, 1), (0, 1, 2))
     one_fold = summarize(runs[:2])[0]
-    assert (one_fold.unit, one_fold.replicates(one_fold.arms[0])) == ("seed", 2)
+    assert (one_fold.unit, one_fold.few_replicates) == ("seed", True)
     apart = [runs[0], runs[2] | {"arm": "uniform"}]  # the first runs of an arm may be those of another fold
     assert summarize(apart)[0].unit == "fold"
 
@@ -250,8 +249,8 @@ def test_the_fold_is_the_replicate_where_there_are_folds():
 def test_seeds_do_not_become_replicates_while_only_one_fold_is_done():
     done = [{**run, "folds": 2} for run in rows({"pretrained": 0.0, "uniform": -0.02}, folds=1, noise=0.01)]
     for comparison in summarize(done):
-        assert (comparison.unit, comparison.to_dict()["unit"]) == ("fold", "fold")
-        assert [comparison.replicates(arm) for arm in comparison.arms] == [1, 1]
+        assert comparison.unit == "fold"
+        assert comparison.few_replicates
     for arm in (summarize(done)[0].arms[1], pool(done)[0].arms[1]):
         assert math.isnan(arm.differences["dice"].low)
         assert arm.holds is None
@@ -347,16 +346,16 @@ def test_answer_changes_of_two_kinds_have_no_mean():
 def test_a_summary_says_of_what_its_answers_are():
     runs = with_answers(0.5, 1.6, answer_of="scores")
     runs += with_answers(0.4, 0.9, arm="uniform", answer_of="scores")
-    (found,), (pooled,) = summarize(runs), pool(runs)
-    document = {"format": 1, "planned": 4, "finished": 4, "failed": [], "baseline": "pretrained"}
-    document |= {"comparisons": [found.to_dict()], "pooled": [pooled.to_dict()]}
-    read = json.loads(json_text(document))
-    for part, expected in ((read_comparisons(read)[0], found), (read_pooled(read)[0], pooled)):
+    found = StudySummary.of_runs(runs, [], planned=4, baseline="pretrained", margin=0.01)
+    read = StudySummary.read(json.loads(json_text(found.to_dict())))
+    for part, expected in zip(
+        (*read.comparisons, *read.pooled), (*found.comparisons, *found.pooled), strict=True
+    ):
         for arm, wanted in zip(part.arms, expected.arms, strict=True):
             for name in ("metrics", "differences"):
                 figures, others = getattr(arm, name), getattr(wanted, name)
                 assert figures.get("answer_change") == others.get("answer_change")
-    assert found.arms[0].metrics["answer_change"].high > 1
+    assert found.comparisons[0].arms[0].metrics["answer_change"].high > 1
 
 
 @pytest.mark.parametrize(("classes", "stays"), [(2, True), (3, False)])
@@ -439,7 +438,7 @@ def test_only_what_every_data_set_has_is_pooled():
     ("arm", "holds", "superior"), [("better", True, True), ("same", True, False), ("worse", False, None)]
 )
 def test_the_primary_comparison_is_tested_in_order(arm, holds, superior):
-    (found,) = pool(rows(EFFECTS, noise=0.001), primary=Primary(arm, "net", 0.005))
+    (found,) = pool(rows(EFFECTS, noise=0.001), primary=(arm, "net", 0.005))
     (chosen,) = [item for item in found.arms if item.primary]
     assert (chosen.arm, chosen.margin, chosen.holds, chosen.superior) == (arm, 0.005, holds, superior)
     assert math.isnan(chosen.p_superior) == (superior is None)
@@ -447,13 +446,11 @@ def test_the_primary_comparison_is_tested_in_order(arm, holds, superior):
     others = [item for item in found.arms if item.differences and not item.primary]
     assert [item.margin for item in others] == [0.01, 0.01]
     assert [item.p_adjusted for item in others] == holm([item.p_differs for item in others])
-    (document,) = [item for item in found.to_dict()["arms"] if item["primary"]]
-    assert document["superiority"] == {"p": pytest.approx(chosen.p_superior, nan_ok=True), "holds": superior}
 
 
 def test_the_primary_comparison_has_one_network_and_the_others_are_adjusted_together():
     found = [*rows(EFFECTS, noise=0.01), *rows(EFFECTS, noise=0.01, architecture="other")]
-    pooled = pool(found, primary=Primary("same", "other", 0.005))
+    pooled = pool(found, primary=("same", "other", 0.005))
     assert [[arm.arm for arm in item.arms if arm.primary] for item in pooled] == [[], ["same"]]
     others = [arm for item in pooled for arm in item.arms if arm.differences and not arm.primary]
     assert [arm.p_adjusted for arm in others] == holm([arm.p_differs for arm in others])
@@ -462,7 +459,7 @@ def test_the_primary_comparison_has_one_network_and_the_others_are_adjusted_toge
 
 def test_comparisons_without_a_test_so_far_count_among_the_planned_ones():
     """Else the smallest p would grow with every arm that is finished."""
-    primary = Primary("worse", "net", 0.005)
+    primary = ("worse", "net", 0.005)
     found = [run for run in rows(EFFECTS, noise=0.01) if (run["arm"], run["dataset"]) != ("same", "b")]
     planned = {"architectures": ("net", "other"), "arms": (*EFFECTS, "later")}
     for options, count in (({}, 2), (planned, 7)):  # 4 arms x 2 networks, less the primary one
@@ -477,7 +474,7 @@ def test_an_arm_that_lacks_a_data_set_is_not_tested(lost):
     complete = by_name(pool(found))["uniform"]
     assert (complete.holds, complete.compared) == (True, ("a", "b", "c"))
     fewer = [run for run in found if (run["arm"], run["dataset"]) != (lost, "c")]
-    arms = by_name(pool(fewer, primary=Primary("uniform", "net", 0.005)))
+    arms = by_name(pool(fewer, primary=("uniform", "net", 0.005)))
     uniform = arms["uniform"]
     assert (uniform.holds, uniform.superior, uniform.compared) == (None, None, ("a", "b"))
     assert all(map(math.isnan, (uniform.p, uniform.p_differs)))
@@ -505,7 +502,7 @@ def test_an_arm_that_cannot_be_compared_in_a_fold_is_not_tested(lost):
 
 def test_a_data_set_without_results_is_missed():
     found = rows({"pretrained": 0.0, "uniform": 0.01}, noise=1e-4)
-    options = {"primary": Primary("uniform", "net", 0.005), "datasets": ("a", "b", "c")}
+    options = {"primary": ("uniform", "net", 0.005), "datasets": ("a", "b", "c")}
     (pooled,) = pool(found, **options)
     assert (pooled.datasets, pooled.missing, pooled.title) == (("a", "b"), ("c",), "2 of 3 data sets, net")
     uniform = pooled.arms[1]

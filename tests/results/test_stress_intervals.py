@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 from stress_simulation import counts, coverage, organ
 
-from evenslice.results.stress import StressCounts, summarize_stress
+from evenslice.results import Stress
 
 
 def summarized(found):
-    return summarize_stress(found, [("missing", 1)], reference="labels", noise=0, shift=0).losses[0]
+    return Stress.of_counts(*found, [("missing", 1)], reference="labels").losses[0]
 
 
 def test_slices_without_foreground_say_nothing_about_the_precision():
     found = counts(np.random.default_rng(0), organ(30, 24), 0.0)
-    inside = np.flatnonzero(found.hits[:, 0, 1])
-    alone = StressCounts(*(part[inside] for part in found))
+    inside = np.flatnonzero(found[1][:, 0, 1])
+    alone = [part[inside] for part in found]
     assert len(inside) == 24
     assert summarized(found) == summarized(alone)
 

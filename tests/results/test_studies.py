@@ -19,7 +19,7 @@ from typing_extensions import TypeAliasType
 from evenslice import ConfigError
 from evenslice._core import read_log
 from evenslice.results.documents import from_arrays
-from evenslice.results.studies import is_study, load_study
+from evenslice.results.studies import StudyResults
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +55,13 @@ def change(path, **changes):
 
 
 def test_what_was_written_comes_back(folder):
-    results = load_study(folder)
-    assert results.summary == json.loads((folder / "summary.json").read_text())
+    results = StudyResults.load(folder)
+    assert results.document == json.loads((folder / "summary.json").read_text())
     assert (results.baseline, results.arms) == ("pretrained", tuple(ARMS))
     assert "steps: 300" in results.config
     (comparison,) = results.comparisons
     assert comparison.title == "Lucchi++, EfficientNet-Lite0 U-Net"
-    for arm, written in zip(comparison.arms, results.summary["comparisons"][0]["arms"], strict=True):
+    for arm, written in zip(comparison.arms, results.document["comparisons"][0]["arms"], strict=True):
         assert arm.seeds == (0, 1)
         assert arm.metrics["dice"].low == written["figures"]["dice"]["low"]
         assert [share.estimate for share in arm.shares] == [item["estimate"] for item in written["shares"]]
@@ -76,14 +76,13 @@ def test_what_was_written_comes_back(folder):
 
 
 def test_runs_come_with_their_logs_and_examples(folder):
-    results = load_study(folder)
+    results = StudyResults.load(folder)
     assert [(run.arm, run.seed) for run in results.runs] == [(arm, seed) for arm in ARMS for seed in (0, 1)]
     run = results.runs_of(results.comparisons[0], "pretrained")[1]
     record = json.loads(next(folder.glob(f"runs/*-{rows(folder)[1]['key']}/run.json")).read_text())
     assert (run.metrics["dice"], run.shares) == (record["dice"], tuple(record["shares"]))
     assert math.isnan(run.metrics["variation_of_information"])
-    np.testing.assert_array_equal(run.saliency, record["saliency"])
-    assert (run.verdict, run.windows, run.steps, run.seconds) == ("biased", 96, 300, 330.5)
+    assert run.verdict == "biased"
     curves = run.curves
     assert curves["step"].tolist() == list(range(0, 301, 10))
     assert (np.isfinite(curves["share_-1"]).sum(), math.isnan(curves["loss"][0])) == (7, True)
@@ -99,7 +98,7 @@ def test_only_what_was_finished_is_a_run_and_the_table_names_it(folder):
     for row in table:
         row["arm"] = row["arm"].replace("uniform tied to mirror", "tied")
     write_rows(folder, table)
-    runs = load_study(folder).runs
+    runs = StudyResults.load(folder).runs
     assert len(runs) == 11
     assert {run.arm for run in runs} == {"pretrained", "random", "uniform", "mirror", "center", "tied"}
 
@@ -108,15 +107,11 @@ def test_the_small_files_suffice(folder):
     for pattern in ("config.yaml", "runs/*/result.json", "runs/*/example.npz", "runs/*/log/metrics.csv"):
         for path in folder.glob(pattern):
             path.unlink()
-    for path in folder.glob("runs/*/run.json"):  # of a version that kept no saliency
-        record = json.loads(path.read_text())
-        del record["saliency"]
-        path.write_text(json.dumps(record))
-    results = load_study(folder)
+    results = StudyResults.load(folder)
     assert results.config == ""
     assert len(results.runs) == 12
     for run in results.runs:
-        assert (run.saliency, run.curves, run.example, run.circumstances) == (None, {}, None, {})
+        assert (run.curves, run.example, run.circumstances) == ({}, None, {})
         (missing,) = run.stress.losses  # what run.json has of it
         assert (missing.kind, missing.offset) == ("missing", 1)
         assert run.stress.intact - missing.both == pytest.approx(0.06)
@@ -124,33 +119,32 @@ def test_the_small_files_suffice(folder):
 
 
 def test_runs_that_version_0_2_audited_have_scores_alone_beside_others(folder):
-    assert load_study(folder).definitions == 2
+    assert StudyResults.load(folder).definitions == 2
     old = run_folder(folder) / "run.json"
     change(old, definitions=1)
-    first, second = load_study(folder).runs[:2]
+    first, second = StudyResults.load(folder).runs[:2]
     assert (first.definitions, second.definitions) == (1, 2)
     assert first.metrics["dice"] == json.loads(old.read_text())["dice"]
     assert math.isnan(first.metrics["largest_bias"])
-    assert (first.verdict, first.shares, first.saliency) == ("", (), None)
+    assert (first.verdict, first.shares) == ("", ())
     assert not math.isnan(second.metrics["largest_bias"])
 
 
 def test_a_study_of_version_0_2_is_told_by_its_definitions():
-    found = load_study(Path(__file__).parents[1] / "data" / "written-by-0.2.0" / "study")
+    found = StudyResults.load(Path(__file__).parents[1] / "data" / "written-by-0.2.0" / "study")
     assert found.definitions == 1
     assert {run.definitions for run in found.runs} == {1}
     assert all(run.verdict and run.shares for run in found.runs)
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path):
-    assert not is_study(tmp_path)
     with pytest.raises(ConfigError, match="holds no study; name a folder that"):
-        load_study(tmp_path)
+        StudyResults.load(tmp_path)
 
 
 def refuse(folder, file, reason=""):
     with pytest.raises(ConfigError) as error:
-        load_study(folder)
+        StudyResults.load(folder)
     assert f"{file}: cannot be read as part of a study" in str(error.value)
     assert reason in str(error.value)
     assert "\n" not in str(error.value)
@@ -224,9 +218,6 @@ def test_a_key_cannot_lead_elsewhere(folder, key, reason):
         ({"largest_bias": 1e300}, "largest_bias: 1e"),
         ({"reliance": math.inf}, "reliance: inf"),
         ({"verdict": None}, "verdict: None"),
-        ({"saliency": [[1.0, 2.0]]}, "saliency has shape (1, 2)"),
-        ({"saliency": [[1.0], [2.0, 3.0]]}, "shape"),
-        ({"steps": 2.5}, "steps: 2.5"),
         ({"dice": [1]}, "dice: "),
     ],
 )
@@ -236,9 +227,9 @@ def test_a_wrong_record_is_refused(folder, changes, reason):
 
 
 def test_runs_of_another_study_are_refused(folder):
-    change(run_folder(folder) / "run.json", shares=[0.2] * 5, saliency=None)
+    change(run_folder(folder) / "run.json", shares=[0.2] * 5)
     with pytest.raises(ConfigError, match="differ in their number of slices"):
-        load_study(folder)
+        StudyResults.load(folder)
 
 
 @pytest.mark.slow
@@ -265,7 +256,7 @@ def test_a_log_that_a_training_accepts_is_accepted(folder, count, rest):
     """One has just begun; the other has more rows than any other file of a study, and its last one was cut short."""
     path = run_folder(folder) / "log" / "metrics.csv"
     path.write_text("step,loss\n" + "".join(f"{step},0.5\n" for step in range(count)) + rest)
-    assert len(read_log(path)) == len(load_study(folder).runs[0].curves.get("step", ())) == count
+    assert len(read_log(path)) == len(StudyResults.load(folder).runs[0].curves.get("step", ())) == count
 
 
 PICTURES = ("image", "labels", "predicted")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from commands import run_command
 
-from evenslice.results import load_study
+from evenslice.results import StudyResults
 
 NETWORKS = """
 import torch
@@ -91,7 +91,7 @@ def test_runs_are_listed_with_the_scores_of_their_task(study):
 
 
 def test_a_symmetrized_classifier_has_no_bias(study):
-    results = load_study(study[0])
+    results = StudyResults.load(study[0])
     (comparison,) = results.comparisons
     pretrained, symmetrized, _ = (arm.metrics["largest_bias"].estimate for arm in comparison.arms)
     assert symmetrized < 1e-6
@@ -105,7 +105,7 @@ def test_arms_are_compared_by_balanced_accuracy(study):
     out, _, _ = study
     summary = json.loads((out / "summary.json").read_text())
     assert summary["score"] == "balanced_accuracy"
-    results = load_study(out)
+    results = StudyResults.load(out)
     assert results.score == "balanced_accuracy"
     (comparison,), (pooled,) = results.comparisons, results.pooled
     pretrained, uniform = (

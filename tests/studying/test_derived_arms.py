@@ -11,7 +11,7 @@ import yaml
 from tiny_training import PAIR, start, study_options, write_inputs
 
 from evenslice import ConfigError, StudyConfig, load_network, study
-from evenslice.results import load_study
+from evenslice.results import StudyResults
 from evenslice.studying import run_execution, study_runner
 from evenslice.studying.runs import plan_runs
 
@@ -84,7 +84,7 @@ def test_results_know_their_folds(done, tiny_inputs, tmp_path):
         *(("folded", arm, fold) for arm in ("fair", "pretrained") for fold in "01"),
         *(("blobs", arm, "0") for arm in ("fair", "pretrained")),
     ]
-    found = load_study(out)
+    found = StudyResults.load(out)
     assert [run.fold for run in found.runs if run.dataset == "folded"] == [0, 1, 0, 1]
     assert next(run for run in found.runs if run.arm == "fair").curves == {}
     # A data set has folds even if only one of them has succeeded.

@@ -212,7 +212,7 @@ def audit(
     kernels = _kernels(model, record)
     return Audit(
         name=record.strategy if record else "audit",
-        statistics=summarize(found.measurements, sample.population, tolerances, found.questions),
+        statistics=summarize(found.measurements, sample.population, tolerances),
         windows=len(found.measurements),
         measurements=found.measurements,
         examples=collect_examples([*shown, *found.batches]),
@@ -224,7 +224,6 @@ def audit(
             found,
             model=model,
             record=record,
-            kernels=kernels,
             outputs=outputs,
             labels=stored,
             values=read.labels,

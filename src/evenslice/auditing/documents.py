@@ -6,7 +6,7 @@ import datetime as dt
 from collections import Counter
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from torch import nn
 
@@ -23,7 +23,7 @@ from evenslice.report import (
     write_report,
     write_survey_report,
 )
-from evenslice.results import SURVEY_FILES, AuditedVolume, AuditResult, AuditRun, StemShape, SurveyResult
+from evenslice.results import AuditedVolume, AuditResult, AuditRun, SurveyResult
 from evenslice.volumes import fingerprint
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from evenslice.auditing.explainer import Explainer
     from evenslice.auditing.measuring import Found
     from evenslice.auditing.sampling import WindowSample
-    from evenslice.networks import StemKernels
     from evenslice.neutralizing import Record
     from evenslice.volumes import LabelValues, Volume, WindowGrid
 
@@ -87,6 +86,15 @@ class Survey(SurveyResult):
         spec,weights
     """
 
+    FILES: ClassVar = (
+        "survey.json",
+        "survey.csv",
+        "report.html",
+        "figures/balance.png",
+        "figures/balance.svg",
+    )
+    """Names of the files that ``save`` writes."""
+
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
         """Write one row for each network as a CSV file, replacing an existing one, and return its path.
 
@@ -123,7 +131,7 @@ class Survey(SurveyResult):
             OutputError: the folder holds such files and ``force`` is not set, or it cannot be written.
             MissingExtraError: Jinja2 or Matplotlib is not installed.
         """
-        with staged_folder(folder, SURVEY_FILES, documents=("survey.json",), force=force) as beside:
+        with staged_folder(folder, self.FILES, documents=("survey.json",), force=force) as beside:
             self.write(beside)
 
     def write(self, folder: Path) -> None:
@@ -210,7 +218,6 @@ def describe_run(
     *,
     model: nn.Module | Function,
     record: Record | None,
-    kernels: Sequence[StemKernels],
     outputs: Function | None,
     labels: Sequence[Volume] | None,
     values: LabelValues,
@@ -224,7 +231,6 @@ def describe_run(
         found: what they say.
         model: the network.
         record: that of ``neutralize``, if there is one.
-        kernels: the stems.
         outputs: the function that reduced the network's output, if one was given.
         labels: those of each volume as stored, if given.
         values: what the values of the labels mean.
@@ -259,7 +265,6 @@ def describe_run(
         scaling={**network.scaling, "source": scaling_source(model)},
         clamped=float(measurements.clamped.mean()) if explained.probabilities else None,
         model={"class": network.name},
-        stems=tuple(StemShape(stem.name, stem.after.shape) for stem in kernels),
         volumes=tuple(_describe(grid, of) for grid, of in zip(grids, labels or repeat(None), strict=False)),
         versions=package_versions(PACKAGES),
         created=dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),

@@ -14,7 +14,7 @@ from evenslice.auditing.targets import MOST_CLASSES, Explained, Score
 from evenslice.inference import ReadyNetwork
 from evenslice.networks import as_float64, full_precision
 from evenslice.neutralizing import in_float64
-from evenslice.results import SAME, SAME_USE, halves, ratio
+from evenslice.results import SAME, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -202,7 +202,8 @@ def wasserstein(size: Tensor, sums: Floats) -> Floats:
     pixels = size[0, 0].numel()
     chosen = torch.from_numpy(_sample(pixels)).to(size.device)
     given, mirrored = (as_numpy(part.flatten(2)[:, :, chosen]) for part in (size[:half], size[half:]))
-    left, right = (np.sort(side, axis=2) for side in halves(np.concatenate([given, mirrored], axis=2)))
+    both = np.sort(np.concatenate([given, mirrored], axis=2), axis=2)
+    left, right = both[:, : slices // 2][:, ::-1], both[:, slices // 2 + 1 :]
     mean = sums.sum(axis=(1, 2))[:, None] / (2 * slices * pixels)
     return np.minimum(ratio(np.abs(right - left).mean(axis=2), mean), slices)
 
@@ -518,7 +519,11 @@ class _Pass:
         half = self.half
         sums = self._rounded(as_numpy(as_float64(attribution.abs()).sum(dim=(2, 3))))
         unlike = as_float64((attribution[:half] - attribution[half:].flip(1)).abs()).sum(dim=(2, 3))
-        pairs = [np.add(*halves(part)) for part in (as_numpy(unlike), sums[:half] + sums[half:][:, ::-1])]
+        after = attribution.shape[1] // 2 + 1
+        pairs = [
+            (part + part[:, ::-1])[:, after:]
+            for part in (as_numpy(unlike), sums[:half] + sums[half:][:, ::-1])
+        ]
         return np.stack([sums[:half], sums[half:]], axis=1), np.minimum(*pairs), pairs[1]
 
     def _rounded(self, sums: Floats) -> Floats:
@@ -546,7 +551,7 @@ def _remove_rounding(
     """
     used = ratio(mismatch.sum(axis=2), outer.sum(axis=2))
     with np.errstate(invalid="ignore"):
-        some = np.flatnonzero((used > SAME_USE).any(axis=1) & (rows["mirror_error"] <= SAME))
+        some = np.flatnonzero((used > 10 * SAME).any(axis=1) & (rows["mirror_error"] <= SAME))
     network = explainer.network
     if not len(some) or not isinstance(network, ReadyNetwork) or network.dtype != torch.float32:
         return

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from evenslice.auditing.explainer import Explainer
     from evenslice.auditing.sampling import WindowBatch, WindowSample
     from evenslice.inference import Compute
-    from evenslice.results import Questions, Tolerances
+    from evenslice.results import Tolerances
     from evenslice.volumes import Volume
 
 AHEAD = 1  # batches that are read while one is measured; those of an audit that stops are read for nothing
@@ -86,7 +86,6 @@ class Found:
 
     batches: list[MeasuredBatch]
     measurements: Measurements
-    questions: Questions
     stopped: str
     batch: int
 
@@ -144,7 +143,7 @@ def read_until_settled(
                 continue
             look = sample.next_look(read)
             measurements = Measurements.joined([rows for item in collected for rows in item.rows])
-            moved = _moved(measurements)
+            moved = measurements.moved
             if read >= min(SETTLING, sample.limit) and not moved:
                 raise _unmoved(read, scores=explainer.explained.target == "sum")
             questions = ask(measurements, population, tolerances)
@@ -152,23 +151,10 @@ def read_until_settled(
             advance(len(batch.places), word)
             stopped = questions.settled(sample.sampling.precision) if moved else ""
             ended = "all windows used" if read == population else "limit reached"
-            found = Found(collected, measurements, questions, stopped or ended, size())
+            found = Found(collected, measurements, stopped or ended, size())
             if stopped or read == sample.limit:
                 break
     return cast("Found", found)  # the last look is at the limit
-
-
-def _moved(measured: Measurements) -> bool:
-    """Return whether anything in the windows moves the output, or it differs between windows."""
-    explained = measured.explained
-    return bool(
-        (np.ptp(explained, axis=0) > SAME * explained.max(axis=0)).any()
-        or measured.saliency.any()
-        or measured.reliance.any()
-        or measured.outer.any()
-        or np.nan_to_num(measured.mirror_disagreement).any()
-        or (measured.mirror_error > SAME).any()
-    )
 
 
 def _unmoved(read: int, *, scores: bool) -> ModelError:

@@ -14,12 +14,11 @@ from evenslice.cli.options import grouped
 from evenslice.cli.printing import command_line, quiet, show, show_audits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from rich.table import Table
 
     from evenslice.auditing import Audit
-    from evenslice.results import StudyRun
 
 SPEC = "smp:Unet/tu-tf_efficientnet_lite0"
 SEEDS = 2**32  # as many as a training takes, fewer than an audit
@@ -41,7 +40,7 @@ def demo(
     from evenslice._core import ConfigError, needs_extra, option, staged_folder
     from evenslice.cli.comparison import AUDITS, write_results
     from evenslice.report import AUDIT_FILES, need_report_extra
-    from evenslice.results import load_study
+    from evenslice.results import StudyResults
 
     if seed >= SEEDS:
         raise ConfigError(f"{option('seed', seed)}: the training takes seeds up to {SEEDS - 1}")
@@ -61,10 +60,10 @@ def demo(
         if not output.json:
             show_audits(audits, out, json=False)
         study(_configuration(out / LABELS, seed), training)
-        trained = load_study(training)
+        trained = StudyResults.load(training)
     show(
-        {"audits": [audit.to_dict() for audit in audits], "training": trained.summary},
-        _course(trained.runs),
+        {"audits": [audit.to_dict() for audit in audits], "training": trained.document},
+        _course(trained),
         f"report: {training / 'report.html'}",
         json=output.json,
     )
@@ -130,11 +129,11 @@ def _configuration(labels: Path, seed: int) -> dict[str, Any]:
     }
 
 
-def _course(runs: "Sequence[StudyRun]") -> "Table":
+def _course(trained: Any) -> "Table":
     """Return a row for each run of a study: Dice and bias at the start and at the end of the training."""
     from evenslice.cli.tables import new_table, without_zero
 
-    def course(run: "StudyRun", name: str, form: str) -> str:
+    def course(run: Any, name: str, form: str) -> str:
         curve = run.curves.get(name)
         known = [] if curve is None else [value for value in curve.tolist() if not math.isnan(value)]
         return f"{known[0]:{form}} \N{RIGHTWARDS ARROW} {known[-1]:{form}}" if known else "none"
@@ -151,6 +150,6 @@ def _course(runs: "Sequence[StudyRun]") -> "Table":
                 ),
             ),
         )
-        for run in runs
+        for run in trained.runs
     ]
     return new_table("training", ("start", "validation Dice", "test Dice", "D_m"), *rows)

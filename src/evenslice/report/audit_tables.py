@@ -31,12 +31,11 @@ from evenslice.report.tables import (
     run_table,
     tone,
 )
-from evenslice.results import Figure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from evenslice.results import AuditResult, Decision, Interval, Measurements, StressSummary
+    from evenslice.results import AuditResult, Interval, Measurements, StressSummary
 
 
 ASKS = {
@@ -87,7 +86,7 @@ OTHER = "#8a8f98"  # of verdicts that none of these has
 class Found:
     """A figure, and the class and the pair ±k that it is about; None stands for all."""
 
-    figure: Figure
+    figure: Interval
     class_number: int | None = None
     offset: int | None = None
 
@@ -165,9 +164,7 @@ def tolerance_of(audit: AuditResult, question: str) -> float:
     return {"answer": found.answer_tolerance, "use": found.mismatch_tolerance}.get(question, found.tolerance)
 
 
-def _answer(
-    audit: AuditResult, question: str, figures: Sequence[Found], decision: Decision | None = None
-) -> Answer:
+def _answer(audit: AuditResult, question: str, figures: Sequence[Found], decision: Any = None) -> Answer:
     known = [found for found in figures if not math.isnan(found.figure.estimate)]
     key = None if decision is None else (decision.class_number, decision.offset)
     deciding = [found for found in known if (found.class_number, found.offset) == key]
@@ -608,8 +605,8 @@ def _figure_lines(audits: Sequence[AuditResult]) -> Iterator[list[Any]]:
 
 
 def _figure_cells(value: Interval) -> list[Any]:
-    ends = [value.estimate, value.low, value.high]
-    return [*ends, value.judged, value.state] if isinstance(value, Figure) else [*ends, None, None]
+    more = (getattr(value, name, None) for name in ("judged", "state"))
+    return [value.estimate, value.low, value.high, *more]
 
 
 def _window_lines(audits: Sequence[AuditResult]) -> Iterator[list[Any]]:
@@ -691,17 +688,3 @@ def stress_table(stress: StressSummary, network: str = "") -> Table:
         rows,
         note,
     )
-
-
-def lost(summary: StressSummary, kind: str, offset: int, side: str) -> float:
-    """Return a loss, or the asymmetry of one; NaN if the summary lacks it."""
-    if not side:
-        return summary.intact - summary.reversed
-    for loss in summary.losses:
-        if (loss.kind, loss.offset) == (kind, offset):
-            return (
-                loss.asymmetry.estimate
-                if side == "asymmetry"
-                else summary.intact - float(getattr(loss, side))
-            )
-    return math.nan

@@ -144,11 +144,11 @@ def write_study_report(results: StudyResults, path: str | os.PathLike[str]) -> P
             "study",
             charts,
             headline=study_tables.headline(results),
-            arms=study_tables.arm_tables(results.summary),
+            arms=study_tables.arm_tables(results),
             panels=panels,
             images=image_names(panels),
             tables=study_tables.statistics_tables(results),
-            failed=study_tables.failed_table(results.summary),
+            failed=study_tables.failed_table(results),
             run=study_tables.settings_table(results),
             config=results.config,
         )

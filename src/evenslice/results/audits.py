@@ -7,9 +7,7 @@ folder, the second and later ones as ``audit.1-NAME.json`` and so on.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -20,7 +18,7 @@ from evenslice.networks import StemKernels
 from evenslice.results.documents import (
     DEFINITIONS,
     FORMAT,
-    check_finite,
+    LARGEST,
     definitions_of,
     from_arrays,
     from_plain,
@@ -34,7 +32,7 @@ from evenslice.results.verdicts import Asymmetry
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from typing import Self
 
     from evenslice.results.intervals import Interval
@@ -44,7 +42,6 @@ MOST_BYTES = 2**29
 """Largest size of the measurements and examples of one audit that is read back."""
 
 SALIENCY_PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
-LONGEST_SLUG = 60  # characters of an audit's name in that of its file
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,14 +114,6 @@ class AuditedVolume:
     labels: str | None = None
 
 
-@dataclass(frozen=True)
-class StemShape:
-    """The name of a stem and the shape of its kernels."""
-
-    name: str
-    shape: tuple[int, ...] = ()
-
-
 @dataclass(frozen=True, kw_only=True)
 class AuditRun:
     """What an audit ran; an entry missing from an older document has its default.
@@ -157,7 +146,6 @@ class AuditRun:
             "given", "stated" by the network's library, "assumed", or "function" if it scales by itself.
         clamped: part of the probabilities that were clamped to [1e-6, 1 - 1e-6].
         model: ``class`` of the network; if the command line built it, also its specification and weights.
-        stems: the layers that read the image.
         volumes: the volumes.
         command: the command line.
         versions: of Python and of the packages involved.
@@ -190,7 +178,6 @@ class AuditRun:
     scaling: dict[str, Any] | None = None
     clamped: float | None = None
     model: dict[str, Any] = field(default_factory=dict)
-    stems: tuple[StemShape, ...] = ()
     volumes: tuple[AuditedVolume, ...] = ()
     command: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
@@ -294,6 +281,7 @@ class AuditResult:
             "population": {"windows": self.run.windows_available, "read": self.windows},
             **statistics,
             "stress": to_plain(self.stress),
+            "stems": [{"name": item.name, "shape": list(item.after.shape)} for item in self.kernels],
             **to_plain(self.run),
         }
 
@@ -350,20 +338,24 @@ class AuditResult:
             name = from_plain(str, document["name"], "name")
             windows = from_plain(int, document["windows"], "windows")
             stress = from_plain(StressSummary | None, document.get("stress"), "stress")
+            stems = from_plain(tuple[dict[str, Any], ...], document.get("stems", []), "stems")
+            names = [from_plain(str, stem["name"], "stems") for stem in stems]
         with reading(path.with_suffix(".npz"), "an audit", "run the audit again") as beside:
             arrays, measured = read_arrays(beside, MOST_BYTES), None
+            _check_drawable(arrays)
             # Version 0.2 wrote no maps.
             known = {"examples/maps": arrays["examples/saliency"], **arrays}
-            examples = from_arrays(ExampleWindows, known, "examples/", finite=True, N=slices)
+            examples = from_arrays(ExampleWindows, known, "examples/", N=slices)
             if definitions == DEFINITIONS:
                 sizes = {"n": windows, "N": slices, "K": slices // 2}
                 measured = from_arrays(Measurements, arrays, "measurements/", **sizes)
-                if any(item.class_number >= measured.classes for item in statistics.classes):
-                    raise ValueError("it has no windows of a class of the audit")
             for item in (examples, measured) if measured else (examples,):
                 if not np.isin(item.volume, range(max(len(run.volumes), 1))).all():
                     raise ValueError("it has windows of a volume that is none of the audit's")
-            kernels = tuple(_read_kernels(stem, f"kernels/{n}", arrays) for n, stem in enumerate(run.stems))
+            kernels = tuple(
+                StemKernels(stem, arrays[f"kernels/{n}/before"], arrays[f"kernels/{n}/after"])
+                for n, stem in enumerate(names)
+            )
         return cls(name, statistics, windows, measured, examples, kernels, stress, run, definitions)
 
 
@@ -386,17 +378,11 @@ def _read_statistics(document: dict[str, Any]) -> Asymmetry:
     return found
 
 
-def _read_kernels(stem: StemShape, place: str, arrays: Mapping[str, NDArray[Any]]) -> StemKernels:
-    found = {name: arrays[f"{place}/{name}"] for name in ("before", "after")}
-    for name, array in found.items():
-        check_finite(f"{place}/{name}", array)
-        if array.ndim != 4 or not array.size:
-            raise ValueError(f"{place}/{name} is of shape {array.shape}")
-    return StemKernels(stem.name, **found)
-
-
-def save_audits(audits: Sequence[AuditResult], folder: str | os.PathLike[str]) -> None:
-    """Write audits into an existing folder: the first as ``audit.json``, the others as ``audit.INDEX-NAME.json``."""
-    for index, audit in enumerate(audits):
-        slug = re.sub(r"[^a-z0-9]+", "-", audit.name.lower())[:LONGEST_SLUG].strip("-")
-        audit.save(Path(folder) / ("audit.json" if index == 0 else f"audit.{index}-{slug}.json"))
+def _check_drawable(arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Raise ValueError unless pictures can be drawn of the examples and the kernels."""
+    for name, array in arrays.items():
+        if name.startswith("kernels/") and (array.ndim != 4 or not array.size):
+            raise ValueError(f"{name} is of shape {array.shape}")
+        known = name.startswith(("examples/", "kernels/")) and array.size
+        if known and not float(np.max(np.abs(array))) <= LARGEST:  # NaN is not, either
+            raise ValueError(f"{name} holds values beyond all bounds")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import ConfigError, json_text, local_path, read_json, reading
@@ -23,10 +22,6 @@ from evenslice.results.intervals import UNKNOWN, Interval
 if TYPE_CHECKING:
     import os
     from typing import Self
-
-
-SURVEY_FILES = ("survey.json", "survey.csv", "report.html", "figures/balance.png", "figures/balance.svg")
-"""Names of the files that ``Survey.save`` writes."""
 
 
 @dataclass(frozen=True)
@@ -192,8 +187,3 @@ def _is_whole(item: SurveyedNetwork) -> bool:
     pairs = len(item.shares) // 2
     known = bool(item.energy) and len(item.shares) % 2 == 1 and item.draws > 0
     return known and len(item.pairs) == pairs and len(item.reliance) in (0, pairs)
-
-
-def is_survey(folder: str | os.PathLike[str]) -> bool:
-    """Return whether a folder holds a survey."""
-    return (Path(folder) / "survey.json").is_file()

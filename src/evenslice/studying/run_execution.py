@@ -27,7 +27,7 @@ from evenslice.auditing import Sampling, audit
 from evenslice.inference import Compute, ReadyNetwork, predict
 from evenslice.networks import predicted_classes
 from evenslice.neutralizing import load_network, symmetrize
-from evenslice.results import EXAMPLE_SIZE, save_audits
+from evenslice.results import ExampleSlice
 from evenslice.studying.run_outcomes import STRESS_COLUMNS, RunOutcome, repair_run
 from evenslice.training import (
     RunFolder,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from evenslice.results import AuditResult, Figure
+    from evenslice.results import AuditResult
     from evenslice.studying.runs import Run
     from evenslice.volumes import LabelledVolume
 
@@ -150,7 +150,7 @@ def _examined(run: Run, files: RunFolder, result: Mapping[str, Any], progress: b
     tested = open_data(config).test
     network = load_network(config.model.spec, str(files.network)).model
     found = _audit(network, tested, run, progress)
-    save_audits([found], folder)
+    found.save(folder / "audit.json")
     if config.training.task == "segmentation":
         _save_example(network, tested[0], config, folder / "example.npz")
     for file in (files.last, files.best):
@@ -225,7 +225,7 @@ def _audit_results(found: AuditResult) -> dict[str, Any]:
     }
 
 
-def _largest(pairs: Sequence[Figure]) -> float:
+def _largest(pairs: Sequence[Any]) -> float:
     """Return the largest absolute bias of the judged pairs: that of others is noise; NaN if it was not asked for."""
     known = [pair for pair in pairs if not math.isnan(pair.estimate)]
     return max((abs(pair.estimate) for pair in known if pair.judged), default=0.0 if known else math.nan)
@@ -288,9 +288,13 @@ def _save_example(network: nn.Module, part: LabelledVolume, config: TrainConfig,
 
 
 def _around_foreground(labels: NDArray[np.uint8]) -> tuple[slice, slice]:
-    """Return a part (y, x) of a slice of at most ``EXAMPLE_SIZE`` pixels a side, around the middle of its foreground."""
+    """Return a part (y, x) of a slice of at most ``ExampleSlice.LARGEST`` pixels a side, around the middle of its foreground."""
     starts = []
     for where, length in zip(np.nonzero(labels), labels.shape, strict=True):
         middle = (where.min() + where.max() + 1) // 2 if len(where) else length // 2
-        starts.append(int(min(max(0, middle - EXAMPLE_SIZE // 2), max(0, length - EXAMPLE_SIZE))))
-    return slice(starts[0], starts[0] + EXAMPLE_SIZE), slice(starts[1], starts[1] + EXAMPLE_SIZE)
+        starts.append(
+            int(min(max(0, middle - ExampleSlice.LARGEST // 2), max(0, length - ExampleSlice.LARGEST)))
+        )
+    return slice(starts[0], starts[0] + ExampleSlice.LARGEST), slice(
+        starts[1], starts[1] + ExampleSlice.LARGEST
+    )

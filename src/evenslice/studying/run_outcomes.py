@@ -14,7 +14,7 @@ from evenslice._core import (
     remove_leftovers,
     staged_file,
 )
-from evenslice.results import AuditResult, read_example
+from evenslice.results import AuditResult, ExampleSlice
 from evenslice.training import RunFolder
 
 with needs_extra("train", "a study"):
@@ -130,7 +130,7 @@ class RunOutcome(BaseModel):
 def damaged_files(folder: Path) -> set[Path]:
     """Return the files of a run that are there and cannot be read; those that were removed are not damaged."""
     return RunFolder(folder).damaged_files(
-        {folder / "audit.json": AuditResult.load, folder / "example.npz": read_example}
+        {folder / "audit.json": AuditResult.load, folder / "example.npz": ExampleSlice.load}
     )
 
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from evenslice._core import (
     ConfigError,
@@ -40,18 +40,7 @@ from evenslice._core import (
     to_yaml,
 )
 from evenslice.report import need_report_extra, study_html, write_study_report
-from evenslice.results import (
-    DEFINITIONS,
-    FORMAT,
-    MAIN_SCORES,
-    METRICS,
-    TASK_SCORES,
-    Primary,
-    load_study,
-    pool_runs,
-    run_name,
-    summarize_runs,
-)
+from evenslice.results import METRICS, TASK_SCORES, AuditResult, StudyResults, StudySummary, run_name
 from evenslice.studying.config import StudyConfig
 from evenslice.studying.run_execution import DataFiles, execute, execute_at_worker, record_failure
 from evenslice.studying.run_outcomes import STRESS_COLUMNS
@@ -62,7 +51,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from evenslice.results import StudySummary
     from evenslice.studying.run_outcomes import RunOutcome
     from evenslice.studying.runs import Run
 
@@ -87,7 +75,7 @@ def study(
     scheduler: str | None = None,
     on_start: Callable[[tuple[str, ...]], None] | None = None,
     on_finished: Callable[[RunOutcome, int, int], None] | None = None,
-) -> StudySummary:
+) -> dict[str, Any]:
     """Perform the unfinished runs of a study, and write the results of all runs.
 
     The folder gets ``config.yaml``, ``results.csv``, ``summary.json`` and, in ``runs``, a folder for each run: the
@@ -167,8 +155,8 @@ def study(
             if outcomes[run.key].status == "failed" and (found := run.outcome(base)) is not None:
                 outcomes[run.key] = found
         summary = write_results(config, outcomes.values(), out)
-        write_study_report(load_study(out), out / "report.html")
-    return cast("StudySummary", _ShownSummary(summary))
+        write_study_report(StudyResults.load(out), out / "report.html")
+    return _ShownSummary(summary)
 
 
 def _networks_to_restore(runs: Iterable[Run], outcomes: Mapping[str, RunOutcome], base: Path) -> set[str]:
@@ -202,7 +190,7 @@ def _not_applied(runs: Sequence[Run], outcomes: Mapping[str, RunOutcome]) -> tup
         lines.append(
             f"training.stress: these finished runs were tested without it, and stay so: {_some(unstressed)}"
         )
-    older = [run for run, outcome in finished if outcome.definitions < DEFINITIONS]
+    older = [run for run, outcome in finished if outcome.definitions < AuditResult.definitions]
     if 0 < len(older) < len(runs):
         lines.append(
             "audit: these finished runs were audited by version 0.2, and have no figures that stand beside the others' (to "
@@ -220,7 +208,7 @@ class _ShownSummary(dict[str, Any]):
     """A summary that a notebook shows as tables."""
 
     def _repr_html_(self) -> str:
-        return study_html(cast("StudySummary", self))
+        return study_html(self)
 
 
 def _check_data(config: StudyConfig, runs: Sequence[Run]) -> DataFiles:
@@ -330,7 +318,7 @@ def _write_config(config: StudyConfig, out: Path) -> None:
         beside.write_text(to_yaml(config), encoding="utf-8")
 
 
-def write_results(config: StudyConfig, outcomes: Iterable[RunOutcome], out: Path) -> StudySummary:
+def write_results(config: StudyConfig, outcomes: Iterable[RunOutcome], out: Path) -> dict[str, Any]:
     """Write the results of a study so far: ``results.csv`` and ``summary.json``.
 
     Args:
@@ -357,37 +345,26 @@ def write_results(config: StudyConfig, outcomes: Iterable[RunOutcome], out: Path
         if outcome.status == "done"
     ]
     failed = [outcome for outcome in ordered if outcome.status == "failed"]
-    score, chosen = MAIN_SCORES[config.task], config.primary
-    primary = None
+    chosen, primary = config.primary, None
     if chosen is not None:
-        network = chosen.architecture or config.architectures[0].name
-        primary = Primary(chosen.arm, network, chosen.margin)
-    compared: dict[str, Any] = {"baseline": config.baseline, "margin": config.margin, "score": score}
-    pooled = pool_runs(
+        primary = (chosen.arm, chosen.architecture or config.architectures[0].name, chosen.margin)
+    summary = StudySummary.of_runs(
         done,
-        **compared,
+        [outcome.model_dump(include={*LABELS, "error"}) for outcome in failed],
+        planned=count_runs(config),
+        baseline=config.baseline,
+        margin=config.margin,
+        score=TASK_SCORES[config.task][0],
         primary=primary,
         datasets=[data.name for data in config.datasets],
         architectures=[item.name for item in config.architectures],
         arms=[arm.name for arm in config.arms],
     )
-    summary = {
-        "format": FORMAT,
-        "planned": count_runs(config),
-        "finished": len(done),
-        "failed": [outcome.model_dump(include={*LABELS, "error"}) for outcome in failed],
-        "baseline": config.baseline,
-        "score": score,
-        "definitions": max((item.definitions for item in ordered if item.verdict), default=DEFINITIONS),
-        "comparisons": [item.to_dict() for item in summarize_runs(done, **compared)],
-        "pooled": [item.to_dict() for item in pooled],
-    }
-    text = json_text(summary)
+    text = json_text(summary.to_dict())
     with staged_file(out / "summary.json", force=True) as beside:
         beside.write_text(text, encoding="utf-8")
     _write_table(ordered, config, out / "results.csv")
-    written: StudySummary = json.loads(text)
-    return written
+    return dict(json.loads(text))
 
 
 def _write_table(outcomes: Sequence[RunOutcome], config: StudyConfig, path: Path) -> None:

@@ -38,7 +38,7 @@ from evenslice._core import (
 )
 from evenslice.auditing import Mirrored, Score, attribute, parse_target
 from evenslice.networks import METADATA_KEY, as_float64, is_mark, seed_generators, with_gradients
-from evenslice.results import MAIN_SCORES, directional_bias, model_part, pair_bias, ratio, score_title
+from evenslice.results import largest_bias, mean_biases, ratio, score_title
 from evenslice.training.crops import CentredCrops, CropDataset
 from evenslice.training.tasks import TaskLoss, task_logits
 
@@ -569,9 +569,7 @@ def measure_bias(
         batch: windows per forward pass.
 
     Returns:
-        Under the names of ``bias_columns``: the mean share of each offset over the windows and their mirrors, the model
-        part D_m of the directional bias, the asymmetry A (half the L1 distance between the shares and their mirror) and
-        the imbalance U (half that between the shares and 1/N); NaN if no gradient reaches any window.
+        What ``mean_biases`` returns; NaN if no gradient reaches any window.
 
     Example: a network that is linear in its slices, whose shares are its weights.
         >>> network = torch.nn.Conv2d(3, 1, 1)
@@ -588,16 +586,9 @@ def measure_bias(
             found = attribute(network, given, target=target)
             predicted = Score(network).answers(found.output)
             mirrored = attribute(Mirrored(network), given, target=target, predicted=predicted)
-            parts.append([_shares(part) for part in (found.attribution, mirrored.attribution.flip(1))])
-    shares, mirrored_shares = map(np.concatenate, zip(*parts, strict=True))
-    profile = _mean(model_part(shares, mirrored_shares))
-    direction = _mean(model_part(directional_bias(shares), directional_bias(mirrored_shares)))
-    figures = (
-        direction,
-        np.abs(profile - profile[::-1]).sum() / 2,
-        np.abs(profile - 1 / len(profile)).sum() / 2,
-    )
-    return dict(zip(bias_columns(len(profile)), map(float, (*profile, *figures)), strict=True))
+            both = (found.attribution, mirrored.attribution.flip(1))
+            parts.append(np.stack([_shares(part) for part in both], axis=1))
+    return mean_biases(np.concatenate(parts))
 
 
 def bias_columns(slices: int) -> tuple[str, ...]:
@@ -607,20 +598,13 @@ def bias_columns(slices: int) -> tuple[str, ...]:
         >>> bias_columns(1)
         ('share_0', 'directional_bias', 'asymmetry', 'imbalance')
     """
-    half = slices // 2
-    return (*(f"share_{k}" for k in range(-half, half + 1)), "directional_bias", "asymmetry", "imbalance")
+    return tuple(mean_biases(np.ones((1, 2, slices))))
 
 
 def _shares(attribution: Tensor) -> Floats:
     """Return the shares (batch, N) of the slices in an attribution (batch, N, y, x); NaN where it is 0."""
     sums = as_float64(attribution.abs()).sum(dim=(2, 3)).cpu().numpy()
     return ratio(sums, sums.sum(axis=1, keepdims=True))
-
-
-def _mean(values: Floats) -> Floats:
-    """Return the mean over windows whose shares are not NaN; NaN if there are none."""
-    kept = values[~np.isnan(values.reshape(len(values), -1)).any(axis=1)]
-    return kept.mean(axis=0) if len(kept) else np.full(values.shape[1:], np.nan)
 
 
 @contextmanager
@@ -790,7 +774,7 @@ class KeepBest(Callback):
         score: maps the network to a score, of which higher is better and NaN never best; called in the first process.
         save: saves the network; called in the first process.
         patience: number of consecutive validations without improvement before training stops; None never stops.
-        name: what the score is, one of ``evenslice.results.MAIN_SCORES``; it is logged as ``validation_`` and this.
+        name: what the score is, the first of those of a task; it is logged as ``validation_`` and this.
         require_saved: raises if a run that is resumed lacks the network that it had saved, or it is damaged.
 
     Attributes:
@@ -803,7 +787,7 @@ class KeepBest(Callback):
         score: Callable[[nn.Module], float],
         save: Callable[[nn.Module], None],
         patience: int | None = None,
-        name: str = MAIN_SCORES["segmentation"],
+        name: str = "dice",
         require_saved: Callable[[], None] = lambda: None,
     ) -> None:
         self.best, self.worse = -math.inf, 0
@@ -910,7 +894,7 @@ class ShowProgress(Callback):
         loss, shares, score = (
             self._log.last(name) for name in ("loss", "share_0", f"validation_{self._score}")
         )
-        bias = largest_pair_bias(shares) if shares else math.nan
+        bias = largest_bias(shares)[0] if shares else math.nan
         notes = [f"loss {loss['loss']:.3f}"] if loss else []
         notes += [] if math.isnan(bias) else [f"bias {bias:+z.3f}"]
         notes += (
@@ -919,15 +903,3 @@ class ShowProgress(Callback):
             else []
         )
         return ", ".join(notes)
-
-
-def largest_pair_bias(row: Mapping[str, float]) -> float:
-    """Return the pair bias B_k that is furthest from 0, of a row of ``AsymmetryMonitor``; NaN for a single slice.
-
-    Example:
-        >>> round(largest_pair_bias({"step": 0, "share_-1": 0.3, "share_0": 0.5, "share_1": 0.2}), 6)
-        -0.2
-    """
-    offsets = sorted(int(name.removeprefix("share_")) for name in row if name.startswith("share_"))
-    pairs = pair_bias(np.array([[row[f"share_{offset}"] for offset in offsets]]))[0]
-    return float(max(pairs, key=abs, default=math.nan))
