@@ -31,8 +31,7 @@ from shared import ROOT, SPEC, insert_tables, make_parser, read_lines, table
 from torch import nn
 
 import evenslice
-from evenslice.auditing import attribute
-from evenslice.auditing.targets import Explained
+from evenslice.auditing.attribution import Explained, Score, attribute
 from evenslice.results import student_interval
 from evenslice.volumes import mni152
 
@@ -269,7 +268,7 @@ def point(
     found: dict[str, Any] = {"answered": _digits(right.numpy())}
     for name, options in methods.items():
         parts = [
-            attribute(network, windows, target=Explained("predicted"), region=disks, **options).attribution
+            attribute(Score(network, Explained("predicted"), region=disks), windows, **options).attribution
             for windows, disks in zip(
                 torch.split(tested.windows, 16), torch.split(tested.disks, 16), strict=True
             )

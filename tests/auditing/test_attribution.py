@@ -9,7 +9,19 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from evenslice import ConfigError
-from evenslice.auditing.attribution import BASELINES, METHODS, Mirrored, attribute, reproducible
+from evenslice.auditing.attribution import (
+    BASELINES,
+    METHODS,
+    Explained,
+    Score,
+    attribute as attribute_score,
+    reproducible,
+)
+
+
+def attribute(network, windows, *, target="auto", labels=None, mirrored=False, **options):
+    """Attribute the output of a network."""
+    return attribute_score(Score(network, Explained(target), labels, mirrored=mirrored), windows, **options)
 
 
 def linear(weights, classes=1):
@@ -75,7 +87,7 @@ def test_the_attribution_of_the_mirror_is_the_mirror(method):
     symmetric.copy_((symmetric + symmetric.flip(1)) / 2)
     windows = torch.rand(2, 5, 16, 16)
     found = attribute(network, windows, method=method, seed=3)
-    mirrored = attribute(Mirrored(network), windows, method=method, seed=3)
+    mirrored = attribute(network, windows, method=method, seed=3, mirrored=True)
     torch.testing.assert_close(mirrored.output, found.output, atol=1e-6, rtol=0)
     torch.testing.assert_close(mirrored.attribution, found.attribution, atol=1e-5, rtol=1e-4)
 
@@ -172,7 +184,6 @@ def test_a_classifier_is_explained(method):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "gradeint"}, "did you mean 'gradient'"),
         ({"target": 5}, "target=5: the network only has the classes 0 to 1"),
         ({"target": "labels"}, "give them as labels"),
         ({"target": "labels", "labels": torch.full((1, 4, 4), 7)}, "values from 7 to 7"),

@@ -8,8 +8,8 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 import evenslice
+from evenslice.auditing.attribution import Explained
 from evenslice.auditing.explainer import Explainer
-from evenslice.auditing.targets import Explained
 from evenslice.inference import ReadyNetwork
 
 WINDOWS = torch.rand(3, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -36,7 +36,7 @@ def rows(function, *, method="gradient", **explained):
         device="cpu",
         dtype="float32",
     )
-    explainer = Explainer(ready, Explained("predicted", **explained), method, gradient=True, seed=0)
+    explainer = Explainer(ready, Explained("predicted", **explained), ("gradient", None), method)
     return explainer.rows(WINDOWS, None)[0]
 
 

@@ -20,7 +20,7 @@ from values import by_name
 
 import evenslice
 from evenslice import VolumeError
-from evenslice.auditing import measuring
+from evenslice.auditing import auditor as measuring
 from evenslice.auditing.auditor import take_middle
 from evenslice.auditing.sampling import WindowSample
 from evenslice.volumes import open_volume, reslice

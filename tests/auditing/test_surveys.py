@@ -16,9 +16,8 @@ from values import by_name
 import evenslice
 from evenslice import ConfigError, ModelError, OutputError, Survey, VolumeError, cli
 from evenslice.auditing import surveyor
-from evenslice.results.audits import AuditedVolume
+from evenslice.results.audits import AuditedVolume, SurveyedNetwork, SurveyRun
 from evenslice.results.intervals import Interval
-from evenslice.results.surveys import SurveyedNetwork, SurveyRun
 from evenslice.results.verdicts import AnswerChange
 
 NETWORKS = """

@@ -114,7 +114,6 @@ def _record(
         "definitions": 2,
         "verdict": "biased" if abs(found) > 0.05 else "symmetric",
         "shares": shares.tolist(),
-        "saliency": _percentiles(shares).tolist(),
         "windows": 96,
         "steps": 300,
         "seconds": 320.5 + 10 * seed,
@@ -132,11 +131,6 @@ def make_shares(bias: float, slices: int) -> Floats:
     offsets = np.arange(slices) - slices // 2
     shares = np.where(offsets == 0, 1.3, 1 + bias * np.sign(offsets))
     return np.asarray(shares / shares.sum())
-
-
-def _percentiles(shares: Floats) -> Floats:
-    spread = np.exp(1.4 * np.array([-2.3, -1.6, -0.7, 0.0, 0.7, 1.6, 2.3]))
-    return np.asarray(len(shares) * shares[:, None] * spread * 0.4)
 
 
 def _write_run(

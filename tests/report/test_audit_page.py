@@ -16,7 +16,7 @@ from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit, with_statistics
 
 import evenslice
 from evenslice.networks.inputs import StemKernels
-from evenslice.report import audit_tables as found, charts, files, formatting, pictures, style
+from evenslice.report import audit_tables as found, charts, files, pictures, style, tables as formatting
 from evenslice.results import AuditedVolume, AuditRun, Interval
 from evenslice.results.stress import BriefLoss, StressSummary
 from evenslice.results.verdicts import AnswerChange, Decision, Figure, Mismatch

@@ -150,7 +150,6 @@ def test_what_is_no_document_is_refused(folder, content):
     [
         ("measurements/union", np.zeros((120, 3)), "measurements/union is float64 of shape"),
         ("measurements/volume", np.zeros(120), "measurements/volume is float64"),
-        ("measurements/volume", np.full(120, 7), "of a volume that is none"),
         ("measurements/level", np.array([object()]), "allow_pickle=False"),
         ("examples/maps", np.full((2, 3, 32, 32), np.nan, np.float32), "examples/maps holds values beyond"),
         ("examples/images", np.zeros((2, 5, 32, 32), np.uint8), "examples/images is uint8"),

@@ -1,21 +1,12 @@
-"""Audits and surveys as the user gets them, with their reports, and the description of what an audit ran."""
+"""Audits and surveys as the user gets them, with their reports."""
 
 from __future__ import annotations
 
-import datetime as dt
 from collections import Counter
-from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import nn
-
-from evenslice._core import ConfigError, local_path, package_versions, staged_file, staged_folder
-from evenslice.networks import (
-    function_name,
-    normalization,
-)
-from evenslice.neutralizing import record_of, record_with_names
+from evenslice._core import ConfigError, local_path, staged_file, staged_folder
 from evenslice.report import (
     audit_html,
     survey_csv,
@@ -23,20 +14,10 @@ from evenslice.report import (
     write_report,
     write_survey_report,
 )
-from evenslice.results import AuditedVolume, AuditResult, AuditRun, SurveyResult
-from evenslice.volumes import fingerprint
+from evenslice.results import AuditResult, SurveyResult
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Sequence
-
-    from evenslice.auditing.explainer import Explainer
-    from evenslice.auditing.measuring import Found
-    from evenslice.auditing.sampling import WindowSample
-    from evenslice.neutralizing import Record
-    from evenslice.volumes import LabelValues, Volume, WindowGrid
-
-    Function: TypeAlias = Callable[[Any], Any]
 
 MOST_AUDITS = 200  # in one report
 
@@ -181,108 +162,3 @@ def load_audits(folder: str | os.PathLike[str]) -> list[Audit]:
 def _name(folder: Path) -> str:
     """Return the name of a folder, also of one that the user calls ``.`` or ``..``."""
     return folder.name if folder.name not in ("", "..") else folder.resolve().name
-
-
-def scaling_source(model: nn.Module | Function) -> str:
-    """Return where the scaling of slices in 0..1 comes from, as ``AuditRun.scaling`` says it.
-
-    Example:
-        >>> scaling_source(nn.Conv2d(3, 8, 3))
-        'assumed'
-    """
-    if not isinstance(model, nn.Module):
-        return "function"
-    record = record_of(model)
-    if record is not None:
-        return "recorded" if record_with_names(model) is record else "recorded on a part"
-    return "assumed" if normalization(model) is None else "stated"
-
-
-PACKAGES = [
-    "evenslice",
-    "torch",
-    "numpy",
-    "scipy",
-    "captum",
-    "timm",
-    "segmentation-models-pytorch",
-    "torchvision",
-    "onnxruntime",
-]
-
-
-def describe_run(
-    sample: WindowSample,
-    explainer: Explainer,
-    found: Found,
-    *,
-    model: nn.Module | Function,
-    record: Record | None,
-    outputs: Function | None,
-    labels: Sequence[Volume] | None,
-    values: LabelValues,
-    seconds: float,
-) -> AuditRun:
-    """Return what an audit ran that ends now.
-
-    Args:
-        sample: the windows.
-        explainer: what was asked of the network.
-        found: what they say.
-        model: the network.
-        record: that of ``neutralize``, if there is one.
-        outputs: the function that reduced the network's output, if one was given.
-        labels: those of each volume as stored, if given.
-        values: what the values of the labels mean.
-        seconds: its duration.
-    """
-    grids, explained = sample.grids, explainer.explained
-    network, measurements = explainer.network, found.measurements
-    unmoved = ~(measurements.saliency.any(axis=(1, 2, 3)) | measurements.reliance.any(axis=(1, 2, 3)))
-    return AuditRun(
-        slices=grids[0].slices,
-        step=grids[0].step,
-        strategy=record.strategy if record else None,
-        tie=record.tie if record else None,
-        method=explainer.method,
-        baseline=explainer.baseline,
-        maps=(explainer.maps[0], explainer.maps[1] or ""),
-        use="gradient" if explainer.gradient else "replacement",
-        target=explained.target,
-        explained=explained.name,
-        assumed=explained.assumed,
-        outputs=None if outputs is None else function_name(outputs),
-        label_options=None if labels is None else values.to_dict(),
-        precision=sample.sampling.precision,
-        windows_available=sum(map(len, grids)),
-        windows_without_attribution=int(unmoved.sum()),
-        stopped=found.stopped,
-        tile=grids[0].tile,
-        batch=found.batch,
-        seed=sample.sampling.seed,
-        device=", ".join(sorted({item.device for item in found.batches})) or str(network.device),
-        dtype=str(network.dtype).removeprefix("torch."),
-        scaling={**network.scaling, "source": scaling_source(model)},
-        clamped=float(measurements.clamped.mean()) if explained.probabilities else None,
-        model={"class": network.name},
-        volumes=tuple(_describe(grid, of) for grid, of in zip(grids, labels or repeat(None), strict=False)),
-        versions=package_versions(PACKAGES),
-        created=dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
-        seconds=round(seconds, 2),
-    )
-
-
-def _describe(grid: WindowGrid, labels: Volume | None) -> AuditedVolume:
-    volume = grid.volume
-    same = ("path", "format", "shape", "region", "level", "spacing", "unit")
-    return AuditedVolume(
-        **{name: getattr(volume, name) for name in same},
-        select=dict(volume.select),
-        dtype=str(volume.dtype),
-        fingerprint=fingerprint(volume),
-        windows=len(grid),
-        intensity=(grid.scaling.low, grid.scaling.high),
-        fill=grid.scaling.fill,
-        labels_path=None if labels is None else labels.path,
-        labels=None if labels is None else fingerprint(labels),
-    )

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from evenslice.auditing.attribution import Mirrored, attribute, reproducible
-from evenslice.auditing.targets import MOST_CLASSES, Explained, Score
+from evenslice.auditing.attribution import MOST_CLASSES, Explained, Score, attribute, reproducible
 from evenslice.inference import ReadyNetwork
 from evenslice.networks import as_float64, full_precision
 from evenslice.neutralizing import in_float64
@@ -249,20 +248,23 @@ class Explainer:
     Attributes:
         network: ready to run.
         explained: what of its output.
-        method: of attribution; empty if saliency is not asked for.
-        gradient: whether the use of slices is told by the gradient, else by replacement.
-        seed: random seed of the methods.
-        baseline: of the method, if it has one.
         maps: the method and the baseline of the maps of examples.
+        method: of attribution; empty if saliency is not asked for.
+        baseline: of the method, if it has one.
+        seed: random seed of the methods.
     """
 
     network: ReadyNetwork | BlackBox
     explained: Explained
+    maps: tuple[str, str | None]
     method: str
-    gradient: bool
-    seed: int
     baseline: str | None = None
-    maps: tuple[str, str | None] = ("integrated_gradients", "middle")
+    seed: int = 0
+
+    @property
+    def gradient(self) -> bool:
+        """Whether the use of slices is told by the gradient, else by replacement."""
+        return self.explained.gradient and self.method != "occlusion"
 
     def rows(self, windows: Tensor, labels: Tensor | None) -> tuple[dict[str, NDArray[Any]], Tensor]:
         """Explain windows.
@@ -285,11 +287,10 @@ class Explainer:
         saliency = torch.zeros_like(windows)
         rows["saliency"] = np.zeros_like(rows["reliance"])
         if self.gradient:
-            by_gradient = pass_.gradients()
-            mismatch, outer = by_gradient.mismatch, by_gradient.outer
+            sums, mismatch, outer, size = pass_.gradients()
             mismatch[own] = outer[own] = 0
             if self.method == "gradient":
-                rows["saliency"], saliency = by_gradient.sums, by_gradient.size
+                rows["saliency"], saliency = sums, size
             _remove_rounding(self, windows, labels, rows, mismatch, outer)
         if self.method not in ("", "gradient"):
             rows["saliency"], saliency = pass_.attributed()
@@ -298,16 +299,6 @@ class Explainer:
             rows[name][own] = 0
         rows["wasserstein"] = wasserstein(saliency, rows["saliency"][:, :, 0])
         return rows, saliency[: len(windows)]
-
-
-@dataclass(frozen=True)
-class _Reduced:
-    """Attributions added up: sums (m, 2, 1 + C, N), mismatch and outer (m, 1 + C, K), and absolute maps (2m, N, y, x)."""
-
-    sums: Floats
-    mismatch: Floats
-    outer: Floats
-    size: Tensor
 
 
 @dataclass(frozen=True)
@@ -419,8 +410,12 @@ class _Pass:
             whole[..., pair] += sums[:half] + sums[half:]
         return reliance, np.minimum(unlike, whole), whole
 
-    def gradients(self) -> _Reduced:
-        """Differentiate what is explained: one backward pass for each class of the windows."""
+    def gradients(self) -> tuple[Floats, Floats, Floats, Tensor]:
+        """Differentiate what is explained: one backward pass for each class of the windows.
+
+        Returns:
+            Sums (m, 2, 1 + C, N), mismatch and outer (m, 1 + C, K), and absolute maps (2m, N, y, x).
+        """
         half, count = self.half, self.count + 1
         total = torch.zeros_like(self.both).detach()
         sums = np.zeros((half, 2, count, self.both.shape[1]))
@@ -436,7 +431,7 @@ class _Pass:
                 sums[:, :, group], mismatch[:, group], outer[:, group] = self._reduce(found)
         if not self._overlap:
             sums[:, :, 0], mismatch[:, 0], outer[:, 0] = self._reduce(total)
-        return _Reduced(sums, mismatch, outer, total.abs().float())
+        return sums, mismatch, outer, total.abs().float()
 
     def attributed(self) -> tuple[Floats, Tensor]:
         """Attribute windows and mirrors by the method, also for each of their classes by itself."""
@@ -447,21 +442,17 @@ class _Pass:
         def explain(only: Tensor | None) -> Tensor:
             parts = []
             for mirrored in (False, True):
-                part = slice(half, None) if mirrored else slice(half)
-                found = attribute(
-                    Mirrored(explainer.network) if mirrored else explainer.network,
-                    windows,
-                    method=explainer.method,
-                    baseline=explainer.baseline,
-                    target=explainer.explained,
-                    labels=None if self.score.labels is None else self.score.labels[part],
+                score = replace(
+                    self.score.at(slice(half, None) if mirrored else slice(half)),
                     only=only,
-                    predicted=None if self.score.predicted is None else self.score.predicted[part],
-                    seed=explainer.seed,
+                    mirrored=mirrored,
                 )
-                if not bool(found.attribution.isfinite().all()):
-                    raise NotFiniteError(found.attribution, f"has an attribution by {explainer.method} of")
-                parts.append(found.attribution.flip(1) if mirrored else found.attribution)
+                found = attribute(
+                    score, windows, method=explainer.method, baseline=explainer.baseline, seed=explainer.seed
+                ).attribution
+                if not bool(found.isfinite().all()):
+                    raise NotFiniteError(found, f"has an attribution by {explainer.method} of")
+                parts.append(found.flip(1) if mirrored else found)
             return torch.cat(parts)
 
         for group, chosen in self._chosen():
@@ -559,8 +550,10 @@ def _remove_rounding(
         exact = network.in_precision(torch.float64)
         precise = replace(explainer, network=exact)
         with in_float64(exact):
-            found = _Pass.run(precise, windows[some], None if labels is None else labels[some]).gradients()
+            _, unlike, whole, _ = _Pass.run(
+                precise, windows[some], None if labels is None else labels[some]
+            ).gradients()
     except Exception:  # noqa: BLE001  # a network may refuse float64 by any exception
         return
-    count = min(found.mismatch.shape[1], mismatch.shape[1])
-    mismatch[some, :count], outer[some, :count] = found.mismatch[:, :count], found.outer[:, :count]
+    count = min(unlike.shape[1], mismatch.shape[1])
+    mismatch[some, :count], outer[some, :count] = unlike[:, :count], whole[:, :count]

@@ -10,9 +10,8 @@ import torch
 from torch.nn import functional
 
 from evenslice._core import ConfigError, option, whole_number
-from evenslice.auditing.attribution import attribute, check_method_of, choose_map
+from evenslice.auditing.attribution import Score, attribute, choose_method, parse_target, understand
 from evenslice.auditing.sampling import corner_of
-from evenslice.auditing.targets import Score, parse_target, understand
 from evenslice.inference import Compute, Segmenter, as_segmenter, keep_sides, make_ready
 from evenslice.networks import with_gradients
 from evenslice.report import explanation_html, map_line, map_shares
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
     from torch import Tensor, nn
 
-    from evenslice.auditing.targets import Target
+    from evenslice.auditing.attribution import Target
     from evenslice.volumes import VolumeLike
 
 LARGEST_PART = 512
@@ -154,7 +153,6 @@ def explain(
     volume, z = in_plane(open_volume(volume), reading.plane), whole_number("z", z, least=0)
     if z >= len(volume):
         raise ConfigError(f"{volume.path}: has no slice {z}; choose one of 0 to {len(volume) - 1}")
-    check_method_of(model, method)
     network = make_ready(model, slices, compute)
     plane = volume.shape[1:]
     mask = _check_region(region, plane)
@@ -174,18 +172,13 @@ def explain(
         target=parse_target(str(target)),
         overlapping=reading.overlapping,
     )
-    method, baseline = choose_map(method, baseline, gradient=understood.gradient)
+    method, baseline = choose_method(model, method, baseline, gradient=understood.gradient)
     window = torch.from_numpy(grid.read(z, y, x))[None].to(network.device)
     inner = (..., slice(min(tile[0], plane[0] - y)), slice(min(tile[1], plane[1] - x)))
-    found = attribute(
-        network,
-        window,
-        method=method,
-        baseline=baseline,
-        target=understood,
-        region=None if mask is None else _part(mask, (y, x), tile)[None].to(network.device),
-    )
-    answers = _answers(Score(network, understood), window, tile)
+    inside = None if mask is None else _part(mask, (y, x), tile)[None].to(network.device)
+    score = Score(network, understood, region=inside)
+    found = attribute(score, window, method=method, baseline=baseline)
+    answers = _answers(score, window, tile)
     given, mirrored = (None, None) if answers is None else (part[inner] for part in answers)
     return Explanation(
         z=z,

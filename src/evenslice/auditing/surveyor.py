@@ -32,7 +32,7 @@ from evenslice._core import (
 )
 from evenslice.auditing.auditor import audit
 from evenslice.auditing.documents import Survey
-from evenslice.auditing.options import Sampling
+from evenslice.auditing.sampling import Sampling
 from evenslice.inference import Compute, choose_device
 from evenslice.networks import with_gradients
 from evenslice.neutralizing import current_kernels, find_strategy, load_network
@@ -127,18 +127,12 @@ def survey(  # all but the networks have defaults and names
         raise ConfigError("networks are surveyed by name, such as timm:resnet18; give text, or a list of it")
     pairs = _paired(listed, weights)
     windows, draws, seed = (
-        whole_number("windows", windows),
-        whole_number("draws", draws),
-        whole_number("seed", seed, least=0),
+        whole_number(name, value, least)
+        for name, value, least in (("windows", windows, 2), ("draws", draws, 1), ("seed", seed, 0))
     )
-    if windows < 2:
-        raise ConfigError(f"{option('windows', windows)}: at least 2 are needed for an interval")
-    if draws < 1:
-        raise ConfigError(f"{option('draws', draws)}: the random parts of a network are drawn at least once")
     compute.refuse("workers", "scheduler")
     choose_device(compute.device)  # raises if it is not there, of which otherwise every network would tell
     if slices is not None:
-        slices = whole_number("slices", slices)
         find_strategy("pretrained", slices)  # raises if the number of slices is not valid
     shown = mni152() if volume is None else open_volume(volume)
     network = {"slices": slices, "mean": mean, "std": std, "seed": seed}

@@ -7,28 +7,26 @@ from dataclasses import asdict, dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from evenslice.report.formatting import (
+from evenslice.report.tables import (
     MINUS,
     NOTHING,
+    Group,
+    Row,
+    Table,
     counted,
+    csv_text,
     difference,
+    flatten,
+    html_table,
     interval,
     listed,
     number,
     one_line,
     percent,
-    signed,
-    threshold,
-)
-from evenslice.report.tables import (
-    Group,
-    Row,
-    Table,
-    csv_text,
-    flatten,
-    html_table,
     plain_table,
     run_table,
+    signed,
+    threshold,
     tone,
 )
 

@@ -20,9 +20,9 @@ from matplotlib.ticker import MaxNLocator
 
 from evenslice.report import style
 from evenslice.report.audit_tables import stressed
-from evenslice.report.formatting import MINUS, few_lines, one_line, signed
 from evenslice.report.study_tables import shown_pooled
 from evenslice.report.style import TALLEST, WIDTH, Drawing
+from evenslice.report.tables import MINUS, few_lines, one_line, signed
 from evenslice.results import Comparison, PooledComparison, Tolerances, largest_bias, score_title
 
 if TYPE_CHECKING:

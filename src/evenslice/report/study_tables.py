@@ -8,18 +8,25 @@ from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
 from evenslice.report.audit_tables import EFFECT, SHARES
-from evenslice.report.formatting import (
+from evenslice.report.tables import (
     MINUS,
     NOTHING,
     SPACE,
+    Group,
+    Row,
+    Table,
     counted,
+    csv_text,
     difference,
+    flatten,
+    html_table,
     interval,
     listed,
     p_value,
+    plain_table,
+    run_table,
     signed,
 )
-from evenslice.report.tables import Group, Row, Table, csv_text, flatten, html_table, plain_table, run_table
 from evenslice.results import Comparison, PooledComparison, StudySummary, Tolerances, score_title
 
 if TYPE_CHECKING:

@@ -6,8 +6,17 @@ import math
 from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
-from evenslice.report.formatting import MINUS, counted, difference, number
-from evenslice.report.tables import Row, Table, csv_text, html_table, plain_table
+from evenslice.report.tables import (
+    MINUS,
+    Row,
+    Table,
+    counted,
+    csv_text,
+    difference,
+    html_table,
+    number,
+    plain_table,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

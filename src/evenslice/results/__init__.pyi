@@ -3,6 +3,9 @@ from .audits import (
     AuditResult as AuditResult,
     AuditRun as AuditRun,
     ExampleWindows as ExampleWindows,
+    SurveyedNetwork as SurveyedNetwork,
+    SurveyResult as SurveyResult,
+    SurveyRun as SurveyRun,
 )
 from .comparisons import (
     METRICS as METRICS,
@@ -29,11 +32,6 @@ from .studies import (
     ExampleSlice as ExampleSlice,
     StudyResults as StudyResults,
     StudySummary as StudySummary,
-)
-from .surveys import (
-    SurveyedNetwork as SurveyedNetwork,
-    SurveyResult as SurveyResult,
-    SurveyRun as SurveyRun,
 )
 from .verdicts import (
     Tolerances as Tolerances,

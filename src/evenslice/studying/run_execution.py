@@ -220,7 +220,6 @@ def _audit_results(found: AuditResult) -> dict[str, Any]:
         "absolute_bias": abs(found.directional_bias.estimate),
         **{name: getattr(statistics, name).estimate for name in ESTIMATES},
         "answer_of": found.answer.of,
-        "saliency": found.examples.saliency_percentiles(),
         "windows": found.windows,
     }
 

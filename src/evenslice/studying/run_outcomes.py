@@ -57,7 +57,6 @@ class RunOutcome(BaseModel):
             answer_change, mirror_mismatch: estimates; see ``evenslice.results.METRICS``.
         answer_of: what ``answer_change`` compares: "classes", "scores" or, as in records of versions that did not tell,
             "unknown".
-        saliency: (slices, percentiles) from ``ExampleWindows.saliency_percentiles``.
         windows: number of windows of the audit.
         steps: of the training; 0 of a network that was trained by another run.
         seconds: of the training, likewise.
@@ -104,7 +103,6 @@ class RunOutcome(BaseModel):
     answer_change: float | None = None
     answer_of: str = "unknown"
     mirror_mismatch: float | None = None
-    saliency: list[list[float | None]] | None = None
     windows: int = 0
     steps: int = 0
     seconds: float = math.nan

@@ -36,9 +36,9 @@ from evenslice._core import (
     staged_file,
     whole_number,
 )
-from evenslice.auditing import Mirrored, Score, attribute, parse_target
-from evenslice.networks import METADATA_KEY, as_float64, is_mark, seed_generators, with_gradients
-from evenslice.results import largest_bias, mean_biases, ratio, score_title
+from evenslice.auditing import parse_target, slice_shares
+from evenslice.networks import METADATA_KEY, is_mark, seed_generators, with_gradients
+from evenslice.results import largest_bias, mean_biases, score_title
 from evenslice.training.crops import CentredCrops, CropDataset
 from evenslice.training.tasks import TaskLoss, task_logits
 
@@ -57,7 +57,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from evenslice._core import Advance
-    from evenslice.auditing import Target
     from evenslice.training.config import TrainConfig
     from evenslice.training.run_folder import RunFolder
     from evenslice.volumes import LabelledVolume
@@ -488,7 +487,9 @@ class AsymmetryMonitor(Callback):
         ('share_-1', 'share_0', 'share_1', 'directional_bias', 'asymmetry', 'imbalance')
     """
 
-    def __init__(self, windows: Tensor, *, every: int = 200, target: Target = "auto", batch: int = 4) -> None:
+    def __init__(
+        self, windows: Tensor, *, every: int = 200, target: int | str = "auto", batch: int = 4
+    ) -> None:
         shape = tuple(np.shape(windows))
         if len(shape) != 4 or shape[0] == 0 or shape[1] % 2 == 0 or not torch.is_floating_point(windows):
             raise ConfigError(
@@ -556,7 +557,7 @@ class AsymmetryMonitor(Callback):
 
 @with_gradients
 def measure_bias(
-    network: nn.Module, windows: Tensor, *, target: Target = "auto", batch: int = 4
+    network: nn.Module, windows: Tensor, *, target: int | str = "auto", batch: int = 4
 ) -> dict[str, float]:
     """Measure the shares and biases of a network by gradients, on windows and their mirrors.
 
@@ -583,11 +584,7 @@ def measure_bias(
     with _evaluating(network):
         for chunk in torch.split(windows, batch):
             given = chunk.to(weight.device, weight.dtype, memory_format=torch.channels_last)
-            found = attribute(network, given, target=target)
-            predicted = Score(network).answers(found.output)
-            mirrored = attribute(Mirrored(network), given, target=target, predicted=predicted)
-            both = (found.attribution, mirrored.attribution.flip(1))
-            parts.append(np.stack([_shares(part) for part in both], axis=1))
+            parts.append(slice_shares(network, given, parse_target(str(target))))
     return mean_biases(np.concatenate(parts))
 
 
@@ -599,12 +596,6 @@ def bias_columns(slices: int) -> tuple[str, ...]:
         ('share_0', 'directional_bias', 'asymmetry', 'imbalance')
     """
     return tuple(mean_biases(np.ones((1, 2, slices))))
-
-
-def _shares(attribution: Tensor) -> Floats:
-    """Return the shares (batch, N) of the slices in an attribution (batch, N, y, x); NaN where it is 0."""
-    sums = as_float64(attribution.abs()).sum(dim=(2, 3)).cpu().numpy()
-    return ratio(sums, sums.sum(axis=1, keepdims=True))
 
 
 @contextmanager
