@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from evenslice._core import ConfigError, local_path, staged_file, staged_folder
 from evenslice.report import (
-    audit_html,
+    html_of,
     survey_csv,
-    survey_html,
     write_report,
     write_survey_report,
 )
@@ -51,7 +50,7 @@ class Audit(AuditResult):
         return write_report([self], path)
 
     def _repr_html_(self) -> str:  # in a notebook
-        return audit_html(self)
+        return html_of(self)
 
 
 class Survey(SurveyResult):
@@ -99,7 +98,7 @@ class Survey(SurveyResult):
         return write_survey_report(self, path)
 
     def _repr_html_(self) -> str:  # in a notebook
-        return survey_html(self)
+        return html_of(self)
 
     def save(self, folder: str | os.PathLike[str], *, force: bool = False) -> None:
         """Write ``survey.json``, ``survey.csv``, ``report.html`` and its figure into a folder.

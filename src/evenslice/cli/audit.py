@@ -233,7 +233,7 @@ def audit(
         _tell_idle_labels(audits, target, sampling)
     _tell_missing_weights(source, audits)
     short = [audit for audit in audits if required.is_missed(audit)]
-    tell(*(_shortfall(audit, str(required.require)) for audit in short))
+    tell(*(f"--require {required.require}: {audit.name} is {audit.verdict}" for audit in short))
     if short or (required.fail_on_bias and any(audit.verdict == "biased" for audit in audits)):
         raise typer.Exit(1)
 
@@ -259,12 +259,3 @@ def _tell_idle_labels(audits: "list[Audit]", target: str, sampling: Sampling) ->
             else "--no-stress was given"
         )
         tell(f"note: --labels: had no effect, as {why}")
-
-
-def _shortfall(audit: "Audit", required: str) -> str:
-    """Say which figures keep an audit from the verdict that is required."""
-    from evenslice.report import four_answers
-
-    answers = [item for item in four_answers(audit) if item.decided]
-    why = [f"{item.name}: {item.symbol} {item.value}, {item.verdict}" for item in answers]
-    return "; ".join([f"--require {required}: {audit.name} is {audit.verdict}", *why])

@@ -27,7 +27,6 @@ from evenslice.report.tables import (
     run_table,
     signed,
     threshold,
-    tone,
 )
 
 if TYPE_CHECKING:
@@ -219,6 +218,13 @@ def _of_part(part: Any, question: str) -> list[Found]:
     return [Found(part.mirror_mismatch), *found] if question == "use" else found
 
 
+def tables_of_audits(audits: Sequence[AuditResult]) -> list[Table]:
+    """Return the answers of each audit to the four questions, and what disturbed slices cost each network."""
+    titles = [audit.name if len(audits) > 1 else "four questions" for audit in audits]
+    answers = [answer_table(audit, title) for audit, title in zip(audits, titles, strict=True)]
+    return [table for table in answers if table.rows] + stress_tables(audits)
+
+
 def answer_table(audit: AuditResult, title: str = "four questions") -> Table:
     """Return a row for each question: the figure that decided or matters most, what it is about, and its state."""
     rows = [
@@ -312,7 +318,7 @@ def audit_lines(audits: Sequence[AuditResult]) -> Iterator[tuple[str, str, str, 
     for audit in audits:
         word, rest = verdict_sentence(audit).split(maxsplit=1)
         name = f"{audit.name}: " if len(audits) > 1 else ""
-        yield name, word, f" {rest} {extent_sentence(audit)}", tone(audit.verdict)
+        yield name, word, f" {rest} {extent_sentence(audit)}", Table.tone(audit.verdict)
     advised = audits if len(audits) == 1 else [audit for audit in audits if audit.verdict != "symmetric"]
     yield from (("", "", line, "") for line in dict.fromkeys(map(advice_sentence, advised)) if line)
 

@@ -64,6 +64,16 @@ class Table:
     note: str = ""
     colours: tuple[int, ...] = ()
 
+    @staticmethod
+    def tone(line: str) -> str:
+        """Return how good the verdict is that a line begins with; empty without one.
+
+        Example:
+            >>> Table.tone("biased"), Table.tone("within 0.05"), Table.tone("0.012")
+            ('bad', 'good', '')
+        """
+        return next((name for name, words in TONES.items() if line.startswith(words)), "")
+
     @property
     def rows(self) -> list[Row]:
         """All rows."""
@@ -83,16 +93,6 @@ def run_table(names: Sequence[str], settings: Sequence[Mapping[str, str]]) -> Ta
         for key in sorted(keys, key=lambda key: key not in ("command", "created"))
     ]
     return plain_table("What was run", ("Setting", *names), [row for row in rows if any(row.cells)])
-
-
-def tone(line: str) -> str:
-    """Return how good the verdict is that a line begins with; empty without one.
-
-    Example:
-        >>> tone("biased"), tone("within 0.05"), tone("0.012")
-        ('bad', 'good', '')
-    """
-    return next((name for name, words in TONES.items() if line.startswith(words)), "")
 
 
 def html_table(table: Table) -> str:

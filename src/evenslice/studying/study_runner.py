@@ -39,7 +39,7 @@ from evenslice._core import (
     staged_file,
     to_yaml,
 )
-from evenslice.report import need_report_extra, study_html, write_study_report
+from evenslice.report import html_of, need_report_extra, write_study_report
 from evenslice.results import METRICS, TASK_SCORES, AuditResult, StudyResults, StudySummary, run_name
 from evenslice.studying.config import StudyConfig
 from evenslice.studying.run_execution import DataFiles, execute, execute_at_worker, record_failure
@@ -208,7 +208,7 @@ class _ShownSummary(dict[str, Any]):
     """A summary that a notebook shows as tables."""
 
     def _repr_html_(self) -> str:
-        return study_html(self)
+        return html_of(self)
 
 
 def _check_data(config: StudyConfig, runs: Sequence[Run]) -> DataFiles:
