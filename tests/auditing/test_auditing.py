@@ -109,15 +109,6 @@ def test_lost_slices_are_measured_last_and_in_no_more_windows_than_an_audit_may_
     assert not any(blank)
 
 
-@pytest.mark.parametrize(("weights", "expected"), [((1.0, 2.0, 1.0), (0, 0)), ((1.0, 0.0, -1.0), (2, 1))])
-def test_mirror_error_and_disagreement_are_measured(texture, weights, expected):
-    """The mirror turns the sign of every output of the second network, and its class but for pixels at 0."""
-    found = audit(Linear(*weights), texture).statistics
-    assert (found.mirror_error.estimate, found.mirror_disagreement.estimate) == pytest.approx(
-        expected, abs=1e-3
-    )
-
-
 def test_a_direction_in_the_data_is_not_blamed_on_the_network():
     brighter = np.linspace(0.2, 1, 64)[:, None, None] * np.random.default_rng(0).random((64, 40, 40))
     found = audit(Squares(1.0, 1.0, 1.0), brighter)
@@ -211,32 +202,6 @@ def test_labels_as_target(texture):
     np.testing.assert_allclose([share.estimate for share in found.shares], [0.5, 0, 0.5], atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [bool, np.float64])
-def test_labels_of_any_type_are_class_numbers_if_they_are_whole(texture, dtype):
-    labels = texture > np.median(texture)
-    whole, same = (
-        audit(Linear(1.0, 2.0, 1.0), texture, labels=labels.astype(kind), max_windows=4).stress.to_dict()
-        for kind in (dtype, np.uint8)
-    )
-    assert whole == same
-
-
-def test_what_a_lost_slice_costs_is_measured_in_the_windows_asked_for(texture):
-    """A function that accepts one size only need not state it."""
-    shapes = set()
-
-    def function(windows):
-        shapes.add(windows.shape)
-        assert windows.shape[2:] == (16, 16)
-        return np.stack([1 - 2 * windows[:, 1], 2 * windows[:, 1] - 1], axis=1)
-
-    options = {"labels": texture > 0.5, "max_windows": 4, "intensity": (0, 1), "progress": False}
-    found = audit(function, texture, tile=(16, 16), batch=3, **options)
-    assert found.stress is not None
-    assert found.stress.intact == pytest.approx(1)
-    assert max(shape[0] for shape in shapes) == 2 * 3  # windows and mirrors
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_the_mode_of_the_caller_changes_nothing(mode, texture, tmp_path):
@@ -270,12 +235,6 @@ def test_a_blank_volume_alone_is_refused(texture):
         with pytest.raises(VolumeError, match=r"sampled voxels are 1; use a volume with contrast$"):
             audit(network, blank, **options)
     audit(network, [blank, texture], intensity=(0, 2), max_windows=4)
-
-
-def test_a_step_between_slices(texture):
-    found = audit(Linear(3.0, 2.0, 1.0), texture, step=4)
-    assert found.run.windows_available == (48 - 8) * 4
-    assert found.verdict == "biased"
 
 
 @pytest.mark.parametrize(
@@ -341,16 +300,6 @@ def test_a_volume_given_twice_is_no_second_sample(texture, tmp_path):
     for given in ([one, another], halves, planes, [np.zeros((9, 64, 64))] * 2):
         found = audit(network, given, max_windows=2, intensity=(0, 1))
         assert len(found.run.volumes) == 2
-
-
-def test_scalings_known_from_training_are_used(texture):
-    network = Linear(3.0, 2.0, 1.0)
-    fixed = audit(network, [texture, texture[::-1]], intensity=(0.2, 0.7))
-    known = [evenslice.Reading(intensity=pair) for pair in ((0.2, 0.7), (0.1, 0.9))]
-    given = audit(network, [texture, texture[::-1]], reading=known)
-    assert [volume.intensity for volume in given.run.volumes] == [(0.2, 0.7), (0.1, 0.9)]
-    of_first = given.examples.volume == 0
-    assert np.array_equal(given.examples.images[of_first], fixed.examples.images[of_first])
 
 
 @pytest.mark.slow

@@ -123,14 +123,6 @@ def test_saved_exported_and_symmetrized_forms_are_explained_alike(tmp_path):
     assert not forth.change.any()
 
 
-def test_an_output_without_a_class_for_each_pixel_has_no_answer_map(volume):
-    network = torch.nn.Sequential(weighted(1.0, 0.0, 0.0), torch.nn.Flatten(), torch.nn.LazyLinear(1))
-    network(torch.zeros(1, 3, 32, 32))
-    found = explain(network, volume, 4, slices=3)
-    assert found.answer is None
-    assert found.change is None
-
-
 def test_in_a_notebook_it_is_a_picture_with_its_method(volume):
     found = explain(weighted(1.0, 0.0, 1.0), volume, 4)
     page = found._repr_html_()
@@ -139,12 +131,6 @@ def test_in_a_notebook_it_is_a_picture_with_its_method(volume):
     assert re.fullmatch(
         r"<Explanation of slice 4 by integrated_gradients: shares 0.[45]\d 0.00 0.[45]\d>", repr(found)
     )
-
-
-def test_a_window_that_does_not_matter_has_an_empty_map(volume):
-    found = explain(weighted(0.0, 0.0, 0.0), volume, 4, slices=3)
-    assert not found.maps.any()
-    assert found.shares == (0, 0, 0)
 
 
 @pytest.mark.parametrize(

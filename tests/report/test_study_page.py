@@ -18,14 +18,13 @@ from synthetic_study import ARMS, make_study
 import evenslice
 from evenslice import cli
 from evenslice._core.files import json_text
-from evenslice.report import audit_tables, charts, files, pictures, study_tables as tables
+from evenslice.report import charts, files, pictures, study_tables as tables
 from evenslice.report.style import settings
 from evenslice.results.intervals import Interval
 from evenslice.results.stress import BriefLoss, StressSummary
 from evenslice.results.studies import ExampleSlice, StudyResults, StudySummary
 
 FEW = {name: ARMS[name] for name in ("pretrained", "uniform", "random")}
-NAN = Interval(math.nan, math.nan, math.nan)
 FAILED = {
     "dataset": "Lucchi++",
     "architecture": "EfficientNet-Lite0 U-Net",
@@ -103,24 +102,6 @@ def read(path):
 # Tables.
 
 
-def test_judgements_follow_the_interval(results):
-    arm = arm_of(results, "uniform")
-    for holds, high, expected in [
-        (True, 0.02, "not inferior"),
-        (False, -0.01, "not settled"),
-        (False, -0.011, "inferior"),
-        (None, math.nan, "no test"),
-    ]:
-        changed = dataclasses.replace(arm, holds=holds, differences={"dice": Interval(-0.02, -0.03, high)})
-        assert changed.outcome == expected
-
-
-def test_what_is_removed_is_rounded_down():
-    for removed, text in {0.899: "89 %", 0.9: "90 %", 0.58: "58 %", 1.0: "100 %", -0.3: "-30 %"}.items():
-        assert plain(tables.removed_part(Interval(removed, removed, removed))) == f"{text} [{text}, {text}]"
-    assert tables.removed_part(NAN) == "\N{EN DASH}"
-
-
 def test_rounding_does_not_hide_on_which_side_of_a_limit_a_figure_lies(pooled_results):
     summary = json.loads(json_text(pooled_results.document))
     for item in (*summary["comparisons"], *summary["pooled"]):
@@ -164,31 +145,6 @@ def test_a_study_with_folds_begins_with_all_data_sets(pooled_results):
     assert "36 of 36 runs done: 2 data sets, 1 network, 3 arms, 3 folds and 2 seeds." in text
 
 
-def without_runs(folder, out, failed):
-    """A study in which runs have failed."""
-    shutil.copytree(folder, out)
-    summary = json.loads((out / "summary.json").read_text())
-    records = [json.loads(path.read_text()) for path in sorted(out.glob("runs/*/run.json"))]
-    names = ("arm", "dataset", "fold", "seed")
-    left = [record for record in records if tuple(record[name] for name in names) not in failed]
-    summary |= StudySummary.of_runs(left, [], planned=36, baseline="pretrained", margin=0.01).to_dict()
-    (out / "summary.json").write_text(json_text(summary))
-    return StudyResults.load(out)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("lost", ["uniform", "pretrained"])
-def test_an_arm_that_is_not_compared_everywhere_is_not_tested(pooled_folder, tmp_path, lost):
-    """What is left may be what is easy."""
-    runs = [(lost, "ISBI 2012", fold, seed) for fold in range(3) for seed in (0, 1)]
-    found = without_runs(pooled_folder, tmp_path / "out", runs)
-    rows = cells_of(tables.arm_tables(found)[0])
-    assert rows["uniform"]["not inferior?"] == "no test"
-    assert (rows["fair"]["not inferior?"] == "no test") == (lost == "pretrained")
-    assert math.isfinite(found.pooled[0].arms[1].differences["dice"].low)
-    assert draw(found)
-
-
 def test_too_few_replicates_and_missing_data_sets_are_admitted(pooled_results, tmp_path):
     few = StudyResults.load(make(tmp_path, comparisons=SETS, arms=FOLDED, folds=(0, 1), seeds=(0,)))
     (note, *_), (before, *_) = (
@@ -208,16 +164,6 @@ def test_one_data_set_is_not_pooled_unless_it_has_the_primary_comparison(tmp_pat
     found = StudyResults.load(make(tmp_path / "b", **alone, primary=("fair", "net", 0.005)))
     (pooled,) = tables.shown_pooled(found.pooled)
     assert tables.superiority(dataclasses.replace(pooled.arms[2], superior=None)) == "not tested"
-
-
-@pytest.mark.parametrize("changed", [{"holds": "yes"}, {"p": "small"}])
-def test_a_damaged_part_is_refused(pooled_folder, tmp_path, changed):
-    bad = shutil.copytree(pooled_folder, tmp_path / "bad")
-    summary = json.loads((bad / "summary.json").read_text())
-    summary["pooled"][0]["arms"][1]["non_inferiority"] |= changed
-    (bad / "summary.json").write_text(json.dumps(summary))
-    with pytest.raises(evenslice.ConfigError, match="summary"):
-        StudyResults.load(bad)
 
 
 # The page.
@@ -285,18 +231,6 @@ def test_what_was_not_logged_is_not_drawn(tmp_path):
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"forest.svg", "stress.svg"}
 
 
-@pytest.mark.slow
-def test_some_runs_may_lack_what_others_have(tmp_path):
-    folder = make(tmp_path)
-    runs = sorted(folder.glob("runs/*"))
-    (runs[0] / "log" / "metrics.csv").unlink()
-    (runs[1] / "example.npz").unlink()
-    (runs[2] / "log" / "metrics.csv").write_text("step,loss\n10,0.5\n")
-    path = runs[3] / "run.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"dice": None, "hd95": None}))
-    assert {"learning", "examples"} <= set(Page(draw(StudyResults.load(folder))).ids)
-
-
 # Charts.
 
 
@@ -338,16 +272,6 @@ def test_the_bias_is_followed_during_training(results, tmp_path):
     assert [axes.get_ylabel() for axes in figure.axes] == ["training loss", "largest pair bias"]
 
 
-def test_arms_that_were_not_trained_have_no_line(tmp_path):
-    """As those with ``network_of``."""
-    folder = make(tmp_path, arms={name: ARMS[name] for name in ("pretrained", "uniform", "mirror")})
-    for path in folder.glob("runs/*/run.json"):
-        if json.loads(path.read_text())["arm"] == "uniform":
-            (path.parent / "log" / "metrics.csv").unlink()
-    (legend,) = charts.learning_figure(StudyResults.load(folder)).figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["pretrained", "mirror"]
-
-
 # What disturbed slices cost.
 
 
@@ -377,13 +301,6 @@ def test_the_chart_shows_mean_losses_before_and_after():
         [charts.StressItem("one", 0, (losses(0.3, 0.1, reference="intact answer"),))]
     )
     assert agreement.reading.startswith("Agreement with the intact answer lost")
-
-
-def test_where_there_is_nothing_to_lose_it_is_said():
-    empty = StressSummary("labels", 9, math.nan, math.nan, losses(math.nan, math.nan).losses)
-    assert charts.stress_figure([charts.StressItem("empty", 0, (empty,))])
-    assert "nothing to lose" in audit_tables.stress_table(empty).note
-    assert audit_tables.stress_table(losses(0.3, 0.1)).note == ""
 
 
 # Examples.

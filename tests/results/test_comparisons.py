@@ -12,8 +12,6 @@ from scipy import stats
 from evenslice._core import json_text
 from evenslice.results import StudySummary
 from evenslice.results.comparisons import (
-    METRICS,
-    POOLED,
     bias_removed,
     metric_bounds,
     pool_runs,
@@ -81,15 +79,6 @@ def test_two_data_sets_have_the_degrees_of_freedom_of_welch(one, other):
     assert (2 * found.interval().low, 2 * found.interval().high) == pytest.approx((low, high))
 
 
-def test_few_values_have_no_interval_and_no_test():
-    assert all(map(math.isnan, (*astuple(student_interval([])), *pool_means([[math.nan], []]))))
-    single = student_interval([0.5, math.nan])
-    assert (single.estimate, math.isnan(single.low)) == (0.5, True)
-    alone = pool_means([[0.1, 0.2], [0.3]])
-    assert alone.estimate == pytest.approx(0.225)
-    assert all(map(math.isnan, (alone.error, alone.p_above(), alone.p_differs(), alone.interval().low)))
-
-
 @pytest.mark.parametrize("values", [[0.0, 0.0], [0.1, 0.1], [0.8 - 0.7, 0.4 - 0.3]])
 def test_equal_values_have_no_test(values):
     """Two networks that learned nothing have the same score; a p of 0 would be taken for strong evidence."""
@@ -105,19 +94,6 @@ def test_holm_is_that_of_the_textbooks():
     assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
     assert holm([0.6, 0.9]) == [1.0, 1.0]
     assert holm([math.nan, 0.5]) == pytest.approx([math.nan, 0.5], nan_ok=True)
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
-def test_holm_rejects_step_by_step(p_values):
-    """At any level it rejects the smallest values, as long as each is below the level over those that are left."""
-    adjusted = holm(p_values)
-    for level in (0.05, 0.2):
-        going, expected = True, set()
-        for rank, n in enumerate(np.argsort(p_values, kind="stable")):
-            going = going and (len(p_values) - rank) * p_values[n] <= level
-            if going:
-                expected.add(int(n))
-        assert {n for n, p in enumerate(adjusted) if p <= level} == expected
 
 
 def simulated(random, *, folds, seeds, effect, spread, noise, times):
@@ -150,11 +126,6 @@ def test_the_pooled_interval_holds_as_often_as_it_says(folds, spreads):
     by_fold, by_run = coverage(folds, spreads, (0.004, 0.01, 0.002))
     assert by_fold >= 0.93
     assert by_run < by_fold  # seeds of one fold are not independent
-
-
-def test_two_folds_beside_more_are_too_few_if_they_vary_most():
-    """What the docstring of pool_means admits."""
-    assert 0.87 < coverage((2, 4, 4), (0.02, 0.005, 0.005), (0.001,) * 3)[0] < 0.93
 
 
 # Arms on one data set.
@@ -196,37 +167,6 @@ def test_an_arm_is_not_inferior_if_the_interval_lies_above_the_margin(difference
     assert uniform.p == pytest.approx(expected, nan_ok=True)
 
 
-def test_only_seeds_that_both_arms_have_are_compared():
-    runs = [row("pretrained", 0, dice=0.5), row("pretrained", 1, dice=0.7)]
-    runs += [row("uniform", 1, dice=0.8), row("uniform", 2, dice=0.1)]
-    uniform = summarize(runs)[0].arms[1]
-    assert (uniform.seeds, uniform.holds) == ((1, 2), None)
-    assert uniform.differences["dice"].estimate == pytest.approx(0.1)
-    assert summarize([row("uniform", 3, dice=0.8)])[0].arms[0].differences == {}
-
-
-def test_data_sets_and_architectures_are_kept_apart():
-    runs = [
-        row(arm, seed, dataset=dataset, architecture=architecture, dice=0.5)
-        for seed in range(2)
-        for dataset in "ab"
-        for architecture in "xy"
-        for arm in ("pretrained", "uniform")
-    ]
-    found = summarize(runs)
-    assert [(item.dataset, item.architecture) for item in found] == [(d, a) for d in "ab" for a in "xy"]
-    assert all(arm.seeds == (0, 1) for item in found for arm in item.arms)
-
-
-def test_figures_that_do_not_exist_stay_out():
-    runs = [row(arm, seed, dice=None, hd95=None) for arm in ("pretrained", "uniform") for seed in range(2)]
-    uniform = summarize(runs)[0].arms[1]
-    assert set(uniform.metrics) == set(uniform.differences) == set(METRICS)
-    assert math.isnan(uniform.metrics["hd95"].estimate)
-    assert uniform.holds is None
-    assert math.isnan(uniform.bias_removed.estimate)  # the baseline has none to remove
-
-
 def test_the_fold_is_the_replicate_where_there_are_folds():
     dices = [0.70, 0.72, 0.80, math.nan, 0.90, 0.92]
     runs = [
@@ -257,22 +197,6 @@ def test_seeds_do_not_become_replicates_while_only_one_fold_is_done():
 
 
 # The bias that is removed.
-
-
-def test_only_runs_whose_bias_is_known_in_both_arms_are_compared():
-    """Else seeds of one arm would be compared with other seeds of the baseline."""
-    runs = [
-        {**row(arm, seed), "fold": fold, "folds": 3, "shares": None, "largest_bias": bias}
-        for fold in range(3)
-        for arm, biases in [("pretrained", (0.2, 0.6)), ("uniform", (0.2, None))]
-        for seed, bias in enumerate(biases)
-    ]
-    assert astuple(summarize(runs)[0].arms[1].bias_removed) == pytest.approx((0, 0, 0))
-
-
-@pytest.mark.parametrize("baseline", [[0.02, 0.021, 0.02], [0.01, 0.2, 0.3], [0.2], []])
-def test_nothing_is_removed_where_the_baseline_shows_no_bias(baseline):
-    assert all(map(math.isnan, astuple(bias_removed([0.0] * len(baseline), baseline))))
 
 
 @given(st.lists(st.tuples(st.floats(0, 0.3), st.floats(0.15, 0.25)), min_size=3, max_size=6))
@@ -315,17 +239,6 @@ def with_answers(*changes, arm="pretrained", **more):
         row(arm, seed, answer_change=change, imbalance=0.4 + 0.15 * seed, **figures)
         for seed, change in enumerate(changes)
     ]
-
-
-def test_a_part_of_pixels_is_at_most_one_and_a_ratio_of_deviations_has_no_limit():
-    runs = [*with_answers(0.05, 0.45), *with_answers(0.45, 0.05, arm="uniform")]
-    for first, second in (summarize(runs)[0].arms, pool(runs)[0].arms):
-        assert (first.metrics["answer_change"].low, first.metrics["answer_change"].high) == (0, 1)
-        assert second.differences["answer_change"].low == -1
-        assert first.metrics["imbalance"].high == pytest.approx(2 / 3)  # all attention on one of three slices
-    scores = summarize([{**run, "answer_of": "scores"} for run in runs])[0].arms
-    assert scores[0].metrics["answer_change"].high > 2
-    assert scores[1].differences["answer_change"].low < -2
 
 
 def test_answer_changes_of_two_kinds_have_no_mean():
@@ -391,36 +304,6 @@ def test_differences_are_paired_over_fold_and_seed():
     unpaired = [run for run in shuffled if run["arm"] == "uniform" or run["fold"] == 0]
     alone = by_name(pool(unpaired))["uniform"].differences["dice"]
     assert (alone.estimate, math.isnan(alone.low)) == (pytest.approx(-0.02), True)  # one fold in common
-
-
-def test_each_data_set_counts_the_same():
-    found = rows({"pretrained": 0.0, "uniform": -0.02}, datasets=("a",), folds=5)
-    found += rows({"pretrained": 0.0, "uniform": 0.04}, datasets=("b",), folds=2)
-    (pooled,) = pool(found)
-    assert pooled.arms[1].differences["dice"].estimate == pytest.approx(0.01)
-    assert pooled.title == "Both data sets, net"
-
-
-def test_the_interval_of_runs_is_that_of_their_folds():
-    """What is simulated above goes the whole way from the rows of runs."""
-    effects = {name: {} for name in "ab"}
-    runs = rows({"pretrained": 0.0, "uniform": 0.0}, folds=4, noise=0.01)
-    for run in runs:
-        of_fold = effects[run["dataset"]].setdefault(run["fold"], [])
-        of_fold.append(run["dice"] if run["arm"] == "uniform" else -run["dice"])
-    means = [[2 * np.mean(of_fold) for of_fold in folds.values()] for folds in effects.values()]
-    found = pool(runs)[0].arms[1].differences["dice"]
-    assert astuple(found) == pytest.approx(astuple(pool_means(means).interval()))
-
-
-def test_what_a_missing_slice_costs_is_pooled():
-    losses = [("intact", 0.0), ("before", 0.1), ("after", 0.03), ("both", 0.2)]
-    found = rows({"pretrained": 0.0}, losses=losses)
-    found += rows({"uniform": 0.0}, losses=[(name, lost / 2) for name, lost in losses])
-    uniform = pool(found)[0].arms[1]
-    assert uniform.metrics["loss_before"].estimate == pytest.approx(0.05)
-    assert uniform.differences["loss_both"].estimate == pytest.approx(-0.1)
-    assert set(uniform.metrics) == set(uniform.differences) == set(POOLED)
 
 
 def test_only_what_every_data_set_has_is_pooled():

@@ -3,22 +3,16 @@
 import csv
 import json
 import math
-import pickle
 import shutil
-import zipfile
-from dataclasses import asdict, make_dataclass
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import pytest
 from synthetic_study import ARMS, make_study
-from typing_extensions import TypeAliasType
 
 from evenslice import ConfigError
-from evenslice._core import read_log
-from evenslice.results.documents import from_arrays
 from evenslice.results.studies import StudyResults
 
 
@@ -90,17 +84,6 @@ def test_runs_come_with_their_logs_and_examples(folder):
         for name in PICTURES:
             np.testing.assert_array_equal(getattr(results.runs[0].example, name), example[name])
     assert run.circumstances["versions"]["torch"] == "2.9.0"
-
-
-def test_only_what_was_finished_is_a_run_and_the_table_names_it(folder):
-    table = rows(folder)
-    table[0] |= {"status": "failed", "error": "no luck"}
-    for row in table:
-        row["arm"] = row["arm"].replace("uniform tied to mirror", "tied")
-    write_rows(folder, table)
-    runs = StudyResults.load(folder).runs
-    assert len(runs) == 11
-    assert {run.arm for run in runs} == {"pretrained", "random", "uniform", "mirror", "center", "tied"}
 
 
 def test_the_small_files_suffice(folder):
@@ -250,15 +233,6 @@ def test_a_wrong_log_is_refused(folder, text, reason):
     refuse(folder, "metrics.csv", reason)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("count", "rest"), [(0, ""), (100_001, "100001,0.")])
-def test_a_log_that_a_training_accepts_is_accepted(folder, count, rest):
-    """One has just begun; the other has more rows than any other file of a study, and its last one was cut short."""
-    path = run_folder(folder) / "log" / "metrics.csv"
-    path.write_text("step,loss\n" + "".join(f"{step},0.5\n" for step in range(count)) + rest)
-    assert len(read_log(path)) == len(StudyResults.load(folder).runs[0].curves.get("step", ())) == count
-
-
 PICTURES = ("image", "labels", "predicted")
 
 
@@ -270,12 +244,6 @@ class Danger:
 def write_example(folder, **arrays):
     good = {name: np.zeros((4, 5), np.uint8) for name in PICTURES}
     np.savez_compressed(run_folder(folder) / "example.npz", **{**good, **arrays})
-
-
-def claim(shape):
-    """The bytes of an array whose header claims a shape that its few values do not have."""
-    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
-    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + b"\x00" * 20
 
 
 @pytest.mark.parametrize(
@@ -293,22 +261,3 @@ def claim(shape):
 def test_a_wrong_example_is_refused(folder, arrays, reason):
     write_example(folder, **arrays)
     refuse(folder, "example.npz", reason)
-
-
-@pytest.mark.parametrize("content", [claim((2**40, 2**40)), claim((-4, 5)), pickle.dumps(Danger())])
-def test_a_header_can_claim_what_it_likes(folder, content):
-    with zipfile.ZipFile(run_folder(folder) / "example.npz", "w") as file:
-        for name in PICTURES:
-            file.writestr(f"{name}.npy", content)
-    refuse(folder, "example.npz")
-
-
-def test_arrays_are_read_where_numpy_names_their_type_by_an_alias(tmp_path):
-    """NumPy 2.5 makes ``NDArray`` an alias of its own on Python 3.12 and newer, whose arguments look different."""
-    scalar = TypeVar("scalar", bound=np.generic)
-    alias = TypeAliasType("alias", np.ndarray[tuple[Any, ...], np.dtype[scalar]], type_params=(scalar,))
-    kind = make_dataclass("kind", [("image", Annotated[alias[np.uint8], "y x"])])
-    image = np.zeros((2, 3), np.uint8)
-    assert from_arrays(kind, {"image": image}).image is image
-    with pytest.raises(ValueError, match="image is float64"):
-        from_arrays(kind, {"image": np.zeros((2, 3))})
