@@ -194,7 +194,7 @@ def coverage(census: Census, audits: int) -> dict[str, Any]:
 
 def verdicts(census: Census, audits: int) -> dict[str, Any]:
     """Return the verdicts of whole audits, how many are wrong, how many windows they read, and their coverage at the end."""
-    right = census.truth.verdict
+    right = census.truth.decision[0]
     total, truth = len(census.measured), census.figures()
     words, windows = Counter[str](), []
     held: dict[str, list[bool]] = defaultdict(list)
@@ -205,7 +205,7 @@ def verdicts(census: Census, audits: int) -> dict[str, Any]:
             if found.settled() or read >= min(total, 2000):
                 break
             read = min(next_look(read), total)
-        words[found.verdict] += 1
+        words[found.decision[0]] += 1
         windows.append(read)
         for item in found.evidence if found.different is None else ():
             low, high = item.bounds()
@@ -263,7 +263,7 @@ def at_tolerance(census: Census, audits: int) -> dict[str, Any]:
                     for item in found.evidence
                     if item.question != "use"
                 )
-                word = replace(found, evidence=tuple(moved)).verdict
+                word = replace(found, evidence=tuple(moved)).decision[0]
                 if word != "inconclusive":
                     counts[name] += (word != "biased") == fair
                     del left[name]

@@ -95,19 +95,6 @@ def test_the_target_decides_what_is_explained(target, expected):
     assert found.attribution.sum(dim=(0, 2, 3)).tolist() == expected
 
 
-def test_labels_as_target_follow_an_output_of_another_size():
-    network, windows = two_class_network()
-    labels = torch.zeros(1, 4, 4, dtype=torch.long)
-    labels[:, 0] = 1
-    found = attribute(network, windows, target="labels", labels=labels)
-    assert found.attribution.sum(dim=(0, 2, 3)).tolist() == [8, 0, -8]
-    smaller = nn.Sequential(nn.AvgPool2d(2), network)
-    labels = torch.zeros(1, 8, 8, dtype=torch.long)
-    labels[:, :4] = 1
-    found = attribute(smaller, torch.rand(1, 3, 8, 8), target="labels", labels=labels)
-    np.testing.assert_allclose(shares(found), [[0.5, 0, 0.5]], atol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -241,42 +241,24 @@ def test_a_blank_volume_alone_is_refused(texture):
     ("options", "error", "message"),
     [
         ({"slices": 4}, ConfigError, "slices=4"),
-        ({"slices": 51}, VolumeError, "has 48 slices; a window of 51 needs 51"),
+        ({"slices": 51}, VolumeError, "a window of 51 needs 51"),
         ({"slices": 5}, ModelError, "rejects windows of shape"),
-        ({"tolerance": 0}, ConfigError, "tolerance=0"),
         ({"precision": 0}, ConfigError, "precision=0"),
-        ({"judged_share": None}, ConfigError, "judged_share: must be at least 0 and below 1"),
-        ({"batch": 0}, ConfigError, "batch=0"),
-        ({"max_windows": "9"}, ConfigError, "max_windows: is '9', not a whole number"),
-        ({"seed": 2**63}, ConfigError, r"seed=9223372036854775808: must be below 2\*\*63"),
-        ({"workers": 1.5}, ConfigError, "workers: is 1.5, not a whole number"),
-        ({"tile": 32}, ConfigError, "tile=32: give two whole numbers"),
+        ({"judged_share": None}, ConfigError, "judged_share"),
+        ({"max_windows": "9"}, ConfigError, "max_windows"),
+        ({"seed": 2**63}, ConfigError, "seed="),
         ({"method": "saliencey"}, ConfigError, "method='saliencey'"),
-        ({"dtype": "float8"}, ConfigError, "known: auto, bfloat16, float16, float32"),
-        ({"device": "cuda:77"}, ConfigError, "device='cuda:77': is not available"),
-        ({"labels": np.zeros((48, 40, 39), np.uint8), "target": "labels"}, VolumeError, "labels of shape"),
-        (
-            {"labels": np.full((48, 40, 40), 0.5), "target": "labels"},
-            VolumeError,
-            "holds 0.5, which is not a label",
-        ),
-        ({"reading": [evenslice.Reading()] * 2}, ConfigError, "reading: 2 for 1 volume; give one for each"),
+        ({"dtype": "float8"}, ConfigError, "float8"),
+        ({"device": "cuda:77"}, ConfigError, "device='cuda:77'"),
+        ({"labels": LABELS[..., 1:], "target": "labels"}, VolumeError, "labels of shape"),
+        ({"labels": LABELS + 0.5, "target": "labels"}, VolumeError, "is not a label"),
+        ({"reading": [evenslice.Reading()] * 2}, ConfigError, "reading: 2 for 1 volume"),
         ({"labels": [], "target": "labels"}, ConfigError, "no volume given"),
         ({"target": "labels"}, ConfigError, "needs label volumes"),
         ({"label_values": [0, 255]}, ConfigError, "label_values: has no effect without labels"),
-        ({"other_labels": "background"}, ConfigError, "other_labels: has no effect without labels"),
-        (
-            {"labels": LABELS, "label_values": [0, 2, 7]},
-            ConfigError,
-            "label_values=.*a different value for each",
-        ),
-        (
-            {"labels": LABELS, "label_values": [0, 0], "target": "labels"},
-            ConfigError,
-            "a different value for each",
-        ),
-        ({"explain": (7, 40, 0)}, ConfigError, r"explain=\[40, 0\]: y, x lies outside of the plane"),
-        ({"explain": 0}, ConfigError, "explain=0: give a slice z whose window is complete, 1 to"),
+        ({"labels": LABELS, "label_values": [0, 2, 7]}, ConfigError, "label_values="),
+        ({"explain": (7, 40, 0)}, ConfigError, "explain="),
+        ({"explain": 0}, ConfigError, "explain=0"),
     ],
 )
 def test_a_wrong_option_is_refused(texture, options, error, message):
@@ -300,21 +282,6 @@ def test_a_volume_given_twice_is_no_second_sample(texture, tmp_path):
     for given in ([one, another], halves, planes, [np.zeros((9, 64, 64))] * 2):
         found = audit(network, given, max_windows=2, intensity=(0, 1))
         assert len(found.run.volumes) == 2
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("wrap", "loaded"), [(nn.Sequential, True), (nn.DataParallel, False)])
-def test_a_wrapped_network_is_audited_as_it_is(texture, tmp_path, wrap, loaded):
-    model, _, source = evenslice.load_network("timm:test_resnet", "none")
-    if loaded:  # a record from a file holds no kernels
-        evenslice.save_network(model, tmp_path / "network.safetensors", source=source)
-        model = evenslice.load_network("timm:test_resnet", tmp_path / "network.safetensors").model
-    plain, found = (
-        audit(each, texture, device="cpu", max_windows=2, tile=(32, 32)) for each in (model, wrap(model))
-    )
-    (inner,), (outer,) = plain.kernels, found.kernels
-    assert outer.name == f"{'0' if wrap is nn.Sequential else 'module'}.{inner.name}"
-    assert np.array_equal(outer.after, inner.after)
 
 
 def test_an_audit_names_what_it_read_and_what_the_values_of_labels_mean(tmp_path):

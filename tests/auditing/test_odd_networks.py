@@ -8,7 +8,6 @@ import torch
 from formulas import audit_formula, noise
 from torch import nn
 
-import evenslice
 from evenslice import ModelError
 
 
@@ -118,14 +117,6 @@ def around(layer):
 def test_networks_that_are_not_repeatable_are_refused_and_their_layers_named(network, message):
     with pytest.raises(ModelError, match=message):
         audit_formula(network, noise(depth=12))
-
-
-def test_random_functions_are_refused():
-    def function(windows):
-        return torch.rand(len(windows), 2, 32, 32).numpy()
-
-    with pytest.raises(ModelError, match="another output for the same window in a second run"):
-        evenslice.audit(function, noise(depth=12), slices=3, compute=evenslice.Compute(progress=False))
 
 
 @pytest.mark.parametrize("layer", [nn.Dropout2d(0.5), nn.BatchNorm2d(8)])

@@ -84,12 +84,3 @@ def test_the_size_of_the_tile_leaves_out_what_lacks_its_surroundings():
 def test_more_windows_than_the_limit_are_refused():
     with pytest.raises(evenslice.ConfigError, match="min_windows=50: is more than max_windows=45"):
         audit_formula(nn.Conv2d(3, 2, 1), min_windows=50, max_windows=45)
-
-
-@pytest.mark.parametrize(("target", "explained"), [("auto", "log-odds"), ("sum", "score")])
-def test_what_excludes_each_other_may_be_said_of_any_output(target, explained):
-    network, options = nn.Conv2d(3, 1, 1), {"volume": noise(depth=8), "max_windows": 4}
-    found = audit_formula(network, target=target, overlapping=False, **options)
-    assert found.run.explained == explained
-    with pytest.raises(evenslice.ConfigError, match="overlapping"):
-        audit_formula(network, overlapping=True, **options)

@@ -229,14 +229,14 @@ def test_a_saved_network_is_surveyed_as_it_stands(survey, folder):
     [
         ((), {}, ConfigError, "no network given"),
         (("fair", "before"), {"weights": "w.pt"}, ConfigError, "weights"),
-        (("fair", "before"), {"weights": ["none"]}, ConfigError, "1 weights for 2 networks"),
+        (("fair", "before"), {"weights": ["none"]}, ConfigError, "weights="),
         (("fair",), {"windows": 1}, ConfigError, "windows=1"),
         (("fair",), {"seed": -1}, ConfigError, "seed=-1"),
         (("fair",), {"device": "toaster"}, ConfigError, "device='toaster'"),
         (("fair",), {"slices": 4}, ConfigError, "4"),
         (("fair",), {"draws": 0}, ConfigError, "draws=0"),
         (("fair",), {"volume": "none.tif"}, VolumeError, "none.tif"),
-        (("broken", "timm:nix"), {}, ModelError, "none of the 2 .*by design.*nix"),
+        (("broken", "timm:nix"), {}, ModelError, "by design.*nix"),
     ],
 )
 def test_mistakes_are_told_in_one_line(survey, names, options, error, message):

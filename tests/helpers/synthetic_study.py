@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from evenslice._core.files import json_text
-from evenslice.results import METRICS, StudySummary
+from evenslice.results import METRICS, StudyPlan, StudySummary
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,9 +61,8 @@ def make_study(  # one for each choice
                 _write_run(folder / "runs" / f"run-{seed}-{key}", record, bias, slices, size, random)
                 records.append(record)
     planned = len(records) + len(failed)
-    summary = StudySummary.of_runs(
-        records, failed, planned=planned, baseline=baseline, margin=0.01, primary=primary
-    ).to_dict()
+    plan = StudyPlan(baseline, 0.01, primary=primary)
+    summary = StudySummary.of_runs(records, failed, planned, plan).to_dict()
     (folder / "summary.json").write_text(json_text(summary), encoding="utf-8")
     (folder / "config.yaml").write_text("seeds: [0, 1, 2]\nslices: 3\ntraining:\n  steps: 300\n")
     _write_table(folder / "results.csv", records, failed)

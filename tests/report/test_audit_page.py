@@ -14,7 +14,7 @@ from pages import HOSTILE, Page, plain, standing_alone
 from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit, with_statistics
 
 import evenslice
-from evenslice.report import audit_tables as found, charts, files, pictures, style, tables as formatting
+from evenslice.report import audit_tables as found, charts, files, style, tables as formatting
 from evenslice.results import AuditRun, Interval
 from evenslice.results.stress import BriefLoss, StressSummary
 from evenslice.results.verdicts import AnswerChange, Decision, Figure, Mismatch
@@ -163,18 +163,6 @@ def test_fair_networks_say_how_many_windows_can_differ_and_what_was_not_judged(a
     )
     assert said(balanced).startswith("Balanced: ")
     assert said(with_statistics(uniform, unjudged_classes=(3, 7))).endswith("1 % of the pixels: class 3, 7.")
-
-
-def test_an_inconclusive_verdict_names_what_is_open_and_what_would_settle_it(audits):
-    still = (Decision("reliance", 1, 2), Decision("answer", 0))
-    audit = with_statistics(audits[2], verdict="inconclusive", different=None, decided_by=still, needed=310)
-    assert said(audit) == (
-        "Not settled: reliance (class 1, slices ±2) and answer (class 0). About 310 windows would settle it (max_windows)."
-    )
-    assert "max_windows" in found.advice_sentence(audit)
-    used = with_run(audit, stopped="all windows used")
-    assert "would settle" not in said(used)
-    assert "another volume" in found.advice_sentence(used)
 
 
 def test_the_terminal_is_told_the_verdict_its_extent_and_what_to_do(audits):
@@ -334,22 +322,6 @@ def test_nothing_lies_off_the_axes_and_what_is_not_judged_is_pale(audits):
         assert high > 0.9
     assert {line.get_alpha() for line in drawing.figure.axes[1].lines} >= {0.35, 1.0}
     assert ("Pale" in drawing.reading, "Pale" in charts.biases_figure(audits).reading) == (True, False)
-
-
-def test_maps_are_on_one_scale_across_slices_and_audits(audits):
-    panel = pictures.window_panels(audits[:2])[0]
-    middle, after = (np.mean(panel.strips[0].pictures[k].layer[..., 3]) for k in (1, 2))
-    assert after < np.mean(panel.strips[1].pictures[1].layer[..., 3]) < middle
-
-
-def test_large_slices_are_shrunk_and_keep_their_shape_also_in_half_precision():
-    audit = make_audit("a", PRETRAINED, examples=1, size=300)
-    maps = audit.examples.maps[..., :200].astype(np.float16)
-    examples = replace(audit.examples, images=audit.examples.images[..., :200], maps=maps)
-    (panel,) = pictures.window_panels([replace(audit, examples=examples)])
-    picture = panel.strips[0].pictures[0]
-    assert picture.image.shape == (pictures.MAX_PIXELS, round(pictures.MAX_PIXELS * 2 / 3))
-    assert picture.layer.shape == (*picture.image.shape, 4)
 
 
 # Files.

@@ -15,7 +15,6 @@ import pytest
 from pages import HOSTILE, Page, plain, standing_alone
 from synthetic_study import ARMS, make_study
 
-import evenslice
 from evenslice import cli
 from evenslice._core.files import json_text
 from evenslice.report import charts, files, pictures, study_tables as tables
@@ -156,14 +155,6 @@ def test_too_few_replicates_and_missing_data_sets_are_admitted(pooled_results, t
     table = tables.arm_tables(dataclasses.replace(pooled_results, pooled=(pooled,)))[0]
     assert table.title == "2 of 3 data sets, net"
     assert "so nothing is tested: EPFL." in table.note
-
-
-def test_one_data_set_is_not_pooled_unless_it_has_the_primary_comparison(tmp_path):
-    alone = {"comparisons": SETS[:1], "arms": FOLDED, "folds": (0, 1, 2), "seeds": (0,)}
-    assert tables.shown_pooled(StudyResults.load(make(tmp_path / "a", **alone)).pooled) == []
-    found = StudyResults.load(make(tmp_path / "b", **alone, primary=("fair", "net", 0.005)))
-    (pooled,) = tables.shown_pooled(found.pooled)
-    assert tables.superiority(dataclasses.replace(pooled.arms[2], superior=None)) == "not tested"
 
 
 # The page.
@@ -320,18 +311,6 @@ def test_outlines_tell_labels_from_predictions():
     assert colour(60, 60) is colour(10, 10) is None
 
 
-def test_examples_are_cropped_around_the_foreground():
-    labels = np.zeros((256, 200), np.uint8)
-    labels[200:210, 150:190] = 2
-    image = np.arange(256 * 200, dtype=np.int64).reshape(256, 200)
-    found = pictures.around_foreground(ExampleSlice(image, labels, labels))
-    assert found.image.shape == found.labels.shape == found.predicted.shape == (24, 52)
-    assert np.count_nonzero(found.labels) == np.count_nonzero(labels)
-    assert divmod(int(found.image[0, 0]), 200) == (193, 144)
-    empty = ExampleSlice(image, np.zeros_like(labels), labels)
-    assert pictures.around_foreground(empty) is empty
-
-
 # Files.
 
 
@@ -353,16 +332,6 @@ def test_charts_and_tables_lie_beside_the_page(results, folder):
     ]
     others = {row["figure"] for row in arms if row["arm"] == "uniform" and row["kind"] != "mean"}
     assert {"bias_removed", "dice_not_inferior"} < others
-
-
-def test_a_place_that_cannot_be_written_or_a_missing_extra_is_named(results, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(evenslice.OutputError, match="file: is a file; name a folder"):
-        files.write_study_report(results, tmp_path / "file" / "report.html")
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(evenslice.MissingExtraError, match=r"evenslice\[report\]"):
-        files.write_study_report(results, tmp_path / "report.html")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 # The command.

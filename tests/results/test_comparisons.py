@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 from scipy import stats
 
 from evenslice._core import json_text
-from evenslice.results import StudySummary
+from evenslice.results import StudyPlan, StudySummary
 from evenslice.results.comparisons import (
     bias_removed,
     metric_bounds,
@@ -45,11 +45,11 @@ def rows(effects, *, folds=3, seeds=2, datasets=("a", "b"), architecture="net", 
 
 
 def summarize(found):
-    return summarize_runs(found, baseline="pretrained", margin=0.01)
+    return summarize_runs(found, StudyPlan("pretrained", 0.01))
 
 
 def pool(found, **options):
-    return pool_runs(found, **{"baseline": "pretrained", "margin": 0.01, **options})
+    return pool_runs(found, StudyPlan("pretrained", 0.01, **options))
 
 
 def by_name(pooled):
@@ -167,35 +167,6 @@ def test_an_arm_is_not_inferior_if_the_interval_lies_above_the_margin(difference
     assert uniform.p == pytest.approx(expected, nan_ok=True)
 
 
-def test_the_fold_is_the_replicate_where_there_are_folds():
-    dices = [0.70, 0.72, 0.80, math.nan, 0.90, 0.92]
-    runs = [
-        row("pretrained", seed, fold=fold, dice=dices[2 * fold + seed])
-        for fold in range(3)
-        for seed in (0, 1)
-    ]
-    (found,) = summarize(runs)
-    arm = found.arms[0]
-    assert astuple(arm.metrics["dice"]) == pytest.approx(
-        astuple(student_interval([0.71, 0.80, 0.91], (0, 1)))
-    )
-    assert (found.unit, found.few_replicates, arm.seeds, arm.folds) == ("fold", False, (0, 1), (0, 1, 2))
-    one_fold = summarize(runs[:2])[0]
-    assert (one_fold.unit, one_fold.few_replicates) == ("seed", True)
-    apart = [runs[0], runs[2] | {"arm": "uniform"}]  # the first runs of an arm may be those of another fold
-    assert summarize(apart)[0].unit == "fold"
-
-
-def test_seeds_do_not_become_replicates_while_only_one_fold_is_done():
-    done = [{**run, "folds": 2} for run in rows({"pretrained": 0.0, "uniform": -0.02}, folds=1, noise=0.01)]
-    for comparison in summarize(done):
-        assert comparison.unit == "fold"
-        assert comparison.few_replicates
-    for arm in (summarize(done)[0].arms[1], pool(done)[0].arms[1]):
-        assert math.isnan(arm.differences["dice"].low)
-        assert arm.holds is None
-
-
 # The bias that is removed.
 
 
@@ -259,7 +230,7 @@ def test_answer_changes_of_two_kinds_have_no_mean():
 def test_a_summary_says_of_what_its_answers_are():
     runs = with_answers(0.5, 1.6, answer_of="scores")
     runs += with_answers(0.4, 0.9, arm="uniform", answer_of="scores")
-    found = StudySummary.of_runs(runs, [], planned=4, baseline="pretrained", margin=0.01)
+    found = StudySummary.of_runs(runs, [], 4, StudyPlan("pretrained", 0.01))
     read = StudySummary.read(json.loads(json_text(found.to_dict())))
     for part, expected in zip(
         (*read.comparisons, *read.pooled), (*found.comparisons, *found.pooled), strict=True
@@ -293,19 +264,6 @@ def test_audits_by_other_definitions_are_never_mixed(classes, stays):
 # Arms over all data sets.
 
 
-def test_differences_are_paired_over_fold_and_seed():
-    shuffled = rows({"pretrained": 0.0, "uniform": -0.02})
-    np.random.default_rng(1).shuffle(shuffled)
-    arms = by_name(pool(shuffled))
-    difference = arms["uniform"].differences["dice"]
-    assert (difference.low, difference.high) == pytest.approx((-0.02, -0.02))
-    assert arms["pretrained"].differences == {}
-    assert arms["uniform"].metrics["dice"].high - arms["uniform"].metrics["dice"].low > 0.01
-    unpaired = [run for run in shuffled if run["arm"] == "uniform" or run["fold"] == 0]
-    alone = by_name(pool(unpaired))["uniform"].differences["dice"]
-    assert (alone.estimate, math.isnan(alone.low)) == (pytest.approx(-0.02), True)  # one fold in common
-
-
 def test_only_what_every_data_set_has_is_pooled():
     runs = rows({"pretrained": 0.0, "uniform": 0.01})
     found = [
@@ -329,15 +287,6 @@ def test_the_primary_comparison_is_tested_in_order(arm, holds, superior):
     others = [item for item in found.arms if item.differences and not item.primary]
     assert [item.margin for item in others] == [0.01, 0.01]
     assert [item.p_adjusted for item in others] == holm([item.p_differs for item in others])
-
-
-def test_the_primary_comparison_has_one_network_and_the_others_are_adjusted_together():
-    found = [*rows(EFFECTS, noise=0.01), *rows(EFFECTS, noise=0.01, architecture="other")]
-    pooled = pool(found, primary=("same", "other", 0.005))
-    assert [[arm.arm for arm in item.arms if arm.primary] for item in pooled] == [[], ["same"]]
-    others = [arm for item in pooled for arm in item.arms if arm.differences and not arm.primary]
-    assert [arm.p_adjusted for arm in others] == holm([arm.p_differs for arm in others])
-    assert len(others) == 5
 
 
 def test_comparisons_without_a_test_so_far_count_among_the_planned_ones():

@@ -69,16 +69,6 @@ def test_a_constant_is_exact(scale, value, count, size):
     assert high == pytest.approx(value, rel=1e-6)
 
 
-@pytest.mark.parametrize("telling", [1, 4, 12])
-def test_few_windows_that_tell_have_no_interval(telling):
-    part, whole = population("even", np.random.default_rng(5), 40)
-    whole[telling:] = part[telling:] = 0
-    low, high = bounds(part, whole, 100, "log")
-    assert (high == np.inf) == (telling < 5)
-    assert bounds(part, whole, 40, "log") == pytest.approx(part.sum() / whole.sum())
-    assert (low == 0) == (telling < 5)
-
-
 @given(st.integers(1, 200), st.integers(1, 400), st.floats(0.001, 0.2))
 def test_the_unseen_part_is_hypergeometric(read, more, tail):
     """The largest part of the windows that stays unseen in n of M with at least that chance."""

@@ -113,13 +113,6 @@ def test_runs_that_version_0_2_audited_have_scores_alone_beside_others(folder):
     assert not math.isnan(second.metrics["largest_bias"])
 
 
-def test_a_study_of_version_0_2_is_told_by_its_definitions():
-    found = StudyResults.load(Path(__file__).parents[1] / "data" / "written-by-0.2.0" / "study")
-    assert found.definitions == 1
-    assert {run.definitions for run in found.runs} == {1}
-    assert all(run.verdict and run.shares for run in found.runs)
-
-
 def test_a_folder_without_a_study_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="holds no study; name a folder that"):
         StudyResults.load(tmp_path)

@@ -157,7 +157,13 @@ class Score:
             output = last.undone(output)
         check_batch(output, windows)
         output = self._inner(_plain(output), windows.shape[2:])
-        if windows.requires_grad and not output.requires_grad and _detected_nothing(returned):
+        found = detections(returned)
+        if (
+            windows.requires_grad
+            and not output.requires_grad
+            and found
+            and not any(len(one["scores"]) for one in found)
+        ):
             # An image without detections has a score of 0 and a gradient of 0.
             output = output + 0 * windows.sum()
         if not self.explained.probabilities:
@@ -350,11 +356,6 @@ def _plain(output: Tensor) -> Tensor:
         return output if output.dtype == torch.float64 else output.float()
     classes = output.squeeze(1) if output.ndim in (2, 4) and output.shape[1] == 1 else output
     return classes.long() if classes.ndim in (1, 3) else output.float()
-
-
-def _detected_nothing(returned: Any) -> bool:
-    found = detections(returned)
-    return found is not None and not any(len(item["scores"]) for item in found)
 
 
 def understand(

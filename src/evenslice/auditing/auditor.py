@@ -247,7 +247,8 @@ def audit(
     )
     opened = [read.labels.class_volume(item, count_classes(returned)) for item in stored or ()]
     stressed = stressed_volumes(returned, grids, opened) if sampling.stress and opened and slices > 1 else []
-    most_stressed = count_stressed(max(slices, 3), sampling.max_windows)
+    # All ways of showing their windows are no more than an audit may read, but of one slice.
+    most_stressed = min(STRESSED_SLICES, max(1, sampling.max_windows // len(Disturbances(max(slices, 3)))))
     for part in opened:  # so that a value of no class is found before anything is computed
         if part.size <= MOST_CHECKED and not isinstance(part.location, str):  # which is an address
             check_classes(part)
@@ -336,16 +337,6 @@ def _kernels(model: nn.Module | Function, record: Record | None) -> tuple[StemKe
 
 
 # What a lost slice costs: the short form of the stress test, on a few slices.
-
-
-def count_stressed(slices: int, most_windows: int) -> int:
-    """Return how many slices are stressed, so that all ways of showing their windows are no more than these, but of one slice.
-
-    Example:
-        >>> count_stressed(3, 2000), count_stressed(3, 40), count_stressed(3, 1)
-        (16, 2, 1)
-    """
-    return min(STRESSED_SLICES, max(1, most_windows // len(Disturbances(slices))))
 
 
 def stressed_volumes(
@@ -488,7 +479,7 @@ def read_until_settled(
                     f"{option('outputs')})"
                 )
             questions = ask(measurements, population, tolerances)
-            word = questions.verdict
+            word, _ = questions.decision
             advance(len(batch), word)
             stopped = questions.settled(sample.sampling.precision) if moved else ""
             ended = "all windows used" if read == population else "limit reached"

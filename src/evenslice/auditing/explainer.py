@@ -31,15 +31,6 @@ MOST_FEATURES = 256
 """Of an output with more numbers than this and no pixels, as many are taken, at equal distances."""
 
 
-def class_count(output: Tensor, answers: Tensor | None) -> int:
-    """Return C, one more than the largest class; 0 for scores. Class numbers from 256 on are one class."""
-    if answers is None:
-        return 0
-    if output.is_floating_point():
-        return min(max(output.shape[1], 2), MOST_CLASSES + 1)
-    return min(int(answers.max()) + 1, MOST_CLASSES + 1)
-
-
 def class_sums(values: Tensor, classes: Tensor | None, count: int) -> Floats:
     """Add values over all pixels, and over those of each class.
 
@@ -312,7 +303,7 @@ class _Pass:
         output: of the network, with its graph if there is to be a gradient.
         answers: to windows and mirrors.
         classes: that are explained.
-        count: C.
+        count: C, one more than the largest class; 0 for scores. Class numbers from 256 on are one class.
         clamped: part of the probabilities that were clamped (2m,), or None.
     """
 
@@ -339,8 +330,11 @@ class _Pass:
         answers = score.answers(output)
         if answers is not None:
             score = replace(score, predicted=torch.cat([answers[:half]] * 2))
-        classes = score.classes(output.detach())
-        return cls(explainer, both, score, output, answers, classes, class_count(output, answers), clamped)
+        count = 0
+        if answers is not None:
+            count = max(output.shape[1], 2) if output.is_floating_point() else int(answers.max()) + 1
+        count, classes = min(count, MOST_CLASSES + 1), score.classes(output.detach())
+        return cls(explainer, both, score, output, answers, classes, count, clamped)
 
     @property
     def half(self) -> int:
@@ -353,13 +347,17 @@ class _Pass:
 
     def rows(self) -> dict[str, NDArray[Any]]:
         """Compare the answers and the outputs for windows and mirrors."""
-        half, values = self.half, self.values
+        half, values, outputs = self.half, self.values, None
+        if self.answers is not None and not self._overlap and self.output.is_floating_point():
+            # A term that all classes share moves no probability; a single channel has no other to share it with.
+            output = self.output.detach()
+            outputs = output - output.mean(dim=1, keepdim=True) if output.shape[1] > 1 else None
         rows = compare_outputs(
             values,
             self.both.shape[2:],
             scores=self.answers is None,
             numbers=self.answers is not None and not self.output.is_floating_point(),
-            outputs=self._centred(),
+            outputs=outputs,
         )
         if self.answers is None:
             nothing = np.zeros((half, 0))
@@ -374,13 +372,6 @@ class _Pass:
             np.zeros(half) if clamped is None else as_numpy((clamped[:half] + clamped[half:]) / 2)
         )
         return rows
-
-    def _centred(self) -> Tensor | None:
-        """Return the logits less their mean over classes that exclude each other, which a common term does not move."""
-        output = self.output.detach()
-        if self.answers is None or self._overlap or not output.is_floating_point() or output.shape[1] == 1:
-            return None
-        return output - output.mean(dim=1, keepdim=True)
 
     @torch.no_grad()
     def replaced(self) -> tuple[Floats, Floats, Floats]:

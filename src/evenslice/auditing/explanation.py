@@ -157,9 +157,14 @@ def explain(
     plane = volume.shape[1:]
     mask = _check_region(region, plane)
     tile = tile or segmenter.crop
-    tile = (
-        check_tile(tile) if tile else network.tile or keep_sides(model, _part_size(plane, network.multiple))
-    )
+    tile = tile or network.tile
+    if tile is None:
+        # All of the plane, or a part of it, in multiples of what the network needs.
+        multiple = network.multiple
+        largest = max(LARGEST_PART // multiple, 1) * multiple
+        height, width = (min(-(-length // multiple) * multiple, largest) for length in plane)
+        tile = keep_sides(model, (height, width))
+    tile = check_tile(tile)
     y, x = corner_of("at", at or _middle(mask), tile, plane)
     scaling = fit_scaling(volume, intensity=reading.intensity, fill=reading.fill)
     grid = WindowGrid(volume, scaling, slices, tile, reading.step, edge="reflect")
@@ -219,13 +224,6 @@ def _part(mask: NDArray[np.bool_], origin: tuple[int, int], tile: tuple[int, int
     part, found = mask[y : y + tile[0], x : x + tile[1]], np.zeros(tile, bool)
     found[: part.shape[0], : part.shape[1]] = part
     return torch.from_numpy(found)
-
-
-def _part_size(plane: tuple[int, int], multiple: int) -> tuple[int, int]:
-    """Return the size (y, x) of all of a plane, or of a part of it, in multiples of what the network needs."""
-    largest = LARGEST_PART // multiple * multiple or multiple
-    y, x = (min(-(-length // multiple) * multiple, largest) for length in plane)
-    return y, x
 
 
 @torch.no_grad()

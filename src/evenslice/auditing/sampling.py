@@ -7,6 +7,7 @@ over volumes, depth and plane in proportion (``evenslice.volumes.spread_index``)
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence  # noqa: TC003  # the command line reads it
 from dataclasses import dataclass, field, replace
@@ -147,11 +148,13 @@ class WindowSample:
 
         A batch ends where the audit looks, so that what it finds does not depend on the size of batches.
         """
-        read = 0
+        read, grid = 0, self.grids[0]
+        # Of large windows, few are kept as pictures: a byte and two float32 for each voxel.
+        examples = min(EXAMPLES, MOST_OF_EXAMPLES // (9 * grid.slices * math.prod(grid.tile)))
         while read < self.limit:
             stop = min(read + size(), self.next_look(read))
             places = np.array([self._place(number) for number in range(read, stop)], dtype=np.int64)
-            yield WindowBatch(places, pictures=min(max(self._examples() - read, 0), stop - read))
+            yield WindowBatch(places, pictures=min(max(examples - read, 0), stop - read))
             read = stop
 
     def _place(self, number: int) -> tuple[int, int, int, int]:
@@ -161,11 +164,6 @@ class WindowSample:
         volume = bisect_right(ends, index)
         grid = self.grids[volume]
         return (volume, *grid.place(index - (ends[volume] - len(grid))))
-
-    def _examples(self) -> int:
-        """Return how many windows to keep as pictures: those of few large ones, a byte and two float32 for each voxel."""
-        grid = self.grids[0]
-        return min(EXAMPLES, MOST_OF_EXAMPLES // (9 * grid.slices * grid.tile[0] * grid.tile[1]))
 
     def read(self, batch: WindowBatch) -> WindowBatch:
         """Read the windows of a batch, several at once if a server sends them; safe in any thread."""

@@ -43,11 +43,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
-    from torch import nn
 
     from evenslice.auditing.documents import Audit
     from evenslice.networks import ModelSource
-    from evenslice.neutralizing import Record
     from evenslice.volumes import Volume, VolumeLike
 
 WINDOWS = 60
@@ -146,7 +144,8 @@ def survey(  # all but the networks have defaults and names
             shared = shared or details
             advance(1)
     if all(item.error for item in found):
-        raise ModelError(_all_failed(found))
+        reasons = "; ".join(dict.fromkeys(item.error for item in found))
+        raise ModelError(f"none of the networks could be surveyed: {reasons:.1000}")
     return Survey(
         networks=tuple(sorted(found, key=lambda item: item.sort_key)),
         run=SurveyRun(
@@ -167,14 +166,13 @@ def _paired(specs: Sequence[str], weights: str | Sequence[str]) -> list[tuple[st
     if not specs:
         raise ConfigError("no network given; name one or more, such as timm:resnet18")
     each = [weights] * len(specs) if isinstance(weights, str) else weights
-    if not isinstance(each, list | tuple) or not all(isinstance(item, str) for item in each):
+    if len(each) != len(specs) or (
+        len(specs) > 1 and weights == each[0] and weights not in ("imagenet", "none")
+    ):
         raise ConfigError(
-            f"{option('weights', weights)}: give 'imagenet', 'none' or a file, or a list with one for each"
+            f"{option('weights', weights)}: give 'imagenet', 'none', a file for a single network, or a list with one for each of "
+            f"the {len(specs)}"
         )
-    if len(each) != len(specs):
-        raise ConfigError(f"{len(each)} weights for {len(specs)} networks; give one for each")
-    if len(specs) > 1 and weights == each[0] and weights not in ("imagenet", "none"):
-        raise ConfigError(f"{option('weights', weights)}: a file fits one network; give one for each")
     return list(zip(specs, each, strict=True))
 
 
@@ -195,7 +193,9 @@ def _survey_one(
             model, record, source = load_network(spec, weights, **network | {"seed": network["seed"] + draw})
             records.append(record)
             sources.append(source)
-            balances.append(colour_balance(_kernels(model, record)))
+            # The effective kernels: those for colours, or those of a saved network as they are.
+            kernels = [stem.before for stem in record.kernels] or current_kernels(model, record)
+            balances.append(colour_balance(kernels))
             audits.append(audit(model, volume, sampling=sampling, compute=replace(compute, progress=False)))
             if not source.random:
                 break
@@ -245,19 +245,6 @@ def _statistics(audits: Sequence[Audit]) -> dict[str, Any]:
         values["answer_change"] = mean_of_draws(answers, (0.0, 1.0 if of == "classes" else math.inf))
         values["answer_of"] = of
     return {**values, "windows": audits[0].windows}
-
-
-def _kernels(model: nn.Module, record: Record) -> list[NDArray[Any]]:
-    """Return the effective kernels of each stem: those for colours, or those of a saved network as they are."""
-    return [stem.before for stem in record.kernels] or current_kernels(model, record)
-
-
-def _all_failed(found: Sequence[SurveyedNetwork]) -> str:
-    if len(found) == 1:
-        return found[0].error
-    reasons = list(dict.fromkeys(item.error for item in found))
-    shown = "; ".join(reasons[:3] + ["…"] * (len(reasons) > 3))
-    return f"none of the {len(found)} networks could be surveyed: {shown}"
 
 
 def mean_of_draws(draws: Sequence[Interval], bounds: tuple[float, float]) -> Interval:

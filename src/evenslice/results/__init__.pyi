@@ -13,6 +13,7 @@ from .comparisons import (
     Arm as Arm,
     Comparison as Comparison,
     PooledComparison as PooledComparison,
+    StudyPlan as StudyPlan,
     run_name as run_name,
     score_title as score_title,
 )

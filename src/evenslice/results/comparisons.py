@@ -46,7 +46,7 @@ from evenslice.results.intervals import (
 from evenslice.results.verdicts import Tolerances
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -389,6 +389,29 @@ class PooledComparison:
 
 
 @dataclass(frozen=True)
+class StudyPlan:
+    """What a study compares.
+
+    Attributes:
+        baseline: the arm that the others are compared with.
+        margin: of the non-inferiority tests of the main score, but for that of the primary comparison.
+        score: the name of the main score.
+        primary: the comparison that the study is made for: an arm, with which architecture, and its own margin.
+        datasets: the names of all data sets of the study, finished or not; those of the rows always count.
+        architectures: those of all its networks, likewise; p values are adjusted for every arm with each of them.
+        arms: those of all its arms, likewise.
+    """
+
+    baseline: str
+    margin: float
+    score: str = "dice"
+    primary: tuple[str, str, float] | None = None
+    datasets: tuple[str, ...] = ()
+    architectures: tuple[str, ...] = ()
+    arms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class _Sample:
     """Runs of an arm on one data set, each beside that of the baseline with the same fold and seed if they are compared."""
 
@@ -418,18 +441,14 @@ class _Sample:
         )
 
 
-def summarize_runs(
-    rows: Iterable[RunRecord], *, baseline: str, margin: float, score: str = "dice"
-) -> tuple[Comparison, ...]:
+def summarize_runs(rows: Iterable[RunRecord], plan: StudyPlan) -> tuple[Comparison, ...]:
     """Summarize the finished runs of a study.
 
     Args:
         rows: for each run ``dataset``, ``architecture``, ``arm``, ``seed``, ``shares`` and its ``METRICS``, its ``fold`` and
             the number of ``folds`` of its data set if it has any, and what ``comparable`` needs; a metric that is missing
             or None is undefined.
-        baseline: the arm that the others are compared with.
-        margin: of the non-inferiority test of the main score.
-        score: the name of that.
+        plan: what is compared.
 
     Returns:
         One comparison for each data set and architecture, in the order of the rows.
@@ -439,7 +458,7 @@ def summarize_runs(
         ...     {"dataset": "d", "architecture": "a", "arm": arm, "seed": seed, "shares": None, "dice": dice * (1 + seed / 50)}
         ...     for arm, dice in [("pretrained", 0.8), ("uniform", 0.81)] for seed in range(2)
         ... ]
-        >>> uniform = summarize_runs(rows, baseline="pretrained", margin=0.01)[0].arms[1]
+        >>> uniform = summarize_runs(rows, StudyPlan("pretrained", 0.01))[0].arms[1]
         >>> round(uniform.differences["dice"].estimate, 6), uniform.holds
         (0.0101, True)
     """
@@ -450,18 +469,16 @@ def summarize_runs(
     found = []
     for (dataset, architecture), runs in groups.items():
         unit = replicate_unit(run for own in runs.values() for run in own)
-        samples = {arm: _Sample(own, unit) for arm, own in runs.items()}
-        arms = tuple(
-            _summarize_arm(
-                arm, sample, sample.beside(runs.get(baseline, ()) if arm != baseline else ()), margin, score
-            )
-            for arm, sample in samples.items()
-        )
-        found.append(Comparison(dataset, architecture, arms, unit))
+        arms = []
+        for arm, own in runs.items():
+            sample = _Sample(own, unit)
+            pairs = sample.beside(runs.get(plan.baseline, ()) if arm != plan.baseline else ())
+            arms.append(_summarize_arm(arm, sample, pairs, plan))
+        found.append(Comparison(dataset, architecture, tuple(arms), unit))
     return tuple(found)
 
 
-def _summarize_arm(arm: str, sample: _Sample, pairs: _Sample, margin: float, score: str) -> ArmSummary:
+def _summarize_arm(arm: str, sample: _Sample, pairs: _Sample, plan: StudyPlan) -> ArmSummary:
     known = [run for run in sample.runs if run["shares"]]
     columns = zip(*(run["shares"] for run in known), strict=True)
     removed = UNKNOWN
@@ -470,32 +487,33 @@ def _summarize_arm(arm: str, sample: _Sample, pairs: _Sample, margin: float, sco
         biases[:, np.isnan(biases).any(axis=0)] = np.nan
         removed = bias_removed(*(replicate_means(pairs.runs, values, sample.unit) for values in biases))
     return ArmSummary(
-        arm=arm,
-        score=score,
-        answer_of=answer_kind(sample.runs),
-        metrics=_means(METRICS, [sample], 1),
         seeds=tuple(dict.fromkeys(run["seed"] for run in sample.runs)),
         folds=tuple(dict.fromkeys(map(fold_of, sample.runs))),
         shares=tuple(
             student_interval(replicate_means(known, values, sample.unit), (0, 1)) for values in columns
         ),
         bias_removed=removed,
-        **_compared(METRICS, [pairs] if pairs.runs else [], margin, score),
+        **_figures(arm, METRICS, [sample], 1, [pairs] if pairs.runs else [], plan.margin, plan.score),
     )
 
 
-def _compared(names: Sequence[str], pairs: Sequence[_Sample], margin: float, score: str) -> dict[str, Any]:
-    """Return the differences of an arm from the baseline in some data sets, and the test of the main score, as fields."""
-    if not pairs:
-        return {}
-    p = _pool(pairs, score, len(pairs)).p_above(-margin)
-    differences = _means(names, pairs, len(pairs))
-    return {
-        "differences": differences,
-        "margin": margin,
-        "p": p,
-        "holds": None if math.isnan(p) else p < TAIL,
-    }
+def _figures(
+    arm: str,
+    names: Sequence[str],
+    samples: Sequence[_Sample],
+    count: int,
+    pairs: Sequence[_Sample],
+    margin: float,
+    score: str,
+) -> dict[str, Any]:
+    """Return the fields of an ``Arm``: its means over a number of data sets, and its differences from the baseline in some."""
+    found: dict[str, Any] = {"arm": arm, "score": score, "metrics": _means(names, samples, count)}
+    found["answer_of"] = answer_kind(run for sample in samples for run in sample.runs)
+    if pairs:
+        p = _pool(pairs, score, len(pairs)).p_above(-margin)
+        found |= {"differences": _means(names, pairs, len(pairs)), "margin": margin, "p": p}
+        found["holds"] = None if math.isnan(p) else p < TAIL
+    return found
 
 
 def _means(names: Sequence[str], samples: Sequence[_Sample], count: int) -> dict[str, Interval]:
@@ -556,29 +574,13 @@ def bias_removed(own: ArrayLike, baseline: ArrayLike) -> Interval:
     return interval.clipped((-math.inf, 1.0))
 
 
-def pool_runs(
-    rows: Iterable[RunRecord],
-    *,
-    baseline: str,
-    margin: float,
-    primary: tuple[str, str, float] | None = None,
-    score: str = "dice",
-    datasets: Collection[str] = (),
-    architectures: Collection[str] = (),
-    arms: Collection[str] = (),
-) -> tuple[PooledComparison, ...]:
+def pool_runs(rows: Iterable[RunRecord], plan: StudyPlan) -> tuple[PooledComparison, ...]:
     """Pool the finished runs of a study over its data sets.
 
     Args:
         rows: for each run what ``summarize_runs`` needs, and ``stress_intact``, ``stress_before``, ``stress_after`` and
             ``stress_both`` if they were measured.
-        baseline: the arm that the others are compared with.
-        margin: of the non-inferiority tests of the main score, but for that of the primary comparison.
-        primary: the comparison that the study is made for: an arm, with which architecture, and its own margin.
-        score: the name of the main score.
-        datasets: the names of all data sets of the study, finished or not; those of the rows always count.
-        architectures: those of all its networks, likewise; p values are adjusted for every arm with each of them.
-        arms: those of all its arms, likewise.
+        plan: what is compared.
 
     Returns:
         One comparison for each architecture, in the order of the rows.
@@ -590,7 +592,7 @@ def pool_runs(
         ...     for arm, dice in [("pretrained", 0.8), ("uniform", 0.8 - lost)]
         ...     for seed in range(3)
         ... ]
-        >>> uniform = pool_runs(rows, baseline="pretrained", margin=0.01)[0].arms[1]
+        >>> uniform = pool_runs(rows, StudyPlan("pretrained", 0.01))[0].arms[1]
         >>> round(uniform.differences["dice"].estimate, 6), uniform.holds
         (-0.022, False)
     """
@@ -598,7 +600,7 @@ def pool_runs(
     for row in comparable(rows):
         own = groups.setdefault(row["architecture"], {})
         own.setdefault(row["arm"], {}).setdefault(row["dataset"], []).append(row)
-    margins = {} if primary is None else {primary[:2]: primary[2]}
+    margins = {} if plan.primary is None else {plan.primary[:2]: plan.primary[2]}
     found = []
     for architecture, sets_of in groups.items():
         runs: dict[str, list[RunRecord]] = {}
@@ -606,23 +608,15 @@ def pool_runs(
             for name, of_set in sets.items():
                 runs.setdefault(name, []).extend(of_set)
         units = {name: replicate_unit(own) for name, own in runs.items()}
-        missing = tuple(name for name in datasets if name not in units)
-        pooled = tuple(
-            _pool_arm(
-                arm,
-                sets,
-                sets_of.get(baseline, {}) if arm != baseline else {},
-                units,
-                margins.get((arm, architecture), margin),
-                score,
-                primary=(arm, architecture) in margins,
-                complete=not missing,
-            )
-            for arm, sets in sets_of.items()
-        )
-        found.append(PooledComparison(architecture, tuple(units), pooled, missing))
-    names = {*arms, *(arm.arm for item in found for arm in item.arms)} - {baseline}
-    return _adjusted(found, len({*product(names, {*architectures, *groups})} - margins.keys()))
+        missing = tuple(name for name in plan.datasets if name not in units)
+        arms = []
+        for arm, sets in sets_of.items():
+            others = sets_of.get(plan.baseline, {}) if arm != plan.baseline else {}
+            own_margin = margins.get((arm, architecture))
+            arms.append(_pool_arm(arm, sets, others, units, plan, own_margin, complete=not missing))
+        found.append(PooledComparison(architecture, tuple(units), tuple(arms), missing))
+    names = {*plan.arms, *(arm.arm for item in found for arm in item.arms)} - {plan.baseline}
+    return _adjusted(found, len({*product(names, {*plan.architectures, *groups})} - margins.keys()))
 
 
 def _pool_arm(
@@ -630,36 +624,46 @@ def _pool_arm(
     sets: Mapping[str, Runs],
     baseline: Mapping[str, Runs],
     units: Mapping[str, Unit],
-    margin: float,
-    score: str,
+    plan: StudyPlan,
+    margin: float | None,
     *,
-    primary: bool,
     complete: bool,
 ) -> PooledArm:
-    """Return the means of an arm, and its differences from the baseline with the tests that all its data sets allow."""
+    """Return the means of an arm, and its differences from the baseline with the tests that all its data sets allow.
+
+    Args:
+        arm: its name.
+        sets: its runs on each data set.
+        baseline: those of the baseline.
+        units: what counts as independent in each data set.
+        plan: what is compared.
+        margin: that of the primary comparison, if this is it.
+        complete: whether there are results on all data sets.
+    """
+    score = plan.score
     samples = {name: _Sample(own, units[name]) for name, own in sets.items()}
     pairs = {name: sample.beside(baseline.get(name, ())) for name, sample in samples.items()}
     pairs = {name: own for name, own in pairs.items() if not np.isnan(own.replicates(score)).all()}
-    tests = _compared(POOLED, [*pairs.values()], margin, score)
+    found = _figures(
+        arm,
+        POOLED,
+        [*samples.values()],
+        len(units),
+        [*pairs.values()],
+        plan.margin if margin is None else margin,
+        score,
+    )
     lacking = any(own.lacks_fold([*sets[name], *baseline[name]], score) for name, own in pairs.items())
     if not complete or lacking or len(pairs) < len(units):
         # A mean over some of the data sets, or of their folds, says nothing of the others.
-        tests |= {"p": math.nan, "holds": None}
+        found |= {"p": math.nan, "holds": None}
     else:
         main = _pool([*pairs.values()], score, len(units))
-        tests["p_differs"] = main.p_differs()
-        if primary and tests["holds"]:
-            tests |= {"p_superior": main.p_above(), "superior": main.p_above() < TAIL}
-    return PooledArm(
-        arm=arm,
-        score=score,
-        answer_of=answer_kind(run for own in sets.values() for run in own),
-        metrics=_means(POOLED, [*samples.values()], len(units)),
-        datasets=tuple(sets),
-        compared=tuple(pairs),
-        primary=primary and bool(pairs),
-        **tests,
-    )
+        found["p_differs"] = main.p_differs()
+        if margin is not None and found["holds"]:
+            found |= {"p_superior": main.p_above(), "superior": main.p_above() < TAIL}
+    primary = margin is not None and bool(pairs)
+    return PooledArm(datasets=tuple(sets), compared=tuple(pairs), primary=primary, **found)
 
 
 def _adjusted(found: Sequence[PooledComparison], planned: int) -> tuple[PooledComparison, ...]:

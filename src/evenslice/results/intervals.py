@@ -124,15 +124,6 @@ class Ratios:
             high[known] = np.maximum(high[known], least)
         return low, high
 
-    def intervals(self, bounds: tuple[float, float] = (-np.inf, np.inf)) -> tuple[Interval, ...]:
-        """Return the q 95 % intervals.
-
-        Args:
-            bounds: the range of the quantity, to which the intervals are clipped.
-        """
-        low, high = np.clip(self.bounds(), *bounds)
-        return tuple(Interval(*map(float, figures)) for figures in zip(self.estimate, low, high, strict=True))
-
 
 def ratio(part: ArrayLike, whole: ArrayLike) -> NDArray[np.float64]:
     """Divide a part by a whole, elementwise after broadcasting; NaN where the whole is 0.
@@ -214,7 +205,8 @@ def mean_interval(
     """
     values = np.asarray(values, dtype=np.float64)[:, None]
     known = ~np.isnan(values)
-    return fit_ratios(np.where(known, values, 0), known, population).intervals(bounds)[0]
+    fit = fit_ratios(np.where(known, values, 0), known, population)
+    return Interval(*(float(part[0]) for part in (fit.estimate, *np.clip(fit.bounds(), *bounds))))
 
 
 def unseen_part(effective: float, read: int, population: int, tail: float) -> float:

@@ -140,14 +140,12 @@ class Measurements:
             arrays = [part[name] for part in parts]
             if name == "level" and len(features) > 1:
                 arrays = [array.mean(axis=1, keepdims=True) for array in arrays]
-            axes = [{"C": classes, "1+C": classes + 1}.get(axis, 0) for axis in hint.__metadata__[0].split()]
-            joined[name] = np.concatenate([_filled_up(array, axes) for array in arrays])
+            least = [{"C": classes, "1+C": classes + 1}.get(axis, 0) for axis in hint.__metadata__[0].split()]
+            for n, array in enumerate(arrays):  # zeros for the classes that a batch did not see
+                more = [(0, max(length - has, 0)) for length, has in zip(least, array.shape, strict=True)]
+                arrays[n] = np.pad(array, more)
+            joined[name] = np.concatenate(arrays)
         return cls(**joined)
-
-
-def _filled_up(array: NDArray[Any], lengths: Sequence[int]) -> NDArray[Any]:
-    """Fill an array up with zeros to the least length of each axis, for the classes that a batch did not see."""
-    return np.pad(array, [(0, max(least - has, 0)) for least, has in zip(lengths, array.shape, strict=True)])
 
 
 def pair_bias(shares: Floats) -> Floats:

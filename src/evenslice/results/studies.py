@@ -27,6 +27,7 @@ from evenslice.results.comparisons import (
     TASK_SCORES,
     Comparison,
     PooledComparison,
+    StudyPlan,
     incomparable,
     pool_runs,
     replicate_means,
@@ -47,7 +48,7 @@ from evenslice.results.stress import BriefLoss, StressSummary
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Self
 
     Entries = Mapping[str, Any]
@@ -101,53 +102,27 @@ class StudySummary:
 
     @classmethod
     def of_runs(
-        cls,
-        rows: Sequence[Entries],
-        failed: Sequence[Entries],
-        *,
-        planned: int,
-        baseline: str,
-        margin: float,
-        score: str = "dice",
-        primary: tuple[str, str, float] | None = None,
-        datasets: Collection[str] = (),
-        architectures: Collection[str] = (),
-        arms: Collection[str] = (),
+        cls, rows: Sequence[Entries], failed: Sequence[Entries], planned: int, plan: StudyPlan
     ) -> Self:
-        """Summarize the runs of a study so far; see ``pool_runs`` for the arguments.
+        """Summarize the runs of a study so far.
 
         Args:
-            rows: the finished runs.
+            rows: the finished runs; see ``pool_runs``.
             failed: those that failed, each with the entries of a ``FailedRun``.
             planned: number of all runs.
-            baseline: the arm that the others are compared with.
-            margin: of the non-inferiority tests of the main score, but for that of the primary comparison.
-            score: the name of the main score.
-            primary: the comparison that the study is made for: an arm, with which architecture, and its own margin.
-            datasets: the names of all data sets of the study.
-            architectures: those of all its networks.
-            arms: those of all its arms.
+            plan: what is compared.
         """
         return cls(
             planned=planned,
             finished=len(rows),
             failed=tuple(from_plain(FailedRun, dict(run), "failed") for run in failed),
-            baseline=baseline,
-            score=score,
+            baseline=plan.baseline,
+            score=plan.score,
             definitions=max(
                 (row.get("definitions", 1) for row in rows if row["verdict"]), default=DEFINITIONS
             ),
-            comparisons=summarize_runs(rows, baseline=baseline, margin=margin, score=score),
-            pooled=pool_runs(
-                rows,
-                baseline=baseline,
-                margin=margin,
-                primary=primary,
-                score=score,
-                datasets=datasets,
-                architectures=architectures,
-                arms=arms,
-            ),
+            comparisons=summarize_runs(rows, plan),
+            pooled=pool_runs(rows, plan),
         )
 
     @classmethod

@@ -373,11 +373,6 @@ class Questions:
         """Number of figures of which any may decide for "biased"."""
         return max(sum(int((item.judged & item.decides).sum()) for item in self.tests), 1)
 
-    @property
-    def verdict(self) -> Verdict:
-        """The verdict."""
-        return self.decision[0]
-
     @cached_property
     def decision(self) -> tuple[Verdict, tuple[Decision, ...]]:
         """The verdict, and the decision of each question that decided it, or of each that is open."""
@@ -404,8 +399,11 @@ class Questions:
         Args:
             precision: half-width that no interval of a judged bias or answer change may exceed.
         """
-        uses = [item.beyond().any() for item in self.evidence if item.question == "use"]
-        if self.verdict == "inconclusive" or (self.verdict == "balanced" and uses and not any(uses)):
+        verdict, uses = (
+            self.decision[0],
+            [item.beyond().any() for item in self.evidence if item.question == "use"],
+        )
+        if verdict == "inconclusive" or (verdict == "balanced" and uses and not any(uses)):
             return ""
         if precision is None:
             return "settled"

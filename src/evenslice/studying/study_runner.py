@@ -40,7 +40,15 @@ from evenslice._core import (
     to_yaml,
 )
 from evenslice.report import html_of, need_report_extra, write_study_report
-from evenslice.results import METRICS, TASK_SCORES, AuditResult, StudyResults, StudySummary, run_name
+from evenslice.results import (
+    METRICS,
+    TASK_SCORES,
+    AuditResult,
+    StudyPlan,
+    StudyResults,
+    StudySummary,
+    run_name,
+)
 from evenslice.studying.config import StudyConfig
 from evenslice.studying.run_execution import DataFiles, execute, execute_at_worker, record_failure
 from evenslice.studying.run_outcomes import STRESS_COLUMNS
@@ -348,18 +356,17 @@ def write_results(config: StudyConfig, outcomes: Iterable[RunOutcome], out: Path
     chosen, primary = config.primary, None
     if chosen is not None:
         primary = (chosen.arm, chosen.architecture or config.architectures[0].name, chosen.margin)
-    summary = StudySummary.of_runs(
-        done,
-        [outcome.model_dump(include={*LABELS, "error"}) for outcome in failed],
-        planned=count_runs(config),
-        baseline=config.baseline,
-        margin=config.margin,
-        score=TASK_SCORES[config.task][0],
-        primary=primary,
-        datasets=[data.name for data in config.datasets],
-        architectures=[item.name for item in config.architectures],
-        arms=[arm.name for arm in config.arms],
+    plan = StudyPlan(
+        config.baseline,
+        config.margin,
+        TASK_SCORES[config.task][0],
+        primary,
+        tuple(data.name for data in config.datasets),
+        tuple(item.name for item in config.architectures),
+        tuple(arm.name for arm in config.arms),
     )
+    failures = [outcome.model_dump(include={*LABELS, "error"}) for outcome in failed]
+    summary = StudySummary.of_runs(done, failures, count_runs(config), plan)
     text = json_text(summary.to_dict())
     with staged_file(out / "summary.json", force=True) as beside:
         beside.write_text(text, encoding="utf-8")
