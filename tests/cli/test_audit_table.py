@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit
 
-from evenslice.auditing.documents import load_audits
+from evenslice.auditing.auditor import load_audits
 from evenslice.cli.printing import show_audits
 from evenslice.results import Interval
 from evenslice.results.stress import BriefLoss, StressSummary

@@ -10,6 +10,7 @@ import datetime as dt
 import math
 import threading
 import time
+from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -24,6 +25,7 @@ from evenslice._core import (
     ConfigError,
     ModelError,
     VolumeError,
+    local_path,
     map_ahead,
     map_in_order,
     open_workers,
@@ -40,7 +42,6 @@ from evenslice.auditing.attribution import (
     parse_target,
     understand,
 )
-from evenslice.auditing.documents import Audit
 from evenslice.auditing.explainer import Explainer, NotFiniteError
 from evenslice.auditing.sampling import Sampling, WindowBatch, WindowSample, choose_tile, corner_of
 from evenslice.inference import (
@@ -67,9 +68,11 @@ from evenslice.networks import (
     with_gradients,
 )
 from evenslice.neutralizing import record_of, record_with_names, uncompiled
+from evenslice.report import html_of, write_report
 from evenslice.results import (
     SAME,
     AuditedVolume,
+    AuditResult,
     AuditRun,
     ExampleWindows,
     Measurements,
@@ -98,7 +101,9 @@ from evenslice.volumes import (
 )
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Generator, Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -132,6 +137,41 @@ STRESSED_SIDE = 1024
 
 MOST_CHECKED = 2**28
 """Voxels of labels that are read before an audit, which takes seconds."""
+
+
+MOST_AUDITS = 200  # in one report
+
+
+class Audit(AuditResult):
+    """The result of an audit.
+
+    The main statistics are attributes (``audit.verdict``, ``audit.reliance[0].low``); ``save`` writes the result to files,
+    ``load`` reads it and ``to_html`` writes the report. See ``evenslice.results.AuditResult`` for the attributes.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> import torch
+        >>> import evenslice
+        >>> volume = np.random.default_rng(0).random((16, 32, 32))
+        >>> found = evenslice.audit(torch.nn.Conv2d(3, 2, 1), volume, sampling=evenslice.Sampling(max_windows=8))
+        >>> path = f"{tempfile.mkdtemp()}/audit.json"
+        >>> found.save(path)
+        >>> Audit.load(path).verdict == found.verdict
+        True
+    """
+
+    def to_html(self, path: str | os.PathLike[str]) -> Path:
+        """Write the report of this audit as a self-contained HTML file, replacing an existing one, and return its path.
+
+        Raises:
+            OutputError: the file cannot be written.
+            MissingExtraError: Jinja2 or Matplotlib is not installed.
+        """
+        return write_report([self], path)
+
+    def _repr_html_(self) -> str:  # in a notebook
+        return html_of(self)
 
 
 @with_gradients
@@ -307,6 +347,48 @@ def audit(
             seconds=time.monotonic() - started,
         ),
     )
+
+
+def load_audits(folder: str | os.PathLike[str]) -> list[Audit]:
+    """Read all audits in a folder and its immediate subfolders, oldest first.
+
+    Audits of the same name get the name of their folder as a prefix.
+
+    Raises:
+        ConfigError: there is no audit, one that cannot be read, or more than a report shows, 200.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> import torch
+        >>> import evenslice
+        >>> volume = np.random.default_rng(0).random((16, 32, 32))
+        >>> found = evenslice.audit(torch.nn.Conv2d(3, 2, 1), volume, sampling=evenslice.Sampling(max_windows=8))
+        >>> path = f"{tempfile.mkdtemp()}/audit.json"
+        >>> found.save(path)
+        >>> [audit.name for audit in load_audits(path.rpartition("/")[0])]
+        ['audit']
+    """
+    folder = local_path(folder, ConfigError)
+    paths = sorted([*folder.glob("audit*.json"), *folder.glob("*/audit*.json")])
+    if not paths:
+        raise ConfigError(f"{folder}: holds no audit; name a folder that `evenslice audit --out` wrote")
+    if len(paths) > MOST_AUDITS:
+        raise ConfigError(
+            f"{folder}: holds {len(paths)} audits; a report shows at most {MOST_AUDITS}: name a folder with fewer"
+        )
+    audits = [(path, Audit.load(path)) for path in paths]
+    count = Counter(audit.name for _, audit in audits)
+    named = [
+        audit.renamed(f"{_name(path.parent)}: {audit.name}") if count[audit.name] > 1 else audit
+        for path, audit in audits
+    ]
+    return sorted(named, key=lambda audit: audit.run.created)
+
+
+def _name(folder: Path) -> str:
+    """Return the name of a folder, also of one that the user calls ``.`` or ``..``."""
+    return folder.name if folder.name not in ("", "..") else folder.resolve().name
 
 
 def _place(grid: WindowGrid, explain: int | Sequence[int]) -> NDArray[np.int64]:

@@ -16,8 +16,9 @@ import datetime as dt
 import math
 import time
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -28,23 +29,26 @@ from evenslice._core import (
     option,
     progress_bar,
     reason,
+    staged_file,
+    staged_folder,
     whole_number,
 )
 from evenslice.auditing.auditor import audit
-from evenslice.auditing.documents import Survey
 from evenslice.auditing.sampling import Sampling
 from evenslice.inference import Compute, choose_device
 from evenslice.networks import with_gradients
 from evenslice.neutralizing import current_kernels, find_strategy, load_network
-from evenslice.results import Interval, SurveyedNetwork, SurveyRun, student_interval
+from evenslice.report import html_of, survey_csv, write_survey_report
+from evenslice.results import Interval, SurveyedNetwork, SurveyResult, SurveyRun, student_interval
 from evenslice.volumes import mni152, open_volume
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from evenslice.auditing.documents import Audit
+    from evenslice.auditing.auditor import Audit
     from evenslice.networks import ModelSource
     from evenslice.volumes import Volume, VolumeLike
 
@@ -63,6 +67,74 @@ BOUNDS = {
     "mirror_disagreement": (0.0, 1.0),
 }
 """The statistics of an audit that a survey keeps, with their ranges."""
+
+
+class Survey(SurveyResult):
+    """The result of a survey. See ``evenslice.results.SurveyResult`` for the attributes.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> import evenslice
+        >>> volume = np.random.default_rng(0).random((40, 64, 64))
+        >>> found = evenslice.survey(["timm:test_resnet"], weights="none", volume=volume, windows=4)
+        >>> print(found.to_csv(f"{tempfile.mkdtemp()}/survey.csv").read_text()[:12])
+        spec,weights
+    """
+
+    FILES: ClassVar = (
+        "survey.json",
+        "survey.csv",
+        "report.html",
+        "figures/balance.png",
+        "figures/balance.svg",
+    )
+    """Names of the files that ``save`` writes."""
+
+    def to_csv(self, path: str | os.PathLike[str]) -> Path:
+        """Write one row for each network as a CSV file, replacing an existing one, and return its path.
+
+        ``energy_1`` .. ``energy_C`` belong to the channels in their order, which is red, green and blue for a network
+        trained on photographs; ``share_-1`` and ``pair_1`` to offsets. Undefined values are left empty.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        with staged_file(path, force=True) as beside:
+            beside.write_text(survey_csv(self), encoding="utf-8", errors="replace", newline="")
+        return Path(path)
+
+    def to_html(self, path: str | os.PathLike[str]) -> Path:
+        """Write the report as a self-contained HTML file, replacing an existing one, and return its path.
+
+        Raises:
+            OutputError: the file cannot be written.
+            MissingExtraError: Jinja2 or Matplotlib is not installed.
+        """
+        return write_survey_report(self, path)
+
+    def _repr_html_(self) -> str:  # in a notebook
+        return html_of(self)
+
+    def save(self, folder: str | os.PathLike[str], *, force: bool = False) -> None:
+        """Write ``survey.json``, ``survey.csv``, ``report.html`` and its figure into a folder.
+
+        Args:
+            folder: where to write; it is created if missing.
+            force: overwrite such files in the folder.
+
+        Raises:
+            OutputError: the folder holds such files and ``force`` is not set, or it cannot be written.
+            MissingExtraError: Jinja2 or Matplotlib is not installed.
+        """
+        with staged_folder(folder, self.FILES, documents=("survey.json",), force=force) as beside:
+            self.write(beside)
+
+    def write(self, folder: Path) -> None:
+        """Write the files of ``save`` into an existing folder."""
+        (folder / "survey.json").write_text(self.to_json(), encoding="utf-8")
+        self.to_csv(folder / "survey.csv")
+        write_survey_report(self, folder / "report.html", figures=folder / "figures")
 
 
 @with_gradients

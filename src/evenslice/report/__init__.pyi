@@ -1,4 +1,4 @@
-from .audit_tables import audit_lines as audit_lines
+from .audit_tables import audit_lines as audit_lines, survey_csv as survey_csv
 from .files import (
     AUDIT_FILES as AUDIT_FILES,
     html_of as html_of,
@@ -14,5 +14,4 @@ from .pictures import (
     map_line as map_line,
     map_shares as map_shares,
 )
-from .survey_tables import survey_csv as survey_csv
 from .tables import Table as Table

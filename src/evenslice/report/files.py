@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import ConfigError, needs_extra, staged_file, staged_folder
-from evenslice.report import audit_tables, study_tables, survey_tables
+from evenslice.report import audit_tables, study_tables
 from evenslice.report.tables import Table, flatten, run_table
 from evenslice.results import AuditResult, StressSummary, SurveyResult
 
@@ -60,7 +60,7 @@ def tables_of(result: Any) -> list[Table]:
         result: a survey, the summary of a study as its file holds it, audits, or what disturbed slices cost.
     """
     if isinstance(result, SurveyResult):
-        return survey_tables.tables_of_survey(result)
+        return audit_tables.tables_of_survey(result)
     if isinstance(result, StressSummary):
         return [audit_tables.stress_table(result)]
     if isinstance(result, list):
@@ -71,7 +71,7 @@ def tables_of(result: Any) -> list[Table]:
 def html_of(result: Any) -> str:
     """Return an audit, a survey or the summary of a study in short as HTML, for notebooks and for labels of Qt."""
     if isinstance(result, SurveyResult):
-        return survey_tables.survey_html(result)
+        return audit_tables.survey_html(result)
     if isinstance(result, AuditResult):
         return audit_tables.audit_html(result)
     return study_tables.study_html(result)
@@ -209,10 +209,10 @@ def write_survey_report(
         page = _render(
             "survey",
             charts,
-            headline=survey_tables.headline(survey),
-            reading=survey_tables.READING,
-            networks=survey_tables.networks_table(survey),
-            failed=survey_tables.failed_table(survey),
+            headline=audit_tables.survey_headline(survey),
+            reading=audit_tables.SURVEY_READING,
+            networks=audit_tables.networks_table(survey),
+            failed=audit_tables.failed_networks_table(survey),
             run=run_table(["Value"], [dict(flatten(asdict(survey.run)))]),
         )
     if figures is not None:
