@@ -125,20 +125,21 @@ class StudySummary:
             pooled=pool_runs(rows, plan),
         )
 
-    @classmethod
-    def read(cls, document: Entries, /, **more: Any) -> Self:
+    @staticmethod
+    def read(document: Entries) -> StudySummary:
         """Read what ``to_dict`` returned, by this version or an earlier one."""
         definitions_of(document)
-        found: Self = from_plain(StudySummary, dict(document))
+        found: StudySummary = from_plain(StudySummary, dict(document))
         if found.score not in MAIN_SCORES:
             raise ValueError(f"score: {found.score!r:.40} is not a main score")
-        known = {entry.name: getattr(found, entry.name) for entry in fields(StudySummary)}
-        for name in ("comparisons", "pooled"):
-            known[name] = tuple(
+
+        def scored(items: Sequence[Any]) -> tuple[Any, ...]:
+            return tuple(
                 replace(item, arms=tuple(replace(arm, score=found.score) for arm in item.arms))
-                for item in known[name]
+                for item in items
             )
-        return cls(**known, **more)
+
+        return replace(found, comparisons=scored(found.comparisons), pooled=scored(found.pooled))
 
     @property
     def interim(self) -> bool:
@@ -276,7 +277,7 @@ class StudyResults(StudySummary):
             config = read_text(path) if path.is_file() else ""
         with _reading(folder / "summary.json") as path:
             document = read_json(path)
-            return cls.read(document, document=document, runs=runs, config=config)
+            return cls(**vars(cls.read(document)), document=document, runs=runs, config=config)
 
     def runs_of(self, comparison: Comparison, arm: str) -> list[StudyRun]:
         """Return the runs of an arm in a comparison, one for each fold and seed."""
