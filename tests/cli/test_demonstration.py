@@ -29,8 +29,8 @@ def quick(monkeypatch):
     monkeypatch.setattr(demo, "_audits", talk)
     monkeypatch.setattr("evenslice.cli.comparison.write_results", lambda *_: None)
     monkeypatch.setattr("evenslice.studying.study", study)
-    result = SimpleNamespace(summary={"finished": 3}, runs=[])
-    monkeypatch.setattr("evenslice.results.load_study", lambda _: result)
+    result = SimpleNamespace(document={"finished": 3}, runs=[])
+    monkeypatch.setattr("evenslice.results.StudyResults.load", lambda _: result)
     return trained
 
 

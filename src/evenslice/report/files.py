@@ -146,7 +146,7 @@ def write_study_report(results: StudyResults, path: str | os.PathLike[str]) -> P
     sets).
 
     Args:
-        results: the results of the study; see ``load_study``.
+        results: the results of the study; see ``StudyResults.load``.
         path: the file to write; the files of an earlier call are replaced.
 
     Returns:
