@@ -6,8 +6,6 @@ import torch
 from formulas import alternating, audit_formula, decided, noise, two_classes, weighted
 from torch import nn
 
-import evenslice
-
 
 def uneven(windows):
     """A regression whose reliance on the slice before differs from window to window."""
@@ -79,8 +77,3 @@ def test_the_size_of_the_tile_leaves_out_what_lacks_its_surroundings():
     tiled = audit_formula(network, volume, tile=(64, 64))
     assert tiled.run.windows_available > whole.run.windows_available
     assert tiled.answer.estimate == pytest.approx(whole.answer.estimate, rel=0.05)
-
-
-def test_more_windows_than_the_limit_are_refused():
-    with pytest.raises(evenslice.ConfigError, match="min_windows=50: is more than max_windows=45"):
-        audit_formula(nn.Conv2d(3, 2, 1), min_windows=50, max_windows=45)

@@ -302,7 +302,6 @@ def audit(
         sampling.seed,
     )
     sample = WindowSample(grids, sampling, opened if opened and understood.target == "labels" else None)
-    sampling.check(sum(sample.population))
     check_first(sample, explainer)
     shown = [] if place is None else [measure(sample, explainer, sample.read(WindowBatch(place, pictures=1)))]
     found = read_until_settled(sample, explainer, tolerances, compute)

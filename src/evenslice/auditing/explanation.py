@@ -201,13 +201,10 @@ def explain(
 def _check_region(region: ArrayLike | None, plane: tuple[int, int]) -> NDArray[np.bool_] | None:
     if region is None:
         return None
-    mask = np.asarray(region)
+    mask = np.asarray(region, bool)
     if mask.shape != plane or not mask.any():
-        found = f"of shape {mask.shape}" if mask.shape != plane else "empty"
-        raise ConfigError(
-            f"{option('region')}: is {found}; give a mask of shape {plane} with at least one pixel"
-        )
-    return mask.astype(bool)
+        raise ConfigError(f"{option('region')}: give a mask of shape {plane} with at least one pixel")
+    return mask
 
 
 def _middle(mask: NDArray[np.bool_] | None) -> tuple[int, int] | None:

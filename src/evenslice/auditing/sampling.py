@@ -40,7 +40,7 @@ class Sampling:
     Attributes:
         precision: also go on until the half-widths of the 95 % intervals of all judged B and C are below this; by default
             only until the verdict is settled.
-        min_windows: number of windows before which an audit does not end, unless there are fewer.
+        min_windows: number of windows before which an audit does not end, unless there are fewer, or fewer are the most.
         max_windows: largest number of windows, and of those that the stress test shows, but those of one slice.
         tile: size (y, x) of the in-plane tile; by default the size that the network requires, or up to 256 of a plane that
             is no larger, and 192 of larger planes, of which the inner 160 are compared.
@@ -75,14 +75,6 @@ class Sampling:
             object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
         if self.seed >= 2**63:
             raise ConfigError(f"{option('seed', self.seed)}: must be below 2**63")
-
-    def check(self, population: int) -> None:
-        """Raise ConfigError if more windows have to be read than may be, of a population that has them."""
-        if population > self.max_windows and self.min_windows > max(self.max_windows, FIRST):
-            raise ConfigError(
-                f"{option('min_windows', self.min_windows)}: is more than {option('max_windows', self.max_windows)}; "
-                "raise that as well"
-            )
 
 
 LOOKS = (FIRST, 59)  # windows: if 59 equal their mirrors, fewer than 5 % of all can differ

@@ -763,36 +763,28 @@ def survey_html(survey: SurveyResult) -> str:
 
 def survey_csv(survey: SurveyResult) -> str:
     """Return a survey as CSV, one row for each network."""
-    return csv_text(_survey_lines(survey))
-
-
-def _survey_lines(survey: SurveyResult) -> Iterator[list[Any]]:
     channels = max(len(item.energy) for item in survey.networks)
     half = max(len(item.pairs) for item in survey.networks)
-    yield [
-        *("spec", "weights", "origin", "random", "stems", "verdict"),
-        *(f"energy_{number}" for number in range(1, channels + 1)),
-        "chromatic",
-        *(f"share_{k}" for k in range(-half, half + 1)),
-        *("directional_bias", "directional_bias_low", "directional_bias_high"),
-        *(f"pair_{k}" for k in range(1, half + 1)),
-        *("mirror_error", "mirror_disagreement", "windows", "draws", "seconds", "error"),
-    ]
-    for item in survey.networks:
-        yield _survey_line(item, channels, half)
+    rows = [_survey_row(item, channels, half) for item in survey.networks]
+    return csv_text([[*rows[0]], *([*row.values()] for row in rows)])
 
 
-def _survey_line(item: SurveyedNetwork, channels: int, half: int) -> list[Any]:
-    bias = item.directional_bias
-    missing: list[float | None] = [None] * (half - len(item.pairs))
-    shares = [share.estimate for share in item.shares] or [math.nan]
-    return [
-        *(item.spec, item.weights, item.origin, " ".join(item.random), " ".join(item.stems), item.verdict),
-        *(*item.energy, *[None] * (channels - len(item.energy))),
-        item.chromatic,
-        *(*missing, *shares, *missing),
-        *(bias.estimate, bias.low, bias.high),
-        *(*(pair.estimate for pair in item.pairs), *missing),
-        *(item.mirror_error.estimate, item.mirror_disagreement.estimate),
-        *(item.windows, item.draws, item.seconds, item.error),
-    ]
+def _survey_row(item: SurveyedNetwork, channels: int, half: int) -> dict[str, Any]:
+    """Return the cells of a network by column; of channels and slices that it does not have, they are empty."""
+    energy, bias = dict(enumerate(item.energy, 1)), item.directional_bias
+    shares = dict(zip(item.offsets, item.shares, strict=True))
+    pairs = dict(enumerate(item.pairs, 1))
+    return {
+        **{name: getattr(item, name) for name in ("spec", "weights", "origin")},
+        **{name: " ".join(getattr(item, name)) for name in ("random", "stems")},
+        "verdict": item.verdict,
+        **{f"energy_{n}": energy.get(n) for n in range(1, channels + 1)},
+        "chromatic": item.chromatic,
+        **{f"share_{k}": shares[k].estimate if k in shares else None for k in range(-half, half + 1)},
+        "directional_bias": bias.estimate,
+        "directional_bias_low": bias.low,
+        "directional_bias_high": bias.high,
+        **{f"pair_{k}": pairs[k].estimate if k in pairs else None for k in range(1, half + 1)},
+        **{name: getattr(item, name).estimate for name in ("mirror_error", "mirror_disagreement")},
+        **{name: getattr(item, name) for name in ("windows", "draws", "seconds", "error")},
+    }
