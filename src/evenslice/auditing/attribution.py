@@ -526,7 +526,7 @@ def _explain(method: str, score: Score, windows: Tensor, baseline: str) -> Attri
             "uses no_grad); let it return logits, use the method 'occlusion', or leave the method out"
         )
     output = output.detach()
-    build, options = _captum(method, windows, baseline)
+    build, options = _captum(method, windows.detach(), baseline)
     found = build(score).attribute(windows, additional_forward_args=(score.classes(output),), **options)
     return Attributed(found, output)
 
