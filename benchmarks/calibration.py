@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from evenslice.results import Questions
-    from evenslice.results.verdicts import Key
+    from evenslice.results.verdicts import Decision, Questions
 
 SIZES = (40, 80, 160)
 MOST, MOST_AT_TOLERANCE = 2000, 250  # windows of an audit, and of one whose tolerance is what the census says
@@ -132,7 +131,7 @@ class Census:
         return cls(measured, ask(measured, len(measured), Tolerances()))
 
     @cached_property
-    def figures(self) -> dict[tuple[str, Key], float]:
+    def figures(self) -> dict[tuple[str, Decision], float]:
         """The exact figures that are judged."""
         return {
             (item.question, key): float(value)
@@ -147,7 +146,7 @@ class Census:
             self.measured.at(_order(len(self.measured), seed)[:count]), len(self.measured), Tolerances()
         )
 
-    def hold(self, found: Questions) -> Iterator[tuple[tuple[str, Key], bool, bool]]:
+    def hold(self, found: Questions) -> Iterator[tuple[tuple[str, Decision], bool, bool]]:
         """Yield each figure that is judged, whether its interval was found above it, and whether that holds it."""
         for item in found.evidence:
             for key, low, high in zip(item.keys, *item.bounds(), strict=True):
@@ -167,7 +166,7 @@ def coverage(census: Census, audits: int) -> dict[str, Any]:
     for size in SIZES:
         if size >= len(census.measured):
             continue
-        found: dict[tuple[str, Key], list[tuple[bool, bool]]] = defaultdict(list)
+        found: dict[tuple[str, Decision], list[tuple[bool, bool]]] = defaultdict(list)
         for seed in range(audits):
             for name, above, held in census.hold(census.ask(size, seed)):
                 found[name].append((above, held))
@@ -179,14 +178,14 @@ def coverage(census: Census, audits: int) -> dict[str, Any]:
 
 def verdicts(census: Census, audits: int) -> dict[str, Any]:
     """Return the verdicts of whole audits, how many are wrong, how many windows they read, and their coverage at the end."""
-    right, total, most = census.truth.verdict, len(census.measured), min(len(census.measured), MOST)
+    right, total, most = census.truth.decision[0], len(census.measured), min(len(census.measured), MOST)
     words, windows = Counter[str](), []
     held: dict[str, list[bool]] = defaultdict(list)
     for seed in range(audits):
         read = min(next_look(0), total)
         while not (found := census.ask(read, seed)).settled() and read < most:
             read = min(next_look(read), total)
-        words[found.verdict] += 1
+        words[found.decision[0]] += 1
         windows.append(read)
         for (question, _), _, holds in census.hold(found) if found.different is None else ():
             held[question].append(bool(holds))
@@ -234,14 +233,14 @@ def at_tolerance(census: Census, audits: int) -> dict[str, Any]:
                     for item in found.evidence
                     if item.question != "use"
                 )
-                word = replace(found, evidence=tuple(moved)).verdict
+                word = replace(found, evidence=tuple(moved)).decision[0]
                 if word != "inconclusive":
                     counts[name] += (word != "biased") == fair
                     del left[name]
     return {name: count / audits for name, count in counts.items()}
 
 
-def _name(key: Key) -> str:
+def _name(key: Decision) -> str:
     of = "all" if key.class_number is None else f"class {key.class_number}"
     return of if key.offset is None else f"{of}, pair {key.offset}"
 

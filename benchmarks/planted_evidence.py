@@ -31,8 +31,7 @@ from shared import ROOT, SHARED, insert_tables, load_family, make_parser, mean, 
 from torch import nn
 
 import evenslice
-from evenslice.auditing import attribute
-from evenslice.auditing.targets import Explained
+from evenslice.auditing.attribution import Explained, Score, attribute
 from evenslice.volumes import mni152
 
 if TYPE_CHECKING:
@@ -254,9 +253,11 @@ def point(
     right = ((answers == tested.labels) & tested.disks).sum((1, 2)) > tested.disks.sum((1, 2)) / 2
     found: dict[str, Any] = {"answered": _digits(right)}
     batches = [*zip(torch.split(tested.windows, 16), torch.split(tested.disks, 16), strict=True)]
-    target = Explained("predicted")
     for name, options in methods.items():
-        parts = (attribute(network, part, target=target, region=disks, **options) for part, disks in batches)
+        parts = (
+            attribute(Score(network, Explained("predicted"), region=disks), part, **options)
+            for part, disks in batches
+        )
         maps = torch.cat([part.attribution for part in parts])
         sums = {name: maps.abs().sum((2, 3))}
         if name in LOOKED_AT:

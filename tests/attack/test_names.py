@@ -6,9 +6,7 @@ import re
 import numpy as np
 import pytest
 from commands import run_command
-from synthetic import PRETRAINED, make_audit
-
-from evenslice.results import save_audits
+from synthetic import PRETRAINED, make_audit, save_audits
 
 pytestmark = pytest.mark.attack
 

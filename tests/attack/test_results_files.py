@@ -12,10 +12,9 @@ import torch
 from commands import run_command
 from safetensors import safe_open
 from safetensors.torch import save_file
-from synthetic import PRETRAINED, UNIFORM, make_audit
+from synthetic import PRETRAINED, UNIFORM, make_audit, save_audits
 
 from evenslice import load_audits, load_network, save_network
-from evenslice.results import save_audits
 
 pytestmark = pytest.mark.attack
 

@@ -109,15 +109,6 @@ def test_lost_slices_are_measured_last_and_in_no_more_windows_than_an_audit_may_
     assert not any(blank)
 
 
-@pytest.mark.parametrize(("weights", "expected"), [((1.0, 2.0, 1.0), (0, 0)), ((1.0, 0.0, -1.0), (2, 1))])
-def test_mirror_error_and_disagreement_are_measured(texture, weights, expected):
-    """The mirror turns the sign of every output of the second network, and its class but for pixels at 0."""
-    found = audit(Linear(*weights), texture).statistics
-    assert (found.mirror_error.estimate, found.mirror_disagreement.estimate) == pytest.approx(
-        expected, abs=1e-3
-    )
-
-
 def test_a_direction_in_the_data_is_not_blamed_on_the_network():
     brighter = np.linspace(0.2, 1, 64)[:, None, None] * np.random.default_rng(0).random((64, 40, 40))
     found = audit(Squares(1.0, 1.0, 1.0), brighter)
@@ -211,32 +202,6 @@ def test_labels_as_target(texture):
     np.testing.assert_allclose([share.estimate for share in found.shares], [0.5, 0, 0.5], atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [bool, np.float64])
-def test_labels_of_any_type_are_class_numbers_if_they_are_whole(texture, dtype):
-    labels = texture > np.median(texture)
-    whole, same = (
-        audit(Linear(1.0, 2.0, 1.0), texture, labels=labels.astype(kind), max_windows=4).stress.to_dict()
-        for kind in (dtype, np.uint8)
-    )
-    assert whole == same
-
-
-def test_what_a_lost_slice_costs_is_measured_in_the_windows_asked_for(texture):
-    """A function that accepts one size only need not state it."""
-    shapes = set()
-
-    def function(windows):
-        shapes.add(windows.shape)
-        assert windows.shape[2:] == (16, 16)
-        return np.stack([1 - 2 * windows[:, 1], 2 * windows[:, 1] - 1], axis=1)
-
-    options = {"labels": texture > 0.5, "max_windows": 4, "intensity": (0, 1), "progress": False}
-    found = audit(function, texture, tile=(16, 16), batch=3, **options)
-    assert found.stress is not None
-    assert found.stress.intact == pytest.approx(1)
-    assert max(shape[0] for shape in shapes) == 2 * 3  # windows and mirrors
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_the_mode_of_the_caller_changes_nothing(mode, texture, tmp_path):
@@ -272,52 +237,28 @@ def test_a_blank_volume_alone_is_refused(texture):
     audit(network, [blank, texture], intensity=(0, 2), max_windows=4)
 
 
-def test_a_step_between_slices(texture):
-    found = audit(Linear(3.0, 2.0, 1.0), texture, step=4)
-    assert found.run.windows_available == (48 - 8) * 4
-    assert found.verdict == "biased"
-
-
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"slices": 4}, ConfigError, "slices=4"),
-        ({"slices": 51}, VolumeError, "has 48 slices; a window of 51 needs 51"),
+        ({"slices": 51}, VolumeError, "a window of 51 needs 51"),
         ({"slices": 5}, ModelError, "rejects windows of shape"),
-        ({"tolerance": 0}, ConfigError, "tolerance=0"),
         ({"precision": 0}, ConfigError, "precision=0"),
-        ({"judged_share": None}, ConfigError, "judged_share: must be at least 0 and below 1"),
-        ({"batch": 0}, ConfigError, "batch=0"),
-        ({"max_windows": "9"}, ConfigError, "max_windows: is '9', not a whole number"),
-        ({"seed": 2**63}, ConfigError, r"seed=9223372036854775808: must be below 2\*\*63"),
-        ({"workers": 1.5}, ConfigError, "workers: is 1.5, not a whole number"),
-        ({"tile": 32}, ConfigError, "tile=32: give two whole numbers"),
+        ({"judged_share": None}, ConfigError, "judged_share"),
+        ({"max_windows": "9"}, ConfigError, "max_windows"),
+        ({"seed": 2**63}, ConfigError, "seed="),
         ({"method": "saliencey"}, ConfigError, "method='saliencey'"),
-        ({"dtype": "float8"}, ConfigError, "known: auto, bfloat16, float16, float32"),
-        ({"device": "cuda:77"}, ConfigError, "device='cuda:77': is not available"),
-        ({"labels": np.zeros((48, 40, 39), np.uint8), "target": "labels"}, VolumeError, "labels of shape"),
-        (
-            {"labels": np.full((48, 40, 40), 0.5), "target": "labels"},
-            VolumeError,
-            "holds 0.5, which is not a label",
-        ),
-        ({"reading": [evenslice.Reading()] * 2}, ConfigError, "reading: 2 for 1 volume; give one for each"),
+        ({"dtype": "float8"}, ConfigError, "float8"),
+        ({"device": "cuda:77"}, ConfigError, "device='cuda:77'"),
+        ({"labels": LABELS[..., 1:], "target": "labels"}, VolumeError, "labels of shape"),
+        ({"labels": LABELS + 0.5, "target": "labels"}, VolumeError, "is not a label"),
+        ({"reading": [evenslice.Reading()] * 2}, ConfigError, "reading: 2 for 1 volume"),
         ({"labels": [], "target": "labels"}, ConfigError, "no volume given"),
         ({"target": "labels"}, ConfigError, "needs label volumes"),
         ({"label_values": [0, 255]}, ConfigError, "label_values: has no effect without labels"),
-        ({"other_labels": "background"}, ConfigError, "other_labels: has no effect without labels"),
-        (
-            {"labels": LABELS, "label_values": [0, 2, 7]},
-            ConfigError,
-            "label_values=.*a different value for each",
-        ),
-        (
-            {"labels": LABELS, "label_values": [0, 0], "target": "labels"},
-            ConfigError,
-            "a different value for each",
-        ),
-        ({"explain": (7, 40, 0)}, ConfigError, r"explain=\[40, 0\]: y, x lies outside of the plane"),
-        ({"explain": 0}, ConfigError, "explain=0: give a slice z whose window is complete, 1 to"),
+        ({"labels": LABELS, "label_values": [0, 2, 7]}, ConfigError, "label_values="),
+        ({"explain": (7, 40, 0)}, ConfigError, "explain="),
+        ({"explain": 0}, ConfigError, "explain=0"),
     ],
 )
 def test_a_wrong_option_is_refused(texture, options, error, message):
@@ -341,31 +282,6 @@ def test_a_volume_given_twice_is_no_second_sample(texture, tmp_path):
     for given in ([one, another], halves, planes, [np.zeros((9, 64, 64))] * 2):
         found = audit(network, given, max_windows=2, intensity=(0, 1))
         assert len(found.run.volumes) == 2
-
-
-def test_scalings_known_from_training_are_used(texture):
-    network = Linear(3.0, 2.0, 1.0)
-    fixed = audit(network, [texture, texture[::-1]], intensity=(0.2, 0.7))
-    known = [evenslice.Reading(intensity=pair) for pair in ((0.2, 0.7), (0.1, 0.9))]
-    given = audit(network, [texture, texture[::-1]], reading=known)
-    assert [volume.intensity for volume in given.run.volumes] == [(0.2, 0.7), (0.1, 0.9)]
-    of_first = given.examples.volume == 0
-    assert np.array_equal(given.examples.images[of_first], fixed.examples.images[of_first])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("wrap", "loaded"), [(nn.Sequential, True), (nn.DataParallel, False)])
-def test_a_wrapped_network_is_audited_as_it_is(texture, tmp_path, wrap, loaded):
-    model, _, source = evenslice.load_network("timm:test_resnet", "none")
-    if loaded:  # a record from a file holds no kernels
-        evenslice.save_network(model, tmp_path / "network.safetensors", source=source)
-        model = evenslice.load_network("timm:test_resnet", tmp_path / "network.safetensors").model
-    plain, found = (
-        audit(each, texture, device="cpu", max_windows=2, tile=(32, 32)) for each in (model, wrap(model))
-    )
-    (inner,), (outer,) = plain.kernels, found.kernels
-    assert outer.name == f"{'0' if wrap is nn.Sequential else 'module'}.{inner.name}"
-    assert np.array_equal(outer.after, inner.after)
 
 
 def test_an_audit_names_what_it_read_and_what_the_values_of_labels_mean(tmp_path):

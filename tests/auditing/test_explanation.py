@@ -123,14 +123,6 @@ def test_saved_exported_and_symmetrized_forms_are_explained_alike(tmp_path):
     assert not forth.change.any()
 
 
-def test_an_output_without_a_class_for_each_pixel_has_no_answer_map(volume):
-    network = torch.nn.Sequential(weighted(1.0, 0.0, 0.0), torch.nn.Flatten(), torch.nn.LazyLinear(1))
-    network(torch.zeros(1, 3, 32, 32))
-    found = explain(network, volume, 4, slices=3)
-    assert found.answer is None
-    assert found.change is None
-
-
 def test_in_a_notebook_it_is_a_picture_with_its_method(volume):
     found = explain(weighted(1.0, 0.0, 1.0), volume, 4)
     page = found._repr_html_()
@@ -141,20 +133,14 @@ def test_in_a_notebook_it_is_a_picture_with_its_method(volume):
     )
 
 
-def test_a_window_that_does_not_matter_has_an_empty_map(volume):
-    found = explain(weighted(0.0, 0.0, 0.0), volume, 4, slices=3)
-    assert not found.maps.any()
-    assert found.shares == (0, 0, 0)
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"z": 9}, "has no slice 9; choose one of 0 to 8"),
         ({"z": 1.5}, "z: is 1.5, not a whole number"),
         ({"at": (20, 0)}, r"at=\[20, 0\]: .* give a pixel of 20 x 30"),
-        ({"region": np.ones((4, 4))}, r"region: is of shape \(4, 4\); give a mask of shape \(20, 30\)"),
-        ({"region": np.zeros((20, 30))}, "region: is empty"),
+        ({"region": np.ones((4, 4))}, r"region: give a mask of shape \(20, 30\)"),
+        ({"region": np.zeros((20, 30))}, "region: give a mask"),
         ({"method": "gradient", "baseline": "gray"}, "baseline='gray': gradient has none"),
         ({"baseline": "grey"}, "baseline='grey': did you mean 'gray'"),
         ({"target": 7}, "the network only has the classes 0 to 1"),

@@ -8,7 +8,6 @@ import torch
 from formulas import audit_formula, noise
 from torch import nn
 
-import evenslice
 from evenslice import ModelError
 
 
@@ -120,14 +119,6 @@ def test_networks_that_are_not_repeatable_are_refused_and_their_layers_named(net
         audit_formula(network, noise(depth=12))
 
 
-def test_random_functions_are_refused():
-    def function(windows):
-        return torch.rand(len(windows), 2, 32, 32).numpy()
-
-    with pytest.raises(ModelError, match="another output for the same window in a second run"):
-        evenslice.audit(function, noise(depth=12), slices=3, compute=evenslice.Compute(progress=False))
-
-
 @pytest.mark.parametrize("layer", [nn.Dropout2d(0.5), nn.BatchNorm2d(8)])
 def test_networks_left_in_training_mode_are_audited_in_evaluation_mode(layer):
     model = around(layer)
@@ -175,18 +166,3 @@ def test_a_mismatch_is_that_of_float64_where_the_network_computes_in_it(network,
     found = audit_formula(network, GRAYS, intensity=(0, 255), tile=(64, 64))
     assert found.mismatch.estimate == (pytest.approx(0, abs=1e-9) if mismatch == 0 else mismatch)
     assert mismatch != 0 or found.verdict == "symmetric"
-
-
-def test_windows_that_are_their_own_mirrors_are_not_measured_again_nor_is_the_network_changed():
-    """Their outputs are equal whatever the network does: empty margins would cost passes in float64."""
-    seen = set()
-
-    class Watched(nn.Conv2d):
-        def forward(self, windows):
-            seen.add(windows.dtype)
-            return super().forward(windows)
-
-    network = Watched(3, 1, 1)
-    found = audit_formula(network, np.broadcast_to(GRAYS[:1], GRAYS.shape), intensity=(0, 255))
-    assert np.isnan(found.mismatch.estimate)  # they do not tell
-    assert (seen, network.weight.dtype) == ({torch.float32}, torch.float32)

@@ -1,15 +1,8 @@
 """Windows are read while the network computes: the same results, no more than needed, and a clean end."""
 
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 import tracemalloc
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,11 +12,8 @@ from torch import nn
 from values import by_name
 
 import evenslice
-from evenslice import VolumeError, open_volume
-from evenslice.auditing import measuring
-from evenslice.auditing.auditor import take_middle
-from evenslice.auditing.sampling import WindowSample
-from evenslice.volumes import reslice
+from evenslice import VolumeError
+from evenslice.auditing import auditor as measuring
 
 HUGE, CHUNK = (98_304, 32_768, 32_768), (16, 64, 64)
 TEXTURE = np.random.default_rng(0).random((48, 40, 40))
@@ -80,50 +70,6 @@ def reading():
     ):
         time.sleep(0.01)
     return found
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"target": "labels"}])
-def test_the_results_are_those_of_reading_one_batch_after_another(monkeypatch, options):
-    if options.get("target"):
-        options = options | {"labels": (TEXTURE > 0.5).astype(np.uint8)}
-    ahead = audit(TEXTURE, **options)
-    monkeypatch.setattr(measuring, "AHEAD", 0)
-    after = audit(TEXTURE, **options)
-    assert document(ahead) == document(after)
-    assert np.array_equal(ahead.examples.images, after.examples.images)
-    assert np.array_equal(ahead.examples.saliency, after.examples.saliency)
-
-
-def test_the_next_batch_is_read_while_the_network_computes_and_no_more(monkeypatch):
-    begun, threads, measured = [], [], []
-    read, measure = WindowSample.read, measuring.measure
-
-    def reading_one(self, batch):
-        begun.append(batch.places.tolist())
-        threads.append(threading.current_thread())
-        return read(self, batch)
-
-    def measuring_one(sample, explainer, found):
-        measured.append(found.places.tolist())
-        until = time.monotonic() + 10
-        while len(begun) < min(
-            len(measured) + 2, 7
-        ):  # two windows were read before, to see whether they repeat
-            assert time.monotonic() < until
-            time.sleep(0.001)
-        time.sleep(0.02)
-        assert len(begun) <= len(measured) + 2
-        return measure(sample, explainer, found)
-
-    monkeypatch.setattr(WindowSample, "read", reading_one)
-    monkeypatch.setattr(measuring, "measure", measuring_one)
-    found = audit(TEXTURE, max_windows=24, precision=1e-9)
-    assert len(found.measurements.volume) == 24
-    assert begun[1:] == measured
-    assert len(measured) == 6
-    assert threading.current_thread() not in threads[1:]
-    assert not reading()
 
 
 def test_a_volume_that_cannot_be_read_is_the_same_error_and_ends_the_reading(monkeypatch):
@@ -200,65 +146,6 @@ def test_what_a_lost_slice_costs_is_measured_on_the_middle_of_large_slices():
     middle = {(y, x) for y in range(248, 264) for x in range(248, 264)}
     assert middle <= planes
     assert len(planes - middle) < 256 + (2 + 32) + 16 * 4
-    cut = [take_middle(reslice(open_volume(labels), plane)) for plane in "yx"]
-    assert [part.shape for part in cut] == [(32_768, 8, 1024), (32_768, 8, 1024)]
-
-
-@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs signals of POSIX")
-@pytest.mark.slow
-def test_an_interrupt_does_not_wait_for_a_slow_server(tmp_path):
-    script = tmp_path / "slow.py"
-    script.write_text(
-        "import sys, torch, evenslice\n"
-        "torch.manual_seed(0)\n"
-        "network = torch.nn.Conv2d(3, 2, 3, padding=1)\n"
-        "volume = evenslice.open_volume(sys.argv[1])\n"
-        "print('opened', flush=True)\n"
-        "try:\n"
-        "    reading, sampling = evenslice.Reading(intensity=(0, 255)), evenslice.Sampling(tile=(64, 64))\n"
-        "    evenslice.audit(network, volume, reading=reading, sampling=sampling)\n"
-        "except KeyboardInterrupt:\n"
-        "    print('interrupted', flush=True)\n"
-    )
-    with serving(shape=(64, 128, 128), chunk=CHUNK, delay=40) as server:
-        with subprocess.Popen(
-            [sys.executable, str(script), server.address],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process:
-            assert process.stdout.readline() == "opened\n"
-            until = time.monotonic() + 60
-            while not server.asked:
-                assert time.monotonic() < until
-                time.sleep(0.01)
-            time.sleep(0.5)
-            started = time.monotonic()
-            process.send_signal(signal.SIGINT)
-            try:
-                said, errors = process.communicate(timeout=60)
-            finally:
-                process.kill()
-            assert time.monotonic() - started < 15
-    assert (said, process.returncode) == ("interrupted\n", 0), errors
-
-
-def test_threads_of_a_worker_take_turns_at_the_network(monkeypatch):
-    """They share it."""
-    inside, most = [], []
-
-    def measure(*_):
-        inside.append(1)
-        most.append(len(inside))
-        time.sleep(0.01)
-        inside.pop()
-
-    monkeypatch.setattr(measuring, "measure", measure)
-    sample = SimpleNamespace(read=lambda batch: batch, volumes=[])
-    on_worker = partial(measuring._measure_on_worker, common=(sample, None), files={})
-    with ThreadPoolExecutor(4) as threads:
-        list(threads.map(on_worker, range(8)))
-    assert max(most) == 1
 
 
 @pytest.mark.slow

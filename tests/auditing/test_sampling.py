@@ -86,27 +86,6 @@ def test_volumes_and_depths_get_their_part(depths, seed):
     assert np.abs(part - expected).max() <= 2 * np.log2(len(places))
 
 
-@pytest.mark.parametrize(
-    ("least", "most", "ends"),
-    [
-        (40, 250, [40, 59, 73, 91, 113, 141, 176, 220, 250]),
-        (10, 45, [10, 40, 45]),
-        (100, 120, [100, 113, 120]),
-    ],
-)
-@pytest.mark.parametrize("size", [2, 8, 32])
-def test_batches_end_where_an_audit_looks(least, most, ends, size):
-    sample = WindowSample([grid(402)], Sampling(max_windows=most, min_windows=least))
-    sizes = [len(batch.places) for batch in sample.batches(lambda: size)]
-    looks = [0]
-    while looks[-1] < most:
-        looks.append(sample.next_look(looks[-1]))
-    assert looks[1:] == ends
-    assert set(ends) <= set(np.cumsum(sizes).tolist())
-    assert max(sizes) <= size
-    assert len(sizes) <= -(-most // size) + len(ends)
-
-
 def skewed(windows):
     return (windows[:, 0] ** 2 + windows[:, 1] + windows[:, 2])[:, None] - 1.2
 

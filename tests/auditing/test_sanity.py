@@ -1,12 +1,9 @@
 """A short run of benchmarks/sanity.py on networks whose answers are known; its long run is in benchmarks/results."""
 
-import math
-
 import numpy as np
 import pytest
 import sanity
 import torch
-from shared import Cache, write_csvs
 from torch import nn
 
 import evenslice
@@ -45,15 +42,6 @@ def biased_stem():
     return network.eval()
 
 
-def test_strangers_come_from_beyond_the_window():
-    levels = evenslice.open_volume(
-        np.arange(12, dtype=np.float32)[:, None, None] + np.zeros((12, 32, 32), np.float32)
-    )
-    windows, strangers = (part[:, :, 0, 0].numpy() for part in sanity.draw_windows(levels, 3, 50))
-    assert all(not set(own) & set(others) for own, others in zip(windows, strangers, strict=True))
-    assert len(set(strangers.ravel().tolist())) == 12
-
-
 @pytest.mark.parametrize("weights", [(3.0, 2.0, 1.0), (5.0, 1.0, 4.0, 2.0, 3.0)])
 def test_shares_of_a_linear_network_predict_every_replacement(volume, weights):
     found = sanity.measure_replacements(linear(weights), volume, len(weights))
@@ -74,49 +62,3 @@ def test_a_bias_of_the_stem_alone_goes_with_the_stem_and_stays_without(volume):
     assert all(bias[stage] < -0.7 for stage in kept), bias
     assert all(abs(bias[stage]) < 0.2 for stage in ("everything", "the stem alone")), bias
     assert found["nothing: as built"]["gradient maps"] == pytest.approx([1, 1, 1])
-
-
-def test_redrawing_permutes_the_layers_of_a_stage_and_no_others():
-    network, windows = biased_stem(), torch.rand(4, 3, 32, 32)
-    before = network.state_dict()
-    drawn = {stage: sanity.redraw(network, stage, windows, seed=1).state_dict() for stage in sanity.STAGES}
-    top, most = drawn["output layer and decoder"], drawn["... and the first third: all but the stem"]
-    assert {key for key in before if not torch.equal(before[key], top[key])} - {"6.bias"} == {"6.weight"}
-    assert torch.equal(top["6.weight"], most["6.weight"])  # the stages are cumulative
-    # Permuted, weights of 1 stay what they are, and two values may; the statistics of a new layer are left alone.
-    changed = {key for key in before if not torch.equal(before[key], most[key])}
-    assert changed - {"6.bias"} == {"3.weight", "3.bias", "6.weight"}
-    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
-
-
-@pytest.mark.parametrize("way", sanity.WAYS)
-def test_ways_to_redraw(way):
-    network, windows = biased_stem(), torch.rand(4, 3, 32, 32)
-    network[1].weight.data[:] = torch.linspace(0.5, 2, 64)
-    drawn = sanity.redraw(network, "everything", windows, seed=1, way=way)
-    kernel, before = drawn[0].weight.detach(), network[0].weight.detach()
-    assert torch.equal(drawn[1].weight, network[1].weight) == (way == "kernels")
-    same = torch.equal(kernel.flatten().sort()[0], before.flatten().sort()[0])
-    assert same == (way in ("permuted", "kernels"))
-    expected = math.sqrt(2 / 27) if way == "new" else before.std().item()
-    assert kernel.std().item() == pytest.approx(expected, rel=0.1)
-    out = drawn[1](drawn[0](torch.cat([windows, windows.flip(1)]))).transpose(0, 1).flatten(1)
-    standard = (out - drawn[1].bias[:, None]) / drawn[1].weight[:, None]
-    torch.testing.assert_close(standard.mean(1), torch.zeros(64), atol=1e-3, rtol=0)  # of their new input
-    assert (drawn[1].training, drawn[1].momentum) == (False, 0.1)
-
-
-@pytest.mark.slow
-def test_results_are_kept_and_tables_written_to_files(volume, tmp_path):
-    def load(_, *, slices):
-        return linear((3.0, 2.0, 1.0, 2.0, 1.0)[:slices])
-
-    file = tmp_path / "results.json"
-    tables = sanity.measure_all(load, ["planted"], volume, Cache(file))
-    again = Cache(file)
-    again.get = lambda key, _: again.known[key]  # measures nothing
-    assert sanity.measure_all(load, ["planted"], volume, again) == tables
-    write_csvs("noise", tables, tmp_path)
-    signs = (tmp_path / "noise-signs.csv").read_text().splitlines()
-    assert signs[1] == 'planted,3,mean gray,"1.00 [1.00, 1.00]","1.00 [1.00, 1.00]","1.00 [1.00, 1.00]"'
-    assert len(signs) == len(tables["signs"].splitlines()) - 1

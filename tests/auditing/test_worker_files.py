@@ -10,7 +10,7 @@ from torch import nn
 
 import evenslice
 from evenslice import Compute, Sampling, VolumeError
-from evenslice.auditing import measuring
+from evenslice.auditing import auditor as measuring
 
 
 @pytest.fixture
@@ -47,13 +47,7 @@ def test_the_same_file_or_a_copy_is_read(file, monkeypatch, happens):
     assert audit(file, monkeypatch, happens).windows == 40
 
 
-@pytest.mark.parametrize(
-    ("happens", "message"),
-    [
-        (lambda path: np.save(path, np.zeros((12, 40, 40))), "has other content on a worker than here"),
-        (os.unlink, "is not there, or cannot be read, on the worker "),
-    ],
-)
-def test_other_content_and_a_missing_file_are_errors_that_name_the_path(file, monkeypatch, happens, message):
-    with pytest.raises(VolumeError, match=rf"image\.npy: {message}"):
+@pytest.mark.parametrize("happens", [lambda path: np.save(path, np.zeros((12, 40, 40))), os.unlink])
+def test_other_content_and_a_missing_file_are_errors_that_name_the_path(file, monkeypatch, happens):
+    with pytest.raises(VolumeError, match=r"image\.npy: is missing on a worker, or has other content"):
         audit(file, monkeypatch, happens)

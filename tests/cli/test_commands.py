@@ -112,7 +112,7 @@ def test_what_a_library_prints_stays_out_of_the_json(cli, monkeypatch, tmp_path,
     monkeypatch.setattr(f"evenslice.{'training' if command == 'train' else 'studying'}.{command}", talk)
     config = SimpleNamespace(datasets=(), training=SimpleNamespace(task="classification"))
     monkeypatch.setattr("evenslice._core.load_config", lambda *_: config)
-    monkeypatch.setattr("evenslice.report.tables_of_study", lambda _: ())
+    monkeypatch.setattr("evenslice.report.tables_of", lambda _: ())
     code, out, err = cli(command, "some.yaml", "--json", "--out", tmp_path / "out")
     assert (code, json.loads(out)) == (0, result), err
     assert "a library talks" in err

@@ -1,5 +1,6 @@
 """What a user's mistake, a refusal of the system or Ctrl-C ends with: one clear line, and an exit status."""
 
+import os
 import re
 import signal
 import subprocess

@@ -10,7 +10,7 @@ import tifffile
 import torch
 
 import evenslice
-from evenslice.results import load_study
+from evenslice.results import StudyResults
 
 pytest.importorskip("monai")
 
@@ -111,7 +111,7 @@ def test_an_interrupted_run_is_resumed(folder, cli):
 def test_a_finished_study_repeats_no_run(folder, monkeypatch):
     monkeypatch.setattr("evenslice.studying.study_runner.execute", None)
     said = json.loads((WRITTEN / "study" / "summary.json").read_text())
-    assert all(run.example is not None for run in load_study(folder / "study").runs)
+    assert all(run.example is not None for run in StudyResults.load(folder / "study").runs)
     summary = evenslice.study(folder / "study.yaml", folder / "study")
     assert summary["finished"] == summary["planned"] == 4
     for arm, known in zip(summary["comparisons"][0]["arms"], said["comparisons"][0]["arms"], strict=True):

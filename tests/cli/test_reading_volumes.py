@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from evenslice.cli.opening import LabelledOpening
 
 from evenslice import (
     ConfigError,

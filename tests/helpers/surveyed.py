@@ -1,8 +1,8 @@
 """A survey made up for the tests of its page: a biased network, a fair one with five channels, and one that failed."""
 
 from evenslice import Survey
+from evenslice.results.audits import SurveyedNetwork, SurveyRun
 from evenslice.results.intervals import Interval
-from evenslice.results.surveys import SurveyedNetwork, SurveyRun
 
 
 def network(spec, bias, energy=(0.2, 0.7, 0.1), shares=(0.3, 0.5, 0.2), **values):

@@ -7,7 +7,7 @@ from scipy import ndimage
 
 from evenslice import Audit
 from evenslice.networks.inputs import StemKernels
-from evenslice.results.audits import AuditedVolume, AuditRun, ExampleWindows, StemShape
+from evenslice.results.audits import AuditedVolume, AuditRun, ExampleWindows
 from evenslice.results.measurements import Measurements
 from evenslice.results.verdicts import summarize
 
@@ -66,7 +66,6 @@ def make_audit(name, shares, *, windows=120, volumes=1, examples=2, size=64, ste
             RUN,
             strategy=name,
             slices=len(shares),
-            stems=tuple(StemShape(item.name, item.after.shape) for item in kernels),
             **{"windows_available": 1683 * volumes, "volumes": of, **(run or {})},
         ),
     )
@@ -145,3 +144,9 @@ def _kernels(name, shares):
 def with_statistics(audit, **changes):
     """Return an audit with other statistics."""
     return replace(audit, statistics=replace(audit.statistics, **changes))
+
+
+def save_audits(audits, folder):
+    """Write audits into a folder as commands do."""
+    for index, audit in enumerate(audits):
+        audit.save(folder / (f"audit.{index}-more.json" if index else "audit.json"))

@@ -8,8 +8,7 @@ from itertools import product
 import numpy as np
 
 from evenslice._core.files import json_text
-from evenslice.results.audits import SALIENCY_PERCENTILES
-from evenslice.results.comparisons import METRICS, pool_runs, summarize_runs
+from evenslice.results import METRICS, StudyPlan, StudySummary
 
 ARMS = {
     "pretrained": (-0.19, 0.0),
@@ -48,18 +47,9 @@ def make_study(
             _write_run(folder / "runs" / f"run-{seed}-{record['key']}", record, size)
             records.append(record)
     folder.mkdir(parents=True, exist_ok=True)
-    compared = summarize_runs(records, baseline=baseline, margin=0.01)
-    pooled = pool_runs(records, baseline=baseline, margin=0.01, primary=primary)
-    summary = {
-        "format": 1,
-        "planned": len(records) + len(failed),
-        "finished": len(records),
-        "failed": list(failed),
-        "baseline": baseline,
-        "definitions": 2,
-        "comparisons": [item.to_dict() for item in compared],
-        "pooled": [item.to_dict() for item in pooled],
-    }
+    planned = len(records) + len(failed)
+    plan = StudyPlan(baseline, 0.01, primary=primary)
+    summary = StudySummary.of_runs(records, failed, planned, plan).to_dict()
     (folder / "summary.json").write_text(json_text(summary), encoding="utf-8")
     (folder / "config.yaml").write_text("seeds: [0, 1, 2]\nslices: 3\ntraining:\n  steps: 300\n")
     columns = [*LABELS, "dice", "iou", "directional_bias", "key", "status", "error"]
@@ -103,7 +93,6 @@ def _record(labels, bias, gain, slices, random):
         "definitions": 2,
         "verdict": "biased" if abs(found) > 0.05 else "symmetric",
         "shares": shares.tolist(),
-        "saliency": np.outer(shares, np.linspace(0.1, 5, len(SALIENCY_PERCENTILES))).tolist(),
         "windows": 96,
         "steps": 300,
         "seconds": 320.5 + 10 * labels["seed"],

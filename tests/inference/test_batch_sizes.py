@@ -8,7 +8,7 @@ from torch import nn
 
 import evenslice
 from evenslice import Scaling, open_volume
-from evenslice.auditing.attribution import attribute
+from evenslice.auditing.attribution import Score, attribute
 from evenslice.inference.devices import BatchSizes
 from evenslice.inference.prediction import predict
 from evenslice.inference.ready_networks import ReadyNetwork
@@ -83,7 +83,7 @@ def test_a_window_too_large_for_the_memory_is_refused_with_what_would_help():
 @pytest.mark.parametrize("method", ["gradient", "input_x_gradient", "integrated_gradients", "occlusion"])
 def test_an_attribution_goes_on_in_smaller_batches(method):
     small = ready(2)
-    found, whole = (attribute(network, WINDOWS, method=method) for network in (small, ready(100)))
+    found, whole = (attribute(Score(network), WINDOWS, method=method) for network in (small, ready(100)))
     assert torch.allclose(found.attribution, whole.attribution, rtol=1e-4, atol=1e-6)
     assert torch.allclose(found.output, whole.output, rtol=1e-5, atol=1e-6)
     assert max(small.module.sizes) <= 2

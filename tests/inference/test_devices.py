@@ -14,7 +14,7 @@ from torch import nn
 import evenslice
 from evenslice import ModelError
 from evenslice._core import worker_number
-from evenslice.auditing.attribution import attribute
+from evenslice.auditing.attribution import Score, attribute
 from evenslice.inference.devices import choose_device, choose_dtype, to_device
 from evenslice.inference.ready_networks import ReadyNetwork
 
@@ -131,7 +131,7 @@ def test_every_pass_of_a_network_computes_float32_in_full(work):
         windows = torch.rand(1, 3, 8, 8, device="cuda")
         {
             "forward": lambda: network(windows),
-            "attribute": lambda: attribute(network, windows),
+            "attribute": lambda: attribute(Score(network), windows),
             "prepare": lambda: network.prepare(3, (8, 8)),
         }[work]()
     assert network.module.seen

@@ -16,7 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 from commands import run_command
-from synthetic import make_audit
+from synthetic import make_audit, save_audits
 from tiny_training import start, training_options, write_inputs
 from torch import nn
 
@@ -25,7 +25,6 @@ from evenslice import ConfigError, ModelCard, ModelError, OutputError, Reading, 
 from evenslice.cli.export import _audits
 from evenslice.inference import onnx_files
 from evenslice.networks import ModelSource
-from evenslice.results.audits import save_audits
 
 CUTS = [None, "output", "1"]
 OLD_AUDITS = Path(__file__).parents[1] / "data" / "written-by-0.2.0" / "audits"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from evenslice.auditing import attribute
+from evenslice.auditing.attribution import Explained, Score, attribute
 from evenslice.inference import ReadyNetwork
 from evenslice.networks import full_precision
 
@@ -66,7 +66,7 @@ def test_a_network_and_its_attribution_do_not_depend_on_it(chosen):
     network = ReadyNetwork(layer, slices=3, device="cpu", dtype="float32")
     with torch.no_grad():
         assert (network(windows) - wanted).abs().max() < 1e-5
-    found = attribute(network, windows, target="sum").attribution
+    found = attribute(Score(network, Explained("sum")), windows).attribution
     with full_precision():
         windows.requires_grad_()
         (exact,) = torch.autograd.grad(layer(windows).sum(), windows)

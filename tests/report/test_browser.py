@@ -12,7 +12,7 @@ from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit
 from synthetic_study import make_study
 
 from evenslice.report import write_report, write_study_report
-from evenslice.results import load_study
+from evenslice.results import StudyResults
 
 pytestmark = pytest.mark.browser
 
@@ -36,7 +36,7 @@ def reports(tmp_path_factory):
     study = make_study(folder / "study", comparisons=comparisons, seeds=(0, 1), failed=[FAILED])
     return {
         "audit": write_report(audits, folder / "audit.html"),
-        "study": write_study_report(load_study(study), study / "report.html"),
+        "study": write_study_report(StudyResults.load(study), study / "report.html"),
         "survey": make_survey().to_html(folder / "survey.html"),
     }
 
@@ -91,17 +91,6 @@ def test_every_chart_fits_the_screen(opened, kind, width):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_page_prints(opened, kind):
     assert pdf_of(opened(kind)).startswith(b"%PDF")
-
-
-@pytest.mark.parametrize(
-    ("kind", "mark"), [("audit", "#shares"), ("study", "#learning"), ("survey", "#balance")]
-)
-def test_charts_take_the_colours_of_dark_ground(opened, kind, mark):
-    page = opened(kind)
-    path = page.find_element(By.CSS_SELECTOR, f"{mark} path[style*='--audit-1']")
-    light = [path.value_of_css_property(name) for name in ("fill", "stroke")]
-    look(page, width=1300, scheme="dark")
-    assert light != [path.value_of_css_property(name) for name in ("fill", "stroke")]
 
 
 def test_examples_are_stepped_through(opened):

@@ -10,7 +10,7 @@ from synthetic import PRETRAINED, UNIFORM, make_audit
 from synthetic_study import make_study
 
 from evenslice import Survey
-from evenslice.results.surveys import SurveyedNetwork
+from evenslice.results.audits import SurveyedNetwork
 from evenslice.studying.study_runner import _ShownSummary
 
 HOSTILE = "<img src=x onerror=alert(1)>"

@@ -15,18 +15,15 @@ import pytest
 from pages import HOSTILE, Page, plain, standing_alone
 from synthetic_study import ARMS, make_study
 
-import evenslice
 from evenslice import cli
 from evenslice._core.files import json_text
-from evenslice.report import audit_tables, charts, files, pictures, study_tables as tables
+from evenslice.report import charts, files, pictures, study_tables as tables
 from evenslice.report.style import settings
-from evenslice.results.comparisons import Primary, pool_runs, summarize_runs
 from evenslice.results.intervals import Interval
 from evenslice.results.stress import BriefLoss, StressSummary
-from evenslice.results.studies import ExampleSlice, load_study
+from evenslice.results.studies import ExampleSlice, StudyResults, StudySummary
 
 FEW = {name: ARMS[name] for name in ("pretrained", "uniform", "random")}
-NAN = Interval(math.nan, math.nan, math.nan)
 FAILED = {
     "dataset": "Lucchi++",
     "architecture": "EfficientNet-Lite0 U-Net",
@@ -42,7 +39,9 @@ SETS = [("Lucchi++", "net"), ("ISBI 2012", "net")]
 def results(tmp_path_factory):
     comparisons = [("Lucchi++", "EfficientNet-Lite0 U-Net"), ("ISBI 2012", "VGG16 U-Net")]
     folder = tmp_path_factory.mktemp("study")
-    return load_study(make_study(folder, comparisons=comparisons, seeds=(0, 1), size=64, failed=[FAILED]))
+    return StudyResults.load(
+        make_study(folder, comparisons=comparisons, seeds=(0, 1), size=64, failed=[FAILED])
+    )
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +57,7 @@ def page(folder):
 
 @pytest.fixture(scope="module")
 def pooled_folder(tmp_path_factory):
-    primary = Primary("fair", "net", 0.005)
+    primary = ("fair", "net", 0.005)
     folder = tmp_path_factory.mktemp("pooled") / "study"
     return make_study(
         folder, comparisons=SETS, arms=FOLDED, folds=(0, 1, 2), seeds=(0, 1), size=24, primary=primary
@@ -67,7 +66,7 @@ def pooled_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pooled_results(pooled_folder):
-    return load_study(pooled_folder)
+    return StudyResults.load(pooled_folder)
 
 
 def draw(results):
@@ -102,32 +101,14 @@ def read(path):
 # Tables.
 
 
-def test_judgements_follow_the_interval(results):
-    arm = arm_of(results, "uniform")
-    for holds, high, expected in [
-        (True, 0.02, "not inferior"),
-        (False, -0.01, "not settled"),
-        (False, -0.011, "inferior"),
-        (None, math.nan, "no test"),
-    ]:
-        changed = dataclasses.replace(arm, holds=holds, differences={"dice": Interval(-0.02, -0.03, high)})
-        assert tables.judgement(changed) == expected
-
-
-def test_what_is_removed_is_rounded_down():
-    for removed, text in {0.899: "89 %", 0.9: "90 %", 0.58: "58 %", 1.0: "100 %", -0.3: "-30 %"}.items():
-        assert plain(tables.removed_part(Interval(removed, removed, removed))) == f"{text} [{text}, {text}]"
-    assert tables.removed_part(NAN) == "\N{EN DASH}"
-
-
 def test_rounding_does_not_hide_on_which_side_of_a_limit_a_figure_lies(pooled_results):
-    summary = json.loads(json_text(pooled_results.summary))
+    summary = json.loads(json_text(pooled_results.document))
     for item in (*summary["comparisons"], *summary["pooled"]):
         uniform = item["arms"][1]
         uniform["figures"]["largest_bias"] = {"estimate": 0.0561, "low": 0.0498, "high": 0.0624}
         uniform["differences"]["dice"] = {"estimate": -0.0075, "low": -0.0096, "high": -0.0054}
         uniform["non_inferiority"] |= {"p": 0.0249, "holds": True}
-    for table in tables.arm_tables(summary):
+    for table in tables.arm_tables(StudySummary.read(summary)):
         row = cells_of(table)["uniform"]
         assert row["Dice minus pretrained"] == "-0.0075 [-0.0096, -0.0054]"
         assert row["not inferior?"] == "not inferior\np = 0.0249"
@@ -140,12 +121,12 @@ def test_rounding_does_not_hide_on_which_side_of_a_limit_a_figure_lies(pooled_re
 
 @pytest.mark.slow
 def test_a_study_with_folds_begins_with_all_data_sets(pooled_results):
-    pooled, first, _ = tables.arm_tables(pooled_results.summary)
+    pooled, first, _ = tables.arm_tables(pooled_results)
     assert (pooled.title, first.title) == ("Both data sets, net", "Lucchi++, net")
     assert "* Primary comparison, with a margin of 0.005" in pooled.note
     assert "Means over folds" in first.note
     assert "interim" not in pooled.note
-    waiting = tables.arm_tables({**pooled_results.summary, "planned": 40})
+    waiting = tables.arm_tables(dataclasses.replace(pooled_results, planned=40))
     assert all("every p is interim" in table.note for table in waiting)
     rows = cells_of(pooled)
     assert rows["uniform"]["not inferior?"].startswith("inferior\np ")
@@ -163,63 +144,17 @@ def test_a_study_with_folds_begins_with_all_data_sets(pooled_results):
     assert "36 of 36 runs done: 2 data sets, 1 network, 3 arms, 3 folds and 2 seeds." in text
 
 
-def without_runs(folder, out, failed):
-    """A study in which runs have failed."""
-    shutil.copytree(folder, out)
-    summary = json.loads((out / "summary.json").read_text())
-    records = [json.loads(path.read_text()) for path in sorted(out.glob("runs/*/run.json"))]
-    names = ("arm", "dataset", "fold", "seed")
-    left = [record for record in records if tuple(record[name] for name in names) not in failed]
-    summary["comparisons"] = [
-        item.to_dict() for item in summarize_runs(left, baseline="pretrained", margin=0.01)
-    ]
-    summary["pooled"] = [item.to_dict() for item in pool_runs(left, baseline="pretrained", margin=0.01)]
-    (out / "summary.json").write_text(json_text(summary))
-    return load_study(out)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("lost", ["uniform", "pretrained"])
-def test_an_arm_that_is_not_compared_everywhere_is_not_tested(pooled_folder, tmp_path, lost):
-    """What is left may be what is easy."""
-    runs = [(lost, "ISBI 2012", fold, seed) for fold in range(3) for seed in (0, 1)]
-    found = without_runs(pooled_folder, tmp_path / "out", runs)
-    rows = cells_of(tables.arm_tables(found.summary)[0])
-    assert rows["uniform"]["not inferior?"] == "no test"
-    assert (rows["fair"]["not inferior?"] == "no test") == (lost == "pretrained")
-    assert math.isfinite(found.pooled[0].arms[1].differences["dice"].low)
-    assert draw(found)
-
-
 def test_too_few_replicates_and_missing_data_sets_are_admitted(pooled_results, tmp_path):
-    few = load_study(make(tmp_path, comparisons=SETS, arms=FOLDED, folds=(0, 1), seeds=(0,)))
+    few = StudyResults.load(make(tmp_path, comparisons=SETS, arms=FOLDED, folds=(0, 1), seeds=(0,)))
     (note, *_), (before, *_) = (
-        [table.note for table in tables.arm_tables(one.summary)] for one in (few, pooled_results)
+        [table.note for table in tables.arm_tables(one)] for one in (few, pooled_results)
     )
     assert "Fewer than 3 replicates in Lucchi++ and ISBI 2012" in note
     assert "Fewer than" not in before
-    (pooled,) = pooled_results.summary["pooled"]
-    table = tables.arm_tables({**pooled_results.summary, "pooled": [{**pooled, "missing": ["EPFL"]}]})[0]
+    pooled = dataclasses.replace(pooled_results.pooled[0], missing=("EPFL",))
+    table = tables.arm_tables(dataclasses.replace(pooled_results, pooled=(pooled,)))[0]
     assert table.title == "2 of 3 data sets, net"
     assert "so nothing is tested: EPFL." in table.note
-
-
-def test_one_data_set_is_not_pooled_unless_it_has_the_primary_comparison(tmp_path):
-    alone = {"comparisons": SETS[:1], "arms": FOLDED, "folds": (0, 1, 2), "seeds": (0,)}
-    assert tables.shown_pooled(load_study(make(tmp_path / "a", **alone)).pooled) == []
-    found = load_study(make(tmp_path / "b", **alone, primary=Primary("fair", "net", 0.005)))
-    (pooled,) = tables.shown_pooled(found.pooled)
-    assert tables.superiority(dataclasses.replace(pooled.arms[2], superior=None)) == "not tested"
-
-
-@pytest.mark.parametrize("changed", [{"holds": "yes"}, {"p": "small"}])
-def test_a_damaged_part_is_refused(pooled_folder, tmp_path, changed):
-    bad = shutil.copytree(pooled_folder, tmp_path / "bad")
-    summary = json.loads((bad / "summary.json").read_text())
-    summary["pooled"][0]["arms"][1]["non_inferiority"] |= changed
-    (bad / "summary.json").write_text(json.dumps(summary))
-    with pytest.raises(evenslice.ConfigError, match="summary"):
-        load_study(bad)
 
 
 # The page.
@@ -249,7 +184,7 @@ def test_the_page_stands_alone_and_shows_everything(results, page):
 def test_hostile_text_stays_text(tmp_path):
     failed = dict.fromkeys(("dataset", "architecture", "arm", "error"), HOSTILE) | {"seed": 3}
     arms = {HOSTILE: (-0.2, 0.0), "=1+1": (0.0, 0.01)}
-    results = load_study(
+    results = StudyResults.load(
         make(tmp_path, comparisons=[(HOSTILE, HOSTILE)], arms=arms, baseline=HOSTILE, failed=[failed])
     )
     circumstances = {"versions": {HOSTILE: HOSTILE}, "machine": [HOSTILE], "created": HOSTILE}
@@ -266,11 +201,11 @@ def test_hostile_text_stays_text(tmp_path):
 
 @pytest.mark.slow
 def test_without_runs_or_one_of_the_baseline_there_is_nothing_to_compare(tmp_path):
-    nothing = Page(draw(load_study(make(tmp_path / "nothing", comparisons=(), failed=[FAILED]))))
+    nothing = Page(draw(StudyResults.load(make(tmp_path / "nothing", comparisons=(), failed=[FAILED]))))
     assert "0 of 1 run done, 1 failed." in " ".join(" ".join(nothing.text).split())
     assert "svg" not in nothing.tags
     text = words(
-        draw(load_study(make(tmp_path, slices=1, arms={"uniform": (0.0, 0.0), "center": (0.01, 0.0)})))
+        draw(StudyResults.load(make(tmp_path, slices=1, arms={"uniform": (0.0, 0.0), "center": (0.01, 0.0)})))
     )
     assert "No arm can be compared with pretrained" in text
     assert "minus" not in text
@@ -281,22 +216,10 @@ def test_what_was_not_logged_is_not_drawn(tmp_path):
     for pattern in ("config.yaml", "runs/*/result.json", "runs/*/example.npz", "runs/*/log/metrics.csv"):
         for path in folder.glob(pattern):
             path.unlink()
-    path = files.write_study_report(load_study(folder), tmp_path / "report.html")
+    path = files.write_study_report(StudyResults.load(folder), tmp_path / "report.html")
     assert not {"learning", "examples"} & set(Page(path.read_text(encoding="utf-8")).ids)
     # What run.json says of missing slices is still drawn.
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"forest.svg", "stress.svg"}
-
-
-@pytest.mark.slow
-def test_some_runs_may_lack_what_others_have(tmp_path):
-    folder = make(tmp_path)
-    runs = sorted(folder.glob("runs/*"))
-    (runs[0] / "log" / "metrics.csv").unlink()
-    (runs[1] / "example.npz").unlink()
-    (runs[2] / "log" / "metrics.csv").write_text("step,loss\n10,0.5\n")
-    path = runs[3] / "run.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"dice": None, "hd95": None}))
-    assert {"learning", "examples"} <= set(Page(draw(load_study(folder))).ids)
 
 
 # Charts.
@@ -305,7 +228,7 @@ def test_some_runs_may_lack_what_others_have(tmp_path):
 @pytest.mark.parametrize("loss", [0.005, 0.6])
 def test_no_result_lies_beyond_its_axis(tmp_path, loss):
     """Neither means nor the ends of intervals, nor a margin; two seeds may have an interval from -1 to 1."""
-    results = load_study(make(tmp_path, arms=FEW | {"random": (0.7, -loss)}))
+    results = StudyResults.load(make(tmp_path, arms=FEW | {"random": (0.7, -loss)}))
     for axes in charts.forest_figure(results).figure.axes:
         low, high = axes.get_xlim()
         values = np.concatenate([np.asarray(line.get_xdata(), float) for line in axes.lines])
@@ -336,18 +259,8 @@ def test_the_bias_is_followed_during_training(results, tmp_path):
     folder = make(tmp_path)
     for path in folder.glob("runs/*/log/metrics.csv"):
         path.write_text(re.sub("validation_dice", "another", path.read_text()))
-    figure = charts.learning_figure(load_study(folder)).figure
+    figure = charts.learning_figure(StudyResults.load(folder)).figure
     assert [axes.get_ylabel() for axes in figure.axes] == ["training loss", "largest pair bias"]
-
-
-def test_arms_that_were_not_trained_have_no_line(tmp_path):
-    """As those with ``network_of``."""
-    folder = make(tmp_path, arms={name: ARMS[name] for name in ("pretrained", "uniform", "mirror")})
-    for path in folder.glob("runs/*/run.json"):
-        if json.loads(path.read_text())["arm"] == "uniform":
-            (path.parent / "log" / "metrics.csv").unlink()
-    (legend,) = charts.learning_figure(load_study(folder)).figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["pretrained", "mirror"]
 
 
 # What disturbed slices cost.
@@ -381,13 +294,6 @@ def test_the_chart_shows_mean_losses_before_and_after():
     assert agreement.reading.startswith("Agreement with the intact answer lost")
 
 
-def test_where_there_is_nothing_to_lose_it_is_said():
-    empty = StressSummary("labels", 9, math.nan, math.nan, losses(math.nan, math.nan).losses)
-    assert charts.stress_figure([charts.StressItem("empty", 0, (empty,))])
-    assert "nothing to lose" in audit_tables.stress_table(empty).note
-    assert audit_tables.stress_table(losses(0.3, 0.1)).note == ""
-
-
 # Examples.
 
 
@@ -403,18 +309,6 @@ def test_outlines_tell_labels_from_predictions():
     assert colour(60, 40) == colour(60, 39) == pictures.BOTH
     assert (colour(60, 80), colour(60, 99)) == (pictures.LABELLED, pictures.PREDICTED)
     assert colour(60, 60) is colour(10, 10) is None
-
-
-def test_examples_are_cropped_around_the_foreground():
-    labels = np.zeros((256, 200), np.uint8)
-    labels[200:210, 150:190] = 2
-    image = np.arange(256 * 200, dtype=np.int64).reshape(256, 200)
-    found = pictures.around_foreground(ExampleSlice(image, labels, labels))
-    assert found.image.shape == found.labels.shape == found.predicted.shape == (24, 52)
-    assert np.count_nonzero(found.labels) == np.count_nonzero(labels)
-    assert divmod(int(found.image[0, 0]), 200) == (193, 144)
-    empty = ExampleSlice(image, np.zeros_like(labels), labels)
-    assert pictures.around_foreground(empty) is empty
 
 
 # Files.
@@ -438,16 +332,6 @@ def test_charts_and_tables_lie_beside_the_page(results, folder):
     ]
     others = {row["figure"] for row in arms if row["arm"] == "uniform" and row["kind"] != "mean"}
     assert {"bias_removed", "dice_not_inferior"} < others
-
-
-def test_a_place_that_cannot_be_written_or_a_missing_extra_is_named(results, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(evenslice.OutputError, match="file: is a file; name a folder"):
-        files.write_study_report(results, tmp_path / "file" / "report.html")
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(evenslice.MissingExtraError, match=r"evenslice\[report\]"):
-        files.write_study_report(results, tmp_path / "report.html")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 # The command.

@@ -10,24 +10,21 @@ from hypothesis import given, strategies as st
 from scipy import stats
 
 from evenslice._core import json_text
+from evenslice.results import StudyPlan, StudySummary
 from evenslice.results.comparisons import (
-    METRICS,
-    POOLED,
-    Primary,
     bias_removed,
     metric_bounds,
     pool_runs,
     summarize_runs,
 )
 from evenslice.results.intervals import holm, pool_means, student_interval
-from evenslice.results.studies import read_comparisons, read_pooled
 
 VALUES = st.lists(st.floats(0.5, 0.9), min_size=2, max_size=6).filter(lambda found: np.std(found) > 1e-3)
 EFFECTS = {"pretrained": 0.0, "better": 0.02, "same": 0.0, "worse": -0.03}
 
 
 def row(arm, seed, *, dataset="em", architecture="net", bias=0.0, **figures):
-    labels = {"dataset": dataset, "architecture": architecture, "arm": arm, "seed": seed}
+    labels = {"dataset": dataset, "architecture": architecture, "arm": arm, "seed": seed, "verdict": "biased"}
     biases = {"absolute_bias": abs(bias), "largest_bias": abs(bias), "directional_bias": bias}
     return {**labels, "shares": [0.3, 0.4, 0.3], **biases, **figures}
 
@@ -48,11 +45,11 @@ def rows(effects, *, folds=3, seeds=2, datasets=("a", "b"), architecture="net", 
 
 
 def summarize(found):
-    return summarize_runs(found, baseline="pretrained", margin=0.01)
+    return summarize_runs(found, StudyPlan("pretrained", 0.01))
 
 
 def pool(found, **options):
-    return pool_runs(found, **{"baseline": "pretrained", "margin": 0.01, **options})
+    return pool_runs(found, StudyPlan("pretrained", 0.01, **options))
 
 
 def by_name(pooled):
@@ -82,15 +79,6 @@ def test_two_data_sets_have_the_degrees_of_freedom_of_welch(one, other):
     assert (2 * found.interval().low, 2 * found.interval().high) == pytest.approx((low, high))
 
 
-def test_few_values_have_no_interval_and_no_test():
-    assert all(map(math.isnan, (*astuple(student_interval([])), *pool_means([[math.nan], []]))))
-    single = student_interval([0.5, math.nan])
-    assert (single.estimate, math.isnan(single.low)) == (0.5, True)
-    alone = pool_means([[0.1, 0.2], [0.3]])
-    assert alone.estimate == pytest.approx(0.225)
-    assert all(map(math.isnan, (alone.error, alone.p_above(), alone.p_differs(), alone.interval().low)))
-
-
 @pytest.mark.parametrize("values", [[0.0, 0.0], [0.1, 0.1], [0.8 - 0.7, 0.4 - 0.3]])
 def test_equal_values_have_no_test(values):
     """Two networks that learned nothing have the same score; a p of 0 would be taken for strong evidence."""
@@ -106,19 +94,6 @@ def test_holm_is_that_of_the_textbooks():
     assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
     assert holm([0.6, 0.9]) == [1.0, 1.0]
     assert holm([math.nan, 0.5]) == pytest.approx([math.nan, 0.5], nan_ok=True)
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
-def test_holm_rejects_step_by_step(p_values):
-    """At any level it rejects the smallest values, as long as each is below the level over those that are left."""
-    adjusted = holm(p_values)
-    for level in (0.05, 0.2):
-        going, expected = True, set()
-        for rank, n in enumerate(np.argsort(p_values, kind="stable")):
-            going = going and (len(p_values) - rank) * p_values[n] <= level
-            if going:
-                expected.add(int(n))
-        assert {n for n, p in enumerate(adjusted) if p <= level} == expected
 
 
 def simulated(random, *, folds, seeds, effect, spread, noise, times):
@@ -151,11 +126,6 @@ def test_the_pooled_interval_holds_as_often_as_it_says(folds, spreads):
     by_fold, by_run = coverage(folds, spreads, (0.004, 0.01, 0.002))
     assert by_fold >= 0.93
     assert by_run < by_fold  # seeds of one fold are not independent
-
-
-def test_two_folds_beside_more_are_too_few_if_they_vary_most():
-    """What the docstring of pool_means admits."""
-    assert 0.87 < coverage((2, 4, 4), (0.02, 0.005, 0.005), (0.001,) * 3)[0] < 0.93
 
 
 # Arms on one data set.
@@ -197,83 +167,7 @@ def test_an_arm_is_not_inferior_if_the_interval_lies_above_the_margin(difference
     assert uniform.p == pytest.approx(expected, nan_ok=True)
 
 
-def test_only_seeds_that_both_arms_have_are_compared():
-    runs = [row("pretrained", 0, dice=0.5), row("pretrained", 1, dice=0.7)]
-    runs += [row("uniform", 1, dice=0.8), row("uniform", 2, dice=0.1)]
-    uniform = summarize(runs)[0].arms[1]
-    assert (uniform.seeds, uniform.holds) == ((1, 2), None)
-    assert uniform.differences["dice"].estimate == pytest.approx(0.1)
-    assert summarize([row("uniform", 3, dice=0.8)])[0].arms[0].differences == {}
-
-
-def test_data_sets_and_architectures_are_kept_apart():
-    runs = [
-        row(arm, seed, dataset=dataset, architecture=architecture, dice=0.5)
-        for seed in range(2)
-        for dataset in "ab"
-        for architecture in "xy"
-        for arm in ("pretrained", "uniform")
-    ]
-    found = summarize(runs)
-    assert [(item.dataset, item.architecture) for item in found] == [(d, a) for d in "ab" for a in "xy"]
-    assert all(arm.seeds == (0, 1) for item in found for arm in item.arms)
-
-
-def test_figures_that_do_not_exist_stay_out():
-    runs = [row(arm, seed, dice=None, hd95=None) for arm in ("pretrained", "uniform") for seed in range(2)]
-    uniform = summarize(runs)[0].arms[1]
-    assert set(uniform.metrics) == set(uniform.differences) == set(METRICS)
-    assert math.isnan(uniform.metrics["hd95"].estimate)
-    assert uniform.holds is None
-    assert math.isnan(uniform.bias_removed.estimate)  # the baseline has none to remove
-
-
-def test_the_fold_is_the_replicate_where_there_are_folds():
-    dices = [0.70, 0.72, 0.80, math.nan, 0.90, 0.92]
-    runs = [
-        row("pretrained", seed, fold=fold, dice=dices[2 * fold + seed])
-        for fold in range(3)
-        for seed in (0, 1)
-    ]
-    (found,) = summarize(runs)
-    arm = found.arms[0]
-    assert astuple(arm.metrics["dice"]) == pytest.approx(
-        astuple(student_interval([0.71, 0.80, 0.91], (0, 1)))
-    )
-    assert (found.unit, found.replicates(arm), arm.seeds, arm.folds) == ("fold", 3, (0, 1), (0, 1, 2))
-    one_fold = summarize(runs[:2])[0]
-    assert (one_fold.unit, one_fold.replicates(one_fold.arms[0])) == ("seed", 2)
-    apart = [runs[0], runs[2] | {"arm": "uniform"}]  # the first runs of an arm may be those of another fold
-    assert summarize(apart)[0].unit == "fold"
-
-
-def test_seeds_do_not_become_replicates_while_only_one_fold_is_done():
-    done = [{**run, "folds": 2} for run in rows({"pretrained": 0.0, "uniform": -0.02}, folds=1, noise=0.01)]
-    for comparison in summarize(done):
-        assert (comparison.unit, comparison.to_dict()["unit"]) == ("fold", "fold")
-        assert [comparison.replicates(arm) for arm in comparison.arms] == [1, 1]
-    for arm in (summarize(done)[0].arms[1], pool(done)[0].arms[1]):
-        assert math.isnan(arm.differences["dice"].low)
-        assert arm.holds is None
-
-
 # The bias that is removed.
-
-
-def test_only_runs_whose_bias_is_known_in_both_arms_are_compared():
-    """Else seeds of one arm would be compared with other seeds of the baseline."""
-    runs = [
-        {**row(arm, seed), "fold": fold, "folds": 3, "shares": None, "largest_bias": bias}
-        for fold in range(3)
-        for arm, biases in [("pretrained", (0.2, 0.6)), ("uniform", (0.2, None))]
-        for seed, bias in enumerate(biases)
-    ]
-    assert astuple(summarize(runs)[0].arms[1].bias_removed) == pytest.approx((0, 0, 0))
-
-
-@pytest.mark.parametrize("baseline", [[0.02, 0.021, 0.02], [0.01, 0.2, 0.3], [0.2], []])
-def test_nothing_is_removed_where_the_baseline_shows_no_bias(baseline):
-    assert all(map(math.isnan, astuple(bias_removed([0.0] * len(baseline), baseline))))
 
 
 @given(st.lists(st.tuples(st.floats(0, 0.3), st.floats(0.15, 0.25)), min_size=3, max_size=6))
@@ -318,17 +212,6 @@ def with_answers(*changes, arm="pretrained", **more):
     ]
 
 
-def test_a_part_of_pixels_is_at_most_one_and_a_ratio_of_deviations_has_no_limit():
-    runs = [*with_answers(0.05, 0.45), *with_answers(0.45, 0.05, arm="uniform")]
-    for first, second in (summarize(runs)[0].arms, pool(runs)[0].arms):
-        assert (first.metrics["answer_change"].low, first.metrics["answer_change"].high) == (0, 1)
-        assert second.differences["answer_change"].low == -1
-        assert first.metrics["imbalance"].high == pytest.approx(2 / 3)  # all attention on one of three slices
-    scores = summarize([{**run, "answer_of": "scores"} for run in runs])[0].arms
-    assert scores[0].metrics["answer_change"].high > 2
-    assert scores[1].differences["answer_change"].low < -2
-
-
 def test_answer_changes_of_two_kinds_have_no_mean():
     runs = [*with_answers(0.05, 0.06), *with_answers(0.5, 0.6, arm="uniform", answer_of="scores")]
     first, second = summarize(runs)[0].arms
@@ -347,16 +230,16 @@ def test_answer_changes_of_two_kinds_have_no_mean():
 def test_a_summary_says_of_what_its_answers_are():
     runs = with_answers(0.5, 1.6, answer_of="scores")
     runs += with_answers(0.4, 0.9, arm="uniform", answer_of="scores")
-    (found,), (pooled,) = summarize(runs), pool(runs)
-    document = {"format": 1, "planned": 4, "finished": 4, "failed": [], "baseline": "pretrained"}
-    document |= {"comparisons": [found.to_dict()], "pooled": [pooled.to_dict()]}
-    read = json.loads(json_text(document))
-    for part, expected in ((read_comparisons(read)[0], found), (read_pooled(read)[0], pooled)):
+    found = StudySummary.of_runs(runs, [], 4, StudyPlan("pretrained", 0.01))
+    read = StudySummary.read(json.loads(json_text(found.to_dict())))
+    for part, expected in zip(
+        (*read.comparisons, *read.pooled), (*found.comparisons, *found.pooled), strict=True
+    ):
         for arm, wanted in zip(part.arms, expected.arms, strict=True):
             for name in ("metrics", "differences"):
                 figures, others = getattr(arm, name), getattr(wanted, name)
                 assert figures.get("answer_change") == others.get("answer_change")
-    assert found.arms[0].metrics["answer_change"].high > 1
+    assert found.comparisons[0].arms[0].metrics["answer_change"].high > 1
 
 
 @pytest.mark.parametrize(("classes", "stays"), [(2, True), (3, False)])
@@ -381,49 +264,6 @@ def test_audits_by_other_definitions_are_never_mixed(classes, stays):
 # Arms over all data sets.
 
 
-def test_differences_are_paired_over_fold_and_seed():
-    shuffled = rows({"pretrained": 0.0, "uniform": -0.02})
-    np.random.default_rng(1).shuffle(shuffled)
-    arms = by_name(pool(shuffled))
-    difference = arms["uniform"].differences["dice"]
-    assert (difference.low, difference.high) == pytest.approx((-0.02, -0.02))
-    assert arms["pretrained"].differences == {}
-    assert arms["uniform"].metrics["dice"].high - arms["uniform"].metrics["dice"].low > 0.01
-    unpaired = [run for run in shuffled if run["arm"] == "uniform" or run["fold"] == 0]
-    alone = by_name(pool(unpaired))["uniform"].differences["dice"]
-    assert (alone.estimate, math.isnan(alone.low)) == (pytest.approx(-0.02), True)  # one fold in common
-
-
-def test_each_data_set_counts_the_same():
-    found = rows({"pretrained": 0.0, "uniform": -0.02}, datasets=("a",), folds=5)
-    found += rows({"pretrained": 0.0, "uniform": 0.04}, datasets=("b",), folds=2)
-    (pooled,) = pool(found)
-    assert pooled.arms[1].differences["dice"].estimate == pytest.approx(0.01)
-    assert pooled.title == "Both data sets, net"
-
-
-def test_the_interval_of_runs_is_that_of_their_folds():
-    """What is simulated above goes the whole way from the rows of runs."""
-    effects = {name: {} for name in "ab"}
-    runs = rows({"pretrained": 0.0, "uniform": 0.0}, folds=4, noise=0.01)
-    for run in runs:
-        of_fold = effects[run["dataset"]].setdefault(run["fold"], [])
-        of_fold.append(run["dice"] if run["arm"] == "uniform" else -run["dice"])
-    means = [[2 * np.mean(of_fold) for of_fold in folds.values()] for folds in effects.values()]
-    found = pool(runs)[0].arms[1].differences["dice"]
-    assert astuple(found) == pytest.approx(astuple(pool_means(means).interval()))
-
-
-def test_what_a_missing_slice_costs_is_pooled():
-    losses = [("intact", 0.0), ("before", 0.1), ("after", 0.03), ("both", 0.2)]
-    found = rows({"pretrained": 0.0}, losses=losses)
-    found += rows({"uniform": 0.0}, losses=[(name, lost / 2) for name, lost in losses])
-    uniform = pool(found)[0].arms[1]
-    assert uniform.metrics["loss_before"].estimate == pytest.approx(0.05)
-    assert uniform.differences["loss_both"].estimate == pytest.approx(-0.1)
-    assert set(uniform.metrics) == set(uniform.differences) == set(POOLED)
-
-
 def test_only_what_every_data_set_has_is_pooled():
     runs = rows({"pretrained": 0.0, "uniform": 0.01})
     found = [
@@ -439,7 +279,7 @@ def test_only_what_every_data_set_has_is_pooled():
     ("arm", "holds", "superior"), [("better", True, True), ("same", True, False), ("worse", False, None)]
 )
 def test_the_primary_comparison_is_tested_in_order(arm, holds, superior):
-    (found,) = pool(rows(EFFECTS, noise=0.001), primary=Primary(arm, "net", 0.005))
+    (found,) = pool(rows(EFFECTS, noise=0.001), primary=(arm, "net", 0.005))
     (chosen,) = [item for item in found.arms if item.primary]
     assert (chosen.arm, chosen.margin, chosen.holds, chosen.superior) == (arm, 0.005, holds, superior)
     assert math.isnan(chosen.p_superior) == (superior is None)
@@ -447,22 +287,11 @@ def test_the_primary_comparison_is_tested_in_order(arm, holds, superior):
     others = [item for item in found.arms if item.differences and not item.primary]
     assert [item.margin for item in others] == [0.01, 0.01]
     assert [item.p_adjusted for item in others] == holm([item.p_differs for item in others])
-    (document,) = [item for item in found.to_dict()["arms"] if item["primary"]]
-    assert document["superiority"] == {"p": pytest.approx(chosen.p_superior, nan_ok=True), "holds": superior}
-
-
-def test_the_primary_comparison_has_one_network_and_the_others_are_adjusted_together():
-    found = [*rows(EFFECTS, noise=0.01), *rows(EFFECTS, noise=0.01, architecture="other")]
-    pooled = pool(found, primary=Primary("same", "other", 0.005))
-    assert [[arm.arm for arm in item.arms if arm.primary] for item in pooled] == [[], ["same"]]
-    others = [arm for item in pooled for arm in item.arms if arm.differences and not arm.primary]
-    assert [arm.p_adjusted for arm in others] == holm([arm.p_differs for arm in others])
-    assert len(others) == 5
 
 
 def test_comparisons_without_a_test_so_far_count_among_the_planned_ones():
     """Else the smallest p would grow with every arm that is finished."""
-    primary = Primary("worse", "net", 0.005)
+    primary = ("worse", "net", 0.005)
     found = [run for run in rows(EFFECTS, noise=0.01) if (run["arm"], run["dataset"]) != ("same", "b")]
     planned = {"architectures": ("net", "other"), "arms": (*EFFECTS, "later")}
     for options, count in (({}, 2), (planned, 7)):  # 4 arms x 2 networks, less the primary one
@@ -477,7 +306,7 @@ def test_an_arm_that_lacks_a_data_set_is_not_tested(lost):
     complete = by_name(pool(found))["uniform"]
     assert (complete.holds, complete.compared) == (True, ("a", "b", "c"))
     fewer = [run for run in found if (run["arm"], run["dataset"]) != (lost, "c")]
-    arms = by_name(pool(fewer, primary=Primary("uniform", "net", 0.005)))
+    arms = by_name(pool(fewer, primary=("uniform", "net", 0.005)))
     uniform = arms["uniform"]
     assert (uniform.holds, uniform.superior, uniform.compared) == (None, None, ("a", "b"))
     assert all(map(math.isnan, (uniform.p, uniform.p_differs)))
@@ -505,7 +334,7 @@ def test_an_arm_that_cannot_be_compared_in_a_fold_is_not_tested(lost):
 
 def test_a_data_set_without_results_is_missed():
     found = rows({"pretrained": 0.0, "uniform": 0.01}, noise=1e-4)
-    options = {"primary": Primary("uniform", "net", 0.005), "datasets": ("a", "b", "c")}
+    options = {"primary": ("uniform", "net", 0.005), "datasets": ("a", "b", "c")}
     (pooled,) = pool(found, **options)
     assert (pooled.datasets, pooled.missing, pooled.title) == (("a", "b"), ("c",), "2 of 3 data sets, net")
     uniform = pooled.arms[1]

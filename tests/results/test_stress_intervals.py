@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.signal import lfilter
 
-from evenslice.results.stress import StressCounts, summarize_stress
+from evenslice.results import Stress
 
 SPREAD, EVERY = 0.5, 5
 
@@ -33,18 +33,18 @@ def counts(generator, areas, correlation=0.0):
     # What is missing is taken for background, and as much background for foreground: Dice is the part that is kept.
     sizes = np.repeat(2 * whole[:, None], hits.shape[1], axis=1)
     sides = (np.stack([background, hits], axis=2), np.stack([2 * background, sizes], axis=2))
-    return StressCounts(np.zeros(len(areas), np.int64), np.arange(len(areas)), *sides)
+    return (np.zeros(len(areas), np.int64), *sides)
 
 
 def summarized(found):
-    return summarize_stress(found, [("missing", 1)], reference="labels", noise=0, shift=0).losses[0]
+    return Stress.of_counts(*found, [("missing", 1)], reference="labels").losses[0]
 
 
 def test_slices_without_foreground_say_nothing_about_the_precision():
-    found = counts(np.random.default_rng(0), organ(30, 24))
-    inside = np.flatnonzero(found.hits[:, 0, 1])
+    found = counts(np.random.default_rng(0), organ(30, 24), 0.0)
+    inside = np.flatnonzero(found[1][:, 0, 1])
     assert len(inside) == 24
-    assert summarized(found) == summarized(StressCounts(*(part[inside] for part in found)))
+    assert summarized(found) == summarized([part[inside] for part in found])
 
 
 def test_a_few_large_slices_are_worth_few():
@@ -61,7 +61,7 @@ def test_intervals_hold_what_all_slices_of_the_volume_lose(slices, inside, corre
     generator, held = np.random.default_rng(0), []
     for run in range(150):
         whole = counts(generator, organ(EVERY * slices, EVERY * inside), correlation)
-        found = summarized(StressCounts(*(part[run % EVERY :: EVERY] for part in whole)))
+        found = summarized([part[run % EVERY :: EVERY] for part in whole])
         truth = summarized(whole)
         pairs = ((found.before.loss, truth.before.loss), (found.asymmetry, truth.asymmetry))
         held.append([own.low <= true.estimate <= own.high for own, true in pairs])

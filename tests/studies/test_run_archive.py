@@ -9,7 +9,7 @@ import pytest
 from scripts import script
 from synthetic_study import make_study
 
-from evenslice.results.studies import load_study
+from evenslice.results.studies import StudyResults
 
 STUDIES = Path(__file__).parents[2] / "studies"
 
@@ -41,7 +41,7 @@ def test_what_is_unpacked_is_what_was_packed(archive, tmp_path):
     for name, content in stress.items():  # of result.json nothing else, which names a machine
         result = json.loads(before[name.replace("stress.json", "result.json")])
         assert json.loads(content) == {"stress": result["stress"]}
-    found = load_study(study).runs
+    found = StudyResults.load(study).runs
     assert len(found) == 18
     assert {len(run.stress.losses) for run in found} == {4}
     assert archive.pack(study).read_bytes() == first  # the same runs, the same bytes
@@ -80,7 +80,7 @@ def test_the_archives_of_the_repository_hold_every_run_of_their_summaries(archiv
     archive.unpack(study)
     summary = json.loads((study / "summary.json").read_text())
     assert summary["finished"] == summary["planned"]
-    assert len(load_study(study).runs) == summary["finished"]
+    assert len(StudyResults.load(study).runs) == summary["finished"]
     with (study / "results.csv").open(newline="") as file:
         shown = {row["key"] for row in csv.DictReader(file)}
     assert shown == {json.loads(path.read_text())["key"] for path in (study / "runs").glob("*/run.json")}

@@ -11,7 +11,7 @@ import yaml
 from tiny_training import PAIR, start, study_options
 
 from evenslice import load_network, study
-from evenslice.results import load_study
+from evenslice.results import StudyResults
 
 ARMS = [
     {"name": "fair", "network_of": "pretrained", "symmetrize": "output"},
@@ -82,7 +82,7 @@ def test_results_know_their_folds(done):
         *(("folded", arm, fold) for arm in ("fair", "pretrained") for fold in "01"),
         *(("blobs", arm, "0") for arm in ("fair", "pretrained")),
     ]
-    found = load_study(out)
+    found = StudyResults.load(out)
     assert [run.fold for run in found.runs if run.dataset == "folded"] == [0, 1, 0, 1]
     assert next(run for run in found.runs if run.arm == "fair").curves == {}
     units = [(item["dataset"], item["unit"]) for item in summary["comparisons"]]

@@ -16,7 +16,7 @@ from commands import Command
 from tiny_training import PAIR
 
 from evenslice import ConfigError, StudyConfig, VolumeError, load_config, study
-from evenslice.results import load_study
+from evenslice.results import StudyResults
 from evenslice.studying import study_runner
 
 NETWORKS = """
@@ -163,7 +163,7 @@ def test_the_arms_are_what_they_should_be(done):
     assert others["reliance"] < 1e-4 < estimates["reliance"]
     assert (summary["definitions"], tied["seeds"]) == (2, [0, 1])
     assert tied["differences"]["dice"]["estimate"] == pytest.approx(others["dice"] - estimates["dice"])
-    for run in load_study(out).runs:
+    for run in StudyResults.load(out).runs:
         assert run.stress.slices > 0
         if run.arm == "tied":  # symmetric: it answers a reversed window alike, but for rounding
             assert run.stress.reversed == pytest.approx(run.stress.intact, abs=1e-3)
@@ -208,7 +208,7 @@ def test_a_study_without_stress_has_no_such_columns(folder):
     unstressed = options(training={"stress": False})
     study(unstressed, out, on_start=said.extend)
     assert not any(name.startswith("stress") for name in rows(out)[0])
-    assert load_study(out).runs[0].stress is None
+    assert StudyResults.load(out).runs[0].stress is None
     assert '<section id="stress">' not in (out / "report.html").read_text(encoding="utf-8")
     study(options(), out, on_start=said.extend)  # losses are asked for now
     runs = "blobs, small, pretrained, fold 0, seed 0; blobs, small, tied, fold 0, seed 0"
@@ -216,7 +216,7 @@ def test_a_study_without_stress_has_no_such_columns(folder):
     assert (
         study(options(audit={"max_windows": 9}), out)["finished"] == 2
     )  # nor do they fail where audited again
-    assert load_study(out).runs[0].stress is None
+    assert StudyResults.load(out).runs[0].stress is None
 
 
 def test_a_run_that_version_0_2_audited_is_kept_and_named(copied):

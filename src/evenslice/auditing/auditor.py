@@ -1,37 +1,83 @@
 """Audits: windows of volumes are drawn, explained together with their mirrors, and judged until the word is settled.
 
-Memory grows with the number of windows that are read, not with the size of the volumes.
+Memory grows with the number of windows that are read, not with the size of the volumes. In this process the next batch is
+read while the network computes; each worker of a cluster receives what it needs once.
 """
 
 from __future__ import annotations
 
+import datetime as dt
+import math
+import threading
 import time
+from collections import Counter
+from contextlib import closing
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import nn
 
-from evenslice._core import ConfigError, ModelError, option
-from evenslice.auditing.attribution import check_method_of, choose_baseline, choose_map
-from evenslice.auditing.documents import Audit, describe_run
-from evenslice.auditing.explainer import Explainer
-from evenslice.auditing.measuring import check_first, collect_examples, measure, read_until_settled
-from evenslice.auditing.options import Sampling
-from evenslice.auditing.sampling import WindowBatch, WindowSample, choose_tile, corner_of
-from evenslice.auditing.targets import count_classes, parse_target, understand
+from evenslice._core import (
+    ConfigError,
+    ModelError,
+    VolumeError,
+    local_path,
+    map_ahead,
+    map_in_order,
+    open_workers,
+    option,
+    package_versions,
+    progress_bar,
+)
+from evenslice.auditing.attribution import (
+    Score,
+    attribute,
+    check_batch,
+    choose_method,
+    count_classes,
+    parse_target,
+    understand,
+)
+from evenslice.auditing.explainer import Explainer, NotFiniteError
+from evenslice.auditing.sampling import Sampling, WindowBatch, WindowSample, choose_tile, corner_of
 from evenslice.inference import (
+    SMALLER,
+    BlackBox,
     Compute,
     Disturbances,
+    ReadyNetwork,
     Segmenter,
     StressedVolume,
     as_segmenter,
     make_ready,
+    reporting_device_errors,
     stress,
+    to_device,
 )
-from evenslice.networks import StemKernels, logits
-from evenslice.neutralizing import uncompiled_record
-from evenslice.results import Tolerances, summarize
+from evenslice.networks import (
+    StemKernels,
+    answers_alone,
+    function_name,
+    logits,
+    normalization,
+)
+from evenslice.neutralizing import record_of, uncompiled_record
+from evenslice.report import html_of, write_report
+from evenslice.results import (
+    SAME,
+    AuditedVolume,
+    AuditResult,
+    AuditRun,
+    ExampleWindows,
+    Measurements,
+    Tolerances,
+    ask,
+    summarize,
+)
 from evenslice.volumes import (
     IGNORED,
     LabelValues,
@@ -40,9 +86,11 @@ from evenslice.volumes import (
     check_classes,
     check_tile,
     each_reading,
+    fingerprint,
     fit_scalings,
     in_plane,
     inner_margin,
+    modified,
     open_several,
     open_several_labels,
     open_volume,
@@ -51,17 +99,35 @@ from evenslice.volumes import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import os
+    from collections.abc import Callable, Generator, Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from evenslice.auditing.attribution import Function
-    from evenslice.auditing.targets import Target
+    from evenslice.auditing.attribution import Function, Target
     from evenslice.neutralizing import Record
     from evenslice.volumes import Volume, VolumeLike
 
 
+AHEAD = 1  # batches that are read while one is measured; those of an audit that stops are read for nothing
+MOST = 8  # windows in one pass, beside as many mirrors
+MOST_ON_GPU = 32  # windows in one pass: more would hardly be faster, and an audit stops between passes
+CACHED_PIXELS = 2**17  # of windows and mirrors in float32
+SETTLING = 200
+"""Windows after which an audit gives up on a network that nothing in them has moved."""
+
+_ALONE = threading.Lock()
+"""The threads of a Dask worker share one network."""
+
+_CHECKED: set[tuple[str, str | None]] = set()
+"""The paths and fingerprints that a worker has found to be those of the command."""
+
+PACKAGES = (
+    *("evenslice", "torch", "numpy", "scipy", "captum", "timm", "segmentation-models-pytorch", "torchvision"),
+    "onnxruntime",
+)
 STRESSED_SLICES = 16
 STRESSED_SIDE = 1024
 """Pixels of a slice along y and x that are predicted: the middle of a larger one, so that the time does not grow with it."""
@@ -69,6 +135,41 @@ STRESSED_SIDE = 1024
 
 MOST_CHECKED = 2**28
 """Voxels of labels that are read before an audit, which takes seconds."""
+
+
+MOST_AUDITS = 200  # in one report
+
+
+class Audit(AuditResult):
+    """The result of an audit.
+
+    The main statistics are attributes (``audit.verdict``, ``audit.reliance[0].low``); ``save`` writes the result to files,
+    ``load`` reads it and ``to_html`` writes the report. See ``evenslice.results.AuditResult`` for the attributes.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> import torch
+        >>> import evenslice
+        >>> volume = np.random.default_rng(0).random((16, 32, 32))
+        >>> found = evenslice.audit(torch.nn.Conv2d(3, 2, 1), volume, sampling=evenslice.Sampling(max_windows=8))
+        >>> path = f"{tempfile.mkdtemp()}/audit.json"
+        >>> found.save(path)
+        >>> Audit.load(path).verdict == found.verdict
+        True
+    """
+
+    def to_html(self, path: str | os.PathLike[str]) -> Path:
+        """Write the report of this audit as a self-contained HTML file, replacing an existing one, and return its path.
+
+        Raises:
+            OutputError: the file cannot be written.
+            MissingExtraError: Jinja2 or Matplotlib is not installed.
+        """
+        return write_report([self], path)
+
+    def _repr_html_(self) -> str:  # in a notebook
+        return html_of(self)
 
 
 @torch.inference_mode(mode=False)  # what is made in it can be trained, and explained
@@ -146,7 +247,13 @@ def audit(
     volumes = open_several(volume, reading.fill if isinstance(reading, Reading) else None)
     readings = each_reading(reading, volumes)
     read = readings[0]
-    check_label_options(read, target, labelled=labels is not None)
+    if labels is None:
+        read.labels.refuse()
+    elif read.ignore_label is not None and target == "labels":
+        raise ConfigError(
+            f"{option('ignore_label', read.ignore_label)}: the target 'labels' explains the class of every pixel; omit one of "
+            "the two"
+        )
     record = None
     if isinstance(model, nn.Module):
         model, record = uncompiled_record(model)
@@ -162,7 +269,6 @@ def audit(
         WindowGrid(item, scaling, slices, tile, read.step, overlap=(2 * margin[0], 2 * margin[1]))
         for item, scaling in zip(volumes, scalings, strict=True)
     ]
-    check_method_of(model, method)
     place = None if sampling.explain is None else _place(grids[0], sampling.explain)
     network = make_ready(model, slices, compute, outputs=outputs)
     returned = network.prepare(slices, tile)
@@ -177,21 +283,21 @@ def audit(
     )
     opened = [read.labels.class_volume(item, count_classes(returned)) for item in stored or ()]
     stressed = stressed_volumes(returned, grids, opened) if sampling.stress and opened and slices > 1 else []
-    most_stressed = count_stressed(max(slices, 3), sampling.max_windows)
+    # All ways of showing their windows are no more than an audit may read, but of one slice.
+    most_stressed = min(STRESSED_SLICES, max(1, sampling.max_windows // len(Disturbances(max(slices, 3)))))
     for part in opened:  # so that a value of no class is found before anything is computed
         if part.size <= MOST_CHECKED and not isinstance(part.location, str):  # which is an address
             check_classes(part)
+    maps = choose_method(model, method, baseline, gradient=understood.gradient)
     explainer = Explainer(
         network,
         understood,
-        method if method is not None else "gradient" if understood.gradient else "",
-        understood.gradient and method != "occlusion",
+        maps,
+        method or ("gradient" if understood.gradient else ""),
+        maps[1] if method else None,
         sampling.seed,
-        None if method is None else choose_baseline(method, baseline),
-        choose_map(method, baseline, gradient=understood.gradient),
     )
     sample = WindowSample(grids, sampling, opened if opened and understood.target == "labels" else None)
-    sampling.check(sum(sample.population))
     check_first(sample, explainer)
     shown = [] if place is None else [measure(sample, explainer, sample.read(WindowBatch(place, pictures=1)))]
     found = read_until_settled(sample, explainer, tolerances, compute)
@@ -211,10 +317,17 @@ def audit(
     kernels = _kernels(model, record)
     return Audit(
         name=record.strategy if record else "audit",
-        statistics=summarize(found.measurements, sample.population, tolerances, found.questions),
+        statistics=summarize(found.measurements, sample.population, tolerances),
         windows=len(found.measurements),
         measurements=found.measurements,
-        examples=collect_examples([*shown, *found.batches]),
+        examples=ExampleWindows(
+            **{
+                entry.name: np.concatenate(
+                    [getattr(batch.examples, entry.name) for batch in (*shown, *found.batches)]
+                )
+                for entry in fields(ExampleWindows)
+            }
+        ),
         kernels=kernels,
         stress=lost,
         run=describe_run(
@@ -223,13 +336,54 @@ def audit(
             found,
             model=model,
             record=record,
-            kernels=kernels,
             outputs=outputs,
             labels=stored,
             values=read.labels,
             seconds=time.monotonic() - started,
         ),
     )
+
+
+def load_audits(folder: str | os.PathLike[str]) -> list[Audit]:
+    """Read all audits in a folder and its immediate subfolders, oldest first.
+
+    Audits of the same name get the name of their folder as a prefix.
+
+    Raises:
+        ConfigError: there is no audit, one that cannot be read, or more than a report shows, 200.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> import torch
+        >>> import evenslice
+        >>> volume = np.random.default_rng(0).random((16, 32, 32))
+        >>> found = evenslice.audit(torch.nn.Conv2d(3, 2, 1), volume, sampling=evenslice.Sampling(max_windows=8))
+        >>> path = f"{tempfile.mkdtemp()}/audit.json"
+        >>> found.save(path)
+        >>> [audit.name for audit in load_audits(path.rpartition("/")[0])]
+        ['audit']
+    """
+    folder = local_path(folder, ConfigError)
+    paths = sorted([*folder.glob("audit*.json"), *folder.glob("*/audit*.json")])
+    if not paths:
+        raise ConfigError(f"{folder}: holds no audit; name a folder that `evenslice audit --out` wrote")
+    if len(paths) > MOST_AUDITS:
+        raise ConfigError(
+            f"{folder}: holds {len(paths)} audits; a report shows at most {MOST_AUDITS}: name a folder with fewer"
+        )
+    audits = [(path, Audit.load(path)) for path in paths]
+    count = Counter(audit.name for _, audit in audits)
+    named = [
+        audit.renamed(f"{_name(path.parent)}: {audit.name}") if count[audit.name] > 1 else audit
+        for path, audit in audits
+    ]
+    return sorted(named, key=lambda audit: audit.run.created)
+
+
+def _name(folder: Path) -> str:
+    """Return the name of a folder, also of one that the user calls ``.`` or ``..``."""
+    return folder.name if folder.name not in ("", "..") else folder.resolve().name
 
 
 def _place(grid: WindowGrid, explain: int | Sequence[int]) -> NDArray[np.int64]:
@@ -251,40 +405,15 @@ def _kernels(model: nn.Module | Function, record: Record | None) -> tuple[StemKe
         return ()
     if record.kernels:
         return record.kernels
-    weights = {
-        name: cast("Tensor", model.get_submodule(name).weight).detach().float().cpu() for name in record.stems
-    }
-    arrays = {
-        name: weight.reshape(*weight.shape[:2], *(weight.shape[2:] or (1, 1))).numpy()
-        for name, weight in weights.items()
-    }
-    return tuple(StemKernels(name, array, array) for name, array in arrays.items())
-
-
-def check_label_options(reading: Reading, target: Target, *, labelled: bool) -> None:
-    """Raise ConfigError if there are no labels that an audit needs, or options of labels have no effect in it."""
-    if not labelled and target == "labels":
-        raise ConfigError(f"{option('target', target)} needs label volumes; give them as {option('labels')}")
-    if not labelled:
-        reading.labels.refuse()
-    if reading.ignore_label is not None and target == "labels":
-        raise ConfigError(
-            f"{option('ignore_label', reading.ignore_label)}: the target 'labels' explains the class of every pixel; "
-            "omit one of the two"
-        )
+    found = []
+    for name in record.stems:
+        weight = cast("Tensor", model.get_submodule(name).weight).detach().float().cpu().numpy()
+        kernels = weight.reshape(*weight.shape[:2], *(weight.shape[2:] or (1, 1)))
+        found.append(StemKernels(name, kernels, kernels))
+    return tuple(found)
 
 
 # What a lost slice costs: the short form of the stress test, on a few slices.
-
-
-def count_stressed(slices: int, most_windows: int) -> int:
-    """Return how many slices are stressed, so that all ways of showing their windows are no more than these, but of one slice.
-
-    Example:
-        >>> count_stressed(3, 2000), count_stressed(3, 40), count_stressed(3, 1)
-        (16, 2, 1)
-    """
-    return min(STRESSED_SLICES, max(1, most_windows // len(Disturbances(slices))))
 
 
 def stressed_volumes(
@@ -324,8 +453,6 @@ def take_middle(volume: Volume) -> Volume:
         >>> take_middle(open_volume(np.zeros((2, 30, 3000), np.uint8))).path
         '<array>[0:2,0:30,988:2012]'
     """
-    if max(volume.shape[1:]) <= STRESSED_SIDE:
-        return volume
     region = [
         slice(0, length) if axis == volume.plane else _middle(length)
         for axis, length in zip("zyx", reslice(volume, "z").shape, strict=True)
@@ -334,6 +461,322 @@ def take_middle(volume: Volume) -> Volume:
 
 
 def _middle(length: int) -> slice:
-    size = min(length, STRESSED_SIDE)
-    start = (length - size) // 2
-    return slice(start, start + size)
+    start = max(0, length - STRESSED_SIDE) // 2
+    return slice(start, start + min(length, STRESSED_SIDE))
+
+
+# Windows are measured, in this process or on the workers of a cluster, until the word is settled.
+
+
+@dataclass(frozen=True)
+class MeasuredBatch:
+    """What an audit keeps of a batch.
+
+    Attributes:
+        rows: the fields of ``Measurements``, of the parts of the batch that fitted into the memory at once.
+        examples: the pictures of some windows.
+        device: where they were measured.
+    """
+
+    rows: list[dict[str, NDArray[Any]]]
+    examples: ExampleWindows
+    device: str
+
+    def __len__(self) -> int:
+        return sum(len(rows["volume"]) for rows in self.rows)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The windows that were read, what they say, why no more were read, and how many at most in one pass."""
+
+    batches: list[MeasuredBatch]
+    measurements: Measurements
+    stopped: str
+    batch: int
+
+
+def check_first(sample: WindowSample, explainer: Explainer) -> None:
+    """Check that the network answers a window in the same way whatever stands beside it, on two of the sample."""
+    windows = torch.from_numpy(sample.read(next(sample.batches(lambda: 2))).windows)
+    if len(windows) == 1:
+        windows = torch.cat([windows, windows.flip(1)])
+    network = explainer.network
+    exact = network.in_precision(torch.float32) if isinstance(network, ReadyNetwork) else network
+
+    def answer(batch: Tensor) -> dict[str, Tensor]:
+        output = logits(exact(batch))
+        check_batch(output, batch)
+        return {"output": output.float()}
+
+    with torch.no_grad(), reporting_device_errors(network.device, "two windows do not fit into it", SMALLER):
+        answers_alone(
+            answer,
+            windows.to(network.device),
+            name=network.name,
+            limits=(SAME, SAME),
+            model=exact.module if isinstance(exact, ReadyNetwork) else None,
+        )
+
+
+def read_until_settled(
+    sample: WindowSample,
+    explainer: Explainer,
+    tolerances: Tolerances,
+    compute: Compute,
+) -> Found:
+    """Measure windows until the word is settled."""
+
+    def size() -> int:
+        return compute.batch or batch_size(sample, explainer)
+
+    collected: list[MeasuredBatch] = []
+    read, look, population = 0, sample.next_look(0), sum(sample.population)
+    with (
+        open_workers(compute.workers, compute.scheduler) as client,
+        progress_bar(
+            "audit", sample.limit, "windows at most", show=compute.progress, remaining=False
+        ) as advance,
+        closing(measure_batches(sample, explainer, size, client=client)) as measured,
+    ):
+        found, word = None, ""
+        for batch in measured:
+            collected.append(batch)
+            read += len(batch)
+            if read < look:
+                advance(len(batch), word)
+                continue
+            look = sample.next_look(read)
+            measurements = Measurements.joined([rows for item in collected for rows in item.rows])
+            moved = measurements.moved
+            if read >= min(SETTLING, sample.limit) and not moved:
+                raise ModelError(
+                    f"the network's output does not depend on its input: nothing in {read} windows moves it; check the network, "
+                    f"lower the score threshold of a detector, or explain another output ({option('target')}, "
+                    f"{option('outputs')})"
+                )
+            questions = ask(measurements, population, tolerances)
+            word, _ = questions.decision
+            advance(len(batch), word)
+            stopped = questions.settled(sample.sampling.precision) if moved else ""
+            ended = "all windows used" if read == population else "limit reached"
+            found = Found(collected, measurements, stopped or ended, size())
+            if stopped or read == sample.limit:
+                break
+    return cast("Found", found)  # the last look is at the limit
+
+
+def batch_size(sample: WindowSample, explainer: Explainer) -> int:
+    """Return the fastest number of windows in one pass: on a CPU, what stays in its cache."""
+    network, grid = explainer.network, sample.grids[0]
+    if isinstance(network, BlackBox) or network.device.type not in ("cpu", "cuda"):
+        return MOST
+    if network.device.type == "cpu":
+        return next((count for count in (MOST, 4, 2) if 2 * count * math.prod(grid.tile) <= CACHED_PIXELS), 1)
+
+    def explain(count: int) -> None:
+        shape = (count, grid.slices, *grid.tile)
+        windows = torch.zeros(shape, dtype=torch.float32, device=network.device)
+        explainer.rows(windows, None if sample.labels is None else windows[:, 0].long())
+
+    kind = (explainer.method, network.dtype, grid.slices, *grid.tile)
+    return network.batches.fitting(explain, network.device, most=MOST_ON_GPU, kind=kind)
+
+
+def measure(sample: WindowSample, explainer: Explainer, batch: WindowBatch) -> MeasuredBatch:
+    """Measure windows that were read.
+
+    Raises:
+        ModelError: the network returns NaN or infinity for a window, or has such a gradient.
+    """
+    network = explainer.network
+    windows = to_device(batch.windows, network.device)
+    labels = None if batch.labels is None else to_device(batch.labels, network.device)
+
+    def compute(part: slice) -> tuple[dict[str, NDArray[Any]], Tensor]:
+        try:
+            rows, saliency = explainer.rows(windows[part], None if labels is None else labels[part])
+        except NotFiniteError as error:
+            raise _not_finite(error, sample, explainer, batch.places[part][error.row].tolist()) from error
+        places = {"volume": batch.places[part, 0], "position": batch.places[part, 1:]}
+        return places | rows, saliency[: max(batch.pictures - part.start, 0)].cpu()
+
+    parts = network.batches.run(compute, len(windows), ("measure", network.dtype, *windows.shape[1:]))
+    saliency = torch.cat([found for _, found in parts])
+    total = saliency.sum(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    shown, places = windows[: batch.pictures], batch.places[: batch.pictures]
+    maps = shown
+    if len(shown):
+        whole = replace(explainer.explained, margin=(0.0, 0.0))
+        score = Score(network, whole, None if labels is None else labels[: batch.pictures])
+        (method, baseline), seed = explainer.maps, explainer.seed
+        maps = attribute(score, shown, method=method, baseline=baseline, seed=seed).attribution
+    examples = ExampleWindows(
+        volume=places[:, 0],
+        position=places[:, 1:],
+        images=(shown * 255).round().byte().cpu().numpy(),
+        saliency=(saliency / total).numpy(),
+        maps=maps.cpu().numpy(),
+    )
+    return MeasuredBatch([rows for rows, _ in parts], examples, str(network.device))
+
+
+def _not_finite(
+    error: NotFiniteError, sample: WindowSample, explainer: Explainer, place: Sequence[int]
+) -> ModelError:
+    volume, *where = place
+    advice = "it has to return finite numbers"
+    if explainer.network.dtype.itemsize < 4:
+        advice = f"compute in single precision with {option('dtype', 'float32')}"
+    elif "returns" not in error.what:
+        advice = f"use {option('method', 'occlusion')}"
+    path = sample.grids[volume].volume.path
+    return ModelError(
+        f"the network {error.what} for the window at z, y, x = {tuple(where)} of {path}; {advice}"
+    )
+
+
+def measure_batches(
+    sample: WindowSample, explainer: Explainer, size: Callable[[], int], *, client: Any
+) -> Generator[MeasuredBatch]:
+    """Measure the batches of a sample in order.
+
+    Args:
+        sample: the windows.
+        explainer: what is asked of the network.
+        size: returns how many windows a batch has at most.
+        client: client of a Dask cluster, or None for this process.
+    """
+    if client is None:
+        with closing(map_ahead(sample.read, sample.batches(size), threads=1, ahead=AHEAD)) as reading:
+            yield from (measure(sample, explainer, batch) for batch in reading)
+        return
+    files = {
+        volume.path: fingerprint(volume) for volume in sample.volumes if modified(volume)
+    }  # not addresses, nor arrays in memory
+    work = partial(_measure_on_worker, files=files)  # which reads for itself
+    with closing(map_in_order(work, sample.batches(size), client, common=(sample, explainer))) as measured:
+        yield from measured
+
+
+def _measure_on_worker(
+    batch: WindowBatch, common: tuple[WindowSample, Explainer], files: Mapping[str, str]
+) -> MeasuredBatch:
+    sample, explainer = common
+    check_files(sample.volumes, files)
+    read = sample.read(batch)
+    with _ALONE:
+        return measure(sample, explainer, read)
+
+
+def check_files(volumes: Sequence[Volume], files: Mapping[str, str]) -> None:
+    """Raise VolumeError if a worker finds another file, or none, under the path of a volume; a copy is as good.
+
+    Args:
+        volumes: those that are read.
+        files: the fingerprint that the command found under each path.
+    """
+    for volume in volumes:
+        found = volume.path, files.get(volume.path)
+        if found[1] is None or found in _CHECKED:
+            continue
+        if fingerprint(volume) != found[1]:
+            raise VolumeError(
+                f"{volume.path}: is missing on a worker, or has other content; all must find the same file under this path"
+            )
+        _CHECKED.add(found)
+
+
+# What was run.
+
+
+def scaling_source(model: nn.Module | Function) -> str:
+    """Return where the scaling of slices in 0..1 comes from, as ``AuditRun.scaling`` says it.
+
+    Example:
+        >>> scaling_source(nn.Conv2d(3, 8, 3))
+        'assumed'
+    """
+    if not isinstance(model, nn.Module):
+        return "function"
+    record = record_of(model)
+    if record is not None:
+        return "recorded" if uncompiled_record(model)[1] is record else "recorded on a part"
+    return "assumed" if normalization(model) is None else "stated"
+
+
+def describe_run(
+    sample: WindowSample,
+    explainer: Explainer,
+    found: Found,
+    *,
+    model: nn.Module | Function,
+    record: Record | None,
+    outputs: Function | None,
+    labels: Sequence[Volume] | None,
+    values: LabelValues,
+    seconds: float,
+) -> AuditRun:
+    """Return what an audit ran that ends now.
+
+    Args:
+        sample: the windows.
+        explainer: what was asked of the network.
+        found: what they say.
+        model: the network.
+        record: that of ``neutralize``, if there is one.
+        outputs: the function that reduced the network's output, if one was given.
+        labels: those of each volume as stored, if given.
+        values: what the values of the labels mean.
+        seconds: its duration.
+    """
+    grids, explained = sample.grids, explainer.explained
+    network, measurements = explainer.network, found.measurements
+    unmoved = ~(measurements.saliency.any(axis=(1, 2, 3)) | measurements.reliance.any(axis=(1, 2, 3)))
+    return AuditRun(
+        slices=grids[0].slices,
+        step=grids[0].step,
+        strategy=record.strategy if record else None,
+        tie=record.tie if record else None,
+        method=explainer.method,
+        baseline=explainer.baseline,
+        maps=(explainer.maps[0], explainer.maps[1] or ""),
+        use="gradient" if explainer.gradient else "replacement",
+        target=explained.target,
+        explained=explained.name,
+        assumed=explained.assumed,
+        outputs=None if outputs is None else function_name(outputs),
+        label_options=None if labels is None else values.to_dict(),
+        precision=sample.sampling.precision,
+        windows_available=sum(map(len, grids)),
+        windows_without_attribution=int(unmoved.sum()),
+        stopped=found.stopped,
+        tile=grids[0].tile,
+        batch=found.batch,
+        seed=sample.sampling.seed,
+        device=", ".join(sorted({item.device for item in found.batches})) or str(network.device),
+        dtype=str(network.dtype).removeprefix("torch."),
+        scaling={**network.scaling, "source": scaling_source(model)},
+        clamped=float(measurements.clamped.mean()) if explained.probabilities else None,
+        model={"class": network.name},
+        volumes=tuple(_describe(grid, of) for grid, of in zip(grids, labels or repeat(None), strict=False)),
+        versions=package_versions(PACKAGES),
+        created=dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
+        seconds=round(seconds, 2),
+    )
+
+
+def _describe(grid: WindowGrid, labels: Volume | None) -> AuditedVolume:
+    volume = grid.volume
+    same = ("path", "format", "shape", "region", "level", "spacing", "unit")
+    return AuditedVolume(
+        **{name: getattr(volume, name) for name in same},
+        select=dict(volume.select),
+        dtype=str(volume.dtype),
+        fingerprint=fingerprint(volume),
+        windows=len(grid),
+        intensity=(grid.scaling.low, grid.scaling.high),
+        fill=grid.scaling.fill,
+        labels_path=None if labels is None else labels.path,
+        labels=None if labels is None else fingerprint(labels),
+    )

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from evenslice.auditing.attribution import Mirrored, attribute, reproducible
-from evenslice.auditing.targets import MOST_CLASSES, Explained, Score
+from evenslice.auditing.attribution import MOST_CLASSES, Explained, Score, as_float64, attribute, reproducible
 from evenslice.inference import ReadyNetwork
 from evenslice.networks import full_precision
-from evenslice.results import SAME, SAME_USE, halves, ratio
+from evenslice.results import SAME, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,20 +28,6 @@ if TYPE_CHECKING:
 SALIENCY_SAMPLE = 4096
 MOST_FEATURES = 256
 """Of an output with more numbers than this and no pixels, as many are taken, at equal distances."""
-
-
-def class_count(output: Tensor, answers: Tensor | None) -> int:
-    """Return C, one more than the largest class; 0 for scores. Class numbers from 256 on are one class."""
-    if answers is None:
-        return 0
-    if output.is_floating_point():
-        return min(max(output.shape[1], 2), MOST_CLASSES + 1)
-    return min(int(answers.max()) + 1, MOST_CLASSES + 1)
-
-
-def as_float64(tensor: Tensor) -> Tensor:
-    """Return a tensor in float64, where it is; on the CPU if its device, Apple's, has no float64."""
-    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 def class_sums(values: Tensor, classes: Tensor | None, count: int) -> Floats:
@@ -206,7 +191,8 @@ def wasserstein(size: Tensor, sums: Floats) -> Floats:
     pixels = size[0, 0].numel()
     chosen = torch.from_numpy(_sample(pixels)).to(size.device)
     given, mirrored = (as_numpy(part.flatten(2)[:, :, chosen]) for part in (size[:half], size[half:]))
-    left, right = (np.sort(side, axis=2) for side in halves(np.concatenate([given, mirrored], axis=2)))
+    both = np.sort(np.concatenate([given, mirrored], axis=2), axis=2)
+    left, right = both[:, : slices // 2][:, ::-1], both[:, slices // 2 + 1 :]
     mean = sums.sum(axis=(1, 2))[:, None] / (2 * slices * pixels)
     return np.minimum(ratio(np.abs(right - left).mean(axis=2), mean), slices)
 
@@ -252,20 +238,23 @@ class Explainer:
     Attributes:
         network: ready to run.
         explained: what of its output.
-        method: of attribution; empty if saliency is not asked for.
-        gradient: whether the use of slices is told by the gradient, else by replacement.
-        seed: random seed of the methods.
-        baseline: of the method, if it has one.
         maps: the method and the baseline of the maps of examples.
+        method: of attribution; empty if saliency is not asked for.
+        baseline: of the method, if it has one.
+        seed: random seed of the methods.
     """
 
     network: ReadyNetwork | BlackBox
     explained: Explained
+    maps: tuple[str, str | None]
     method: str
-    gradient: bool
-    seed: int
     baseline: str | None = None
-    maps: tuple[str, str | None] = ("integrated_gradients", "middle")
+    seed: int = 0
+
+    @property
+    def gradient(self) -> bool:
+        """Whether the use of slices is told by the gradient, else by replacement."""
+        return self.explained.gradient and self.method != "occlusion"
 
     def rows(self, windows: Tensor, labels: Tensor | None) -> tuple[dict[str, NDArray[Any]], Tensor]:
         """Explain windows.
@@ -288,11 +277,10 @@ class Explainer:
         saliency = torch.zeros_like(windows)
         rows["saliency"] = np.zeros_like(rows["reliance"])
         if self.gradient:
-            by_gradient = pass_.gradients()
-            mismatch, outer = by_gradient.mismatch, by_gradient.outer
+            sums, mismatch, outer, size = pass_.gradients()
             mismatch[own] = outer[own] = 0
             if self.method == "gradient":
-                rows["saliency"], saliency = by_gradient.sums, by_gradient.size
+                rows["saliency"], saliency = sums, size
             _remove_rounding(self, windows, labels, rows, mismatch, outer)
         if self.method not in ("", "gradient"):
             rows["saliency"], saliency = pass_.attributed()
@@ -301,16 +289,6 @@ class Explainer:
             rows[name][own] = 0
         rows["wasserstein"] = wasserstein(saliency, rows["saliency"][:, :, 0])
         return rows, saliency[: len(windows)]
-
-
-@dataclass(frozen=True)
-class _Reduced:
-    """Attributions added up: sums (m, 2, 1 + C, N), mismatch and outer (m, 1 + C, K), and absolute maps (2m, N, y, x)."""
-
-    sums: Floats
-    mismatch: Floats
-    outer: Floats
-    size: Tensor
 
 
 @dataclass(frozen=True)
@@ -324,7 +302,7 @@ class _Pass:
         output: of the network, with its graph if there is to be a gradient.
         answers: to windows and mirrors.
         classes: that are explained.
-        count: C.
+        count: C, one more than the largest class; 0 for scores. Class numbers from 256 on are one class.
         clamped: part of the probabilities that were clamped (2m,), or None.
     """
 
@@ -351,8 +329,11 @@ class _Pass:
         answers = score.answers(output)
         if answers is not None:
             score = replace(score, predicted=torch.cat([answers[:half]] * 2))
-        classes = score.classes(output.detach())
-        return cls(explainer, both, score, output, answers, classes, class_count(output, answers), clamped)
+        count = 0
+        if answers is not None:
+            count = max(output.shape[1], 2) if output.is_floating_point() else int(answers.max()) + 1
+        count, classes = min(count, MOST_CLASSES + 1), score.classes(output.detach())
+        return cls(explainer, both, score, output, answers, classes, count, clamped)
 
     @property
     def half(self) -> int:
@@ -365,13 +346,17 @@ class _Pass:
 
     def rows(self) -> dict[str, NDArray[Any]]:
         """Compare the answers and the outputs for windows and mirrors."""
-        half, values = self.half, self.values
+        half, values, outputs = self.half, self.values, None
+        if self.answers is not None and not self._overlap and self.output.is_floating_point():
+            # A term that all classes share moves no probability; a single channel has no other to share it with.
+            output = self.output.detach()
+            outputs = output - output.mean(dim=1, keepdim=True) if output.shape[1] > 1 else None
         rows = compare_outputs(
             values,
             self.both.shape[2:],
             scores=self.answers is None,
             numbers=self.answers is not None and not self.output.is_floating_point(),
-            outputs=self._centred(),
+            outputs=outputs,
         )
         if self.answers is None:
             nothing = np.zeros((half, 0))
@@ -386,13 +371,6 @@ class _Pass:
             np.zeros(half) if clamped is None else as_numpy((clamped[:half] + clamped[half:]) / 2)
         )
         return rows
-
-    def _centred(self) -> Tensor | None:
-        """Return the logits less their mean over classes that exclude each other, which a common term does not move."""
-        output = self.output.detach()
-        if self.answers is None or self._overlap or not output.is_floating_point() or output.shape[1] == 1:
-            return None
-        return output - output.mean(dim=1, keepdim=True)
 
     @torch.no_grad()
     def replaced(self) -> tuple[Floats, Floats, Floats]:
@@ -422,8 +400,12 @@ class _Pass:
             whole[..., pair] += sums[:half] + sums[half:]
         return reliance, np.minimum(unlike, whole), whole
 
-    def gradients(self) -> _Reduced:
-        """Differentiate what is explained: one backward pass for each class of the windows."""
+    def gradients(self) -> tuple[Floats, Floats, Floats, Tensor]:
+        """Differentiate what is explained: one backward pass for each class of the windows.
+
+        Returns:
+            Sums (m, 2, 1 + C, N), mismatch and outer (m, 1 + C, K), and absolute maps (2m, N, y, x).
+        """
         half, count = self.half, self.count + 1
         total = torch.zeros_like(self.both).detach()
         sums = np.zeros((half, 2, count, self.both.shape[1]))
@@ -439,7 +421,7 @@ class _Pass:
                 sums[:, :, group], mismatch[:, group], outer[:, group] = self._reduce(found)
         if not self._overlap:
             sums[:, :, 0], mismatch[:, 0], outer[:, 0] = self._reduce(total)
-        return _Reduced(sums, mismatch, outer, total.abs().float())
+        return sums, mismatch, outer, total.abs().float()
 
     def attributed(self) -> tuple[Floats, Tensor]:
         """Attribute windows and mirrors by the method, also for each of their classes by itself."""
@@ -450,21 +432,17 @@ class _Pass:
         def explain(only: Tensor | None) -> Tensor:
             parts = []
             for mirrored in (False, True):
-                part = slice(half, None) if mirrored else slice(half)
-                found = attribute(
-                    Mirrored(explainer.network) if mirrored else explainer.network,
-                    windows,
-                    method=explainer.method,
-                    baseline=explainer.baseline,
-                    target=explainer.explained,
-                    labels=None if self.score.labels is None else self.score.labels[part],
+                score = replace(
+                    self.score.at(slice(half, None) if mirrored else slice(half)),
                     only=only,
-                    predicted=None if self.score.predicted is None else self.score.predicted[part],
-                    seed=explainer.seed,
+                    mirrored=mirrored,
                 )
-                if not bool(found.attribution.isfinite().all()):
-                    raise NotFiniteError(found.attribution, f"has an attribution by {explainer.method} of")
-                parts.append(found.attribution.flip(1) if mirrored else found.attribution)
+                found = attribute(
+                    score, windows, method=explainer.method, baseline=explainer.baseline, seed=explainer.seed
+                ).attribution
+                if not bool(found.isfinite().all()):
+                    raise NotFiniteError(found, f"has an attribution by {explainer.method} of")
+                parts.append(found.flip(1) if mirrored else found)
             return torch.cat(parts)
 
         for group, chosen in self._chosen():
@@ -522,7 +500,11 @@ class _Pass:
         half = self.half
         sums = self._rounded(as_numpy(as_float64(attribution.abs()).sum(dim=(2, 3))))
         unlike = as_float64((attribution[:half] - attribution[half:].flip(1)).abs()).sum(dim=(2, 3))
-        pairs = [np.add(*halves(part)) for part in (as_numpy(unlike), sums[:half] + sums[half:][:, ::-1])]
+        after = attribution.shape[1] // 2 + 1
+        pairs = [
+            (part + part[:, ::-1])[:, after:]
+            for part in (as_numpy(unlike), sums[:half] + sums[half:][:, ::-1])
+        ]
         return np.stack([sums[:half], sums[half:]], axis=1), np.minimum(*pairs), pairs[1]
 
     def _rounded(self, sums: Floats) -> Floats:
@@ -550,14 +532,15 @@ def _remove_rounding(
     """
     used = ratio(mismatch.sum(axis=2), outer.sum(axis=2))
     with np.errstate(invalid="ignore"):
-        some = np.flatnonzero((used > SAME_USE).any(axis=1) & (rows["mirror_error"] <= SAME))
+        some = np.flatnonzero((used > 10 * SAME).any(axis=1) & (rows["mirror_error"] <= SAME))
     network = explainer.network
     if not len(some) or not isinstance(network, ReadyNetwork) or network.dtype != torch.float32:
         return
     try:
         precise = replace(explainer, network=network.in_precision(torch.float64))
-        found = _Pass.run(precise, windows[some], None if labels is None else labels[some]).gradients()
+        chosen = None if labels is None else labels[some]
+        _, unlike, whole, _ = _Pass.run(precise, windows[some], chosen).gradients()
     except Exception:  # noqa: BLE001  # a network may refuse float64 by any exception
         return
-    count = min(found.mismatch.shape[1], mismatch.shape[1])
-    mismatch[some, :count], outer[some, :count] = found.mismatch[:, :count], found.outer[:, :count]
+    count = min(unlike.shape[1], mismatch.shape[1])
+    mismatch[some, :count], outer[some, :count] = unlike[:, :count], whole[:, :count]

@@ -10,9 +10,8 @@ import torch
 from torch.nn import functional
 
 from evenslice._core import ConfigError, option, whole_number
-from evenslice.auditing.attribution import attribute, check_method_of, choose_map
+from evenslice.auditing.attribution import Score, attribute, choose_method, parse_target, understand
 from evenslice.auditing.sampling import corner_of
-from evenslice.auditing.targets import Score, parse_target, understand
 from evenslice.inference import Compute, Segmenter, as_segmenter, keep_sides, make_ready
 from evenslice.report import explanation_html, map_line, map_shares
 from evenslice.volumes import Reading, WindowGrid, check_tile, fit_scaling, in_plane, open_volume
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
     from torch import Tensor, nn
 
-    from evenslice.auditing.targets import Target
+    from evenslice.auditing.attribution import Target
     from evenslice.volumes import VolumeLike
 
 LARGEST_PART = 512
@@ -153,14 +152,18 @@ def explain(
     volume, z = in_plane(open_volume(volume), reading.plane), whole_number("z", z, least=0)
     if z >= len(volume):
         raise ConfigError(f"{volume.path}: has no slice {z}; choose one of 0 to {len(volume) - 1}")
-    check_method_of(model, method)
     network = make_ready(model, slices, compute)
     plane = volume.shape[1:]
     mask = _check_region(region, plane)
     tile = tile or segmenter.crop
-    tile = (
-        check_tile(tile) if tile else network.tile or keep_sides(model, _part_size(plane, network.multiple))
-    )
+    tile = tile or network.tile
+    if tile is None:
+        # All of the plane, or a part of it, in multiples of what the network needs.
+        multiple = network.multiple
+        largest = max(LARGEST_PART // multiple, 1) * multiple
+        height, width = (min(-(-length // multiple) * multiple, largest) for length in plane)
+        tile = keep_sides(model, (height, width))
+    tile = check_tile(tile)
     y, x = corner_of("at", at or _middle(mask), tile, plane)
     scaling = fit_scaling(volume, intensity=reading.intensity, fill=reading.fill)
     grid = WindowGrid(volume, scaling, slices, tile, reading.step, edge="reflect")
@@ -173,18 +176,13 @@ def explain(
         target=parse_target(str(target)),
         overlapping=reading.overlapping,
     )
-    method, baseline = choose_map(method, baseline, gradient=understood.gradient)
+    method, baseline = choose_method(model, method, baseline, gradient=understood.gradient)
     window = torch.from_numpy(grid.read(z, y, x))[None].to(network.device)
     inner = (..., slice(min(tile[0], plane[0] - y)), slice(min(tile[1], plane[1] - x)))
-    found = attribute(
-        network,
-        window,
-        method=method,
-        baseline=baseline,
-        target=understood,
-        region=None if mask is None else _part(mask, (y, x), tile)[None].to(network.device),
-    )
-    answers = _answers(Score(network, understood), window, tile)
+    inside = None if mask is None else _part(mask, (y, x), tile)[None].to(network.device)
+    score = Score(network, understood, region=inside)
+    found = attribute(score, window, method=method, baseline=baseline)
+    answers = _answers(score, window, tile)
     given, mirrored = (None, None) if answers is None else (part[inner] for part in answers)
     return Explanation(
         z=z,
@@ -202,13 +200,10 @@ def explain(
 def _check_region(region: ArrayLike | None, plane: tuple[int, int]) -> NDArray[np.bool_] | None:
     if region is None:
         return None
-    mask = np.asarray(region)
+    mask = np.asarray(region, bool)
     if mask.shape != plane or not mask.any():
-        found = f"of shape {mask.shape}" if mask.shape != plane else "empty"
-        raise ConfigError(
-            f"{option('region')}: is {found}; give a mask of shape {plane} with at least one pixel"
-        )
-    return mask.astype(bool)
+        raise ConfigError(f"{option('region')}: give a mask of shape {plane} with at least one pixel")
+    return mask
 
 
 def _middle(mask: NDArray[np.bool_] | None) -> tuple[int, int] | None:
@@ -225,13 +220,6 @@ def _part(mask: NDArray[np.bool_], origin: tuple[int, int], tile: tuple[int, int
     part, found = mask[y : y + tile[0], x : x + tile[1]], np.zeros(tile, bool)
     found[: part.shape[0], : part.shape[1]] = part
     return torch.from_numpy(found)
-
-
-def _part_size(plane: tuple[int, int], multiple: int) -> tuple[int, int]:
-    """Return the size (y, x) of all of a plane, or of a part of it, in multiples of what the network needs."""
-    largest = LARGEST_PART // multiple * multiple or multiple
-    y, x = (min(-(-length // multiple) * multiple, largest) for length in plane)
-    return y, x
 
 
 @torch.no_grad()

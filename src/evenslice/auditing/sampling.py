@@ -7,17 +7,18 @@ over volumes, depth and plane in proportion (``evenslice.volumes.spread_index``)
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence  # noqa: TC003  # the command line reads it
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
 
-from evenslice._core import ConfigError, map_ahead, option
-from evenslice.auditing.options import FIRST
+from evenslice._core import ConfigError, map_ahead, option, whole_number
 from evenslice.inference import keep_sides
 from evenslice.networks import input_sizes
 from evenslice.volumes import check_tile, fit_tile, spread_index
@@ -27,8 +28,54 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from evenslice.auditing.options import Sampling
     from evenslice.volumes import Volume, WindowGrid
+
+FIRST = 40  # windows before which an audit does not end by default; fewer may be the most
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Which windows an audit reads, and when it stops.
+
+    Attributes:
+        precision: also go on until the half-widths of the 95 % intervals of all judged B and C are below this; by default
+            only until the verdict is settled.
+        min_windows: number of windows before which an audit does not end, unless there are fewer, or fewer are the most.
+        max_windows: largest number of windows, and of those that the stress test shows, but those of one slice.
+        tile: size (y, x) of the in-plane tile; by default the size that the network requires, or up to 256 of a plane that
+            is no larger, and 192 of larger planes, of which the inner 160 are compared.
+        seed: random seed for the order of the windows and for methods that draw samples, 0 to 2**63 - 1.
+        explain: a slice z of the first volume, or (z, y, x), whose window is the first of the examples: the one around that
+            voxel, or in the middle of the plane. For other sizes and methods see ``evenslice.explain``.
+        stress: with labels, also measure at the end what a disturbed slice costs.
+
+    Raises:
+        ConfigError: a value is out of range.
+
+    Example:
+        >>> Sampling(precision=0.01).max_windows
+        2000
+    """
+
+    precision: float | None = None
+    min_windows: int = FIRST
+    max_windows: int = 2000
+    tile: tuple[int, int] | None = None
+    seed: int = 0
+    explain: int | Sequence[int] | None = None
+    stress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.precision is not None:
+            precision: Any = self.precision
+            if not (isinstance(precision, Real) and float(precision) > 0):
+                raise ConfigError(f"{option('precision', precision)}: must be above 0")
+            object.__setattr__(self, "precision", float(precision))
+        for name, least in (("max_windows", 1), ("min_windows", 1), ("seed", 0)):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
+        if self.seed >= 2**63:
+            raise ConfigError(f"{option('seed', self.seed)}: must be below 2**63")
+
 
 LOOKS = (FIRST, 59)  # windows: if 59 equal their mirrors, fewer than 5 % of all can differ
 EXAMPLES = 4
@@ -48,7 +95,7 @@ class WindowBatch:
 
     places: NDArray[np.int64]
     pictures: int
-    windows: NDArray[np.float32] | None = None
+    windows: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0, 0, 0), np.float32))
     labels: NDArray[np.int64] | None = None
 
 
@@ -93,11 +140,13 @@ class WindowSample:
 
         A batch ends where the audit looks, so that what it finds does not depend on the size of batches.
         """
-        read = 0
+        read, grid = 0, self.grids[0]
+        # Of large windows, few are kept as pictures: a byte and two float32 for each voxel.
+        examples = min(EXAMPLES, MOST_OF_EXAMPLES // (9 * grid.slices * math.prod(grid.tile)))
         while read < self.limit:
             stop = min(read + size(), self.next_look(read))
             places = np.array([self._place(number) for number in range(read, stop)], dtype=np.int64)
-            yield WindowBatch(places, pictures=min(max(self._examples() - read, 0), stop - read))
+            yield WindowBatch(places, pictures=min(max(examples - read, 0), stop - read))
             read = stop
 
     def _place(self, number: int) -> tuple[int, int, int, int]:
@@ -107,11 +156,6 @@ class WindowSample:
         volume = bisect_right(ends, index)
         grid = self.grids[volume]
         return (volume, *grid.place(index - (ends[volume] - len(grid))))
-
-    def _examples(self) -> int:
-        """Return how many windows to keep as pictures: those of few large ones, a byte and two float32 for each voxel."""
-        grid = self.grids[0]
-        return min(EXAMPLES, MOST_OF_EXAMPLES // (9 * grid.slices * grid.tile[0] * grid.tile[1]))
 
     def read(self, batch: WindowBatch) -> WindowBatch:
         """Read the windows of a batch, several at once if a server sends them; safe in any thread."""

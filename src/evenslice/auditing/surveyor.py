@@ -16,8 +16,9 @@ import datetime as dt
 import math
 import time
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,25 +30,26 @@ from evenslice._core import (
     option,
     progress_bar,
     reason,
+    staged_file,
+    staged_folder,
     whole_number,
 )
 from evenslice.auditing.auditor import audit
-from evenslice.auditing.documents import Survey
-from evenslice.auditing.options import Sampling
+from evenslice.auditing.sampling import Sampling
 from evenslice.inference import Compute, choose_device
 from evenslice.neutralizing import current_kernels, find_strategy, load_network
-from evenslice.results import Interval, SurveyedNetwork, SurveyRun, student_interval
+from evenslice.report import html_of, survey_csv, write_survey_report
+from evenslice.results import Interval, SurveyedNetwork, SurveyResult, SurveyRun, student_interval
 from evenslice.volumes import mni152, open_volume
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
-    from torch import nn
 
-    from evenslice.auditing.documents import Audit
+    from evenslice.auditing.auditor import Audit
     from evenslice.networks import ModelSource
-    from evenslice.neutralizing import Record
     from evenslice.volumes import Reading, Volume, VolumeLike
 
 WINDOWS = 60
@@ -65,6 +67,74 @@ BOUNDS = {
     "mirror_disagreement": (0.0, 1.0),
 }
 """The statistics of an audit that a survey keeps, with their ranges."""
+
+
+class Survey(SurveyResult):
+    """The result of a survey. See ``evenslice.results.SurveyResult`` for the attributes.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> import evenslice
+        >>> volume = np.random.default_rng(0).random((40, 64, 64))
+        >>> found = evenslice.survey(["timm:test_resnet"], weights="none", volume=volume, windows=4)
+        >>> print(found.to_csv(f"{tempfile.mkdtemp()}/survey.csv").read_text()[:12])
+        spec,weights
+    """
+
+    FILES: ClassVar = (
+        "survey.json",
+        "survey.csv",
+        "report.html",
+        "figures/balance.png",
+        "figures/balance.svg",
+    )
+    """Names of the files that ``save`` writes."""
+
+    def to_csv(self, path: str | os.PathLike[str]) -> Path:
+        """Write one row for each network as a CSV file, replacing an existing one, and return its path.
+
+        ``energy_1`` .. ``energy_C`` belong to the channels in their order, which is red, green and blue for a network
+        trained on photographs; ``share_-1`` and ``pair_1`` to offsets. Undefined values are left empty.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        with staged_file(path, force=True) as beside:
+            beside.write_text(survey_csv(self), encoding="utf-8", errors="replace", newline="")
+        return Path(path)
+
+    def to_html(self, path: str | os.PathLike[str]) -> Path:
+        """Write the report as a self-contained HTML file, replacing an existing one, and return its path.
+
+        Raises:
+            OutputError: the file cannot be written.
+            MissingExtraError: Jinja2 or Matplotlib is not installed.
+        """
+        return write_survey_report(self, path)
+
+    def _repr_html_(self) -> str:  # in a notebook
+        return html_of(self)
+
+    def save(self, folder: str | os.PathLike[str], *, force: bool = False) -> None:
+        """Write ``survey.json``, ``survey.csv``, ``report.html`` and its figure into a folder.
+
+        Args:
+            folder: where to write; it is created if missing.
+            force: overwrite such files in the folder.
+
+        Raises:
+            OutputError: the folder holds such files and ``force`` is not set, or it cannot be written.
+            MissingExtraError: Jinja2 or Matplotlib is not installed.
+        """
+        with staged_folder(folder, self.FILES, documents=("survey.json",), force=force) as beside:
+            self.write(beside)
+
+    def write(self, folder: Path) -> None:
+        """Write the files of ``save`` into an existing folder."""
+        (folder / "survey.json").write_text(self.to_json(), encoding="utf-8")
+        self.to_csv(folder / "survey.csv")
+        write_survey_report(self, folder / "report.html", figures=folder / "figures")
 
 
 @torch.inference_mode(mode=False)  # what is made in it can be trained, and explained
@@ -129,18 +199,12 @@ def survey(  # all but the networks have defaults and names
         raise ConfigError("networks are surveyed by name, such as timm:resnet18; give text, or a list of it")
     pairs = _paired(listed, weights)
     windows, draws, seed = (
-        whole_number("windows", windows),
-        whole_number("draws", draws),
-        whole_number("seed", seed, least=0),
+        whole_number(name, value, least)
+        for name, value, least in (("windows", windows, 2), ("draws", draws, 1), ("seed", seed, 0))
     )
-    if windows < 2:
-        raise ConfigError(f"{option('windows', windows)}: at least 2 are needed for an interval")
-    if draws < 1:
-        raise ConfigError(f"{option('draws', draws)}: the random parts of a network are drawn at least once")
     compute.refuse("workers", "scheduler")
     choose_device(compute.device)  # raises if it is not there, of which otherwise every network would tell
     if slices is not None:
-        slices = whole_number("slices", slices)
         find_strategy("pretrained", slices)  # raises if the number of slices is not valid
     shown = mni152() if volume is None else open_volume(volume)
     network = {"slices": slices, "mean": mean, "std": std, "seed": seed}
@@ -154,7 +218,8 @@ def survey(  # all but the networks have defaults and names
             shared = shared or details
             advance(1)
     if all(item.error for item in found):
-        raise ModelError(_all_failed(found))
+        reasons = "; ".join(dict.fromkeys(item.error for item in found))
+        raise ModelError(f"none of the networks could be surveyed: {reasons:.1000}")
     return Survey(
         networks=tuple(sorted(found, key=lambda item: item.sort_key)),
         run=SurveyRun(
@@ -175,14 +240,13 @@ def _paired(specs: Sequence[str], weights: str | Sequence[str]) -> list[tuple[st
     if not specs:
         raise ConfigError("no network given; name one or more, such as timm:resnet18")
     each = [weights] * len(specs) if isinstance(weights, str) else weights
-    if not isinstance(each, list | tuple) or not all(isinstance(item, str) for item in each):
+    if len(each) != len(specs) or (
+        len(specs) > 1 and weights == each[0] and weights not in ("imagenet", "none")
+    ):
         raise ConfigError(
-            f"{option('weights', weights)}: give 'imagenet', 'none' or a file, or a list with one for each"
+            f"{option('weights', weights)}: give 'imagenet', 'none', a file for a single network, or a list with one for each of "
+            f"the {len(specs)}"
         )
-    if len(each) != len(specs):
-        raise ConfigError(f"{len(each)} weights for {len(specs)} networks; give one for each")
-    if len(specs) > 1 and weights == each[0] and weights not in ("imagenet", "none"):
-        raise ConfigError(f"{option('weights', weights)}: a file fits one network; give one for each")
     return list(zip(specs, each, strict=True))
 
 
@@ -204,7 +268,9 @@ def _survey_one(
             model, record, source = load_network(spec, weights, **network | {"seed": network["seed"] + draw})
             records.append(record)
             sources.append(source)
-            balances.append(colour_balance(_kernels(model, record)))
+            # The effective kernels: those for colours, or those of a saved network as they are.
+            kernels = [stem.before for stem in record.kernels] or current_kernels(model, record)
+            balances.append(colour_balance(kernels))
             quiet = replace(compute, progress=False)
             audits.append(audit(model, volume, reading=reading, sampling=sampling, compute=quiet))
             if not source.random:
@@ -255,19 +321,6 @@ def _statistics(audits: Sequence[Audit]) -> dict[str, Any]:
         values["answer_change"] = mean_of_draws(answers, (0.0, 1.0 if of == "classes" else math.inf))
         values["answer_of"] = of
     return {**values, "windows": audits[0].windows}
-
-
-def _kernels(model: nn.Module, record: Record) -> list[NDArray[Any]]:
-    """Return the effective kernels of each stem: those for colours, or those of a saved network as they are."""
-    return [stem.before for stem in record.kernels] or current_kernels(model, record)
-
-
-def _all_failed(found: Sequence[SurveyedNetwork]) -> str:
-    if len(found) == 1:
-        return found[0].error
-    reasons = list(dict.fromkeys(item.error for item in found))
-    shown = "; ".join(reasons[:3] + ["…"] * (len(reasons) > 3))
-    return f"none of the {len(found)} networks could be surveyed: {shown}"
 
 
 def mean_of_draws(draws: Sequence[Interval], bounds: tuple[float, float]) -> Interval:

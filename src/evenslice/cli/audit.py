@@ -179,7 +179,7 @@ def audit(
     output: options.Output,
 ) -> None:
     """Measure how unequally a network treats the slices of its windows, with confidence intervals."""
-    from evenslice.auditing import audit as measure, parse_target
+    from evenslice.auditing import audit as measure
     from evenslice.cli.comparison import AUDITS, audit_strategies, write_results
     from evenslice.report import AUDIT_FILES, need_report_extra
     from evenslice.training import find_network
@@ -187,7 +187,8 @@ def audit(
 
     if required.require is not None:
         check_known("require", required.require, ENOUGH)
-    labels, target = volumes.labels, explained.target
+    labels = volumes.labels
+    target: Any = explained.target  # the audit reads it
     if labels is None:
         options.refuse_labels(reading)
         volumes.refuse()
@@ -214,7 +215,7 @@ def audit(
                 measure,
                 volume=opened,
                 labels=[volumes.open_labels(path, *volumes.volume) for path in labels] if labels else None,
-                target=parse_target(target),
+                target=target,
                 baseline=explained.baseline,
                 outputs=None if explained.outputs is None else _find_function(explained.outputs),
                 reading=read,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,6 @@ from evenslice.neutralizing import (
     symmetrize,
 )
 from evenslice.report import write_audit_report
-from evenslice.results import save_audits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 AUDITS = ("audit.json", "audit.npz", "audit.[0-9]*-*.json", "audit.[0-9]*-*.npz")
 """Name patterns of the audits in a folder of results."""
+
+LONGEST_SLUG = 60  # characters of an audit's name in that of its file
 
 
 def audit_strategies(
@@ -175,6 +177,11 @@ def _name(title: str, method: str, *, several: tuple[bool, bool]) -> str:
 
 
 def write_results(audits: Sequence[Audit], folder: Path) -> None:
-    """Write audits, their report, its figures and its tables into a folder that exists."""
-    save_audits(audits, folder)
+    """Write audits, their report, its figures and its tables into a folder that exists.
+
+    The first audit is in ``audit.json``, the others are in ``audit.INDEX-NAME.json``.
+    """
+    for index, audit in enumerate(audits):
+        slug = re.sub(r"[^a-z0-9]+", "-", audit.name.lower())[:LONGEST_SLUG].strip("-")
+        audit.save(folder / ("audit.json" if index == 0 else f"audit.{index}-{slug}.json"))
     write_audit_report(audits, folder)

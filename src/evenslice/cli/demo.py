@@ -36,8 +36,8 @@ def demo(
     from evenslice._core import needs_extra, staged_folder
     from evenslice.cli.comparison import AUDITS, write_results
     from evenslice.cli.tables import rich_table
-    from evenslice.report import AUDIT_FILES, need_report_extra, tables_of_study
-    from evenslice.results import load_study
+    from evenslice.report import AUDIT_FILES, need_report_extra, tables_of
+    from evenslice.results import StudyResults
 
     need_report_extra("the demonstration")  # all before minutes of audits
     with needs_extra("train", "the training part of the demonstration"):
@@ -55,10 +55,10 @@ def demo(
         if not output.json:
             show_audits(audits, out, json=False)
         study(_configuration(out / LABELS, seed), training)
-        trained = load_study(training)
+        trained = StudyResults.load(training)
     show(
-        {"audits": [audit.to_dict() for audit in audits], "training": trained.summary},
-        *map(rich_table, tables_of_study(trained.summary)),
+        {"audits": [audit.to_dict() for audit in audits], "training": trained.document},
+        *map(rich_table, tables_of(trained.document)),
         f"report: {training / 'report.html'}",
         json=output.json,
     )

@@ -151,19 +151,14 @@ def show_audits(audits: Sequence[Audit], out: Path | None, *, json: bool) -> Non
     For people, lines above a table of the answers of each say how the audits were made, the verdicts, and what to do; what lost
     slices cost follows, where labels were given.
     """
-    from evenslice.cli.tables import audit_table, rich_table, verdict_lines
-    from evenslice.report import stress_tables
+    from evenslice.cli.tables import rich_table, verdict_lines
+    from evenslice.report import tables_of
 
     documents = [audit.to_dict() for audit in audits]
     show(
         documents[0] if len(documents) == 1 else documents,
         *verdict_lines(audits),
-        *(
-            audit_table(audit, audit.name if len(audits) > 1 else "four questions")
-            for audit in audits
-            if audit.pairs
-        ),
-        *(rich_table(table, breaks=False) for table in stress_tables(audits)),
+        *(rich_table(table, breaks=False) for table in tables_of([*audits])),
         *_report(out),
         json=json,
     )
@@ -172,19 +167,19 @@ def show_audits(audits: Sequence[Audit], out: Path | None, *, json: bool) -> Non
 def show_survey(survey: Survey, out: Path | None, *, json: bool) -> None:
     """Print a survey."""
     from evenslice.cli.tables import rich_table
-    from evenslice.report import tables_of_survey
+    from evenslice.report import tables_of
 
-    show(survey.to_dict(), *map(rich_table, tables_of_survey(survey)), *_report(out), json=json)
+    show(survey.to_dict(), *map(rich_table, tables_of(survey)), *_report(out), json=json)
 
 
 def show_study(summary: Mapping[str, Any], out: Path, *, json: bool) -> None:
     """Print the summary of a study."""
     from evenslice.cli.tables import rich_table
-    from evenslice.report import tables_of_study
+    from evenslice.report import tables_of
 
     show(
         summary,
-        *map(rich_table, tables_of_study(summary)),
+        *map(rich_table, tables_of(summary)),
         f"results: {out / 'results.csv'}",
         *_report(out),
         json=json,

@@ -48,14 +48,13 @@ def survey(
 
     The exit status is 1 if a network failed.
     """
-    from evenslice.auditing import survey as compare_networks
+    from evenslice.auditing import Survey, survey as compare_networks
     from evenslice.report import need_report_extra
-    from evenslice.results import SURVEY_FILES
     from evenslice.volumes import Reading
 
     if out is not None:
         need_report_extra("the report of a survey")
-    with quiet(output.json), output.staged(out, SURVEY_FILES, ("survey.json",)) as folder:
+    with quiet(output.json), output.staged(out, Survey.FILES, ("survey.json",)) as folder:
         found = compare_networks(
             specs,
             weights=weights,
@@ -86,15 +85,15 @@ def report(
     from evenslice.auditing import Survey, load_audits
     from evenslice.cli.comparison import AUDITS
     from evenslice.report import AUDIT_FILES, write_audit_report, write_study_report
-    from evenslice.results import is_study, is_survey, load_study
+    from evenslice.results import StudyResults
 
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder; name one that evenslice audit, study or survey wrote")
-    if is_study(folder):
-        results = load_study(folder)
+    if (folder / "summary.json").is_file():
+        results = StudyResults.load(folder)
         write_study_report(results, folder / "report.html")
-        show_study(results.summary, folder, json=json)
-    elif is_survey(folder):
+        show_study(results.document, folder, json=json)
+    elif (folder / "survey.json").is_file():
         found = Survey.load(folder)
         found.save(folder, force=True)
         show_survey(found, folder, json=json)

@@ -11,24 +11,16 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from evenslice._core import printable
-from evenslice.report import answer_table, audit_lines, tone
+from evenslice.report import Table, audit_lines
 from evenslice.volumes import describe_missing_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from evenslice.auditing import Audit
-    from evenslice.report import Table
 
 LONGEST_WORD = 14  # that is not broken in a cell
 TONE_STYLES = {"good": "green", "bad": "red", "open": "yellow", "": ""}
-
-
-def audit_table(audit: Audit, title: str) -> RichTable:
-    """Return a row for each question of an audit: the figure that decided or matters most, and its state."""
-    table = rich_table(answer_table(audit, title), breaks=False)
-    table.columns[2].no_wrap = True
-    return table
 
 
 def rich_table(table: Table, *, breaks: bool = True) -> RichTable:
@@ -36,7 +28,7 @@ def rich_table(table: Table, *, breaks: bool = True) -> RichTable:
 
     Args:
         table: as on pages.
-        breaks: whether intervals stand below their figures.
+        breaks: whether intervals stand below their figures, or beside them in one line.
     """
     shown = new_table(table.title, table.columns)
     for row in table.rows:
@@ -47,6 +39,7 @@ def rich_table(table: Table, *, breaks: bool = True) -> RichTable:
     for column in shown.columns:
         words = " ".join(str(cell) for cell in (column.header, *column.cells)).split()
         column.min_width = min(max(map(len, words), default=0), LONGEST_WORD)
+        column.no_wrap = not breaks and any(" [" in str(cell) for cell in column.cells)
     shown.caption, shown.caption_justify = table.note or None, "left"
     return shown
 
@@ -54,7 +47,7 @@ def rich_table(table: Table, *, breaks: bool = True) -> RichTable:
 def _line(line: str) -> tuple[str, str]:
     """Return a line of a cell and its style; figures lose their zeros."""
     shown = without_zero(line) if re.match(r"[-+\[\d\N{MINUS SIGN}]", line) else line
-    return printable(shown), TONE_STYLES[tone(line)]
+    return printable(shown), TONE_STYLES[Table.tone(line)]
 
 
 def verdict_lines(audits: Sequence[Audit]) -> Iterator[Text | str]:

@@ -113,11 +113,11 @@ def _next_step(settings: "TrainConfig", out: Path) -> list[str]:
 def _run_table(result: "Mapping[str, Any]", out: Path) -> "Table":
     """Return the result of a run, one entry in each row."""
     from evenslice.cli.tables import facts
-    from evenslice.results import MAIN_SCORES, score_title
+    from evenslice.results import TASK_SCORES, score_title
 
     rows = {"steps": f"{result['steps']} in {result['seconds']:.0f} s"}
     if (found := result["validation"]) is not None:
-        score = next(name for name in MAIN_SCORES.values() if name in found)
+        score = next(names[0] for names in TASK_SCORES.values() if names[0] in found)
         rows["checkpoint"] = f"step {found['step']}, validation {score_title(score)} {found[score]:.3f}"
     if result.get("accuracy") is not None:
         rows["test accuracy"] = f"{result['accuracy']:.3f}"
@@ -199,12 +199,12 @@ def study(
 
 def _run_line(outcome: "RunOutcome", count: int, total: int, *, folded: list[str]) -> str:
     """Return the result of a run of a study in one line, with its fold if its data set is among those that have any."""
-    from evenslice.results import MAIN_SCORES, run_name, score_title
+    from evenslice.results import TASK_SCORES, run_name, score_title
 
     place = f"{count}/{total} {run_name(vars(outcome), folded=outcome.dataset in folded)}"
     if outcome.status == "failed":
         return f"{place}: failed: {outcome.error}"
-    scores = [(getattr(outcome, name), score_title(name), ".3f") for name in MAIN_SCORES.values()]
+    scores = [(getattr(outcome, names[0]), score_title(names[0]), ".3f") for names in TASK_SCORES.values()]
     figures = " ".join(
         f"{title} {value:{form}}"
         for value, title, form in (*scores, (outcome.directional_bias, "D_m", "+z.4f"))

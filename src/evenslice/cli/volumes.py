@@ -183,7 +183,7 @@ def evaluate(
 def _tables(found: "Evaluation") -> "Iterator[Table]":
     """Yield a table of the scores by class, of objects, and of what disturbed slices cost, as far as they were measured."""
     from evenslice.cli.tables import new_table, rich_table
-    from evenslice.report import stress_table
+    from evenslice.report import tables_of
 
     if found.scores is not None:
         document = found.to_dict()
@@ -194,7 +194,7 @@ def _tables(found: "Evaluation") -> "Iterator[Table]":
             cells = map(_score, (error, information["split"], information["merge"]))
             yield new_table("objects between the boundaries", columns, [*cells])
     if found.stress is not None:
-        yield rich_table(stress_table(found.stress.summary()), breaks=False)
+        yield from (rich_table(table, breaks=False) for table in tables_of(found.stress.summary()))
 
 
 def _scores_table(document: dict[str, Any]) -> "Table":

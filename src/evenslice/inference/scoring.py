@@ -37,7 +37,7 @@ from evenslice.inference.prediction import (
 )
 from evenslice.inference.ready_networks import ReadyNetwork
 from evenslice.neutralizing import record_of
-from evenslice.results import StressCounts, ratio, summarize_stress
+from evenslice.results import Stress, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from evenslice.inference.prediction import Network
-    from evenslice.results import Stress
     from evenslice.volumes import LabelledVolume, Scaling, Volume
 
     Floats = NDArray[np.float64]
@@ -447,9 +446,11 @@ class StressTest:
         """Return what the disturbances cost; None if there were none."""
         if not self._rows:
             return None
-        volume, z, counts = (np.array(column) for column in zip(*self._rows, strict=True))
-        return summarize_stress(
-            StressCounts(volume, z, counts[:, 0], counts[:, 1]),
+        volume, _, counts = (np.array(column) for column in zip(*self._rows, strict=True))
+        return Stress.of_counts(
+            volume,
+            counts[:, 0],
+            counts[:, 1],
             self.ways.kinds,
             reference="labels" if self._labelled else "intact answer",
             noise=NOISE,

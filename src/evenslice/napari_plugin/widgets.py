@@ -15,7 +15,7 @@ from evenslice.auditing import audit, explain
 from evenslice.inference import segment
 from evenslice.napari_plugin.job_widget import JobWidget, text_label
 from evenslice.napari_plugin.layers import MADE_HERE, add_maps, placement, position
-from evenslice.report import audit_html
+from evenslice.report import html_of
 from evenslice.volumes import reslice
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class AuditWidget(JobWidget):
 
     def _show_verdict(self, audited: _Audited) -> None:
         self._audited = audited
-        self.verdict.value = f"{audit_html(audited.audit)}<p>{escape(audited.note)}</p>"
+        self.verdict.value = f"{html_of(audited.audit)}<p>{escape(audited.note)}</p>"
         self._explain()
 
     def _explain(self) -> None:

@@ -1,13 +1,12 @@
 from .audit_tables import (
-    answer_table as answer_table,
-    audit_html as audit_html,
     audit_lines as audit_lines,
-    stress_table as stress_table,
-    stress_tables as stress_tables,
+    survey_csv as survey_csv,
 )
 from .files import (
     AUDIT_FILES as AUDIT_FILES,
+    html_of as html_of,
     need_report_extra as need_report_extra,
+    tables_of as tables_of,
     write_audit_report as write_audit_report,
     write_report as write_report,
     write_study_report as write_study_report,
@@ -18,10 +17,6 @@ from .pictures import (
     map_line as map_line,
     map_shares as map_shares,
 )
-from .study_tables import study_html as study_html, tables_of_study as tables_of_study
-from .survey_tables import (
-    survey_csv as survey_csv,
-    survey_html as survey_html,
-    tables_of_survey as tables_of_survey,
+from .tables import (
+    Table as Table,
 )
-from .tables import Table as Table, tone as tone

@@ -1,42 +1,45 @@
-"""What audits found: the answers to the four questions, the verdict and what to do in words, and all figures as tables."""
+"""What audits and surveys found: the four answers, the verdict and what to do in words, and all figures as tables."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from evenslice.report.formatting import (
+from evenslice.report.tables import (
     MINUS,
     NOTHING,
+    Group,
+    Row,
+    Table,
     counted,
+    csv_text,
     difference,
+    flatten,
+    html_table,
     interval,
     listed,
     number,
     one_line,
     percent,
+    plain_table,
+    run_table,
     signed,
     threshold,
 )
-from evenslice.report.tables import (
-    Group,
-    Row,
-    Table,
-    csv_text,
-    flatten,
-    html_table,
-    plain_table,
-    run_table,
-    tone,
-)
-from evenslice.results import Figure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from evenslice.results import AuditResult, Decision, Interval, Measurements, StressSummary
+    from evenslice.results import (
+        AuditResult,
+        Interval,
+        Measurements,
+        StressSummary,
+        SurveyedNetwork,
+        SurveyResult,
+    )
 
 
 ASKS = {
@@ -87,7 +90,7 @@ OTHER = "#8a8f98"  # of verdicts that none of these has
 class Found:
     """A figure, and the class and the pair ±k that it is about; None stands for all."""
 
-    figure: Figure
+    figure: Interval
     class_number: int | None = None
     offset: int | None = None
 
@@ -165,9 +168,7 @@ def tolerance_of(audit: AuditResult, question: str) -> float:
     return {"answer": found.answer_tolerance, "use": found.mismatch_tolerance}.get(question, found.tolerance)
 
 
-def _answer(
-    audit: AuditResult, question: str, figures: Sequence[Found], decision: Decision | None = None
-) -> Answer:
+def _answer(audit: AuditResult, question: str, figures: Sequence[Found], decision: Any = None) -> Answer:
     known = [found for found in figures if not math.isnan(found.figure.estimate)]
     key = None if decision is None else (decision.class_number, decision.offset)
     deciding = [found for found in known if (found.class_number, found.offset) == key]
@@ -222,6 +223,13 @@ def _of_part(part: Any, question: str) -> list[Found]:
     pairs = {"saliency": part.pairs, "reliance": part.reliance}.get(question, of_use)
     found = [Found(pair, offset=k) for k, pair in enumerate(pairs, start=1)]
     return [Found(part.mirror_mismatch), *found] if question == "use" else found
+
+
+def tables_of_audits(audits: Sequence[AuditResult]) -> list[Table]:
+    """Return the answers of each audit to the four questions, and what disturbed slices cost each network."""
+    titles = [audit.name if len(audits) > 1 else "four questions" for audit in audits]
+    answers = [answer_table(audit, title) for audit, title in zip(audits, titles, strict=True)]
+    return [table for table in answers if table.rows] + stress_tables(audits)
 
 
 def answer_table(audit: AuditResult, title: str = "four questions") -> Table:
@@ -317,7 +325,7 @@ def audit_lines(audits: Sequence[AuditResult]) -> Iterator[tuple[str, str, str, 
     for audit in audits:
         word, rest = verdict_sentence(audit).split(maxsplit=1)
         name = f"{audit.name}: " if len(audits) > 1 else ""
-        yield name, word, f" {rest} {extent_sentence(audit)}", tone(audit.verdict)
+        yield name, word, f" {rest} {extent_sentence(audit)}", Table.tone(audit.verdict)
     advised = audits if len(audits) == 1 else [audit for audit in audits if audit.verdict != "symmetric"]
     yield from (("", "", line, "") for line in dict.fromkeys(map(advice_sentence, advised)) if line)
 
@@ -608,8 +616,8 @@ def _figure_lines(audits: Sequence[AuditResult]) -> Iterator[list[Any]]:
 
 
 def _figure_cells(value: Interval) -> list[Any]:
-    ends = [value.estimate, value.low, value.high]
-    return [*ends, value.judged, value.state] if isinstance(value, Figure) else [*ends, None, None]
+    more = (getattr(value, name, None) for name in ("judged", "state"))
+    return [value.estimate, value.low, value.high, *more]
 
 
 def _window_lines(audits: Sequence[AuditResult]) -> Iterator[list[Any]]:
@@ -693,15 +701,90 @@ def stress_table(stress: StressSummary, network: str = "") -> Table:
     )
 
 
-def lost(summary: StressSummary, kind: str, offset: int, side: str) -> float:
-    """Return a loss, or the asymmetry of one; NaN if the summary lacks it."""
-    if not side:
-        return summary.intact - summary.reversed
-    for loss in summary.losses:
-        if (loss.kind, loss.offset) == (kind, offset):
-            return (
-                loss.asymmetry.estimate
-                if side == "asymmetry"
-                else summary.intact - float(getattr(loss, side))
-            )
-    return math.nan
+# Surveys.
+
+SURVEY_READING: Final = (
+    f"Directional bias D_m: {MINUS}1 if all attention goes to the slices before the middle, 0 if the network is fair, 1 if all "
+    "goes to those after. Energy: share of each channel (red, green, "
+    "blue) in the sum of squares of the stem's kernels, with the network's normalisation folded in. Chromatic: the part of that "
+    "energy to which a gray image does not contribute. Shares: share of each slice in the attribution. Mirror error: change of "
+    "the output when a window is reversed, relative to its largest value."
+)
+
+
+def survey_headline(survey: SurveyResult) -> str:
+    """Count the networks and verdicts of a survey in one sentence."""
+    verdicts = [item.verdict for item in survey.measured]
+    counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in sorted(set(verdicts))]
+    failed = [f"{len(survey.failed)} failed"] if survey.failed else []
+    return f"{counted(len(survey.networks), 'network')}: {', '.join(counts + failed)}."
+
+
+def networks_table(survey: SurveyResult) -> Table:
+    """Return a row for each network that was measured."""
+    rows = [
+        Row(
+            item.spec,
+            (
+                item.verdict
+                + ("\nall random" if item.random == ("*",) else "\npartly random" if item.random else ""),
+                difference(item.directional_bias),
+                " ".join(map(number, item.energy)),
+                number(item.chromatic),
+                " ".join(number(share.estimate) for share in item.shares),
+                number(item.mirror_error.estimate),
+            ),
+        )
+        for item in survey.measured
+    ]
+    columns = ("network", "verdict", "D_m", "energy", "chromatic", "shares", "mirror error")
+    draws = max((item.draws for item in survey.measured), default=1)
+    note = f"Networks with random parts: means over {draws} draws." if draws > 1 else ""
+    return plain_table("Colour balance and slice bias", columns, rows, note)
+
+
+def failed_networks_table(survey: SurveyResult) -> Table:
+    """Return the networks that could not be surveyed, and why."""
+    return plain_table(
+        "What failed", ("network", "error"), [Row(item.spec, (item.error,)) for item in survey.failed]
+    )
+
+
+def tables_of_survey(survey: SurveyResult) -> list[Table]:
+    """Return the table of the networks that were measured, and that of those which were not, as far as there are any."""
+    return [table for table in (networks_table(survey), failed_networks_table(survey)) if table.rows]
+
+
+def survey_html(survey: SurveyResult) -> str:
+    """Return a survey in short as HTML, for notebooks."""
+    tables = "".join(map(html_table, tables_of_survey(survey)))
+    return f"<p><b>{escape(survey_headline(survey))}</b></p>{tables}"
+
+
+def survey_csv(survey: SurveyResult) -> str:
+    """Return a survey as CSV, one row for each network."""
+    channels = max(len(item.energy) for item in survey.networks)
+    half = max(len(item.pairs) for item in survey.networks)
+    rows = [_survey_row(item, channels, half) for item in survey.networks]
+    return csv_text([[*rows[0]], *([*row.values()] for row in rows)])
+
+
+def _survey_row(item: SurveyedNetwork, channels: int, half: int) -> dict[str, Any]:
+    """Return the cells of a network by column; of channels and slices that it does not have, they are empty."""
+    energy, bias = dict(enumerate(item.energy, 1)), item.directional_bias
+    shares = dict(zip(item.offsets, item.shares, strict=True))
+    pairs = dict(enumerate(item.pairs, 1))
+    return {
+        **{name: getattr(item, name) for name in ("spec", "weights", "origin")},
+        **{name: " ".join(getattr(item, name)) for name in ("random", "stems")},
+        "verdict": item.verdict,
+        **{f"energy_{n}": energy.get(n) for n in range(1, channels + 1)},
+        "chromatic": item.chromatic,
+        **{f"share_{k}": shares[k].estimate if k in shares else None for k in range(-half, half + 1)},
+        "directional_bias": bias.estimate,
+        "directional_bias_low": bias.low,
+        "directional_bias_high": bias.high,
+        **{f"pair_{k}": pairs[k].estimate if k in pairs else None for k in range(1, half + 1)},
+        **{name: getattr(item, name).estimate for name in ("mirror_error", "mirror_disagreement")},
+        **{name: getattr(item, name) for name in ("windows", "draws", "seconds", "error")},
+    }

@@ -6,7 +6,6 @@ Call everything here inside ``style.settings()``.
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -20,11 +19,11 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from evenslice.report import style
-from evenslice.report.audit_tables import lost, stressed
-from evenslice.report.formatting import MINUS, few_lines, one_line, signed
+from evenslice.report.audit_tables import stressed
 from evenslice.report.study_tables import shown_pooled
 from evenslice.report.style import TALLEST, WIDTH, Drawing
-from evenslice.results import Comparison, PooledComparison, Tolerances, pair_bias, score_title
+from evenslice.report.tables import MINUS, few_lines, one_line, signed
+from evenslice.results import Comparison, PooledComparison, Tolerances, largest_bias, score_title
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -32,13 +31,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-    from evenslice.report.study_tables import Arm
     from evenslice.results import (
+        Arm,
         AuditResult,
         Interval,
         StressSummary,
         StudyResults,
-        StudyRun,
         SurveyedNetwork,
         SurveyResult,
     )
@@ -290,7 +288,7 @@ def _draw_block(axes: Axes, items: Sequence[StressItem], rows: Sequence[tuple[st
         for place, item in enumerate(items):
             ends = []
             for side in ("before", "after"):
-                values = [lost(summary, kind, offset, side) for summary in item.summaries]
+                values = [summary.lost(kind, offset, side) for summary in item.summaries]
                 known = [value for value in values if not math.isnan(value)]
                 ends.append(float(np.mean(known)) if known else math.nan)
             y, look = row * (len(items) + 1) + place, style.look(item.index)
@@ -350,7 +348,7 @@ def forest_figure(results: StudyResults) -> Drawing:
             names = [few_lines(arm.arm, NAME) if axes is left else "" for arm in own]
             style.name_rows(axes, range(len(own)), names, len(own) - 0.4)
             axes.xaxis.set_major_locator(MaxNLocator(4))
-    title = score_title(results.score, first=True)
+    title = score_title(results.score).capitalize()
     grid[0, 0].set_xlim(-change, change)
     grid[0, 1].set_xlim(-0.03 * high, high)
     grid[-1, 0].set_xlabel(f"← worse · {title} less that of\n{one_line(results.baseline)} · better →")
@@ -394,22 +392,11 @@ def learning_figure(results: StudyResults) -> Drawing | None:
     return Drawing("learning", "Learning curves", reading, figure)
 
 
-def _course(run: StudyRun, name: str) -> Course | None:
+def _course(run: Any, name: str) -> Course | None:
     """Return the steps at which a run logged something, and its values; None without any."""
-    values = _largest_bias(run) if name == "bias" else run.curves.get(name, np.empty(0))
+    values = np.abs(largest_bias(run.curves)) if name == "bias" else run.curves.get(name, np.empty(0))
     known = np.isfinite(values)
     return (run.curves["step"][known], values[known]) if known.any() else None
-
-
-def _largest_bias(run: StudyRun) -> NDArray[np.float64]:
-    """Return the largest pair bias at each step by the logged shares of slices."""
-    offsets = sorted(
-        int(found[1]) for name in run.curves if (found := re.fullmatch(r"share_(-?\d{1,4})", name))
-    )
-    if len(offsets) < 3:
-        return np.empty(0)
-    shares = np.stack([run.curves[f"share_{k}"] for k in offsets], axis=-1)
-    return np.asarray(np.abs(pair_bias(shares)).max(axis=-1))
 
 
 def mean_course(courses: Sequence[Course]) -> Course:

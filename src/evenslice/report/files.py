@@ -21,15 +21,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import ConfigError, needs_extra, staged_file, staged_folder
-from evenslice.report import audit_tables, study_tables, survey_tables
-from evenslice.report.tables import flatten, run_table, tone
+from evenslice.report import audit_tables, study_tables
+from evenslice.report.tables import Table, flatten, run_table
+from evenslice.results import AuditResult, StressSummary, SurveyResult
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
 
     from evenslice.report.style import Drawing
-    from evenslice.results import AuditResult, StudyResults, SurveyResult
+    from evenslice.results import StudyResults
 
 # Versions before 0.3 wrote figures as PNG too, and more of them.
 AUDIT_FILES = (
@@ -50,6 +51,30 @@ STUDY_FILES = (
     *(f"tables/{name}.csv" for name in ("arms", "pooled", "curves", "saliency")),
 )
 """Patterns of the files that ``write_study_report`` writes beside the page, or wrote in earlier versions."""
+
+
+def tables_of(result: Any) -> list[Table]:
+    """Return the tables of a result, as commands print them.
+
+    Args:
+        result: a survey, the summary of a study as its file holds it, audits, or what disturbed slices cost.
+    """
+    if isinstance(result, SurveyResult):
+        return audit_tables.tables_of_survey(result)
+    if isinstance(result, StressSummary):
+        return [audit_tables.stress_table(result)]
+    if isinstance(result, list):
+        return audit_tables.tables_of_audits(result)
+    return study_tables.tables_of_study(result)
+
+
+def html_of(result: Any) -> str:
+    """Return an audit, a survey or the summary of a study in short as HTML, for notebooks and for labels of Qt."""
+    if isinstance(result, SurveyResult):
+        return audit_tables.survey_html(result)
+    if isinstance(result, AuditResult):
+        return audit_tables.audit_html(result)
+    return study_tables.study_html(result)
 
 
 def write_report(audits: Sequence[AuditResult], path: str | os.PathLike[str]) -> Path:
@@ -121,7 +146,7 @@ def write_study_report(results: StudyResults, path: str | os.PathLike[str]) -> P
     sets).
 
     Args:
-        results: the results of the study; see ``load_study``.
+        results: the results of the study; see ``StudyResults.load``.
         path: the file to write; the files of an earlier call are replaced.
 
     Returns:
@@ -144,11 +169,11 @@ def write_study_report(results: StudyResults, path: str | os.PathLike[str]) -> P
             "study",
             charts,
             headline=study_tables.headline(results),
-            arms=study_tables.arm_tables(results.summary),
+            arms=study_tables.arm_tables(results),
             panels=panels,
             images=image_names(panels),
             tables=study_tables.statistics_tables(results),
-            failed=study_tables.failed_table(results.summary),
+            failed=study_tables.failed_table(results),
             run=study_tables.settings_table(results),
             config=results.config,
         )
@@ -184,10 +209,10 @@ def write_survey_report(
         page = _render(
             "survey",
             charts,
-            headline=survey_tables.headline(survey),
-            reading=survey_tables.READING,
-            networks=survey_tables.networks_table(survey),
-            failed=survey_tables.failed_table(survey),
+            headline=audit_tables.survey_headline(survey),
+            reading=audit_tables.SURVEY_READING,
+            networks=audit_tables.networks_table(survey),
+            failed=audit_tables.failed_networks_table(survey),
             run=run_table(["Value"], [dict(flatten(asdict(survey.run)))]),
         )
     if figures is not None:
@@ -225,7 +250,7 @@ def _render(name: str, drawings: Sequence[Drawing], **values: Any) -> str:
     return environment.get_template(f"{name}.html").render(
         sheet=style.theme_sheet() + _template("base.css") + _template(f"{name}.css"),
         colour=style.colour_variable,
-        tone=tone,
+        tone=Table.tone,
         charts=[(drawing, style.inline_svg(drawing)) for drawing in drawings],
         **values,
     )

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter, generate_binary_structure, maximum_filter, minimum_filter
 
-from evenslice.report.formatting import percent, signed
+from evenslice.report.tables import percent, signed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

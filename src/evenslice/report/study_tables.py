@@ -5,43 +5,34 @@ from __future__ import annotations
 import math
 from dataclasses import astuple
 from html import escape
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
-from evenslice.report.audit_tables import EFFECT, SHARES, lost
-from evenslice.report.formatting import (
+from evenslice.report.audit_tables import EFFECT, SHARES
+from evenslice.report.tables import (
     MINUS,
     NOTHING,
     SPACE,
+    Group,
+    Row,
+    Table,
     counted,
+    csv_text,
     difference,
+    flatten,
+    html_table,
     interval,
     listed,
     p_value,
+    plain_table,
+    run_table,
     signed,
 )
-from evenslice.report.tables import Group, Row, Table, csv_text, flatten, html_table, plain_table, run_table
-from evenslice.results import (
-    ENOUGH_REPLICATES,
-    LOSSES,
-    ArmSummary,
-    Comparison,
-    PooledArm,
-    PooledComparison,
-    Tolerances,
-    failed_runs,
-    read_comparisons,
-    read_pooled,
-    replicate_means,
-    score_title,
-    student_interval,
-)
+from evenslice.results import Comparison, PooledComparison, StudySummary, Tolerances, score_title
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from evenslice.results import Interval, StudyResults
-
-Arm: TypeAlias = ArmSummary | PooledArm
+    from evenslice.results import Arm, Interval, StudyResults
 
 POOLED_READING: Final = (
     "Means over data sets have 95 % intervals from the variances within them (Welch and Satterthwaite). The p of a difference is "
@@ -89,9 +80,11 @@ FIGURE_GROUPS: Final = (
     ),
     EFFECT,
 )
-LOSS_LABELS: Final = dict(
-    zip(LOSSES, (f"missing, at {MINUS}1", "missing, at +1", "missing, both at ±1"), strict=True)
-)
+LOSS_LABELS: Final = {
+    "loss_before": f"missing, at {MINUS}1",
+    "loss_after": "missing, at +1",
+    "loss_both": "missing, both at ±1",
+}
 SIDES: Final = {
     "before": f"at {MINUS}{{}}",
     "after": "at +{}",
@@ -111,7 +104,7 @@ COMPARED: Final = {
 
 def headline(results: StudyResults) -> str:
     """Say how much of a study is done, and what was compared."""
-    summary, compared = results.summary, results.comparisons
+    compared = results.comparisons
     counts = {
         "data set": {item.dataset for item in compared},
         "network": {item.architecture for item in compared},
@@ -120,37 +113,38 @@ def headline(results: StudyResults) -> str:
         "seed": {run.seed for run in results.runs},
     }
     known = [counted(len(found), name) for name, found in counts.items() if found]
-    failed = f", {len(summary['failed'])} failed" if summary["failed"] else ""
-    done = f"{summary['finished']} of {counted(summary['planned'], 'run')} done{failed}"
+    failed = f", {len(results.failed)} failed" if results.failed else ""
+    done = f"{results.finished} of {counted(results.planned, 'run')} done{failed}"
     return f"{done}: {listed(known)}." if known else f"{done}."
 
 
-def arm_tables(summary: Mapping[str, Any]) -> list[Table]:
+def arm_tables(summary: StudySummary) -> list[Table]:
     """Return a table of the arms over all data sets, where that says more, and one for each comparison."""
-    comparisons = read_comparisons(summary)
     items: list[tuple[Comparison | PooledComparison, list[Comparison]]] = [
-        (item, [found for found in comparisons if found.architecture == item.architecture])
-        for item in shown_pooled(read_pooled(summary))
+        (item, [found for found in summary.comparisons if found.architecture == item.architecture])
+        for item in shown_pooled(summary.pooled)
     ]
-    items += [(item, [item]) for item in comparisons]
-    names = [*dict.fromkeys(arm.arm for item in comparisons for arm in item.arms)]
-    interim = INTERIM_READING if summary["finished"] < summary["planned"] else ""
+    items += [(item, [item]) for item in summary.comparisons]
+    interim = INTERIM_READING if summary.interim else ""
     tables = []
     for item, sets in items:
         arms: Sequence[Arm] = item.arms
-        columns = _arm_columns(item, sets, summary["baseline"])
+        columns = _arm_columns(item, sets, summary.baseline)
         lines = zip(*columns.values(), strict=True)
         rows = [
-            Row(arm.arm + (" *" if getattr(arm, "primary", False) else ""), cells, names.index(arm.arm))
+            Row(
+                arm.arm + (" *" if getattr(arm, "primary", False) else ""), cells, summary.arms.index(arm.arm)
+            )
             for arm, cells in zip(arms, lines, strict=True)
         ]
-        note = _note(item, sets, summary["baseline"]) + interim
+        note = _note(item, sets, summary.baseline) + interim
         tables.append(plain_table(item.title, ("arm", *columns), rows, note))
     return [table for table in tables if table.rows]
 
 
-def tables_of_study(summary: Mapping[str, Any]) -> list[Table]:
-    """Return the tables of the arms, and one of the runs that failed if there are any."""
+def tables_of_study(document: Mapping[str, Any]) -> list[Table]:
+    """Return the tables of the arms in a ``summary.json``, and one of the runs that failed if there are any."""
+    summary = StudySummary.read(document)
     failed = failed_table(summary)
     return arm_tables(summary) + ([failed] if failed.rows else [])
 
@@ -172,7 +166,7 @@ def _arm_columns(
     arms: Sequence[Arm] = item.arms
     if not arms:
         return {}
-    score = score_title(arms[0].score, first=True)
+    score = score_title(arms[0].score).capitalize()
     unit = "folds x seeds" if any(found.unit == "fold" for found in comparisons) else "seeds"
     extents = [_extents(arm.arm, comparisons) for arm in arms]
     if isinstance(item, PooledComparison) and len(set(extents)) == 1:
@@ -185,9 +179,7 @@ def _arm_columns(
         "superior?": [superiority(arm) for arm in arms],
         "p of a difference": [p_value(getattr(arm, "p_adjusted", math.nan)) for arm in arms],
         "largest |B|": [metric_text("largest_bias", arm) for arm in arms],
-        "part of it removed": [
-            removed_part(arm.bias_removed) if isinstance(arm, ArmSummary) else NOTHING for arm in arms
-        ],
+        "part of it removed": [removed_part(getattr(arm, "bias_removed", None)) for arm in arms],
         "loss, both missing": [interval(arm.metrics.get("loss_both")) for arm in arms],
     }
     return {name: cells for name, cells in columns.items() if set(cells) != {NOTHING}}
@@ -214,34 +206,25 @@ def _note(item: Comparison | PooledComparison, comparisons: Sequence[Comparison]
         return f"{sentence} Means over {item.unit}s, with 95 % intervals by Student's t."
     if item.missing:
         sentence += f" Without results so far, so nothing is tested: {listed(item.missing)}."
-    few = [
-        found.dataset
-        for found in comparisons
-        if len(item.datasets) > 1 and any(found.replicates(arm) < ENOUGH_REPLICATES for arm in found.arms)
-    ]
+    few = [found.dataset for found in comparisons if len(item.datasets) > 1 and found.few_replicates]
     if few:
         sentence += (
-            f" Fewer than {ENOUGH_REPLICATES} replicates in {listed(few)}: if the data set that varies most is among them, the "
-            "95 % intervals cover in only 89 % of cases."
+            f" Fewer than 3 replicates in {listed(few)}: if the data set that varies most is among them, the 95 % intervals "
+            "cover in only 89 % of cases."
         )
     primary = [PRIMARY_READING.format(arm.margin) for arm in item.arms if arm.primary]
     return " ".join([sentence, POOLED_READING, *primary])
 
 
-def judgement(arm: Arm) -> str:
-    """Return the outcome of the non-inferiority test of the main score."""
-    return arm.outcome
-
-
 def _test(arm: Arm) -> str:
     if not arm.differences:
         return NOTHING
-    return judgement(arm) if arm.holds is None else f"{judgement(arm)}\n{p_value(arm.p)}"
+    return arm.outcome if arm.holds is None else f"{arm.outcome}\n{p_value(arm.p)}"
 
 
-def superiority(arm: Arm) -> str:
+def superiority(arm: Any) -> str:
     """Return the outcome of the test of superiority of the primary comparison."""
-    if isinstance(arm, ArmSummary) or not arm.primary:
+    if not getattr(arm, "primary", False):
         return NOTHING
     if arm.superior is None:
         return "not tested"
@@ -260,9 +243,9 @@ def difference_text(name: str, arm: Arm) -> str:
     return difference(arm.differences[name], *([-arm.margin] if name == arm.score else []))
 
 
-def removed_part(removed: Interval) -> str:
+def removed_part(removed: Interval | None) -> str:
     """Format the part of the bias that is removed, in whole percent; it is rounded down so as not to overstate it."""
-    if math.isnan(removed.estimate):
+    if removed is None or math.isnan(removed.estimate):
         return NOTHING
     parts = (math.floor(100 * part + 1e-9) for part in astuple(removed))  # 100 * .58 is less than 58
     estimate, low, high = (f"{part}{SPACE}%".replace("-", MINUS) for part in parts)
@@ -333,22 +316,18 @@ def _share_group(item: Comparison) -> Group:
 
 def stress_group(results: StudyResults, comparison: Comparison) -> Group:
     """Return the losses of Dice of each arm, means over folds or seeds; without rows if no run measured them."""
-    arms = [
-        [run for run in results.runs_of(comparison, arm.arm) if run.stress is not None and run.stress.losses]
-        for arm in comparison.arms
-    ]
-    losses = [loss for runs in arms for run in runs if run.stress for loss in run.stress.losses]
+    runs = [run for arm in comparison.arms for run in results.runs_of(comparison, arm.arm)]
+    losses = [loss for run in runs if run.stress for loss in run.stress.losses]
     found = dict.fromkeys((loss.kind, loss.offset) for loss in losses)
     keys = [(kind, k, side) for kind, k in found for side in SIDES]
     keys += [("reversed", 0, "")] if losses else []
-    rows = []
-    for kind, k, side in keys:
-        means = []
-        for runs in arms:
-            values = [lost(run.stress, kind, k, side) for run in runs if run.stress]
-            known = replicate_means([vars(run) for run in runs], values, comparison.unit)
-            means.append(interval(student_interval(known, (-1, 1))))
-        rows.append(Row(f"{kind}, {SIDES[side].format(k)}" if side else kind, tuple(means)))
+    rows = [
+        Row(
+            f"{key[0]}, {SIDES[key[2]].format(key[1])}" if key[2] else key[0],
+            tuple(interval(results.mean_loss(comparison, arm.arm, key)) for arm in comparison.arms),
+        )
+        for key in keys
+    ]
     return Group(
         "What a disturbed slice costs",
         (
@@ -360,9 +339,9 @@ def stress_group(results: StudyResults, comparison: Comparison) -> Group:
     )
 
 
-def failed_table(summary: Mapping[str, Any]) -> Table:
+def failed_table(summary: StudySummary) -> Table:
     """Return the runs that failed, and why."""
-    rows = [Row(name, (error,)) for name, error in failed_runs(summary)]
+    rows = [Row(name, (error,)) for name, error in summary.errors]
     note = "These runs are repeated when the study is started again."
     return plain_table("What failed", ("Run", "Error"), rows, note)
 
@@ -377,10 +356,11 @@ def settings_table(results: StudyResults) -> Table:
     return run_table(["All runs"], [{key: "; ".join(found) for key, found in settings.items()}])
 
 
-def study_html(summary: Mapping[str, Any]) -> str:
-    """Return a study in short as HTML, for notebooks: how many runs are done, and the tables of its arms."""
-    failed = f", {len(summary['failed'])} failed" if summary["failed"] else ""
-    parts = [f"<p><b>{summary['finished']} of {summary['planned']} runs finished{failed}</b></p>"]
+def study_html(document: Mapping[str, Any]) -> str:
+    """Return a ``summary.json`` in short as HTML, for notebooks: how many runs are done, and the tables of the arms."""
+    summary = StudySummary.read(document)
+    failed = f", {len(summary.failed)} failed" if summary.failed else ""
+    parts = [f"<p><b>{summary.finished} of {summary.planned} runs finished{failed}</b></p>"]
     for table in arm_tables(summary):
         parts += [f"<p>{escape(table.title)}</p>", html_table(table)]
     return "".join(parts)

@@ -1,4 +1,4 @@
-"""Tables: one model of rows for pages, the terminal, notebooks and the documentation, and CSV files.
+"""Tables: one model of rows for pages, the terminal, notebooks and the documentation, and CSV files; figures as text.
 
 A cell is text; what follows " [" is the interval of a figure, and what follows a line break is a remark, which a page sets
 in small type. A line of a cell that begins with a verdict (``TONES``) is coloured by it wherever there are colours.
@@ -9,12 +9,16 @@ from __future__ import annotations
 import csv
 import io
 import math
+import textwrap
 from dataclasses import dataclass
 from html import escape
+from itertools import product
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from evenslice.results import Interval
 
 TONES: Final = {
     "good": ("symmetric", "balanced", "within", "not inferior", "superior"),
@@ -60,6 +64,16 @@ class Table:
     note: str = ""
     colours: tuple[int, ...] = ()
 
+    @staticmethod
+    def tone(line: str) -> str:
+        """Return how good the verdict is that a line begins with; empty without one.
+
+        Example:
+            >>> Table.tone("biased"), Table.tone("within 0.05"), Table.tone("0.012")
+            ('bad', 'good', '')
+        """
+        return next((name for name, words in TONES.items() if line.startswith(words)), "")
+
     @property
     def rows(self) -> list[Row]:
         """All rows."""
@@ -79,16 +93,6 @@ def run_table(names: Sequence[str], settings: Sequence[Mapping[str, str]]) -> Ta
         for key in sorted(keys, key=lambda key: key not in ("command", "created"))
     ]
     return plain_table("What was run", ("Setting", *names), [row for row in rows if any(row.cells)])
-
-
-def tone(line: str) -> str:
-    """Return how good the verdict is that a line begins with; empty without one.
-
-    Example:
-        >>> tone("biased"), tone("within 0.05"), tone("0.012")
-        ('bad', 'good', '')
-    """
-    return next((name for name, words in TONES.items() if line.startswith(words)), "")
 
 
 def html_table(table: Table) -> str:
@@ -138,3 +142,166 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         yield prefix, ", ".join("" if item is None else str(item) for item in value)
     else:
         yield prefix, "" if value is None else str(value)
+
+
+# Numbers, intervals and names as text.
+
+NOTHING = "\N{EN DASH}"
+"""Replaces an undefined value."""
+
+MINUS = "\N{MINUS SIGN}"
+"""Precedes negative numbers; a hyphen is shorter and allows a line break."""
+
+SPACE = "\N{NO-BREAK SPACE}"
+MOST_DECIMALS = 6
+ROUNDING = 1e-6  # of shares, most of which were computed in single precision
+LEVELS = (0.025, 0.05)  # below these, a one-sided and a two-sided p is significant
+
+
+def decimals(values: Iterable[float], limits: Iterable[float], least: int = 3) -> int:
+    """Return how many decimals show on which side of limits values lie: ``least``, or up to six where those would hide it.
+
+    Example:
+        >>> decimals([-0.0096, -0.0054], limits=[0, -0.02]), decimals([-0.0096, -0.0054], limits=[0, -0.01])
+        (3, 4)
+    """
+    return max((_decimals(value, limit, least) for value, limit in product(values, limits)), default=least)
+
+
+def _decimals(value: float, limit: float, least: int) -> int:
+    def side(shown: float) -> int:
+        return (shown > limit) - (shown < limit)
+
+    places = range(least, MOST_DECIMALS + 1)
+    fewest = (number for number in places if side(round(value, number)) == side(value))
+    return next(fewest, least)  # what is less than a millionth away lies at the limit
+
+
+def number(value: float, places: int = 3) -> str:
+    """Format a number with three decimals, or other ``places``, or as a power of ten if those would all be 0.
+
+    Example:
+        >>> [number(value).replace(MINUS, "-") for value in (-0.2346, 2e-6, 0.0, float("inf"))]
+        ['-0.235', '2.0e-6', '0', '∞']
+    """
+    if math.isnan(value):
+        return NOTHING
+    if math.isinf(value):
+        return "∞" if value > 0 else f"{MINUS}∞"
+    if value == 0:
+        return "0"
+    if abs(value) >= 0.5 / 10**places:
+        return f"{value:.{places}f}".replace("-", MINUS)
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}".replace("-", MINUS)
+
+
+def interval(value: Interval | None, *limits: float) -> str:
+    """Format an estimate with its interval so that it shows which limits that excludes.
+
+    Example:
+        >>> from evenslice.results import Interval
+        >>> interval(Interval(0.0506, 0.0503, 0.0509), 0.05), interval(Interval(0.0506, 0.0503, 0.0509))
+        ('0.0506 [0.0503, 0.0509]', '0.051 [0.050, 0.051]')
+    """
+    if value is None or math.isnan(value.estimate):
+        return NOTHING
+    places = decimals((value.low, value.high), limits)
+    if math.isnan(value.low) or math.isnan(value.high):
+        return number(value.estimate)
+    return f"{number(value.estimate, places)} [{number(value.low, places)}, {number(value.high, places)}]"
+
+
+def difference(value: Interval, *limits: float) -> str:
+    """Format a difference with its interval, with a plus sign if positive.
+
+    It has three decimals, or more where three would not show on which side of 0, or of other limits, an end of the
+    interval lies.
+
+    Example:
+        >>> from evenslice.results import Interval
+        >>> for ends in ((-0.0024, 0.0066), (-0.0003, 0.0066)):
+        ...     print(difference(Interval(0.0021, *ends)).replace(MINUS, "-"))
+        +0.002 [-0.002, 0.007]
+        +0.0021 [-0.0003, 0.0066]
+    """
+    if math.isnan(value.estimate):
+        return NOTHING
+    ends = (value.low, value.high)
+    places = decimals(ends, (0.0, *limits))
+    estimate, low, high = (f"{part:z.{places}f}".replace("-", MINUS) for part in (value.estimate, *ends))
+    estimate = f"+{estimate}" if estimate.strip("0.") and value.estimate > 0 else estimate
+    return estimate if math.isnan(value.low) or math.isnan(value.high) else f"{estimate} [{low}, {high}]"
+
+
+def p_value(p: float) -> str:
+    """Format the p of a test.
+
+    Example:
+        >>> p_value(0.0312), p_value(2e-5), p_value(0.0496)
+        ('p = 0.031', 'p < 0.001', 'p = 0.0496')
+    """
+    if math.isnan(p):
+        return NOTHING
+    return "p < 0.001" if p < 0.001 else f"p = {number(p, decimals([p], LEVELS))}"
+
+
+def percent(share: float) -> str:
+    """Format a share in whole percent, or with one decimal below one percent; no line break before the sign.
+
+    Example:
+        >>> [percent(share).replace("\N{NO-BREAK SPACE}", " ") for share in (0.562, 0.004, 2e-6, 0.0, 0.996)]
+        ['56 %', '0.4 %', 'less than 0.1 %', '0 %', 'more than 99 %']
+    """
+    if math.isnan(share):
+        return NOTHING
+    if 0.995 <= share < 1 - ROUNDING:
+        return f"more than 99{SPACE}%"
+    if share == 0 or share >= 0.01:
+        return f"{100 * share:.0f}{SPACE}%"
+    return f"less than 0.1{SPACE}%" if share < 0.001 else f"{100 * share:.1f}{SPACE}%"
+
+
+def threshold(share: float) -> str:
+    """Format a share that is a limit, in percent with three digits; no line break before the sign.
+
+    Example:
+        >>> [threshold(share).replace("\N{NO-BREAK SPACE}", " ") for share in (0.02, 0.02 * 2 / 3, 0.0008)]
+        ['2 %', '1.33 %', '0.08 %']
+    """
+    return f"{100 * share:.3g}{SPACE}%"
+
+
+def signed(offset: int) -> str:
+    """Format an offset with its sign; 0 has none."""
+    return f"{offset:+d}".replace("-", MINUS) if offset else "0"
+
+
+def counted(count: int, name: str) -> str:
+    """Put a count before a name: ``"1 fold"``, ``"3 folds"``."""
+    return f"{count} {name}" if count == 1 else f"{count} {name}s"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Join names: ``"a, b and c"``."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def one_line(text: str, longest: int = 28) -> str:
+    """Make any text fit a label: one line of printable characters, cut at ``longest``."""
+    text = "".join(character if character.isprintable() else " " for character in text)
+    text = " ".join(text.split())
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def few_lines(text: str, width: int = 28, lines: int = 2) -> str:
+    """Make any text fit a label of a few lines, broken between words.
+
+    Example:
+        >>> print(few_lines("symmetrized at the encoder with missing slices"))
+        symmetrized at the encoder
+        with missing slices
+    """
+    return textwrap.fill(
+        one_line(text, 2 * lines * width), width, max_lines=lines, placeholder="…", break_on_hyphens=False
+    )

@@ -3,27 +3,20 @@ from .audits import (
     AuditResult as AuditResult,
     AuditRun as AuditRun,
     ExampleWindows as ExampleWindows,
-    StemShape as StemShape,
-    save_audits as save_audits,
+    SurveyedNetwork as SurveyedNetwork,
+    SurveyResult as SurveyResult,
+    SurveyRun as SurveyRun,
 )
 from .comparisons import (
-    ENOUGH_REPLICATES as ENOUGH_REPLICATES,
-    LOSSES as LOSSES,
-    MAIN_SCORES as MAIN_SCORES,
     METRICS as METRICS,
     TASK_SCORES as TASK_SCORES,
-    ArmSummary as ArmSummary,
+    Arm as Arm,
     Comparison as Comparison,
-    PooledArm as PooledArm,
     PooledComparison as PooledComparison,
-    Primary as Primary,
-    pool_runs as pool_runs,
-    replicate_means as replicate_means,
+    StudyPlan as StudyPlan,
     run_name as run_name,
     score_title as score_title,
-    summarize_runs as summarize_runs,
 )
-from .documents import DEFINITIONS as DEFINITIONS, FORMAT as FORMAT
 from .intervals import (
     Interval as Interval,
     ratio as ratio,
@@ -31,44 +24,18 @@ from .intervals import (
 )
 from .measurements import (
     SAME as SAME,
-    SAME_USE as SAME_USE,
     Measurements as Measurements,
-    directional_bias as directional_bias,
-    halves as halves,
-    model_part as model_part,
-    pair_bias as pair_bias,
+    largest_bias as largest_bias,
+    mean_biases as mean_biases,
 )
-from .stress import (
-    Stress as Stress,
-    StressCounts as StressCounts,
-    StressSummary as StressSummary,
-    summarize_stress as summarize_stress,
-)
+from .stress import Stress as Stress, StressSummary as StressSummary
 from .studies import (
-    EXAMPLE_SIZE as EXAMPLE_SIZE,
     ExampleSlice as ExampleSlice,
     StudyResults as StudyResults,
-    StudyRun as StudyRun,
     StudySummary as StudySummary,
-    failed_runs as failed_runs,
-    is_study as is_study,
-    load_study as load_study,
-    read_comparisons as read_comparisons,
-    read_example as read_example,
-    read_pooled as read_pooled,
 )
-from .surveys import (
-    SURVEY_FILES as SURVEY_FILES,
-    SurveyedNetwork as SurveyedNetwork,
-    SurveyResult as SurveyResult,
-    SurveyRun as SurveyRun,
-    is_survey as is_survey,
-)
-from .tolerances import Tolerances as Tolerances
 from .verdicts import (
-    Decision as Decision,
-    Figure as Figure,
-    Questions as Questions,
+    Tolerances as Tolerances,
     ask as ask,
     summarize as summarize,
 )

@@ -1,4 +1,4 @@
-"""The result of an audit, and the files that hold it.
+"""The results of audits and of surveys of networks, and the files that hold them.
 
 An audit is kept in two files: ``audit.json`` holds the statistics with their intervals and what was run, ``audit.npz``
 the measurements behind them and the example windows of the report. Audits made together for comparison are kept in one
@@ -7,9 +7,8 @@ folder, the second and later ones as ``audit.1-NAME.json`` and so on.
 
 from __future__ import annotations
 
-import re
+import math
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -20,7 +19,9 @@ from evenslice.networks import StemKernels
 from evenslice.results.documents import (
     DEFINITIONS,
     FORMAT,
-    check_finite,
+    LARGEST,
+    PAIRS,
+    SLICES,
     definitions_of,
     from_arrays,
     from_plain,
@@ -28,23 +29,20 @@ from evenslice.results.documents import (
     to_arrays,
     to_plain,
 )
+from evenslice.results.intervals import UNKNOWN, Interval
 from evenslice.results.measurements import Measurements
 from evenslice.results.stress import StressSummary
 from evenslice.results.verdicts import Asymmetry
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from typing import Self
 
-    from evenslice.results.intervals import Interval
     from evenslice.results.verdicts import AnswerChange, Figure, Mismatch, Verdict
 
 MOST_BYTES = 2**29
 """Largest size of the measurements and examples of one audit that is read back."""
-
-SALIENCY_PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
-LONGEST_SLUG = 60  # characters of an audit's name in that of its file
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,17 +63,6 @@ class ExampleWindows:
     images: Annotated[NDArray[np.uint8], "e N y x"]
     saliency: Annotated[NDArray[np.float32], "e N y x"]
     maps: Annotated[NDArray[np.float32], "e N y x"]
-
-    def saliency_percentiles(self) -> list[list[float]] | None:
-        """Return for each slice the ``SALIENCY_PERCENTILES`` of the saliency over all its pixels in all windows.
-
-        They are in units of the mean over pixels and slices, rounded to four digits; None without windows.
-        """
-        if not len(self.saliency):
-            return None
-        pixels = self.saliency.swapaxes(0, 1).reshape(self.saliency.shape[1], -1) * self.saliency[0].size
-        values = np.percentile(pixels, SALIENCY_PERCENTILES, axis=1).T
-        return [[float(f"{value:.4g}") for value in row] for row in values]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,14 +104,6 @@ class AuditedVolume:
     labels: str | None = None
 
 
-@dataclass(frozen=True)
-class StemShape:
-    """The name of a stem and the shape of its kernels."""
-
-    name: str
-    shape: tuple[int, ...] = ()
-
-
 @dataclass(frozen=True, kw_only=True)
 class AuditRun:
     """What an audit ran; an entry missing from an older document has its default.
@@ -157,7 +136,6 @@ class AuditRun:
             "given", "stated" by the network's library, "assumed", or "function" if it scales by itself.
         clamped: part of the probabilities that were clamped to [1e-6, 1 - 1e-6].
         model: ``class`` of the network; if the command line built it, also its specification and weights.
-        stems: the layers that read the image.
         volumes: the volumes.
         command: the command line.
         versions: of Python and of the packages involved.
@@ -190,7 +168,6 @@ class AuditRun:
     scaling: dict[str, Any] | None = None
     clamped: float | None = None
     model: dict[str, Any] = field(default_factory=dict)
-    stems: tuple[StemShape, ...] = ()
     volumes: tuple[AuditedVolume, ...] = ()
     command: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
@@ -294,6 +271,7 @@ class AuditResult:
             "population": {"windows": self.run.windows_available, "read": self.windows},
             **statistics,
             "stress": to_plain(self.stress),
+            "stems": [{"name": item.name, "shape": list(item.after.shape)} for item in self.kernels],
             **to_plain(self.run),
         }
 
@@ -350,20 +328,21 @@ class AuditResult:
             name = from_plain(str, document["name"], "name")
             windows = from_plain(int, document["windows"], "windows")
             stress = from_plain(StressSummary | None, document.get("stress"), "stress")
+            stems = from_plain(tuple[dict[str, Any], ...], document.get("stems", []), "stems")
+            names = [from_plain(str, stem["name"], "stems") for stem in stems]
         with reading(path.with_suffix(".npz"), "an audit", "run the audit again") as beside:
             arrays, measured = read_arrays(beside, MOST_BYTES), None
+            _check_drawable(arrays)
             # Version 0.2 wrote no maps.
             known = {"examples/maps": arrays["examples/saliency"], **arrays}
-            examples = from_arrays(ExampleWindows, known, "examples/", finite=True, N=slices)
+            examples = from_arrays(ExampleWindows, known, "examples/", N=slices)
             if definitions == DEFINITIONS:
                 sizes = {"n": windows, "N": slices, "K": slices // 2}
                 measured = from_arrays(Measurements, arrays, "measurements/", **sizes)
-                if any(item.class_number >= measured.classes for item in statistics.classes):
-                    raise ValueError("it has no windows of a class of the audit")
-            for item in (examples, measured) if measured else (examples,):
-                if not np.isin(item.volume, range(max(len(run.volumes), 1))).all():
-                    raise ValueError("it has windows of a volume that is none of the audit's")
-            kernels = tuple(_read_kernels(stem, f"kernels/{n}", arrays) for n, stem in enumerate(run.stems))
+            kernels = tuple(
+                StemKernels(stem, arrays[f"kernels/{n}/before"], arrays[f"kernels/{n}/after"])
+                for n, stem in enumerate(names)
+            )
         return cls(name, statistics, windows, measured, examples, kernels, stress, run, definitions)
 
 
@@ -386,17 +365,176 @@ def _read_statistics(document: dict[str, Any]) -> Asymmetry:
     return found
 
 
-def _read_kernels(stem: StemShape, place: str, arrays: Mapping[str, NDArray[Any]]) -> StemKernels:
-    found = {name: arrays[f"{place}/{name}"] for name in ("before", "after")}
-    for name, array in found.items():
-        check_finite(f"{place}/{name}", array)
-        if array.ndim != 4 or not array.size:
-            raise ValueError(f"{place}/{name} is of shape {array.shape}")
-    return StemKernels(stem.name, **found)
+def _check_drawable(arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Raise ValueError unless pictures can be drawn of the examples and the kernels."""
+    for name, array in arrays.items():
+        if name.startswith("kernels/") and (array.ndim != 4 or not array.size):
+            raise ValueError(f"{name} is of shape {array.shape}")
+        known = name.startswith(("examples/", "kernels/")) and array.size
+        if known and not float(np.max(np.abs(array))) <= LARGEST:  # NaN is not, either
+            raise ValueError(f"{name} holds values beyond all bounds")
 
 
-def save_audits(audits: Sequence[AuditResult], folder: str | os.PathLike[str]) -> None:
-    """Write audits into an existing folder: the first as ``audit.json``, the others as ``audit.INDEX-NAME.json``."""
-    for index, audit in enumerate(audits):
-        slug = re.sub(r"[^a-z0-9]+", "-", audit.name.lower())[:LONGEST_SLUG].strip("-")
-        audit.save(Path(folder) / ("audit.json" if index == 0 else f"audit.{index}-{slug}.json"))
+@dataclass(frozen=True)
+class SurveyedNetwork:
+    """One network of a survey; if it failed, only ``spec``, ``weights`` and ``error`` are set.
+
+    Attributes:
+        spec: the specification of the network.
+        weights: ``"imagenet"``, ``"none"`` or the path of a file.
+        origin: source of the weights: a package and its version, a hub, a digest, a seed.
+        random: top-level parts of the network with random weights.
+        draws: number of times that these were drawn; energies and what follows are means over the draws.
+        stems: dotted names of the layers that read the image.
+        energy: (C,) share of each channel in the energy of the stems, 0..1; see ``evenslice.auditing.surveyor``.
+        chromatic: part of that energy to which a gray image does not contribute, 0..1.
+        verdict: of the audit of every draw; "inconclusive" if they differ.
+        shares: (N,) share of each slice in the saliency.
+        pairs: (K,) pair biases of the saliency.
+        reliance: (K,) those of the reliance; empty in surveys of version 0.2, where the answer change is unknown too.
+        answer_change: C.
+        answer_of: what it compares: "classes", "scores", or "unknown".
+        directional_bias: D_m.
+        mirror_error: change of the output when a window is reversed, relative to its largest value.
+        mirror_disagreement: share of the predictions that change when a window is reversed.
+        windows: number of windows that the network was shown.
+        seconds: duration.
+        error: why the network could not be surveyed, in one line; empty if it could.
+    """
+
+    spec: str
+    weights: str
+    origin: str = ""
+    random: tuple[str, ...] = ()
+    draws: int = 1
+    stems: tuple[str, ...] = ()
+    energy: tuple[float, ...] = ()
+    chromatic: float = math.nan
+    verdict: str = ""
+    shares: tuple[Interval, ...] = field(default=(), metadata=SLICES)
+    pairs: tuple[Interval, ...] = field(default=(), metadata=PAIRS)
+    reliance: tuple[Interval, ...] = field(default=(), metadata=PAIRS)
+    answer_change: Interval = UNKNOWN
+    answer_of: str = "unknown"
+    directional_bias: Interval = UNKNOWN
+    mirror_error: Interval = UNKNOWN
+    mirror_disagreement: Interval = UNKNOWN
+    windows: int = 0
+    seconds: float = 0.0
+    error: str = ""
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """The window's offsets, -K..K."""
+        half = len(self.shares) // 2
+        return tuple(range(-half, len(self.shares) - half))
+
+    @property
+    def sort_key(self) -> tuple[bool, float, float]:
+        """The key that sorts networks by absolute D_m, then by largest pair bias, descending; unknown and failed last."""
+        bias = abs(self.directional_bias.estimate)
+        largest = max((abs(pair.estimate) for pair in self.pairs), default=0.0)
+        return bool(self.error), math.inf if math.isnan(bias) else -bias, -largest
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurveyRun:
+    """What a survey ran; an entry missing from an older document has its default.
+
+    Attributes:
+        slices: N as requested; None for as many as each network has inputs.
+        windows: number of windows that each network was shown.
+        draws: number of times that random parts of a network were drawn.
+        seed: random seed.
+        method: of attribution.
+        target: what was explained, "auto" resolved.
+        device: PyTorch device.
+        volumes: the volume.
+        versions: of Python and of the packages involved.
+        command: the command line.
+        created: date and time in UTC, ISO 8601.
+        seconds: duration.
+    """
+
+    slices: int | None = None
+    windows: int = 0
+    draws: int = 1
+    seed: int = 0
+    method: str = ""
+    target: int | str = ""
+    device: str = ""
+    volumes: tuple[AuditedVolume, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+    command: str | None = None
+    created: str = ""
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, repr=False)
+class SurveyResult:
+    """The result of a survey.
+
+    Attributes:
+        networks: all networks, the one with the largest absolute D_m first, those that failed last.
+        run: what was run.
+        definitions: those of the figures: 2, or 1 in a survey of version 0.2.
+    """
+
+    networks: tuple[SurveyedNetwork, ...]
+    run: SurveyRun = field(default_factory=SurveyRun)
+    definitions: int = DEFINITIONS
+
+    def __repr__(self) -> str:
+        lines = (
+            f"{item.spec} {item.error or f'{item.directional_bias.estimate:+z.3f}'}" for item in self.networks
+        )
+        return f"<Survey: {'; '.join(lines)}>"
+
+    @property
+    def measured(self) -> tuple[SurveyedNetwork, ...]:
+        """The networks that were surveyed."""
+        return tuple(item for item in self.networks if not item.error)
+
+    @property
+    def failed(self) -> tuple[SurveyedNetwork, ...]:
+        """The networks that could not be surveyed."""
+        return tuple(item for item in self.networks if item.error)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the survey as plain values, with the keys of ``survey.json``."""
+        return {
+            "format": FORMAT,
+            "definitions": self.definitions,
+            "networks": to_plain(self.networks),
+            **to_plain(self.run),
+        }
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Self:
+        """Read what ``evenslice survey --out`` wrote into a folder.
+
+        Raises:
+            ConfigError: the folder holds no survey, or one that cannot be read.
+        """
+        path = local_path(folder, ConfigError) / "survey.json"
+        if not path.is_file():
+            raise ConfigError(f"{folder}: holds no survey; name a folder that `evenslice survey --out` wrote")
+        with reading(path, "a survey", "run the survey again"):
+            document = read_json(path)
+            definitions = definitions_of(document)
+            networks = from_plain(tuple[SurveyedNetwork, ...], document["networks"], "networks")
+            survey = cls(networks, from_plain(SurveyRun, document), definitions)
+            if not survey.measured or not all(map(_is_whole, survey.measured)):
+                raise ValueError("it holds no network that was measured, or one without its measurements")
+        return survey
+
+    def to_json(self) -> str:
+        """Return the survey as a JSON document; undefined values are null."""
+        return json_text(self.to_dict())
+
+
+def _is_whole(item: SurveyedNetwork) -> bool:
+    """Return whether a network has all its figures."""
+    pairs = len(item.shares) // 2
+    known = bool(item.energy) and len(item.shares) % 2 == 1 and item.draws > 0
+    return known and len(item.pairs) == pairs and len(item.reliance) in (0, pairs)

@@ -34,31 +34,24 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import numpy as np
 from scipy.special import stdtrit
 
-from evenslice.results.documents import to_plain
 from evenslice.results.intervals import (
     TAIL,
     UNKNOWN,
     Interval,
     PooledMean,
-    clipped,
     holm,
     pool_means,
     student_interval,
 )
-from evenslice.results.tolerances import Tolerances
+from evenslice.results.verdicts import Tolerances
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
-    from typing import TypeVar
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
-    AnyArm = TypeVar("AnyArm", bound="Arm")
     RunRecord = Mapping[str, Any]
     Runs = Sequence[RunRecord]
-    Pairs = Sequence[
-        tuple[RunRecord, RunRecord | None]
-    ]  # a run, and that of the baseline if the two are compared
 
 
 Unit: TypeAlias = Literal["fold", "seed"]
@@ -76,11 +69,6 @@ TASK_SCORES: Final = {
     "classification": ("balanced_accuracy", "accuracy", "macro_f1"),
 }
 """Names of the scores of each task, the main one first."""
-
-MAIN_SCORES: Final = {task: names[0] for task, names in TASK_SCORES.items()}
-"""The score of each task by which networks are compared: in validation, and by a study."""
-
-_TITLES: Final = {"dice": "Dice", "balanced_accuracy": "balanced accuracy"}
 
 METRICS = (
     *TASK_SCORES["segmentation"],
@@ -115,19 +103,14 @@ BOUNDS = {
 """Range of the metrics for which it is not 0 to 1; see ``metric_bounds`` for those whose range depends on the runs."""
 
 
-def score_title(name: str, *, first: bool = False) -> str:
+def score_title(name: str) -> str:
     """Return a main score as text calls it.
 
-    Args:
-        name: one of ``MAIN_SCORES``.
-        first: whether it is the first word.
-
     Example:
-        >>> score_title("dice"), score_title("balanced_accuracy"), score_title("balanced_accuracy", first=True)
-        ('Dice', 'balanced accuracy', 'Balanced accuracy')
+        >>> score_title("dice"), score_title("balanced_accuracy")
+        ('Dice', 'balanced accuracy')
     """
-    title = _TITLES[name]
-    return title[0].upper() + title[1:] if first else title
+    return name.replace("_", " ").replace("dice", "Dice")
 
 
 def fold_of(run: RunRecord) -> int:
@@ -193,17 +176,6 @@ def replicate_means(runs: Runs, values: ArrayLike, unit: Unit) -> NDArray[np.flo
         if not np.isnan(value):
             known.append(value)
     return np.array([np.mean(known) if known else np.nan for known in groups.values()], dtype=np.float64)
-
-
-def pair_runs(runs: Runs, baseline: Runs) -> Pairs:
-    """Return the runs that the baseline has with the same fold and seed, each beside that of the baseline.
-
-    Example:
-        >>> pair_runs([{"seed": 0}, {"seed": 1}], [{"seed": 1, "dice": 0.8}])
-        [({'seed': 1}, {'seed': 1, 'dice': 0.8})]
-    """
-    others = {(fold_of(run), run["seed"]): run for run in baseline}
-    return [(run, others[place]) for run in runs if (place := (fold_of(run), run["seed"])) in others]
 
 
 def comparable(runs: Iterable[RunRecord]) -> list[RunRecord]:
@@ -285,25 +257,6 @@ def column(runs: Runs, name: str) -> NDArray[np.float64]:
     return np.array([run.get(name) for run in runs], dtype=np.float64)
 
 
-ENOUGH_REPLICATES = 3
-"""Replicates that each data set needs for pooled intervals that hold as often as they say."""
-
-
-@dataclass(frozen=True)
-class Primary:
-    """The comparison with the baseline that a study is made for.
-
-    Attributes:
-        arm: the arm that is compared.
-        architecture: with which network.
-        margin: the loss of the main score, as a mean over the data sets, that would matter with this arm.
-    """
-
-    arm: str
-    architecture: str
-    margin: float
-
-
 @dataclass(frozen=True, kw_only=True)
 class Arm:
     """An arm on one data set or over all of them.
@@ -325,7 +278,7 @@ class Arm:
     margin: float = field(default=math.nan, metadata={"key": "non_inferiority/margin"})
     p: float = field(default=math.nan, metadata={"key": "non_inferiority/p"})
     holds: bool | None = field(default=None, metadata={"key": "non_inferiority/holds"})
-    score: str = field(default=MAIN_SCORES["segmentation"], metadata={"key": None})
+    score: str = field(default="dice", metadata={"key": None})
     answer_of: Literal["classes", "scores", "both"] = "classes"
 
     @property
@@ -402,13 +355,10 @@ class Comparison:
         """The names of both."""
         return f"{self.dataset}, {self.architecture}"
 
-    def replicates(self, arm: ArmSummary) -> int:
-        """Return the number of folds, or of seeds without folds, of an arm."""
-        return len(arm.folds if self.unit == "fold" else arm.seeds)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the comparison as plain values, with the keys of ``summary.json``."""
-        return dict(to_plain(self))
+    @property
+    def few_replicates(self) -> bool:
+        """Whether an arm has fewer than three folds, or seeds without folds: pooled intervals then hold less often."""
+        return any(len(arm.folds if self.unit == "fold" else arm.seeds) < 3 for arm in self.arms)
 
 
 @dataclass(frozen=True)
@@ -437,23 +387,68 @@ class PooledComparison:
             return f"Tests on {self.datasets[0]}, {self.architecture}"
         return f"{'Both' if count == 2 else f'All {count}'} data sets, {self.architecture}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the comparison as plain values, with the keys of ``summary.json``."""
-        return dict(to_plain(self))
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """What a study compares.
+
+    Attributes:
+        baseline: the arm that the others are compared with.
+        margin: of the non-inferiority tests of the main score, but for that of the primary comparison.
+        score: the name of the main score.
+        primary: the comparison that the study is made for: an arm, with which architecture, and its own margin.
+        datasets: the names of all data sets of the study, finished or not; those of the rows always count.
+        architectures: those of all its networks, likewise; p values are adjusted for every arm with each of them.
+        arms: those of all its arms, likewise.
+    """
+
+    baseline: str
+    margin: float
+    score: str = "dice"
+    primary: tuple[str, str, float] | None = None
+    datasets: tuple[str, ...] = ()
+    architectures: tuple[str, ...] = ()
+    arms: tuple[str, ...] = ()
 
 
-def summarize_runs(
-    rows: Iterable[RunRecord], *, baseline: str, margin: float, score: str = MAIN_SCORES["segmentation"]
-) -> list[Comparison]:
+@dataclass(frozen=True)
+class _Sample:
+    """Runs of an arm on one data set, each beside that of the baseline with the same fold and seed if they are compared."""
+
+    runs: Runs
+    unit: Unit
+    baseline: Runs = ()
+
+    def beside(self, others: Runs) -> _Sample:
+        """Return the runs that the baseline has with the same fold and seed, compared with those."""
+        known = {(fold_of(run), run["seed"]): run for run in others}
+        pairs = [(run, known[place]) for run in self.runs if (place := (fold_of(run), run["seed"])) in known]
+        return _Sample([run for run, _ in pairs], self.unit, [other for _, other in pairs])
+
+    def values(self, name: str) -> NDArray[np.float64]:
+        """Return a metric of the runs, less that of those of the baseline."""
+        return column(self.runs, name) - (column(self.baseline, name) if self.baseline else 0.0)
+
+    def replicates(self, name: str) -> NDArray[np.float64]:
+        """Return the mean of these over the runs of each replicate."""
+        return replicate_means(self.runs, self.values(name), self.unit)
+
+    def lacks_fold(self, runs: Runs, name: str) -> bool:
+        """Return whether other runs have a fold in which none of these has the metric."""
+        known = np.isfinite(self.values(name))
+        return bool(
+            {*map(fold_of, runs)} - {fold_of(run) for run, one in zip(self.runs, known, strict=True) if one}
+        )
+
+
+def summarize_runs(rows: Iterable[RunRecord], plan: StudyPlan) -> tuple[Comparison, ...]:
     """Summarize the finished runs of a study.
 
     Args:
         rows: for each run ``dataset``, ``architecture``, ``arm``, ``seed``, ``shares`` and its ``METRICS``, its ``fold`` and
             the number of ``folds`` of its data set if it has any, and what ``comparable`` needs; a metric that is missing
             or None is undefined.
-        baseline: the arm that the others are compared with.
-        margin: of the non-inferiority test of the main score.
-        score: the name of that.
+        plan: what is compared.
 
     Returns:
         One comparison for each data set and architecture, in the order of the rows.
@@ -463,101 +458,84 @@ def summarize_runs(
         ...     {"dataset": "d", "architecture": "a", "arm": arm, "seed": seed, "shares": None, "dice": dice * (1 + seed / 50)}
         ...     for arm, dice in [("pretrained", 0.8), ("uniform", 0.81)] for seed in range(2)
         ... ]
-        >>> uniform = summarize_runs(rows, baseline="pretrained", margin=0.01)[0].arms[1]
+        >>> uniform = summarize_runs(rows, StudyPlan("pretrained", 0.01))[0].arms[1]
         >>> round(uniform.differences["dice"].estimate, 6), uniform.holds
         (0.0101, True)
     """
     groups: dict[tuple[str, str], dict[str, list[RunRecord]]] = {}
     for row in comparable(rows):
-        arms = groups.setdefault((row["dataset"], row["architecture"]), {})
-        arms.setdefault(row["arm"], []).append(row)
-    return [_compare(*names, arms, baseline, margin, score) for names, arms in groups.items()]
+        by_arm = groups.setdefault((row["dataset"], row["architecture"]), {})
+        by_arm.setdefault(row["arm"], []).append(row)
+    found = []
+    for (dataset, architecture), runs in groups.items():
+        unit = replicate_unit(run for own in runs.values() for run in own)
+        arms = []
+        for arm, own in runs.items():
+            sample = _Sample(own, unit)
+            pairs = sample.beside(runs.get(plan.baseline, ()) if arm != plan.baseline else ())
+            arms.append(_summarize_arm(arm, sample, pairs, plan))
+        found.append(Comparison(dataset, architecture, tuple(arms), unit))
+    return tuple(found)
 
 
-def _compare(
-    dataset: str, architecture: str, arms: Mapping[str, Runs], baseline: str, margin: float, score: str
-) -> Comparison:
-    unit = replicate_unit(run for runs in arms.values() for run in runs)
-    summaries = []
-    for arm, runs in arms.items():
-        known = [run for run in runs if run["shares"]]
-        columns = zip(*(run["shares"] for run in known), strict=True)
-        summary = _describe(
-            ArmSummary,
-            arm,
-            {dataset: runs},
-            {dataset: unit},
-            score,
-            seeds=tuple(dict.fromkeys(run["seed"] for run in runs)),
-            folds=tuple(dict.fromkeys(map(fold_of, runs))),
-            shares=tuple(
-                student_interval(replicate_means(known, values, unit), (0, 1)) for values in columns
-            ),
-        )
-        pairs = pair_runs(runs, arms.get(baseline, ())) if arm != baseline else []
-        if pairs:
-            summary = _with_differences(summary, {dataset: pairs}, {dataset: unit}, margin)
-            own, others = zip(*pairs, strict=True)
-            biases = np.array([column(part, "largest_bias") for part in (own, others)])
-            biases[:, np.isnan(biases).any(axis=0)] = np.nan
-            removed = bias_removed(*(replicate_means(own, values, unit) for values in biases))
-            summary = replace(summary, bias_removed=removed)
-        summaries.append(summary)
-    return Comparison(dataset, architecture, tuple(summaries), unit)
-
-
-def _describe(
-    kind: type[AnyArm], arm: str, sets: Mapping[str, Runs], units: Mapping[str, Unit], score: str, **more: Any
-) -> AnyArm:
-    """Return an arm with its means over data sets; without a value in all that have a unit, a mean is NaN."""
-    runs = {data: [(run, None) for run in own] for data, own in sets.items()}
-    answer_of = answer_kind(run for own in sets.values() for run in own)
-    return kind(arm=arm, metrics=_figures(kind, runs, units), score=score, answer_of=answer_of, **more)
-
-
-def _with_differences(
-    summary: AnyArm, sets: Mapping[str, Pairs], units: Mapping[str, Unit], margin: float
-) -> AnyArm:
-    """Add the differences of an arm from the baseline in some data sets, and the test of the main score."""
-    compared = {data: units[data] for data in sets}
-    p = _pool(sets, summary.score, compared).p_above(-margin)
-    return replace(
-        summary,
-        differences=_figures(type(summary), sets, compared),
-        margin=margin,
-        p=p,
-        holds=None if math.isnan(p) else p < TAIL,
+def _summarize_arm(arm: str, sample: _Sample, pairs: _Sample, plan: StudyPlan) -> ArmSummary:
+    known = [run for run in sample.runs if run["shares"]]
+    columns = zip(*(run["shares"] for run in known), strict=True)
+    removed = UNKNOWN
+    if pairs.runs:
+        biases = np.array([column(part, "largest_bias") for part in (pairs.runs, pairs.baseline)])
+        biases[:, np.isnan(biases).any(axis=0)] = np.nan
+        removed = bias_removed(*(replicate_means(pairs.runs, values, sample.unit) for values in biases))
+    return ArmSummary(
+        seeds=tuple(dict.fromkeys(run["seed"] for run in sample.runs)),
+        folds=tuple(dict.fromkeys(map(fold_of, sample.runs))),
+        shares=tuple(
+            student_interval(replicate_means(known, values, sample.unit), (0, 1)) for values in columns
+        ),
+        bias_removed=removed,
+        **_figures(arm, METRICS, [sample], 1, [pairs] if pairs.runs else [], plan.margin, plan.score),
     )
 
 
-def _figures(kind: type[Arm], sets: Mapping[str, Pairs], units: Mapping[str, Unit]) -> dict[str, Interval]:
-    """Return the intervals of means by name; of answer changes of both kinds there is none."""
-    runs = [run for pairs in sets.values() for pair in pairs for run in pair if run is not None]
+def _figures(
+    arm: str,
+    names: Sequence[str],
+    samples: Sequence[_Sample],
+    count: int,
+    pairs: Sequence[_Sample],
+    margin: float,
+    score: str,
+) -> dict[str, Any]:
+    """Return the fields of an ``Arm``: its means over a number of data sets, and its differences from the baseline in some."""
+    found: dict[str, Any] = {"arm": arm, "score": score, "metrics": _means(names, samples, count)}
+    found["answer_of"] = answer_kind(run for sample in samples for run in sample.runs)
+    if pairs:
+        p = _pool(pairs, score, len(pairs)).p_above(-margin)
+        found |= {"differences": _means(names, pairs, len(pairs)), "margin": margin, "p": p}
+        found["holds"] = None if math.isnan(p) else p < TAIL
+    return found
+
+
+def _means(names: Sequence[str], samples: Sequence[_Sample], count: int) -> dict[str, Interval]:
+    """Return the intervals of means over a number of data sets by name; of answer changes of both kinds there is none."""
+    runs = [run for sample in samples for run in (*sample.runs, *sample.baseline)]
     answer_of, slices = answer_kind(runs), max((len(run["shares"] or ()) for run in runs), default=0)
-    difference = any(other is not None for pairs in sets.values() for _, other in pairs)
+    difference = any(sample.baseline for sample in samples)
     return {
         name: UNKNOWN
         if name == "answer_change" and answer_of == "both"
-        else _pool(sets, name, units).interval(metric_bounds(name, answer_of, slices, difference=difference))
-        for name in (POOLED if kind is PooledArm else METRICS)
+        else _pool(samples, name, count).interval(
+            metric_bounds(name, answer_of, slices, difference=difference)
+        )
+        for name in names
     }
 
 
-def _pool(sets: Mapping[str, Pairs], name: str, units: Mapping[str, Unit]) -> PooledMean:
-    """Return the mean over data sets of a metric, or of its difference, if all that have a unit have a value."""
-    groups = [_replicates(pairs, name, units[data]) for data, pairs in sets.items()]
+def _pool(samples: Sequence[_Sample], name: str, count: int) -> PooledMean:
+    """Return the mean over data sets of a metric, or of its difference, if as many as counted have a value."""
+    groups = [sample.replicates(name) for sample in samples]
     known = [values for values in groups if not np.isnan(values).all()]
-    return pool_means(known if len(known) == len(units) else ())
-
-
-def _replicates(pairs: Pairs, name: str, unit: Unit) -> NDArray[np.float64]:
-    return replicate_means([run for run, _ in pairs], _differences(pairs, name), unit)
-
-
-def _differences(pairs: Pairs, name: str) -> NDArray[np.float64]:
-    """Return a metric of runs, less that of those of the baseline if they are compared."""
-    others = [other for _, other in pairs if other is not None]
-    return column([run for run, _ in pairs], name) - (column(others, name) if others else 0.0)
+    return pool_means(known if len(known) == count else ())
 
 
 def bias_removed(own: ArrayLike, baseline: ArrayLike) -> Interval:
@@ -593,32 +571,16 @@ def bias_removed(own: ArrayLike, baseline: ArrayLike) -> Interval:
     c = mean**2 - squared * spread[0, 0]
     root = math.sqrt(max(0.0, b**2 - a * c))
     interval = Interval(float(1 - mean / expected), float(1 - (b + root) / a), float(1 - (b - root) / a))
-    return clipped(interval, (-math.inf, 1.0))
+    return interval.clipped((-math.inf, 1.0))
 
 
-def pool_runs(
-    rows: Iterable[RunRecord],
-    *,
-    baseline: str,
-    margin: float,
-    primary: Primary | None = None,
-    score: str = MAIN_SCORES["segmentation"],
-    datasets: Collection[str] = (),
-    architectures: Collection[str] = (),
-    arms: Collection[str] = (),
-) -> list[PooledComparison]:
+def pool_runs(rows: Iterable[RunRecord], plan: StudyPlan) -> tuple[PooledComparison, ...]:
     """Pool the finished runs of a study over its data sets.
 
     Args:
         rows: for each run what ``summarize_runs`` needs, and ``stress_intact``, ``stress_before``, ``stress_after`` and
             ``stress_both`` if they were measured.
-        baseline: the arm that the others are compared with.
-        margin: of the non-inferiority tests of the main score, but for that of the primary comparison.
-        primary: the comparison that the study is made for, with its own margin.
-        score: the name of the main score.
-        datasets: the names of all data sets of the study, finished or not; those of the rows always count.
-        architectures: those of all its networks, likewise; p values are adjusted for every arm with each of them.
-        arms: those of all its arms, likewise.
+        plan: what is compared.
 
     Returns:
         One comparison for each architecture, in the order of the rows.
@@ -630,7 +592,7 @@ def pool_runs(
         ...     for arm, dice in [("pretrained", 0.8), ("uniform", 0.8 - lost)]
         ...     for seed in range(3)
         ... ]
-        >>> uniform = pool_runs(rows, baseline="pretrained", margin=0.01)[0].arms[1]
+        >>> uniform = pool_runs(rows, StudyPlan("pretrained", 0.01))[0].arms[1]
         >>> round(uniform.differences["dice"].estimate, 6), uniform.holds
         (-0.022, False)
     """
@@ -638,90 +600,79 @@ def pool_runs(
     for row in comparable(rows):
         own = groups.setdefault(row["architecture"], {})
         own.setdefault(row["arm"], {}).setdefault(row["dataset"], []).append(row)
-    found = [
-        _pool_arms(architecture, own, datasets, baseline, margin, primary, score)
-        for architecture, own in groups.items()
-    ]
-    names = {*arms, *(arm.arm for item in found for arm in item.arms)} - {baseline}
-    planned = set(product(names, {*architectures, *groups}))
-    if primary is not None:
-        planned.discard((primary.arm, primary.architecture))
-    return _adjusted(found, len(planned))
+    margins = {} if plan.primary is None else {plan.primary[:2]: plan.primary[2]}
+    found = []
+    for architecture, sets_of in groups.items():
+        runs: dict[str, list[RunRecord]] = {}
+        for sets in sets_of.values():
+            for name, of_set in sets.items():
+                runs.setdefault(name, []).extend(of_set)
+        units = {name: replicate_unit(own) for name, own in runs.items()}
+        missing = tuple(name for name in plan.datasets if name not in units)
+        arms = []
+        for arm, sets in sets_of.items():
+            others = sets_of.get(plan.baseline, {}) if arm != plan.baseline else {}
+            own_margin = margins.get((arm, architecture))
+            arms.append(_pool_arm(arm, sets, others, units, plan, own_margin, complete=not missing))
+        found.append(PooledComparison(architecture, tuple(units), tuple(arms), missing))
+    names = {*plan.arms, *(arm.arm for item in found for arm in item.arms)} - {plan.baseline}
+    return _adjusted(found, len({*product(names, {*plan.architectures, *groups})} - margins.keys()))
 
 
-def _pool_arms(
-    architecture: str,
-    arms: Mapping[str, Mapping[str, Runs]],
-    datasets: Collection[str],
-    baseline: str,
-    margin: float,
-    primary: Primary | None,
-    score: str,
-) -> PooledComparison:
-    runs: dict[str, list[RunRecord]] = {}
-    for sets in arms.values():
-        for name, own in sets.items():
-            runs.setdefault(name, []).extend(own)
-    units = {name: replicate_unit(own) for name, own in runs.items()}
-    missing = tuple(name for name in datasets if name not in units)
-    chosen = primary if primary is not None and primary.architecture == architecture else None
-    pooled = []
-    for arm, sets in arms.items():
-        summary = _describe(PooledArm, arm, sets, units, score, datasets=tuple(sets))
-        if arm != baseline:
-            own_primary = chosen if chosen is not None and chosen.arm == arm else None
-            others = arms.get(baseline, {})
-            summary = _pool_differences(summary, sets, others, units, own_primary or margin, bool(missing))
-        pooled.append(summary)
-    return PooledComparison(architecture, tuple(units), tuple(pooled), missing)
-
-
-def _pool_differences(
-    summary: PooledArm,
+def _pool_arm(
+    arm: str,
     sets: Mapping[str, Runs],
     baseline: Mapping[str, Runs],
     units: Mapping[str, Unit],
-    margin: float | Primary,
-    missing: bool,
+    plan: StudyPlan,
+    margin: float | None,
+    *,
+    complete: bool,
 ) -> PooledArm:
-    """Add the differences of an arm from the baseline, and the tests of the main score, if nothing is missing for them."""
-    score, primary = summary.score, isinstance(margin, Primary)
-    pairs = {data: pair_runs(runs, baseline.get(data, ())) for data, runs in sets.items()}
-    compared = {
-        data: own
-        for data, own in pairs.items()
-        if own and not np.isnan(_replicates(own, score, units[data])).all()
-    }
-    if not compared:
-        return summary
-    own_margin = margin.margin if isinstance(margin, Primary) else margin
-    summary = _with_differences(summary, compared, units, own_margin)
-    summary = replace(summary, compared=tuple(compared), primary=primary)
-    lacking = any(_lacks_fold([*sets[data], *baseline[data]], own, score) for data, own in compared.items())
-    if missing or lacking or len(compared) < len(units):
+    """Return the means of an arm, and its differences from the baseline with the tests that all its data sets allow.
+
+    Args:
+        arm: its name.
+        sets: its runs on each data set.
+        baseline: those of the baseline.
+        units: what counts as independent in each data set.
+        plan: what is compared.
+        margin: that of the primary comparison, if this is it.
+        complete: whether there are results on all data sets.
+    """
+    score = plan.score
+    samples = {name: _Sample(own, units[name]) for name, own in sets.items()}
+    pairs = {name: sample.beside(baseline.get(name, ())) for name, sample in samples.items()}
+    pairs = {name: own for name, own in pairs.items() if not np.isnan(own.replicates(score)).all()}
+    found = _figures(
+        arm,
+        POOLED,
+        [*samples.values()],
+        len(units),
+        [*pairs.values()],
+        plan.margin if margin is None else margin,
+        score,
+    )
+    lacking = any(own.lacks_fold([*sets[name], *baseline[name]], score) for name, own in pairs.items())
+    if not complete or lacking or len(pairs) < len(units):
         # A mean over some of the data sets, or of their folds, says nothing of the others.
-        return replace(summary, p=math.nan, holds=None)
-    main = _pool(compared, score, units)
-    tested = primary and bool(summary.holds)
-    p_superior = main.p_above() if tested else math.nan
-    superior = p_superior < TAIL if tested else None
-    return replace(summary, p_superior=p_superior, superior=superior, p_differs=main.p_differs())
+        found |= {"p": math.nan, "holds": None}
+    else:
+        main = _pool([*pairs.values()], score, len(units))
+        found["p_differs"] = main.p_differs()
+        if margin is not None and found["holds"]:
+            found |= {"p_superior": main.p_above(), "superior": main.p_above() < TAIL}
+    primary = margin is not None and bool(pairs)
+    return PooledArm(datasets=tuple(sets), compared=tuple(pairs), primary=primary, **found)
 
 
-def _lacks_fold(runs: Runs, pairs: Pairs, score: str) -> bool:
-    """Return whether runs have a fold in which no pair can be compared."""
-    known = np.isfinite(_differences(pairs, score))
-    compared = {fold_of(run) for (run, _), one in zip(pairs, known, strict=True) if one}
-    return bool(set(map(fold_of, runs)) - compared)
-
-
-def _adjusted(found: Sequence[PooledComparison], planned: int) -> list[PooledComparison]:
+def _adjusted(found: Sequence[PooledComparison], planned: int) -> tuple[PooledComparison, ...]:
     """Adjust the p values of all differences from the baseline together, as many as are planned beside the primary one."""
     tested = [arm for item in found for arm in item.arms if arm.differences and not arm.primary]
     adjusted = dict(zip(map(id, tested), holm([arm.p_differs for arm in tested], planned), strict=True))
-    return [
+    return tuple(
         replace(
             item, arms=tuple(replace(arm, p_adjusted=adjusted.get(id(arm), math.nan)) for arm in item.arms)
         )
         for item in found
-    ]
+    )

@@ -16,18 +16,7 @@ import math
 from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Final,
-    Literal,
-    NotRequired,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-    is_typeddict,
-)
+from typing import TYPE_CHECKING, Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -56,10 +45,10 @@ def definitions_of(document: Mapping[str, Any]) -> int:
     """Return the definitions of the figures of a document, after a check of its format."""
     if document["format"] != FORMAT:
         raise ValueError(f"format {document['format']!r:.40}, this version reads {FORMAT}")
-    definitions = from_plain(int, document.get("definitions", 1), "definitions")
+    definitions: int = from_plain(int, document.get("definitions", 1), "definitions")
     if definitions not in (1, DEFINITIONS):
         raise ValueError(f"definitions {definitions}, this version reads 1 and {DEFINITIONS}")
-    return int(definitions)
+    return definitions
 
 
 def to_plain(value: Any) -> Any:
@@ -94,7 +83,7 @@ def from_plain(kind: Any, value: Any, place: str = "") -> Any:
     A float may be null, which is NaN; whole numbers are at least 0.
 
     Args:
-        kind: a dataclass, ``TypedDict``, ``tuple``, ``list``, ``dict``, ``Literal``, union, plain type or ``Any``.
+        kind: a dataclass, ``tuple``, ``dict``, ``Literal``, union, plain type or ``Any``.
         value: the plain value.
         place: its entry, for messages.
 
@@ -108,17 +97,18 @@ def from_plain(kind: Any, value: Any, place: str = "") -> Any:
         >>> from_plain(dict[str, tuple[int, ...]], {"seeds": [0, "1"]})
         Traceback (most recent call last):
         ...
-        TypeError: seeds/1: '1' is not a whole number of at least 0
+        TypeError: seeds/1: '1' is not of type int, or negative
     """
     origin, arguments, inner = get_origin(kind), get_args(kind), f"{place}/" if place else ""
-    if isinstance(value, dict) and (is_dataclass(kind) or is_typeddict(kind)):
-        return kind(**dict(_entries(kind, value, inner)))
+    if isinstance(value, dict) and is_dataclass(kind):
+        build: Any = kind
+        return build(**dict(_entries(kind, value, inner)))
     if isinstance(value, dict) and origin is dict:
         return {name: from_plain(arguments[1], item, f"{inner}{name}") for name, item in value.items()}
-    if isinstance(value, list) and origin in (tuple, list):
-        kinds = arguments if origin is tuple and Ellipsis not in arguments else arguments[:1] * len(value)
+    if isinstance(value, list) and origin is tuple:
+        kinds = arguments[:1] * len(value) if Ellipsis in arguments else arguments
         parts = enumerate(zip(kinds, value, strict=True))
-        return origin(from_plain(one, item, f"{inner}{n}") for n, (one, item) in parts)
+        return tuple(from_plain(one, item, f"{inner}{n}") for n, (one, item) in parts)
     if origin in (UnionType, Union):
         return _first_that_fits(arguments, value, place)
     return _scalar(kind, value, place)
@@ -141,10 +131,9 @@ def _scalar(kind: Any, value: Any, place: str) -> Any:
     fits = kind is Any or (isinstance(kind, type) and isinstance(value, kind) and (kind is not int or number))
     fits = fits or (get_origin(kind) is Literal and value in get_args(kind))
     if not (fits or (kind is float and number)) or (kind is int and value < 0):
-        kinds = {float: "a number", int: "a whole number of at least 0", str: "text", bool: "true or false"}
-        lists = {tuple: "a list", list: "a list", Literal: f"one of {', '.join(map(str, get_args(kind)))}"}
-        expected = kinds.get(kind) or lists.get(get_origin(kind), "an object")
-        raise TypeError(f"{place}: {value!r:.40} is not {expected}")
+        raise TypeError(
+            f"{place}: {value!r:.40} is not of type {getattr(kind, '__name__', kind)}, or negative"
+        )
     if kind in (int, float) and abs(value) > LARGEST:
         raise ValueError(f"{place}: {value!r:.40} is too large")
     return float(value) if kind is float else value
@@ -156,25 +145,17 @@ def _keys(entry: Any) -> list[str]:
 
 
 def _entries(kind: Any, document: dict[str, Any], inner: str) -> Iterator[tuple[str, Any]]:
-    """Yield what a document has of the fields of a dataclass or ``TypedDict``."""
+    """Yield what a document has of the fields of a dataclass."""
     hints = get_type_hints(kind, include_extras=True)
-    optional = {name for name, hint in hints.items() if get_origin(hint) is NotRequired}
-    places = {name: [name] for name in hints}
-    if is_dataclass(kind):
-        defaults = [
-            entry for entry in fields(kind) if (entry.default, entry.default_factory) != (MISSING,) * 2
-        ]
-        optional = {entry.name for entry in defaults}
-        places = {entry.name: keys for entry in fields(kind) if any(keys := _keys(entry))}
-    for name, keys in places.items():
+    for entry in fields(kind):
         value: Any = document
-        for key in keys:
+        for key in _keys(entry):
             value = value.get(key, MISSING) if isinstance(value, dict) else MISSING
+        place = inner + "/".join(_keys(entry))
         if value is not MISSING:
-            hint = get_args(hints[name])[0] if get_origin(hints[name]) is NotRequired else hints[name]
-            yield name, from_plain(hint, value, inner + "/".join(keys))
-        elif name not in optional:
-            raise ValueError(f"{inner}{'/'.join(keys)} is missing")
+            yield entry.name, from_plain(hints[entry.name], value, place)
+        elif (entry.default, entry.default_factory) == (MISSING, MISSING):
+            raise ValueError(f"{place} is missing")
 
 
 def read_arrays(path: Path, most: int) -> dict[str, NDArray[Any]]:
@@ -196,9 +177,7 @@ def to_arrays(value: Any, prefix: str) -> dict[str, NDArray[Any]]:
     return {f"{prefix}{entry.name}": getattr(value, entry.name) for entry in fields(value)}
 
 
-def from_arrays(
-    kind: Any, arrays: Mapping[str, NDArray[Any]], prefix: str = "", *, finite: bool = False, **sizes: int
-) -> Any:
+def from_arrays(kind: Any, arrays: Mapping[str, NDArray[Any]], prefix: str = "", **sizes: int) -> Any:
     """Rebuild a dataclass of arrays from those of a file.
 
     Args:
@@ -206,12 +185,11 @@ def from_arrays(
             letter, the same length.
         arrays: those of the file.
         prefix: of their names.
-        finite: whether they have to hold numbers that can be drawn.
         sizes: the lengths that are known.
     """
-    found = {}
-    for name, hint in get_type_hints(kind, include_extras=True).items():
-        array, (plain, shape) = arrays[prefix + name], get_args(hint)
+    found, hints = {}, get_type_hints(kind, include_extras=True)
+    for name in (entry.name for entry in fields(kind)):
+        array, (plain, shape) = arrays[prefix + name], get_args(hints[name])
         axes = shape.split()
         fits = array.ndim == len(axes) and array.dtype.kind == np.dtype(_element(plain)).kind
         for axis, length in zip(axes, array.shape, strict=False):
@@ -222,7 +200,6 @@ def from_arrays(
             raise ValueError(
                 f"{prefix}{name} is {array.dtype} of shape {array.shape}, where ({shape}) is read"
             )
-        check_finite(prefix + name, array if finite else np.zeros(0))
         found[name] = array
     return kind(**found)
 
@@ -232,9 +209,3 @@ def _element(hint: Any) -> Any:
     while arguments := get_args(hint):
         hint = arguments[-1]
     return hint
-
-
-def check_finite(name: str, array: NDArray[Any]) -> None:
-    """Raise ValueError unless an array holds numbers that can be drawn."""
-    if array.size and not float(np.max(np.abs(array))) <= LARGEST:  # NaN is not, either
-        raise ValueError(f"{name} holds values beyond all bounds")

@@ -16,19 +16,27 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from scipy.special import gammaln, stdtr, stdtrit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
     Floats = NDArray[np.float64]
+    Map: TypeAlias = Callable[[Any], Any]
 
 Scale = Literal["linear", "log", "atanh"]
+
+SCALES: Final[Mapping[Scale, tuple[Map, Map, Map]]] = {
+    "linear": (np.positive, np.positive, np.ones_like),
+    "log": (np.log, np.exp, np.reciprocal),
+    "atanh": (np.arctanh, np.tanh, lambda ratios: 1 / (1 - ratios**2)),
+}
+"""What maps ratios to a scale and back, and its derivative at ratios."""
 
 LEVEL = 0.95
 TAIL = (1 - LEVEL) / 2
@@ -44,6 +52,15 @@ class Interval:
     estimate: float
     low: float
     high: float
+
+    def clipped(self, bounds: tuple[float, float]) -> Interval:
+        """Return the interval without its ends beyond the range of the quantity.
+
+        Example:
+            >>> Interval(0.01, -0.03, 0.05).clipped((0, 1))
+            Interval(estimate=0.01, low=0.0, high=0.05)
+        """
+        return Interval(self.estimate, *np.clip((self.low, self.high), *bounds).tolist())
 
 
 UNKNOWN = Interval(np.nan, np.nan, np.nan)
@@ -96,24 +113,16 @@ class Ratios:
         wider = stdtrit(self.freedom, tail) / stdtrit(self.freedom, TAIL)
         exact = self.error == 0
         with np.errstate(all="ignore"):
-            middle = _forward(self.estimate, self.scale)
-            low = _backward(middle - self.above * wider * self.error, self.scale)
-            high = _backward(middle - self.below * wider * self.error, self.scale)
+            forward, backward, _ = SCALES[self.scale]
+            middle = forward(self.estimate)
+            low = backward(middle - self.above * wider * self.error)
+            high = backward(middle - self.below * wider * self.error)
         low, high = (np.where(exact, self.estimate, bound) for bound in (low, high))
         known = ~np.isnan(self.unseen)
         if known.any():
             least = [unseen_part(count, self.read, self.population, 2 * tail) for count in self.unseen[known]]
             high[known] = np.maximum(high[known], least)
         return low, high
-
-    def intervals(self, bounds: tuple[float, float] = (-np.inf, np.inf)) -> tuple[Interval, ...]:
-        """Return the q 95 % intervals.
-
-        Args:
-            bounds: the range of the quantity, to which the intervals are clipped.
-        """
-        low, high = np.clip(self.bounds(), *bounds)
-        return tuple(Interval(*map(float, figures)) for figures in zip(self.estimate, low, high, strict=True))
 
 
 def ratio(part: ArrayLike, whole: ArrayLike) -> NDArray[np.float64]:
@@ -156,7 +165,7 @@ def fit_ratios(part: ArrayLike, whole: ArrayLike, population: int, *, scale: Sca
     left = max(0.0, 1 - count / population)
     raw = np.sqrt(squares * left * count / max(count - 1, 1)) / np.where(total > 0, total, 1.0)
     with np.errstate(all="ignore"):
-        error = np.where(raw == 0, 0.0, raw * _slope(center, scale))
+        error = np.where(raw == 0, 0.0, raw * SCALES[scale][2](center))
     none = (part == 0).all(axis=0) & (scale == "log") & (total > 0)
     if left > 0:
         error = np.where((telling < LEAST_TELLING) & ~none, np.inf, error)
@@ -196,7 +205,8 @@ def mean_interval(
     """
     values = np.asarray(values, dtype=np.float64)[:, None]
     known = ~np.isnan(values)
-    return fit_ratios(np.where(known, values, 0), known, population).intervals(bounds)[0]
+    fit = fit_ratios(np.where(known, values, 0), known, population)
+    return Interval(*(float(part[0]) for part in (fit.estimate, *np.clip(fit.bounds(), *bounds))))
 
 
 def unseen_part(effective: float, read: int, population: int, tail: float) -> float:
@@ -242,8 +252,9 @@ def _quantiles(part: Floats, whole: Floats, center: Floats, scale: Scale) -> tup
         squares = weights @ residual**2 - 2 * shift * (weights @ (residual * whole))
         squares += shift**2 * (weights @ whole**2)
         found = center + shift
-        error = np.sqrt(np.maximum(squares, 0) * count / (count - 1)) / wholes * _slope(found, scale)
-        off = _forward(found, scale) - _forward(center, scale)
+        forward, _, slope = SCALES[scale]
+        error = np.sqrt(np.maximum(squares, 0) * count / (count - 1)) / wholes * slope(found)
+        off = forward(found) - forward(center)
         studentized = np.where(off == 0, 0.0, off / error)
     studentized = np.where(np.isnan(studentized), np.where(off > 0, np.inf, -np.inf), studentized)
     # Drawn values, not means of two: one of them may be infinite.
@@ -256,23 +267,6 @@ def resamples(count: int) -> Floats:
     """Return how often each of n windows is in each bootstrap sample (draws, n); the same ones for the same n."""
     draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=DRAWS)
     return np.asarray(draws, dtype=np.float64)
-
-
-def _forward(values: Floats, scale: Scale) -> Floats:
-    """Map ratios to the scale."""
-    return values if scale == "linear" else np.log(values) if scale == "log" else np.arctanh(values)
-
-
-def _backward(values: Floats, scale: Scale) -> Floats:
-    """Map values on the scale to ratios."""
-    return values if scale == "linear" else np.exp(values) if scale == "log" else np.tanh(values)
-
-
-def _slope(values: Floats, scale: Scale) -> Floats:
-    """Return the derivative of the scale at ratios."""
-    if scale == "linear":
-        return np.ones_like(values)
-    return 1 / values if scale == "log" else 1 / (1 - values**2)
 
 
 # Student's t for a few independent values, such as the scores of runs.
@@ -299,17 +293,6 @@ def student_interval(values: ArrayLike, bounds: tuple[float, float] = (-math.inf
     return pool_means([values]).interval(bounds)
 
 
-def clipped(interval: Interval, bounds: tuple[float, float]) -> Interval:
-    """Return an interval without its ends beyond the range of the quantity.
-
-    Example:
-        >>> clipped(Interval(0.01, -0.03, 0.05), bounds=(0, 1))
-        Interval(estimate=0.01, low=0.0, high=0.05)
-    """
-    low, high = (float(np.clip(end, *bounds)) for end in (interval.low, interval.high))
-    return Interval(interval.estimate, low, high)
-
-
 class PooledMean(NamedTuple):
     """A mean over data sets, with its standard error and degrees of freedom; NaN where undefined."""
 
@@ -320,7 +303,7 @@ class PooledMean(NamedTuple):
     def interval(self, bounds: tuple[float, float] = (-math.inf, math.inf)) -> Interval:
         """Return the mean with its 95 % interval, clipped to the range of the quantity."""
         half = -float(stdtrit(self.dof, TAIL)) * self.error if self.error > 0 else self.error
-        return clipped(Interval(self.estimate, self.estimate - half, self.estimate + half), bounds)
+        return Interval(self.estimate, self.estimate - half, self.estimate + half).clipped(bounds)
 
     def p_above(self, value: float = 0.0) -> float:
         """Return the p of the one-sided test that the true mean is at most a value; NaN without an error."""
@@ -342,7 +325,7 @@ def pool_means(groups: Iterable[ArrayLike]) -> PooledMean:
     variances (1947, doi:10.1093/biomet/34.1-2.28) by Satterthwaite's approximation (1946, doi:10.2307/3002019). A
     single group has exactly the interval of Student's t. With at least three values in each group, simulated 95 %
     intervals cover 92 % or more, whatever the variances; a group of two that varies far more than larger groups brings
-    that down to 89 % (``ENOUGH_REPLICATES``).
+    that down to 89 % (``Comparison.few_replicates``).
 
     Args:
         groups: the values of each group; NaN values are left out, and so are groups without any others.

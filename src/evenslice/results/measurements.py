@@ -32,9 +32,6 @@ Whole = NDArray[np.int64]
 SAME = 1e-4
 """Largest difference of a window from its mirror that rounding may explain, relative to the largest output."""
 
-SAME_USE = 1e-3
-"""Largest mirror mismatch that rounding may explain where outputs are the same: a tenth of the tolerance."""
-
 
 @dataclass(frozen=True, eq=False)
 class Measurements:
@@ -92,6 +89,19 @@ class Measurements:
         return len(self.volume)
 
     @property
+    def moved(self) -> bool:
+        """Whether anything in the windows moves the output, or it differs between windows."""
+        explained = self.explained
+        return bool(
+            (np.ptp(explained, axis=0) > SAME * explained.max(axis=0)).any()
+            or self.saliency.any()
+            or self.reliance.any()
+            or self.outer.any()
+            or np.nan_to_num(self.mirror_disagreement).any()
+            or (self.mirror_error > SAME).any()
+        )
+
+    @property
     def slices(self) -> int:
         """N."""
         return int(self.saliency.shape[-1])
@@ -111,7 +121,7 @@ class Measurements:
     def equal(self) -> NDArray[np.bool_]:
         """Which windows (n,) equal their mirrors up to rounding, in scores, attributions and changes."""
         output = np.where(np.isnan(self.mirror_error), self.mirror_disagreement, self.mirror_error) <= SAME
-        use = self.mismatch.sum(axis=2) <= SAME_USE * self.outer.sum(axis=2)
+        use = self.mismatch.sum(axis=2) <= 10 * SAME * self.outer.sum(axis=2)  # a tenth of the tolerance
         off = np.abs(self.reliance[:, 0] - self.reliance[:, 1, :, ::-1]).sum(axis=-1)
         changes = off <= SAME * np.maximum(self.explained, self.reliance.sum(axis=(1, 3)))
         return np.asarray(output & use.all(axis=1) & changes.all(axis=1))
@@ -130,14 +140,12 @@ class Measurements:
             arrays = [part[name] for part in parts]
             if name == "level" and len(features) > 1:
                 arrays = [array.mean(axis=1, keepdims=True) for array in arrays]
-            axes = [{"C": classes, "1+C": classes + 1}.get(axis, 0) for axis in hint.__metadata__[0].split()]
-            joined[name] = np.concatenate([_filled_up(array, axes) for array in arrays])
+            least = [{"C": classes, "1+C": classes + 1}.get(axis, 0) for axis in hint.__metadata__[0].split()]
+            for n, array in enumerate(arrays):  # zeros for the classes that a batch did not see
+                more = [(0, max(length - has, 0)) for length, has in zip(least, array.shape, strict=True)]
+                arrays[n] = np.pad(array, more)
+            joined[name] = np.concatenate(arrays)
         return cls(**joined)
-
-
-def _filled_up(array: NDArray[Any], lengths: Sequence[int]) -> NDArray[Any]:
-    """Fill an array up with zeros to the least length of each axis, for the classes that a batch did not see."""
-    return np.pad(array, [(0, max(least - has, 0)) for least, has in zip(lengths, array.shape, strict=True)])
 
 
 def pair_bias(shares: Floats) -> Floats:
@@ -170,6 +178,49 @@ def model_part(bias: Floats, mirrored_bias: Floats) -> Floats:
 def data_part(bias: Floats, mirrored_bias: Floats) -> Floats:
     """Return the data part of a bias, from the bias at the windows and at their mirrors."""
     return (bias - mirrored_bias) / 2
+
+
+def mean_biases(shares: Floats) -> dict[str, float]:
+    """Return mean shares and biases as the log of a training names them; NaN without windows whose shares are known.
+
+    These are the mean share of each offset, the model part D_m of the directional bias, the asymmetry A (half the L1
+    distance between the shares and their mirror) and the imbalance U (half that between the shares and 1/N).
+
+    Args:
+        shares: (n, 2, N) those of windows and of their mirrors.
+
+    Example:
+        >>> mean_biases(np.full((1, 2, 1), 1.0))
+        {'share_0': 1.0, 'directional_bias': 0.0, 'asymmetry': 0.0, 'imbalance': 0.0}
+    """
+    given, mirrored = shares.swapaxes(0, 1)
+    parts = model_part(given, mirrored), model_part(directional_bias(given), directional_bias(mirrored))
+    known = ~np.isnan(shares).any(axis=(1, 2))
+    profile, direction = (part[known].mean(axis=0) if known.any() else part[0] * np.nan for part in parts)
+    half = len(profile) // 2
+    return {
+        **{f"share_{k - half}": float(share) for k, share in enumerate(profile)},
+        "directional_bias": float(direction),
+        "asymmetry": float(np.abs(profile - profile[::-1]).sum() / 2),
+        "imbalance": float(np.abs(profile - 1 / len(profile)).sum() / 2),
+    }
+
+
+def largest_bias(log: Mapping[str, Any]) -> Floats:
+    """Return the pair bias B_k that is furthest from 0 in each row of a log with shares; NaN without pairs.
+
+    Example:
+        >>> largest_bias({"step": 0, "share_-1": 0.3, "share_0": 0.5, "share_1": 0.2}).round(6).tolist()
+        [-0.2]
+    """
+    columns = {
+        name.removeprefix("share_"): column for name, column in log.items() if name.startswith("share_")
+    }
+    offsets = sorted((name for name in columns if name.lstrip("-").isdecimal()), key=int)
+    if len(offsets) < 3:
+        return np.full(1, np.nan)
+    pairs = pair_bias(np.stack([np.atleast_1d(columns[name]) for name in offsets], axis=1))
+    return np.take_along_axis(pairs, np.abs(pairs).argmax(axis=1)[:, None], axis=1)[:, 0]
 
 
 def halves(array: Floats) -> tuple[Floats, Floats]:

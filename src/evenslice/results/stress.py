@@ -20,9 +20,9 @@ any of the classes do not count.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.special import stdtrit
@@ -32,6 +32,7 @@ from evenslice.results.intervals import TAIL, UNKNOWN, Interval, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Self
 
     from numpy.typing import NDArray
 
@@ -39,22 +40,6 @@ if TYPE_CHECKING:
     Counts = NDArray[np.int64]
 
 WAYS = 3  # before, after and both
-
-
-class StressCounts(NamedTuple):
-    """How n slices were answered in each of v ways, the intact windows first, for C classes.
-
-    Attributes:
-        volume: (n,) index of the volume of each slice.
-        z: (n,) its position.
-        hits: (n, v, C) pixels of a class that were answered with it.
-        sizes: (n, v, C) pixels of a class in the reference plus those in the answer.
-    """
-
-    volume: Counts
-    z: Counts
-    hits: Counts
-    sizes: Counts
 
 
 @dataclass(frozen=True)
@@ -117,6 +102,55 @@ class Stress:
     reversed: DisturbedScore
     losses: tuple[Loss, ...]
 
+    @classmethod
+    def of_counts(
+        cls,
+        volume: Counts,
+        hits: Counts,
+        sizes: Counts,
+        kinds: Sequence[tuple[str, int]],
+        *,
+        reference: str,
+        noise: float = 0.0,
+        shift: int = 0,
+    ) -> Self:
+        """Compute what disturbed slices cost, from how n slices were answered in v ways, for C classes.
+
+        Args:
+            volume: (n,) index of the volume of each slice.
+            hits: (n, v, C) pixels of a class that were answered with it; the v ways are intact, reversed, and for each kind
+                before, after and both.
+            sizes: (n, v, C) pixels of a class in the reference plus those in the answer.
+            kinds: the kind and the offset k of each three ways.
+            reference: "labels" or "intact answer".
+            noise: to be recorded.
+            shift: to be recorded.
+
+        Example: the slice before is worth half of the hits, that after nothing.
+            >>> hits = np.array([[[9, 4], [9, 4], [9, 2], [9, 4], [9, 2]]] * 3)
+            >>> volume, sizes = np.zeros(3, int), np.full_like(hits, 8)
+            >>> found = Stress.of_counts(volume, hits, sizes, [("missing", 1)], reference="labels")
+            >>> found.losses[0].before.loss.estimate, found.losses[0].after.loss, found.losses[0].asymmetry.estimate
+            (0.5, Interval(estimate=0.0, low=0.0, high=0.0), 0.5)
+        """
+        dice, iou, by_class, influence = _scores(volume, hits, sizes)
+        ways = zip(
+            _mean(dice).tolist(),
+            _mean(iou).tolist(),
+            map(tuple, _mean(by_class).tolist()),
+            _effects(volume, dice, influence, [(0, way) for way in range(hits.shape[1])]),
+            strict=True,
+        )
+        scores = [DisturbedScore(*way) for way in ways]
+        firsts = range(2, hits.shape[1], WAYS)
+        # The loss before less the loss after is the Dice after less the Dice before.
+        asymmetries = _effects(volume, dice, influence, [(first + 1, first) for first in firsts])
+        losses = tuple(
+            Loss(kind, offset, scores[first], scores[first + 1], scores[first + 2], asymmetry)
+            for (kind, offset), first, asymmetry in zip(kinds, firsts, asymmetries, strict=True)
+        )
+        return cls(reference, len(volume), noise, shift, scores[0], scores[1], losses)
+
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values; ``blank`` is the scaled intensity of blank slices."""
         return {**to_plain(self), "blank": 0.0}
@@ -162,75 +196,51 @@ class StressSummary:
     reversed: float
     losses: tuple[BriefLoss, ...]
 
+    def lost(self, kind: str, offset: int, side: str) -> float:
+        """Return a loss with the slice at a side disturbed, or its "asymmetry"; NaN if unknown. Kind "reversed" has no side."""
+        if kind == "reversed":
+            return self.intact - self.reversed
+        found = [loss for loss in self.losses if (loss.kind, loss.offset) == (kind, offset)]
+        if not found:
+            return math.nan
+        return (
+            found[0].asymmetry.estimate
+            if side == "asymmetry"
+            else self.intact - float(getattr(found[0], side))
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as plain values."""
         return dict(to_plain(self))
 
 
-def summarize_stress(
-    counts: StressCounts, kinds: Sequence[tuple[str, int]], *, reference: str, noise: float, shift: int
-) -> Stress:
-    """Compute what disturbed slices cost.
+def _scores(volume: Counts, hits: Counts, sizes: Counts) -> tuple[Floats, Floats, Floats, Floats]:
+    """Return mean Dice and IoU (volumes, v), Dice of each class (volumes, v, C), and the influence (n, v) of each slice.
 
-    Args:
-        counts: of all slices; their v ways are intact, reversed, and for each kind before, after and both.
-        kinds: the kind and the offset k of each three ways.
-        reference: "labels" or "intact answer".
-        noise: to be recorded.
-        shift: to be recorded.
-
-    Example: the slice before is worth half of the hits, that after nothing.
-        >>> hits = np.array([[[9, 4], [9, 4], [9, 2], [9, 4], [9, 2]]] * 3)
-        >>> counts = StressCounts(np.zeros(3, int), np.arange(3), hits, np.full_like(hits, 8))
-        >>> found = summarize_stress(counts, [("missing", 1)], reference="labels", noise=0.1, shift=8)
-        >>> found.losses[0].before.loss.estimate, found.losses[0].after.loss, found.losses[0].asymmetry.estimate
-        (0.5, Interval(estimate=0.0, low=0.0, high=0.0), 0.5)
+    The influence is what a slice adds to the Dice of its volume, with mean 0 over the slices that count; NaN for others.
     """
-    ways = counts.hits.shape[1]
-    volumes = np.unique(counts.volume).tolist()
-    dice, iou = np.full((2, len(volumes), ways), np.nan)
-    influence = np.full(counts.hits.shape[:2], np.nan)
+    volumes = np.unique(volume).tolist()
+    dice, iou = np.full((2, len(volumes), hits.shape[1]), np.nan)
+    influence = np.full(hits.shape[:2], np.nan)
     classes = []
-    for row, volume in enumerate(volumes):
-        here = counts.volume == volume
-        hits, sizes = counts.hits[here], counts.sizes[here]
-        pooled = ratio(2 * hits.sum(axis=0), sizes.sum(axis=0))
+    for row, number in enumerate(volumes):
+        here = volume == number
+        own, both = hits[here], sizes[here]
+        pooled = ratio(2 * own.sum(axis=0), both.sum(axis=0))
         classes.append(pooled)
-        present = np.flatnonzero(sizes[:, 0].sum(axis=0)[1:]) + 1
+        present = np.flatnonzero(both[:, 0].sum(axis=0)[1:]) + 1
         if not len(present):
             continue
         # Of a class that the reference lacks, a disturbed answer may have nothing either.
         pooled = np.nan_to_num(pooled)
         dice[row] = pooled[:, present].mean(axis=1)
         iou[row] = (pooled / (2 - pooled))[:, present].mean(axis=1)
-        totals = np.maximum(sizes.sum(axis=0)[:, present], 1)
-        moved = (2 * hits - pooled * sizes)[:, :, present] / totals
-        part = (sizes[:, :, present] / totals).mean(axis=2)
+        totals = np.maximum(both.sum(axis=0)[:, present], 1)
+        moved = (2 * own - pooled * both)[:, :, present] / totals
+        part = (both[:, :, present] / totals).mean(axis=2)
         counted = part.any(axis=1)
         influence[here] = np.where(counted[:, None], counted.sum() * moved.mean(axis=2), np.nan)
-    effects = partial(_effects, counts.volume, dice, influence)
-    losses = effects([(0, way) for way in range(ways)])
-    scores = [
-        DisturbedScore(of_dice, of_iou, tuple(per_class), loss)
-        for of_dice, of_iou, per_class, loss in zip(
-            _mean(dice).tolist(), _mean(iou).tolist(), _mean(np.array(classes)).tolist(), losses, strict=True
-        )
-    ]
-    firsts = range(2, ways, WAYS)
-    # The loss before less the loss after is the Dice after less the Dice before.
-    asymmetries = effects([(first + 1, first) for first in firsts])
-    return Stress(
-        reference,
-        len(counts.z),
-        noise,
-        shift,
-        scores[0],
-        scores[1],
-        tuple(
-            Loss(kind, offset, scores[first], scores[first + 1], scores[first + 2], asymmetry)
-            for (kind, offset), first, asymmetry in zip(kinds, firsts, asymmetries, strict=True)
-        ),
-    )
+    return dice, iou, np.array(classes), influence
 
 
 def _effects(
@@ -241,8 +251,7 @@ def _effects(
     Args:
         volume: (n,) that of each slice.
         dice: (volumes, ways).
-        influence: (n, ways) what a slice adds to the Dice of its volume, with mean 0 over the slices that count; NaN for
-            the others.
+        influence: (n, ways) of each slice.
         pairs: of ways.
     """
     one, other = np.array(pairs).T

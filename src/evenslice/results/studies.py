@@ -1,9 +1,8 @@
 """The results of a study, read from its folder.
 
-    results = load_study("results")
+    results = StudyResults.load("results")
     results.comparisons[0].arms[1].metrics["dice"]      # an interval over folds, or seeds
     results.pooled[0].arms[1].differences["dice"]       # over all data sets
-    results.definitions                                 # of the figures of its audits
     results.runs[0].curves["validation_dice"]           # the log of that run's training
 
 ``summary.json``, ``results.csv`` and the ``run.json`` of each finished run are required. The training log, the example,
@@ -14,78 +13,159 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NotRequired, TypedDict, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray  # noqa: TC002  # ``from_arrays`` reads the annotations
 
 from evenslice._core import ConfigError, read_json, read_log, read_rows, read_text, reading
-from evenslice.results.audits import SALIENCY_PERCENTILES
 from evenslice.results.comparisons import (
-    MAIN_SCORES,
     METRICS,
-    POOLED,
-    Arm,
+    TASK_SCORES,
     Comparison,
     PooledComparison,
+    StudyPlan,
     incomparable,
+    pool_runs,
+    replicate_means,
     run_name,
+    summarize_runs,
 )
-from evenslice.results.documents import definitions_of, from_arrays, from_plain, read_arrays
-from evenslice.results.intervals import UNKNOWN, Interval
+from evenslice.results.documents import (
+    DEFINITIONS,
+    FORMAT,
+    definitions_of,
+    from_arrays,
+    from_plain,
+    read_arrays,
+    to_plain,
+)
+from evenslice.results.intervals import Interval, student_interval
 from evenslice.results.stress import BriefLoss, StressSummary
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
-    from typing import TypeVar
+    from typing import Self
 
-    Compared = TypeVar("Compared", Comparison, PooledComparison)
     Entries = Mapping[str, Any]
 
 COLUMNS = ("dataset", "architecture", "arm", "seed", "key", "status")  # required in results.csv
 STRESS_FILE = "stress.json"  # beside run.json where result.json was not kept: its entry "stress" alone
 MAX_RUNS = 5000  # largest number of rows of results.csv
-
-EXAMPLE_SIZE = 256
-"""Largest number of pixels along y and x of the example that a run keeps."""
+MAIN_SCORES = {names[0] for names in TASK_SCORES.values()}
 
 _reading = partial(
     reading, whole="a study", remedy="remove it and start the study again, which repeats only what is missing"
 )
 
 
-class FailedRun(TypedDict):
-    """A run that failed, as ``summary.json`` describes it."""
+@dataclass(frozen=True)
+class FailedRun:
+    """A run that failed."""
 
     dataset: str
     architecture: str
     arm: str
-    fold: NotRequired[int]
     seed: int
     error: str
+    fold: int = 0
 
 
-class StudySummary(TypedDict):
-    """The content of ``summary.json``; ``planned`` and ``finished`` are numbers of runs."""
+@dataclass(frozen=True, kw_only=True)
+class StudySummary:
+    """What a study found: the content of ``summary.json``.
 
-    format: int
+    Attributes:
+        planned: number of runs.
+        finished: number of those that are done.
+        failed: those that failed.
+        baseline: the arm that the others are compared with.
+        score: name of the main score, by which the arms are compared; summaries without are about Dice.
+        definitions: those of the figures of its audits; 1 in summaries of version 0.2.
+        comparisons: the arms on each data set with each architecture.
+        pooled: the arms of each architecture over all data sets.
+    """
+
+    format: int = FORMAT
     planned: int
     finished: int
-    failed: list[FailedRun]
+    failed: tuple[FailedRun, ...]
     baseline: str
-    score: NotRequired[str]  # the main score; summaries without are about Dice
-    definitions: NotRequired[int]  # of the figures of its audits; in summaries of version 0.2 they are 1
-    comparisons: list[dict[str, Any]]
-    pooled: NotRequired[list[dict[str, Any]]]
+    score: str = "dice"
+    definitions: int = 1
+    comparisons: tuple[Comparison, ...]
+    pooled: tuple[PooledComparison, ...] = ()
+
+    @classmethod
+    def of_runs(
+        cls, rows: Sequence[Entries], failed: Sequence[Entries], planned: int, plan: StudyPlan
+    ) -> Self:
+        """Summarize the runs of a study so far.
+
+        Args:
+            rows: the finished runs; see ``pool_runs``.
+            failed: those that failed, each with the entries of a ``FailedRun``.
+            planned: number of all runs.
+            plan: what is compared.
+        """
+        return cls(
+            planned=planned,
+            finished=len(rows),
+            failed=tuple(from_plain(FailedRun, dict(run), "failed") for run in failed),
+            baseline=plan.baseline,
+            score=plan.score,
+            definitions=max(
+                (row.get("definitions", 1) for row in rows if row["verdict"]), default=DEFINITIONS
+            ),
+            comparisons=summarize_runs(rows, plan),
+            pooled=pool_runs(rows, plan),
+        )
+
+    @staticmethod
+    def read(document: Entries) -> StudySummary:
+        """Read what ``to_dict`` returned, by this version or an earlier one."""
+        definitions_of(document)
+        found: StudySummary = from_plain(StudySummary, dict(document))
+        if found.score not in MAIN_SCORES:
+            raise ValueError(f"score: {found.score!r:.40} is not a main score")
+
+        def scored(items: Sequence[Any]) -> tuple[Any, ...]:
+            return tuple(
+                replace(item, arms=tuple(replace(arm, score=found.score) for arm in item.arms))
+                for item in items
+            )
+
+        return replace(found, comparisons=scored(found.comparisons), pooled=scored(found.pooled))
+
+    @property
+    def interim(self) -> bool:
+        """Whether runs are still missing, so that its tests are a look before the end."""
+        return self.finished < self.planned
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Names of all arms, in the order of the comparisons."""
+        return tuple(dict.fromkeys(arm.arm for item in self.comparisons for arm in item.arms))
+
+    @property
+    def errors(self) -> list[tuple[str, str]]:
+        """The name of each failed run, with its fold if its data set has any, and its error."""
+        folded = {item.dataset for item in self.comparisons if item.unit == "fold"}
+        folded |= {run.dataset for run in self.failed if run.fold}
+        return [(run_name(vars(run), folded=run.dataset in folded), run.error) for run in self.failed]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the summary as plain values, with the keys of ``summary.json``."""
+        return {entry.name: to_plain(getattr(self, entry.name)) for entry in fields(StudySummary)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ExampleSlice:
-    """A test slice, or its centre: three uint8 arrays (y, x).
+    """A test slice, or its centre: three uint8 arrays (y, x) of at most ``LARGEST`` pixels along each.
 
     Attributes:
         image: as the network saw it, scaled to 0..255.
@@ -96,6 +176,22 @@ class ExampleSlice:
     image: Annotated[NDArray[np.uint8], "y x"]
     labels: Annotated[NDArray[np.uint8], "y x"]
     predicted: Annotated[NDArray[np.uint8], "y x"]
+    LARGEST: ClassVar[int] = 256
+
+    @classmethod
+    def load(cls, path: Path) -> Self | None:
+        """Read the example of a run; None if there is none.
+
+        Raises:
+            ConfigError: it cannot be read.
+        """
+        if not path.is_file():
+            return None
+        with _reading(path):
+            found: Self = from_arrays(cls, read_arrays(path, 4 * cls.LARGEST**2))
+            if not found.image.size or max(found.image.shape) > cls.LARGEST:
+                raise ValueError(f"its pictures are of shape {found.image.shape}")
+            return found
 
 
 @dataclass(frozen=True)
@@ -111,10 +207,6 @@ class StudyRun:
         metrics: those of ``METRICS``; NaN where undefined.
         verdict: of the audit: symmetric, balanced, biased, inconclusive or not applicable.
         shares: mean share of each slice of the window in the audit.
-        saliency: (slices, percentiles) from ``ExampleWindows.saliency_percentiles``; None if unknown.
-        windows: number of windows of the audit.
-        steps: of the training.
-        seconds: of the training.
         curves: the columns of the training log by name (``step``, ``loss``, ``learning_rate``, ``validation_dice``
             or ``validation_balanced_accuracy``, ``share_-1`` ..., ``directional_bias`` ...), all of one length, NaN
             where nothing was logged; empty without a log.
@@ -133,10 +225,6 @@ class StudyRun:
     metrics: dict[str, float]
     verdict: str
     shares: tuple[float, ...]
-    saliency: NDArray[np.float64] | None = None
-    windows: int = 0
-    steps: int = 0
-    seconds: float = math.nan
     curves: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     example: ExampleSlice | None = None
     stress: StressSummary | None = None
@@ -146,138 +234,61 @@ class StudyRun:
     definitions: int = 1
 
 
-@dataclass(frozen=True)
-class StudyResults:
-    """The results of a study.
+@dataclass(frozen=True, kw_only=True)
+class StudyResults(StudySummary):
+    """The results of a study: its summary, and what is in its folder.
 
     Attributes:
-        summary: the content of ``summary.json``.
-        comparisons: the comparisons of the summary, one for each data set and architecture.
+        document: the content of ``summary.json`` as it was read.
         runs: the finished runs, in the order of ``results.csv``.
         config: the text of the study's ``config.yaml``; empty without one.
-        pooled: the arms of each architecture over all data sets.
     """
 
-    summary: StudySummary
-    comparisons: tuple[Comparison, ...]
+    document: Entries
     runs: tuple[StudyRun, ...]
     config: str = ""
-    pooled: tuple[PooledComparison, ...] = ()
 
-    @property
-    def baseline(self) -> str:
-        """Name of the arm that the others are compared with."""
-        return self.summary["baseline"]
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Self:
+        """Read the results of a study.
 
-    @property
-    def score(self) -> str:
-        """Name of the main score, by which the arms are compared."""
-        return read_score(self.summary)
+        This is safe for files of unknown origin: no more of them is read than a study writes, and nothing is unpickled.
 
-    @property
-    def definitions(self) -> int:
-        """The definitions of the figures of its audits, 1 if version 0.2 made them."""
-        return self.summary.get("definitions", 1)
+        Args:
+            folder: the folder of the study.
 
-    @property
-    def interim(self) -> bool:
-        """Whether runs are still missing, so that its tests are a look before the end."""
-        return self.summary["finished"] < self.summary["planned"]
-
-    @property
-    def arms(self) -> tuple[str, ...]:
-        """Names of all arms, in the order of the comparisons."""
-        return tuple(dict.fromkeys(arm.arm for item in self.comparisons for arm in item.arms))
+        Raises:
+            ConfigError: it holds no study, or one of its files cannot be read.
+        """
+        folder = Path(folder)
+        if not (folder / "summary.json").is_file():
+            raise ConfigError(f"{folder}: holds no study; name a folder that `evenslice study --out` wrote")
+        with _reading(folder / "results.csv") as path:
+            rows = [row for row in read_rows(path, COLUMNS, MAX_RUNS) if row["status"] == "done"]
+            places = [_find_run(folder / "runs", row["key"]) for row in rows]
+        runs = tuple(_run(place, row) for place, row in zip(places, rows, strict=True))
+        latest = max((run.definitions for run in runs), default=1)
+        runs = tuple(run if run.definitions == latest else _scores_alone(run) for run in runs)
+        if len({len(run.shares) for run in runs if run.shares}) > 1:
+            raise ConfigError(
+                f"{folder}: its runs differ in their number of slices, so they do not belong to one study"
+            )
+        with _reading(folder / "config.yaml") as path:
+            config = read_text(path) if path.is_file() else ""
+        with _reading(folder / "summary.json") as path:
+            document = read_json(path)
+            return cls(**vars(cls.read(document)), document=document, runs=runs, config=config)
 
     def runs_of(self, comparison: Comparison, arm: str) -> list[StudyRun]:
         """Return the runs of an arm in a comparison, one for each fold and seed."""
         names = (comparison.dataset, comparison.architecture, arm)
         return [run for run in self.runs if (run.dataset, run.architecture, run.arm) == names]
 
-
-def read_comparisons(summary: Entries) -> tuple[Comparison, ...]:
-    """Return the comparisons of a summary, and check the rest of it but ``pooled``."""
-    definitions_of(summary)
-    from_plain(StudySummary, dict(summary))
-    return _read(Comparison, summary, "comparisons", METRICS)
-
-
-def read_pooled(summary: Entries) -> tuple[PooledComparison, ...]:
-    """Return the comparisons over all data sets of a summary."""
-    return _read(PooledComparison, summary, "pooled", POOLED)
-
-
-def _read(kind: type[Compared], summary: Entries, entry: str, names: Sequence[str]) -> tuple[Compared, ...]:
-    """Read comparisons with all metrics, of which an earlier version knew fewer, and with the name of the main score."""
-    found = from_plain(tuple[kind, ...], summary.get(entry, []), entry)  # type: ignore[valid-type]
-    score = read_score(summary)
-
-    def whole(known: dict[str, Interval]) -> dict[str, Interval]:
-        return {name: known.get(name, UNKNOWN) for name in names} if known else {}
-
-    def named(arm: Arm) -> Arm:
-        return replace(arm, metrics=whole(arm.metrics), differences=whole(arm.differences), score=score)
-
-    return tuple(replace(item, arms=tuple(map(named, item.arms))) for item in found)
-
-
-def read_score(summary: Entries) -> str:
-    """Return the name of the main score of a summary."""
-    score = summary.get("score", MAIN_SCORES["segmentation"])
-    if score not in MAIN_SCORES.values():
-        raise ValueError(f"score: {score!r:.40} is not a main score")
-    return str(score)
-
-
-def failed_runs(summary: Entries) -> list[tuple[str, str]]:
-    """Return the name of each failed run, with its fold if its data set has any, and its error.
-
-    Example:
-        >>> failed = {"dataset": "em", "architecture": "net", "arm": "twin", "fold": 0, "seed": 1, "error": "no luck"}
-        >>> comparison = {"dataset": "em", "architecture": "net", "unit": "fold", "arms": []}
-        >>> failed_runs({"comparisons": [comparison], "failed": [failed, failed | {"dataset": "mri"}]})
-        [('em, net, twin, fold 0, seed 1', 'no luck'), ('mri, net, twin, seed 1', 'no luck')]
-    """
-    folded = {item["dataset"] for item in summary["comparisons"] if item.get("unit") == "fold"}
-    folded |= {run["dataset"] for run in summary["failed"] if run.get("fold")}
-    return [(run_name(run, folded=run["dataset"] in folded), run["error"]) for run in summary["failed"]]
-
-
-def is_study(folder: str | os.PathLike[str]) -> bool:
-    """Return whether a folder holds a study."""
-    return (Path(folder) / "summary.json").is_file()
-
-
-def load_study(folder: str | os.PathLike[str]) -> StudyResults:
-    """Read the results of a study.
-
-    This is safe for files of unknown origin: no more of them is read than a study writes, and nothing is unpickled.
-
-    Args:
-        folder: the folder of the study.
-
-    Raises:
-        ConfigError: it holds no study, or one of its files cannot be read.
-    """
-    folder = Path(folder)
-    if not is_study(folder):
-        raise ConfigError(f"{folder}: holds no study; name a folder that `evenslice study --out` wrote")
-    with _reading(folder / "summary.json") as path:
-        summary = read_json(path)
-        comparisons, pooled = read_comparisons(summary), read_pooled(summary)
-    with _reading(folder / "results.csv") as path:
-        rows = [row for row in read_rows(path, COLUMNS, MAX_RUNS) if row["status"] == "done"]
-        places = [_find_run(folder / "runs", row["key"]) for row in rows]
-    runs = tuple(_run(place, row) for place, row in zip(places, rows, strict=True))
-    latest = max((run.definitions for run in runs), default=1)
-    runs = tuple(run if run.definitions == latest else _scores_alone(run) for run in runs)
-    if len({len(run.shares) for run in runs if run.shares}) > 1:
-        raise ConfigError(
-            f"{folder}: its runs differ in their number of slices, so they do not belong to one study"
-        )
-    with _reading(folder / "config.yaml") as path:
-        config = read_text(path) if path.is_file() else ""
-    return StudyResults(cast("StudySummary", summary), comparisons, runs, config, pooled)
+    def mean_loss(self, comparison: Comparison, arm: str, which: tuple[str, int, str]) -> Interval:
+        """Return the mean over folds, or seeds, of a loss of an arm; see ``StressSummary.lost``."""
+        runs = self.runs_of(comparison, arm)
+        lost = [run.stress.lost(*which) if run.stress else math.nan for run in runs]
+        return student_interval(replicate_means([vars(run) for run in runs], lost, comparison.unit), (-1, 1))
 
 
 def _find_run(base: Path, key: str) -> Path:
@@ -293,7 +304,7 @@ def _scores_alone(run: StudyRun) -> StudyRun:
     """Return a run without what its audit found."""
     undefined = dict.fromkeys(incomparable(vars(run)), math.nan)
     metrics = {name: undefined.get(name, value) for name, value in run.metrics.items()}
-    return replace(run, metrics=metrics, verdict="", shares=(), saliency=None)
+    return replace(run, metrics=metrics, verdict="", shares=())
 
 
 def _run(folder: Path, row: Entries) -> StudyRun:
@@ -303,25 +314,15 @@ def _run(folder: Path, row: Entries) -> StudyRun:
         metrics = {name: from_plain(float, record.get(name), name) for name in METRICS}
         names = {name: row[name] for name in ("dataset", "architecture", "arm")}
         numbers = {"fold": int(row.get("fold") or 0), "seed": int(row["seed"])}
-        known = {"shares": record["shares"] or [], "metrics": metrics, "saliency": None}
+        known = {"shares": record["shares"] or [], "metrics": metrics}
         run: StudyRun = from_plain(StudyRun, {**record, **known, **names, **numbers})
         return replace(
             run,
-            saliency=_saliency(record.get("saliency"), len(run.shares)),
             curves=_curves(folder / "log" / "metrics.csv"),
-            example=read_example(folder / "example.npz"),
+            example=ExampleSlice.load(folder / "example.npz"),
             stress=_stress(folder, record),
             circumstances=_circumstances(folder / "result.json"),
         )
-
-
-def _saliency(values: Any, slices: int) -> NDArray[np.float64] | None:
-    if values is None:
-        return None
-    table = np.array(from_plain(tuple[tuple[float, ...], ...], values, "saliency"))
-    if table.shape != (slices, len(SALIENCY_PERCENTILES)):
-        raise ValueError(f"saliency has shape {table.shape}")
-    return table
 
 
 def _curves(path: Path) -> dict[str, NDArray[np.float64]]:
@@ -333,21 +334,6 @@ def _curves(path: Path) -> dict[str, NDArray[np.float64]]:
             name: np.array([from_plain(float, float(row[name]) if row[name] else None, name) for row in rows])
             for name in (rows[0] if rows else ())
         }
-
-
-def read_example(path: Path) -> ExampleSlice | None:
-    """Read the example of a run; None if there is none.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
-    if not path.is_file():
-        return None
-    with _reading(path):
-        found: ExampleSlice = from_arrays(ExampleSlice, read_arrays(path, 4 * EXAMPLE_SIZE**2))
-        if not found.image.size or max(found.image.shape) > EXAMPLE_SIZE:
-            raise ValueError(f"its pictures are of shape {found.image.shape}")
-        return found
 
 
 def _stress(folder: Path, record: Entries) -> StressSummary | None:

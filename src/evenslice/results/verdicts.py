@@ -9,20 +9,21 @@ function. docs/statistics.md explains the method, docs/calibration.md how often 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from scipy.special import stdtrit
 
+from evenslice._core import ConfigError, option
 from evenslice.results.documents import PAIRS, SLICES
 from evenslice.results.intervals import TAIL, UNKNOWN, Interval, fit_ratios, mean_interval, unseen_part
 from evenslice.results.measurements import data_part, directional_bias, halves, model_part, pair_bias
-from evenslice.results.tolerances import Tolerances, least_attention
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -31,8 +32,61 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
     Flags = NDArray[np.bool_]
-    Column = tuple["Key", Floats, Floats, Any]
+    Column = tuple["Decision", Floats, Floats, Any]
     """What a figure is about, its parts (n,), its wholes (n,), and whether it is judged."""
+    Columns = tuple[tuple["Decision", ...], Floats, Floats, Flags]
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """What counts as fair.
+
+    Attributes:
+        tolerance: the largest absolute pair bias B_k, of saliency or reliance, that counts as equal.
+        answer_tolerance: the largest part C of an answer that may change when the window is reversed.
+        mismatch_tolerance: the largest mirror mismatch E of a network that uses opposite slices in the same way.
+        judged_share: the part of the saliency that a pair has to get in order to be judged; see ``least_attention``.
+        judged_class: the part of the pixels that a class has to cover; the two largest classes are always judged.
+
+    Raises:
+        ConfigError: a value is no number, or out of range.
+
+    Example:
+        >>> Tolerances(tolerance=0.1)
+        Tolerances(tolerance=0.1, answer_tolerance=0.05, mismatch_tolerance=0.01, judged_share=0.02, judged_class=0.01)
+    """
+
+    tolerance: float = 0.05
+    answer_tolerance: float = 0.05
+    mismatch_tolerance: float = 0.01
+    judged_share: float = 0.02
+    judged_class: float = 0.01
+
+    def __post_init__(self) -> None:
+        for entry, value in zip(fields(self), astuple(self), strict=True):
+            zero = entry.name.startswith("judged")
+            if not isinstance(value, Real) or not (0 < float(value) < 1 or (zero and value == 0)):
+                allowed = "at least 0 and below 1" if zero else "between 0 and 1"
+                raise ConfigError(f"{option(entry.name, value)}: must be {allowed}")
+            object.__setattr__(self, entry.name, float(value))
+
+
+def least_attention(pairs: int, judged_share: float = Tolerances.judged_share) -> float:
+    """Return the part of the saliency that each of K pairs has to get in order to be judged.
+
+    That is the judged share, and with more than two pairs 2/K of it: however many slices share the saliency, the pairs
+    that are not judged together get less than twice the judged share.
+
+    Args:
+        pairs: K.
+        judged_share: the part that each of one or two pairs has to get.
+
+    Example: of 101 slices, each pair gets about 2 % of the saliency.
+        >>> [least_attention(pairs) for pairs in (1, 2, 4, 50)]
+        [0.02, 0.02, 0.01, 0.0008]
+    """
+    return judged_share * min(1.0, 2 / max(pairs, 1))
+
 
 Verdict = Literal["symmetric", "balanced", "biased", "inconclusive", "not applicable"]
 Question = Literal["saliency", "reliance", "answer", "use"]
@@ -49,12 +103,12 @@ LARGEST_DIFFERENT = 0.05
 
 @dataclass(frozen=True)
 class Decision:
-    """A figure that decided a verdict.
+    """What a figure is about, such as one that decided a verdict.
 
     Attributes:
         question: "saliency", "reliance", "answer", "use", or "attention" in audits of version 0.2.
-        class_number: the class whose figure decided; None for all predicted pixels.
-        offset: k of the pair that decided; None where no single pair did.
+        class_number: the class; None for all predicted pixels.
+        offset: k of the pair; None for no single one.
     """
 
     question: str
@@ -205,13 +259,6 @@ class Asymmetry:
         return least_attention(len(self.pairs), self.judged_share)
 
 
-class Key(NamedTuple):
-    """What a figure is about: a class, or all predicted pixels; a pair of offsets -k and k, or all."""
-
-    class_number: int | None = None
-    offset: int | None = None
-
-
 @dataclass(frozen=True)
 class Evidence:
     """What windows say about a question: q figures with one tolerance.
@@ -227,7 +274,7 @@ class Evidence:
     """
 
     question: Question
-    keys: tuple[Key, ...]
+    keys: tuple[Decision, ...]
     fit: Ratios
     tolerance: float
     judged: Flags
@@ -262,15 +309,16 @@ class Evidence:
             for judged, out, inside in zip(self.judged, beyond, within, strict=True)
         ]
 
-    def decision(self, chosen: Flags) -> Decision:
-        """Return the decision of the chosen figure that is most certainly beyond the tolerance, or else nearest to it."""
+    def deciding(self, chosen: Flags) -> tuple[Decision, ...]:
+        """Return the chosen figure that is most certainly beyond the tolerance, or else nearest to it, if there is any."""
+        if not chosen.any():
+            return ()
         low, high = self.bounds()
         least = np.where(self.estimate < 0, -high, low)
         least = np.where(np.isfinite(least), least, -np.inf)
         ranked = np.where(chosen, least, -np.inf)
         ties = np.where(ranked == ranked.max(), np.nan_to_num(np.abs(self.estimate)), -1.0)
-        key = self.keys[int(np.where(chosen, ties, -2.0).argmax())]
-        return Decision(self.question, key.class_number, key.offset)
+        return (self.keys[int(np.where(chosen, ties, -2.0).argmax())],)
 
     def needed(self) -> int | None:
         """Return how many windows would settle the open figures if they are what they seem; None if all are settled.
@@ -325,11 +373,6 @@ class Questions:
         """Number of figures of which any may decide for "biased"."""
         return max(sum(int((item.judged & item.decides).sum()) for item in self.tests), 1)
 
-    @property
-    def verdict(self) -> Verdict:
-        """The verdict."""
-        return self.decision[0]
-
     @cached_property
     def decision(self) -> tuple[Verdict, tuple[Decision, ...]]:
         """The verdict, and the decision of each question that decided it, or of each that is open."""
@@ -337,16 +380,16 @@ class Questions:
             return "not applicable", ()
         if self.different is not None:
             return ("symmetric", ()) if self.different < LARGEST_DIFFERENT else ("inconclusive", ())
-        beyond = _decisions((item, item.beyond(self.comparisons) & item.decides) for item in self.tests)
-        if beyond:
-            return "biased", beyond
-        still = _decisions((item, item.judged & ~item.within()) for item in self.tests)
+        beyond = [item.deciding(item.beyond(self.comparisons) & item.decides) for item in self.tests]
+        if any(beyond):
+            return "biased", sum(beyond, ())
+        open_ = [item.deciding(item.judged & ~item.within()) for item in self.evidence]
+        still = sum(open_[: len(self.tests)], ())
         # Where all windows are their own mirrors, nothing is known about the answer.
         if still or not any(item.question == "answer" for item in self.tests):
             return "inconclusive", still
-        uses = [item for item in self.evidence if item.question == "use"]
-        unlike = _decisions((item, item.judged & ~item.within()) for item in uses)
-        return ("symmetric", ()) if uses and not unlike else ("balanced", unlike)
+        uses = open_[len(self.tests) :]
+        return ("balanced", sum(uses, ())) if not uses or any(uses) else ("symmetric", ())
 
     def settled(self, precision: float | None = None) -> str:
         """Return why an audit may stop, "settled" or "precision reached"; empty if it has to go on.
@@ -356,8 +399,11 @@ class Questions:
         Args:
             precision: half-width that no interval of a judged bias or answer change may exceed.
         """
-        uses = [item.beyond().any() for item in self.evidence if item.question == "use"]
-        if self.verdict == "inconclusive" or (self.verdict == "balanced" and uses and not any(uses)):
+        verdict, uses = (
+            self.decision[0],
+            [item.beyond().any() for item in self.evidence if item.question == "use"],
+        )
+        if verdict == "inconclusive" or (verdict == "balanced" and uses and not any(uses)):
             return ""
         if precision is None:
             return "settled"
@@ -373,11 +419,6 @@ class Questions:
         if self.different is not None:
             return EQUAL_WINDOWS
         return max((count for item in self.tests if (count := item.needed()) is not None), default=None)
-
-
-def _decisions(chosen: Iterable[tuple[Evidence, Flags]]) -> tuple[Decision, ...]:
-    """Return the decision of each question that has chosen figures."""
-    return tuple(item.decision(which) for item, which in chosen if which.any())
 
 
 def ask(measured: Measurements, population: int, tolerances: Tolerances) -> Questions:
@@ -399,20 +440,16 @@ def ask(measured: Measurements, population: int, tolerances: Tolerances) -> Ques
         sample = _Sample(measured, population, tolerances, groups, numbers, decides)
         saliency, reliance = sample.saliency(), sample.reliance()
         found = [saliency, reliance, sample.answer(), sample.use(saliency or reliance)]
+    different = None
+    if measured.equal.all() and not measured.own_mirror.all():  # else nothing tells
+        different = unseen_part(float(len(measured)), len(measured), population, 0.05)
     return Questions(
         evidence=tuple(item for item in found if item is not None),
         judged=numbers,
         unjudged=tuple(np.flatnonzero((pixels > 0) & ~judged).tolist()),
         pixels=pixels,
-        different=_different_part(measured, population),
+        different=different,
     )
-
-
-def _different_part(measured: Measurements, population: int) -> float | None:
-    """Return the part of all windows that may differ from their mirrors, with 95 % confidence; None if some read do."""
-    if not measured.equal.all() or (measured.own_mirror == 1).all():  # then nothing tells
-        return None
-    return unseen_part(float(len(measured)), len(measured), population, 0.05)
 
 
 def answer_kind(measured: Measurements) -> AnswerKind:
@@ -480,8 +517,8 @@ class _Sample:
             shares = sums / np.where(known[:, None, None], sums.sum(axis=-1, keepdims=True), 1)
             outer = np.add(*halves(shares.mean(axis=1)))[known].sum(axis=0) / max(known.sum(), 1)
             whole = np.broadcast_to(known[:, None], bias.shape).astype(float)
-            columns += _pair_columns(group, bias, whole, outer >= least)
-        found = self._evidence("saliency", _stacked(columns), self.tolerances.tolerance)
+            columns += _pairs("saliency", group, bias, whole, outer >= least)
+        found = self._evidence(_stacked(columns), self.tolerances.tolerance)
         return None if np.isnan(found.estimate).all() else found
 
     def reliance(self) -> Evidence:
@@ -491,8 +528,8 @@ class _Sample:
             left, right = halves(self.measured.reliance[:, :, group].sum(axis=1))
             least = 2 * self.tolerances.judged_share * self.measured.explained[:, group].sum()
             total = (right + left).sum(axis=0)
-            columns += _pair_columns(group, right - left, right + left, (total >= least) & (total > 0))
-        return self._evidence("reliance", _stacked(columns), self.tolerances.tolerance, scale="atanh")
+            columns += _pairs("reliance", group, right - left, right + left, (total >= least) & (total > 0))
+        return self._evidence(_stacked(columns), self.tolerances.tolerance, scale="atanh")
 
     def answer(self) -> Evidence | None:
         """Return the part C of the answer that changes when a window is reversed; None if no window tells.
@@ -503,15 +540,15 @@ class _Sample:
         """
         measured, scores = self.measured, answer_kind(self.measured) == "scores"
         chosen = [number for number in self.numbers if measured.union[:, number].any()]
-        keys, part, whole = tuple(map(Key, chosen)), measured.changed[:, chosen], measured.union[:, chosen]
+        part, whole = measured.changed[:, chosen], measured.union[:, chosen]
         if scores:
             tell = (measured.own_mirror != 1) & ~np.isnan(measured.change)
-            part = np.where(tell, measured.change, 0)[:, None]
-            keys, whole = (Key(),), 2 * _variance(measured, tell)[:, None]
+            part, whole = np.where(tell, measured.change, 0)[:, None], 2 * _variance(measured, tell)[:, None]
         if not whole.any():
             return None  # or the scores vary over no pixel, and nothing is there to hold their change against
-        columns = keys, part, whole, np.ones(len(keys), bool)
-        return self._evidence("answer", columns, self.tolerances.answer_tolerance, scale="log", root=scores)
+        about = (Decision("answer"),) if scores else tuple(Decision("answer", number) for number in chosen)
+        columns = about, part, whole, np.ones(len(about), bool)
+        return self._evidence(columns, self.tolerances.answer_tolerance, scale="log", root=scores)
 
     def use(self, biases: Evidence) -> Evidence | None:
         """Return the mirror mismatch E of each class, over all outer slices and for each judged pair; None if no window tells."""
@@ -520,35 +557,34 @@ class _Sample:
         columns: list[Column] = []
         for group, judged in zip(self.groups, biases.judged.reshape(len(self.groups), -1), strict=True):
             part, whole = self.measured.mismatch[:, group], self.measured.outer[:, group]
-            columns.append((Key(_number(group)), part.sum(axis=1), whole.sum(axis=1), whole.any()))
-            columns += _pair_columns(group, part, whole, judged & whole.any(axis=0))
-        return self._evidence("use", _stacked(columns), self.tolerances.mismatch_tolerance, scale="log")
+            about = Decision("use", group - 1 if group else None)
+            columns.append((about, part.sum(axis=1), whole.sum(axis=1), whole.any()))
+            columns += _pairs("use", group, part, whole, judged & whole.any(axis=0))
+        return self._evidence(_stacked(columns), self.tolerances.mismatch_tolerance, scale="log")
 
     def _evidence(
-        self,
-        question: Question,
-        columns: tuple[tuple[Key, ...], Floats, Floats, Flags],
-        tolerance: float,
-        *,
-        scale: Scale = "linear",
-        root: bool = False,
+        self, columns: Columns, tolerance: float, *, scale: Scale = "linear", root: bool = False
     ) -> Evidence:
         keys, part, whole, judged = columns
-        numbers = [key.class_number for key in keys]
-        decides = [question != "use" and (number is None or bool(self.decides[number])) for number in numbers]
+        decides = [
+            key.question != "use" and (key.class_number is None or bool(self.decides[key.class_number]))
+            for key in keys
+        ]
         fit = fit_ratios(part, whole, self.population, scale=scale)
+        question = cast("Question", keys[0].question)
         return Evidence(question, keys, fit, tolerance, judged, np.array(decides), root)
 
 
-def _stacked(columns: list[Column]) -> tuple[tuple[Key, ...], Floats, Floats, Flags]:
+def _stacked(columns: list[Column]) -> Columns:
     keys, parts, wholes, judged = zip(*columns, strict=True)
     return keys, np.stack(parts, axis=1), np.stack(wholes, axis=1), np.array(judged)
 
 
-def _pair_columns(group: int, part: Floats, whole: Floats, judged: Flags) -> list[Column]:
+def _pairs(question: Question, group: int, part: Floats, whole: Floats, judged: Flags) -> list[Column]:
     """Return the columns of each pair of offsets, from parts and wholes (n, K)."""
     pairs = zip(part.T, whole.T, judged, strict=True)
-    return [(Key(_number(group), k), *columns) for k, columns in enumerate(pairs, start=1)]
+    number = group - 1 if group else None
+    return [(Decision(question, number, k), *columns) for k, columns in enumerate(pairs, start=1)]
 
 
 def _variance(measured: Measurements, tell: Flags) -> Floats:
@@ -561,10 +597,6 @@ def _variance(measured: Measurements, tell: Flags) -> Floats:
     return found
 
 
-def _number(group: int) -> int | None:
-    return group - 1 if group else None
-
-
 EQUAL_WINDOWS = 59
 """With as many that equal their mirrors, fewer than 5 % of all can differ."""
 
@@ -572,8 +604,7 @@ EQUAL_WINDOWS = 59
 def summarize(
     measurements: Measurements,
     population: Sequence[int],
-    tolerances: Tolerances = Tolerances(),  # noqa: B008  # immutable
-    questions: Questions | None = None,
+    tolerances: Tolerances = Tolerances(),  # immutable
 ) -> Asymmetry:
     """Compute the statistics of an audit and its verdict.
 
@@ -581,17 +612,16 @@ def summarize(
         measurements: those of a random sample of the windows.
         population: number of windows in each volume.
         tolerances: what counts as fair.
-        questions: the evidence on the questions, if it is known from the last look.
     """
     total, count = sum(population), measurements.slices
-    found = questions or ask(measurements, total, tolerances)
+    found = ask(measurements, total, tolerances)
     verdict, decided_by = found.decision
     shares = measurements.shares
     known = np.asarray(~np.isnan(shares).any(axis=(1, 2)))
     given, mirrored = (np.where(known[:, None], shares[:, order], np.nan) for order in (0, 1))
     directions = directional_bias(given), directional_bias(mirrored)
     profile = model_part(given, mirrored)
-    differences = model_part(_differences(given), _differences(mirrored))
+    left, right = halves(profile)
     classes = tuple(
         ClassFigures(
             number,
@@ -613,7 +643,7 @@ def summarize(
         data_pairs=_means(data_part(pair_bias(given), pair_bias(mirrored)), total, (-1, 1)),
         directional_bias=mean_interval(model_part(*directions), total, (-1, 1)),
         data_direction=mean_interval(data_part(*directions), total, (-1, 1)),
-        asymmetry=_distance(differences, total, 0, weight=1, most=1),
+        asymmetry=_distance(right - left, total, 0, weight=1, most=1),
         imbalance=_distance(profile, total, 1 / count, weight=0.5, most=1 - 1 / count),
         wasserstein=_means(measurements.wasserstein, total, (0, count)),
         mirror_error=mean_interval(measurements.mirror_error, total, (0, np.inf)),
@@ -651,18 +681,15 @@ def _figures(questions: Questions, number: int | None, slices: int) -> dict[str,
         columns = zip(
             estimate.tolist(), low.tolist(), high.tolist(), item.judged.tolist(), states, strict=True
         )
-        figures = [
-            figure for key, figure in zip(item.keys, columns, strict=True) if key.class_number == number
-        ]
-        if not figures:
-            continue
-        if item.question == "answer":
+        about = zip(item.keys, columns, strict=True)
+        figures = [figure for key, figure in about if key.class_number == number]
+        if item.question == "answer" and figures:
             of: AnswerKind = "scores" if item.root else "classes"
             found["answer_change"] = AnswerChange(*figures[0], of=of, class_number=number)
-        elif item.question == "use":
+        elif item.question == "use" and figures:
             pairs = tuple(Figure(*figure) for figure in figures[1:]) if number is None else ()
             found["mirror_mismatch"] = Mismatch(*figures[0], pairs=pairs)
-        else:
+        elif figures:
             name = "pairs" if item.question == "saliency" else "reliance"
             found[name] = tuple(Figure(*figure) for figure in figures)
     return found
@@ -673,23 +700,21 @@ def _by_volume(
 ) -> tuple[VolumeFigures, ...]:
     """Return the figures of each volume of several, from the windows that were read of it."""
 
-    def plain(figure: Interval) -> Interval:
-        return Interval(figure.estimate, figure.low, figure.high)
+    def plain(*figures: Interval) -> tuple[Interval, ...]:
+        return tuple(Interval(figure.estimate, figure.low, figure.high) for figure in figures)
 
     found = []
     for volume, windows in enumerate(population if len(population) > 1 else ()):
         part = measured.at(measured.volume == volume)
         if len(part):
             of = summarize(part, [windows], tolerances)
-            pairs, reliance = tuple(map(plain, of.pairs)), tuple(map(plain, of.reliance))
-            answer, use = plain(of.answer_change), plain(of.mirror_mismatch)
-            found.append(VolumeFigures(volume, len(part), pairs, reliance, answer, use))
+            pairs, reliance = plain(*of.pairs), plain(*of.reliance)
+            found.append(
+                VolumeFigures(
+                    volume, len(part), pairs, reliance, *plain(of.answer_change, of.mirror_mismatch)
+                )
+            )
     return tuple(found)
-
-
-def _differences(shares: Floats) -> Floats:
-    left, right = halves(shares)
-    return right - left
 
 
 def _means(values: Floats, population: int, bounds: tuple[float, float]) -> tuple[Interval, ...]:

@@ -16,18 +16,7 @@ from evenslice._core import (
     remove_leftovers,
     staged_file,
 )
-from evenslice.results import (
-    DEFINITIONS,
-    FORMAT,
-    MAIN_SCORES,
-    METRICS,
-    TASK_SCORES,
-    AuditResult,
-    Primary,
-    pool_runs,
-    read_example,
-    summarize_runs,
-)
+from evenslice.results import METRICS, TASK_SCORES, AuditResult, ExampleSlice, StudyPlan, StudySummary
 from evenslice.training import RunFolder
 
 with needs_extra("train", "a study"):
@@ -37,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from evenslice.results import StudySummary
     from evenslice.studying.config import StudyConfig
 
 FILES = ("run.json", "audit.json", "audit.npz", "example.npz")
@@ -77,7 +65,6 @@ class RunOutcome(BaseModel):
             answer_change, mirror_mismatch: estimates; see ``evenslice.results.METRICS``.
         answer_of: what ``answer_change`` compares: "classes", "scores" or, as in records of versions that did not tell,
             "unknown".
-        saliency: (slices, percentiles) from ``ExampleWindows.saliency_percentiles``.
         windows: number of windows of the audit.
         steps: of the training; 0 of a network that was trained by another run.
         seconds: of the training, likewise.
@@ -124,7 +111,6 @@ class RunOutcome(BaseModel):
     answer_change: float | None = None
     answer_of: str = "unknown"
     mirror_mismatch: float | None = None
-    saliency: list[list[float | None]] | None = None
     windows: int = 0
     steps: int = 0
     seconds: float = math.nan
@@ -150,7 +136,7 @@ class RunOutcome(BaseModel):
 def damaged_files(folder: Path) -> set[Path]:
     """Return the files of a run that are there and cannot be read; those that were removed are not damaged."""
     return RunFolder(folder).damaged_files(
-        {folder / "audit.json": AuditResult.load, folder / "example.npz": read_example}
+        {folder / "audit.json": AuditResult.load, folder / "example.npz": ExampleSlice.load}
     )
 
 
@@ -180,7 +166,7 @@ def repair_run(folder: Path) -> None:
 
 def write_results(
     config: StudyConfig, outcomes: Iterable[RunOutcome], planned: int, out: Path
-) -> StudySummary:
+) -> dict[str, Any]:
     """Write the results of a study so far: ``results.csv`` and ``summary.json``.
 
     Args:
@@ -208,37 +194,25 @@ def write_results(
         if outcome.status == "done"
     ]
     failed = [outcome for outcome in ordered if outcome.status == "failed"]
-    score, chosen = MAIN_SCORES[config.task], config.primary
-    primary = None
+    chosen, primary = config.primary, None
     if chosen is not None:
-        network = chosen.architecture or config.architectures[0].name
-        primary = Primary(chosen.arm, network, chosen.margin)
-    compared: dict[str, Any] = {"baseline": config.baseline, "margin": config.margin, "score": score}
-    pooled = pool_runs(
-        done,
-        **compared,
-        primary=primary,
-        datasets=[data.name for data in config.datasets],
-        architectures=[item.name for item in config.architectures],
-        arms=[arm.name for arm in config.arms],
+        primary = (chosen.arm, chosen.architecture or config.architectures[0].name, chosen.margin)
+    plan = StudyPlan(
+        config.baseline,
+        config.margin,
+        TASK_SCORES[config.task][0],
+        primary,
+        tuple(data.name for data in config.datasets),
+        tuple(item.name for item in config.architectures),
+        tuple(arm.name for arm in config.arms),
     )
-    summary = {
-        "format": FORMAT,
-        "planned": planned,
-        "finished": len(done),
-        "failed": [outcome.model_dump(include={*LABELS, "error"}) for outcome in failed],
-        "baseline": config.baseline,
-        "score": score,
-        "definitions": max((item.definitions for item in ordered if item.verdict), default=DEFINITIONS),
-        "comparisons": [item.to_dict() for item in summarize_runs(done, **compared)],
-        "pooled": [item.to_dict() for item in pooled],
-    }
-    text = json_text(summary)
+    failures = [outcome.model_dump(include={*LABELS, "error"}) for outcome in failed]
+    summary = StudySummary.of_runs(done, failures, planned, plan)
+    text = json_text(summary.to_dict())
     with staged_file(out / "summary.json", force=True) as beside:
         beside.write_text(text, encoding="utf-8")
     _write_table(ordered, config, out / "results.csv")
-    written: StudySummary = json.loads(text)
-    return written
+    return dict(json.loads(text))
 
 
 def _write_table(outcomes: Sequence[RunOutcome], config: StudyConfig, path: Path) -> None:

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -49,8 +49,8 @@ from evenslice.auditing import Sampling, audit
 from evenslice.inference import Compute, ReadyNetwork, predict
 from evenslice.networks import predicted_classes
 from evenslice.neutralizing import load_network, symmetrize
-from evenslice.report import need_report_extra, study_html, write_study_report
-from evenslice.results import DEFINITIONS, EXAMPLE_SIZE, load_study, run_name, save_audits
+from evenslice.report import html_of, need_report_extra, write_study_report
+from evenslice.results import AuditResult, ExampleSlice, StudyResults, run_name
 from evenslice.studying.config import StudyConfig
 from evenslice.studying.run_outcomes import STRESS_COLUMNS, RunOutcome, repair_run, write_results
 from evenslice.studying.runs import plan_runs
@@ -64,7 +64,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from evenslice.results import AuditResult, Figure, StudySummary
     from evenslice.studying.runs import Run
     from evenslice.volumes import LabelledVolume
 
@@ -100,7 +99,7 @@ def study(
     scheduler: str | None = None,
     on_start: Callable[[tuple[str, ...]], None] | None = None,
     on_finished: Callable[[RunOutcome, int, int], None] | None = None,
-) -> StudySummary:
+) -> dict[str, Any]:
     """Perform the unfinished runs of a study, and write the results of all runs.
 
     The folder gets ``config.yaml``, ``results.csv``, ``summary.json`` and, in ``runs``, a folder for each run: the
@@ -183,8 +182,8 @@ def study(
             if outcomes[run.key].status == "failed" and (found := run.outcome(base)) is not None:
                 outcomes[run.key] = found
         summary = write_results(config, outcomes.values(), len(runs), out)
-        write_study_report(load_study(out), out / "report.html")
-    return cast("StudySummary", _ShownSummary(summary))
+        write_study_report(StudyResults.load(out), out / "report.html")
+    return _ShownSummary(summary)
 
 
 def _not_applied(runs: Sequence[Run], outcomes: Mapping[str, RunOutcome]) -> tuple[str, ...]:
@@ -206,7 +205,7 @@ def _not_applied(runs: Sequence[Run], outcomes: Mapping[str, RunOutcome]) -> tup
         lines.append(
             f"training.stress: these finished runs were tested without it, and stay so: {_some(unstressed)}"
         )
-    older = [run for run, outcome in finished if outcome.definitions < DEFINITIONS]
+    older = [run for run, outcome in finished if outcome.definitions < AuditResult.definitions]
     if 0 < len(older) < len(runs):
         lines.append(
             "audit: these finished runs were audited by version 0.2, and have no figures that stand beside the others' (to "
@@ -223,7 +222,7 @@ class _ShownSummary(dict[str, Any]):
     """A summary that a notebook shows as tables."""
 
     def _repr_html_(self) -> str:
-        return study_html(cast("StudySummary", self))
+        return html_of(self)
 
 
 def _check_data(config: StudyConfig, runs: Sequence[Run]) -> DataFiles:
@@ -412,7 +411,7 @@ def _examined(run: Run, files: RunFolder, result: Mapping[str, Any], progress: b
     tested = open_data(config).test
     network = load_network(config.model.spec, str(files.network)).model
     found = _audit(network, tested, run, progress)
-    save_audits([found], folder)
+    found.save(folder / "audit.json")
     if config.training.task == "segmentation":
         _save_example(network, tested[0], config, folder / "example.npz")
     for file in (files.last, files.best):
@@ -482,12 +481,11 @@ def _audit_results(found: AuditResult) -> dict[str, Any]:
         "absolute_bias": abs(found.directional_bias.estimate),
         **{name: getattr(statistics, name).estimate for name in ESTIMATES},
         "answer_of": found.answer.of,
-        "saliency": found.examples.saliency_percentiles(),
         "windows": found.windows,
     }
 
 
-def _largest(pairs: Sequence[Figure]) -> float:
+def _largest(pairs: Sequence[Any]) -> float:
     """Return the largest absolute bias of the judged pairs: that of others is noise; NaN if it was not asked for."""
     known = [pair for pair in pairs if not math.isnan(pair.estimate)]
     return max((abs(pair.estimate) for pair in known if pair.judged), default=0.0 if known else math.nan)
@@ -550,9 +548,13 @@ def _save_example(network: nn.Module, part: LabelledVolume, config: TrainConfig,
 
 
 def _around_foreground(labels: NDArray[np.uint8]) -> tuple[slice, slice]:
-    """Return a part (y, x) of a slice of at most ``EXAMPLE_SIZE`` pixels a side, around the middle of its foreground."""
+    """Return a part (y, x) of a slice of at most ``ExampleSlice.LARGEST`` pixels a side, around the middle of its foreground."""
     starts = []
     for where, length in zip(np.nonzero(labels), labels.shape, strict=True):
         middle = (where.min() + where.max() + 1) // 2 if len(where) else length // 2
-        starts.append(int(min(max(0, middle - EXAMPLE_SIZE // 2), max(0, length - EXAMPLE_SIZE))))
-    return slice(starts[0], starts[0] + EXAMPLE_SIZE), slice(starts[1], starts[1] + EXAMPLE_SIZE)
+        starts.append(
+            int(min(max(0, middle - ExampleSlice.LARGEST // 2), max(0, length - ExampleSlice.LARGEST)))
+        )
+    return slice(starts[0], starts[0] + ExampleSlice.LARGEST), slice(
+        starts[1], starts[1] + ExampleSlice.LARGEST
+    )

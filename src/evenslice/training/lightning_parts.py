@@ -35,9 +35,9 @@ from evenslice._core import (
     staged_file,
     whole_number,
 )
-from evenslice.auditing import Mirrored, Score, attribute, parse_target
+from evenslice.auditing import parse_target, slice_shares
 from evenslice.networks import METADATA_KEY
-from evenslice.results import directional_bias, model_part, ratio, score_title
+from evenslice.results import mean_biases, ratio, score_title
 from evenslice.training.run_folder import refuse_changed
 from evenslice.training.tasks import TaskLoss, task_logits
 
@@ -56,7 +56,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from evenslice._core import Advance
-    from evenslice.auditing import Target
     from evenslice.training.config import TrainConfig
     from evenslice.training.run_folder import RunFolder
 
@@ -441,7 +440,9 @@ class AsymmetryMonitor(Callback):
         ('share_-1', 'share_0', 'share_1', 'directional_bias', 'asymmetry', 'imbalance')
     """
 
-    def __init__(self, windows: Tensor, *, every: int = 200, target: Target = "auto", batch: int = 4) -> None:
+    def __init__(
+        self, windows: Tensor, *, every: int = 200, target: int | str = "auto", batch: int = 4
+    ) -> None:
         shape = tuple(np.shape(windows))
         if len(shape) != 4 or shape[0] == 0 or shape[1] % 2 == 0 or not torch.is_floating_point(windows):
             raise ConfigError(
@@ -507,7 +508,7 @@ class AsymmetryMonitor(Callback):
 
 @torch.inference_mode(mode=False)  # what is made in it can be trained, and explained
 def measure_bias(
-    network: nn.Module, windows: Tensor, *, target: Target = "auto", batch: int = 4
+    network: nn.Module, windows: Tensor, *, target: int | str = "auto", batch: int = 4
 ) -> dict[str, float]:
     """Measure the shares and biases of a network by gradients, on windows and their mirrors.
 
@@ -520,9 +521,7 @@ def measure_bias(
         batch: windows per forward pass.
 
     Returns:
-        Under the names of ``bias_columns``: the mean share of each offset over the windows and their mirrors, the model
-        part D_m of the directional bias, the asymmetry A (half the L1 distance between the shares and their mirror) and
-        the imbalance U (half that between the shares and 1/N); NaN if no gradient reaches any window.
+        What ``mean_biases`` returns; NaN if no gradient reaches any window.
 
     Example: a network that is linear in its slices, whose shares are its weights.
         >>> network = torch.nn.Conv2d(3, 1, 1)
@@ -536,19 +535,8 @@ def measure_bias(
     with _evaluating(network):
         for chunk in torch.split(windows, batch):
             given = chunk.to(weight.device, weight.dtype, memory_format=torch.channels_last)
-            found = attribute(network, given, target=target)
-            predicted = Score(network).answers(found.output)
-            mirrored = attribute(Mirrored(network), given, target=target, predicted=predicted)
-            parts.append([_shares(part) for part in (found.attribution, mirrored.attribution.flip(1))])
-    shares, mirrored_shares = map(np.concatenate, zip(*parts, strict=True))
-    profile = _mean(model_part(shares, mirrored_shares))
-    direction = _mean(model_part(directional_bias(shares), directional_bias(mirrored_shares)))
-    figures = (
-        direction,
-        np.abs(profile - profile[::-1]).sum() / 2,
-        np.abs(profile - 1 / len(profile)).sum() / 2,
-    )
-    return dict(zip(bias_columns(len(profile)), map(float, (*profile, *figures)), strict=True))
+            parts.append(slice_shares(network, given, parse_target(str(target))))
+    return mean_biases(np.concatenate(parts))
 
 
 def bias_columns(slices: int) -> tuple[str, ...]:

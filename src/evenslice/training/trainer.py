@@ -47,7 +47,7 @@ from evenslice._core import (
 from evenslice.inference import is_device_error, keep_depthwise_exact, out_of_memory, shortage
 from evenslice.networks import keep_generators, parse_specification
 from evenslice.neutralizing import load_network, record_of, save_network
-from evenslice.results import MAIN_SCORES
+from evenslice.results import TASK_SCORES
 from evenslice.training.config import TrainConfig
 from evenslice.training.crops import CentredCrops, CropDataset
 from evenslice.training.data import open_data
@@ -293,7 +293,7 @@ def _save(plan: Plan, network: nn.Module, path: Path) -> None:
 def _make_trainer(plan: Plan, run: RunFolder, interruption: Interruption, progress: bool | None) -> Trainer:
     config, machine = plan.config, plan.machine
     several = config.training.devices > 1 and machine.device.type == "cuda"
-    validation = f"validation_{MAIN_SCORES[config.training.task]}"
+    validation = f"validation_{TASK_SCORES[config.training.task][0]}"
     columns = ("loss", "learning_rate", "seconds", validation, *bias_columns(config.model.slices))
     log = CsvLog(run.metrics, columns)
     return Trainer(
@@ -320,7 +320,7 @@ def _make_trainer(plan: Plan, run: RunFolder, interruption: Interruption, progre
 def _callbacks(plan: Plan, run: RunFolder, log: CsvLog, progress: bool | None) -> Iterator[Callback]:
     """Yield the callbacks of the trainer but ``Interruption``, in the order in which they are called."""
     config, data, record = plan.config, plan.data, plan.record
-    options, score = config.training, MAIN_SCORES[config.training.task]
+    options, score = config.training, TASK_SCORES[config.training.task][0]
     yield ShowProgress(f"train {run.path.name}", options.steps, show=progress, log=log, score=score)
     if options.monitor_every is not None:
         windows = fixed_windows(data.validation or data.train, config.model, options.crop, MONITORED)
@@ -460,7 +460,7 @@ def _tested(
 
 
 def _summarize_log(rows: Sequence[Mapping[str, float]], config: TrainConfig) -> dict[str, Any]:
-    score = MAIN_SCORES[config.training.task]
+    score = TASK_SCORES[config.training.task][0]
     column = f"validation_{score}"
     validated = [row for row in rows if row["step"] > 0 and not math.isnan(row.get(column, math.nan))]
     kept = (
