@@ -1,6 +1,5 @@
 from .blocks import cut_axis as cut_axis, find_nonfinite as find_nonfinite
 from .info import (
-    PARTIAL as PARTIAL,
     StoredImage as StoredImage,
     describe_missing_numbers as describe_missing_numbers,
     describe_volume as describe_volume,
@@ -24,7 +23,6 @@ from .opening import (
     VolumeLike as VolumeLike,
     mni152 as mni152,
     mni152_path as mni152_path,
-    open_complete as open_complete,
     open_filled as open_filled,
     open_several as open_several,
     open_volume as open_volume,

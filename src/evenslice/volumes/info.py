@@ -14,7 +14,7 @@ import numpy as np
 from evenslice._core import ConfigError, open_regular
 from evenslice.volumes.blocks import sample_chunks, sample_voxels
 from evenslice.volumes.geometry import axis_codes
-from evenslice.volumes.read.slice_folder import SLICE_FOLDER, missing_numbers
+from evenslice.volumes.read.folders import SLICE_FOLDER, missing_numbers
 from evenslice.volumes.read.source import confined, reporting_read_errors
 from evenslice.volumes.volume import reslice
 
@@ -77,7 +77,7 @@ def describe_volume(volume: Volume) -> dict[str, Any]:
         "spacing": volume.spacing,
         "unit": volume.unit,
         "chunks": volume.chunks,
-        "orientation": None if volume.affine is None or not volume.placed else axis_codes(volume.affine),
+        "orientation": None if volume.affine is None else axis_codes(volume.affine),
         "region": volume.region,
         "bytes_on_disk": _bytes_on_disk(volume),
         "bytes_in_memory": volume.nbytes,
@@ -298,35 +298,25 @@ class StoredImage:
 def stored_image(volume: Volume) -> StoredImage:
     """Return the stored image that a volume was opened from.
 
-    It is equal for all links to a file or to a dataset in it, for all levels of an image, and for a level opened by the path
-    of its array. A copy of a file is another image, as is at an address an array that is opened by its own path, and every
-    array in memory.
+    It is equal for all links to a file, and for all levels of an image. A copy of a file is another image, as is an array that
+    is opened by a path of its own inside a folder, and every array in memory.
 
     Raises:
         VolumeError: the file cannot be read.
 
     Example:
-        >>> import tempfile
-        >>> import numpy as np
-        >>> from evenslice.volumes import open_volume, write_volume
-        >>> path = f"{tempfile.mkdtemp()}/image.ome.zarr"
-        >>> write_volume(open_volume(np.zeros((8, 300, 300), np.uint8)), path)
-        >>> whole, level = stored_image(open_volume(path)), stored_image(open_volume(f"{path}/1"))
-        >>> whole == level, level.level, whole.slices_match(level)
-        (True, 1, False)
+        >>> from evenslice.volumes import open_volume
+        >>> volume = open_volume(np.zeros((8, 300, 300), np.uint8))
+        >>> stored_image(volume) == stored_image(volume), stored_image(volume).level
+        (True, 0)
     """
     where: tuple[Any, ...] = (id(volume),)
-    level = volume.level
-    if isinstance(volume.location, str):
-        where = (volume.location, volume.part)
-    elif volume.location is not None:
-        path = volume.location.resolve()
-        with reporting_read_errors(volume.path, volume.format):
-            source = (volume._whole or volume)._source()  # noqa: SLF001  # which knows its format
-            where, level = source.image(path) or ((path,), level)
+    if volume.location is not None:
+        places = volume.files or (volume.location,)
+        where = (*(place if isinstance(place, str) else place.resolve() for place in places), volume.part)
     reading = volume.reading
     depth = (volume.whole_shape or volume.shape)[0]
-    return StoredImage((*where, *map(tuple, reading["fixed"])), level, tuple(reading["zyx"]), depth)
+    return StoredImage((*where, *map(tuple, reading["fixed"])), volume.level, tuple(reading["zyx"]), depth)
 
 
 def refuse_repeated(volumes: Sequence[Volume]) -> None:

@@ -35,7 +35,7 @@ from evenslice._core import (
 )
 from evenslice.volumes.geometry import UNITS, normal_unit, positive
 from evenslice.volumes.read.formats import open_source
-from evenslice.volumes.read.source import ArraySource, Place, VoxelSource, locate
+from evenslice.volumes.read.source import ArraySource, Place, VoxelSource, locate, pick_level
 from evenslice.volumes.volume import Arrangement, Origin, Stored, Volume, reslice, take_region
 
 if TYPE_CHECKING:
@@ -108,8 +108,7 @@ def open_volume(  # all but one argument have defaults and names
     level = whole_number("level", level)
     opener: Callable[[], VoxelSource]
     if _is_array(path):
-        if level:
-            raise ConfigError(f"<array>: has only one resolution level; omit {option('level', level)}")
+        pick_level("<array>", [path], level)
         place = Place("<array>", "")
         opener = partial(ArraySource, _fill_masked(path, fill))
     else:
@@ -195,20 +194,6 @@ def open_several(given: VolumeLike | Sequence[VolumeLike], fill: float | None) -
     return [open_filled(item, fill) for item in list_given(given)]
 
 
-def open_complete(path: Path, *, select: Mapping[str, int] | None = None) -> Volume:
-    """Open a Zarr folder in which no chunk may be missing; reading raises if one is.
-
-    Args:
-        path: the folder.
-        select: the index to read along each other axis longer than 1.
-
-    Raises:
-        VolumeError: it cannot be opened.
-    """
-    place = replace(locate(path), since=0.0)
-    return _arranged(place, partial(open_source, place), None, select or {})
-
-
 def stated_axes(path: str | os.PathLike[str], *, level: int = 0, series: int | None = None) -> str | None:
     """Return what a file itself calls its stored dimensions, one letter each as ``axes`` has them; None if it does not say.
 
@@ -229,14 +214,22 @@ def _arranged(
 ) -> Volume:
     """Open the stored array and make a volume of it."""
     source = opener()
-    picks = {axis: index for axis, index in select.items() if axis not in source.selected}
+    picks = dict(select)
+    if place.series is not None and source.format == "DICOM":
+        del picks["series"]  # which is no axis
     try:
         arrangement = _arrangement(source, names, picks)
     except EvensliceError as error:
         raise type(error)(f"{place.label}: {error.args[0]}") from None
     z, y, x = arrangement.zyx
-    sizes = source.spacing
-    spacing = source.voxel_size or (None if sizes is None else (sizes[z], sizes[y], sizes[x]))
+    sizes, unit = source.voxel_size
+    spacing = None
+    if sizes is not None:
+        spacing = (
+            (sizes["z"], sizes["y"], sizes["x"])
+            if isinstance(sizes, dict)
+            else (sizes[z], sizes[y], sizes[x])
+        )
     known = spacing is not None and positive(spacing)
     offset = source.offset or (0.0,) * len(source.shape)
     volume = Volume(
@@ -248,13 +241,12 @@ def _arranged(
             files=source.files,
             level=place.level,
             select=dict(select),
-            placed=source.placed,
             axes_given=names is not None,
         ),
         shape=arrangement.lengths,
         dtype=source.dtype.newbyteorder("="),
         spacing=spacing if known else None,
-        unit=source.unit if known else None,
+        unit=unit if known else None,
         chunks=None if source.chunks is None else (source.chunks[z], source.chunks[y], source.chunks[x]),
         # An affine refers to the axes as the file names them.
         affine=source.affine if source.names is not None and names in (None, source.names) else None,

@@ -19,13 +19,12 @@ from pydicom.pixels.utils import iter_pixels
 
 from evenslice._core import ConfigError, MissingExtraError, VolumeError, option
 from evenslice.volumes.geometry import affine_from_lps
-from evenslice.volumes.read.slice_folder import dicom_files, is_dicom, natural_order
+from evenslice.volumes.read.folders import dicom_files, natural_order
 from evenslice.volumes.read.source import (
     VoxelSource,
     reporting_read_errors,
     require_bytes,
     require_piece,
-    require_signature,
     without_warnings,
 )
 
@@ -72,11 +71,6 @@ class Frame:
     gap: float | None
     order: tuple[int, ...]
 
-    @property
-    def normal(self) -> NDArray[np.float64]:
-        """The direction perpendicular to the image, if it has an orientation."""
-        return _normal(self.orientation)
-
 
 class DicomSource(VoxelSource):
     """The frames of one series as z, y, x, with an axis t before z if there are several at each position."""
@@ -86,10 +80,7 @@ class DicomSource(VoxelSource):
     def __init__(self, place: Place) -> None:
         path, self._label = place.path, place.label
         files = natural_order(dicom_files(path)) if path.is_dir() else [path]
-        if not is_dicom(files[0]):
-            require_signature(files[0], place.label, "a DICOM file")
         frames = _choose(_read_series(files, place.label), place.label, place.series)
-        self.selected = () if place.series is None else ("series",)
         self.files = tuple(dict.fromkeys(frame.path for frame in frames))
         first = _check_alike(frames, place.label)
         self._frames = _stack(frames, place.label)
@@ -105,22 +96,17 @@ class DicomSource(VoxelSource):
     def _set_place(self) -> None:
         """Set voxel size and affine from the first and last slice."""
         first, last = self._frames[0, 0], self._frames[0, -1]
-        depth = self._frames.shape[1]
-        if first.pixel is None:
-            return
         step: NDArray[np.float64] | None = None
         if first.position is not None and first.orientation is not None:
-            if depth > 1 and last.position is not None:
-                step = (last.position - first.position) / (depth - 1)
+            if len(self._frames[0]) > 1 and last.position is not None:
+                step = (last.position - first.position) / (len(self._frames[0]) - 1)
             elif first.gap is not None:
-                step = first.normal * first.gap
+                step = _normal(first.orientation) * first.gap
         distance = float(np.linalg.norm(step)) if step is not None else first.gap
-        if distance is None:
+        if distance is None or first.pixel is None:
             return
         rows, columns = first.pixel.tolist()
-        sizes = {"z": distance, "y": rows, "x": columns}
-        self.spacing = tuple(sizes.get(name, float("nan")) for name in self.names or "")
-        self.unit = "mm"
+        self.voxel_size = {"z": distance, "y": rows, "x": columns}, "mm"
         if step is not None:
             row, column = first.orientation[:3], first.orientation[3:]
             self.affine = affine_from_lps(
@@ -292,10 +278,6 @@ def _shape_and_type(header: Any, where: str) -> tuple[tuple[int, ...], np.dtype[
 def _check_syntax(header: Any, path: Path, where: str, size: int) -> None:
     """Raise if the voxels cannot be decoded, or are uncompressed, of one sample, and the file is too short for them."""
     syntax = header.file_meta.TransferSyntaxUID
-    if syntax.is_deflated:
-        raise VolumeError(
-            f"{where}: is compressed as a whole (deflated); save it uncompressed, or with compressed images"
-        )
     if not get_decoder(syntax).is_available:
         raise MissingExtraError(
             f"{where}: its images are compressed as {syntax.name}; install a decoder with: pip install "
@@ -356,25 +338,18 @@ def _whole(item: Any, name: str, default: int = 0) -> int:
 def _check_alike(frames: Sequence[Frame], label: str) -> Frame:
     """Raise VolumeError if the frames of a series differ in size, type, direction or distance of pixels; return the first."""
     first = frames[0]
-    for frame in frames[1:]:
-        differing = [
-            name
-            for name, tolerance in (("shape", 0), ("dtype", 0), ("orientation", 1e-3), ("pixel", 1e-3))
-            if _differ(getattr(first, name), getattr(frame, name), tolerance)
-        ]
-        if differing:
-            name = differing[0]
-            raise VolumeError(
-                f"{label}: images of one series differ in {name}, {first.path.name} has {getattr(first, name)} and "
-                f"{frame.path.name} {getattr(frame, name)}; name a folder with images of one kind"
-            )
+    for name in ("shape", "dtype", "orientation", "pixel"):
+        for frame in frames[1:]:
+            one, other = getattr(first, name), getattr(frame, name)
+            measured = isinstance(one, np.ndarray) and other is not None
+            if not (
+                np.allclose(one, other, rtol=1e-3, atol=1e-3) if measured else np.array_equal(one, other)
+            ):
+                raise VolumeError(
+                    f"{label}: images of one series differ in {name}, {first.path.name} has {one} and "
+                    f"{frame.path.name} {other}; name a folder with images of one kind"
+                )
     return first
-
-
-def _differ(one: Any, other: Any, tolerance: float) -> bool:
-    if one is None or other is None or not tolerance:
-        return (one is None) != (other is None) or (not tolerance and one != other)
-    return not np.allclose(one, other, rtol=tolerance, atol=tolerance)
 
 
 def _stack(frames: Sequence[Frame], label: str) -> NDArray[Any]:
@@ -397,12 +372,12 @@ def _stack(frames: Sequence[Frame], label: str) -> NDArray[Any]:
             "it, or complete its header"
         )
     places = np.array([frame.position for frame in frames])
-    heights = places @ first.normal
+    heights = places @ _normal(first.orientation)
     order = np.argsort(heights, kind="stable")
     near = 0.01 * min(first.pixel) if first.pixel is not None and min(first.pixel) > 0 else 1e-4
     starts = [0, *(np.flatnonzero(np.diff(heights[order]) > near) + 1).tolist()]
     groups = [
-        sorted((frames[int(i)] for i in part), key=lambda frame: frame.order)
+        sorted((frames[int(number)] for number in part), key=lambda frame: frame.order)
         for part in np.split(order, starts[1:])
     ]
     counts = [len(group) for group in groups]
@@ -413,11 +388,8 @@ def _stack(frames: Sequence[Frame], label: str) -> NDArray[Any]:
             f"{odd.path.name}; images are missing, or several volumes are mixed: name a folder with one "
             "volume"
         )
-    grid = np.empty((counts[0], len(groups)), object)
-    for z, group in enumerate(groups):
-        grid[:, z] = group
-    _check_even(grid[0], heights[order][starts], label)
-    return grid
+    _check_even([group[0] for group in groups], heights[order][starts], label)
+    return np.array(groups, object).T
 
 
 def _in_order(frames: Sequence[Frame], label: str) -> NDArray[Any]:
@@ -429,8 +401,7 @@ def _in_order(frames: Sequence[Frame], label: str) -> NDArray[Any]:
     Raises:
         VolumeError: two have the same number.
     """
-    grid = np.empty((1, len(frames)), object)
-    grid[0] = found = sorted(frames, key=lambda frame: frame.order)
+    found = sorted(frames, key=lambda frame: frame.order)
     if len({frame.order for frame in found}) > 1:
         for frame, after in pairwise(found):
             if frame.order == after.order:
@@ -438,10 +409,10 @@ def _in_order(frames: Sequence[Frame], label: str) -> NDArray[Any]:
                     f"{label}: {frame.path.name} and {after.path.name} have the same number and no position; several "
                     "volumes are mixed: name a folder with one volume"
                 )
-    return grid
+    return np.array([found], object)
 
 
-def _check_even(slices: NDArray[Any], heights: NDArray[np.float64], label: str) -> None:
+def _check_even(slices: Sequence[Frame], heights: NDArray[np.float64], label: str) -> None:
     """Raise if the slices of a volume are not equally spaced, or do not lie above each other along one line."""
     distances = np.diff(heights)
     if not len(distances):

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from evenslice._core import ConfigError, VolumeError, did_you_mean, needs_extra, option
+from evenslice._core import ConfigError, VolumeError, did_you_mean, needs_extra
 from evenslice.volumes.read.chunk_files import ChunkFiles
-from evenslice.volumes.read.slice_folder import dicom_files, is_dicom, slice_files
-from evenslice.volumes.read.source import reporting_read_errors
+from evenslice.volumes.read.folders import dicom_files, is_dicom, slice_files
+from evenslice.volumes.read.source import pick_level, reporting_read_errors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,10 +47,8 @@ class ReadFormat:
             MissingExtraError: a package that reads it is not installed.
         """
         label = place.label
-        if place.level and not self.levels:
-            raise ConfigError(
-                f"{label}: a {self.name} file has only one resolution level; omit {option('level', place.level)}"
-            )
+        if not self.levels:
+            pick_level(label, [place], place.level)
         if place.part is not None and not self.parts:
             raise ConfigError(f"{label}: a {self.name} volume has no datasets inside; leave {place.part} out")
         module, _, name = self.source.partition(".")
@@ -118,10 +116,6 @@ def find_read_format(place: Place) -> ReadFormat:
     name = path.name.lower()
     for file_format in READ_FORMATS:
         if name.endswith(file_format.suffixes):
-            if file_format.levels:
-                raise VolumeError(
-                    f"{label}: is a file, and a {file_format.name} volume is a folder; name the folder"
-                )
             return file_format
     if is_dicom(path):
         return DICOM  # which scanners and archives name in any way

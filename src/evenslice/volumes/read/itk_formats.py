@@ -8,11 +8,8 @@ without an error; it reads NRRD files whole, and none that are compressed by bzi
 
 from __future__ import annotations
 
-import bz2
 import math
 import re
-import zlib
-from functools import cached_property
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -20,33 +17,22 @@ import numpy as np
 
 from evenslice._core import VolumeError, needs_extra, open_regular
 from evenslice.volumes.geometry import affine_from_lps, millimetres, normal_unit
-from evenslice.volumes.read.flat_files import FlatArray
+from evenslice.volumes.read.flat_files import FlatArray, FlatSource
 from evenslice.volumes.read.source import (
     LARGEST_METADATA,
-    LARGEST_STREAM,
-    VoxelSource,
     confined,
-    require_piece,
-    spatial_spacing,
-    wrong_content,
+    require_known,
+    scaled_spacing,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
-
-    from numpy.typing import NDArray
 
     from evenslice.volumes.read.source import Place
 
-_CODECS: dict[str, Callable[[], Any] | None] = {
-    "raw": None,
-    "gzip": lambda: zlib.decompressobj(wbits=47),  # gzip or zlib
-    "gz": lambda: zlib.decompressobj(wbits=47),
-    "bzip2": bz2.BZ2Decompressor,
-    "bz2": bz2.BZ2Decompressor,
-}
-"""Encodings, in the words of NRRD, and what undoes them."""
+ENCODINGS = ("raw", "gzip", "gz", "bzip2", "bz2")
+"""How voxels are stored, in the words of NRRD."""
 
 _META_TYPES = {
     "MET_CHAR": "i1", "MET_SHORT": "i2", "MET_INT": "i4", "MET_LONG": "i4", "MET_LONG_LONG": "i8",
@@ -67,68 +53,34 @@ _SPATIAL_KINDS = {"domain", "space"}
 _UNKNOWN_KINDS = {"", "???", "none"}
 
 
-class _HeadedSource(VoxelSource):
+class _HeadedSource(FlatSource):
     """A volume whose voxels follow a header, with the first axis varying fastest: raw, or compressed as one stream."""
 
-    def _find_voxels(self, place: Place, name: str | None, encoding: str, start: int, skip: int) -> None:
-        """Find the voxels, given shape and data type.
+    def _find_voxels(
+        self, place: Place, name: str | None, dtype: np.dtype[Any], *, packed: bool, start: int, skip: int
+    ) -> None:
+        """Find the voxels, given their shape.
 
         Args:
             place: the file with the header.
             name: the file that holds them, which must be in its folder or below; None for the same file.
-            encoding: how they are stored.
-            start: where the stream begins.
-            skip: how many of its bytes, once decompressed, precede them; -1 if they are its last bytes.
+            dtype: their data type.
+            packed: whether they are compressed.
+            start: where they, or the stream, begin.
+            skip: how many bytes, decompressed, precede them; -1 if they are the last bytes of the file.
 
         Raises:
-            VolumeError: the name leads out of the folder or means several files, the file is missing or cannot hold the
-                voxels, or they are encoded in another way, or too large when compressed.
+            VolumeError: the name leads out of the folder, the file cannot hold the voxels, or they are too large when
+                compressed.
         """
-        self._path, self._label, self._start, self._skip = place.path, place.label, start, skip
+        path = place.path
         if name is not None:
-            if re.match(r"LIST(\s|$)", name) or "%" in name:
-                raise VolumeError(
-                    f"{self._label}: its voxels are spread over several files ({name[:40]}); save it as one file"
-                )
-            self._path = confined(place.path.parent, name, self._label)
-            if not self._path.is_file():
-                raise VolumeError(f"{self._label}: its data file {name[:80]!r} is missing; copy it too")
-            self.files = (place.path, self._path)
-        if encoding.lower() not in _CODECS:
-            raise VolumeError(
-                f"{self._label}: its voxels are encoded as {encoding[:40]!r}; save it as raw or gzip"
-            )
-        self._decompressor = _CODECS[encoding.lower()]
-        self._nbytes = math.prod(self.shape) * self.dtype.itemsize
-        if self._decompressor is None:
-            offset = self._start + skip if skip >= 0 else self._path.stat().st_size - self._nbytes
-            self._flat = FlatArray(self._path, self._label, self.dtype, offset, self.shape, "F")
-        elif skip < 0 or min(self.shape) < 0:
-            raise ValueError(f"its header claims the shape {self.shape} from byte {skip} of a stream on")
-        else:
-            require_piece(self._label, "its compressed voxels", self.shape, self.dtype, LARGEST_STREAM)
-
-    def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
-        """Return the part under ``key``; what is compressed is decompressed whole once, and kept."""
-        return self._flat.read(key) if self._decompressor is None else self._decompressed[key]
-
-    @cached_property
-    def _decompressed(self) -> NDArray[Any]:
-        assert self._decompressor is not None  # noqa: S101  # for the type checker
-        content, most = b"", self._skip + self._nbytes
-        with open_regular(self._path) as file:
-            file.seek(self._start)
-            packed = file.read()
-        while packed and len(content) < most:  # a gzip stream may have several members
-            decompressor = self._decompressor()
-            content += decompressor.decompress(packed, most - len(content))
-            packed = decompressor.unused_data
-        if len(content) < most:
-            raise VolumeError(
-                f"{self._label}: is truncated, its header claims {self._nbytes:,} bytes and "
-                f"{self._path.name} holds {max(len(content) - self._skip, 0):,}; copy it again"
-            )
-        return np.frombuffer(content, self.dtype, offset=self._skip).reshape(self.shape, order="F")
+            path = confined(place.path.parent, name, place.label)
+            self.files = (place.path, path)
+        if skip < 0 and not packed:
+            start, skip = path.stat().st_size - math.prod(self.shape) * dtype.itemsize, 0
+        offset, stream = (skip, start) if packed else (start + skip, None)
+        self._set_voxels(FlatArray(path, place.label, dtype, offset, self.shape, "F", stream))
 
     def _set_shape(self, shape: Sequence[str], count: object, channels: int = 1) -> None:
         """Set the shape, which a header states beside the number of axes."""
@@ -153,23 +105,23 @@ class MetaImageSource(_HeadedSource):
     format = "MetaImage"
 
     def __init__(self, place: Place) -> None:
-        header, end = _parse_metaimage(_header_text(place.path), place.label)
+        header, end = _parse_metaimage(_header_text(place.path))
         count = int(header["NDims"])
         channels = int(header.get("ElementNumberOfChannels", 1))
         self._set_shape(header["DimSize"].split(), count, channels)
-        self.dtype = _metaimage_type(header, place.label)
         self.names = ("c" if channels > 1 else "") + "xyztuvw"[:count]
         self._set_place(header, count)
         name = header["ElementDataFile"]
-        compressed = _true(header.get("CompressedData"))
+        packed = _true(header.get("CompressedData"))
         skipped = int(header.get("HeaderSize", 0))  # in place of the header itself, wherever the voxels are
         own = name.upper() == "LOCAL"
         self._find_voxels(
             place,
             None if own else name,
-            "gzip" if compressed else "raw",
-            skipped if skipped > 0 else end if own else 0,
-            -1 if skipped < 0 and not compressed else 0,
+            _metaimage_type(header, place.label),
+            packed=packed,
+            start=skipped if skipped > 0 else end if own else 0,
+            skip=-1 if skipped < 0 and not packed else 0,
         )
 
     def _set_place(self, header: Mapping[str, str], count: int) -> None:
@@ -180,45 +132,36 @@ class MetaImageSource(_HeadedSource):
         if stated is None and rows is None and origin is None:
             return
         sizes = [1.0] * count if stated is None else _numbers(stated, count)  # as ITK assumes
-        self.spacing = (*[math.nan] * (len(self.shape) - count), *map(abs, sizes))
-        self.unit = normal_unit(header.get("DistanceUnits", "mm")) or "mm"
+        unit = normal_unit(header.get("DistanceUnits", "mm")) or "mm"
+        self.voxel_size = (*[math.nan] * (len(self.shape) - count), *map(abs, sizes)), unit
         if count < 3:
             return
         axes = np.eye(count) if rows is None else np.reshape(_numbers(rows, count * count), (count, count))
         first = np.zeros(count) if origin is None else np.array(_numbers(origin, count))
-        scale = millimetres(self.unit)
+        scale = millimetres(unit)
         # Each row is the direction of an axis.
         directions = (axes[:3, :3] * np.reshape(sizes[:3], (3, 1))).T * scale
         self.affine = affine_from_lps(directions, first[:3] * scale)
 
 
-def _parse_metaimage(head: bytes, label: str) -> tuple[dict[str, str], int]:
+def _parse_metaimage(head: bytes) -> tuple[dict[str, str], int]:
     """Read the lines ``key = value`` up to ``ElementDataFile``; return them and their length in bytes."""
     header: dict[str, str] = {}
     end = 0
     while "ElementDataFile" not in header:
         line = head[end : head.find(b"\n", end) + 1 or len(head)]
         end += len(line)
-        try:  # it may name a file: in UTF-8, as ITK writes it, or as older programs do
-            text = line.decode()
-        except UnicodeDecodeError:
-            text = line.decode("latin-1")
-        key, equals, value = (part.strip() for part in text.partition("="))
+        # It may name a file, in whatever encoding.
+        key, equals, value = (part.strip() for part in line.decode(errors="surrogateescape").partition("="))
         # ITK also writes what it knows from DICOM and NRRD: "0008|0060 = CT", "NRRD_kinds[0] = domain".
         if not equals or not key.isprintable():
-            break
+            raise ValueError(f"its header lacks ElementDataFile in the first {end:,} bytes")
         header[key] = value
-    if "NDims" not in header and "ElementDataFile" not in header:
-        raise wrong_content(label, "a MetaImage", head[:512])
     return header, end
 
 
 def _metaimage_type(header: Mapping[str, str], label: str) -> np.dtype[Any]:
-    kind = header["ElementType"].removesuffix("_ARRAY")
-    if kind not in _META_TYPES:
-        raise VolumeError(
-            f"{label}: its voxels are {kind[:40]}, which cannot be read; save it as one of {', '.join(_META_TYPES)}"
-        )
+    kind = require_known(label, "ElementType", header["ElementType"].removesuffix("_ARRAY"), _META_TYPES)
     if not _true(header.get("BinaryData", "True")):
         raise VolumeError(f"{label}: its voxels are stored as text; save it as binary data")
     msb = header.get("ElementByteOrderMSB", header.get("BinaryDataByteOrderMSB"))
@@ -248,7 +191,6 @@ class NrrdSource(_HeadedSource):
         label = place.label
         header, end = _parse_nrrd(_header_text(place.path), label)
         self._set_shape(header["sizes"], header["dimension"])
-        self.dtype = _nrrd_type(header, label)
         if header.get("lineskip"):
             raise VolumeError(f"{label}: lines of text precede its voxels; save it as one .nrrd file")
         count = len(self.shape)
@@ -262,9 +204,10 @@ class NrrdSource(_HeadedSource):
         spatial = _spatial_axes(kinds, steps, self.shape)
         self.names = _names(kinds, spatial)
         self._set_place(header, steps, spatial)
-        name = header.get("datafile")
+        encoding = require_known(label, "encoding", str(header["encoding"]).lower(), ENCODINGS)
+        name, packed = header.get("datafile"), encoding != "raw"
         start, skip = 0 if name else end, int(header.get("byteskip", 0))
-        self._find_voxels(place, name, header["encoding"], start, skip)
+        self._find_voxels(place, name, _nrrd_type(header, label), packed=packed, start=start, skip=skip)
 
     def _set_place(self, header: Mapping[str, Any], steps: Sequence[Any] | None, spatial: list[int]) -> None:
         """Set voxel sizes from the steps in space, or from the spacings of the axes, each with its own unit; and the affine."""
@@ -272,16 +215,17 @@ class NrrdSource(_HeadedSource):
             if "spacings" in header:
                 sizes = [abs(float(size)) for size in header["spacings"]]  # of a flipped axis, negative
                 units = [*header.get("units", ()), *[None] * len(sizes)]
-                self.spacing, self.unit = spatial_spacing(sizes, units, spatial)
+                self.voxel_size = scaled_spacing(sizes, units, self.names or "")
             return
-        self.spacing = tuple(math.nan if step is None else float(np.linalg.norm(step)) for step in steps)
         space = str(header.get("space", "")).lower().removesuffix("-time")
         signs = _SIGNS.get("".join(word[0] for word in space.split("-")) if "-" in space else space)
         stated = {normal_unit(unit) for unit in header.get("spaceunits", ())}
-        self.unit = stated.pop() if len(stated) == 1 else "mm" if signs and not stated else None
-        if len(spatial) != 3 or signs is None or self.unit is None:
+        unit = stated.pop() if len(stated) == 1 else "mm" if signs and not stated else None
+        lengths = tuple(math.nan if step is None else float(np.linalg.norm(step)) for step in steps)
+        self.voxel_size = lengths, unit
+        if len(spatial) != 3 or signs is None or unit is None:
             return
-        scale = np.array(signs) * millimetres(self.unit)
+        scale = np.array(signs) * millimetres(unit)
         columns = np.stack([steps[axis] for axis in spatial], axis=1)
         origin = np.asarray(header.get("spaceorigin", np.zeros(3)), float)
         if columns.shape == (3, 3) and origin.shape == (3,):
@@ -294,8 +238,6 @@ def _parse_nrrd(head: bytes, label: str) -> tuple[Mapping[str, Any], int]:
     Returns:
         The fields by name without spaces ("datafile" for "data file"), and where the header ends.
     """
-    if not head.startswith(b"NRRD000"):
-        raise wrong_content(label, "an NRRD file", head[:512])
     with needs_extra("medical", "reading an NRRD volume"):
         from nrrd import read_header
     ended = re.search(rb"\r?\n\r?\n", head)
@@ -314,18 +256,10 @@ def _nrrd_type(header: Mapping[str, Any], label: str) -> np.dtype[Any]:
     name = "".join(word for word in words if word not in ("signed", "int")) or "int"
     if name.startswith("unsigned"):
         name = f"u{name.removeprefix('unsigned') or 'int'}"
-    if name not in _NRRD_TYPES:
-        raise VolumeError(
-            f"{label}: its voxels have the type {str(header['type'])[:40]!r}, which cannot be read; save "
-            "them as integers or reals"
-        )
+    require_known(label, "type", name, _NRRD_TYPES)
     dtype = np.dtype(_NRRD_TYPES[name])
     order = str(header.get("endian", "little" if dtype.itemsize == 1 else "")).lower()
-    if order not in ("little", "big"):
-        raise VolumeError(
-            f"{label}: its field 'endian' is {order[:40]!r}, so the order of the bytes of a voxel is unknown; let it say "
-            "'little' or 'big'"
-        )
+    order = require_known(label, "endian, the order of the bytes of a voxel,", order, ("little", "big"))
     return dtype.newbyteorder("<" if order == "little" else ">")
 
 

@@ -13,19 +13,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import ConfigError, VolumeError, did_you_mean, option
+from evenslice._core import ConfigError, VolumeError, option
 from evenslice.volumes.read.chunk_files import ChunkFiles, decompress, encoded_limit
-from evenslice.volumes.read.source import in_voxels, letters, require_piece, scaled_spacing
+from evenslice.volumes.read.source import (
+    in_voxels,
+    letters,
+    pick_level,
+    require_known,
+    require_piece,
+    scaled_spacing,
+)
 from evenslice.volumes.read.zarr import ArrayInChunks, DecodedChunks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from evenslice.volumes.geometry import Unit
-    from evenslice.volumes.read.source import Place
+    from evenslice.volumes.read.source import Place, VoxelSize
 
 ATTRIBUTES = "attributes.json"
 TYPES = (
@@ -62,16 +67,13 @@ class N5Source(ArrayInChunks):
             found = files.read_json(f"{self._folder}{ATTRIBUTES}") or {}
             if "dimensions" not in found:
                 raise _no_dataset(files)
-        elif level:
-            raise ConfigError(f"{label}: has only one resolution level; omit {option('level', level)}")
-        dimensions, kind = len(found["dimensions"]), str(found.get("dataType"))[:40]
+        else:
+            pick_level(label, [group], level)
+        dimensions = len(found["dimensions"])
         stated = found.get("compression", found.get("compressionType"))
-        codec = str(stated.get("type") if isinstance(stated, dict) else stated)[:40]
-        for what, name, known in (("data type", kind, TYPES), ("compression", codec, CODECS)):
-            if name not in known:
-                raise VolumeError(f"{label}: its {what} {name!r} cannot be read; {did_you_mean(name, known)}")
-        self._codec = CODECS[codec]
-        self.dtype = np.dtype(kind)
+        codec = stated.get("type") if isinstance(stated, dict) else stated
+        self._codec = CODECS[require_known(label, "compression", codec, CODECS)]
+        self.dtype = np.dtype(require_known(label, "data type", found.get("dataType"), TYPES))
         require_piece(label, "its blocks", found["blockSize"], self.dtype)
         self.array = DecodedChunks(
             place, found["dimensions"][::-1], found["blockSize"][::-1], self.dtype, self._block
@@ -81,16 +83,7 @@ class N5Source(ArrayInChunks):
         letter = letters(named[::-1]) if isinstance(named, list) and len(named) == dimensions else None
         # N5 has x, y, z if it does not say anything else.
         self.names = letter or ("zyx" if dimensions == 3 else None)
-        self.spacing, self.unit, self.offset = _placement(found, group, level, dimensions, self.names)
-
-    def image(self, path: Path) -> tuple[tuple[Any, ...], int] | None:
-        """Return the group that a data set is a level of, and which level; None if it is none."""
-        name = path.name.removeprefix("s")
-        if path.name == name or not (name.isascii() and name.isdecimal()):
-            return None
-        if not (path.parent / f"s0/{ATTRIBUTES}").is_file():  # a container of data sets that have such names
-            return None
-        return (path.parent,), int(name)
+        self.voxel_size, self.offset = _placement(found, group, level, dimensions, self.names)
 
     def _block(self, index: tuple[int, ...]) -> NDArray[Any] | None:
         name = self._folder + "/".join(map(str, index[::-1]))
@@ -131,8 +124,8 @@ def _unpacked(packed: bytes, codec: str | None) -> bytes:
 
 def _placement(
     found: Mapping[str, Any], group: Mapping[str, Any], level: int, dimensions: int, names: str | None
-) -> tuple[tuple[float, ...] | None, Unit | None, tuple[float, ...] | None]:
-    """Return voxel sizes, their unit, and where the centre of the first voxel lies in voxels, z first; None if not stated."""
+) -> tuple[VoxelSize, tuple[float, ...] | None]:
+    """Return voxel sizes and unit, and where the centre of the first voxel lies in voxels, z first; None if not stated."""
     factors = found.get("downsamplingFactors")  # voxels of the finest level that one of this level covers
     listed = group.get("downsamplingFactors", group.get("scales"))
     if found is not group and factors is None and isinstance(listed, list) and level < len(listed):
@@ -141,14 +134,14 @@ def _placement(
     transform = found.get("transform")
     if isinstance(transform, dict) and names:  # of COSEM's data sets
         sizes, units, place = (_by_name(transform, key, names) for key in ("scale", "units", "translate"))
-        spacing = scaled_spacing(sizes, units, names) if sizes and units else (None, None)
+        voxel_size = scaled_spacing(sizes, units, names) if sizes and units else (None, None)
         if sizes and place:
-            return *spacing, in_voxels(place, sizes)
+            return voxel_size, in_voxels(place, sizes)
     else:
-        spacing = _resolution(found, group, dimensions, names, factors)
+        voxel_size = _resolution(found, group, dimensions, names, factors)
     # The first voxel of a coarser level is centred on the voxels of the finest one that it covers.
     centred = None if factors is None else in_voxels([(factor - 1) / 2 for factor in factors], factors)
-    return *spacing, centred
+    return voxel_size, centred
 
 
 def _resolution(
@@ -157,7 +150,7 @@ def _resolution(
     dimensions: int,
     names: str | None,
     factors: list[float] | None,
-) -> tuple[tuple[float, ...] | None, Unit | None]:
+) -> VoxelSize:
     """Return the voxel sizes that n5-viewer and Neuroglancer state, of a level that has none as multiples of the finest."""
     keys = ("resolution", "pixelResolution")
     sizes = next((item[key] for item in (found, group) for key in keys if key in item), None)
@@ -195,7 +188,7 @@ def _no_dataset(files: ChunkFiles) -> ConfigError | VolumeError:
     """Return an error that says which data sets there are, if they can be listed."""
     level, label, location = files.place.level, files.place.label, files.place.location
     if level and files.read_json(f"s0/{ATTRIBUTES}") is not None:
-        return ConfigError(f"{label}: has no level {level} (no data set s{level}); 0 is the finest")
+        return ConfigError(f"{label}: has no {option('level', level)}, no data set s{level}; 0 is the finest")
     inside: Sequence[str] = ["volumes/raw"]
     listing = ", or the server forbids reading it"
     if not isinstance(location, str):

@@ -17,9 +17,16 @@ from typing import TYPE_CHECKING, Any
 import imagecodecs
 import numpy as np
 
-from evenslice._core import ConfigError, VolumeError, did_you_mean
+from evenslice._core import VolumeError
 from evenslice.volumes.read.chunk_files import ChunkFiles, decompress, encoded_limit
-from evenslice.volumes.read.source import LARGEST_OFFSET, is_inside, require_piece, scaled_spacing
+from evenslice.volumes.read.source import (
+    LARGEST_OFFSET,
+    pick_level,
+    require_inside,
+    require_known,
+    require_piece,
+    scaled_spacing,
+)
 from evenslice.volumes.read.zarr import ArrayInChunks, DecodedChunks
 
 if TYPE_CHECKING:
@@ -43,7 +50,6 @@ LARGEST_INDEX = 2**26
 _SUFFIXES = {".gz": "gzip", ".zstd": "zstd", ".xz": "lzma", ".bz2": "bz2", ".br": "brotli"}
 """What cloud-volume appends to the names of compressed chunks in a folder, and the compression."""
 
-_VOXELS_AT_ONCE = 2**20
 _BITS = (0, 1, 2, 4, 8, 16, 32)
 _ENTRY = 16  # bytes of an entry in the index of a shard
 _MASK = 2**32 - 1
@@ -63,30 +69,17 @@ class PrecomputedSource(ArrayInChunks):
             raise VolumeError(
                 f"{label}: has no file {INFO!r}, or the server forbids reading it; check the address and your credentials"
             )
-        count = len(info["scales"])
-        if count and not 0 <= level < count:
-            raise ConfigError(f"{label}: has no level {level}; it has levels 0 to {count - 1}, 0 the finest")
-        scale = info["scales"][level]
-        kind, self._encoding = str(info["data_type"]).lower(), str(scale["encoding"]).lower()
-        for what, name, known in (("data type", kind, TYPES), ("encoding", self._encoding, ENCODINGS)):
-            if name not in known:
-                raise VolumeError(
-                    f"{label}: its {what} {name[:40]!r} cannot be read; {did_you_mean(name[:40], known)}"
-                )
-        if kind not in ENCODINGS[self._encoding]:
-            raise ValueError(f"its encoding {self._encoding} cannot hold {kind}")
-        self._folder = scale["key"]
-        if not is_inside(self._folder):
-            raise VolumeError(
-                f"{label}: the folder {str(self._folder)[:60]!r} of a scale is none inside the volume's and is not read; name "
-                "the folder of each scale relative to that of the volume"
-            )
+        scale = pick_level(label, info["scales"], level)
+        kind = require_known(label, "data type", str(info["data_type"]).lower(), TYPES)
+        self._encoding = require_known(label, "encoding", str(scale["encoding"]).lower(), ENCODINGS)
+        require_known(label, f"data type of {self._encoding}", kind, ENCODINGS[self._encoding])
+        self._folder = require_inside(label, "scale", scale["key"])
         self.dtype, channels = np.dtype(kind), int(info["num_channels"])
         self._start = _three(scale.get("voxel_offset", [0, 0, 0]), -LARGEST_OFFSET)
         self._block = _three(scale.get("compressed_segmentation_block_size", [8, 8, 8]))
         size, chunk = _three(scale["size"]), _three(scale["chunk_sizes"][0])
         channel = (channels,) if channels > 1 else ()
-        self._full = (channels, *size[::-1])
+        self._channels = channels
         for what, shape in (("its chunks", (channels, *chunk)), ("the blocks in them", self._block)):
             require_piece(label, what, shape, self.dtype)
         self.array = DecodedChunks(
@@ -103,21 +96,19 @@ class PrecomputedSource(ArrayInChunks):
         resolution = scale.get("resolution")
         if isinstance(resolution, list) and len(resolution) == 3:
             sizes = [*(math.nan for _ in channel), *resolution[::-1]]
-            self.spacing, self.unit = scaled_spacing(sizes, ["nm"] * len(sizes), self.names)
+            self.voxel_size = scaled_spacing(sizes, ["nm"] * len(sizes), self.names)
 
     def _chunk(self, index: tuple[int, ...]) -> NDArray[Any] | None:
         """Decode the chunk of a place in the grid; None if it is not stored."""
-        cell, size = index[:-4:-1], self._full[:0:-1]
-        start = [place * length for place, length in zip(cell, self.chunks[:-4:-1], strict=True)]
-        ends = zip(start, self.chunks[:-4:-1], size, strict=True)
-        stop = [min(first + length, last) for first, length, last in ends]
-        full = (self._full[0], *(b - a for a, b in zip(start[::-1], stop[::-1], strict=True)))
+        along = zip(index[-3:], self.chunks[-3:], self.shape[-3:], strict=True)
+        bounds = [(place * size, min((place + 1) * size, length)) for place, size, length in along]
+        full = (self._channels, *(stop - start for start, stop in bounds))
         most = encoded_limit(math.prod(self.chunks) * self.dtype.itemsize)
         if self._shards is not None:
-            content = self._shards.read(cell, most)
+            content = self._shards.read(index[:-4:-1], most)
         else:
-            spans = zip(start, stop, self._start, strict=True)
-            name = "_".join(f"{a + origin}-{b + origin}" for a, b, origin in spans)
+            spans = zip(bounds[::-1], self._start, strict=True)
+            name = "_".join(f"{start + origin}-{stop + origin}" for (start, stop), origin in spans)
             content = self._stored(f"{self._folder}/{name}", most, math.prod(full) * self.dtype.itemsize)
         return None if content is None else self._decoded(content, full).reshape(*full[4 - len(index) :])
 
@@ -186,19 +177,15 @@ def decode_segmentation(
     result = np.empty(full, dtype)
     depth, height, width = block[::-1]
     grid = [-(-length // size) for length, size in zip(full[1:], block[::-1], strict=True)]
-    rows = max(1, _VOXELS_AT_ONCE // (math.prod(block) * grid[2]))  # of blocks, to hold less at once
-    for channel in range(full[0]):
+    for channel, layer in product(range(full[0]), range(grid[0])):  # to hold less at once
         own = words[words[channel] :]
-        headers = own[np.arange(2 * math.prod(grid))].reshape(*grid, 2)
         # Blocks are counted, and filled, x first.
-        for layer, row in product(range(grid[0]), range(0, grid[1], rows)):
-            part = result[channel, layer * depth :][:depth, row * height :][:, : rows * height]
-            found = headers[layer, row : row + rows]
-            shape = (len(part), height, width)  # beyond a chunk, blocks are not decoded
-            blocks = _decode_blocks(own, found.reshape(-1, 2), math.prod(shape), dtype)
-            blocks = blocks.reshape(*found.shape[:2], *shape).transpose(2, 0, 3, 1, 4)
-            whole = blocks.reshape(len(part), len(found) * height, grid[2] * width)
-            part[...] = whole[:, : part.shape[1], : part.shape[2]]
+        headers = own[np.arange(2 * math.prod(grid))].reshape(grid[0], -1, 2)[layer]
+        part = result[channel, layer * depth :][:depth]  # beyond a chunk, blocks are not decoded
+        blocks = _decode_blocks(own, headers, len(part) * height * width, dtype)
+        blocks = blocks.reshape(*grid[1:], len(part), height, width).transpose(2, 0, 3, 1, 4)
+        whole = blocks.reshape(len(part), grid[1] * height, grid[2] * width)
+        part[...] = whole[:, : full[2], : full[3]]
     return result
 
 

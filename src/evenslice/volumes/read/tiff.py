@@ -23,18 +23,15 @@ from evenslice.volumes.read.flat_files import FlatArray
 from evenslice.volumes.read.source import (
     VoxelSource,
     confined,
-    reporting_read_errors,
     require_bytes,
     require_piece,
-    require_signature,
     scaled_spacing,
 )
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from evenslice.volumes.geometry import Unit
-    from evenslice.volumes.read.source import Place
+    from evenslice.volumes.read.source import Place, VoxelSize
 
 # Without a handler, logging would print the warnings of tifffile about damaged files next to our own error.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -52,7 +49,6 @@ class TiffSource(VoxelSource):
 
     def __init__(self, place: Place) -> None:
         path, label = place.path, place.label
-        require_signature(path, label, "a TIFF file")
         with tifffile.TiffFile(path) as tif:
             _check_chain(tif, label)
             _check_description(tif, label)
@@ -68,7 +64,7 @@ class TiffSource(VoxelSource):
             self._single = (tif.is_imagej or tif.is_ome) and plane
             if self._single:
                 self.names = f"z{names}"
-            self.spacing, self.unit = _spacing(tif, series, self.names)
+            self.voxel_size = _spacing(tif, series, self.names)
             if series.dataoffset is not None and not series.is_multifile:
                 stored = self.dtype.newbyteorder(tif.byteorder)
                 self._reader: FlatArray | _PageReader = FlatArray(
@@ -88,11 +84,9 @@ class TiffSource(VoxelSource):
 
 def _check_chain(tif: tifffile.TiffFile, label: str) -> None:
     """Raise if the chain of pages does not end with a zero; tifffile treats a broken chain as a short one."""
-    with reporting_read_errors(label, "TIFF"):
-        last = tif.pages.next_page_offset
-        size = tif.tiff.offsetsize
-        tif.filehandle.seek(last or 0)
-        pointer = tif.filehandle.read(size)
+    last, size = tif.pages.next_page_offset, tif.tiff.offsetsize
+    tif.filehandle.seek(last or 0)
+    pointer = tif.filehandle.read(size)
     if len(pointer) < size or any(pointer):
         raise VolumeError(
             f"{label}: is truncated, only {len(tif.pages)} of its pages can be found in "
@@ -161,9 +155,7 @@ def _names(axes: str) -> str | None:
     return names if len(set(names)) == len(names) else None
 
 
-def _spacing(
-    tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, names: str | None
-) -> tuple[tuple[float, ...] | None, Unit | None]:
+def _spacing(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, names: str | None) -> VoxelSize:
     """Return the voxel size along each named dimension, from OME-XML or the metadata of ImageJ or tifffile."""
     if tif.is_ome:  # of the first image, in micrometres unless it says otherwise
         image = tifffile.xml2dict(tif.ome_metadata or "")["OME"]["Image"]
@@ -190,18 +182,24 @@ class _PageReader:
     """
 
     def __init__(self, series: tifffile.TiffPageSeries, path: Path, label: str) -> None:
-        self._keyframe = series.keyframe
+        self._keyframe = keyframe = series.keyframe
         self._pages, self.files = _complete_pages(series, path, label)
-        page_shape = self._keyframe.shape
-        self._leading = tuple(series.shape[: len(series.shape) - len(page_shape)])
-        if (*self._leading, *page_shape) != tuple(series.shape) or math.prod(self._leading) != len(
+        self._leading = tuple(series.shape[: len(series.shape) - len(keyframe.shape)])
+        if (*self._leading, *keyframe.shape) != tuple(series.shape) or math.prod(self._leading) != len(
             self._pages
         ):
-            raise ValueError(f"it has {len(self._pages)} pages {page_shape} for an image {series.shape}")
-        self._y, self._x = self._keyframe.axes.index("Y"), self._keyframe.axes.index("X")
-        require_piece(label, "its strips or tiles", self._keyframe.chunks, np.dtype(series.dtype))
-        self._segments = self._locate_segments()
-        self.chunks = self._chunks(page_shape)
+            raise ValueError(f"it has {len(self._pages)} pages {keyframe.shape} for an image {series.shape}")
+        require_piece(label, "its strips or tiles", keyframe.chunks, np.dtype(series.dtype))
+        count = math.prod(keyframe.chunked)
+        if any(len(page.dataoffsets) < count for page in self._pages):
+            raise ValueError("a page lacks strips or tiles")
+        # Of each strip or tile: separate sample, depth, top, left, height and width.
+        found = [keyframe.decode(None, index) for index in range(count)]
+        self._segments = np.array([(*start[:4], *size[1:3]) for _, start, size in found], np.int64)
+        self.chunks: tuple[int, ...] | None = None
+        if len(keyframe.shape) == 2:
+            sizes = zip(keyframe.chunks, keyframe.shape, strict=False)
+            self.chunks = (*(1 for _ in self._leading), *(min(pair) for pair in sizes))
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Decode the strips and tiles under ``key``."""
@@ -212,67 +210,36 @@ class _PageReader:
 
     def _read_page(self, page: Any, key: tuple[slice, ...]) -> NDArray[Any]:
         """Decode the part of one page under ``key``."""
-        keyframe = self._keyframe
-        y, x = key[self._y], key[self._x]
-        samples, depth, _, _, contiguous = keyframe.shaped
-        window = np.full(
-            (samples, depth, y.stop - y.start, x.stop - x.start, contiguous), keyframe.nodata, keyframe.dtype
+        keyframe, shape, rest = self._keyframe, list(self._keyframe.shape), list(key)
+        row, column = keyframe.axes.index("Y"), keyframe.axes.index("X")
+        y, x = key[row], key[column]
+        _, _, top, left, height, width = self._segments.T
+        under = (top < y.stop) & (top + height > y.start) & (left < x.stop) & (left + width > x.start)
+        first, end = (
+            self._segments[under, 2:4].min(0),
+            (self._segments[:, 2:4] + self._segments[:, 4:])[under].max(0),
         )
+        samples, depth, _, _, contiguous = keyframe.shaped
+        window = np.full((samples, depth, *(end - first), contiguous), keyframe.nodata, keyframe.dtype)
         with open_regular(page.parent.filehandle.path) as file:
-            for index in self._under(y, x):
+            for index in np.flatnonzero(under).tolist():
                 if not page.databytecounts[index]:
                     continue  # omitted as empty
                 file.seek(page.dataoffsets[index])
-                data, _, _ = keyframe.decode(
+                data, (sample, low, _, _, _), _ = keyframe.decode(
                     file.read(page.databytecounts[index]),
-                    int(index),
+                    index,
                     jpegtables=page.jpegtables,
                     jpegheader=keyframe.jpegheader,
                 )
                 if data is not None:
-                    _paste(window, data, self._segments[index], y.start, x.start)
-        shape = list(keyframe.shape)
-        shape[self._y], shape[self._x] = window.shape[2], window.shape[3]
-        rest = list(key)
-        rest[self._y], rest[self._x] = slice(None, None, y.step), slice(None, None, x.step)
+                    rows, columns = (slice(start, None) for start in self._segments[index, 2:4] - first)
+                    target = window[sample, low:, rows, columns][tuple(map(slice, data.shape))]
+                    target[...] = data[tuple(map(slice, target.shape))]
+        shape[row], shape[column] = window.shape[2:4]
+        for axis, start in ((row, int(first[0])), (column, int(first[1]))):
+            rest[axis] = slice(key[axis].start - start, key[axis].stop - start, key[axis].step)
         return window.reshape(shape)[tuple(rest)]
-
-    def _under(self, y: slice, x: slice) -> NDArray[np.intp]:
-        """Return the numbers of the segments that overlap rows y and columns x."""
-        _, _, top, left, height, width = self._segments.T
-        return np.flatnonzero(
-            (top < y.stop) & (top + height > y.start) & (left < x.stop) & (left + width > x.start)
-        )
-
-    def _locate_segments(self) -> NDArray[np.int64]:
-        """Return for each strip or tile its separate sample, depth, top, left, height and width."""
-        count = math.prod(self._keyframe.chunked)
-        if any(len(page.dataoffsets) < count for page in self._pages):
-            raise ValueError("a page lacks strips or tiles")
-        rows = []
-        for index in range(count):
-            _, (sample, depth, top, left, _), (_, height, width, _) = self._keyframe.decode(None, index)
-            rows.append((sample, depth, top, left, height, width))
-        return np.array(rows, np.int64)
-
-    def _chunks(self, page_shape: tuple[int, ...]) -> tuple[int, ...] | None:
-        """Return the stored shape of what is decoded as one, if pages have only y and x."""
-        if len(page_shape) != 2:
-            return None
-        chunk = self._keyframe.chunks
-        return (*(1 for _ in self._leading), min(chunk[0], page_shape[0]), min(chunk[1], page_shape[1]))
-
-
-def _paste(window: NDArray[Any], data: NDArray[Any], place: NDArray[np.int64], y: int, x: int) -> None:
-    """Copy the part of a decoded segment (depth, rows, columns, samples) that lies in a window starting at (y, x)."""
-    sample, depth, top, left = (int(value) for value in place[:4])
-    target = window[sample, depth : depth + data.shape[0]]
-    data = data[: target.shape[0]]
-    rows = slice(max(top, y), min(top + data.shape[1], y + target.shape[1]))
-    columns = slice(max(left, x), min(left + data.shape[2], x + target.shape[2]))
-    target[:, rows.start - y : rows.stop - y, columns.start - x : columns.stop - x] = data[
-        :, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
-    ]
 
 
 def _complete_pages(
