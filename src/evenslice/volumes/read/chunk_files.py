@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import struct
 import time
 from contextlib import suppress
@@ -371,32 +370,23 @@ def s3_connection() -> dict[str, Any]:
 def web_address(url: str) -> str:
     """Return the web address of what lies in Google's (gs://) or Azure's (az://) storage, other addresses as they are.
 
-    No credentials are used. ``STORAGE_EMULATOR_HOST`` and ``AZURE_STORAGE_SERVICE_ENDPOINT``, which Google's and Azure's
-    own tools know too, name another server than theirs.
+    No credentials are used.
 
     Args:
         url: gs://BUCKET/PATH; az://CONTAINER/PATH of the account ``AZURE_STORAGE_ACCOUNT_NAME``; or any other address.
 
     Raises:
-        ConfigError: no account is set, or a variable does not name a server.
+        ConfigError: no account is set.
 
     Example:
         >>> web_address("gs://bucket/image")
         'https://storage.googleapis.com/bucket/image'
     """
     protocol, _, rest = url.partition("://")
-    variable = {"gs": "STORAGE_EMULATOR_HOST", "az": "AZURE_STORAGE_SERVICE_ENDPOINT"}.get(protocol.lower())
-    if variable is None:
-        return url
-    if server := os.environ.get(variable):
-        server = server if "://" in server else f"http://{server}"  # as Google's own clients read it
-        if not re.match(r"https?://[^\s?#]+$", server):
-            raise ConfigError(
-                f"{variable}: is not the address of a server that starts with https:// or http://"
-            )
-        return f"{server.rstrip('/')}/{rest}"
     if protocol.lower() == "gs":
         return f"https://storage.googleapis.com/{rest}"
+    if protocol.lower() != "az":
+        return url
     account = os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")
     if not (account.isascii() and account.isalnum()):
         raise ConfigError(

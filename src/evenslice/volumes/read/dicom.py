@@ -106,7 +106,8 @@ class DicomSource(VoxelSource):
         if distance is None or first.pixel is None:
             return
         rows, columns = first.pixel.tolist()
-        self.voxel_size = {"z": distance, "y": rows, "x": columns}, "mm"
+        sizes = {"z": distance, "y": rows, "x": columns}
+        self.voxel_size = tuple(sizes.get(name, math.nan) for name in self.names or ""), "mm"
         if step is not None:
             row, column = first.orientation[:3], first.orientation[3:]
             self.affine = affine_from_lps(

@@ -26,11 +26,8 @@ if TYPE_CHECKING:
 
     from evenslice.volumes.read.source import Place
 
-IN_MEMORY = 2**27
-"""Size limit in bytes of a compressed NIfTI volume that is decompressed once and kept."""
-
 LARGEST_STREAM = 2**34
-"""Size limit in bytes of what is decompressed whole, once: the voxels of a MetaImage or NRRD file."""
+"""Size limit in bytes of what is decompressed whole, once: the voxels of a NIfTI, MetaImage or NRRD file."""
 
 MOST_COMPRESSION = 1032
 """Deflate expands one byte to at most 1,032 (Adler and Gailly, zlib technical details)."""
@@ -131,9 +128,9 @@ class FlatArray:
 class FlatSource(VoxelSource):
     """A volume that is one such array."""
 
-    _voxels: FlatArray | _IndexedArray
+    _voxels: FlatArray
 
-    def _set_voxels(self, voxels: FlatArray | _IndexedArray) -> None:
+    def _set_voxels(self, voxels: FlatArray) -> None:
         self._voxels = voxels
         self.shape, self.dtype = voxels.shape, voxels.dtype
 
@@ -190,7 +187,7 @@ class MrcSource(FlatSource):
         # In a stack of images there is one interval along the sections, and their distance is unknown.
         if stacked or int(header[f"m{self.names[0]}"]) == sections:
             sizes = {axis: float(header.cella[axis]) / max(int(header[f"m{axis}"]), 1) for axis in "xyz"}
-            self.voxel_size = sizes, "angstrom"
+            self.voxel_size = tuple(sizes.get(name, math.nan) for name in self.names), "angstrom"
 
 
 def _read_mrc_header(path: Path) -> tuple[Any, bytes]:
@@ -228,9 +225,7 @@ def _mrc_data_type(header: Any, head: bytes, order: Literal["big", "little"]) ->
 class NiftiSource(FlatSource):
     """The voxels of a NIfTI file in stored order (x, y, z, ...), with the header's scaling applied.
 
-    Only the fixed-size header is parsed; header extensions are skipped. A gzip stream can only be decompressed from its
-    start: a small one is decompressed once and kept, a large one is read through an index of entry points (by the package
-    indexed_gzip, which nibabel uses if installed), at the cost of a few MiB per read.
+    Only the fixed-size header is parsed; header extensions are skipped.
     """
 
     format = "NIfTI"
@@ -248,10 +243,7 @@ class NiftiSource(FlatSource):
             raise VolumeError(
                 f"{label}: is truncated, its header claims {end:,} bytes and the file cannot hold as many; copy it again"
             )
-        if compressed and end > IN_MEMORY:
-            self._set_voxels(_IndexedArray(path, stored, offset, shape))
-        else:
-            self._set_voxels(FlatArray(path, label, stored, offset, shape, "F", 0 if compressed else None))
+        self._set_voxels(FlatArray(path, label, stored, offset, shape, "F", 0 if compressed else None))
         slope, inter = header.get_slope_inter()
         self._scaling = (slope or 1.0, inter or 0.0)
         self.fresh = self._scaling != (1.0, 0.0)
@@ -292,38 +284,15 @@ class NiftiSource(FlatSource):
         return (np.asarray(raw, np.float64) * slope + inter).astype(self.dtype)
 
 
-class _IndexedArray:
-    """The voxels of a large compressed NIfTI file, read through the index."""
-
-    def __init__(self, path: Path, dtype: np.dtype[Any], offset: int, shape: tuple[int, ...]) -> None:
-        self.shape, self.dtype = shape, dtype
-        self._proxy = _nibabel().arrayproxy.ArrayProxy(str(path), (shape, dtype, offset), mmap=False)
-
-    def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
-        """Read slices whole, then crop: each row of a crop would take a seek, which decompresses up to 4 MiB."""
-        wanted = [range(part.start, part.stop, part.step or 1) for part in key]
-        found = np.empty([len(indices) for indices in wanted], self.dtype, order="F")
-        for place in np.ndindex(*found.shape[2:]):
-            index = [indices[at] for indices, at in zip(wanted[2:], place, strict=True)]
-            plane = self._proxy[(slice(None), slice(None), *index)[: len(key)]]
-            found[(..., *place)] = plane[key[:2]]
-        return found
-
-
-def _nibabel() -> Any:
-    """Import nibabel, whose own types are partial."""
-    with needs_extra("volumes", "reading a NIfTI volume"):
-        import nibabel
-    return nibabel
-
-
 def _read_nifti_header(path: Path, *, compressed: bool) -> Any:
     """Parse the fixed-size header of either version."""
+    with needs_extra("volumes", "reading a NIfTI volume"):
+        from nibabel import Nifti1Header, Nifti2Header  # type: ignore[attr-defined]
     with open_regular(path) as file:
         stream = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if compressed else file
         head = stream.read(_NIFTI_HEADER_BYTES)
     if head[344:348] == b"n+1\0":
-        return _nibabel().Nifti1Header(head[:348], check=False)
+        return Nifti1Header(head[:348], check=False)
     if head[4:8] != b"n+2\0":
         raise ValueError("it does not begin with the header of a NIfTI file")
-    return _nibabel().Nifti2Header(head, check=False)
+    return Nifti2Header(head, check=False)

@@ -92,8 +92,7 @@ def open_source(place: Place) -> VoxelSource:
         MissingExtraError: a package that reads it is not installed.
     """
     with reporting_read_errors(place.label, "a volume"):
-        found = find_read_format(place)
-    return found.open(place)
+        return find_read_format(place).open(place)
 
 
 def find_read_format(place: Place) -> ReadFormat:

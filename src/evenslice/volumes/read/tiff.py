@@ -1,34 +1,30 @@
 """Multi-page TIFF: plain, ImageJ, OME and BigTIFF, compressed or not, in strips or tiles.
 
-tifffile parses the file and finds the positions of the voxels. Contiguous uncompressed voxels are read as they are;
-otherwise the strips or tiles that overlap a window are read and decoded one by one.
+tifffile parses the file. Contiguous uncompressed voxels are read as they are; otherwise Zarr puts together the strips or
+tiles that tifffile decodes.
 """
 
 from __future__ import annotations
 
 import logging
-import math
-import os
 import re
 import struct
 from html import unescape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tifffile
+import zarr
 
-from evenslice._core import VolumeError, open_regular
+from evenslice._core import VolumeError
 from evenslice.volumes.read.flat_files import FlatArray
-from evenslice.volumes.read.source import (
-    VoxelSource,
-    confined,
-    require_bytes,
-    require_piece,
-    scaled_spacing,
-)
+from evenslice.volumes.read.source import confined, require_bytes, require_piece, scaled_spacing
+from evenslice.volumes.read.zarr import ArrayInChunks
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from numpy.typing import NDArray
 
     from evenslice.volumes.read.source import Place, VoxelSize
@@ -41,7 +37,7 @@ MOST_PLANES = 2**20
 """Number of planes of an OME-TIFF image; each takes an entry in a list."""
 
 
-class TiffSource(VoxelSource):
+class TiffSource(ArrayInChunks):
     """The one image of a TIFF file, in the order of its pages.
 
     Of a file of a single plane, the axes along which an index is picked tell whether what is left is a single slice.
@@ -65,21 +61,31 @@ class TiffSource(VoxelSource):
             if self._single:
                 self.names = f"z{names}"
             self.voxel_size = _spacing(tif, series, self.names)
+            self._flat = None
             if series.dataoffset is not None and not series.is_multifile:
                 stored = self.dtype.newbyteorder(tif.byteorder)
-                self._reader: FlatArray | _PageReader = FlatArray(
-                    path, label, stored, series.dataoffset, self.shape
-                )
+                self._flat = FlatArray(path, label, stored, series.dataoffset, self.shape)
             else:
-                self._reader = _PageReader(series, path, label)
-                self.chunks = self._reader.chunks
-                self.files = self._reader.files if series.is_multifile else None
+                files = _check_pages(series, label)
+                self.files = files if series.is_multifile else None
+                self._store = series.aszarr(multiscales=False)
+                self.array = zarr.open_array(self._store, mode="r")
+                self.chunks = self.array.chunks
+                require_piece(label, "its strips or tiles", self.array.chunks, self.dtype)
         if self._single:
             self.shape, self.chunks = (1, *self.shape), self.chunks and (1, *self.chunks)
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
-        """Read, or decode the strips and tiles under ``key``."""
-        return self._reader.read(key[1:])[np.newaxis] if self._single else self._reader.read(key)
+        """Read, or decode the strips and tiles under ``key``; the file is closed again."""
+        key = key[1:] if self._single else key
+        if self._flat is not None:
+            found = self._flat.read(key)
+        else:
+            try:
+                found = super().read(key)
+            finally:
+                self._store.close()
+        return found[np.newaxis] if self._single else found
 
 
 def _check_chain(tif: tifffile.TiffFile, label: str) -> None:
@@ -174,93 +180,19 @@ def _spacing(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, names: str
     return scaled_spacing([sizes.get(axis) for axis in axes], [units.get(axis) for axis in axes], axes)
 
 
-class _PageReader:
-    """Pages of strips or tiles, read and decoded one by one.
-
-    A page has the dimensions of ``keyframe.shape``: y, x and possibly samples or depth. The decoder of tifffile places
-    segments in a normalised page (separate sample, depth, y, x, contiguous sample).
-    """
-
-    def __init__(self, series: tifffile.TiffPageSeries, path: Path, label: str) -> None:
-        self._keyframe = keyframe = series.keyframe
-        self._pages, self.files = _complete_pages(series, path, label)
-        self._leading = tuple(series.shape[: len(series.shape) - len(keyframe.shape)])
-        if (*self._leading, *keyframe.shape) != tuple(series.shape) or math.prod(self._leading) != len(
-            self._pages
-        ):
-            raise ValueError(f"it has {len(self._pages)} pages {keyframe.shape} for an image {series.shape}")
-        require_piece(label, "its strips or tiles", keyframe.chunks, np.dtype(series.dtype))
-        count = math.prod(keyframe.chunked)
-        if any(len(page.dataoffsets) < count for page in self._pages):
-            raise ValueError("a page lacks strips or tiles")
-        # Of each strip or tile: separate sample, depth, top, left, height and width.
-        found = [keyframe.decode(None, index) for index in range(count)]
-        self._segments = np.array([(*start[:4], *size[1:3]) for _, start, size in found], np.int64)
-        self.chunks: tuple[int, ...] | None = None
-        if len(keyframe.shape) == 2:
-            sizes = zip(keyframe.chunks, keyframe.shape, strict=False)
-            self.chunks = (*(1 for _ in self._leading), *(min(pair) for pair in sizes))
-
-    def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
-        """Decode the strips and tiles under ``key``."""
-        count = len(self._leading)
-        pages = np.arange(len(self._pages)).reshape(self._leading)[key[:count]]
-        blocks = [self._read_page(self._pages[number], key[count:]) for number in pages.flat]
-        return np.stack(blocks).reshape(*pages.shape, *blocks[0].shape)
-
-    def _read_page(self, page: Any, key: tuple[slice, ...]) -> NDArray[Any]:
-        """Decode the part of one page under ``key``."""
-        keyframe, shape, rest = self._keyframe, list(self._keyframe.shape), list(key)
-        row, column = keyframe.axes.index("Y"), keyframe.axes.index("X")
-        y, x = key[row], key[column]
-        _, _, top, left, height, width = self._segments.T
-        under = (top < y.stop) & (top + height > y.start) & (left < x.stop) & (left + width > x.start)
-        first, end = (
-            self._segments[under, 2:4].min(0),
-            (self._segments[:, 2:4] + self._segments[:, 4:])[under].max(0),
-        )
-        samples, depth, _, _, contiguous = keyframe.shaped
-        window = np.full((samples, depth, *(end - first), contiguous), keyframe.nodata, keyframe.dtype)
-        with open_regular(page.parent.filehandle.path) as file:
-            for index in np.flatnonzero(under).tolist():
-                if not page.databytecounts[index]:
-                    continue  # omitted as empty
-                file.seek(page.dataoffsets[index])
-                data, (sample, low, _, _, _), _ = keyframe.decode(
-                    file.read(page.databytecounts[index]),
-                    index,
-                    jpegtables=page.jpegtables,
-                    jpegheader=keyframe.jpegheader,
-                )
-                if data is not None:
-                    rows, columns = (slice(start, None) for start in self._segments[index, 2:4] - first)
-                    target = window[sample, low:, rows, columns][tuple(map(slice, data.shape))]
-                    target[...] = data[tuple(map(slice, target.shape))]
-        shape[row], shape[column] = window.shape[2:4]
-        for axis, start in ((row, int(first[0])), (column, int(first[1]))):
-            rest[axis] = slice(key[axis].start - start, key[axis].stop - start, key[axis].step)
-        return window.reshape(shape)[tuple(rest)]
-
-
-def _complete_pages(
-    series: tifffile.TiffPageSeries, path: Path, label: str
-) -> tuple[list[Any], tuple[Path, ...]]:
-    """Return all pages of a series, and their files.
+def _check_pages(series: tifffile.TiffPageSeries, label: str) -> tuple[Path, ...]:
+    """Return the files of all pages of a series.
 
     Raises:
-        VolumeError: pages are missing or in another folder, or their data is beyond the end of their file.
+        VolumeError: pages are missing, or their data is beyond the end of their file.
     """
-    pages = list(series)
     ends: dict[Path, int] = {}
-    for number, page in enumerate(pages):
+    for number, page in enumerate(series):
         if page is None:
             raise VolumeError(f"{label}: page {number} is missing; copy all files of the image again")
         file = Path(page.parent.filehandle.path)
         end = max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
         ends[file] = max(ends.get(file, 0), end)
     for file, end in ends.items():
-        # The path that the user gave may be a link, but a file may not refer to another folder.
-        if not file.samefile(path):
-            confined(path.parent, os.path.relpath(file, path.parent.resolve()), label)
         require_bytes(file, label, end)
-    return pages, tuple(ends)
+    return tuple(ends)
