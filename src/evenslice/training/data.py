@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from evenslice.training.config import DataConfig, LabelledFiles, ModelConfig, TrainConfig, VolumeFile
-    from evenslice.volumes import StoredImage
 
 
 POSITIONS = 2**18
@@ -142,9 +141,9 @@ def fingerprints(config: DataConfig) -> set[str]:
         VolumeError: a file is missing, damaged or not a volume.
         ConfigError: an option does not fit a file.
     """
-    volumes: dict[StoredImage, Volume] = {}
+    volumes: dict[Any, Volume] = {}
     for draft in _open_pairs(config):
-        volumes |= {draft.origin: draft.volume, draft.labels_origin: draft.labels}
+        volumes |= {draft.origin[0]: draft.volume, draft.labels_origin[0]: draft.labels}
     return {fingerprint(volume) for volume in volumes.values()}
 
 
@@ -155,8 +154,8 @@ class _Draft:
     split: str
     place: str
     name: str
-    origin: StoredImage
-    labels_origin: StoredImage
+    origin: tuple[Any, Any]
+    labels_origin: tuple[Any, Any]
     volume: Volume
     labels: Volume
     start: int
@@ -242,12 +241,12 @@ def _check_ranges(drafts: Sequence[_Draft], model: ModelConfig) -> None:
                 "or set model.slices lower"
             )
     for one, other in combinations(drafts, 2):
-        if one.origin == other.origin:
-            comparable = one.origin.slices_match(other.origin)
+        if one.origin[0] == other.origin[0]:
+            comparable = one.origin == other.origin
             _check_distance(one, other, model, one.volume.path, comparable=comparable)
-        elif one.labels_origin == other.labels_origin and one.split != other.split:
+        elif one.labels_origin[0] == other.labels_origin[0] and one.split != other.split:
             # Probably copies or channels of one image: the same labels mean the same sample.
-            comparable = one.labels_origin.slices_match(other.labels_origin)
+            comparable = one.labels_origin == other.labels_origin
             _check_distance(one, other, model, one.labels.path, comparable=comparable)
 
 

@@ -1,6 +1,5 @@
 from .blocks import cut_axis as cut_axis, find_nonfinite as find_nonfinite
 from .info import (
-    StoredImage as StoredImage,
     describe_missing_numbers as describe_missing_numbers,
     describe_volume as describe_volume,
     fingerprint as fingerprint,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ import numpy as np
 from evenslice._core import ConfigError, open_regular
 from evenslice.volumes.blocks import sample_chunks, sample_voxels
 from evenslice.volumes.geometry import axis_codes
-from evenslice.volumes.read.folders import SLICE_FOLDER, missing_numbers
+from evenslice.volumes.read.formats import SLICE_FOLDER, missing_numbers
 from evenslice.volumes.read.source import confined, reporting_read_errors
 from evenslice.volumes.volume import reslice
 
@@ -274,31 +273,10 @@ def _update(digest: Any, path: Path, start: int, stop: int) -> None:
             start += len(piece)
 
 
-@dataclass(frozen=True)
-class StoredImage:
-    """A stored image and how it is read; two are equal if they are of one image.
+def stored_image(volume: Volume) -> tuple[Any, Any]:
+    """Return which stored image a volume was opened from, and how the slices of the image are counted.
 
-    Attributes:
-        image: what tells images apart: where they are, and what was selected along axes other than z, y and x.
-        level: the resolution level that is read, 0 the finest.
-        zyx: the stored dimensions that are read as z, y and x.
-        depth: the number of slices of that level.
-    """
-
-    image: tuple[Any, ...]
-    level: int = field(compare=False)
-    zyx: tuple[int, ...] = field(compare=False)
-    depth: int = field(compare=False)
-
-    def slices_match(self, other: StoredImage) -> bool:
-        """Return whether a slice number means the same in both, if they are of one image."""
-        return (self.depth, self.zyx) == (other.depth, other.zyx)
-
-
-def stored_image(volume: Volume) -> StoredImage:
-    """Return the stored image that a volume was opened from.
-
-    It is equal for all links to a file, and for all levels of an image. A copy of a file is another image, as is an array that
+    The image is equal for all links to a file, and for all its levels, which can differ in the number of slices. A copy of a file is another image, as is an array that
     is opened by a path of its own inside a folder, and every array in memory.
 
     Raises:
@@ -307,8 +285,8 @@ def stored_image(volume: Volume) -> StoredImage:
     Example:
         >>> from evenslice.volumes import open_volume
         >>> volume = open_volume(np.zeros((8, 300, 300), np.uint8))
-        >>> stored_image(volume) == stored_image(volume), stored_image(volume).level
-        (True, 0)
+        >>> stored_image(volume) == stored_image(volume)
+        True
     """
     where: tuple[Any, ...] = (id(volume),)
     if volume.location is not None:
@@ -316,7 +294,7 @@ def stored_image(volume: Volume) -> StoredImage:
         where = (*(place if isinstance(place, str) else place.resolve() for place in places), volume.part)
     reading = volume.reading
     depth = (volume.whole_shape or volume.shape)[0]
-    return StoredImage((*where, *map(tuple, reading["fixed"])), volume.level, tuple(reading["zyx"]), depth)
+    return (*where, *map(tuple, reading["fixed"])), (depth, *reading["zyx"])
 
 
 def refuse_repeated(volumes: Sequence[Volume]) -> None:
@@ -339,7 +317,7 @@ def refuse_repeated(volumes: Sequence[Volume]) -> None:
     known = set()
     for volume in volumes:
         arranged = volume._stored.arrangement  # noqa: SLF001  # where it starts
-        read = stored_image(volume), volume.plane, arranged.start, volume.shape, repr(volume.reading)
+        read = stored_image(volume)[0], volume.plane, arranged.start, volume.shape, repr(volume.reading)
         if read in known:
             raise ConfigError(
                 f"{volume.path}: is given twice, but volumes count as independent; give it once"

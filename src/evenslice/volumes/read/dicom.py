@@ -19,7 +19,7 @@ from pydicom.pixels.utils import iter_pixels
 
 from evenslice._core import ConfigError, MissingExtraError, VolumeError, option
 from evenslice.volumes.geometry import affine_from_lps
-from evenslice.volumes.read.folders import dicom_files, natural_order
+from evenslice.volumes.read.formats import dicom_files, natural_order
 from evenslice.volumes.read.source import (
     VoxelSource,
     reporting_read_errors,
@@ -150,17 +150,17 @@ def _where(label: str, path: Path) -> str:
 # Headers
 
 
-def _read_series(files: Sequence[Path], label: str) -> list[tuple[str, list[Frame]]]:
-    """Read the headers of files and group their frames into series, sorted by number; files without an image are omitted.
+def _read_series(files: Sequence[Path], label: str) -> list[tuple[int, str, str, list[Frame]]]:
+    """Read the headers of files and group their frames into series; files without an image are omitted.
 
     Returns:
-        For each series a description and its frames, in the order of the files.
+        For each series its number, UID, title and frames, in the order of the files; sorted by number.
 
     Raises:
         VolumeError: a header is damaged, impossible or unsupported.
         MissingExtraError: the voxels are compressed and their decoder is not installed.
     """
-    found: dict[tuple[int, str], tuple[str, list[Frame]]] = {}
+    found: dict[str, tuple[int, str, str, list[Frame]]] = {}
     for file in files:
         where = _where(label, file)
         with reporting_read_errors(where, "DICOM"):
@@ -171,16 +171,12 @@ def _read_series(files: Sequence[Path], label: str) -> list[tuple[str, list[Fram
                 continue
             uid, number = str(header.get("SeriesInstanceUID", "")), _whole(header, "SeriesNumber")
             title = f"{header.get('Modality', '')} {header.get('SeriesDescription', '')}".strip()
-            key = next((key for key in found if key[1] == uid), (number, uid))
-            _, frames = found.setdefault(key, (title or "no title", []))
+            *_, frames = found.setdefault(uid, (number, uid, title or "no title", []))
             frames.extend(_frames(header, file, where))
-    return [
-        (f"{title} ({len(frames)} images, UID …{uid[-12:]})", frames)
-        for (_, uid), (title, frames) in sorted(found.items())
-    ]
+    return sorted(found.values(), key=lambda series: series[:2])
 
 
-def _choose(found: list[tuple[str, list[Frame]]], label: str, wanted: int | None) -> list[Frame]:
+def _choose(found: list[tuple[int, str, str, list[Frame]]], label: str, wanted: int | None) -> list[Frame]:
     """Return the frames of the only series, or of the one that the user selected.
 
     Raises:
@@ -191,17 +187,16 @@ def _choose(found: list[tuple[str, list[Frame]]], label: str, wanted: int | None
         raise VolumeError(
             f"{label}: its DICOM files contain no image; name a folder of CT, MR or other slices"
         )
-    if wanted is None and len(found) > 1:
-        listing = "; ".join(f"{number}: {title}" for number, (title, _) in enumerate(found[:8]))
-        raise VolumeError(
-            f"{label}: holds {len(found)} series ({listing}{'; …' if len(found) > 8 else ''}); pick one "
-            f"with {option('select', {'series': 0})}, or name a folder with one series"
-        )
-    if wanted is not None and not 0 <= wanted < len(found):
-        raise ConfigError(
-            f"{label}: {option('select', {'series': wanted})} is out of range; it holds series 0 to {len(found) - 1}"
-        )
-    return found[wanted or 0][1]
+    if (len(found) == 1 and wanted is None) or wanted in range(len(found)):
+        return found[wanted or 0][3]
+    listing = "; ".join(
+        f"{place}: {title} ({len(frames)} images, UID …{uid[-12:]})"
+        for place, (_, uid, title, frames) in enumerate(found[:8])
+    )
+    raise (VolumeError if wanted is None else ConfigError)(
+        f"{label}: holds {len(found)} series ({listing}{'; …' if len(found) > 8 else ''}); pick one with "
+        f"{option('select', {'series': 0})}, or name a folder with one series"
+    )
 
 
 def _require_no_image(header: Any, where: str) -> None:
@@ -221,7 +216,14 @@ def _frames(header: Any, path: Path, where: str) -> Iterator[Frame]:
     count = max(_whole(header, "NumberOfFrames", 1), 1)
     require_bytes(path, where, count)  # of a byte each, at least
     shape, dtype = _shape_and_type(header, where)
-    _check_syntax(header, path, where, math.prod(shape) * count * _whole(header, "BitsAllocated") // 8)
+    syntax = header.file_meta.TransferSyntaxUID
+    if not get_decoder(syntax).is_available:
+        raise MissingExtraError(
+            f"{where}: its images are compressed as {syntax.name}; install a decoder with: pip install "
+            "'evenslice[medical]'"
+        )
+    if not syntax.is_encapsulated and len(shape) == 2:
+        require_bytes(path, where, math.prod(shape) * count * _whole(header, "BitsAllocated") // 8)
     if "ModalityLUTSequence" in header:
         raise VolumeError(
             f"{where}: its values refer to a modality lookup table, which cannot be read; save it rescaled"
@@ -240,9 +242,11 @@ def _frames(header: Any, path: Path, where: str) -> Iterator[Frame]:
             for name in ("PixelMeasures", "PixelValueTransformation", "PlaneOrientation", "PlanePosition")
         )
         orientation = _numbers(plane, "ImageOrientationPatient", 6)
-        position = _numbers(placed, "ImagePositionPatient", 3) if count == 1 or own else None
+        position = _numbers(placed, "ImagePositionPatient", 3)
         if len(offsets) == count and orientation is not None:
-            position = _dose_position(header, orientation, offsets[index], offsets[0])
+            position = _dose_position(position, orientation, offsets[index], offsets[0])
+        elif count > 1 and not own:
+            position = None
         gap = abs(_number(measures, "SpacingBetweenSlices")) or _number(measures, "SliceThickness")
         slope = _number(values, "RescaleSlope", _number(header, "DoseGridScaling", 1.0))
         intercept = _number(values, "RescaleIntercept")
@@ -276,33 +280,17 @@ def _shape_and_type(header: Any, where: str) -> tuple[tuple[int, ...], np.dtype[
     return shape, dtype
 
 
-def _check_syntax(header: Any, path: Path, where: str, size: int) -> None:
-    """Raise if the voxels cannot be decoded, or are uncompressed, of one sample, and the file is too short for them."""
-    syntax = header.file_meta.TransferSyntaxUID
-    if not get_decoder(syntax).is_available:
-        raise MissingExtraError(
-            f"{where}: its images are compressed as {syntax.name}; install a decoder with: pip install "
-            "'evenslice[medical]'"
-        )
-    if not syntax.is_encapsulated and _whole(header, "SamplesPerPixel", 1) == 1:
-        require_bytes(path, where, size)
-
-
 def _dose_position(
-    header: Any, orientation: NDArray[np.float64], offset: float, first_offset: float
+    first: NDArray[np.float64] | None, orientation: NDArray[np.float64], offset: float, first_offset: float
 ) -> NDArray[np.float64] | None:
     """Return the position of a frame of a radiation dose, which states offsets from the first frame, or z of each frame.
 
     Source: PS3.3, section C.8.8.3.2. Offsets count along the normal and start at zero; z, whatever the normal, towards
     the head.
     """
-    first = _numbers(header, "ImagePositionPatient", 3)
-    if first is None:
-        return None
     normal = _normal(orientation)
-    if first_offset and normal[2] < 0:
-        normal = -normal
-    return first + (offset - first_offset) * normal
+    towards = -1 if first_offset and normal[2] < 0 else 1
+    return None if first is None else first + towards * (offset - first_offset) * normal
 
 
 def _normal(orientation: Any) -> NDArray[np.float64]:

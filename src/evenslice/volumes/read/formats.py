@@ -1,18 +1,20 @@
-"""The table of formats that can be read. A new one needs a module with a ``VoxelSource`` and a row here."""
+"""The formats that can be read, and which a path has. A new one needs a module with a ``VoxelSource`` and a row here."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import pairwise
+from math import gcd
 from typing import TYPE_CHECKING
 
-from evenslice._core import ConfigError, VolumeError, did_you_mean, needs_extra
+from evenslice._core import VolumeError, did_you_mean, needs_extra, open_regular
 from evenslice.volumes.read.chunk_files import ChunkFiles
-from evenslice.volumes.read.folders import dicom_files, is_dicom, slice_files
 from evenslice.volumes.read.source import pick_level, reporting_read_errors
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from evenslice.volumes.read.source import Place, VoxelSource
@@ -28,7 +30,6 @@ class ReadFormat:
         source: the ``VoxelSource`` that opens a place, as "module.Class"; imported, with its library, on first use.
         extra: the optional dependencies that this takes.
         levels: whether it stores several resolution levels to choose from.
-        parts: whether a file holds several datasets to choose from, as ``file:/path``.
     """
 
     name: str
@@ -36,21 +37,18 @@ class ReadFormat:
     source: str
     extra: str = "volumes"
     levels: bool = False
-    parts: bool = False
 
     def open(self, place: Place) -> VoxelSource:
         """Open the stored array at a place.
 
         Raises:
             VolumeError: it cannot be opened.
-            ConfigError: it has no such level, or no datasets to choose from.
+            ConfigError: it has no such level.
             MissingExtraError: a package that reads it is not installed.
         """
         label = place.label
         if not self.levels:
             pick_level(label, [place], place.level)
-        if place.part is not None and not self.parts:
-            raise ConfigError(f"{label}: a {self.name} volume has no datasets inside; leave {place.part} out")
         module, _, name = self.source.partition(".")
         with needs_extra(self.extra, f"reading {self.name}"):
             source: type[VoxelSource] = getattr(import_module(f"evenslice.volumes.read.{module}"), name)
@@ -60,8 +58,8 @@ class ReadFormat:
 
 # Any folder with Zarr metadata, whatever its suffix.
 ZARR = ReadFormat("Zarr", (".zarr",), "zarr.ZarrSource", levels=True)
-N5 = ReadFormat("N5", (".n5",), "n5.N5Source", levels=True)
-PRECOMPUTED = ReadFormat("Neuroglancer precomputed", (), "precomputed.PrecomputedSource", levels=True)
+N5 = ReadFormat("N5", (".n5",), "chunked.N5Source", levels=True)
+PRECOMPUTED = ReadFormat("Neuroglancer precomputed", (), "chunked.PrecomputedSource", levels=True)
 IN_CHUNKS = {"zarr": ZARR, "n5": N5, "precomputed": PRECOMPUTED}
 """Formats that are read at addresses too, by the names that may stand before these."""
 
@@ -71,9 +69,9 @@ READ_FORMATS = (
     ReadFormat("TIFF", (".tif", ".tiff", ".btf", ".tf8"), "tiff.TiffSource"),
     ReadFormat("NIfTI", (".nii", ".nii.gz"), "flat_files.NiftiSource"),
     DICOM,
-    ReadFormat("MetaImage", (".mha", ".mhd"), "itk_formats.MetaImageSource"),
-    ReadFormat("NRRD", (".nrrd", ".nhdr"), "itk_formats.NrrdSource", "medical"),
-    ReadFormat("HDF5", (".h5", ".hdf5", ".hdf", ".he5", ".nxs", ".ims"), "hdf5.Hdf5Source", parts=True),
+    ReadFormat("MetaImage", (".mha", ".mhd"), "flat_files.MetaImageSource"),
+    ReadFormat("NRRD", (".nrrd", ".nhdr"), "flat_files.NrrdSource", "medical"),
+    ReadFormat("HDF5", (".h5", ".hdf5", ".hdf", ".he5", ".nxs", ".ims"), "hdf5.Hdf5Source"),
     ReadFormat("MRC", (".mrc", ".mrcs", ".map", ".rec"), "flat_files.MrcSource"),
     ReadFormat("NumPy array", (".npy",), "flat_files.NpySource"),
     ZARR,
@@ -88,7 +86,7 @@ def open_source(place: Place) -> VoxelSource:
 
     Raises:
         VolumeError: it cannot be opened.
-        ConfigError: it has no such level, or no datasets to choose from.
+        ConfigError: it has no such level.
         MissingExtraError: a package that reads it is not installed.
     """
     with reporting_read_errors(place.label, "a volume"):
@@ -159,3 +157,90 @@ def _format_of_files(path: Path, label: str) -> ReadFormat:
         f"{label}: is a folder without Zarr, N5 or precomputed metadata, DICOM files, or TIFF, PNG or JPEG slices; name a "
         f"volume file, or a folder that holds one{inside}"
     )
+
+
+# The slices of a folder
+
+KINDS = {".tif": "TIFF", ".tiff": "TIFF", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+"""The formats of images by suffix."""
+
+SLICE_FOLDER = "folder of "
+"""How the names of the formats of such folders begin."""
+
+
+def is_dicom(path: Path) -> bool:
+    """Return whether a file has the signature of DICOM."""
+    with open_regular(path) as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def dicom_files(path: Path) -> Iterator[Path]:
+    """Yield the DICOM files directly in a folder, whatever their names, except hidden ones and those named as other images."""
+    return (file for file in _visible_files(path) if not image_kind(file) and is_dicom(file))
+
+
+def slice_files(path: Path, label: str) -> list[Path]:
+    """Return the images in a folder in natural order.
+
+    Raises:
+        VolumeError: the images have different formats.
+    """
+    files = [file for file in _visible_files(path) if image_kind(file)]
+    kinds = sorted({image_kind(file) for file in files})
+    if len(kinds) > 1:
+        raise VolumeError(
+            f"{label}: is a folder of {' and '.join(kinds)} images; keep one format, or name another folder"
+        )
+    return natural_order(files)
+
+
+def _visible_files(path: Path) -> Iterator[Path]:
+    return (file for file in path.iterdir() if not file.name.startswith(".") and file.is_file())
+
+
+def natural_order(files: Iterable[Path]) -> list[Path]:
+    """Sort files by name, with the numbers in names by value.
+
+    Example:
+        >>> from pathlib import Path
+        >>> [file.name for file in natural_order([Path("z10.png"), Path("z9.png"), Path("z9b.png")])]
+        ['z9.png', 'z9b.png', 'z10.png']
+    """
+    return sorted(files, key=lambda file: (_natural_key(file.stem), file.name))
+
+
+def missing_numbers(files: Sequence[Path]) -> list[int]:
+    """Return the numbers that are missing among names that differ in one number alone.
+
+    Numbers may have a constant distance. If more are missing than present, they number something else.
+
+    Example:
+        >>> from pathlib import Path
+        >>> missing_numbers([Path(f"z{number:03}.png") for number in (0, 10, 20, 40)])
+        [30]
+    """
+    keys = [_natural_key(file.stem) for file in natural_order(files)]
+    if len({len(key) for key in keys}) != 1:
+        return []
+    varying = [set(parts) for parts in zip(*keys, strict=True)]
+    counted = [place for place, parts in enumerate(varying) if len(parts) > 1]
+    if len(counted) != 1 or counted[0] % 2 == 0:
+        return []
+    numbers = [key[counted[0]][0] for key in keys]
+    step = gcd(*(after - before for before, after in pairwise(numbers)))
+    if step == 0 or (numbers[-1] - numbers[0]) // step + 1 > 2 * len(numbers):
+        return []
+    return sorted({*range(numbers[0], numbers[-1], step)}.difference(numbers))
+
+
+def _natural_key(name: str) -> list[tuple[int, str]]:
+    # Text and numbers alternate, so that text is never compared with a number.
+    return [
+        (int(part), "") if number % 2 else (0, part.lower())
+        for number, part in enumerate(re.split(r"([0-9]{1,18})", name))
+    ]
+
+
+def image_kind(file: Path) -> str:
+    """Return the format of an image by its suffix; "" for another file."""
+    return KINDS.get(file.suffix.lower(), "")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import VolumeError, needs_extra, open_regular
-from evenslice.volumes.read.folders import SLICE_FOLDER, image_kind, slice_files
+from evenslice.volumes.read.formats import SLICE_FOLDER, image_kind, slice_files
 from evenslice.volumes.read.source import Place, VoxelSource, reporting_read_errors, require_piece
 
 if TYPE_CHECKING:

@@ -69,40 +69,40 @@ class ZarrSource(ArrayInChunks):
         label, level = place.label, place.level
         store = ChunkStore(place)
         with without_warnings():  # of codecs that other programs may not read
-            node = zarr.open(store, mode="r")
+            node: Any = zarr.open(store, mode="r")
             if isinstance(node, zarr.Array):
-                pick_level(label, [node], level)
-                array: Any = node
+                array = pick_level(label, [node], level)
                 # Of Zarr 3, or of xarray.
-                named: Any = getattr(node.metadata, "dimension_names", None) or node.attrs.get(
-                    "_ARRAY_DIMENSIONS"
-                )
+                named = getattr(node.metadata, "dimension_names", None) or node.attrs.get("_ARRAY_DIMENSIONS")
                 self.names = letters(named) if named else None
             else:
-                array = self._open_level(node, _first_image(node, label), level, label)
+                array = self._open_level(node, level, label)
         self.array, metadata = array, array.metadata
         self.format = f"{'Zarr' if array is node else 'OME-Zarr'} v{metadata.zarr_format}"
         self.shape, self.dtype, self.chunks = array.shape, np.dtype(array.dtype), array.chunks
         require_piece(label, "its chunks", array.chunks, self.dtype)
-        if metadata.zarr_format == 2 and any(
-            codec is not None and codec.codec_id == "pickle"
-            for codec in (metadata.compressor, *(metadata.filters or ()))
-        ):
+        codecs = () if metadata.zarr_format == 3 else (metadata.compressor, *(metadata.filters or ()))
+        if any(codec is not None and codec.codec_id == "pickle" for codec in codecs):
             raise VolumeError(
                 f"{label}: its chunks are pickled Python objects, which are never loaded; write numbers"
             )
         store.expect(array)
 
-    def _open_level(self, group: Any, image: Mapping[str, Any], level: int, label: str) -> Any:
+    def _open_level(self, group: Any, level: int, label: str) -> Any:
         """Open the array of a level and set the names, spacing and unit of its axes."""
+        images = _images(group)
+        if not images:
+            # At an address, folders are not listed.
+            inside = ["0"] * ("0" in group) + sorted({*group.array_keys(), *group.group_keys()} - {"0"})
+            raise VolumeError(
+                f"{label}: is a Zarr group without OME-Zarr metadata; name an array inside, as "
+                f"{label.rstrip('/')}/{inside[0] if inside else '0'} (it holds {', '.join(inside[:6]) or 'none'})"
+            )
+        image = images[0]
         dataset = pick_level(label, image["datasets"], level)
         path = dataset["path"]
         path = require_inside(label, f"level {level}", path.strip("/") if isinstance(path, str) else path)
         array = group[path]
-        if not isinstance(array, zarr.Array):
-            raise VolumeError(
-                f"{label}: level {level} of its metadata is not an array; write the image again"
-            )
         axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in image.get("axes") or "tczyx"]
         if len(axes) != array.ndim:
             raise VolumeError(
@@ -117,25 +117,9 @@ class ZarrSource(ArrayInChunks):
         return array
 
 
-def _first_image(group: Any, label: str) -> Mapping[str, Any]:
-    """Return the first multiscales entry of an OME-Zarr group."""
-    if images := _images(group):
-        return images[0]
-    # At an address, folders are not listed.
-    inside = ["0"] * ("0" in group) + sorted(group.array_keys()) + sorted(group.group_keys())
-    if not inside:
-        raise VolumeError(f"{label}: is an empty Zarr group; name a Zarr array or an OME-Zarr image")
-    listing = ", ".join(dict.fromkeys(inside[:6]))
-    raise VolumeError(
-        f"{label}: is a Zarr group without OME-Zarr metadata; name what is inside, as "
-        f"{label.rstrip('/')}/{inside[0]} (it holds {listing})"
-    )
-
-
 def _images(group: Any) -> Sequence[Mapping[str, Any]]:
     """Return the multiscales entries of a group: under "ome" since OME-Zarr 0.5, at the top before; none of another group."""
-    attributes = dict(group.attrs)
-    ome = attributes.get("ome", attributes)
+    ome = group.attrs.get("ome", dict(group.attrs))
     return (ome.get("multiscales") or ()) if isinstance(ome, dict) else ()
 
 
@@ -148,18 +132,17 @@ def _placement(
     those of the image after them. A translation that is no list of numbers, as many as dimensions, is NaN.
     """
     scale, translation = np.ones(dimensions), np.zeros(dimensions)
-    found = False
-    for entry in transformed:
-        for transformation in entry.get("coordinateTransformations") or []:
-            if transformation.get("type") == "scale":
-                factors = np.asarray(transformation["scale"], float)
-                scale, translation = scale * factors, translation * factors
-                found = True
-            elif transformation.get("type") == "translation":
-                try:
-                    translation = translation + np.asarray(transformation["translation"], float)
-                except (TypeError, ValueError, KeyError):
-                    translation = np.full(dimensions, np.nan)
+    stated = [item for entry in transformed for item in entry.get("coordinateTransformations") or ()]
+    for transformation in stated:
+        if transformation.get("type") == "scale":
+            factors = np.asarray(transformation["scale"], float)
+            scale, translation = scale * factors, translation * factors
+        elif transformation.get("type") == "translation":
+            try:
+                translation = translation + np.asarray(transformation["translation"], float)
+            except (TypeError, ValueError, KeyError):
+                translation = np.full(dimensions, np.nan)
+    found = any(item.get("type") == "scale" for item in stated)
     return scale.tolist() if found else None, translation.tolist()
 
 
