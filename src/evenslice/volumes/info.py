@@ -222,7 +222,7 @@ def _fingerprint_of_files(volume: Volume, location: Path) -> str:
     named = volume.files or sorted(found, key=lambda file: file.relative_to(location).as_posix())
     for file in named:
         if file.is_symlink() and not volume.files and file != location:
-            confined(location, file.relative_to(location).as_posix(), volume.path)
+            confined(location, file.relative_to(location).as_posix())
     files = [(file, file.stat().st_size) for file in named]
     partial = sum(size for _, size in files) > WHOLE_BYTES
     folder = location if location.is_dir() or len(files) == 1 else location.parent
@@ -276,8 +276,8 @@ def _update(digest: Any, path: Path, start: int, stop: int) -> None:
 def stored_image(volume: Volume) -> tuple[Any, Any]:
     """Return which stored image a volume was opened from, and how the slices of the image are counted.
 
-    The image is equal for all links to a file, and for all its levels, which can differ in the number of slices. A copy of a file is another image, as is an array that
-    is opened by a path of its own inside a folder, and every array in memory.
+    The image is equal for all links to a file, and for all its levels, which can differ in the number of slices. A copy of a
+    file is another image, as is an array that is opened by a path of its own inside a folder, and every array in memory.
 
     Raises:
         VolumeError: the file cannot be read.

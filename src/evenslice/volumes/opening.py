@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 
 from evenslice._core import (
     ConfigError,
-    EvensliceError,
     VolumeError,
     did_you_mean,
     needs_extra,
@@ -35,7 +34,14 @@ from evenslice._core import (
 )
 from evenslice.volumes.geometry import UNITS, normal_unit, positive
 from evenslice.volumes.read.formats import open_source
-from evenslice.volumes.read.source import ArraySource, Place, VoxelSource, locate, pick_level
+from evenslice.volumes.read.source import (
+    ArraySource,
+    Place,
+    VoxelSource,
+    locate,
+    pick_level,
+    reporting_read_errors,
+)
 from evenslice.volumes.volume import Arrangement, Origin, Stored, Volume, reslice, take_region
 
 if TYPE_CHECKING:
@@ -108,7 +114,7 @@ def open_volume(  # all but one argument have defaults and names
     level = whole_number("level", level)
     opener: Callable[[], VoxelSource]
     if _is_array(path):
-        pick_level("<array>", [path], level)
+        pick_level([path], level)
         place = Place("<array>", "")
         opener = partial(ArraySource, _fill_masked(path, fill))
     else:
@@ -213,14 +219,12 @@ def _arranged(
     place: Place, opener: Callable[[], VoxelSource], names: str | None, select: Mapping[str, int]
 ) -> Volume:
     """Open the stored array and make a volume of it."""
-    source = opener()
-    picks = dict(select)
-    if place.series is not None and source.format == "DICOM":
-        del picks["series"]  # which is no axis
-    try:
+    with reporting_read_errors(place.label, "a volume"):
+        source = opener()
+        picks = dict(select)
+        if place.series is not None and source.format == "DICOM":
+            del picks["series"]  # which is no axis
         arrangement = _arrangement(source, names, picks)
-    except EvensliceError as error:
-        raise type(error)(f"{place.label}: {error.args[0]}") from None
     z, y, x = arrangement.zyx
     sizes, unit = source.voxel_size
     spacing = None
@@ -330,8 +334,7 @@ def arrange(shape: tuple[int, ...], names: str | None, select: Mapping[str, int]
         raise VolumeError(
             f"is {len(shape)}-D ({_described(shape, names)}); a volume needs three axes z, y, x: put all slices into one file"
         )
-    if names is None:
-        return _arrange_unnamed(shape, select)
+    names = names or _assumed_names(shape, select)
     if missing := [name for name in "zyx" if name not in names]:
         example = "xyz" if 0 <= names.find("x") < names.find("y") else "zyx"
         raise VolumeError(
@@ -353,18 +356,18 @@ def _described(shape: tuple[int, ...], names: str | None) -> str:
     return f"axes {names.upper()} {shape}" if names else f"shape {shape}"
 
 
-def _arrange_unnamed(shape: tuple[int, ...], select: Mapping[str, int]) -> Arrangement:
-    count = len(shape)
+def _assumed_names(shape: tuple[int, ...], select: Mapping[str, int]) -> str:
+    """Return names for unnamed dimensions: three are z, y and x, and so are three that are longer than 1."""
     long = [d for d, length in enumerate(shape) if length > 1]
-    example = "tzyx" if count == 4 else "uvwtczyx"[-count:]
-    named = f"{count} dimensions {shape}"
+    example = "tzyx" if len(shape) == 4 else "uvwtczyx"[-len(shape) :]
+    named = f"{len(shape)} dimensions {shape}"
     if select:
         raise ConfigError(f"its {named} have no names to select by; name them, as {option('axes', example)}")
-    if count == 3 or len(long) == 3:
-        z, y, x = range(3) if count == 3 else long
-        return Arrangement(
-            (z, y, x), (shape[z], shape[y], shape[x]), {d: 0 for d in range(count) if d not in {z, y, x}}
-        )
+    if len(shape) == 3:
+        return "zyx"
+    if len(long) == 3:
+        spatial = dict(zip(long, "zyx", strict=True))
+        return "".join(spatial.get(d, "uvwtcabdefg"[d]) for d in range(len(shape)))
     picks = option("select", {name: 0 for name in example if name not in "zyx"})
     raise VolumeError(f"has {named}; name them, as {option('axes', example)}, and pick with {picks}")
 

@@ -116,11 +116,11 @@ class ChunkFiles:
         return found
 
     def _read(self, name: str, most: int, span: slice | None) -> bytes:
-        label, span = f"{self.place.label}: its file {name[:80]!r}", span or slice(0, None)
+        span, file_label = span or slice(0, None), f"its file {name[:80]!r}"
         if isinstance(self.place.location, str):
             content = self._fetch(self.place.location, name, most, span)
         else:
-            path = confined(self.place.location, name, self.place.label)
+            path = confined(self.place.location, name)
             try:
                 with open_regular(path) as file:
                     file.seek(span.start, os.SEEK_END if span.start < 0 else os.SEEK_SET)
@@ -130,11 +130,13 @@ class ChunkFiles:
             except _MISSING:
                 raise
             except OSError as error:
-                raise VolumeError(f"{label} cannot be read ({reason(error)}); copy it again") from error
+                raise VolumeError(f"{file_label} cannot be read ({reason(error)}); copy it again") from error
         if len(content) > most:
-            raise VolumeError(f"{label} has more than the {most:,} bytes that can be right; it is damaged")
+            raise VolumeError(
+                f"{file_label} has more than the {most:,} bytes that can be right; it is damaged"
+            )
         if span.stop is not None and len(content) != span.stop - span.start:
-            raise VolumeError(f"{label} is truncated, it ends before byte {span.stop:,}; copy it again")
+            raise VolumeError(f"{file_label} is truncated, it ends before byte {span.stop:,}; copy it again")
         return content
 
     def _fetch(self, url: str, name: str, most: int, span: slice) -> bytes:
@@ -147,8 +149,8 @@ class ChunkFiles:
             raise
         except Exception as error:
             raise VolumeError(
-                f"{self.place.label}: cannot be read ({type(error).__name__}: {reason(error)}); check the address, the "
-                "network and your credentials"
+                f"cannot be read ({type(error).__name__}: {reason(error)}); check the address, the network and your "
+                "credentials"
             ) from error
 
     def _require_unchanged(self, name: str) -> None:
@@ -164,7 +166,7 @@ class ChunkFiles:
         found = folder.stat() if folder.is_dir() else None
         if found is None or max(found.st_mtime, found.st_ctime) > self.place.since:
             raise VolumeError(
-                f"{self.place.label}: its chunk {name[:80]!r} is missing and its folder has changed since it was opened; "
+                f"its chunk {name[:80]!r} is missing and its folder has changed since it was opened; "
                 "put it back, or start again"
             )
 

@@ -64,7 +64,7 @@ class N5Source(ArrayInChunks):
     chunks: tuple[int, ...]
 
     def __init__(self, place: Place) -> None:
-        label, level = place.label, place.level
+        level = place.level
         self._files = files = ChunkFiles(place)
         group = files.read_json(ATTRIBUTES) or {}
         self._folder, found = "", group
@@ -74,13 +74,13 @@ class N5Source(ArrayInChunks):
             if "dimensions" not in found:
                 raise _no_dataset(files)
         else:
-            pick_level(label, [group], level)
+            pick_level([group], level)
         dimensions = len(found["dimensions"])
         stated = found.get("compression", found.get("compressionType"))
         codec = stated.get("type") if isinstance(stated, dict) else stated
-        self._codec = CODECS[require_known(label, "compression", codec, CODECS)]
+        self._codec = CODECS[require_known("compression", codec, CODECS)]
         self.dtype = np.dtype(str(found["dataType"]))
-        require_piece(label, "its blocks", found["blockSize"], self.dtype)
+        require_piece("its blocks", found["blockSize"], self.dtype)
         self.array = DecodedChunks(
             place, found["dimensions"][::-1], found["blockSize"][::-1], self.dtype, self._block
         ).array()
@@ -192,16 +192,16 @@ def _by_name(transform: Mapping[str, Any], key: str, names: str) -> list[Any] | 
 
 def _no_dataset(files: ChunkFiles) -> ConfigError | VolumeError:
     """Return an error that says which data sets there are, if they can be listed."""
-    level, label, location = files.place.level, files.place.label, files.place.location
+    level, location = files.place.level, files.place.location
     if level and files.read_json(f"s0/{ATTRIBUTES}") is not None:
-        return ConfigError(f"{label}: has no {option('level', level)}, no data set s{level}; 0 is the finest")
+        return ConfigError(f"has no {option('level', level)}, no data set s{level}; 0 is the finest")
     inside: list[str] = []
     if not isinstance(location, str):
         found = chain.from_iterable(location.glob(f"{'*/' * depth}{ATTRIBUTES}") for depth in (1, 2, 3))
         inside = [path.parent.relative_to(location).as_posix() for path in islice(found, 6)]
     return VolumeError(
-        f"{label}: is not an N5 data set, or the server forbids reading it; name one inside, as "
-        f"{label.rstrip('/')}/{(inside or ['volumes/raw'])[0]} (it holds {', '.join(inside) or 'none'})"
+        "is not an N5 data set, or the server forbids reading it; name one inside "
+        f"({', '.join(inside) or 'none is found'})"
     )
 
 
@@ -229,26 +229,26 @@ class PrecomputedSource(ArrayInChunks):
     chunks: tuple[int, ...]
 
     def __init__(self, place: Place) -> None:
-        label, level = place.label, place.level
+        level = place.level
         self._files = files = ChunkFiles(place)
         info = files.read_json(INFO)
         if info is None:
             raise VolumeError(
-                f"{label}: has no file {INFO!r}, or the server forbids reading it; check the address and your credentials"
+                f"has no file {INFO!r}, or the server forbids reading it; check the address and your credentials"
             )
-        scale = pick_level(label, info["scales"], level)
-        self._encoding = require_known(label, "encoding", str(scale["encoding"]).lower(), ENCODINGS)
+        scale = pick_level(info["scales"], level)
+        self._encoding = require_known("encoding", str(scale["encoding"]).lower(), ENCODINGS)
         self.dtype, channels = np.dtype(str(info["data_type"]).lower()), int(info["num_channels"])
         if self._encoding == "compressed_segmentation" and self.dtype not in (np.uint32, np.uint64):
             raise ValueError(f"its encoding {self._encoding} cannot hold {self.dtype}")
-        self._folder = require_inside(label, "scale", scale["key"])
+        self._folder = require_inside("scale", scale["key"])
         self._start = _three(scale.get("voxel_offset", [0, 0, 0]), -LARGEST_OFFSET)
         self._block = _three(scale.get("compressed_segmentation_block_size", [8, 8, 8]))
         size, chunk = _three(scale["size"]), _three(scale["chunk_sizes"][0])
         channel = (channels,) if channels > 1 else ()
         self._channels = channels
         for what, shape in (("its chunks", (channels, *chunk)), ("the blocks in them", self._block)):
-            require_piece(label, what, shape, self.dtype)
+            require_piece(what, shape, self.dtype)
         self.array = DecodedChunks(
             place, (*channel, *size[::-1]), (*channel, *chunk[::-1]), self.dtype, self._chunk
         ).array()

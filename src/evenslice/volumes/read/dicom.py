@@ -78,12 +78,12 @@ class DicomSource(VoxelSource):
     format = "DICOM"
 
     def __init__(self, place: Place) -> None:
-        path, self._label = place.path, place.label
+        path = place.path
         files = natural_order(dicom_files(path)) if path.is_dir() else [path]
-        frames = _choose(_read_series(files, place.label), place.label, place.series)
+        frames = _choose(_read_series(files), place.series)
         self.files = tuple(dict.fromkeys(frame.path for frame in frames))
-        first = _check_alike(frames, place.label)
-        self._frames = _stack(frames, place.label)
+        first = _check_alike(frames)
+        self._frames = _stack(frames)
         times, depth = self._frames.shape
         self.shape = (*[times] * (times > 1), depth, *first.shape)
         self.names = "t" * (times > 1) + "zyx" + "s" * (len(first.shape) > 2)
@@ -118,11 +118,11 @@ class DicomSource(VoxelSource):
         """Decode the frames under ``key``."""
         count = (self.names or "").index("y")
         frames = (self._frames if count == 2 else self._frames[0])[key[:count]]
-        blocks = [pixels[key[count:]].copy() for pixels in _decode(frames.flat, self._label)]
+        blocks = [pixels[key[count:]].copy() for pixels in _decode(frames.flat)]
         return np.stack(blocks).astype(self.dtype, copy=False).reshape(*frames.shape, *blocks[0].shape)
 
 
-def _decode(frames: Iterable[Frame], label: str) -> Iterator[NDArray[Any]]:
+def _decode(frames: Iterable[Frame]) -> Iterator[NDArray[Any]]:
     """Yield the rescaled pixels of frames; consecutive frames of one file are read together.
 
     Raises:
@@ -130,7 +130,7 @@ def _decode(frames: Iterable[Frame], label: str) -> Iterator[NDArray[Any]]:
     """
     for path, group in groupby(frames, key=lambda frame: frame.path):
         wanted = list(group)
-        with reporting_read_errors(_where(label, path), "DICOM"):
+        with reporting_read_errors(path.name, "DICOM"):
             images = iter_pixels(path, indices=[frame.index for frame in wanted])
             for frame, pixels in zip(wanted, images, strict=True):
                 if pixels.shape != frame.shape or pixels.dtype.newbyteorder("=") != frame.dtype:
@@ -142,15 +142,10 @@ def _decode(frames: Iterable[Frame], label: str) -> Iterator[NDArray[Any]]:
                 yield pixels if plain else np.asarray(pixels, np.float64) * slope + intercept
 
 
-def _where(label: str, path: Path) -> str:
-    """Return the label of a file in a folder, or of the file that was opened."""
-    return label if label.endswith(path.name) else f"{label}: {path.name}"
-
-
 # Headers
 
 
-def _read_series(files: Sequence[Path], label: str) -> list[tuple[int, str, str, list[Frame]]]:
+def _read_series(files: Sequence[Path]) -> list[tuple[int, str, str, list[Frame]]]:
     """Read the headers of files and group their frames into series; files without an image are omitted.
 
     Returns:
@@ -162,21 +157,20 @@ def _read_series(files: Sequence[Path], label: str) -> list[tuple[int, str, str,
     """
     found: dict[str, tuple[int, str, str, list[Frame]]] = {}
     for file in files:
-        where = _where(label, file)
-        with reporting_read_errors(where, "DICOM"):
+        with reporting_read_errors(file.name, "DICOM"):
             with without_warnings():  # what matters is checked here
                 header = pydicom.dcmread(file, stop_before_pixels=True, defer_size=2**16)
             if "Rows" not in header or "Columns" not in header:
-                _require_no_image(header, where)
+                _require_no_image(header)
                 continue
             uid, number = str(header.get("SeriesInstanceUID", "")), _whole(header, "SeriesNumber")
             title = f"{header.get('Modality', '')} {header.get('SeriesDescription', '')}".strip()
             *_, frames = found.setdefault(uid, (number, uid, title or "no title", []))
-            frames.extend(_frames(header, file, where))
+            frames.extend(_frames(header, file))
     return sorted(found.values(), key=lambda series: series[:2])
 
 
-def _choose(found: list[tuple[int, str, str, list[Frame]]], label: str, wanted: int | None) -> list[Frame]:
+def _choose(found: list[tuple[int, str, str, list[Frame]]], wanted: int | None) -> list[Frame]:
     """Return the frames of the only series, or of the one that the user selected.
 
     Raises:
@@ -184,9 +178,7 @@ def _choose(found: list[tuple[int, str, str, list[Frame]]], label: str, wanted: 
         ConfigError: there is no such series.
     """
     if not found:
-        raise VolumeError(
-            f"{label}: its DICOM files contain no image; name a folder of CT, MR or other slices"
-        )
+        raise VolumeError("its DICOM files contain no image; name a folder of CT, MR or other slices")
     if (len(found) == 1 and wanted is None) or wanted in range(len(found)):
         return found[wanted or 0][3]
     listing = "; ".join(
@@ -194,12 +186,12 @@ def _choose(found: list[tuple[int, str, str, list[Frame]]], label: str, wanted: 
         for place, (_, uid, title, frames) in enumerate(found[:8])
     )
     raise (VolumeError if wanted is None else ConfigError)(
-        f"{label}: holds {len(found)} series ({listing}{'; …' if len(found) > 8 else ''}); pick one with "
+        f"holds {len(found)} series ({listing}{'; …' if len(found) > 8 else ''}); pick one with "
         f"{option('select', {'series': 0})}, or name a folder with one series"
     )
 
 
-def _require_no_image(header: Any, where: str) -> None:
+def _require_no_image(header: Any) -> None:
     """Raise unless a file without an image is of a kind that has none: a report, a structure set, a mesh, a dose histogram."""
     kind = header.file_meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID")
     name = "DICOM file" if kind is None else kind.name
@@ -208,25 +200,25 @@ def _require_no_image(header: Any, where: str) -> None:
     if kind is None or any(
         word in name for word in ("Image Storage", "Dose Storage", "Segmentation Storage", "Map Storage")
     ):
-        raise VolumeError(f"{where}: is truncated, it is of the kind {name} but has no image; copy it again")
+        raise VolumeError(f"is truncated, it is of the kind {name} but has no image; copy it again")
 
 
-def _frames(header: Any, path: Path, where: str) -> Iterator[Frame]:
+def _frames(header: Any, path: Path) -> Iterator[Frame]:
     """Yield the frames of a file, with their shared and their own metadata."""
     count = max(_whole(header, "NumberOfFrames", 1), 1)
-    require_bytes(path, where, count)  # of a byte each, at least
-    shape, dtype = _shape_and_type(header, where)
+    require_bytes(path, count)  # of a byte each, at least
+    shape, dtype = _shape_and_type(header)
     syntax = header.file_meta.TransferSyntaxUID
     if not get_decoder(syntax).is_available:
         raise MissingExtraError(
-            f"{where}: its images are compressed as {syntax.name}; install a decoder with: pip install "
+            f"its images are compressed as {syntax.name}; install a decoder with: pip install "
             "'evenslice[medical]'"
         )
     if not syntax.is_encapsulated and len(shape) == 2:
-        require_bytes(path, where, math.prod(shape) * count * _whole(header, "BitsAllocated") // 8)
+        require_bytes(path, math.prod(shape) * count * _whole(header, "BitsAllocated") // 8)
     if "ModalityLUTSequence" in header:
         raise VolumeError(
-            f"{where}: its values refer to a modality lookup table, which cannot be read; save it rescaled"
+            "its values refer to a modality lookup table, which cannot be read; save it rescaled"
         )
     shared = _first(header, "SharedFunctionalGroupsSequence")
     own = header.get("PerFrameFunctionalGroupsSequence") or []
@@ -251,7 +243,7 @@ def _frames(header: Any, path: Path, where: str) -> Iterator[Frame]:
         slope = _number(values, "RescaleSlope", _number(header, "DoseGridScaling", 1.0))
         intercept = _number(values, "RescaleIntercept")
         if not slope or not np.isfinite(slope + intercept):  # all voxels would be alike
-            raise VolumeError(f"{where}: its values are scaled by {slope:g}; correct the header, mostly to 1")
+            raise VolumeError(f"its values are scaled by {slope:g}; correct the header, mostly to 1")
         numbers = ("TemporalPositionIdentifier", "AcquisitionNumber", "InstanceNumber")
         yield Frame(
             path=path,
@@ -267,7 +259,7 @@ def _frames(header: Any, path: Path, where: str) -> Iterator[Frame]:
         )
 
 
-def _shape_and_type(header: Any, where: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _shape_and_type(header: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     rows, columns, samples = (_whole(header, name, 1) for name in ("Rows", "Columns", "SamplesPerPixel"))
     bits = _whole(header, "BitsAllocated")
     shape = (rows, columns, *((samples,) if samples > 1 else ()))
@@ -276,7 +268,7 @@ def _shape_and_type(header: Any, where: str) -> tuple[tuple[int, ...], np.dtype[
     else:
         kind = "f" if bits >= 32 else "u"  # parametric maps of floats lack it
     dtype = np.dtype(f"{kind}{max(bits, 8) // 8}")
-    require_piece(where, "its images", shape, dtype)
+    require_piece("its images", shape, dtype)
     return shape, dtype
 
 
@@ -324,7 +316,7 @@ def _whole(item: Any, name: str, default: int = 0) -> int:
 # The frames of a series
 
 
-def _check_alike(frames: Sequence[Frame], label: str) -> Frame:
+def _check_alike(frames: Sequence[Frame]) -> Frame:
     """Raise VolumeError if the frames of a series differ in size, type, direction or distance of pixels; return the first."""
     first = frames[0]
     for name in ("shape", "dtype", "orientation", "pixel"):
@@ -335,13 +327,13 @@ def _check_alike(frames: Sequence[Frame], label: str) -> Frame:
                 np.allclose(one, other, rtol=1e-3, atol=1e-3) if measured else np.array_equal(one, other)
             ):
                 raise VolumeError(
-                    f"{label}: images of one series differ in {name}, {first.path.name} has {one} and "
+                    f"images of one series differ in {name}, {first.path.name} has {one} and "
                     f"{frame.path.name} {other}; name a folder with images of one kind"
                 )
     return first
 
 
-def _stack(frames: Sequence[Frame], label: str) -> NDArray[Any]:
+def _stack(frames: Sequence[Frame]) -> NDArray[Any]:
     """Sort frames by position, and those at one position by time.
 
     Returns:
@@ -354,10 +346,10 @@ def _stack(frames: Sequence[Frame], label: str) -> NDArray[Any]:
     first = frames[0]
     without = [frame for frame in frames if frame.position is None]
     if first.orientation is None or len(without) == len(frames):
-        return _in_order(frames, label)
+        return _in_order(frames)
     if without:
         raise VolumeError(
-            f"{label}: {without[0].path.name} states no position, unlike other images of its series; name a folder without "
+            f"{without[0].path.name} states no position, unlike other images of its series; name a folder without "
             "it, or complete its header"
         )
     places = np.array([frame.position for frame in frames])
@@ -373,15 +365,15 @@ def _stack(frames: Sequence[Frame], label: str) -> NDArray[Any]:
     if min(counts) != max(counts):
         odd = groups[counts.index(min(counts))][0]
         raise VolumeError(
-            f"{label}: {max(counts)} images are at some positions and {min(counts)} at that of "
+            f"{max(counts)} images are at some positions and {min(counts)} at that of "
             f"{odd.path.name}; images are missing, or several volumes are mixed: name a folder with one "
             "volume"
         )
-    _check_even([group[0] for group in groups], heights[order][starts], label)
+    _check_even([group[0] for group in groups], heights[order][starts])
     return np.array(groups, object).T
 
 
-def _in_order(frames: Sequence[Frame], label: str) -> NDArray[Any]:
+def _in_order(frames: Sequence[Frame]) -> NDArray[Any]:
     """Sort frames without positions by their numbers, or leave them in the order of the file names if they have none.
 
     Returns:
@@ -395,13 +387,13 @@ def _in_order(frames: Sequence[Frame], label: str) -> NDArray[Any]:
         for frame, after in pairwise(found):
             if frame.order == after.order:
                 raise VolumeError(
-                    f"{label}: {frame.path.name} and {after.path.name} have the same number and no position; several "
+                    f"{frame.path.name} and {after.path.name} have the same number and no position; several "
                     "volumes are mixed: name a folder with one volume"
                 )
     return np.array([found], object)
 
 
-def _check_even(slices: Sequence[Frame], heights: NDArray[np.float64], label: str) -> None:
+def _check_even(slices: Sequence[Frame], heights: NDArray[np.float64]) -> None:
     """Raise if the slices of a volume are not equally spaced, or do not lie above each other along one line."""
     distances = np.diff(heights)
     if not len(distances):
@@ -410,7 +402,7 @@ def _check_even(slices: Sequence[Frame], heights: NDArray[np.float64], label: st
     odd = int(np.argmax(np.abs(distances - usual)))
     if abs(distances[odd] - usual) > EVEN * usual:
         raise VolumeError(
-            f"{label}: slices are {usual:.4g} mm apart, but {slices[odd].path.name} and "
+            f"slices are {usual:.4g} mm apart, but {slices[odd].path.name} and "
             f"{slices[odd + 1].path.name} are {distances[odd]:.4g} mm apart; slices are missing or "
             "unevenly spaced: complete the series, or name a folder with an evenly spaced part"
         )
@@ -421,6 +413,6 @@ def _check_even(slices: Sequence[Frame], heights: NDArray[np.float64], label: st
     odd = int(np.argmax(aside))
     if aside[odd] > max(0.5 * min(slices[0].pixel), EVEN * usual):  # a tilted gantry shifts all alike
         raise VolumeError(
-            f"{label}: {slices[odd + 1].path.name} lies {aside[odd]:.4g} mm to the side of where it would follow "
+            f"{slices[odd + 1].path.name} lies {aside[odd]:.4g} mm to the side of where it would follow "
             f"{slices[odd].path.name}; align the slices, or name a folder with a part that is aligned"
         )

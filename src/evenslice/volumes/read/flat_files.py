@@ -64,7 +64,6 @@ class FlatArray:
 
     Args:
         path: the file.
-        label: the path that the user opened, for messages.
         dtype: stored data type, including byte order.
         offset: where the voxels start, in bytes; of a stream, in bytes that it was compressed from.
         shape: number of voxels along each axis.
@@ -78,7 +77,7 @@ class FlatArray:
         >>> import tempfile; from pathlib import Path
         >>> path = Path(tempfile.mkdtemp()) / "voxels.raw"
         >>> _ = path.write_bytes(bytes(range(24)))
-        >>> voxels = FlatArray(path, "voxels.raw", np.dtype("u1"), 0, (2, 3, 4))
+        >>> voxels = FlatArray(path, np.dtype("u1"), 0, (2, 3, 4))
         >>> voxels.read((slice(1, 2), slice(0, 3, 2), slice(1, 3))).tolist()
         [[[13, 14], [21, 22]]]
     """
@@ -86,7 +85,6 @@ class FlatArray:
     def __init__(
         self,
         path: Path,
-        label: str,
         dtype: np.dtype[Any],
         offset: int,
         shape: tuple[int, ...],
@@ -94,16 +92,14 @@ class FlatArray:
         stream: int | None = None,
     ) -> None:
         if offset < 0 or min(shape, default=0) < 0:
-            raise VolumeError(
-                f"{label}: its header claims the impossible shape {shape} from byte {offset:,} on; the file is damaged"
-            )
+            raise ValueError(f"its header claims the impossible shape {shape} from byte {offset:,} on")
         self.shape, self.dtype = shape, dtype
-        self._path, self._label, self._offset, self._order, self._stream = path, label, offset, order, stream
+        self._path, self._offset, self._order, self._stream = path, offset, order, stream
         self._end = offset + math.prod(shape) * dtype.itemsize
         if stream is None:
-            require_bytes(path, label, self._end)
+            require_bytes(path, self._end)
         else:
-            require_piece(label, "its compressed voxels", shape, dtype, LARGEST_STREAM)
+            require_piece("its compressed voxels", shape, dtype, LARGEST_STREAM)
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Return a view of the part under ``key``: a slice per axis, not empty, within the axis, with a positive step or none.
@@ -113,7 +109,7 @@ class FlatArray:
         """
         if self._stream is not None:
             return self._unpacked[key]
-        require_bytes(self._path, self._label, self._end)
+        require_bytes(self._path, self._end)
         with open_regular(self._path) as file:
             mapped = np.memmap(file, self.dtype, "r", self._offset, self.shape, self._order)
         return np.asarray(mapped)[key]
@@ -135,8 +131,7 @@ class FlatArray:
                 content = zlib.decompressobj().decompress(file.read(), max(self._end, 1))
         if len(content) < self._end:
             raise VolumeError(
-                f"{self._label}: is truncated, its voxels end at byte {self._end:,} and {self._path.name} holds "
-                f"{len(content):,}; copy it again"
+                f"is truncated, its voxels end at byte {self._end:,}, the stream at {len(content):,}"
             )
         flat = np.frombuffer(content, self.dtype, math.prod(self.shape), self._offset)
         return flat.reshape(self.shape, order=self._order)
@@ -162,7 +157,7 @@ class NpySource(FlatSource):
     format = "NumPy array"
 
     def __init__(self, place: Place) -> None:
-        path, label = place.path, place.label
+        path = place.path
         with open_regular(path) as file:
             # Reading from the file itself, NumPy allocates whatever length the header claims.
             head = io.BytesIO(file.read(_NPY_HEADER_BYTES))
@@ -170,10 +165,8 @@ class NpySource(FlatSource):
         read_header = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read_header(head)
         if dtype.hasobject:
-            raise VolumeError(
-                f"{label}: holds pickled Python objects, which are never loaded; save a numeric array"
-            )
-        self._set_voxels(FlatArray(path, label, dtype, head.tell(), shape, "F" if fortran else "C"))
+            raise VolumeError("holds pickled Python objects, which are never loaded; save a numeric array")
+        self._set_voxels(FlatArray(path, dtype, head.tell(), shape, "F" if fortran else "C"))
 
 
 # MRC
@@ -199,7 +192,7 @@ class MrcSource(FlatSource):
         extended = int.from_bytes(head[_MRC_EXTENDED : _MRC_EXTENDED + 4], order, signed=True)
         start = _MRC_HEADER_BYTES + extended if extended >= 0 else -1
         dtype = _mrc_data_type(header, head, order)
-        self._set_voxels(FlatArray(place.path, place.label, dtype, start, shape))
+        self._set_voxels(FlatArray(place.path, dtype, start, shape))
         self.format = "MRC volume stack" if stacked else "MRC"
         # In a stack of images there is one interval along the sections, and their distance is unknown.
         if stacked or int(header[f"m{self.names[0]}"]) == sections:
@@ -248,7 +241,7 @@ class NiftiSource(FlatSource):
     format = "NIfTI"
 
     def __init__(self, place: Place) -> None:
-        path, label = place.path, place.label
+        path = place.path
         compressed = path.name.lower().endswith(".gz")
         header = _read_nifti_header(path, compressed=compressed)
         shape = tuple(int(length) for length in header.get_data_shape())
@@ -257,10 +250,8 @@ class NiftiSource(FlatSource):
         offset = int(max(header.get_data_offset(), header.single_vox_offset))
         end = offset + math.prod(shape) * stored.itemsize
         if compressed and end > path.stat().st_size * MOST_COMPRESSION:
-            raise VolumeError(
-                f"{label}: is truncated, its header claims {end:,} bytes and the file cannot hold as many; copy it again"
-            )
-        self._set_voxels(FlatArray(path, label, stored, offset, shape, "F", 0 if compressed else None))
+            raise VolumeError(f"is truncated, its header claims {end:,} bytes, which the file cannot hold")
+        self._set_voxels(FlatArray(path, stored, offset, shape, "F", 0 if compressed else None))
         slope, inter = header.get_slope_inter()
         self._scaling = (slope or 1.0, inter or 0.0)
         self.fresh = self._scaling != (1.0, 0.0)
@@ -268,9 +259,9 @@ class NiftiSource(FlatSource):
             # Single precision is exact enough for scaled 16-bit integers, and takes half the memory of nibabel's double.
             self.dtype = np.result_type(stored, np.float32)
         self.names = "xyztcuv"[: len(shape)]
-        self._set_place(header, label)
+        self._set_place(header)
 
-    def _set_place(self, header: Any, label: str) -> None:
+    def _set_place(self, header: Any) -> None:
         """Set affine, unless the file states none, and voxel size.
 
         A stated transform goes before the sizes beside it, from which it may differ if a program has changed only one of
@@ -288,7 +279,7 @@ class NiftiSource(FlatSource):
         affine[:3] *= millimetres(unit or "mm")
         if not (np.abs(affine) <= LARGEST).all():
             raise VolumeError(
-                f"{label}: its affine holds NaN, infinity or numbers beyond {LARGEST:g}; correct its header"
+                f"its affine holds NaN, infinity or numbers beyond {LARGEST:g}; correct its header"
             )
         self.affine = affine if placed else None
 
@@ -361,12 +352,12 @@ class _HeadedSource(FlatSource):
         """
         path = place.path
         if name is not None:
-            path = confined(place.path.parent, name, place.label)
+            path = confined(place.path.parent, name)
             self.files = (place.path, path)
         if skip < 0 and not packed:
             start, skip = path.stat().st_size - math.prod(self.shape) * dtype.itemsize, 0
         offset, stream = (skip, start) if packed else (start + skip, None)
-        self._set_voxels(FlatArray(path, place.label, dtype, offset, self.shape, "F", stream))
+        self._set_voxels(FlatArray(path, dtype, offset, self.shape, "F", stream))
 
     def _set_shape(self, shape: Sequence[str], count: object, channels: int = 1) -> None:
         """Set the shape, which a header states beside the number of axes."""
@@ -404,7 +395,7 @@ class MetaImageSource(_HeadedSource):
         self._find_voxels(
             place,
             None if own else name,
-            _metaimage_type(header, place.label),
+            _metaimage_type(header),
             packed=packed,
             start=skipped if skipped > 0 else end if own else 0,
             skip=-1 if skipped < 0 and not packed else 0,
@@ -446,10 +437,10 @@ def _parse_metaimage(head: bytes) -> tuple[dict[str, str], int]:
     return header, end
 
 
-def _metaimage_type(header: Mapping[str, str], label: str) -> np.dtype[Any]:
-    kind = require_known(label, "ElementType", header["ElementType"].removesuffix("_ARRAY"), _META_TYPES)
+def _metaimage_type(header: Mapping[str, str]) -> np.dtype[Any]:
+    kind = require_known("ElementType", header["ElementType"].removesuffix("_ARRAY"), _META_TYPES)
     if not _true(header.get("BinaryData", "True")):
-        raise VolumeError(f"{label}: its voxels are stored as text; save it as binary data")
+        raise ValueError("its voxels are stored as text; save it as binary data")
     msb = header.get("ElementByteOrderMSB", header.get("BinaryDataByteOrderMSB"))
     return np.dtype(_META_TYPES[kind]).newbyteorder(">" if _true(msb) else "<")
 
@@ -474,11 +465,10 @@ class NrrdSource(_HeadedSource):
     format = "NRRD"
 
     def __init__(self, place: Place) -> None:
-        label = place.label
-        header, end = _parse_nrrd(_header_text(place.path), label)
+        header, end = _parse_nrrd(_header_text(place.path))
         self._set_shape(header["sizes"], header["dimension"])
         if header.get("lineskip"):
-            raise VolumeError(f"{label}: lines of text precede its voxels; save it as one .nrrd file")
+            raise ValueError("lines of text precede its voxels; save it as one .nrrd file")
         count = len(self.shape)
         # The kind of each axis, and its step in space: None for an axis that is not spatial.
         kinds = ([str(kind).lower() for kind in header.get("kinds", ())] + [""] * count)[:count]
@@ -490,10 +480,10 @@ class NrrdSource(_HeadedSource):
         spatial = _spatial_axes(kinds, steps, self.shape)
         self.names = _names(kinds, spatial)
         self._set_place(header, steps, spatial)
-        encoding = require_known(label, "encoding", str(header["encoding"]).lower(), ENCODINGS)
+        encoding = require_known("encoding", str(header["encoding"]).lower(), ENCODINGS)
         name, packed = header.get("datafile"), encoding != "raw"
         start, skip = 0 if name else end, int(header.get("byteskip", 0))
-        self._find_voxels(place, name, _nrrd_type(header, label), packed=packed, start=start, skip=skip)
+        self._find_voxels(place, name, _nrrd_type(header), packed=packed, start=start, skip=skip)
 
     def _set_place(self, header: Mapping[str, Any], steps: Sequence[Any] | None, spatial: list[int]) -> None:
         """Set voxel sizes from the steps in space, or from the spacings of the axes, each with its own unit; and the affine."""
@@ -518,7 +508,7 @@ class NrrdSource(_HeadedSource):
             self.affine = affine_from_lps(columns * scale[:, None], origin * scale)
 
 
-def _parse_nrrd(head: bytes, label: str) -> tuple[Mapping[str, Any], int]:
+def _parse_nrrd(head: bytes) -> tuple[Mapping[str, Any], int]:
     """Read the fields up to the empty line.
 
     Returns:
@@ -528,24 +518,22 @@ def _parse_nrrd(head: bytes, label: str) -> tuple[Mapping[str, Any], int]:
         from nrrd import read_header
     ended = re.search(rb"\r?\n\r?\n", head)
     if not ended and len(head) == LARGEST_METADATA:
-        raise VolumeError(
-            f"{label}: its header has no empty line at its end in the first {len(head):,} bytes; the file is damaged"
-        )
+        raise ValueError(f"its header has no empty line at its end in the first {len(head):,} bytes")
     end = ended.end() if ended else len(head)
     lines = list(takewhile(bytes.strip, head[:end].splitlines(keepends=True)))
     return {name.replace(" ", ""): value for name, value in read_header(lines).items()}, end
 
 
-def _nrrd_type(header: Mapping[str, Any], label: str) -> np.dtype[Any]:
+def _nrrd_type(header: Mapping[str, Any]) -> np.dtype[Any]:
     """Translate Teem's names of a data type."""
     words = str(header["type"]).lower().removesuffix("_t").split()
     name = "".join(word for word in words if word not in ("signed", "int")) or "int"
     if name.startswith("unsigned"):
         name = f"u{name.removeprefix('unsigned') or 'int'}"
-    require_known(label, "type", name, _NRRD_TYPES)
+    require_known("type", name, _NRRD_TYPES)
     dtype = np.dtype(_NRRD_TYPES[name])
     order = str(header.get("endian", "little" if dtype.itemsize == 1 else "")).lower()
-    order = require_known(label, "endian, the order of the bytes of a voxel,", order, ("little", "big"))
+    order = require_known("endian, the order of the bytes of a voxel,", order, ("little", "big"))
     return dtype.newbyteorder("<" if order == "little" else ">")
 
 

@@ -46,13 +46,12 @@ class ReadFormat:
             ConfigError: it has no such level.
             MissingExtraError: a package that reads it is not installed.
         """
-        label = place.label
         if not self.levels:
-            pick_level(label, [place], place.level)
+            pick_level([place], place.level)
         module, _, name = self.source.partition(".")
         with needs_extra(self.extra, f"reading {self.name}"):
             source: type[VoxelSource] = getattr(import_module(f"evenslice.volumes.read.{module}"), name)
-        with reporting_read_errors(label, self.name):
+        with reporting_read_errors(place.label, self.name):
             return source(place)  # type: ignore[call-arg]  # as its docstring says
 
 
@@ -103,13 +102,13 @@ def find_read_format(place: Place) -> ReadFormat:
         named = _NAMED.findall(place.location)
         kind = place.kind or (named[-1].lower() if named else None)
         return IN_CHUNKS[kind] if kind else _format_of_chunks(place) or ZARR
-    path, label = place.path, place.label
+    path = place.path
     if path.is_dir():
-        return _format_of_chunks(place) or _format_of_files(path, label)
+        return _format_of_chunks(place) or _format_of_files(path)
     if not path.exists():
-        raise VolumeError(f"{label}: no such file or folder; check the path")
+        raise VolumeError("no such file or folder; check the path")
     if not path.is_file():
-        raise VolumeError(f"{label}: is a pipe, a socket or a device; save its content as a file")
+        raise VolumeError("is a pipe, a socket or a device; save its content as a file")
     name = path.name.lower()
     for file_format in READ_FORMATS:
         if name.endswith(file_format.suffixes):
@@ -119,7 +118,7 @@ def find_read_format(place: Place) -> ReadFormat:
     suffix = path.suffix.lower()
     known = [suffix for file_format in READ_FORMATS for suffix in file_format.suffixes]
     raise VolumeError(
-        f"{label}: {f'cannot read {suffix!r} files' if suffix else 'has no suffix that names a format'}; "
+        f"{f'cannot read {suffix!r} files' if suffix else 'has no suffix that names a format'}; "
         f"{did_you_mean(suffix, known)}"
     )
 
@@ -145,16 +144,16 @@ def _format_of_chunks(place: Place) -> ReadFormat | None:
     return N5 if not files.remote and place.path.suffix.lower() == ".n5" else None
 
 
-def _format_of_files(path: Path, label: str) -> ReadFormat:
+def _format_of_files(path: Path) -> ReadFormat:
     """Return the format of a folder with one slice per file."""
     if any(dicom_files(path)):
         return DICOM
-    if slice_files(path, label):
+    if slice_files(path):
         return SLICES
     folders = sorted(item.name for item in path.iterdir() if item.is_dir() and not item.name.startswith("."))
     inside = f"; it holds the folders {', '.join(folders[:6])}" if folders else ""
     raise VolumeError(
-        f"{label}: is a folder without Zarr, N5 or precomputed metadata, DICOM files, or TIFF, PNG or JPEG slices; name a "
+        "is a folder without Zarr, N5 or precomputed metadata, DICOM files, or TIFF, PNG or JPEG slices; name a "
         f"volume file, or a folder that holds one{inside}"
     )
 
@@ -179,7 +178,7 @@ def dicom_files(path: Path) -> Iterator[Path]:
     return (file for file in _visible_files(path) if not image_kind(file) and is_dicom(file))
 
 
-def slice_files(path: Path, label: str) -> list[Path]:
+def slice_files(path: Path) -> list[Path]:
     """Return the images in a folder in natural order.
 
     Raises:
@@ -189,7 +188,7 @@ def slice_files(path: Path, label: str) -> list[Path]:
     kinds = sorted({image_kind(file) for file in files})
     if len(kinds) > 1:
         raise VolumeError(
-            f"{label}: is a folder of {' and '.join(kinds)} images; keep one format, or name another folder"
+            f"is a folder of {' and '.join(kinds)} images; keep one format, or name another folder"
         )
     return natural_order(files)
 

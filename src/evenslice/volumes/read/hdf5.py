@@ -35,15 +35,15 @@ class Hdf5Source(VoxelSource):
     part: str
 
     def __init__(self, place: Place) -> None:
-        self._path, self._label = place.path, place.label
+        self._path = place.path
         with _opened(self._path) as file:
             root = place.part in (None, "/")
-            self.part = _only_volume(file, place.label) if root else str(place.part)
-            dataset = _dataset(file, self.part, place.label)
+            self.part = _only_volume(file) if root else str(place.part)
+            dataset = _dataset(file, self.part)
             self.shape = tuple(dataset.shape or ())
             self.dtype, self.chunks = np.dtype(dataset.dtype), dataset.chunks
             if self.chunks:
-                require_piece(place.label, "its chunks", self.chunks, self.dtype)
+                require_piece("its chunks", self.chunks, self.dtype)
             self.names = _names(dataset)
             # As Fiji, ilastik and PlantSeg write it.
             stated = np.asarray(_attribute(dataset, "element_size_um"))
@@ -56,7 +56,7 @@ class Hdf5Source(VoxelSource):
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Decode the chunks under ``key``."""
         with _opened(self._path) as file:
-            return np.asarray(_dataset(file, self.part, self._label)[key])
+            return np.asarray(_dataset(file, self.part)[key])
 
 
 def _opened(path: Path) -> Any:
@@ -64,31 +64,28 @@ def _opened(path: Path) -> Any:
     return h5py.File(path, "r", locking="best-effort")
 
 
-def _dataset(file: Any, part: str, label: str) -> Any:
+def _dataset(file: Any, part: str) -> Any:
     """Return a dataset.
 
     Raises:
         VolumeError: there is none, or it or its voxels are in another file.
     """
     try:
-        node = _node(file, part, label)
+        node = _node(file, part)
     except (KeyError, AttributeError, RuntimeError):  # as what lies below a dataset raises
         known = [f"/{name}" for name in list(file)[:100]]
-        raise VolumeError(f"{label}: has no dataset {part}; {did_you_mean(part, known)}") from None
+        raise VolumeError(f"has no dataset {part}; {did_you_mean(part, known)}") from None
     if isinstance(node, h5py.Group):
         inside = [f"{part.rstrip('/')}/{name}" for name in list(node)[:6]]
-        raise VolumeError(
-            f"{label}: {part} is a group; name what is inside ({', '.join(inside) or 'nothing'})"
-        )
+        raise VolumeError(f"{part} is a group; name what is inside ({', '.join(inside) or 'nothing'})")
     if node.external or node.is_virtual:
-        how = "stored in" if node.external else "assembled from"
         raise VolumeError(
-            f"{label}: the voxels of {part} are {how} other files, which are not opened; copy it into one dataset"
+            f"the voxels of {part} are in other files, which are not opened; copy it into one dataset"
         )
     return node
 
 
-def _node(file: Any, part: str, label: str) -> Any:
+def _node(file: Any, part: str) -> Any:
     """Follow names and soft links from the root, step by step so that none leaves the file."""
     node, todo = file, part.split("/")[::-1]
     for _ in range(_MOST_STEPS):
@@ -100,7 +97,7 @@ def _node(file: Any, part: str, label: str) -> Any:
         links, encoded = node.id.links, name.encode()
         kind = links.get_info(encoded).type
         if kind == h5py.h5l.TYPE_EXTERNAL:
-            raise VolumeError(f"{label}: {name} links to another file, which is not opened; name that file")
+            raise VolumeError(f"{name} links to another file, which is not opened; name that file")
         if kind == h5py.h5l.TYPE_SOFT:
             target = links.get_val(encoded).decode()
             node = file if target.startswith("/") else node
@@ -110,7 +107,7 @@ def _node(file: Any, part: str, label: str) -> Any:
     raise KeyError(part)
 
 
-def _only_volume(file: Any, label: str) -> str:
+def _only_volume(file: Any) -> str:
     """Return the path of the only dataset of three dimensions, else of the only one of more; only hard links are followed.
 
     Raises:
@@ -130,12 +127,9 @@ def _only_volume(file: Any, label: str) -> str:
     listing = ", ".join(f"{path} {node.shape} {node.dtype}" for path, node in list(found.items())[:8])
     if not volumes:
         raise VolumeError(
-            f"{label}: has no dataset of three dimensions ({listing or 'no dataset'}); name a volume file"
+            f"has no dataset of three dimensions ({listing or 'no dataset'}); name a volume file"
         )
-    file_label = label.removesuffix(":/")  # of which the root was named
-    raise VolumeError(
-        f"{label}: holds {len(volumes)} volumes ({listing}); name one, as {file_label}:{volumes[0]}"
-    )
+    raise VolumeError(f"holds {len(volumes)} volumes ({listing}); name one, as in file.h5:{volumes[0]}")
 
 
 def _names(dataset: Any) -> str | None:

@@ -30,16 +30,15 @@ class SliceFolderSource(VoxelSource):
     assumed = True
 
     def __init__(self, place: Place) -> None:
-        self._label = label = place.label
-        self.files = files = tuple(slice_files(place.path, label))
+        self.files = files = tuple(slice_files(place.path))
         self.format = f"{SLICE_FOLDER}{image_kind(files[0])} slices"
         found = []
         for file in files:
-            with _opened(file, label) as (shape, dtype, _):
+            with _opened(file) as (shape, dtype, _):
                 found.append((shape, dtype))
             if found[-1] != found[0]:
                 raise VolumeError(
-                    f"{label}: slices differ, {files[0].name} has {_described(*found[0])} and "
+                    f"slices differ, {files[0].name} has {_described(*found[0])} and "
                     f"{file.name} {_described(*found[-1])}; make them alike, or name another folder"
                 )
         shape, self.dtype = found[0]
@@ -51,11 +50,9 @@ class SliceFolderSource(VoxelSource):
         return np.stack([self._read(file, key[1:]) for file in (self.files or ())[key[0]]])
 
     def _read(self, file: Path, key: tuple[slice, ...]) -> NDArray[Any]:
-        with _opened(file, self._label) as (shape, _, read):
+        with _opened(file) as (shape, _, read):
             if shape != self.shape[1:]:
-                raise VolumeError(
-                    f"{self._label}: {file.name} has changed since the folder was opened; open it again"
-                )
+                raise VolumeError("has changed since the folder was opened; open it again")
             return read(key)
 
 
@@ -64,18 +61,18 @@ def _described(shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
 
 
 @contextmanager
-def _opened(file: Path, label: str) -> Iterator[Slice]:
+def _opened(file: Path) -> Iterator[Slice]:
     """Open an image in a context; only its header is read."""
-    kind, where = image_kind(file), f"{label}: {file.name}"
-    with reporting_read_errors(where, kind):
+    kind = image_kind(file)
+    with reporting_read_errors(file.name, kind):
         if kind == "TIFF":
-            yield _tiff(file, where)
+            yield _tiff(file)
             return
         with open_regular(file) as stream:
-            yield _png_or_jpeg(kind, stream, where)
+            yield _png_or_jpeg(kind, stream)
 
 
-def _tiff(file: Path, where: str) -> Slice:
+def _tiff(file: Path) -> Slice:
     """Open a TIFF file of one image.
 
     Raises:
@@ -83,12 +80,12 @@ def _tiff(file: Path, where: str) -> Slice:
     """
     with needs_extra("volumes", "reading a TIFF slice"):
         from evenslice.volumes.read.tiff import TiffSource
-    source = TiffSource(Place(where, file))
+    source = TiffSource(Place(file.name, file))
     lead = len(source.shape) - (3 if (source.names or "").endswith("s") else 2)
     shape = source.shape[max(lead, 0) :]
     if lead < 0 or source.shape[:lead] != (1,) * lead:
         raise VolumeError(
-            f"{where} holds {' x '.join(map(str, source.shape))} voxels, not one slice; name that file, or keep only "
+            f"holds {' x '.join(map(str, source.shape))} voxels, not one slice; name that file, or keep only "
             "single slices"
         )
 
@@ -99,7 +96,7 @@ def _tiff(file: Path, where: str) -> Slice:
     return shape, source.dtype.newbyteorder("="), read
 
 
-def _png_or_jpeg(kind: str, stream: Any, where: str) -> Slice:
+def _png_or_jpeg(kind: str, stream: Any) -> Slice:
     """Open a PNG or JPEG image.
 
     Pillow's limit on the number of pixels, which is set per process and below the size of electron microscopy slices,
@@ -113,7 +110,7 @@ def _png_or_jpeg(kind: str, stream: Any, where: str) -> Slice:
     mode = getmode(image.mode)
     samples = (len(mode.bands),) if len(mode.bands) > 1 else ()
     if samples and any(";16" in str(tile[3]) for tile in image.tile):  # Pillow would read 8 bits of them
-        raise VolumeError(f"{where}: is a 16-bit colour image; save it as grayscale, or as TIFF")
+        raise VolumeError("is a 16-bit colour image; save it as grayscale, or as TIFF")
     shape, dtype = (image.height, image.width, *samples), np.dtype(mode.typestr).newbyteorder("=")
-    require_piece(where, "its pixels", shape, dtype)
+    require_piece("its pixels", shape, dtype)
     return shape, dtype, lambda key: np.asarray(image)[key].copy()  # and not all of the image

@@ -80,9 +80,7 @@ class Place:
     def path(self) -> Path:
         """The location, if it is a file or folder."""
         if isinstance(self.location, str):
-            raise VolumeError(
-                f"{self.label}: is an address, where only Zarr, N5 and precomputed can be read; copy it here"
-            )
+            raise VolumeError("is an address, where only Zarr, N5 and precomputed can be read; copy it here")
         return self.location
 
 
@@ -152,13 +150,12 @@ def refuse_secret(url: str, error: type[EvensliceError]) -> None:
         )
 
 
-def confined(folder: Path, name: str, label: str) -> Path:
+def confined(folder: Path, name: str) -> Path:
     """Return the path of a file that a header names, which must be in its folder or below; it may be missing.
 
     Args:
         folder: the header's folder.
         name: the name in the header.
-        label: the header, as the user wrote it.
 
     Raises:
         VolumeError: the name, or a link, leads out of the folder.
@@ -167,9 +164,7 @@ def confined(folder: Path, name: str, label: str) -> Path:
     # A header may have been written on another system, or to mislead one.
     rooted = Path(name).is_absolute() or PureWindowsPath(name).drive or "\\" in name
     if not name or "\0" in name or rooted or not path.resolve().is_relative_to(folder.resolve()):
-        raise VolumeError(
-            f"{label}: its file {name[:80]!r} is outside its folder and is not read; put it beside the header"
-        )
+        raise VolumeError(f"its file {name[:80]!r} is outside its folder and is not read")
     return path
 
 
@@ -272,19 +267,25 @@ class ArraySource(VoxelSource):
 
 @contextmanager
 def reporting_read_errors(label: str, file_format: str) -> Iterator[None]:
-    """Turn any exception of a library on a damaged file into a VolumeError that names the file.
+    """Name the file in an error, and turn any exception of a library on a damaged file into a VolumeError.
+
+    Readers need not do so: all that they raise passes through this.
 
     Args:
         label: the file, as the user wrote it.
         file_format: the format that it is read as.
 
     Raises:
-        VolumeError: the block raised any other exception than an ``EvensliceError``.
+        EvensliceError: the block raised it; its message begins with the label.
+        VolumeError: the block raised any other exception.
     """
     try:
         yield
-    except EvensliceError:
-        raise
+    except EvensliceError as error:
+        if str(error).startswith(label):
+            raise
+        message = error.args[0].removeprefix(f"{label.rpartition('/')[2]}: ")  # of a file by itself
+        raise type(error)(f"{label}: {message}") from error.__cause__
     except Exception as error:
         # On damaged files, parsers raise nearly anything: struct.error, KeyError, ZeroDivisionError, MemoryError.
         raise VolumeError(
@@ -303,22 +304,17 @@ def without_warnings() -> Iterator[None]:
         yield
 
 
-def require_bytes(path: Path, label: str, needed: int) -> None:
+def require_bytes(path: Path, needed: int) -> None:
     """Raise VolumeError if a file is shorter than its header claims."""
     held = path.stat().st_size
     if held < needed:
-        raise VolumeError(
-            f"{label}: is truncated, its voxels end at byte {needed:,} and {path.name} has {held:,}; copy it again"
-        )
+        raise VolumeError(f"is truncated, its voxels end at byte {needed:,} and {path.name} has {held:,}")
 
 
-def require_piece(
-    label: str, what: str, shape: Sequence[int], dtype: np.dtype[Any], most: int = LARGEST_PIECE
-) -> None:
+def require_piece(what: str, shape: Sequence[int], dtype: np.dtype[Any], most: int = LARGEST_PIECE) -> None:
     """Raise VolumeError if a piece that is decoded as one is too large.
 
     Args:
-        label: the file, as the user wrote it.
         what: the pieces, such as "its chunks".
         shape: their shape.
         dtype: data type of their voxels.
@@ -327,15 +323,14 @@ def require_piece(
     size = math.prod(shape) * dtype.itemsize
     if size > most:
         raise VolumeError(
-            f"{label}: {what} {tuple(shape)} take {size:,} bytes each, and are decoded whole; rewrite it in pieces below "
-            f"{most:,} bytes"
+            f"{what} {tuple(shape)} take {size:,} bytes each; rewrite it in pieces below {most:,}"
         )
 
 
 # Values of metadata, which may hold anything
 
 
-def require_inside(label: str, what: str, path: Any) -> str:
+def require_inside(what: str, path: Any) -> str:
     r"""Return a value of metadata if it is the path of a folder below that of the volume.
 
     What has a meaning in addresses, such as a percent sign, could lead elsewhere there.
@@ -344,22 +339,20 @@ def require_inside(label: str, what: str, path: Any) -> str:
         VolumeError: it is none, or leads elsewhere.
 
     Example:
-        >>> require_inside("cells.zarr", "level", "%2e%2e/0")
+        >>> require_inside("level", "%2e%2e/0")
         Traceback (most recent call last):
         ...
-        evenslice.VolumeError: cells.zarr: the path '%2e%2e/0' of its level is none inside of it and is not read
+        evenslice.VolumeError: the path '%2e%2e/0' of its level is none inside of it and is not read
     """
     inside = isinstance(path, str) and all(
         part not in ("", ".", "..") and not set("\\\0?#%:") & set(part) for part in path.split("/")
     )
     if not inside:
-        raise VolumeError(
-            f"{label}: the path {str(path)[:60]!r} of its {what} is none inside of it and is not read"
-        )
+        raise VolumeError(f"the path {str(path)[:60]!r} of its {what} is none inside of it and is not read")
     return str(path)
 
 
-def pick_level(label: str, levels: Sequence[Any], level: int) -> Any:
+def pick_level(levels: Sequence[Any], level: int) -> Any:
     """Return a resolution level of several.
 
     Raises:
@@ -367,7 +360,7 @@ def pick_level(label: str, levels: Sequence[Any], level: int) -> Any:
     """
     if not 0 <= level < len(levels):
         raise ConfigError(
-            f"{label}: has no {option('level', level)}; it has levels 0 to {len(levels) - 1}, 0 the finest"
+            f"has no {option('level', level)}; it has levels 0 to {len(levels) - 1}, 0 the finest"
         )
     return levels[level]
 
@@ -383,7 +376,7 @@ def letters(names: Sequence[Any]) -> str | None:
     return joined if joined.isalpha() and len(joined) == len(names) == len(set(joined)) else None
 
 
-def require_known(label: str, what: str, value: Any, known: Collection[str]) -> str:
+def require_known(what: str, value: Any, known: Collection[str]) -> str:
     """Return a value of metadata as text if it is one that can be read.
 
     Raises:
@@ -391,7 +384,7 @@ def require_known(label: str, what: str, value: Any, known: Collection[str]) -> 
     """
     if str(value) not in known:
         named = str(value)[:40]
-        raise VolumeError(f"{label}: its {what} {named!r} cannot be read; {did_you_mean(named, known)}")
+        raise VolumeError(f"its {what} {named!r} cannot be read; {did_you_mean(named, known)}")
     return str(value)
 
 

@@ -44,12 +44,12 @@ class TiffSource(ArrayInChunks):
     """
 
     def __init__(self, place: Place) -> None:
-        path, label = place.path, place.label
+        path = place.path
         with tifffile.TiffFile(path) as tif:
-            _check_chain(tif, label)
-            _check_description(tif, label)
-            _check_companions(tif, path, label)
-            series = _only_series(tif, label)
+            _check_chain(tif)
+            _check_description(tif)
+            _check_companions(tif, path)
+            series = _only_series(tif)
             dialect = "ImageJ TIFF" if tif.is_imagej else "OME-TIFF" if tif.is_ome else "TIFF"
             self.format = f"{dialect} (BigTIFF)" if tif.is_bigtiff else dialect
             self.shape, self.dtype = tuple(series.shape), np.dtype(series.dtype)
@@ -64,14 +64,14 @@ class TiffSource(ArrayInChunks):
             self._flat = None
             if series.dataoffset is not None and not series.is_multifile:
                 stored = self.dtype.newbyteorder(tif.byteorder)
-                self._flat = FlatArray(path, label, stored, series.dataoffset, self.shape)
+                self._flat = FlatArray(path, stored, series.dataoffset, self.shape)
             else:
-                files = _check_pages(series, label)
+                files = _check_pages(series)
                 self.files = files if series.is_multifile else None
                 self._store = series.aszarr(multiscales=False)
                 self.array = zarr.open_array(self._store, mode="r")
                 self.chunks = self.array.chunks
-                require_piece(label, "its strips or tiles", self.array.chunks, self.dtype)
+                require_piece("its strips or tiles", self.array.chunks, self.dtype)
         if self._single:
             self.shape, self.chunks = (1, *self.shape), self.chunks and (1, *self.chunks)
 
@@ -88,19 +88,16 @@ class TiffSource(ArrayInChunks):
         return found[np.newaxis] if self._single else found
 
 
-def _check_chain(tif: tifffile.TiffFile, label: str) -> None:
+def _check_chain(tif: tifffile.TiffFile) -> None:
     """Raise if the chain of pages does not end with a zero; tifffile treats a broken chain as a short one."""
     last, size = tif.pages.next_page_offset, tif.tiff.offsetsize
     tif.filehandle.seek(last or 0)
     pointer = tif.filehandle.read(size)
     if len(pointer) < size or any(pointer):
-        raise VolumeError(
-            f"{label}: is truncated, only {len(tif.pages)} of its pages can be found in "
-            f"{tif.filehandle.size:,} bytes; copy it again"
-        )
+        raise VolumeError(f"is truncated, only {len(tif.pages)} of its pages can be found; copy it again")
 
 
-def _check_description(tif: tifffile.TiffFile, label: str) -> None:
+def _check_description(tif: tifffile.TiffFile) -> None:
     """Raise if the description of the first page is beyond the end of the file.
 
     tifffile continues without it, but OME and ImageJ state the order of the pages there, which would then be a guess.
@@ -114,12 +111,10 @@ def _check_description(tif: tifffile.TiffFile, label: str) -> None:
     entries = file.read(count * layout.tagsize)
     codes = [entries[start : start + 2] for start in range(0, len(entries), layout.tagsize)]
     if struct.pack(f"{tif.byteorder}H", 270) in codes:
-        raise VolumeError(
-            f"{label}: is truncated, the description of its axes is beyond its end; copy it again"
-        )
+        raise VolumeError("is truncated, the description of its axes is beyond its end; copy it again")
 
 
-def _check_companions(tif: tifffile.TiffFile, path: Path, label: str) -> None:
+def _check_companions(tif: tifffile.TiffFile, path: Path) -> None:
     """Check what OME-XML claims before tifffile believes it.
 
     Raises:
@@ -128,12 +123,12 @@ def _check_companions(tif: tifffile.TiffFile, path: Path, label: str) -> None:
     xml = (tif.is_ome and tif.ome_metadata) or ""
     planes = re.findall("(?:Size[ZCT]|PlaneCount)\\s*=\\s*[\"']\\s*([0-9]+)", xml)
     if any(int(claimed) > MOST_PLANES for claimed in planes):
-        raise VolumeError(f"{label}: its OME-XML claims more planes than {MOST_PLANES:,}; write it again")
+        raise VolumeError(f"its OME-XML claims more planes than {MOST_PLANES:,}; write it again")
     for name in re.findall("FileName\\s*=\\s*[\"']([^\"']*)", xml):
-        confined(path.parent, unescape(name), label)
+        confined(path.parent, unescape(name))
 
 
-def _only_series(tif: tifffile.TiffFile, label: str) -> tifffile.TiffPageSeries:
+def _only_series(tif: tifffile.TiffFile) -> tifffile.TiffPageSeries:
     """Return the image of the file.
 
     Raises:
@@ -143,7 +138,7 @@ def _only_series(tif: tifffile.TiffFile, label: str) -> tifffile.TiffPageSeries:
     if len(found) != 1:
         listing = ", ".join(f"{series.shape} {series.dtype}" for series in found[:4])
         raise VolumeError(
-            f"{label}: holds {len(found)} images, which differ in shape, type or compression ({listing}); save the volume to "
+            f"holds {len(found)} images, which differ in shape, type or compression ({listing}); save the volume to "
             "a separate file"
         )
     series = found[0]
@@ -180,7 +175,7 @@ def _spacing(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, names: str
     return scaled_spacing([sizes.get(axis) for axis in axes], [units.get(axis) for axis in axes], axes)
 
 
-def _check_pages(series: tifffile.TiffPageSeries, label: str) -> tuple[Path, ...]:
+def _check_pages(series: tifffile.TiffPageSeries) -> tuple[Path, ...]:
     """Return the files of all pages of a series.
 
     Raises:
@@ -189,10 +184,10 @@ def _check_pages(series: tifffile.TiffPageSeries, label: str) -> tuple[Path, ...
     ends: dict[Path, int] = {}
     for number, page in enumerate(series):
         if page is None:
-            raise VolumeError(f"{label}: page {number} is missing; copy all files of the image again")
+            raise VolumeError(f"page {number} is missing; copy all files of the image again")
         file = Path(page.parent.filehandle.path)
         end = max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
         ends[file] = max(ends.get(file, 0), end)
     for file, end in ends.items():
-        require_bytes(file, label, end)
+        require_bytes(file, end)
     return tuple(ends)

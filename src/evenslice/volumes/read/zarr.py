@@ -66,48 +66,44 @@ class ZarrSource(ArrayInChunks):
     """A Zarr array, or one resolution level of an OME-Zarr image."""
 
     def __init__(self, place: Place) -> None:
-        label, level = place.label, place.level
+        level = place.level
         store = ChunkStore(place)
         with without_warnings():  # of codecs that other programs may not read
             node: Any = zarr.open(store, mode="r")
             if isinstance(node, zarr.Array):
-                array = pick_level(label, [node], level)
+                array = pick_level([node], level)
                 # Of Zarr 3, or of xarray.
                 named = getattr(node.metadata, "dimension_names", None) or node.attrs.get("_ARRAY_DIMENSIONS")
                 self.names = letters(named) if named else None
             else:
-                array = self._open_level(node, level, label)
+                array = self._open_level(node, level)
         self.array, metadata = array, array.metadata
         self.format = f"{'Zarr' if array is node else 'OME-Zarr'} v{metadata.zarr_format}"
         self.shape, self.dtype, self.chunks = array.shape, np.dtype(array.dtype), array.chunks
-        require_piece(label, "its chunks", array.chunks, self.dtype)
+        require_piece("its chunks", array.chunks, self.dtype)
         codecs = () if metadata.zarr_format == 3 else (metadata.compressor, *(metadata.filters or ()))
         if any(codec is not None and codec.codec_id == "pickle" for codec in codecs):
-            raise VolumeError(
-                f"{label}: its chunks are pickled Python objects, which are never loaded; write numbers"
-            )
+            raise VolumeError("its chunks are pickled Python objects, which are never loaded")
         store.expect(array)
 
-    def _open_level(self, group: Any, level: int, label: str) -> Any:
+    def _open_level(self, group: Any, level: int) -> Any:
         """Open the array of a level and set the names, spacing and unit of its axes."""
         images = _images(group)
         if not images:
             # At an address, folders are not listed.
             inside = ["0"] * ("0" in group) + sorted({*group.array_keys(), *group.group_keys()} - {"0"})
             raise VolumeError(
-                f"{label}: is a Zarr group without OME-Zarr metadata; name an array inside, as "
-                f"{label.rstrip('/')}/{inside[0] if inside else '0'} (it holds {', '.join(inside[:6]) or 'none'})"
+                "is a Zarr group without OME-Zarr metadata; name an array inside "
+                f"({', '.join(inside[:6]) or 'none is found'})"
             )
         image = images[0]
-        dataset = pick_level(label, image["datasets"], level)
+        dataset = pick_level(image["datasets"], level)
         path = dataset["path"]
-        path = require_inside(label, f"level {level}", path.strip("/") if isinstance(path, str) else path)
+        path = require_inside(f"level {level}", path.strip("/") if isinstance(path, str) else path)
         array = group[path]
         axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in image.get("axes") or "tczyx"]
         if len(axes) != array.ndim:
-            raise VolumeError(
-                f"{label}: its metadata names {len(axes)} axes, its array has {array.ndim}; write the image again"
-            )
+            raise ValueError(f"its metadata names {len(axes)} axes, its array has {array.ndim}")
         names = [str(axis["name"]).lower() for axis in axes]
         self.names = letters(names)
         scale, translation = _placement(len(names), [dataset, image])
