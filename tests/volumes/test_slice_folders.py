@@ -12,7 +12,7 @@ from volume_checks import fails, same
 
 from evenslice import ConfigError, VolumeError, open_volume
 from evenslice.volumes import describe_volume, fingerprint
-from evenslice.volumes.read.slice_folder import missing_numbers, natural_order
+from evenslice.volumes.read.formats import missing_numbers, natural_order
 
 STACK = (np.arange(12 * 40 * 32) % 1021).reshape(12, 40, 32).astype(np.uint16)
 BYTES = (STACK % 251).astype(np.uint8)

@@ -285,12 +285,11 @@ def _with_spacing(volume: Volume, spacing: Sequence[float] | None, unit: str | N
         z, y, x = map(float, sizes)
         volume = replace(volume, spacing=(z, y, x), unit=None)
     if unit is not None:
-        known = normal_unit(unit)
-        if known is None:
-            raise ConfigError(f"{option('unit', unit)}: unknown unit of length; {did_you_mean(unit, UNITS)}")
         if volume.spacing is None:
             raise ConfigError(f"{volume.path}: has no spacing to be in {unit}; give {option('spacing')} too")
-        volume = replace(volume, unit=known)
+        volume = replace(volume, unit=normal_unit(unit))
+        if volume.unit is None:
+            raise ConfigError(f"{option('unit', unit)}: unknown unit of length; {did_you_mean(unit, UNITS)}")
     return volume
 
 
@@ -377,18 +376,15 @@ def _selected(shape: tuple[int, ...], names: str, select: Mapping[str, int]) -> 
     fixed = {}
     choices = [name for name in names if name not in "zyx"]
     for axis, index in select.items():
-        name = axis.lower()
+        name, given = axis.lower(), option("select", {axis: index})
         if name not in choices:
             known = did_you_mean(name, choices) if choices else "its only axes are z, y and x"
-            raise ConfigError(f"{option('select', {axis: index})} names no axis of the file; {known}")
-        length = shape[names.index(name)]
-        if not 0 <= index < length:
-            raise ConfigError(f"{option('select', {axis: index})}: axis {name} has 0 to {length - 1}")
-        fixed[names.index(name)] = index
+            raise ConfigError(f"{given} names no axis of the file; {known}")
+        place = names.index(name)
+        if not 0 <= index < shape[place]:
+            raise ConfigError(f"{given}: axis {name} has 0 to {shape[place] - 1}")
+        fixed[place] = index
     return fixed
-
-
-MAPS = ("t1", "gm", "wm")
 
 
 def mni152() -> Volume:
@@ -409,15 +405,12 @@ def mni152_path(name: str) -> Path:
     """Return the path of a map of the template: "t1", or "gm" or "wm" for the fraction of gray or white matter, 0..255.
 
     Raises:
-        ConfigError: there is no map of this name.
         MissingExtraError: nilearn is not installed.
 
     Example:
         >>> open_volume(mni152_path("gm")).shape
         (189, 233, 197)
     """
-    if name not in MAPS:
-        raise ConfigError(f"{option('name', name)}: {did_you_mean(name, MAPS)}")
     with needs_extra("demo", "the demonstration volume"):
         import nilearn
     folder = Path(str(nilearn.__file__)).parent / "datasets" / "data"

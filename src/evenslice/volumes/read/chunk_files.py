@@ -160,10 +160,9 @@ class ChunkFiles:
         """
         if isinstance(self.place.location, str):
             return
-        folder = (self.place.location / name).parent
-        while not folder.is_dir() and folder != self.place.location:
-            folder = folder.parent
-        found = folder.stat() if folder.is_dir() else None
+        inside = (self.place.location / name).parents
+        folder = next((parent for parent in inside if parent.is_dir()), self.place.location)
+        found = folder.stat() if self.place.location.is_dir() else None
         if found is None or max(found.st_mtime, found.st_ctime) > self.place.since:
             raise VolumeError(
                 f"its chunk {name[:80]!r} is missing and its folder has changed since it was opened; "
