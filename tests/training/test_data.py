@@ -292,19 +292,13 @@ def test_an_image_and_the_array_of_its_finest_level_are_one(error, load):
     assert len(load([of("", 0, 0, 20)], test=[of("/0", 0, 25, 40)]).test) == 1
 
 
-def test_links_to_a_dataset_are_that_dataset_and_others_are_others(error, load, folder):
+def test_datasets_of_a_file_are_images_of_their_own(load, folder):
     with h5py.File(folder / "all.h5", "w") as file:
         for name in ("image", "labels"):
             file[name] = np.load(folder / f"{name}.npy")
-            file[f"hard/{name}"], file[f"soft/{name}"] = file[name], h5py.SoftLink(f"/{name}")
         file["other/image"], file["other/labels"] = 100.0 * file["image"][...], file["labels"][...][::-1]
-    whole, hard, soft, other = (
-        {"image": f"all.h5:{at}/image", "labels": f"all.h5:{at}/labels", "slices": slices}
-        for at, slices in (("", [0, 20]), ("/hard", [10, 30]), ("/soft", [15, 40]), ("/other", None))
-    )
-    assert "overlap in slices 10 to 19" in error([whole], test=[hard])
-    assert "overlap in slices 15 to 19" in error([whole], test=[soft])
-    found = load([whole], test=[other])
+    whole, other = ({"image": f"all.h5:{at}/image", "labels": f"all.h5:{at}/labels"} for at in ("", "/other"))
+    found = load([whole | {"slices": [0, 20]}], test=[other])
     assert found.train[0].scaling != found.test[0].scaling
 
 

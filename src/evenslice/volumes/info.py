@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import ConfigError, open_regular
+from evenslice._core import ConfigError, open_regular, read_bounded
 from evenslice.volumes.blocks import sample_chunks, sample_voxels
 from evenslice.volumes.geometry import axis_codes
 from evenslice.volumes.read.formats import SLICE_FOLDER, missing_numbers
-from evenslice.volumes.read.source import confined, reporting_read_errors
+from evenslice.volumes.read.source import LARGEST_METADATA, confined, reporting_read_errors
 from evenslice.volumes.volume import reslice
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ PERCENTILES = (0.5, 1.0, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0, 99.5)
 MOST_CLASSES = 32
 MOST_NUMBERS = 5  # that are named
 MOST_FILES = 100_000  # whose sizes are added up
+_MOST_NESTED = 3  # folders below that of its image in which the array of a level lies
 
 
 def describe_volume(volume: Volume) -> dict[str, Any]:
@@ -276,8 +277,9 @@ def _update(digest: Any, path: Path, start: int, stop: int) -> None:
 def stored_image(volume: Volume) -> tuple[Any, Any]:
     """Return which stored image a volume was opened from, and how the slices of the image are counted.
 
-    The image is equal for all links to a file, and for all its levels, which can differ in the number of slices. A copy of a
-    file is another image, as is an array that is opened by a path of its own inside a folder, and every array in memory.
+    The image is equal for all links to a file, and for all its levels, which can differ in the number of slices, even if a
+    level is opened by the path of its array. A copy of a file is another image, as is at an address an array that is opened
+    by its own path, every data set of an HDF5 file, and every array in memory.
 
     Raises:
         VolumeError: the file cannot be read.
@@ -291,10 +293,24 @@ def stored_image(volume: Volume) -> tuple[Any, Any]:
     where: tuple[Any, ...] = (id(volume),)
     if volume.location is not None:
         places = volume.files or (volume.location,)
-        where = (*(place if isinstance(place, str) else place.resolve() for place in places), volume.part)
+        where = (
+            *(place if isinstance(place, str) else _image_folder(place) for place in places),
+            volume.part,
+        )
     reading = volume.reading
     depth = (volume.whole_shape or volume.shape)[0]
     return (*where, *map(tuple, reading["fixed"])), (depth, *reading["zyx"])
+
+
+def _image_folder(path: Path) -> Path:
+    """Return a path, links resolved; of an array that is a level of an OME-Zarr or N5 image in a folder, that of the image."""
+    path = path.resolve()
+    for folder in (path, *path.parents[:_MOST_NESTED]) if path.is_dir() else ():
+        stated = [folder / name for name in ("zarr.json", ".zattrs") if (folder / name).is_file()]
+        n5 = (folder / "s0/attributes.json").is_file()
+        if n5 or any(b"multiscales" in read_bounded(file, LARGEST_METADATA) for file in stated):
+            return folder
+    return path
 
 
 def refuse_repeated(volumes: Sequence[Volume]) -> None:

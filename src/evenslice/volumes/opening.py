@@ -285,11 +285,12 @@ def _with_spacing(volume: Volume, spacing: Sequence[float] | None, unit: str | N
         z, y, x = map(float, sizes)
         volume = replace(volume, spacing=(z, y, x), unit=None)
     if unit is not None:
+        known = normal_unit(unit)
+        if known is None:
+            raise ConfigError(f"{option('unit', unit)}: unknown unit of length; {did_you_mean(unit, UNITS)}")
         if volume.spacing is None:
             raise ConfigError(f"{volume.path}: has no spacing to be in {unit}; give {option('spacing')} too")
-        volume = replace(volume, unit=normal_unit(unit))
-        if volume.unit is None:
-            raise ConfigError(f"{option('unit', unit)}: unknown unit of length; {did_you_mean(unit, UNITS)}")
+        volume = replace(volume, unit=known)
     return volume
 
 
