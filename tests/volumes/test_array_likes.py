@@ -10,7 +10,6 @@ from values import by_name
 
 import evenslice
 from evenslice import ConfigError, SliceWindows, VolumeError, open_volume
-from evenslice.volumes import open_labels, reslice
 
 VOXELS = np.arange(6 * 7 * 8, dtype=np.int16).reshape(6, 7, 8)
 
@@ -35,7 +34,7 @@ def test_voxels_are_read_when_indexed(array):
     assert np.array_equal(part, VOXELS[1:5:2, ::-1, 3])
     assert type(part) is np.ndarray
     part[:] = 0  # the caller's own
-    assert np.array_equal(reslice(volume, "x")[2], VOXELS[:, :, 2])
+    assert np.array_equal(open_volume(volume, plane="x")[2], VOXELS[:, :, 2])
 
 
 def test_only_what_is_indexed_is_computed():
@@ -88,7 +87,7 @@ def test_masked_voxels_need_a_value(array):
     with pytest.raises(VolumeError, match="<array>: is masked; give fill"):
         open_volume(array)
     with pytest.raises(VolumeError, match="<array>: labels are masked"):
-        open_labels(array, open_volume(VOXELS))
+        SliceWindows(VOXELS, array, slices=3)
     with pytest.raises(ConfigError, match=r"fill=0.5: int16 has no such value"):
         open_volume(array, fill=0.5)
     filled = open_volume(array, fill=-7, plane="y", region=np.s_[1:, :, :])
