@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from values import by_name
 
 import evenslice
 from evenslice import ConfigError, SliceWindows, VolumeError, open_volume
@@ -104,26 +103,18 @@ def test_a_file_has_no_masked_voxels_to_fill(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("function", ["evaluate", "audit", "segment", "SliceWindows"])
-def test_every_function_fills_masked_voxels(function, tmp_path):
+def test_every_function_fills_masked_voxels(tmp_path):
     voxels = np.random.default_rng(0).random((8, 32, 32)).astype(np.float32)
     masked = np.ma.masked_greater(voxels, 0.5)
     masked.data[masked.mask] = 1e6  # what must not be read
-    network = torch.nn.Conv2d(3, 1, 1).requires_grad_(False)
-    call = {
-        "evaluate": lambda **fill: evenslice.evaluate(
-            network, masked, voxels > 0.5, **by_name(evenslice.evaluate, **fill)
-        ),
-        "audit": lambda **fill: evenslice.audit(
-            network, masked, **by_name(evenslice.audit, sampling=evenslice.Sampling(max_windows=2), **fill)
-        ),
-        "segment": lambda **fill: evenslice.segment(
-            network, masked, tmp_path / "a.npy", **by_name(evenslice.segment, **fill)
-        ),
-        "SliceWindows": lambda **fill: (
-            SliceWindows(masked, **by_name(SliceWindows, crop=(8, 8), **fill)).scalings
-        ),
-    }[function]
-    with pytest.raises(VolumeError, match="is masked; give fill"):
-        call()
-    assert call(fill=0.25) is not None
+    network, sampling = torch.nn.Conv2d(3, 1, 1).requires_grad_(False), evenslice.Sampling(max_windows=2)
+    calls = (
+        lambda **how: evenslice.evaluate(network, masked, voxels > 0.5, **how),
+        lambda **how: evenslice.audit(network, masked, sampling=sampling, **how),
+        lambda **how: evenslice.segment(network, masked, tmp_path / "a.npy", **how),
+        lambda **how: SliceWindows(masked, slices=3, crop=(8, 8), **how).scalings,
+    )
+    for call in calls:
+        with pytest.raises(VolumeError, match="is masked; give fill"):
+            call()
+        assert call(reading=evenslice.Reading(fill=0.25)) is not None

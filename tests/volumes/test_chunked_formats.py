@@ -7,7 +7,6 @@ import lzma
 import os
 import pickle
 import struct
-import time
 
 import imagecodecs
 import numcodecs
@@ -26,7 +25,7 @@ from chunked_files import (
 )
 from volume_checks import fails, same
 
-from evenslice import ConfigError, VolumeError, open_volume
+from evenslice import ConfigError, open_volume
 
 SHARDINGS = {"files": None, "hashed": SHARDS, "one shard": PLAIN_SHARDS}
 HEADER = struct.pack(">HHIII", 0, 3, 16, 16, 4)
@@ -241,13 +240,6 @@ def test_a_scale_that_cannot_be_right(tmp_path, changes, pattern):
     fails(str(tmp_path), pattern)
 
 
-@pytest.mark.parametrize("changes", [{"scales": [3]}, {"data_type": "object"}, {"num_channels": 2**40}])
-def test_an_info_of_no_volume(tmp_path, changes):
-    write_precomputed(tmp_path, IMAGE)
-    change_json(tmp_path / "info", **changes)
-    fails(str(tmp_path))
-
-
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b"[" * 100_000, b"{" + bytes(2**24)])
 def test_metadata_that_is_no_object(tmp_path, content):
     for write, name in ((write_n5, "attributes.json"), (write_precomputed, "info")):
@@ -336,13 +328,3 @@ def test_nothing_but_regular_files_inside_the_folder(tmp_path, kind):
     file.unlink()
     file.symlink_to(inside)
     assert np.array_equal(open_volume(path)[...], IMAGE)
-
-
-def test_a_chunk_that_disappears(tmp_path):
-    write_precomputed(tmp_path, IMAGE)
-    volume = open_volume(tmp_path)
-    volume[0]
-    time.sleep(0.01)
-    first_chunk(tmp_path).unlink()
-    with pytest.raises(VolumeError, match="is missing and its folder has changed since it was opened"):
-        volume[...]

@@ -15,7 +15,6 @@ from volume_checks import STACK, fails, same
 from zarr.codecs import BloscCodec, GzipCodec, TransposeCodec, ZstdCodec
 
 from evenslice import open_volume
-from evenslice.volumes import write_volume
 
 V3 = {
     "gzip": GzipCodec(),
@@ -88,14 +87,6 @@ def test_a_blosc_chunk_that_ends_early(tmp_path, version):
         fails(str(path), "a chunk is truncated")
 
 
-def test_a_chunk_of_our_own_that_ends_early(tmp_path):
-    path = tmp_path / "own.ome.zarr"
-    write_volume(open_volume(NOISE), path)
-    file = next(file for file in (path / "0" / "c").rglob("*") if file.is_file())
-    file.write_bytes(file.read_bytes()[:9999])
-    fails(str(path), "a chunk is truncated")
-
-
 def test_shard_indices_that_point_anywhere(tmp_path):
     google_crc32c = pytest.importorskip("google_crc32c", reason="Zarr before 3.1.4 uses another package")
     path = tmp_path / "a.zarr"
@@ -110,19 +101,16 @@ def test_shard_indices_that_point_anywhere(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("codec", ["gzip", "blosc"])
-def test_one_line_for_many_damaged_chunks(tmp_path, codec):
+def test_one_line_for_many_damaged_chunks(tmp_path):
     """The other chunks of a read fail after it has been given up."""
     path = tmp_path / "a.zarr"
-    zarr.create_array(path, data=NOISE, chunks=(1, 32, 32), compressors=[V3[codec]])
+    zarr.create_array(path, data=NOISE, chunks=(1, 32, 32), compressors=[V3["gzip"]])
     for file in (path / "c").rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[:-9])
-    found = subprocess.run(
-        [sys.executable, "-m", "evenslice", "info", path], capture_output=True, text=True, check=False
-    )
-    assert found.returncode == 2
-    assert found.stderr.count("\n") == 1, found.stderr
+    command = [sys.executable, "-m", "evenslice", "info", path]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stderr.count("\n")) == (2, 1), found.stderr
 
 
 # What metadata may not do

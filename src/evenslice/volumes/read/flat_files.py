@@ -295,15 +295,15 @@ class NiftiSource(FlatSource):
 def _read_nifti_header(path: Path, *, compressed: bool) -> Any:
     """Parse the fixed-size header of either version."""
     with needs_extra("volumes", "reading a NIfTI volume"):
-        from nibabel import Nifti1Header, Nifti2Header  # type: ignore[attr-defined]
+        import nibabel
     with open_regular(path) as file:
         stream = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if compressed else file
         head = stream.read(_NIFTI_HEADER_BYTES)
     if head[344:348] == b"n+1\0":
-        return Nifti1Header(head[:348], check=False)
+        return nibabel.Nifti1Header(head[:348], check=False)  # type: ignore[no-untyped-call]
     if head[4:8] != b"n+2\0":
         raise ValueError("it does not begin with the header of a NIfTI file")
-    return Nifti2Header(head, check=False)
+    return nibabel.Nifti2Header(head, check=False)  # type: ignore[no-untyped-call]
 
 
 # MetaImage and NRRD

@@ -73,7 +73,9 @@ class ZarrSource(ArrayInChunks):
             if isinstance(node, zarr.Array):
                 array = pick_level([node], level)
                 # Of Zarr 3, or of xarray.
-                named = getattr(node.metadata, "dimension_names", None) or node.attrs.get("_ARRAY_DIMENSIONS")
+                named: Any = getattr(node.metadata, "dimension_names", None) or node.attrs.get(
+                    "_ARRAY_DIMENSIONS"
+                )
                 self.names = letters(named) if named else None
             else:
                 array = self._open_level(node, level)
