@@ -124,8 +124,7 @@ def test_the_file_of_a_tiff_volume_is_closed_after_each_read(tmp_path):
     volume = open_volume(tmp_path / "stack.tif")
     assert volume.chunks == (1, 16, 32)
     volume[2]
-    held = [Path(file.path).name for file in psutil.Process().open_files()]
-    assert "stack.tif" not in held
+    assert "stack.tif" not in [Path(file.path).name for file in psutil.Process().open_files()]
 
 
 # NIfTI
