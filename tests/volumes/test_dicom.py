@@ -197,10 +197,24 @@ def test_frames_without_places(tmp_path):
     assert (volume.spacing, volume.affine) == ((2, 0.7, 0.5), None)
 
 
-def test_a_radiation_dose_is_scaled():
+def test_a_radiation_dose():
     volume = open_volume(get_testdata_file("rtdose.dcm"))
     file = pydicom.dcmread(get_testdata_file("rtdose.dcm"))
+    assert volume.spacing == (5, 10, 10)
     np.testing.assert_allclose(volume[...], file.pixel_array * float(file.DoseGridScaling), rtol=1e-6)
+
+
+@pytest.mark.parametrize("orientation", [AXIAL, FLIPPED])
+@pytest.mark.parametrize(("count", "sense"), [(1, 1), (6, 1), (6, -1)])
+def test_a_radiation_dose_that_states_z_of_each_frame(tmp_path, orientation, count, sense):
+    places = (np.arange(count) * 3.0 - 100)[::sense]
+    fields = {"ImageOrientationPatient": list(orientation), "PixelSpacing": [0.7, 0.5], "SliceThickness": 3}
+    fields |= {"ImagePositionPatient": [-10, 20, places[0]], "GridFrameOffsetVector": places.tolist()}
+    save(dataset(STACK[:count], storage=RTDoseStorage, **fields), tmp_path / "dose.dcm")
+    volume = open_volume(tmp_path / "dose.dcm")
+    first, last = (volume.affine @ [0, 0, z, 1] for z in (0, count - 1))
+    assert sorted({first[2], last[2]}) == sorted({places.min(), places.max()})
+    assert np.array_equal(volume[0 if first[2] == places[0] else count - 1], STACK[0])
 
 
 # Compression and colour

@@ -224,6 +224,8 @@ def _frames(header: Any, path: Path) -> Iterator[Frame]:
     own = header.get("PerFrameFunctionalGroupsSequence") or []
     if own and len(own) != count:
         raise ValueError(f"it claims {count} frames and describes {len(own)}")
+    stated = header.get("GridFrameOffsetVector")  # of one frame, a number
+    offsets = [] if stated is None else np.atleast_1d(np.asarray(stated, dtype=float)).tolist()
     for index in range(count):
         # The functional groups of a frame: its own, else the shared ones, else the header itself, as in classic objects.
         groups = [group for group in (own[index] if own else None, shared) if group is not None]
@@ -231,8 +233,12 @@ def _frames(header: Any, path: Path) -> Iterator[Frame]:
             next((item for group in groups if (item := _first(group, f"{name}Sequence")) is not None), header)
             for name in ("PixelMeasures", "PixelValueTransformation", "PlaneOrientation", "PlanePosition")
         )
-        # Frames of a classic file, as of a radiation dose, state no positions of their own.
-        position = _numbers(placed, "ImagePositionPatient", 3) if count == 1 or own else None
+        orientation = _numbers(plane, "ImageOrientationPatient", 6)
+        position = _numbers(placed, "ImagePositionPatient", 3)
+        if len(offsets) == count and orientation is not None:
+            position = _dose_position(position, orientation, offsets[index], offsets[0])
+        elif count > 1 and not own:
+            position = None
         gap = abs(_number(measures, "SpacingBetweenSlices")) or _number(measures, "SliceThickness")
         slope = _number(values, "RescaleSlope", _number(header, "DoseGridScaling", 1.0))
         intercept = _number(values, "RescaleIntercept")
@@ -246,7 +252,7 @@ def _frames(header: Any, path: Path) -> Iterator[Frame]:
             dtype=dtype,
             scaling=(slope, intercept),
             position=position,
-            orientation=_numbers(plane, "ImageOrientationPatient", 6),
+            orientation=orientation,
             pixel=_numbers(measures, "PixelSpacing", 2),
             gap=gap if 0 < gap < math.inf else None,
             order=(*(_whole(header, name) for name in numbers), index),
@@ -264,6 +270,19 @@ def _shape_and_type(header: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     dtype = np.dtype(f"{kind}{max(bits, 8) // 8}")
     require_piece("its images", shape, dtype)
     return shape, dtype
+
+
+def _dose_position(
+    first: NDArray[np.float64] | None, orientation: NDArray[np.float64], offset: float, first_offset: float
+) -> NDArray[np.float64] | None:
+    """Return the position of a frame of a radiation dose, which states offsets from the first frame, or z of each frame.
+
+    Source: PS3.3, section C.8.8.3.2. Offsets count along the normal and start at zero; z, whatever the normal, towards
+    the head.
+    """
+    normal = _normal(orientation)
+    towards = -1 if first_offset and normal[2] < 0 else 1
+    return None if first is None else first + towards * (offset - first_offset) * normal
 
 
 def _normal(orientation: Any) -> NDArray[np.float64]:

@@ -317,9 +317,11 @@ _META_TYPES = {
     "MET_FLOAT": "f4", "MET_DOUBLE": "f8",
 }  # fmt: skip
 _NRRD_TYPES = {
-    **{f"{sign}int{bits}": f"{sign or 'i'}{bits // 8}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
-    "char": "i1", "short": "i2", "int": "i4", "longlong": "i8", "float": "f4", "double": "f8",
-    "uchar": "u1", "ushort": "u2", "uint": "u4", "ulonglong": "u8",
+    "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1",
+    "short": "i2", "int16": "i2", "ushort": "u2", "uint16": "u2",
+    "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4",
+    "longlong": "i8", "int64": "i8", "ulonglong": "u8", "uint64": "u8",
+    "float": "f4", "double": "f8",
 }  # fmt: skip
 _SIGNS = {"lps": (1, 1, 1), "ras": (-1, -1, 1), "las": (1, -1, 1)}
 """Signs that map the axes of an anatomical space, by the first letters of their directions, to left, back, head."""
@@ -524,8 +526,10 @@ def _parse_nrrd(head: bytes) -> tuple[Mapping[str, Any], int]:
 
 def _nrrd_type(header: Mapping[str, Any]) -> np.dtype[Any]:
     """Translate Teem's names of a data type."""
-    words = str(header["type"]).lower().removesuffix("_t").replace("unsigned ", "u").split()
+    words = str(header["type"]).lower().removesuffix("_t").split()
     name = "".join(word for word in words if word not in ("signed", "int")) or "int"
+    if name.startswith("unsigned"):
+        name = f"u{name.removeprefix('unsigned') or 'int'}"
     require_known("type", name, _NRRD_TYPES)
     dtype = np.dtype(_NRRD_TYPES[name])
     order = str(header.get("endian", "little" if dtype.itemsize == 1 else "")).lower()
