@@ -4,7 +4,6 @@ import bz2
 import gzip
 import json
 import lzma
-import os
 import pickle
 import struct
 
@@ -306,25 +305,3 @@ def test_shards_that_point_anywhere(tmp_path):
         for file in tmp_path.rglob("*.shard"):
             file.write_bytes(struct.pack("<QQ", *entry) * 4 + file.read_bytes()[64:])
         fails(str(tmp_path))
-
-
-@pytest.mark.parametrize("kind", ["n", "p", "s"])
-def test_nothing_but_regular_files_inside_the_folder(tmp_path, kind):
-    path = tmp_path / kind
-    if kind == "n":
-        write_n5(path, IMAGE)
-    else:
-        write_precomputed(path, IMAGE, "raw", PLAIN_SHARDS if kind == "s" else None)
-    file = first_chunk(path)
-    secret, inside = tmp_path / "secret", path / "moved"
-    secret.write_bytes(file.read_bytes())
-    file.rename(inside)
-    for target in (secret, "/dev/zero", "../" * 20 + "dev/zero"):
-        file.symlink_to(target)
-        fails(str(path), "is outside its folder and is not read")
-        file.unlink()
-    os.mkfifo(file)
-    fails(str(path), "not a regular file")
-    file.unlink()
-    file.symlink_to(inside)
-    assert np.array_equal(open_volume(path)[...], IMAGE)

@@ -282,7 +282,7 @@ def reporting_read_errors(label: str, file_format: str) -> Iterator[None]:
     try:
         yield
     except EvensliceError as error:
-        if str(error).startswith(label):
+        if label.startswith(str(error).partition(": ")[0]):  # it names the file, of which this may be a part
             raise
         message = error.args[0].removeprefix(f"{label.rpartition('/')[2]}: ")  # of a file by itself
         raise type(error)(f"{label}: {message}") from error.__cause__
