@@ -1,9 +1,8 @@
 from .blocks import cut_axis as cut_axis, find_nonfinite as find_nonfinite
 from .info import (
-    describe_missing_numbers as describe_missing_numbers,
     describe_volume as describe_volume,
     fingerprint as fingerprint,
-    missing_slice_numbers as missing_slice_numbers,
+    missing_slices as missing_slices,
     modified as modified,
     refuse_repeated as refuse_repeated,
     stored_image as stored_image,

@@ -87,11 +87,11 @@ def describe_volume(volume: Volume) -> dict[str, Any]:
         "maximum": number(finite.max()) if finite.size else float("nan"),
         "percentiles": tuple(zip(PERCENTILES, percentiles, strict=False)),
         "classes": _classes(finite) if volume.dtype.kind in "biu" else None,
-        "missing_numbers": missing_slice_numbers(volume),
+        "missing_numbers": _missing_numbers(volume),
     }
 
 
-def missing_slice_numbers(volume: Volume) -> tuple[int, ...]:
+def _missing_numbers(volume: Volume) -> tuple[int, ...]:
     """Return which numbers are missing in the file names of a folder of slices, within the region that was opened.
 
     Other volumes have none: the order of a DICOM series is not that of its names.
@@ -104,15 +104,17 @@ def missing_slice_numbers(volume: Volume) -> tuple[int, ...]:
     return tuple(missing_numbers(files))
 
 
-def describe_missing_numbers(numbers: Sequence[int]) -> str:
-    """Return which slices are missing in a folder, the first few by number, and what that means.
+def missing_slices(volume: Volume) -> str | None:
+    """Return which slices are missing in a folder of slices, the first few by number, and what that means; None if none is.
 
     Example:
-        >>> describe_missing_numbers([3, 7])
-        '3, 7, by the file names; those beside a gap count as adjacent'
+        >>> from evenslice.volumes import mni152
+        >>> missing_slices(mni152()) is None
+        True
     """
+    numbers = _missing_numbers(volume)
     named = ", ".join(map(str, numbers[:MOST_NUMBERS])) + " …" * (len(numbers) > MOST_NUMBERS)
-    return f"{named}, by the file names; those beside a gap count as adjacent"
+    return f"{named}, by the file names; those beside a gap count as adjacent" if numbers else None
 
 
 def _bytes_on_disk(volume: Volume) -> int | None:
