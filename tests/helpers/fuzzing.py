@@ -1,7 +1,7 @@
 """Read damaged files by the hundred: each must be read or refused in one line, without a hang, crash or excess of memory.
 
-They are read in a process of their own that may take 1 GiB beyond what it starts with; one that takes longer than 5
-seconds for a file is ended, and the next file is tried in a new one. Each damage comes from a number, so that a finding
+They are read in a process of their own that may take 1 GiB beyond what it starts with; one that takes too long for a file
+is ended, and the next file is tried in a new one. Each damage comes from a number, so that a finding
 can be made again.
 """
 
@@ -14,7 +14,6 @@ import resource
 import sys
 import tempfile
 import threading
-import time
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
@@ -26,8 +25,7 @@ from forking import forked
 from evenslice import EvensliceError
 
 MEMORY = 2**30
-SECONDS = 5
-PATIENCE = 20  # on the clock: others may use this machine too
+PATIENCE = 20  # seconds on the clock: others may use this machine too
 START = 120
 COUNT = int(os.environ.get("EVENSLICE_FUZZ", "0"))
 """How many damaged files of each kind to read, if not as few as a short run takes."""
@@ -42,12 +40,7 @@ NUMBERS = (
     0x7FFF,
     0xFFFF,
     2**24,
-    2**31 - 1,
-    2**31,
-    2**32 - 1,
-    2**40,
-    2**63,
-    2**64 - 1,
+    *(2**n + d for n in (31, 32, 63, 64) for d in (-1, 0)),
 )
 TEXTS = (
     b"0",
@@ -93,28 +86,21 @@ def damaged(content, chance):
         end = len(content) if chance.random() < 0.5 else min(len(content), 1024)
         start = chance.randrange(max(end, 1))
         length = chance.choice((1, 2, 4, 8, 64, 512))
-        kind = chance.randrange(8)
+        kind = chance.randrange(7)
         if kind == 0 and content:
             content[start] ^= 1 << chance.randrange(8)
         elif kind == 1:
             content[start : start + length] = chance.randbytes(chance.randrange(1, 9))
         elif kind == 2:  # most formats align their numbers
             width, order = chance.choice((1, 2, 4, 8)), chance.choice(("little", "big"))
-            start -= start % width if chance.random() < 0.7 else 0
-            number = chance.choice(NUMBERS) % 256**width
-            content[start : start + width] = number.to_bytes(width, order)
+            start -= start % width
+            content[start : start + width] = (chance.choice(NUMBERS) % 256**width).to_bytes(width, order)
         elif kind == 3:
             text = chance.choice(TEXTS)
             content[start : start + (len(text) if chance.random() < 0.5 else 1)] = text
-        elif kind == 4:  # a number in a text
-            digits = [place for place in range(min(len(content), 4096)) if chr(content[place]).isdigit()]
-            if digits:
-                start = chance.choice(digits)
-                more = (b"9" * chance.randrange(1, 12), b"-1", b"0", b"1e9", b"")
-                content[start : start + 1] = chance.choice(more)
-        elif kind == 5:
+        elif kind == 4:
             del content[start : start + chance.choice((length, len(content)))]
-        elif kind == 6:
+        elif kind == 5:
             content[start:start] = content[start : start + length]
         else:
             content[start : start + length] = bytes(len(content[start : start + length]))
@@ -209,10 +195,7 @@ def _work(connection, make, look, seed, numbers):
             content = file.read_bytes()
             edit = item.edit if item.edit is not None and chance.random() < 0.6 else damaged
             file.write_bytes(edit(content, chance))
-            started = time.process_time()
             found = _outcome(look, item)
-            if time.process_time() - started > SECONDS:
-                found = f"took {time.process_time() - started:.1f} s"
             connection.send("printed a traceback" if noise else found)
             noise.clear()
             file.write_bytes(content)

@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from values import by_name
 
 import evenslice
 from evenslice import ConfigError, SliceWindows, VolumeError, open_volume
-from evenslice.volumes import open_labels, reslice
 
 VOXELS = np.arange(6 * 7 * 8, dtype=np.int16).reshape(6, 7, 8)
 
@@ -35,7 +33,7 @@ def test_voxels_are_read_when_indexed(array):
     assert np.array_equal(part, VOXELS[1:5:2, ::-1, 3])
     assert type(part) is np.ndarray
     part[:] = 0  # the caller's own
-    assert np.array_equal(reslice(volume, "x")[2], VOXELS[:, :, 2])
+    assert np.array_equal(open_volume(volume, plane="x")[2], VOXELS[:, :, 2])
 
 
 def test_only_what_is_indexed_is_computed():
@@ -88,7 +86,7 @@ def test_masked_voxels_need_a_value(array):
     with pytest.raises(VolumeError, match="<array>: is masked; give fill"):
         open_volume(array)
     with pytest.raises(VolumeError, match="<array>: labels are masked"):
-        open_labels(array, open_volume(VOXELS))
+        SliceWindows(VOXELS, array, slices=3)
     with pytest.raises(ConfigError, match=r"fill=0.5: int16 has no such value"):
         open_volume(array, fill=0.5)
     filled = open_volume(array, fill=-7, plane="y", region=np.s_[1:, :, :])
@@ -105,26 +103,18 @@ def test_a_file_has_no_masked_voxels_to_fill(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("function", ["evaluate", "audit", "segment", "SliceWindows"])
-def test_every_function_fills_masked_voxels(function, tmp_path):
+def test_every_function_fills_masked_voxels(tmp_path):
     voxels = np.random.default_rng(0).random((8, 32, 32)).astype(np.float32)
     masked = np.ma.masked_greater(voxels, 0.5)
     masked.data[masked.mask] = 1e6  # what must not be read
-    network = torch.nn.Conv2d(3, 1, 1).requires_grad_(False)
-    call = {
-        "evaluate": lambda **fill: evenslice.evaluate(
-            network, masked, voxels > 0.5, **by_name(evenslice.evaluate, **fill)
-        ),
-        "audit": lambda **fill: evenslice.audit(
-            network, masked, **by_name(evenslice.audit, sampling=evenslice.Sampling(max_windows=2), **fill)
-        ),
-        "segment": lambda **fill: evenslice.segment(
-            network, masked, tmp_path / "a.npy", **by_name(evenslice.segment, **fill)
-        ),
-        "SliceWindows": lambda **fill: (
-            SliceWindows(masked, **by_name(SliceWindows, crop=(8, 8), **fill)).scalings
-        ),
-    }[function]
-    with pytest.raises(VolumeError, match="is masked; give fill"):
-        call()
-    assert call(fill=0.25) is not None
+    network, sampling = torch.nn.Conv2d(3, 1, 1).requires_grad_(False), evenslice.Sampling(max_windows=2)
+    calls = (
+        lambda **how: evenslice.evaluate(network, masked, voxels > 0.5, **how),
+        lambda **how: evenslice.audit(network, masked, sampling=sampling, **how),
+        lambda **how: evenslice.segment(network, masked, tmp_path / "a.npy", **how),
+        lambda **how: SliceWindows(masked, slices=3, crop=(8, 8), **how).scalings,
+    )
+    for call in calls:
+        with pytest.raises(VolumeError, match="is masked; give fill"):
+            call()
+        assert call(reading=evenslice.Reading(fill=0.25)) is not None

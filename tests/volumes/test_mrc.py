@@ -27,13 +27,13 @@ def swapped(content):
     return head
 
 
-@pytest.mark.parametrize("dtype", ["int8", "int16", "uint16", "float16", "float32"])
-def test_round_trip(tmp_path, dtype):
-    array = (STACK % 101).astype(dtype)
-    volume = open_volume(write(tmp_path / "a.mrc", array))
-    assert same(volume, array)
-    assert volume.spacing == pytest.approx((50, 5, 4))
-    assert (volume.unit, volume.format, volume.chunks) == ("angstrom", "MRC", None)
+def test_round_trip(tmp_path):
+    for dtype in ("int8", "int16", "uint16", "float16", "float32"):
+        array = (STACK % 101).astype(dtype)
+        volume = open_volume(write(tmp_path / "a.mrc", array))
+        assert same(volume, array)
+        assert volume.spacing == pytest.approx((50, 5, 4))
+        assert (volume.unit, volume.format, volume.chunks) == ("angstrom", "MRC", None)
 
 
 def test_big_endian_with_an_extended_header(tmp_path):
@@ -79,7 +79,6 @@ def test_axes_in_any_order(tmp_path, order):
         ({"nz": 2**30}, "is truncated"),
         ({"nz": -3}, "impossible shape"),
         ({"nsymbt": 2**30}, "is truncated|cannot be read as MRC"),
-        ({"mode": 4}, "mode 4"),
         ({"mode": 77}, "cannot be read as MRC"),
         ({"ispg": 401, "mz": 4}, "cannot be read as MRC"),
     ],

@@ -8,7 +8,6 @@ from hypothesis import given, settings, strategies as st
 
 from evenslice import open_volume
 from evenslice.volumes import write_volume
-from evenslice.volumes.volume import reslice, take_region, take_slices
 
 STACK = np.random.default_rng(0).integers(0, 200, (6, 20, 24), dtype=np.uint8)
 
@@ -89,8 +88,8 @@ def test_a_part_written_as_ome_zarr_lies_where_it_does_in_its_file(starts, first
     sizes = np.array([40.0, 8, 8])
     path = write_image(folder / "a.zarr", [scale(*sizes), translation(*(sizes * first))])
     region = tuple(slice(start, None) for start in starts)
-    part = take_region(open_volume(path, plane=plane), region)
-    write_volume(reslice(part, "z"), folder / "part.ome.zarr")
+    part = open_volume(path, plane=plane, region=region)
+    write_volume(open_volume(part, plane="z"), folder / "part.ome.zarr")
     assert origin_of(folder / "part.ome.zarr") == pytest.approx(list(sizes * (np.add(starts, first))))
     again = open_volume(folder / "part.ome.zarr", plane=plane)
     assert np.array_equal(again[...], part[...])
@@ -98,18 +97,18 @@ def test_a_part_written_as_ome_zarr_lies_where_it_does_in_its_file(starts, first
 
 
 def test_coarser_levels_are_centred_on_the_voxels_that_they_cover(tmp_path):
-    image = open_volume(np.zeros((4, 700, 530), np.uint8), spacing=(30, 8, 8), unit="nm")
-    write_volume(take_region(image, np.s_[1:, 10:, 20:]), tmp_path / "a.ome.zarr")
+    image = np.zeros((4, 700, 530), np.uint8)
+    part = open_volume(image, spacing=(30, 8, 8), unit="nm", region=np.s_[1:, 10:, 20:])
+    write_volume(part, tmp_path / "a.ome.zarr")
     assert origin_of(tmp_path / "a.ome.zarr") == [30, 80, 160]
     assert origin_of(tmp_path / "a.ome.zarr", level=1) == [30, 84, 164]
-    level = open_volume(tmp_path / "a.ome.zarr", level=1)
-    write_volume(level, tmp_path / "level.ome.zarr")
+    write_volume(open_volume(tmp_path / "a.ome.zarr", level=1), tmp_path / "level.ome.zarr")
     assert origin_of(tmp_path / "level.ome.zarr") == [30, 84, 164]
 
 
 def test_a_spacing_of_the_user_keeps_the_numbers_of_voxels(tmp_path):
     path = write_image(tmp_path / "a.zarr", [scale(40, 8, 8), translation(400, 80, 120)])
-    volume = take_slices(open_volume(path, spacing=(2, 1, 1), unit="um"), 1, 3)
+    volume = open_volume(path, spacing=(2, 1, 1), unit="um", region=np.s_[1:3, :, :])
     assert volume.offset == (11, 10, 15)
     write_volume(volume, tmp_path / "b.ome.zarr")
     assert origin_of(tmp_path / "b.ome.zarr") == [22, 10, 15]

@@ -1,9 +1,10 @@
-"""Zarr, N5 and precomputed at addresses: https, s3, gs and az through servers on this machine; what servers may not do."""
+"""Zarr, N5 and precomputed at addresses, through servers on this machine; what servers may not do."""
 
 import gzip
 import http.server
 import json
 import multiprocessing
+import operator
 import pickle
 import re
 import socketserver
@@ -27,12 +28,11 @@ from moto.server import ThreadedMotoServer
 from volume_checks import fails, same
 
 from evenslice import ConfigError, MissingExtraError, VolumeError, open_volume
-from evenslice.volumes import describe_volume, fingerprint, info
+from evenslice.volumes import describe_volume, fingerprint
 from evenslice.volumes.read import chunk_files
 
 IMAGE, LABELS = chunked_files.IMAGE[:6, :20, :20], chunked_files.LABELS[:6, :20, :20]
 CHUNK = np.s_[:4, :16, :16]
-MISSING = "no array and no group is there, .*; check the address and your credentials"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -116,18 +116,6 @@ def web(folder):
         yield f"{address}/bucket"
 
 
-@pytest.fixture
-def google(web, monkeypatch):
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", web.removesuffix("/bucket").removeprefix("http://"))
-    return "gs://bucket"
-
-
-@pytest.fixture
-def azure(web, monkeypatch):
-    monkeypatch.setenv("AZURE_STORAGE_SERVICE_ENDPOINT", web.removesuffix("/bucket"))
-    return "az://bucket"
-
-
 @pytest.fixture(scope="module")
 def amazon(folder):
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
@@ -166,7 +154,7 @@ def fresh_connections(monkeypatch):
     monkeypatch.setattr(chunk_files, "PAUSE", 0.01)
 
 
-@pytest.mark.parametrize("where", ["web", "google", "azure", pytest.param("amazon", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("where", ["web", pytest.param("amazon", marks=pytest.mark.slow)])
 def test_every_format_at_every_kind_of_address(request, where):
     address = request.getfixturevalue(where)
     for name, expected in (
@@ -201,19 +189,6 @@ def test_no_byte_is_fetched_that_was_not_asked_for(web):
         assert expected is None or [size for _, size in Handler.asked] == expected
 
 
-def test_chunks_are_fetched_side_by_side(web, monkeypatch):
-    barrier, get = threading.Barrier(4, timeout=30), Handler.do_GET
-
-    def wait(self):
-        if "_" in self.path:
-            barrier.wait()
-        get(self)
-
-    volume = open_volume(f"{web}/image")
-    monkeypatch.setattr(Handler, "do_GET", wait)
-    assert np.array_equal(volume[:4], IMAGE[:4])
-
-
 @pytest.mark.slow
 def test_chunks_above_the_limit_of_metadata(tmp_path):
     large = np.ones((1, 3000, 3000), np.uint8)
@@ -222,72 +197,35 @@ def test_chunks_above_the_limit_of_metadata(tmp_path):
         assert open_volume(f"{address}/a.zarr")[...].all()
 
 
-def _sum(volume):
-    return int(volume[2:5].sum())
-
-
 @pytest.mark.slow
-def test_pickles_in_other_processes(web, amazon):
-    for address in (web, amazon):
-        stored = pickle.dumps(open_volume(f"{address}/a.zarr"))
-        assert len(stored) < 3000
-        assert b"secret-of" not in stored
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            assert pool.apply(_sum, (pickle.loads(stored),)) == int(IMAGE[2:5].sum())  # noqa: S301  # our own
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["a.zarr", "image"])
-@pytest.mark.parametrize("remote", [True, False])
-def test_a_fork_that_goes_on_reading(web, folder, name, remote):
-    script = (
-        "import os, sys, warnings\n"
-        "warnings.simplefilter('ignore', DeprecationWarning)  # of forking with threads\n"
-        "from evenslice import open_volume\n"
-        f"volume = open_volume('{web if remote else folder}/{name}'); expected = int(volume[1].sum())\n"
-        "child = os.fork()\n"
-        "if child == 0: os._exit(0 if int(volume[1].sum()) == expected else 1)\n"
-        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
-    )
-    ran = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert (ran.returncode, ran.stderr) == (0, "")
-
-
-# Fingerprints
-
-
-@pytest.mark.slow
-def test_what_is_said_about_a_remote_volume(web, amazon):
+def test_no_secret_is_in_what_is_said_of_a_volume_or_sent_to_another_process(web, amazon):
     for address in (web, amazon):
         volume = open_volume(f"{address}/image-v3.zarr")
-        described = describe_volume(volume)
+        stored, described = pickle.dumps(volume), describe_volume(volume)
         assert described["bytes_on_disk"] is None
-        assert "secret-of" not in json.dumps(described)
+        assert len(stored) < 3000
+        assert "secret-of" not in f"{stored} {json.dumps(described)}"
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            sent = pickle.loads(stored)  # noqa: S301  # our own
+            assert np.array_equal(pool.apply(operator.getitem, (sent, 2)), IMAGE[2])
         assert fingerprint(open_volume(f"{address}/image-v3.zarr")) == fingerprint(volume)
         assert fingerprint(open_volume(f"{address}/a.zarr")) != fingerprint(volume)
 
 
 @pytest.mark.slow
-def test_what_has_changed_between_the_first_and_the_last_chunk_is_noticed(tmp_path, monkeypatch):
-    stack = np.random.default_rng(0).integers(0, 255, (60, 16, 16), np.uint8)
-    array = zarr.create_array(tmp_path / "a.zarr", data=stack, chunks=(1, 16, 16))
-
-    def hashed():
-        Handler.asked.clear()
-        found = fingerprint(open_volume(f"{address}/a.zarr"))
-        return found, len({name for name, _ in Handler.asked if "/c/" in name})
-
-    with served(tmp_path) as address:
-        before, chunks = hashed()
-        assert 30 <= chunks <= 34
-        assert hashed()[0] == before
-        array[1:-1] = 255 - stack[1:-1]
-        assert hashed()[0] != before
-        for limit, count in ((1000, 2 + 1000 // 256), (255, 2)):  # of large chunks, few are read
-            monkeypatch.setattr(info, "SAMPLED_BYTES", limit)
-            assert hashed()[1] == count
+@pytest.mark.parametrize("remote", [True, False])
+def test_a_fork_that_goes_on_reading(web, folder, remote):
+    script = (
+        "import os, sys, warnings\n"
+        "warnings.simplefilter('ignore', DeprecationWarning)  # of forking with threads\n"
+        "from evenslice import open_volume\n"
+        f"volume = open_volume('{web if remote else folder}/a.zarr'); expected = int(volume[1].sum())\n"
+        "child = os.fork()\n"
+        "if child == 0: os._exit(0 if int(volume[1].sum()) == expected else 1)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
 
 
 # Credentials, proxies and secrets
@@ -321,31 +259,27 @@ def test_a_bucket_that_may_not_be_listed(amazon, monkeypatch):
     read = s3fs.S3FileSystem._cat_file
 
     async def forbidden(self, path, *arguments, **options):
-        if path.endswith("a.zarr/c/1/0/0"):
-            raise PermissionError("Access Denied")
         try:
             return await read(self, path, *arguments, **options)
         except FileNotFoundError:
             raise PermissionError("Access Denied") from None  # as S3 says where a bucket may not be listed
 
     monkeypatch.setattr(s3fs.S3FileSystem, "_cat_file", forbidden)
-    volume = open_volume(f"{amazon}/a.zarr")
-    np.testing.assert_array_equal(volume[:4], IMAGE[:4])
-    with pytest.raises(VolumeError, match="PermissionError: Access Denied.* your credentials"):
-        volume[4]  # never taken for a chunk that is empty
     assert same(open_volume(f"{amazon}/image-v3.zarr"), IMAGE)
+    key = "a.zarr/c/1/0/0"
+    content = boto3.client("s3").get_object(Bucket="bucket", Key=key)["Body"].read()
+    boto3.client("s3").delete_object(Bucket="bucket", Key=key)
+    with pytest.raises(VolumeError, match="PermissionError: Access Denied.* your credentials"):
+        open_volume(f"{amazon}/a.zarr")[4]  # never taken for a chunk that is empty
+    boto3.client("s3").put_object(Bucket="bucket", Key=key, Body=content)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["raw", "compressed_segmentation"])
-def test_chunks_that_cloud_volume_compressed_for_s3(name, amazon, tmp_path):
-    write_precomputed(tmp_path / f"packed-{name}", LABELS, name)
+def test_chunks_that_cloud_volume_compressed_for_s3(amazon, tmp_path):
+    write_precomputed(tmp_path / "packed", LABELS, "compressed_segmentation")
     upload(tmp_path, ContentEncoding="gzip")
-    assert same(open_volume(f"precomputed://{amazon}/packed-{name}"), LABELS)
-
-
-def test_raw_voxels_at_an_address_that_look_like_gzip(amazon, tmp_path):
-    image = np.full((4, 16, 16), 0x1F, np.uint8)
+    assert same(open_volume(f"precomputed://{amazon}/packed"), LABELS)
+    image = np.full((4, 16, 16), 0x1F, np.uint8)  # raw voxels that look like gzip
     image[..., 1::2] = 0x8B
     write_precomputed(tmp_path / "alike", image)
     upload(tmp_path)
@@ -365,48 +299,34 @@ def test_the_proxy_of_the_environment_is_used(web, monkeypatch):
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, web.removesuffix("/bucket").replace("//", "//me:pa55word@"))
     Handler.headers_seen.clear()
-    for name in ("image", "a.zarr"):
-        assert np.array_equal(open_volume(f"http://volumes.example/bucket/{name}")[5], IMAGE[5])
-    assert Handler.headers_seen
+    assert np.array_equal(open_volume("http://volumes.example/bucket/a.zarr")[5], IMAGE[5])
     assert all("Proxy-Authorization" in seen for seen in Handler.headers_seen)
-    for proxy in (None, "http://me:pa55word@host:99999", "http://me:pa55word@:3128"):
-        if proxy is not None:
-            monkeypatch.setenv("https_proxy", proxy)
-        for name in ("image.precomputed", "a.zarr"):  # what a proxy forbids is not missing
-            with pytest.raises(VolumeError) as caught:
-                open_volume(f"https://volumes.example/bucket/{name}")
-            assert "pa55word" not in str(caught.value)
+    with pytest.raises(VolumeError) as caught:  # what a proxy forbids is not missing
+        open_volume("https://volumes.example/bucket/a.zarr")
+    assert "pa55word" not in str(caught.value)
     monkeypatch.setenv("no_proxy", "localhost,127.0.0.1")
     Handler.headers_seen.clear()
     assert np.array_equal(open_volume(f"{web}/image")[5], IMAGE[5])
     assert not any("authorization" in seen.lower() for seen in Handler.headers_seen)
 
 
-def test_servers_named_in_the_environment(monkeypatch):
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "")
-    assert chunk_files.web_address("gs://bucket/a") == "https://storage.googleapis.com/bucket/a"
-    for protocol, variable in (("gs", "STORAGE_EMULATOR_HOST"), ("az", "AZURE_STORAGE_SERVICE_ENDPOINT")):
-        for server in ("file:///pa55word", "https://host?sig=pa55word", "https://"):
-            monkeypatch.setenv(variable, server)
-            with pytest.raises(ConfigError, match=f"^{variable}") as caught:
-                open_volume(f"{protocol}://bucket/a.zarr")
-            assert "pa55word" not in str(caught.value)
-    monkeypatch.delenv("AZURE_STORAGE_SERVICE_ENDPOINT")
-    for account in ("", "evil.example/"):
+def test_addresses_of_google_and_azure(monkeypatch):
+    asked = []
+    monkeypatch.setattr(requests.Session, "get", lambda _, url, **__: asked.append(url))
+    for account in ("", "evil.example/", "mine"):
         monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", account)
-        fails("az://container/a.zarr", "set AZURE_STORAGE_ACCOUNT_NAME", ConfigError)
+        for address in ("gs://bucket/a.zarr", "az://container/a.zarr"):
+            with pytest.raises((VolumeError, ConfigError)):  # nothing answers
+                open_volume(address)
+    assert {url.partition("/zarr.json")[0] for url in asked if "zarr.json" in url} == {
+        "https://storage.googleapis.com/bucket/a.zarr",
+        "https://mine.blob.core.windows.net/container/a.zarr",
+    }
 
 
 @pytest.mark.parametrize(
     "address",
-    [
-        "https://me:pa55word@host/a.zarr",
-        "https://host/a.zarr?sig=pa55word",
-        "https://host/a#pa55word",
-        "gs://me:pa55word@bucket/a",
-        "precomputed://https://me:pa55word@host/a",
-        "n5://s3://bucket/a.n5?X-Amz-Signature=pa55word",
-    ],
+    ["https://me:pa55word@host/a", "https://host/a?sig=pa55word", "n5://s3://bucket/a.n5#pa55word"],
 )
 def test_secrets_in_an_address_are_not_repeated(address):
     with pytest.raises(VolumeError, match="contains a password, a query or a fragment") as caught:
@@ -445,22 +365,25 @@ def test_missing_extra(monkeypatch):
 
 @pytest.mark.slow
 def test_what_is_not_there(web, amazon):
-    for address in (web, amazon):
-        fails(f"{address}/none.zarr", MISSING)
+    for address in (
+        f"{web}/none",
+        f"{web}/locked-none",
+        f"{amazon}/none",
+        "s3://no-such-bucket-of-the-test/a",
+    ):
+        fails(f"{address}.zarr", "cannot be read as Zarr")
     for name in ("none", "locked-none"):
-        fails(f"{web}/{name}.zarr", MISSING)
         fails(f"precomputed://{web}/{name}", "no file 'info', or the server forbids reading it")
         fails(f"n5://{web}/{name}", "is not an N5 data set, or the server forbids reading it")
-    fails(f"n5://{web}/locked", r"has no level 9", ConfigError, level=9)
+    fails(f"n5://{web}/locked", "level=9", ConfigError, level=9)
     fails(f"{web}/private.zarr", "401.* check the address, the network and your credentials")
-    fails("s3://no-such-bucket-of-the-test/a.zarr", MISSING)
 
 
 @pytest.mark.parametrize("version", [2, 3])
 def test_zarr_on_a_server_that_forbids_what_it_does_not_have(web, folder, version):
     address = f"{web}/locked-v{version}.zarr"
     assert np.array_equal(open_volume(f"{address}/0")[5], IMAGE[5])
-    fails(address, r"v\d.zarr/0 \(it holds 0\)")
+    fails(address, r"name an array inside \(0\)")
     chunk = folder / f"locked-v{version}.zarr" / "0" / ("0.0.0" if version == 2 else "c/0/0/0")
     content = chunk.read_bytes()
     chunk.unlink()
@@ -470,29 +393,6 @@ def test_zarr_on_a_server_that_forbids_what_it_does_not_have(web, folder, versio
             volume[CHUNK]
     finally:
         chunk.write_bytes(content)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("encoding", ["br", "gzip", "zstd"])
-def test_however_a_server_encodes_its_page_it_says_that_a_chunk_is_missing(tmp_path, encoding, monkeypatch):
-    zarr.create_array(tmp_path / "a.zarr", data=IMAGE, chunks=(4, 16, 16))
-    (tmp_path / "a.zarr/c/0/0/0").unlink()
-    write_n5(tmp_path / "b.n5", IMAGE)
-    (tmp_path / "b.n5/0/0/0").unlink()
-
-    def send_error(self, status):
-        self.send_response(status)
-        self.send_header("Content-Encoding", encoding)
-        self.send_header("Content-Length", "3")
-        self.end_headers()
-        self.wfile.write(b"\x8b..")
-
-    monkeypatch.setattr(Handler, "send_error", send_error, raising=False)
-    with served(tmp_path) as address:
-        for name in ("a.zarr", "b.n5"):
-            found = open_volume(f"{address}/{name}")[:4, :16, :17]
-            assert not found[..., :16].any()
-            assert np.array_equal(found[..., 16], IMAGE[:4, :16, 16])
 
 
 def _failing(monkeypatch, first, **headers):
@@ -520,10 +420,9 @@ def _failing(monkeypatch, first, **headers):
     return asked
 
 
-@pytest.mark.parametrize("name", ["image", "a.zarr"])
 @pytest.mark.parametrize("first", [[503, 429, 503, 503], [500, 502], ["disconnect", "break off"]])
-def test_a_request_that_fails_for_a_moment_is_repeated(web, name, first, monkeypatch):
-    volume = open_volume(f"{web}/{name}")
+def test_a_request_that_fails_for_a_moment_is_repeated(web, first, monkeypatch):
+    volume = open_volume(f"{web}/a.zarr")
     asked = _failing(monkeypatch, first)
     assert np.array_equal(volume[CHUNK], IMAGE[CHUNK])
     assert len(asked) == len(first) + 1
@@ -531,18 +430,16 @@ def test_a_request_that_fails_for_a_moment_is_repeated(web, name, first, monkeyp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("after", "expected"), [("1", 1), ("Sat, 28 Nov 2015 23:59:59 GMT", 0)])
-def test_a_server_is_given_the_time_that_it_asks_for(web, after, expected, monkeypatch):
+def test_a_server_is_given_the_time_that_it_asks_for(web, monkeypatch):
     volume = open_volume(f"{web}/image")
-    asked = _failing(monkeypatch, [429], Retry_After=after)
+    asked = _failing(monkeypatch, [429], Retry_After="1")
     assert np.array_equal(volume[CHUNK], IMAGE[CHUNK])
-    assert expected <= asked[1][0] - asked[0][0] < expected + 0.9
+    assert 1 <= asked[1][0] - asked[0][0] < 1.9
 
 
-@pytest.mark.parametrize("name", ["image", "a.zarr"])
 @pytest.mark.parametrize(("status", "requests"), [(503, 5), (400, 1), (403, 1)])
-def test_a_request_that_keeps_failing_is_an_error(web, name, status, requests, monkeypatch):
-    volume = open_volume(f"{web}/{name}")
+def test_a_request_that_keeps_failing_is_an_error(web, status, requests, monkeypatch):
+    volume = open_volume(f"{web}/a.zarr")
     asked = _failing(monkeypatch, [status] * 10)
     with pytest.raises(VolumeError, match=f"{status}.* check the address"):
         volume[CHUNK]
@@ -557,21 +454,17 @@ def test_a_server_that_cannot_be_reached_is_not_asked_again(tmp_path, monkeypatc
         volume = open_volume(f"{address}/a.zarr")
     with pytest.raises(VolumeError, match="check the address, the network and your credentials"):
         volume[0]
-    for name in ("a.zarr", "a.n5"):
-        fails(f"{address}/{name}", "cannot be read .* check the address, the network")
+    fails(f"{address}/a.zarr", "cannot be read .* check the address, the network")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stated", [True, False])
-def test_a_server_that_sends_another_part_of_a_file_than_was_asked_for(tmp_path, stated, monkeypatch):
+def test_a_server_that_sends_another_part_of_a_file_than_was_asked_for(tmp_path, monkeypatch):
     """Chunks in shards that are not compressed have no check of their own."""
     write_precomputed(tmp_path / "plain", LABELS, "raw", PLAIN_SHARDS)
     with served(tmp_path) as address:
         volume = open_volume(f"precomputed://{address}/plain")
         assert np.array_equal(volume[1], LABELS[1])
         monkeypatch.setattr(Handler, "moved", 16)
-        if not stated:
-            monkeypatch.setattr(Handler, "send_header", lambda *_: None)
         with pytest.raises(VolumeError, match=r"sends '.*' where bytes=\d+-\d+ was asked for"):
             volume[5]
 
@@ -590,9 +483,8 @@ ANSWERS = {
 
 @pytest.mark.attack
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["a.zarr", "b.n5"])
 @pytest.mark.parametrize(("start", "drop", "pattern"), ANSWERS.values(), ids=ANSWERS)
-def test_an_answer_has_a_limited_size_and_time(tmp_path, name, start, drop, pattern, monkeypatch):
+def test_an_answer_has_a_limited_size_and_time(tmp_path, start, drop, pattern, monkeypatch):
     monkeypatch.setattr(chunk_files, "READ_SECONDS", 0.5)
     monkeypatch.setattr(chunk_files, "TOTAL_SECONDS", 1)
     stopped = threading.Event()
@@ -608,7 +500,7 @@ def test_an_answer_has_a_limited_size_and_time(tmp_path, name, start, drop, patt
     started = time.monotonic()
     with served(tmp_path, Dripping) as address:
         try:
-            fails(f"{address}/{name}", pattern)
+            fails(f"{address}/a.zarr", pattern)
         finally:
             stopped.set()
     assert time.monotonic() - started < 20  # such a server is not asked again
@@ -624,18 +516,15 @@ def redirect(self):
 @pytest.mark.slow
 def test_redirects_are_followed(folder):
     with (
+        served(folder, do_GET=lambda self: self.send_error(400)) as failing,
         served(folder) as target,
         served(folder, do_GET=redirect, target=target) as address,
-        served(folder, do_GET=lambda self: self.send_error(400)) as failing,
         served(folder, do_GET=redirect, target=failing) as wrong,
     ):
-        for name in ("a.zarr", "file.n5/raw"):
-            assert np.array_equal(open_volume(f"{address}/{name}")[5], IMAGE[5])
-        with pytest.raises(
-            VolumeError, match="400"
-        ) as caught:  # no error repeats where a server redirects to
+        assert np.array_equal(open_volume(f"{address}/a.zarr")[5], IMAGE[5])
+        with pytest.raises(VolumeError, match="400") as caught:
             open_volume(f"{wrong}/a.zarr")
-        assert "s3cret" not in f"{caught.value.__cause__} {caught.value.__cause__!r}"
+    assert "s3cret" not in f"{caught.value.__cause__!r}"  # no error repeats where a server redirects to
 
 
 @pytest.mark.attack

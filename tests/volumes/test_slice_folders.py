@@ -11,8 +11,7 @@ from PIL import Image
 from volume_checks import fails, same
 
 from evenslice import ConfigError, VolumeError, open_volume
-from evenslice.volumes import describe_volume, fingerprint
-from evenslice.volumes.read.slice_folder import missing_numbers, natural_order
+from evenslice.volumes.read.formats import missing_numbers, natural_order
 
 STACK = (np.arange(12 * 40 * 32) % 1021).reshape(12, 40, 32).astype(np.uint16)
 BYTES = (STACK % 251).astype(np.uint8)
@@ -47,7 +46,6 @@ def test_round_trip(tmp_path, suffix, array, options):
     assert (volume.chunks, volume.spacing) == ((1, 40, 32), None)
     assert volume.format == f"folder of {'PNG' if suffix == 'png' else 'TIFF'} slices"
     assert len(volume.files) == 12
-    assert describe_volume(volume)["bytes_on_disk"] == sum(file.stat().st_size for file in volume.files)
 
 
 def test_jpeg(tmp_path):
@@ -78,16 +76,13 @@ def test_tiff_slices_with_an_axis_of_one(tmp_path):
     assert same(open_volume(path), STACK)
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
+def test_natural_order_is_that_of_numbers():
+    for names in (
         ["9", "9a", "10", "a", "b2a", "b2c", "b10c"],
-        [f"scan_{number:02d}_a" for number in (0, 7, 70, 700, 10**16)],
-    ],
-)
-def test_natural_order_is_that_of_numbers(names):
-    ordered = natural_order(Path(f"{name}.png") for name in sorted(names, key=len, reverse=True))
-    assert [path.stem for path in ordered] == names
+        [f"s_{n:02d}_a" for n in (0, 7, 70, 700, 10**16)],
+    ):
+        ordered = natural_order(Path(f"{name}.png") for name in sorted(names, key=len, reverse=True))
+        assert [path.stem for path in ordered] == names
 
 
 @pytest.mark.parametrize(
@@ -113,11 +108,7 @@ def test_what_is_no_slice_is_left_out(tmp_path):
     for name in ("notes.txt", ".hidden.png", "Thumbs.db", "._slice1.png"):
         (tmp_path / "stack" / name).write_bytes(b"x")
     (tmp_path / "stack" / "sub.png").mkdir()
-    volume = open_volume(path)
-    assert same(volume, STACK)
-    first = fingerprint(volume)
-    (tmp_path / "stack" / "notes.txt").write_bytes(b"y")
-    assert fingerprint(open_volume(path)) == first
+    assert same(open_volume(path), STACK)
 
 
 @pytest.mark.parametrize(("odd", "told"), [(STACK[0, :30], "30 x 32 uint16"), (BYTES[0], "40 x 32 uint8")])
@@ -135,7 +126,7 @@ def test_folders_that_hold_no_stack(tmp_path):
     (tmp_path / "outer" / "run1").mkdir(parents=True)
     fails(str(tmp_path / "outer"), "run1")
     write(tmp_path / "volumes", STACK.reshape(2, 6, 40, 32), "tif", photometric="minisblack")
-    fails(str(tmp_path / "volumes"), "slice0.tif holds 6 x 40 x 32 voxels")
+    fails(str(tmp_path / "volumes"), "slice0.tif: holds 6 x 40 x 32 voxels")
 
 
 def test_damaged_slices(tmp_path):
@@ -148,10 +139,10 @@ def test_damaged_slices(tmp_path):
     with pytest.raises(VolumeError, match=r"slice7.png: cannot be read as PNG"):
         volume[7]
     Image.fromarray(STACK[0, :9]).save(victim)
-    with pytest.raises(VolumeError, match=r"slice7.png has changed since the folder was opened"):
+    with pytest.raises(VolumeError, match=r"slice7.png: has changed since the folder was opened"):
         volume[7]
     victim.write_bytes(b"GIF89a")
-    fails(path, "slice7.png: is not a PNG image, its content is a GIF image")
+    fails(path, "slice7.png: cannot be read as PNG")
 
 
 def png(width, height, colour=0, depth=8, data=b""):

@@ -366,7 +366,7 @@ def test_a_nifti_file_without_a_stated_place_is_written_without_one(region, tmp_
 def test_an_image_without_a_place_is_aligned_with_the_axes_of_itk(tmp_path, name, lines):
     write_volume(open_volume(LABELS, spacing=(2, 3, 4), unit="mm"), tmp_path / "a.nii")
     unplaced = open_volume(tmp_path / "a.nii")  # readers assume an orientation
-    assert (unplaced.affine is None, unplaced.placed) == (False, False)
+    assert (unplaced.affine, unplaced.placed) == (None, False)
     assert describe_volume(unplaced)["orientation"] is None
     write_volume(unplaced, tmp_path / name)
     content = (tmp_path / name).read_bytes()

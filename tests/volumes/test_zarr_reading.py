@@ -1,13 +1,10 @@
 """Zarr: codecs and filters of both formats, chunks that end early, pickles, paths that climb out."""
 
-import asyncio
 import json
 import pickle
 import struct
 import subprocess
 import sys
-import threading
-import time
 import warnings
 
 import numcodecs
@@ -18,8 +15,6 @@ from volume_checks import STACK, fails, same
 from zarr.codecs import BloscCodec, GzipCodec, TransposeCodec, ZstdCodec
 
 from evenslice import open_volume
-from evenslice.volumes import write_volume
-from evenslice.volumes.read.zarr import _all_others
 
 V3 = {
     "gzip": GzipCodec(),
@@ -35,22 +30,21 @@ NOISE = np.random.default_rng(0).integers(0, 256, (16, 64, 64), np.uint8)
 
 
 @pytest.mark.parametrize("codec", V3.values(), ids=V3)
-@pytest.mark.parametrize(
-    "options", [{}, {"filters": [TransposeCodec(order=(2, 0, 1))]}, {"shards": (6, 48, 32)}]
-)
-def test_codecs_of_format_3(tmp_path, codec, options):
-    zarr.create_array(tmp_path / "a.zarr", data=STACK, chunks=(2, 16, 16), compressors=[codec], **options)
-    assert same(open_volume(tmp_path / "a.zarr"), STACK)
+def test_codecs_of_format_3(tmp_path, codec):
+    ways = ({}, {"filters": [TransposeCodec(order=(2, 0, 1))]}, {"shards": (6, 48, 32)})
+    for number, way in enumerate(ways):
+        path = tmp_path / f"{number}.zarr"
+        zarr.create_array(path, data=STACK, chunks=(2, 16, 16), compressors=[codec], **way)
+        assert same(open_volume(path), STACK)
 
 
 @pytest.mark.parametrize("codec", V2.values(), ids=V2)
-@pytest.mark.parametrize(
-    "filters", [None, [numcodecs.Delta("<u2")], [numcodecs.FixedScaleOffset(0, 1, "<u2", "<u8")]]
-)
-def test_codecs_of_format_2(tmp_path, codec, filters):
-    options = {"chunks": (2, 16, 16), "compressors": codec, "filters": filters, "zarr_format": 2}
-    zarr.create_array(tmp_path / "a.zarr", data=STACK, **options)
-    assert same(open_volume(tmp_path / "a.zarr"), STACK)
+def test_codecs_of_format_2(tmp_path, codec):
+    for filters in (None, [numcodecs.Delta("<u2")], [numcodecs.FixedScaleOffset(0, 1, "<u2", "<u8")]):
+        path = tmp_path / f"{filters and filters[0].codec_id}.zarr"
+        options = {"chunks": (2, 16, 16), "compressors": codec, "filters": filters, "zarr_format": 2}
+        zarr.create_array(path, data=STACK, **options)
+        assert same(open_volume(path), STACK)
 
 
 def test_filters_that_widen_or_pack_voxels(tmp_path):
@@ -83,21 +77,14 @@ def test_a_chunk_file_larger_than_anything(tmp_path):
 
 
 @pytest.mark.parametrize("version", [2, 3])
-@pytest.mark.parametrize("left", [0, 15, 16, 20_000, -1])
-def test_a_blosc_chunk_that_ends_early(tmp_path, version, left):
+def test_a_blosc_chunk_that_ends_early(tmp_path, version):
     """The decoder of blosc reads beyond the end of a chunk that is cut: other memory, or the end of the process."""
     path = tmp_path / "a.zarr"
     file = one_chunk(path, version, numcodecs.Blosc() if version == 2 else BloscCodec())
-    file.write_bytes(file.read_bytes()[:left])
-    fails(str(path), "a chunk is truncated")
-
-
-def test_a_chunk_of_our_own_that_ends_early(tmp_path):
-    path = tmp_path / "own.ome.zarr"
-    write_volume(open_volume(NOISE), path)
-    file = next(file for file in (path / "0" / "c").rglob("*") if file.is_file())
-    file.write_bytes(file.read_bytes()[:9999])
-    fails(str(path), "a chunk is truncated")
+    content = file.read_bytes()
+    for left in (-1, 20_000, 16, 15, 0):
+        file.write_bytes(content[:left])
+        fails(str(path), "a chunk is truncated")
 
 
 def test_shard_indices_that_point_anywhere(tmp_path):
@@ -114,39 +101,16 @@ def test_shard_indices_that_point_anywhere(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("codec", ["gzip", "blosc"])
-def test_one_line_for_many_damaged_chunks(tmp_path, codec):
+def test_one_line_for_many_damaged_chunks(tmp_path):
     """The other chunks of a read fail after it has been given up."""
     path = tmp_path / "a.zarr"
-    zarr.create_array(path, data=NOISE, chunks=(1, 32, 32), compressors=[V3[codec]])
+    zarr.create_array(path, data=NOISE, chunks=(1, 32, 32), compressors=[V3["gzip"]])
     for file in (path / "c").rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[:-9])
-    found = subprocess.run(
-        [sys.executable, "-m", "evenslice", "info", path], capture_output=True, text=True, check=False
-    )
-    assert found.returncode == 2
-    assert found.stderr.count("\n") == 1, found.stderr
-
-
-@pytest.mark.slow
-def test_those_who_wait_for_the_tasks_of_zarr_do_not_wait_for_each_other():
-    """As where several reads fail at once, in several threads."""
-    loop, waiting = zarr.core.sync._get_loop(), []
-    slow = asyncio.run_coroutine_threadsafe(asyncio.sleep(0.3), loop)
-    started = threading.Event()
-
-    def start():
-        waiting.extend(loop.create_task(_all_others(10)) for _ in range(3))
-        started.set()
-
-    loop.call_soon_threadsafe(start)
-    started.wait()
-    slow.result()
-    end = time.monotonic() + 5
-    while time.monotonic() < end and not all(task.done() for task in waiting):
-        time.sleep(0.01)
-    assert all(task.done() for task in waiting)
+    command = [sys.executable, "-m", "evenslice", "info", path]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stderr.count("\n")) == (2, 1), found.stderr
 
 
 # What metadata may not do
@@ -187,14 +151,11 @@ def write_levels(path, inner):
     "inner",
     [
         "../../secret.zarr",
-        "..",
         "a/../../../secret.zarr",
         "file:///etc/x",
         "..\\..\\secret.zarr",
         "%2e%2e/%2E%2E/secret.zarr",  # of which a server makes dots
-        "..%2f..%2fsecret.zarr",
         "0?version=1",
-        "0#1",
         "",
         3,
     ],
@@ -202,7 +163,7 @@ def write_levels(path, inner):
 def test_levels_that_lead_out_of_the_image(tmp_path, inner):
     zarr.create_array(tmp_path / "secret.zarr", data=STACK)
     write_levels(tmp_path / "folder" / "a.zarr", inner)
-    fails(f"{tmp_path}/folder/a.zarr", "of level 0 is none inside the image and is not read")
+    fails(f"{tmp_path}/folder/a.zarr", "level 0 is none inside of it and is not read")
 
 
 @pytest.mark.parametrize("inner", ["0", "0/", "scale0/image"])
@@ -214,9 +175,9 @@ def test_levels_inside_the_image(tmp_path, inner):
 def test_metadata_that_makes_no_sense(tmp_path):
     path = tmp_path / "a.zarr"
     group = zarr.open_group(path, mode="w")
-    fails(str(path), "is an empty Zarr group")
+    fails(str(path), "is a Zarr group without OME-Zarr metadata")
     group.create_array("0", data=STACK)
-    fails(str(path), r"\S+a.zarr/0 \(it holds 0\)")
+    fails(str(path), r"name an array inside \(0\)")
     for image, pattern in (
         ({"datasets": [{"path": "1"}]}, ""),
         ({"axes": ["y", "x"], "datasets": [{"path": "0"}]}, "2 axes, its array has 3"),

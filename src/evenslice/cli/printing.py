@@ -65,11 +65,11 @@ def tell_untrained(weights: str, random: Sequence[str]) -> None:
 
 def tell_missing_slices(*volumes: Volume) -> None:
     """Say which slices folders of slices lack, by the names of their files."""
-    from evenslice.volumes import describe_missing_numbers, missing_slice_numbers
+    from evenslice.volumes import missing_slices
 
     for volume in volumes:
-        if missing := missing_slice_numbers(volume):
-            tell(f"note: {volume.path}: missing slices {describe_missing_numbers(missing)}")
+        if missing := missing_slices(volume):
+            tell(f"note: {volume.path}: missing slices {missing}")
 
 
 def quiet(json: bool) -> AbstractContextManager[object]:

@@ -12,7 +12,6 @@ from rich.text import Text
 
 from evenslice._core import printable
 from evenslice.report import Table, audit_lines
-from evenslice.volumes import describe_missing_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -87,13 +86,14 @@ def info_table(info: Mapping[str, Any]) -> RichTable:
     low, high = (
         str(value) if isinstance(value, int) else f"{value:g}" for value in (info["minimum"], info["maximum"])
     )
+    gaps = info["missing_numbers"]
     rows = {
         "data set": info["part"],
         "format": info["format"],
         "shape": f"{_by_axis(info['shape'])} voxels (z, y, x)",
         "region": f"{bounds} of the file (z, y, x)" if bounds else None,
-        "missing slices": describe_missing_numbers(info["missing_numbers"])
-        if info["missing_numbers"]
+        "missing slices": f"{', '.join(map(str, gaps[:9]))}{' …' * (len(gaps) > 9)}, by the file names"
+        if gaps
         else None,
         "type": info["dtype"],
         "spacing": info["spacing"] and f"{_by_axis(info['spacing'])} {info['unit'] or '(no unit)'} (z, y, x)",

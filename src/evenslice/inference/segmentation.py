@@ -40,7 +40,6 @@ from evenslice.volumes import (
     check_tile,
     fit_scaling,
     in_plane,
-    open_complete,
     open_filled,
     open_volume,
     read_in_runs,
@@ -187,9 +186,9 @@ def segment(
 def _write(job: Job, out: str | os.PathLike[str], *, force: bool, progress: bool | None) -> None:
     """Write the output from the staging folder, in the order of the volume's file."""
     if job.values:
-        channels = [open_complete(job.array)]
+        channels = [open_volume(job.array)]
     else:
-        channels = [open_complete(job.array, select={"c": number}) for number in range(job.classes)]
+        channels = [open_volume(job.array, select={"c": number}) for number in range(job.classes)]
     held = HELD_BYTES // len(
         channels
     )  # along another axis, each slice shares its chunks with very many others

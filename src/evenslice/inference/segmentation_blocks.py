@@ -58,7 +58,7 @@ from evenslice._core import (
 from evenslice.inference.prediction import predict
 from evenslice.inference.ready_networks import BlackBox
 from evenslice.networks import predicted_classes
-from evenslice.volumes import PARTIAL, cut_axis, fingerprint, modified, output_location
+from evenslice.volumes import cut_axis, fingerprint, modified, output_location
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -241,7 +241,7 @@ class Job:
             "network": self.identity,
             "volume": [self.volume.path, list(self.volume.shape), self.volume.reading, content],
             # The fingerprint of a large volume does not cover all of it.
-            "modified": stamp if content.startswith(PARTIAL) else None,
+            "modified": stamp if content.startswith("sha256-partial:") else None,
             "scaling": [self.scaling.low, self.scaling.high, self.scaling.fill],
             "windows": [self.slices, self.step, *self.tile],
             "values": list(self.values) if self.values else [],

@@ -14,7 +14,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from evenslice.training.config import DataConfig, LabelledFiles, ModelConfig, TrainConfig
     from evenslice.training.run_folder import DataPart
-    from evenslice.volumes import StoredImage, Volume
+    from evenslice.volumes import Volume
 
 
 POSITIONS = 2**18
@@ -130,8 +130,8 @@ class _Draft:
     split: str
     place: str
     name: str
-    origin: StoredImage
-    labels_origin: StoredImage
+    origin: tuple[Any, Any]
+    labels_origin: tuple[Any, Any]
     volume: Volume
     labels: Volume
     start: int
@@ -189,12 +189,12 @@ def _check_ranges(drafts: Sequence[_Draft], model: ModelConfig) -> None:
                 "or set model.slices lower"
             )
     for one, other in combinations(drafts, 2):
-        if one.origin == other.origin:
-            comparable = one.origin.slices_match(other.origin)
+        if one.origin[0] == other.origin[0]:
+            comparable = one.origin == other.origin
             _check_distance(one, other, model, one.volume.path, comparable=comparable)
-        elif one.labels_origin == other.labels_origin and one.split != other.split:
+        elif one.labels_origin[0] == other.labels_origin[0] and one.split != other.split:
             # Probably copies or channels of one image: the same labels mean the same sample.
-            comparable = one.labels_origin.slices_match(other.labels_origin)
+            comparable = one.labels_origin == other.labels_origin
             _check_distance(one, other, model, one.labels.path, comparable=comparable)
 
 

@@ -31,7 +31,7 @@ from evenslice.networks import (
 from evenslice.neutralizing import load_network
 from evenslice.training.data import open_data
 from evenslice.training.tasks import output_channels, task_logits
-from evenslice.volumes import PERCENTILES, describe_missing_numbers, missing_slice_numbers
+from evenslice.volumes import PERCENTILES, missing_slices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -240,7 +240,7 @@ def describe_plan(plan: Plan) -> tuple[str, ...]:
     why = "percentiles {:g} and {:g}".format(*PERCENTILES)
     why = why if config.data.intensity is None else "data.intensity"
     scaled = f"mean {record.mean:.4g}, standard deviation {record.std:.4g}"
-    gaps = {part.volume.location: missing_slice_numbers(part.volume) for part in parts}
+    gaps = {part.volume.location: missing_slices(part.volume) for part in parts}
     missing = plan.source.missing
     lacking = f"; it lacks {', '.join(missing)}, which start random" if missing else ""
     return (
@@ -248,7 +248,7 @@ def describe_plan(plan: Plan) -> tuple[str, ...]:
         _slices_line(plan),
         f"scaling: voxel values {_few(ranges)} ({why}) become 0..1; then {scaled}",
         f"data: {_splits(data)}; {config.data.classes} classes",
-        *(f"{at}: missing slices {describe_missing_numbers(gap)}" for at, gap in gaps.items() if gap),
+        *(f"{at}: missing slices {gap}" for at, gap in gaps.items() if gap),
         _training_line(plan),
     )
 

@@ -1,11 +1,8 @@
 from .blocks import cut_axis as cut_axis, find_nonfinite as find_nonfinite
 from .info import (
-    PARTIAL as PARTIAL,
-    StoredImage as StoredImage,
-    describe_missing_numbers as describe_missing_numbers,
     describe_volume as describe_volume,
     fingerprint as fingerprint,
-    missing_slice_numbers as missing_slice_numbers,
+    missing_slices as missing_slices,
     modified as modified,
     refuse_repeated as refuse_repeated,
     stored_image as stored_image,
@@ -24,7 +21,6 @@ from .opening import (
     VolumeLike as VolumeLike,
     mni152 as mni152,
     mni152_path as mni152_path,
-    open_complete as open_complete,
     open_filled as open_filled,
     open_several as open_several,
     open_volume as open_volume,

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import ConfigError, open_regular
+from evenslice._core import ConfigError, open_regular, read_bounded
 from evenslice.volumes.blocks import sample_chunks, sample_voxels
 from evenslice.volumes.geometry import axis_codes
-from evenslice.volumes.read.slice_folder import SLICE_FOLDER, missing_numbers
-from evenslice.volumes.read.source import confined, reporting_read_errors
+from evenslice.volumes.read.formats import SLICE_FOLDER, missing_numbers
+from evenslice.volumes.read.source import LARGEST_METADATA, confined, reporting_read_errors
 from evenslice.volumes.volume import reslice
 
 if TYPE_CHECKING:
@@ -29,6 +28,7 @@ PERCENTILES = (0.5, 1.0, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0, 99.5)
 MOST_CLASSES = 32
 MOST_NUMBERS = 5  # that are named
 MOST_FILES = 100_000  # whose sizes are added up
+_MOST_NESTED = 3  # folders below that of its image in which the array of a level lies
 
 
 def describe_volume(volume: Volume) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def describe_volume(volume: Volume) -> dict[str, Any]:
         "spacing": volume.spacing,
         "unit": volume.unit,
         "chunks": volume.chunks,
-        "orientation": None if volume.affine is None or not volume.placed else axis_codes(volume.affine),
+        "orientation": None if volume.affine is None else axis_codes(volume.affine),
         "region": volume.region,
         "bytes_on_disk": _bytes_on_disk(volume),
         "bytes_in_memory": volume.nbytes,
@@ -87,11 +87,11 @@ def describe_volume(volume: Volume) -> dict[str, Any]:
         "maximum": number(finite.max()) if finite.size else float("nan"),
         "percentiles": tuple(zip(PERCENTILES, percentiles, strict=False)),
         "classes": _classes(finite) if volume.dtype.kind in "biu" else None,
-        "missing_numbers": missing_slice_numbers(volume),
+        "missing_numbers": _missing_numbers(volume),
     }
 
 
-def missing_slice_numbers(volume: Volume) -> tuple[int, ...]:
+def _missing_numbers(volume: Volume) -> tuple[int, ...]:
     """Return which numbers are missing in the file names of a folder of slices, within the region that was opened.
 
     Other volumes have none: the order of a DICOM series is not that of its names.
@@ -104,15 +104,17 @@ def missing_slice_numbers(volume: Volume) -> tuple[int, ...]:
     return tuple(missing_numbers(files))
 
 
-def describe_missing_numbers(numbers: Sequence[int]) -> str:
-    """Return which slices are missing in a folder, the first few by number, and what that means.
+def missing_slices(volume: Volume) -> str | None:
+    """Return which slices are missing in a folder of slices, the first few by number, and what that means; None if none is.
 
     Example:
-        >>> describe_missing_numbers([3, 7])
-        '3, 7, by the file names; those beside a gap count as adjacent'
+        >>> from evenslice.volumes import mni152
+        >>> missing_slices(mni152()) is None
+        True
     """
+    numbers = _missing_numbers(volume)
     named = ", ".join(map(str, numbers[:MOST_NUMBERS])) + " …" * (len(numbers) > MOST_NUMBERS)
-    return f"{named}, by the file names; those beside a gap count as adjacent"
+    return f"{named}, by the file names; those beside a gap count as adjacent" if numbers else None
 
 
 def _bytes_on_disk(volume: Volume) -> int | None:
@@ -223,7 +225,7 @@ def _fingerprint_of_files(volume: Volume, location: Path) -> str:
     named = volume.files or sorted(found, key=lambda file: file.relative_to(location).as_posix())
     for file in named:
         if file.is_symlink() and not volume.files and file != location:
-            confined(location, file.relative_to(location).as_posix(), volume.path)
+            confined(location, file.relative_to(location).as_posix())
     files = [(file, file.stat().st_size) for file in named]
     partial = sum(size for _, size in files) > WHOLE_BYTES
     folder = location if location.is_dir() or len(files) == 1 else location.parent
@@ -274,59 +276,43 @@ def _update(digest: Any, path: Path, start: int, stop: int) -> None:
             start += len(piece)
 
 
-@dataclass(frozen=True)
-class StoredImage:
-    """A stored image and how it is read; two are equal if they are of one image.
+def stored_image(volume: Volume) -> tuple[Any, Any]:
+    """Return which stored image a volume was opened from, and how the slices of the image are counted.
 
-    Attributes:
-        image: what tells images apart: where they are, and what was selected along axes other than z, y and x.
-        level: the resolution level that is read, 0 the finest.
-        zyx: the stored dimensions that are read as z, y and x.
-        depth: the number of slices of that level.
-    """
-
-    image: tuple[Any, ...]
-    level: int = field(compare=False)
-    zyx: tuple[int, ...] = field(compare=False)
-    depth: int = field(compare=False)
-
-    def slices_match(self, other: StoredImage) -> bool:
-        """Return whether a slice number means the same in both, if they are of one image."""
-        return (self.depth, self.zyx) == (other.depth, other.zyx)
-
-
-def stored_image(volume: Volume) -> StoredImage:
-    """Return the stored image that a volume was opened from.
-
-    It is equal for all links to a file or to a dataset in it, for all levels of an image, and for a level opened by the path
-    of its array. A copy of a file is another image, as is at an address an array that is opened by its own path, and every
-    array in memory.
+    The image is equal for all links to a file, and for all its levels, which can differ in the number of slices, even if a
+    level is opened by the path of its array. A copy of a file is another image, as is at an address an array that is opened
+    by its own path, every data set of an HDF5 file, and every array in memory.
 
     Raises:
         VolumeError: the file cannot be read.
 
     Example:
-        >>> import tempfile
-        >>> import numpy as np
-        >>> from evenslice.volumes import open_volume, write_volume
-        >>> path = f"{tempfile.mkdtemp()}/image.ome.zarr"
-        >>> write_volume(open_volume(np.zeros((8, 300, 300), np.uint8)), path)
-        >>> whole, level = stored_image(open_volume(path)), stored_image(open_volume(f"{path}/1"))
-        >>> whole == level, level.level, whole.slices_match(level)
-        (True, 1, False)
+        >>> from evenslice.volumes import open_volume
+        >>> volume = open_volume(np.zeros((8, 300, 300), np.uint8))
+        >>> stored_image(volume) == stored_image(volume)
+        True
     """
     where: tuple[Any, ...] = (id(volume),)
-    level = volume.level
-    if isinstance(volume.location, str):
-        where = (volume.location, volume.part)
-    elif volume.location is not None:
-        path = volume.location.resolve()
-        with reporting_read_errors(volume.path, volume.format):
-            source = (volume._whole or volume)._source()  # noqa: SLF001  # which knows its format
-            where, level = source.image(path) or ((path,), level)
+    if volume.location is not None:
+        places = volume.files or (volume.location,)
+        where = (
+            *(place if isinstance(place, str) else _image_folder(place) for place in places),
+            volume.part,
+        )
     reading = volume.reading
     depth = (volume.whole_shape or volume.shape)[0]
-    return StoredImage((*where, *map(tuple, reading["fixed"])), level, tuple(reading["zyx"]), depth)
+    return (*where, *map(tuple, reading["fixed"])), (depth, *reading["zyx"])
+
+
+def _image_folder(path: Path) -> Path:
+    """Return a path, links resolved; of an array that is a level of an OME-Zarr or N5 image in a folder, that of the image."""
+    path = path.resolve()
+    for folder in (path, *path.parents[:_MOST_NESTED]) if path.is_dir() else ():
+        stated = [folder / name for name in ("zarr.json", ".zattrs") if (folder / name).is_file()]
+        n5 = (folder / "s0/attributes.json").is_file()
+        if n5 or any(b"multiscales" in read_bounded(file, LARGEST_METADATA) for file in stated):
+            return folder
+    return path
 
 
 def refuse_repeated(volumes: Sequence[Volume]) -> None:
@@ -349,7 +335,7 @@ def refuse_repeated(volumes: Sequence[Volume]) -> None:
     known = set()
     for volume in volumes:
         arranged = volume._stored.arrangement  # noqa: SLF001  # where it starts
-        read = stored_image(volume), volume.plane, arranged.start, volume.shape, repr(volume.reading)
+        read = stored_image(volume)[0], volume.plane, arranged.start, volume.shape, repr(volume.reading)
         if read in known:
             raise ConfigError(
                 f"{volume.path}: is given twice, but volumes count as independent; give it once"

@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 
 from evenslice._core import (
     ConfigError,
-    EvensliceError,
     VolumeError,
     did_you_mean,
     needs_extra,
@@ -35,7 +34,14 @@ from evenslice._core import (
 )
 from evenslice.volumes.geometry import UNITS, normal_unit, positive
 from evenslice.volumes.read.formats import open_source
-from evenslice.volumes.read.source import ArraySource, Place, VoxelSource, locate
+from evenslice.volumes.read.source import (
+    ArraySource,
+    Place,
+    VoxelSource,
+    locate,
+    pick_level,
+    reporting_read_errors,
+)
 from evenslice.volumes.volume import Arrangement, Origin, Stored, Volume, reslice, take_region
 
 if TYPE_CHECKING:
@@ -108,8 +114,7 @@ def open_volume(  # all but one argument have defaults and names
     level = whole_number("level", level)
     opener: Callable[[], VoxelSource]
     if _is_array(path):
-        if level:
-            raise ConfigError(f"<array>: has only one resolution level; omit {option('level', level)}")
+        pick_level([path], level)
         place = Place("<array>", "")
         opener = partial(ArraySource, _fill_masked(path, fill))
     else:
@@ -195,20 +200,6 @@ def open_several(given: VolumeLike | Sequence[VolumeLike], fill: float | None) -
     return [open_filled(item, fill) for item in list_given(given)]
 
 
-def open_complete(path: Path, *, select: Mapping[str, int] | None = None) -> Volume:
-    """Open a Zarr folder in which no chunk may be missing; reading raises if one is.
-
-    Args:
-        path: the folder.
-        select: the index to read along each other axis longer than 1.
-
-    Raises:
-        VolumeError: it cannot be opened.
-    """
-    place = replace(locate(path), since=0.0)
-    return _arranged(place, partial(open_source, place), None, select or {})
-
-
 def stated_axes(path: str | os.PathLike[str], *, level: int = 0, series: int | None = None) -> str | None:
     """Return what a file itself calls its stored dimensions, one letter each as ``axes`` has them; None if it does not say.
 
@@ -228,15 +219,21 @@ def _arranged(
     place: Place, opener: Callable[[], VoxelSource], names: str | None, select: Mapping[str, int]
 ) -> Volume:
     """Open the stored array and make a volume of it."""
-    source = opener()
-    picks = {axis: index for axis, index in select.items() if axis not in source.selected}
-    try:
+    with reporting_read_errors(place.label, "a volume"):
+        source = opener()
+        picks = dict(select)
+        if place.series is not None and source.format == "DICOM":
+            del picks["series"]  # which is no axis
         arrangement = _arrangement(source, names, picks)
-    except EvensliceError as error:
-        raise type(error)(f"{place.label}: {error.args[0]}") from None
     z, y, x = arrangement.zyx
-    sizes = source.spacing
-    spacing = source.voxel_size or (None if sizes is None else (sizes[z], sizes[y], sizes[x]))
+    sizes, unit = source.voxel_size
+    spacing = None
+    if sizes is not None:
+        spacing = (
+            (sizes["z"], sizes["y"], sizes["x"])
+            if isinstance(sizes, dict)
+            else (sizes[z], sizes[y], sizes[x])
+        )
     known = spacing is not None and positive(spacing)
     offset = source.offset or (0.0,) * len(source.shape)
     volume = Volume(
@@ -248,13 +245,12 @@ def _arranged(
             files=source.files,
             level=place.level,
             select=dict(select),
-            placed=source.placed,
             axes_given=names is not None,
         ),
         shape=arrangement.lengths,
         dtype=source.dtype.newbyteorder("="),
         spacing=spacing if known else None,
-        unit=source.unit if known else None,
+        unit=unit if known else None,
         chunks=None if source.chunks is None else (source.chunks[z], source.chunks[y], source.chunks[x]),
         # An affine refers to the axes as the file names them.
         affine=source.affine if source.names is not None and names in (None, source.names) else None,
@@ -338,8 +334,7 @@ def arrange(shape: tuple[int, ...], names: str | None, select: Mapping[str, int]
         raise VolumeError(
             f"is {len(shape)}-D ({_described(shape, names)}); a volume needs three axes z, y, x: put all slices into one file"
         )
-    if names is None:
-        return _arrange_unnamed(shape, select)
+    names = names or _assumed_names(shape, select)
     if missing := [name for name in "zyx" if name not in names]:
         example = "xyz" if 0 <= names.find("x") < names.find("y") else "zyx"
         raise VolumeError(
@@ -361,18 +356,18 @@ def _described(shape: tuple[int, ...], names: str | None) -> str:
     return f"axes {names.upper()} {shape}" if names else f"shape {shape}"
 
 
-def _arrange_unnamed(shape: tuple[int, ...], select: Mapping[str, int]) -> Arrangement:
-    count = len(shape)
+def _assumed_names(shape: tuple[int, ...], select: Mapping[str, int]) -> str:
+    """Return names for unnamed dimensions: three are z, y and x, and so are three that are longer than 1."""
     long = [d for d, length in enumerate(shape) if length > 1]
-    example = "tzyx" if count == 4 else "uvwtczyx"[-count:]
-    named = f"{count} dimensions {shape}"
+    example = "tzyx" if len(shape) == 4 else "uvwtczyx"[-len(shape) :]
+    named = f"{len(shape)} dimensions {shape}"
     if select:
         raise ConfigError(f"its {named} have no names to select by; name them, as {option('axes', example)}")
-    if count == 3 or len(long) == 3:
-        z, y, x = range(3) if count == 3 else long
-        return Arrangement(
-            (z, y, x), (shape[z], shape[y], shape[x]), {d: 0 for d in range(count) if d not in {z, y, x}}
-        )
+    if len(shape) == 3:
+        return "zyx"
+    if len(long) == 3:
+        spatial = dict(zip(long, "zyx", strict=True))
+        return "".join(spatial.get(d, "uvwtcabdefg"[d]) for d in range(len(shape)))
     picks = option("select", {name: 0 for name in example if name not in "zyx"})
     raise VolumeError(f"has {named}; name them, as {option('axes', example)}, and pick with {picks}")
 
@@ -382,18 +377,15 @@ def _selected(shape: tuple[int, ...], names: str, select: Mapping[str, int]) -> 
     fixed = {}
     choices = [name for name in names if name not in "zyx"]
     for axis, index in select.items():
-        name = axis.lower()
+        name, given = axis.lower(), option("select", {axis: index})
         if name not in choices:
             known = did_you_mean(name, choices) if choices else "its only axes are z, y and x"
-            raise ConfigError(f"{option('select', {axis: index})} names no axis of the file; {known}")
-        length = shape[names.index(name)]
-        if not 0 <= index < length:
-            raise ConfigError(f"{option('select', {axis: index})}: axis {name} has 0 to {length - 1}")
-        fixed[names.index(name)] = index
+            raise ConfigError(f"{given} names no axis of the file; {known}")
+        place = names.index(name)
+        if not 0 <= index < shape[place]:
+            raise ConfigError(f"{given}: axis {name} has 0 to {shape[place] - 1}")
+        fixed[place] = index
     return fixed
-
-
-MAPS = ("t1", "gm", "wm")
 
 
 def mni152() -> Volume:
@@ -414,15 +406,12 @@ def mni152_path(name: str) -> Path:
     """Return the path of a map of the template: "t1", or "gm" or "wm" for the fraction of gray or white matter, 0..255.
 
     Raises:
-        ConfigError: there is no map of this name.
         MissingExtraError: nilearn is not installed.
 
     Example:
         >>> open_volume(mni152_path("gm")).shape
         (189, 233, 197)
     """
-    if name not in MAPS:
-        raise ConfigError(f"{option('name', name)}: {did_you_mean(name, MAPS)}")
     with needs_extra("demo", "the demonstration volume"):
         import nilearn
     folder = Path(str(nilearn.__file__)).parent / "datasets" / "data"

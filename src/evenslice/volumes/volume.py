@@ -64,7 +64,6 @@ class Origin:
     files: tuple[Path, ...] | None
     level: int
     select: Mapping[str, int]
-    placed: bool
     axes_given: bool
 
 
@@ -181,8 +180,8 @@ class Volume:
 
     @property
     def placed(self) -> bool:
-        """Whether the file states the affine; that of a NIfTI file with both codes 0 is an assumption."""
-        return self.origin.placed
+        """Whether the file states where the volume lies."""
+        return self.affine is not None
 
     @property
     def whole_shape(self) -> tuple[int, int, int] | None:

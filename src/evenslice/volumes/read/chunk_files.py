@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import struct
 import time
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import ConfigError, EvensliceError, VolumeError, needs_extra, open_regular, reason
+from evenslice._core import ConfigError, VolumeError, needs_extra, open_regular, reason
 from evenslice.volumes.read.source import LARGEST_METADATA, confined
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import requests
 
     from evenslice.volumes.read.source import Place
@@ -53,7 +50,6 @@ LONGEST_WAIT = 30
 
 _SLACK = 2**20
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-_NOTHING_FOUND = ("GroupNotFoundError", "ArrayNotFoundError", "NodeNotFoundError")  # of Zarr, in its versions
 
 
 @dataclass
@@ -108,56 +104,54 @@ class ChunkFiles:
         """Return the JSON object in a file of metadata, None if it is missing.
 
         Raises:
-            VolumeError: it is too large, not JSON, or no object.
+            VolumeError: it is too large.
+            ValueError, TypeError, RecursionError: it is not JSON, or no object.
         """
         content = self.read_metadata(name)
         if content is None:
             return None
-        try:
-            found = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise VolumeError(
-                f"{self.place.label}: its file {name!r} is not JSON ({reason(error)}); copy it again"
-            ) from error
+        found = json.loads(content)
         if not isinstance(found, dict):
-            raise VolumeError(
-                f"{self.place.label}: its file {name!r} holds {type(found).__name__}, not an object; copy it again"
-            )
+            raise TypeError(f"its file {name!r} holds {type(found).__name__}, not an object")
         return found
 
     def _read(self, name: str, most: int, span: slice | None) -> bytes:
-        label, wanted = f"{self.place.label}: its file {name[:80]!r}", span or slice(0, None)
+        span, file_label = span or slice(0, None), f"its file {name[:80]!r}"
         if isinstance(self.place.location, str):
             content = self._fetch(self.place.location, name, most, span)
         else:
-            path = confined(self.place.location, name, self.place.label)
+            path = confined(self.place.location, name)
             try:
-                content = _part_of_file(path, most, wanted)
+                with open_regular(path) as file:
+                    file.seek(span.start, os.SEEK_END if span.start < 0 else os.SEEK_SET)
+                    content = file.read(
+                        most + 1 if span.stop is None else min(span.stop - span.start, most + 1)
+                    )
             except _MISSING:
                 raise
             except OSError as error:
-                raise VolumeError(
-                    f"{label} {reason(error)}; make it a readable file, or copy it again"
-                ) from error
+                raise VolumeError(f"{file_label} cannot be read ({reason(error)}); copy it again") from error
         if len(content) > most:
-            raise VolumeError(f"{label} has more than the {most:,} bytes that can be right; it is damaged")
-        if wanted.stop is not None and len(content) != wanted.stop - wanted.start:
             raise VolumeError(
-                f"{label} is truncated, {len(content):,} of {wanted.stop - wanted.start:,} bytes are there; copy it again"
+                f"{file_label} has more than the {most:,} bytes that can be right; it is damaged"
             )
+        if span.stop is not None and len(content) != span.stop - span.start:
+            raise VolumeError(f"{file_label} is truncated, it ends before byte {span.stop:,}; copy it again")
         return content
 
-    def _fetch(self, url: str, name: str, most: int, span: slice | None) -> bytes:
+    def _fetch(self, url: str, name: str, most: int, span: slice) -> bytes:
         if os.getpid() not in self._reached:  # connections do not survive a fork
             with needs_extra("remote", "reading a volume from an address"):
                 self._reached[os.getpid()] = _S3(url) if url.lower().startswith("s3:") else _Web(url)
         try:
-            with reporting_network_errors(self.place.label):
-                return self._reached[os.getpid()].read(name, most, span)
-        except VolumeError as error:
-            if isinstance(error.__cause__, _MISSING):
-                raise error.__cause__ from None
+            return self._reached[os.getpid()].read(name, most, span)
+        except (*_MISSING, ConfigError, VolumeError):
             raise
+        except Exception as error:
+            raise VolumeError(
+                f"cannot be read ({type(error).__name__}: {reason(error)}); check the address, the network and your "
+                "credentials"
+            ) from error
 
     def _require_unchanged(self, name: str) -> None:
         """Raise VolumeError if a missing chunk, which stands for the fill value, may have been there on opening.
@@ -166,25 +160,14 @@ class ChunkFiles:
         """
         if isinstance(self.place.location, str):
             return
-        folder = (self.place.location / name).parent
-        while not folder.is_dir() and folder != self.place.location:
-            folder = folder.parent
-        found = folder.stat() if folder.is_dir() else None
+        inside = (self.place.location / name).parents
+        folder = next((parent for parent in inside if parent.is_dir()), self.place.location)
+        found = folder.stat() if self.place.location.is_dir() else None
         if found is None or max(found.st_mtime, found.st_ctime) > self.place.since:
             raise VolumeError(
-                f"{self.place.label}: its chunk {name[:80]!r} is missing and its folder has changed since it was opened; "
+                f"its chunk {name[:80]!r} is missing and its folder has changed since it was opened; "
                 "put it back, or start again"
             )
-
-
-def _part_of_file(path: os.PathLike[str], most: int, span: slice) -> bytes:
-    """Return a part of a regular file, or one byte more than there may be."""
-    with open_regular(path) as file:
-        if span.start < 0:
-            file.seek(max(span.start, -os.fstat(file.fileno()).st_size), os.SEEK_END)
-        else:
-            file.seek(span.start)
-        return file.read(most + 1 if span.stop is None else min(span.stop - span.start, most + 1))
 
 
 def encoded_limit(size: int) -> int:
@@ -268,40 +251,38 @@ class _Web:
         for protocol in ("https://", "http://"):
             self._session.mount(protocol, HTTPAdapter(max_retries=again, pool_maxsize=16))
 
-    def read(self, name: str, most: int, span: slice | None) -> bytes:
+    def read(self, name: str, most: int, span: slice) -> bytes:
         """Return a file or a part of it; ask again if the connection is lost. Of a larger file, one byte more may be returned.
 
         Raises:
             OSError: it is missing, larger, or cannot be read.
         """
-        from requests import ConnectionError as Lost
+        from requests import ConnectionError as Unreachable
         from urllib3.exceptions import ProtocolError
 
         for attempt in range(1, ATTEMPTS):
             try:
                 return self._ask(f"{self._base}/{name}", most, span)
-            except (Lost, ProtocolError) as error:
-                if not isinstance(error.args[0] if isinstance(error, Lost) else error, ProtocolError):
+            except (Unreachable, ProtocolError) as error:
+                if not isinstance(error.args[0] if isinstance(error, Unreachable) else error, ProtocolError):
                     raise
                 time.sleep(PAUSE * attempt)
         return self._ask(f"{self._base}/{name}", most, span)
 
-    def _ask(self, url: str, most: int, span: slice | None) -> bytes:
+    def _ask(self, url: str, most: int, span: slice) -> bytes:
         headers = {"Accept-Encoding": "identity"}  # chunks are compressed already
-        if span is not None:
+        if part := span != slice(0, None):
             last = "" if span.stop is None else span.stop - 1
             headers["Range"] = f"bytes={span.start}" if span.start < 0 else f"bytes={span.start}-{last}"
         limits = (CONNECT_SECONDS, READ_SECONDS)
         with self._session.get(url, headers=headers, stream=True, timeout=limits) as answer:
             _check_answer(answer, url)
-            if span is None:
-                return _body(answer, most)
-            if answer.status_code == HTTPStatus.OK:  # of a server that does not know of parts
+            if part and answer.status_code == HTTPStatus.OK:  # of a server that does not know of parts
                 return _body(answer, max(most, WHOLE_BYTES))[span]
             content = _body(answer, most)
             found = answer.headers.get("Content-Range", "")
             right = f"bytes {span.start}-{span.start + len(content) - 1}/"
-            if span.start >= 0 and not found.startswith(right):
+            if part and span.start >= 0 and not found.startswith(right):
                 raise OSError(f"the server sends {found[:60]!r} where {headers['Range']} was asked for")
             return content
 
@@ -347,22 +328,22 @@ class _S3:
             for anonymous in (True, False)[: 1 + known]
         ]
 
-    def read(self, name: str, most: int, span: slice | None) -> bytes:
+    def read(self, name: str, most: int, span: slice) -> bytes:
         """Return a file or a part of it. Of a larger file, one byte more is returned.
 
         Raises:
             OSError: it is missing, or cannot be read.
         """
-        part, content = span or slice(0, most + 1), b""
-        for system in tuple(self._systems):
-            try:
-                content = system.cat_file(f"{self._base}/{name}", start=part.start, end=part.stop)
-            except PermissionError:
-                if system is self._systems[-1]:
-                    raise
-            else:
-                self._systems = [system] if system is self._systems[-1] else self._systems
-                break
+        stop = most + 1 if span == slice(0, None) else span.stop
+        for system in self._systems[:-1]:
+            with suppress(PermissionError):
+                return self._part(system, name, span.start, stop)
+        content = self._part(self._systems[-1], name, span.start, stop)
+        self._systems = self._systems[-1:]  # the only one that is allowed to
+        return content
+
+    def _part(self, system: Any, name: str, start: int, stop: int | None) -> bytes:
+        content: bytes = system.cat_file(f"{self._base}/{name}", start=start, end=stop)
         return content
 
 
@@ -390,32 +371,23 @@ def s3_connection() -> dict[str, Any]:
 def web_address(url: str) -> str:
     """Return the web address of what lies in Google's (gs://) or Azure's (az://) storage, other addresses as they are.
 
-    No credentials are used. ``STORAGE_EMULATOR_HOST`` and ``AZURE_STORAGE_SERVICE_ENDPOINT``, which Google's and Azure's
-    own tools know too, name another server than theirs.
+    No credentials are used.
 
     Args:
         url: gs://BUCKET/PATH; az://CONTAINER/PATH of the account ``AZURE_STORAGE_ACCOUNT_NAME``; or any other address.
 
     Raises:
-        ConfigError: no account is set, or a variable does not name a server.
+        ConfigError: no account is set.
 
     Example:
         >>> web_address("gs://bucket/image")
         'https://storage.googleapis.com/bucket/image'
     """
     protocol, _, rest = url.partition("://")
-    variable = {"gs": "STORAGE_EMULATOR_HOST", "az": "AZURE_STORAGE_SERVICE_ENDPOINT"}.get(protocol.lower())
-    if variable is None:
-        return url
-    if server := os.environ.get(variable):
-        server = server if "://" in server else f"http://{server}"  # as Google's own clients read it
-        if not re.match(r"https?://[^\s?#]+$", server):
-            raise ConfigError(
-                f"{variable}: is not the address of a server that starts with https:// or http://"
-            )
-        return f"{server.rstrip('/')}/{rest}"
     if protocol.lower() == "gs":
         return f"https://storage.googleapis.com/{rest}"
+    if protocol.lower() != "az":
+        return url
     account = os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")
     if not (account.isascii() and account.isalnum()):
         raise ConfigError(
@@ -423,26 +395,3 @@ def web_address(url: str) -> str:
             "https://ACCOUNT.blob.core.windows.net/CONTAINER/PATH"
         )
     return f"https://{account}.blob.core.windows.net/{rest}"
-
-
-@contextmanager
-def reporting_network_errors(label: str) -> Iterator[None]:
-    """Turn network errors into a VolumeError that says what to check.
-
-    Raises:
-        VolumeError: the block raised any other exception than an ``EvensliceError``.
-    """
-    try:
-        yield
-    except EvensliceError:
-        raise
-    except Exception as error:
-        if type(error).__name__ in _NOTHING_FOUND:
-            raise VolumeError(
-                f"{label}: no array and no group is there, or the server forbids reading it; check the address and your "
-                "credentials"
-            ) from error
-        raise VolumeError(
-            f"{label}: cannot be read ({type(error).__name__}: {reason(error)}); check the address, the "
-            "network and your credentials"
-        ) from error

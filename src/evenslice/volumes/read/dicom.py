@@ -19,13 +19,12 @@ from pydicom.pixels.utils import iter_pixels
 
 from evenslice._core import ConfigError, MissingExtraError, VolumeError, option
 from evenslice.volumes.geometry import affine_from_lps
-from evenslice.volumes.read.slice_folder import dicom_files, is_dicom, natural_order
+from evenslice.volumes.read.formats import dicom_files, natural_order
 from evenslice.volumes.read.source import (
     VoxelSource,
     reporting_read_errors,
     require_bytes,
     require_piece,
-    require_signature,
     without_warnings,
 )
 
@@ -72,11 +71,6 @@ class Frame:
     gap: float | None
     order: tuple[int, ...]
 
-    @property
-    def normal(self) -> NDArray[np.float64]:
-        """The direction perpendicular to the image, if it has an orientation."""
-        return _normal(self.orientation)
-
 
 class DicomSource(VoxelSource):
     """The frames of one series as z, y, x, with an axis t before z if there are several at each position."""
@@ -84,15 +78,12 @@ class DicomSource(VoxelSource):
     format = "DICOM"
 
     def __init__(self, place: Place) -> None:
-        path, self._label = place.path, place.label
+        path = place.path
         files = natural_order(dicom_files(path)) if path.is_dir() else [path]
-        if not is_dicom(files[0]):
-            require_signature(files[0], place.label, "a DICOM file")
-        frames = _choose(_read_series(files, place.label), place.label, place.series)
-        self.selected = () if place.series is None else ("series",)
+        frames = _choose(_read_series(files), place.series)
         self.files = tuple(dict.fromkeys(frame.path for frame in frames))
-        first = _check_alike(frames, place.label)
-        self._frames = _stack(frames, place.label)
+        first = _check_alike(frames)
+        self._frames = _stack(frames)
         times, depth = self._frames.shape
         self.shape = (*[times] * (times > 1), depth, *first.shape)
         self.names = "t" * (times > 1) + "zyx" + "s" * (len(first.shape) > 2)
@@ -105,22 +96,18 @@ class DicomSource(VoxelSource):
     def _set_place(self) -> None:
         """Set voxel size and affine from the first and last slice."""
         first, last = self._frames[0, 0], self._frames[0, -1]
-        depth = self._frames.shape[1]
-        if first.pixel is None:
-            return
         step: NDArray[np.float64] | None = None
         if first.position is not None and first.orientation is not None:
-            if depth > 1 and last.position is not None:
-                step = (last.position - first.position) / (depth - 1)
+            if len(self._frames[0]) > 1 and last.position is not None:
+                step = (last.position - first.position) / (len(self._frames[0]) - 1)
             elif first.gap is not None:
-                step = first.normal * first.gap
+                step = _normal(first.orientation) * first.gap
         distance = float(np.linalg.norm(step)) if step is not None else first.gap
-        if distance is None:
+        if distance is None or first.pixel is None:
             return
         rows, columns = first.pixel.tolist()
         sizes = {"z": distance, "y": rows, "x": columns}
-        self.spacing = tuple(sizes.get(name, float("nan")) for name in self.names or "")
-        self.unit = "mm"
+        self.voxel_size = tuple(sizes.get(name, math.nan) for name in self.names or ""), "mm"
         if step is not None:
             row, column = first.orientation[:3], first.orientation[3:]
             self.affine = affine_from_lps(
@@ -131,11 +118,11 @@ class DicomSource(VoxelSource):
         """Decode the frames under ``key``."""
         count = (self.names or "").index("y")
         frames = (self._frames if count == 2 else self._frames[0])[key[:count]]
-        blocks = [pixels[key[count:]].copy() for pixels in _decode(frames.flat, self._label)]
+        blocks = [pixels[key[count:]].copy() for pixels in _decode(frames.flat)]
         return np.stack(blocks).astype(self.dtype, copy=False).reshape(*frames.shape, *blocks[0].shape)
 
 
-def _decode(frames: Iterable[Frame], label: str) -> Iterator[NDArray[Any]]:
+def _decode(frames: Iterable[Frame]) -> Iterator[NDArray[Any]]:
     """Yield the rescaled pixels of frames; consecutive frames of one file are read together.
 
     Raises:
@@ -143,7 +130,7 @@ def _decode(frames: Iterable[Frame], label: str) -> Iterator[NDArray[Any]]:
     """
     for path, group in groupby(frames, key=lambda frame: frame.path):
         wanted = list(group)
-        with reporting_read_errors(_where(label, path), "DICOM"):
+        with reporting_read_errors(path.name, "DICOM"):
             images = iter_pixels(path, indices=[frame.index for frame in wanted])
             for frame, pixels in zip(wanted, images, strict=True):
                 if pixels.shape != frame.shape or pixels.dtype.newbyteorder("=") != frame.dtype:
@@ -155,45 +142,35 @@ def _decode(frames: Iterable[Frame], label: str) -> Iterator[NDArray[Any]]:
                 yield pixels if plain else np.asarray(pixels, np.float64) * slope + intercept
 
 
-def _where(label: str, path: Path) -> str:
-    """Return the label of a file in a folder, or of the file that was opened."""
-    return label if label.endswith(path.name) else f"{label}: {path.name}"
-
-
 # Headers
 
 
-def _read_series(files: Sequence[Path], label: str) -> list[tuple[str, list[Frame]]]:
-    """Read the headers of files and group their frames into series, sorted by number; files without an image are omitted.
+def _read_series(files: Sequence[Path]) -> list[tuple[int, str, str, list[Frame]]]:
+    """Read the headers of files and group their frames into series; files without an image are omitted.
 
     Returns:
-        For each series a description and its frames, in the order of the files.
+        For each series its number, UID, title and frames, in the order of the files; sorted by number.
 
     Raises:
         VolumeError: a header is damaged, impossible or unsupported.
         MissingExtraError: the voxels are compressed and their decoder is not installed.
     """
-    found: dict[tuple[int, str], tuple[str, list[Frame]]] = {}
+    found: dict[str, tuple[int, str, str, list[Frame]]] = {}
     for file in files:
-        where = _where(label, file)
-        with reporting_read_errors(where, "DICOM"):
+        with reporting_read_errors(file.name, "DICOM"):
             with without_warnings():  # what matters is checked here
                 header = pydicom.dcmread(file, stop_before_pixels=True, defer_size=2**16)
             if "Rows" not in header or "Columns" not in header:
-                _require_no_image(header, where)
+                _require_no_image(header)
                 continue
             uid, number = str(header.get("SeriesInstanceUID", "")), _whole(header, "SeriesNumber")
             title = f"{header.get('Modality', '')} {header.get('SeriesDescription', '')}".strip()
-            key = next((key for key in found if key[1] == uid), (number, uid))
-            _, frames = found.setdefault(key, (title or "no title", []))
-            frames.extend(_frames(header, file, where))
-    return [
-        (f"{title} ({len(frames)} images, UID …{uid[-12:]})", frames)
-        for (_, uid), (title, frames) in sorted(found.items())
-    ]
+            *_, frames = found.setdefault(uid, (number, uid, title or "no title", []))
+            frames.extend(_frames(header, file))
+    return sorted(found.values(), key=lambda series: series[:2])
 
 
-def _choose(found: list[tuple[str, list[Frame]]], label: str, wanted: int | None) -> list[Frame]:
+def _choose(found: list[tuple[int, str, str, list[Frame]]], wanted: int | None) -> list[Frame]:
     """Return the frames of the only series, or of the one that the user selected.
 
     Raises:
@@ -201,23 +178,20 @@ def _choose(found: list[tuple[str, list[Frame]]], label: str, wanted: int | None
         ConfigError: there is no such series.
     """
     if not found:
-        raise VolumeError(
-            f"{label}: its DICOM files contain no image; name a folder of CT, MR or other slices"
-        )
-    if wanted is None and len(found) > 1:
-        listing = "; ".join(f"{number}: {title}" for number, (title, _) in enumerate(found[:8]))
-        raise VolumeError(
-            f"{label}: holds {len(found)} series ({listing}{'; …' if len(found) > 8 else ''}); pick one "
-            f"with {option('select', {'series': 0})}, or name a folder with one series"
-        )
-    if wanted is not None and not 0 <= wanted < len(found):
-        raise ConfigError(
-            f"{label}: {option('select', {'series': wanted})} is out of range; it holds series 0 to {len(found) - 1}"
-        )
-    return found[wanted or 0][1]
+        raise VolumeError("its DICOM files contain no image; name a folder of CT, MR or other slices")
+    if (len(found) == 1 and wanted is None) or wanted in range(len(found)):
+        return found[wanted or 0][3]
+    listing = "; ".join(
+        f"{place}: {title} ({len(frames)} images, UID …{uid[-12:]})"
+        for place, (_, uid, title, frames) in enumerate(found[:8])
+    )
+    raise (VolumeError if wanted is None else ConfigError)(
+        f"holds {len(found)} series ({listing}{'; …' if len(found) > 8 else ''}); pick one with "
+        f"{option('select', {'series': 0})}, or name a folder with one series"
+    )
 
 
-def _require_no_image(header: Any, where: str) -> None:
+def _require_no_image(header: Any) -> None:
     """Raise unless a file without an image is of a kind that has none: a report, a structure set, a mesh, a dose histogram."""
     kind = header.file_meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID")
     name = "DICOM file" if kind is None else kind.name
@@ -226,18 +200,25 @@ def _require_no_image(header: Any, where: str) -> None:
     if kind is None or any(
         word in name for word in ("Image Storage", "Dose Storage", "Segmentation Storage", "Map Storage")
     ):
-        raise VolumeError(f"{where}: is truncated, it is of the kind {name} but has no image; copy it again")
+        raise VolumeError(f"is truncated, it is of the kind {name} but has no image; copy it again")
 
 
-def _frames(header: Any, path: Path, where: str) -> Iterator[Frame]:
+def _frames(header: Any, path: Path) -> Iterator[Frame]:
     """Yield the frames of a file, with their shared and their own metadata."""
     count = max(_whole(header, "NumberOfFrames", 1), 1)
-    require_bytes(path, where, count)  # of a byte each, at least
-    shape, dtype = _shape_and_type(header, where)
-    _check_syntax(header, path, where, math.prod(shape) * count * _whole(header, "BitsAllocated") // 8)
+    require_bytes(path, count)  # of a byte each, at least
+    shape, dtype = _shape_and_type(header)
+    syntax = header.file_meta.TransferSyntaxUID
+    if not get_decoder(syntax).is_available:
+        raise MissingExtraError(
+            f"its images are compressed as {syntax.name}; install a decoder with: pip install "
+            "'evenslice[medical]'"
+        )
+    if not syntax.is_encapsulated and len(shape) == 2:
+        require_bytes(path, math.prod(shape) * count * _whole(header, "BitsAllocated") // 8)
     if "ModalityLUTSequence" in header:
         raise VolumeError(
-            f"{where}: its values refer to a modality lookup table, which cannot be read; save it rescaled"
+            "its values refer to a modality lookup table, which cannot be read; save it rescaled"
         )
     shared = _first(header, "SharedFunctionalGroupsSequence")
     own = header.get("PerFrameFunctionalGroupsSequence") or []
@@ -253,14 +234,16 @@ def _frames(header: Any, path: Path, where: str) -> Iterator[Frame]:
             for name in ("PixelMeasures", "PixelValueTransformation", "PlaneOrientation", "PlanePosition")
         )
         orientation = _numbers(plane, "ImageOrientationPatient", 6)
-        position = _numbers(placed, "ImagePositionPatient", 3) if count == 1 or own else None
+        position = _numbers(placed, "ImagePositionPatient", 3)
         if len(offsets) == count and orientation is not None:
-            position = _dose_position(header, orientation, offsets[index], offsets[0])
+            position = _dose_position(position, orientation, offsets[index], offsets[0])
+        elif count > 1 and not own:
+            position = None
         gap = abs(_number(measures, "SpacingBetweenSlices")) or _number(measures, "SliceThickness")
         slope = _number(values, "RescaleSlope", _number(header, "DoseGridScaling", 1.0))
         intercept = _number(values, "RescaleIntercept")
         if not slope or not np.isfinite(slope + intercept):  # all voxels would be alike
-            raise VolumeError(f"{where}: its values are scaled by {slope:g}; correct the header, mostly to 1")
+            raise VolumeError(f"its values are scaled by {slope:g}; correct the header, mostly to 1")
         numbers = ("TemporalPositionIdentifier", "AcquisitionNumber", "InstanceNumber")
         yield Frame(
             path=path,
@@ -276,7 +259,7 @@ def _frames(header: Any, path: Path, where: str) -> Iterator[Frame]:
         )
 
 
-def _shape_and_type(header: Any, where: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _shape_and_type(header: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     rows, columns, samples = (_whole(header, name, 1) for name in ("Rows", "Columns", "SamplesPerPixel"))
     bits = _whole(header, "BitsAllocated")
     shape = (rows, columns, *((samples,) if samples > 1 else ()))
@@ -285,41 +268,21 @@ def _shape_and_type(header: Any, where: str) -> tuple[tuple[int, ...], np.dtype[
     else:
         kind = "f" if bits >= 32 else "u"  # parametric maps of floats lack it
     dtype = np.dtype(f"{kind}{max(bits, 8) // 8}")
-    require_piece(where, "its images", shape, dtype)
+    require_piece("its images", shape, dtype)
     return shape, dtype
 
 
-def _check_syntax(header: Any, path: Path, where: str, size: int) -> None:
-    """Raise if the voxels cannot be decoded, or are uncompressed, of one sample, and the file is too short for them."""
-    syntax = header.file_meta.TransferSyntaxUID
-    if syntax.is_deflated:
-        raise VolumeError(
-            f"{where}: is compressed as a whole (deflated); save it uncompressed, or with compressed images"
-        )
-    if not get_decoder(syntax).is_available:
-        raise MissingExtraError(
-            f"{where}: its images are compressed as {syntax.name}; install a decoder with: pip install "
-            "'evenslice[medical]'"
-        )
-    if not syntax.is_encapsulated and _whole(header, "SamplesPerPixel", 1) == 1:
-        require_bytes(path, where, size)
-
-
 def _dose_position(
-    header: Any, orientation: NDArray[np.float64], offset: float, first_offset: float
+    first: NDArray[np.float64] | None, orientation: NDArray[np.float64], offset: float, first_offset: float
 ) -> NDArray[np.float64] | None:
     """Return the position of a frame of a radiation dose, which states offsets from the first frame, or z of each frame.
 
     Source: PS3.3, section C.8.8.3.2. Offsets count along the normal and start at zero; z, whatever the normal, towards
     the head.
     """
-    first = _numbers(header, "ImagePositionPatient", 3)
-    if first is None:
-        return None
     normal = _normal(orientation)
-    if first_offset and normal[2] < 0:
-        normal = -normal
-    return first + (offset - first_offset) * normal
+    towards = -1 if first_offset and normal[2] < 0 else 1
+    return None if first is None else first + towards * (offset - first_offset) * normal
 
 
 def _normal(orientation: Any) -> NDArray[np.float64]:
@@ -353,31 +316,24 @@ def _whole(item: Any, name: str, default: int = 0) -> int:
 # The frames of a series
 
 
-def _check_alike(frames: Sequence[Frame], label: str) -> Frame:
+def _check_alike(frames: Sequence[Frame]) -> Frame:
     """Raise VolumeError if the frames of a series differ in size, type, direction or distance of pixels; return the first."""
     first = frames[0]
-    for frame in frames[1:]:
-        differing = [
-            name
-            for name, tolerance in (("shape", 0), ("dtype", 0), ("orientation", 1e-3), ("pixel", 1e-3))
-            if _differ(getattr(first, name), getattr(frame, name), tolerance)
-        ]
-        if differing:
-            name = differing[0]
-            raise VolumeError(
-                f"{label}: images of one series differ in {name}, {first.path.name} has {getattr(first, name)} and "
-                f"{frame.path.name} {getattr(frame, name)}; name a folder with images of one kind"
-            )
+    for name in ("shape", "dtype", "orientation", "pixel"):
+        for frame in frames[1:]:
+            one, other = getattr(first, name), getattr(frame, name)
+            measured = isinstance(one, np.ndarray) and other is not None
+            if not (
+                np.allclose(one, other, rtol=1e-3, atol=1e-3) if measured else np.array_equal(one, other)
+            ):
+                raise VolumeError(
+                    f"images of one series differ in {name}, {first.path.name} has {one} and "
+                    f"{frame.path.name} {other}; name a folder with images of one kind"
+                )
     return first
 
 
-def _differ(one: Any, other: Any, tolerance: float) -> bool:
-    if one is None or other is None or not tolerance:
-        return (one is None) != (other is None) or (not tolerance and one != other)
-    return not np.allclose(one, other, rtol=tolerance, atol=tolerance)
-
-
-def _stack(frames: Sequence[Frame], label: str) -> NDArray[Any]:
+def _stack(frames: Sequence[Frame]) -> NDArray[Any]:
     """Sort frames by position, and those at one position by time.
 
     Returns:
@@ -390,37 +346,34 @@ def _stack(frames: Sequence[Frame], label: str) -> NDArray[Any]:
     first = frames[0]
     without = [frame for frame in frames if frame.position is None]
     if first.orientation is None or len(without) == len(frames):
-        return _in_order(frames, label)
+        return _in_order(frames)
     if without:
         raise VolumeError(
-            f"{label}: {without[0].path.name} states no position, unlike other images of its series; name a folder without "
+            f"{without[0].path.name} states no position, unlike other images of its series; name a folder without "
             "it, or complete its header"
         )
     places = np.array([frame.position for frame in frames])
-    heights = places @ first.normal
+    heights = places @ _normal(first.orientation)
     order = np.argsort(heights, kind="stable")
     near = 0.01 * min(first.pixel) if first.pixel is not None and min(first.pixel) > 0 else 1e-4
     starts = [0, *(np.flatnonzero(np.diff(heights[order]) > near) + 1).tolist()]
     groups = [
-        sorted((frames[int(i)] for i in part), key=lambda frame: frame.order)
+        sorted((frames[int(number)] for number in part), key=lambda frame: frame.order)
         for part in np.split(order, starts[1:])
     ]
     counts = [len(group) for group in groups]
     if min(counts) != max(counts):
         odd = groups[counts.index(min(counts))][0]
         raise VolumeError(
-            f"{label}: {max(counts)} images are at some positions and {min(counts)} at that of "
+            f"{max(counts)} images are at some positions and {min(counts)} at that of "
             f"{odd.path.name}; images are missing, or several volumes are mixed: name a folder with one "
             "volume"
         )
-    grid = np.empty((counts[0], len(groups)), object)
-    for z, group in enumerate(groups):
-        grid[:, z] = group
-    _check_even(grid[0], heights[order][starts], label)
-    return grid
+    _check_even([group[0] for group in groups], heights[order][starts])
+    return np.array(groups, object).T
 
 
-def _in_order(frames: Sequence[Frame], label: str) -> NDArray[Any]:
+def _in_order(frames: Sequence[Frame]) -> NDArray[Any]:
     """Sort frames without positions by their numbers, or leave them in the order of the file names if they have none.
 
     Returns:
@@ -429,19 +382,18 @@ def _in_order(frames: Sequence[Frame], label: str) -> NDArray[Any]:
     Raises:
         VolumeError: two have the same number.
     """
-    grid = np.empty((1, len(frames)), object)
-    grid[0] = found = sorted(frames, key=lambda frame: frame.order)
+    found = sorted(frames, key=lambda frame: frame.order)
     if len({frame.order for frame in found}) > 1:
         for frame, after in pairwise(found):
             if frame.order == after.order:
                 raise VolumeError(
-                    f"{label}: {frame.path.name} and {after.path.name} have the same number and no position; several "
+                    f"{frame.path.name} and {after.path.name} have the same number and no position; several "
                     "volumes are mixed: name a folder with one volume"
                 )
-    return grid
+    return np.array([found], object)
 
 
-def _check_even(slices: NDArray[Any], heights: NDArray[np.float64], label: str) -> None:
+def _check_even(slices: Sequence[Frame], heights: NDArray[np.float64]) -> None:
     """Raise if the slices of a volume are not equally spaced, or do not lie above each other along one line."""
     distances = np.diff(heights)
     if not len(distances):
@@ -450,7 +402,7 @@ def _check_even(slices: NDArray[Any], heights: NDArray[np.float64], label: str) 
     odd = int(np.argmax(np.abs(distances - usual)))
     if abs(distances[odd] - usual) > EVEN * usual:
         raise VolumeError(
-            f"{label}: slices are {usual:.4g} mm apart, but {slices[odd].path.name} and "
+            f"slices are {usual:.4g} mm apart, but {slices[odd].path.name} and "
             f"{slices[odd + 1].path.name} are {distances[odd]:.4g} mm apart; slices are missing or "
             "unevenly spaced: complete the series, or name a folder with an evenly spaced part"
         )
@@ -461,6 +413,6 @@ def _check_even(slices: NDArray[Any], heights: NDArray[np.float64], label: str) 
     odd = int(np.argmax(aside))
     if aside[odd] > max(0.5 * min(slices[0].pixel), EVEN * usual):  # a tilted gantry shifts all alike
         raise VolumeError(
-            f"{label}: {slices[odd + 1].path.name} lies {aside[odd]:.4g} mm to the side of where it would follow "
+            f"{slices[odd + 1].path.name} lies {aside[odd]:.4g} mm to the side of where it would follow "
             f"{slices[odd].path.name}; align the slices, or name a folder with a part that is aligned"
         )

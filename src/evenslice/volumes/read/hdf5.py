@@ -14,13 +14,7 @@ import numpy as np
 
 from evenslice._core import VolumeError, did_you_mean
 from evenslice.volumes.geometry import normal_unit
-from evenslice.volumes.read.source import (
-    VoxelSource,
-    letters,
-    require_piece,
-    require_signature,
-    spatial_spacing,
-)
+from evenslice.volumes.read.source import VoxelSource, letters, require_piece, scaled_spacing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,10 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from evenslice.volumes.geometry import Unit
-    from evenslice.volumes.read.source import Place
-
-MOST_OBJECTS = 10_000
-"""Number of groups and datasets that are searched for the volume."""
+    from evenslice.volumes.read.source import Place, VoxelSize
 
 _MOST_DIMENSIONS = 32  # of HDF5
 _MOST_STEPS = 100  # along links, which may form a circle
@@ -44,36 +35,28 @@ class Hdf5Source(VoxelSource):
     part: str
 
     def __init__(self, place: Place) -> None:
-        require_signature(place.path, place.label, "an HDF5 file")
-        self._path, self._label = place.path, place.label
+        self._path = place.path
         with _opened(self._path) as file:
             root = place.part in (None, "/")
-            self.part = _only_volume(file, place.label) if root else str(place.part)
-            dataset = _dataset(file, self.part, place.label)
+            self.part = _only_volume(file) if root else str(place.part)
+            dataset = _dataset(file, self.part)
             self.shape = tuple(dataset.shape or ())
             self.dtype, self.chunks = np.dtype(dataset.dtype), dataset.chunks
             if self.chunks:
-                require_piece(place.label, "its chunks", self.chunks, self.dtype)
+                require_piece("its chunks", self.chunks, self.dtype)
             self.names = _names(dataset)
-            stated = np.asarray(
-                _attribute(dataset, "element_size_um")
-            )  # as Fiji, ilastik and PlantSeg write it
+            # As Fiji, ilastik and PlantSeg write it.
+            stated = np.asarray(_attribute(dataset, "element_size_um"))
             if stated.dtype.kind in "iuf" and stated.size == 3:
-                z, y, x = stated.astype(float).ravel().tolist()
-                self.voxel_size, self.unit = (z, y, x), "um"
+                sizes = stated.astype(float).ravel().tolist()
+                self.voxel_size = dict(zip("zyx", sizes, strict=True)), "um"
             else:
-                self.spacing, self.unit = _scale_steps(dataset, self.names)
+                self.voxel_size = _scale_steps(dataset, self.names)
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Decode the chunks under ``key``."""
         with _opened(self._path) as file:
-            return np.asarray(_dataset(file, self.part, self._label)[key])
-
-    def image(self, path: Path) -> tuple[tuple[Any, ...], int]:
-        """Return where in its file the dataset is: all links to it have the same address."""
-        with _opened(self._path) as file:
-            dataset = _dataset(file, self.part, self._label)
-            return (path, int(h5py.h5o.get_info(dataset.id).addr)), 0
+            return np.asarray(_dataset(file, self.part)[key])
 
 
 def _opened(path: Path) -> Any:
@@ -81,33 +64,28 @@ def _opened(path: Path) -> Any:
     return h5py.File(path, "r", locking="best-effort")
 
 
-def _dataset(file: Any, part: str, label: str) -> Any:
+def _dataset(file: Any, part: str) -> Any:
     """Return a dataset.
 
     Raises:
         VolumeError: there is none, or it or its voxels are in another file.
     """
     try:
-        node = _node(file, part, label)
+        node = _node(file, part)
     except (KeyError, AttributeError, RuntimeError):  # as what lies below a dataset raises
         known = [f"/{name}" for name in list(file)[:100]]
-        raise VolumeError(f"{label}: has no dataset {part}; {did_you_mean(part, known)}") from None
+        raise VolumeError(f"has no dataset {part}; {did_you_mean(part, known)}") from None
     if isinstance(node, h5py.Group):
         inside = [f"{part.rstrip('/')}/{name}" for name in list(node)[:6]]
-        raise VolumeError(
-            f"{label}: {part} is a group; name what is inside ({', '.join(inside) or 'nothing'})"
-        )
-    if not isinstance(node, h5py.Dataset):
-        raise VolumeError(f"{label}: {part} is not a dataset; name one, as file.h5:/path")
+        raise VolumeError(f"{part} is a group; name what is inside ({', '.join(inside) or 'nothing'})")
     if node.external or node.is_virtual:
-        how = "stored in" if node.external else "assembled from"
         raise VolumeError(
-            f"{label}: the voxels of {part} are {how} other files, which are not opened; copy it into one dataset"
+            f"the voxels of {part} are in other files, which are not opened; copy it into one dataset"
         )
     return node
 
 
-def _node(file: Any, part: str, label: str) -> Any:
+def _node(file: Any, part: str) -> Any:
     """Follow names and soft links from the root, step by step so that none leaves the file."""
     node, todo = file, part.split("/")[::-1]
     for _ in range(_MOST_STEPS):
@@ -119,7 +97,7 @@ def _node(file: Any, part: str, label: str) -> Any:
         links, encoded = node.id.links, name.encode()
         kind = links.get_info(encoded).type
         if kind == h5py.h5l.TYPE_EXTERNAL:
-            raise VolumeError(f"{label}: {name} links to another file, which is not opened; name that file")
+            raise VolumeError(f"{name} links to another file, which is not opened; name that file")
         if kind == h5py.h5l.TYPE_SOFT:
             target = links.get_val(encoded).decode()
             node = file if target.startswith("/") else node
@@ -129,40 +107,29 @@ def _node(file: Any, part: str, label: str) -> Any:
     raise KeyError(part)
 
 
-def _only_volume(file: Any, label: str) -> str:
+def _only_volume(file: Any) -> str:
     """Return the path of the only dataset of three dimensions, else of the only one of more; only hard links are followed.
 
     Raises:
         VolumeError: there are none or several; the message lists the datasets.
     """
-    found: list[tuple[str, tuple[int, ...], str]] = []
-    seen = 0
+    found: dict[str, Any] = {}
 
-    def look(name: str, node: Any) -> bool | None:
-        nonlocal seen
-        seen += 1
+    def look(name: str, node: Any) -> None:
         if isinstance(node, h5py.Dataset) and node.shape is not None and node.dtype.kind in "biuf":
-            found.append((f"/{name}", tuple(node.shape), str(node.dtype)))
-        return True if seen >= MOST_OBJECTS else None
+            found[f"/{name}"] = node
 
     file.visititems(look)
-    for wanted in (
-        [item for item in found if len(item[1]) == 3],
-        [item for item in found if len(item[1]) > 3],
-    ):
-        if len(wanted) == 1:
-            return wanted[0][0]
-        if wanted:
-            file_label = label.removesuffix(":/")  # of which the root was named
-            listing = ", ".join(f"{path} {shape} {dtype}" for path, shape, dtype in wanted[:8])
-            raise VolumeError(
-                f"{label}: holds {len(wanted)} volumes ({listing}{', …' if len(wanted) > 8 else ''}); name "
-                f"one, as {file_label}:{wanted[0][0]}"
-            )
-    listing = ", ".join(f"{path} {shape}" for path, shape, _ in found[:8]) or "none"
-    raise VolumeError(
-        f"{label}: has no dataset of three dimensions (datasets: {listing}); name a volume file"
-    )
+    flat = [path for path, node in found.items() if node.ndim == 3]
+    volumes = flat or [path for path, node in found.items() if node.ndim > 3]
+    if len(volumes) == 1:
+        return volumes[0]
+    listing = ", ".join(f"{path} {node.shape} {node.dtype}" for path, node in list(found.items())[:8])
+    if not volumes:
+        raise VolumeError(
+            f"has no dataset of three dimensions ({listing or 'no dataset'}); name a volume file"
+        )
+    raise VolumeError(f"holds {len(volumes)} volumes ({listing}); name one, as in file.h5:{volumes[0]}")
 
 
 def _names(dataset: Any) -> str | None:
@@ -199,15 +166,14 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _scale_steps(dataset: Any, names: str | None) -> tuple[tuple[float, ...] | None, Unit | None]:
+def _scale_steps(dataset: Any, names: str | None) -> VoxelSize:
     """Read the voxel size from dimension scales with evenly spaced coordinates, of netCDF files too."""
     found = [
         _step(dataset.file[references[0]], length) if np.size(references) and references is not None else None
         for references, length in zip(_dimensions(dataset, "DIMENSION_LIST"), dataset.shape, strict=True)
     ]
     steps, units = [item and item[0] for item in found], [item and item[1] for item in found]
-    spatial = [number for number in range(len(found)) if names is None or names[number] in "zyx"]
-    return spatial_spacing(steps, units, spatial)
+    return scaled_spacing(steps, units, names)
 
 
 def _step(scale: Any, length: int) -> tuple[float, Unit | None] | None:

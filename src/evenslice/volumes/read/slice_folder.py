@@ -1,41 +1,27 @@
-"""A folder of images (TIFF, PNG or JPEG), one per slice, in the natural order of their names; and which files are DICOM.
+"""A folder of images (TIFF, PNG or JPEG), one per slice.
 
-"slice2" comes before "slice10". Each file is opened once to check that all are alike, and again to be read.
+Each file is opened once to check that all are alike, and again to be read.
 """
 
 from __future__ import annotations
 
-import re
 from contextlib import contextmanager
-from itertools import pairwise
-from math import gcd
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evenslice._core import VolumeError, needs_extra, open_regular
-from evenslice.volumes.read.source import (
-    Place,
-    VoxelSource,
-    reporting_read_errors,
-    require_piece,
-    require_signature,
-)
+from evenslice.volumes.read.formats import SLICE_FOLDER, image_kind, slice_files
+from evenslice.volumes.read.source import Place, VoxelSource, reporting_read_errors, require_piece
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     # Shape (y, x) or (y, x, sample) and data type of an image, and what reads the part of it under a key.
     Slice = tuple[tuple[int, ...], np.dtype[Any], Callable[[tuple[slice, ...]], NDArray[Any]]]
-
-KINDS = {".tif": "TIFF", ".tiff": "TIFF", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
-"""The formats of images by suffix."""
-
-SLICE_FOLDER = "folder of "
-"""How the names of the formats of such folders begin."""
 
 
 class SliceFolderSource(VoxelSource):
@@ -44,16 +30,15 @@ class SliceFolderSource(VoxelSource):
     assumed = True
 
     def __init__(self, place: Place) -> None:
-        self._label = label = place.label
-        self.files = files = tuple(slice_files(place.path, label))
-        self.format = f"{SLICE_FOLDER}{_kind(files[0])} slices"
+        self.files = files = tuple(slice_files(place.path))
+        self.format = f"{SLICE_FOLDER}{image_kind(files[0])} slices"
         found = []
         for file in files:
-            with _opened(file, label) as (shape, dtype, _):
+            with _opened(file) as (shape, dtype, _):
                 found.append((shape, dtype))
             if found[-1] != found[0]:
                 raise VolumeError(
-                    f"{label}: slices differ, {files[0].name} has {_described(*found[0])} and "
+                    f"slices differ, {files[0].name} has {_described(*found[0])} and "
                     f"{file.name} {_described(*found[-1])}; make them alike, or name another folder"
                 )
         shape, self.dtype = found[0]
@@ -65,89 +50,10 @@ class SliceFolderSource(VoxelSource):
         return np.stack([self._read(file, key[1:]) for file in (self.files or ())[key[0]]])
 
     def _read(self, file: Path, key: tuple[slice, ...]) -> NDArray[Any]:
-        with _opened(file, self._label) as (shape, _, read):
+        with _opened(file) as (shape, _, read):
             if shape != self.shape[1:]:
-                raise VolumeError(
-                    f"{self._label}: {file.name} has changed since the folder was opened; open it again"
-                )
+                raise VolumeError("has changed since the folder was opened; open it again")
             return read(key)
-
-
-def is_dicom(path: Path) -> bool:
-    """Return whether a file has the signature of DICOM."""
-    with open_regular(path) as file:
-        return file.read(132)[128:] == b"DICM"
-
-
-def dicom_files(path: Path) -> Iterator[Path]:
-    """Yield the DICOM files directly in a folder, whatever their names, except hidden ones and those named as other images."""
-    return (file for file in _visible_files(path) if not _kind(file) and is_dicom(file))
-
-
-def slice_files(path: Path, label: str) -> list[Path]:
-    """Return the images in a folder in natural order.
-
-    Raises:
-        VolumeError: the images have different formats.
-    """
-    files = [file for file in _visible_files(path) if _kind(file)]
-    kinds = sorted({_kind(file) for file in files})
-    if len(kinds) > 1:
-        raise VolumeError(
-            f"{label}: is a folder of {' and '.join(kinds)} images; keep one format, or name another folder"
-        )
-    return natural_order(files)
-
-
-def _visible_files(path: Path) -> Iterator[Path]:
-    return (file for file in path.iterdir() if not file.name.startswith(".") and file.is_file())
-
-
-def natural_order(files: Iterable[Path]) -> list[Path]:
-    """Sort files by name, with the numbers in names by value.
-
-    Example:
-        >>> from pathlib import Path
-        >>> [file.name for file in natural_order([Path("z10.png"), Path("z9.png"), Path("z9b.png")])]
-        ['z9.png', 'z9b.png', 'z10.png']
-    """
-    return sorted(files, key=lambda file: (_natural_key(file.stem), file.name))
-
-
-def missing_numbers(files: Sequence[Path]) -> list[int]:
-    """Return the numbers that are missing among names that differ in one number alone.
-
-    Numbers may have a constant distance. If more are missing than present, they number something else.
-
-    Example:
-        >>> from pathlib import Path
-        >>> missing_numbers([Path(f"z{number:03}.png") for number in (0, 10, 20, 40)])
-        [30]
-    """
-    keys = [_natural_key(file.stem) for file in natural_order(files)]
-    if len({len(key) for key in keys}) != 1:
-        return []
-    varying = [set(parts) for parts in zip(*keys, strict=True)]
-    counted = [place for place, parts in enumerate(varying) if len(parts) > 1]
-    if len(counted) != 1 or counted[0] % 2 == 0:
-        return []
-    numbers = [key[counted[0]][0] for key in keys]
-    step = gcd(*(after - before for before, after in pairwise(numbers)))
-    if step == 0 or (numbers[-1] - numbers[0]) // step + 1 > 2 * len(numbers):
-        return []
-    return sorted({*range(numbers[0], numbers[-1], step)}.difference(numbers))
-
-
-def _natural_key(name: str) -> list[tuple[int, str]]:
-    # Text and numbers alternate, so that text is never compared with a number.
-    return [
-        (int(part), "") if number % 2 else (0, part.lower())
-        for number, part in enumerate(re.split(r"([0-9]{1,18})", name))
-    ]
-
-
-def _kind(file: Path) -> str:
-    return KINDS.get(file.suffix.lower(), "")
 
 
 def _described(shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
@@ -155,19 +61,18 @@ def _described(shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
 
 
 @contextmanager
-def _opened(file: Path, label: str) -> Iterator[Slice]:
+def _opened(file: Path) -> Iterator[Slice]:
     """Open an image in a context; only its header is read."""
-    kind, where = _kind(file), f"{label}: {file.name}"
-    with reporting_read_errors(where, kind):
+    kind = image_kind(file)
+    with reporting_read_errors(file.name, kind):
         if kind == "TIFF":
-            yield _tiff(file, where)
+            yield _tiff(file)
             return
-        require_signature(file, where, f"a {kind} image")
         with open_regular(file) as stream:
-            yield _png_or_jpeg(kind, stream, where)
+            yield _png_or_jpeg(kind, stream)
 
 
-def _tiff(file: Path, where: str) -> Slice:
+def _tiff(file: Path) -> Slice:
     """Open a TIFF file of one image.
 
     Raises:
@@ -175,12 +80,12 @@ def _tiff(file: Path, where: str) -> Slice:
     """
     with needs_extra("volumes", "reading a TIFF slice"):
         from evenslice.volumes.read.tiff import TiffSource
-    source = TiffSource(Place(where, file))
+    source = TiffSource(Place(file.name, file))
     lead = len(source.shape) - (3 if (source.names or "").endswith("s") else 2)
     shape = source.shape[max(lead, 0) :]
     if lead < 0 or source.shape[:lead] != (1,) * lead:
         raise VolumeError(
-            f"{where} holds {' x '.join(map(str, source.shape))} voxels, not one slice; name that file, or keep only "
+            f"holds {' x '.join(map(str, source.shape))} voxels, not one slice; name that file, or keep only "
             "single slices"
         )
 
@@ -191,7 +96,7 @@ def _tiff(file: Path, where: str) -> Slice:
     return shape, source.dtype.newbyteorder("="), read
 
 
-def _png_or_jpeg(kind: str, stream: Any, where: str) -> Slice:
+def _png_or_jpeg(kind: str, stream: Any) -> Slice:
     """Open a PNG or JPEG image.
 
     Pillow's limit on the number of pixels, which is set per process and below the size of electron microscopy slices,
@@ -205,7 +110,7 @@ def _png_or_jpeg(kind: str, stream: Any, where: str) -> Slice:
     mode = getmode(image.mode)
     samples = (len(mode.bands),) if len(mode.bands) > 1 else ()
     if samples and any(";16" in str(tile[3]) for tile in image.tile):  # Pillow would read 8 bits of them
-        raise VolumeError(f"{where}: is a 16-bit colour image; save it as grayscale, or as TIFF")
+        raise VolumeError("is a 16-bit colour image; save it as grayscale, or as TIFF")
     shape, dtype = (image.height, image.width, *samples), np.dtype(mode.typestr).newbyteorder("=")
-    require_piece(where, "its pixels", shape, dtype)
+    require_piece("its pixels", shape, dtype)
     return shape, dtype, lambda key: np.asarray(image)[key].copy()  # and not all of the image

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import ConfigError, EvensliceError, VolumeError, open_regular, path_text, reason
+from evenslice._core import ConfigError, EvensliceError, VolumeError, did_you_mean, option, path_text, reason
 from evenslice.volumes.geometry import common_unit, normal_unit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
 LARGEST_PIECE = 2**31
 """Size limit in bytes of what each read decodes as one: a chunk, a strip, an image."""
-
-LARGEST_STREAM = 2**34
-"""Size limit in bytes of what is decompressed whole, once: the voxels of a MetaImage or NRRD file."""
 
 LARGEST_METADATA = 2**23
 """Size limit in bytes of a file of metadata, or of a header of text."""
@@ -48,20 +45,6 @@ PROTOCOLS = ("https", "s3", "gs", "az", "http")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _KIND = re.compile(r"(precomputed|n5|zarr)://(.*)", re.DOTALL)
 _DATASET = re.compile(r"(.+\.(?:h5|hdf5|hdf|he5|nxs|ims)):(.*)", re.IGNORECASE)
-
-_SIGNATURES = {
-    b"\x89PNG\r\n\x1a\n": "a PNG image",
-    b"\xff\xd8\xff": "a JPEG image",
-    b"GIF8": "a GIF image",
-    b"II*\0": "a TIFF file",
-    b"MM\0*": "a TIFF file",
-    b"II+\0": "a TIFF file",
-    b"MM\0+": "a TIFF file",
-    b"\x93NUMPY": "a NumPy array",
-    b"\x89HDF\r\n\x1a\n": "an HDF5 file",
-    b"\x1f\x8b": "gzip-compressed data",
-    b"PK\x03\x04": "a ZIP archive",
-}
 
 _warnings = threading.Lock()
 
@@ -97,9 +80,7 @@ class Place:
     def path(self) -> Path:
         """The location, if it is a file or folder."""
         if isinstance(self.location, str):
-            raise VolumeError(
-                f"{self.label}: is an address, where only Zarr, N5 and precomputed can be read; copy it here"
-            )
+            raise VolumeError("is an address, where only Zarr, N5 and precomputed can be read; copy it here")
         return self.location
 
 
@@ -169,13 +150,12 @@ def refuse_secret(url: str, error: type[EvensliceError]) -> None:
         )
 
 
-def confined(folder: Path, name: str, label: str) -> Path:
+def confined(folder: Path, name: str) -> Path:
     """Return the path of a file that a header names, which must be in its folder or below; it may be missing.
 
     Args:
         folder: the header's folder.
         name: the name in the header.
-        label: the header, as the user wrote it.
 
     Raises:
         VolumeError: the name, or a link, leads out of the folder.
@@ -184,13 +164,15 @@ def confined(folder: Path, name: str, label: str) -> Path:
     # A header may have been written on another system, or to mislead one.
     rooted = Path(name).is_absolute() or PureWindowsPath(name).drive or "\\" in name
     if not name or "\0" in name or rooted or not path.resolve().is_relative_to(folder.resolve()):
-        raise VolumeError(
-            f"{label}: its file {name[:80]!r} is outside its folder and is not read; put it beside the header"
-        )
+        raise VolumeError(f"its file {name[:80]!r} is outside its folder and is not read")
     return path
 
 
 # The stored array
+
+
+VoxelSize = tuple["tuple[float, ...] | dict[str, float] | None", "Unit | None"]
+"""Sizes and their unit."""
 
 
 class VoxelSource(ABC):
@@ -206,19 +188,15 @@ class VoxelSource(ABC):
         dtype: the data type of what ``read`` returns.
         names: one lower-case letter per dimension (z, y, x; t time, c channel, s colour sample), or None if unnamed.
         assumed: whether ``names`` are only those that are usual in such a file, which states none.
-        spacing: voxel size along each stored dimension, NaN for those that are not spatial; or None if unknown.
-        unit: the unit of ``spacing``, or None if unknown.
-        voxel_size: voxel size along z, y, x if the file states it so, whatever the stored order; takes precedence over
-            ``spacing``.
+        voxel_size: along each stored dimension, NaN for those that are not spatial, or by the names z, y, x if the file
+            states it so, whatever the stored order; and its unit. None where they are unknown.
         chunks: shape of the pieces that are decoded as one, or None if there are none.
         affine: (4, 4) map from voxel indices (x, y, z, 1), as ``names`` has them, to patient space (x to the right, y
-            to the front, z to the head) in mm, or None.
-        placed: whether the file states the affine, rather than leaving it to be assumed.
+            to the front, z to the head) in mm, or None if the file states none.
         offset: where the centre of the first voxel lies along each stored dimension, in voxels from the origin of the
             file's own coordinates; or None if it is the origin.
         files: the files that hold the voxels, unless that is the whole path that was opened; else None.
         part: the path of the dataset inside the file, or None for formats with one volume per file.
-        selected: the names in the user's selection that the format has applied itself.
         fresh: whether what ``read`` returns is the caller's, if it can be written to, so that it need not be copied.
     """
 
@@ -227,16 +205,12 @@ class VoxelSource(ABC):
     dtype: np.dtype[Any]
     names: str | None = None
     assumed: bool = False
-    spacing: tuple[float, ...] | None = None
-    unit: Unit | None = None
-    voxel_size: tuple[float, float, float] | None = None
+    voxel_size: VoxelSize = (None, None)
     chunks: tuple[int, ...] | None = None
     affine: NDArray[np.float64] | None = None
-    placed: bool = True
     offset: tuple[float, ...] | None = None
     files: tuple[Path, ...] | None = None
     part: str | None = None
-    selected: tuple[str, ...] = ()
     fresh: bool = False
 
     @abstractmethod
@@ -249,14 +223,6 @@ class VoxelSource(ABC):
         Returns:
             An array with as many dimensions as the stored one; it may be a view, which the caller copies.
         """
-
-    def image(self, path: Path) -> tuple[tuple[Any, ...], int] | None:
-        """Return what tells apart the images at a path, links resolved, and the resolution level of this array.
-
-        All levels of an image are one image, and so are all links to a dataset. None if the path says it all.
-        """
-        files = self.files and tuple(file.resolve() for file in self.files)
-        return (files, 0) if files and files != (path,) else None
 
 
 class ArraySource(VoxelSource):
@@ -301,19 +267,25 @@ class ArraySource(VoxelSource):
 
 @contextmanager
 def reporting_read_errors(label: str, file_format: str) -> Iterator[None]:
-    """Turn any exception of a library on a damaged file into a VolumeError that names the file.
+    """Name the file in an error, and turn any exception of a library on a damaged file into a VolumeError.
+
+    Readers need not do so: all that they raise passes through this.
 
     Args:
         label: the file, as the user wrote it.
         file_format: the format that it is read as.
 
     Raises:
-        VolumeError: the block raised any other exception than an ``EvensliceError``.
+        EvensliceError: the block raised it; its message begins with the label.
+        VolumeError: the block raised any other exception.
     """
     try:
         yield
-    except EvensliceError:
-        raise
+    except EvensliceError as error:
+        if label.startswith(str(error).partition(": ")[0]):  # it names the file, of which this may be a part
+            raise
+        message = error.args[0].removeprefix(f"{label.rpartition('/')[2]}: ")  # of a file by itself
+        raise type(error)(f"{label}: {message}") from error.__cause__
     except Exception as error:
         # On damaged files, parsers raise nearly anything: struct.error, KeyError, ZeroDivisionError, MemoryError.
         raise VolumeError(
@@ -332,59 +304,17 @@ def without_warnings() -> Iterator[None]:
         yield
 
 
-def describe_content(head: bytes) -> str:
-    """Describe the content of a file, judging by its first bytes.
-
-    Example:
-        >>> describe_content(b"GIF89a...")
-        'a GIF image'
-    """
-    if not head:
-        return "nothing (the file is empty)"
-    for signature, name in _SIGNATURES.items():
-        if head.startswith(signature):
-            return name
-    if head[128:132] == b"DICM":
-        return "a DICOM file"
-    try:
-        text = head.decode("utf-8")
-    except UnicodeDecodeError:
-        return "of an unknown format"
-    return "text" if text.isprintable() or text.split() else "of an unknown format"
-
-
-def wrong_content(label: str, file_format: str, head: bytes) -> VolumeError:
-    """Return an error for a file of another format than that of its suffix, which describes its content by the first bytes."""
-    return VolumeError(
-        f"{label}: is not {file_format}, its content is {describe_content(head)}; name a file whose suffix matches its "
-        "content"
-    )
-
-
-def require_signature(path: Path, label: str, file_format: str) -> None:
-    """Raise VolumeError if a file is not what ``describe_content`` calls it, such as "a TIFF file"."""
-    with open_regular(path) as file:
-        head = file.read(512)
-    if describe_content(head) != file_format:
-        raise wrong_content(label, file_format, head)
-
-
-def require_bytes(path: Path, label: str, needed: int) -> None:
+def require_bytes(path: Path, needed: int) -> None:
     """Raise VolumeError if a file is shorter than its header claims."""
     held = path.stat().st_size
     if held < needed:
-        raise VolumeError(
-            f"{label}: is truncated, its voxels end at byte {needed:,} and {path.name} has {held:,}; copy it again"
-        )
+        raise VolumeError(f"is truncated, its voxels end at byte {needed:,} and {path.name} has {held:,}")
 
 
-def require_piece(
-    label: str, what: str, shape: Sequence[int], dtype: np.dtype[Any], most: int = LARGEST_PIECE
-) -> None:
+def require_piece(what: str, shape: Sequence[int], dtype: np.dtype[Any], most: int = LARGEST_PIECE) -> None:
     """Raise VolumeError if a piece that is decoded as one is too large.
 
     Args:
-        label: the file, as the user wrote it.
         what: the pieces, such as "its chunks".
         shape: their shape.
         dtype: data type of their voxels.
@@ -393,26 +323,46 @@ def require_piece(
     size = math.prod(shape) * dtype.itemsize
     if size > most:
         raise VolumeError(
-            f"{label}: {what} {tuple(shape)} take {size:,} bytes each, and are decoded whole; rewrite it in pieces below "
-            f"{most:,} bytes"
+            f"{what} {tuple(shape)} take {size:,} bytes each; rewrite it in pieces below {most:,}"
         )
 
 
 # Values of metadata, which may hold anything
 
 
-def is_inside(path: Any) -> bool:
-    r"""Return whether a value is the path of a folder below another one, in a folder and at an address.
+def require_inside(what: str, path: Any) -> str:
+    r"""Return a value of metadata if it is the path of a folder below that of the volume.
 
     What has a meaning in addresses, such as a percent sign, could lead elsewhere there.
 
+    Raises:
+        VolumeError: it is none, or leads elsewhere.
+
     Example:
-        >>> is_inside("scales/0"), is_inside("../0"), is_inside("%2e%2e/0"), is_inside("https://host/0"), is_inside("/0")
-        (True, False, False, False, False)
+        >>> require_inside("level", "%2e%2e/0")
+        Traceback (most recent call last):
+        ...
+        evenslice.VolumeError: the path '%2e%2e/0' of its level is none inside of it and is not read
     """
-    return isinstance(path, str) and all(
+    inside = isinstance(path, str) and all(
         part not in ("", ".", "..") and not set("\\\0?#%:") & set(part) for part in path.split("/")
     )
+    if not inside:
+        raise VolumeError(f"the path {str(path)[:60]!r} of its {what} is none inside of it and is not read")
+    return str(path)
+
+
+def pick_level(levels: Sequence[Any], level: int) -> Any:
+    """Return a resolution level of several.
+
+    Raises:
+        ConfigError: there is none of this number.
+    """
+    if not 0 <= level < len(levels):
+        raise ConfigError(
+            f"has no {option('level', level)}; it has levels 0 to {len(levels) - 1}, 0 the finest"
+        )
+    return levels[level]
 
 
 def letters(names: Sequence[Any]) -> str | None:
@@ -426,15 +376,25 @@ def letters(names: Sequence[Any]) -> str | None:
     return joined if joined.isalpha() and len(joined) == len(names) == len(set(joined)) else None
 
 
-def scaled_spacing(
-    sizes: Sequence[Any], units: Sequence[Any], names: Sequence[str] | None
-) -> tuple[tuple[float, ...] | None, Unit | None]:
+def require_known(what: str, value: Any, known: Collection[str]) -> str:
+    """Return a value of metadata as text if it is one that can be read.
+
+    Raises:
+        VolumeError: it is none of those that are known.
+    """
+    if str(value) not in known:
+        named = str(value)[:40]
+        raise VolumeError(f"its {what} {named!r} cannot be read; {did_you_mean(named, known)}")
+    return str(value)
+
+
+def scaled_spacing(sizes: Sequence[Any], units: Sequence[Any], names: Sequence[str] | None) -> VoxelSize:
     """Return the sizes of voxels along each dimension, in one unit for z, y and x.
 
     Args:
         sizes: along each dimension.
         units: of each, in any spelling.
-        names: of each dimension, z, y and x among them.
+        names: of each dimension, z, y and x among them; None for three that are z, y and x.
 
     Returns:
         The sizes, NaN for dimensions that are not spatial, and their unit; (None, None) if they are no numbers or their
@@ -444,14 +404,8 @@ def scaled_spacing(
         >>> scaled_spacing([0.04, 4, 4], ["um", "nm", "nm"], "zyx")
         ((40.0, 4.0, 4.0), 'nm')
     """
-    named = list(names or ())
-    return spatial_spacing(sizes, units, [named.index(name) for name in "zyx" if name in named])
-
-
-def spatial_spacing(
-    sizes: Sequence[Any], units: Sequence[Any], spatial: Sequence[int]
-) -> tuple[tuple[float, ...] | None, Unit | None]:
-    """Do the same for dimensions that are spatial by their number, in the unit of the last of these."""
+    named = list(names or "zyx")
+    spatial = [named.index(name) for name in "zyx" if name in named]
     try:
         found = [float(sizes[dimension]) for dimension in spatial]
         common, unit = common_unit(found, [normal_unit(units[dimension]) for dimension in spatial])

@@ -6,46 +6,37 @@ Zarr puts the chunks of N5 and precomputed volumes together, too: ``DecodedChunk
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import json
 import math
 import threading
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
-from zarr.abc.store import Store
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
+from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
-from evenslice._core import ConfigError, VolumeError, option
-from evenslice.volumes.read.chunk_files import (
-    ChunkFiles,
-    encoded_limit,
-    reporting_network_errors,
-    require_whole_blosc,
-)
+from evenslice._core import VolumeError
+from evenslice.volumes.read.chunk_files import ChunkFiles, encoded_limit, require_whole_blosc
 from evenslice.volumes.read.source import (
     LARGEST_PIECE,
     Place,
     VoxelSource,
     in_voxels,
-    is_inside,
     letters,
-    locate,
+    pick_level,
+    require_inside,
     require_piece,
     scaled_spacing,
     without_warnings,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
-
-_MOST_NESTED = 3
-"""How many folders below that of its image the array of a level is looked for."""
 
 _PATIENCE = 3
 """Seconds that are waited for reads that nobody needs any more."""
@@ -75,104 +66,58 @@ class ZarrSource(ArrayInChunks):
     """A Zarr array, or one resolution level of an OME-Zarr image."""
 
     def __init__(self, place: Place) -> None:
-        label, level = place.label, place.level
+        level = place.level
         store = ChunkStore(place)
         with without_warnings():  # of codecs that other programs may not read
-            if store.files.remote:
-                with reporting_network_errors(label):
-                    node = zarr.open(store, mode="r")
-            else:
-                node = zarr.open(store, mode="r")
+            node: Any = zarr.open(store, mode="r")
             if isinstance(node, zarr.Array):
-                if level:
-                    raise ConfigError(
-                        f"{label}: has only one resolution level; omit {option('level', level)}"
-                    )
-                array: Any = node
+                array = pick_level([node], level)
                 # Of Zarr 3, or of xarray.
                 named: Any = getattr(node.metadata, "dimension_names", None) or node.attrs.get(
                     "_ARRAY_DIMENSIONS"
                 )
                 self.names = letters(named) if named else None
             else:
-                array = self._open_level(node, _first_image(node, label), level, label)
+                array = self._open_level(node, level)
         self.array, metadata = array, array.metadata
         self.format = f"{'Zarr' if array is node else 'OME-Zarr'} v{metadata.zarr_format}"
         self.shape, self.dtype, self.chunks = array.shape, np.dtype(array.dtype), array.chunks
-        require_piece(label, "its chunks", array.chunks, self.dtype)
-        if metadata.zarr_format == 2 and any(
-            codec is not None and codec.codec_id == "pickle"
-            for codec in (metadata.compressor, *(metadata.filters or ()))
-        ):
-            raise VolumeError(
-                f"{label}: its chunks are pickled Python objects, which are never loaded; write numbers"
-            )
+        require_piece("its chunks", array.chunks, self.dtype)
+        codecs = () if metadata.zarr_format == 3 else (metadata.compressor, *(metadata.filters or ()))
+        if any(codec is not None and codec.codec_id == "pickle" for codec in codecs):
+            raise VolumeError("its chunks are pickled Python objects, which are never loaded")
         store.expect(array)
 
-    def _open_level(self, group: Any, image: Mapping[str, Any], level: int, label: str) -> Any:
+    def _open_level(self, group: Any, level: int) -> Any:
         """Open the array of a level and set the names, spacing and unit of its axes."""
-        datasets = image["datasets"]
-        if not 0 <= level < len(datasets):
-            raise ConfigError(
-                f"{label}: has no level {level}; it has levels 0 to {len(datasets) - 1}, 0 the finest"
-            )
-        path = datasets[level]["path"]
-        path = path.strip("/") if isinstance(path, str) else path
-        if not is_inside(path):
+        images = _images(group)
+        if not images:
+            # At an address, folders are not listed.
+            inside = ["0"] * ("0" in group) + sorted({*group.array_keys(), *group.group_keys()} - {"0"})
             raise VolumeError(
-                f"{label}: the path {str(path)[:60]!r} of level {level} is none inside the image and is not read; name the "
-                "array of each level relative to the image"
+                "is a Zarr group without OME-Zarr metadata; name an array inside "
+                f"({', '.join(inside[:6]) or 'none is found'})"
             )
+        image = images[0]
+        dataset = pick_level(image["datasets"], level)
+        path = dataset["path"]
+        path = require_inside(f"level {level}", path.strip("/") if isinstance(path, str) else path)
         array = group[path]
-        if not isinstance(array, zarr.Array):
-            raise VolumeError(
-                f"{label}: level {level} of its metadata is not an array; write the image again"
-            )
         axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in image.get("axes") or "tczyx"]
         if len(axes) != array.ndim:
-            raise VolumeError(
-                f"{label}: its metadata names {len(axes)} axes, its array has {array.ndim}; write the image again"
-            )
+            raise ValueError(f"its metadata names {len(axes)} axes, its array has {array.ndim}")
         names = [str(axis["name"]).lower() for axis in axes]
         self.names = letters(names)
-        scale, translation = _placement(len(names), [datasets[level], image])
+        scale, translation = _placement(len(names), [dataset, image])
         if scale is not None:
-            self.spacing, self.unit = scaled_spacing(scale, [axis.get("unit") for axis in axes], names)
+            self.voxel_size = scaled_spacing(scale, [axis.get("unit") for axis in axes], names)
         self.offset = in_voxels(translation, scale or [1] * len(names))
         return array
-
-    def image(self, path: Path) -> tuple[tuple[Any, ...], int] | None:
-        """Return the OME-Zarr image that an array in a folder is a level of, and which level; None if it is none."""
-        for folder in list(path.parents)[:_MOST_NESTED]:
-            with suppress(Exception):  # whatever is wrong with a folder above does not concern the array
-                node = zarr.open_group(ChunkStore(locate(folder)), mode="r")
-                for level, dataset in enumerate(_images(node)[0]["datasets"]):
-                    if folder / dataset["path"].strip("/") == path:
-                        return (folder,), level
-        return None
-
-
-def _first_image(group: Any, label: str) -> Mapping[str, Any]:
-    """Return the first multiscales entry of an OME-Zarr group."""
-    if images := _images(group):
-        return images[0]
-    try:
-        inside = ["0"] * ("0" in group) + sorted(group.array_keys()) + sorted(group.group_keys())
-    except ValueError:  # at an address, folders are not listed
-        inside = ["0"] * ("0" in group)
-    if not inside:
-        raise VolumeError(f"{label}: is an empty Zarr group; name a Zarr array or an OME-Zarr image")
-    listing = ", ".join(dict.fromkeys(inside[:6]))
-    raise VolumeError(
-        f"{label}: is a Zarr group without OME-Zarr metadata; name what is inside, as "
-        f"{label.rstrip('/')}/{inside[0]} (it holds {listing})"
-    )
 
 
 def _images(group: Any) -> Sequence[Mapping[str, Any]]:
     """Return the multiscales entries of a group: under "ome" since OME-Zarr 0.5, at the top before; none of another group."""
-    attributes = dict(group.attrs)
-    ome = attributes.get("ome", attributes)
+    ome = group.attrs.get("ome", dict(group.attrs))
     return (ome.get("multiscales") or ()) if isinstance(ome, dict) else ()
 
 
@@ -185,33 +130,32 @@ def _placement(
     those of the image after them. A translation that is no list of numbers, as many as dimensions, is NaN.
     """
     scale, translation = np.ones(dimensions), np.zeros(dimensions)
-    found = False
-    for entry in transformed:
-        for transformation in entry.get("coordinateTransformations") or []:
-            if transformation.get("type") == "scale":
-                factors = np.asarray(transformation["scale"], float)
-                scale, translation = scale * factors, translation * factors
-                found = True
-            elif transformation.get("type") == "translation":
-                try:
-                    translation = translation + np.asarray(transformation["translation"], float)
-                except (TypeError, ValueError, KeyError):
-                    translation = np.full(dimensions, np.nan)
+    stated = [item for entry in transformed for item in entry.get("coordinateTransformations") or ()]
+    for transformation in stated:
+        if transformation.get("type") == "scale":
+            factors = np.asarray(transformation["scale"], float)
+            scale, translation = scale * factors, translation * factors
+        elif transformation.get("type") == "translation":
+            try:
+                translation = translation + np.asarray(transformation["translation"], float)
+            except (TypeError, ValueError, KeyError):
+                translation = np.full(dimensions, np.nan)
+    found = any(item.get("type") == "scale" for item in stated)
     return scale.tolist() if found else None, translation.tolist()
 
 
-class ChunkStore(Store):
-    """The files below a folder or an address, as Zarr reads them.
+class ChunkStore(WrapperStore[Any]):
+    """The files below a folder or an address, as Zarr reads them; what is listed are those of a folder.
 
     Args:
         place: the folder or address.
     """
 
-    supports_writes = supports_deletes = False
-
     def __init__(self, place: Place) -> None:
-        super().__init__(read_only=True)
         self.files = ChunkFiles(place)
+        super().__init__(
+            MemoryStore(read_only=True) if self.files.remote else LocalStore(place.path, read_only=True)
+        )
         self._most, self._blosc = LARGEST_PIECE, False
 
     def expect(self, array: Any) -> None:
@@ -229,6 +173,10 @@ class ChunkStore(Store):
         found = await read(self._read, key, byte_range)
         return None if found is None else (prototype or default_buffer_prototype()).buffer.from_bytes(found)
 
+    async def get_partial_values(self, prototype: Any, key_ranges: Any) -> Any:
+        """Return parts of several files."""
+        return await asyncio.gather(*(self.get(key, prototype, part) for key, part in key_ranges))
+
     def _read(self, key: str, byte_range: Any) -> bytes | None:
         if key.rpartition("/")[2] in _METADATA:
             return self.files.read_metadata(key)
@@ -236,45 +184,6 @@ class ChunkStore(Store):
         if self._blosc and byte_range is None and found is not None:
             require_whole_blosc(found)
         return found
-
-    async def get_partial_values(self, prototype: Any, key_ranges: Any) -> Any:
-        """Return parts of several files."""
-        return await asyncio.gather(*(self.get(key, prototype, part) for key, part in key_ranges))
-
-    async def exists(self, key: str) -> bool:
-        """Return whether there is a file."""
-        return await self.get(key) is not None
-
-    @property
-    def supports_listing(self) -> bool:
-        """Folders at an address are not listed: web servers cannot, and buckets need not allow it."""
-        return not self.files.remote
-
-    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        """Yield the names in a folder."""
-        for path in sorted((self.files.place.path / prefix).iterdir()):
-            yield path.name
-
-    def list(self) -> AsyncIterator[str]:
-        """Not needed to read."""
-        raise NotImplementedError
-
-    def list_prefix(self, prefix: str) -> AsyncIterator[str]:
-        """Not needed to read."""
-        raise NotImplementedError
-
-    async def set(self, key: str, value: Any) -> None:
-        """Never write."""
-        raise NotImplementedError
-
-    async def delete(self, key: str) -> None:
-        """Never remove."""
-        raise NotImplementedError
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ChunkStore) and self.files.place == other.files.place
-
-    __hash__ = Store.__hash__
 
 
 class DecodedChunks(ChunkStore):
@@ -328,24 +237,17 @@ class DecodedChunks(ChunkStore):
 
 async def _in_thread(function: Callable[..., bytes | None], *arguments: Any) -> bytes | None:
     """Call a function in a thread for which nothing waits when the process is interrupted; a server may be slow."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[bytes | None] = loop.create_future()
-
-    def tell(result: bytes | None, error: Exception | None) -> None:
-        if not done.done():
-            done.set_exception(error) if error else done.set_result(result)
+    done: concurrent.futures.Future[bytes | None] = concurrent.futures.Future()
+    done.set_running_or_notify_cancel()
 
     def work() -> None:
-        result, error = None, None
         try:
-            result = function(*arguments)
-        except Exception as raised:  # noqa: BLE001  # raised where it is awaited
-            error = raised
-        with suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(tell, result, error)
+            done.set_result(function(*arguments))
+        except Exception as error:  # noqa: BLE001  # raised where it is awaited
+            done.set_exception(error)
 
     threading.Thread(target=work, name="evenslice reading a chunk", daemon=True).start()
-    return await done
+    return await asyncio.wrap_future(done)
 
 
 def _span(request: Any) -> slice:

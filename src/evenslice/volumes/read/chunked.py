@@ -1,8 +1,11 @@
-"""Neuroglancer's precomputed volumes, of one or several resolution levels, in a folder or at an address.
+"""N5 and Neuroglancer's precomputed volumes, of one or several resolution levels, in a folder or at an address.
 
-Source: volume.md and sharded.md in https://github.com/google/neuroglancer/tree/master/src/datasource/precomputed, and
-src/sliceview/compressed_segmentation/README.md there. The format counts its axes x first and measures voxels in nm; here,
-as everywhere, z comes first.
+Both count their axes x first; here, as everywhere, z comes first.
+
+Source of N5: https://github.com/saalfeldlab/n5, and the attributes of n5-viewer, Neuroglancer and COSEM for voxel sizes.
+Source of precomputed: volume.md and sharded.md in
+https://github.com/google/neuroglancer/tree/master/src/datasource/precomputed, and
+src/sliceview/compressed_segmentation/README.md there.
 """
 
 from __future__ import annotations
@@ -11,31 +14,202 @@ import math
 import os
 import struct
 from functools import lru_cache
-from itertools import product
+from itertools import chain, islice, product
 from typing import TYPE_CHECKING, Any
 
 import imagecodecs
 import numpy as np
 
-from evenslice._core import ConfigError, VolumeError, did_you_mean
+from evenslice._core import ConfigError, VolumeError, option
 from evenslice.volumes.read.chunk_files import ChunkFiles, decompress, encoded_limit
-from evenslice.volumes.read.source import LARGEST_OFFSET, is_inside, require_piece, scaled_spacing
+from evenslice.volumes.read.source import (
+    LARGEST_OFFSET,
+    in_voxels,
+    letters,
+    pick_level,
+    require_inside,
+    require_known,
+    require_piece,
+    scaled_spacing,
+)
 from evenslice.volumes.read.zarr import ArrayInChunks, DecodedChunks
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
-    from evenslice.volumes.read.source import Place
+    from evenslice.volumes.read.source import Place, VoxelSize
+
+ATTRIBUTES = "attributes.json"
+CODECS = {
+    "raw": None,
+    "gzip": "gzip",
+    "bzip2": "bz2",
+    "xz": "lzma",
+    "blosc": "blosc",
+    "zstd": "zstd",
+    "lz4": "lz4",
+}
+"""The compressions of N5, and what numcodecs calls them."""
+
+_LZ4 = struct.Struct("<8sBIII")
+"""What precedes each piece of a stream of lz4-java: its mark, method, and sizes before and after, and a checksum."""
+
+
+class N5Source(ArrayInChunks):
+    """An N5 data set, or one level of several in a group, named s0, s1, ..."""
+
+    format = "N5"
+    chunks: tuple[int, ...]
+
+    def __init__(self, place: Place) -> None:
+        level = place.level
+        self._files = files = ChunkFiles(place)
+        group = files.read_json(ATTRIBUTES) or {}
+        self._folder, found = "", group
+        if "dimensions" not in group:
+            self._folder = f"s{level}/"
+            found = files.read_json(f"{self._folder}{ATTRIBUTES}") or {}
+            if "dimensions" not in found:
+                raise _no_dataset(files)
+        else:
+            pick_level([group], level)
+        dimensions = len(found["dimensions"])
+        stated = found.get("compression", found.get("compressionType"))
+        codec = stated.get("type") if isinstance(stated, dict) else stated
+        self._codec = CODECS[require_known("compression", codec, CODECS)]
+        self.dtype = np.dtype(str(found["dataType"]))
+        require_piece("its blocks", found["blockSize"], self.dtype)
+        self.array = DecodedChunks(
+            place, found["dimensions"][::-1], found["blockSize"][::-1], self.dtype, self._block
+        ).array()
+        self.shape, self.chunks = self.array.shape, self.array.chunks
+        named = found.get("axes", group.get("axes"))
+        letter = letters(named[::-1]) if isinstance(named, list) and len(named) == dimensions else None
+        # N5 has x, y, z if it does not say anything else.
+        self.names = letter or ("zyx" if dimensions == 3 else None)
+        self.voxel_size, self.offset = _placement(found, group, level, dimensions, self.names)
+
+    def _block(self, index: tuple[int, ...]) -> NDArray[Any] | None:
+        name = self._folder + "/".join(map(str, index[::-1]))
+        content = self._files.read(name, encoded_limit(math.prod(self.chunks) * self.dtype.itemsize))
+        if content is None:
+            return None
+        mode, count = struct.unpack_from(">HH", content)
+        if mode not in (0, 1) or count != len(index):
+            raise ValueError(
+                f"a block of mode {mode} with {count} dimensions where mode 0 with {len(index)} belongs"
+            )
+        shape = struct.unpack_from(f">{count}I", content, 4)[::-1]
+        for length, place, most, size in zip(shape, index, self.chunks, self.shape, strict=True):
+            if not min(most, size - place * most) <= length <= most:
+                raise ValueError(f"block {name} has the shape {shape} in a grid of {self.chunks}")
+        data = _unpacked(content[4 + 4 * count + 4 * mode :], self._codec)
+        return np.frombuffer(data, self.dtype.newbyteorder(">")).reshape(shape)
+
+
+def _unpacked(packed: bytes, codec: str | None) -> bytes:
+    """Decompress a block. Source of the format of lz4: LZ4BlockOutputStream.java of lz4-java, which N5 writes it with."""
+    if codec is None:
+        return packed
+    if codec != "lz4":
+        return decompress(packed, codec)
+    found, place = [], 0
+    while place < len(packed):
+        mark, method, size, length, _ = _LZ4.unpack_from(packed, place)
+        place += _LZ4.size
+        part = packed[place : place + size]
+        if mark != b"LZ4Block" or len(part) != size:
+            raise ValueError(f"a block of lz4 is damaged at byte {place:,}")
+        stored = method & 0xF0 == 0x10
+        found.append(part if stored else decompress(struct.pack("<I", length) + part, "lz4"))
+        place += size
+    return b"".join(found)
+
+
+def _placement(
+    found: Mapping[str, Any], group: Mapping[str, Any], level: int, dimensions: int, names: str | None
+) -> tuple[VoxelSize, tuple[float, ...] | None]:
+    """Return voxel sizes and unit, and where the centre of the first voxel lies in voxels, z first; None if not stated."""
+    factors = found.get("downsamplingFactors")  # voxels of the finest level that one of this level covers
+    listed = group.get("downsamplingFactors", group.get("scales"))
+    if found is not group and factors is None and isinstance(listed, list) and level < len(listed):
+        factors = listed[level]
+    factors = _numbers(factors, dimensions)
+    transform = found.get("transform")
+    if isinstance(transform, dict) and names:  # of COSEM's data sets
+        sizes, units, place = (_by_name(transform, key, names) for key in ("scale", "units", "translate"))
+        voxel_size = scaled_spacing(sizes, units, names) if sizes and units else (None, None)
+        if sizes and place:
+            return voxel_size, in_voxels(place, sizes)
+    else:
+        voxel_size = _resolution(found, group, dimensions, names, factors)
+    # The first voxel of a coarser level is centred on the voxels of the finest one that it covers.
+    centred = None if factors is None else in_voxels([(factor - 1) / 2 for factor in factors], factors)
+    return voxel_size, centred
+
+
+def _resolution(
+    found: Mapping[str, Any],
+    group: Mapping[str, Any],
+    dimensions: int,
+    names: str | None,
+    factors: list[float] | None,
+) -> VoxelSize:
+    """Return the voxel sizes that n5-viewer and Neuroglancer state, of a level that has none as multiples of the finest."""
+    keys = ("resolution", "pixelResolution")
+    sizes = next((item[key] for item in (found, group) for key in keys if key in item), None)
+    units = found.get("units", group.get("units"))
+    if isinstance(sizes, dict):  # of n5-viewer
+        units, sizes = sizes.get("unit", units), sizes.get("dimensions")
+    listed = _numbers(sizes, dimensions)
+    if listed is None:
+        return None, None
+    if factors is not None and "resolution" not in found:
+        listed = [size * factor for size, factor in zip(listed, factors, strict=True)]
+    units = units[::-1] if isinstance(units, list) else [units] * dimensions
+    return scaled_spacing(listed, units, names)
+
+
+def _numbers(values: Any, count: int) -> list[float] | None:
+    """Return a list of numbers, which N5 writes x first, z first; None for anything else."""
+    try:
+        found = [float(value) for value in reversed(values)]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return found if len(found) == count else None
+
+
+def _by_name(transform: Mapping[str, Any], key: str, names: str) -> list[Any] | None:
+    """Return values of a transform for each dimension, which it lists in an order of its own; None if they are not stated."""
+    try:
+        entries = dict(zip(transform["axes"], transform[key], strict=True))
+        return [entries[name] for name in names]
+    except (TypeError, ValueError, KeyError):
+        return None
+
+
+def _no_dataset(files: ChunkFiles) -> ConfigError | VolumeError:
+    """Return an error that says which data sets there are, if they can be listed."""
+    level, location = files.place.level, files.place.location
+    if level and files.read_json(f"s0/{ATTRIBUTES}") is not None:
+        return ConfigError(f"has no {option('level', level)}, no data set s{level}; 0 is the finest")
+    inside: list[str] = []
+    if not isinstance(location, str):
+        found = chain.from_iterable(location.glob(f"{'*/' * depth}{ATTRIBUTES}") for depth in (1, 2, 3))
+        inside = [path.parent.relative_to(location).as_posix() for path in islice(found, 6)]
+    return VolumeError(
+        "is not an N5 data set, or the server forbids reading it; name one inside "
+        f"({', '.join(inside) or 'none is found'})"
+    )
+
+
+# Precomputed
 
 INFO = "info"
-TYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32")
-ENCODINGS = {
-    "raw": TYPES,
-    "jpeg": ("uint8",),
-    "png": ("uint8", "uint16"),
-    "compressed_segmentation": ("uint32", "uint64"),
-}
-"""The encodings that are read, and the data types that each can hold."""
+ENCODINGS = ("raw", "jpeg", "png", "compressed_segmentation")
+"""The encodings that are read."""
 
 LARGEST_INDEX = 2**26
 """Size limit in bytes of the index of chunks in a minishard."""
@@ -43,7 +217,6 @@ LARGEST_INDEX = 2**26
 _SUFFIXES = {".gz": "gzip", ".zstd": "zstd", ".xz": "lzma", ".bz2": "bz2", ".br": "brotli"}
 """What cloud-volume appends to the names of compressed chunks in a folder, and the compression."""
 
-_VOXELS_AT_ONCE = 2**20
 _BITS = (0, 1, 2, 4, 8, 16, 32)
 _ENTRY = 16  # bytes of an entry in the index of a shard
 _MASK = 2**32 - 1
@@ -56,39 +229,26 @@ class PrecomputedSource(ArrayInChunks):
     chunks: tuple[int, ...]
 
     def __init__(self, place: Place) -> None:
-        label, level = place.label, place.level
+        level = place.level
         self._files = files = ChunkFiles(place)
         info = files.read_json(INFO)
         if info is None:
             raise VolumeError(
-                f"{label}: has no file {INFO!r}, or the server forbids reading it; check the address and your credentials"
+                f"has no file {INFO!r}, or the server forbids reading it; check the address and your credentials"
             )
-        count = len(info["scales"])
-        if count and not 0 <= level < count:
-            raise ConfigError(f"{label}: has no level {level}; it has levels 0 to {count - 1}, 0 the finest")
-        scale = info["scales"][level]
-        kind, self._encoding = str(info["data_type"]).lower(), str(scale["encoding"]).lower()
-        for what, name, known in (("data type", kind, TYPES), ("encoding", self._encoding, ENCODINGS)):
-            if name not in known:
-                raise VolumeError(
-                    f"{label}: its {what} {name[:40]!r} cannot be read; {did_you_mean(name[:40], known)}"
-                )
-        if kind not in ENCODINGS[self._encoding]:
-            raise ValueError(f"its encoding {self._encoding} cannot hold {kind}")
-        self._folder = scale["key"]
-        if not is_inside(self._folder):
-            raise VolumeError(
-                f"{label}: the folder {str(self._folder)[:60]!r} of a scale is none inside the volume's and is not read; name "
-                "the folder of each scale relative to that of the volume"
-            )
-        self.dtype, channels = np.dtype(kind), int(info["num_channels"])
+        scale = pick_level(info["scales"], level)
+        self._encoding = require_known("encoding", str(scale["encoding"]).lower(), ENCODINGS)
+        self.dtype, channels = np.dtype(str(info["data_type"]).lower()), int(info["num_channels"])
+        if self._encoding == "compressed_segmentation" and self.dtype not in (np.uint32, np.uint64):
+            raise ValueError(f"its encoding {self._encoding} cannot hold {self.dtype}")
+        self._folder = require_inside("scale", scale["key"])
         self._start = _three(scale.get("voxel_offset", [0, 0, 0]), -LARGEST_OFFSET)
         self._block = _three(scale.get("compressed_segmentation_block_size", [8, 8, 8]))
         size, chunk = _three(scale["size"]), _three(scale["chunk_sizes"][0])
         channel = (channels,) if channels > 1 else ()
-        self._full = (channels, *size[::-1])
+        self._channels = channels
         for what, shape in (("its chunks", (channels, *chunk)), ("the blocks in them", self._block)):
-            require_piece(label, what, shape, self.dtype)
+            require_piece(what, shape, self.dtype)
         self.array = DecodedChunks(
             place, (*channel, *size[::-1]), (*channel, *chunk[::-1]), self.dtype, self._chunk
         ).array()
@@ -103,21 +263,19 @@ class PrecomputedSource(ArrayInChunks):
         resolution = scale.get("resolution")
         if isinstance(resolution, list) and len(resolution) == 3:
             sizes = [*(math.nan for _ in channel), *resolution[::-1]]
-            self.spacing, self.unit = scaled_spacing(sizes, ["nm"] * len(sizes), self.names)
+            self.voxel_size = scaled_spacing(sizes, ["nm"] * len(sizes), self.names)
 
     def _chunk(self, index: tuple[int, ...]) -> NDArray[Any] | None:
         """Decode the chunk of a place in the grid; None if it is not stored."""
-        cell, size = index[:-4:-1], self._full[:0:-1]
-        start = [place * length for place, length in zip(cell, self.chunks[:-4:-1], strict=True)]
-        ends = zip(start, self.chunks[:-4:-1], size, strict=True)
-        stop = [min(first + length, last) for first, length, last in ends]
-        full = (self._full[0], *(b - a for a, b in zip(start[::-1], stop[::-1], strict=True)))
+        along = zip(index[-3:], self.chunks[-3:], self.shape[-3:], strict=True)
+        bounds = [(place * size, min((place + 1) * size, length)) for place, size, length in along]
+        full = (self._channels, *(stop - start for start, stop in bounds))
         most = encoded_limit(math.prod(self.chunks) * self.dtype.itemsize)
         if self._shards is not None:
-            content = self._shards.read(cell, most)
+            content = self._shards.read(index[:-4:-1], most)
         else:
-            spans = zip(start, stop, self._start, strict=True)
-            name = "_".join(f"{a + origin}-{b + origin}" for a, b, origin in spans)
+            spans = zip(bounds[::-1], self._start, strict=True)
+            name = "_".join(f"{start + origin}-{stop + origin}" for (start, stop), origin in spans)
             content = self._stored(f"{self._folder}/{name}", most, math.prod(full) * self.dtype.itemsize)
         return None if content is None else self._decoded(content, full).reshape(*full[4 - len(index) :])
 
@@ -186,19 +344,15 @@ def decode_segmentation(
     result = np.empty(full, dtype)
     depth, height, width = block[::-1]
     grid = [-(-length // size) for length, size in zip(full[1:], block[::-1], strict=True)]
-    rows = max(1, _VOXELS_AT_ONCE // (math.prod(block) * grid[2]))  # of blocks, to hold less at once
-    for channel in range(full[0]):
+    for channel, layer in product(range(full[0]), range(grid[0])):  # to hold less at once
         own = words[words[channel] :]
-        headers = own[np.arange(2 * math.prod(grid))].reshape(*grid, 2)
         # Blocks are counted, and filled, x first.
-        for layer, row in product(range(grid[0]), range(0, grid[1], rows)):
-            part = result[channel, layer * depth :][:depth, row * height :][:, : rows * height]
-            found = headers[layer, row : row + rows]
-            shape = (len(part), height, width)  # beyond a chunk, blocks are not decoded
-            blocks = _decode_blocks(own, found.reshape(-1, 2), math.prod(shape), dtype)
-            blocks = blocks.reshape(*found.shape[:2], *shape).transpose(2, 0, 3, 1, 4)
-            whole = blocks.reshape(len(part), len(found) * height, grid[2] * width)
-            part[...] = whole[:, : part.shape[1], : part.shape[2]]
+        headers = own[np.arange(2 * math.prod(grid))].reshape(grid[0], -1, 2)[layer]
+        part = result[channel, layer * depth :][:depth]  # beyond a chunk, blocks are not decoded
+        blocks = _decode_blocks(own, headers, len(part) * height * width, dtype)
+        blocks = blocks.reshape(*grid[1:], len(part), height, width).transpose(2, 0, 3, 1, 4)
+        whole = blocks.reshape(len(part), grid[1] * height, grid[2] * width)
+        part[...] = whole[:, : full[2], : full[3]]
     return result
 
 
