@@ -24,7 +24,7 @@ from shared import ROOT, SHARED, SPEC as LITE, Cache, insert_tables, make_parser
 import evenslice
 from evenslice.auditing.sampling import next_look
 from evenslice.results import Measurements, Tolerances, ask, intervals
-from evenslice.volumes.windows import spread_index
+from evenslice.volumes import WindowGrid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -156,7 +156,7 @@ class Census:
 @lru_cache(maxsize=8)
 def _order(total: int, seed: int) -> NDArray[np.int64]:
     most = min(total, 2000)
-    return np.array([spread_index(number, total, seed) for number in range(most)], dtype=np.int64)
+    return np.array([WindowGrid.spread(number, total, seed) for number in range(most)], dtype=np.int64)
 
 
 def _figures(found: Questions) -> Iterator[tuple[Evidence, Key, float]]:

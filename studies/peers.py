@@ -22,7 +22,7 @@ import torch
 
 import evenslice
 from evenslice.networks.weights import packaged_weights
-from evenslice.volumes import fit_scaling, mni152
+from evenslice.volumes import mni152
 from evenslice.volumes.windows import WindowGrid
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def candidates(model: nn.Module, rules: Sequence[Rule], slices: int) -> Iterator
 
 def read_windows(volume: Volume, slices: int) -> Tensor:
     """Read a few windows (windows, N, y, x) in 0..1, the first that an audit takes as well."""
-    grid = WindowGrid(volume, fit_scaling(volume, seed=0), slices, TILE, 1)
+    grid = WindowGrid(volume, evenslice.Reading().fit_scaling(volume), slices, TILE, 1)
     places = [place for place, _ in zip(grid.visits(seed=0), range(COMPARED), strict=False)]
     return torch.stack([torch.from_numpy(grid.read(*place)) for place in places])
 

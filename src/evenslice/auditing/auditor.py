@@ -17,7 +17,7 @@ from evenslice.auditing.documents import Audit, describe_run
 from evenslice.auditing.explainer import Explainer
 from evenslice.auditing.measuring import check_first, collect_examples, measure, read_until_settled
 from evenslice.auditing.options import Sampling
-from evenslice.auditing.sampling import WindowBatch, WindowSample, choose_tile, corner_of
+from evenslice.auditing.sampling import WindowBatch, WindowSample, choose_tile, corner_of, inner_margin
 from evenslice.auditing.targets import count_classes, parse_target, understand
 from evenslice.inference import (
     Compute,
@@ -32,19 +32,14 @@ from evenslice.networks import StemKernels, logits, require_network, with_gradie
 from evenslice.neutralizing import record_with_names, uncompiled
 from evenslice.results import Tolerances, summarize
 from evenslice.volumes import (
-    IGNORED,
     LabelValues,
     Reading,
     WindowGrid,
-    check_classes,
     check_tile,
-    each_reading,
-    fit_scalings,
-    in_plane,
-    inner_margin,
+    open_labels,
     open_several,
-    open_several_labels,
     open_volume,
+    read_in_runs,
     refuse_repeated,
     reslice,
 )
@@ -66,6 +61,7 @@ STRESSED_SIDE = 1024
 """Pixels of a slice along y and x that are predicted: the middle of a larger one, so that the time does not grow with it."""
 
 
+CHECKED_BYTES = 2**25  # at once
 MOST_CHECKED = 2**28
 """Voxels of labels that are read before an audit, which takes seconds."""
 
@@ -142,8 +138,7 @@ def audit(
     target = parse_target(str(target))
     segmenter = as_segmenter(model, slices, labelled=labels is not None)
     model, slices, reading = segmenter.network, segmenter.slices, reading or segmenter.reading
-    volumes = open_several(volume, reading.fill if isinstance(reading, Reading) else None)
-    readings = each_reading(reading, volumes)
+    volumes, readings = open_several(volume, reading)
     read = readings[0]
     check_label_options(read, target, labelled=labels is not None)
     record = None
@@ -151,17 +146,24 @@ def audit(
         require_network(model)
         model = uncompiled(model)
         record = record_with_names(model)
-    volumes = [in_plane(item, own.plane) for item, own in zip(volumes, readings, strict=True)]
     refuse_repeated(volumes)
-    stored = None if labels is None else open_several_labels(labels, volumes)
+    stored = None if labels is None else open_labels(labels, volumes)
     asked = segmenter.crop if sampling.tile is None else check_tile(sampling.tile)
     tile = asked or choose_tile(model, volumes)
-    scalings = fit_scalings(volumes, readings, seed=sampling.seed)
     smallest = (min(item.shape[1] for item in volumes), min(item.shape[2] for item in volumes))
     margin = inner_margin(smallest, tile)
     grids = [
-        WindowGrid(item, scaling, slices, tile, read.step, overlap=(2 * margin[0], 2 * margin[1]))
-        for item, scaling in zip(volumes, scalings, strict=True)
+        WindowGrid(
+            item,
+            way.fit_scaling(
+                item, seed=sampling.seed, blank=len(volumes) > 1
+            ),  # all windows of one would be the same
+            slices,
+            tile,
+            read.step,
+            overlap=(2 * margin[0], 2 * margin[1]),
+        )
+        for item, way in zip(volumes, readings, strict=True)
     ]
     check_method_of(model, method)
     place = None if sampling.explain is None else _place(grids[0], sampling.explain)
@@ -181,7 +183,8 @@ def audit(
     most_stressed = count_stressed(max(slices, 3), sampling.max_windows)
     for part in opened:  # so that a value of no class is found before anything is computed
         if part.size <= MOST_CHECKED and not isinstance(part.location, str):  # which is an address
-            check_classes(part)
+            for _ in read_in_runs(part, len(part), CHECKED_BYTES):
+                pass
     explainer = Explainer(
         network,
         understood,
@@ -296,7 +299,7 @@ def stressed_volumes(
     Args:
         returned: what the network returned for a window.
         grids: the volumes, with their scaling.
-        labels: the class of each voxel of each volume, 0, 1, 2 ..., or ``IGNORED``.
+        labels: the class of each voxel of each volume, 0, 1, 2 ..., or ``LabelValues.IGNORED``.
 
     Raises:
         ModelError: the network returns no map of logits.
@@ -309,7 +312,7 @@ def stressed_volumes(
             "them out"
         )
     classes = max(output.shape[1], 2)
-    known = LabelValues(ignore_label=IGNORED)
+    known = LabelValues(ignore_label=LabelValues.IGNORED)
     return [
         StressedVolume(take_middle(grid.volume), grid.scaling, known.class_volume(take_middle(part), classes))
         for grid, part in zip(grids, labels, strict=True)

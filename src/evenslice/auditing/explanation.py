@@ -16,7 +16,7 @@ from evenslice.auditing.targets import Score, parse_target, understand
 from evenslice.inference import Compute, Segmenter, as_segmenter, keep_sides, make_ready
 from evenslice.networks import with_gradients
 from evenslice.report import explanation_html, map_line, map_shares
-from evenslice.volumes import Reading, WindowGrid, check_tile, fit_scaling, in_plane, open_volume
+from evenslice.volumes import Reading, WindowGrid, check_tile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -151,7 +151,7 @@ def explain(
     segmenter = as_segmenter(model, slices, reading)
     model, slices, reading = segmenter.network, segmenter.slices, segmenter.reading
     compute.refuse("batch", "workers", "scheduler")
-    volume, z = in_plane(open_volume(volume), reading.plane), whole_number("z", z, least=0)
+    volume, z = reading.open(volume), whole_number("z", z, least=0)
     if z >= len(volume):
         raise ConfigError(f"{volume.path}: has no slice {z}; choose one of 0 to {len(volume) - 1}")
     check_method_of(model, method)
@@ -163,7 +163,7 @@ def explain(
         check_tile(tile) if tile else network.tile or keep_sides(model, _part_size(plane, network.multiple))
     )
     y, x = corner_of("at", at or _middle(mask), tile, plane)
-    scaling = fit_scaling(volume, intensity=reading.intensity, fill=reading.fill)
+    scaling = reading.fit_scaling(volume)
     grid = WindowGrid(volume, scaling, slices, tile, reading.step, edge="reflect")
     returned = network.prepare(slices, tile)
     understood = understand(

@@ -58,7 +58,7 @@ from evenslice._core import (
 from evenslice.inference.prediction import predict
 from evenslice.inference.ready_networks import BlackBox
 from evenslice.networks import predicted_classes
-from evenslice.volumes import PARTIAL, cut_axis, fingerprint, modified, output_location
+from evenslice.volumes import PARTIAL, Destination, fingerprint, modified
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -98,7 +98,7 @@ def unfinished_folder(
     Raises:
         ConfigError: other machines would not see the folder, or it is to be at an address, or in the output itself.
     """
-    target = output_location(out)
+    target = Destination.of(out).location
     digest = hashlib.sha256(os.fsencode(str(target))).hexdigest()[:8]
     if scratch is None and isinstance(target, Path):
         whole = os.fsencode(target.name)
@@ -140,7 +140,7 @@ def working_in(root: Path, out: str | os.PathLike[str]) -> Iterator[None]:
         )
     try:
         with locked(root / ".evenslice-lock", busy):
-            target = output_location(out)
+            target = Destination.of(out).location
             if isinstance(target, Path):
                 remove_leftovers(target.parent, [target.name])
             yield
@@ -205,7 +205,10 @@ class Job:
                 f"{self.volume.path}: claims {self.volume.size:,} voxels, which are {total:,} blocks, and at most "
                 f"{MOST_BLOCKS:,} can be segmented at once; give a part ({option('region')}), or a coarser level"
             )
-        rows, columns = (cut_axis(length, LARGEST_REGION) for length in (height, width))
+        rows, columns = (
+            [slice(start, min(start + LARGEST_REGION, length)) for start in range(0, length, LARGEST_REGION)]
+            for length in (height, width)
+        )
         # Parts that differ by at most one, so that workers finish at about the same time.
         parts = [slice(depth * part // count, depth * (part + 1) // count) for part in range(count)]
         return [(z, y, x) for y, x, z in product(rows, columns, parts)]

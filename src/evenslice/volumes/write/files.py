@@ -102,11 +102,6 @@ class Image:
         """The shape (z, y, x), or (channel, z, y, x)."""
         return (len(self.channels), *self.zyx) if self.stacked else self.zyx
 
-    @property
-    def nbytes(self) -> int:
-        """The number of bytes of all voxels as they are stored."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
     def slabs(self, multiple: int = 1) -> Iterator[tuple[int, slice, NDArray[Any]]]:
         """Read channel after channel in slabs of whole slices.
 
@@ -249,29 +244,18 @@ _ORIENTATION = (274, 3, 1, 1, False)
 _OME_UNITS: dict[Unit, str] = {"um": "µm", "angstrom": "Å", "inch": "in"}
 
 
-def unfit_for_tiff(image: Image) -> str | None:
-    """Return why an image cannot be written as a TIFF; None if it can."""
-    if _is_long(image) and image.zyx[2] == 1:
-        return "TIFF cannot hold 64-bit integers in planes one voxel wide"
-    return None
-
-
-def _is_long(image: Image) -> bool:
-    return image.dtype.kind in "iu" and image.dtype.itemsize == 8
-
-
 def write_tiff(path: Path, image: Image) -> None:
     """Write one page per slice, or per channel of each slice in turn, as in a hyperstack of ImageJ."""
     import tifffile
 
     name = path.name.lower()
     z, y, x = image.zyx
-    big = image.nbytes > CLASSIC_BYTES or name.endswith(_BIG_SUFFIXES)
+    big = math.prod(image.shape) * image.dtype.itemsize > CLASSIC_BYTES or name.endswith(_BIG_SUFFIXES)
     named_ome = name.endswith(_OME_SUFFIXES)
-    plain = _is_long(image) or (z == 1 < x and not named_ome)
+    long = image.dtype.kind in "iu" and image.dtype.itemsize == 8
+    plain = long or (z == 1 < x and not named_ome)
     imagej = image.dtype.name in _IMAGEJ_TYPES and x > 1 and not (big or named_ome or plain)
     ome = not plain and not imagej
-    metadata: dict[str, Any] = {"axes": "ZCYX" if image.stacked else "ZYX"}
     pages = _pages(image)
     shape = (z, len(image.channels), y, x) if image.stacked else (z, y, x)
     # tifffile suppresses errors when it closes a file that it opened, so we open it.
@@ -283,7 +267,7 @@ def write_tiff(path: Path, image: Image) -> None:
             dtype=image.dtype,
             photometric="minisblack",
             compression="zlib",
-            metadata=metadata | (_ome_metadata(image) if ome else _tiff_metadata(image)),
+            metadata={"axes": "ZCYX" if image.stacked else "ZYX", **_sizes(image, ome=ome)},
             resolution=None if ome else _resolution(image),
             resolutionunit="NONE",
             # Without this tag, some versions of ImageJ assume that all slices follow the first one, as in an
@@ -307,24 +291,21 @@ def _resolution(image: Image) -> tuple[float, float] | None:
     return 1 / image.spacing[2], 1 / image.spacing[1]
 
 
-def _tiff_metadata(image: Image) -> dict[str, Any]:
-    """Return the distance of slices and its unit; the pixel size is in the resolution tags."""
-    if image.spacing is None:
-        return {}
-    return {"spacing": image.spacing[0]} | ({} if image.unit is None else {"unit": image.unit})
+def _sizes(image: Image, *, ome: bool) -> dict[str, Any]:
+    """Return the metadata with the voxel size, of which the resolution tags hold that of pixels unless it is OME-TIFF.
 
-
-def _ome_metadata(image: Image) -> dict[str, Any]:
-    """Return the voxel size, with the unit "pixel" if unknown, because OME-XML assumes micrometres otherwise.
-
-    The UUID of the file is generated here because that of tifffile would contain the network address of the machine.
+    There, an unknown unit is "pixel", because OME-XML assumes micrometres otherwise, and the UUID of the file is generated
+    here because that of tifffile would contain the network address of the machine.
     """
-    identifier = {"UUID": str(uuid.uuid4())}
+    found: dict[str, Any] = {"UUID": str(uuid.uuid4())} if ome else {}
     if image.spacing is None:
-        return identifier
+        return found
+    if not ome:
+        return {"spacing": image.spacing[0]} | ({} if image.unit is None else {"unit": image.unit})
     unit = "pixel" if image.unit is None else _OME_UNITS.get(image.unit, image.unit)
-    sizes = {f"PhysicalSize{axis}": size for axis, size in zip("ZYX", image.spacing, strict=True)}
-    return identifier | sizes | {f"PhysicalSize{axis}Unit": unit for axis in "ZYX"}
+    for axis, size in zip("ZYX", image.spacing, strict=True):
+        found |= {f"PhysicalSize{axis}": size, f"PhysicalSize{axis}Unit": unit}
+    return found
 
 
 COMPRESSION = 6  # of gzip
