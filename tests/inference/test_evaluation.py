@@ -13,7 +13,7 @@ from values import by_name
 import evenslice
 from evenslice._core import json_text
 from evenslice._core.errors import ConfigError, ModelError, OutputError, VolumeError
-from evenslice.inference import prediction
+from evenslice.inference import scoring
 
 
 def linear(*weights, threshold=0.5):

@@ -43,7 +43,6 @@ from evenslice.inference.prediction import predict
 from evenslice.inference.ready_networks import ReadyNetwork
 from evenslice.networks import predicted_classes
 from evenslice.training import load_segmenter
-from evenslice.volumes import fit_scaling
 from evenslice.volumes.read.zarr import ZarrSource
 
 
@@ -60,7 +59,7 @@ def noise(*shape):
 def expected(model, image, slices=3, **options):
     volume = open_volume(image)
     ready = ReadyNetwork(model, slices=slices, device="cpu", dtype="float32")
-    outputs = predict(ready, volume, scaling=fit_scaling(volume), slices=slices, **options)
+    outputs = predict(ready, volume, scaling=Reading().fit_scaling(volume), slices=slices, **options)
     return torch.stack([output for _, output in outputs], dim=1)
 
 

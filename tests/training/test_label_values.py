@@ -14,7 +14,6 @@ from evenslice import ConfigError, Reading, TrainConfig, VolumeError
 from evenslice._core import as_config, to_yaml
 from evenslice.training import open_data
 from evenslice.training.tasks import TaskLoss
-from evenslice.volumes.labels import IGNORED
 from evenslice.volumes.reading import LabelValues
 
 LARGE = 2**60
@@ -42,11 +41,11 @@ OTHERS = {"other_labels": "background"}
         (np.array([0, 200], np.uint8), 4, [2**64, 0, -1, 200], {}, [1, 3]),
         ([0.0, 3.0], 3, [2**53 + 1, 3, 0], {}, [2, 1]),
         ([0.0, 3.0], 3, [10**400, 3, 0], {}, [2, 1]),
-        ([0, 1, 255], 2, None, {"ignore_label": 255}, [0, 1, IGNORED]),
-        ([0, 5, 7, 255], 2, [0, 5], {**OTHERS, "ignore_label": 255}, [0, 1, 0, IGNORED]),
-        (np.array([0, 1, -1], np.int8), 2, None, {"ignore_label": -1}, [0, 1, IGNORED]),
+        ([0, 1, 255], 2, None, {"ignore_label": 255}, [0, 1, -100]),
+        ([0, 5, 7, 255], 2, [0, 5], {**OTHERS, "ignore_label": 255}, [0, 1, 0, -100]),
+        (np.array([0, 1, -1], np.int8), 2, None, {"ignore_label": -1}, [0, 1, -100]),
         (np.array([0, 1], np.uint8), 2, None, {"ignore_label": -1}, [0, 1]),
-        ([0, 3, 7, 255], None, None, {"ignore_label": 255}, [0, 3, 7, IGNORED]),
+        ([0, 3, 7, 255], None, None, {"ignore_label": 255}, [0, 3, 7, -100]),
     ],
 )
 def test_values_become_classes(array, count, values, options, expected):
@@ -86,13 +85,13 @@ def test_the_loss_is_that_of_the_pixels_that_count(kind, channels):
     scores = torch.randn(2, channels, 8, 12, generator=generator, requires_grad=True)
     labels = torch.randint(count, (2, 8, 12), generator=generator)
     half = labels.clone()
-    half[:, :, 6:] = IGNORED
+    half[:, :, 6:] = -100
     found = loss(scores, half)
     assert torch.allclose(found, loss(scores[..., :6], labels[..., :6]))
     found.backward()
     assert scores.grad[..., :6].abs().min() > 0
     assert scores.grad[..., 6:].abs().max() == 0
-    assert loss(scores, torch.full_like(labels, IGNORED)) == 0
+    assert loss(scores, torch.full_like(labels, -100)) == 0
 
 
 class Bright(nn.Module):
@@ -167,7 +166,7 @@ def test_a_configuration_says_it_all(tmp_path):
     (part,) = open_data(config).train
     assert part.volume.shape == (8, 12, 20)
     assert np.array_equal(part.volume[...], image.transpose(1, 0, 2)[:8])
-    expected = np.where(labels == 255, IGNORED, labels == 5).transpose(1, 0, 2)[:8]
+    expected = np.where(labels == 255, -100, labels == 5).transpose(1, 0, 2)[:8]
     assert np.array_equal(part.labels[...], expected)
     assert part.index.counts.sum() == 8 * 12 * 16
     assert "plane: y" in to_yaml(config)

@@ -88,7 +88,7 @@ def test_masked_voxels_need_a_value(array):
     with pytest.raises(VolumeError, match="<array>: is masked; give fill"):
         open_volume(array)
     with pytest.raises(VolumeError, match="<array>: labels are masked"):
-        open_labels(array, open_volume(VOXELS))
+        open_labels(array, [open_volume(VOXELS)])
     with pytest.raises(ConfigError, match=r"fill=0.5: int16 has no such value"):
         open_volume(array, fill=0.5)
     filled = open_volume(array, fill=-7, plane="y", region=np.s_[1:, :, :])

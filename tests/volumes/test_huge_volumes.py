@@ -10,19 +10,17 @@ import pytest
 import zarr
 from chunk_server import serving
 
-from evenslice import VolumeError, open_volume
+from evenslice import Reading, VolumeError, open_volume
 from evenslice.volumes import (
     LabelValues,
     Scaling,
     WindowGrid,
     blocks,
     fingerprint,
-    fit_scaling,
     hold_small,
     info,
     modified,
     reslice,
-    take_slices,
     windows,
 )
 from evenslice.volumes.read.chunk_files import THREADS
@@ -92,7 +90,7 @@ def test_a_window_asks_for_the_chunks_under_it_once_each(server):
 @pytest.mark.slow
 def test_the_intensity_range_of_a_huge_volume_takes_a_sample_read_several_at_a_time(server):
     volume = open_volume(server.address)
-    assert 0 <= fit_scaling(volume).low <= 3
+    assert 0 <= Reading().fit_scaling(volume).low <= 3
     assert len(server.asked) == len(set(server.asked)) <= blocks.MOST_BLOCKS
     assert 1 < server.at_once <= THREADS
     server.asked.clear()
@@ -106,7 +104,7 @@ def test_what_is_made_of_a_remote_volume_has_its_fingerprint(server):
     """A training records its parts, cut and held in memory; an audit the volume as it was opened."""
     volume = open_volume(server.address)
     parts = [
-        take_slices(volume, 2, 40),
+        open_volume(volume, region=np.s_[2:40, :, :]),
         open_volume(volume, region=np.s_[0:8, 0:8, 0:8]),
         LabelValues().class_volume(volume, None),
     ]
@@ -138,13 +136,13 @@ def test_the_fingerprint_of_a_folder_of_many_files_lists_no_more_than_agreed(tmp
     volumes = [open_volume(tmp_path / f"{name}.zarr") for name in "abc"]
     few = fingerprint(volumes[0])
     assert few.startswith("sha256:")
-    assert fingerprint(take_slices(volumes[0], 2, 4)) == few
+    assert fingerprint(open_volume(volumes[0], region=np.s_[2:4, :, :])) == few
     monkeypatch.setattr(info, "MOST_LISTED", 20)
     monkeypatch.delattr(info, "_fingerprint_of_files")
     first, same, other = (fingerprint(volume) for volume in volumes)
     assert first.startswith(info.PARTIAL)
     assert first == same != other
-    assert fingerprint(take_slices(volumes[0], 2, 4)) == first
+    assert fingerprint(open_volume(volumes[0], region=np.s_[2:4, :, :])) == first
 
 
 def test_a_folder_of_many_files_is_known_to_be_unmodified_without_a_list_of_them(tmp_path):
@@ -166,7 +164,7 @@ def test_nan_in_a_huge_volume_is_reported_without_reading_it_whole(monkeypatch):
     with pytest.raises(
         VolumeError, match=r"\d+ of \d+ voxels of a sample are NaN or infinite; to accept .* as fill"
     ):
-        fit_scaling(volume)
+        Reading().fit_scaling(volume)
     grid = WindowGrid(volume, Scaling(0, 1), 3, (64, 64))
     with pytest.raises(
         VolumeError, match=r"1 of 12288 voxels of the window at z, y, x = \(9, 64, 128\) are NaN"
