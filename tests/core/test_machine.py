@@ -10,7 +10,7 @@ from contextlib import closing
 import pytest
 from hypothesis import given, strategies as st
 
-from evenslice._core import importable_here, machine, map_ahead, map_in_order, open_workers
+from evenslice._core import importable_here, machine, map_ahead, map_tasks, open_workers
 from evenslice._core.machine import available_cores
 
 MANY = 64
@@ -69,7 +69,7 @@ def test_commands_and_workers_use_their_memory_again_unless_the_environment_says
     assert counted(RUN_COMMAND) < returned / 5
     assert counted(RUN_COMMAND, MALLOC_TRIM_THRESHOLD_="131072") > returned / 2
     with open_workers(workers=1) as workers:
-        (found,) = map_in_order(faults, [10], workers)
+        ((_, found),) = map_tasks(faults, [10], workers)
     assert found < returned / 5
 
 

@@ -11,7 +11,6 @@ from values import by_name
 
 import evenslice
 from evenslice import Reading
-from evenslice._core import ProgressReport
 from evenslice.napari_plugin.network_form import NetworkChoice
 
 pytestmark = pytest.mark.slow
@@ -291,7 +290,7 @@ def test_a_network_whose_decoder_is_random_segments_nothing(viewer, widget, pres
 def test_progress_in_more_steps_than_a_bar_can_count(viewer, widget, wait_for, volume):
     segment, reached = widget("Segment"), threading.Event()
     segment.run(reached.wait, lambda _: None, "Waiting")
-    segment._progressed(ProgressReport("write", 3 * 2**31, 2**33, "voxels"))
+    segment._progressed(("write", 3 * 2**31, 2**33, "voxels"))
     assert segment.progress.value / segment.progress.max == pytest.approx(0.75, rel=1e-6)
     assert "6442450944 of 8589934592 voxels" in plain(segment.status.value)
     reached.set()

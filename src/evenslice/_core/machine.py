@@ -17,6 +17,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
+from evenslice._core.errors import ConfigError, option
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
 
@@ -86,8 +88,12 @@ def limit_memory(limit: int | None = None, *, watch: bool | None = None) -> None
         limit = max(memory - memory // MARGIN, LEAST_LIMIT)
     if not limit:
         return
-    import resource  # which Windows lacks, as it lacks sysconf
-
+    try:
+        import resource  # which Windows lacks, as it lacks sysconf
+    except ImportError:
+        raise ConfigError(
+            f"{option('memory_limit')}: this system has no limits of memory; leave it out"
+        ) from None
     if watch is None:
         watch = sys.platform != "linux" or any(map(os.path.exists, DRIVERS))
     if watch:

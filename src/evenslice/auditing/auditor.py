@@ -183,8 +183,9 @@ def audit(
     most_stressed = count_stressed(max(slices, 3), sampling.max_windows)
     for part in opened:  # so that a value of no class is found before anything is computed
         if part.size <= MOST_CHECKED and not isinstance(part.location, str):  # which is an address
-            for _ in read_in_runs(part, len(part), CHECKED_BYTES):
-                pass
+            held = read_in_runs(part, len(part), CHECKED_BYTES)
+            for z in range(len(held)):
+                held[z]
     explainer = Explainer(
         network,
         understood,

@@ -20,7 +20,7 @@ from evenslice._core import (
     ModelError,
     VolumeError,
     map_ahead,
-    map_in_order,
+    map_tasks,
     open_workers,
     option,
     progress_bar,
@@ -278,8 +278,12 @@ def measure_batches(
     stamps = {volume.path: (volume, modified(volume)) for volume in sample.volumes}
     files = {path: (stamp, fingerprint(volume)) for path, (volume, stamp) in stamps.items() if stamp}
     work = partial(_measure_on_worker, files=files)  # which reads for itself
-    with closing(map_in_order(work, sample.batches(size), client, common=(sample, explainer))) as measured:
-        yield from measured
+    tasks = map_tasks(work, sample.batches(size), client, common=(sample, explainer), in_order=True)
+    with closing(tasks) as measured:
+        for _, outcome in measured:
+            if isinstance(outcome, Exception):
+                raise outcome
+            yield outcome
 
 
 def _measure_on_worker(

@@ -12,6 +12,8 @@ the configuration and the result of the training may be missing.
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import re
 from dataclasses import dataclass, field, replace
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NotRequired, TypedDict, cast
 import numpy as np
 from numpy.typing import NDArray  # noqa: TC002  # ``from_arrays`` reads the annotations
 
-from evenslice._core import ConfigError, read_json, read_log, read_rows, read_text, reading
+from evenslice._core import ConfigError, read_bounded, read_json, read_log, reading
 from evenslice.results.audits import SALIENCY_PERCENTILES
 from evenslice.results.comparisons import (
     MAIN_SCORES,
@@ -46,9 +48,7 @@ if TYPE_CHECKING:
     Compared = TypeVar("Compared", Comparison, PooledComparison)
     Entries = Mapping[str, Any]
 
-COLUMNS = ("dataset", "architecture", "arm", "seed", "key", "status")  # required in results.csv
 STRESS_FILE = "stress.json"  # beside run.json where result.json was not kept: its entry "stress" alone
-MAX_RUNS = 5000  # largest number of rows of results.csv
 
 EXAMPLE_SIZE = 256
 """Largest number of pixels along y and x of the example that a run keeps."""
@@ -266,7 +266,8 @@ def load_study(folder: str | os.PathLike[str]) -> StudyResults:
         summary = read_json(path)
         comparisons, pooled = read_comparisons(summary), read_pooled(summary)
     with _reading(folder / "results.csv") as path:
-        rows = [row for row in read_rows(path, COLUMNS, MAX_RUNS) if row["status"] == "done"]
+        table = csv.DictReader(io.StringIO(read_bounded(path).decode(), newline=""), restval="")
+        rows = [row for row in table if row["status"] == "done"]
         places = [_find_run(folder / "runs", row["key"]) for row in rows]
     runs = tuple(_run(place, row) for place, row in zip(places, rows, strict=True))
     latest = max((run.definitions for run in runs), default=1)
@@ -276,7 +277,7 @@ def load_study(folder: str | os.PathLike[str]) -> StudyResults:
             f"{folder}: its runs differ in their number of slices, so they do not belong to one study"
         )
     with _reading(folder / "config.yaml") as path:
-        config = read_text(path) if path.is_file() else ""
+        config = read_bounded(path).decode() if path.is_file() else ""
     return StudyResults(cast("StudySummary", summary), comparisons, runs, config, pooled)
 
 

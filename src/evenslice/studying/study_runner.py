@@ -27,12 +27,11 @@ from evenslice._core import (
     OutputError,
     VolumeError,
     as_config,
-    check_callable,
     json_text,
     load_config,
     local_path,
     locked_folder,
-    map_as_finished,
+    map_tasks,
     open_workers,
     remove_leftovers,
     spelled_in_configuration,
@@ -139,8 +138,6 @@ def study(
         >>> summary["finished"], summary["failed"], (folder / "study" / "report.html").exists()
         (2, [], True)
     """
-    check_callable("on_start", on_start)
-    check_callable("on_finished", on_finished)
     config = as_config(config, StudyConfig)
     config = config.model_copy(update={"datasets": tuple(data.with_root() for data in config.datasets)})
     need_report_extra("the report of a study")
@@ -286,7 +283,7 @@ def _execute_all(
         return
     with open_workers(workers, scheduler) as client:
         run_one = partial(execute, progress=None) if client is None else execute_at_worker
-        for run, outcome in map_as_finished(
+        for run, outcome in map_tasks(
             partial(run_one, base=base, data=data), runs, client, needs=lambda run: run.base
         ):
             if isinstance(outcome, OutputError):  # nor could the others be recorded
