@@ -210,9 +210,8 @@ def test_a_folder_that_holds_more_than_an_image_is_not_replaced(held, add, tmp_p
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("labels.tof", "cannot write '.tof' files; did you mean '.tif'"),
-        ("labels.mhd", "did you mean '.mha'"),
-        ("labels", "has no suffix that names a format; known: "),
+        ("labels.mhd", "has no suffix of a format; did you mean '.mha'"),
+        ("labels", "has no suffix of a format; known: "),
         ("", "is not a file name"),
         ("a.h5:", "names no dataset; name one, such as a.h5:/labels"),
         ("a.h5:/../b", "names no dataset"),

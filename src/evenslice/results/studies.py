@@ -267,6 +267,8 @@ def load_study(folder: str | os.PathLike[str]) -> StudyResults:
         comparisons, pooled = read_comparisons(summary), read_pooled(summary)
     with _reading(folder / "results.csv") as path:
         table = csv.DictReader(io.StringIO(read_bounded(path).decode(), newline=""), restval="")
+        if "status" not in (table.fieldnames or ()):
+            raise ValueError("it has no column 'status'")
         rows = [row for row in table if row["status"] == "done"]
         places = [_find_run(folder / "runs", row["key"]) for row in rows]
     runs = tuple(_run(place, row) for place, row in zip(places, rows, strict=True))

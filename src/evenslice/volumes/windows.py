@@ -121,26 +121,22 @@ def _exceeds_float32(dtype: np.dtype[Any]) -> bool:
     return dtype.itemsize > (2 if dtype.kind in "iu" else 4)
 
 
-def _sample(volume: Volume, seed: int) -> NDArray[Any]:
-    """Draw voxels, as float32 unless that would round them."""
-    voxels = sample_voxels(volume, seed=seed)
-    with np.errstate(over="ignore"):  # overflows become infinite
-        return voxels if _exceeds_float32(volume.dtype) else voxels.astype(np.float32)
-
-
 def fit_scaling(
     volume: Volume, intensity: tuple[float, float] | None, fill: float | None, *, seed: int, blank: bool
 ) -> Scaling:
     """Choose the scaling of a volume, as ``Reading.fit_scaling`` says."""
     if fill is None:
         require_finite(volume)
-    if intensity is not None:
-        scaling = Scaling(*two_numbers(intensity), fill=fill)
-        if not volume.remote:  # a sample of one at an address takes many requests
-            _check_contrast(volume, scaling, seed, blank=blank)
+    scaling = None if intensity is None else Scaling(*intensity, fill)
+    if scaling is not None and volume.remote:  # where a sample takes many requests
         return scaling
-    voxels = _sample(volume, seed)
+    voxels = sample_voxels(volume, seed=seed)
+    if not _exceeds_float32(volume.dtype):
+        voxels = voxels.astype(np.float32)
     finite = voxels[np.isfinite(voxels)]
+    if scaling is not None:
+        _check_contrast(volume, finite, scaling, blank=blank)
+        return scaling
     if fill is None and finite.size < voxels.size:
         require_finite(volume, voxels, "a sample")
     if finite.size == 0:
@@ -162,15 +158,11 @@ def _constant(volume: Volume, finite: NDArray[Any], otherwise: str = "") -> Volu
     return VolumeError(f"{volume.path}: constant, {found}; use a volume with contrast{otherwise}")
 
 
-def _check_contrast(volume: Volume, scaling: Scaling, seed: int, *, blank: bool) -> None:
+def _check_contrast(volume: Volume, voxels: NDArray[Any], scaling: Scaling, *, blank: bool) -> None:
     """Raise ConfigError if a range makes voxels equal that are not, by which any network would look fair."""
-    voxels = _sample(volume, seed)
-    voxels = voxels[np.isfinite(voxels)]
-    if voxels.size == 0:
+    if voxels.size == 0 or (voxels.min() == voxels.max() and blank):
         return
     if voxels.min() == voxels.max():
-        if blank:
-            return
         raise _constant(volume, voxels)
     scaled = scaling(voxels)
     (low, high), (first, last) = (np.percentile(values, PERCENTILES) for values in (voxels, scaled))

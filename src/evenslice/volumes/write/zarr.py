@@ -22,6 +22,7 @@ from zarr.codecs import BloscCodec
 
 from evenslice._core import EvensliceError, OutputError, needs_extra, reason, reporting_write_errors
 from evenslice.volumes.blocks import cut_axis
+from evenslice.volumes.geometry import full_name
 from evenslice.volumes.read.chunk_files import s3_connection
 from evenslice.volumes.read.zarr import settle
 from evenslice.volumes.write.files import chunk_shape
@@ -31,22 +32,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from evenslice.volumes.geometry import Unit
     from evenslice.volumes.write.files import Image
 
 SMALLEST = 256
 WRITABLE = ("s3",)
-
-_UNITS: dict[Unit, str] = {
-    "pm": "picometer",
-    "angstrom": "angstrom",
-    "nm": "nanometer",
-    "um": "micrometer",
-    "mm": "millimeter",
-    "cm": "centimeter",
-    "m": "meter",
-    "inch": "inch",
-}
 
 
 def write_zarr(path: Path, image: Image) -> None:
@@ -108,7 +97,7 @@ def _at(image: Image, channel: int, part: slice) -> tuple[int | slice, ...]:
 def _metadata(plan: Sequence[Level], image: Image, name: str) -> dict[str, Any]:
     """Return the metadata of the group; see https://ngff.openmicroscopy.org/0.5/."""
     spacing = image.spacing or (1.0, 1.0, 1.0)
-    unit = {} if image.unit is None else {"unit": _UNITS[image.unit]}
+    unit = {} if image.unit is None else {"unit": full_name(image.unit)}
     space: list[dict[str, str]] = [{"name": axis, "type": "space", **unit} for axis in "zyx"]
     lead = [1.0] if image.stacked else []
     datasets = []
@@ -304,13 +293,9 @@ def _file_system(url: str) -> tuple[Any, str]:
 
         if url.startswith("s3:"):
             import s3fs  # noqa: F401  # fsspec imports it by name
-    system, root = fsspec.url_to_fs(url, **_options(url))
-    return system, root
-
-
-def _options(url: str) -> dict[str, Any]:
     # Credentials come from where the AWS tools look for them, as in `read.chunk_files`.
-    return s3_connection() if url.startswith("s3:") else {}
+    system, root = fsspec.url_to_fs(url, **(s3_connection() if url.startswith("s3:") else {}))
+    return system, root
 
 
 @contextmanager
