@@ -55,6 +55,12 @@ def test_numbers_of_numpy_are_written_as_numbers(tmp_path):
     assert segment(tmp_path / "labels.tif", slices=whole, step=np.int64(1)).shape == VOLUME.shape
 
 
+def test_results_can_be_compared():
+    one, other = audit(), audit()
+    assert one in [other, one]
+    assert len({one, other}) == 2
+
+
 USES = {
     "to_html": lambda path: audit().to_html(path),
     "save": lambda path: audit().save(path),
