@@ -139,13 +139,3 @@ def test_a_record_of_wrong_kinds_is_damaged(changes):
     record = evenslice.neutralize(network(), mean=0.0, std=1.0)
     with pytest.raises(ModelError, match="not the record"):
         Record.from_dict(record.to_dict() | changes)
-
-
-def test_a_volume_under_two_names_is_one_sample(tmp_path, monkeypatch):
-    np.save(tmp_path / "image.npy", VOLUME)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "link.npy").symlink_to("image.npy")
-    opened = evenslice.open_volume(VOLUME)
-    for twice in (["image.npy", tmp_path / "image.npy"], ["image.npy", "link.npy"], [opened, opened]):
-        with pytest.raises(ConfigError, match="is given twice"):
-            evenslice.audit(network(), twice)

@@ -58,7 +58,6 @@ from .staging import (
     staged_folder as staged_folder,
 )
 from .workers import (
-    WORKER as WORKER,
     map_tasks as map_tasks,
     open_workers as open_workers,
 )

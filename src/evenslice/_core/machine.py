@@ -24,12 +24,8 @@ if TYPE_CHECKING:
 
 
 LARGEST_KEPT = 2**30  # bytes at once; more, such as a whole volume, is returned
-KEPT = {
-    "MALLOC_MMAP_THRESHOLD_": LARGEST_KEPT,
-    "MALLOC_TRIM_THRESHOLD_": 2**40,  # of memory that is free
-    "MALLOC_ARENA_MAX": 1,  # those of threads hold little
-}
-"""Environment variables by which a process does so from its start."""
+KEPT = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX")
+"""Environment variables that say what to do with freed memory."""
 
 # From malloc.h of glibc.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8

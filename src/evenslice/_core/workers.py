@@ -46,7 +46,7 @@ except ImportError:
 from pickle import loads  # by them
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
     from concurrent.futures import Future
     from typing import TypeAlias
 
@@ -144,7 +144,7 @@ def map_tasks(
     common: Any = None,
     needs: Callable[[Item], Item | None] = lambda _: None,
     in_order: bool = False,
-) -> Iterator[tuple[Item, Result | Exception]]:
+) -> Generator[tuple[Item, Result | Exception]]:
     """Apply a function to items and yield each with its result, in the order in which they finish.
 
     With workers, a few items are submitted at a time, as results are consumed: those not yet sent to a worker when the
@@ -195,7 +195,8 @@ def map_tasks(
             for future in ended:
                 item = futures.pop(future)
                 unfinished.discard(id(item))
-                yield item, _outcome(future, workers)
+                outcome = _outcome(future, workers)
+                yield item, outcome
 
 
 def _pickled(common: Any) -> bytes:

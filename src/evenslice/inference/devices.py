@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from evenslice._core import (
-    WORKER,
     ConfigError,
     ModelError,
     check_known,
@@ -60,8 +59,8 @@ def _worker_number() -> int | None:
     That of a Dask cluster is the number at the end of the worker's name. One whose name ends otherwise counts as 0, and so
     does one without a name, which Dask calls by its address.
     """
-    if WORKER in os.environ:
-        return int(os.environ[WORKER])
+    if "EVENSLICE_WORKER" in os.environ:  # of a process that `evenslice._core.workers` started
+        return int(os.environ["EVENSLICE_WORKER"])
     if "distributed" not in sys.modules:
         return None
     from distributed import get_worker

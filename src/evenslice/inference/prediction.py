@@ -502,7 +502,7 @@ def _windows(
 ) -> Iterator[tuple[int, Window]]:
     """Yield each centre z and the N slices (y, x) of the window around it, reading each slice once, in ascending order."""
     (y, x), reach = extent, grid.slices // 2 * grid.step
-    grid = replace(grid, tile=(y.stop - y.start, x.stop - x.start))
+    single = replace(grid, slices=1, tile=(y.stop - y.start, x.stop - x.start))
     planes: dict[int, NDArray[np.float32]] = {}
     needed: dict[int, list[int]] = {}  # by the windows that reach up to where the present one ends
     coming = deque(centres)
@@ -514,7 +514,7 @@ def _windows(
         for i in sorted(
             {i for indices in needed.values() for i in indices if i <= z + reach} - planes.keys()
         ):
-            (planes[i],) = grid.read_run(i, i + 1, y.start, x.start)
+            (planes[i],) = single.read(i, y.start, x.start)
         yield z, [planes[i] for i in needed.pop(z)]
 
 

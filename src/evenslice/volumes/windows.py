@@ -375,18 +375,12 @@ class WindowGrid:
         Raises:
             VolumeError: it cannot be read, or contains NaN or infinity and the scaling has no fill value.
         """
-        indices = self.slices_at(z)
         plane = (slice(y, y + self.tile[0]), slice(x, x + self.tile[1]))
-        return self._prepare(self._read_slices(indices, plane), f"the window at z, y, x = {z, y, x}")
-
-    def read_run(self, first: int, stop: int, y: int, x: int) -> NDArray[np.float32]:
-        """Read consecutive slices in the tile whose corner is (y, x): (stop - first, tile y, tile x) in 0..1.
-
-        Raises:
-            VolumeError: as for ``read``.
-        """
-        voxels = self.volume[first:stop, y : y + self.tile[0], x : x + self.tile[1]]
-        return self._prepare(voxels, f"slices {first} to {stop - 1} at y, x = {y, x}")
+        voxels = self._read_slices(self.slices_at(z), plane)
+        # Once scaled, infinity is 0 or 1.
+        if self.scaling.fill is None and voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
+            require_finite(self.volume, voxels, f"the window at z, y, x = {z, y, x}")
+        return self._fill_tile(self.scaling(voxels))
 
     def read_labels(self, labels: Volume, z: int, y: int, x: int) -> NDArray[np.int64]:
         """Read the class map (tile y, tile x) of the middle slice of a window."""
@@ -402,13 +396,6 @@ class WindowGrid:
             # Slices of one chunk together, because each read decodes it whole.
             return self.volume[(slice(first, last + 1, self.step), *plane)][(indices - first) // self.step]
         return np.stack([self.volume[(int(index), *plane)] for index in indices])
-
-    def _prepare(self, voxels: NDArray[Any], part: str) -> NDArray[np.float32]:
-        """Scale slices (n, y, x) and fill the tile."""
-        # Once scaled, infinity is 0 or 1.
-        if self.scaling.fill is None and voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
-            require_finite(self.volume, voxels, part)
-        return self._fill_tile(self.scaling(voxels))
 
     def _fill_tile(self, window: NDArray[Any]) -> NDArray[Any]:
         missing = [(0, size - length) for size, length in zip(self.tile, window.shape[1:], strict=True)]

@@ -106,25 +106,18 @@ class Image:
         stacked: whether they form a leading channel axis.
         labels: whether voxels are class numbers, which must not be averaged.
         dtype: data type to store, which holds all values of the volumes.
-        spacing: voxel size along z, y, x, or None if unknown.
-        unit: unit of the spacing, or None if unknown.
-        affine: (4, 4) map from voxel indices (x, y, z, 1) to patient space, or None if none is stated.
+        like: the volume from which spacing, unit, affine and offset are taken.
         tally: counts the voxels written.
         dataset: the path inside a file of several datasets.
-        offset: where the centre of the first voxel lies along z, y, x, in voxels from the origin of the file that it comes
-            from.
     """
 
     channels: tuple[Volume, ...]
     stacked: bool
     labels: bool
     dtype: np.dtype[Any]
-    spacing: tuple[float, float, float] | None
-    unit: Unit | None
-    affine: NDArray[np.float64] | None
+    like: Volume
     tally: Tally
     dataset: str
-    offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     @property
     def zyx(self) -> tuple[int, int, int]:
@@ -135,6 +128,19 @@ class Image:
     def shape(self) -> tuple[int, ...]:
         """The shape (z, y, x), or (channel, z, y, x)."""
         return (len(self.channels), *self.zyx) if self.stacked else self.zyx
+
+    @property
+    def chunks(self) -> tuple[int, int, int]:
+        """The shape of chunks (z, y, x) of about 2 MiB.
+
+        They are flatter than cubes because volumes are viewed and segmented slice by slice, and the flatter the larger a
+        slice is, so that a whole layer of chunks fits into a slab.
+        """
+        (z, y, x), itemsize = self.zyx, self.dtype.itemsize
+        layers = max(1, min(DEEPEST_CHUNK, SLAB_BYTES // (y * x * itemsize)))
+        depth = 2 ** int(math.log2(layers))
+        side = 2 ** int(math.log2(max(1, CHUNK_BYTES / itemsize / depth)) / 2)
+        return min(depth, z), min(side, y), min(side, x)
 
     def slabs(self, multiple: int = 1) -> Iterator[tuple[int, slice, NDArray[Any]]]:
         """Read channel after channel in slabs of whole slices.
@@ -173,22 +179,6 @@ class Image:
         return max(step, most // step * step)
 
 
-def chunk_shape(shape: tuple[int, int, int], itemsize: int) -> tuple[int, int, int]:
-    """Return the shape of chunks of about 2 MiB for an array (z, y, x).
-
-    They are flatter than cubes because volumes are viewed and segmented slice by slice, and the flatter the larger a
-    slice is, so that a whole layer of chunks fits into a slab.
-
-    Example:
-        >>> chunk_shape((500, 1000, 1000), 1), chunk_shape((500, 8000, 8000), 1), chunk_shape((9, 50, 50), 4)
-        ((32, 256, 256), (1, 1024, 1024), (9, 50, 50))
-    """
-    layers = max(1, min(DEEPEST_CHUNK, SLAB_BYTES // (shape[1] * shape[2] * itemsize)))
-    depth = 2 ** int(math.log2(layers))
-    side = 2 ** int(math.log2(max(1, CHUNK_BYTES / itemsize / depth)) / 2)
-    return min(depth, shape[0]), min(side, shape[1]), min(side, shape[2])
-
-
 def write_npy(path: Path, image: Image) -> None:
     """Write the voxels; the format cannot store their spacing.
 
@@ -209,7 +199,7 @@ def write_hdf5(path: Path, image: Image) -> None:
     """Write one dataset into a new file, with its voxel size as the attribute ``element_size_um``, as in ilastik and Fiji."""
     import h5py
 
-    chunks = chunk_shape(image.zyx, image.dtype.itemsize)
+    chunks = image.chunks
     lead = (1,) if image.stacked else ()
     with _Sink(path, "w+") as sink:
         with h5py.File(sink, "w") as file:
@@ -225,8 +215,8 @@ def write_hdf5(path: Path, image: Image) -> None:
             )
             for number, axis in enumerate("czyx" if image.stacked else "zyx"):
                 array.dims[number].label = axis
-            if image.spacing is not None and image.unit is not None:
-                array.attrs["element_size_um"] = sizes_in(image.spacing, image.unit, "um")
+            if image.like.spacing is not None and image.like.unit is not None:
+                array.attrs["element_size_um"] = sizes_in(image.like.spacing, image.like.unit, "um")
             for channel, part, voxels in image.slabs(multiple=chunks[0]):
                 array[(channel, part) if image.stacked else part] = voxels
                 sink.check()
@@ -320,9 +310,12 @@ def _pages(image: Image) -> Iterator[NDArray[Any]]:
 
 def _resolution(image: Image) -> tuple[float, float] | None:
     """Return pixels per unit along x and y; None if unknown, or beyond what the tags of a TIFF can state."""
-    if image.spacing is None or not 2**-31 < min(image.spacing[1:]) <= max(image.spacing[1:]) < 2**31:
+    if (
+        image.like.spacing is None
+        or not 2**-31 < min(image.like.spacing[1:]) <= max(image.like.spacing[1:]) < 2**31
+    ):
         return None
-    return 1 / image.spacing[2], 1 / image.spacing[1]
+    return 1 / image.like.spacing[2], 1 / image.like.spacing[1]
 
 
 def _sizes(image: Image, *, ome: bool) -> dict[str, Any]:
@@ -332,12 +325,14 @@ def _sizes(image: Image, *, ome: bool) -> dict[str, Any]:
     here because that of tifffile would contain the network address of the machine.
     """
     found: dict[str, Any] = {"UUID": str(uuid.uuid4())} if ome else {}
-    if image.spacing is None:
+    if image.like.spacing is None:
         return found
     if not ome:
-        return {"spacing": image.spacing[0]} | ({} if image.unit is None else {"unit": image.unit})
-    unit = "pixel" if image.unit is None else _OME_UNITS.get(image.unit, image.unit)
-    for axis, size in zip("ZYX", image.spacing, strict=True):
+        return {"spacing": image.like.spacing[0]} | (
+            {} if image.like.unit is None else {"unit": image.like.unit}
+        )
+    unit = "pixel" if image.like.unit is None else _OME_UNITS.get(image.like.unit, image.like.unit)
+    for axis, size in zip("ZYX", image.like.spacing, strict=True):
         found |= {f"PhysicalSize{axis}": size, f"PhysicalSize{axis}Unit": unit}
     return found
 
@@ -381,10 +376,10 @@ def _nifti_header(image: Image) -> Any:
     header.set_data_shape(shape)
     header.set_data_offset(352 if one else 544)
     header.set_slope_inter(1, 0)
-    unit = None if image.unit is None else _NIFTI_UNITS.get(image.unit, image.unit)
+    unit = None if image.like.unit is None else _NIFTI_UNITS.get(image.like.unit, image.like.unit)
     header.set_xyzt_units(_NIFTI_CODES[unit])
-    spacing = (image.spacing or (1.0, 1.0, 1.0))[::-1]
-    zooms = spacing if unit is None else sizes_in(spacing, image.unit, unit)
+    spacing = (image.like.spacing or (1.0, 1.0, 1.0))[::-1]
+    zooms = spacing if unit is None else sizes_in(spacing, image.like.unit, unit)
     header.set_zooms((*zooms, *(1.0 for _ in shape[3:])))
     affine = _affine_in(image, unit)
     if affine is not None:  # without it both codes are 0, and readers know the voxel size alone
@@ -466,7 +461,7 @@ def _nrrd_header(image: Image) -> bytes:
         "encoding: gzip",
         f"space origin: ({_joined(origin, ',')})",
     ]
-    if image.unit is not None:
+    if image.like.unit is not None:
         lines.append('space units: "mm" "mm" "mm"')
     return "".join(f"{line}\n" for line in (*lines, "")).encode()
 
@@ -481,11 +476,11 @@ def _affine_in(image: Image, unit: Unit | None) -> NDArray[np.float64] | None:
     Returns:
         (4, 4) map from voxel indices (x, y, z, 1), or None if the image has no invertible affine.
     """
-    if image.affine is None or not is_invertible(image.affine):
+    if image.like.affine is None or not (image.like.placed and is_invertible(image.like.affine)):
         return None
-    if image.spacing is None:
-        return image.affine
-    affine = fit_spacing(image.affine, image.spacing, image.unit)
+    if image.like.spacing is None:
+        return image.like.affine
+    affine = fit_spacing(image.like.affine, image.like.spacing, image.like.unit)
     affine[:3] /= sizes_in([1.0], unit, "mm")[0]
     return affine
 
@@ -499,8 +494,8 @@ def _itk_placement(image: Image) -> tuple[NDArray[np.float64], NDArray[np.float6
     """
     affine = _affine_in(image, "mm")
     if affine is None:
-        spacing = image.spacing or (1.0, 1.0, 1.0)
-        return np.diag(sizes_in(spacing[::-1], image.unit, "mm")), np.zeros(3)
+        spacing = image.like.spacing or (1.0, 1.0, 1.0)
+        return np.diag(sizes_in(spacing[::-1], image.like.unit, "mm")), np.zeros(3)
     flipped = np.diag([-1.0, -1.0, 1.0]) @ affine[:3]
     # Adding zero turns -0.0 into 0.0.
     return flipped[:, :3].T + 0.0, flipped[:, 3] + 0.0
@@ -621,12 +616,9 @@ def write_volume(
         stacked=stacked,
         labels=labels,
         dtype=destination.format.stored(first.dtype),
-        spacing=model.spacing,
-        unit=model.unit,
-        affine=model.affine if model.placed else None,
+        like=model,
         tally=Tally(len(channels) * model.size, progress),
         dataset=destination.dataset or ("/labels" if labels else "/volume"),
-        offset=model.offset,
     )
     if isinstance(destination.location, str):
         from evenslice.volumes.write.zarr import write_remote

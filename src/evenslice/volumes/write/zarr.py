@@ -25,7 +25,6 @@ from evenslice.volumes.blocks import cut_axis
 from evenslice.volumes.geometry import full_name
 from evenslice.volumes.read.chunk_files import s3_connection
 from evenslice.volumes.read.zarr import settle
-from evenslice.volumes.write.files import chunk_shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -48,24 +47,23 @@ def write_zarr(path: Path, image: Image) -> None:
 
 
 def _write_levels(path: Path, image: Image) -> None:
-    plan = levels(image.zyx, image.spacing)
+    plan = levels(image.zyx, image.like.spacing)
     image.tally.expect(len(image.channels) * sum(math.prod(level.shape) for level in plan[1:]))
-    chunks = chunk_shape(image.zyx, image.dtype.itemsize)
-    arrays = [_create(path, str(number), level, chunks, image) for number, level in enumerate(plan)]
-    for channel, part, voxels in image.slabs(multiple=chunks[0]):
+    arrays = [_create(path, str(number), level, image) for number, level in enumerate(plan)]
+    for channel, part, voxels in image.slabs(multiple=image.chunks[0]):
         arrays[0][_at(image, channel, part)] = voxels
     for number, level in enumerate(plan[1:], start=1):
         _fill(arrays[number], arrays[number - 1], level, image)
     zarr.open_group(path, mode="r+").attrs["ome"] = _metadata(plan, image, path.name)
 
 
-def _create(path: Path, name: str, level: Level, chunks: tuple[int, ...], image: Image) -> Any:
+def _create(path: Path, name: str, level: Level, image: Image) -> Any:
     channels = [len(image.channels)] if image.stacked else []
     return zarr.create_array(
         path,
         name=name,
         shape=(*channels, *level.shape),
-        chunks=(*(1 for _ in channels), *map(min, chunks, level.shape)),
+        chunks=(*(1 for _ in channels), *map(min, image.chunks, level.shape)),
         dtype=image.dtype,
         # Blosc is a core codec of the format; plain zstd is not.
         compressors=BloscCodec(cname="zstd", clevel=3, shuffle="shuffle", typesize=image.dtype.itemsize),
@@ -96,8 +94,8 @@ def _at(image: Image, channel: int, part: slice) -> tuple[int | slice, ...]:
 
 def _metadata(plan: Sequence[Level], image: Image, name: str) -> dict[str, Any]:
     """Return the metadata of the group; see https://ngff.openmicroscopy.org/0.5/."""
-    spacing = image.spacing or (1.0, 1.0, 1.0)
-    unit = {} if image.unit is None else {"unit": full_name(image.unit)}
+    spacing = image.like.spacing or (1.0, 1.0, 1.0)
+    unit = {} if image.like.unit is None else {"unit": full_name(image.like.unit)}
     space: list[dict[str, str]] = [{"name": axis, "type": "space", **unit} for axis in "zyx"]
     lead = [1.0] if image.stacked else []
     datasets = []
@@ -107,7 +105,7 @@ def _metadata(plan: Sequence[Level], image: Image, name: str) -> dict[str, Any]:
         # The first voxel of a coarser level is centred on the voxels of the finest one that it covers.
         shift = [
             size * (place + (factor - 1) / 2)
-            for size, place, factor in zip(spacing, image.offset, level.factors, strict=True)
+            for size, place, factor in zip(spacing, image.like.offset, level.factors, strict=True)
         ]
         if any(shift):
             transformations.append({"type": "translation", "translation": [*(0.0 for _ in lead), *shift]})
