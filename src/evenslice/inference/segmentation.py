@@ -85,7 +85,7 @@ def segment(
         volume: the volume to segment; one that was opened with another ``plane`` is segmented along that axis, and
             the output is written in the order of the file.
         out: the output file, OME-Zarr folder or its ``s3://`` address; the suffix gives the format, see
-            ``evenslice.volumes.write.files``. By default the labels are kept in memory alone, as an array that is opened.
+            ``evenslice.volumes.write.writer``. By default the labels are kept in memory alone, as an array that is opened.
         slices: N, odd; by default as recorded by ``neutralize`` or stated by the function or the segmenter, else 3.
         probabilities: write the probability of each class, float32 (class, z, y, x), instead of labels: the softmax of the
             logits, or the sigmoid of a single one.

@@ -43,7 +43,7 @@ from .windows import (
     check_tile as check_tile,
     check_window as check_window,
 )
-from .write.files import (
+from .write.writer import (
     Destination as Destination,
     write_volume as write_volume,
 )

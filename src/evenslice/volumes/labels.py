@@ -26,26 +26,28 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from evenslice.volumes.opening import VolumeLike
-    from evenslice.volumes.reading import LabelValues
     from evenslice.volumes.volume import Volume
     from evenslice.volumes.windows import Scaling
 
+IGNORED = -100  # ``LabelValues.IGNORED``
 HALF_VOXEL = 0.501  # and room for the rounding of single precision, in which NIfTI stores positions
 
 _BLOCK_BYTES = 2**22
 _BOUNDARY_BYTES = 2**25  # of a block that is read with chunks around it, so that few are decoded twice
 
 
-def class_volume(stored: Volume, values: tuple[int, ...], meaning: LabelValues) -> Volume:
+def class_volume(
+    stored: Volume, values: tuple[int, ...], other_labels: str, ignore: int | None, instances: str | None
+) -> Volume:
     """Return the volume of classes of stored label values, of which there is one for each class unless there are none."""
-    if meaning.instances is None:
-        if meaning.other_labels == "background" and not values:
-            raise ConfigError(
-                f"{option('other_labels', meaning.other_labels)}: give {option('label_values')} too"
-            )
-        return map_voxels(stored, partial(_classes, stored.path, values, meaning), np.int64)
-    axes = stored._stored.arrangement.zyx[1:]  # noqa: SLF001  # set by `open_volume`
-    return map_voxels(stored, partial(_boundaries, stored.path, axes, meaning), np.int64, around=True)
+    if instances is not None:
+        axes = stored._stored.arrangement.zyx[1:]  # noqa: SLF001  # set by `open_volume`
+        find = partial(_boundaries, stored.path, axes, instances == "dense", ignore)
+        return map_voxels(stored, find, np.int64, around=True)
+    lenient = other_labels == "background"
+    if lenient and not values:
+        raise ConfigError(f"{option('other_labels', other_labels)}: give {option('label_values')} too")
+    return map_voxels(stored, partial(_classes, stored.path, values, lenient, ignore), np.int64)
 
 
 def is_background(stored: NDArray[Any]) -> NDArray[np.bool_]:
@@ -65,28 +67,32 @@ def _refuse_fractions(stored: NDArray[Any], path: str) -> None:
 
 
 def _classes(
-    path: str, values: tuple[int, ...], meaning: LabelValues, stored: NDArray[Any]
+    path: str,
+    values: tuple[int, ...],
+    lenient: bool,
+    ignore: int | None,
+    stored: NDArray[Any],  # to be pickled
 ) -> NDArray[np.int64]:
     """Return the class of each stored value; without values of classes, the values themselves."""
     _refuse_fractions(stored, path)
-    ignored = _is_ignored(stored, meaning)
+    ignored = _is_ignored(stored, ignore)
     if not values:
-        return np.where(ignored, meaning.IGNORED, stored.astype(np.int64))
+        return np.where(ignored, IGNORED, stored.astype(np.int64))
     # Of two types of integers, NumPy may compare both as float64, to which large neighbours are equal.
     numbers = {"b": np.dtype(np.int64), "f": np.dtype(np.float64)}.get(stored.dtype.kind, stored.dtype)
     held = [(value, index) for index, value in enumerate(values) if _holds(numbers, value)]
     rising = np.array([value for value, _ in sorted(held)], numbers)
     place = np.searchsorted(rising, stored).clip(max=len(rising) - 1)
     known = rising[place] == stored if held else np.zeros(stored.shape, bool)
-    if meaning.other_labels == "error" and not (known | ignored).all():
+    if not lenient and not (known | ignored).all():
         raise _of_no_class(path, values, stored[~(known | ignored)].flat[0].item())
     found = np.array([index for _, index in sorted(held)] or [0], np.int64)[place * known]
-    return np.where(ignored, meaning.IGNORED, np.where(known, found, 0))
+    return np.where(ignored, IGNORED, np.where(known, found, 0))
 
 
-def _is_ignored(stored: NDArray[Any], meaning: LabelValues) -> NDArray[np.bool_]:
-    ignored: NDArray[np.bool_] = stored == meaning.ignore_label
-    return np.zeros(stored.shape, bool) if meaning.ignore_label is None else ignored
+def _is_ignored(stored: NDArray[Any], ignore: int | None) -> NDArray[np.bool_]:
+    ignored: NDArray[np.bool_] = stored == ignore
+    return np.zeros(stored.shape, bool) if ignore is None else ignored
 
 
 def _holds(dtype: np.dtype[Any], value: int) -> bool:
@@ -110,7 +116,11 @@ def _of_no_class(path: str, values: tuple[int, ...], value: float) -> VolumeErro
 
 
 def _boundaries(
-    path: str, axes: tuple[int, ...], meaning: LabelValues, numbers: NDArray[Any]
+    path: str,
+    axes: tuple[int, ...],
+    dense: bool,
+    ignore: int | None,
+    numbers: NDArray[Any],  # to be pickled
 ) -> NDArray[np.int64]:
     """Return 1 where numbers of objects differ within a slice, two voxels wide, and 0 elsewhere.
 
@@ -119,14 +129,14 @@ def _boundaries(
     ignored voxels there is none.
     """
     _refuse_fractions(numbers, path)
-    counts = ~_is_ignored(numbers, meaning)
-    found = (numbers == 0) & (meaning.instances == "dense")
+    counts = ~_is_ignored(numbers, ignore)
+    found = (numbers == 0) & dense
     for axis in axes:
         here, there = ((slice(None),) * axis + (part,) for part in (slice(None, -1), slice(1, None)))
         meet = (numbers[here] != numbers[there]) & counts[here] & counts[there]
         found[here] |= meet
         found[there] |= meet
-    return np.where(counts, found, meaning.IGNORED).astype(np.int64, copy=False)
+    return np.where(counts, found, IGNORED).astype(np.int64, copy=False)
 
 
 def open_labels(labels: VolumeLike | Sequence[VolumeLike], volumes: Sequence[Volume]) -> list[Volume]:

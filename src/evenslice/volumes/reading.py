@@ -146,7 +146,8 @@ class LabelValues:
         from evenslice.volumes.labels import class_volume
 
         self.check(classes)
-        return class_volume(stored, self.of_classes(classes), self)
+        values = self.of_classes(classes)
+        return class_volume(stored, values, self.other_labels, self.ignore_label, self.instances)
 
     def background_volume(self, stored: Volume) -> Volume | None:
         """Return where stored values are the background of sparse objects, as a volume of bool; None for other labels.

@@ -141,10 +141,6 @@ def fit_scaling(
         require_finite(volume, voxels, "a sample")
     if finite.size == 0:
         raise VolumeError(f"{volume.path}: no voxel of a sample is finite, so it cannot be scaled")
-    if voxels.dtype.kind == "f" and fill is None and not (abs(voxels) <= LARGEST_FLOAT).all():
-        raise VolumeError(
-            f"{volume.path}: has values beyond float32; give its range as {option('intensity')}"
-        )
     low, high = (float(value) for value in np.percentile(finite, PERCENTILES))
     if low == high:  # most voxels of a sparse volume have the same value
         low, high = float(finite.min()), float(finite.max())
