@@ -198,7 +198,7 @@ def test_a_file_where_a_folder_should_be_is_said_to_be_one(tmp_path):
     for out in (tmp_path / "base.yaml", tmp_path / "base.yaml" / "run"):
         for context in (staged_folder(out, ["*"], documents=[]), locked_folder(out, "")):
             with (
-                pytest.raises(OutputError, match=r"base\.yaml.*, a file, stands where a folder is needed"),
+                pytest.raises(OutputError, match=r"base\.yaml.* is, or lies in, a file"),
                 context,
             ):
                 pass

@@ -442,7 +442,7 @@ def test_charts_and_tables_lie_beside_the_page(results, folder):
 
 def test_a_place_that_cannot_be_written_or_a_missing_extra_is_named(results, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(evenslice.OutputError, match="file, a file, stands"):
+    with pytest.raises(evenslice.OutputError, match="file is, or lies in, a file"):
         files.write_study_report(results, tmp_path / "file" / "report.html")
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(evenslice.MissingExtraError, match=r"evenslice\[report\]"):

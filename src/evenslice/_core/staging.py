@@ -229,7 +229,7 @@ def reporting_write_errors(label: str | os.PathLike[str], only: Collection[int] 
             raise
         cause = " ".join((error.strerror or str(error)).split())
         if isinstance(error, FileExistsError | NotADirectoryError):
-            cause += f": {error.filename}, a file, stands where a folder is needed"
+            cause += f": {error.filename} is, or lies in, a file"
         raise OutputError(
             f"{label}: cannot be written ({cause}); make room, or choose a place where you may write"
         ) from error

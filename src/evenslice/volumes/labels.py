@@ -50,12 +50,6 @@ def class_volume(
     return map_voxels(stored, partial(_classes, stored.path, values, lenient, ignore), np.int64)
 
 
-def is_background(stored: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return where stored values are 0."""
-    found: NDArray[np.bool_] = stored == 0
-    return found
-
-
 def _refuse_fractions(stored: NDArray[Any], path: str) -> None:
     """Raise VolumeError if values are no labels at all: fractions, NaN and infinity."""
     if stored.dtype.kind == "f":

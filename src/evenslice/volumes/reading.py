@@ -5,8 +5,10 @@ Reading(step=2, intensity=(0, 255), ignore_label=7).to_plain()    {"step": 2, "i
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence  # noqa: TC003  # the command line reads it
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from evenslice._core import ConfigError, check_known, option, whole_number
@@ -159,10 +161,9 @@ class LabelValues:
             >>> LabelValues(instances="sparse").background_volume(objects)[0].tolist()
             [[True, True, False]]
         """
-        from evenslice.volumes.labels import is_background
         from evenslice.volumes.volume import map_voxels
 
-        return map_voxels(stored, is_background, bool) if self.instances == "sparse" else None
+        return map_voxels(stored, partial(operator.eq, 0), bool) if self.instances == "sparse" else None
 
 
 def _whole(name: str, given: Any, value: Any) -> int:
