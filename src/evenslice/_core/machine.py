@@ -17,8 +17,6 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
-from evenslice._core.errors import ConfigError, option
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
 
