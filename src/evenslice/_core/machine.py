@@ -85,6 +85,8 @@ def limit_memory(limit: int | None = None, *, watch: bool | None = None) -> None
     try:
         import resource  # which Windows lacks, as it lacks sysconf
     except ImportError:
+        from evenslice._core.errors import ConfigError, option  # without which the command line begins
+
         raise ConfigError(
             f"{option('memory_limit')}: this system has no limits of memory; leave it out"
         ) from None
