@@ -23,7 +23,7 @@ from shared import ROOT, SHARED, Cache, insert_tables, load_family, make_parser,
 import evenslice
 from evenslice.auditing.sampling import next_look
 from evenslice.results import Measurements, Tolerances, ask, intervals
-from evenslice.volumes.windows import spread_index
+from evenslice.volumes import WindowGrid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -157,7 +157,7 @@ class Census:
 @lru_cache(maxsize=8)
 def _order(total: int, seed: int) -> NDArray[np.int64]:
     most = min(total, MOST)
-    return np.array([spread_index(number, total, seed) for number in range(most)], dtype=np.int64)
+    return np.array([WindowGrid.spread(number, total, seed) for number in range(most)], dtype=np.int64)
 
 
 def coverage(census: Census, audits: int) -> dict[str, Any]:

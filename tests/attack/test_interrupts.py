@@ -52,14 +52,14 @@ def test_an_interrupt_while_modules_are_imported_is_quiet(tmp_path, module):
 
 WORK = """
 import sys, time
-from evenslice._core import map_in_order, open_workers
+from evenslice._core import map_tasks, open_workers
 
 if __name__ == "__main__":
     print("starting", flush=True)
     try:
         with open_workers(workers=2) as client:
             print("working", flush=True)
-            for _ in map_in_order(time.sleep, [30] * 4, client):
+            for _ in map_tasks(time.sleep, [30] * 4, client):
                 pass
     except KeyboardInterrupt:
         sys.exit("interrupted")

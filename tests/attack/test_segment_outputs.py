@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from evenslice import Compute, ConfigError, EvensliceError, OutputError, Reading, open_volume, segment
-from evenslice._core import mark_staging
 
 pytestmark = [pytest.mark.attack, pytest.mark.usefixtures("small_blocks")]
 
@@ -147,13 +146,12 @@ def test_another_volume_does_not_go_on(tmp_path, image, monkeypatch, other):
 def test_what_killed_runs_left_is_removed_and_what_only_looks_so_is_kept(tmp_path, image, right):
     out, root = tmp_path / "labels.npy", tmp_path / ".labels.npy.unfinished"
     stop(image, out)
-    left = [root / "0123456789abcdef", tmp_path / ".labels.npy.k2_x7a0b"]
+    left = [root / "work", tmp_path / ".labels.npy.k2_x7a0b"]
     theirs = [tmp_path / ".labels.npy.original", root / "fedcba9876543210", root]
     for folder in (*left, *theirs):
         folder.mkdir(exist_ok=True)
         (folder / "thesis.tex").write_text("mine")
-    for folder in left:
-        mark_staging(folder)
+    (left[1] / ".evenslice-staging").touch()
     np.testing.assert_array_equal(label(image, out, force=True)[...], right)
     assert not any(folder.exists() for folder in left)
     assert sum(len(names) for _, _, names in os.walk(tmp_path)) == 2 + len(theirs)

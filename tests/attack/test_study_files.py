@@ -8,7 +8,6 @@ import pytest
 from tiny_training import studied, study_options, tree
 
 import evenslice
-from evenslice._core import mark_staging
 from evenslice.training import RunFolder
 
 pytestmark = [pytest.mark.attack, pytest.mark.slow]
@@ -127,7 +126,7 @@ def test_what_a_killed_study_left_is_removed(config, out, undisturbed):
     ):
         left = folder / f".{name}.a1b2_3d4"
         left.mkdir()
-        mark_staging(left)
+        (left / ".evenslice-staging").touch()
         (left / name).write_bytes(bytes(100))
     (out / ".evenslice-lock").touch()
     evenslice.study(config, out)

@@ -12,7 +12,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_training import start, trained, training_options, tree
 
 import evenslice
-from evenslice._core import mark_staging
 from evenslice.training import RunFolder
 
 pytestmark = [pytest.mark.attack, pytest.mark.slow]
@@ -172,7 +171,7 @@ def test_what_a_killed_run_left_is_removed(run, inputs):
     for folder, name in ((run.path, "config.yaml"), (run.last.parent, "last.ckpt"), (run.log, "metrics.csv")):
         left = folder / f".{name}.a1b2_3d4"
         left.mkdir()
-        mark_staging(left)
+        (left / ".evenslice-staging").touch()
         (left / name).write_bytes(bytes(100))
     (run.path / ".evenslice-lock").touch()
     theirs = [run.path / name for name in (".mine.a1b2_3d4", ".result.json.previous", ".lock")]

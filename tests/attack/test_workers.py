@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 import pytest
 
-from evenslice._core import map_in_order, open_workers
+from evenslice._core import map_tasks, open_workers
 
 pytestmark = pytest.mark.attack
 
@@ -62,7 +62,7 @@ def listening():
 def test_workers_open_no_port():
     before = listening()
     with open_workers(workers=2) as workers:
-        for _ in map_in_order(abs, range(4), workers):
+        for _ in map_tasks(abs, range(4), workers):
             assert listening() <= before
     assert "PYTHONSAFEPATH" not in os.environ
 

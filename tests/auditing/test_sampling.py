@@ -12,11 +12,11 @@ from torch import nn
 
 from evenslice import Sampling, Scaling, open_volume
 from evenslice.auditing.sampling import WindowSample
-from evenslice.volumes import WindowGrid, spread_index, windows as grid_module
+from evenslice.volumes import WindowGrid, windows as grid_module
 
 
 def order(total, seed, count=None):
-    return [spread_index(number, total, seed) for number in range(total if count is None else count)]
+    return [WindowGrid.spread(number, total, seed) for number in range(total if count is None else count)]
 
 
 def grid(depth, side=8, tile=(8, 8)):

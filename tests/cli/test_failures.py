@@ -86,7 +86,7 @@ BAD_PATHS = [
         [*SEGMENT, "--out", "LOOP/o.npy"],
         "loop/o.npy: Too many levels of symbolic links; the link leads back to itself",
     ),
-    ([*AUDIT, *GOOD, "--out", "good.tif/out"], "good.tif: is a file; name a folder"),
+    ([*AUDIT, *GOOD, "--out", "good.tif/out"], "good.tif/out is, or lies in, a file"),
     (["report", "nope"], "nope: no such folder; name one that evenslice audit, study or survey wrote"),
     (
         ["neutralize", *NETWORK, "--out", "n\udce9.safetensors"],

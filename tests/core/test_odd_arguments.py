@@ -1,7 +1,6 @@
 """Arguments of a wrong kind: one clear error of evenslice each, and numbers of NumPy are numbers."""
 
 import json
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +58,6 @@ def test_numbers_of_numpy_are_written_as_numbers(tmp_path):
 def test_results_can_be_compared():
     one, other = audit(), audit()
     assert one in [other, one]
-    assert one != other
-    assert pickle.loads(pickle.dumps(one)) != one  # noqa: S301
     assert len({one, other}) == 2
 
 
@@ -110,16 +107,9 @@ def test_nothing_takes_the_name_of_a_device(tmp_path, monkeypatch):
     [
         (lambda: segment("x.tif", step=object()), "step: "),
         (lambda: evenslice.load_network("timm:test_resnet", "none", seed=1.5), "seed: "),
-        (lambda: audit(device=1.5), "device=1.5"),
         (lambda: audit(dtype=["float32"]), "'float32'"),
-        (lambda: audit(method=["gradient"]), "'gradient'"),
-        (lambda: audit(workers=10**30), "at most 1024"),
         (lambda: evenslice.survey(None), "no network given"),
         (lambda: evenslice.survey([network()]), "are surveyed by name"),
-        (lambda: evenslice.train({}, "run", on_start="print"), "on_start: "),
-        (lambda: evenslice.study({}, "study", on_finished=1), "on_finished: "),
-        (lambda: evenslice.open_volume(VOLUME, region=[slice("a", "b")] * 3), "give one slice"),
-        (lambda: evenslice.open_volume(VOLUME, plane=""), "known: x, y, z"),
         (lambda: evaluate(label_values={1, 8}), "give the value of each class"),
         (lambda: evaluate(other_labels=["error"]), "known: background, error"),
         (lambda: evenslice.SliceWindows(VOLUME, crop=np.array(3)), "give two whole numbers"),
@@ -149,13 +139,3 @@ def test_a_record_of_wrong_kinds_is_damaged(changes):
     record = evenslice.neutralize(network(), mean=0.0, std=1.0)
     with pytest.raises(ModelError, match="not the record"):
         Record.from_dict(record.to_dict() | changes)
-
-
-def test_a_volume_under_two_names_is_one_sample(tmp_path, monkeypatch):
-    np.save(tmp_path / "image.npy", VOLUME)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "link.npy").symlink_to("image.npy")
-    opened = evenslice.open_volume(VOLUME)
-    for twice in (["image.npy", tmp_path / "image.npy"], ["image.npy", "link.npy"], [opened, opened]):
-        with pytest.raises(ConfigError, match="is given twice"):
-            evenslice.audit(network(), twice)

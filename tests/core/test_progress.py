@@ -23,16 +23,14 @@ def work(show=None):
 
 def test_a_listener_hears_each_step_and_nothing_is_printed():
     heard = []
-    with redirect_stderr(io.StringIO()) as printed, progress_to(heard.append):
+    with redirect_stderr(io.StringIO()) as printed, progress_to(lambda *report: heard.append(report)):
         work()
         work(show=False)
         thread = threading.Thread(target=work)  # which is not heard
         thread.start()
         thread.join()
     work()
-    assert [(report.title, report.done, report.total, report.unit) for report in heard] == [
-        ("work", done, 3, "steps") for done in (1, 2, 3)
-    ]
+    assert heard == [("work", done, 3, "steps") for done in (1, 2, 3)]
     assert printed.getvalue() == ""
 
 
@@ -50,8 +48,8 @@ def test_lines_end_with_one_for_the_last_step_even_if_there_were_more(capsys, mo
 def test_what_a_listener_raises_ends_a_segmentation_which_leaves_no_output(tmp_path):
     import torch
 
-    def stop(report):
-        if report.done:
+    def stop(title, done, total, unit):
+        if done:
             raise Stop
 
     volume = np.random.default_rng(0).random((6, 40, 40))

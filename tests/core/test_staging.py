@@ -56,124 +56,127 @@ def test_a_folder_or_a_device_is_no_file(path, tmp_path):
         pass
 
 
+def write(folder, *names, content="new", **options):
+    """Write a result of some files, documents among them."""
+    documents = ("audit*.json", "survey.json", "result.json")
+    options = {"force": True, **options}
+    patterns = options.pop("patterns", PATTERNS)
+    with staged_folder(
+        folder, patterns, documents=[item for item in documents if item in patterns], **options
+    ) as new:
+        for name in names:
+            (new / name).parent.mkdir(exist_ok=True)
+            (new / name).write_text('{\n  "format": 1, "is": "' + content)
+        if content == "half":
+            raise RuntimeError
+
+
+def found(folder):
+    """Return what the files are, without the list of them."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".evenslice-files.json")
+    return {str(path.relative_to(folder)): path.read_text().rpartition('"')[2] for path in files}
+
+
 def test_results_replace_results_only_by_force_and_leave_other_files(tmp_path):
-    (tmp_path / "figures").mkdir()
-    for name in ("notes.txt", "audit.old.json", "figures/old.svg", "figures/thesis.tex"):
-        (tmp_path / name).write_text("old")
+    for path in (tmp_path, tmp_path / "new"):
+        with pytest.raises(RuntimeError):
+            write(path, "audit.json", content="half")
+    assert not list(tmp_path.iterdir())
+    write(tmp_path, "audit.old.json", "figures/old.svg", content="old")
+    for name in ("notes.txt", "figures/thesis.tex"):
+        (tmp_path / name).write_text("mine")
     with pytest.raises(OutputError, match=r"holds another result \(audit.old.json\).*force"):
-        with staged_folder(tmp_path, PATTERNS):
-            pass
-    with staged_folder(tmp_path, PATTERNS, force=True) as folder:
-        (folder / "audit.json").write_text("new")
-        (folder / "figures").mkdir()
-        (folder / "figures" / "new.svg").write_text("new")
-    names = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
-    assert names == ["audit.json", "figures", "figures/new.svg", "figures/thesis.tex", "notes.txt"]
+        write(tmp_path, "audit.json", force=False)
+    with pytest.raises(RuntimeError):
+        write(tmp_path, "audit.json", content="half")
+    theirs = {"notes.txt": "mine", "figures/thesis.tex": "mine"}
+    assert found(tmp_path) == theirs | {"audit.old.json": "old", "figures/old.svg": "old"}
+    write(tmp_path, "audit.json", "figures/new.svg")
+    assert found(tmp_path) == theirs | {"audit.json": "new", "figures/new.svg": "new"}
 
 
 def test_a_move_that_fails_takes_everything_back(tmp_path):
-    (tmp_path / "audit.json").write_text("old")
+    write(tmp_path, "audit.json", content="old")
     (tmp_path / "figures").write_text("a file where a folder should be")
     with pytest.raises(OutputError, match="cannot be written"):
-        with staged_folder(tmp_path, PATTERNS, force=True) as folder:
-            (folder / "audit.json").write_text("new")
-            (folder / "figures").mkdir()
-            (folder / "figures" / "new.svg").write_text("new")
-    assert (tmp_path / "audit.json").read_text() == "old"
-    assert sorted(os.listdir(tmp_path)) == ["audit.json", "figures"]
-
-
-def replace_old_results(folder):
-    """Replace two old results by a new one, of another name."""
-    for name in ("audit.a.json", "audit.b.json"):
-        (folder / name).write_text("old")
-    with staged_folder(folder, PATTERNS, force=True) as beside:
-        (beside / "audit.json").write_text("new")
+        write(tmp_path, "audit.json", "figures/new.svg")
+    assert found(tmp_path)["audit.json"] == "old"
+    assert (tmp_path / "figures").is_file()
 
 
 def old_results(folder):
-    return sorted(path.name for path in folder.rglob("audit.?.json") if path.read_text() == "old")
+    return sorted(path.name for path in folder.rglob("audit.?.json") if path.read_text().endswith("old"))
 
 
-@pytest.mark.parametrize("move", [1, 2, 3])
-def test_an_interrupt_right_after_a_move_takes_everything_back(tmp_path, monkeypatch, move):
+@pytest.mark.parametrize("move", [1, 2, 4, 5])
+@pytest.mark.parametrize("back", [True, False])
+def test_an_interrupt_right_after_a_move_loses_no_old_result(tmp_path, monkeypatch, move, back):
+    write(tmp_path, "audit.a.json", "audit.b.json", content="old")
     replace, made = Path.replace, []
 
     def interrupted(source, target):
-        replace(source, target)
+        if len(made) < move or back:
+            replace(source, target)
         made.append(target)
-        if len(made) == move:
+        if len(made) == move or (len(made) > move and not back):
             raise KeyboardInterrupt
-
-    monkeypatch.setattr(Path, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        replace_old_results(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == old_results(tmp_path) == ["audit.a.json", "audit.b.json"]
-
-
-def test_old_results_that_cannot_be_taken_back_are_not_removed(tmp_path, monkeypatch):
-    replace, made = Path.replace, []
-
-    def interrupted(source, target):
-        made.append(target)
-        if len(made) > 1:  # the second move, and the first that is undone
-            raise KeyboardInterrupt
-        replace(source, target)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Path, "replace", interrupted)
-        replace_old_results(tmp_path)
+        write(tmp_path, "audit.json")
     assert old_results(tmp_path) == ["audit.a.json", "audit.b.json"]
-    with staged_folder(tmp_path, ["survey.json"]) as beside:  # which removes what killed processes left
-        (beside / "survey.json").write_text("new")
+    if back:
+        assert set(found(tmp_path)) == {"audit.a.json", "audit.b.json"}
+    write(tmp_path, "survey.json", patterns=["survey.json"])  # which removes what killed processes left
     assert old_results(tmp_path) == ["audit.a.json", "audit.b.json"]
-
-
-def test_a_failed_result_leaves_what_was_there(tmp_path):
-    (tmp_path / "audit.json").write_text("old")
-    for path in (tmp_path, tmp_path / "new"):
-        with pytest.raises(RuntimeError), staged_folder(path, PATTERNS, force=True) as folder:
-            (folder / "audit.json").write_text("half")
-            raise RuntimeError
-    assert os.listdir(tmp_path) == ["audit.json"]
-    assert (tmp_path / "audit.json").read_text() == "old"
 
 
 def test_only_what_evenslice_wrote_is_replaced(tmp_path):
-    def write(text):
-        with staged_folder(tmp_path, ["a.json", "a.html"], documents=["a.json"], force=True) as folder:
-            (folder / "a.json").write_text(text)
-            (folder / "a.html").write_text(text)
-
-    (tmp_path / "a.json").write_text('{\n  "format": 1}')  # as Python saved it, without a list
-    write("first")
-    write("second")
-    assert (tmp_path / "a.html").read_text() == "second"
+    files = {"patterns": ["audit.json", "a.html"]}
+    for content in ("first", "second"):
+        with staged_folder(
+            tmp_path, ["audit.json", "a.html"], documents=["audit.json"], force=True
+        ) as folder:
+            (folder / "audit.json").write_text('{\n  "format": 1}')
+            (folder / "a.html").write_text(content)
     (tmp_path / ".evenslice-files.json").unlink()
     with pytest.raises(OutputError, match="evenslice did not write it"):
-        write("third")
+        write(tmp_path, "audit.json", **files)
     assert (tmp_path / "a.html").read_text() == "second"
 
 
 def test_the_next_result_removes_what_a_killed_one_left_and_not_what_is_being_written(tmp_path):
     code = (
         "import os, signal; from evenslice._core.staging import staged_folder\n"
-        f"with staged_folder({str(tmp_path)!r}, ['a.txt']) as beside:\n"
-        "    (beside / 'a.txt').write_text('half')\n"
+        f"with staged_folder({str(tmp_path)!r}, ['a.json'], documents=['a.json']) as beside:\n"
+        "    (beside / 'a.json').write_text('half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=False)
     (left,) = tmp_path.glob(".unfinished.*")
-    with staged_folder(tmp_path, ["b.txt"]) as working:
+    with staged_folder(tmp_path, ["b.txt"], documents=[]) as working:
         assert not left.exists()
-        with staged_folder(tmp_path, ["a.txt"]) as beside:
-            (beside / "a.txt").write_text("whole")
+        write(tmp_path, "audit.json")
         assert working.is_dir()
         (working / "b.txt").write_text("whole")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b.txt"]
+    assert set(found(tmp_path)) == {"audit.json", "b.txt"}
 
 
-@pytest.mark.parametrize("staged", [staged_file, lambda path: staged_folder(path, ["a.txt"])])
+def test_a_result_of_another_kind_is_kept_where_names_are_shared(tmp_path):
+    shared = [["survey.json", "report.html"], ["audit.json", "report.html"], ["result.json"]]
+    survey, audit, result = ({"patterns": names} for names in shared)
+    write(tmp_path, *shared[0], **survey)
+    for force in (False, True):
+        with pytest.raises(
+            OutputError, match=r"result of another kind \(survey.json\), to which report.html"
+        ):
+            write(tmp_path, *shared[1], force=force, **audit)
+    assert set(found(tmp_path)) == set(shared[0])
+    write(tmp_path, *shared[0], **survey)
+    write(tmp_path, *shared[2], force=False, **result)  # no name is shared
+
+
+@pytest.mark.parametrize("staged", [staged_file, lambda path: staged_folder(path, ["a.txt"], documents=[])])
 @pytest.mark.parametrize(
     ("path", "message"),
     [
@@ -190,46 +193,21 @@ def test_an_address_or_nothing_is_not_taken_for_the_name_of_a_folder(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_result_of_another_kind_is_kept_where_names_are_shared(tmp_path):
-    def write(*names, force):
-        documents = [name for name in names if name.endswith(".json")]
-        with staged_folder(tmp_path, names, documents=documents, force=force) as folder:
-            for name in names:
-                (folder / name).write_text('{\n  "format": 1}' if name in documents else names[0])
-
-    write("survey.json", "report.html", force=False)
-    for force in (False, True):
-        message = (
-            r"holds a result of another kind \(survey.json\), to which report.html belongs; choose another"
-        )
-        with pytest.raises(OutputError, match=message):
-            write("audit.json", "report.html", force=force)
-    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["report.html", "survey.json"]
-    assert (tmp_path / "report.html").read_text() == "survey.json"
-    write("survey.json", "report.html", force=True)
-    write("result.json", force=False)  # no name is shared
-    write("result.json", force=True)
-
-
 def test_a_file_where_a_folder_should_be_is_said_to_be_one(tmp_path):
     (tmp_path / "base.yaml").write_text("seed: 3")
     for out in (tmp_path / "base.yaml", tmp_path / "base.yaml" / "run"):
-        with (
-            pytest.raises(OutputError, match=r"base\.yaml: is a file; name a folder$"),
-            staged_folder(out, ["*"]),
-        ):
-            pass
-        with (
-            pytest.raises(OutputError, match=r"base\.yaml: is a file; name a folder$"),
-            locked_folder(out, ""),
-        ):
-            pass
+        for context in (staged_folder(out, ["*"], documents=[]), locked_folder(out, "")):
+            with (
+                pytest.raises(OutputError, match=r"base\.yaml.* is, or lies in, a file"),
+                context,
+            ):
+                pass
 
 
 def test_a_folder_that_goes_with_the_process_that_held_it(tmp_path, monkeypatch):
     """Between two attempts to lock it, the other process may have ended."""
     folder = tmp_path / "unfinished"
-    other = staging.FileLock(folder / "lock")
+    other = staging.FileLock(folder / staging.LOCK)
 
     def end_other(_):
         other.release(force=True)
@@ -238,5 +216,5 @@ def test_a_folder_that_goes_with_the_process_that_held_it(tmp_path, monkeypatch)
     folder.mkdir()
     other.acquire()
     monkeypatch.setattr("time.sleep", end_other)
-    with pytest.raises(OutputError, match="is busy"), staging.locked(folder / "lock", "is busy"):
+    with pytest.raises(OutputError, match="is busy"), locked_folder(folder, "is busy"):
         pass

@@ -5,20 +5,14 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pytest
 from pretended_workers import PretendedWorkers
 
 from evenslice import ConfigError, EvensliceError
-from evenslice._core import (
-    map_as_finished,
-    map_in_order,
-    open_workers,
-    worker_number,
-    workers as module,
-)
+from evenslice._core import map_tasks, open_workers, workers as module
 
 
 @pytest.fixture
@@ -57,58 +51,28 @@ def test_workers_are_asked_for_rightly(monkeypatch, options, message):
 
 def test_workers_that_come_and_go_are_counted():
     workers, begun = PretendedWorkers(1, 3, 2, 1), []
-    for found in map_in_order(str, range(20), workers):
+    for item, found in map_tasks(str, range(20), workers, in_order=True):
+        assert (item, found) == (len(begun), str(len(begun)))
         begun.append(len(workers.items))
-        assert found == str(len(begun) - 1)
     assert begun[:8] == [2, 7, 7, 7, 7, 7, 8, 9]
     assert begun[-1] == 20
-
-
-def test_a_few_items_are_submitted_at_a_time():
-    """What is done of a study is then a balanced table."""
-    workers = PretendedWorkers(2)
-    finished = [(len(workers.items), pair) for pair in map_as_finished(str, range(20), workers)]
-    assert finished[0][0] == 4
-    assert sorted(pair for _, pair in finished) == [(item, str(item)) for item in range(20)]
-
-
-def test_items_in_progress_are_looked_at_when_none_has_finished(monkeypatch):
-    monkeypatch.setattr(module, "LOOK_SECONDS", 0.01)
-    workers, seen, pending, submit = PretendedWorkers(1), [], [], PretendedWorkers.submit
-
-    def late(self, rest, function, item):
-        future = submit(self, rest, function, item)
-        if item == 1:
-            pending.extend([future, Future()])
-            future = pending[1]
-        return future
-
-    def look(item):
-        seen.append(item)
-        if len(seen) == 3:
-            pending[1].set_result(pending[0].result())
-
-    monkeypatch.setattr(PretendedWorkers, "submit", late)
-    assert dict(map_as_finished(str, range(3), workers, meanwhile=look)) == {0: "0", 1: "1", 2: "2"}
-    assert set(seen) == {1}
 
 
 @pytest.mark.parametrize("count", [1, 2, 20])
 def test_an_item_begins_once_what_it_needs_has_ended_well_or_not(count):
     needs, workers = {"2": "1", "3": "x", "5": "3"}, PretendedWorkers(count)
-    found = dict(map_as_finished(int, ["1", "x", "2", "3", "5", "4"], workers, needs=needs.get))
+    found = dict(map_tasks(int, ["1", "x", "2", "3", "5", "4"], workers, needs=needs.get))
     assert isinstance(found.pop("x"), ValueError)
     assert found == {name: int(name) for name in "12345"}
     assert all(workers.items.index(item) > workers.items.index(need) for item, need in needs.items())
 
 
-@pytest.mark.parametrize("mapped", [map_as_finished, map_in_order])
-def test_the_loss_of_workers_is_an_error(mapped):
+def test_the_loss_of_workers_is_an_error():
     def lose(_):
         raise CancelledError
 
     with pytest.raises(EvensliceError, match="lost"):
-        list(mapped(lose, [1], PretendedWorkers()))
+        list(map_tasks(lose, [1], PretendedWorkers()))
 
 
 # Processes on this machine
@@ -116,7 +80,7 @@ def test_the_loss_of_workers_is_an_error(mapped):
 
 def surroundings(_):
     names = ("OMP_NUM_THREADS", "PYTHONSAFEPATH")
-    return os.getpid(), worker_number(), [os.environ.get(name) for name in names], "" in sys.path
+    return os.getpid(), os.environ[module.WORKER], [os.environ.get(name) for name in names], "" in sys.path
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
@@ -128,14 +92,13 @@ def test_processes_have_numbers_and_share_the_cores_that_are_left_to_this_one(mo
     os.sched_setaffinity(0, {min(cores)})
     try:
         with open_workers(workers=2) as workers:
-            found = list(map_in_order(surroundings, range(8), workers))
+            found = [outcome for _, outcome in map_tasks(surroundings, range(8), workers)]
     finally:
         os.sched_setaffinity(0, cores)
     assert os.getpid() not in {process for process, *_ in found}
     assert len({process for process, *_ in found}) == len({number for _, number, *_ in found})
     assert all(rest == [["1", "1"], False] for _, _, *rest in found)
     assert dict(os.environ) == before
-    assert worker_number() is None
 
 
 def die(item):
@@ -150,56 +113,48 @@ def test_the_end_of_processes_that_are_killed_and_of_those_that_nobody_waits_for
         open_workers(workers=2) as workers,
         pytest.raises(EvensliceError, match="^a worker process was killed"),
     ):
-        list(map_in_order(die, range(20), workers))
+        list(map_tasks(die, range(20), workers))
     start = time.monotonic()
     with open_workers(workers=2) as workers:
-        for _ in map_in_order(time.sleep, [0.1, 60, 60], workers):
+        for _ in map_tasks(time.sleep, [0.1, 60, 60], workers):
             break  # nobody waits for the others
     assert time.monotonic() - start < 30
     assert capfd.readouterr().err == ""
 
 
-UNGUARDED = """
-from evenslice._core import map_in_order, open_workers
-with open_workers(workers=1) as workers:
-    list(map_in_order(abs, [1], workers))
-"""
-
-
-def test_a_script_without_a_guard_is_told_so(tmp_path):
-    """Its processes begin by running the script."""
-    (tmp_path / "script.py").write_text(UNGUARDED)
-    done = subprocess.run(
-        [sys.executable, tmp_path / "script.py"], capture_output=True, text=True, check=False
-    )
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(
-        "evenslice.EvensliceError: workers=1: end before they have done anything; in a script"
-    )
-
-
-ORPHANS = """
+SCRIPT = """
 import os, sys, time
-from evenslice._core import map_in_order, open_workers
+from evenslice._core import map_tasks, open_workers
 
 def say(_):
     print(os.getpid(), flush=True)
     time.sleep(60)
 
-if __name__ == "__main__":
+if __name__ == "__main__" or sys.argv[1:] == ["unguarded"]:
     with open_workers(workers=2) as workers:
-        list(map_in_order(say, range(2), workers))
+        list(map_tasks(say, range(2), workers))
 """
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs Linux")
 @pytest.mark.slow
-def test_processes_end_with_one_that_is_killed(tmp_path):
+def test_a_script_without_a_guard_is_told_so(tmp_path):
+    """Its processes begin by running the script."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py", "unguarded"], capture_output=True, text=True, check=False
+    )
+    assert "in a script, call what starts it below" in done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs Linux")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.slow
+def test_processes_end_with_one_that_is_ended(number, tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(ORPHANS)
+    script.write_text(SCRIPT)
     with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as process:
         started = [int(process.stdout.readline()) for _ in range(2)]
-        process.kill()
+        process.send_signal(number)
     until = time.monotonic() + 10
     while any(Path(f"/proc/{number}/stat").exists() for number in started):
         assert time.monotonic() < until
@@ -222,13 +177,12 @@ def _at_home(process):
 @pytest.mark.slow
 def test_all_items_get_what_they_have_in_common_or_one_line_that_says_why_not(capfd):
     with open_workers(workers=1) as workers:
-        assert list(map_in_order(pow, [2, 3], workers, common=10)) == [1024, 59049]
-        ((_, error),) = map_as_finished(int, ["x"], workers)
+        assert dict(map_tasks(pow, [2, 3], workers, common=10)) == {2: 1024, 3: 59049}
+        ((_, error),) = map_tasks(int, ["x"], workers)
         assert isinstance(error, ValueError)
-        with pytest.raises(
-            ConfigError, match=r"^the workers cannot load what they are sent \(ModuleNotFoundError"
-        ):
-            list(map_in_order(isinstance, [2], workers, common=Elsewhere()))
+        ((_, error),) = map_tasks(isinstance, [2], workers, common=Elsewhere())
+        assert isinstance(error, ConfigError)
+        assert str(error).startswith("the workers cannot load what they are sent (ModuleNotFoundError")
     assert capfd.readouterr().err == ""
 
 
@@ -240,7 +194,7 @@ def test_all_items_get_what_they_have_in_common_or_one_line_that_says_why_not(ca
 def test_the_loss_of_the_scheduler_is_told_in_one_line(cluster):
     with pytest.raises(EvensliceError, match="^the scheduler was lost; start the command again"):
         with open_workers(scheduler=cluster.scheduler_address) as workers:
-            for _ in map_in_order(abs, range(1000), workers):
+            for _ in map_tasks(abs, range(1000), workers):
                 cluster.close()
 
 
@@ -248,12 +202,19 @@ def test_the_loss_of_the_scheduler_is_told_in_one_line(cluster):
 def test_a_cluster_may_have_no_workers_yet_which_is_said_once(cluster, monkeypatch, capsys):
     monkeypatch.setattr(module, "LOOK_SECONDS", 0.1)
     cluster.scale(0)
+    looked, look = [], module.Cluster.look
+
+    def watch(self):
+        look(self)
+        looked.append(1)
+        if len(looked) == 5:
+            cluster.scale(1)
+
+    monkeypatch.setattr(module.Cluster, "look", watch)
     with open_workers(scheduler=cluster.scheduler_address) as workers:
         while workers._client.nthreads():
             time.sleep(0.05)
-        found = map_as_finished(abs, [-1], workers, meanwhile=lambda _: looked.append(1) or grow())
-        looked, grow = [], lambda: cluster.scale(1) if len(looked) == 5 else None
-        assert list(found) == [(-1, 1)]
-        assert list(map_in_order(pow, [2, 3], workers, common=4)) == [16, 81]
-        assert isinstance(dict(map_as_finished(int, ["x"], workers))["x"], ValueError)
+        assert list(map_tasks(abs, [-1], workers)) == [(-1, 1)]
+        assert dict(map_tasks(pow, [2, 3], workers, common=4)) == {2: 16, 3: 81}
+        assert isinstance(dict(map_tasks(int, ["x"], workers))["x"], ValueError)
     assert capsys.readouterr().err == f"waiting for workers of {cluster.scheduler_address}\n"

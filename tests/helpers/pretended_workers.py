@@ -5,10 +5,9 @@ from contextlib import contextmanager
 from functools import partial
 
 from evenslice import EvensliceError
-from evenslice._core.workers import Workers
 
 
-class PretendedWorkers(Workers):
+class PretendedWorkers:
     """Workers whose tasks run in this process.
 
     Args:
@@ -27,8 +26,8 @@ class PretendedWorkers(Workers):
         return 2 * count
 
     @contextmanager
-    def sharing(self, common):
-        yield partial(self.submit, () if common is None else (common,))
+    def sharing(self, shared):
+        yield partial(self.submit, () if shared is None else (shared.load(),))
 
     def submit(self, rest, function, item):
         self.items.append(item)

@@ -13,7 +13,6 @@ from torch import nn
 
 import evenslice
 from evenslice import ModelError
-from evenslice._core import worker_number
 from evenslice.auditing.attribution import Score, attribute
 from evenslice.inference.devices import choose_device, choose_dtype, to_device
 from evenslice.inference.ready_networks import ReadyNetwork
@@ -38,27 +37,12 @@ def as_worker(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "number"),
-    [
-        (0, 0),
-        (3, 3),
-        ("SLURMCluster-12", 12),
-        ("SLURMCluster-0-3", 3),
-        ("a", 0),
-        ("tcp://10.0.0.7:40123", 0),  # an address, which ends in a random port
-    ],
-)
-def test_a_worker_knows_its_number(as_worker, name, number):
-    as_worker(name)
-    assert worker_number() == number
-
-
-@pytest.mark.parametrize(
     ("asked", "name", "gpus", "chosen"),
     [
         ("auto", 1, 2, "cuda:1"),
         ("cuda", 2, 2, "cuda:0"),  # more workers than GPUs share them
-        ("cuda", 3, 4, "cuda:3"),
+        ("cuda", "SLURMCluster-0-3", 4, "cuda:3"),
+        ("auto", "tcp://10.0.0.7:40123", 2, "cuda:0"),  # an address, which ends in a random port
         ("cuda:1", 0, 2, "cuda:1"),  # as asked for
         ("cpu", 1, 2, "cpu"),
         ("auto", 1, 1, "cuda"),

@@ -13,7 +13,7 @@ from values import by_name
 import evenslice
 from evenslice import ConfigError, ModelError, OutputError, VolumeError
 from evenslice._core import json_text
-from evenslice.inference import prediction
+from evenslice.inference import scoring
 
 
 def linear(*weights, threshold=0.5):
@@ -113,7 +113,7 @@ def test_labels_that_are_stored_together_are_read_together(
         linear(0.4, 0.4, 0.1), image, labels, **by_name(evenslice.evaluate, stress=True, **slices, **OPTIONS)
     )
     zarr.create_array(tmp_path / "labels.zarr", data=labels, chunks=(8, 24, 40))
-    monkeypatch.setattr(prediction, "CLASS_VOXELS", most)
+    monkeypatch.setattr(scoring, "CLASS_BYTES", 8 * most)
     volume, read = evenslice.open_volume(tmp_path / "labels.zarr"), []
     source = type(volume._source())
     original = source.read

@@ -9,13 +9,11 @@ import pytest
 import zarr
 from chunk_server import serving
 
-from evenslice import Scaling, VolumeError, open_volume
+from evenslice import Reading, Scaling, VolumeError, open_volume
 from evenslice.volumes import (
-    Scaling,
     WindowGrid,
     blocks,
     fingerprint,
-    fit_scaling,
     info,
     modified,
     windows,
@@ -73,7 +71,7 @@ def test_a_window_asks_for_the_chunks_under_it_once_each(server):
 @pytest.mark.slow
 def test_the_intensity_range_of_a_huge_volume_takes_a_sample_read_several_at_a_time(server):
     volume = open_volume(server.address)
-    assert 0 <= fit_scaling(volume).low <= 3
+    assert 0 <= Reading().fit_scaling(volume).low <= 3
     assert len(server.asked) == len(set(server.asked)) <= blocks.MOST_BLOCKS
     assert 1 < server.at_once <= THREADS
     server.asked.clear()
@@ -132,12 +130,10 @@ def test_nan_in_a_huge_volume_is_reported_without_reading_it_whole(monkeypatch):
     with pytest.raises(
         VolumeError, match=r"\d+ of \d+ voxels of a sample are NaN or infinite; to accept .* as fill"
     ):
-        fit_scaling(volume)
+        Reading().fit_scaling(volume)
     grid = WindowGrid(volume, Scaling(0, 1), 3, (64, 64))
     with pytest.raises(
         VolumeError, match=r"1 of 12288 voxels of the window at z, y, x = \(9, 64, 128\) are NaN"
     ):
         grid.read(9, 64, 128)
-    with pytest.raises(VolumeError, match=r"1 of 16384 voxels of slices 5 to 8 at y, x = \(0, 64\) are NaN"):
-        grid.read_run(5, 9, 0, 64)
     assert volume._source().array.read < 10_000_000

@@ -16,17 +16,8 @@ from torch import nn
 import evenslice
 from evenslice import ConfigError, Reading, VolumeError, evaluate, open_volume, segment
 from evenslice.cli import main
-from evenslice.volumes import (
-    fingerprint,
-    hold_small,
-    open_labels,
-    read_in_runs,
-    reslice,
-    run_end,
-    take_slices,
-)
-from evenslice.volumes.read.zarr import ZarrSource
-from evenslice.volumes.volume import map_voxels
+from evenslice.volumes import fingerprint, hold_small, open_labels, read_in_runs, reslice
+from evenslice.volumes.volume import map_voxels, run_end
 
 STACK = np.random.default_rng(0).integers(0, 200, (12, 40, 48), dtype=np.uint8)
 AFFINE = np.array([[-0.5, 0, 0, 7], [0, 0.5, 0.1, 8], [0, 0, 3, 9], [0, 0, 0, 1.0]])
@@ -53,23 +44,20 @@ def again(volume):
 @given(
     starts=st.tuples(*[st.integers(0, 4)] * 3),
     lengths=st.tuples(*[st.integers(1, 6)] * 3),
-    first=st.integers(0, 3),
     plane=st.sampled_from("zyx"),
-    key=st.tuples(st.slices(4), st.slices(5), st.slices(6)),
+    key=st.tuples(st.slices(5), st.slices(6), st.slices(7)),
 )
-def test_a_part_reads_as_the_array_does(starts, lengths, first, plane, key):
+def test_a_part_reads_as_the_array_does(starts, lengths, plane, key):
     array = np.arange(5 * 6 * 7).reshape(5, 6, 7)
     region = tuple(
         slice(a, min(a + n, size)) for a, n, size in zip(starts, lengths, array.shape, strict=True)
     )
     part = open_volume(array, region=region, plane=plane, spacing=(3, 2, 1))
     expected = array[region].transpose(ORDERS[plane])
-    assert np.array_equal(part[...], expected)
+    assert np.array_equal(again(part)[key], expected[key])
     assert part.region == tuple((piece.start, piece.stop) for piece in region)
     assert part.spacing == tuple([3, 2, 1][axis] for axis in ORDERS[plane])
     assert np.array_equal(open_volume(open_volume(array, plane=plane), region=region)[...], expected)
-    some = again(take_slices(part, min(first, len(part) - 1), len(part)))
-    assert np.array_equal(some[key], expected[min(first, len(part) - 1) :][key])
 
 
 def test_parts_of_parts(file):
@@ -78,26 +66,11 @@ def test_parts_of_parts(file):
     inner = open_volume(part, region=np.s_[1:3, :4, :], plane="y")
     assert inner.region == ((3, 5), (8, 12), (16, 48))
     assert np.array_equal(inner[...], STACK[3:5, 8:12, 16:48].transpose(1, 0, 2))
-    some = take_slices(take_slices(open_volume(file), 2, 10), 3, 6)
-    assert some.path == f"{file}[2:10][3:6]"
-    assert np.array_equal(some[...], STACK[5:8])
-    assert take_slices(inner, 0, 4) is inner
-    assert fingerprint(some) == fingerprint(inner) == fingerprint(open_volume(file))
-    for start, stop in ((-1, 3), (3, 3), (5, 13)):
-        with pytest.raises(VolumeError, match="has slices 0 to 11, not"):
-            take_slices(open_volume(file), start, stop)
+    assert fingerprint(inner) == fingerprint(open_volume(file))
 
 
 @pytest.mark.parametrize(
-    "region",
-    [
-        np.s_[0:13, :, :],
-        np.s_[:, 5:5, :],
-        np.s_[:, :, -3:],
-        np.s_[: 12 / 5, :, :],
-        np.s_[:, ::2, :],
-        np.s_[:, :],
-    ],
+    "region", [np.s_[0:13, :, :], np.s_[:, 5:5, :], np.s_[:, :, -3:], np.s_[:, ::2, :], np.s_[:, :]]
 )
 def test_regions_and_planes_that_are_not_there(region):
     with pytest.raises(ConfigError, match="region .*without a step along each of z 0:12, y 0:40, x 0:48"):
@@ -118,14 +91,15 @@ def test_each_voxel_keeps_its_place_from_any_plane_to_any_other(file, plane, oth
     z, y, x = (place[axis] for axis in ORDERS[other])
     expected = plain.affine @ [*place[::-1], 1]
     assert np.allclose(turned.affine @ [x, y, z, 1], expected)
-    assert np.allclose(take_slices(turned, 1, 9).affine @ [x, y, z - 1, 1], expected)
+    part = open_volume(turned, region=[slice(int(axis == other), None) for axis in "zyx"])
+    assert np.allclose(part.affine @ [x, y, z - 1, 1], expected)
 
 
 @PLANES
 def test_mapped_voxels_and_a_copy_in_memory_that_outlives_its_file(tmp_path, plane):
     tifffile.imwrite(tmp_path / "stack.tif", STACK, compression="zlib")
-    part = take_slices(open_volume(tmp_path / "stack.tif", plane=plane), 4, 8)
-    expected = np.negative(STACK.transpose(ORDERS[plane])[4:8])
+    part = open_volume(tmp_path / "stack.tif", plane=plane, region=REGION)
+    expected = np.negative(STACK[REGION].transpose(ORDERS[plane]))
     mapped = map_voxels(part, np.negative, np.uint8)
     (held,) = hold_small([mapped])
     assert np.array_equal(again(mapped)[1:3, ::-1], expected[1:3, ::-1])
@@ -150,15 +124,14 @@ class Chunked(np.ndarray):
         return super().__getitem__(key)
 
 
-def in_chunks(array):
-    return open_volume(array.view(Chunked))
+def in_chunks(array, start=0, plane="z"):
+    return open_volume(array.view(Chunked), region=np.s_[start:, :, :], plane=plane)
 
 
 def test_a_part_knows_where_its_chunks_begin():
-    volume = in_chunks(np.zeros((12, 6, 9)))
-    part = open_volume(take_slices(volume, 3, 12), region=np.s_[2:, 1:, 4:])
+    part = open_volume(in_chunks(np.zeros((12, 6, 9)), 3), region=np.s_[2:, 1:, 4:])
     assert part.chunk_offset == (1, 1, 1)
-    assert open_volume(volume, region=np.s_[7:, 2:, 5:], plane="x").chunk_offset == (2, 3, 0)
+    assert reslice(part, "x").chunk_offset == (1, 1, 1)
     assert [run_end(part, z, 4, most=64) for z in (0, 2, 3, 6)] == [3, 3, 7, 7]
     assert [run_end(part, z, 4, most=8) for z in (0, 1, 2, 3)] == [1, 3, 3, 5]
 
@@ -169,14 +142,14 @@ def test_a_part_knows_where_its_chunks_begin():
 )  # fmt: skip
 def test_what_is_read_in_runs_is_what_the_array_holds(start, stop, row, column, keys, most, plane):
     array = np.arange(12 * 6 * 9, dtype=np.uint16).reshape(12, 6, 9)
-    part = reslice(take_slices(in_chunks(array), start, 12), plane)
+    part = in_chunks(array, start, plane)
     held = read_in_runs(part, min(stop, len(part)), max_bytes=most)
     for key in (*range(len(part)), *keys):
         assert np.array_equal(held[key, row, column], part[key, row, column])
 
 
 def test_slices_that_share_chunks_are_read_once_as_far_as_memory_allows():
-    volume = take_slices(in_chunks(np.zeros((12, 6, 9), np.uint16)), 3, 12)
+    volume = in_chunks(np.zeros((12, 6, 9), np.uint16), 3)
 
     def ranges(most):
         held = read_in_runs(volume, 7, max_bytes=most)
@@ -194,11 +167,11 @@ def test_slices_that_share_chunks_are_read_once_as_far_as_memory_allows():
 
 def test_a_volume_that_was_sent_is_opened_once_for_all_that_is_read_in_runs(tmp_path, monkeypatch):
     zarr.create_array(tmp_path / "deep.zarr", data=np.zeros((8, 4, 4), np.uint8), chunks=(4, 4, 4))
-    sent = again(open_volume(tmp_path / "deep.zarr"))
-    opened, begin = [], ZarrSource.__init__
-    monkeypatch.setattr(
-        ZarrSource, "__init__", lambda self, place: opened.append(place) or begin(self, place)
-    )
+    volume = open_volume(tmp_path / "deep.zarr")
+    source, opened = type(volume._source()), []
+    begin = source.__init__
+    monkeypatch.setattr(source, "__init__", lambda self, place: opened.append(place) or begin(self, place))
+    sent = again(volume)
     for _ in range(3):
         read_in_runs(sent, 8, 2**20)[2]
     assert len(opened) == 1
@@ -223,22 +196,18 @@ def test_a_file_of_labels_of_the_whole_image_gets_its_region(file, tmp_path, sto
     part = open_volume(part, region=np.s_[1:, :, :], plane=plane)
     for labels in (STACK, STACK[REGION][1:]):
         np.save(tmp_path / "labels.npy", labels)
-        assert np.array_equal(open_labels(tmp_path / "labels.npy", part)[...], part[...])
+        assert np.array_equal(open_labels(tmp_path / "labels.npy", [part])[0][...], part[...])
     np.save(tmp_path / "labels.npy", STACK[1:])
     for labels in (str(tmp_path / "labels.npy"), STACK):
         with pytest.raises(VolumeError, match="labels of shape"):
-            open_labels(labels, part)
+            open_labels(labels, [part])
 
 
 class Bright(nn.Module):
-    """Finds bright voxels in one slice of a window of three."""
-
-    def __init__(self, slice_=0):
-        super().__init__()
-        self.slice = slice_
+    """Finds bright voxels in the first slice of a window of three."""
 
     def forward(self, x):
-        return torch.stack([0.5 - x[:, self.slice], x[:, self.slice] - 0.5], dim=1)
+        return torch.stack([0.5 - x[:, 0], x[:, 0] - 0.5], dim=1)
 
 
 def bright_before(volume):
@@ -268,17 +237,18 @@ def test_probabilities_are_written_in_the_order_of_the_file(file, tmp_path):
 
 
 def test_an_interrupted_segmentation_goes_on_in_the_same_plane_alone(tmp_path, monkeypatch):
-    cube, reading = open_volume(STACK[:6, :6, :6]), Reading(intensity=(0, 200))
+    cubes = {plane: open_volume(STACK[:6, :6, :6], plane=plane) for plane in "yx"}
+    reading = Reading(intensity=(0, 200))
 
     def stop(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("evenslice.inference.segmentation._write", stop)
-        segment(Bright(), reslice(cube, "y"), tmp_path / "out.npy", reading=reading)
+        segment(Bright(), cubes["y"], tmp_path / "out.npy", reading=reading)
     with pytest.raises(evenslice.OutputError, match="unfinished segmentation"):
-        segment(Bright(), reslice(cube, "x"), tmp_path / "out.npy", reading=reading)
-    segment(Bright(), reslice(cube, "y"), tmp_path / "out.npy", reading=reading)
+        segment(Bright(), cubes["x"], tmp_path / "out.npy", reading=reading)
+    segment(Bright(), cubes["y"], tmp_path / "out.npy", reading=reading)
 
 
 @pytest.mark.slow
@@ -319,13 +289,10 @@ def test_the_option(run, file):
     status, out, _ = run("info", file, "--region", "2:9,8:,16:48", "--json")
     assert (status, json.loads(out)["region"]) == (0, [[2, 9], [8, 40], [16, 48]])
     assert "2:9, 8:40, 16:48 of the file" in run("info", file, "--region", " 2:9, 8:, 16:48")[1]
-    for wrong in ("2:9", "a:b,:,:", "2,3,4"):
+    for wrong in ("2:9", "a:b,:,:", "2:13,:,:"):
         status, _, said = run("info", file, f"--region={wrong}")
-        assert status == 2
-        assert "bounds along z, y and x are needed, such as 0:16,:,100:612" in said
-    status, _, said = run("info", file, "--region", "2:13,:,:")
-    assert status == 2
-    assert said.startswith(f"error: {file}: --region ")
+        assert (status, said.count("\n")) == (2, 1)
+        assert said.startswith("error: ")
 
 
 def bright(classes=2, in_channels=3):
@@ -354,8 +321,6 @@ def test_commands_on_a_region(run, file, tmp_path):
         found = json.loads(succeed("evaluate", "--labels", tmp_path / labels, "--no-surfaces", "--json"))
         assert (found["dice"]["mean"], found["volume"]["region"]) == (1, [[2, 11], [8, 40], [16, 48]])
     succeed("audit", "--max-windows", 8, "--out", tmp_path / "audit")
-    audited = json.loads((tmp_path / "audit" / "audit.json").read_text())["volumes"][0]
-    assert (audited["region"], audited["shape"]) == ([[2, 11], [8, 40], [16, 48]], [9, 32, 32])
+    (audited,) = evenslice.load_audits(tmp_path / "audit")[0].run.volumes
+    assert (audited.region, audited.shape) == (((2, 11), (8, 40), (16, 48)), (9, 32, 32))
     assert "stack.nii[2:11,8:40,16:48]" in (tmp_path / "audit" / "report.html").read_text()
-    again = evenslice.load_audits(tmp_path / "audit")[0]
-    assert again.run.volumes[0].region == ((2, 11), (8, 40), (16, 48))

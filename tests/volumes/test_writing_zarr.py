@@ -1,7 +1,5 @@
 """OME-Zarr: resolution levels, metadata that the field's validator accepts, and object storage."""
 
-import asyncio
-import time
 from collections import Counter
 
 import numpy as np
@@ -10,13 +8,11 @@ import yaozarrs
 import zarr
 from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
-from zarr.storage import LocalStore, MemoryStore
 
-from evenslice import OutputError, VolumeError, open_volume
-from evenslice.volumes import check_destination, write_channels, write_volume
+from evenslice import OutputError, open_volume
+from evenslice.volumes import Destination, write_volume
 from evenslice.volumes.write import files, zarr as zarr_module
-from evenslice.volumes.write.files import Image, Tally, chunk_shape
-from evenslice.volumes.write.zarr import MetadataLast, halve, levels, write_zarr_store
+from evenslice.volumes.write.zarr import halve, levels
 
 arrays = hnp.arrays(
     st.sampled_from([np.uint8, np.int16, np.uint64]),
@@ -34,32 +30,15 @@ def boxes(array, steps):
 
 
 @given(arrays, steps_of)
-def test_labels_become_the_most_frequent_of_a_box(array, steps):
-    halved = halve(array, steps, labels=True)
-    assert halved.dtype == array.dtype
-    seen = set()
+def test_labels_become_the_most_frequent_of_a_box_and_whole_numbers_the_mean(array, steps):
+    most, mean = (halve(array, steps, labels=labels) for labels in (True, False))
+    assert most.dtype == mean.dtype == array.dtype
     for index, values in boxes(array, steps):
         counts = Counter(values)
-        assert counts[halved[index]] == max(counts.values())
+        assert counts[most[index]] == max(counts.values())
         if len(values) == np.prod(steps):  # what a border cuts is counted with repeats, in another order
-            assert halved[index] == counts.most_common(1)[0][0]
-        seen.add(index)
-    assert len(seen) == halved.size
-
-
-@given(arrays, steps_of)
-def test_whole_numbers_become_the_mean_of_a_box(array, steps):
-    halved = halve(array, steps, labels=False)
-    assert halved.dtype == array.dtype
-    for index, values in boxes(array, steps):
-        assert abs(int(halved[index]) - sum(values) / len(values)) <= 0.5
-
-
-@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int64, np.uint64])
-def test_the_mean_of_extreme_numbers_does_not_overflow(dtype):
-    limits = np.iinfo(dtype)
-    for value in (limits.min, limits.max):
-        assert halve(np.full((2, 2, 2), value, dtype), (2, 2, 2), labels=False).item() == value
+            assert most[index] == counts.most_common(1)[0][0]
+        assert abs(int(mean[index]) - sum(values) / len(values)) <= 0.5
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -75,16 +54,6 @@ def test_thick_slices_are_halved_when_the_pixels_have_caught_up():
     assert [level.factors for level in plan] == [(1, 1, 1), (1, 2, 2), (1, 4, 4), (1, 8, 8), (2, 16, 16)]
     assert plan[-1].shape == (20, 188, 125)
     assert len(levels((500, 256, 256), None)) == 1
-
-
-@given(st.tuples(*[st.integers(1, 100_000)] * 3), st.sampled_from([1, 2, 4, 8]))
-def test_a_layer_of_chunks_fits_into_a_slab_and_a_chunk_is_no_crumb(shape, itemsize):
-    z, y, x = chunk_shape(shape, itemsize)
-    assert all(1 <= part <= length for part, length in zip((z, y, x), shape, strict=True))
-    assert z == 1 or z * shape[1] * shape[2] * itemsize <= files.SLAB_BYTES
-    assert z * y * x * itemsize <= files.CHUNK_BYTES
-    if (y, x) < shape[1:] and y < shape[1] and x < shape[2]:
-        assert z * y * x * itemsize > files.CHUNK_BYTES / 8 or z == shape[0]
 
 
 SHAPE = (5, 700, 530)
@@ -127,21 +96,10 @@ def test_the_metadata_are_valid(unit, labels, tmp_path):
     assert isinstance(image, yaozarrs.v05.LabelImage)
     assert image.multiscales[0].ndim == 3
     picture = open_volume(labels.astype(np.float32))
-    write_channels([picture, picture], tmp_path / "picture.ome.zarr")
+    write_volume([picture, picture], tmp_path / "picture.ome.zarr")
     image = yaozarrs.validate_zarr_store(str(tmp_path / "picture.ome.zarr")).ome_metadata()
     assert not isinstance(image, yaozarrs.v05.LabelImage)
     assert [axis.name for axis in image.multiscales[0].axes] == ["c", "z", "y", "x"]
-
-
-@pytest.mark.slow
-def test_each_channel_has_levels_of_its_own(tmp_path):
-    array = np.random.default_rng(0).random((2, *SHAPE), np.float32)
-    write_channels([open_volume(channel) for channel in array], tmp_path / "a.zarr")
-    found = zarr.open_array(tmp_path / "a.zarr" / "1")
-    assert found.metadata.dimension_names == ("c", "z", "y", "x")
-    assert found.chunks[0] == 1
-    for channel in range(2):
-        np.testing.assert_array_equal(found[channel], halve(array[channel], (2, 2, 2), labels=False))
 
 
 @pytest.fixture
@@ -155,10 +113,20 @@ def memory(monkeypatch):
     system.pseudo_dirs[:] = [""]
 
 
-def test_a_remote_image_is_the_local_one(labels, memory, tmp_path):
+def test_a_remote_image_is_the_local_one_with_the_metadata_sent_last(labels, memory, tmp_path, monkeypatch):
+    sent, put = [], type(memory).put_file
+
+    def note(self, here, there, *rest, **options):
+        sent.append(there.removeprefix("/bucket/a.ome.zarr/"))
+        put(self, here, there, *rest, **options)
+
+    monkeypatch.setattr(type(memory), "put_file", note)
     volume = open_volume(labels, spacing=(30, 8, 8), unit="nm")
     write_volume(volume, tmp_path / "a.ome.zarr")
     write_volume(volume, "memory://bucket/a.ome.zarr")
+    assert sorted(sent[-4:-1]) == ["0/zarr.json", "1/zarr.json", "2/zarr.json"]
+    assert sent[-1] == "zarr.json"
+    assert sum(name.endswith("zarr.json") for name in sent) == 4
     local = {
         path.relative_to(tmp_path).as_posix(): path.read_bytes()
         for path in tmp_path.rglob("*")
@@ -168,37 +136,14 @@ def test_a_remote_image_is_the_local_one(labels, memory, tmp_path):
     assert remote == local
 
 
-def test_remote_metadata_come_last_and_those_of_the_root_at_the_end(labels, memory, monkeypatch):
-    written = []
-    pipe = type(memory).pipe_file
-
-    def note(self, path, value, **options):
-        written.append(path.removeprefix("/bucket/a.zarr/"))
-        pipe(self, path, value, **options)
-
-    monkeypatch.setattr(type(memory), "pipe_file", note)
-    write_volume(open_volume(labels), "memory://bucket/a.zarr")
-    assert written[-4:] == ["0/zarr.json", "1/zarr.json", "2/zarr.json", "zarr.json"]
-    assert not any(name.endswith("zarr.json") for name in written[:-4])
-    assert len(written) > 4
-
-
-@pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("there", ["zarr.json", "0/c/0/0/0"])
-def test_what_is_remote_is_never_replaced(force, there, memory):
-    memory.pipe(f"/bucket/a.zarr/{there}", b"precious")
+def test_what_is_remote_is_never_replaced_or_touched(there, memory):
+    memory.pipe({f"/bucket/a.zarr/{there}": b"precious", "/bucket/b.zarr.writable": b"of the user"})
+    before = {path: memory.cat(path) for path in memory.find("/bucket")}
+    Destination.of("memory://bucket/b.zarr").check()
     with pytest.raises(OutputError, match="cannot be replaced in one step; remove it first"):
-        write_volume(open_volume(np.zeros((2, 2, 2))), "memory://bucket/a.zarr", force=force)
-    assert memory.cat(f"/bucket/a.zarr/{there}") == b"precious"
-
-
-def test_a_service_that_fails_is_one_line(labels, memory, monkeypatch):
-    def refuse(self, path, value, **options):
-        raise PermissionError("An error occurred (AccessDenied)\nwhen calling PutObject")
-
-    monkeypatch.setattr(type(memory), "pipe_file", refuse)
-    with pytest.raises(OutputError, match=r"^memory://bucket/a.zarr: cannot be written \(An error"):
-        write_volume(open_volume(labels), "memory://bucket/a.zarr")
+        write_volume(open_volume(np.zeros((2, 2, 2))), "memory://bucket/a.zarr", force=True)
+    assert {path: memory.cat(path) for path in memory.find("/bucket")} == before
 
 
 @pytest.fixture(scope="module")
@@ -232,25 +177,23 @@ def test_an_image_goes_to_s3_and_opens_from_there(labels, bucket):
         write_volume(again, f"{bucket}/sub/labels.ome.zarr/labels/cells.zarr")
     with pytest.raises(OutputError, match="a remote volume cannot be replaced"):
         write_volume(volume, f"{bucket}/sub/labels.ome.zarr", force=True)
+    with pytest.raises(OutputError, match="no-such-bucket/a.zarr: cannot be written .*bucket does not exist"):
+        Destination.of("s3://no-such-bucket/a.zarr").check()
 
 
-def test_a_failure_leaves_what_others_wrote(labels, memory, monkeypatch):
-    def fails_late(store, image, name):
-        write_zarr_store(store, image, name)
-        memory.pipe_file("/bucket/a.zarr/notes.txt", b"of another process")
-        raise OSError("no route to host")
+def test_a_service_that_fails_is_one_line_and_keeps_what_others_wrote(labels, memory, monkeypatch):
+    put = type(memory).put_file
 
-    monkeypatch.setattr(zarr_module, "write_zarr_store", fails_late)
-    with pytest.raises(OutputError, match="no route to host"):
+    def fails_late(self, here, there, *rest, **options):
+        if there.endswith("zarr.json"):
+            memory.pipe_file("/bucket/a.zarr/notes.txt", b"of another process")
+            raise PermissionError("An error occurred (AccessDenied)\nwhen calling PutObject")
+        put(self, here, there, *rest, **options)
+
+    monkeypatch.setattr(type(memory), "put_file", fails_late)
+    with pytest.raises(OutputError, match=r"^memory://bucket/a.zarr: cannot be written \(An error"):
         write_volume(open_volume(labels), "memory://bucket/a.zarr")
     assert memory.find("/bucket") == ["/bucket/a.zarr/notes.txt"]
-
-
-def test_the_trial_of_an_address_touches_nothing_that_is_there(memory):
-    memory.pipe_file("/bucket/a.zarr.writable", b"of the user")
-    check_destination("memory://bucket/a.zarr")
-    assert memory.find("/bucket") == ["/bucket/a.zarr.writable"]
-    assert memory.cat("/bucket/a.zarr.writable") == b"of the user"
 
 
 @pytest.mark.parametrize(
@@ -266,50 +209,3 @@ def test_addresses_that_cannot_be_written(address, reason):
     with pytest.raises(OutputError, match=reason) as caught:
         write_volume(open_volume(np.zeros((2, 2, 2))), address)
     assert "secret" not in str(caught.value)
-
-
-def image_of(volume, progress=None):
-    tally = Tally(volume.size, progress)
-    return Image((volume,), False, True, volume.dtype, None, None, None, tally, "/labels")
-
-
-@pytest.mark.slow
-def test_nothing_is_written_any_more_after_a_failure(labels):
-    class Failing(MemoryStore):
-        async def set(self, key, value, byte_range=None):
-            if key == "0/c/0/0/0":
-                raise OSError("no space left")
-            await asyncio.sleep(0.05)
-            await super().set(key, value, byte_range)
-            written.append(key)
-
-    written = []
-    with pytest.raises(OSError, match="no space left"):
-        write_zarr_store(MetadataLast(Failing()), image_of(open_volume(labels)), "a")
-    settled = list(written)
-    time.sleep(0.2)
-    assert written == settled != []
-
-
-def test_an_unfinished_folder_does_not_open(labels, tmp_path):
-    def stop(done, total):
-        if done == total:
-            raise KeyboardInterrupt
-
-    image = image_of(open_volume(labels), stop)
-    with pytest.raises(KeyboardInterrupt):
-        write_zarr_store(MetadataLast(LocalStore(tmp_path / "a.zarr")), image, "a")
-    assert any((tmp_path / "a.zarr").rglob("*"))
-    for path in (tmp_path / "a.zarr", tmp_path / "a.zarr" / "0"):
-        with pytest.raises(VolumeError):
-            open_volume(path)
-
-
-@pytest.mark.slow
-def test_an_s3_output_is_tried_before_the_work(bucket):
-    import boto3
-
-    check_destination(f"{bucket}/tried.zarr")
-    assert "Contents" not in boto3.client("s3").list_objects_v2(Bucket="volumes", Prefix="tried")
-    with pytest.raises(OutputError, match="no-such-bucket/a.zarr: cannot be written .*bucket does not exist"):
-        check_destination("s3://no-such-bucket/a.zarr")

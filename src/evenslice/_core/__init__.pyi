@@ -12,7 +12,6 @@ from .errors import (
     ModelError as ModelError,
     OutputError as OutputError,
     VolumeError as VolumeError,
-    check_callable as check_callable,
     check_known as check_known,
     did_you_mean as did_you_mean,
     needs_extra as needs_extra,
@@ -25,7 +24,6 @@ from .errors import (
     without_secrets as without_secrets,
 )
 from .files import (
-    EMPTY_PATH as EMPTY_PATH,
     json_text as json_text,
     local_path as local_path,
     open_regular as open_regular,
@@ -33,8 +31,6 @@ from .files import (
     read_bounded as read_bounded,
     read_json as read_json,
     read_log as read_log,
-    read_rows as read_rows,
-    read_text as read_text,
     reading as reading,
 )
 from .import_paths import (
@@ -50,27 +46,18 @@ from .machine import (
     package_versions as package_versions,
 )
 from .progress import (
-    Advance as Advance,
-    ProgressReport as ProgressReport,
     progress_bar as progress_bar,
     progress_to as progress_to,
 )
 from .staging import (
     is_locked as is_locked,
-    is_staging as is_staging,
-    locked as locked,
     locked_folder as locked_folder,
-    mark_staging as mark_staging,
     remove_leftovers as remove_leftovers,
     reporting_write_errors as reporting_write_errors,
     staged_file as staged_file,
     staged_folder as staged_folder,
 )
 from .workers import (
-    Terminated as Terminated,
-    check_sendable as check_sendable,
-    map_as_finished as map_as_finished,
-    map_in_order as map_in_order,
+    map_tasks as map_tasks,
     open_workers as open_workers,
-    worker_number as worker_number,
 )

@@ -316,19 +316,6 @@ def check_known(name: str, value: Any, known: Iterable[str], more: str = "") -> 
         raise ConfigError(f"{option(name, value)}: {did_you_mean(value, words)}{more}")
 
 
-def check_callable(name: str, value: Any) -> None:
-    """Raise ConfigError unless an option is a function, or None.
-
-    Example:
-        >>> check_callable("on_start", print)
-        >>> check_callable("on_start", "print")
-        Traceback (most recent call last):
-        evenslice.ConfigError: on_start: is str, not a function
-    """
-    if value is not None and not callable(value):
-        raise ConfigError(f"{option(name)}: is {type(value).__name__}, not a function")
-
-
 @contextmanager
 def needs_extra(extra: str, what: str) -> Iterator[None]:
     """Turn a failed import in the block into an error that names the extra to install.
@@ -377,21 +364,14 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     Example:
         >>> did_you_mean("unifrom", ["center", "uniform"])
         "did you mean 'uniform'? known: center, uniform"
-        >>> did_you_mean("lr", ["learning_rate", "steps"])
-        "did you mean 'learning_rate'? known: learning_rate, steps"
         >>> did_you_mean("x", ["center", "uniform"])
         'known: center, uniform'
     """
     known = sorted(set(known))
     close = difflib.get_close_matches(str(name), known, n=6, cutoff=0.5)
-    close = close or [word for word in known if "_" in word and _initials(word) == name]
     shown = known if len(known) <= 12 else (close or known[:6])
     listing = ", ".join(shown) + ("" if len(shown) == len(known) else f", … ({len(known)} in all)")
     return (f"did you mean {close[0]!r}? " if close else "") + f"known: {listing}"
-
-
-def _initials(name: str) -> str:
-    return "".join(word[:1] for word in name.split("_"))
 
 
 for _kind in (EvensliceError, VolumeError, ModelError, ConfigError, OutputError, MissingExtraError):

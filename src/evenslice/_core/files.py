@@ -15,20 +15,17 @@ import os
 import re
 import stat
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core.errors import PROTOCOLS, UNREADABLE, ConfigError, OutputError, reason
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Iterator
     from typing import BinaryIO
 
     from evenslice._core.errors import EvensliceError
 
-
-EMPTY_PATH = "is empty; name a file or folder, or . for the current folder"
 
 _ADDRESS = re.compile(rf"[a-z][a-z0-9+.-]+://|(?:{PROTOCOLS}):/", re.IGNORECASE)  # pathlib leaves one slash
 
@@ -49,7 +46,7 @@ def local_path(path: str | os.PathLike[str], error: type[EvensliceError] = Outpu
     """
     text = path_text(path, "a path")
     if not text:
-        raise error(f"the path {EMPTY_PATH}")
+        raise error("the path is empty; name a file or folder, or . for the current folder")
     if _ADDRESS.match(text):
         raise error(f"{text}: is an address, which is not supported here; name a path of this machine")
     try:
@@ -103,10 +100,22 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         ...
         OSError: is not a regular file
     """
-    return open(path, "rb", opener=_open_descriptor)  # Path.open takes no opener
+    # Windows has no such flag, and no such pipes.
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError("is not a regular file")
+    return file
 
 
-def read_bounded(path: str | os.PathLike[str], most: int) -> bytes:
+MOST_BYTES = 2**24
+"""Largest size of a document or a table, whose values take many times as much memory."""
+
+MOST_LOGGED = 2**26
+"""Largest size of a log in bytes; one with ten values at each of 100,000 steps has a third of it."""
+
+
+def read_bounded(path: str | os.PathLike[str], most: int = MOST_BYTES) -> bytes:
     """Return the content of a regular file that has at most ``most`` bytes.
 
     Args:
@@ -134,31 +143,6 @@ def read_bounded(path: str | os.PathLike[str], most: int) -> bytes:
         return file.read(size)
 
 
-def _open_descriptor(path: str, flags: int) -> int:
-    # Opening alone can act on a device (a tape rewinds); the second check is for a file that was exchanged meanwhile.
-    _require_regular(os.stat(path).st_mode)  # noqa: PTH116  # the opener of `open` gets a string
-    # Windows has no such flag, and no such pipes.
-    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-    try:
-        _require_regular(os.fstat(descriptor).st_mode)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _require_regular(mode: int) -> None:
-    if not stat.S_ISREG(mode):
-        raise OSError("is a folder, not a file" if stat.S_ISDIR(mode) else "is not a regular file")
-
-
-MOST_BYTES = 2**24
-"""Largest size of a document or a table, whose values take many times as much memory."""
-
-MOST_LOGGED = 2**26
-"""Largest size of a log in bytes; one with ten values at each of 100,000 steps has a third of it."""
-
-
 @contextmanager
 def reading(path: Path, whole: str, remedy: str) -> Iterator[Path]:
     """Yield the path of a file to read in the block.
@@ -177,28 +161,12 @@ def reading(path: Path, whole: str, remedy: str) -> Iterator[Path]:
         raise ConfigError(f"{path}: cannot be read as part of {whole} ({reason(error)}); {remedy}") from error
 
 
-def read_text(path: Path) -> str:
-    """Return the text of a file of at most ``MOST_BYTES``."""
-    return read_bounded(path, MOST_BYTES).decode("utf-8")
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file."""
-    document = json.loads(read_text(path))
+    document = json.loads(read_bounded(path))
     if not isinstance(document, dict):
         raise TypeError("it is not a JSON object")
     return document
-
-
-def read_rows(path: Path, needed: Collection[str], most: int) -> list[dict[str, str]]:
-    """Return the rows of a CSV file, each with all columns; those that a row lacks at its end are empty.
-
-    Args:
-        path: the file.
-        needed: required columns.
-        most: largest number of rows.
-    """
-    return _rows(read_text(path), needed, most)
 
 
 def read_log(path: Path) -> list[dict[str, str]]:
@@ -207,26 +175,13 @@ def read_log(path: Path) -> list[dict[str, str]]:
     A last row without a line break was cut short and is left out.
     """
     text = read_bounded(path, MOST_LOGGED).decode("utf-8")
-    rows = _rows(text[: text.rfind("\n") + 1], ["step"], MOST_LOGGED)
+    rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""), restval=""))
     steps = [int(row["step"]) for row in rows]
     if steps != sorted(set(steps)) or min(steps, default=0) < 0:
         raise ValueError("its steps do not increase from 0")
     for row in rows:
         for value in row.values():
             float(value or 0)
-    return rows
-
-
-def _rows(text: str, needed: Collection[str], most: int) -> list[dict[str, str]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
-    columns = reader.fieldnames or ()
-    if missing := set(needed) - set(columns):
-        raise ValueError(f"it has no column {min(missing)!r}")
-    rows = list(islice(reader, most + 1))
-    if len(rows) > most:
-        raise ValueError(f"it has more than {most:,} rows")
-    if any(None in row for row in rows):
-        raise ValueError("a row is longer than its header")
     return rows
 
 

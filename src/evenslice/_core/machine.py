@@ -22,12 +22,8 @@ if TYPE_CHECKING:
 
 
 LARGEST_KEPT = 2**30  # bytes at once; more, such as a whole volume, is returned
-KEPT = {
-    "MALLOC_MMAP_THRESHOLD_": LARGEST_KEPT,
-    "MALLOC_TRIM_THRESHOLD_": 2**40,  # of memory that is free
-    "MALLOC_ARENA_MAX": 1,  # those of threads hold little
-}
-"""Environment variables by which a process does so from its start."""
+KEPT = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX")
+"""Environment variables that say what to do with freed memory."""
 
 # From malloc.h of glibc.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
@@ -86,8 +82,14 @@ def limit_memory(limit: int | None = None, *, watch: bool | None = None) -> None
         limit = max(memory - memory // MARGIN, LEAST_LIMIT)
     if not limit:
         return
-    import resource  # which Windows lacks, as it lacks sysconf
+    try:
+        import resource  # which Windows lacks, as it lacks sysconf
+    except ImportError:
+        from evenslice._core.errors import ConfigError, option  # without which the command line begins
 
+        raise ConfigError(
+            f"{option('memory_limit')}: this system has no limits of memory; leave it out"
+        ) from None
     if watch is None:
         watch = sys.platform != "linux" or any(map(os.path.exists, DRIVERS))
     if watch:

@@ -16,8 +16,7 @@ import sys
 import time
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, TypeAlias
 
 from rich.console import Console
 from rich.progress import (
@@ -38,37 +37,27 @@ if TYPE_CHECKING:
 FIRST_LINE, LINE_EVERY = 10.0, 30.0  # seconds
 
 
-@dataclass(frozen=True)
-class ProgressReport:
-    """How far a piece of work is.
+Listener: TypeAlias = "Callable[[str, int, int, str], None]"
+"""Takes a title, the number of steps that are done, how many there are at most, and their name in the plural."""
 
-    Attributes:
-        title: what is in progress.
-        done: steps that are done.
-        total: number of steps, at most.
-        unit: name of the steps, in the plural.
-    """
+Advance: TypeAlias = "Callable[..., None]"
+"""Advances a bar by a number of steps, with a note on how things are."""
 
-    title: str
-    done: int
-    total: int
-    unit: str
-
-
-_listener: ContextVar[Callable[[ProgressReport], None] | None] = ContextVar("listener", default=None)
+_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
 @contextmanager
-def progress_to(listener: Callable[[ProgressReport], None]) -> Iterator[None]:
+def progress_to(listener: Listener) -> Iterator[None]:
     """Send all progress in the block to a listener, where ``progress`` is not set; only in this thread.
 
     Args:
-        listener: is called when a piece of work begins, and whenever it advances. It may raise to end the work; an
+        listener: is called when a piece of work begins, and whenever it advances: with its title, the number of steps that
+            are done, how many there are at most, and their name in the plural. It may raise to end the work; an
             exception that is no ``Exception`` passes by all that handles errors, as ``KeyboardInterrupt`` does.
 
     Example:
         >>> from evenslice._core import progress_bar
-        >>> with progress_to(lambda report: print(f"{report.title}: {report.done} of {report.total} {report.unit}")):
+        >>> with progress_to(lambda title, done, total, unit: print(f"{title}: {done} of {total} {unit}")):
         ...     with progress_bar("audit", 8, "windows", show=None) as advance:
         ...         advance(4)
         audit: 0 of 8 windows
@@ -79,13 +68,6 @@ def progress_to(listener: Callable[[ProgressReport], None]) -> Iterator[None]:
         yield
     finally:
         _listener.reset(token)
-
-
-class Advance(Protocol):
-    """Advances a bar by a number of steps, with a note on how things are."""
-
-    def __call__(self, count: int, note: str = "") -> None:
-        """Advance."""
 
 
 @contextmanager
@@ -120,11 +102,11 @@ def progress_bar(
     """
     told = _listener.get()
     if show is None and told is not None:
-        yield _Reports(told, ProgressReport(title, done, total, unit))
+        yield _reports(told, title, total, unit, done)
         return
     console = Console(stderr=True)
     if show is None and not console.is_terminal:
-        yield _Lines(title, total, unit, remaining=remaining, done=done, first_line=first_line)
+        yield _lines(title, total, unit, remaining=remaining, before=done, first_line=first_line)
         return
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -143,51 +125,46 @@ def progress_bar(
         yield advance
 
 
-class _Reports:
-    """Tells a listener how far the work is."""
+def _reports(told: Listener, title: str, total: int, unit: str, done: int) -> Advance:
+    """Tell a listener how far the work is."""
 
-    def __init__(self, told: Callable[[ProgressReport], None], begin: ProgressReport) -> None:
-        self._told, self._report = told, begin
-        told(begin)
+    def advance(count: int, note: str = "") -> None:  # noqa: ARG001  # a listener has no use for it
+        nonlocal done
+        done += count
+        told(title, done, total, unit)
 
-    def __call__(self, count: int, note: str = "") -> None:  # noqa: ARG002  # a listener has no use for the note
-        self._report = replace(self._report, done=self._report.done + count)
-        self._told(self._report)
+    advance(0)
+    return advance
 
 
-class _Lines:
-    """Prints how far the work is, if the last line is old enough.
+def _lines(title: str, total: int, unit: str, *, remaining: bool, before: int, first_line: float) -> Advance:
+    """Print how far the work is, if the last line is old enough; a reader who has gone does not end the work."""
+    began, done, printed = time.monotonic(), before, False
+    due = began + first_line
 
-    A reader of standard error that has gone does not end the work.
-    """
-
-    def __init__(
-        self, title: str, total: int, unit: str, *, remaining: bool, done: int, first_line: float
-    ) -> None:
-        self._title, self._total, self._unit, self._remaining = title, total, unit, remaining
-        self._before = self._done = done
-        self._began = time.monotonic()
-        self._due = self._began + first_line
-        self._printed = self._ended = False
-
-    def __call__(self, count: int, note: str = "") -> None:
-        self._done += count
-        now = time.monotonic()
-        ended = self._done >= self._total and count > 0
-        if self._ended or (now < self._due and not (ended and self._printed)):
+    def advance(count: int, note: str = "") -> None:
+        nonlocal done, printed, due
+        ended = done < total <= done + count
+        done, now = done + count, time.monotonic()
+        if now < due and not (ended and printed):
             return
-        self._due, self._printed, self._ended = now + LINE_EVERY, True, ended
-        parts = [f"{self._title}: {self._done}/{self._total} {self._unit}", note, self._time(now)]
+        due, printed = now + LINE_EVERY, True
+        passed = now - began
+        if not remaining:
+            left = f"{_clock(passed)} elapsed"
+        else:
+            left = (
+                f"{_clock(passed / (done - before) * max(0, total - done))} remaining"
+                if done > before
+                else ""
+            )
         with suppress(OSError):
-            sys.stderr.write(printable(", ".join(filter(None, parts))) + "\n")
+            sys.stderr.write(
+                printable(", ".join(filter(None, [f"{title}: {done}/{total} {unit}", note, left]))) + "\n"
+            )
             sys.stderr.flush()
 
-    def _time(self, now: float) -> str:
-        seconds, done = now - self._began, self._done - self._before
-        if not self._remaining:
-            return f"{_clock(seconds)} elapsed"
-        left = max(0, self._total - self._done)
-        return f"{_clock(seconds / done * left)} remaining" if done else ""
+    return advance
 
 
 def _clock(seconds: float) -> str:

@@ -46,16 +46,6 @@ DOCUMENT_START = b'{\n  "format": '  # of every result document that evenslice w
 LONGEST_PREFIX = 200  # bytes of the name of a staging folder, which may have 255 on most file systems
 
 
-def mark_staging(folder: Path) -> None:
-    """Mark a folder as one that only holds unfinished work of evenslice, which ``is_staging`` recognizes."""
-    (folder / _MARKER).touch()
-
-
-def is_staging(folder: Path) -> bool:
-    """Return whether a path is a folder, not a link to one, that was made for unfinished work of evenslice."""
-    return not folder.is_symlink() and (folder / _MARKER).is_file()
-
-
 @contextmanager
 def staged_file(path: str | os.PathLike[str], *, force: bool = False, folder: bool = False) -> Iterator[Path]:
     """Yield a path to write to; the file takes its final name when the block ends without an error.
@@ -111,7 +101,7 @@ def _make_beside(path: Path) -> Path:
     prefix = os.fsdecode(os.fsencode(f".{path.name}")[:LONGEST_PREFIX])
     folder = Path(tempfile.mkdtemp(prefix=f"{prefix}.", dir=path.parent))
     try:
-        mark_staging(folder)
+        (folder / _MARKER).touch()
     except BaseException:
         folder.rmdir()
         raise
@@ -123,18 +113,18 @@ def staged_folder(
     path: str | os.PathLike[str],
     results: Sequence[str],
     *,
-    documents: Sequence[str] | None = None,
+    documents: Sequence[str],
     force: bool = False,
 ) -> Iterator[Path]:
     """Yield an empty folder for results, which move to their final folder when the block ends without an error.
 
-    Other files in the final folder stay as they are, and no link in it is followed.
+    Others keep files in the final folder, too: a list of those that were written is kept in it, and only what is on the
+    list is replaced or removed. No link in it is followed.
 
     Args:
         path: the final folder, created if missing.
         results: glob patterns of the files that make up a result of this kind; folders are never removed.
-        documents: given for a folder in which others keep files too: a list of the files that were written is kept in
-            it, and only what is on the list is replaced or removed. These are glob patterns of the result's documents.
+        documents: those of the result's documents, which are known without the list.
         force: replace existing results of this kind.
 
     Raises:
@@ -161,9 +151,8 @@ def staged_folder(
         with reporting_write_errors(path):
             written = (item for item in sorted(folder.rglob("*")) if item.is_file() and item.name != _MARKER)
             new = [item.relative_to(folder) for item in written]
-            if documents is not None:
-                text = _manifest(path, [item.as_posix() for item in new])
-                (folder / MANIFEST).write_text(text, encoding="utf-8")
+            text = _manifest(path, [item.as_posix() for item in new])
+            (folder / MANIFEST).write_text(text, encoding="utf-8")
             _exchange(old, new, folder, path)
     except BaseException:
         if not _holds_retired(folder):
@@ -177,10 +166,15 @@ def staged_folder(
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def _is_staging(folder: Path) -> bool:
+    """Return whether a path is a folder, not a link to one, that was made for unfinished work of evenslice."""
+    return not folder.is_symlink() and (folder / _MARKER).is_file()
+
+
 def _remove_abandoned(path: Path) -> None:
     """Remove the staging folders of killed processes from a folder of results, unless old results are in them."""
     for item in path.glob(".unfinished.*"):
-        if is_staging(item) and not _holds_retired(item):
+        if _is_staging(item) and not _holds_retired(item):
             lock = FileLock(item / _MARKER)
             with suppress(Timeout, OSError), lock.acquire(timeout=0):
                 shutil.rmtree(item, ignore_errors=True)
@@ -195,15 +189,13 @@ def _exchange(old: Sequence[Path], new: Sequence[Path], folder: Path, path: Path
     """Replace old files by those of a staging folder; undo everything if that fails."""
     _refuse_links(path, [(path / item).parent for item in new])
     retired = folder / _RETIRED
-    moves = [(item, retired / item.relative_to(path)) for item in old]
-    moves += [(folder / item, path / item) for item in new]
-    if (folder / MANIFEST).exists():  # first, so that what a killed process leaves is known to be its own
-        listed = path / MANIFEST
-        moves = [
-            *([(listed, retired / MANIFEST)] if listed.exists() else []),
-            (folder / MANIFEST, listed),
-            *moves,
-        ]
+    listed = path / MANIFEST
+    moves = [
+        *([(listed, retired / MANIFEST)] if listed.exists() else []),
+        (folder / MANIFEST, listed),  # first, so that what a killed process leaves is known to be its own
+        *((item, retired / item.relative_to(path)) for item in old),
+        *((folder / item, path / item) for item in new),
+    ]
     done: list[tuple[Path, Path]] = []
     try:
         for source, target in moves:
@@ -236,18 +228,11 @@ def reporting_write_errors(label: str | os.PathLike[str], only: Collection[int] 
         if only and error.errno not in only:
             raise
         cause = " ".join((error.strerror or str(error)).split())
-        if file := _file_instead(Path(label), error):
-            raise OutputError(f"{file}: is a file; name a folder") from error
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            cause += f": {error.filename} is, or lies in, a file"
         raise OutputError(
             f"{label}: cannot be written ({cause}); make room, or choose a place where you may write"
         ) from error
-
-
-def _file_instead(path: Path, error: OSError) -> Path | None:
-    """Return the file that stands where an output needs a folder, if that is what the error is about."""
-    if not isinstance(error, FileExistsError | NotADirectoryError):
-        return None
-    return next((item for item in (path, *path.parents) if item.is_file()), None)
 
 
 _STAGING = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # as `staged_file` and `staged_folder` name theirs
@@ -266,14 +251,14 @@ def remove_leftovers(folder: Path, names: Collection[str]) -> None:
         >>> folder = Path(tempfile.mkdtemp())
         >>> for name in (".run.json.k2_x7a0b", ".run.json.original"):
         ...     (folder / name).mkdir()
-        >>> mark_staging(folder / ".run.json.k2_x7a0b")
+        >>> (folder / ".run.json.k2_x7a0b" / ".evenslice-staging").touch()
         >>> remove_leftovers(folder, ["run.json"])
         >>> [item.name for item in folder.iterdir()]
         ['.run.json.original']
     """
     for item in folder.glob(".*"):
         found = _STAGING.fullmatch(item.name)
-        if found and found[1] in names and is_staging(item):
+        if found and found[1] in names and _is_staging(item):
             shutil.rmtree(item, ignore_errors=True)
 
 
@@ -284,56 +269,41 @@ WAIT_SECONDS = 1.0  # for a process that is just ending
 
 
 @contextmanager
-def locked(path: str | os.PathLike[str], busy: str) -> Iterator[None]:
-    """Hold a lock file while the block runs; it is created if missing, with its folder, and removed at the end.
-
-    Args:
-        path: the lock file, which is used for nothing else.
-        busy: the message if another process holds it: what it works on, and what to do.
-
-    Raises:
-        OutputError: another process, or another thread of this one, holds it; or it cannot be created.
-
-    Example:
-        >>> path = Path(tempfile.mkdtemp()) / "lock"
-        >>> with locked(path, "out: another process writes it"), locked(path, "out: another process writes it"):
-        ...     pass
-        Traceback (most recent call last):
-        ...
-        evenslice.OutputError: out: another process writes it
-    """
-    path = Path(path)
-    with reporting_write_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path, timeout=WAIT_SECONDS, thread_local=False)
-        try:
-            lock.acquire()
-        except (Timeout, FileNotFoundError):  # the process that held it has just removed its folder
-            raise OutputError(busy) from None
-    try:
-        yield
-    finally:
-        # Removed while it is held: filelock discards a lock on a file that has no name any more, so nobody is misled.
-        with suppress(OSError):  # Windows does not remove what is open
-            path.unlink()
-        lock.release()
-
-
-@contextmanager
 def locked_folder(folder: Path, busy: str) -> Iterator[None]:
     """Hold a lock on a folder of results; it is created if missing, and removed if it is empty at the end.
 
     Args:
         folder: the folder.
-        busy: the message if another process holds it.
+        busy: the message if another process holds it: what it works on, and what to do.
 
     Raises:
         OutputError: another process, or another thread of this one, holds it; or it cannot be written.
+
+    Example:
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with locked_folder(folder, "out: another process writes it"), locked_folder(folder, "out: is written"):
+        ...     pass
+        Traceback (most recent call last):
+        ...
+        evenslice.OutputError: out: is written
     """
     made = [item for item in (folder, *folder.parents) if not item.exists()]
+    path = folder / LOCK
+    lock = FileLock(path, timeout=WAIT_SECONDS, thread_local=False)
     try:
-        with locked(folder / LOCK, busy):
+        with reporting_write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire()
+            except (Timeout, FileNotFoundError):  # the process that held it has just removed its folder
+                raise OutputError(busy) from None
+        try:
             yield
+        finally:
+            # Removed while it is held: filelock discards a lock on a file that has no name any more, so nobody is misled.
+            with suppress(OSError):  # Windows does not remove what is open
+                path.unlink()
+            lock.release()
     finally:
         for item in made:
             with suppress(OSError):  # it is not empty
@@ -356,7 +326,7 @@ def is_locked(folder: Path) -> bool:
     return (folder / LOCK).exists()
 
 
-def _old_results(folder: Path, patterns: Sequence[str], documents: Sequence[str] | None) -> list[Path]:
+def _old_results(folder: Path, patterns: Sequence[str], documents: Sequence[str]) -> list[Path]:
     """Return the files of an earlier result in a folder, which a new one may replace or remove.
 
     Raises:
@@ -368,12 +338,12 @@ def _old_results(folder: Path, patterns: Sequence[str], documents: Sequence[str]
     _refuse_links(folder, [*found, *named, *(folder / Path(pattern).parent for pattern in patterns)])
     listed = [folder / name for name in sorted(_listed(folder))]
     for item in found:
-        if not (item.is_file() and (documents is None or item in listed or _is_document(item))):
+        if not (item.is_file() and (item in listed or _is_document(item))):
             raise OutputError(
                 f"{item}: has the name of a result, but evenslice did not write it; move it away, or choose "
                 "another folder"
             )
-    if found and not _glob(folder, documents or patterns):
+    if found and not _glob(folder, documents):
         for item in set(listed).difference(found):
             if item.parent == folder and item.suffix in {".json", ".yaml"} and item.is_file():
                 raise OutputError(

@@ -1,7 +1,7 @@
 """One function applied to many items: in this process, in processes on this machine, or on a Dask cluster of the user's.
 
     with open_workers(workers=4) as workers:
-        for item, outcome in map_as_finished(function, items, workers):
+        for item, outcome in map_tasks(function, items, workers):
             ...
 
 Both kinds of workers take tasks by ``concurrent.futures``; functions, items and results must pickle. Processes on this
@@ -20,16 +20,11 @@ import re
 import signal
 import sys
 import threading
-import time
-from abc import ABC, abstractmethod
-from collections import deque
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, ProcessPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from itertools import islice
 from multiprocessing import current_process, get_context, parent_process
 from multiprocessing.connection import wait as wait_for_end
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from evenslice._core.errors import (
@@ -53,61 +48,27 @@ from pickle import loads  # by them
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
     from concurrent.futures import Future
-    from contextlib import AbstractContextManager
+    from typing import TypeAlias
+
+    Workers: TypeAlias = "Processes | Cluster"
 
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CONNECT_SECONDS = 10
-MOST_WORKERS = 1024
-LOOK_SECONDS = 30.0  # between looks at what workers are at
+LOOK_SECONDS = 30.0  # between looks at whether a cluster has workers
 AHEAD = 2  # items sent to each worker, including the one in progress
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+WORKER = "EVENSLICE_WORKER"
+"""The environment variable with the number of a process that was started here."""
+
 START_AGAIN = "start the command again (a segmentation or study keeps what is finished)"
 
 _CLIENT_LOGGER = logging.getLogger("distributed.client")
 _LOADING = threading.Lock()
-_HERE = SimpleNamespace(common=None, number=None)
-"""In a process that was started here, what all items share, and the number of the process."""
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came: what is under way ends as after Ctrl-C.
-
-    Attributes:
-        status: the exit status that a shell expects.
-    """
-
-    status = 128 + signal.SIGTERM
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """Let the first SIGTERM raise ``Terminated`` in the block, if this is the main thread and nothing else answers it.
-
-    Example:
-        >>> try:
-        ...     with terminable():
-        ...         signal.raise_signal(signal.SIGTERM)
-        ... except Terminated:
-        ...     print("ended in order")
-        ended in order
-    """
-    mine = threading.current_thread() is threading.main_thread()
-    if not mine or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _terminate(_number: int, _frame: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    raise Terminated
+_COMMON: list[_Shared] = []
+"""In a process that was started here, what all items share, if anything."""
 
 
 @contextmanager
@@ -134,25 +95,6 @@ def without_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class Workers(ABC):
-    """What applies functions to items elsewhere."""
-
-    @abstractmethod
-    def capacity(self) -> int:
-        """Return the number of items that may be with the workers, which may come and go."""
-
-    @abstractmethod
-    def sharing(self, common: Any) -> AbstractContextManager[Callable[..., Future[Any]]]:
-        """Return a context with what submits a function of an item, and of what all items share unless that is None."""
-
-    @abstractmethod
-    def lost(self) -> EvensliceError:
-        """Return the error that says that workers were lost, with all that was submitted."""
-
-    def look(self) -> None:  # noqa: B027  # a pool of processes notices by itself what happens to them
-        """Look how things are when no task has ended for a while."""
-
-
 @contextmanager
 def open_workers(workers: int | None = None, scheduler: str | None = None) -> Iterator[Workers | None]:
     """Yield workers, or None if neither a number of processes nor a scheduler is given.
@@ -167,78 +109,46 @@ def open_workers(workers: int | None = None, scheduler: str | None = None) -> It
 
     Example:
         >>> with open_workers() as workers:
-        ...     list(map_as_finished(abs, [-1, 2], workers))
+        ...     list(map_tasks(abs, [-1, 2], workers))
         [(-1, 1), (2, 2)]
     """
-    if workers is not None and scheduler is not None:
+    if scheduler is None:
+        yield None if workers is None else Processes(whole_number("workers", workers, least=1))
+        return
+    if workers is not None:
         raise ConfigError(
             f"{option('workers')} starts workers here, {option('scheduler')} uses those of a cluster; give "
             "one of the two"
         )
-    if workers is not None:
-        workers = whole_number("workers", workers, least=1)
-        if workers > MOST_WORKERS:
-            raise ConfigError(
-                f"{option('workers', workers)}: each is a process on this machine, of which it starts at most "
-                f"{MOST_WORKERS}; for more machines, give {option('scheduler')}"
-            )
-        yield _Processes(workers)
-    elif scheduler is not None:
-        with needs_extra("cluster", "working on a cluster"):
-            from distributed import Client
-        level = _CLIENT_LOGGER.level
-        try:
-            with _connect(Client, scheduler) as client:
-                yield _Cluster(client)
-        finally:
-            _CLIENT_LOGGER.setLevel(level)
-    else:
-        yield None
-
-
-def _connect(connect: Callable[..., Any], scheduler: str) -> Any:
+    with needs_extra("cluster", "working on a cluster"):
+        from distributed import Client
     try:
-        return connect(scheduler, timeout=CONNECT_SECONDS)
+        client = Client(scheduler, timeout=CONNECT_SECONDS)
     except (OSError, ValueError, TypeError) as error:  # a timeout is an OSError
         raise ConfigError(
             f"{option('scheduler', scheduler)}: does not answer ({error}); give the address that `dask scheduler` printed"
         ) from error
-
-
-def check_sendable(item: Any, what: str) -> None:
-    """Check that an object can be sent to workers.
-
-    Args:
-        item: the object, such as a function.
-        what: how the message calls it.
-
-    Raises:
-        ConfigError: it cannot be pickled.
-
-    Example:
-        >>> check_sendable(abs, "the function abs")
-    """
+    level = _CLIENT_LOGGER.level
     try:
-        dumps(item)
-    except Exception as error:  # __reduce__ may raise anything
-        raise ConfigError(
-            f"{what} cannot be sent to workers ({type(error).__name__}: {reason(error)}); define it, and what it uses, "
-            f"at the top level of a module, or leave {option('workers')} and {option('scheduler')} out"
-        ) from error
+        with client:
+            yield Cluster(client)
+    finally:
+        _CLIENT_LOGGER.setLevel(level)
 
 
-def map_as_finished(
+def map_tasks(
     function: Callable[..., Result],
     items: Iterable[Item],
     workers: Workers | None = None,
     *,
     common: Any = None,
     needs: Callable[[Item], Item | None] = lambda _: None,
-    meanwhile: Callable[[Item], object] = lambda _: None,
-) -> Iterator[tuple[Item, Result | Exception]]:
+    in_order: bool = False,
+) -> Generator[tuple[Item, Result | Exception]]:
     """Apply a function to items and yield each with its result, in the order in which they finish.
 
-    With workers, a few items are submitted at a time, in their order, as far as what they need allows.
+    With workers, a few items are submitted at a time, as results are consumed: those not yet sent to a worker when the
+    caller stops are never run.
 
     Args:
         function: what to apply; on a cluster it may run more than once for an item, if workers die.
@@ -247,13 +157,18 @@ def map_as_finished(
         common: second argument of the function, unless None; sent to each worker once.
         needs: returns for an item the one that has to be finished before it begins, or None; that one (the same
             object) comes earlier in ``items``, or is not among them.
-        meanwhile: called with each item that a worker has when none has finished for ``LOOK_SECONDS``.
+        in_order: yield the results in the order of the items.
 
     Yields:
         An item and its result; with workers, the exception if there is no result, or none of what it needs.
 
     Raises:
+        ConfigError: what the items have in common cannot be sent to workers.
         EvensliceError: a process on this machine was killed, or the scheduler was lost.
+
+    Example:
+        >>> list(map_tasks(pow, [2, 3], common=2))
+        [(2, 4), (3, 9)]
     """
     if workers is None:
         yield from ((item, function(item, *(() if common is None else (common,)))) for item in items)
@@ -264,7 +179,7 @@ def map_as_finished(
     def waits(item: Item) -> bool:
         return id(needs(item)) in unfinished
 
-    with workers.sharing(common) as submit:
+    with workers.sharing(None if common is None else _Shared(_pickled(common))) as submit:
         while True:
             able, held = [item for item in held if not waits(item)], [item for item in held if waits(item)]
             most = workers.capacity() - len(futures)
@@ -274,9 +189,9 @@ def map_as_finished(
             futures.update((submit(function, item), item) for item in able)
             if not futures:
                 return
-            ended = _ended(workers, futures)
-            for item in () if ended else futures.values():
-                meanwhile(item)
+            ended, _ = wait([next(iter(futures))] if in_order else futures, LOOK_SECONDS, FIRST_COMPLETED)
+            if not ended:
+                workers.look()
             for future in ended:
                 item = futures.pop(future)
                 unfinished.discard(id(item))
@@ -284,56 +199,14 @@ def map_as_finished(
                 yield item, outcome
 
 
-def map_in_order(
-    function: Callable[..., Result],
-    items: Iterable[Item],
-    workers: Workers | None = None,
-    *,
-    common: Any = None,
-) -> Generator[Result]:
-    """Apply a function to items one after another, or by workers a few at a time, and yield the results in order.
-
-    Items are submitted as results are consumed: those not yet sent to a worker when the caller stops are never run.
-
-    Args:
-        function: what to apply.
-        items: what to apply it to; consumed as workers become free.
-        workers: see ``open_workers``; None for this process.
-        common: second argument of the function, unless None; sent to each worker once.
-
-    Raises:
-        EvensliceError: as for ``map_as_finished``.
-
-    Example:
-        >>> list(map_in_order(pow, [2, 3], common=2))
-        [4, 9]
-    """
-    if workers is None:
-        yield from (function(item, *(() if common is None else (common,))) for item in items)
-        return
-    items = iter(items)
-    waiting: deque[Future[Result]] = deque()
-    with workers.sharing(common) as submit:
-        while True:
-            waiting.extend(
-                submit(function, item) for item in islice(items, max(0, workers.capacity() - len(waiting)))
-            )
-            if not waiting:
-                return
-            while not _ended(workers, [waiting[0]]):
-                pass
-            outcome = _outcome(waiting.popleft(), workers)
-            if isinstance(outcome, Exception):
-                raise outcome
-            yield outcome
-
-
-def _ended(workers: Workers, futures: Iterable[Future[Result]]) -> set[Future[Result]]:
-    """Wait for a while, and return the tasks that have ended."""
-    ended, _ = wait(futures, LOOK_SECONDS, FIRST_COMPLETED)
-    if not ended:
-        workers.look()
-    return ended
+def _pickled(common: Any) -> bytes:
+    try:
+        return bytes(dumps(common))
+    except Exception as error:  # __reduce__ may raise anything
+        raise ConfigError(
+            f"a function cannot be sent to workers ({type(error).__name__}: {reason(error)}); define it, and what it uses, "
+            f"at the top level of a module, or leave {option('workers')} and {option('scheduler')} out"
+        ) from error
 
 
 def _outcome(future: Future[Result], workers: Workers) -> Result | Exception:
@@ -351,7 +224,7 @@ def _outcome(future: Future[Result], workers: Workers) -> Result | Exception:
         return error
 
 
-class _Processes(Workers):
+class Processes:
     """Processes on this machine.
 
     Args:
@@ -360,14 +233,14 @@ class _Processes(Workers):
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._processes: dict[int, Any] = {}
 
     def capacity(self) -> int:
+        """Return the number of items that may be with the workers."""
         return AHEAD * self._count
 
     @contextmanager
-    def sharing(self, common: Any) -> Iterator[Callable[..., Future[Any]]]:
-        shared = None if common is None else _Shared(dumps(common))
+    def sharing(self, shared: _Shared | None) -> Iterator[Callable[..., Future[Any]]]:
+        """Yield what submits a function of an item, and of what all items share unless that is None."""
         safe = {"PYTHONSAFEPATH": "1"}  # nothing is imported that lies in the current directory
         with without_interrupts(), _environment({**os.environ, **safe}):  # of the tracker of semaphores, too
             pool = ProcessPoolExecutor(
@@ -381,36 +254,27 @@ class _Processes(Workers):
         def submit(function: Callable[..., Any], item: Any) -> Future[Any]:
             with without_interrupts(), _environment({**settings, **os.environ, **safe}):
                 try:
-                    task = pool.submit(_apply_here, function, item)
+                    return pool.submit(_apply_here, function, item)
                 except BrokenExecutor as error:  # one was killed since the last
-                    self._processes.update(pool._processes or {})  # noqa: SLF001  # as below
                     raise self.lost() from error
-            self._processes.update(pool._processes or {})  # noqa: SLF001  # of which there is no other list
-            return task
 
-        with terminable():
-            try:
-                yield submit
-                pool.shutdown()
-            finally:  # at an error, at Ctrl-C, or once nobody waits for what is in progress
-                for process in self._processes.values():
-                    process.kill()
-                pool.shutdown(cancel_futures=True)
+        try:
+            yield submit
+            pool.shutdown()
+        finally:  # at an error, at Ctrl-C, or once nobody waits for what is in progress
+            for process in list((pool._processes or {}).values()):  # noqa: SLF001  # of which there is no other list
+                process.kill()
+            pool.shutdown(cancel_futures=True)
+
+    def look(self) -> None:
+        """Do nothing: a pool of processes notices by itself what happens to them."""
 
     def lost(self) -> EvensliceError:
-        until = time.monotonic() + 1  # the pool ends them, and asks for their status in a thread of its own
-        while (
-            any(process.exitcode is None for process in self._processes.values()) and time.monotonic() < until
-        ):
-            time.sleep(0.01)
-        if any((process.exitcode or 0) > 0 for process in self._processes.values()):  # by an error of Python
-            return EvensliceError(
-                f"{option('workers', self._count)}: end before they have done anything; in a script, call what starts them "
-                "below `if __name__ == '__main__':`, else see what they print, and whether memory is left"
-            )
+        """Return the error that says that workers were lost, with all that was submitted."""
         return EvensliceError(
-            "a worker process was killed, probably for lack of memory; use fewer of them, or fewer windows at once with "
-            f"{option('batch', 1)}, and {START_AGAIN}"
+            f"a worker process was killed, probably for lack of memory: use fewer {option('workers')}, or fewer windows at "
+            f"once with {option('batch', 1)}, and {START_AGAIN}; or it could not begin: in a script, call what starts it "
+            "below `if __name__ == '__main__':`"
         )
 
 
@@ -433,7 +297,8 @@ def _begin(common: _Shared | None, here: str | None) -> None:
         sys.path.append(here)
     keep_freed_memory()
     number = re.search(r"\d+$", current_process().name)
-    _HERE.common, _HERE.number = common, int(number[0]) if number else 0
+    os.environ[WORKER] = number[0] if number else "0"
+    _COMMON.extend([] if common is None else [common])
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -446,14 +311,14 @@ def _end_with_parent() -> None:
 
 def _apply_here(function: Callable[..., Result], item: Any) -> Result:
     """Run a task in a process that was started for it."""
-    return _apply(function, item, _HERE.common)
+    return _apply(function, item, *_COMMON)
 
 
-def _apply(function: Callable[..., Result], item: Any, shared: _Shared | None) -> Result:
+def _apply(function: Callable[..., Result], item: Any, shared: _Shared | None = None) -> Result:
     return function(item) if shared is None else function(item, shared.load())
 
 
-class _Cluster(Workers):
+class Cluster:
     """The workers of a Dask cluster.
 
     Args:
@@ -473,21 +338,21 @@ class _Cluster(Workers):
             raise self.lost() from error
 
     def capacity(self) -> int:
+        """Return the number of items that may be with the workers, which may come and go."""
         with self._noticing_loss():
             return AHEAD * max(1, len(self._client.nthreads()))
 
     @contextmanager
-    def sharing(self, common: Any) -> Iterator[Callable[..., Future[Any]]]:
-        executor, shared = self._client.get_executor(), None
-        if common is not None:
-            pickled = dumps(common)
-            with self._noticing_loss():
-                # As the result of a task, which is found again if the workers that hold it are lost.
-                shared = self._client.submit(_Shared, pickled, pure=False)
+    def sharing(self, shared: _Shared | None) -> Iterator[Callable[..., Future[Any]]]:
+        """Yield what submits a function of an item, and of what all items share unless that is None."""
+        executor = self._client.get_executor()
+        with self._noticing_loss():
+            # As the result of a task, which is found again if the workers that hold it are lost.
+            there = None if shared is None else self._client.submit(_itself, shared, pure=False)
 
         def submit(function: Callable[..., Any], item: Any) -> Future[Any]:
             with self._noticing_loss():
-                task: Future[Any] = executor.submit(_apply, function, item, shared)
+                task: Future[Any] = executor.submit(_apply, function, item, there)
                 return task
 
         yield submit
@@ -503,8 +368,13 @@ class _Cluster(Workers):
                 sys.stderr.flush()
 
     def lost(self) -> EvensliceError:
+        """Return the error that says that the scheduler was lost, with all that was submitted."""
         _CLIENT_LOGGER.setLevel(logging.CRITICAL)  # closing the client would print tracebacks
         return EvensliceError(f"the scheduler was lost; {START_AGAIN}")
+
+
+def _itself(shared: _Shared) -> _Shared:
+    return shared
 
 
 class _Shared:
@@ -513,46 +383,21 @@ class _Shared:
     A worker that cannot import a module of it would end, or wait for ever, if it were unpickled outside of a task.
     """
 
-    def __init__(self, pickled: bytes, item: Any = None) -> None:
-        self._pickled, self._item = pickled, item
+    def __init__(self, pickled: bytes) -> None:
+        self._pickled, self._item = pickled, None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        with _LOADING:
-            return _Shared, (self._pickled if self._item is None else dumps(self._item),)
+        return _Shared, (self._pickled,)
 
     def load(self) -> Any:
         """Return the object, or raise ConfigError if it cannot be unpickled here."""
         with _LOADING:
             if self._item is None:
                 try:
-                    self._item, self._pickled = loads(self._pickled), b""  # noqa: S301  # of the command's own
+                    self._item = loads(self._pickled)  # noqa: S301  # of the command's own
                 except Exception as error:  # unpickling may raise anything
                     raise ConfigError(
                         f"the workers cannot load what they are sent ({type(error).__name__}: {reason(error)}); your own code "
                         "must be in a module that every worker can import, and they need the same packages as this process"
                     ) from error
             return self._item
-
-
-def worker_number() -> int | None:
-    """Return the number of this worker, so that each can take a GPU of its own; None in a process that is none.
-
-    That of a Dask cluster is the number at the end of the worker's name. One whose name ends otherwise counts as 0, and so
-    does one without a name, which Dask calls by its address.
-
-    Example:
-        >>> worker_number() is None
-        True
-    """
-    if _HERE.number is not None:
-        return int(_HERE.number)
-    if "distributed" not in sys.modules:
-        return None
-    from distributed import get_worker
-
-    try:
-        name = str(get_worker().name)
-    except ValueError:
-        return None
-    digits = re.search(r"\d+$", name)
-    return int(digits[0]) if digits and "://" not in name else 0

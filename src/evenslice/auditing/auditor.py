@@ -27,7 +27,7 @@ from evenslice._core import (
     VolumeError,
     local_path,
     map_ahead,
-    map_in_order,
+    map_tasks,
     open_workers,
     option,
     package_versions,
@@ -43,7 +43,14 @@ from evenslice.auditing.attribution import (
     understand,
 )
 from evenslice.auditing.explainer import Explainer, NotFiniteError
-from evenslice.auditing.sampling import Sampling, WindowBatch, WindowSample, choose_tile, corner_of
+from evenslice.auditing.sampling import (
+    Sampling,
+    WindowBatch,
+    WindowSample,
+    choose_tile,
+    corner_of,
+    inner_margin,
+)
 from evenslice.inference import (
     SMALLER,
     BlackBox,
@@ -79,21 +86,16 @@ from evenslice.results import (
     summarize,
 )
 from evenslice.volumes import (
-    IGNORED,
     LabelValues,
     Reading,
     WindowGrid,
-    check_classes,
     check_tile,
-    each_reading,
     fingerprint,
-    fit_scalings,
-    in_plane,
-    inner_margin,
     modified,
+    open_labels,
     open_several,
-    open_several_labels,
     open_volume,
+    read_in_runs,
     refuse_repeated,
     reslice,
 )
@@ -133,6 +135,7 @@ STRESSED_SIDE = 1024
 """Pixels of a slice along y and x that are predicted: the middle of a larger one, so that the time does not grow with it."""
 
 
+CHECKED_BYTES = 2**25  # at once
 MOST_CHECKED = 2**28
 """Voxels of labels that are read before an audit, which takes seconds."""
 
@@ -244,8 +247,7 @@ def audit(
     target = parse_target(str(target))
     segmenter = as_segmenter(model, slices, labelled=labels is not None)
     model, slices, reading = segmenter.network, segmenter.slices, reading or segmenter.reading
-    volumes = open_several(volume, reading.fill if isinstance(reading, Reading) else None)
-    readings = each_reading(reading, volumes)
+    volumes, readings = open_several(volume, reading)
     read = readings[0]
     if labels is None:
         read.labels.refuse()
@@ -257,17 +259,24 @@ def audit(
     record = None
     if isinstance(model, nn.Module):
         model, record = uncompiled_record(model)
-    volumes = [in_plane(item, own.plane) for item, own in zip(volumes, readings, strict=True)]
     refuse_repeated(volumes)
-    stored = None if labels is None else open_several_labels(labels, volumes)
+    stored = None if labels is None else open_labels(labels, volumes)
     asked = segmenter.crop if sampling.tile is None else check_tile(sampling.tile)
     tile = asked or choose_tile(model, volumes)
-    scalings = fit_scalings(volumes, readings, seed=sampling.seed)
     smallest = (min(item.shape[1] for item in volumes), min(item.shape[2] for item in volumes))
     margin = inner_margin(smallest, tile)
     grids = [
-        WindowGrid(item, scaling, slices, tile, read.step, overlap=(2 * margin[0], 2 * margin[1]))
-        for item, scaling in zip(volumes, scalings, strict=True)
+        WindowGrid(
+            item,
+            way.fit_scaling(
+                item, seed=sampling.seed, blank=len(volumes) > 1
+            ),  # all windows of one would be the same
+            slices,
+            tile,
+            read.step,
+            overlap=(2 * margin[0], 2 * margin[1]),
+        )
+        for item, way in zip(volumes, readings, strict=True)
     ]
     place = None if sampling.explain is None else _place(grids[0], sampling.explain)
     network = make_ready(model, slices, compute, outputs=outputs)
@@ -287,7 +296,9 @@ def audit(
     most_stressed = min(STRESSED_SLICES, max(1, sampling.max_windows // len(Disturbances(max(slices, 3)))))
     for part in opened:  # so that a value of no class is found before anything is computed
         if part.size <= MOST_CHECKED and not isinstance(part.location, str):  # which is an address
-            check_classes(part)
+            held = read_in_runs(part, len(part), CHECKED_BYTES)
+            for z in range(len(held)):
+                held[z]
     maps = choose_method(model, method, baseline, gradient=understood.gradient)
     explainer = Explainer(
         network,
@@ -424,7 +435,7 @@ def stressed_volumes(
     Args:
         returned: what the network returned for a window.
         grids: the volumes, with their scaling.
-        labels: the class of each voxel of each volume, 0, 1, 2 ..., or ``IGNORED``.
+        labels: the class of each voxel of each volume, 0, 1, 2 ..., or ``LabelValues.IGNORED``.
 
     Raises:
         ModelError: the network returns no map of logits.
@@ -437,7 +448,7 @@ def stressed_volumes(
             "them out"
         )
     classes = max(output.shape[1], 2)
-    known = LabelValues(ignore_label=IGNORED)
+    known = LabelValues(ignore_label=LabelValues.IGNORED)
     return [
         StressedVolume(take_middle(grid.volume), grid.scaling, known.class_volume(take_middle(part), classes))
         for grid, part in zip(grids, labels, strict=True)
@@ -655,8 +666,12 @@ def measure_batches(
         volume.path: fingerprint(volume) for volume in sample.volumes if modified(volume)
     }  # not addresses, nor arrays in memory
     work = partial(_measure_on_worker, files=files)  # which reads for itself
-    with closing(map_in_order(work, sample.batches(size), client, common=(sample, explainer))) as measured:
-        yield from measured
+    tasks = map_tasks(work, sample.batches(size), client, common=(sample, explainer), in_order=True)
+    with closing(tasks) as measured:
+        for _, outcome in measured:
+            if isinstance(outcome, Exception):
+                raise outcome
+            yield outcome
 
 
 def _measure_on_worker(

@@ -14,7 +14,7 @@ from evenslice.auditing.attribution import Score, attribute, choose_method, pars
 from evenslice.auditing.sampling import corner_of
 from evenslice.inference import Compute, Segmenter, as_segmenter, keep_sides, make_ready
 from evenslice.report import explanation_html, map_line, map_shares
-from evenslice.volumes import Reading, WindowGrid, check_tile, fit_scaling, in_plane, open_volume
+from evenslice.volumes import Reading, WindowGrid, check_tile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,7 +149,7 @@ def explain(
     segmenter = as_segmenter(model, slices, reading)
     model, slices, reading = segmenter.network, segmenter.slices, segmenter.reading
     compute.refuse("batch", "workers", "scheduler")
-    volume, z = in_plane(open_volume(volume), reading.plane), whole_number("z", z, least=0)
+    volume, z = reading.open(volume), whole_number("z", z, least=0)
     if z >= len(volume):
         raise ConfigError(f"{volume.path}: has no slice {z}; choose one of 0 to {len(volume) - 1}")
     network = make_ready(model, slices, compute)
@@ -165,7 +165,7 @@ def explain(
         tile = keep_sides(model, (height, width))
     tile = check_tile(tile)
     y, x = corner_of("at", at or _middle(mask), tile, plane)
-    scaling = fit_scaling(volume, intensity=reading.intensity, fill=reading.fill)
+    scaling = reading.fit_scaling(volume)
     grid = WindowGrid(volume, scaling, slices, tile, reading.step, edge="reflect")
     returned = network.prepare(slices, tile)
     understood = understand(

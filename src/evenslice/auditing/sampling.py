@@ -2,7 +2,7 @@
 
 The windows of all volumes, every tile at every depth, are one population. They are read in a random order without
 replacement in which every window has the same chance to be among the first n, whatever n is, while those n are spread
-over volumes, depth and plane in proportion (``evenslice.volumes.spread_index``).
+over volumes, depth and plane in proportion (``WindowGrid.spread``).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from torch import nn
 from evenslice._core import ConfigError, map_ahead, option, whole_number
 from evenslice.inference import keep_sides
 from evenslice.networks import input_sizes
-from evenslice.volumes import check_tile, fit_tile, spread_index
+from evenslice.volumes import WindowGrid, check_tile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
-    from evenslice.volumes import Volume, WindowGrid
+    from evenslice.volumes import Volume
 
 FIRST = 40  # windows before which an audit does not end by default; fewer may be the most
 
@@ -78,6 +78,9 @@ class Sampling:
 
 
 LOOKS = (FIRST, 59)  # windows: if 59 equal their mirrors, fewer than 5 % of all can differ
+LARGEST_WHOLE = 256  # pixels; the longest side of a plane that one tile covers
+MARGIN = 16  # pixels of a tile beyond which its borders change few answers (docs/statistics.md)
+TILE = 192  # pixels; along a longer side, it tells enough about a network at a part of the cost (docs/statistics.md)
 EXAMPLES = 4
 MOST_OF_EXAMPLES = 2**27  # bytes that they may take: results of a few audits are read back together
 
@@ -152,7 +155,7 @@ class WindowSample:
     def _place(self, number: int) -> tuple[int, int, int, int]:
         """Return volume, z, y, x of a window."""
         ends = list(accumulate(self.population))
-        index = spread_index(number, ends[-1], self.sampling.seed)
+        index = WindowGrid.spread(number, ends[-1], self.sampling.seed)
         volume = bisect_right(ends, index)
         grid = self.grids[volume]
         return (volume, *grid.place(index - (ends[volume] - len(grid))))
@@ -225,3 +228,31 @@ def next_look(windows: int) -> int:
     while look <= windows:
         look += look // 4
     return look
+
+
+def fit_tile(plane: tuple[int, int], *, multiple: int = 32) -> tuple[int, int]:
+    """Return the tile (y, x) that an audit reads of a plane, a multiple of what networks need.
+
+    Along each axis it is as long as fits into the plane, up to ``LARGEST_WHOLE`` pixels, or ``TILE`` pixels of longer
+    planes. A plane smaller than ``multiple`` gets one tile of that size, filled up by mirroring the plane.
+
+    Example:
+        >>> fit_tile((233, 189)), fit_tile((4096, 4096))
+        ((224, 160), (192, 192))
+    """
+    y, x = (max((TILE if length > LARGEST_WHOLE else length) // multiple, 1) * multiple for length in plane)
+    return y, x
+
+
+def inner_margin(plane: tuple[int, int], tile: tuple[int, int]) -> tuple[int, int]:
+    """Return how many pixels (y, x) of each side of a tile answers are not compared in.
+
+    There a network lacks the surroundings that it has in a whole plane, and answers otherwise; a tile that is as long as
+    the plane has no margin.
+
+    Example:
+        >>> inner_margin((512, 190), (192, 192)), inner_margin((512, 512), (96, 96))
+        ((16, 0), (16, 16))
+    """
+    y, x = (min(MARGIN, side // 6) if side < length else 0 for side, length in zip(tile, plane, strict=True))
+    return y, x

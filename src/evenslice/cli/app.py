@@ -20,7 +20,6 @@ from typer.core import TyperCommand, TyperGroup
 
 import evenslice
 from evenslice._core import (
-    EMPTY_PATH,
     ConfigError,
     EvensliceError,
     limit_memory,
@@ -111,7 +110,7 @@ def _check_path(parameter: Any, text: str) -> None:
     """Raise ConfigError if the text of an option or argument cannot be a path of this machine."""
     if not text:
         name = parameter.opts[0] if parameter.param_type_name == "option" else parameter.metavar
-        raise ConfigError(f"{name}: {EMPTY_PATH}")
+        raise ConfigError(f"{name}: is empty; name a file or folder, or . for the current folder")
     local_path(text, ConfigError)
 
 

@@ -88,15 +88,13 @@ def resumable(remedy: str | Callable[[], str | None]) -> Iterator[None]:
         typer.Exit: it was interrupted; the status is 130 for Ctrl-C and 143 for SIGTERM.
         KeyboardInterrupt: likewise, and there is nothing to go on with.
     """
-    from evenslice._core import Terminated
-
     try:
         yield
     except KeyboardInterrupt as error:
         how = remedy if isinstance(remedy, str) else remedy()
         if how is None:
             raise
-        what = str(error) or ("terminated" if isinstance(error, Terminated) else "interrupted")
+        what = str(error) or "interrupted"
         if not getattr(error, "told", False):  # by another process of the training
             tell(f"{what}; {how}")
         raise typer.Exit(getattr(error, "status", 130)) from None

@@ -31,12 +31,9 @@ from evenslice.volumes import (
     ClassIndex,
     LabelledVolume,
     Reading,
-    check_classes,
     check_tile,
     fingerprint,
-    fit_scaling,
-    in_plane,
-    open_filled,
+    index_classes,
     open_labels,
 )
 
@@ -132,15 +129,17 @@ def evaluate(
             f"{option('stress_slices')}: has no effect without {option('stress')}; give both or neither"
         )
     most = whole_number("stress_slices", MOST_SLICES if stress_slices is None else stress_slices, least=1)
-    volume = in_plane(open_filled(volume, reading.fill), reading.plane)
-    stored = None if labels is None else open_labels(labels, volume)
+    volume = reading.open(volume)
+    stored = None if labels is None else open_labels(labels, [volume])[0]
     network = make_ready(segmenter.network, slices, compute)
     tile = choose_tile(network, volume.shape[1:]) if tile is None else check_tile(tile)
     classes = try_network(network, slices, tile)
     known = None if stored is None else values.class_volume(stored, classes)
     if known is not None:
-        check_classes(known)
-    scaling = fit_scaling(volume, intensity=reading.intensity, fill=reading.fill)
+        index_classes(
+            known, classes, keep=0
+        )  # so that a value of no class is found before anything is computed
+    scaling = reading.fit_scaling(volume)
     run: dict[str, Any] = {
         "step": reading.step,
         "tile": tile,

@@ -24,7 +24,7 @@ from evenslice._core import ModelError, map_ahead, option, whole_number
 from evenslice.inference.devices import SMALLER, reporting_device_errors, to_device
 from evenslice.inference.ready_networks import BlackBox, keep_sides, trial_windows
 from evenslice.networks import final_activation, logits, predicted_classes
-from evenslice.volumes import WindowGrid, check_window, read_in_runs, run_end, slice_indices, tile_origins
+from evenslice.volumes import WindowGrid, read_in_runs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -205,7 +205,7 @@ LARGEST_TILE = 1024
 HELD_BYTES = 2**30
 """Stored slices that share their chunks are held up to here: 64 of 4096 x 4096 voxels of 8 bits."""
 
-CLASS_VOXELS = 2**23
+CLASS_BYTES = 2**26
 """Voxels of classes that are read at once if slices are stored together: they take 8 bytes each, and more while looked up."""
 
 OVERLAP = 8
@@ -274,7 +274,6 @@ def predict(  # all but three arguments have defaults and names
         >>> [(z, tuple(output.shape)) for z, output in predict(network, volume, scaling=Scaling(0, 255), slices=3)][-1]
         (4, (2, 40, 50))
     """
-    check_window(slices, step, "reflect")
     centres = range(len(volume)) if centres is None else centres
     stop = min(max(centres, default=0) + slices // 2 * step + 1, len(volume))
     held = read_in_runs(volume, stop, HELD_BYTES)
@@ -481,7 +480,8 @@ class _Tiling:
         overlap = tile // OVERLAP
         distance = torch.arange(1, tile + 1, dtype=torch.float32, device="cpu")
         fade = torch.minimum(distance, distance.flip(0)).clamp_max(overlap + 1)
-        origins = tile_origins(length, tile, overlap=overlap)
+        last = length - tile
+        origins = [*range(0, last, tile - overlap), last]
         total = torch.zeros(length, dtype=torch.float32, device="cpu")
         for origin in origins:
             total[origin : origin + tile] += fade
@@ -504,22 +504,20 @@ def _windows(
     grid: WindowGrid, centres: Sequence[int], extent: tuple[slice, slice]
 ) -> Iterator[tuple[int, Window]]:
     """Yield each centre z and the N slices (y, x) of the window around it, reading each slice once, in ascending order."""
-    depth, (y, x), reach = len(grid.volume), extent, grid.slices // 2 * grid.step
-    grid = replace(grid, tile=(y.stop - y.start, x.stop - x.start))
+    (y, x), reach = extent, grid.slices // 2 * grid.step
+    single = replace(grid, slices=1, tile=(y.stop - y.start, x.stop - x.start))
     planes: dict[int, NDArray[np.float32]] = {}
     needed: dict[int, list[int]] = {}  # by the windows that reach up to where the present one ends
     coming = deque(centres)
     for z in centres:
         while coming and coming[0] <= z + reach:
             centre = coming.popleft()
-            needed[centre] = slice_indices(
-                centre, grid.slices, step=grid.step, depth=depth, edge=grid.edge
-            ).tolist()
+            needed[centre] = grid.slices_at(centre).tolist()
         planes = {i: plane for i, plane in planes.items() if i >= z - reach}
         for i in sorted(
             {i for indices in needed.values() for i in indices if i <= z + reach} - planes.keys()
         ):
-            (planes[i],) = grid.read_run(i, i + 1, y.start, x.start)
+            (planes[i],) = single.read(i, y.start, x.start)
         yield z, [planes[i] for i in needed.pop(z)]
 
 
@@ -562,29 +560,3 @@ def _run(network: Network, windows: Tensor) -> Tensor:
         return parts[0]
     with reporting_device_errors(network.device, f"the outputs of {len(windows)} windows do not fit", FEWER):
         return torch.cat(parts)
-
-
-class SliceRuns:
-    """The slices (y, x) of a volume of classes, which are asked for in ascending order.
-
-    Args:
-        volume: the volume.
-    """
-
-    def __init__(self, volume: Volume) -> None:
-        self._volume = volume
-        self._first = 0
-        self._run: NDArray[Any] = volume[:0]
-
-    def __getitem__(self, z: int) -> NDArray[Any]:
-        """Return a slice.
-
-        Raises:
-            VolumeError: it cannot be read.
-        """
-        if not self._first <= z < self._first + len(self._run):
-            _, height, width = self._volume.shape
-            stop = run_end(self._volume, z, height * width, CLASS_VOXELS)
-            self._first, self._run = z, self._volume[z:stop]
-        found: NDArray[Any] = self._run[z - self._first]
-        return found

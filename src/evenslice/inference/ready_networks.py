@@ -28,7 +28,6 @@ from evenslice._core import (
     ConfigError,
     EvensliceError,
     ModelError,
-    check_sendable,
     option,
     reason,
 )
@@ -616,10 +615,6 @@ def make_ready(
         ready = ReadyNetwork(model, slices=slices, **where, outputs=outputs)
     else:
         ready = BlackBox(model, **where, outputs=outputs)
-        if compute.shared:
-            check_sendable(model, f"the function {ready.name}")
-    if compute.shared and outputs is not None:
-        check_sendable(outputs, option("outputs", function_name(outputs)))
     return ready
 
 

@@ -28,7 +28,7 @@ from scipy.ndimage import distance_transform_edt
 
 from evenslice._core import ConfigError, needs_extra, option, progress_bar, whole_number
 from evenslice.inference.prediction import (
-    SliceRuns,
+    CLASS_BYTES,
     choose_tile,
     class_map,
     even_slices,
@@ -38,6 +38,7 @@ from evenslice.inference.prediction import (
 from evenslice.inference.ready_networks import ReadyNetwork
 from evenslice.neutralizing import record_of
 from evenslice.results import Stress, ratio
+from evenslice.volumes import read_in_runs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -412,7 +413,7 @@ class StressTest:
         self,
         outputs: Iterable[tuple[int, Tensor]],
         volume: int,
-        labels: SliceRuns | None,
+        labels: Volume | None,
         advance: Callable[[int], None] = lambda _: None,
     ) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Compare the answers to the windows of a volume, and pass on those to the intact ones.
@@ -525,7 +526,7 @@ def stress(  # all but three arguments have defaults and names
                 batch=batch,
                 shown=test.windows(index),
             )
-            labels = None if item.labels is None else SliceRuns(item.labels)
+            labels = None if item.labels is None else _in_runs(item.labels)
             for _ in test.watch(outputs, index, labels, advance):
                 pass
     return cast("Stress", test.result())
@@ -663,12 +664,16 @@ def score_parts(
                 batch=batch,
                 shown=test.windows(index),
             )
-            labels = SliceRuns(part.labels)
+            labels = _in_runs(part.labels)
             answers = test.watch(outputs, index, labels, advance)
             found.append(
                 _compare(answers, labels, part, test.classes, boundaries=boundaries, surfaces=compared[index])
             )
     return Scores(tuple(found), test.result())
+
+
+def _in_runs(classes: Volume) -> Volume:
+    return read_in_runs(classes, len(classes), CLASS_BYTES)
 
 
 def _choose_slices(parts: Sequence[LabelledVolume], most: int | None) -> list[list[int]]:
@@ -699,7 +704,7 @@ def _choose_slices(parts: Sequence[LabelledVolume], most: int | None) -> list[li
 
 def _compare(
     answers: Iterable[tuple[int, NDArray[np.int64]]],
-    reference: SliceRuns,
+    reference: Volume,
     part: LabelledVolume,
     classes: int,
     *,
@@ -712,7 +717,7 @@ def _compare(
     kept = np.empty((2, *volume.shape) if surfaces else 0, np.min_scalar_type(classes - 1))
     confusion = np.zeros((classes, classes), np.int64)
     objects = []
-    background = None if part.background is None else SliceRuns(part.background)
+    background = None if part.background is None else _in_runs(part.background)
     for z, answer in answers:
         labels = reference[z]
         confusion += confusion_matrix(labels, answer, classes)

@@ -33,18 +33,14 @@ from evenslice.inference.segmentation_blocks import (
 )
 from evenslice.inference.segmenter import Segmenter, as_segmenter
 from evenslice.volumes import (
+    Destination,
     LabelValues,
     Reading,
     Volume,
-    check_destination,
     check_tile,
-    fit_scaling,
-    in_plane,
-    open_filled,
     open_volume,
     read_in_runs,
     reslice,
-    write_channels,
     write_volume,
 )
 
@@ -140,9 +136,9 @@ def segment(
             f"{option('probabilities')}: classes that overlap have a sigmoid each (training.loss: dice_bce), and segment "
             "writes a softmax; write labels, or train with dice_ce"
         )
-    volume = in_plane(open_filled(volume, reading.fill), reading.plane)
+    volume = reading.open(volume)
     root = unfinished_folder(out, scratch, shared=compute.scheduler is not None)
-    check_destination(out, volume, force=force)
+    Destination.of(out).check(volume, force=force)
     network = make_ready(segmenter.network, slices, compute)
     tile = choose_tile(network, volume.shape[1:]) if tile is None else check_tile(tile)
     identity = describe_network(network)  # before its batch norms are folded
@@ -153,7 +149,7 @@ def segment(
         network=network,
         identity=identity,
         volume=volume,
-        scaling=fit_scaling(volume, intensity=reading.intensity, fill=reading.fill),
+        scaling=reading.fit_scaling(volume),
         slices=slices,
         step=reading.step,
         tile=tile,
@@ -203,10 +199,7 @@ def _write(job: Job, out: str | os.PathLike[str], *, force: bool, progress: bool
             advance(reached - written)
             written = reached
 
-        if job.values:
-            write_volume(turned[0], out, like=like, labels=True, force=force, progress=report)
-        else:
-            write_channels(turned, out, like=like, force=force, progress=report)
+        write_volume(turned[0] if job.values else turned, out, like=like, force=force, progress=report)
 
 
 def _open_channel(path: str | os.PathLike[str], number: int, shape: tuple[int, int, int]) -> Volume:

@@ -12,7 +12,7 @@ from magicgui.widgets import ComboBox, Container, Label, ProgressBar, PushButton
 from napari.qt.threading import create_worker
 from qtpy.QtCore import QObject, Signal  # type: ignore[attr-defined]  # a name that qtpy gives it
 
-from evenslice._core import EvensliceError, ProgressReport, progress_to
+from evenslice._core import EvensliceError, progress_to
 from evenslice.napari_plugin.layers import images, volume_of
 from evenslice.napari_plugin.network_form import NetworkForm
 
@@ -87,7 +87,7 @@ class JobWidget(Container):  # type: ignore[type-arg]  # it holds widgets of sev
         reporter = _Reporter()
         outcomes: list[tuple[Any, str]] = []
 
-        def report(progress: ProgressReport) -> None:
+        def report(*progress: Any) -> None:
             if worker.abort_requested:
                 raise _Cancelled
             reporter.reported.emit(progress)
@@ -153,12 +153,13 @@ class JobWidget(Container):  # type: ignore[type-arg]  # it holds widgets of sev
             self.say("Cancelling …")
             self._worker.quit()
 
-    def _progressed(self, report: ProgressReport) -> None:
+    def _progressed(self, report: tuple[str, int, int, str]) -> None:
         if self._worker is None or self._worker.abort_requested:
             return
+        title, done, total, unit = report
         self.progress.max = 1000  # Qt's numbers are smaller than those of some reports
-        self.progress.value = 1000 * min(report.done, report.total) // max(report.total, 1)
-        self.say(f"{report.title}: {report.done} of {report.total} {report.unit}")
+        self.progress.value = 1000 * min(done, total) // max(total, 1)
+        self.say(f"{title}: {done} of {total} {unit}")
 
     def _end(self, message: str) -> None:
         self._worker = None

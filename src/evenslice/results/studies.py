@@ -11,6 +11,8 @@ the configuration and the result of the training may be missing.
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import re
 from dataclasses import dataclass, field, fields, replace
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray  # noqa: TC002  # ``from_arrays`` reads the annotations
 
-from evenslice._core import ConfigError, read_json, read_log, read_rows, read_text, reading
+from evenslice._core import ConfigError, read_bounded, read_json, read_log, reading
 from evenslice.results.comparisons import (
     METRICS,
     TASK_SCORES,
@@ -53,9 +55,7 @@ if TYPE_CHECKING:
 
     Entries = Mapping[str, Any]
 
-COLUMNS = ("dataset", "architecture", "arm", "seed", "key", "status")  # required in results.csv
 STRESS_FILE = "stress.json"  # beside run.json where result.json was not kept: its entry "stress" alone
-MAX_RUNS = 5000  # largest number of rows of results.csv
 MAIN_SCORES = {names[0] for names in TASK_SCORES.values()}
 
 _reading = partial(
@@ -264,7 +264,10 @@ class StudyResults(StudySummary):
         if not (folder / "summary.json").is_file():
             raise ConfigError(f"{folder}: holds no study; name a folder that `evenslice study --out` wrote")
         with _reading(folder / "results.csv") as path:
-            rows = [row for row in read_rows(path, COLUMNS, MAX_RUNS) if row["status"] == "done"]
+            table = csv.DictReader(io.StringIO(read_bounded(path).decode(), newline=""), restval="")
+            if "status" not in (table.fieldnames or ()):
+                raise ValueError("it has no column 'status'")
+            rows = [row for row in table if row["status"] == "done"]
             places = [_find_run(folder / "runs", row["key"]) for row in rows]
         runs = tuple(_run(place, row) for place, row in zip(places, rows, strict=True))
         latest = max((run.definitions for run in runs), default=1)
@@ -274,7 +277,7 @@ class StudyResults(StudySummary):
                 f"{folder}: its runs differ in their number of slices, so they do not belong to one study"
             )
         with _reading(folder / "config.yaml") as path:
-            config = read_text(path) if path.is_file() else ""
+            config = read_bounded(path).decode() if path.is_file() else ""
         with _reading(folder / "summary.json") as path:
             document = read_json(path)
             return cls(**vars(cls.read(document)), document=document, runs=runs, config=config)

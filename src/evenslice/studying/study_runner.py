@@ -32,12 +32,11 @@ from evenslice._core import (
     OutputError,
     VolumeError,
     as_config,
-    check_callable,
     is_locked,
     load_config,
     local_path,
     locked_folder,
-    map_as_finished,
+    map_tasks,
     open_workers,
     option,
     remove_leftovers,
@@ -151,8 +150,6 @@ def study(
         >>> summary["finished"], summary["failed"], (folder / "study" / "report.html").exists()
         (2, [], True)
     """
-    check_callable("on_start", on_start)
-    check_callable("on_finished", on_finished)
     config = as_config(config, StudyConfig)
     config = config.model_copy(update={"datasets": tuple(data.with_root() for data in config.datasets)})
     need_report_extra("the report of a study")
@@ -288,7 +285,7 @@ def _execute_all(
         return
     with open_workers(workers, scheduler) as client:
         run_one = partial(execute, progress=None) if client is None else execute_at_worker
-        for run, outcome in map_as_finished(
+        for run, outcome in map_tasks(
             partial(run_one, base=base, data=data), runs, client, needs=lambda run: run.base
         ):
             if isinstance(outcome, OutputError):  # nor could the others be recorded

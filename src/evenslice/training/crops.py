@@ -14,7 +14,7 @@ in the training process, and the transforms take several times as long.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -28,13 +28,10 @@ from evenslice.volumes import (
     Reading,
     WindowGrid,
     check_tile,
-    each_reading,
-    fit_scalings,
     hold_small,
-    in_plane,
     index_classes,
+    open_labels,
     open_several,
-    open_several_labels,
     refuse_without_labels,
 )
 
@@ -46,7 +43,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from evenslice.training.config import AugmentationConfig
-    from evenslice.volumes import Edge, LabelValues, Scaling, Volume, VolumeLike
+    from evenslice.volumes import LabelValues, Scaling, Volume, VolumeLike
 
     Augmentation: TypeAlias = AugmentationConfig | Mapping[str, Any] | bool
 
@@ -102,7 +99,7 @@ class CropDataset(Dataset[Any]):
         step: int = 1,
         crop: tuple[int, int] | None,
         length: int | None = None,
-        edge: Edge = "reflect",
+        edge: Literal["valid", "reflect"] = "reflect",
         foreground: float = 0.0,
         augmentation: AugmentationConfig | None = None,
         scaling: tuple[float, float] = (0.0, 1.0),
@@ -423,7 +420,7 @@ class SliceWindows(CropDataset):
         *,
         slices: int | None = None,
         crop: tuple[int, int] | None = None,
-        edge: Edge = "reflect",
+        edge: Literal["valid", "reflect"] = "reflect",
         reading: Reading | Sequence[Reading] | None = None,
         model: nn.Module | Record | None = None,
         classes: int | None = None,
@@ -442,8 +439,7 @@ class SliceWindows(CropDataset):
             raise ConfigError(
                 f"{option('foreground', foreground)}: has no effect without {missing}; give both"
             )
-        volumes = open_several(volume, reading.fill if isinstance(reading, Reading) else None)
-        readings = each_reading(reading, volumes)
+        volumes, readings = open_several(volume, reading)
         values = readings[0].labels
         if labels is None:
             refuse_without_labels({"classes": classes})
@@ -451,11 +447,14 @@ class SliceWindows(CropDataset):
         record = _record(model)
         self.slices = _slices(slices, record)
         self.classes = _classes(classes, values)
-        volumes = [in_plane(item, own.plane) for item, own in zip(volumes, readings, strict=True)]
-        stored = None if labels is None else open_several_labels(labels, volumes)
+        stored = None if labels is None else open_labels(labels, volumes)
         held = hold_small([*volumes, *(stored or ())])
         volumes, stored = held[: len(volumes)], held[len(volumes) :] or None
-        self.scalings = fit_scalings(volumes, readings, seed=seed)
+        self.scalings = [
+            # An empty tile may stand beside others; alone, all of its windows would be the same.
+            own.fit_scaling(item, seed=seed, blank=len(volumes) > 1)
+            for item, own in zip(volumes, readings, strict=True)
+        ]
         maps: list[Volume | None] = [values.class_volume(item, self.classes) for item in stored or ()]
         keep = POSITIONS // len(volumes) if foreground else 0
         parts = [

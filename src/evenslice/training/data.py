@@ -3,7 +3,7 @@
     data = open_data(config)
     part = data.test[0]
     part.volume.shape == part.labels.shape      only the slices of this part, the first at index 0
-    part.labels[3]                              the class of each voxel, 0 to classes - 1, or IGNORED
+    part.labels[3]                              the class of each voxel, 0 to classes - 1, or LabelValues.IGNORED
 
 A part is a separate ``LabelledVolume``: windows at its ends are filled from its own slices and never see those of
 another part.
@@ -18,20 +18,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import ConfigError, EvensliceError, VolumeError, spelled_in_configuration
+from evenslice._core import ConfigError, EvensliceError, spelled_in_configuration
 from evenslice.training.config import SPLITS
 from evenslice.volumes import (
     ClassIndex,
     LabelledVolume,
+    Reading,
     Scaling,
-    check_place,
-    find_nonfinite,
+    Volume,
     fingerprint,
-    fit_scaling,
     hold_small,
     index_classes,
+    open_labels,
+    open_volume,
     stored_image,
-    take_slices,
 )
 
 if TYPE_CHECKING:
@@ -147,14 +147,7 @@ def _open_pair(config: DataConfig, split: str, place: str, pair: LabelledFiles) 
     with _at(f"{place}.image"):
         volume = config.open(pair.image, spacing=pair.spacing, unit=pair.unit)
     with _at(f"{place}.labels"):
-        labels = config.open(pair.labels)
-    if volume.shape != labels.shape:
-        raise VolumeError(
-            f"{place}: {volume.path} has the shape {volume.shape} and {labels.path} {labels.shape}; "
-            "image and labels must have the same shape"
-        )
-    with _at(f"{place}.labels"):
-        check_place(labels, volume)
+        (labels,) = open_labels(config.open(pair.labels), [volume])
     start, stop = pair.slices or (0, len(volume))
     if not 0 <= start < stop <= len(volume):
         raise ConfigError(
@@ -255,7 +248,9 @@ def _cut(draft: _Draft) -> _Draft:
     """Return a draft with its volumes cut to its slices."""
     whole = len(draft) == len(draft.volume)
     name = draft.name if whole else f"{draft.name}[{draft.start}:{draft.stop}]"
-    volume, labels = (take_slices(item, draft.start, draft.stop) for item in (draft.volume, draft.labels))
+    slices = slice(draft.start, draft.stop)
+    region = [slices if axis == draft.volume.plane else slice(None) for axis in "zyx"]
+    volume, labels = (open_volume(item, region=region) for item in (draft.volume, draft.labels))
     return replace(draft, name=name, volume=volume, labels=labels)
 
 
@@ -299,14 +294,8 @@ def _fit_scalings(drafts: Sequence[_Draft], config: DataConfig, seed: int) -> li
     scalings = {}
     for draft in drafts:
         with _at(f"{draft.place}.image"):
-            bad = find_nonfinite(draft.volume) if config.fill is None else None
-            if bad is not None:
-                raise VolumeError(
-                    f"{draft.volume.path}: {bad[0]} voxels are NaN or infinite, the first at z, y, x = {bad[1]}; to accept "
-                    "them, set data.fill to the voxel value that replaces them"
-                )
+            Scaling(0, 1, config.fill).check(draft.volume)
             if draft.origin not in largest or draft is largest[draft.origin]:
-                scalings[draft.place] = fit_scaling(
-                    draft.volume, intensity=config.intensity, fill=config.fill, seed=seed, blank=False
-                )
+                reading = Reading(intensity=config.intensity, fill=config.fill)
+                scalings[draft.place] = reading.fit_scaling(draft.volume, seed=seed, blank=False)
     return [scalings[largest.get(draft.origin, draft).place] for draft in drafts]

@@ -55,7 +55,6 @@ if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
     from numpy.typing import NDArray
 
-    from evenslice._core import Advance
     from evenslice.training.config import TrainConfig
     from evenslice.training.run_folder import RunFolder
 
@@ -813,7 +812,7 @@ class ShowProgress(Callback):
         self._title, self._steps, self._show = title, steps, show
         self._log, self._score = log, score
         self._shown = ExitStack()
-        self._advance: Advance | None = None
+        self._advance: Callable[..., None] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin at the step at which the training begins."""

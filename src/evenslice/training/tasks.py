@@ -125,7 +125,7 @@ class TaskLoss(nn.Module):
     def forward(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Return the scalar loss of logits (batch, channels, ...) and classes (batch, ...).
 
-        Pixels or windows below 0, ``IGNORED``, do not count if ``ignored``; without any other, the loss is 0.
+        Pixels or windows below 0, ``LabelValues.IGNORED``, do not count if ``ignored``; without any other, the loss is 0.
         """
         if self.ignored and not bool((counted := labels >= 0).all()):
             if not bool(counted.any()):

@@ -36,7 +36,6 @@ from evenslice._core import (
     OutputError,
     VolumeError,
     as_config,
-    check_callable,
     local_path,
     needs_extra,
     package_versions,
@@ -184,7 +183,6 @@ def train(
         >>> 0 <= result["dice"]["mean"] <= 1, (folder / "run" / "network.safetensors").exists()
         (True, True)
     """
-    check_callable("on_start", on_start)
     config = as_config(config, TrainConfig)
     config = config.model_copy(update={"data": config.data.with_root()})
     with at_model():

@@ -19,31 +19,26 @@ Unit = Literal["pm", "angstrom", "nm", "um", "mm", "cm", "m", "inch"]
 LARGEST = 1e30
 """Largest number of an affine; NIfTI files, which hold single precision, have no room for much more."""
 
-_METRES: dict[Unit, float] = {
-    "pm": 1e-12,
-    "angstrom": 1e-10,
-    "nm": 1e-9,
-    "um": 1e-6,
-    "mm": 1e-3,
-    "cm": 1e-2,
-    "m": 1.0,
-    "inch": 0.0254,
+_UNITS: dict[Unit, tuple[str, float]] = {
+    "pm": ("picometer", 1e-12),
+    "angstrom": ("angstrom", 1e-10),
+    "nm": ("nanometer", 1e-9),
+    "um": ("micrometer", 1e-6),
+    "mm": ("millimeter", 1e-3),
+    "cm": ("centimeter", 1e-2),
+    "m": ("meter", 1.0),
+    "inch": ("inch", 0.0254),
 }
-UNITS: tuple[Unit, ...] = tuple(_METRES)
+UNITS: tuple[Unit, ...] = tuple(_UNITS)
 """All units, in ascending order except for the inch."""
 
 _SPELLINGS: dict[str, Unit] = {
-    "picometer": "pm",
+    **{name: unit for unit, (name, _) in _UNITS.items()},
     "å": "angstrom",
-    "nanometer": "nm",
     "micron": "um",
-    "micrometer": "um",
     "µm": "um",  # the micro sign
     "μm": "um",  # the Greek letter, equally common in files
     "\\u00b5m": "um",  # as ImageJ escapes it
-    "millimeter": "mm",
-    "centimeter": "cm",
-    "meter": "m",
     "in": "inch",
 }
 
@@ -61,9 +56,17 @@ def normal_unit(text: object) -> Unit | None:
     name = given.lower().replace("metre", "meter")
     if len(name) > 3:  # "ms" are milliseconds
         name = name.removesuffix("s")
-    if name in _METRES:
-        return name
-    return _SPELLINGS.get(name)
+    return name if name in UNITS else _SPELLINGS.get(name)
+
+
+def full_name(unit: Unit) -> str:
+    """Return the name of a unit as OME-Zarr spells it.
+
+    Example:
+        >>> full_name("um")
+        'micrometer'
+    """
+    return _UNITS[unit][0]
 
 
 def common_unit(
@@ -87,7 +90,7 @@ def common_unit(
         return tuple(map(float, sizes)), target
     if target is None or None in units:
         return None, None
-    factors = [_METRES[cast(Unit, unit)] / _METRES[target] for unit in units]
+    factors = [_UNITS[cast(Unit, unit)][1] / _UNITS[target][1] for unit in units]
     # Twelve digits: more than files have, and few enough to hide the rounding error of 1e-6 / 1e-9.
     return tuple(float(f"{size * factor:.12g}") for size, factor in zip(sizes, factors, strict=True)), target
 
@@ -104,7 +107,7 @@ def millimetres(unit: Unit) -> float:
         >>> millimetres("um")
         0.001
     """
-    return float(f"{_METRES[unit] / _METRES['mm']:.12g}")
+    return float(f"{_UNITS[unit][1] / _UNITS['mm'][1]:.12g}")
 
 
 def sizes_in(sizes: Sequence[float], unit: Unit | None, target: Unit) -> tuple[float, ...]:

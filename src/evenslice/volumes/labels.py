@@ -1,6 +1,7 @@
 """Labels of an image: what their values mean, whether they lie where it does, and where each class is found.
 
-labels = LabelValues(label_values=[0, 255], ignore_label=128).class_volume(open_labels("mask.tif", volume), 2)
+(stored,) = open_labels("mask.tif", [volume])
+labels = LabelValues(label_values=[0, 255], ignore_label=128).class_volume(stored, 2)
 """
 
 from __future__ import annotations
@@ -28,46 +29,25 @@ if TYPE_CHECKING:
     from evenslice.volumes.volume import Volume
     from evenslice.volumes.windows import Scaling
 
-IGNORED = -100
-"""The class number of voxels that count neither in a loss nor in scores; PyTorch's cross entropy leaves it out, too."""
-
-HALF_VOXEL = (
-    0.501  # half of one, and room for the rounding of single precision, in which NIfTI stores positions
-)
+IGNORED = -100  # ``LabelValues.IGNORED``
+HALF_VOXEL = 0.501  # and room for the rounding of single precision, in which NIfTI stores positions
 
 _BLOCK_BYTES = 2**22
 _BOUNDARY_BYTES = 2**25  # of a block that is read with chunks around it, so that few are decoded twice
 
 
 def class_volume(
-    stored: Volume,
-    values: tuple[int, ...],
-    *,
-    other_labels: str,
-    ignore_label: int | None,
-    instances: str | None,
+    stored: Volume, values: tuple[int, ...], other_labels: str, ignore: int | None, instances: str | None
 ) -> Volume:
-    """Return the volume of classes of stored label values, as ``LabelValues.class_volume`` says."""
+    """Return the volume of classes of stored label values, of which there is one for each class unless there are none."""
     if instances is not None:
         axes = stored._stored.arrangement.zyx[1:]  # noqa: SLF001  # set by `open_volume`
-        dense = instances == "dense"
-        find = partial(_boundaries, path=stored.path, axes=axes, dense=dense, ignore=ignore_label)
+        find = partial(_boundaries, stored.path, axes, instances == "dense", ignore)
         return map_voxels(stored, find, np.int64, around=True)
     lenient = other_labels == "background"
     if lenient and not values:
         raise ConfigError(f"{option('other_labels', other_labels)}: give {option('label_values')} too")
-    find = partial(_classes, path=stored.path, values=values, lenient=lenient, ignore=ignore_label)
-    return map_voxels(stored, find, np.int64)
-
-
-def background_volume(stored: Volume) -> Volume:
-    """Return where stored values are 0, as a volume of bool."""
-    return map_voxels(stored, _is_background, np.bool_)
-
-
-def _is_background(stored: NDArray[Any]) -> NDArray[np.bool_]:
-    found: NDArray[np.bool_] = stored == 0
-    return found
+    return map_voxels(stored, partial(_classes, stored.path, values, lenient, ignore), np.int64)
 
 
 def _refuse_fractions(stored: NDArray[Any], path: str) -> None:
@@ -81,11 +61,15 @@ def _refuse_fractions(stored: NDArray[Any], path: str) -> None:
 
 
 def _classes(
-    stored: NDArray[Any], path: str, values: tuple[int, ...], *, lenient: bool, ignore: int | None
+    path: str,
+    values: tuple[int, ...],
+    lenient: bool,
+    ignore: int | None,
+    stored: NDArray[Any],  # to be pickled
 ) -> NDArray[np.int64]:
     """Return the class of each stored value; without values of classes, the values themselves."""
     _refuse_fractions(stored, path)
-    ignored = np.zeros(stored.shape, bool) if ignore is None else stored == ignore
+    ignored = _is_ignored(stored, ignore)
     if not values:
         return np.where(ignored, IGNORED, stored.astype(np.int64))
     # Of two types of integers, NumPy may compare both as float64, to which large neighbours are equal.
@@ -98,6 +82,11 @@ def _classes(
         raise _of_no_class(path, values, stored[~(known | ignored)].flat[0].item())
     found = np.array([index for _, index in sorted(held)] or [0], np.int64)[place * known]
     return np.where(ignored, IGNORED, np.where(known, found, 0))
+
+
+def _is_ignored(stored: NDArray[Any], ignore: int | None) -> NDArray[np.bool_]:
+    ignored: NDArray[np.bool_] = stored == ignore
+    return np.zeros(stored.shape, bool) if ignore is None else ignored
 
 
 def _holds(dtype: np.dtype[Any], value: int) -> bool:
@@ -121,7 +110,11 @@ def _of_no_class(path: str, values: tuple[int, ...], value: float) -> VolumeErro
 
 
 def _boundaries(
-    numbers: NDArray[Any], path: str, axes: tuple[int, ...], *, dense: bool, ignore: int | None
+    path: str,
+    axes: tuple[int, ...],
+    dense: bool,
+    ignore: int | None,
+    numbers: NDArray[Any],  # to be pickled
 ) -> NDArray[np.int64]:
     """Return 1 where numbers of objects differ within a slice, two voxels wide, and 0 elsewhere.
 
@@ -130,7 +123,7 @@ def _boundaries(
     ignored voxels there is none.
     """
     _refuse_fractions(numbers, path)
-    counts = np.ones(numbers.shape, bool) if ignore is None else numbers != ignore
+    counts = ~_is_ignored(numbers, ignore)
     found = (numbers == 0) & dense
     for axis in axes:
         here, there = ((slice(None),) * axis + (part,) for part in (slice(None, -1), slice(1, None)))
@@ -140,20 +133,35 @@ def _boundaries(
     return np.where(counts, found, IGNORED).astype(np.int64, copy=False)
 
 
-def open_labels(labels: VolumeLike, volume: Volume) -> Volume:
-    """Open the labels of a volume, sliced along the same axis; of a file of the whole image, the region of the volume.
+def open_labels(labels: VolumeLike | Sequence[VolumeLike], volumes: Sequence[Volume]) -> list[Volume]:
+    """Open the labels of volumes, one for each, sliced along the same axis; of a file of a whole image, the region of it.
+
+    Labels that lie elsewhere in space than their image, by the affines that the files of both state, are refused. Not
+    compared are labels whose axes the user has named, and those with x, y and z along the axes of space from its origin,
+    as programs write that know of no place. Unless their voxels have size 1, such labels are compared all the same with an
+    image that fills the same box or its mirror image: one of the two then has axes that were reversed or exchanged.
 
     Raises:
-        VolumeError: they cannot be read, or have another shape, or lie elsewhere (see ``check_place``).
+        ConfigError: their number is not that of the volumes.
+        VolumeError: they cannot be read, or have another shape, or a corner voxel lies more than half a voxel from that of
+            the image.
 
     Example:
         >>> import numpy as np
         >>> image = open_volume(np.zeros((2, 4, 4)))
-        >>> open_labels(np.zeros((2, 4, 5), np.uint8), image)
+        >>> open_labels(np.zeros((2, 4, 5), np.uint8), [image])
         Traceback (most recent call last):
         ...
         evenslice.VolumeError: <array>: labels of shape (2, 4, 5) do not fit <array> of shape (2, 4, 4)
     """
+    given = list_given(labels)
+    if len(given) != len(volumes):
+        count = "1 volume" if len(volumes) == 1 else f"{len(volumes)} volumes"
+        raise ConfigError(f"{len(given)} label volumes for {count}; give one for each")
+    return [_open_labels(item, volume) for item, volume in zip(given, volumes, strict=True)]
+
+
+def _open_labels(labels: VolumeLike, volume: Volume) -> Volume:
     if is_masked(labels):
         raise VolumeError(f"<array>: labels are masked; fill them with the value of {option('ignore_label')}")
     opened = open_volume(labels, plane=volume.plane)
@@ -164,39 +172,12 @@ def open_labels(labels: VolumeLike, volume: Volume) -> Volume:
         raise VolumeError(
             f"{opened.path}: labels of shape {opened.shape} do not fit {volume.path} of shape {volume.shape}"
         )
-    check_place(opened, volume)
+    _check_place(opened, volume)
     return opened
 
 
-def open_several_labels(labels: VolumeLike | Sequence[VolumeLike], volumes: Sequence[Volume]) -> list[Volume]:
-    """Open the label volumes of volumes, one for each.
-
-    Raises:
-        ConfigError: their number is not that of the volumes.
-        VolumeError: one cannot be read, or does not have the shape or the place of its volume.
-    """
-    given = list_given(labels)
-    if len(given) != len(volumes):
-        count = "1 volume" if len(volumes) == 1 else f"{len(volumes)} volumes"
-        raise ConfigError(f"{len(given)} label volumes for {count}; give one for each")
-    return [open_labels(item, volume) for item, volume in zip(given, volumes, strict=True)]
-
-
-def check_place(labels: Volume, volume: Volume) -> None:
-    """Raise if labels of the shape of an image lie elsewhere in space, by the affines that the files of both state.
-
-    Not compared are labels whose axes the user has named, and those with x, y and z along the axes of space from its origin,
-    as programs write that know of no place. Unless their voxels have size 1, such labels are compared all the same with an
-    image that fills the same box or its mirror image: one of the two then has axes that were reversed or exchanged.
-
-    Raises:
-        VolumeError: a corner voxel of the labels lies more than half a voxel from that of the image.
-
-    Example:
-        >>> import numpy as np
-        >>> from evenslice.volumes import open_volume
-        >>> check_place(open_volume(np.zeros((2, 3, 4))), open_volume(np.ones((2, 3, 4))))
-    """
+def _check_place(labels: Volume, volume: Volume) -> None:
+    """Raise VolumeError if labels of the shape of an image lie elsewhere."""
     if labels.affine is None or volume.affine is None or not is_invertible(volume.affine):
         return
     if labels.origin.axes_given or not (labels.placed and volume.placed) or _is_unplaced(labels, volume):
@@ -285,7 +266,7 @@ class LabelledVolume:
     Attributes:
         name: the image as the configuration names it, with the range of slices if it is part of a file.
         volume: the image, (z, y, x).
-        labels: the class of each of its voxels, int64, 0 to classes - 1, or ``IGNORED``.
+        labels: the class of each of its voxels, int64, 0 to classes - 1, or ``LabelValues.IGNORED``.
         scaling: the map from voxel values to 0..1.
         index: how often and where each class occurs.
         background: where sparse objects are not, whose boundaries are the labels; None for other labels.
@@ -339,25 +320,6 @@ def index_classes(labels: Volume, classes: int, *, keep: int, seed: int = 0) -> 
                 keys, items = keys[chosen], items[chosen]
             samples[number] = keys, items
     return ClassIndex(counts, tuple(np.sort(items) for _, items in samples))
-
-
-def check_classes(labels: Volume) -> None:
-    """Read labels once, so that a value of no class is found before anything is computed.
-
-    Raises:
-        VolumeError: a value belongs to no class, or the file cannot be read.
-
-    Example:
-        >>> from evenslice.volumes import LabelValues, open_volume
-        >>> check_classes(LabelValues().class_volume(open_volume(np.array([[[0, 1, 7]]])), 2))
-        Traceback (most recent call last):
-        ...
-        evenslice.VolumeError: <array>: holds the label value 7, but the 2 classes have the values 0, 1; set
-        label_values=[0, 7] or classes if it is that of a class, ignore_label=7 if such voxels do not count, or take
-        others as other_labels='background'
-    """
-    for block in _blocks(labels):
-        labels[block]
 
 
 def _blocks(labels: Volume) -> Iterator[tuple[slice, slice, slice]]:

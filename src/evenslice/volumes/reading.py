@@ -5,15 +5,18 @@ Reading(step=2, intensity=(0, 255), ignore_label=7).to_plain()    {"step": 2, "i
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence  # noqa: TC003  # the command line reads it
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Self
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from evenslice._core import ConfigError, check_known, option, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from evenslice.volumes.opening import VolumeLike
     from evenslice.volumes.volume import Volume
     from evenslice.volumes.windows import Scaling
 
@@ -59,6 +62,9 @@ class LabelValues:
         >>> LabelValues(label_values=[0, 7], other_labels="background").class_volume(stored, 2)[0].tolist()
         [[0, 0, 1]]
     """
+
+    IGNORED: ClassVar[int] = -100
+    """The class of voxels that count neither in a loss nor in scores; PyTorch's cross entropy leaves it out, too."""
 
     label_values: Sequence[int] | None = None
     other_labels: str = "error"
@@ -142,13 +148,8 @@ class LabelValues:
         from evenslice.volumes.labels import class_volume
 
         self.check(classes)
-        return class_volume(
-            stored,
-            self.of_classes(classes),
-            other_labels=self.other_labels,
-            ignore_label=self.ignore_label,
-            instances=self.instances,
-        )
+        values = self.of_classes(classes)
+        return class_volume(stored, values, self.other_labels, self.ignore_label, self.instances)
 
     def background_volume(self, stored: Volume) -> Volume | None:
         """Return where stored values are the background of sparse objects, as a volume of bool; None for other labels.
@@ -160,9 +161,9 @@ class LabelValues:
             >>> LabelValues(instances="sparse").background_volume(objects)[0].tolist()
             [[True, True, False]]
         """
-        from evenslice.volumes.labels import background_volume
+        from evenslice.volumes.volume import map_voxels
 
-        return background_volume(stored) if self.instances == "sparse" else None
+        return map_voxels(stored, partial(operator.eq, 0), bool) if self.instances == "sparse" else None
 
 
 def _whole(name: str, given: Any, value: Any) -> int:
@@ -225,6 +226,49 @@ class Reading(LabelValues):
         super().__post_init__()
         self.check()
 
+    def open(self, volume: VolumeLike) -> Volume:
+        """Open a volume as it is read: in its plane, and with the masked voxels of an array filled.
+
+        Raises:
+            VolumeError: it cannot be opened.
+            ConfigError: the data type of a masked array does not hold the fill value.
+
+        Example:
+            >>> import numpy as np
+            >>> Reading(plane="y", fill=9).open(np.ma.masked_equal([[[1, 2], [3, 4]]], 2))[0].tolist()
+            [[1, 9]]
+        """
+        from evenslice.volumes.opening import open_filled
+        from evenslice.volumes.volume import reslice
+
+        opened = open_filled(volume, self.fill)
+        return opened if self.plane == "z" else reslice(opened, self.plane)  # "z" leaves it as it was opened
+
+    def fit_scaling(self, volume: Volume, *, seed: int = 0, blank: bool = True) -> Scaling:
+        """Return the scaling of an opened volume: that of ``intensity``, or by the percentiles of a sample.
+
+        Args:
+            volume: the volume to scale.
+            seed: seed of the sample.
+            blank: accept a constant volume, such as an empty tile, if ``intensity`` is given.
+
+        Raises:
+            ConfigError: ``intensity`` makes (almost) all voxels of a sample equal (not checked at an address).
+            VolumeError: the sample is constant, and no ``intensity`` given, or not ``blank``; or there is NaN or infinity
+                and no ``fill`` (searched for in the whole volume up to 4 GiB, else, and at an address, in the sample;
+                ``WindowGrid`` checks what it reads).
+
+        Example:
+            >>> import numpy as np
+            >>> from evenslice.volumes import open_volume
+            >>> volume = open_volume(np.arange(1001, dtype=np.float32).reshape(7, 11, 13))
+            >>> Reading().fit_scaling(volume)
+            Scaling(low=5.0, high=995.0, fill=None)
+        """
+        from evenslice.volumes.windows import fit_scaling
+
+        return fit_scaling(volume, self.intensity, self.fill, seed=seed, blank=blank)
+
     @property
     def labels(self) -> LabelValues:
         """What the values of labels mean."""
@@ -282,36 +326,32 @@ class Reading(LabelValues):
         return replace(self, **asdict(LabelValues()))
 
 
-def each_reading(reading: Reading | Sequence[Reading] | None, volumes: Sequence[Volume]) -> list[Reading]:
-    """Return how each volume is read; by default as ``Reading()`` says.
+def open_several(
+    volume: VolumeLike | Sequence[VolumeLike], reading: Reading | Sequence[Reading] | None
+) -> tuple[list[Volume], list[Reading]]:
+    """Open one volume or several, and return with them how each is read; by default as ``Reading()`` says.
 
     Raises:
-        ConfigError: there are several ways, but not one for each volume, or they differ in more than intensity and fill.
+        ConfigError: there are several ways, but not one for each volume, or they differ in more than intensity and fill;
+            or there is no volume.
+        VolumeError: one cannot be opened.
+
+    Example:
+        >>> import numpy as np
+        >>> volumes, readings = open_several([np.zeros((3, 4, 5)), np.zeros((1, 2, 3))], Reading(step=2))
+        >>> [volume.shape for volume in volumes], [reading.step for reading in readings]
+        ([(3, 4, 5), (1, 2, 3)], [2, 2])
     """
-    given = [reading or Reading()] if isinstance(reading, Reading | None) else list(reading)
-    if len({repr(replace(own, intensity=None, fill=None)) for own in given}) > 1:
+    from evenslice.volumes.opening import list_given
+
+    given = list_given(volume)
+    ways = [reading or Reading()] if isinstance(reading, Reading | None) else list(reading)
+    if len({repr(replace(way, intensity=None, fill=None)) for way in ways}) > 1:
         raise ConfigError(
             f"{option('reading')}: those of several volumes may differ in intensity and fill alone"
         )
-    if len(given) == 1:
-        return given * len(volumes)
-    if len(given) != len(volumes):
-        count = "1 volume" if len(volumes) == 1 else f"{len(volumes)} volumes"
-        raise ConfigError(f"{option('reading')}: {len(given)} for {count}; give one for each, or one for all")
-    return given
-
-
-def fit_scalings(volumes: Sequence[Volume], readings: Sequence[Reading], *, seed: int) -> list[Scaling]:
-    """Return the scaling of each volume, as it is to be read.
-
-    Raises:
-        VolumeError: a volume cannot be scaled, or it is the only one and constant.
-    """
-    from evenslice.volumes.windows import fit_scaling
-
-    # An empty tile may stand beside others; alone, all of its windows would be the same.
-    blank = len(volumes) > 1
-    return [
-        fit_scaling(item, intensity=own.intensity, fill=own.fill, seed=seed, blank=blank)
-        for item, own in zip(volumes, readings, strict=True)
-    ]
+    if len(ways) not in (1, len(given)):
+        count = "1 volume" if len(given) == 1 else f"{len(given)} volumes"
+        raise ConfigError(f"{option('reading')}: {len(ways)} for {count}; give one for each, or one for all")
+    ways *= len(given) // len(ways)
+    return [way.open(item) for way, item in zip(ways, given, strict=True)], ways

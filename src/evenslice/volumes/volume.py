@@ -319,11 +319,6 @@ def _resolve(
     return ranges, tuple(view)
 
 
-def in_plane(volume: Volume, plane: str) -> Volume:
-    """Return a volume as ``Reading.plane`` says: sliced along "y" or "x", or with "z" as it was opened."""
-    return volume if plane == "z" else reslice(volume, plane)
-
-
 def reslice(volume: Volume, plane: str) -> Volume:
     """Return a volume whose slices follow one another along another axis of the file, without reading it.
 
@@ -376,32 +371,6 @@ def reslice(volume: Volume, plane: str) -> Volume:
     )
 
 
-def take_slices(volume: Volume, start: int, stop: int) -> Volume:
-    """Return the slices from ``start`` up to ``stop`` as a volume, without reading them.
-
-    Args:
-        volume: the volume.
-        start: first slice.
-        stop: one past the last slice.
-
-    Raises:
-        VolumeError: the volume does not have these slices.
-
-    Example:
-        >>> from evenslice.volumes import open_volume
-        >>> part = take_slices(open_volume(np.arange(5).reshape(5, 1, 1)), 2, 4)
-        >>> part.path, part[:].ravel().tolist()
-        ('<array>[2:4]', [2, 3])
-    """
-    depth = volume.shape[0]
-    if not 0 <= start < stop <= depth:
-        raise VolumeError(f"{volume.path}: has slices 0 to {depth - 1}, not {start} to {stop - 1}")
-    if (start, stop) == (0, depth):
-        return volume
-    bounds = ((start, stop), *((0, length) for length in volume.shape[1:]))
-    return _cropped(volume, bounds, path=f"{volume.path}[{start}:{stop}]")
-
-
 def take_region(volume: Volume, region: Sequence[Any]) -> Volume:
     """Return a box of a volume as a volume, without reading it; affine and offset are those of the first voxel of the box.
 
@@ -423,13 +392,29 @@ def take_region(volume: Volume, region: Sequence[Any]) -> Volume:
     """
     whole = reslice(volume, "z")
     bounds = _region_bounds(region, whole.shape, whole.path)
-    origin = [start for start, _ in whole.region or ((0, 0),) * 3]
-    named = ",".join(f"{low}:{high}" for low, high in bounds)
-    part = _cropped(
+    starts = [start for start, _ in bounds]
+    affine, stored = whole.affine, whole._stored
+    if affine is not None:
+        shift = np.eye(4)
+        shift[:3, 3] = starts[::-1]
+        affine = affine @ shift
+
+    def moved(places: Iterable[float]) -> tuple[Any, Any, Any]:
+        return _three(place + start for place, start in zip(places, starts, strict=True))
+
+    part = replace(
         whole,
-        bounds,
-        path=f"{whole.path}[{named}]",
-        region=_three((low + start, high + start) for (low, high), start in zip(bounds, origin, strict=True)),
+        path=f"{whole.path}[{','.join(f'{low}:{high}' for low, high in bounds)}]",
+        shape=_three(stop - start for start, stop in bounds),
+        affine=affine,
+        offset=moved(whole.offset),
+        _stored=replace(
+            stored, arrangement=replace(stored.arrangement, start=moved(stored.arrangement.start))
+        ),
+        region=_three(
+            (low + first, high + first)
+            for (low, high), (first, _) in zip(bounds, whole.region or ((0, 0),) * 3, strict=True)
+        ),
     )
     return reslice(part, volume.plane)
 
@@ -449,29 +434,6 @@ def _region_bounds(region: Sequence[Any], shape: tuple[int, ...], path: str) -> 
             f"{path}: {option('region')} {region!r:.90}: give one slice without a step along each of {inside}"
         ) from None
     return bounds
-
-
-def _cropped(volume: Volume, bounds: Sequence[tuple[int, int]], **changes: Any) -> Volume:
-    """Return a box of a volume, first voxel and one past the last along each of its axes, with other attributes as well."""
-    affine, arranged = volume.affine, volume._stored.arrangement
-    starts = [start for start, _ in bounds]
-    if affine is not None:
-        shift = np.eye(4)
-        shift[:3, 3] = starts[::-1]
-        affine = affine @ shift
-    return replace(
-        volume,
-        shape=_three(stop - start for start, stop in bounds),
-        affine=affine,
-        offset=_three(place + start for place, start in zip(volume.offset, starts, strict=True)),
-        _stored=replace(
-            volume._stored,
-            arrangement=replace(
-                arranged, start=_three(old + new for old, new in zip(arranged.start, starts, strict=True))
-            ),
-        ),
-        **changes,
-    )
 
 
 def _three(values: Iterable[Any]) -> tuple[Any, Any, Any]:

@@ -27,10 +27,6 @@ if TYPE_CHECKING:
 
 Edge = Literal["valid", "reflect"]
 
-LARGEST_WHOLE = 256  # pixels; the longest side of a plane that one tile covers
-MARGIN = 16  # pixels of a tile beyond which its borders change few answers (docs/statistics.md)
-TILE = 192  # pixels; along a longer side, it tells enough about a network at a part of the cost (docs/statistics.md)
-
 PERCENTILES = (0.5, 99.5)
 """The percentiles of the voxel values that become 0 and 1 unless a range is given."""
 
@@ -72,6 +68,11 @@ class Scaling:
             raise ConfigError(f"{option('fill', fill)}: must be finite, to replace NaN and infinity")
         for name, value in {"low": low, "high": high, "fill": fill}.items():
             object.__setattr__(self, name, value)
+
+    def check(self, volume: Volume) -> None:
+        """Read a volume whole, and raise VolumeError if it holds NaN or infinity and there is no fill value for them."""
+        if self.fill is None:
+            check_finite(volume)
 
     def __call__(self, voxels: ArrayLike) -> NDArray[np.float32]:
         """Scale voxels of any shape to float32 in 0..1."""
@@ -120,60 +121,26 @@ def _exceeds_float32(dtype: np.dtype[Any]) -> bool:
     return dtype.itemsize > (2 if dtype.kind in "iu" else 4)
 
 
-def _sample(volume: Volume, seed: int) -> NDArray[Any]:
-    """Draw voxels, as float32 unless that would round them."""
-    voxels = sample_voxels(volume, seed=seed)
-    with np.errstate(over="ignore"):  # overflows become infinite
-        return voxels if _exceeds_float32(volume.dtype) else voxels.astype(np.float32)
-
-
 def fit_scaling(
-    volume: Volume,
-    *,
-    intensity: tuple[float, float] | None = None,
-    fill: float | None = None,
-    seed: int = 0,
-    blank: bool = True,
+    volume: Volume, intensity: tuple[float, float] | None, fill: float | None, *, seed: int, blank: bool
 ) -> Scaling:
-    """Choose the scaling of a volume: a fixed intensity range, or the 0.5th and 99.5th percentile of a sample.
-
-    Args:
-        volume: the volume to scale.
-        intensity: the voxel values that become 0 and 1; None for percentiles of about a million voxels.
-        fill: the voxel value that replaces NaN and infinity.
-        seed: seed of the sample.
-        blank: accept a constant volume, such as an empty tile, if ``intensity`` is given.
-
-    Raises:
-        ConfigError: the intensities are not two numbers in ascending order, or make (almost) all voxels of a sample equal (not
-            checked at an address).
-        VolumeError: the sample is constant, and no ``intensity`` given, or not ``blank``; or there is NaN or infinity
-            and no ``fill`` (searched for in the whole volume up to 4 GiB, else, and at an address, in the sample;
-            ``WindowGrid`` checks what it reads).
-
-    Example:
-        >>> from evenslice.volumes import open_volume
-        >>> volume = open_volume(np.arange(1001, dtype=np.float32).reshape(7, 11, 13))
-        >>> fit_scaling(volume)
-        Scaling(low=5.0, high=995.0, fill=None)
-    """
-    if fill is None and _is_searched(volume):
-        _check_whole(volume)
-    if intensity is not None:
-        scaling = Scaling(*two_numbers(intensity), fill=fill)
-        if not volume.remote:  # a sample of one at an address takes many requests
-            _check_contrast(volume, scaling, seed, blank=blank)
+    """Choose the scaling of a volume, as ``Reading.fit_scaling`` says."""
+    if fill is None:
+        require_finite(volume)
+    scaling = None if intensity is None else Scaling(*intensity, fill)
+    if scaling is not None and volume.remote:  # where a sample takes many requests
         return scaling
-    voxels = _sample(volume, seed)
+    voxels = sample_voxels(volume, seed=seed)
+    if not _exceeds_float32(volume.dtype):
+        voxels = voxels.astype(np.float32)
     finite = voxels[np.isfinite(voxels)]
+    if scaling is not None:
+        _check_contrast(volume, finite, scaling, blank=blank)
+        return scaling
     if fill is None and finite.size < voxels.size:
         require_finite(volume, voxels, "a sample")
     if finite.size == 0:
         raise VolumeError(f"{volume.path}: no voxel of a sample is finite, so it cannot be scaled")
-    if voxels.dtype.kind == "f" and fill is None and not (abs(voxels) <= LARGEST_FLOAT).all():
-        raise VolumeError(
-            f"{volume.path}: has values beyond float32; give its range as {option('intensity')}"
-        )
     low, high = (float(value) for value in np.percentile(finite, PERCENTILES))
     if low == high:  # most voxels of a sparse volume have the same value
         low, high = float(finite.min()), float(finite.max())
@@ -187,15 +154,11 @@ def _constant(volume: Volume, finite: NDArray[Any], otherwise: str = "") -> Volu
     return VolumeError(f"{volume.path}: constant, {found}; use a volume with contrast{otherwise}")
 
 
-def _check_contrast(volume: Volume, scaling: Scaling, seed: int, *, blank: bool) -> None:
+def _check_contrast(volume: Volume, voxels: NDArray[Any], scaling: Scaling, *, blank: bool) -> None:
     """Raise ConfigError if a range makes voxels equal that are not, by which any network would look fair."""
-    voxels = _sample(volume, seed)
-    voxels = voxels[np.isfinite(voxels)]
-    if voxels.size == 0:
+    if voxels.size == 0 or (voxels.min() == voxels.max() and blank):
         return
     if voxels.min() == voxels.max():
-        if blank:
-            return
         raise _constant(volume, voxels)
     scaled = scaling(voxels)
     (low, high), (first, last) = (np.percentile(values, PERCENTILES) for values in (voxels, scaled))
@@ -208,37 +171,33 @@ def _check_contrast(volume: Volume, scaling: Scaling, seed: int, *, blank: bool)
         )
 
 
-def require_finite(volume: Volume, voxels: NDArray[Any], part: str) -> None:
+def require_finite(volume: Volume, voxels: ArrayLike = (), part: str = "") -> None:
     """Raise VolumeError if stored voxels are NaN or infinite, and not only too large for float32.
 
-    The message counts all of the volume and locates the first, if the volume is small enough to be searched; of a larger one,
-    or one at an address, it counts those given.
+    All of the volume is searched if it is small enough; of a larger one, or one at an address, those given are.
 
     Args:
         volume: the volume.
         voxels: a part of it, as stored.
         part: what the message calls that part.
+    """
+    if volume.nbytes <= WHOLE_CHECK and not volume.remote:
+        check_finite(volume)
+    elif count := int(np.count_nonzero(~np.isfinite(voxels))):
+        raise _nonfinite(volume, f"{count} of {np.size(voxels)} voxels of {part} are NaN or infinite")
+
+
+def check_finite(volume: Volume) -> None:
+    """Search a whole volume, and raise VolumeError if voxels are NaN or infinite.
 
     Example:
         >>> from evenslice.volumes import open_volume
-        >>> require_finite(open_volume(np.array([[[0, 1, np.nan]]])), np.array([np.nan]), "a sample")
+        >>> check_finite(open_volume(np.array([[[0, 1, np.nan]]])))
         Traceback (most recent call last):
         ...
         evenslice.VolumeError: <array>: 1 voxels are NaN or infinite, the first at z, y, x = (0, 0, 2); to accept them,
         give the value for them as fill
     """
-    if _is_searched(volume):
-        _check_whole(volume)
-    elif count := int(np.count_nonzero(~np.isfinite(voxels))):
-        raise _nonfinite(volume, f"{count} of {voxels.size} voxels of {part} are NaN or infinite")
-
-
-def _is_searched(volume: Volume) -> bool:
-    """Return whether a whole volume is searched for NaN; one at an address would be downloaded for it."""
-    return volume.nbytes <= WHOLE_CHECK and not volume.remote
-
-
-def _check_whole(volume: Volume) -> None:
     if found := find_nonfinite(volume):
         raise _nonfinite(volume, f"{found[0]} voxels are NaN or infinite, the first at z, y, x = {found[1]}")
 
@@ -247,56 +206,12 @@ def _nonfinite(volume: Volume, found: str) -> VolumeError:
     return VolumeError(f"{volume.path}: {found}; to accept them, give the value for them as {option('fill')}")
 
 
-def slice_indices(
-    z: int, slices: int, *, step: int = 1, depth: int, edge: Edge = "reflect"
-) -> NDArray[np.intp]:
-    """Return the slices of the window around slice z, at offsets -K..K times ``step``.
-
-    Args:
-        z: the middle slice, 0 <= z < depth.
-        slices: N = 2K + 1, odd.
-        step: distance between neighbouring slices of the window.
-        depth: number of slices in the volume.
-        edge: what lies beyond the first and last slice: "reflect" (the inner slices, without repeating the end slice)
-            or "valid" (nothing: z must leave room).
-
-    Raises:
-        ConfigError: ``slices`` is even, or "valid" leaves no room at z.
-
-    Example:
-        >>> slice_indices(0, 5, depth=9).tolist()
-        [2, 1, 0, 1, 2]
-        >>> slice_indices(0, 3, step=2, depth=9).tolist()
-        [2, 0, 2]
-    """
-    check_window(slices, step, edge)
-    indices = z + step * np.arange(-(slices // 2), slices // 2 + 1)
-    if edge == "valid" and (indices[0] < 0 or indices[-1] >= depth):
-        raise ConfigError(f"slice {z} of {depth} has no room for {slices} slices in steps of {step}")
-    period = max(2 * (depth - 1), 1)
-    indices = np.abs(indices) % period
-    return np.minimum(indices, period - indices)
-
-
 def check_window(slices: int, step: int, edge: str) -> None:
     """Raise ConfigError unless ``slices`` is odd, ``step`` positive, both whole numbers, and ``edge`` known."""
     if whole_number("slices", slices) < 1 or slices % 2 == 0:
         raise ConfigError(f"{option('slices', slices)}: a window has an odd number of slices, such as 3 or 5")
     whole_number("step", step, 1)
     check_known("edge", edge, get_args(Edge))
-
-
-def tile_origins(length: int, tile: int, *, overlap: int = 0) -> list[int]:
-    """Return where tiles start along an axis so that they cover it; the last one is shifted back to end with the axis.
-
-    Example:
-        >>> tile_origins(10, 4), tile_origins(3, 4)
-        ([0, 4, 6], [0])
-    """
-    if not 0 <= overlap < tile:
-        raise ConfigError(f"{option('overlap', overlap)}: must be from 0 to below the tile's {tile}")
-    last = max(length - tile, 0)
-    return [*range(0, last, tile - overlap), last]
 
 
 def check_tile(tile: object, name: str = "tile") -> tuple[int, int]:
@@ -312,69 +227,6 @@ def check_tile(tile: object, name: str = "tile") -> tuple[int, int]:
     if not isinstance(tile, Sequence) or isinstance(tile, str) or len(tile) != 2:
         raise ConfigError(f"{option(name, tile)}: give two whole numbers of at least 1, such as 256, 256")
     return whole_number(name, tile[0], 1), whole_number(name, tile[1], 1)
-
-
-def fit_tile(plane: tuple[int, int], *, multiple: int = 32) -> tuple[int, int]:
-    """Return the tile (y, x) that an audit reads of a plane, a multiple of what networks need.
-
-    Along each axis it is as long as fits into the plane, up to ``LARGEST_WHOLE`` pixels, or ``TILE`` pixels of longer
-    planes. A plane smaller than ``multiple`` gets one tile of that size, filled up by mirroring the plane.
-
-    Example:
-        >>> fit_tile((233, 189)), fit_tile((4096, 4096))
-        ((224, 160), (192, 192))
-    """
-    y, x = (max((TILE if length > LARGEST_WHOLE else length) // multiple, 1) * multiple for length in plane)
-    return y, x
-
-
-def spread_index(number: int, total: int, seed: int) -> int:
-    """Return which of ``total`` items comes at a place of a random order without repetition.
-
-    Each item has the same chance to be among the first n, whatever n is, while those n are spread evenly: the items are
-    halved again and again, and each half gets its turns as systematic sampling with a random start gives them (Cochran
-    1977, *Sampling Techniques*, chapter 8).
-
-    Args:
-        number: the place, from 0.
-        total: number of items, in the order along which they are to be spread.
-        seed: of the order.
-
-    Example: the first two of four come from different halves.
-        >>> order = [spread_index(number, 4, seed=0) for number in range(4)]
-        >>> sorted(order), {index // 2 for index in order[:2]} == {0, 1}
-        ([0, 1, 2, 3], True)
-    """
-    start, stop = 0, total
-    while stop - start > 1:
-        half = (stop - start) // 2
-        # Of the first n places, (n * half + shift) // size belong to the first half, n * half / size on average.
-        shift = _shift(seed, start, stop)
-        before, after = ((count * half + shift) // (stop - start) for count in (number, number + 1))
-        if after > before:
-            number, stop = before, start + half
-        else:
-            number, start = number - before, start + half
-    return start
-
-
-@lru_cache(maxsize=2**16)
-def _shift(seed: int, start: int, stop: int) -> int:
-    return int(np.random.default_rng([seed, start, stop]).integers(stop - start))
-
-
-def inner_margin(plane: tuple[int, int], tile: tuple[int, int]) -> tuple[int, int]:
-    """Return how many pixels (y, x) of each side of a tile answers are not compared in.
-
-    There a network lacks the surroundings that it has in a whole plane, and answers otherwise; a tile that is as long as
-    the plane has no margin.
-
-    Example:
-        >>> inner_margin((512, 190), (192, 192)), inner_margin((512, 512), (96, 96))
-        ((16, 0), (16, 16))
-    """
-    y, x = (min(MARGIN, side // 6) if side < length else 0 for side, length in zip(tile, plane, strict=True))
-    return y, x
 
 
 @dataclass(frozen=True)
@@ -444,7 +296,7 @@ class WindowGrid:
     def _corners(self) -> tuple[list[int], list[int]]:
         (_, height, width), (ty, tx) = self.volume.shape, self.tile
         rows, columns = self.overlap
-        return tile_origins(height, ty, overlap=rows), tile_origins(width, tx, overlap=columns)
+        return _tile_origins(height, ty, rows), _tile_origins(width, tx, columns)
 
     @property
     def reads_at_once(self) -> int:
@@ -465,9 +317,53 @@ class WindowGrid:
         return (self.centres[depth], *self.origin(tile))
 
     def visits(self, *, seed: int = 0) -> Iterator[tuple[int, int, int]]:
-        """Yield (z, y, x) of every window once, in random order, spread evenly over the volume; see ``spread_index``."""
+        """Yield (z, y, x) of every window once, in random order, spread evenly over the volume; see ``spread``."""
         for number in range(len(self)):
-            yield self.place(spread_index(number, len(self), seed))
+            yield self.place(self.spread(number, len(self), seed))
+
+    @staticmethod
+    def spread(number: int, total: int, seed: int) -> int:
+        """Return which of ``total`` items comes at a place of a random order without repetition.
+
+        Each item has the same chance to be among the first n, whatever n is, while those n are spread evenly: the items are
+        halved again and again, and each half gets its turns as systematic sampling with a random start gives them (Cochran
+        1977, *Sampling Techniques*, chapter 8).
+
+        Args:
+            number: the place, from 0.
+            total: number of items, in the order along which they are to be spread.
+            seed: of the order.
+
+        Example: the first two of four come from different halves.
+            >>> order = [WindowGrid.spread(number, 4, seed=0) for number in range(4)]
+            >>> sorted(order), {index // 2 for index in order[:2]} == {0, 1}
+            ([0, 1, 2, 3], True)
+        """
+        start, stop = 0, total
+        while stop - start > 1:
+            half = (stop - start) // 2
+            # Of the first n places, (n * half + shift) // size belong to the first half, n * half / size on average.
+            shift = _shift(seed, start, stop)
+            before, after = ((count * half + shift) // (stop - start) for count in (number, number + 1))
+            if after > before:
+                number, stop = before, start + half
+            else:
+                number, start = number - before, start + half
+        return start
+
+    def slices_at(self, z: int) -> NDArray[np.intp]:
+        """Return the slices of the window around slice z; beyond the ends, the inner slices come again in reverse order.
+
+        Example:
+            >>> from evenslice.volumes import open_volume
+            >>> grid = WindowGrid(open_volume(np.zeros((9, 4, 4))), Scaling(0, 1), 5, (4, 4), edge="reflect")
+            >>> grid.slices_at(0).tolist(), grid.slices_at(4).tolist()
+            ([2, 1, 0, 1, 2], [2, 3, 4, 5, 6])
+        """
+        indices = z + self.step * np.arange(-(self.slices // 2), self.slices // 2 + 1)
+        period = max(2 * (len(self.volume) - 1), 1)
+        indices = np.abs(indices) % period
+        return np.minimum(indices, period - indices)
 
     def read(self, z: int, y: int, x: int) -> NDArray[np.float32]:
         """Read the window around slice z in the tile whose corner is (y, x): (N, tile y, tile x) in 0..1.
@@ -475,19 +371,12 @@ class WindowGrid:
         Raises:
             VolumeError: it cannot be read, or contains NaN or infinity and the scaling has no fill value.
         """
-        depth = self.volume.shape[0]
-        indices = slice_indices(z, self.slices, step=self.step, depth=depth, edge=self.edge)
         plane = (slice(y, y + self.tile[0]), slice(x, x + self.tile[1]))
-        return self._prepare(self._read_slices(indices, plane), f"the window at z, y, x = {z, y, x}")
-
-    def read_run(self, first: int, stop: int, y: int, x: int) -> NDArray[np.float32]:
-        """Read consecutive slices in the tile whose corner is (y, x): (stop - first, tile y, tile x) in 0..1.
-
-        Raises:
-            VolumeError: as for ``read``.
-        """
-        voxels = self.volume[first:stop, y : y + self.tile[0], x : x + self.tile[1]]
-        return self._prepare(voxels, f"slices {first} to {stop - 1} at y, x = {y, x}")
+        voxels = self._read_slices(self.slices_at(z), plane)
+        # Once scaled, infinity is 0 or 1.
+        if self.scaling.fill is None and voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
+            require_finite(self.volume, voxels, f"the window at z, y, x = {z, y, x}")
+        return self._fill_tile(self.scaling(voxels))
 
     def read_labels(self, labels: Volume, z: int, y: int, x: int) -> NDArray[np.int64]:
         """Read the class map (tile y, tile x) of the middle slice of a window."""
@@ -504,13 +393,17 @@ class WindowGrid:
             return self.volume[(slice(first, last + 1, self.step), *plane)][(indices - first) // self.step]
         return np.stack([self.volume[(int(index), *plane)] for index in indices])
 
-    def _prepare(self, voxels: NDArray[Any], part: str) -> NDArray[np.float32]:
-        """Scale slices (n, y, x) and fill the tile."""
-        # Once scaled, infinity is 0 or 1.
-        if self.scaling.fill is None and voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
-            require_finite(self.volume, voxels, part)
-        return self._fill_tile(self.scaling(voxels))
-
     def _fill_tile(self, window: NDArray[Any]) -> NDArray[Any]:
         missing = [(0, size - length) for size, length in zip(self.tile, window.shape[1:], strict=True)]
         return np.pad(window, [(0, 0), *missing], mode="symmetric") if any(m for _, m in missing) else window
+
+
+def _tile_origins(length: int, tile: int, overlap: int) -> list[int]:
+    """Return where tiles start along an axis so that they cover it; the last one is shifted back to end with the axis."""
+    last = max(length - tile, 0)
+    return [*range(0, last, tile - overlap), last]
+
+
+@lru_cache(maxsize=2**16)
+def _shift(seed: int, start: int, stop: int) -> int:
+    return int(np.random.default_rng([seed, start, stop]).integers(stop - start))

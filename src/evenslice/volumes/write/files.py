@@ -72,25 +72,18 @@ class Image:
         stacked: whether they form a leading channel axis.
         labels: whether voxels are class numbers, which must not be averaged.
         dtype: data type to store, which holds all values of the volumes.
-        spacing: voxel size along z, y, x, or None if unknown.
-        unit: unit of the spacing, or None if unknown.
-        affine: (4, 4) map from voxel indices (x, y, z, 1) to patient space, or None if none is stated.
+        like: the volume from which spacing, unit, affine and offset are taken.
         tally: counts the voxels written.
         dataset: the path inside a file of several datasets.
-        offset: where the centre of the first voxel lies along z, y, x, in voxels from the origin of the file that it comes
-            from.
     """
 
     channels: tuple[Volume, ...]
     stacked: bool
     labels: bool
     dtype: np.dtype[Any]
-    spacing: tuple[float, float, float] | None
-    unit: Unit | None
-    affine: NDArray[np.float64] | None
+    like: Volume
     tally: Tally
     dataset: str
-    offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     @property
     def zyx(self) -> tuple[int, int, int]:
@@ -103,9 +96,17 @@ class Image:
         return (len(self.channels), *self.zyx) if self.stacked else self.zyx
 
     @property
-    def nbytes(self) -> int:
-        """The number of bytes of all voxels as they are stored."""
-        return math.prod(self.shape) * self.dtype.itemsize
+    def chunks(self) -> tuple[int, int, int]:
+        """The shape of chunks (z, y, x) of about 2 MiB.
+
+        They are flatter than cubes because volumes are viewed and segmented slice by slice, and the flatter the larger a
+        slice is, so that a whole layer of chunks fits into a slab.
+        """
+        (z, y, x), itemsize = self.zyx, self.dtype.itemsize
+        layers = max(1, min(DEEPEST_CHUNK, SLAB_BYTES // (y * x * itemsize)))
+        depth = 2 ** int(math.log2(layers))
+        side = 2 ** int(math.log2(max(1, CHUNK_BYTES / itemsize / depth)) / 2)
+        return min(depth, z), min(side, y), min(side, x)
 
     def slabs(self, multiple: int = 1) -> Iterator[tuple[int, slice, NDArray[Any]]]:
         """Read channel after channel in slabs of whole slices.
@@ -144,22 +145,6 @@ class Image:
         return max(step, most // step * step)
 
 
-def chunk_shape(shape: tuple[int, int, int], itemsize: int) -> tuple[int, int, int]:
-    """Return the shape of chunks of about 2 MiB for an array (z, y, x).
-
-    They are flatter than cubes because volumes are viewed and segmented slice by slice, and the flatter the larger a
-    slice is, so that a whole layer of chunks fits into a slab.
-
-    Example:
-        >>> chunk_shape((500, 1000, 1000), 1), chunk_shape((500, 8000, 8000), 1), chunk_shape((9, 50, 50), 4)
-        ((32, 256, 256), (1, 1024, 1024), (9, 50, 50))
-    """
-    layers = max(1, min(DEEPEST_CHUNK, SLAB_BYTES // (shape[1] * shape[2] * itemsize)))
-    depth = 2 ** int(math.log2(layers))
-    side = 2 ** int(math.log2(max(1, CHUNK_BYTES / itemsize / depth)) / 2)
-    return min(depth, shape[0]), min(side, shape[1]), min(side, shape[2])
-
-
 def write_npy(path: Path, image: Image) -> None:
     """Write the voxels; the format cannot store their spacing.
 
@@ -180,7 +165,7 @@ def write_hdf5(path: Path, image: Image) -> None:
     """Write one dataset into a new file, with its voxel size as the attribute ``element_size_um``, as in ilastik and Fiji."""
     import h5py
 
-    chunks = chunk_shape(image.zyx, image.dtype.itemsize)
+    chunks = image.chunks
     lead = (1,) if image.stacked else ()
     with _Sink(path, "w+") as sink:
         with h5py.File(sink, "w") as file:
@@ -196,8 +181,8 @@ def write_hdf5(path: Path, image: Image) -> None:
             )
             for number, axis in enumerate("czyx" if image.stacked else "zyx"):
                 array.dims[number].label = axis
-            if image.spacing is not None and image.unit is not None:
-                array.attrs["element_size_um"] = sizes_in(image.spacing, image.unit, "um")
+            if image.like.spacing is not None and image.like.unit is not None:
+                array.attrs["element_size_um"] = sizes_in(image.like.spacing, image.like.unit, "um")
             for channel, part, voxels in image.slabs(multiple=chunks[0]):
                 array[(channel, part) if image.stacked else part] = voxels
                 sink.check()
@@ -249,29 +234,18 @@ _ORIENTATION = (274, 3, 1, 1, False)
 _OME_UNITS: dict[Unit, str] = {"um": "µm", "angstrom": "Å", "inch": "in"}
 
 
-def unfit_for_tiff(image: Image) -> str | None:
-    """Return why an image cannot be written as a TIFF; None if it can."""
-    if _is_long(image) and image.zyx[2] == 1:
-        return "TIFF cannot hold 64-bit integers in planes one voxel wide"
-    return None
-
-
-def _is_long(image: Image) -> bool:
-    return image.dtype.kind in "iu" and image.dtype.itemsize == 8
-
-
 def write_tiff(path: Path, image: Image) -> None:
     """Write one page per slice, or per channel of each slice in turn, as in a hyperstack of ImageJ."""
     import tifffile
 
     name = path.name.lower()
     z, y, x = image.zyx
-    big = image.nbytes > CLASSIC_BYTES or name.endswith(_BIG_SUFFIXES)
+    big = math.prod(image.shape) * image.dtype.itemsize > CLASSIC_BYTES or name.endswith(_BIG_SUFFIXES)
     named_ome = name.endswith(_OME_SUFFIXES)
-    plain = _is_long(image) or (z == 1 < x and not named_ome)
+    long = image.dtype.kind in "iu" and image.dtype.itemsize == 8
+    plain = long or (z == 1 < x and not named_ome)
     imagej = image.dtype.name in _IMAGEJ_TYPES and x > 1 and not (big or named_ome or plain)
     ome = not plain and not imagej
-    metadata: dict[str, Any] = {"axes": "ZCYX" if image.stacked else "ZYX"}
     pages = _pages(image)
     shape = (z, len(image.channels), y, x) if image.stacked else (z, y, x)
     # tifffile suppresses errors when it closes a file that it opened, so we open it.
@@ -283,7 +257,7 @@ def write_tiff(path: Path, image: Image) -> None:
             dtype=image.dtype,
             photometric="minisblack",
             compression="zlib",
-            metadata=metadata | (_ome_metadata(image) if ome else _tiff_metadata(image)),
+            metadata={"axes": "ZCYX" if image.stacked else "ZYX", **_sizes(image, ome=ome)},
             resolution=None if ome else _resolution(image),
             resolutionunit="NONE",
             # Without this tag, some versions of ImageJ assume that all slices follow the first one, as in an
@@ -302,29 +276,31 @@ def _pages(image: Image) -> Iterator[NDArray[Any]]:
 
 def _resolution(image: Image) -> tuple[float, float] | None:
     """Return pixels per unit along x and y; None if unknown, or beyond what the tags of a TIFF can state."""
-    if image.spacing is None or not 2**-31 < min(image.spacing[1:]) <= max(image.spacing[1:]) < 2**31:
+    if (
+        image.like.spacing is None
+        or not 2**-31 < min(image.like.spacing[1:]) <= max(image.like.spacing[1:]) < 2**31
+    ):
         return None
-    return 1 / image.spacing[2], 1 / image.spacing[1]
+    return 1 / image.like.spacing[2], 1 / image.like.spacing[1]
 
 
-def _tiff_metadata(image: Image) -> dict[str, Any]:
-    """Return the distance of slices and its unit; the pixel size is in the resolution tags."""
-    if image.spacing is None:
-        return {}
-    return {"spacing": image.spacing[0]} | ({} if image.unit is None else {"unit": image.unit})
+def _sizes(image: Image, *, ome: bool) -> dict[str, Any]:
+    """Return the metadata with the voxel size, of which the resolution tags hold that of pixels unless it is OME-TIFF.
 
-
-def _ome_metadata(image: Image) -> dict[str, Any]:
-    """Return the voxel size, with the unit "pixel" if unknown, because OME-XML assumes micrometres otherwise.
-
-    The UUID of the file is generated here because that of tifffile would contain the network address of the machine.
+    There, an unknown unit is "pixel", because OME-XML assumes micrometres otherwise, and the UUID of the file is generated
+    here because that of tifffile would contain the network address of the machine.
     """
-    identifier = {"UUID": str(uuid.uuid4())}
-    if image.spacing is None:
-        return identifier
-    unit = "pixel" if image.unit is None else _OME_UNITS.get(image.unit, image.unit)
-    sizes = {f"PhysicalSize{axis}": size for axis, size in zip("ZYX", image.spacing, strict=True)}
-    return identifier | sizes | {f"PhysicalSize{axis}Unit": unit for axis in "ZYX"}
+    found: dict[str, Any] = {"UUID": str(uuid.uuid4())} if ome else {}
+    if image.like.spacing is None:
+        return found
+    if not ome:
+        return {"spacing": image.like.spacing[0]} | (
+            {} if image.like.unit is None else {"unit": image.like.unit}
+        )
+    unit = "pixel" if image.like.unit is None else _OME_UNITS.get(image.like.unit, image.like.unit)
+    for axis, size in zip("ZYX", image.like.spacing, strict=True):
+        found |= {f"PhysicalSize{axis}": size, f"PhysicalSize{axis}Unit": unit}
+    return found
 
 
 COMPRESSION = 6  # of gzip
@@ -333,18 +309,7 @@ COMPRESSION = 6  # of gzip
 _NIFTI_UNITS: dict[Unit, Unit] = {"pm": "um", "angstrom": "um", "nm": "um", "cm": "mm", "inch": "mm"}
 _NIFTI_CODES: dict[Unit | None, str] = {"um": "micron", "mm": "mm", "m": "meter", None: "unknown"}
 
-_MHA_TYPES = {
-    "int8": "MET_CHAR",
-    "uint8": "MET_UCHAR",
-    "int16": "MET_SHORT",
-    "uint16": "MET_USHORT",
-    "int32": "MET_INT",
-    "uint32": "MET_UINT",
-    "int64": "MET_LONG_LONG",
-    "uint64": "MET_ULONG_LONG",
-    "float32": "MET_FLOAT",
-    "float64": "MET_DOUBLE",
-}
+_MHA_TYPES = {"i1": "CHAR", "i2": "SHORT", "i4": "INT", "i8": "LONG_LONG", "f4": "FLOAT", "f8": "DOUBLE"}
 _MHA_SIZE = "CompressedDataSize = "
 _MHA_DIGITS = 20
 
@@ -377,10 +342,10 @@ def _nifti_header(image: Image) -> Any:
     header.set_data_shape(shape)
     header.set_data_offset(352 if one else 544)
     header.set_slope_inter(1, 0)
-    unit = None if image.unit is None else _NIFTI_UNITS.get(image.unit, image.unit)
+    unit = None if image.like.unit is None else _NIFTI_UNITS.get(image.like.unit, image.like.unit)
     header.set_xyzt_units(_NIFTI_CODES[unit])
-    spacing = (image.spacing or (1.0, 1.0, 1.0))[::-1]
-    zooms = spacing if unit is None else sizes_in(spacing, image.unit, unit)
+    spacing = (image.like.spacing or (1.0, 1.0, 1.0))[::-1]
+    zooms = spacing if unit is None else sizes_in(spacing, image.like.unit, unit)
     header.set_zooms((*zooms, *(1.0 for _ in shape[3:])))
     affine = _affine_in(image, unit)
     if affine is not None:  # without it both codes are 0, and readers know the voxel size alone
@@ -410,6 +375,8 @@ def write_mha(path: Path, image: Image) -> None:
 def _mha_header(image: Image) -> bytes:
     steps, origin = _itk_placement(image)
     spacing = np.linalg.norm(steps, axis=1)
+    kind = image.dtype.str[1:]
+    name = f"U{_MHA_TYPES[f'i{kind[1]}']}" if kind[0] == "u" else _MHA_TYPES[kind]
     lines = [
         "ObjectType = Image",
         "NDims = 3",
@@ -423,7 +390,7 @@ def _mha_header(image: Image) -> bytes:
         f"ElementSpacing = {_joined(spacing)}",
         f"DimSize = {' '.join(map(str, image.zyx[::-1]))}",
         f"ElementNumberOfChannels = {len(image.channels)}",
-        f"ElementType = {_MHA_TYPES[image.dtype.name]}",
+        f"ElementType = MET_{name}",
         "ElementDataFile = LOCAL",
     ]
     return "".join(f"{line}\n" for line in lines).encode()
@@ -460,7 +427,7 @@ def _nrrd_header(image: Image) -> bytes:
         "encoding: gzip",
         f"space origin: ({_joined(origin, ',')})",
     ]
-    if image.unit is not None:
+    if image.like.unit is not None:
         lines.append('space units: "mm" "mm" "mm"')
     return "".join(f"{line}\n" for line in (*lines, "")).encode()
 
@@ -475,11 +442,11 @@ def _affine_in(image: Image, unit: Unit | None) -> NDArray[np.float64] | None:
     Returns:
         (4, 4) map from voxel indices (x, y, z, 1), or None if the image has no invertible affine.
     """
-    if image.affine is None or not is_invertible(image.affine):
+    if image.like.affine is None or not (image.like.placed and is_invertible(image.like.affine)):
         return None
-    if image.spacing is None:
-        return image.affine
-    affine = fit_spacing(image.affine, image.spacing, image.unit)
+    if image.like.spacing is None:
+        return image.like.affine
+    affine = fit_spacing(image.like.affine, image.like.spacing, image.like.unit)
     affine[:3] /= sizes_in([1.0], unit, "mm")[0]
     return affine
 
@@ -493,8 +460,8 @@ def _itk_placement(image: Image) -> tuple[NDArray[np.float64], NDArray[np.float6
     """
     affine = _affine_in(image, "mm")
     if affine is None:
-        spacing = image.spacing or (1.0, 1.0, 1.0)
-        return np.diag(sizes_in(spacing[::-1], image.unit, "mm")), np.zeros(3)
+        spacing = image.like.spacing or (1.0, 1.0, 1.0)
+        return np.diag(sizes_in(spacing[::-1], image.like.unit, "mm")), np.zeros(3)
     flipped = np.diag([-1.0, -1.0, 1.0]) @ affine[:3]
     # Adding zero turns -0.0 into 0.0.
     return flipped[:, :3].T + 0.0, flipped[:, 3] + 0.0

@@ -1,7 +1,7 @@
 """Writing volumes: labels, probabilities or intensities, in the format of the suffix.
 
     write_volume(labels, "labels.ome.zarr", like=volume)
-    write_channels(probabilities, "probabilities.nii.gz", like=volume)
+    write_volume([background, cells], "probabilities.nii.gz", like=volume)      channels
 
 A volume is read and written slab by slab, so it may be larger than memory. A file or folder is written beside its final
 name and renamed at the end. ``WRITE_FORMATS`` is the table of formats, to which a new one adds a function and a row:
@@ -34,7 +34,6 @@ from evenslice._core import (
     UNREADABLE,
     ConfigError,
     OutputError,
-    check_callable,
     did_you_mean,
     needs_extra,
     option,
@@ -45,17 +44,8 @@ from evenslice._core import (
 )
 from evenslice.volumes.read.source import is_address, refuse_secret
 from evenslice.volumes.volume import Volume
-from evenslice.volumes.write.files import (
-    Image,
-    Tally,
-    unfit_for_tiff,
-    write_hdf5,
-    write_mha,
-    write_nifti,
-    write_npy,
-    write_nrrd,
-    write_tiff,
-)
+from evenslice.volumes.write import files
+from evenslice.volumes.write.files import Image, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -71,7 +61,6 @@ class WriteFormat:
         packages: required packages, all of the extra ``volumes``.
         write: writes an image to a path.
         wider: data types that the format lacks, and its smallest type that holds all their values.
-        unfit: returns why the format cannot hold an image; None if it can.
     """
 
     name: str
@@ -79,7 +68,6 @@ class WriteFormat:
     packages: tuple[str, ...]
     write: Callable[[Path, Image], None]
     wider: dict[str, str]
-    unfit: Callable[[Image], str | None] = lambda _: None
 
     def stored(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
         """Return the little-endian data type in which voxels are stored without loss."""
@@ -96,16 +84,16 @@ _NO_BOOL = {"bool": "uint8"}
 _NO_HALF = {"bool": "uint8", "float16": "float32"}
 _TIFF = (".tif", ".tiff", ".btf", ".tf8")
 
-HDF5 = WriteFormat("HDF5", (".h5", ".hdf5", ".hdf"), ("h5py",), write_hdf5, _NO_BOOL)
+HDF5 = WriteFormat("HDF5", (".h5", ".hdf5", ".hdf"), ("h5py",), files.write_hdf5, _NO_BOOL)
 ZARR = WriteFormat("OME-Zarr", (".zarr",), ("zarr",), _write_zarr, _NO_BOOL)
 WRITE_FORMATS = (
-    WriteFormat("TIFF", _TIFF, ("tifffile", "imagecodecs"), write_tiff, _NO_HALF, unfit_for_tiff),
-    WriteFormat("NIfTI", (".nii", ".nii.gz"), ("nibabel",), write_nifti, _NO_HALF),
+    WriteFormat("TIFF", _TIFF, ("tifffile", "imagecodecs"), files.write_tiff, _NO_HALF),
+    WriteFormat("NIfTI", (".nii", ".nii.gz"), ("nibabel",), files.write_nifti, _NO_HALF),
     ZARR,
     HDF5,
-    WriteFormat("MetaImage", (".mha",), (), write_mha, _NO_HALF),
-    WriteFormat("NRRD", (".nrrd",), (), write_nrrd, _NO_HALF),
-    WriteFormat("NumPy array", (".npy",), (), write_npy, {}),
+    WriteFormat("MetaImage", (".mha",), (), files.write_mha, _NO_HALF),
+    WriteFormat("NRRD", (".nrrd",), (), files.write_nrrd, _NO_HALF),
+    WriteFormat("NumPy array", (".npy",), (), files.write_npy, {}),
 )
 
 _DATASET = re.compile(rf"(.+(?:{'|'.join(map(re.escape, HDF5.suffixes))})):(.*)", re.IGNORECASE)
@@ -123,7 +111,7 @@ _OF_ZARR = re.compile(r"zarr\.json|c(/\d+)?|\d+(/(zarr\.json|c))?|\.DS_Store")
 
 
 def write_volume(
-    volume: Volume,
+    volume: Volume | Sequence[Volume],
     path: str | os.PathLike[str],
     *,
     like: Volume | None = None,
@@ -131,14 +119,15 @@ def write_volume(
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write a volume.
+    """Write a volume, or several of one shape and data type as the channels of one image, such as class probabilities.
 
     Args:
-        volume: the volume.
+        volume: the volume, or the channels.
         path: the output; its suffix determines the format. ``file.h5:/path`` names the dataset in an HDF5 file, by
             default ``/labels`` or ``/volume``; OME-Zarr can also be written to ``s3://`` addresses.
-        like: the volume from which to take spacing, unit and affine; by default ``volume``.
-        labels: whether voxels are class numbers, which are never averaged; by default true for integers and booleans.
+        like: the volume from which to take spacing, unit and affine; by default ``volume``, or the first channel.
+        labels: whether voxels are class numbers, which are never averaged; by default true for integers and booleans
+            that are no channels.
         force: replace an existing volume; a file or folder that contains anything else is never replaced.
         progress: called with the number of voxels written so far and in total, including resolution levels.
 
@@ -146,7 +135,7 @@ def write_volume(
         VolumeError: the volume cannot be read.
         OutputError: the suffix is unknown, the output exists and may not be replaced, it overlaps an input, or it
             cannot be written; then nothing is left there.
-        ConfigError: ``like`` has another shape, or one of the two is not an open volume.
+        ConfigError: ``like`` has another shape.
         MissingExtraError: a package that writes the format is not installed.
 
     Example:
@@ -154,128 +143,33 @@ def write_volume(
         >>> import numpy as np
         >>> from evenslice.volumes import open_volume
         >>> volume = open_volume(np.arange(24, dtype=np.uint8).reshape(2, 3, 4), spacing=(50, 4, 4), unit="nm")
-        >>> path = f"{tempfile.mkdtemp()}/labels.ome.zarr"
-        >>> write_volume(volume, path)
-        >>> again = open_volume(path)
+        >>> folder = tempfile.mkdtemp()
+        >>> write_volume(volume, f"{folder}/labels.ome.zarr")
+        >>> again = open_volume(f"{folder}/labels.ome.zarr")
         >>> again.spacing, again.unit, again[1, 2].tolist()
         ((50.0, 4.0, 4.0), 'nm', [20, 21, 22, 23])
+        >>> write_volume([volume, again], f"{folder}/channels.ome.zarr")
+        >>> open_volume(f"{folder}/channels.ome.zarr", select={"c": 1})[0, 0].tolist()
+        [0, 1, 2, 3]
     """
-    _write((volume,), path, like=like, labels=labels, force=force, progress=progress, stacked=False)
-
-
-def write_channels(
-    channels: Sequence[Volume],
-    path: str | os.PathLike[str],
-    *,
-    like: Volume | None = None,
-    force: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Write volumes of one shape as the channels of one image, such as class probabilities.
-
-    Args:
-        channels: at least one volume.
-        path: the output, as in ``write_volume``; the dataset in an HDF5 file is ``/volume`` by default.
-        like: the volume from which to take spacing, unit and affine; by default the first channel.
-        force: replace an existing volume.
-        progress: called with the number of voxels written so far and in total.
-
-    Raises:
-        VolumeError: a volume cannot be read.
-        OutputError: as for ``write_volume``.
-        ConfigError: there is no channel, shapes differ (including ``like``), data types of channels differ, or one of them
-            is not an open volume.
-        MissingExtraError: as for ``write_volume``.
-
-    Example:
-        >>> import tempfile
-        >>> import numpy as np
-        >>> from evenslice.volumes import open_volume
-        >>> array = np.arange(48, dtype=np.float32).reshape(2, 2, 3, 4)
-        >>> path = f"{tempfile.mkdtemp()}/probabilities.ome.zarr"
-        >>> write_channels([open_volume(channel) for channel in array], path)
-        >>> open_volume(path, select={"c": 1})[0, 0].tolist()
-        [24.0, 25.0, 26.0, 27.0]
-    """
-    if not channels:
-        raise ConfigError(f"{path}: there is no channel to write")
-    first = channels[0]
-    for channel in channels:
-        _require_volume(channel)
-        if (channel.shape, channel.dtype) != (first.shape, first.dtype):
-            raise ConfigError(
-                f"{channel.path}: is {channel.shape} {channel.dtype} and the first channel {first.shape} {first.dtype}"
-            )
-    _write(tuple(channels), path, like=like, labels=False, force=force, progress=progress, stacked=True)
-
-
-def check_destination(path: str | os.PathLike[str], *inputs: Volume, force: bool = False) -> Destination:
-    """Return where to write a volume, after checking before long work that it can be written, without affecting the inputs.
-
-    Raises as ``write_volume`` would, but for what only shows later: a full disk, or voxels that the format cannot hold.
-
-    Args:
-        path: the output.
-        inputs: the volumes that are read for it.
-        force: whether an existing volume will be replaced.
-
-    Raises:
-        OutputError: the destination is an input, is inside one, or contains one; it exists and may not be replaced, or
-            its folder is not writable; or its name is not that of an output.
-        MissingExtraError: a required package is not installed.
-
-    Example:
-        >>> check_destination("labels.tof")
-        Traceback (most recent call last):
-        ...
-        evenslice.OutputError: labels.tof: cannot write '.tof' files; did you mean '.tif'? known: .tif, .tf8, .btf,
-        .tiff, .hdf, … (13 in all)
-    """
-    destination = _parse(path)
-    for volume in inputs:
-        for place, name in _places(volume):
-            if relation := _relation(destination.location, place):
-                if destination.dataset and relation == "is" and name != destination.path:
-                    relation = "would replace the file of"
-                told = f"{relation} {name}, which is read"
-                raise OutputError(f"{destination.path}: {told}; choose another name")
-    _check_free(destination, force=force)
-    return destination
-
-
-def _write(
-    channels: tuple[Volume, ...],
-    path: str | os.PathLike[str],
-    *,
-    like: Volume | None,
-    labels: bool | None,
-    force: bool,
-    progress: Callable[[int, int], None] | None,
-    stacked: bool,
-) -> None:
-    check_callable("progress", progress)
-    model = channels[0] if like is None else like
-    for given in (*channels, model):
-        _require_volume(given)
-    if model.shape != channels[0].shape:
-        raise ConfigError(f"{path}: its shape is {channels[0].shape} and that of {model.path} {model.shape}")
-    destination = check_destination(path, *channels, model, force=force)
+    channels = (volume,) if isinstance(volume, Volume) else tuple(volume)
+    first, model = channels[0], like or channels[0]
+    if model.shape != first.shape:
+        raise ConfigError(f"{path}: its shape is {first.shape} and that of {model.path} {model.shape}")
+    destination = Destination.of(path)
+    destination.check(*channels, model, force=force)
+    stacked = not isinstance(volume, Volume)
     if labels is None:
-        labels = channels[0].dtype.kind in "biu"
+        labels = first.dtype.kind in "biu" and not stacked
     image = Image(
         channels=channels,
         stacked=stacked,
         labels=labels,
-        dtype=destination.format.stored(channels[0].dtype),
-        spacing=model.spacing,
-        unit=model.unit,
-        affine=model.affine if model.placed else None,
+        dtype=destination.format.stored(first.dtype),
+        like=model,
         tally=Tally(len(channels) * model.size, progress),
         dataset=destination.dataset or ("/labels" if labels else "/volume"),
-        offset=model.offset,
     )
-    if reason := destination.format.unfit(image):
-        raise OutputError(f"{destination.path}: {reason}; choose .ome.zarr")
     if isinstance(destination.location, str):
         from evenslice.volumes.write.zarr import write_remote
 
@@ -288,29 +182,6 @@ def _write(
         destination.format.write(beside, image)
 
 
-def _require_volume(given: Any) -> None:
-    if not isinstance(given, Volume):
-        raise ConfigError(f"what is written is an open volume, not {type(given).__name__}; open it first")
-
-
-def _find_format(path: str) -> WriteFormat:
-    """Return the format of a file name, by its suffix.
-
-    Raises:
-        OutputError: the suffix is unknown.
-    """
-    name = path.rstrip("/").rpartition("/")[2]
-    for file_format in WRITE_FORMATS:
-        if name.lower().endswith(file_format.suffixes):
-            return file_format
-    suffix = f".{name.rpartition('.')[2]}" if "." in name.lstrip(".") else ""
-    known = [suffix for file_format in WRITE_FORMATS for suffix in file_format.suffixes]
-    raise OutputError(
-        f"{path}: {f'cannot write {suffix!r} files' if suffix else 'has no suffix that names a format'}; "
-        f"{did_you_mean(suffix, known)}"
-    )
-
-
 @dataclass(frozen=True)
 class Destination:
     """Where to write a volume.
@@ -320,6 +191,15 @@ class Destination:
         format: the format of its suffix.
         location: the absolute path, or the address (URL).
         dataset: the path of the dataset in an HDF5 file, or None if the user named none.
+
+    Example:
+        >>> Destination.of("s3://bucket/labels.ome.zarr/").location
+        's3://bucket/labels.ome.zarr'
+        >>> Destination.of("labels.tof")
+        Traceback (most recent call last):
+        ...
+        evenslice.OutputError: labels.tof: has no suffix of a format; did you mean '.tif'? known: .tif, .tf8, .btf, .tiff,
+        .hdf, … (13 in all)
     """
 
     path: str
@@ -327,44 +207,78 @@ class Destination:
     location: Path | str
     dataset: str | None = None
 
+    @classmethod
+    def of(cls, path: str | os.PathLike[str]) -> Destination:
+        """Return the destination that a path or an address names.
 
-def _parse(path: str | os.PathLike[str]) -> Destination:
-    """Parse the path or address of an output.
+        Raises:
+            OutputError: its suffix is unknown, or it cannot be the name of a file.
+            ConfigError: it is not a path.
+        """
+        text = path_text(path, "an output")
+        if not text.strip("/"):
+            raise OutputError(f"{text!r}: is not a file name; name a file, such as labels.ome.zarr")
+        if is_address(text):
+            refuse_secret(text, OutputError)
+            file_format = _find_format(text)
+            if file_format is not ZARR:
+                raise OutputError(f"{text}: {file_format.name} is written to files only; choose .ome.zarr")
+            return cls(text, file_format, text.rstrip("/"))
+        file, dataset = text, None
+        if inside := _DATASET.fullmatch(text):
+            file, parts = inside[1], [part for part in inside[2].split("/") if part]
+            if not parts or {".", ".."} & set(parts) or not inside[2].isprintable():
+                raise OutputError(f"{text}: names no dataset; name one, such as {file}:/labels")
+            dataset = "/" + "/".join(parts)
+        return cls(text, _find_format(file), Path(file).absolute(), dataset)
+
+    def check(self, *inputs: Volume, force: bool = False) -> None:
+        """Check before long work that a volume can be written here, without affecting the inputs.
+
+        Raises as ``write_volume`` would, but for what only shows later, such as a full disk.
+
+        Args:
+            inputs: the volumes that are read for it.
+            force: whether an existing volume will be replaced.
+
+        Raises:
+            OutputError: the destination is an input, is inside one, or contains one; it exists and may not be replaced, or
+                its folder is not writable.
+            MissingExtraError: a required package is not installed.
+        """
+        for volume in inputs:
+            for place, name in _places(volume):
+                if _overlap(self.location, place):
+                    told = f"is, contains or lies in {name}, which is read"
+                    raise OutputError(f"{self.path}: {told}; choose another name")
+        with needs_extra("volumes", f"writing {self.format.name}"):
+            for package in self.format.packages:
+                importlib.import_module(package)
+        if isinstance(self.location, str):
+            from evenslice.volumes.write.zarr import check_remote
+
+            check_remote(self.location, self.path)
+            return
+        with reporting_write_errors(self.path):
+            if self.location.exists() or self.location.is_symlink():
+                _check_replaceable(self, self.location, force=force)
+            parent = next(folder for folder in self.location.parents if folder.exists())
+            if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+                raise OutputError(f"{self.path}: {parent} is not a writable folder; choose another place")
+
+
+def _find_format(path: str) -> WriteFormat:
+    """Return the format of a file name, by its suffix.
 
     Raises:
-        OutputError: its suffix is unknown, or it cannot be the name of a file.
-        ConfigError: it is not a path.
+        OutputError: the suffix is unknown.
     """
-    text = path_text(path, "an output")
-    if not text.strip("/"):
-        raise OutputError(f"{text!r}: is not a file name; name a file, such as labels.ome.zarr")
-    if is_address(text):
-        refuse_secret(text, OutputError)
-        file_format = _find_format(text)
-        if file_format is not ZARR:
-            raise OutputError(f"{text}: {file_format.name} is written to files only; choose .ome.zarr")
-        return Destination(text, file_format, text.rstrip("/"))
-    file, dataset = text, None
-    if inside := _DATASET.fullmatch(text):
-        file, parts = inside[1], [part for part in inside[2].split("/") if part]
-        if not parts or {".", ".."} & set(parts) or not inside[2].isprintable():
-            raise OutputError(f"{text}: names no dataset; name one, such as {file}:/labels")
-        dataset = "/" + "/".join(parts)
-    return Destination(text, _find_format(file), Path(file).absolute(), dataset)
-
-
-def output_location(path: str | os.PathLike[str]) -> Path | str:
-    """Return the absolute path of the file or folder of an output, or its address.
-
-    Raises:
-        OutputError: its suffix is unknown, or it cannot be the name of a file.
-        ConfigError: it is not a path.
-
-    Example:
-        >>> output_location("s3://bucket/labels.ome.zarr/")
-        's3://bucket/labels.ome.zarr'
-    """
-    return _parse(path).location
+    name = path.rstrip("/").rpartition("/")[2].lower()
+    known = {suffix: file_format for file_format in WRITE_FORMATS for suffix in file_format.suffixes}
+    for suffix, file_format in known.items():
+        if name.endswith(suffix):
+            return file_format
+    raise OutputError(f"{path}: has no suffix of a format; {did_you_mean(PurePosixPath(name).suffix, known)}")
 
 
 def _places(volume: Volume) -> Iterator[tuple[Path | str, str]]:
@@ -376,36 +290,14 @@ def _places(volume: Volume) -> Iterator[tuple[Path | str, str]]:
         yield from ((file, str(file)) for file in volume.files or ())
 
 
-def _relation(destination: Path | str, source: Path | str) -> str | None:
-    """Describe how a destination overlaps a source; None if it does not."""
-    if isinstance(destination, str) or isinstance(source, str):
-        there, here = f"{str(destination).rstrip('/')}/", f"{str(source).rstrip('/')}/"
-    else:
-        there, here = f"{destination.resolve()}{os.sep}", f"{source.resolve()}{os.sep}"
-        if destination.exists() and source.exists() and destination.samefile(source):
-            return "is"
-    if there == here:
-        return "is"
-    if there.startswith(here):
-        return "is inside"
-    return "contains" if here.startswith(there) else None
-
-
-def _check_free(destination: Destination, *, force: bool) -> None:
-    with needs_extra("volumes", f"writing {destination.format.name}"):
-        for package in destination.format.packages:
-            importlib.import_module(package)
-    if isinstance(destination.location, str):
-        from evenslice.volumes.write.zarr import check_remote
-
-        check_remote(destination.location, destination.path)
-        return
-    with reporting_write_errors(destination.path):
-        if destination.location.exists() or destination.location.is_symlink():
-            _check_replaceable(destination, destination.location, force=force)
-        parent = next(folder for folder in destination.location.parents if folder.exists())
-        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-            raise OutputError(f"{destination.path}: {parent} is not a writable folder; choose another place")
+def _overlap(one: Path | str, other: Path | str) -> bool:
+    """Return whether two paths, or addresses, are the same, or one is inside the other."""
+    if isinstance(one, Path) and isinstance(other, Path):
+        if one.exists() and other.exists() and one.samefile(other):
+            return True
+        one, other = one.resolve(), other.resolve()
+    there, here = PurePosixPath(one), PurePosixPath(other)
+    return there.is_relative_to(here) or here.is_relative_to(there)
 
 
 def _check_replaceable(destination: Destination, path: Path, *, force: bool) -> None:
@@ -445,15 +337,20 @@ def _beside_dataset(path: Path, dataset: str | None) -> str | None:
     """Return what a file holds beside one dataset, or the first one; None if that is nothing."""
     import h5py
 
-    links: dict[str, Any] = {}
+    names = ["/"]
     try:
         with h5py.File(path, "r") as file:
-            file.visititems_links(lambda name, link: links.update({f"/{name}": link}))
-            real = [name for name, link in links.items() if isinstance(link, h5py.HardLink)]
+            file.visit_links(lambda name: names.append(f"/{name}"))
+            real = [
+                name
+                for name in names
+                if name == "/" or isinstance(file.get(name, getlink=True), h5py.HardLink)
+            ]
             dataset = dataset or next((name for name in real if isinstance(file[name], h5py.Dataset)), "/")
-            above = {str(group) for group in PurePosixPath(dataset).parents}
-            others = [name for name in links if name not in {dataset, *above}]
-            noted = [name for name in ("/", *real) if set(file[name].attrs) - _OF_VOXELS]
+            others = [
+                name for name in names if name not in {dataset, *map(str, PurePosixPath(dataset).parents)}
+            ]
+            others += [f"attributes of {name}" for name in real if set(file[name].attrs) - _OF_VOXELS]
     except Exception as error:  # of damaged files h5py raises RuntimeError and SystemError, too
         raise OutputError(f"{path}: is not an HDF5 file and is not replaced; choose another name") from error
-    return next(iter([*others, *(f"attributes of {name}" for name in noted)]), None)
+    return next(iter(others), None)

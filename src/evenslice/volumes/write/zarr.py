@@ -1,134 +1,69 @@
 """OME-Zarr images (version 0.5 in Zarr format 3), with resolution levels, in folders and in object storage.
 
-Metadata is written last, that of the group at the very end: an unfinished image does not open as a volume. In object storage,
-which fsspec reaches, nothing can be renamed, so nothing that exists there is ever replaced.
+An image is written to a folder. To object storage, which fsspec reaches, it is sent from there, metadata last and that of the
+group at the very end: an unfinished image does not open as a volume. Nothing can be renamed there, so nothing that exists is
+ever replaced.
 """
 
 from __future__ import annotations
 
 import math
+import tempfile
 import uuid
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec
-from zarr.core.sync import sync
-from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
-from evenslice._core import EvensliceError, OutputError, needs_extra, reason
+from evenslice._core import EvensliceError, OutputError, needs_extra, reason, reporting_write_errors
 from evenslice.volumes.blocks import cut_axis
+from evenslice.volumes.geometry import full_name
 from evenslice.volumes.read.chunk_files import s3_connection
 from evenslice.volumes.read.zarr import settle
-from evenslice.volumes.write.files import chunk_shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
-    from zarr.abc.store import ByteRequest, Store
-    from zarr.core.buffer import Buffer, BufferPrototype
 
-    from evenslice.volumes.geometry import Unit
     from evenslice.volumes.write.files import Image
 
 SMALLEST = 256
 WRITABLE = ("s3",)
 
-_UNITS: dict[Unit, str] = {
-    "pm": "picometer",
-    "angstrom": "angstrom",
-    "nm": "nanometer",
-    "um": "micrometer",
-    "mm": "millimeter",
-    "cm": "centimeter",
-    "m": "meter",
-    "inch": "inch",
-}
-
-
-class MetadataLast(WrapperStore["Store"]):
-    """Passes chunks on and holds metadata in memory until ``release`` writes them, the root last.
-
-    Attributes:
-        written: the keys that were written, whether in full or not.
-    """
-
-    def __init__(self, store: Store) -> None:
-        super().__init__(store)
-        self.written: set[str] = set()
-        self._held: dict[str, Buffer] = {}
-
-    def release(self) -> None:
-        """Write the metadata, from the innermost to the root."""
-        for key in sorted(self._held, key=lambda key: (-key.count("/"), key)):
-            self.written.add(key)
-            sync(self._store.set(key, self._held[key]))
-
-    async def get(
-        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
-        """Return a held or stored value."""
-        if key in self._held:
-            return prototype.buffer.from_bytes(self._held[key].to_bytes())
-        return await super().get(key, prototype, byte_range)
-
-    async def set(self, key: str, value: Buffer) -> None:
-        """Hold metadata; store anything else."""
-        if key.rpartition("/")[2] == "zarr.json":
-            self._held[key] = value
-        else:
-            self.written.add(key)
-            await super().set(key, value)
-
-    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        """Set a key that is neither held nor stored."""
-        if key not in self._held and not await self._store.exists(key):
-            await self.set(key, value)
-
-    async def exists(self, key: str) -> bool:
-        """Return whether a key is held or stored."""
-        return key in self._held or await super().exists(key)
-
 
 def write_zarr(path: Path, image: Image) -> None:
     """Write the image as a folder."""
-    write_zarr_store(MetadataLast(LocalStore(path)), image, path.name)
-
-
-def write_zarr_store(held: MetadataLast, image: Image, name: str) -> None:
-    """Write the image, of this name in its metadata, into an empty Zarr store."""
     try:
-        _write_levels(held, image, name)
-        held.release()
+        _write_levels(path, image)
     except BaseException:
         settle()
         raise
 
 
-def _write_levels(store: Store, image: Image, name: str) -> None:
-    plan = levels(image.zyx, image.spacing)
+def _write_levels(path: Path, image: Image) -> None:
+    plan = levels(image.zyx, image.like.spacing)
     image.tally.expect(len(image.channels) * sum(math.prod(level.shape) for level in plan[1:]))
-    chunks = chunk_shape(image.zyx, image.dtype.itemsize)
-    arrays = [_create(store, str(number), level, chunks, image) for number, level in enumerate(plan)]
-    for channel, part, voxels in image.slabs(multiple=chunks[0]):
+    arrays = [_create(path, str(number), level, image) for number, level in enumerate(plan)]
+    for channel, part, voxels in image.slabs(multiple=image.chunks[0]):
         arrays[0][_at(image, channel, part)] = voxels
     for number, level in enumerate(plan[1:], start=1):
         _fill(arrays[number], arrays[number - 1], level, image)
-    zarr.open_group(store, mode="r+").attrs["ome"] = _metadata(plan, image, name)
+    zarr.open_group(path, mode="r+").attrs["ome"] = _metadata(plan, image, path.name)
 
 
-def _create(store: Store, name: str, level: Level, chunks: tuple[int, ...], image: Image) -> Any:
+def _create(path: Path, name: str, level: Level, image: Image) -> Any:
     channels = [len(image.channels)] if image.stacked else []
     return zarr.create_array(
-        store,
+        path,
         name=name,
         shape=(*channels, *level.shape),
-        chunks=(*(1 for _ in channels), *map(min, chunks, level.shape)),
+        chunks=(*(1 for _ in channels), *map(min, image.chunks, level.shape)),
         dtype=image.dtype,
         # Blosc is a core codec of the format; plain zstd is not.
         compressors=BloscCodec(cname="zstd", clevel=3, shuffle="shuffle", typesize=image.dtype.itemsize),
@@ -159,8 +94,8 @@ def _at(image: Image, channel: int, part: slice) -> tuple[int | slice, ...]:
 
 def _metadata(plan: Sequence[Level], image: Image, name: str) -> dict[str, Any]:
     """Return the metadata of the group; see https://ngff.openmicroscopy.org/0.5/."""
-    spacing = image.spacing or (1.0, 1.0, 1.0)
-    unit = {} if image.unit is None else {"unit": _UNITS[image.unit]}
+    spacing = image.like.spacing or (1.0, 1.0, 1.0)
+    unit = {} if image.like.unit is None else {"unit": full_name(image.like.unit)}
     space: list[dict[str, str]] = [{"name": axis, "type": "space", **unit} for axis in "zyx"]
     lead = [1.0] if image.stacked else []
     datasets = []
@@ -170,7 +105,7 @@ def _metadata(plan: Sequence[Level], image: Image, name: str) -> dict[str, Any]:
         # The first voxel of a coarser level is centred on the voxels of the finest one that it covers.
         shift = [
             size * (place + (factor - 1) / 2)
-            for size, place, factor in zip(spacing, image.offset, level.factors, strict=True)
+            for size, place, factor in zip(spacing, image.like.offset, level.factors, strict=True)
         ]
         if any(shift):
             transformations.append({"type": "translation", "translation": [*(0.0 for _ in lead), *shift]})
@@ -281,16 +216,12 @@ def _mode(corners: list[NDArray[Any]]) -> NDArray[Any]:
 
 
 def _mean(corners: list[NDArray[Any]]) -> NDArray[Any]:
-    """Return the mean of the corners; their number is a power of two."""
-    count, dtype = len(corners), corners[0].dtype
-    if dtype.kind == "f":
-        wide = np.result_type(dtype, np.float32)
-        # Divide first, so that sums of large numbers do not overflow; division by 2, 4 or 8 is exact.
-        return np.asarray(sum(corner.astype(wide) / count for corner in corners)).astype(dtype)
-    # Sum quotients and remainders separately: exact, and without overflow in the data type itself.
-    total = sum(corner // count for corner in corners)
-    rest = sum(corner % count for corner in corners)
-    return np.asarray(total + (rest + count // 2) // count)
+    """Return the mean of the corners; halves of whole numbers are rounded up."""
+    dtype = corners[0].dtype
+    wide = np.result_type(dtype, np.float32)
+    # Divided first, so that sums of large numbers do not overflow; division by 2, 4 or 8 is exact.
+    mean = np.asarray(sum(corner.astype(wide) / len(corners) for corner in corners))
+    return (mean if dtype.kind == "f" else np.floor(mean + 0.5)).astype(dtype)
 
 
 def check_remote(url: str, path: str) -> None:
@@ -324,21 +255,33 @@ def check_remote(url: str, path: str) -> None:
 def write_remote(url: str, path: str, image: Image) -> None:
     """Write an image to an address that ``check_remote`` passed; after a failure, what it has written is removed.
 
+    It is written to a temporary folder and sent from there, with the metadata last.
+
     Raises:
         OutputError: it cannot be written.
     """
-    with _reaching(path):
-        held = MetadataLast(FsspecStore.from_url(url, _options(url)))
-        try:
-            write_zarr_store(held, image, url.rpartition("/")[2])
-        except BaseException:
-            with suppress(Exception):  # most likely this fails for the same reason
-                system, root = _file_system(url)
-                system.invalidate_cache()
-                there = set(system.find(root))
-                # Not the folder: others may have written to it since.
-                system.rm([name for key in sorted(held.written) if (name := f"{root}/{key}") in there])
-            raise
+    with tempfile.TemporaryDirectory(prefix="evenslice-") as folder:
+        local = Path(folder) / url.rpartition("/")[2]
+        with reporting_write_errors(local):
+            write_zarr(local, image)
+        with _reaching(path):
+            system, root = _file_system(url)
+            # Metadata have the shortest paths: those of a level are two parts long, that of the group one.
+            keys = [item.relative_to(local) for item in local.rglob("*") if item.is_file()]
+            keys.sort(key=lambda key: len(key.parts), reverse=True)
+            metadata = [key for key in keys if key.name == "zarr.json"]
+            try:
+                for some in ([key for key in keys if key not in metadata], *([key] for key in metadata)):
+                    system.put(
+                        [str(local / key) for key in some], [f"{root}/{key.as_posix()}" for key in some]
+                    )
+            except BaseException:
+                with suppress(Exception):  # most likely this fails for the same reason
+                    system.invalidate_cache()
+                    # Not the folder: others may have written to it since.
+                    sent = {f"{root}/{key.as_posix()}" for key in keys} & set(system.find(root))
+                    system.rm(sorted(sent))
+                raise
 
 
 def _file_system(url: str) -> tuple[Any, str]:
@@ -348,13 +291,9 @@ def _file_system(url: str) -> tuple[Any, str]:
 
         if url.startswith("s3:"):
             import s3fs  # noqa: F401  # fsspec imports it by name
-    system, root = fsspec.url_to_fs(url, **_options(url))
-    return system, root
-
-
-def _options(url: str) -> dict[str, Any]:
     # Credentials come from where the AWS tools look for them, as in `read.chunk_files`.
-    return s3_connection() if url.startswith("s3:") else {}
+    system, root = fsspec.url_to_fs(url, **(s3_connection() if url.startswith("s3:") else {}))
+    return system, root
 
 
 @contextmanager
