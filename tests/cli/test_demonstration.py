@@ -29,9 +29,9 @@ def quick(monkeypatch):
     monkeypatch.setattr(demo, "_audits", talk)
     monkeypatch.setattr("evenslice.cli.comparison.write_results", lambda *_: None)
     monkeypatch.setattr("evenslice.studying.study", study)
-    result = SimpleNamespace(summary={"finished": 3})
-    monkeypatch.setattr("evenslice.results.load_study", lambda _: result)
-    monkeypatch.setattr("evenslice.report.tables_of_study", lambda _: ())
+    result = SimpleNamespace(document={"finished": 3})
+    monkeypatch.setattr("evenslice.results.StudyResults.load", lambda _: result)
+    monkeypatch.setattr("evenslice.report.tables_of", lambda _: ())
     return trained
 
 

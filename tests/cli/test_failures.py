@@ -175,6 +175,12 @@ def test_full_standard_output_is_one_clear_line(process, more):
     assert done.stderr.count("\n") == 1
 
 
+def test_no_result_is_lost_for_want_of_columns(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "0")
+    status, out, _ = run("info", "good.tif")
+    assert (status, "voxels (z, y, x)" in out) == (0, True)
+
+
 def test_debug_shows_the_traceback(run):
     own = ["--model", "my_networks:with_inputs?inputs=x", "--weights", "none"]
     assert "--debug shows where" in run("audit", *own, *GOOD)[2]  # of what code of one's own raised

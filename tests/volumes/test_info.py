@@ -53,7 +53,7 @@ def test_labels_in_an_hdf5_file(tmp_path):
 
 def test_a_spacing_without_a_unit(tmp_path):
     nibabel.save(nibabel.Nifti1Image(STACK.T, np.diag([0.5, 0.7, 3, 1])), tmp_path / "a.nii")
-    assert "spacing 3 x 0.7 x 0.5 (z, y, x), unit not stated" in info(tmp_path / "a.nii")
+    assert "3 x 0.7 x 0.5 (no unit) (z, y, x)" in info(tmp_path / "a.nii")
 
 
 def test_several_series(tmp_path):

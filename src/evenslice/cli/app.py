@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 NO_MEMORY = re.compile("cannot allocate memory|failed to map segment", re.IGNORECASE)
 """What the loader of libraries says where memory lacks."""
 
+LEAST_COLUMNS = 20  # that the environment can ask for
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = "choose a place where you may read and write"
 _FULL = "make room, or choose another place"
@@ -162,6 +164,9 @@ def run(words: Sequence[str]) -> int:
     """
     arguments = [word for word in words if word != "--debug"]
     debug = len(arguments) < len(words)
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns) < LEAST_COLUMNS:  # of which Rich prints next to nothing
+        del os.environ["COLUMNS"]  # so that it asks the terminal
     if isinstance(sys.stdout, io.TextIOWrapper):  # a sign that the terminal lacks must not end a finished job
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

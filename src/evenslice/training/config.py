@@ -30,7 +30,7 @@ from evenslice._core import (
 from evenslice.volumes import LabelValues, Reading, fingerprint, is_address, open_volume
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from evenslice.volumes import Volume
 
@@ -219,11 +219,18 @@ class DataConfig(Section):
             return file.path
         return (self.root or Path()) / Path(file.path).expanduser()
 
-    def open(self, file: VolumeFile, **more: Any) -> Volume:
-        """Open a file of the data set, with slices along its plane; ``more`` goes to ``open_volume``."""
-        path = self.path_of(file)
+    def open(
+        self, file: VolumeFile, *, spacing: Sequence[float] | None = None, unit: str | None = None
+    ) -> Volume:
+        """Open a file of the data set, with slices along its plane."""
         return open_volume(
-            path, axes=file.axes, select=file.select, level=file.level, plane=self.plane, **more
+            self.path_of(file),
+            axes=file.axes,
+            select=file.select,
+            level=file.level,
+            plane=self.plane,
+            spacing=spacing,
+            unit=unit,
         )
 
     def fingerprints(self) -> list[str]:
