@@ -10,9 +10,8 @@ import pytest
 import torch
 
 import evenslice
-from evenslice import inference
 from evenslice.cli.volumes import _tables
-from evenslice.inference import scoring
+from evenslice.inference import evaluation
 
 BEFORE = Path(__file__).parents[1] / "data" / "written-by-0.1.0"
 NETWORK = [
@@ -68,8 +67,8 @@ def test_scores_and_stress_are_printed_and_written(evaluate, tmp_path):
 
 @pytest.mark.parametrize("most", [2**26, 10])
 def test_it_is_said_why_surfaces_of_a_large_volume_are_not_compared(monkeypatch, most):
-    for module in (inference, scoring):
-        monkeypatch.setattr(module, "LARGEST_SURFACE", most)
+    monkeypatch.setattr(evaluation, "LARGEST_SURFACE", most)
+    monkeypatch.setattr(evaluation.Evaluation, "largest_surface", most)
     image, reading = np.random.default_rng(0).random((3, 8, 8)), evenslice.Reading(intensity=(0, 1))
     found = evenslice.evaluate(lambda windows: windows[:, 1:2] - 0.5, image, image > 0.5, reading=reading)
     (table,) = _tables(found)

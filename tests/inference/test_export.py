@@ -316,7 +316,6 @@ def test_bioimageio_core_accepts_and_runs_a_model(tmp_path, intensity):
         ("bioimageio", {"authors": "A/B"}, "authors"),
         ("bioimageio", {"description": "x" * 1025}, "description"),
         ("bioimageio", {"cite": "A book"}, "cite='A book'"),
-        ("huggingface", {"license": "a: b"}, "license='a: b'"),
     ],
 )
 def test_what_a_format_does_not_take_is_said_by_its_name_and_nothing_is_written(tmp_path, to, card, where):

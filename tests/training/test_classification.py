@@ -17,10 +17,10 @@ from evenslice import (
     AugmentationConfig,
     ModelError,
     TrainConfig,
+    load_onnx,
     open_volume,
     train,
 )
-from evenslice.inference.onnx_networks import load_onnx
 from evenslice.training import RunFolder
 from evenslice.training.crops import CentredCrops, read_around
 from evenslice.training.tasks import classification_scores, evaluate_centres, lattice

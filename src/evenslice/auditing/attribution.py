@@ -19,7 +19,6 @@ from torch import nn
 from evenslice._core import ConfigError, ModelError, check_known, option
 from evenslice.auditing.targets import Explained, Score
 from evenslice.inference import (
-    BatchSizes,
     BlackBox,
     ReadyNetwork,
 )
@@ -267,7 +266,8 @@ def attribute(  # one for each option of an explanation
             batch, or the output has no gradient, which all methods but "occlusion" need; or the memory of the device is
             too small for a single window.
 
-    Where memory runs out, windows are attributed in smaller batches, and methods that draw samples draw others.
+    Where the memory of a ``ReadyNetwork`` runs out, windows are attributed in smaller batches, and methods that draw samples
+    draw others.
 
     Example: the attribution of a network that is linear in its slices is its weights.
         >>> weights = torch.tensor([1.0, -2.0, 1.0]).view(1, 3, 1, 1)
@@ -281,7 +281,6 @@ def attribute(  # one for each option of an explanation
     chosen = choose_baseline(method, baseline)
     options = {} if chosen is None else {"baseline": chosen}
     network = module.module if isinstance(module, Mirrored) else module
-    batches = network.batches if isinstance(network, ReadyNetwork | BlackBox) else BatchSizes()
     explained = target if isinstance(target, Explained) else Explained(target)
     whole = Score(module, explained, labels, only, predicted, region)
 
@@ -290,7 +289,9 @@ def attribute(  # one for each option of an explanation
             found = METHODS[method](whole.at(part), windows[part].detach(), **options)
         return Attributed(found.attribution.detach().float(), found.output)
 
-    parts = batches.run(compute, len(windows), (method, *windows.shape[1:]))
+    if not isinstance(network, ReadyNetwork | BlackBox):
+        return compute(slice(len(windows)))
+    parts = network.batches.run(compute, len(windows), (method, *windows.shape[1:]))
     return Attributed(
         torch.cat([part.attribution for part in parts]), torch.cat([part.output for part in parts])
     )

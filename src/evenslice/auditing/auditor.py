@@ -21,12 +21,11 @@ from evenslice.auditing.sampling import WindowBatch, WindowSample, choose_tile, 
 from evenslice.auditing.targets import count_classes, parse_target, understand
 from evenslice.inference import (
     Compute,
-    Disturbances,
+    Predictor,
     Segmenter,
-    StressedVolume,
     as_segmenter,
     make_ready,
-    stress,
+    measure_stress,
 )
 from evenslice.networks import StemKernels, logits, require_network, with_gradients
 from evenslice.neutralizing import record_with_names, uncompiled
@@ -58,7 +57,7 @@ if TYPE_CHECKING:
     from evenslice.auditing.attribution import Function
     from evenslice.auditing.targets import Target
     from evenslice.neutralizing import Record
-    from evenslice.volumes import Volume, VolumeLike
+    from evenslice.volumes import Scaling, Volume, VolumeLike
 
 
 STRESSED_SLICES = 16
@@ -155,7 +154,9 @@ def audit(
     refuse_repeated(volumes)
     stored = None if labels is None else open_several_labels(labels, volumes)
     asked = segmenter.crop if sampling.tile is None else check_tile(sampling.tile)
-    tile = asked or choose_tile(model, volumes)
+    check_method_of(model, method)
+    network = make_ready(model, slices, compute, outputs=outputs)
+    tile = asked or choose_tile(network, volumes)
     scalings = fit_scalings(volumes, readings, seed=sampling.seed)
     smallest = (min(item.shape[1] for item in volumes), min(item.shape[2] for item in volumes))
     margin = inner_margin(smallest, tile)
@@ -163,9 +164,7 @@ def audit(
         WindowGrid(item, scaling, slices, tile, read.step, overlap=(2 * margin[0], 2 * margin[1]))
         for item, scaling in zip(volumes, scalings, strict=True)
     ]
-    check_method_of(model, method)
     place = None if sampling.explain is None else _place(grids[0], sampling.explain)
-    network = make_ready(model, slices, compute, outputs=outputs)
     returned = network.prepare(slices, tile)
     understood = understand(
         network,
@@ -178,7 +177,6 @@ def audit(
     )
     opened = [read.labels.class_volume(item, count_classes(returned)) for item in stored or ()]
     stressed = stressed_volumes(returned, grids, opened) if sampling.stress and opened and slices > 1 else []
-    most_stressed = count_stressed(max(slices, 3), sampling.max_windows)
     for part in opened:  # so that a value of no class is found before anything is computed
         if part.size <= MOST_CHECKED and not isinstance(part.location, str):  # which is an address
             check_classes(part)
@@ -198,14 +196,11 @@ def audit(
     found = read_until_settled(sample, explainer, tolerances, compute)
     lost = None
     if stressed:
-        lost = stress(
-            network,
+        lost = measure_stress(
+            Predictor(network, slices, read.step, asked, compute.batch),
             stressed,
-            slices=slices,
-            step=read.step,
-            most_slices=most_stressed,
-            tile=asked,
-            batch=compute.batch,
+            most_slices=STRESSED_SLICES,
+            most_windows=sampling.max_windows,
             seed=sampling.seed,
             progress=compute.progress,
         ).summary()
@@ -278,19 +273,9 @@ def check_label_options(reading: Reading, target: Target, *, labelled: bool) -> 
 # What a lost slice costs: the short form of the stress test, on a few slices.
 
 
-def count_stressed(slices: int, most_windows: int) -> int:
-    """Return how many slices are stressed, so that all ways of showing their windows are no more than these, but of one slice.
-
-    Example:
-        >>> count_stressed(3, 2000), count_stressed(3, 40), count_stressed(3, 1)
-        (16, 2, 1)
-    """
-    return min(STRESSED_SLICES, max(1, most_windows // len(Disturbances(slices))))
-
-
 def stressed_volumes(
     returned: Any, grids: Sequence[WindowGrid], labels: Sequence[Volume]
-) -> list[StressedVolume]:
+) -> list[tuple[Volume, Scaling, Volume]]:
     """Return what the stress test predicts: of each volume the middle of its slices, with its labels.
 
     Args:
@@ -311,7 +296,7 @@ def stressed_volumes(
     classes = max(output.shape[1], 2)
     known = LabelValues(ignore_label=IGNORED)
     return [
-        StressedVolume(take_middle(grid.volume), grid.scaling, known.class_volume(take_middle(part), classes))
+        (take_middle(grid.volume), grid.scaling, known.class_volume(take_middle(part), classes))
         for grid, part in zip(grids, labels, strict=True)
     ]
 

@@ -13,7 +13,7 @@ from evenslice._core import ConfigError, option, whole_number
 from evenslice.auditing.attribution import attribute, check_method_of, choose_map
 from evenslice.auditing.sampling import corner_of
 from evenslice.auditing.targets import Score, parse_target, understand
-from evenslice.inference import Compute, Segmenter, as_segmenter, keep_sides, make_ready
+from evenslice.inference import Compute, Segmenter, as_segmenter, make_ready
 from evenslice.networks import with_gradients
 from evenslice.report import explanation_html, map_line, map_shares
 from evenslice.volumes import Reading, WindowGrid, check_tile, fit_scaling, in_plane, open_volume
@@ -159,9 +159,7 @@ def explain(
     plane = volume.shape[1:]
     mask = _check_region(region, plane)
     tile = tile or segmenter.crop
-    tile = (
-        check_tile(tile) if tile else network.tile or keep_sides(model, _part_size(plane, network.multiple))
-    )
+    tile = check_tile(tile) if tile else network.accepted(_part_size(plane, network.multiple))
     y, x = corner_of("at", at or _middle(mask), tile, plane)
     scaling = fit_scaling(volume, intensity=reading.intensity, fill=reading.fill)
     grid = WindowGrid(volume, scaling, slices, tile, reading.step, edge="reflect")

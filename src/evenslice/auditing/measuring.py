@@ -28,7 +28,7 @@ from evenslice._core import (
 from evenslice.auditing.attribution import attribute
 from evenslice.auditing.explainer import NotFiniteError
 from evenslice.auditing.targets import check_batch
-from evenslice.inference import SMALLER, BlackBox, ReadyNetwork, reporting_device_errors, to_device
+from evenslice.inference import BlackBox, ReadyNetwork, to_device
 from evenslice.networks import answers_alone, logits
 from evenslice.results import SAME, ExampleWindows, Measurements, ask
 from evenslice.volumes import fingerprint, modified
@@ -105,7 +105,7 @@ def check_first(sample: WindowSample, explainer: Explainer) -> None:
         check_batch(output, batch)
         return {"output": output.float()}
 
-    with torch.no_grad(), reporting_device_errors(network.device, "two windows do not fit into it", SMALLER):
+    with torch.no_grad(), network.reporting("two windows do not fit into it"):
         answers_alone(
             answer,
             windows.to(network.device),

@@ -11,16 +11,13 @@ from bisect import bisect_right
 from collections.abc import Sequence  # noqa: TC003  # the command line reads it
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import nn
 
 from evenslice._core import ConfigError, map_ahead, option
 from evenslice.auditing.options import FIRST
-from evenslice.inference import keep_sides
-from evenslice.networks import input_multiple, input_size
-from evenslice.volumes import check_tile, fit_tile, spread_index
+from evenslice.volumes import fit_tile, spread_index
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from evenslice.auditing.options import Sampling
+    from evenslice.inference import BlackBox, ReadyNetwork
     from evenslice.volumes import Volume, WindowGrid
 
 LOOKS = (FIRST, 59)  # windows: if 59 equal their mirrors, fewer than 5 % of all can differ
@@ -152,15 +150,10 @@ def corner_of(
     )
 
 
-def choose_tile(model: nn.Module | Callable[[Any], Any], volumes: list[Volume]) -> tuple[int, int]:
+def choose_tile(network: ReadyNetwork | BlackBox, volumes: list[Volume]) -> tuple[int, int]:
     """Return the tile (y, x) that a network or function insists on, or one that fits the smallest volume."""
-    network = model if isinstance(model, nn.Module) else None
-    fixed = getattr(model, "tile", None) if network is None else input_size(network)
-    if fixed is not None:
-        return check_tile(fixed)
     smallest = (min(volume.shape[1] for volume in volumes), min(volume.shape[2] for volume in volumes))
-    tile = fit_tile(smallest, multiple=32 if network is None else input_multiple(network))
-    return tile if network is not None else keep_sides(model, tile)
+    return network.accepted(fit_tile(smallest, multiple=network.multiple))
 
 
 def next_look(windows: int) -> int:

@@ -33,7 +33,7 @@ from evenslice._core import (
 from evenslice.auditing.auditor import audit
 from evenslice.auditing.documents import Survey
 from evenslice.auditing.options import Sampling
-from evenslice.inference import Compute, choose_device
+from evenslice.inference import Compute
 from evenslice.networks import with_gradients
 from evenslice.neutralizing import current_kernels, find_strategy, load_network
 from evenslice.results import Interval, SurveyedNetwork, SurveyRun, student_interval
@@ -136,7 +136,7 @@ def survey(  # all but the networks have defaults and names
     if draws < 1:
         raise ConfigError(f"{option('draws', draws)}: the random parts of a network are drawn at least once")
     compute.refuse("workers", "scheduler")
-    choose_device(compute.device)  # raises if it is not there, of which otherwise every network would tell
+    compute.place()  # raises if it is not there, of which otherwise every network would tell
     if slices is not None:
         slices = whole_number("slices", slices)
         find_strategy("pretrained", slices)  # raises if the number of slices is not valid

@@ -20,7 +20,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from evenslice._core import ConfigError, ModelError, did_you_mean, option
-from evenslice.inference import BlackBox, holds_probabilities, trial_windows
+from evenslice.inference import BlackBox
 from evenslice.networks import (
     detections,
     final_activation,
@@ -393,7 +393,7 @@ def understand(
 
     Args:
         network: ready to run.
-        returned: what it returned for the window of noise from ``trial_windows``.
+        returned: what it returned for the window of noise of ``prepare``.
         slices: N.
         tile: size (y, x) of the windows.
         target: as given by the user.
@@ -419,7 +419,7 @@ def understand(
         return replace(plain, name="class numbers", gradient=False)
     activation = final_activation(fresh)
     sigmoid, softmax = activation == "sigmoid", activation == "softmax"
-    found = holds_probabilities(network, fresh, slices, tile)
+    found = network.probabilities(fresh, slices, tile)
     several = channels and (sigmoid or found == "sigmoid")
     overlaps = several if overlapping is None else overlapping
     return replace(
@@ -433,7 +433,7 @@ def understand(
 
 def _run(network: ReadyNetwork | BlackBox, slices: int, tile: tuple[int, int]) -> tuple[torch.Tensor, bool]:
     """Return the output for a window of noise with its graph, and whether its last activation can be undone."""
-    windows = trial_windows(slices, tile).to(network.device)
+    windows = network.trial(slices, tile)
     if isinstance(network, BlackBox):
         return logits(network(windows)), False
     with torch.enable_grad(), LastActivation() as last:

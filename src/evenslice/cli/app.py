@@ -272,12 +272,13 @@ def _memory_refusal(error: Exception) -> str | None:
     if not isinstance(error, RuntimeError | MemoryError):
         return None
     try:
-        from evenslice.inference import memory_error_of, out_of_memory
+        from evenslice.inference import device_error
     except MemoryError:  # there is not even enough for PyTorch
         return "the memory of the device has run out; end what else uses it, or raise --memory-limit"
-    if not out_of_memory(error):
+    refusal = device_error(error)
+    if refusal is None:
         return None
-    line = memory_error_of(error).render(spelled_on_command_line)
+    line = refusal.render(spelled_on_command_line)
     return line if "--device" in line else f"{line}, or raise --memory-limit"
 
 

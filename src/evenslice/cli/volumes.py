@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from evenslice.inference import Evaluation
 
 SCORES = {
     "dice": "Dice",
@@ -77,7 +75,7 @@ def segment(
 
     opened = opening.open(volume)
     tell_missing_slices(opened)
-    with quiet(output.json), resumable(partial(_remedy, out, scratch)):
+    with quiet(output.json), resumable(None):
         segmenter = source.load(inputs, reading)
         written = write_labels(
             segmenter,
@@ -91,14 +89,6 @@ def segment(
         )
     described = describe_volume(written)
     show(described, info_table(described), json=output.json)
-
-
-def _remedy(out: str, scratch: Path | None) -> str | None:
-    """Return how to go on with an interrupted segmentation; None if nothing of it is finished."""
-    from evenslice.inference import unfinished_folder
-
-    folder = unfinished_folder(out, scratch)
-    return f"repeat the command to resume; what is finished is in {folder}" if folder.is_dir() else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +141,7 @@ def evaluate(
 ) -> None:
     """Compare a network's answers with labels, and measure what disturbed slices cost."""
     from evenslice._core import ConfigError
-    from evenslice.inference import RESULT_FILES, evaluate as measure
+    from evenslice.inference import evaluate as measure
 
     if labels is None:
         options.refuse_labels(reading)
@@ -161,7 +151,7 @@ def evaluate(
     opened = opening.open(volume)
     tell_missing_slices(opened)
     opened_labels = None if labels is None else opening.open_labels(labels, volume)
-    with quiet(output.json), output.staged(out, RESULT_FILES, RESULT_FILES) as folder:
+    with quiet(output.json), output.staged(out, ["result.json"], ["result.json"]) as folder:
         network = source.load(inputs, reading)
         found = measure(
             network,
@@ -181,18 +171,17 @@ def evaluate(
     show(found.to_dict(), *_tables(found), *lines, json=output.json)
 
 
-def _tables(found: "Evaluation") -> "Iterator[Table]":
+def _tables(found: Any) -> "Iterator[Table]":
     """Yield a table of the scores by class, of objects, and of what disturbed slices cost, as far as they were measured."""
     from evenslice.cli.tables import new_table, rich_table
-    from evenslice.inference import LARGEST_SURFACE
     from evenslice.report import stress_table
 
     if found.scores is not None:
         document = found.to_dict()
         table = _scores_table(document)
-        if math.prod(found.volume.shape) > LARGEST_SURFACE:
+        if math.prod(document["volume"]["shape"]) > found.largest_surface:
             table.caption = (
-                f"surfaces are compared in volumes of up to {LARGEST_SURFACE:,} voxels; give a --region"
+                f"surfaces are compared in volumes of up to {found.largest_surface:,} voxels; give a --region"
             )
         yield table
         error, information = document["adapted_rand_error"], document["variation_of_information"]

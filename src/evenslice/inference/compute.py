@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from evenslice._core import ConfigError, option, whole_number
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,17 @@ class Compute:
     def shared(self) -> bool:
         """Whether several processes share the work."""
         return self.workers is not None or self.scheduler is not None
+
+    def place(self, *, training: bool = False) -> tuple[torch.device, torch.dtype]:
+        """Return the device and the precision, for steps of training if asked for.
+
+        Raises:
+            ConfigError: PyTorch does not know or have the device, or the precision is unknown or not for it.
+        """
+        from evenslice.inference.devices import choose_device, choose_dtype
+
+        device = choose_device(self.device)
+        return device, choose_dtype(self.dtype, device, training=training)
 
     def refuse(self, *names: str) -> None:
         """Raise ConfigError if one of these is given, where it would have no effect."""

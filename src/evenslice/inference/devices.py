@@ -11,6 +11,7 @@ import torch
 
 from evenslice._core import (
     ConfigError,
+    EvensliceError,
     ModelError,
     check_known,
     option,
@@ -100,9 +101,8 @@ def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
 NO_ENGINE = "unable to find an engine"
 """What PyTorch says where every algorithm of cuDNN fails: for want of memory as a rule, seldom as none suits the device."""
 
-CPU_ALLOCATOR = "DefaultCPUAllocator"
 OUT_OF_MEMORY = (
-    *(CPU_ALLOCATOR, NO_ENGINE),
+    *("DefaultCPUAllocator", NO_ENGINE),
     *("out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED"),
     *("Failed to allocate memory for requested buffer", "is smaller than requested bytes"),  # of onnxruntime
 )
@@ -124,86 +124,52 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(part in str(error) for part in OUT_OF_MEMORY)
 
 
-def is_device_error(error: BaseException) -> bool:
-    """Return whether an error is about the device, and not about what it was to compute; memory that runs out is, too.
+def device_error(
+    error: BaseException,
+    device: torch.device | None = None,
+    *,
+    what: str | None = None,
+    advice: str = f"{SMALLER} or {option('batch')}, {ELSEWHERE}",
+) -> EvensliceError | None:
+    """Return one line for what a device refuses; None for an error about what it was to compute.
+
+    Args:
+        error: what PyTorch, or a function, raised.
+        device: where it computed; None if only memory that runs out is looked for.
+        what: what does not fit if memory runs out, as a sentence: "the network does not fit"; by default what the error says.
+        advice: what to do in that case.
 
     Example:
-        >>> is_device_error(RuntimeError("CUDA error: no kernel image is available for execution on the device"))
-        True
-        >>> is_device_error(RuntimeError("expected 3 channels"))
-        False
+        >>> print(device_error(torch.OutOfMemoryError(), what="the network does not fit", advice=SMALLER))
+        the memory of the device has run out: the network does not fit; choose a smaller tile
+        >>> device_error(RuntimeError("expected 3 channels"), torch.device("cpu"))
     """
-    if isinstance(error, torch.AcceleratorError) or out_of_memory(error):
-        return True
-    return isinstance(error, RuntimeError) and any(part in str(error) for part in DEVICE_ERRORS)
-
-
-def shortage(error: BaseException) -> str:
-    """Return how to put an error that ``out_of_memory`` counts as one, of which cuDNN leaves open what it lacks.
-
-    Example:
-        >>> shortage(RuntimeError("GET was unable to find an engine to execute this computation"))
-        'the memory of the device has run out, or cuDNN cannot compute this there'
-    """
-    run_out = "the memory of the device has run out"
-    return f"{run_out}, or cuDNN cannot compute this there" if NO_ENGINE in str(error) else run_out
-
-
-def memory_error(error: BaseException, what: str, advice: str) -> ModelError:
-    """Return the error that tells a user what did not fit into the memory of the device, and what to do about it.
-
-    Example:
-        >>> print(memory_error(torch.OutOfMemoryError(), "a single window does not fit into it", SMALLER))
-        the memory of the device has run out: a single window does not fit into it; choose a smaller tile
-    """
-    if NO_ENGINE in str(error):
-        advice = f"{advice}, or {option('device', 'cpu')}"
-    return ModelError(f"{shortage(error)}: {what}; {advice}")
-
-
-def memory_error_of(error: BaseException) -> ModelError:
-    """Return the same for an error of a library, which may come from anywhere.
-
-    Example:
-        >>> print(memory_error_of(torch.OutOfMemoryError("tried to allocate 20 GiB.")))
-        the memory of the device has run out: tried to allocate 20 GiB; choose a smaller tile or batch, end what else ...
-    """
-    on_cpu = isinstance(error, MemoryError) or CPU_ALLOCATOR in str(error)
-    elsewhere = "or end what else uses it" if on_cpu else ELSEWHERE
-    what, advice = reason(error).rstrip("."), f"{SMALLER} or {option('batch')}, {elsewhere}"
-    return ModelError(f"{shortage(error)}: {what}; {advice}")
+    if out_of_memory(error):
+        either = ", or cuDNN cannot compute this there" if NO_ENGINE in str(error) else ""
+        what = what or reason(error).rstrip(".")
+        return ModelError(f"the memory of the device has run out{either}: {what}; {advice}")
+    failed = isinstance(error, RuntimeError) and any(part in str(error) for part in DEVICE_ERRORS)
+    if device is None or not (failed or isinstance(error, torch.AcceleratorError)):
+        return None
+    return ConfigError(
+        f"{option('device', str(device))}: fails ({reason(error)}); choose {option('device', 'cpu')}, or install a PyTorch "
+        "for this device"
+    )
 
 
 @contextmanager
 def reporting_device_errors(device: torch.device, what: str, advice: str = ELSEWHERE) -> Iterator[None]:
-    """Turn what a device refuses in the block into one line.
-
-    Args:
-        device: where the block computes.
-        what: what did not fit if memory runs out, as a sentence: "the network does not fit".
-        advice: what to do in that case.
+    """Turn what a device refuses in the block into one line, see ``device_error``.
 
     Raises:
         ModelError: its memory has run out.
         ConfigError: it refuses to compute.
-
-    Example:
-        >>> with reporting_device_errors(torch.device("cuda", 0), "the network does not fit"):
-        ...     raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
-        Traceback (most recent call last):
-        ...
-        evenslice.ConfigError: device='cuda:0': fails (CUDA error: no kernel image is available for execution on the device); ...
     """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if out_of_memory(error):
-            raise memory_error(error, what, advice) from error
-        if is_device_error(error):
-            raise ConfigError(
-                f"{option('device', str(device))}: fails ({reason(error)}); choose {option('device', 'cpu')}, or install a "
-                "PyTorch for this device"
-            ) from error
+        if refusal := device_error(error, device, what=what, advice=advice):
+            raise refusal from error
         raise
 
 
@@ -253,9 +219,9 @@ class BatchSizes:
             try:
                 results.append(compute(part))
             except (RuntimeError, MemoryError) as error:  # the latter of a function, by NumPy
-                if not out_of_memory(error):
+                refusal = device_error(error, what="a single window does not fit into it", advice=SMALLER)
+                if refusal is None:
                     raise
-                refusal = memory_error(error, "a single window does not fit into it", SMALLER)
             else:
                 start = part.stop
                 continue
@@ -263,7 +229,8 @@ class BatchSizes:
             if part.stop - part.start == 1:
                 raise refusal
             size = self._most[kind] = (part.stop - part.start) // 2
-            _release()
+            if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+                torch.cuda.empty_cache()  # reserved in pieces, so that whole ones can be reserved
         return results
 
     def fitting(
@@ -288,9 +255,3 @@ class BatchSizes:
             fit = int(max(1, min(free * USED // each, most)))
             self._fitting[kind] = 2 ** (fit.bit_length() - 1)
         return min(self._fitting[kind], most)
-
-
-def _release() -> None:
-    """Give memory that is reserved in pieces back, so that whole ones can be reserved."""
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.empty_cache()

@@ -16,7 +16,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -37,13 +37,11 @@ from evenslice.inference.devices import (
     BatchSizes,
     choose_device,
     choose_dtype,
-    is_device_error,
-    memory_error,
-    out_of_memory,
+    device_error,
     reporting_device_errors,
 )
 from evenslice.networks import (
-    ABOUT_INPUT,
+    final_activation,
     full_precision,
     function_name,
     input_multiple,
@@ -51,7 +49,6 @@ from evenslice.networks import (
     logits,
     normalization,
     reduce_output,
-    reporting_own_errors,
     require_values,
 )
 from evenslice.neutralizing import copy_average, record_of, untie
@@ -59,8 +56,7 @@ from evenslice.volumes import check_tile, check_window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from torch import Tensor
+    from contextlib import AbstractContextManager
 
     from evenslice.inference.compute import Compute
 
@@ -185,7 +181,6 @@ def _graph(root: Any) -> Iterator[Any]:
 
 ANY_GPU = ("auto", "cuda")  # devices that are chosen anew by each process
 _MOVING = threading.Lock()
-LARGEST_WINDOW = 2**28  # pixels in all its slices, 1 GiB
 FUSING_SIDE = 128  # pixels; batch norms are folded by passes on windows of about this size
 
 
@@ -228,7 +223,7 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     try:
         module = copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
-        if is_device_error(error):  # of that which the network is on
+        if device_error(error, torch.device("cpu")):  # of that which the network is on
             raise
         raise ModelError(
             f"the network {type(model).__name__} cannot be copied: {reason(error)}; detach the tensors that it "
@@ -238,7 +233,111 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     return module.eval().requires_grad_(False).float()
 
 
-class ReadyNetwork(nn.Module):
+FAR = 1e3
+"""Windows of noise in -FAR..FAR drive a function that ends in a sigmoid to both of its ends."""
+
+NEAR_END = 0.01
+
+SOFTMAX_ROUNDING = 0.01
+"""How far a sum of probabilities may be from 1 in half precision; that of logits is hardly near it everywhere."""
+
+
+class ReadyModel(nn.Module):
+    """What a network and a function that are ready to run have in common.
+
+    Attributes:
+        name: what messages call it.
+        scaling: the ``mean`` and ``std`` by which slices in 0..1 are scaled, one for all or one for each slice.
+        batches: how many windows go through it at once.
+        dtype: its precision.
+        tile: the only size (y, x) of windows that it accepts; None if it accepts others.
+        multiple: the number of which the size of windows must be a multiple.
+    """
+
+    name: str
+    scaling: dict[str, list[float]]
+    batches: BatchSizes
+    tile: tuple[int, int] | None
+    multiple = 32  # most networks behind functions need it
+    dtype = torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return torch.device("cpu")
+
+    def accepted(self, tile: tuple[int, int]) -> tuple[int, int]:
+        """Return the size (y, x) of windows that it accepts: its only one, or the given one."""
+        return self.tile or tile
+
+    def trial(self, slices: int, tile: tuple[int, int]) -> Tensor:
+        """Return a window (1, slices, y, x) of noise on its device, to test it with."""
+        return trial_windows(slices, tile).to(self.device)
+
+    def reporting(self, what: str, advice: str = SMALLER) -> AbstractContextManager[None]:
+        """Turn what its device refuses in a block into one line, which says ``what`` does not fit if memory runs out."""
+        return reporting_device_errors(self.device, what, advice)
+
+    def prepare(self, slices: int, tile: tuple[int, int]) -> Any:
+        """Run one test window.
+
+        Returns:
+            Its output for the window.
+
+        Raises:
+            ModelError: it rejects the window or fails, memory runs out, or its output contains no logits, or NaN.
+            ConfigError: the device fails, or a function states that it takes other windows.
+        """
+        try:
+            with (
+                torch.no_grad(),
+                self.reporting(f"a window of {slices} slices of {tile[0]} x {tile[1]} does not fit"),
+            ):
+                returned = self(self.trial(slices, tile))
+        except EvensliceError:
+            raise
+        except Exception as error:  # a network or a function may raise anything
+            raise ModelError(
+                f"{self.name}: rejects windows of shape {(1, slices, *tile)}: {type(error).__name__}: {reason(error)}; "
+                f"correct it, give as many slices as it takes, or choose another {option('tile')} or {option('dtype')}"
+            ) from error
+        output = logits(returned)
+        if output.is_floating_point() and bool(output.isnan().any()):
+            raise ModelError(f"{self.name}: returns NaN for a window of noise in 0..1; check its weights")
+        return returned
+
+    def probabilities(
+        self, output: Tensor, slices: int, tile: tuple[int, int]
+    ) -> Literal["softmax", "sigmoid"] | None:
+        """Tell from an output whether it holds probabilities, and of which kind; None for logits, or if nothing tells.
+
+        Args:
+            output: for the window of noise, (batch, channels) or (batch, channels, y, x).
+            slices: N, the number of slices of its windows.
+            tile: the size (y, x) of its windows.
+        """
+        if not _within(output):
+            return None
+        if output.shape[1] > 1 and bool(((output.float().sum(dim=1) - 1).abs() <= SOFTMAX_ROUNDING).all()):
+            return "softmax"
+        return "sigmoid" if self._ends_in_sigmoid(output, self.trial(slices, tile)) else None
+
+    def _ends_in_sigmoid(self, output: Tensor, windows: Tensor, /) -> bool:
+        raise NotImplementedError
+
+
+def trial_windows(slices: int, tile: tuple[int, int]) -> Tensor:
+    """Return a window (1, slices, y, x) of noise."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand((1, slices, *tile), generator=generator, dtype=torch.float32, device="cpu")
+
+
+def _within(output: Tensor) -> bool:
+    """Return whether all numbers of an output are between 0 and 1."""
+    return output.is_floating_point() and bool(((output >= 0) & (output <= 1)).all())
+
+
+class ReadyNetwork(ReadyModel):
     """A frozen copy of a network in evaluation mode that reads windows in 0..1; the original is left unchanged.
 
     Ties are resolved into plain weights in channels-last layout; the forward pass runs in the chosen precision. One that
@@ -256,9 +355,6 @@ class ReadyNetwork(nn.Module):
     Raises:
         ModelError: the network cannot be copied, is a module of TorchScript, or does not fit into the memory of the device.
         ConfigError: the device is not available or fails, or the precision is unknown, or float16 on a CPU.
-
-    Attributes:
-        batches: how many windows go through it at once.
 
     Example:
         >>> network = ReadyNetwork(nn.Conv2d(3, 2, 1), slices=3, device="cpu", dtype="float32")
@@ -291,6 +387,8 @@ class ReadyNetwork(nn.Module):
             self.module = convert_conv2d_weight_memory_format(module, torch.channels_last)
             for name, values in (("mean", mean), ("std", std)):
                 self.register_buffer(name, by_slice(values).to(self.device))
+        self.scaling = {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
+        self.tile, self.multiple = input_size(self.module), input_multiple(self.module)
         if self.device.type == "cpu":
             keep_depthwise_exact(self.module)
 
@@ -343,8 +441,10 @@ class ReadyNetwork(nn.Module):
     def forward(self, windows: Tensor) -> Any:
         """Run the network on windows (batch, slices, y, x) in 0..1; return its output, reduced by ``outputs``."""
         returned = self._run(windows, self.dtype)
-        if self.dtype == torch.float16 and not _is_finite(returned):
-            returned = self._run(windows, torch.float32)
+        if self.dtype == torch.float16:
+            output = logits(returned)
+            if output.is_floating_point() and not bool(output.isfinite().all()):
+                returned = self._run(windows, torch.float32)
         return returned
 
     def _run(self, windows: Tensor, dtype: torch.dtype) -> Any:
@@ -356,95 +456,26 @@ class ReadyNetwork(nn.Module):
             # Within autocast: the function may multiply tensors of both precisions.
             return returned if self.outputs is None else reduce_output(returned, self.outputs)
 
-    @property
-    def scaling(self) -> dict[str, list[float]]:
-        """The ``mean`` and ``std`` by which slices in 0..1 are scaled, one for all or one for each slice."""
-        return {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
-
-    @property
-    def tile(self) -> tuple[int, int] | None:
-        """The only size (y, x) of windows that the network accepts; None if it accepts others."""
-        return input_size(self.module)
-
-    @property
-    def multiple(self) -> int:
-        """The number of which the size of windows must be a multiple."""
-        return input_multiple(self.module)
-
     def prepare(self, slices: int, tile: tuple[int, int]) -> Any:
-        """Run one test window through the network, then fold its batch norms into the preceding convolutions.
-
-        Returns:
-            The output of the network for the window.
-
-        Raises:
-            ModelError: the network rejects the window or fails, its memory runs out, or its output contains no logits.
-            ConfigError: the device fails.
-        """
-        windows = trial_windows(slices, tile)
-        what = f"a window of {slices} slices of {tile[0]} x {tile[1]} does not fit"
-        try:
-            with (
-                torch.no_grad(),
-                reporting_own_errors(f"the network {self.name}"),
-                reporting_device_errors(self.device, what, SMALLER),
-            ):
-                windows = windows.to(self.device)
-                returned = self(windows)
-        except ABOUT_INPUT as error:
-            advice = f"neutralize it for {slices} slices, or choose another size with {option('tile')}"
-            if self.dtype != torch.float32 and any(name in str(error) for name in ("BFloat16", "Half")):
-                advice = f"compute in single precision with {option('dtype', 'float32')}"
-            raise ModelError(
-                f"the network {self.name} rejects windows of shape {tuple(windows.shape)}: {reason(error)}; {advice}"
-            ) from error
-        check_output(returned, self.name)
+        """Run one test window, then fold batch norms into the preceding convolutions; see ``ReadyModel.prepare``."""
+        returned = super().prepare(slices, tile)
+        windows = self.trial(slices, tile)
         reduced = logits if self.outputs is None else partial(reduce_output, function=self.outputs)
+        # Two passes in float32, one of them with its graph: on a whole plane, they would cost more than many slices.
+        side = -(-FUSING_SIDE // self.multiple) * self.multiple
+        parts = [windows[..., :side, :side], windows] if max(tile) > side else [windows]
         with full_precision():
-            # Two passes in float32, one of them with its graph: on a whole plane, they would cost more than many slices.
-            for part in _parts(windows, self.multiple):
+            for part in parts:  # some networks refuse the smaller one
                 if fuse_batch_norms(self.module, (part - self.mean) / self.std, reduced):
                     break
         return returned
 
-
-def trial_windows(slices: int, tile: tuple[int, int]) -> Tensor:
-    """Return a window (1, slices, y, x) of noise, to test a network with."""
-    if slices * tile[0] * tile[1] > LARGEST_WINDOW:
-        raise ConfigError(
-            f"{option('tile')}: a window of {slices} slices of {tile[0]} x {tile[1]} pixels is too large; "
-            "choose a smaller tile"
-        )
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand((1, slices, *tile), generator=generator, dtype=torch.float32, device="cpu")
+    def _ends_in_sigmoid(self, _output: Tensor, windows: Tensor, /) -> bool:
+        with torch.enable_grad():
+            return final_activation(logits(self(windows.requires_grad_()))) == "sigmoid"
 
 
-def _parts(windows: Tensor, multiple: int) -> Iterator[Tensor]:
-    """Yield a part of windows that is large enough for most networks, and then all of it for those that refuse the part."""
-    side = -(-FUSING_SIDE // multiple) * multiple
-    if max(windows.shape[2:]) > side:
-        yield windows[..., :side, :side]
-    yield windows
-
-
-def check_output(returned: Any, name: str) -> None:
-    """Check the output of a network for the test window.
-
-    Raises:
-        ModelError: it contains no logits, or they contain NaN.
-    """
-    output = logits(returned)
-    if output.is_floating_point() and bool(output.isnan().any()):
-        raise ModelError(f"the network {name} returns NaN for a window of noise in 0..1; check its weights")
-
-
-def _is_finite(returned: Any) -> bool:
-    """Return whether the logits in what a network returned are finite, as far as they are of floating point."""
-    output = logits(returned)
-    return not output.is_floating_point() or bool(output.isfinite().all())
-
-
-class BlackBox(nn.Module):
+class BlackBox(ReadyModel):
     """A function wrapped as a module on the CPU, without gradients.
 
     Args:
@@ -467,11 +498,6 @@ class BlackBox(nn.Module):
         >>> network(torch.ones(2, 3, 8, 8))
         tensor([1., 1.])
     """
-
-    device = torch.device("cpu")
-    dtype = torch.float32
-    multiple = 32
-    """The number of which the size of windows is a multiple: most networks behind functions need it."""
 
     def __init__(
         self,
@@ -498,6 +524,8 @@ class BlackBox(nn.Module):
         self.outputs = outputs
         self.batches = BatchSizes()
         self.name = str(getattr(function, "name", function_name(function)))
+        stated = getattr(function, "tile", None)
+        self.tile = None if stated is None else check_tile(stated)
         self.scaling = {
             name: np.atleast_1d(getattr(function, name, default)).tolist()
             for name, default in (("mean", 0.0), ("std", 1.0))
@@ -511,19 +539,21 @@ class BlackBox(nn.Module):
             returned = reduce_output(returned, self.outputs)
         return self._tensors(returned)
 
-    @property
-    def tile(self) -> tuple[int, int] | None:
-        """The only size (y, x) of windows that the function states to accept; None if it states none."""
-        stated = getattr(self.function, "tile", None)
-        return None if stated is None else check_tile(stated)
+    def accepted(self, tile: tuple[int, int]) -> tuple[int, int]:
+        """Return the size (y, x) of windows that the function takes: each side that it states, else the given one.
+
+        Example:
+            >>> def function(windows):
+            ...     return windows
+            >>> function.sides = 32, None
+            >>> BlackBox(function).accepted((64, 96))
+            (32, 96)
+        """
+        y, x = getattr(self.function, "sides", (None, None))
+        return self.tile or (y or tile[0], x or tile[1])
 
     def prepare(self, slices: int, tile: tuple[int, int]) -> Any:
-        """Call the function on one test window, and return the result.
-
-        Raises:
-            ModelError: it rejects the window, memory runs out, or its result contains no outputs.
-            ConfigError: it states that it takes other windows.
-        """
+        """Call the function on one test window that it states to take; see ``ReadyModel.prepare``."""
         for name, asked, stated in (
             ("slices", slices, getattr(self.function, "slices", None)),
             ("tile", tuple(tile), self.tile),
@@ -532,22 +562,21 @@ class BlackBox(nn.Module):
                 raise ConfigError(
                     f"{option(name, asked)}: {self.name} takes {stated}; leave {option(name)} out"
                 )
-        windows = trial_windows(slices, tile)
+        return super().prepare(slices, tile)
+
+    def _ends_in_sigmoid(self, output: Tensor, windows: Tensor, /) -> bool:
+        """Return whether values between 0 and 1 are driven to both ends."""
+        if bool((output == 0).any()):  # a mask, or a clipped output
+            return False
         try:
-            returned = self(windows)
-        except EvensliceError:
-            raise
-        except Exception as error:
-            if out_of_memory(error):
-                raise memory_error(
-                    error, f"a window of {slices} slices of {tile[0]} x {tile[1]} does not fit", SMALLER
-                ) from error
-            raise ModelError(
-                f"the function {self.name} fails on an array of shape {tuple(windows.shape)}: {type(error).__name__}: "
-                f"{reason(error)}"
-            ) from error
-        check_output(returned, self.name)
-        return returned
+            with np.errstate(over="ignore"):
+                driven = logits(self((2 * windows - 1) * FAR))
+        except Exception:  # noqa: BLE001  # a function may raise anything for inputs outside of 0..1
+            return False
+        ends = (
+            driven.ndim == 4 and _within(driven) and driven.min() < NEAR_END and driven.max() > 1 - NEAR_END
+        )
+        return bool(ends)
 
     def _tensors(self, returned: Any) -> Any:
         """Convert arrays, however nested in the returned value, to tensors."""
@@ -565,25 +594,6 @@ class BlackBox(nn.Module):
                 f"the function {self.name} returns an array of type {array.dtype}; it must return numbers"
             )
         return torch.from_numpy(array.astype(np.float32 if array.dtype.kind == "f" else np.int64))
-
-
-def keep_sides(network: object, tile: tuple[int, int]) -> tuple[int, int]:
-    """Return the size (y, x) of windows, with each side that a function states to be the only one that it accepts.
-
-    Args:
-        network: the function, such as one from ``load_onnx``, or its ``BlackBox``; anything else states no side.
-        tile: the size to take else.
-
-    Example:
-        >>> def function(windows):
-        ...     return windows
-        >>> function.sides = 32, None
-        >>> keep_sides(function, (64, 96)), keep_sides(BlackBox(function), (64, 96))
-        ((32, 96), (32, 96))
-    """
-    function = network.function if isinstance(network, BlackBox) else network
-    y, x = getattr(function, "sides", (None, None))
-    return y or tile[0], x or tile[1]
 
 
 def make_ready(

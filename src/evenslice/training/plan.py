@@ -16,12 +16,9 @@ import torch
 
 from evenslice._core import ConfigError, EvensliceError, ModelError, reason, spelled_in_configuration
 from evenslice.inference import (
-    Disturbances,
+    Compute,
+    Predictor,
     ReadyNetwork,
-    choose_device,
-    choose_dtype,
-    choose_tile,
-    predict,
 )
 from evenslice.networks import (
     ABOUT_INPUT,
@@ -101,11 +98,10 @@ def find_machine(options: TrainingConfig) -> Machine:
         return spelled_in_configuration(f"training.{place[0]}", place[1])
 
     try:
-        found = choose_device(options.device)
-        device = torch.device(found.type)
-        dtype = choose_dtype(options.dtype, device, training=True)
+        found, dtype = Compute(device=options.device, dtype=options.dtype).place(training=True)
     except ConfigError as error:
         raise ConfigError(error.render(spelled)) from error
+    device = torch.device(found.type)
     count = torch.cuda.device_count() if device.type == "cuda" else 1
     if device.type != "cpu" and count < options.devices:
         raise ConfigError(f"training.devices: {options.devices}: this machine has only {count} of them")
@@ -234,19 +230,12 @@ def _check_planes(network: nn.Module, config: TrainConfig, data: Data) -> None:
         return
     model, one_pixel = config.model, (slice(0, 1), slice(0, 1))  # which is in one tile
     ready = ReadyNetwork(network, slices=model.slices, device="cpu", dtype="float32")
-    of_size = {choose_tile(ready, part.volume.shape[1:]): part for part in (*data.validation, *data.test)}
+    predictor = Predictor(ready, model.slices, model.step, batch=1)
+    parts = (*data.validation, *data.test)
+    of_size = {predictor.for_planes(part.volume.shape[1:]).tile: part for part in parts}
     for part in of_size.values():
         y, x = part.volume.shape[1:]
-        outputs = predict(
-            ready,
-            part.volume,
-            scaling=part.scaling,
-            slices=model.slices,
-            step=model.step,
-            centres=[0],
-            region=one_pixel,
-            batch=1,
-        )
+        outputs = predictor.predict(part.volume, part.scaling, centres=[0], region=one_pixel)
         try:
             with reporting_own_errors(model.spec):
                 next(outputs)
@@ -322,7 +311,6 @@ def _test_lines(plan: Plan) -> list[str]:
     slices = stressed_slices(plan.data.test, plan.config)
     if not slices:
         return []
-    more = slices * (len(Disturbances(plan.config.model.slices)) - 1)
     return [
-        f"test: with {more} more windows that lack slices or are disturbed; training.stress: false leaves them out"
+        f"test: the windows of {slices} slices also disturbed, or without neighbours; training.stress: false leaves that out"
     ]

@@ -43,10 +43,11 @@ from evenslice._core import (
     needs_extra,
     package_versions,
     reason,
+    spelled_in_configuration,
     staged_file,
     without_secrets,
 )
-from evenslice.inference import is_device_error, keep_depthwise_exact, out_of_memory, shortage
+from evenslice.inference import device_error, keep_depthwise_exact
 from evenslice.networks import check_stated_in_file, keep_generators, with_gradients
 from evenslice.neutralizing import load_network, record_of, save_network
 from evenslice.results import MAIN_SCORES
@@ -388,17 +389,13 @@ def _run_trainer(trainer: Trainer, module: TrainingModule, crops: CropData, chec
     except EvensliceError:
         raise
     except Exception as error:
-        if out_of_memory(error):
-            half = trainer.precision != PRECISIONS[torch.float32]
-            raise ModelError(
-                f"{shortage(error)} ({reason(error)}); lower training.batch or training.crop"
-                + ("" if half else ", or set training.dtype: bfloat16")
-            ) from error
-        if is_device_error(error):
-            raise ConfigError(
-                f"training.accelerator: {trainer.strategy.root_device.type}: fails ({reason(error)}); set "
-                "training.accelerator: cpu, or install a PyTorch for this device"
-            ) from error
+        half = trainer.precision != PRECISIONS[torch.float32]
+        advice = "lower training.batch or training.crop" + (
+            "" if half else ", or set training.dtype: bfloat16"
+        )
+        refusal = device_error(error, trainer.strategy.root_device, advice=advice)
+        if refusal is not None:
+            raise type(refusal)(refusal.render(_spelled)) from error
         if checkpoint is None or module.started:
             raise
         raise _unusable(checkpoint, error) from error
@@ -449,6 +446,11 @@ class _CheckpointFiles(TorchCheckpointIO):
             raise _unusable(Path(path), error) from error
         refuse_changed(stated, self._config, Path(path))
         return found
+
+
+def _spelled(name: str, value: Any) -> str:
+    """Return an option of ``device_error`` as a configuration has it."""
+    return spelled_in_configuration(f"training.{'accelerator' if name == 'device' else name}", value)
 
 
 def _unusable(path: Path, error: BaseException) -> ConfigError:
