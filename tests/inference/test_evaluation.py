@@ -107,7 +107,7 @@ def test_a_function_is_evaluated_as_a_network_is():
     assert found.dice == pytest.approx(expected.dice, abs=1e-3)
     for loss, other in zip(found.stress.losses, expected.stress.losses, strict=True):
         assert loss.asymmetry.estimate == pytest.approx(other.asymmetry.estimate, abs=2e-3)
-    with pytest.raises(ConfigError, match="device='cpu' has no effect on a function"):
+    with pytest.raises(ConfigError, match="device='cpu': has no effect"):
         evaluate(function, IMAGE, LABELS, compute=Compute(device="cpu"))
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 from torch import nn
 
 from evenslice import Compute, ModelError, Reading, Scaling, evaluate, open_volume
-from evenslice.inference import evaluate_parts
+from evenslice.inference import Predictor, ReadyNetwork, evaluate_parts
 from evenslice.inference.evaluation import object_scores, surface_scores
 from evenslice.volumes import ClassIndex, LabelledVolume
 
@@ -33,9 +33,10 @@ def part(predicted, labels, classes, **options):
     return LabelledVolume("volume", *volumes, Scaling(0, classes - 1), index)
 
 
-def scores(*pairs, classes=3, **options):
-    parts = [part(*pair, classes) for pair in pairs]
-    return evaluate_parts(Levels(classes), parts, classes=classes, device="cpu", **options)
+def scores(*parts, classes=3, **options):
+    parts = [part(*item, classes) if isinstance(item, tuple) else item for item in parts]
+    predictor = Predictor(ReadyNetwork(Levels(classes), slices=3, device="cpu"), 3)
+    return evaluate_parts(predictor, parts, classes=options.pop("asked", classes), **options)
 
 
 def ball(radius, shape=(24, 24, 24), shift=0):
@@ -129,7 +130,7 @@ def test_surface_dice_is_the_same_in_every_unit(unit):
 def test_surfaces_use_the_spacing_of_a_volume_and_distances_in_different_units_have_no_mean():
     masks = ball(6, shift=2).astype(int), ball(6).astype(int)
     parts = [part(*masks, 2), part(*masks, 2, spacing=(50, 4, 4), unit="nm")]
-    found = evaluate_parts(Levels(2), parts, classes=2, device="cpu")
+    found = scores(*parts, classes=2)
     first, second = found.volumes
     assert (first.unit, second.unit, second.spacing) == ("voxel", "nm", (50, 4, 4))
     assert second.hd95[1] == surface_scores(masks[1], masks[0], (50, 4, 4))[0] > first.hd95[1]
@@ -193,8 +194,7 @@ def test_a_class_that_the_slices_looked_at_miss_has_one_more():
     held = replace(part(labels, labels, 3), index=ClassIndex(np.bincount(labels.ravel()), positions))
 
     def seen(most):
-        options = {"surfaces": False, "most_slices": most, "device": "cpu"}
-        return evaluate_parts(Levels(3), [held], classes=3, **options).volumes[0].confusion.diagonal()
+        return scores(held, surfaces=False, most_slices=most).volumes[0].confusion.diagonal()
 
     assert seen(1).tolist() == [64 // 2, 64, 64 // 2]  # the middle slice, and that with most of class 2
     assert seen(9).tolist() == np.bincount(labels.ravel()).tolist()
@@ -203,4 +203,4 @@ def test_a_class_that_the_slices_looked_at_miss_has_one_more():
 def test_another_number_of_classes_is_refused():
     labels = np.zeros((4, 8, 8), int)
     with pytest.raises(ModelError, match="gives 3 classes, the labels have 4"):
-        evaluate_parts(Levels(3), [part(labels, labels, 3)], classes=4, device="cpu")
+        scores((labels, labels), asked=4)

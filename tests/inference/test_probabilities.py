@@ -37,7 +37,7 @@ def fair(model):
     ],
 )
 def test_a_last_sigmoid_is_refused_where_classes_are_told(model, options, tmp_path):
-    says = r"returns a probability, .* build it without its last sigmoid"
+    says = "returns probabilities.* build it without its last sigmoid"
     with pytest.raises(ModelError, match=says):
         segment(model, VOLUME, tmp_path / "labels.tif", **by_name(segment, **options))
     assert not list(tmp_path.iterdir())

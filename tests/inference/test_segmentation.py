@@ -414,7 +414,7 @@ def test_a_run_and_a_network_exclude_each_other(tmp_path):
         (lambda windows: windows[:, :1], {"slices": 2}, ConfigError, "slices=2: a window has an odd number"),
         (network(), {"batch": 0}, ConfigError, "batch"),
         (network(), {"volume": noise(2, 40, 40)}, VolumeError, "2 slices; a window of 3 needs 3"),
-        (lambda windows: windows[:, :1], {"dtype": "float32"}, ConfigError, "has no effect on a function"),
+        (lambda windows: windows[:, :1], {"dtype": "float32"}, ConfigError, "has no effect"),
         (lambda windows: windows[:, :1].astype(int), {}, ModelError, "returns int64, such as class numbers"),
         (lambda windows: windows[:, 0], {}, ModelError, r"must return \(batch, classes, y, x\)"),
     ],

@@ -117,8 +117,9 @@ def test_the_pooled_dice_is_that_of_the_slices_that_were_disturbed(most):
         part = LabelledVolume(
             "", *map(open_volume, (image, labels)), Scaling(0, 1), ClassIndex(np.zeros(2), ())
         )
-        options = {"classes": 2, "stressed": 99, "device": "cpu", "surfaces": False}
-        assert evaluate_parts(linear(0.5, 0.3, 0.2), [part], **options).stress == found.stress
+        predictor = Predictor(ReadyNetwork(linear(0.5, 0.3, 0.2), slices=3, device="cpu"), 3)
+        scores = evaluate_parts(predictor, [part], classes=2, stressed=99, surfaces=False)
+        assert scores.stress == found.stress
 
 
 def test_the_interval_is_that_of_the_difference_over_slices():

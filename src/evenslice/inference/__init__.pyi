@@ -1,5 +1,4 @@
 from .compute import Compute as Compute
-from .devices import device_error as device_error, to_device as to_device
 from .evaluation import (
     evaluate as evaluate,
     evaluate_parts as evaluate_parts,
@@ -15,8 +14,10 @@ from .prediction import Predictor as Predictor, class_logits as class_logits
 from .ready_networks import (
     BlackBox as BlackBox,
     ReadyNetwork as ReadyNetwork,
+    device_error as device_error,
     keep_depthwise_exact as keep_depthwise_exact,
     make_ready as make_ready,
+    to_device as to_device,
 )
 from .segmentation import segment as segment
 from .segmenter import (

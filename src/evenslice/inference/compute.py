@@ -54,7 +54,7 @@ class Compute:
         Raises:
             ConfigError: PyTorch does not know or have the device, or the precision is unknown or not for it.
         """
-        from evenslice.inference.devices import choose_device, choose_dtype
+        from evenslice.inference.ready_networks import choose_device, choose_dtype
 
         device = choose_device(self.device)
         return device, choose_dtype(self.dtype, device, training=training)

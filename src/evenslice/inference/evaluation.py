@@ -40,10 +40,9 @@ from evenslice._core import (
 )
 from evenslice.inference.compute import Compute
 from evenslice.inference.prediction import Predictor, class_map, even_slices
-from evenslice.inference.ready_networks import ReadyNetwork, make_ready
+from evenslice.inference.ready_networks import make_ready
 from evenslice.inference.segmenter import Segmenter, as_segmenter
 from evenslice.networks import with_gradients
-from evenslice.neutralizing import record_of
 from evenslice.results import StressCounts, ratio, summarize_stress
 from evenslice.volumes import (
     ClassIndex,
@@ -510,7 +509,7 @@ def measure_stress(
         classes = predictor.for_planes(volumes[0][0].shape[1:]).prepare()
     if most_windows is not None:
         fewer = max(1, most_windows // len(Disturbances(predictor.slices)))
-        most_slices = fewer if most_slices is None else min(most_slices, fewer)
+        most_slices = min(most_slices or fewer, fewer)
     depths = [len(volume) for volume, *_ in volumes]
     test = StressTest(predictor, classes, depths, most=most_slices, seed=seed)
     centres = [sorted(chosen) for chosen in test.chosen]
@@ -527,49 +526,44 @@ LARGEST_SURFACE = 2**26
 
 
 def evaluate_parts(
-    model: nn.Module,
+    predictor: Predictor,
     parts: Sequence[LabelledVolume],
     *,
     classes: int,
-    step: int = 1,
     boundaries: bool = False,
     surfaces: bool = True,
     most_slices: int | None = None,
-    stressed: int = 0,
+    stressed: int | None = 0,
     seed: int = 0,
-    device: str = "auto",
     progress: bool | None = False,
 ) -> Scores:
     """Predict whole volumes slice by slice and compare them with their labels.
 
-    The network itself is left unchanged; a frozen copy runs, in float32.
+    Each slice is read once, and goes through the network as often as it is disturbed.
 
     Args:
-        model: maps (batch, slices, y, x) to logits (batch, classes, y, x); one channel is enough for two classes. The
-            record that ``neutralize`` left on it gives the number of slices, 3 without one, and their scaling.
+        predictor: predicts with a network that returns logits (batch, classes, y, x); one channel is enough for two classes.
         parts: volumes with their labels and scaling, at least one.
         classes: C, the number of classes, 2 or more; labels are 0..C-1.
-        step: distance between neighbouring slices of a window.
         boundaries: also compare the objects whose boundaries are class 1.
         surfaces: also compare the surfaces of volumes of up to ``LARGEST_SURFACE`` voxels, whose labels and
             prediction are then held in memory.
         most_slices: evaluate at most this many slices, spread evenly over all volumes, plus one for each class that
             these appear to miss; not with ``surfaces``.
         stressed: disturb the windows of at most this many slices, spread evenly over all volumes, and compare the
-            answers, see ``inference.stressing``; 0 for none. Not with ``most_slices``.
+            answers; None for all, 0 for none. Not with ``most_slices``.
         seed: random seed of the noise of disturbed slices.
-        device: "auto" (a CUDA GPU if there is one, else the CPU) or a PyTorch device name.
         progress: show progress on standard error: True for a bar, False for nothing, None for a bar on a terminal and
             lines elsewhere.
 
     Raises:
         VolumeError: a volume cannot be read or predicted, or has fewer slices than a window.
         ModelError: the network rejects the windows, or returns another number of classes.
-        ConfigError: an option is out of range.
         MissingExtraError: a package of the extra ``train`` is missing.
 
     Example: labels that say which voxels are bright, and a network that finds them.
         >>> import torch
+        >>> from evenslice.inference import Predictor, ReadyNetwork
         >>> from evenslice.volumes import ClassIndex, LabelledVolume, Scaling, open_volume
         >>> image = np.random.default_rng(0).random((4, 32, 32))
         >>> network = torch.nn.Conv2d(3, 1, 1)
@@ -578,44 +572,12 @@ def evaluate_parts(
         >>> labels = open_volume((image > 0.5).astype(np.int64))
         >>> index = ClassIndex(np.array([2048, 2048]), ())
         >>> part = LabelledVolume("noise", open_volume(image), labels, Scaling(0, 1), index)
-        >>> evaluate_parts(network, [part], classes=2, device="cpu").mean_dice
+        >>> predictor = Predictor(ReadyNetwork(network, slices=3, device="cpu"), 3)
+        >>> evaluate_parts(predictor, [part], classes=2).mean_dice
         1.0
     """
-    record = record_of(model)
-    slices = record.slices if record else 3
-    predictor = Predictor(ReadyNetwork(model, slices=slices, device=device), slices, step)
-    if most_slices is None:  # of whole volumes, which folded batch norms make faster
-        predictor.for_planes(parts[0].volume.shape[1:]).prepare()
     test = StressTest(predictor, classes, [len(part.volume) for part in parts], most=stressed, seed=seed)
-    return score_parts(
-        test,
-        parts,
-        centres=_choose_slices(parts, most_slices),
-        boundaries=boundaries,
-        surfaces=surfaces,
-        progress=progress,
-    )
-
-
-def score_parts(
-    test: StressTest,
-    parts: Sequence[LabelledVolume],
-    *,
-    centres: Sequence[Sequence[int]],
-    boundaries: bool = False,
-    surfaces: bool = True,
-    progress: bool | None = False,
-) -> Scores:
-    """Score a network; each slice is read once, and goes through the network as often as it is disturbed.
-
-    Args:
-        test: predicts, and disturbs some windows.
-        parts: the volumes with their labels.
-        centres: the slices of each volume to predict, ascending.
-        boundaries: as for ``evaluate_parts``.
-        surfaces: likewise.
-        progress: show a progress bar on standard error; by default one on a terminal, and lines elsewhere.
-    """
+    centres = _choose_slices(parts, most_slices)
     compared = [surfaces and part.volume.size <= LARGEST_SURFACE for part in parts]
     for name, needed in (("monai", any(compared)), ("skimage", boundaries)):
         if needed:  # before the first slice is predicted
@@ -626,11 +588,8 @@ def score_parts(
         for number, part in enumerate(parts):
             labels = read_in_runs(part.labels, len(part.labels), CLASS_BYTES)
             answers = test.answers(number, part.volume, part.scaling, labels, centres[number], advance)
-            found.append(
-                _compare(
-                    answers, labels, part, test.classes, boundaries=boundaries, surfaces=compared[number]
-                )
-            )
+            options = {"boundaries": boundaries, "surfaces": compared[number]}
+            found.append(_compare(answers, labels, part, classes, **options))
     return Scores(tuple(found), test.result(labelled=True))
 
 
@@ -640,24 +599,17 @@ def _choose_slices(parts: Sequence[LabelledVolume], most: int | None) -> list[li
     For each foreground class known only from other slices, the slice that appears to hold most of it is added.
     """
     depths = [len(part.volume) for part in parts]
-    total, starts = sum(depths), np.cumsum([0, *depths[:-1]])
-    chosen = {
-        int(start) + place
-        for start, places in zip(starts, even_slices(depths, most), strict=True)
-        for place in places
-    }
+    chosen = [set(places) for places in even_slices(depths, most)]
     for samples in zip(*(part.index.positions for part in parts), strict=True):
-        slices = [
-            start + positions // math.prod(part.volume.shape[1:])
-            for part, start, positions in zip(parts, starts, samples, strict=True)
+        held = [
+            np.bincount(positions // math.prod(part.volume.shape[1:]), minlength=depth)
+            for part, positions, depth in zip(parts, samples, depths, strict=True)
         ]
-        held = np.bincount(np.concatenate(slices), minlength=total)
-        if held.any() and not held[list(chosen)].any():
-            chosen.add(int(held.argmax()))
-    return [
-        sorted(place - start for place in chosen if start <= place < start + depth)
-        for start, depth in zip(starts.tolist(), depths, strict=True)
-    ]
+        if not any(counts[list(places)].any() for counts, places in zip(held, chosen, strict=True)):
+            number = max(range(len(held)), key=lambda index: held[index].max(initial=0))
+            if held[number].any():
+                chosen[number].add(int(held[number].argmax()))
+    return [sorted(places) for places in chosen]
 
 
 def _compare(
@@ -804,12 +756,14 @@ def evaluate(
         )
     else:
         index = ClassIndex(np.zeros(classes, np.int64), ())  # all slices are predicted: none is chosen
-        scores = score_parts(
-            StressTest(predictor, classes, [len(volume)], most=most if stress else 0, seed=seed),
+        scores = evaluate_parts(
+            predictor,
             [LabelledVolume(volume.path, volume, known, scaling, index, values.background_volume(stored))],
-            centres=[range(len(volume))],
+            classes=classes,
             boundaries=values.instances is not None,
             surfaces=surfaces,
+            stressed=most if stress else 0,
+            seed=seed,
             progress=compute.progress,
         )
         stressed = scores.stress
@@ -872,8 +826,7 @@ class Evaluation:
 
     def __repr__(self) -> str:
         found = "no labels" if self.scores is None else f"Dice {self.dice:.3f}, IoU {self.iou:.3f}"
-        stressed = "" if self.stress is None else ", with stress"
-        return f"<Evaluation of {self.model['name']!r}: {found}{stressed}>"
+        return f"<Evaluation of {self.model['name']!r}: {found}>"
 
     @property
     def dice(self) -> float:

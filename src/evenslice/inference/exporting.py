@@ -27,15 +27,13 @@ from torch import nn
 from evenslice._core import (
     ConfigError,
     ModelError,
-    OutputError,
     check_known,
     json_text,
-    local_path,
     needs_extra,
     option,
     staged_folder,
 )
-from evenslice.inference.onnx_files import INPUT, OUTPUT, open_session, quiet_libraries, write_onnx
+from evenslice.inference.onnx_files import INPUT, open_session, quiet_libraries, write_onnx
 from evenslice.inference.ready_networks import frozen_copy, input_scaling, trial_windows
 from evenslice.inference.segmenter import Segmenter, as_segmenter
 from evenslice.networks import METADATA_KEY, input_multiple, input_size, logits, with_gradients
@@ -245,20 +243,15 @@ README = "README.md"
 HUGGINGFACE_FILES = ("model.safetensors", "config.json", README)
 
 
-def readme_text(description: Description, usage: Sequence[str]) -> str:
-    """Return the README in Markdown.
-
-    Args:
-        description: of the network.
-        usage: lines of Python that run it.
-    """
+def _readme(description: Description, to: str) -> str:
+    """Return the README in Markdown."""
     default, stated = Reading().to_plain(), description.reading.to_plain()
     return _rendered(
         "model_card.md",
         card=description,
+        to=to,
         offsets=[f"{offset:+d}" if offset else "0" for offset in description.offsets],
         reading={name: value for name, value in stated.items() if value != default[name]},
-        usage=usage,
     )
 
 
@@ -268,22 +261,9 @@ def _rendered(template: str, **values: Any) -> str:
     environment = jinja2.Environment(  # noqa: S701  # "plain" and "tojson" escape what comes from others
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {
-        "plain": _plain,
-        "interval": _interval,
-        "repr": repr,
-        "numbers": lambda values: ", ".join(f"{value:g}" for value in values),
-    }
+    environment.filters["plain"] = _plain
     text = Path(__file__).with_name(f"{template}.jinja").read_text(encoding="utf-8")
     return environment.from_string(text).render(**values)
-
-
-def _interval(value: dict[str, Any]) -> str:
-    """Return an estimate with its interval, of a pair of slices with its offset."""
-    offset = f"±{value['offset']}: " if "offset" in value else ""
-    numbers = [value[name] for name in ("estimate", "low", "high")]
-    estimate, low, high = ("?" if number is None else f"{number:.3f}" for number in numbers)
-    return f"{offset}{estimate} ({low} to {high})"
 
 
 def _plain(text: object) -> str:
@@ -317,7 +297,7 @@ def write_huggingface(
         **{name: record.get(name) for name in ("strategy", "symmetrized")},
     }
     (folder / "config.json").write_text(json_text(first | values), encoding="utf-8")
-    text = f"---\n{header}\n---\n\n{readme_text(description, _usage(description))}"
+    text = f"---\n{header}\n---\n\n{_readme(description, 'huggingface')}"
     (folder / README).write_text(text, encoding="utf-8")
 
 
@@ -338,27 +318,8 @@ def _header(description: Description) -> str:
     return data.to_yaml()
 
 
-def _usage(description: Description) -> list[str]:
-    spec = (description.source or {}).get("spec", "SPEC")
-    load = ["import evenslice", "", f'segmenter = evenslice.open_segmenter({spec!r}, "path/to/this/folder")']
-    if description.task == "segmentation":
-        return [*load, 'evenslice.segment(segmenter, "volume.tif", "labels.tif")']
-    size = ", ".join(map(str, description.crop or "yx"))
-    shape = f"(batch, {description.slices}, {size})"
-    return [*load, f"logits = segmenter.network(windows)  # {shape}, scaled as above: (batch, classes)"]
-
-
 WEIGHTS, TEST_INPUT, TEST_OUTPUT = "weights.onnx", "test_input.npy", "test_output.npy"
 BIOIMAGEIO_FILES = ("rdf.yaml", README, WEIGHTS, TEST_INPUT, TEST_OUTPUT)
-EPS = 1e-6  # of ``scale_range``
-USAGE = [
-    "import bioimageio.core",
-    "import numpy as np",
-    "",
-    'model = bioimageio.core.load_description("rdf.yaml")',
-    f'windows = np.load("{TEST_INPUT}")  # (batch, slices, y, x), raw voxel values',
-    f'logits = bioimageio.core.predict(model=model, inputs={{"{INPUT}": windows}}).members["{OUTPUT}"]',
-]
 
 
 def write_bioimageio(
@@ -373,7 +334,7 @@ def write_bioimageio(
     """
     with needs_extra("export", "writing a model for bioimage.io"):
         import bioimageio.spec  # noqa: F401
-    written = write_onnx(model, folder / WEIGHTS, description, scaled=False, tile=tile)
+    written = write_onnx(model, folder / WEIGHTS, description.to_dict(), scaled=False, tile=tile)
     low, high = description.reading.intensity or (0.0, 255.0)
     noise = np.random.default_rng(0).random((1, description.slices, *written.window))
     voxels = (low + (high - low) * noise).astype(np.float32)
@@ -385,7 +346,7 @@ def write_bioimageio(
             f"(batch, classes, y, x): export it with {option('to', 'onnx')}"
         )
     np.save(folder / TEST_OUTPUT, output)
-    (folder / README).write_text(readme_text(description, USAGE), encoding="utf-8")
+    (folder / README).write_text(_readme(description, "bioimageio"), encoding="utf-8")
     document = _validated(_document(description, written, output.shape[1]), folder)
     (folder / "rdf.yaml").write_text(json_text(document), encoding="utf-8")  # JSON is YAML
     return written
@@ -404,47 +365,19 @@ def _document(description: Description, written: WrittenOnnx, channels: int) -> 
     """Return the description as plain values, as ``rdf.yaml`` holds it."""
     from bioimageio.spec.model.v0_5 import ModelDescr
 
+    first = 1 if channels == 1 else 0  # the class of the first channel
+    values = description.reading.labels.label_values
     text = _rendered(
         "rdf.json",
         card=description,
         written=written,
         format_version=ModelDescr.implemented_format_version,
         cite=[_citation(text) for text in description.citations],
-        class_names=_class_names(channels, description),
-        preprocessing=_preprocessing(description),
+        classes=range(first, first + channels),
+        values=values if values and len(values) == first + channels else None,
+        percentiles=PERCENTILES,
     )
     return json.loads(text) | {"config": {"evenslice": description.to_dict() | {"scaled_in_graph": False}}}
-
-
-def _class_names(channels: int, description: Description) -> list[str]:
-    first = 1 if channels == 1 else 0
-    names = [f"class {number}" for number in range(first, first + channels)]
-    values = description.reading.labels.label_values
-    if values is None or len(values) != first + channels:
-        return names
-    return [f"{name} (label {value})" for name, value in zip(names, values[first:], strict=True)]
-
-
-def _preprocessing(description: Description) -> list[dict[str, Any]]:
-    """Return the steps from voxel values to the network's input: to 0..1, then by mean and std."""
-    steps: list[dict[str, Any]] = []
-    if description.reading.intensity is None:
-        low, high = PERCENTILES
-        # With the batch, which makes it one scale for all: identical slices stay identical.
-        axes = ["batch", "channel", "y", "x"]
-        kwargs = {"axes": axes, "min_percentile": low, "max_percentile": high, "eps": EPS}
-        steps.append({"id": "scale_range", "kwargs": kwargs})
-    elif description.reading.intensity != (0.0, 1.0):
-        low, high = description.reading.intensity
-        kwargs = {"gain": 1 / (high - low), "offset": -low / (high - low)}
-        steps.append({"id": "scale_linear", "kwargs": kwargs})
-    steps.append({"id": "clip", "kwargs": {"min": 0.0, "max": 1.0}})
-    values = {"mean": description.mean, "std": description.std}
-    kwargs = {name: given[0] for name, given in values.items()}
-    if max(map(len, values.values())) > 1:
-        every = {name: list(given) * (description.slices // len(given)) for name, given in values.items()}
-        kwargs = {"axis": "channel", **every}
-    return [*steps, {"id": "fixed_zero_mean_unit_variance", "kwargs": kwargs}]
 
 
 def _citation(text: str) -> dict[str, str]:
@@ -587,8 +520,6 @@ def export(
         raise ConfigError(
             f"{option('model')}: a function, such as an ONNX file, cannot be exported; give the network that it came from"
         )
-    if local_path(out).is_file():
-        raise OutputError(f"{out}: is a file; name a folder")
     description = describe(replace(segmenter, source=source, crop=crop), card or ModelCard(), audits)
     files, written = FORMATS[to], None
     own = [name for name in files if name != README]  # which two formats share
@@ -598,7 +529,9 @@ def export(
         elif to == "bioimageio":
             written = write_bioimageio(network, folder, description, tile)
         else:
-            written = write_onnx(network, folder / "network.onnx", description, scaled=True, tile=tile)
+            written = write_onnx(
+                network, folder / "network.onnx", description.to_dict(), scaled=True, tile=tile
+            )
     return Exported(
         Path(out),
         to,

@@ -45,8 +45,7 @@ from evenslice._core import (
     reason,
     staged_file,
 )
-from evenslice.inference.devices import out_of_memory
-from evenslice.inference.ready_networks import by_slice, frozen_copy
+from evenslice.inference.ready_networks import by_slice, frozen_copy, out_of_memory
 from evenslice.networks import METADATA_KEY, check_mean, input_multiple, input_size, logits
 
 if TYPE_CHECKING:
@@ -55,8 +54,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from torch import Tensor
-
-    from evenslice.inference.exporting import Description
 
 
 ONNX = "onnx"
@@ -163,9 +160,6 @@ class OnnxNetwork:
                     "must be that of the windows"
                 )
         return [output[:count] for output in outputs]
-
-    def __repr__(self) -> str:
-        return f"OnnxNetwork({str(self.path)!r}, slices={self.slices}, tile={self.tile})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return OnnxNetwork, (self.path, *self._given, self.providers)
@@ -312,7 +306,7 @@ class WrittenOnnx:
 def write_onnx(
     model: nn.Module,
     path: Path,
-    description: Description,
+    stated: Mapping[str, Any],
     *,
     scaled: bool,
     tile: tuple[int, int] | None = None,
@@ -324,7 +318,7 @@ def write_onnx(
     Args:
         model: maps (batch, slices, y, x), with the scaling it expects, to logits.
         path: the file.
-        description: of the network; it goes into the file's metadata.
+        stated: the description of the network as plain values, which goes into the file's metadata.
         scaled: put the scaling by mean and std into the graph, which then takes slices in 0..1.
         tile: fix the size (y, x) of windows.
 
@@ -335,19 +329,19 @@ def write_onnx(
     """
     with needs_extra("export", "writing an ONNX file"):
         import onnxscript  # noqa: F401  # what torch.onnx needs, and says in many lines
-    scaling = (description.mean, description.std) if scaled else ((0.0,), (1.0,))
+    scaling = (stated["mean"], stated["std"]) if scaled else ((0.0,), (1.0,))
     network, multiple, problem = WholeNetwork(model, *scaling), input_multiple(model), ""
     generator = torch.Generator().manual_seed(0)
     where = "the graph scales them itself" if scaled else "scale them by mean and std first"
     metadata = {
-        METADATA_KEY: json_text(description.to_dict() | {"scaled_in_graph": scaled}),
-        "input": f"windows of {description.slices} slices (batch, slices, y, x) in 0..1; {where}",
+        METADATA_KEY: json_text({**stated, "scaled_in_graph": scaled}),
+        "input": f"windows of {stated['slices']} slices (batch, slices, y, x) in 0..1; {where}",
     }
     for (y, x), free in _attempts(model, tile, multiple):
-        shapes = [(1, description.slices, y, x)]
+        shapes = [(1, stated["slices"], y, x)]
         if "batch" in free:
             larger = (y + 2 * multiple, x + multiple) if "plane" in free else (y, x)
-            shapes.append((3, description.slices, *larger))
+            shapes.append((3, stated["slices"], *larger))
         try:
             given = [
                 torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu") for shape in shapes
@@ -373,7 +367,7 @@ def write_onnx(
         problem = f"its outputs differ by {difference:.1e} of the largest"
     raise ModelError(
         f"the network {type(model).__name__} cannot be exported to ONNX for windows of "
-        f"{description.slices} slices ({problem}); try another size with {option('tile')}, or "
+        f"{stated['slices']} slices ({problem}); try another size with {option('tile')}, or "
         f"{option('to', 'huggingface')}"
     )
 
@@ -637,7 +631,7 @@ def _average(model: Any, network: OnnxNetwork) -> None:
         *graph.node,
     ]
     opset = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
-    parts = {"num_outputs": 2} if opset >= NUMBERED_SPLIT else {}
+    parts: dict[str, Any] = {"num_outputs": 2} if opset >= NUMBERED_SPLIT else {}
     for output, kind in zip(outputs, network.types, strict=True):
         if kind not in TYPES:
             raise ModelError(
@@ -663,13 +657,7 @@ def _average(model: Any, network: OnnxNetwork) -> None:
 
 def _check(network: OnnxNetwork, beside: Path) -> float:
     """Return the mirror error of the new file, which must give the mean of the answers of the other."""
-    random = np.random.default_rng(0)
-    for side in SIDES:
-        y, x = (own or side for own in network.sides)
-        windows = random.random((2, network.slices or 3, y, x), np.float32)
-        with suppress(ModelError):
-            network(windows)
-            break
+    windows = _fitting_windows(network)
     mirrored = np.ascontiguousarray(windows[:, ::-1])
     mean = [
         one / 2 + other / 2
@@ -688,6 +676,18 @@ def _check(network: OnnxNetwork, beside: Path) -> float:
             f"{difference:.1e} from the mean; is the answer for one window independent of the others in its batch?"
         )
     return error
+
+
+def _fitting_windows(network: OnnxNetwork) -> NDArray[np.float32]:
+    """Return two windows of noise of a size that a network takes."""
+    random = np.random.default_rng(0)
+    sizes = (tuple(own or side for own in network.sides) for side in SIDES)
+    *others, last = (random.random((2, network.slices or 3, *size), np.float32) for size in sizes)
+    for windows in others:
+        with suppress(ModelError):
+            network(windows)
+            return windows
+    return last
 
 
 def _run(network: OnnxNetwork, windows: NDArray[np.float32]) -> list[NDArray[Any]]:

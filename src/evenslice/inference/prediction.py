@@ -19,9 +19,8 @@ import torch
 from torch.nn import functional
 
 from evenslice._core import ModelError, map_ahead, option
-from evenslice.inference.devices import SMALLER, to_device
-from evenslice.inference.ready_networks import ReadyNetwork
-from evenslice.networks import PROBABILITY, logits, predicted_classes
+from evenslice.inference.ready_networks import SMALLER, ReadyNetwork, to_device
+from evenslice.networks import logits, predicted_classes
 from evenslice.volumes import WindowGrid, check_tile, read_in_runs, slice_indices, tile_origins
 
 if TYPE_CHECKING:
@@ -166,12 +165,10 @@ class Predictor:
         if probabilities or output.shape[1] == 1:
             # Of one probability, above 0 everywhere, all would be foreground; of several, a softmax makes wrong ones.
             kind = self.network.probabilities(logits(returned), self.slices, tile)
-            if kind and output.shape[1] == 1:
-                raise ModelError(f"the network {self.network.name} {PROBABILITY}")
             if kind:
                 raise ModelError(
-                    f"the network {self.network.name} returns probabilities, where the logits of a softmax are needed; build "
-                    f"it without its last {kind}, or segment without {option('probabilities')}"
+                    f"the network {self.network.name} returns probabilities, where logits are needed; build it without its "
+                    f"last {kind}"
                 )
         return max(output.shape[1], 2)
 
@@ -239,7 +236,7 @@ class Predictor:
             planes = np.stack([plane for _, window, _ in chunk for plane in window])
             planes = planes.reshape(len(chunk), slices, *planes.shape[1:])
             outputs = _predict_planes(network, planes, rows, columns, batch)[..., rows.inner, columns.inner]
-            _refuse_nan(outputs, [(z, disturbed) for z, _, disturbed in chunk], volume)
+            _refuse_nan(outputs, chunk, volume)
             yield from zip(
                 (z for z, *_ in chunk), outputs if convert is None else convert(outputs), strict=True
             )
@@ -273,20 +270,20 @@ class Predictor:
             )
 
 
-def _refuse_nan(outputs: Tensor, places: Sequence[tuple[int, bool]], volume: Volume) -> None:
+def _refuse_nan(outputs: Tensor, shown: Sequence[tuple[int, Window, bool]], volume: Volume) -> None:
     """Raise ModelError for the first window with NaN among its logits, which would pass for class 0.
 
     Infinite logits are accepted: -inf is that of a class that a network rules out.
 
     Args:
         outputs: the logits (windows, classes, y, x).
-        places: the middle slice of each window, and whether it is disturbed.
+        shown: the middle slice of each window, the window, and whether it is disturbed.
         volume: the volume.
     """
     # Far cheaper than to look at each logit; but the sum of both infinities is NaN, too.
     for index in outputs.sum(dim=(1, 2, 3)).isnan().nonzero().flatten().tolist():
         if bool(outputs[index].isnan().any()):
-            z, disturbed = places[index]
+            z, _, disturbed = shown[index]
             raise ModelError(
                 f"the network returns NaN for {'a disturbed window of ' * disturbed}slice {z} of {volume.path}; "
                 "it has to return numbers, for a blank slice too"

@@ -100,7 +100,6 @@ if TYPE_CHECKING:
     Region = tuple[slice, slice, slice]
 
 
-FORMAT = 6
 CHUNK = 1024  # largest side of a chunk of the array, which is one slice deep
 LARGEST_REGION = 4 * CHUNK  # largest side of the part of a plane that is held at once
 BLOCK_VOXELS = 2**20  # a full batch; little is lost with a block that is not finished
@@ -258,7 +257,6 @@ class Job:
         """Everything that the result depends on."""
         stamp, content = modified(self.volume), fingerprint(self.volume)
         return {
-            "format": FORMAT,
             "network": self.identity,
             "volume": [self.volume.path, list(self.volume.shape), self.volume.reading, content],
             # The fingerprint of a large volume does not cover all of it.
@@ -339,8 +337,8 @@ def _parts(value: Any, seen: dict[int, Any]) -> Iterator[str]:
         kept = list(enumerate(value))
     elif isinstance(value, torch.nn.Module):
         yield value.extra_repr()
-        own = {"recurse": False}
-        kept = [*value.named_parameters(**own), *value.named_buffers(**own), *value.named_children()]
+        kept = [*value.named_parameters(recurse=False), *value.named_buffers(recurse=False)]
+        kept += value.named_children()
         kept.append(("settings", dict(vars(value))))
     elif callable(value):
         function = getattr(value, "__func__", value)  # of a method

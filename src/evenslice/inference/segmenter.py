@@ -157,6 +157,7 @@ def open_segmenter(
 
 
 MOST_METADATA = 2**24  # characters
+DAMAGED: tuple[type[Exception], ...] = (ConfigError, *UNREADABLE)
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
@@ -189,11 +190,7 @@ def stated_reading(spec: str, weights: str | None) -> tuple[Reading | None, tupl
             return None, None
         crop = None if spec == ONNX else stated.get("crop")
         return Reading.from_plain(stated), None if crop is None else check_tile(crop, "crop")
-    except (ConfigError, *UNREADABLE) as error:
-        if isinstance(error, OSError) and error.strerror:
-            raise ModelError(
-                f"{place}: cannot be read ({error.strerror}); check the path, or that you may read it"
-            ) from error
+    except DAMAGED as error:
         raise ModelError(
             f"{place}: its description of how it reads volumes is damaged ({reason(error)}); export the network again, or save "
             "it again"

@@ -44,7 +44,6 @@ from .volume import (
     in_plane as in_plane,
     read_in_runs as read_in_runs,
     reslice as reslice,
-    run_end as run_end,
     take_slices as take_slices,
 )
 from .windows import (
