@@ -462,30 +462,11 @@ def test_files_of_others_and_earlier_exports_are_kept(tmp_path):
     export(network, tmp_path / "a", to="huggingface")
     with pytest.raises(OutputError, match="holds another result"):
         export(network, tmp_path / "a", to="huggingface")
+    with pytest.raises(OutputError, match="another kind"):  # whose README would be lost
+        export(network, tmp_path / "a", to="bioimageio", tile=(32, 32), force=True)
     export(network, tmp_path / "a", to="huggingface", force=True)
     with pytest.raises(ModelError, match="has no record; call neutralize"):
         export(nn.Conv2d(3, 1, 1), tmp_path / "b", to="huggingface")
-
-
-@pytest.mark.slow
-def test_two_formats_that_share_a_name_do_not_mix_in_one_folder(tmp_path):
-    network = nn.Conv2d(3, 2, 3, padding=1).eval()
-    neutralize(network, 3, mean=0.4, std=0.2)
-    for first, second, document in [
-        ("huggingface", "bioimageio", "config.json"),
-        ("bioimageio", "huggingface", "rdf.yaml"),
-    ]:
-        folder = tmp_path / first
-        export(network, folder, to=first)
-        export(network, folder, to="onnx")  # which shares no name with them
-        readme = (folder / "README.md").read_text()
-        for force in (False, True):
-            with pytest.raises(
-                OutputError, match=f"another kind \\({document}\\), to which README.md belongs"
-            ):
-                export(network, folder, to=second, force=force)
-        assert (folder / "README.md").read_text() == readme
-        export(network, folder, to=first, force=True)
 
 
 @pytest.mark.parametrize(
@@ -573,17 +554,6 @@ READING = {
     "other_labels": "background",
     "ignore_label": 9,
 }
-
-
-@pytest.mark.slow
-def test_the_command_says_how_a_network_of_other_weights_reads_volumes(tmp_path):
-    """A file of plain weights states nothing, so that only the user can."""
-    torch.save(load_network("timm:test_resnet", "none").model.state_dict(), tmp_path / "weights.pt")
-    network = "--model timm:test_resnet --weights weights.pt --to huggingface --out out"
-    stated = "--plane y --ignore-label 9"
-    command(tmp_path, "export", *network.split(), *stated.split())
-    said = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert (said["plane"], said["ignore_label"]) == ("y", 9)
 
 
 def opened(*network, **reading):

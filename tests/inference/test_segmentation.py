@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-import threading
 from collections import Counter
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -28,8 +27,6 @@ from evenslice import (
     Reading,
     VolumeError,
     cli,
-    export,
-    load_onnx,
     neutralize,
     open_volume,
     save_network,
@@ -444,15 +441,3 @@ def test_the_segmentation_of_a_function_is_resumed_by_the_same_function_alone(
     assert len(begun) == 10 - 4
     monkeypatch.undo()
     np.testing.assert_array_equal(labels[...], segment(scaling(1.0), image, tmp_path / "right.npy")[...])
-
-
-@pytest.mark.slow
-def test_workers_segment_by_an_onnx_file_that_is_symmetrized(tmp_path, image):
-    model, compute = network().eval(), Compute(workers=1)
-    neutralize(model, 3, strategy="pretrained", mean=0, std=1)
-    export(model, tmp_path / "exported", to="onnx")
-    function = symmetrize(load_onnx(tmp_path / "exported" / "network.onnx"))
-    np.testing.assert_array_equal(segment(function, image, compute=compute), segment(function, image))
-    lock = threading.Lock()
-    with pytest.raises(ConfigError, match="cannot be sent to workers"):
-        segment(lambda windows: windows[:, :2] if lock else None, image, compute=compute)

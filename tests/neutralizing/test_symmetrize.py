@@ -637,7 +637,7 @@ def test_a_function_is_called_on_both():
 
 @pytest.mark.parametrize("options", [{"at": "encoder"}, {"size": (8, 8)}, {"outputs": dict}])
 def test_options_that_have_no_effect_on_a_function(options):
-    with pytest.raises(ModelError, match=f"{next(iter(options))}: has no effect"):
+    with pytest.raises(ModelError, match=f"{next(iter(options))}: has no effect on a function"):
         symmetrize(lambda images: images[:, 0], **options)
 
 

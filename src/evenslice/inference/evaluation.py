@@ -691,7 +691,7 @@ def evaluate(
         stress_slices: disturb the windows of at most this many slices, spread evenly over the volume; by default 60.
         slices: N, odd; by default as recorded by ``neutralize`` or stated by the function or the segmenter, else 3.
         surfaces: also compare surfaces, in volumes of up to 2**26 voxels.
-        tile: size (y, x) of the in-plane tiles, see ``evenslice.inference.prediction.predict``.
+        tile: size (y, x) of the in-plane tiles, see ``evenslice.inference.Predictor``.
         seed: random seed for the noise of noisy slices, 0 or more.
         reading: how the volume and the labels are read, by default as the segmenter says; with ``instances``, scores
             compare the objects, too.

@@ -34,7 +34,7 @@ from evenslice._core import (
     staged_folder,
 )
 from evenslice.inference.onnx_files import INPUT, open_session, quiet_libraries, write_onnx
-from evenslice.inference.ready_networks import frozen_copy, input_scaling, trial_windows
+from evenslice.inference.ready_networks import by_slice, frozen_copy, input_scaling, trial_windows
 from evenslice.inference.segmenter import Segmenter, as_segmenter
 from evenslice.networks import METADATA_KEY, input_multiple, input_size, logits, with_gradients
 from evenslice.neutralizing import record_of, save_network, symmetrized_at
@@ -180,7 +180,6 @@ def describe(segmenter: Segmenter, card: ModelCard, audits: Sequence[AuditResult
     if task == "segmentation":
         reading.labels.check_written()
     source = segmenter.source
-    found = [audit.to_dict() for audit in audits]
     return Description(
         task=task,
         slices=slices,
@@ -191,7 +190,7 @@ def describe(segmenter: Segmenter, card: ModelCard, audits: Sequence[AuditResult
         record=None if record is None else record.to_dict(),
         source=None if source is None else source.to_dict() | {"weights": None},  # a path on this machine
         card=card,
-        audits=tuple({key: item[key] for key in FINDING} for item in found),
+        audits=tuple({key: item[key] for key in FINDING} for item in (audit.to_dict() for audit in audits)),
     )
 
 
@@ -355,9 +354,7 @@ def write_bioimageio(
 def _preprocessed(voxels: NDArray[np.float32], description: Description) -> NDArray[np.float32]:
     """Compute what ``preprocessing`` of the description says."""
     low, high = description.reading.intensity or np.percentile(voxels, PERCENTILES).tolist()
-    mean, std = (
-        np.asarray(values, np.float32).reshape(1, -1, 1, 1) for values in (description.mean, description.std)
-    )
+    mean, std = (by_slice(values).numpy() for values in (description.mean, description.std))
     return ((Scaling(low, high)(voxels) - mean) / std).astype(np.float32)
 
 

@@ -472,7 +472,7 @@ class WholeNetwork(nn.Module):
         self.register_buffer("std", by_slice(std))
 
     def forward(self, windows: Tensor) -> Tensor:
-        """Return the logits of windows (batch, slices, y, x); a map gets the size of the windows, as in ``predict``."""
+        """Return the logits of windows (batch, slices, y, x); a map gets the size of the windows, as in ``Predictor``."""
         output = logits(self.network((windows - self.mean) / self.std if self.scales else windows)).float()
         if output.ndim == 4 and output.shape[2:] != windows.shape[2:]:
             output = functional.interpolate(
@@ -681,8 +681,10 @@ def _check(network: OnnxNetwork, beside: Path) -> float:
 def _fitting_windows(network: OnnxNetwork) -> NDArray[np.float32]:
     """Return two windows of noise of a size that a network takes."""
     random = np.random.default_rng(0)
-    sizes = (tuple(own or side for own in network.sides) for side in SIDES)
-    *others, last = (random.random((2, network.slices or 3, *size), np.float32) for size in sizes)
+    *others, last = (
+        random.random((2, network.slices or 3, *(own or side for own in network.sides)), np.float32)
+        for side in SIDES
+    )
     for windows in others:
         with suppress(ModelError):
             network(windows)

@@ -110,7 +110,6 @@ OVERLAP = 8
 
 BATCH_PIXELS, LARGEST_BATCH = 2**20, 16
 GPU_BATCH_PIXELS, LARGEST_GPU_BATCH = 2**23, 64
-MOST_AT_ONCE = 2**20  # windows; no memory holds more
 
 FEWER = f"{SMALLER} or {option('batch')}"
 
@@ -216,7 +215,7 @@ class Predictor:
         plane = volume.shape[1:]
         region = region or (slice(0, plane[0]), slice(0, plane[1]))
         tile = self.tile or cast("tuple[int, int]", self.for_planes(plane).tile)
-        batch = min(self.batch or _choose_batch(network, slices, tile), MOST_AT_ONCE)
+        batch = self.batch or _choose_batch(network, slices, tile)
         rows, columns = (_Tiling.of(*axis, network.device) for axis in zip(plane, tile, region, strict=True))
         windows = _windows(grid, centres, (rows.extent, columns.extent))
         given = (
@@ -291,7 +290,7 @@ def _refuse_nan(outputs: Tensor, shown: Sequence[tuple[int, Window, bool]], volu
 
 
 def _choose_batch(network: Network, slices: int, tile: tuple[int, int]) -> int:
-    """Return the number of windows per forward pass, see ``predict``."""
+    """Return the number of windows per forward pass, see ``Predictor``."""
     pixels = tile[0] * tile[1]
     if network.device.type != "cuda":
         return max(1, min(LARGEST_BATCH, BATCH_PIXELS // pixels))

@@ -135,8 +135,9 @@ def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
 NO_ENGINE = "unable to find an engine"
 """What PyTorch says where every algorithm of cuDNN fails: for want of memory as a rule, seldom as none suits the device."""
 
+CPU_ALLOCATOR = "DefaultCPUAllocator"
 OUT_OF_MEMORY = (
-    *("DefaultCPUAllocator", NO_ENGINE),
+    *(CPU_ALLOCATOR, NO_ENGINE),
     *("out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED"),
     *("Failed to allocate memory for requested buffer", "is smaller than requested bytes"),  # of onnxruntime
 )
@@ -163,7 +164,7 @@ def device_error(
     device: torch.device | None = None,
     *,
     what: str | None = None,
-    advice: str = f"{SMALLER} or {option('batch')}, {ELSEWHERE}",
+    advice: str | None = None,
 ) -> EvensliceError | None:
     """Return one line for what a device refuses; None for an error about what it was to compute.
 
@@ -181,6 +182,9 @@ def device_error(
     if out_of_memory(error):
         either = ", or cuDNN cannot compute this there" if NO_ENGINE in str(error) else ""
         what = what or reason(error).rstrip(".")
+        on_cpu = isinstance(error, MemoryError) or CPU_ALLOCATOR in str(error)
+        elsewhere = "or end what else uses it" if on_cpu else ELSEWHERE
+        advice = advice or f"{SMALLER} or {option('batch')}, {elsewhere}"
         return ModelError(f"the memory of the device has run out{either}: {what}; {advice}")
     failed = isinstance(error, RuntimeError) and any(part in str(error) for part in DEVICE_ERRORS)
     if device is None or not (failed or isinstance(error, torch.AcceleratorError)):
@@ -407,7 +411,6 @@ def _graph(root: Any) -> Iterator[Any]:
                 waiting.append(node)
 
 
-ANY_GPU = ("auto", "cuda")  # devices that are chosen anew by each process
 _MOVING = threading.Lock()
 FUSING_SIDE = 128  # pixels; batch norms are folded by passes on windows of about this size
 
@@ -659,7 +662,7 @@ class ReadyNetwork(ReadyModel):
         with _MOVING:  # a move that is under way ends first
             state, device = dict(vars(self)), self._device
         moved = device is not None and device.type != "cpu"
-        if moved or self._asked in ANY_GPU:
+        if moved or self._asked in ("auto", "cuda"):
             state |= {"_device": None, "batches": BatchSizes()}
         for kind in ("_modules", "_buffers") if moved else ():
             parts = {name: part for name, part in state[kind].items() if part is not None}

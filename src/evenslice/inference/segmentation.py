@@ -547,7 +547,7 @@ def segment(
         slices: N, odd; by default as recorded by ``neutralize`` or stated by the function or the segmenter, else 3.
         probabilities: write the probability of each class, float32 (class, z, y, x), instead of labels: the softmax of the
             logits, or the sigmoid of a single one.
-        tile: size (y, x) of the in-plane tiles, see ``predict``.
+        tile: size (y, x) of the in-plane tiles, see ``Predictor``.
         scratch: where to create the staging folder; by default beside the output, or in the system's folder for
             temporary files if the output is remote, where it is needed with ``scheduler``.
         force: overwrite existing output, and discard an interrupted run with other options.
@@ -627,10 +627,8 @@ def segment(
 
 def _write(job: Job, out: str | os.PathLike[str], *, force: bool, progress: bool | None) -> None:
     """Write the output from the staging folder, in the order of the volume's file."""
-    if job.values:
-        channels = [open_complete(job.array)]
-    else:
-        channels = [open_complete(job.array, select={"c": number}) for number in range(job.classes)]
+    selects = [None] if job.values else [{"c": number} for number in range(job.classes)]
+    channels = [open_complete(job.array, select=select) for select in selects]
     held = HELD_BYTES // len(
         channels
     )  # along another axis, each slice shares its chunks with very many others
@@ -653,14 +651,9 @@ def _write(job: Job, out: str | os.PathLike[str], *, force: bool, progress: bool
 
 def _open_channel(path: str | os.PathLike[str], number: int, shape: tuple[int, int, int]) -> Volume:
     """Open a channel of the written file: NIfTI calls its axis time, NumPy and HDF5 do not name it."""
-    ways: tuple[dict[str, Any], ...] = (
-        {"select": {"c": number}},
-        {"select": {"t": number}},
-        {"select": {"c": number}, "axes": "czyx"},
-    )
-    for way in ways:
+    for axes, axis in ((None, "c"), (None, "t"), ("czyx", "c")):
         with suppress(ConfigError, VolumeError):
-            channel = open_volume(path, **way)
+            channel = open_volume(path, axes=axes, select={axis: number})
             if channel.shape == shape:
                 return channel
     raise OutputError(f"{path}: was written but cannot be read back; check the disk")

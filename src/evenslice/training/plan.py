@@ -311,6 +311,8 @@ def _test_lines(plan: Plan) -> list[str]:
     slices = stressed_slices(plan.data.test, plan.config)
     if not slices:
         return []
+    # Each window is also shown reversed, and for each distance of its slices in twelve ways.
+    more = slices * (1 + 12 * (plan.config.model.slices // 2))
     return [
-        f"test: the windows of {slices} slices also disturbed, or without neighbours; training.stress: false leaves that out"
+        f"test: with {more} more windows that lack slices or are disturbed; training.stress: false leaves them out"
     ]
