@@ -170,17 +170,18 @@ def working_in(root: Path, out: str | os.PathLike[str]) -> Iterator[None]:
             target = output_location(out)
             if isinstance(target, Path):
                 remove_leftovers(target.parent, [target.name])
-            yield
-    except KeyboardInterrupt as error:
-        if _is_begun(root):
-            error.add_note(f"repeat the command to resume; what is finished is in {root}")
-        raise
+            try:
+                yield
+            except KeyboardInterrupt as error:
+                if _is_begun(root):
+                    error.add_note(f"repeat the command to resume; what is finished is in {root}")
+                raise
+            finally:
+                with suppress(OSError):  # of a disk that does not answer, who knows
+                    if not _is_begun(root):
+                        clear(root)
     finally:
-        with suppress(
-            OSError
-        ):  # of a disk that does not answer; or the folder is kept, as anything is left in it
-            if not _is_begun(root):
-                clear(root)
+        with suppress(OSError):  # it is kept if anything is left in it
             root.rmdir()
 
 
