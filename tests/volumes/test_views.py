@@ -22,11 +22,10 @@ from evenslice.volumes import (
     open_labels,
     read_in_runs,
     reslice,
-    run_end,
     take_slices,
 )
 from evenslice.volumes.read.zarr import ZarrSource
-from evenslice.volumes.volume import map_voxels
+from evenslice.volumes.volume import map_voxels, run_end
 
 STACK = np.random.default_rng(0).integers(0, 200, (12, 40, 48), dtype=np.uint8)
 AFFINE = np.array([[-0.5, 0, 0, 7], [0, 0.5, 0.1, 8], [0, 0, 3, 9], [0, 0, 0, 1.0]])

@@ -355,7 +355,7 @@ def _preprocessed(voxels: NDArray[np.float32], description: Description) -> NDAr
     """Compute what ``preprocessing`` of the description says."""
     low, high = description.reading.intensity or np.percentile(voxels, PERCENTILES).tolist()
     mean, std = (by_slice(values).numpy() for values in (description.mean, description.std))
-    return ((Scaling(low, high)(voxels) - mean) / std).astype(np.float32)
+    return np.asarray((Scaling(low, high)(voxels) - mean) / std, np.float32)
 
 
 def _document(description: Description, written: WrittenOnnx, channels: int) -> Any:
