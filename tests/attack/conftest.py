@@ -33,4 +33,4 @@ def command(command):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Let segmentations write blocks of two slices of 70 x 90 voxels."""
-    monkeypatch.setattr("evenslice.inference.segmentation_blocks.BLOCK_VOXELS", 2 * 70 * 90)
+    monkeypatch.setattr("evenslice.inference.segmentation.BLOCK_VOXELS", 2 * 70 * 90)

@@ -66,12 +66,12 @@ def replace_folder(path):
 
 
 CHANGED = {
-    "in place": ("image.npy", in_place, "has changed while it was segmented"),
+    "in place": ("image.npy", in_place, "has changed since its segmentation began"),
     "without a trace": ("image.npy", without_a_trace, "has changed since its segmentation began"),
     "in a part without fingerprint": (
         "large.npy",
         lambda path: in_place(path, slice(12, 14)),
-        "has changed while",
+        "has changed since",
     ),
     "disappears": ("image.npy", Path.unlink, "cannot be read as NumPy array"),
     "folder disappears": ("image.zarr", shutil.rmtree, "is missing and its folder has changed"),

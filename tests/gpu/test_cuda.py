@@ -23,6 +23,18 @@ from evenslice import Scaling, open_volume
 from evenslice.inference.devices import choose_device, choose_dtype, to_device
 from evenslice.inference.prediction import predict
 from evenslice.inference.ready_networks import ReadyNetwork
+from evenslice import (
+    Compute,
+    Reading,
+    Scaling,
+    audit,
+    evaluate,
+    neutralize,
+    open_volume,
+    segment,
+    symmetrize,
+)
+from evenslice.inference import Predictor, ReadyNetwork, to_device
 
 pytestmark = pytest.mark.cuda
 
@@ -33,7 +45,7 @@ INTENSITY = (-3, 3)
 
 def needs(dtype):
     """Skip where a GPU does not compute in a precision."""
-    if dtype == "bfloat16" and choose_dtype("auto", choose_device("cuda"), training=True) != torch.bfloat16:
+    if dtype == "bfloat16" and Compute(device="cuda").place(training=True)[1] != torch.bfloat16:
         pytest.skip("this GPU has no bfloat16")
 
 
@@ -51,7 +63,7 @@ def unet(volume):
     changes labels."""
     torch.manual_seed(0)
     model = smp.Unet("tu-tf_efficientnet_lite0", encoder_weights=None, classes=2)
-    record = evenslice.neutralize(model, slices=3, strategy="pretrained", mean=0.5, std=0.25)
+    record = neutralize(model, slices=3, strategy="pretrained", mean=0.5, std=0.25)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.3
@@ -71,17 +83,8 @@ def unet(volume):
 
 
 def audited(model, volume, **options):
-    return evenslice.audit(
-        model,
-        volume,
-        **by_name(
-            evenslice.audit,
-            reading=evenslice.Reading(intensity=INTENSITY),
-            sampling=evenslice.Sampling(max_windows=24, tile=(64, 64)),
-            compute=evenslice.Compute(batch=4, progress=False),
-            **options,
-        ),
-    )
+    given = {"intensity": INTENSITY, "max_windows": 24, "tile": (64, 64), "batch": 4, "progress": False}
+    return audit(model, volume, **by_name(audit, **given, **options))
 
 
 def biases(audit):
@@ -115,7 +118,7 @@ def test_audit_in_half_precision(unet, volume, dtype):
 @pytest.mark.parametrize("dtype", ["float32", *HALVES])
 def test_symmetrize_on_the_gpu(unet, volume, dtype):
     needs(dtype)
-    model = evenslice.symmetrize(copy.deepcopy(unet).to("cuda"))
+    model = symmetrize(copy.deepcopy(unet).to("cuda"))
     assert {parameter.device.type for parameter in model.parameters()} == {"cuda"}
     network = ReadyNetwork(model, slices=3, device="cuda", dtype=dtype)
     windows = to_device(np.stack([volume[:3], volume[2::-1]]), network.device)
@@ -125,16 +128,17 @@ def test_symmetrize_on_the_gpu(unet, volume, dtype):
     assert (given - mirrored).abs().max() <= bound * given.abs().max()
 
 
-def outputs(model, volume, device, dtype, **options):
-    network = ReadyNetwork(model, slices=3, device=device, dtype=dtype)
+def outputs(model, volume, device, *, batch=None, tile=None):
+    """Return the logits in float32, and the network that computed them."""
+    network = ReadyNetwork(model, slices=3, device=device)
     network.prepare(3, (64, 64))
-    found = predict(network, open_volume(volume), scaling=Scaling(*INTENSITY), slices=3, **options)
-    return torch.stack([output.cpu() for _, output in found])
+    found = Predictor(network, 3, tile=tile, batch=batch).predict(open_volume(volume), Scaling(*INTENSITY))
+    return torch.stack([output.cpu() for _, output in found]), network
 
 
 @pytest.mark.parametrize("tile", [None, (64, 64)])
 def test_predictions_in_float32_are_those_of_the_cpu(unet, volume, tile):
-    right, found = (outputs(unet, volume[:8], device, "float32", tile=tile) for device in ("cpu", "cuda"))
+    right, found = (outputs(unet, volume[:8], device, tile=tile)[0] for device in ("cpu", "cuda"))
     assert (found - right).abs().max() <= 1e-4 * right.abs().max()
 
 
@@ -142,12 +146,12 @@ def test_predictions_in_float32_are_those_of_the_cpu(unet, volume, tile):
 def test_segment_gives_the_same_labels(unet, volume, tmp_path, dtype):
     needs(dtype)
     right, found = (
-        evenslice.segment(
+        segment(
             unet,
             volume,
             tmp_path / f"{device}.npy",
-            reading=evenslice.Reading(intensity=INTENSITY),
-            compute=evenslice.Compute(device=device, dtype=precision, progress=False),
+            reading=Reading(intensity=INTENSITY),
+            compute=Compute(device=device, dtype=precision, progress=False),
         )[:]
         for device, precision in (("cpu", "float32"), ("cuda", dtype))
     )
@@ -169,41 +173,35 @@ def test_a_segmentation_begun_on_the_cpu_goes_on_on_the_gpu(unet, volume, tmp_pa
             return self.model(windows)
 
     large = np.concatenate([volume] * 4)
-    options = {"intensity": INTENSITY, "batch": 16, "dtype": "float32", "progress": False}
+
+    def segmented(name, device):
+        options = {
+            "intensity": INTENSITY,
+            "batch": 16,
+            "dtype": "float32",
+            "progress": False,
+            "device": device,
+        }
+        return segment(Stops(), large, tmp_path / name, **by_name(segment, **options))[:]
+
     with pytest.raises(KeyboardInterrupt):
-        evenslice.segment(
-            Stops(),
-            large,
-            tmp_path / "labels.npy",
-            **by_name(evenslice.segment, compute=evenslice.Compute(device="cpu"), **options),
-        )
+        segmented("labels.npy", "cpu")
     Stops.left = -1
-    found = evenslice.segment(
-        Stops(),
-        large,
-        tmp_path / "labels.npy",
-        **by_name(evenslice.segment, compute=evenslice.Compute(device="cuda"), **options),
-    )[:]
+    found = segmented("labels.npy", "cuda")
     assert Stops.left == -1 - 3 - 7  # the first block is not computed again
-    right = evenslice.segment(
-        Stops(),
-        large,
-        tmp_path / "right.npy",
-        **by_name(evenslice.segment, compute=evenslice.Compute(device="cuda"), **options),
-    )[:]
-    assert (found == right).mean() >= 0.999
+    assert (found == segmented("right.npy", "cuda")).mean() >= 0.999
 
 
 def test_evaluate_with_stress(unet, volume):
     labels = (volume > 0.8).astype(np.uint8)
     right, found = (
-        evenslice.evaluate(
+        evaluate(
             unet,
             volume,
             labels,
-            reading=evenslice.Reading(intensity=INTENSITY),
+            reading=Reading(intensity=INTENSITY),
             stress=True,
-            compute=evenslice.Compute(device=device, dtype="float32", progress=False),
+            compute=Compute(device=device, dtype="float32", progress=False),
             surfaces=False,
         )
         for device in ("cpu", "cuda")
@@ -242,26 +240,16 @@ def test_memory_that_runs_out_halves_the_batch(unet, volume):
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    right = outputs(unet, large, "cuda", "float32", batch=1)
+    right, _ = outputs(unet, large, "cuda", batch=1)
     each = torch.cuda.max_memory_allocated() - before
     with memory_of(4 * each):
-        network = ReadyNetwork(unet, slices=3, device="cuda", dtype="float32")
-        network.prepare(3, (64, 64))
-        found = torch.stack(
-            [
-                output.cpu()
-                for _, output in predict(
-                    network, open_volume(large), scaling=Scaling(*INTENSITY), slices=3, batch=16
-                )
-            ]
-        )
+        found, network = outputs(unet, large, "cuda", batch=16)
     assert max(network.batches._most.values()) < 16
     assert (found - right).abs().max() <= 1e-4 * right.abs().max()
 
 
-@pytest.mark.parametrize("workers", [2])
-def test_workers_share_a_gpu(unet, volume, workers):
+def test_workers_share_a_gpu(unet, volume):
     alone, shared = (
-        audited(unet, volume, device="cuda", dtype="float32", workers=number) for number in (None, workers)
+        audited(unet, volume, device="cuda", dtype="float32", workers=number) for number in (None, 2)
     )
     assert np.abs(shares(alone) - shares(shared)).max() < 1e-5

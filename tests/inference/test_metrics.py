@@ -13,6 +13,10 @@ from evenslice import ConfigError, ModelError, Scaling, open_volume
 from evenslice._core.files import json_text
 from evenslice.inference.scoring import evaluate_parts, object_scores, surface_scores
 from evenslice.volumes.labels import ClassIndex, LabelledVolume
+from evenslice import Compute, ModelError, Reading, Scaling, evaluate, open_volume
+from evenslice.inference import Predictor, ReadyNetwork, evaluate_parts
+from evenslice.inference.evaluation import object_scores, surface_scores
+from evenslice.volumes import ClassIndex, LabelledVolume
 
 
 class Levels(nn.Module):
@@ -26,25 +30,17 @@ class Levels(nn.Module):
         return -((windows[:, 1:2] - self.levels) ** 2)
 
 
-def part(predicted, labels, classes, name="volume", **options):
+def part(predicted, labels, classes, **options):
     """A part of which `Levels` predicts the given classes."""
-    image = predicted.astype(np.float32)
-    return LabelledVolume(
-        name=name,
-        volume=open_volume(image, **options),
-        labels=open_volume(labels.astype(np.int64)),
-        scaling=Scaling(0, classes - 1),
-        index=ClassIndex(np.bincount(labels.ravel(), minlength=classes), ()),
-    )
+    volumes = open_volume(predicted.astype(np.float32), **options), open_volume(labels.astype(np.int64))
+    index = ClassIndex(np.bincount(np.maximum(labels, 0).ravel(), minlength=classes), ())
+    return LabelledVolume("volume", *volumes, Scaling(0, classes - 1), index)
 
 
-def scores(*pairs, classes=3, **options):
-    parts = [part(*pair, classes, name=f"volume {i}") for i, pair in enumerate(pairs)]
-    return evaluate_parts(Levels(classes), parts, classes=classes, device="cpu", **options)
-
-
-def random_classes(seed, shape=(4, 16, 20), classes=3):
-    return np.random.default_rng(seed).integers(classes, size=shape)
+def scores(*parts, classes=3, **options):
+    parts = [part(*item, classes) if isinstance(item, tuple) else item for item in parts]
+    predictor = Predictor(ReadyNetwork(Levels(classes), slices=3, device="cpu"), 3)
+    return evaluate_parts(predictor, parts, classes=options.pop("asked", classes), **options)
 
 
 def ball(radius, shape=(24, 24, 24), shift=0):
@@ -53,17 +49,18 @@ def ball(radius, shape=(24, 24, 24), shift=0):
 
 
 def test_overlap_by_its_definition():
-    predicted, labels = random_classes(0), random_classes(1)
-    found = scores((predicted, labels))
+    predicted, labels = (np.random.default_rng(seed).integers(3, size=(4, 16, 20)) for seed in (0, 1))
+    reading = Reading(intensity=(0, 2))
+    found = evaluate(Levels(3), predicted, labels, reading=reading, compute=Compute(device="cpu"))
+    (volume,) = found.scores.volumes
     for c in range(3):
         both = ((predicted == c) & (labels == c)).sum()
         sizes = (predicted == c).sum() + (labels == c).sum()
-        assert found.volumes[0].dice[c] == pytest.approx(2 * both / sizes)
-        assert found.volumes[0].iou[c] == pytest.approx(both / (sizes - both))
-        assert found.volumes[0].confusion[c].sum() == (labels == c).sum()
-        assert found.volumes[0].confusion[:, c].sum() == (predicted == c).sum()
-    assert found.mean_dice == pytest.approx(found.volumes[0].dice[1:].mean())
-    assert found.mean_iou == pytest.approx(found.volumes[0].iou[1:].mean())
+        assert volume.dice[c] == pytest.approx(2 * both / sizes)
+        assert volume.iou[c] == pytest.approx(both / (sizes - both))
+        assert volume.confusion[c].sum() == (labels == c).sum()
+        assert volume.confusion[:, c].sum() == (predicted == c).sum()
+    assert (found.dice, found.iou) == pytest.approx((volume.dice[1:].mean(), volume.iou[1:].mean()))
 
 
 def test_volumes_are_averaged_and_absent_classes_left_out():
@@ -71,17 +68,12 @@ def test_volumes_are_averaged_and_absent_classes_left_out():
     found = scores((ones, ones), (zeros, ones), (zeros, zeros))
     assert np.isnan(found.volumes[2].dice[1])
     document = found.to_dict()
-    assert document["dice"]["per_class"][:2] == [
-        0.5,
-        0.5,
-    ]  # class 0: absent, 0 and 1; class 1: 1, 0 and absent
-    assert np.isnan(document["dice"]["per_class"][2])  # a class that no volume has
+    # Class 0: absent, 0 and 1; class 1: 1, 0 and absent; class 2: in no volume.
+    np.testing.assert_array_equal(document["dice"]["per_class"], [0.5, 0.5, np.nan])
     assert document["dice"]["mean"] == found.mean_dice == 0.5
     assert np.sum(document["confusion"]) == 3 * 3 * 64
-    assert [volume["name"] for volume in document["volumes"]] == ["volume 0", "volume 1", "volume 2"]
-    text = json.loads(json_text(document))
-    assert text["dice"]["per_class"][2] is None
-    assert text["adapted_rand_error"] is None
+    assert len(document["volumes"]) == 3
+    assert np.isnan(document["adapted_rand_error"])
 
 
 @pytest.mark.slow
@@ -96,43 +88,60 @@ def test_surfaces_agree_with_monai(seed, spacing):
         for _ in range(2)
     )
     onehot = [torch.from_numpy(np.stack([~mask, mask])[None]) for mask in (predicted, labels)]
-    hd95, dice, wide = surface_scores(labels, predicted, spacing)
     limit = max(spacing[1:])
-    expected = compute_hausdorff_distance(*onehot, percentile=95, spacing=spacing).item()
-    assert hd95 == pytest.approx(expected, rel=1e-5)
-    assert dice == pytest.approx(compute_surface_dice(*onehot, [limit], spacing=spacing).item(), rel=1e-5)
-    expected = compute_surface_dice(*onehot, [3 * limit], spacing=spacing).item()
-    assert wide == pytest.approx(expected, rel=1e-5)
+    expected = (
+        compute_hausdorff_distance(*onehot, percentile=95, spacing=spacing).item(),
+        compute_surface_dice(*onehot, [limit], spacing=spacing).item(),
+        compute_surface_dice(*onehot, [3 * limit], spacing=spacing).item(),
+    )
+    assert surface_scores(labels, predicted, spacing) == pytest.approx(expected, rel=1e-5)
+
+
+NOTHING, DIAGONAL = np.zeros((24, 24, 24), bool), 24 * np.sqrt(3)
+
+
+@pytest.mark.parametrize(
+    ("masks", "spacing", "expected"),
+    [
+        ((ball(6), ball(6)), (1, 1, 1), (0, 1, 1)),
+        ((ball(6), NOTHING), (1, 1, 1), (DIAGONAL, 0, 0)),
+        ((NOTHING, ball(6)), (1, 1, 1), (DIAGONAL, 0, 0)),
+        ((NOTHING, ball(6)), (4, 3, 0), (24 * 5, 0, 0)),
+        ((NOTHING, NOTHING), (1, 1, 1), (np.nan,) * 3),
+    ],
+)
+def test_surfaces_that_are_the_same_or_not_there(masks, spacing, expected):
+    assert surface_scores(*masks, spacing=spacing) == pytest.approx(expected, nan_ok=True)
 
 
 def test_surfaces_of_shifted_balls():
-    assert surface_scores(ball(6), ball(6)) == (0, 1, 1)
     hd95, dice, _ = surface_scores(ball(6), ball(6, shift=2), spacing=(9, 9, 3))
     assert 3 < hd95 <= 6  # two voxels of 3 along x
     assert dice == 1  # within the tolerance, the voxel's 9 along y
-    assert surface_scores(ball(6), ball(6, shift=2), spacing=(9, 3, 3))[1] < 1  # beyond one voxel of 3
-    assert surface_scores(ball(6), ball(6, shift=2), spacing=(9, 3, 3))[2] == 1  # within three
+    _, dice, wide = surface_scores(ball(6), ball(6, shift=2), spacing=(9, 3, 3))
+    assert dice < 1 == wide  # beyond one voxel of 3, and within three
 
 
-def test_surfaces_of_what_is_not_there():
-    nothing = np.zeros((24, 24, 24), bool)
-    diagonal = pytest.approx(24 * np.sqrt(3))
-    assert surface_scores(ball(6), nothing) == (diagonal, 0, 0)
-    assert surface_scores(nothing, ball(6)) == (diagonal, 0, 0)
-    assert surface_scores(nothing, ball(6), spacing=(4, 3, 0))[0] == 24 * 5
-    assert np.isnan(surface_scores(nothing, nothing)).all()
+@pytest.mark.parametrize("unit", [1, 1.2, 0.3, 10])
+def test_surface_dice_is_the_same_in_every_unit(unit):
+    """Three steps of 1.2 are 3.5999999999999996 where a sum of them is 3.6."""
+    labels = np.zeros((20, 30, 30), bool)
+    labels[5:12, 5:20, 5:20] = True
+    found = surface_scores(np.roll(labels, 1, axis=0), labels, (3 * unit, unit, unit))
+    assert (found[0], found[2]) == (pytest.approx(3 * unit), 1)
 
 
-def test_surfaces_of_a_volume_use_its_spacing():
+def test_surfaces_use_the_spacing_of_a_volume_and_distances_in_different_units_have_no_mean():
     masks = ball(6, shift=2).astype(int), ball(6).astype(int)
-    plain = part(*masks, 2)
-    spaced = part(*masks, 2, spacing=(50, 4, 4), unit="nm")
-    found = evaluate_parts(Levels(2), [plain, spaced], classes=2, device="cpu")
+    parts = [part(*masks, 2), part(*masks, 2, spacing=(50, 4, 4), unit="nm")]
+    found = scores(*parts, classes=2)
     first, second = found.volumes
     assert (first.unit, second.unit, second.spacing) == ("voxel", "nm", (50, 4, 4))
-    assert second.hd95[1] == surface_scores(masks[1], masks[0], (50, 4, 4))[0]
-    assert second.hd95[1] > first.hd95[1]
+    assert second.hd95[1] == surface_scores(masks[1], masks[0], (50, 4, 4))[0] > first.hd95[1]
     assert np.isnan(first.hd95[0])
+    document = found.to_dict()
+    assert np.isnan(document["hd95"]["mean"])
+    assert document["surface_dice"]["mean"] > 0
 
 
 def lattice(period=8, size=64, thick=1):
@@ -142,45 +151,32 @@ def lattice(period=8, size=64, thick=1):
     return mask
 
 
-@pytest.mark.parametrize("unit", [1, 1.2, 0.7, 0.3, 10])
-def test_surface_dice_is_the_same_in_every_unit(unit):
-    """Three steps of 1.2 are 3.5999999999999996 where a sum of them is 3.6."""
-    labels = np.zeros((20, 30, 30), bool)
-    labels[5:12, 5:20, 5:20] = True
-    found = surface_scores(np.roll(labels, 1, axis=0), labels, (3 * unit, unit, unit))
-    assert found[2] == 1
-    assert found[0] == pytest.approx(3 * unit)
-
-
-def test_objects_that_are_found_again():
-    assert object_scores(lattice(), lattice()) == (0, 0, 0)
-    thick = np.roll(lattice(thick=3), -1, axis=(0, 1))  # the same cells between thicker membranes
-    error, split, merge = object_scores(lattice(), thick)
-    assert error == pytest.approx(0)
-    assert split == merge == 0
-
-
-def test_objects_that_are_merged_or_split():
-    error, split, merge = object_scores(lattice(), lattice(16))  # four cells become one
-    assert error > 0.5
-    assert (split, merge) == (pytest.approx(0, abs=0.1), pytest.approx(2, abs=0.1))
-    error, split, merge = object_scores(lattice(16), lattice())
-    assert error > 0.5
-    assert split == pytest.approx(2, abs=0.15)
-    assert merge == pytest.approx(0, abs=0.1)
+@pytest.mark.parametrize(
+    ("labels", "predicted", "wrong", "split", "merge"),
+    [
+        (lattice(), lattice(), False, 0, 0),
+        # The same cells between thicker membranes.
+        (lattice(), np.roll(lattice(thick=3), -1, axis=(0, 1)), False, 0, 0),
+        (lattice(), lattice(16), True, 0, 2),  # four cells become one
+        (lattice(16), lattice(), True, 2, 0),
+    ],
+)
+def test_objects_are_merged_split_or_found_again(labels, predicted, wrong, split, merge):
+    error, *parts = object_scores(labels, predicted)
+    assert parts == pytest.approx((split, merge), abs=0.15)
+    assert error > 0.5 if wrong else error == pytest.approx(0)
 
 
 def test_ignored_pixels_join_no_objects():
     labels = np.zeros((3, 8, 12), np.int64)
     labels[:, :, 4] = 1
     nothing = np.zeros_like(labels)
-    whole = scores((nothing, labels), classes=2, boundaries=True, surfaces=False).volumes[0].objects
+    options = {"classes": 2, "boundaries": True, "surfaces": False}
+    whole = scores((nothing, labels), **options).volumes[0].objects
     labels[:, 6:] = -1  # as if two objects met where nobody looked
-    rest = part(nothing, np.maximum(labels, 0), 2)
-    rest = replace(rest, labels=open_volume(labels))
-    found = evaluate_parts(Levels(2), [rest], classes=2, device="cpu", boundaries=True, surfaces=False)
-    np.testing.assert_allclose(found.volumes[0].objects, whole, atol=0.02)
-    assert found.volumes[0].objects[2] == pytest.approx(whole[2])  # both are merged
+    found = scores((nothing, labels), **options).volumes[0].objects
+    np.testing.assert_allclose(found, whole, atol=0.02)
+    assert found[2] == pytest.approx(whole[2])  # both are merged
 
 
 def test_boundaries_of_a_volume():
@@ -188,11 +184,10 @@ def test_boundaries_of_a_volume():
     predicted = labels.copy()
     predicted[2] = 0
     found = scores((predicted, labels), classes=2, boundaries=True, surfaces=False)
-    expected = np.array(object_scores(lattice(), predicted[2])) / 4
-    np.testing.assert_allclose(found.volumes[0].objects, expected, atol=1e-12)
-    document = found.to_dict()
-    assert document["adapted_rand_error"] == pytest.approx(expected[0])
-    assert document["variation_of_information"]["merge"] == pytest.approx(expected[2])
+    error, _, merge = np.array(object_scores(lattice(), predicted[2])) / 4
+    document = json.loads(json.dumps(found.to_dict()))
+    assert document["adapted_rand_error"] == pytest.approx(error)
+    assert document["variation_of_information"]["merge"] == pytest.approx(merge)
     assert np.isnan(found.volumes[0].hd95).all()
 
 
@@ -203,27 +198,13 @@ def test_a_class_that_the_slices_looked_at_miss_has_one_more():
     held = replace(part(labels, labels, 3), index=ClassIndex(np.bincount(labels.ravel()), positions))
 
     def seen(most):
-        options = {"surfaces": False, "most_slices": most, "device": "cpu"}
-        return evaluate_parts(Levels(3), [held], classes=3, **options).volumes[0].confusion.diagonal()
+        return scores(held, surfaces=False, most_slices=most).volumes[0].confusion.diagonal()
 
     assert seen(1).tolist() == [64 // 2, 64, 64 // 2]  # the middle slice, and that with most of class 2
     assert seen(9).tolist() == np.bincount(labels.ravel()).tolist()
 
 
-def test_distances_in_different_units_have_no_mean():
-    masks = ball(6, shift=2).astype(int), ball(6).astype(int)
-    parts = [part(*masks, 2), part(*masks, 2, spacing=(5, 5, 5), unit="nm")]
-    found = evaluate_parts(Levels(2), parts, classes=2, device="cpu").to_dict()
-    assert np.isnan(found["hd95"]["mean"])
-    assert found["volumes"][1]["hd95"][1] == 5 * found["volumes"][0]["hd95"][1]
-    assert found["surface_dice"]["mean"] > 0
-
-
-def test_wrong_options_are_refused():
-    labels = random_classes(0)
-    with pytest.raises(ModelError, match=r"gives 3 classes, the labels have 4; build it with classes=4"):
-        evaluate_parts(Levels(3), [part(labels, labels, 3)], classes=4, device="cpu")
-    with pytest.raises(ConfigError, match="at least one"):
-        evaluate_parts(Levels(3), [], classes=3)
-    with pytest.raises(ConfigError, match="most_slices=5"):
-        evaluate_parts(Levels(3), [part(labels, labels, 3)], classes=3, most_slices=5)
+def test_another_number_of_classes_is_refused():
+    labels = np.zeros((4, 8, 8), int)
+    with pytest.raises(ModelError, match="gives 3 classes, the labels have 4"):
+        scores((labels, labels), asked=4)

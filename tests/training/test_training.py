@@ -562,8 +562,8 @@ def test_a_loss_that_is_no_longer_finite_ends_the_run(folder, tmp_path):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory."), "run out .*training.crop, or set training.dtype"),
-        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "run out .*training.crop"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "run out.*training.crop, or set training.dtype"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "run out.*training.crop"),
         (torch.AcceleratorError("CUDA error: no kernel image is available"), "^training.accelerator: cpu"),
     ],
 )

@@ -27,7 +27,6 @@ from torch.overrides import TorchFunctionMode
 
 from evenslice._core import ConfigError, ModelError, check_known, option
 from evenslice.inference import (
-    BatchSizes,
     BlackBox,
     ReadyNetwork,
     holds_probabilities,
@@ -603,7 +602,8 @@ def attribute(
             batch, or the output has no gradient, which all methods but "occlusion" need; or the memory of the device is
             too small for a single window.
 
-    Where memory runs out, windows are attributed in smaller batches, and methods that draw samples draw others.
+    Where the memory of a ``ReadyNetwork`` runs out, windows are attributed in smaller batches, and methods that draw samples
+    draw others.
 
     Example: the attribution of a network that is linear in its slices is its weights.
         >>> weights = torch.tensor([1.0, -2.0, 1.0]).view(1, 3, 1, 1)
@@ -615,14 +615,15 @@ def attribute(
     """
     chosen = baseline or BASELINES.get(method, "gray")
     network = score.module
-    batches = network.batches if isinstance(network, ReadyNetwork | BlackBox) else BatchSizes()
 
     def compute(part: slice) -> Attributed:
         with reproducible(windows.device, seed):
             found = _explain(method, score.at(part), windows[part].detach(), chosen)
         return Attributed(found.attribution.detach().float(), found.output)
 
-    parts = batches.run(compute, len(windows), (method, *windows.shape[1:]))
+    if not isinstance(network, ReadyNetwork | BlackBox):
+        return compute(slice(len(windows)))
+    parts = network.batches.run(compute, len(windows), (method, *windows.shape[1:]))
     return Attributed(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 

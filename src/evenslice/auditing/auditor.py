@@ -55,14 +55,12 @@ from evenslice.inference import (
     SMALLER,
     BlackBox,
     Compute,
-    Disturbances,
+    Predictor,
     ReadyNetwork,
     Segmenter,
-    StressedVolume,
     as_segmenter,
     make_ready,
     reporting_device_errors,
-    stress,
     to_device,
 )
 from evenslice.networks import (
@@ -83,6 +81,7 @@ from evenslice.results import (
     Measurements,
     Tolerances,
     ask,
+    measure_stress,
     summarize,
 )
 from evenslice.volumes import (
@@ -110,7 +109,7 @@ if TYPE_CHECKING:
 
     from evenslice.auditing.attribution import Function, Target
     from evenslice.neutralizing import Record
-    from evenslice.volumes import Volume, VolumeLike
+    from evenslice.volumes import Scaling, Volume, VolumeLike
 
 
 AHEAD = 1  # batches that are read while one is measured; those of an audit that stops are read for nothing
@@ -262,7 +261,8 @@ def audit(
     refuse_repeated(volumes)
     stored = None if labels is None else open_labels(labels, volumes)
     asked = segmenter.crop if sampling.tile is None else check_tile(sampling.tile)
-    tile = asked or choose_tile(model, volumes)
+    network = make_ready(model, slices, compute, outputs=outputs)
+    tile = asked or choose_tile(network, volumes)
     smallest = (min(item.shape[1] for item in volumes), min(item.shape[2] for item in volumes))
     margin = inner_margin(smallest, tile)
     grids = [
@@ -279,7 +279,6 @@ def audit(
         for item, way in zip(volumes, readings, strict=True)
     ]
     place = None if sampling.explain is None else _place(grids[0], sampling.explain)
-    network = make_ready(model, slices, compute, outputs=outputs)
     returned = network.prepare(slices, tile)
     understood = understand(
         network,
@@ -292,8 +291,6 @@ def audit(
     )
     opened = [read.labels.class_volume(item, count_classes(returned)) for item in stored or ()]
     stressed = stressed_volumes(returned, grids, opened) if sampling.stress and opened and slices > 1 else []
-    # All ways of showing their windows are no more than an audit may read, but of one slice.
-    most_stressed = min(STRESSED_SLICES, max(1, sampling.max_windows // len(Disturbances(max(slices, 3)))))
     for part in opened:  # so that a value of no class is found before anything is computed
         if part.size <= MOST_CHECKED and not isinstance(part.location, str):  # which is an address
             held = read_in_runs(part, len(part), CHECKED_BYTES)
@@ -314,14 +311,11 @@ def audit(
     found = read_until_settled(sample, explainer, tolerances, compute)
     lost = None
     if stressed:
-        lost = stress(
-            network,
+        lost = measure_stress(
+            Predictor(network, slices, read.step, asked, compute.batch),
             stressed,
-            slices=slices,
-            step=read.step,
-            most_slices=most_stressed,
-            tile=asked,
-            batch=compute.batch,
+            most_slices=STRESSED_SLICES,
+            most_windows=sampling.max_windows,
             seed=sampling.seed,
             progress=compute.progress,
         ).summary()
@@ -429,7 +423,7 @@ def _kernels(model: nn.Module | Function, record: Record | None) -> tuple[StemKe
 
 def stressed_volumes(
     returned: Any, grids: Sequence[WindowGrid], labels: Sequence[Volume]
-) -> list[StressedVolume]:
+) -> list[tuple[Volume, Scaling, Volume]]:
     """Return what the stress test predicts: of each volume the middle of its slices, with its labels.
 
     Args:
@@ -450,7 +444,7 @@ def stressed_volumes(
     classes = max(output.shape[1], 2)
     known = LabelValues(ignore_label=LabelValues.IGNORED)
     return [
-        StressedVolume(take_middle(grid.volume), grid.scaling, known.class_volume(take_middle(part), classes))
+        (take_middle(grid.volume), grid.scaling, known.class_volume(take_middle(part), classes))
         for grid, part in zip(grids, labels, strict=True)
     ]
 

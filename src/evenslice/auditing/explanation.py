@@ -12,7 +12,8 @@ from torch.nn import functional
 from evenslice._core import ConfigError, option, whole_number
 from evenslice.auditing.attribution import Score, attribute, choose_method, parse_target, understand
 from evenslice.auditing.sampling import corner_of
-from evenslice.inference import Compute, Segmenter, as_segmenter, keep_sides, make_ready
+from evenslice.auditing.targets import Score, parse_target, understand
+from evenslice.inference import Compute, Segmenter, as_segmenter, make_ready
 from evenslice.report import explanation_html, map_line, map_shares
 from evenslice.volumes import Reading, WindowGrid, check_tile
 
@@ -156,14 +157,7 @@ def explain(
     plane = volume.shape[1:]
     mask = _check_region(region, plane)
     tile = tile or segmenter.crop
-    tile = tile or network.tile
-    if tile is None:
-        # All of the plane, or a part of it, in multiples of what the network needs.
-        multiple = network.multiple
-        largest = max(LARGEST_PART // multiple, 1) * multiple
-        height, width = (min(-(-length // multiple) * multiple, largest) for length in plane)
-        tile = keep_sides(model, (height, width))
-    tile = check_tile(tile)
+    tile = check_tile(tile) if tile else network.accepted(_part_size(plane, network.multiple))
     y, x = corner_of("at", at or _middle(mask), tile, plane)
     scaling = reading.fit_scaling(volume)
     grid = WindowGrid(volume, scaling, slices, tile, reading.step, edge="reflect")

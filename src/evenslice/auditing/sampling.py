@@ -16,18 +16,17 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
 
 from evenslice._core import ConfigError, map_ahead, option, whole_number
-from evenslice.inference import keep_sides
-from evenslice.networks import input_sizes
-from evenslice.volumes import WindowGrid, check_tile
+from evenslice.auditing.options import FIRST
+from evenslice.volumes import WindowGrid, fit_tile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
+    from evenslice.inference import BlackBox, ReadyNetwork
     from evenslice.volumes import Volume
 
 FIRST = 40  # windows before which an audit does not end by default; fewer may be the most
@@ -199,15 +198,10 @@ def corner_of(
     )
 
 
-def choose_tile(model: nn.Module | Callable[[Any], Any], volumes: list[Volume]) -> tuple[int, int]:
+def choose_tile(network: ReadyNetwork | BlackBox, volumes: list[Volume]) -> tuple[int, int]:
     """Return the tile (y, x) that a network or function insists on, or one that fits the smallest volume."""
-    network = model if isinstance(model, nn.Module) else None
-    fixed, multiple = (getattr(model, "tile", None), 32) if network is None else input_sizes(network)
-    if fixed is not None:
-        return check_tile(fixed)
     smallest = (min(volume.shape[1] for volume in volumes), min(volume.shape[2] for volume in volumes))
-    tile = fit_tile(smallest, multiple=multiple)
-    return tile if network is not None else keep_sides(model, tile)
+    return network.accepted(fit_tile(smallest, multiple=network.multiple))
 
 
 def next_look(windows: int) -> int:

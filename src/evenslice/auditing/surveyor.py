@@ -35,8 +35,10 @@ from evenslice._core import (
     whole_number,
 )
 from evenslice.auditing.auditor import audit
+from evenslice.auditing.documents import Survey
+from evenslice.auditing.options import Sampling
 from evenslice.auditing.sampling import Sampling
-from evenslice.inference import Compute, choose_device
+from evenslice.inference import Compute
 from evenslice.neutralizing import current_kernels, find_strategy, load_network
 from evenslice.report import html_of, survey_csv, write_survey_report
 from evenslice.results import Interval, SurveyedNetwork, SurveyResult, SurveyRun, student_interval
@@ -203,7 +205,7 @@ def survey(  # all but the networks have defaults and names
         for name, value, least in (("windows", windows, 2), ("draws", draws, 1), ("seed", seed, 0))
     )
     compute.refuse("workers", "scheduler")
-    choose_device(compute.device)  # raises if it is not there, of which otherwise every network would tell
+    compute.place()  # raises if it is not there, of which otherwise every network would tell
     if slices is not None:
         find_strategy("pretrained", slices)  # raises if the number of slices is not valid
     shown = mni152() if volume is None else open_volume(volume)

@@ -276,11 +276,12 @@ def _is_here() -> bool:
 def _memory_refusal(error: Exception) -> str | None:
     """Return one line about memory that runs out, which it can do anywhere; None for any other error."""
     try:
-        from evenslice.inference import memory_error_of, out_of_memory
+        from evenslice.inference import device_error
     except (MemoryError, ImportError, OSError) as reason:  # there is not even enough for PyTorch
         short = isinstance(reason, MemoryError) or NO_MEMORY.search(str(reason))
         return "memory has run out; end what else uses it, or raise --memory-limit" if short else None
-    if not isinstance(error, RuntimeError | MemoryError) or not out_of_memory(error):
+    refusal = device_error(error)
+    if refusal is None:
         return None
-    line = memory_error_of(error).render(spelled_on_command_line)
+    line = refusal.render(spelled_on_command_line)
     return line if "--device" in line else f"{line}, or raise --memory-limit"

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from evenslice.auditing import Audit, Sampling
     from evenslice.cli.options import Network
-    from evenslice.inference import OnnxNetwork
     from evenslice.networks import ModelSource
     from evenslice.neutralizing import Record
 
@@ -154,7 +153,7 @@ def _title(strategy: str | tuple[float, ...], record: Record, source: ModelSourc
     return title if record.symmetrized_at is None else f"{title}, symmetrized"
 
 
-def _load_onnx(network: Network, strategies: Sequence[str | tuple[float, ...]]) -> OnnxNetwork:
+def _load_onnx(network: Network, strategies: Sequence[str | tuple[float, ...]]) -> Any:
     """Load a network from an ONNX file; refuse options that would change it."""
     changes = {
         "strategy": [name for name in strategies if name != "pretrained"],

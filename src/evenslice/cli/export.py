@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from evenslice.cli import options
 from evenslice.cli.options import grouped
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from evenslice.auditing import Audit
-    from evenslice.inference import Exported, ModelCard
+    from evenslice.inference import ModelCard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ def _audits(run: Path | None, folder: Path | None, *, symmetrized: bool) -> "Seq
     return [Audit.load(path) for path in files]
 
 
-def _table(written: "Exported") -> "Table":
+def _table(written: Any) -> "Table":
     """Return what was exported, one entry in each row."""
     from evenslice.cli.tables import facts
 

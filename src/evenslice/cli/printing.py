@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -78,11 +78,11 @@ def quiet(json: bool) -> AbstractContextManager[object]:
 
 
 @contextmanager
-def resumable(remedy: str | Callable[[], str | None]) -> Iterator[None]:
+def resumable(remedy: str | None) -> Iterator[None]:
     """Say in one line how to go on if the block is interrupted, and end with the status that shells expect.
 
     Args:
-        remedy: how to go on, as the end of the line; or what returns it, or None if there is nothing to go on with.
+        remedy: how to go on, as the end of the line; by default the note on the interruption, if it has one.
 
     Raises:
         typer.Exit: it was interrupted; the status is 130 for Ctrl-C and 143 for SIGTERM.
@@ -91,8 +91,8 @@ def resumable(remedy: str | Callable[[], str | None]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        how = remedy if isinstance(remedy, str) else remedy()
-        if how is None:
+        how = remedy or " ".join(getattr(error, "__notes__", ()))
+        if not how:
             raise
         what = str(error) or "interrupted"
         if not getattr(error, "told", False):  # by another process of the training

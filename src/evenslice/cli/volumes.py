@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from evenslice.inference import Evaluation
 
 SCORES = {
     "dice": "Dice",
@@ -76,7 +74,7 @@ def segment(
 
     opened = opening.open(volume)
     tell_missing_slices(opened)
-    with quiet(output.json), resumable(partial(_remedy, out, scratch)):
+    with quiet(output.json), resumable(None):
         segmenter = source.load(inputs, reading)
         written = write_labels(
             segmenter,
@@ -90,14 +88,6 @@ def segment(
         )
     described = describe_volume(written)
     show(described, info_table(described), json=output.json)
-
-
-def _remedy(out: str, scratch: Path | None) -> str | None:
-    """Return how to go on with an interrupted segmentation; None if nothing of it is finished."""
-    from evenslice.inference import unfinished_folder
-
-    folder = unfinished_folder(out, scratch)
-    return f"repeat the command to resume; what is finished is in {folder}" if folder.is_dir() else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +140,7 @@ def evaluate(
 ) -> None:
     """Compare a network's answers with labels, and measure what disturbed slices cost."""
     from evenslice._core import ConfigError
-    from evenslice.inference import RESULT_FILES, evaluate as measure
+    from evenslice.inference import evaluate as measure
 
     if labels is None:
         options.refuse_labels(reading)
@@ -160,7 +150,7 @@ def evaluate(
     opened = opening.open(volume)
     tell_missing_slices(opened)
     opened_labels = None if labels is None else opening.open_labels(labels, volume)
-    with quiet(output.json), output.staged(out, RESULT_FILES, RESULT_FILES) as folder:
+    with quiet(output.json), output.staged(out, ["result.json"], ["result.json"]) as folder:
         network = source.load(inputs, reading)
         found = measure(
             network,
@@ -180,7 +170,7 @@ def evaluate(
     show(found.to_dict(), *_tables(found), *lines, json=output.json)
 
 
-def _tables(found: "Evaluation") -> "Iterator[Table]":
+def _tables(found: Any) -> "Iterator[Table]":
     """Yield a table of the scores by class, of objects, and of what disturbed slices cost, as far as they were measured."""
     from evenslice.cli.tables import new_table, rich_table
     from evenslice.report import tables_of

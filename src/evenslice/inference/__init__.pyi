@@ -1,43 +1,35 @@
-from .compute import Compute as Compute
-from .devices import (
-    SMALLER as SMALLER,
-    BatchSizes as BatchSizes,
-    choose_device as choose_device,
-    choose_dtype as choose_dtype,
-    is_device_error as is_device_error,
-    memory_error_of as memory_error_of,
-    out_of_memory as out_of_memory,
-    reporting_device_errors as reporting_device_errors,
-    shortage as shortage,
-    to_device as to_device,
+from .compute import (
+    Compute as Compute,
 )
-from .evaluation import RESULT_FILES as RESULT_FILES, Evaluation as Evaluation, evaluate as evaluate
-from .exporting import Exported as Exported, export as export
-from .model_card import ModelCard as ModelCard
-from .onnx_files import symmetrize_onnx as symmetrize_onnx
-from .onnx_networks import ONNX as ONNX, OnnxNetwork as OnnxNetwork, load_onnx as load_onnx
+from .evaluation import (
+    evaluate as evaluate,
+    evaluate_parts as evaluate_parts,
+    measure_stress as measure_stress,
+)
+from .exporting import (
+    ModelCard as ModelCard,
+    export as export,
+)
+from .onnx_files import (
+    ONNX as ONNX,
+    load_onnx as load_onnx,
+    symmetrize_onnx as symmetrize_onnx,
+)
 from .prediction import (
-    choose_tile as choose_tile,
+    Predictor as Predictor,
     class_logits as class_logits,
-    holds_probabilities as holds_probabilities,
-    predict as predict,
 )
 from .ready_networks import (
     BlackBox as BlackBox,
     ReadyNetwork as ReadyNetwork,
+    device_error as device_error,
     keep_depthwise_exact as keep_depthwise_exact,
-    keep_sides as keep_sides,
     make_ready as make_ready,
-    trial_windows as trial_windows,
+    to_device as to_device,
 )
-from .scoring import (
-    Disturbances as Disturbances,
-    StressedVolume as StressedVolume,
-    evaluate_parts as evaluate_parts,
-    stress as stress,
+from .segmentation import (
+    segment as segment,
 )
-from .segmentation import segment as segment
-from .segmentation_blocks import unfinished_folder as unfinished_folder
 from .segmenter import (
     Segmenter as Segmenter,
     as_segmenter as as_segmenter,

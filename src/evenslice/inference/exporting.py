@@ -1,32 +1,417 @@
 """Export: a trained network as other programs take it, with the way in which it reads volumes.
 
-evenslice.export(network, "fair", to="onnx")
-evenslice.load_onnx("fair/network.onnx")
+    evenslice.export(network, "fair", to="onnx")
+    evenslice.load_onnx("fair/network.onnx")
+
+An exported network says how it reads a volume, where it comes from, who made it, and how fair it is. All formats hold it as one
+document: in the metadata of an ONNX file, in the configuration of a bioimage.io description, as ``config.json`` of a folder for
+Hugging Face. ``open_segmenter`` reads it again. The README of a network says it to people. The format of bioimage.io
+(https://bioimage.io) is that of the package bioimageio.spec, model description 0.5, which checks it.
 """
 
 from __future__ import annotations
 
+import html
+import json
+import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 
-from evenslice._core import ConfigError, OutputError, check_known, local_path, option, staged_folder
-from evenslice.inference.bioimageio import BIOIMAGEIO_FILES, write_bioimageio
-from evenslice.inference.model_card import HUGGINGFACE_FILES, README, ModelCard, describe, write_huggingface
-from evenslice.inference.onnx_files import write_onnx
+from evenslice._core import (
+    ConfigError,
+    ModelError,
+    check_known,
+    json_text,
+    needs_extra,
+    option,
+    staged_folder,
+)
+from evenslice.inference.onnx_files import INPUT, open_session, quiet_libraries, write_onnx
+from evenslice.inference.ready_networks import by_slice, frozen_copy, input_scaling, trial_windows
 from evenslice.inference.segmenter import Segmenter, as_segmenter
-from evenslice.volumes import check_tile
+from evenslice.networks import METADATA_KEY, input_multiple, input_size, logits
+from evenslice.neutralizing import record_of, save_network, symmetrized_at
+from evenslice.volumes import PERCENTILES, Reading, Scaling, check_tile, check_window
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from evenslice.networks import ModelSource
+    from numpy.typing import NDArray
+
+    from evenslice.inference.onnx_files import WrittenOnnx
+    from evenslice.networks import ModelSource, StemKernels
     from evenslice.results import AuditResult
-    from evenslice.volumes import Reading
+
+
+FORMAT = 1
+TRIED = 64  # pixels in y and x, at least
+
+FINDING = (
+    *("name", "definitions", "verdict", "decided_by", "method", "windows", "population"),
+    *("pairs", "reliance", "answer_change", "mirror_mismatch", "created"),
+)
+"""The keys of ``audit.json`` that the card has, too."""
+
+PAPER = (
+    "Mitigating Pretraining-Induced Attention Asymmetry in 2D+ Electron Microscopy Image Segmentation, "
+    "https://arxiv.org/abs/2505.14105"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What a file cannot know about a network, for those who get it from you.
+
+    Attributes:
+        name: the name of the network; by default one that says how many slices it takes.
+        description: what it is for, in a sentence or two.
+        authors: names of those who made it; a single one may be given as such.
+        license: SPDX identifier, such as "CC-BY-4.0". The pretrained weights may restrict the choice.
+        cite: what to cite besides the evenslice paper, each a text with a DOI or an address; a single one may be given as such.
+
+    Example:
+        >>> ModelCard(name="Mitochondria", authors="A. Author", license="CC-BY-4.0").authors
+        ('A. Author',)
+    """
+
+    name: str | None = None
+    description: str | None = None
+    authors: Sequence[str] = ()
+    license: str | None = None
+    cite: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("authors", "cite"):
+            given = getattr(self, name)  # a string's parts are its letters
+            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What an exported network says about itself.
+
+    Attributes:
+        task: "segmentation" if the network gives a map of classes, else "classification".
+        slices: N, the slices of a window.
+        mean: what the network subtracts from slices in 0..1; one value, or one for each slice.
+        std: what it divides them by afterwards, likewise.
+        reading: how it reads volumes and their labels.
+        crop: the size (y, x) of the windows that a classifier was trained on; None if unknown, or where any size will do.
+        record: what was done to its stem, as plain values; None if nobody neutralized it.
+        source: what it was built from, likewise; None if unknown.
+        card: see ``ModelCard``.
+        audits: what audits found, each as plain values.
+    """
+
+    task: str
+    slices: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    reading: Reading
+    crop: tuple[int, int] | None
+    record: dict[str, Any] | None
+    source: dict[str, Any] | None
+    card: ModelCard
+    audits: tuple[dict[str, Any], ...]
+
+    @property
+    def window(self) -> str:
+        """How many slices a window has, such as "3 slices"."""
+        return "1 slice" if self.slices == 1 else f"{self.slices} slices"
+
+    @property
+    def name(self) -> str:
+        """The name of the network."""
+        return self.card.name or f"evenslice network for windows of {self.window}"
+
+    @property
+    def citations(self) -> tuple[str, ...]:
+        """What to cite."""
+        return (*self.card.cite, PAPER)
+
+    @property
+    def offsets(self) -> list[int]:
+        """The position of each slice of a window, relative to its middle, in slices of the volume."""
+        return [self.reading.step * (place - self.slices // 2) for place in range(self.slices)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        values = asdict(self)
+        del values["reading"]
+        return {
+            "format": FORMAT,
+            "version": version("evenslice"),
+            **values,
+            **self.reading.to_plain(),
+            "percentiles": None if self.reading.intensity else list(PERCENTILES),
+        }
+
+
+def describe(segmenter: Segmenter, card: ModelCard, audits: Sequence[AuditResult]) -> Description:
+    """Describe a network.
+
+    Raises:
+        ConfigError: an option is out of range, or contradicts the record of the network or the number of its classes; or an
+            audit is of another network.
+    """
+    model, slices, reading = cast("nn.Module", segmenter.network), segmenter.slices, segmenter.reading
+    record = record_of(model)
+    if record is not None and slices != record.slices:
+        raise ConfigError(
+            f"{option('slices', slices)}: the network takes {record.slices}; leave {option('slices')} out"
+        )
+    check_window(slices, reading.step, "reflect")
+    for audit in audits:
+        _refuse_other(audit, segmenter)
+    mean, std = input_scaling(model, slices)
+    shape = _output_shape(model, slices, segmenter.crop)
+    task = "classification" if shape and len(shape) < 3 else "segmentation"
+    # What a classifier returns may depend on the size of its windows.
+    known = shape and (len(shape) == 4 or (len(shape) == 2 and segmenter.crop is not None))
+    reading.labels.check(max(shape[1], 2) if shape and known else None)
+    if task == "segmentation":
+        reading.labels.check_written()
+    source = segmenter.source
+    return Description(
+        task=task,
+        slices=slices,
+        mean=tuple(map(float, mean)),
+        std=tuple(map(float, std)),
+        reading=reading,
+        crop=segmenter.crop,
+        record=None if record is None else record.to_dict(),
+        source=None if source is None else source.to_dict() | {"weights": None},  # a path on this machine
+        card=card,
+        audits=tuple({key: item[key] for key in FINDING} for item in (audit.to_dict() for audit in audits)),
+    )
+
+
+def _refuse_other(audit: AuditResult, segmenter: Segmenter) -> None:
+    """Raise ConfigError for the audit of a network with other slices, made in another way, or with other weights."""
+    model = cast("nn.Module", segmenter.network)
+    run, record = audit.run, record_of(model)
+    pairs: list[tuple[str, Any, Any]] = [("slices", run.slices, segmenter.slices)]
+    if record is not None and run.strategy is not None:
+        pairs += [("strategy", run.strategy, record.strategy), ("tie", run.tie, record.tie)]
+    if segmenter.source is not None and "origin" in run.model:  # as the command line states it
+        if not _has_stems(model, audit.kernels):  # another file may hold the same weights
+            pairs.append(("weights", run.model["origin"], segmenter.source.origin))
+        pairs.append(("symmetrized", run.model.get("symmetrized"), symmetrized_at(record)))
+    for what, audited, exported in pairs:
+        if audited != exported:
+            raise ConfigError(
+                f"the audit {audit.name!r} is of another network than the one that is exported ({what}: {audited} instead of "
+                f"{exported}); audit that one"
+            )
+
+
+def _has_stems(model: nn.Module, kernels: Sequence[StemKernels]) -> bool:
+    """Return whether a network has the stems whose kernels an audit saw, if it saw any."""
+    modules = dict(model.named_modules())
+    weights = [getattr(modules.get(stem.name), "weight", None) for stem in kernels]
+    return bool(kernels) and all(
+        isinstance(weight, torch.Tensor)
+        and np.array_equal(weight.detach().float().cpu().numpy().reshape(-1), stem.after.reshape(-1))
+        for weight, stem in zip(weights, kernels, strict=True)
+    )
+
+
+def _output_shape(model: nn.Module, slices: int, size: tuple[int, int] | None) -> tuple[int, ...] | None:
+    """Return the shape of what a network gives for one window of noise; None if it does not run on that."""
+    multiple = input_multiple(model)
+    side = -(-TRIED // multiple) * multiple
+    windows = trial_windows(slices, input_size(model) or size or (side, side))
+    network = frozen_copy(model).cpu()
+    with (
+        suppress(Exception),
+        torch.no_grad(),
+    ):  # a network may raise anything, and some need no logits to be saved
+        return tuple(logits(network(windows)).shape)
+    return None
+
+
+README = "README.md"
+HUGGINGFACE_FILES = ("model.safetensors", "config.json", README)
+
+
+def _readme(description: Description, to: str) -> str:
+    """Return the README in Markdown."""
+    default, stated = Reading().to_plain(), description.reading.to_plain()
+    return _rendered(
+        "model_card.md",
+        card=description,
+        to=to,
+        offsets=[f"{offset:+d}" if offset else "0" for offset in description.offsets],
+        reading={name: value for name, value in stated.items() if value != default[name]},
+    )
+
+
+def _rendered(template: str, **values: Any) -> str:
+    with needs_extra("export", "writing a model card"):
+        import jinja2
+    environment = jinja2.Environment(  # noqa: S701  # "plain" and "tojson" escape what comes from others
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["plain"] = _plain
+    text = Path(__file__).with_name(f"{template}.jinja").read_text(encoding="utf-8")
+    return environment.from_string(text).render(**values)
+
+
+def _plain(text: object) -> str:
+    r"""Return text of others as one line that Markdown shows as it is.
+
+    Example:
+        >>> _plain("a | <b>")
+        'a \\| &lt;b&gt;'
+    """
+    return re.sub(r"([\\`*\[\]|#])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
+
+
+def write_huggingface(
+    model: nn.Module, folder: Path, description: Description, source: ModelSource | None
+) -> None:
+    """Write the files of a model into an existing folder; ``load_network`` reads them.
+
+    Raises:
+        ModelError: the network has no record of ``neutralize``.
+        MissingExtraError: huggingface_hub is not installed.
+    """
+    header = _header(description)
+    if source is not None:
+        source = replace(source, weights=Path(source.weights).name)  # without folders of this machine
+    save_network(model, folder / "model.safetensors", source=source)
+    values = description.to_dict()
+    record, built = values["record"] or {}, values["source"] or {}
+    first = {  # what people look for first
+        "library_name": METADATA_KEY,
+        **{name: built.get(name) for name in ("spec", "classes")},
+        **{name: record.get(name) for name in ("strategy", "symmetrized")},
+    }
+    (folder / "config.json").write_text(json_text(first | values), encoding="utf-8")
+    text = f"---\n{header}\n---\n\n{_readme(description, 'huggingface')}"
+    (folder / README).write_text(text, encoding="utf-8")
+
+
+def _header(description: Description) -> str:
+    """Return the metadata of the model card as YAML."""
+    with needs_extra("export", "writing a model card"):
+        from huggingface_hub import ModelCardData
+
+    card = description.card
+    data = ModelCardData(
+        license=card.license and card.license.strip().lower(),
+        library_name=METADATA_KEY,
+        tags=[METADATA_KEY, "2.5d", "volumes", f"image-{description.task}"],
+        pipeline_tag=f"image-{description.task}",
+        model_name=card.name,
+        authors=list(card.authors) or None,
+    )
+    return data.to_yaml()
+
+
+WEIGHTS, TEST_INPUT, TEST_OUTPUT = "weights.onnx", "test_input.npy", "test_output.npy"
+BIOIMAGEIO_FILES = ("rdf.yaml", README, WEIGHTS, TEST_INPUT, TEST_OUTPUT)
+
+
+def write_bioimageio(
+    model: nn.Module, folder: Path, description: Description, tile: tuple[int, int] | None
+) -> WrittenOnnx:
+    """Write a model for bioimage.io into an existing folder; its description is validated.
+
+    Raises:
+        ModelError: the network cannot be exported, or gives no map of classes.
+        ConfigError: the name, an author, the license or a citation is not as bioimage.io wants it.
+        MissingExtraError: bioimageio.spec is not installed.
+    """
+    with needs_extra("export", "writing a model for bioimage.io"):
+        import bioimageio.spec  # noqa: F401
+    written = write_onnx(model, folder / WEIGHTS, description.to_dict(), scaled=False, tile=tile)
+    low, high = description.reading.intensity or (0.0, 255.0)
+    noise = np.random.default_rng(0).random((1, description.slices, *written.window))
+    voxels = (low + (high - low) * noise).astype(np.float32)
+    np.save(folder / TEST_INPUT, voxels)
+    (output,) = open_session(folder / WEIGHTS).run(None, {INPUT: _preprocessed(voxels, description)})
+    if output.ndim != 4:
+        raise ModelError(
+            f"the network {type(model).__name__} returns an output of shape {output.shape}; bioimage.io needs a map "
+            f"(batch, classes, y, x): export it with {option('to', 'onnx')}"
+        )
+    np.save(folder / TEST_OUTPUT, output)
+    (folder / README).write_text(_readme(description, "bioimageio"), encoding="utf-8")
+    document = _validated(_document(description, written, output.shape[1]), folder)
+    (folder / "rdf.yaml").write_text(json_text(document), encoding="utf-8")  # JSON is YAML
+    return written
+
+
+def _preprocessed(voxels: NDArray[np.float32], description: Description) -> NDArray[np.float32]:
+    """Compute what ``preprocessing`` of the description says."""
+    low, high = description.reading.intensity or np.percentile(voxels, PERCENTILES).tolist()
+    mean, std = (by_slice(values).numpy() for values in (description.mean, description.std))
+    return np.asarray((Scaling(low, high)(voxels) - mean) / std, np.float32)
+
+
+def _document(description: Description, written: WrittenOnnx, channels: int) -> Any:
+    """Return the description as plain values, as ``rdf.yaml`` holds it."""
+    from bioimageio.spec.model.v0_5 import ModelDescr
+
+    first = 1 if channels == 1 else 0  # the class of the first channel
+    values = description.reading.labels.label_values
+    text = _rendered(
+        "rdf.json",
+        card=description,
+        written=written,
+        format_version=ModelDescr.implemented_format_version,
+        cite=[_citation(text) for text in description.citations],
+        classes=range(first, first + channels),
+        values=values if values and len(values) == first + channels else None,
+        percentiles=PERCENTILES,
+    )
+    return json.loads(text) | {"config": {"evenslice": description.to_dict() | {"scaled_in_graph": False}}}
+
+
+def _citation(text: str) -> dict[str, str]:
+    doi = re.search(r"\b10\.\d{4,}/\S+[\w/]", text)
+    if doi and "://" not in text[: doi.start()].rpartition(" ")[2]:
+        return {"text": text, "doi": doi[0]}
+    url = re.search(r"https?://\S+[\w/]", text)
+    if url is None:
+        raise ConfigError(f"{option('cite', text)}: bioimage.io needs a DOI or an address in it; add one")
+    return {"text": text, "url": url[0]}
+
+
+def _validated(document: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a description as bioimageio.spec writes it, with the digests of its files.
+
+    Raises:
+        ConfigError: it does not take the description.
+    """
+    from bioimageio.spec import InvalidDescr, ValidationContext, build_description, dump_description
+    from loguru import logger
+
+    addresses = {str(entry.get("url")): None for entry in document["cite"]}  # known: nothing is looked up
+    logger.disable("bioimageio")  # which logs its own steps
+    try:
+        with (
+            quiet_libraries(),
+            ValidationContext(root=folder, known_files={**addresses}, perform_io_checks=True),
+        ):
+            built = build_description(document)
+            if isinstance(built, InvalidDescr):
+                error = next(entry for detail in built.validation_summary.details for entry in detail.errors)
+                raise ConfigError(
+                    f"{'.'.join(map(str, error.loc))}: {error.msg}; bioimage.io does not take it"
+                )
+            return dict(dump_description(built))
+    finally:
+        logger.enable("bioimageio")
 
 
 FORMATS = {"onnx": ("network.onnx",), "bioimageio": BIOIMAGEIO_FILES, "huggingface": HUGGINGFACE_FILES}
@@ -132,8 +517,6 @@ def export(
         raise ConfigError(
             f"{option('model')}: a function, such as an ONNX file, cannot be exported; give the network that it came from"
         )
-    if local_path(out).is_file():
-        raise OutputError(f"{out}: is a file; name a folder")
     description = describe(replace(segmenter, source=source, crop=crop), card or ModelCard(), audits)
     files, written = FORMATS[to], None
     own = [name for name in files if name != README]  # which two formats share
@@ -143,7 +526,9 @@ def export(
         elif to == "bioimageio":
             written = write_bioimageio(network, folder, description, tile)
         else:
-            written = write_onnx(network, folder / "network.onnx", description, scaled=True, tile=tile)
+            written = write_onnx(
+                network, folder / "network.onnx", description.to_dict(), scaled=True, tile=tile
+            )
     return Exported(
         Path(out),
         to,
@@ -151,7 +536,5 @@ def export(
         description.slices,
         description.mean,
         description.std,
-        tile=written.tile if written else None,
-        multiple=written.multiple if written else None,
-        difference=written.difference if written else None,
+        *((written.tile, written.multiple, written.difference) if written else (None, None, None)),
     )

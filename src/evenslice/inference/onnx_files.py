@@ -1,4 +1,11 @@
-"""Networks written as ONNX files, and compared with what onnxruntime makes of them; or such files made symmetric.
+"""ONNX files as functions from windows to outputs, through onnxruntime.
+
+    network = evenslice.load_onnx("network.onnx", mean=0.5, std=0.25)
+    audit = evenslice.audit(network, volume)
+
+Only onnxruntime reads the file, which cannot bring code of its own: libraries of custom operators are never loaded, and
+since version 1.24 external weights are read only from the folder of the file. Networks are written as such files, and compared
+with what onnxruntime makes of them; and files are made symmetric:
 
     symmetrize_onnx("network.onnx", "fair.onnx")
 
@@ -8,6 +15,8 @@ A symmetric file runs each window and its mirror in one batch, and averages the 
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import io
 import json
 import logging
@@ -15,6 +24,7 @@ import math
 import warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,18 +34,20 @@ from torch import nn
 from torch.nn import functional
 
 from evenslice._core import (
+    UNREADABLE,
     ConfigError,
     MissingExtraError,
     ModelError,
     json_text,
+    local_path,
     needs_extra,
     option,
     reason,
     staged_file,
 )
 from evenslice.inference.onnx_networks import SYMMETRIZED, TYPES, load_onnx, open_session
-from evenslice.inference.ready_networks import by_slice, frozen_copy, keep_sides
-from evenslice.networks import METADATA_KEY, input_sizes, logits
+from evenslice.inference.ready_networks import by_slice, frozen_copy, out_of_memory
+from evenslice.networks import METADATA_KEY, check_mean, input_sizes, logits
 
 if TYPE_CHECKING:
     import os
@@ -44,8 +56,226 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from evenslice.inference.model_card import Description
-    from evenslice.inference.onnx_networks import OnnxNetwork
+
+ONNX = "onnx"
+"""The specification of a network in an ONNX file, whose weights are the file."""
+
+SYMMETRIZED = "symmetrized"
+"""The entry in the metadata of a file that averages over a window and its mirror."""
+
+CPU = ("CPUExecutionProvider",)
+TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+
+
+class OnnxNetwork:
+    """A network in an ONNX file, as a function of windows; created by ``load_onnx``.
+
+    It is pickled as its path and reopened when unpickled, so workers of a cluster must find the file under that path.
+
+    Attributes:
+        path: absolute path of the file.
+        slices: the number of slices it takes; None if the file allows any.
+        tile: the size (y, x) it takes; None if the file leaves either open.
+        sides: the same for each side, None for one that is open.
+        batch: the number of windows it takes at once; None for any. Smaller batches are padded to it.
+        mean: subtracted from slices in 0..1, here or in the graph; one value, or one for each slice.
+        std: the divisor applied afterwards, likewise.
+        outputs: the names of its outputs.
+        types: their types, as in the file: ``"tensor(float)"``.
+        stated: what ``evenslice export`` wrote into the file; empty if something else made it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        mean: tuple[float, ...] | None,
+        std: tuple[float, ...] | None,
+        providers: tuple[str, ...],
+    ) -> None:
+        self.path, self.providers = path, providers
+        self._given = mean, std
+        self._session = open_session(path, providers)
+        said = self._session.get_modelmeta().custom_metadata_map
+        self.stated, self.mean, self.std = _stated(path, said.get(METADATA_KEY), mean, std)
+        self._in_graph = self.stated.get("scaled_in_graph") is True
+        inputs = self._session.get_inputs()
+        if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in TYPES:
+            given = ", ".join(f"{item.name} {item.type} {item.shape}" for item in inputs) or "none"
+            raise ModelError(
+                f"{path}: its inputs are {given}; it must have one of floating-point numbers (batch, slices, y, x)"
+            )
+        self._input, self._type = inputs[0].name, TYPES[inputs[0].type]
+        sizes = [size if isinstance(size, int) else None for size in inputs[0].shape]
+        self.batch, self.slices, y, x = sizes
+        self.sides = y, x
+        self.tile = None if y is None or x is None else (y, x)
+        self.outputs = tuple(item.name for item in self._session.get_outputs())
+        self.types = tuple(item.type for item in self._session.get_outputs())
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, self.slices or len(values)):
+                raise ConfigError(
+                    f"{option(name)} has {len(values)} values; {path} takes {self.slices} slices"
+                )
+            if SYMMETRIZED in said and not self._in_graph and values != values[::-1]:
+                raise ConfigError(
+                    f"{option(name, list(values))}: {path} averages over a window and its mirror, so opposite slices need the "
+                    "same value"
+                )
+
+    def __call__(self, windows: NDArray[np.float32]) -> NDArray[Any] | dict[str, NDArray[Any]]:
+        """Run the network on windows (batch, slices, y, x) in 0..1.
+
+        Returns:
+            Its output; a dictionary by name if there are several.
+
+        Raises:
+            ModelError: onnxruntime rejects the windows, or an output does not have one row for each of them.
+            torch.OutOfMemoryError: they do not fit into the memory.
+        """
+        applied = ((0.0,), (1.0,)) if self._in_graph else (self.mean, self.std)
+        mean, std = (np.array(values, np.float32).reshape(1, -1, 1, 1) for values in applied)
+        scaled = ((np.asarray(windows) - mean) / std).astype(self._type)
+        step = self.batch or len(scaled)
+        chunks = [self._run(scaled[start : start + step]) for start in range(0, len(scaled), step)]
+        outputs = [np.concatenate(parts) for parts in zip(*chunks, strict=True)]
+        return outputs[0] if len(outputs) == 1 else dict(zip(self.outputs, outputs, strict=True))
+
+    def _run(self, windows: NDArray[Any]) -> list[NDArray[Any]]:
+        """Run one batch, padded with its last window to the batch size of the file."""
+        count = len(windows)
+        given = np.concatenate([windows, *[windows[-1:]] * ((self.batch or count) - count)])
+        try:
+            outputs = [np.asarray(output) for output in self._session.run(None, {self._input: given})]
+        except Exception as error:
+            if out_of_memory(
+                RuntimeError(error)
+            ):  # for which audits and segmentations take fewer windows at once
+                raise torch.OutOfMemoryError(f"{self.path}: {reason(error)}") from error
+            raise ModelError(
+                f"{self.path}: rejects windows of shape {given.shape}: {reason(error)}"
+            ) from error
+        for name, output in zip(self.outputs, outputs, strict=True):
+            if output.shape[:1] != (len(given),):
+                raise ModelError(
+                    f"{self.path}: its output {name} is {output.shape} for {len(given)} windows; its first dimension "
+                    "must be that of the windows"
+                )
+        return [output[:count] for output in outputs]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OnnxNetwork, (self.path, *self._given, self.providers)
+
+    @property
+    def name(self) -> str:
+        """The name of the file."""
+        return self.path.name
+
+    @property
+    def origin(self) -> str:
+        """The digest of the file, ``"sha256:..."``, without external weights."""
+        with self.path.open("rb") as file:
+            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def load_onnx(
+    path: str | os.PathLike[str],
+    *,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    providers: Sequence[str] = CPU,
+) -> OnnxNetwork:
+    """Read a network from an ONNX file, as a function that ``audit`` takes.
+
+    Args:
+        path: the file. It has one input (batch, slices, y, x) of floating-point numbers. Each dimension may be fixed or
+            free; smaller batches are padded to a fixed batch size.
+        mean: what the network expects to be subtracted from slices in 0..1; one value, or one for each slice. By
+            default what ``evenslice export`` wrote into the file, else 0.
+        std: the divisor that it expects afterwards, in the same form; by default also from the file, else 1.
+        providers: execution providers of onnxruntime in order of preference, or the name of one; a build for GPUs has
+            more than one.
+
+    Raises:
+        ModelError: the file cannot be read, is not ONNX, takes weights from another folder, or has other inputs; or it
+            states its own mean and std, and others are given.
+        ConfigError: a mean, a std or a provider is invalid, or a provider does not start.
+        MissingExtraError: onnxruntime is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> import evenslice
+        >>> folder = tempfile.mkdtemp() + "/network"
+        >>> model = torch.nn.Conv2d(5, 2, 3, padding=1).eval()
+        >>> _ = evenslice.neutralize(model, slices=5, mean=0.5, std=0.25)
+        >>> _ = evenslice.export(model, folder, to="onnx")
+        >>> network = load_onnx(f"{folder}/network.onnx")
+        >>> network.slices, network.mean, network(np.zeros((1, 5, 64, 64), np.float32)).shape
+        (5, (0.5,), (1, 2, 64, 64))
+    """
+    centre, spread = _values("mean", mean), _values("std", std)
+    if spread and not all(spread):
+        raise ConfigError(f"{option('std', list(spread))}: give no std of 0")
+    if centre:
+        check_mean(centre)
+    names = (providers,) if isinstance(providers, str) else tuple(providers)
+    return OnnxNetwork(local_path(path, ModelError).absolute(), centre, spread, names)
+
+
+def _values(name: str, given: float | Sequence[float] | None) -> tuple[float, ...] | None:
+    if given is None:
+        return None
+    with suppress(TypeError, ValueError):
+        values = np.atleast_1d(np.asarray(given, dtype=float))
+        if values.ndim == 1 and len(values) and np.isfinite(values).all():
+            return tuple(values.tolist())
+    raise ConfigError(f"{option(name)}: is {given!r:.40}; give a finite number, or one for each slice")
+
+
+def _stated(
+    path: Path, text: str | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+) -> tuple[dict[str, Any], tuple[float, ...], tuple[float, ...]]:
+    """Return what a file states, and the mean and std of slices in 0..1: as given, else as in the file."""
+    if text is None:
+        return {}, mean or (0.0,), std or (1.0,)
+    if mean is not None or std is not None:
+        raise ModelError(
+            f"{path}: states its own mean and std; leave out {option('mean')} and {option('std')}"
+        )
+    try:
+        stated = dict(json.loads(text))
+        centre, spread = (tuple(float(value) for value in stated[name]) for name in ("mean", "std"))
+        if not (centre and spread and np.isfinite([*centre, *spread]).all() and min(spread) > 0):
+            raise ValueError(f"mean {stated['mean']!r:.40}, std {stated['std']!r:.40}")
+        return stated, centre, spread
+    except UNREADABLE as error:
+        raise ModelError(
+            f"{path}: the metadata of evenslice in it cannot be read ({reason(error)}); export the network again"
+        ) from error
+
+
+def open_session(path: Path, providers: tuple[str, ...] = CPU) -> Any:
+    """Return an onnxruntime session of a file; see ``load_onnx`` for the errors."""
+    with needs_extra("onnx", f"reading {path.name}"):
+        import onnxruntime
+    path = local_path(path, ModelError)
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; name an ONNX file")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors are raised anyway
+    options.intra_op_num_threads = torch.get_num_threads()  # the limit of a worker in a cluster
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of providers, see below
+            session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+    except Exception as error:
+        raise ModelError(f"{path}: cannot be read as an ONNX network: {reason(error)}") from error
+    if missing := [name for name in providers if name not in session.get_providers()]:
+        raise ConfigError(
+            f"provider {missing[0]!r}: does not start here, and onnxruntime would compute without it; install what it needs, "
+            f"or choose one of {', '.join(onnxruntime.get_available_providers())}"
+        )
+    return session
 
 
 TOLERANCE = 1e-4  # of the largest output
@@ -61,7 +291,6 @@ class WrittenOnnx:
         tile: the only size (y, x) of windows that it takes; None for every multiple of ``multiple``.
         multiple: of which the size of windows must be a multiple.
         batch: how many windows it takes at once; None for any number.
-        shape: of the output for one window of the smallest size that was tried.
         difference: the largest difference between its outputs and the network's, relative to the largest output.
         opset: version of the ONNX operators.
         window: the size (y, x) of the smallest window that it was tried with.
@@ -70,7 +299,6 @@ class WrittenOnnx:
     tile: tuple[int, int] | None
     multiple: int
     batch: int | None
-    shape: tuple[int, ...]
     difference: float
     opset: int
     window: tuple[int, int]
@@ -79,7 +307,7 @@ class WrittenOnnx:
 def write_onnx(
     model: nn.Module,
     path: Path,
-    description: Description,
+    stated: Mapping[str, Any],
     *,
     scaled: bool,
     tile: tuple[int, int] | None = None,
@@ -91,7 +319,7 @@ def write_onnx(
     Args:
         model: maps (batch, slices, y, x), with the scaling it expects, to logits.
         path: the file.
-        description: of the network; it goes into the file's metadata.
+        stated: the description of the network as plain values, which goes into the file's metadata.
         scaled: put the scaling by mean and std into the graph, which then takes slices in 0..1.
         tile: fix the size (y, x) of windows.
 
@@ -100,19 +328,29 @@ def write_onnx(
         ConfigError: the network takes no windows of this size.
         MissingExtraError: onnxscript or onnxruntime is not installed.
     """
-    scaling = (description.mean, description.std) if scaled else ((0.0,), (1.0,))
-    reference, multiple, problem = WholeNetwork(model, *scaling), input_sizes(model)[1], ""
+    with needs_extra("export", "writing an ONNX file"):
+        import onnxscript  # noqa: F401  # what torch.onnx needs, and says in many lines
+    scaling = (stated["mean"], stated["std"]) if scaled else ((0.0,), (1.0,))
+    network, multiple, problem = WholeNetwork(model, *scaling), input_sizes(model)[1], ""
+    generator = torch.Generator().manual_seed(0)
+    where = "the graph scales them itself" if scaled else "scale them by mean and std first"
+    metadata = {
+        METADATA_KEY: json_text({**stated, "scaled_in_graph": scaled}),
+        "input": f"windows of {stated['slices']} slices (batch, slices, y, x) in 0..1; {where}",
+    }
     for (y, x), free in _attempts(model, tile, multiple):
-        shapes = [(1, description.slices, y, x)]
+        shapes = [(1, stated["slices"], y, x)]
         if "batch" in free:
             larger = (y + 2 * multiple, x + multiple) if "plane" in free else (y, x)
-            shapes.append((3, description.slices, *larger))
+            shapes.append((3, stated["slices"], *larger))
         try:
-            wanted = _answers(reference, shapes)
-            opset = _convert(
-                WholeNetwork(model, *scaling), path, shapes[0], free, _metadata(description, scaled)
-            )
-            difference = _difference(path, wanted)
+            given = [
+                torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu") for shape in shapes
+            ]
+            with torch.no_grad():
+                wanted = [network(windows) for windows in given]
+            opset = _convert(copy.deepcopy(network), path, shapes[0], free, metadata)
+            difference = _difference(path, given, wanted)
         except (MissingExtraError, OSError):
             raise
         except Exception as error:  # noqa: BLE001  # the exporter raises anything, and another attempt may do
@@ -120,18 +358,17 @@ def write_onnx(
             continue
         if difference <= TOLERANCE:
             return WrittenOnnx(
-                tile=None if "plane" in free else (y, x),
-                multiple=multiple,
-                batch=None if "batch" in free else 1,
-                shape=tuple(wanted[0][1].shape),
-                difference=difference,
-                opset=opset,
-                window=(y, x),
+                None if "plane" in free else (y, x),
+                multiple,
+                None if "batch" in free else 1,
+                difference,
+                opset,
+                (y, x),
             )
         problem = f"its outputs differ by {difference:.1e} of the largest"
     raise ModelError(
         f"the network {type(model).__name__} cannot be exported to ONNX for windows of "
-        f"{description.slices} slices ({problem}); try another size with {option('tile')}, or "
+        f"{stated['slices']} slices ({problem}); try another size with {option('tile')}, or "
         f"{option('to', 'huggingface')}"
     )
 
@@ -156,20 +393,10 @@ def _attempts(
     yield fixed, ()
 
 
-def _answers(network: WholeNetwork, shapes: Sequence[tuple[int, ...]]) -> list[tuple[Tensor, Tensor]]:
-    """Return windows of noise in 0..1 of these shapes, each with what the network makes of it."""
-    generator = torch.Generator().manual_seed(0)
-    given = [torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu") for shape in shapes]
-    with torch.no_grad():
-        return [(windows, network(windows)) for windows in given]
-
-
 def _convert(
     network: WholeNetwork, path: Path, shape: Sequence[int], free: Sequence[str], metadata: Mapping[str, str]
 ) -> int:
     """Write an ONNX file with its metadata; return the version of its operators."""
-    with needs_extra("export", "writing an ONNX file"):
-        import onnxscript  # noqa: F401  # what torch.onnx needs, and says in many lines
     if "plane" in free:
         settle_padding(network)
     auto = torch.export.Dim.AUTO
@@ -177,7 +404,7 @@ def _convert(
     dimensions: dict[int, Any] = {axis: auto for axis, name in axes.items() if name in free}
     # A batch of 1 would be taken for fixed.
     windows = torch.zeros((2 if "batch" in free else 1, *shape[1:]), dtype=torch.float32, device="cpu")
-    with torch.no_grad(), _silence():
+    with torch.no_grad(), quiet_libraries():
         exported = torch.export.export(network, (windows,), dynamic_shapes=(dimensions,), strict=False)
         program = torch.onnx.export(
             exported, (), dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT]
@@ -191,17 +418,9 @@ def _convert(
         return program.model.opset_imports[""]
 
 
-def _metadata(description: Description, scaled: bool) -> dict[str, str]:
-    where = "the graph scales them itself" if scaled else "scale them by mean and std first"
-    return {
-        METADATA_KEY: json_text(description.to_dict() | {"scaled_in_graph": scaled}),
-        "input": f"windows of {description.slices} slices (batch, slices, y, x) in 0..1; {where}",
-    }
-
-
 @contextmanager
-def _silence() -> Iterator[None]:
-    """Keep to itself what the exporter prints, logs and warns of: it speaks of its own parts."""
+def quiet_libraries() -> Iterator[None]:
+    """Keep to itself what exporters print, log and warn of: they speak of their own parts."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -212,17 +431,17 @@ def _silence() -> Iterator[None]:
         logging.disable(before)
 
 
-def _difference(path: Path, wanted: Sequence[tuple[Tensor, Tensor]]) -> float:
+def _difference(path: Path, given: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
     """Return by how much the outputs of a file differ from those of the network, relative to the largest."""
     session, largest = open_session(path), 0.0
-    for windows, output in wanted:
-        (given,) = session.run(None, {INPUT: windows.numpy()})
-        if given.shape != output.shape:
+    for windows, output in zip(given, wanted, strict=True):
+        (found,) = session.run(None, {INPUT: windows.numpy()})
+        if found.shape != output.shape:
             raise ModelError(
-                f"for windows of shape {tuple(windows.shape)} its output has the shape {given.shape}"
+                f"for windows of shape {tuple(windows.shape)} its output has the shape {found.shape}"
             )
-        found = float(np.abs(given - output.numpy()).max()) / max(float(output.abs().max()), 1e-12)
-        largest = max(largest, found if math.isfinite(found) else math.inf)
+        error = float(np.abs(found - output.numpy()).max()) / max(float(output.abs().max()), 1e-12)
+        largest = max(largest, error if math.isfinite(error) else math.inf)
     return largest
 
 
@@ -254,7 +473,7 @@ class WholeNetwork(nn.Module):
         self.register_buffer("std", by_slice(std))
 
     def forward(self, windows: Tensor) -> Tensor:
-        """Return the logits of windows (batch, slices, y, x); a map gets the size of the windows, as in ``predict``."""
+        """Return the logits of windows (batch, slices, y, x); a map gets the size of the windows, as in ``Predictor``."""
         output = logits(self.network((windows - self.mean) / self.std if self.scales else windows)).float()
         if output.ndim == 4 and output.shape[2:] != windows.shape[2:]:
             output = functional.interpolate(
@@ -279,25 +498,18 @@ def settle_padding(network: nn.Module) -> None:
     """
     for module in network.modules():
         if type(module).__name__ in SAME_CONVOLUTIONS and isinstance(module, nn.Conv2d):
-            vars(module)["forward"] = _FixedPadding(module)  # its hooks stay
+            vars(module)["forward"] = partial(_padded, module)  # its hooks stay
 
 
-class _FixedPadding:
-    """The forward pass of a convolution whose padding is known."""
-
-    def __init__(self, layer: nn.Conv2d) -> None:
-        self.layer, self.pads = layer, list[int]()
-        for axis in (1, 0):  # torch pads the last axis first
-            reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
-            total = max(reach - layer.stride[axis], 0)
-            self.pads += [total // 2, total - total // 2]
-
-    def __call__(self, image: Tensor) -> Tensor:
-        layer = self.layer
-        padded = functional.pad(image, self.pads)
-        return functional.conv2d(
-            padded, layer.weight, layer.bias, layer.stride, 0, layer.dilation, layer.groups
-        )
+def _padded(layer: nn.Conv2d, image: Tensor) -> Tensor:
+    """Run a convolution whose padding is known."""
+    pads: list[int] = []
+    for axis in (1, 0):  # torch pads the last axis first
+        reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
+        total = max(reach - layer.stride[axis], 0)
+        pads += [total // 2, total - total // 2]
+    image = functional.pad(image, pads)
+    return functional.conv2d(image, layer.weight, layer.bias, layer.stride, 0, layer.dilation, layer.groups)
 
 
 def pads_by_size(network: Any) -> bool:
@@ -318,7 +530,7 @@ IR = 4
 MIRROR_LIMIT, DIFFERENCE_LIMIT = 1e-5, 1e-4  # of the largest output
 SIDES = (256, 224, 384, 512)
 TINY = float(np.finfo(np.float32).tiny)
-INT64 = np.iinfo(np.int64)
+NUMBERED_SPLIT = 18  # the version of ONNX since which Split needs the number of its outputs
 
 
 def symmetrize_onnx(
@@ -338,11 +550,10 @@ def symmetrize_onnx(
         The largest difference between the answers for windows of noise and for their mirrors, relative to the largest answer.
 
     Raises:
-        ModelError: the file takes a fixed number of windows, scales opposite slices differently before its graph, keeps
-            weights in other files, returns classes instead of
-            scores, uses operators older than version 10, is in onnxruntime's own format, or is symmetrized already; or the
-            new file is not symmetric within 1e-5, or not the mean within 1e-4, or twice the rounding error of its outputs if
-            that is more, as in half precision.
+        ModelError: the file scales opposite slices differently before its graph, keeps weights in other files, returns classes
+            instead of scores, uses operators older than version 10, is in onnxruntime's own format, or is symmetrized
+            already; or the new file is not symmetric within 1e-5, or not the mean within 1e-4, or twice the rounding error of
+            its outputs if that is more, as in half precision.
         ConfigError: the new file has another suffix, or is the other itself.
         OutputError: it exists, or cannot be written.
         MissingExtraError: onnx or onnxruntime is not installed.
@@ -376,39 +587,22 @@ def symmetrize_onnx(
         raise ModelError(
             f"{path}: is not in the format of ONNX; name the ONNX file that it was made of"
         ) from error
-    _refuse_unfit(model, network)
+    said = {item.key: item.value for item in model.metadata_props}
+    record = network.stated.get("record") or {}
+    if SYMMETRIZED in said or record.get("symmetrized"):
+        raise ModelError(f"{path}: is symmetrized already; use it as it is")
+    said[SYMMETRIZED] = "the mean of the answers for a window and for its mirror"
     _average(model, network)
     with staged_file(out, force=force) as beside:
-        beside.write_bytes(model.SerializeToString())
+        onnx.helper.set_model_props(model, said)
+        onnx.save(model, beside)
         found = _check(network, beside)
-        _note(model, found)
-        beside.write_bytes(model.SerializeToString())
+        if network.stated:  # what was audited is another network
+            own = record and record | {"symmetrized": [""], "mirror_error": found}
+            said[METADATA_KEY] = json_text(network.stated | {"record": own or None, "audits": []})
+            onnx.helper.set_model_props(model, said)
+            onnx.save(model, beside)
     return found
-
-
-def _refuse_unfit(model: Any, network: OnnxNetwork) -> None:
-    """Raise ModelError if a file cannot be averaged within its graph."""
-    said = _metadata_of(model)
-    classes = [
-        f"{name} of type {kind}"
-        for name, kind in zip(network.outputs, network.types, strict=True)
-        if kind not in TYPES
-    ]
-    reasons = {
-        f"takes {network.batch} windows at once, never more; export the network with a free batch size": network.batch
-        is not None,
-        f"scales opposite slices by different values (mean {network.mean}, std {network.std}) before its graph": (
-            not network.scales_evenly
-        ),
-        "is symmetrized already; use it as it is": SYMMETRIZED in said
-        or bool(_record(said).get("symmetrized")),
-        f"returns classes: {', '.join(classes)}": bool(classes),
-    }
-    for why, unfit in reasons.items():
-        if unfit:
-            raise ModelError(
-                f"{network.path}: {why}; evenslice.symmetrize averages answers where they are used"
-            )
 
 
 def _average(model: Any, network: OnnxNetwork) -> None:
@@ -422,70 +616,44 @@ def _average(model: Any, network: OnnxNetwork) -> None:
         item.values.name for item in graph.sparse_initializer
     }
     inputs = [item for item in graph.input if item.name not in weights]  # older files name weights there, too
+    window = type(inputs[0]).FromString(inputs[0].SerializeToString())
     outputs = [type(item).FromString(item.SerializeToString()) for item in graph.output]
     del graph.input[:], graph.value_info[:]  # which state the sizes of smaller batches
     graph.input.extend(inputs)
-    window = type(inputs[0]).FromString(inputs[0].SerializeToString())
     add_prefix_graph(graph, INNER, inplace=True)
     model.ir_version = max(model.ir_version, IR)
-    shape, count, mirror = (f"{PREFIX}{name}" for name in ("shape", "count", "mirror"))
-    numbers = {"zero": 0, "one": 1, "minus-one": -1, "lowest": INT64.min, "highest": INT64.max}
-    zero, one, minus, lowest, highest = (f"{PREFIX}{name}" for name in numbers)
+    numbers = {"one": 1, "minus-one": -1, "lowest": np.iinfo(np.int64).min}
     constants = {f"{PREFIX}{name}": np.array([value], np.int64) for name, value in numbers.items()}
-    before = [
+    one, minus, lowest = constants
+    mirror, both = f"{PREFIX}mirror", f"{INNER}{window.name}"
+    nodes = [
         make_node("Slice", [window.name, minus, lowest, one, minus], [mirror]),
-        make_node("Concat", [window.name, mirror], [f"{INNER}{window.name}"], axis=0),
-        make_node("Shape", [window.name], [shape]),
-        make_node("Slice", [shape, zero, one, zero], [count]),
+        make_node("Concat", [window.name, mirror], [both], axis=0),
+        *graph.node,
     ]
-    after = []
+    opset = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
+    parts: dict[str, Any] = {"num_outputs": 2} if opset >= NUMBERED_SPLIT else {}
     for output, kind in zip(outputs, network.types, strict=True):
-        both = f"{INNER}{output.name}"
-        constants[f"{PREFIX}half/{output.name}"] = np.array(0.5, TYPES[kind])
-        for part, ends in (("first", (zero, count)), ("last", (count, highest))):
-            after += [
-                make_node("Slice", [both, *ends, zero], [f"{PREFIX}{part}/{output.name}"]),
-                # Before the sum, which may overflow in half precision.
-                make_node(
-                    "Mul",
-                    [f"{PREFIX}{part}/{output.name}", f"{PREFIX}half/{output.name}"],
-                    [f"{PREFIX}{part}/half/{output.name}"],
-                ),
-            ]
-        after.append(
-            make_node(
-                "Add", [f"{PREFIX}{part}/half/{output.name}" for part in ("first", "last")], [output.name]
+        if kind not in TYPES:
+            raise ModelError(
+                f"{network.path}: returns classes: {output.name} of type {kind}; export it with its scores"
             )
+        half, halves, *ends = (
+            f"{PREFIX}{name}/{output.name}" for name in ("half", "halves", "first", "last")
         )
-    nodes = [*before, *graph.node, *after]
+        constants[half] = np.array(0.5, TYPES[kind])
+        nodes += [
+            make_node(
+                "Mul", [f"{INNER}{output.name}", half], [halves]
+            ),  # the sum may overflow in half precision
+            make_node("Split", [halves], ends, axis=0, **parts),
+            make_node("Add", ends, [output.name]),
+        ]
     del graph.node[:], graph.input[:], graph.output[:]
     graph.node.extend(nodes)
     graph.input.append(window)
     graph.output.extend(outputs)
     graph.initializer.extend(from_array(value, name) for name, value in constants.items())
-
-
-def _metadata_of(model: Any) -> dict[str, str]:
-    return {item.key: item.value for item in model.metadata_props}
-
-
-def _record(said: Mapping[str, str]) -> dict[str, Any]:
-    """Return what evenslice wrote of what was done to the network; nothing if it did not."""
-    return json.loads(said.get(METADATA_KEY, "{}")).get("record") or {}
-
-
-def _note(model: Any, error: float) -> None:
-    """Say in the metadata where the file is averaged, in the record of evenslice too; what was audited is another network."""
-    said = _metadata_of(model)
-    if METADATA_KEY in said:
-        stated, record = json.loads(said[METADATA_KEY]), _record(said)
-        if record:
-            stated["record"] = record | {"symmetrized": [""], "mirror_error": error}
-        said[METADATA_KEY] = json_text(stated | {"audits": []})
-    said[SYMMETRIZED] = "the mean of the answers for a window and for its mirror"
-    del model.metadata_props[:]
-    for key, value in said.items():
-        model.metadata_props.add(key=key, value=value)
 
 
 def _check(network: OnnxNetwork, beside: Path) -> float:
@@ -499,9 +667,8 @@ def _check(network: OnnxNetwork, beside: Path) -> float:
     try:
         fair = load_onnx(beside)
         given, turned = _run(fair, windows), _run(fair, mirrored)
-    except ModelError as failed:
-        what = str(failed).removeprefix(f"{beside}: ")
-        raise ModelError(f"{network.path}: cannot be symmetrized: the new file {what}") from failed
+    except (ConfigError, ModelError) as failed:
+        raise ModelError(f"{network.path}: cannot be symmetrized: the new file {failed}") from failed
     error, difference = _error(given, turned), _error(given, mean)
     rounding = max(2 * float(np.finfo(item.dtype).eps) for item in given)
     if not (error <= MIRROR_LIMIT and difference <= max(DIFFERENCE_LIMIT, rounding)):
@@ -516,7 +683,7 @@ def _fitting_windows(network: OnnxNetwork) -> NDArray[np.float32]:
     """Return two windows of noise of a size that a network takes."""
     random = np.random.default_rng(0)
     *others, last = (
-        random.random((2, network.slices or 3, *keep_sides(network, (side, side))), np.float32)
+        random.random((2, network.slices or 3, *(own or side for own in network.sides)), np.float32)
         for side in SIDES
     )
     for windows in others:

@@ -9,22 +9,25 @@ from __future__ import annotations
 
 import math
 import sys
-from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice, product, repeat, takewhile
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from evenslice._core import ModelError, map_ahead, option, whole_number
-from evenslice.inference.devices import SMALLER, reporting_device_errors, to_device
-from evenslice.inference.ready_networks import BlackBox, keep_sides, trial_windows
-from evenslice.networks import final_activation, logits, predicted_classes
-from evenslice.volumes import WindowGrid, read_in_runs
+from evenslice._core import ModelError, map_ahead, option
+from evenslice.inference.devices import SMALLER, to_device
+from evenslice.inference.ready_networks import (
+    SMALLER,
+    BlackBox,
+    ReadyNetwork,
+    to_device,
+)
+from evenslice.networks import logits, predicted_classes
+from evenslice.volumes import WindowGrid, check_tile, read_in_runs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from evenslice.inference.ready_networks import ReadyNetwork
+    from evenslice.inference.ready_networks import BlackBox
     from evenslice.volumes import Scaling, Volume
 
     Network: TypeAlias = ReadyNetwork | BlackBox
@@ -62,14 +65,10 @@ def logit_map(returned: Any, count: int, size: tuple[int, int]) -> Tensor:
             f"the network returns {str(output.dtype).removeprefix('torch.')}, such as class numbers; it must return "
             "logits (batch, classes, y, x)"
         )
-    if output.ndim != 4 or 0 in output.shape[1:]:
+    if output.ndim != 4 or 0 in output.shape[1:] or len(output) != count:
         raise ModelError(
-            f"the network returns an output of shape {tuple(output.shape)}; a segmentation network must return "
-            "(batch, classes, y, x), at least 1 of each"
-        )
-    if len(output) != count:
-        raise ModelError(
-            f"the network returns {tuple(output.shape)} for {count} windows; the first dimension must be the batch"
+            f"the network returns an output of shape {tuple(output.shape)} for {count} windows; a segmentation network must "
+            "return (batch, classes, y, x), at least 1 of each"
         )
     output = output.float()
     if output.shape[2:] == size:
@@ -106,273 +105,190 @@ def class_map(output: Tensor, classes: int) -> NDArray[np.int64]:
     return predicted_classes(output, dim=0).cpu().numpy()
 
 
-FAR = 1e3
-"""Windows of noise in -FAR..FAR drive a function that ends in a sigmoid to both of its ends."""
-
-NEAR_END = 0.01
-
-SOFTMAX_ROUNDING = 0.01
-"""How far a sum of probabilities may be from 1 in half precision; that of logits is hardly near it everywhere."""
-
-
-def refuse_probabilities(
-    network: ReadyNetwork | BlackBox, returned: Any, slices: int, tile: tuple[int, int]
-) -> None:
-    """Check that a network returns logits.
-
-    Of a single probability, which is above 0 everywhere, all of a volume would be taken for foreground; of several, a
-    softmax makes wrong ones. Of a network, the graph of its output tells; of a function, that its values add up to 1, or
-    stay between 0 and 1 and are driven to both ends. What neither tells passes.
-
-    Args:
-        network: the network, or the function.
-        returned: what it returned for the window of noise from ``trial_windows``.
-        slices: N, the number of slices of its windows.
-        tile: the size (y, x) of its windows.
-
-    Raises:
-        ModelError: its output channels are probabilities.
-
-    Example:
-        >>> from evenslice.inference import ReadyNetwork
-        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 1, 1), torch.nn.Sigmoid())
-        >>> network = ReadyNetwork(model, slices=3, device="cpu", dtype="float32")
-        >>> refuse_probabilities(network, network.prepare(3, (8, 8)), 3, (8, 8))
-        Traceback (most recent call last):
-        ...
-        evenslice.ModelError: the network Sequential returns a probability, between 0 and 1, where a logit is needed ...
-    """
-    output = logits(returned)
-    kind = holds_probabilities(network, output, slices, tile)
-    if kind is None:
-        return
-    if output.shape[1] == 1:
-        raise ModelError(
-            f"the network {network.name} returns a probability, between 0 and 1, where a logit is needed, whose sign tells "
-            "foreground from background; build it without its last sigmoid"
-        )
-    if kind == "softmax":
-        raise ModelError(
-            f"the network {network.name} returns probabilities, which add up to 1, where logits are needed; build it without "
-            "its last softmax"
-        )
-    raise ModelError(
-        f"the network {network.name} returns a probability of each class by itself, where logits of a softmax are "
-        "needed; segment without probabilities, or build it without its last sigmoid if a softmax is what it was "
-        "trained with"
-    )
-
-
-def holds_probabilities(
-    network: ReadyNetwork | BlackBox, output: Tensor, slices: int, tile: tuple[int, int]
-) -> Literal["softmax", "sigmoid"] | None:
-    """Tell from the values of an output whether they are probabilities, and of which kind; None for logits.
-
-    Args:
-        network: the network, or the function.
-        output: for the window of noise from ``trial_windows``, (batch, channels) or (batch, channels, y, x).
-        slices: N, the number of slices of its windows.
-        tile: the size (y, x) of its windows.
-    """
-    if not _within(output):
-        return None
-    if output.shape[1] > 1 and bool(((output.float().sum(dim=1) - 1).abs() <= SOFTMAX_ROUNDING).all()):
-        return "softmax"
-    windows = trial_windows(slices, tile).to(network.device)
-    if not isinstance(network, BlackBox):
-        with torch.enable_grad():
-            last = final_activation(logits(network(windows.requires_grad_())))
-            return "sigmoid" if last == "sigmoid" else None
-    if bool((output == 0).any()):  # a mask, or a clipped output
-        return None
-    try:
-        with np.errstate(over="ignore"):
-            driven = logits(network((2 * windows - 1) * FAR))
-    except Exception:  # noqa: BLE001  # a function may raise anything for inputs outside of 0..1
-        return None
-    ends = driven.ndim == 4 and _within(driven) and driven.min() < NEAR_END and driven.max() > 1 - NEAR_END
-    return "sigmoid" if ends else None
-
-
-def _within(output: Tensor) -> bool:
-    """Return whether all numbers of an output are between 0 and 1."""
-    return output.is_floating_point() and bool(((output >= 0) & (output <= 1)).all())
-
-
 LARGEST_TILE = 1024
 """Pixels along y and x up to which a plane goes through the network as a whole."""
 
 HELD_BYTES = 2**30
 """Stored slices that share their chunks are held up to here: 64 of 4096 x 4096 voxels of 8 bits."""
 
-CLASS_BYTES = 2**26
-"""Voxels of classes that are read at once if slices are stored together: they take 8 bytes each, and more while looked up."""
-
 OVERLAP = 8
 """Tiles overlap their neighbours by their size divided by this number."""
 
 BATCH_PIXELS, LARGEST_BATCH = 2**20, 16
 GPU_BATCH_PIXELS, LARGEST_GPU_BATCH = 2**23, 64
-MOST_AT_ONCE = 2**20  # windows; no memory holds more
 
 FEWER = f"{SMALLER} or {option('batch')}"
 
 
-def predict(  # all but three arguments have defaults and names
-    network: Network,
-    volume: Volume,
-    *,
-    scaling: Scaling,
-    slices: int,
-    step: int = 1,
-    centres: Sequence[int] | None = None,
-    region: tuple[slice, slice] | None = None,
-    tile: tuple[int, int] | None = None,
-    batch: int | None = None,
-    shown: Callable[[int, Window], Iterable[Window]] | None = None,
-    convert: Callable[[Tensor], Tensor] | None = None,
-) -> Iterator[tuple[int, Tensor]]:
-    """Predict the slices of a volume, in order.
+@dataclass(frozen=True)
+class Predictor:
+    """Predicts the slices of whole volumes, each from its window.
 
-    Windows at the ends of the volume are completed by reflection. A plane smaller than the tile is reflected at its
-    far borders.
-
-    Args:
+    Attributes:
         network: the network, or the function.
-        volume: the volume to predict.
-        scaling: maps voxel values to 0..1.
         slices: N, odd.
         step: distance between neighbouring slices of a window.
-        centres: the slices to predict, ascending; by default all.
-        region: the part of the plane to predict, along y and x; by default all of it. The positions of tiles do not
-            depend on it, so that regions fit together.
         tile: size (y, x) of the in-plane tiles; by default the fixed input size of the network, else the whole plane
             rounded up to a size that the network accepts; an axis of more than ``LARGEST_TILE`` pixels is covered by as
             few tiles as possible.
         batch: windows per forward pass; by default as many as have a million pixels, at most 16; on a GPU as many as half
             of its free memory holds, at most 64 or 8 million pixels. Fewer from where memory runs out.
-        shown: maps z and the N slices (y, x) of its window, scaled to 0..1, to the windows that the network is shown in
-            their place; by default that window.
-        convert: maps the logits (n, classes, y, x) of a batch, on the device of the network, to what is yielded of it.
-
-    Yields:
-        z and the logits (classes, y, x) of the slice, float32, on the device of the network, for each window shown. An
-        output smaller than the input, as from a network with a stride, is resized bilinearly.
-
-    Raises:
-        VolumeError: the volume cannot be read, has fewer slices than a window, or holds NaN or infinity and the
-            scaling has no fill value.
-        ModelError: the network does not return a map of logits, or one without the border, or NaN among them, or the
-            memory is too small for a single window, or for the planes and outputs of a batch.
-        ConfigError: an option is out of range.
 
     Example:
         >>> from evenslice.inference import ReadyNetwork
         >>> from evenslice.volumes import Scaling, open_volume
         >>> network = ReadyNetwork(torch.nn.Conv2d(3, 2, 1), slices=3, device="cpu", dtype="float32")
         >>> volume = open_volume(np.zeros((5, 40, 50), np.uint8))
-        >>> [(z, tuple(output.shape)) for z, output in predict(network, volume, scaling=Scaling(0, 255), slices=3)][-1]
+        >>> [(z, tuple(output.shape)) for z, output in Predictor(network, 3).predict(volume, Scaling(0, 255))][-1]
         (4, (2, 40, 50))
     """
-    centres = range(len(volume)) if centres is None else centres
-    stop = min(max(centres, default=0) + slices // 2 * step + 1, len(volume))
-    held = read_in_runs(volume, stop, HELD_BYTES)
-    grid = WindowGrid(held, scaling, slices, (1, 1), step, edge="reflect")  # checks that windows fit
-    if batch is not None:
-        batch = min(whole_number("batch", batch, least=1), MOST_AT_ONCE)
-    plane = volume.shape[1:]
-    region = region or (slice(0, plane[0]), slice(0, plane[1]))
-    tile = tile or choose_tile(network, plane)
-    batch = batch or _choose_batch(network, slices, tile)
-    rows, columns = (_Tiling.of(*axis, network.device) for axis in zip(plane, tile, region, strict=True))
-    windows = _windows(grid, centres, (rows.extent, columns.extent))
-    given = ((z, window, False) for z, window in windows)
-    if shown is not None:
+
+    network: Network
+    slices: int
+    step: int = 1
+    tile: tuple[int, int] | None = None
+    batch: int | None = None
+
+    def for_planes(self, plane: tuple[int, int]) -> Predictor:
+        """Return one whose tiles suit planes (y, x), unless they were chosen."""
+        multiple = self.network.multiple
+        even = _even_tile(plane[0], multiple), _even_tile(plane[1], multiple)
+        return replace(self, tile=check_tile(self.tile) if self.tile else self.network.accepted(even))
+
+    def prepare(self, *, probabilities: bool = False) -> int:
+        """Run one window of the size of a tile through the network, and return the number of its classes.
+
+        Args:
+            probabilities: whether probabilities will be computed from its logits.
+
+        Raises:
+            ModelError: it rejects the window, or returns no map of logits.
+        """
+        tile = cast("tuple[int, int]", self.tile)
+        returned = self.network.prepare(self.slices, tile)
+        output = logit_map(returned, 1, tile)
+        if probabilities or output.shape[1] == 1:
+            # Of one probability, above 0 everywhere, all would be foreground; of several, a softmax makes wrong ones.
+            kind = self.network.probabilities(logits(returned), self.slices, tile)
+            if kind:
+                raise ModelError(
+                    f"the network {self.network.name} returns probabilities, where logits are needed; build it without its "
+                    f"last {kind}"
+                )
+        return max(output.shape[1], 2)
+
+    def predict(
+        self,
+        volume: Volume,
+        scaling: Scaling,
+        *,
+        centres: Sequence[int] | None = None,
+        region: tuple[slice, slice] | None = None,
+        shown: Callable[[int, Window], Iterable[Window]] | None = None,
+        convert: Callable[[Tensor], Tensor] | None = None,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Predict the slices of a volume, in order.
+
+        Windows at the ends of the volume are completed by reflection. A plane smaller than the tile is reflected at its
+        far borders.
+
+        Args:
+            volume: the volume to predict.
+            scaling: maps voxel values to 0..1.
+            centres: the slices to predict, ascending; by default all.
+            region: the part of the plane to predict, along y and x; by default all of it. The positions of tiles do not
+                depend on it, so that regions fit together.
+            shown: maps z and the N slices (y, x) of its window, scaled to 0..1, to the windows that the network is shown in
+                their place; by default that window.
+            convert: maps the logits (n, classes, y, x) of a batch, on the device of the network, to what is yielded of it.
+
+        Yields:
+            z and the logits (classes, y, x) of the slice, float32, on the device of the network, for each window shown. An
+            output smaller than the input, as from a network with a stride, is resized bilinearly.
+
+        Raises:
+            VolumeError: the volume cannot be read, has fewer slices than a window, or holds NaN or infinity and the
+                scaling has no fill value.
+            ModelError: the network does not return a map of logits, or one without the border, or NaN among them, or the
+                memory is too small for a single window, or for the planes and outputs of a batch.
+            ConfigError: an option is out of range.
+        """
+        network, slices = self.network, self.slices
+        centres = range(len(volume)) if centres is None else centres
+        stop = min(max(centres, default=0) + slices // 2 * self.step + 1, len(volume))
+        held = read_in_runs(volume, stop, HELD_BYTES)
+        grid = WindowGrid(held, scaling, slices, (1, 1), self.step, edge="reflect")  # checks that windows fit
+        plane = volume.shape[1:]
+        region = region or (slice(0, plane[0]), slice(0, plane[1]))
+        tile = self.tile or cast("tuple[int, int]", self.for_planes(plane).tile)
+        batch = self.batch or _choose_batch(network, slices, tile)
+        rows, columns = (_Tiling.of(*axis, network.device) for axis in zip(plane, tile, region, strict=True))
+        windows = _windows(grid, centres, (rows.extent, columns.extent))
         given = (
-            (z, other, any(plane is not own for plane, own in zip(other, window, strict=True)))
+            (z, other, any(own is not plane for own, plane in zip(window, other, strict=True)))
             for z, window in windows
-            for other in shown(z, window)
+            for other in ([window] if shown is None else shown(z, window))
         )
-    at_once = -(-batch // (len(rows.tiles) * len(columns.tiles)))
+        at_once = -(-batch // (len(rows.tiles) * len(columns.tiles)))
 
-    def read(_: None) -> list[tuple[int, Window, bool]]:
-        return list(islice(given, at_once))
+        def read(_: None) -> list[tuple[int, Window, bool]]:
+            return list(islice(given, at_once))
 
-    # While a GPU computes, or a server is waited for, this process reads what comes next; otherwise, both need the processor.
-    ahead = 1 if network.device.type == "cuda" or volume.remote else 0
-    for chunk in takewhile(bool, map_ahead(read, repeat(None), threads=1, ahead=ahead)):
-        planes = np.stack([plane for _, window, _ in chunk for plane in window])
-        planes = planes.reshape(len(chunk), slices, *planes.shape[1:])
-        outputs = _predict_planes(network, planes, rows, columns, batch)[..., rows.inner, columns.inner]
-        _refuse_nan(outputs, [(z, disturbed) for z, _, disturbed in chunk], volume)
-        if convert is not None:
-            outputs = convert(outputs)
-        yield from zip((z for z, _, _ in chunk), outputs, strict=True)
+        # While a GPU computes, or a server is waited for, this process reads what comes next; otherwise, both need the
+        # processor.
+        ahead = 1 if network.device.type == "cuda" or volume.remote else 0
+        for chunk in takewhile(bool, map_ahead(read, repeat(None), threads=1, ahead=ahead)):
+            planes = np.stack([plane for _, window, _ in chunk for plane in window])
+            planes = planes.reshape(len(chunk), slices, *planes.shape[1:])
+            outputs = _predict_planes(network, planes, rows, columns, batch)[..., rows.inner, columns.inner]
+            _refuse_nan(outputs, chunk, volume)
+            yield from zip(
+                (z for z, *_ in chunk), outputs if convert is None else convert(outputs), strict=True
+            )
 
+    def tell_rounding(self, volume: Volume, scaling: Scaling, progress: bool | None) -> None:
+        """Say on standard error in how many voxels of the first two planes a precision below float32 changes labels.
 
-def tell_rounding(
-    network: Network,
-    volume: Volume,
-    scaling: Scaling,
-    *,
-    slices: int,
-    step: int,
-    tile: tuple[int, int],
-    batch: int | None,
-    progress: bool | None,
-) -> None:
-    """Say on standard error in how many voxels of the first two planes a precision below float32 changes labels.
-
-    Args:
-        network: the network, or the function.
-        volume: the volume that it will predict.
-        scaling: as for ``predict``.
-        slices: likewise.
-        step: likewise.
-        tile: likewise.
-        batch: likewise.
-        progress: False to say nothing.
-    """
-    if isinstance(network, BlackBox) or network.dtype == torch.float32 or progress is False:
-        return
-
-    def labels(asked: ReadyNetwork) -> Tensor:
-        found = predict(
-            asked,
-            volume,
-            scaling=scaling,
-            slices=slices,
-            step=step,
-            centres=range(len(volume))[:2],
-            tile=tile,
-            batch=batch,
+        Args:
+            volume: the volume that will be predicted.
+            scaling: maps voxel values to 0..1.
+            progress: False to say nothing.
+        """
+        network = self.network
+        if not isinstance(network, ReadyNetwork) or network.dtype == torch.float32 or progress is False:
+            return
+        rounded, exact = (
+            torch.stack(
+                [
+                    predicted_classes(output, dim=0)
+                    for _, output in predictor.predict(volume, scaling, centres=range(len(volume))[:2])
+                ]
+            )
+            for predictor in (self, replace(self, network=network.in_precision(torch.float32)))
         )
-        return torch.stack([predicted_classes(output, dim=0) for _, output in found])
-
-    rounded, exact = labels(network), labels(network.in_precision(torch.float32))
-    changed, foreground = int((rounded != exact).sum()), int(((rounded > 0) | (exact > 0)).sum())
-    share = f", {100 * changed / foreground:.3g} % of the foreground" if foreground else ""
-    name, shares = str(network.dtype).removeprefix("torch."), f"{100 * changed / exact.numel():.3g} %"
-    with suppress(OSError):  # as of lines of progress
-        sys.stderr.write(
-            f"{name}: labels differ from float32 in {shares} of the voxels of the first {len(exact)} planes{share}\n"
-        )
+        changed, foreground = int((rounded != exact).sum()), int(((rounded > 0) | (exact > 0)).sum())
+        share = f", {100 * changed / foreground:.3g} % of the foreground" if foreground else ""
+        name, shares = str(network.dtype).removeprefix("torch."), f"{100 * changed / exact.numel():.3g} %"
+        with suppress(OSError):  # as of lines of progress
+            sys.stderr.write(
+                f"{name}: labels differ from float32 in {shares} of the voxels of the first {len(exact)} planes{share}\n"
+            )
 
 
-def _refuse_nan(outputs: Tensor, places: Sequence[tuple[int, bool]], volume: Volume) -> None:
+def _refuse_nan(outputs: Tensor, shown: Sequence[tuple[int, Window, bool]], volume: Volume) -> None:
     """Raise ModelError for the first window with NaN among its logits, which would pass for class 0.
 
     Infinite logits are accepted: -inf is that of a class that a network rules out.
 
     Args:
         outputs: the logits (windows, classes, y, x).
-        places: the middle slice of each window, and whether it is disturbed.
+        shown: the middle slice of each window, the window, and whether it is disturbed.
         volume: the volume.
     """
     # Far cheaper than to look at each logit; but the sum of both infinities is NaN, too.
     for index in outputs.sum(dim=(1, 2, 3)).isnan().nonzero().flatten().tolist():
         if bool(outputs[index].isnan().any()):
-            z, disturbed = places[index]
+            z, _, disturbed = shown[index]
             raise ModelError(
                 f"the network returns NaN for {'a disturbed window of ' * disturbed}slice {z} of {volume.path}; "
                 "it has to return numbers, for a blank slice too"
@@ -380,7 +296,7 @@ def _refuse_nan(outputs: Tensor, places: Sequence[tuple[int, bool]], volume: Vol
 
 
 def _choose_batch(network: Network, slices: int, tile: tuple[int, int]) -> int:
-    """Return the number of windows per forward pass, see ``predict``."""
+    """Return the number of windows per forward pass, see ``Predictor``."""
     pixels = tile[0] * tile[1]
     if network.device.type != "cuda":
         return max(1, min(LARGEST_BATCH, BATCH_PIXELS // pixels))
@@ -394,25 +310,6 @@ def _choose_batch(network: Network, slices: int, tile: tuple[int, int]) -> int:
         most=max(1, min(LARGEST_GPU_BATCH, GPU_BATCH_PIXELS // pixels)),
         kind=(network.dtype, slices, *tile),
     )
-
-
-def try_network(network: Network, slices: int, tile: tuple[int, int], *, probabilities: bool = False) -> int:
-    """Prepare a network by running one fixed window through it, and return the number of its classes.
-
-    Args:
-        network: the network, or the function.
-        slices: N, the number of slices of its windows.
-        tile: the size (y, x) of its windows.
-        probabilities: whether probabilities will be computed from its logits.
-
-    Raises:
-        ModelError: it rejects the window, or returns no map of logits.
-    """
-    returned = network.prepare(slices, tile)
-    output = logit_map(returned, 1, tile)
-    if probabilities or output.shape[1] == 1:
-        refuse_probabilities(network, returned, slices, tile)
-    return max(output.shape[1], 2)
 
 
 def even_slices(depths: Sequence[int], most: int | None) -> list[list[int]]:
@@ -433,15 +330,6 @@ def even_slices(depths: Sequence[int], most: int | None) -> list[list[int]]:
         [place - start for place in places if start <= place < start + depth]
         for start, depth in zip(starts, depths, strict=True)
     ]
-
-
-def choose_tile(network: Network, plane: tuple[int, int]) -> tuple[int, int]:
-    """Return the size (y, x) of the tiles of a plane, see ``predict``."""
-    if network.tile is not None:
-        return network.tile
-    multiple = network.multiple
-    y, x = (_even_tile(length, multiple) for length in plane)
-    return keep_sides(network, (y, x))
 
 
 def _even_tile(length: int, multiple: int) -> int:
@@ -507,8 +395,6 @@ def _windows(
     (y, x), reach = extent, grid.slices // 2 * grid.step
     single = replace(grid, slices=1, tile=(y.stop - y.start, x.stop - x.start))
     planes: dict[int, NDArray[np.float32]] = {}
-    needed: dict[int, list[int]] = {}  # by the windows that reach up to where the present one ends
-    coming = deque(centres)
     for z in centres:
         while coming and coming[0] <= z + reach:
             centre = coming.popleft()
@@ -528,19 +414,18 @@ def _predict_planes(
     """Return the logits (planes, classes, y, x) of planes (planes, N, y, x), which have the extent of the tiles."""
     count, _, height, width = windows.shape
     what = f"{count} windows or their outputs, of {height} x {width} pixels, do not fit"
-    placing = partial(reporting_device_errors, network.device, what, FEWER)
-    with placing():
+    with network.reporting(what, FEWER):
         planes = to_device(windows, network.device)
     if len(rows.tiles) == len(columns.tiles) == 1:
         return _run(network, planes)
     total = torch.zeros((), device=network.device)
     places = product(range(len(planes)), rows.tiles, columns.tiles)
     while chunk := list(islice(places, batch)):
-        with placing():
+        with network.reporting(what, FEWER):
             tiles = torch.stack([planes[index, :, y, x] for index, (y, _), (x, _) in chunk])
             tiles = tiles.contiguous(memory_format=torch.channels_last)
         parts = _run(network, tiles)
-        with placing():
+        with network.reporting(what, FEWER):
             if total.ndim == 0:  # only now is the number of classes known
                 total = parts.new_zeros(count, parts.shape[1], height, width)
             for (index, (y, fade_y), (x, fade_x)), part in zip(chunk, parts, strict=True):
@@ -558,5 +443,5 @@ def _run(network: Network, windows: Tensor) -> Tensor:
     )
     if len(parts) == 1:
         return parts[0]
-    with reporting_device_errors(network.device, f"the outputs of {len(windows)} windows do not fit", FEWER):
+    with network.reporting(f"the outputs of {len(windows)} windows do not fit", FEWER):
         return torch.cat(parts)

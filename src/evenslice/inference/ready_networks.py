@@ -2,7 +2,8 @@
 
 A network becomes a frozen copy on its device, in its precision, with the input scaling that it expects. A function gets
 windows as a NumPy array (batch, slices, y, x), float32 in 0..1, and returns an array or a tensor of outputs, batch first. It
-has no gradients, so only occlusion can explain it.
+has no gradients, so only occlusion can explain it. What a device refuses is told in one line, and batches are as large as its
+memory allows.
 
 In evaluation mode a batch norm is a fixed scale and shift, which the convolution before it can apply at no cost. Which
 convolution that is does not come from a list of architectures: a forward pass is observed, and the autograd graph tells
@@ -15,8 +16,9 @@ import copy
 import threading
 from collections import Counter
 from collections.abc import Mapping
-from functools import cache, partial
-from typing import TYPE_CHECKING, Any, cast
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -31,35 +33,206 @@ from evenslice._core import (
     option,
     reason,
 )
-from evenslice.inference.devices import (
-    SMALLER,
-    BatchSizes,
-    choose_device,
-    choose_dtype,
-    is_device_error,
-    memory_error,
-    out_of_memory,
-    reporting_device_errors,
-)
+from evenslice.inference.compute import choose_device, choose_dtype
 from evenslice.networks import (
+    final_activation,
     full_precision,
     function_name,
-    input_sizes,
     logits,
     normalization,
     reduce_output,
-    reporting_own_errors,
     require_network,
 )
 from evenslice.neutralizing import record_of, untie
 from evenslice.volumes import check_tile, check_window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Hashable, Iterator
+    from contextlib import AbstractContextManager
 
-    from torch import Tensor
+    from numpy.typing import NDArray
 
     from evenslice.inference.compute import Compute
+
+
+def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """Copy an array to a device, images (batch, channels, y, x) in channels-last layout.
+
+    A GPU copies it from pinned memory when it comes to that, and this process goes on meanwhile.
+
+    Example:
+        >>> to_device(np.zeros((2, 3, 4, 5)), torch.device("cpu")).stride()
+        (60, 1, 15, 3)
+    """
+    layout = torch.channels_last if array.ndim == 4 else torch.contiguous_format
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    if device.type != "cuda":
+        return tensor.to(device, memory_format=layout)
+    # The GPU, and not this process, changes the layout.
+    return tensor.pin_memory().to(device, non_blocking=True).contiguous(memory_format=layout)
+
+
+NO_ENGINE = "unable to find an engine"
+"""What PyTorch says where every algorithm of cuDNN fails: for want of memory as a rule, seldom as none suits the device."""
+
+CPU_ALLOCATOR = "DefaultCPUAllocator"
+OUT_OF_MEMORY = (
+    *(CPU_ALLOCATOR, NO_ENGINE),
+    *("out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED"),
+    *("Failed to allocate memory for requested buffer", "is smaller than requested bytes"),  # of onnxruntime
+)
+DEVICE_ERRORS = ("CUDA error", "HIP error", "cuDNN error")
+
+SMALLER = f"choose a smaller {option('tile')}"
+ELSEWHERE = f"end what else uses it, or choose {option('device', 'cpu')}"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that the memory of a device, or of the machine, has run out.
+
+    Example:
+        >>> out_of_memory(torch.OutOfMemoryError()), out_of_memory(RuntimeError("expected 3 channels"))
+        (True, False)
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in OUT_OF_MEMORY)
+
+
+def device_error(
+    error: BaseException,
+    device: torch.device | None = None,
+    *,
+    what: str | None = None,
+    advice: str | None = None,
+) -> EvensliceError | None:
+    """Return one line for what a device refuses; None for an error about what it was to compute.
+
+    Args:
+        error: what PyTorch, or a function, raised.
+        device: where it computed; None if only memory that runs out is looked for.
+        what: what does not fit if memory runs out, as a sentence: "the network does not fit"; by default what the error says.
+        advice: what to do in that case.
+
+    Example:
+        >>> print(device_error(torch.OutOfMemoryError(), what="the network does not fit", advice=SMALLER))
+        the memory of the device has run out: the network does not fit; choose a smaller tile
+        >>> device_error(RuntimeError("expected 3 channels"), torch.device("cpu"))
+    """
+    if out_of_memory(error):
+        either = ", or cuDNN cannot compute this there" if NO_ENGINE in str(error) else ""
+        what = what or reason(error).rstrip(".")
+        on_cpu = isinstance(error, MemoryError) or CPU_ALLOCATOR in str(error)
+        elsewhere = "or end what else uses it" if on_cpu else ELSEWHERE
+        advice = advice or f"{SMALLER} or {option('batch')}, {elsewhere}"
+        return ModelError(f"the memory of the device has run out{either}: {what}; {advice}")
+    failed = isinstance(error, RuntimeError) and any(part in str(error) for part in DEVICE_ERRORS)
+    if device is None or not (failed or isinstance(error, torch.AcceleratorError)):
+        return None
+    return ConfigError(
+        f"{option('device', str(device))}: fails ({reason(error)}); choose {option('device', 'cpu')}, or install a PyTorch "
+        "for this device"
+    )
+
+
+@contextmanager
+def reporting_device_errors(device: torch.device, what: str, advice: str = ELSEWHERE) -> Iterator[None]:
+    """Turn what a device refuses in the block into one line, see ``device_error``.
+
+    Raises:
+        ModelError: its memory has run out.
+        ConfigError: it refuses to compute.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if refusal := device_error(error, device, what=what, advice=advice):
+            raise refusal from error
+        raise
+
+
+Result = TypeVar("Result")
+
+USED = 0.5
+"""Part of the free memory of a GPU that a batch may take: other programs, and other batches, want some."""
+
+
+class BatchSizes:
+    """How many windows at once a network can take on its device, for each kind of work.
+
+    A kind of work is whatever tells it from others that take other memory: what is computed, in which precision, on
+    windows of which size.
+    """
+
+    def __init__(self) -> None:
+        self._most: dict[Hashable, int] = {}
+        self._fitting: dict[Hashable, int] = {}
+
+    def run(self, compute: Callable[[slice], Result], count: int, kind: Hashable) -> list[Result]:
+        """Compute on a batch of windows; where memory runs out, on halves of it, and from then on on no more at once.
+
+        Args:
+            compute: computes on some windows of the batch.
+            count: number of windows in the batch.
+            kind: of work.
+
+        Returns:
+            The results of the parts of the batch, in order; usually there is one.
+
+        Raises:
+            ModelError: memory runs out for a single window.
+
+        Example: memory for two windows.
+            >>> def compute(part):
+            ...     if part.stop - part.start > 2:
+            ...         raise torch.OutOfMemoryError
+            ...     return list(range(5)[part])
+            >>> BatchSizes().run(compute, 5, "example")
+            [[0, 1], [2, 3], [4]]
+        """
+        results: list[Result] = []
+        size, start = min(self._most.get(kind, count), count), 0
+        while start < count:
+            part = slice(start, min(start + size, count))
+            try:
+                results.append(compute(part))
+            except (RuntimeError, MemoryError) as error:  # the latter of a function, by NumPy
+                refusal = device_error(error, what="a single window does not fit into it", advice=SMALLER)
+                if refusal is None:
+                    raise
+            else:
+                start = part.stop
+                continue
+            # Only here is the exception gone, and with it the tensors that it held.
+            if part.stop - part.start == 1:
+                raise refusal
+            size = self._most[kind] = (part.stop - part.start) // 2
+            if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+                torch.cuda.empty_cache()  # reserved in pieces, so that whole ones can be reserved
+        return results
+
+    def fitting(
+        self, compute: Callable[[int], object], device: torch.device, *, most: int, kind: Hashable
+    ) -> int:
+        """Return the largest power of two of windows, at most ``most``, that take up half of the free memory of a GPU.
+
+        Args:
+            compute: computes on this number of windows; called once for each kind of work, with two.
+            device: the GPU.
+            most: the largest number.
+            kind: of work.
+        """
+        if kind not in self._fitting:
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+            compute(2)
+            each = max(1, (torch.cuda.max_memory_allocated(device) - before) // 2)
+            # What PyTorch has reserved and does not use is as good as free.
+            unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            free = torch.cuda.mem_get_info(device)[0] + unused
+            fit = int(max(1, min(free * USED // each, most)))
+            self._fitting[kind] = 2 ** (fit.bit_length() - 1)
+        return min(self._fitting[kind], most)
 
 
 TOLERANCE = 1e-4  # relative to the largest output
@@ -131,22 +304,20 @@ def _watch(
     calls: Counter[str] = Counter()
     parameters = Counter(id(p) for m in network.modules() for p in m.parameters(recurse=False))
 
-    def note_convolution(name: str, output: Tensor) -> None:
+    def note_convolution(name: str, _: nn.Module, __: Any, output: Tensor) -> None:
         calls[name] += 1
         made[id(output)] = name, output  # which is kept alive, so that no other tensor gets its id
 
-    def note_batch_norm(name: str, inputs: tuple[Tensor, ...]) -> None:
+    def note_batch_norm(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         calls[name] += 1
         read.extend((name, id(pixels)) for pixels in inputs[:1])  # given by keyword, it is not seen here
 
     hooks = []
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d) and not parametrize.is_parametrized(module):
-            note = partial(note_convolution, name)
-            hooks.append(module.register_forward_hook(lambda _, __, output, note=note: note(output)))
+            hooks.append(module.register_forward_hook(partial(note_convolution, name)))
         elif _successor(module) and module.running_mean is not None:
-            note = partial(note_batch_norm, name)
-            hooks.append(module.register_forward_pre_hook(lambda _, inputs, note=note: note(inputs)))
+            hooks.append(module.register_forward_pre_hook(partial(note_batch_norm, name)))
     try:
         with torch.enable_grad():
             # The product is no leaf of the graph, which a network may not change in place.
@@ -181,9 +352,7 @@ def _graph(root: Any) -> Iterator[Any]:
                 waiting.append(node)
 
 
-ANY_GPU = ("auto", "cuda")  # devices that are chosen anew by each process
 _MOVING = threading.Lock()
-LARGEST_WINDOW = 2**28  # pixels in all its slices, 1 GiB
 FUSING_SIDE = 128  # pixels; batch norms are folded by passes on windows of about this size
 
 
@@ -226,7 +395,7 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     try:
         module = copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
-        if is_device_error(error):  # of that which the network is on
+        if device_error(error, torch.device("cpu")):  # of that which the network is on
             raise
         raise ModelError(
             f"the network {type(model).__name__} cannot be copied: {reason(error)}; detach the tensors that it "
@@ -236,7 +405,111 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     return module.eval().requires_grad_(False).float()
 
 
-class ReadyNetwork(nn.Module):
+FAR = 1e3
+"""Windows of noise in -FAR..FAR drive a function that ends in a sigmoid to both of its ends."""
+
+NEAR_END = 0.01
+
+SOFTMAX_ROUNDING = 0.01
+"""How far a sum of probabilities may be from 1 in half precision; that of logits is hardly near it everywhere."""
+
+
+class ReadyModel(nn.Module):
+    """What a network and a function that are ready to run have in common.
+
+    Attributes:
+        name: what messages call it.
+        scaling: the ``mean`` and ``std`` by which slices in 0..1 are scaled, one for all or one for each slice.
+        batches: how many windows go through it at once.
+        dtype: its precision.
+        tile: the only size (y, x) of windows that it accepts; None if it accepts others.
+        multiple: the number of which the size of windows must be a multiple.
+    """
+
+    name: str
+    scaling: dict[str, list[float]]
+    batches: BatchSizes
+    tile: tuple[int, int] | None
+    multiple = 32  # most networks behind functions need it
+    dtype = torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return torch.device("cpu")
+
+    def accepted(self, tile: tuple[int, int]) -> tuple[int, int]:
+        """Return the size (y, x) of windows that it accepts: its only one, or the given one."""
+        return self.tile or tile
+
+    def trial(self, slices: int, tile: tuple[int, int]) -> Tensor:
+        """Return a window (1, slices, y, x) of noise on its device, to test it with."""
+        return trial_windows(slices, tile).to(self.device)
+
+    def reporting(self, what: str, advice: str = SMALLER) -> AbstractContextManager[None]:
+        """Turn what its device refuses in a block into one line, which says ``what`` does not fit if memory runs out."""
+        return reporting_device_errors(self.device, what, advice)
+
+    def prepare(self, slices: int, tile: tuple[int, int]) -> Any:
+        """Run one test window.
+
+        Returns:
+            Its output for the window.
+
+        Raises:
+            ModelError: it rejects the window or fails, memory runs out, or its output contains no logits, or NaN.
+            ConfigError: the device fails, or a function states that it takes other windows.
+        """
+        try:
+            with (
+                torch.no_grad(),
+                self.reporting(f"a window of {slices} slices of {tile[0]} x {tile[1]} does not fit"),
+            ):
+                returned = self(self.trial(slices, tile))
+        except EvensliceError:
+            raise
+        except Exception as error:  # a network or a function may raise anything
+            raise ModelError(
+                f"{self.name}: rejects windows of shape {(1, slices, *tile)}: {type(error).__name__}: {reason(error)}; "
+                f"correct it, give as many slices as it takes, or choose another {option('tile')} or {option('dtype')}"
+            ) from error
+        output = logits(returned)
+        if output.is_floating_point() and bool(output.isnan().any()):
+            raise ModelError(f"{self.name}: returns NaN for a window of noise in 0..1; check its weights")
+        return returned
+
+    def probabilities(
+        self, output: Tensor, slices: int, tile: tuple[int, int]
+    ) -> Literal["softmax", "sigmoid"] | None:
+        """Tell from an output whether it holds probabilities, and of which kind; None for logits, or if nothing tells.
+
+        Args:
+            output: for the window of noise, (batch, channels) or (batch, channels, y, x).
+            slices: N, the number of slices of its windows.
+            tile: the size (y, x) of its windows.
+        """
+        if not _within(output):
+            return None
+        if output.shape[1] > 1 and bool(((output.float().sum(dim=1) - 1).abs() <= SOFTMAX_ROUNDING).all()):
+            return "softmax"
+        return "sigmoid" if self._ends_in_sigmoid(output, self.trial(slices, tile)) else None
+
+    def _ends_in_sigmoid(self, output: Tensor, windows: Tensor, /) -> bool:
+        raise NotImplementedError
+
+
+def trial_windows(slices: int, tile: tuple[int, int]) -> Tensor:
+    """Return a window (1, slices, y, x) of noise."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand((1, slices, *tile), generator=generator, dtype=torch.float32, device="cpu")
+
+
+def _within(output: Tensor) -> bool:
+    """Return whether all numbers of an output are between 0 and 1."""
+    return output.is_floating_point() and bool(((output >= 0) & (output <= 1)).all())
+
+
+class ReadyNetwork(ReadyModel):
     """A frozen copy of a network in evaluation mode that reads windows in 0..1; the original is left unchanged.
 
     Ties are resolved into plain weights in channels-last layout; the forward pass runs in the chosen precision. One that
@@ -254,9 +527,6 @@ class ReadyNetwork(nn.Module):
     Raises:
         ModelError: the network cannot be copied, is a module of TorchScript, or does not fit into the memory of the device.
         ConfigError: the device is not available or fails, or the precision is unknown, or float16 on a CPU.
-
-    Attributes:
-        batches: how many windows go through it at once.
 
     Example:
         >>> network = ReadyNetwork(nn.Conv2d(3, 2, 1), slices=3, device="cpu", dtype="float32")
@@ -289,6 +559,8 @@ class ReadyNetwork(nn.Module):
             self.module = convert_conv2d_weight_memory_format(module, torch.channels_last)
             for name, values in (("mean", mean), ("std", std)):
                 self.register_buffer(name, by_slice(values).to(self.device))
+        self.scaling = {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
+        self.tile, self.multiple = input_size(self.module), input_multiple(self.module)
         if self.device.type == "cpu":
             keep_depthwise_exact(self.module)
 
@@ -332,7 +604,7 @@ class ReadyNetwork(nn.Module):
         with _MOVING:  # a move that is under way ends first
             state, device = dict(vars(self)), self._device
         moved = device is not None and device.type != "cpu"
-        if moved or self._asked in ANY_GPU:
+        if moved or self._asked in ("auto", "cuda"):
             state |= {"_device": None, "batches": BatchSizes()}
         for kind in ("_modules", "_buffers") if moved else ():
             parts = {name: part for name, part in state[kind].items() if part is not None}
@@ -342,8 +614,10 @@ class ReadyNetwork(nn.Module):
     def forward(self, windows: Tensor) -> Any:
         """Run the network on windows (batch, slices, y, x) in 0..1; return its output, reduced by ``outputs``."""
         returned = self._run(windows, self.dtype)
-        if self.dtype == torch.float16 and not _is_finite(returned):
-            returned = self._run(windows, torch.float32)
+        if self.dtype == torch.float16:
+            output = logits(returned)
+            if output.is_floating_point() and not bool(output.isfinite().all()):
+                returned = self._run(windows, torch.float32)
         return returned
 
     def _run(self, windows: Tensor, dtype: torch.dtype) -> Any:
@@ -355,94 +629,26 @@ class ReadyNetwork(nn.Module):
             # Within autocast: the function may multiply tensors of both precisions.
             return returned if self.outputs is None else reduce_output(returned, self.outputs)
 
-    @property
-    def scaling(self) -> dict[str, list[float]]:
-        """The ``mean`` and ``std`` by which slices in 0..1 are scaled, one for all or one for each slice."""
-        return {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
-
-    @property
-    def tile(self) -> tuple[int, int] | None:
-        """The only size (y, x) of windows that the network accepts; None if it accepts others."""
-        return input_sizes(self.module)[0]
-
-    @property
-    def multiple(self) -> int:
-        """The number of which the size of windows must be a multiple."""
-        return input_sizes(self.module)[1]
-
     def prepare(self, slices: int, tile: tuple[int, int]) -> Any:
-        """Run one test window through the network, then fold its batch norms into the preceding convolutions.
-
-        Returns:
-            The output of the network for the window.
-
-        Raises:
-            ModelError: the network rejects the window or fails, its memory runs out, or its output contains no logits.
-            ConfigError: the device fails.
-        """
-        windows = trial_windows(slices, tile)
-        what = f"a window of {slices} slices of {tile[0]} x {tile[1]} does not fit"
-
-        def rejected(why: str) -> str:
-            advice = f"neutralize it for {slices} slices, or choose another size with {option('tile')}"
-            if self.dtype != torch.float32 and any(name in why for name in ("BFloat16", "Half")):
-                advice = f"compute in single precision with {option('dtype', 'float32')}"
-            return f"rejects windows of shape {tuple(windows.shape)}: {why}; {advice}"
-
-        with (
-            torch.no_grad(),
-            reporting_own_errors(f"the network {self.name}", rejected),
-            reporting_device_errors(self.device, what, SMALLER),
-        ):
-            windows = windows.to(self.device)
-            returned = self(windows)
-        check_output(returned, self.name)
+        """Run one test window, then fold batch norms into the preceding convolutions; see ``ReadyModel.prepare``."""
+        returned = super().prepare(slices, tile)
+        windows = self.trial(slices, tile)
         reduced = logits if self.outputs is None else partial(reduce_output, function=self.outputs)
+        # Two passes in float32, one of them with its graph: on a whole plane, they would cost more than many slices.
+        side = -(-FUSING_SIDE // self.multiple) * self.multiple
+        parts = [windows[..., :side, :side], windows] if max(tile) > side else [windows]
         with full_precision():
-            # Two passes in float32, one of them with its graph: on a whole plane, they would cost more than many slices.
-            for part in _parts(windows, self.multiple):
+            for part in parts:  # some networks refuse the smaller one
                 if fuse_batch_norms(self.module, (part - self.mean) / self.std, reduced):
                     break
         return returned
 
-
-def trial_windows(slices: int, tile: tuple[int, int]) -> Tensor:
-    """Return a window (1, slices, y, x) of noise, to test a network with."""
-    if slices * tile[0] * tile[1] > LARGEST_WINDOW:
-        raise ConfigError(
-            f"{option('tile')}: a window of {slices} slices of {tile[0]} x {tile[1]} pixels is too large; "
-            "choose a smaller tile"
-        )
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand((1, slices, *tile), generator=generator, dtype=torch.float32, device="cpu")
+    def _ends_in_sigmoid(self, _output: Tensor, windows: Tensor, /) -> bool:
+        with torch.enable_grad():
+            return final_activation(logits(self(windows.requires_grad_()))) == "sigmoid"
 
 
-def _parts(windows: Tensor, multiple: int) -> Iterator[Tensor]:
-    """Yield a part of windows that is large enough for most networks, and then all of it for those that refuse the part."""
-    side = -(-FUSING_SIDE // multiple) * multiple
-    if max(windows.shape[2:]) > side:
-        yield windows[..., :side, :side]
-    yield windows
-
-
-def check_output(returned: Any, name: str) -> None:
-    """Check the output of a network for the test window.
-
-    Raises:
-        ModelError: it contains no logits, or they contain NaN.
-    """
-    output = logits(returned)
-    if output.is_floating_point() and bool(output.isnan().any()):
-        raise ModelError(f"the network {name} returns NaN for a window of noise in 0..1; check its weights")
-
-
-def _is_finite(returned: Any) -> bool:
-    """Return whether the logits in what a network returned are finite, as far as they are of floating point."""
-    output = logits(returned)
-    return not output.is_floating_point() or bool(output.isfinite().all())
-
-
-class BlackBox(nn.Module):
+class BlackBox(ReadyModel):
     """A function wrapped as a module on the CPU, without gradients.
 
     Args:
@@ -453,12 +659,9 @@ class BlackBox(nn.Module):
             ``std``, if present, are recorded. ``origin``, such as a digest of its weights, tells it from others when a
             segmentation is resumed.
         outputs: maps what the function returns to the outputs.
-        device: must be "auto": any other value would have no effect.
-        dtype: likewise.
 
     Raises:
         ModelError: it is not callable.
-        ConfigError: a device or a precision was given.
 
     Example:
         >>> network = BlackBox(lambda windows: windows.mean(axis=(1, 2, 3)))
@@ -466,36 +669,24 @@ class BlackBox(nn.Module):
         tensor([1., 1.])
     """
 
-    device = torch.device("cpu")
-    dtype = torch.float32
-    multiple = 32
-    """The number of which the size of windows is a multiple: most networks behind functions need it."""
-
     def __init__(
         self,
         function: Callable[..., Any],
         *,
         outputs: Callable[[Any], Any] | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
     ) -> None:
         super().__init__()
         if not callable(function):
             raise ModelError(
-                f"{type(function).__name__} is not a network; give a torch.nn.Module, or a function from "
-                "arrays of windows "
-                "to outputs"
+                f"{type(function).__name__} is not a network; give a torch.nn.Module, or a function from arrays of windows to "
+                "outputs"
             )
-        for name, value in (("device", device), ("dtype", dtype)):
-            if value != "auto":
-                raise ConfigError(
-                    f"{option(name, value)} has no effect on a function, which chooses where and how to compute; "
-                    "leave it out"
-                )
         self.function = function
         self.outputs = outputs
         self.batches = BatchSizes()
         self.name = str(getattr(function, "name", function_name(function)))
+        stated = getattr(function, "tile", None)
+        self.tile = None if stated is None else check_tile(stated)
         self.scaling = {
             name: np.atleast_1d(getattr(function, name, default)).tolist()
             for name, default in (("mean", 0.0), ("std", 1.0))
@@ -509,43 +700,42 @@ class BlackBox(nn.Module):
             returned = reduce_output(returned, self.outputs)
         return self._tensors(returned)
 
-    @property
-    def tile(self) -> tuple[int, int] | None:
-        """The only size (y, x) of windows that the function states to accept; None if it states none."""
-        stated = getattr(self.function, "tile", None)
-        return None if stated is None else check_tile(stated)
+    def accepted(self, tile: tuple[int, int]) -> tuple[int, int]:
+        """Return the size (y, x) of windows that the function takes: each side that it states, else the given one.
+
+        Example:
+            >>> def function(windows):
+            ...     return windows
+            >>> function.sides = 32, None
+            >>> BlackBox(function).accepted((64, 96))
+            (32, 96)
+        """
+        y, x = getattr(self.function, "sides", (None, None))
+        return self.tile or (y or tile[0], x or tile[1])
 
     def prepare(self, slices: int, tile: tuple[int, int]) -> Any:
-        """Call the function on one test window, and return the result.
-
-        Raises:
-            ModelError: it rejects the window, memory runs out, or its result contains no outputs.
-            ConfigError: it states that it takes other windows.
-        """
-        for name, asked, stated in (
-            ("slices", slices, getattr(self.function, "slices", None)),
-            ("tile", tuple(tile), self.tile),
-        ):
-            if stated is not None and stated != asked:
+        """Call the function on one test window that it states to take; see ``ReadyModel.prepare``."""
+        stated = {"slices": getattr(self.function, "slices", None), "tile": self.tile}
+        for name, asked in (("slices", slices), ("tile", tuple(tile))):
+            if stated[name] not in (None, asked):
                 raise ConfigError(
-                    f"{option(name, asked)}: {self.name} takes {stated}; leave {option(name)} out"
+                    f"{option(name, asked)}: {self.name} takes {stated[name]}; leave {option(name)} out"
                 )
-        windows = trial_windows(slices, tile)
+        return super().prepare(slices, tile)
+
+    def _ends_in_sigmoid(self, output: Tensor, windows: Tensor, /) -> bool:
+        """Return whether values between 0 and 1 are driven to both ends."""
+        if bool((output == 0).any()):  # a mask, or a clipped output
+            return False
         try:
-            returned = self(windows)
-        except EvensliceError:
-            raise
-        except Exception as error:
-            if out_of_memory(error):
-                raise memory_error(
-                    error, f"a window of {slices} slices of {tile[0]} x {tile[1]} does not fit", SMALLER
-                ) from error
-            raise ModelError(
-                f"the function {self.name} fails on an array of shape {tuple(windows.shape)}: {type(error).__name__}: "
-                f"{reason(error)}"
-            ) from error
-        check_output(returned, self.name)
-        return returned
+            with np.errstate(over="ignore"):
+                driven = logits(self((2 * windows - 1) * FAR))
+        except Exception:  # noqa: BLE001  # a function may raise anything for inputs outside of 0..1
+            return False
+        ends = (
+            driven.ndim == 4 and _within(driven) and driven.min() < NEAR_END and driven.max() > 1 - NEAR_END
+        )
+        return bool(ends)
 
     def _tensors(self, returned: Any) -> Any:
         """Convert arrays, however nested in the returned value, to tensors."""
@@ -563,25 +753,6 @@ class BlackBox(nn.Module):
                 f"the function {self.name} returns an array of type {array.dtype}; it must return numbers"
             )
         return torch.from_numpy(array.astype(np.float32 if array.dtype.kind == "f" else np.int64))
-
-
-def keep_sides(network: object, tile: tuple[int, int]) -> tuple[int, int]:
-    """Return the size (y, x) of windows, with each side that a function states to be the only one that it accepts.
-
-    Args:
-        network: the function, such as one from ``load_onnx``, or its ``BlackBox``; anything else states no side.
-        tile: the size to take else.
-
-    Example:
-        >>> def function(windows):
-        ...     return windows
-        >>> function.sides = 32, None
-        >>> keep_sides(function, (64, 96)), keep_sides(BlackBox(function), (64, 96))
-        ((32, 96), (32, 96))
-    """
-    function = network.function if isinstance(network, BlackBox) else network
-    y, x = getattr(function, "sides", (None, None))
-    return y or tile[0], x or tile[1]
 
 
 def make_ready(
@@ -609,12 +780,14 @@ def make_ready(
         'evenslice.inference.ready_networks:<lambda>'
     """
     check_window(slices, 1, "reflect")
-    where = {"device": compute.device, "dtype": compute.dtype}
     ready: ReadyNetwork | BlackBox
     if isinstance(model, nn.Module):  # a network can be sent, as it can be copied
-        ready = ReadyNetwork(model, slices=slices, **where, outputs=outputs)
+        ready = ReadyNetwork(
+            model, slices=slices, device=compute.device, dtype=compute.dtype, outputs=outputs
+        )
     else:
-        ready = BlackBox(model, **where, outputs=outputs)
+        compute.refuse("device", "dtype")  # a function chooses where and how to compute
+        ready = BlackBox(model, outputs=outputs)
     return ready
 
 
@@ -635,8 +808,8 @@ def keep_depthwise_exact(network: nn.Module) -> None:
         True
     """
     for module in network.modules():
-        if isinstance(module, nn.Conv2d) and _is_slow(module) and not isinstance(module, _Exact):
-            module.__class__ = _exact(type(module))  # type: ignore[arg-type]  # mypy takes the instance's hash
+        if isinstance(module, nn.Conv2d) and _is_slow(module) and "forward" not in vars(module):
+            vars(module)["forward"] = partial(_exact_forward, module)
 
 
 def _is_slow(convolution: nn.Conv2d) -> bool:
@@ -645,20 +818,10 @@ def _is_slow(convolution: nn.Conv2d) -> bool:
     return depthwise and (strided or (large and convolution.weight.requires_grad))
 
 
-class _Exact:
-    """The forward pass of a convolution, in the precision of its weights if a gradient may follow."""
-
-    weight: Tensor
-
-    def forward(self, pixels: Tensor) -> Any:
-        if torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled():
-            return super().forward(pixels)  # type: ignore[misc]  # the convolution's
-        with torch.autocast("cpu", enabled=False):
-            output: Tensor = super().forward(pixels.to(self.weight.dtype))  # type: ignore[misc]
-        return output.to(pixels.dtype)
-
-
-@cache
-def _exact(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
-    """Return a class of convolutions that computes in float32."""
-    return type(kind.__name__, (_Exact, kind), {})
+def _exact_forward(convolution: nn.Conv2d, pixels: Tensor) -> Tensor:
+    """Run a convolution in the precision of its weights if a gradient may follow."""
+    forward = type(convolution).forward
+    if torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled():
+        return forward(convolution, pixels)
+    with torch.autocast("cpu", enabled=False):
+        return forward(convolution, pixels.to(convolution.weight.dtype)).to(pixels.dtype)

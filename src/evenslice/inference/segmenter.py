@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from evenslice._core import UNREADABLE, ConfigError, ModelError, option, read_bounded, reason
-from evenslice.inference.onnx_networks import ONNX, load_onnx, open_session
+from evenslice.inference.onnx_files import ONNX, load_onnx
+from evenslice.inference.onnx_networks import ONNX, load_onnx
 from evenslice.networks import METADATA_KEY, read_metadata
 from evenslice.neutralizing import load_network, record_of, symmetrize as make_symmetric
-from evenslice.volumes import Reading
+from evenslice.volumes import Reading, check_tile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -157,6 +158,7 @@ def open_segmenter(
 
 
 MOST_METADATA = 2**24  # characters
+DAMAGED: tuple[type[Exception], ...] = (ConfigError, *UNREADABLE)
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
@@ -188,17 +190,8 @@ def stated_reading(spec: str, weights: str | None) -> tuple[Reading | None, tupl
         if stated is None:
             return None, None
         crop = None if spec == ONNX else stated.get("crop")
-        if crop is not None:
-            whole = isinstance(crop, list) and all(type(side) is int and side > 0 for side in crop)
-            if not whole or len(crop) != 2:
-                raise ValueError(f"crop {crop!r:.40}")
-            crop = crop[0], crop[1]
-        return Reading.from_plain(stated), crop
-    except UNREADABLE as error:
-        if isinstance(error, OSError) and error.strerror:
-            raise ModelError(
-                f"{place}: cannot be read ({error.strerror}); check the path, or that you may read it"
-            ) from error
+        return Reading.from_plain(stated), None if crop is None else check_tile(crop, "crop")
+    except DAMAGED as error:
         raise ModelError(
             f"{place}: its description of how it reads volumes is damaged ({reason(error)}); export the network again, or save "
             "it again"
@@ -208,8 +201,7 @@ def stated_reading(spec: str, weights: str | None) -> tuple[Reading | None, tupl
 def _stated(place: Path, *, onnx: bool) -> Any:
     """Return what a file of a network, or its folder, states; None if evenslice wrote nothing there."""
     if onnx:
-        text = open_session(place, optimized=False).get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-        return None if text is None else json.loads(text)
+        return load_onnx(place).stated or None
     text = read_metadata(place / WEIGHTS if place.is_dir() else place)
     if text is not None and (saved := json.loads(text).get("reading")):
         return saved

@@ -16,10 +16,9 @@ import torch
 
 from evenslice._core import ConfigError, EvensliceError, ModelError, spelled_in_configuration
 from evenslice.inference import (
+    Compute,
+    Predictor,
     ReadyNetwork,
-    choose_device,
-    choose_dtype,
-    choose_tile,
 )
 from evenslice.networks import (
     final_activation,
@@ -95,11 +94,10 @@ def find_machine(options: TrainingConfig) -> Machine:
         return spelled_in_configuration(f"training.{place[0]}", place[1])
 
     try:
-        found = choose_device(options.device)
-        device = torch.device(found.type)
-        dtype = choose_dtype(options.dtype, device, training=True)
+        found, dtype = Compute(device=options.device, dtype=options.dtype).place(training=True)
     except ConfigError as error:
         raise ConfigError(error.render(spelled)) from error
+    device = torch.device(found.type)
     count = torch.cuda.device_count() if device.type == "cuda" else 1
     if device.type != "cpu" and count < options.devices:
         raise ConfigError(f"training.devices: {options.devices}: this machine has only {count} of them")
@@ -222,8 +220,9 @@ def _check_planes(network: nn.Module, config: TrainConfig, data: Data) -> None:
     if config.training.task == "classification":  # its windows are as large as crops
         return
     spec, slices = config.model.spec, config.model.slices
-    ready = ReadyNetwork(network, slices=slices, device="cpu", dtype="float32")
-    of_size = {choose_tile(ready, part.volume.shape[1:]): part for part in (*data.validation, *data.test)}
+    predictor = Predictor(ReadyNetwork(network, slices=slices, device="cpu", dtype="float32"), slices)
+    parts = (*data.validation, *data.test)
+    of_size = {predictor.for_planes(part.volume.shape[1:]).tile: part for part in parts}
     for tile, part in of_size.items():
         y, x = part.volume.shape[1:]
         what = f"rejects the planes of {part.name}, {y} x {x} pixels"

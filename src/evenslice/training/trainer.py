@@ -43,7 +43,7 @@ from evenslice._core import (
     staged_file,
     without_secrets,
 )
-from evenslice.inference import is_device_error, keep_depthwise_exact, out_of_memory, shortage
+from evenslice.inference import device_error, keep_depthwise_exact
 from evenslice.networks import keep_generators, parse_specification
 from evenslice.neutralizing import load_network, record_of, save_network
 from evenslice.results import TASK_SCORES
@@ -376,17 +376,13 @@ def _run_trainer(trainer: Trainer, module: TrainingModule, checkpoint: Path | No
     except EvensliceError:
         raise
     except Exception as error:
-        if out_of_memory(error):
-            half = trainer.precision != PRECISIONS[torch.float32]
-            raise ModelError(
-                f"{shortage(error)} ({reason(error)}); lower training.batch or training.crop"
-                + ("" if half else ", or set training.dtype: bfloat16")
-            ) from error
-        if is_device_error(error):
-            raise ConfigError(
-                f"training.accelerator: {trainer.strategy.root_device.type}: fails ({reason(error)}); set "
-                "training.accelerator: cpu, or install a PyTorch for this device"
-            ) from error
+        half = trainer.precision != PRECISIONS[torch.float32]
+        advice = "lower training.batch or training.crop" + (
+            "" if half else ", or set training.dtype: bfloat16"
+        )
+        refusal = device_error(error, trainer.strategy.root_device, advice=advice)
+        if refusal is not None:
+            raise type(refusal)(refusal.render(_spelled)) from error
         if checkpoint is None or module.started:
             raise
         raise _unusable(checkpoint, error) from error
