@@ -9,9 +9,6 @@ import torch
 from torch import nn
 
 from evenslice import Compute, ConfigError, EvensliceError, OutputError, Reading, open_volume, segment
-from evenslice._core import mark_staging
-from evenslice.inference.segmentation import unfinished_folder
-from evenslice.volumes import info, write_volume
 
 pytestmark = [pytest.mark.attack, pytest.mark.usefixtures("small_blocks")]
 

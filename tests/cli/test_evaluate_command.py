@@ -5,11 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-
-import evenslice
-from evenslice.cli.volumes import _tables
-from evenslice.inference import evaluation
 
 BEFORE = Path(__file__).parents[1] / "data" / "written-by-0.1.0"
 NETWORK = [
@@ -63,20 +58,6 @@ def test_scores_and_stress_are_printed_and_written(evaluate, tmp_path):
     assert (code, "replace it with --force" in err) == (2, True)
 
 
-<<<<<<< HEAD
-=======
-@pytest.mark.parametrize("most", [2**26, 10])
-def test_it_is_said_why_surfaces_of_a_large_volume_are_not_compared(monkeypatch, most):
-    monkeypatch.setattr(evaluation, "LARGEST_SURFACE", most)
-    monkeypatch.setattr(evaluation.Evaluation, "largest_surface", most)
-    image, reading = np.random.default_rng(0).random((3, 8, 8)), evenslice.Reading(intensity=(0, 1))
-    found = evenslice.evaluate(lambda windows: windows[:, 1:2] - 0.5, image, image > 0.5, reading=reading)
-    (table,) = _tables(found)
-    said = None if most > 10 else "surfaces are compared in volumes of up to 10 voxels; give a --region"
-    assert table.caption == said
-
-
->>>>>>> w-infer
 def test_json_stands_alone_on_standard_output(evaluate):
     stress = ("--stress", "--stress-slices", "5", "--json")
     code, document, err = evaluate(*SCALED, "--labels", "labels.npy", *stress)

@@ -18,11 +18,6 @@ from tiny_training import dice_of_trainings
 from torch import nn
 from values import by_name
 
-import evenslice
-from evenslice import Scaling, open_volume
-from evenslice.inference.devices import choose_device, choose_dtype, to_device
-from evenslice.inference.prediction import predict
-from evenslice.inference.ready_networks import ReadyNetwork
 from evenslice import (
     Compute,
     Reading,

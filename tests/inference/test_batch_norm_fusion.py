@@ -9,7 +9,6 @@ from timm.layers import Conv2dSame
 from torch import nn
 
 from evenslice import load_network
-from evenslice.inference.ready_networks import ReadyNetwork, fuse_batch_norms
 from evenslice.inference import ReadyNetwork, keep_depthwise_exact
 
 

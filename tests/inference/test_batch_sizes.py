@@ -6,12 +6,6 @@ import torch
 from pretend_gpu import pretend_gpu
 from torch import nn
 
-import evenslice
-from evenslice import Scaling, open_volume
-from evenslice.auditing.attribution import Score, attribute
-from evenslice.inference.devices import BatchSizes
-from evenslice.inference.prediction import predict
-from evenslice.inference.ready_networks import ReadyNetwork
 from evenslice import Compute, ModelError, Sampling, Scaling, audit, evaluate, explain, open_volume, segment
 from evenslice.inference import Predictor, ReadyNetwork
 
@@ -75,20 +69,10 @@ def test_a_window_too_large_for_the_memory_is_refused_with_what_would_help():
         segment(Small(0), VOLUME)
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize("method", ["gradient", "input_x_gradient", "integrated_gradients", "occlusion"])
-def test_an_attribution_goes_on_in_smaller_batches(method):
-    small = ready(2)
-    found, whole = (attribute(Score(network), WINDOWS, method=method) for network in (small, ready(100)))
-    assert torch.allclose(found.attribution, whole.attribution, rtol=1e-4, atol=1e-6)
-    assert torch.allclose(found.output, whole.output, rtol=1e-5, atol=1e-6)
-    assert max(small.module.sizes) <= 2
-=======
 @pytest.mark.parametrize("method", ["gradient", "integrated_gradients", "occlusion"])
 def test_a_map_is_made_in_smaller_batches(method):
     found, whole = (explain(Small(most), VOLUME, 5, method=method) for most in (1, 100))
     assert np.allclose(found.maps, whole.maps, rtol=1e-4, atol=1e-6)
->>>>>>> w-infer
 
 
 @pytest.mark.slow

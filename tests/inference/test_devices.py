@@ -12,11 +12,6 @@ import torch
 from pretend_gpu import pretend_gpu
 from torch import nn
 
-import evenslice
-from evenslice import ModelError
-from evenslice.auditing.attribution import Score, attribute
-from evenslice.inference.devices import choose_device, choose_dtype, to_device
-from evenslice.inference.ready_networks import ReadyNetwork
 from evenslice import (
     Compute,
     ConfigError,
@@ -29,9 +24,8 @@ from evenslice import (
     symmetrize,
     untie,
 )
-from evenslice.auditing import attribute
+from evenslice.auditing.attribution import Score, attribute
 from evenslice.inference import ReadyNetwork, to_device
-from evenslice.neutralizing import in_float64
 
 CPU = torch.device("cpu")
 
@@ -58,10 +52,7 @@ def as_worker(monkeypatch):
         ("auto", 1, 2, "cuda:1"),
         ("cuda", 2, 2, "cuda:0"),  # more workers than GPUs share them
         ("cuda", "SLURMCluster-0-3", 4, "cuda:3"),
-<<<<<<< HEAD
-=======
         ("auto", "SLURMCluster-12", 16, "cuda:12"),
->>>>>>> w-infer
         ("auto", "tcp://10.0.0.7:40123", 2, "cuda:0"),  # an address, which ends in a random port
         ("cuda:1", 0, 2, "cuda:1"),  # as asked for
         ("cpu", 1, 2, "cpu"),
@@ -105,7 +96,12 @@ def test_arrays_go_to_a_gpu_from_pinned_memory_without_waiting():
 
 
 @pytest.mark.parametrize(
-    "work", [ReadyNetwork.__call__, attribute, lambda network, _: network.prepare(3, (8, 8))]
+    "work",
+    [
+        ReadyNetwork.__call__,
+        lambda network, windows: attribute(Score(network), windows),
+        lambda network, _: network.prepare(3, (8, 8)),
+    ],
 )
 def test_every_pass_of_a_network_computes_float32_in_full(work):
     class Watch(nn.Module):
@@ -121,15 +117,7 @@ def test_every_pass_of_a_network_computes_float32_in_full(work):
     with pretend_gpu():
         network = ReadyNetwork(Watch(), slices=3, device="cuda", dtype="float32")
         windows = torch.rand(1, 3, 8, 8, device="cuda")
-<<<<<<< HEAD
-        {
-            "forward": lambda: network(windows),
-            "attribute": lambda: attribute(Score(network), windows),
-            "prepare": lambda: network.prepare(3, (8, 8)),
-        }[work]()
-=======
         work(network, windows)
->>>>>>> w-infer
     assert network.module.seen
     assert all("tf32" not in seen for seen in network.module.seen)
     assert precisions() == before
@@ -279,14 +267,8 @@ def test_another_precision_leaves_a_network_as_it_is(dtype):
     network = ReadyNetwork(nn.Conv2d(3, 2, 3), slices=3, device="cpu", dtype="bfloat16")
     before = pickle.dumps(network)
     other = network.in_precision(dtype)
-<<<<<<< HEAD
     found = other(torch.rand(1, 3, 8, 8, dtype=dtype))
     assert pickle.dumps(network) == before
-=======
-    with in_float64(other) if dtype == torch.float64 else nullcontext():
-        found = other(torch.rand(1, 3, 8, 8, dtype=dtype))
-        assert pickle.dumps(network) == before
->>>>>>> w-infer
     assert (found.dtype, other.dtype, network.dtype) == (dtype, dtype, torch.bfloat16)
 
 

@@ -10,10 +10,6 @@ from scipy import ndimage
 from torch import nn
 from values import by_name
 
-import evenslice
-from evenslice import ConfigError, ModelError, OutputError, VolumeError
-from evenslice._core import json_text
-from evenslice.inference import scoring
 from evenslice import (
     Compute,
     ConfigError,
@@ -87,43 +83,12 @@ def test_the_document_is_written_once_unless_forced(tmp_path):
     found.save(tmp_path, force=True)
 
 
-<<<<<<< HEAD
-def test_the_document_names_the_labels_and_what_their_values_mean(blobs, tmp_path):
-    image, labels = blobs
-    np.save(tmp_path / "labels.npy", 7 * labels.astype(np.uint8))
-    options = {**OPTIONS, "label_values": (0, 7), "ignore_label": 9}
-    found = evenslice.evaluate(
-        linear(1, 0, 0), image, tmp_path / "labels.npy", **by_name(evenslice.evaluate, **options)
-    )
-    assert found.to_dict()["volume"]["labels_path"] == str(tmp_path / "labels.npy")
-    assert found.volume.label_options == {
-        "label_values": [0, 7],
-        "other_labels": "error",
-        "ignore_label": 9,
-        "instances": None,
-    }
-
-
-@pytest.mark.parametrize("slices", [{}, {"stress_slices": 5}])
-@pytest.mark.parametrize(("most", "starts"), [(2**25, [0, 8, 16]), (5 * 48 * 40, [0, 5, 8, 13, 16])])
-def test_labels_that_are_stored_together_are_read_together(
-    blobs, tmp_path, monkeypatch, slices, most, starts
-):
-    image, labels = blobs
-    expected = evenslice.evaluate(
-        linear(0.4, 0.4, 0.1), image, labels, **by_name(evenslice.evaluate, stress=True, **slices, **OPTIONS)
-    )
-    zarr.create_array(tmp_path / "labels.zarr", data=labels, chunks=(8, 24, 40))
-    monkeypatch.setattr(scoring, "CLASS_BYTES", 8 * most)
-    volume, read = evenslice.open_volume(tmp_path / "labels.zarr"), []
-=======
 @pytest.mark.parametrize("most", [2**26, 8 * 5 * 48 * 40])
 def test_labels_that_are_stored_together_are_read_together(tmp_path, monkeypatch, most):
     expected = evaluated(stress=True, stress_slices=5)
     zarr.create_array(tmp_path / "labels.zarr", data=LABELS, chunks=(8, 24, 40))
     monkeypatch.setattr(evaluation, "CLASS_BYTES", most)
     volume, read = open_volume(tmp_path / "labels.zarr"), []
->>>>>>> w-infer
     source = type(volume._source())
     original = source.read
     monkeypatch.setattr(source, "read", lambda self, key: read.append(key[0].start) or original(self, key))

@@ -20,11 +20,6 @@ from synthetic import make_audit, save_audits
 from tiny_training import start, training_options, write_inputs
 from torch import nn
 
-import evenslice
-from evenslice import ConfigError, ModelCard, ModelError, OutputError, Reading, Scaling, Segmenter, export
-from evenslice.cli.export import _audits
-from evenslice.inference import onnx_files
-from evenslice.networks import ModelSource
 from evenslice import (
     Compute,
     ConfigError,
@@ -49,7 +44,6 @@ from evenslice import (
 )
 from evenslice.cli.export import _audits
 from evenslice.inference import onnx_files
-from evenslice.results.audits import save_audits
 
 OLD_AUDITS = Path(__file__).parents[1] / "data" / "written-by-0.2.0" / "audits"
 TINY = "smp:Unet/tu-test_resnet?encoder_depth=1&decoder_channels=[4]"

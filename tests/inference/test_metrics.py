@@ -9,10 +9,6 @@ import torch
 from hypothesis import given, strategies as st
 from torch import nn
 
-from evenslice import ConfigError, ModelError, Scaling, open_volume
-from evenslice._core.files import json_text
-from evenslice.inference.scoring import evaluate_parts, object_scores, surface_scores
-from evenslice.volumes.labels import ClassIndex, LabelledVolume
 from evenslice import Compute, ModelError, Reading, Scaling, evaluate, open_volume
 from evenslice.inference import Predictor, ReadyNetwork, evaluate_parts
 from evenslice.inference.evaluation import object_scores, surface_scores

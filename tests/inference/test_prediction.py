@@ -9,20 +9,11 @@ import zarr
 from hypothesis import given, strategies as st
 from torch import nn
 
-<<<<<<< HEAD
-from evenslice import ModelError, Scaling, VolumeError, open_volume
-from evenslice.inference import prediction as predicting
-from evenslice.inference.prediction import predict
-from evenslice.inference.ready_networks import BlackBox, ReadyNetwork
-from evenslice.volumes.read.zarr import ZarrSource
-=======
 from evenslice import ModelError, Scaling, VolumeError, open_volume, segment
 from evenslice.inference import BlackBox, Predictor, ReadyNetwork, prediction
-from evenslice.volumes import slice_indices
 from evenslice.volumes.read.zarr import ZarrSource
 
 ONE = Scaling(0, 1)
->>>>>>> w-infer
 
 
 class Weighted(nn.Module):
@@ -99,7 +90,7 @@ def test_each_slice_is_read_once_and_ahead_if_it_comes_from_an_address(monkeypat
 
     def noted(self, key):
         threads.add(threading.current_thread())
-        reads.append(key[0].start)
+        reads.append(key[0])
         return read(self, key)
 
     monkeypatch.setattr(type(volume), "remote", property(lambda _: remote))

@@ -33,16 +33,9 @@ from evenslice import (
     segment,
     symmetrize,
 )
-from evenslice._core import map_ahead, progress_to
-from evenslice.inference import ready_networks, segmentation, segmentation_blocks
-from evenslice.inference.prediction import predict
-from evenslice.inference.ready_networks import ReadyNetwork
-from evenslice.networks import predicted_classes
-from evenslice.training import find_network
-from evenslice._core import Terminated, progress_to
+from evenslice._core import progress_to
 from evenslice.inference import Predictor, ReadyNetwork, ready_networks, segmentation
-from evenslice.training import load_segmenter
-from evenslice.volumes import fit_scaling
+from evenslice.training import find_network
 from evenslice.volumes.read.zarr import ZarrSource
 
 
@@ -59,11 +52,7 @@ def noise(*shape):
 def expected(model, image, slices=3, **options):
     volume = open_volume(image)
     ready = ReadyNetwork(model, slices=slices, device="cpu", dtype="float32")
-<<<<<<< HEAD
-    outputs = predict(ready, volume, scaling=Reading().fit_scaling(volume), slices=slices, **options)
-=======
-    outputs = Predictor(ready, slices, **options).predict(volume, fit_scaling(volume))
->>>>>>> w-infer
+    outputs = Predictor(ready, slices, **options).predict(volume, Reading().fit_scaling(volume))
     return torch.stack([output for _, output in outputs], dim=1)
 
 
@@ -397,16 +386,8 @@ def test_an_interrupted_command_says_how_to_go_on_if_anything_is_finished(
     said = capsys.readouterr().err
     assert exit_.value.code == 130
     kept = tmp_path / ".labels.tif.unfinished"
-<<<<<<< HEAD
-    if finished:
-        assert "interrupted; repeat the command to resume; what is finished is in" in said
-        assert str(kept) in said.replace("\n", "")
-    else:
-        assert said.endswith("interrupted\n")
-=======
-    assert (f"{what}; repeat the command to resume" in said) == bool(finished)
+    assert ("interrupted; repeat the command to resume" in said) == bool(finished)
     assert (str(kept) in said.replace("\n", "")) == bool(finished)
->>>>>>> w-infer
     assert kept.is_dir() == bool(finished)
 
 

@@ -6,20 +6,6 @@ import torch
 from scipy import ndimage
 from torch import nn
 
-import evenslice
-from evenslice import ConfigError, Scaling, open_volume
-from evenslice.inference.prediction import class_map, even_slices
-from evenslice.inference.ready_networks import ReadyNetwork
-from evenslice.inference.scoring import (
-    KINDS,
-    SHIFT,
-    Disturbances,
-    StressedVolume,
-    confusion_matrix,
-    evaluate_parts,
-    stress,
-)
-from evenslice.volumes.labels import ClassIndex, LabelledVolume
 from evenslice import Compute, ConfigError, Reading, Sampling, Scaling, audit, evaluate, open_volume
 from evenslice.inference import Predictor, ReadyNetwork, evaluate_parts, measure_stress
 from evenslice.inference.evaluation import SHIFT, Disturbances

@@ -151,14 +151,11 @@ def test_detectors_of_torchvision(texture, kind):
     assert np.isnan(found.statistics.mirror_disagreement.estimate)
 
 
-<<<<<<< HEAD
 def test_a_detector_that_finds_nothing_says_so(texture):
     with pytest.raises(ModelError, match="nothing in 6 windows moves it; .* lower the score threshold"):
         audit(torchvision_detector("retinanet", threshold=0.999), texture)
 
 
-=======
->>>>>>> w-infer
 class Spots(Mixed):
     """Detects windows whose sum is above a threshold, and returns scores without a graph where there are none."""
 

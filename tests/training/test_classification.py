@@ -10,19 +10,12 @@ from safetensors.torch import load_file
 from sklearn.metrics import balanced_accuracy_score, f1_score
 from tiny_training import RunFiles
 
-from evenslice import ModelError, TrainConfig, load_onnx, train
 from evenslice import (
-    AugmentationConfig,
     ModelError,
     TrainConfig,
     load_onnx,
-    open_volume,
     train,
 )
-from evenslice.training import RunFolder
-from evenslice.training.crops import CentredCrops, read_around
-from evenslice.training.tasks import classification_scores, evaluate_centres, lattice
-from evenslice.volumes import LabelledVolume, Scaling, WindowGrid, index_classes
 
 NETWORKS = """
 import torch

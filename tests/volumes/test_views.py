@@ -16,16 +16,13 @@ from torch import nn
 import evenslice
 from evenslice import ConfigError, Reading, VolumeError, evaluate, open_volume, segment
 from evenslice.cli import main
-from evenslice.volumes import fingerprint, hold_small, open_labels, read_in_runs, reslice
 from evenslice.volumes import (
     fingerprint,
     hold_small,
     open_labels,
     read_in_runs,
     reslice,
-    take_slices,
 )
-from evenslice.volumes.read.zarr import ZarrSource
 from evenslice.volumes.volume import map_voxels, run_end
 
 STACK = np.random.default_rng(0).integers(0, 200, (12, 40, 48), dtype=np.uint8)

@@ -29,8 +29,6 @@ from evenslice._core import ConfigError, ModelError, check_known, option
 from evenslice.inference import (
     BlackBox,
     ReadyNetwork,
-    holds_probabilities,
-    trial_windows,
 )
 from evenslice.networks import (
     detections,
@@ -378,7 +376,7 @@ def understand(
 
     Args:
         network: ready to run.
-        returned: what it returned for the window of noise from ``trial_windows``.
+        returned: what it returned for the window of noise of ``prepare``.
         slices: N.
         tile: size (y, x) of the windows.
         target: as given by the user.
@@ -408,7 +406,7 @@ def understand(
         return replace(plain, name="class numbers", gradient=False)
     activation = final_activation(fresh)
     sigmoid, softmax = activation == "sigmoid", activation == "softmax"
-    found = holds_probabilities(network, fresh, slices, tile)
+    found = network.probabilities(fresh, slices, tile)
     several = channels and (sigmoid or found == "sigmoid")
     overlaps = several if overlapping is None else overlapping
     return replace(
@@ -422,7 +420,7 @@ def understand(
 
 def _run(network: ReadyNetwork | BlackBox, slices: int, tile: tuple[int, int]) -> tuple[torch.Tensor, bool]:
     """Return the output for a window of noise with its graph, and whether its last activation can be undone."""
-    windows = trial_windows(slices, tile).to(network.device)
+    windows = network.trial(slices, tile)
     if isinstance(network, BlackBox):
         return logits(network(windows)), False
     with torch.enable_grad(), LastActivation() as last:

@@ -52,7 +52,6 @@ from evenslice.auditing.sampling import (
     inner_margin,
 )
 from evenslice.inference import (
-    SMALLER,
     BlackBox,
     Compute,
     Predictor,
@@ -60,7 +59,7 @@ from evenslice.inference import (
     Segmenter,
     as_segmenter,
     make_ready,
-    reporting_device_errors,
+    measure_stress,
     to_device,
 )
 from evenslice.networks import (
@@ -81,7 +80,6 @@ from evenslice.results import (
     Measurements,
     Tolerances,
     ask,
-    measure_stress,
     summarize,
 )
 from evenslice.volumes import (
@@ -514,7 +512,7 @@ def check_first(sample: WindowSample, explainer: Explainer) -> None:
         check_batch(output, batch)
         return {"output": output.float()}
 
-    with torch.no_grad(), reporting_device_errors(network.device, "two windows do not fit into it", SMALLER):
+    with torch.no_grad(), network.reporting("two windows do not fit into it"):
         answers_alone(
             answer,
             windows.to(network.device),

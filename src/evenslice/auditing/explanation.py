@@ -12,7 +12,6 @@ from torch.nn import functional
 from evenslice._core import ConfigError, option, whole_number
 from evenslice.auditing.attribution import Score, attribute, choose_method, parse_target, understand
 from evenslice.auditing.sampling import corner_of
-from evenslice.auditing.targets import Score, parse_target, understand
 from evenslice.inference import Compute, Segmenter, as_segmenter, make_ready
 from evenslice.report import explanation_html, map_line, map_shares
 from evenslice.volumes import Reading, WindowGrid, check_tile
@@ -214,6 +213,13 @@ def _part(mask: NDArray[np.bool_], origin: tuple[int, int], tile: tuple[int, int
     part, found = mask[y : y + tile[0], x : x + tile[1]], np.zeros(tile, bool)
     found[: part.shape[0], : part.shape[1]] = part
     return torch.from_numpy(found)
+
+
+def _part_size(plane: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """Return the size (y, x) of all of a plane, or of a part of it, in multiples of what the network needs."""
+    largest = LARGEST_PART // multiple * multiple or multiple
+    y, x = (min(-(-length // multiple) * multiple, largest) for length in plane)
+    return y, x
 
 
 @torch.no_grad()

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import ConfigError, map_ahead, option, whole_number
-from evenslice.auditing.options import FIRST
-from evenslice.volumes import WindowGrid, fit_tile
+from evenslice.volumes import WindowGrid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

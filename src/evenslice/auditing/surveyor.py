@@ -35,8 +35,6 @@ from evenslice._core import (
     whole_number,
 )
 from evenslice.auditing.auditor import audit
-from evenslice.auditing.documents import Survey
-from evenslice.auditing.options import Sampling
 from evenslice.auditing.sampling import Sampling
 from evenslice.inference import Compute
 from evenslice.neutralizing import current_kernels, find_strategy, load_network

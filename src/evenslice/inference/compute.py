@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from evenslice._core import ConfigError, check_known, option, reason, whole_number, worker_number
+from evenslice._core import ConfigError, check_known, option, reason, whole_number
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +82,7 @@ def choose_device(name: str = "auto") -> torch.device:
     """
     import torch
 
-    number = worker_number() if name in ("auto", "cuda") else None
+    number = _worker_number() if name in ("auto", "cuda") else None
     if number is not None and torch.cuda.is_available() and torch.cuda.device_count() > 1:
         first = "dask_cuda" in sys.modules  # which lets each of its workers see a GPU of its own first
         return torch.device("cuda", 0 if first else number % torch.cuda.device_count())
@@ -126,3 +128,23 @@ def _has_bfloat16(device: torch.device) -> bool:
         return False
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name) for name in BFLOAT16_CAPABILITIES)
+
+
+def _worker_number() -> int | None:
+    """Return the number of this worker, so that each can take a GPU of its own; None in a process that is none.
+
+    That of a Dask cluster is the number at the end of the worker's name. One whose name ends otherwise counts as 0, and so
+    does one without a name, which Dask calls by its address.
+    """
+    if "EVENSLICE_WORKER" in os.environ:  # of a process that `evenslice._core.workers` started
+        return int(os.environ["EVENSLICE_WORKER"])
+    if "distributed" not in sys.modules:
+        return None
+    from distributed import get_worker
+
+    try:
+        name = str(get_worker().name)
+    except ValueError:
+        return None
+    digits = re.search(r"\d+$", name)
+    return int(digits[0]) if digits and "://" not in name else 0

@@ -43,7 +43,7 @@ from evenslice.inference.compute import Compute
 from evenslice.inference.prediction import Predictor, class_map, even_slices
 from evenslice.inference.ready_networks import make_ready
 from evenslice.inference.segmenter import Segmenter, as_segmenter
-from evenslice.results import StressCounts, ratio, summarize_stress
+from evenslice.results import Stress, ratio
 from evenslice.volumes import (
     ClassIndex,
     LabelledVolume,
@@ -62,7 +62,6 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
     from torch import nn
 
-    from evenslice.results import Stress
     from evenslice.volumes import Scaling, Volume, VolumeLike
 
     Floats = NDArray[np.float64]
@@ -453,9 +452,11 @@ class StressTest:
         """Return what the disturbances cost; None if there were none."""
         if not self._rows:
             return None
-        volume, z, counts = (np.array(column) for column in zip(*self._rows, strict=True))
-        return summarize_stress(
-            StressCounts(volume, z, counts[:, 0], counts[:, 1]),
+        volume, _, counts = (np.array(column) for column in zip(*self._rows, strict=True))
+        return Stress.of_counts(
+            volume,
+            counts[:, 0],
+            counts[:, 1],
             self.ways.kinds,
             reference="labels" if labelled else "intact answer",
             noise=NOISE,
@@ -738,7 +739,9 @@ def evaluate(
     classes = predictor.prepare()
     known = None if stored is None else values.class_volume(stored, classes)
     if known is not None:
-        index_classes(known, classes, keep=0)  # so that a value of no class is found before anything is computed
+        index_classes(
+            known, classes, keep=0
+        )  # so that a value of no class is found before anything is computed
     scaling = reading.fit_scaling(volume)
     predictor.tell_rounding(volume, scaling, compute.progress)
     scores: Scores | None = None

@@ -36,8 +36,8 @@ from evenslice._core import (
 from evenslice.inference.onnx_files import INPUT, open_session, quiet_libraries, write_onnx
 from evenslice.inference.ready_networks import by_slice, frozen_copy, input_scaling, trial_windows
 from evenslice.inference.segmenter import Segmenter, as_segmenter
-from evenslice.networks import METADATA_KEY, input_multiple, input_size, logits
-from evenslice.neutralizing import record_of, save_network, symmetrized_at
+from evenslice.networks import METADATA_KEY, input_sizes, logits
+from evenslice.neutralizing import record_of, save_network
 from evenslice.volumes import PERCENTILES, Reading, Scaling, check_tile, check_window
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def _refuse_other(audit: AuditResult, segmenter: Segmenter) -> None:
     if segmenter.source is not None and "origin" in run.model:  # as the command line states it
         if not _has_stems(model, audit.kernels):  # another file may hold the same weights
             pairs.append(("weights", run.model["origin"], segmenter.source.origin))
-        pairs.append(("symmetrized", run.model.get("symmetrized"), symmetrized_at(record)))
+        pairs.append(("symmetrized", run.model.get("symmetrized"), record and record.symmetrized_at))
     for what, audited, exported in pairs:
         if audited != exported:
             raise ConfigError(
@@ -226,9 +226,9 @@ def _has_stems(model: nn.Module, kernels: Sequence[StemKernels]) -> bool:
 
 def _output_shape(model: nn.Module, slices: int, size: tuple[int, int] | None) -> tuple[int, ...] | None:
     """Return the shape of what a network gives for one window of noise; None if it does not run on that."""
-    multiple = input_multiple(model)
+    only, multiple = input_sizes(model)
     side = -(-TRIED // multiple) * multiple
-    windows = trial_windows(slices, input_size(model) or size or (side, side))
+    windows = trial_windows(slices, only or size or (side, side))
     network = frozen_copy(model).cpu()
     with (
         suppress(Exception),

@@ -45,7 +45,6 @@ from evenslice._core import (
     reason,
     staged_file,
 )
-from evenslice.inference.onnx_networks import SYMMETRIZED, TYPES, load_onnx, open_session
 from evenslice.inference.ready_networks import by_slice, frozen_copy, out_of_memory
 from evenslice.networks import METADATA_KEY, check_mean, input_sizes, logits
 

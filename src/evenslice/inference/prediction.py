@@ -19,7 +19,6 @@ import torch
 from torch.nn import functional
 
 from evenslice._core import ModelError, map_ahead, option
-from evenslice.inference.devices import SMALLER, to_device
 from evenslice.inference.ready_networks import (
     SMALLER,
     BlackBox,
@@ -396,15 +395,10 @@ def _windows(
     single = replace(grid, slices=1, tile=(y.stop - y.start, x.stop - x.start))
     planes: dict[int, NDArray[np.float32]] = {}
     for z in centres:
-        while coming and coming[0] <= z + reach:
-            centre = coming.popleft()
-            needed[centre] = grid.slices_at(centre).tolist()
-        planes = {i: plane for i, plane in planes.items() if i >= z - reach}
-        for i in sorted(
-            {i for indices in needed.values() for i in indices if i <= z + reach} - planes.keys()
-        ):
-            (planes[i],) = single.read(i, y.start, x.start)
-        yield z, [planes[i] for i in needed.pop(z)]
+        # With those between the slices of this window, which the next ones show.
+        needed = range(max(z - reach, 0), min(z + reach + 1, len(grid.volume)))
+        planes = {i: planes[i] if i in planes else single.read(i, y.start, x.start)[0] for i in needed}
+        yield z, [planes[i] for i in grid.slices_at(z).tolist()]
 
 
 @torch.no_grad()

@@ -38,6 +38,7 @@ from evenslice.networks import (
     final_activation,
     full_precision,
     function_name,
+    input_sizes,
     logits,
     normalization,
     reduce_output,
@@ -560,7 +561,7 @@ class ReadyNetwork(ReadyModel):
             for name, values in (("mean", mean), ("std", std)):
                 self.register_buffer(name, by_slice(values).to(self.device))
         self.scaling = {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
-        self.tile, self.multiple = input_size(self.module), input_multiple(self.module)
+        self.tile, self.multiple = input_sizes(self.module)
         if self.device.type == "cpu":
             keep_depthwise_exact(self.module)
 

@@ -46,13 +46,11 @@ from evenslice._core import (
     ModelError,
     OutputError,
     VolumeError,
-    is_staging,
     json_text,
     local_path,
-    locked,
+    locked_folder,
     map_ahead,
-    map_as_finished,
-    mark_staging,
+    map_tasks,
     needs_extra,
     open_workers,
     option,
@@ -66,24 +64,15 @@ from evenslice.inference.compute import Compute
 from evenslice.inference.prediction import HELD_BYTES, Predictor
 from evenslice.inference.ready_networks import BlackBox, make_ready
 from evenslice.inference.segmenter import Segmenter, as_segmenter
+from evenslice.networks import predicted_classes
 from evenslice.volumes import (
     Destination,
     LabelValues,
     Reading,
     Volume,
-    check_tile,
-from evenslice.networks import predicted_classes, with_gradients
-    PARTIAL,
-    check_destination,
-    cut_axis,
     fingerprint,
-    fit_scaling,
-    in_plane,
     modified,
-    open_complete,
-    open_filled,
     open_volume,
-    output_location,
     read_in_runs,
     reslice,
     write_volume,
@@ -109,6 +98,7 @@ FEWEST_TASKS = 8  # and two for each worker: a few large ones would leave worker
 LONGEST_NAME = 200  # bytes of the name of an output, of which a file system allows 255
 SEEN_LATE = 90.0  # seconds; NFS takes what it knows of a folder to be true for up to 60
 LOOK_SECONDS = 2.0
+WORK = "work"  # the folder in that for unfinished work
 
 
 def unfinished_folder(
@@ -124,7 +114,7 @@ def unfinished_folder(
     Raises:
         ConfigError: other machines would not see the folder, or it is to be at an address, or in the output itself.
     """
-    target = output_location(out)
+    target = Destination.of(out).location
     digest = hashlib.sha256(os.fsencode(str(target))).hexdigest()[:8]
     if scratch is None and isinstance(target, Path):
         whole = os.fsencode(target.name)
@@ -167,8 +157,8 @@ def working_in(root: Path, out: str | os.PathLike[str]) -> Iterator[None]:
             f"{root}: is not a folder of yours; remove it, or choose another one with {option('scratch')}"
         )
     try:
-        with locked(root / ".evenslice-lock", busy):
-            target = output_location(out)
+        with locked_folder(root, busy):
+            target = Destination.of(out).location
             if isinstance(target, Path):
                 remove_leftovers(target.parent, [target.name])
             try:
@@ -208,7 +198,7 @@ class Job:
     @property
     def staging(self) -> Path:
         """The folder of this segmentation."""
-        return self.root / "work"
+        return self.root / WORK
 
     @property
     def array(self) -> Path:
@@ -232,7 +222,10 @@ class Job:
         depth, height, width = self.volume.shape
         deepest = max(1, BLOCK_VOXELS // (min(height, LARGEST_REGION) * min(width, LARGEST_REGION)))
         count = -(-depth // deepest)
-        rows, columns = (cut_axis(length, LARGEST_REGION) for length in (height, width))
+        rows, columns = (
+            [slice(start, min(start + LARGEST_REGION, length)) for start in range(0, length, LARGEST_REGION)]
+            for length in (height, width)
+        )
         # Parts that differ by at most one, so that workers finish at about the same time.
         parts = [slice(depth * part // count, depth * (part + 1) // count) for part in range(count)]
         return [(z, y, x) for y, x, z in product(rows, columns, parts)]
@@ -262,7 +255,7 @@ class Job:
             "network": self.identity,
             "volume": [self.volume.path, list(self.volume.shape), self.volume.reading, content],
             # The fingerprint of a large volume does not cover all of it.
-            "modified": stamp if content.startswith(PARTIAL) else None,
+            "modified": stamp if content.startswith("sha256-partial:") else None,
             "scaling": [self.scaling.low, self.scaling.high, self.scaling.fill],
             "windows": [self.predictor.slices, self.predictor.step, *(self.predictor.tile or ())],
             "values": list(self.values) if self.values else [],
@@ -365,7 +358,7 @@ def begin(job: Job, *, force: bool) -> None:
 
     plan = json_text(job.plan)
     try:
-        if is_staging(job.staging) and read_json(job.description) == json.loads(plan):
+        if read_json(job.description) == json.loads(plan):
             return
     except UNREADABLE:  # as where a process was killed at its beginning
         pass
@@ -378,7 +371,6 @@ def begin(job: Job, *, force: bool) -> None:
     channels = [] if job.values else [job.classes]
     with reporting_write_errors(str(job.staging)):
         job.staging.mkdir()
-        mark_staging(job.staging)
         zarr.create_array(
             job.array,
             shape=(*channels, *job.volume.shape),
@@ -393,14 +385,12 @@ def begin(job: Job, *, force: bool) -> None:
 
 def _is_begun(root: Path) -> bool:
     """Return whether there are voxels in a folder for unfinished work."""
-    return any(is_staging(item) and (item / "array.zarr" / "c").exists() for item in root.iterdir())
+    return (root / WORK / "array.zarr" / "c").exists()
 
 
 def clear(root: Path) -> None:
     """Remove unfinished work; what the user may have put beside it stays."""
-    for item in root.iterdir():
-        if is_staging(item):
-            shutil.rmtree(item, ignore_errors=True)
+    shutil.rmtree(root / WORK, ignore_errors=True)
 
 
 def run_blocks(job: Job, workers: int | None, scheduler: str | None, progress: bool | None) -> None:
@@ -417,7 +407,7 @@ def run_blocks(job: Job, workers: int | None, scheduler: str | None, progress: b
                 advance(1)
             return
         tasks = _tasks(waiting, job, max(FEWEST_TASKS, found.capacity()))
-        for task, outcome in map_as_finished(_segment_task, tasks, found, common=job):
+        for task, outcome in map_tasks(_segment_task, tasks, found, common=job):
             if isinstance(outcome, Exception):
                 raise outcome
             advance(len(task))

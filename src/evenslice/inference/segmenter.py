@@ -15,7 +15,6 @@ from torch import nn
 
 from evenslice._core import UNREADABLE, ConfigError, ModelError, option, read_bounded, reason
 from evenslice.inference.onnx_files import ONNX, load_onnx
-from evenslice.inference.onnx_networks import ONNX, load_onnx
 from evenslice.networks import METADATA_KEY, read_metadata
 from evenslice.neutralizing import load_network, record_of, symmetrize as make_symmetric
 from evenslice.volumes import Reading, check_tile

@@ -45,7 +45,7 @@ from evenslice._core import (
     to_yaml,
 )
 from evenslice.auditing import Sampling, audit
-from evenslice.inference import Compute, ReadyNetwork, predict
+from evenslice.inference import Compute, Predictor, ReadyNetwork
 from evenslice.networks import predicted_classes
 from evenslice.neutralizing import load_network, symmetrize
 from evenslice.report import html_of, need_report_extra, write_study_report
@@ -526,9 +526,8 @@ def _save_example(network: nn.Module, part: LabelledVolume, config: TrainConfig,
     z = max(range(len(stored)), key=lambda z: np.count_nonzero(stored[z] > 0))
     model = config.model
     ready = ReadyNetwork(network, slices=model.slices, device=config.training.device)
-    _, output = next(
-        predict(ready, part.volume, scaling=part.scaling, slices=model.slices, step=model.step, centres=[z])
-    )
+    predictor = Predictor(ready, model.slices, model.step)
+    _, output = next(predictor.predict(part.volume, part.scaling, centres=[z]))
     # Those that do not count are shown as background, those above 255 as one.
     labels, predicted = (
         np.clip(classes, 0, 255).astype(np.uint8)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -222,8 +222,9 @@ def _check_planes(network: nn.Module, config: TrainConfig, data: Data) -> None:
     spec, slices = config.model.spec, config.model.slices
     predictor = Predictor(ReadyNetwork(network, slices=slices, device="cpu", dtype="float32"), slices)
     parts = (*data.validation, *data.test)
-    of_size = {predictor.for_planes(part.volume.shape[1:]).tile: part for part in parts}
-    for tile, part in of_size.items():
+    of_size = {predictor.for_planes(part.volume.shape[1:]): part for part in parts}
+    for whole, part in of_size.items():
+        tile = cast("tuple[int, int]", whole.tile)
         y, x = part.volume.shape[1:]
         what = f"rejects the planes of {part.name}, {y} x {x} pixels"
         advice = _rejects(what, "crop or pad them to a size that it accepts")

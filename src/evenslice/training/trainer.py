@@ -40,6 +40,7 @@ from evenslice._core import (
     needs_extra,
     package_versions,
     reason,
+    spelled_in_configuration,
     staged_file,
     without_secrets,
 )
@@ -386,6 +387,11 @@ def _run_trainer(trainer: Trainer, module: TrainingModule, checkpoint: Path | No
         if checkpoint is None or module.started:
             raise
         raise _unusable(checkpoint, error) from error
+
+
+def _spelled(name: str, value: Any) -> str:
+    """Return an option of ``device_error`` as a configuration has it."""
+    return spelled_in_configuration(f"training.{'accelerator' if name == 'device' else name}", value)
 
 
 def _unusable(path: Path, error: BaseException) -> ConfigError:
