@@ -5,5 +5,5 @@ from .attribution import (
 )
 from .auditor import Audit as Audit, audit as audit, load_audits as load_audits
 from .explanation import Explanation as Explanation, explain as explain
-from .sampling import Sampling as Sampling
+from .options import Sampling as Sampling
 from .surveyor import Survey as Survey, survey as survey

@@ -43,8 +43,8 @@ from evenslice.auditing.attribution import (
     understand,
 )
 from evenslice.auditing.explainer import Explainer, NotFiniteError
+from evenslice.auditing.options import Sampling
 from evenslice.auditing.sampling import (
-    Sampling,
     WindowBatch,
     WindowSample,
     choose_tile,

@@ -35,7 +35,7 @@ from evenslice._core import (
     whole_number,
 )
 from evenslice.auditing.auditor import audit
-from evenslice.auditing.sampling import Sampling
+from evenslice.auditing.options import Sampling
 from evenslice.inference import Compute
 from evenslice.neutralizing import current_kernels, find_strategy, load_network
 from evenslice.report import html_of, survey_csv, write_survey_report

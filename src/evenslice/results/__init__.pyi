@@ -34,8 +34,10 @@ from .studies import (
     StudyResults as StudyResults,
     StudySummary as StudySummary,
 )
-from .verdicts import (
+from .tolerances import (
     Tolerances as Tolerances,
+)
+from .verdicts import (
     ask as ask,
     summarize as summarize,
 )

@@ -43,7 +43,7 @@ from evenslice.results.intervals import (
     pool_means,
     student_interval,
 )
-from evenslice.results.verdicts import Tolerances
+from evenslice.results.tolerances import Tolerances
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -9,18 +9,17 @@ function. docs/statistics.md explains the method, docs/calibration.md how often 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, astuple, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from scipy.special import stdtrit
 
-from evenslice._core import ConfigError, option
 from evenslice.results.documents import PAIRS, SLICES
 from evenslice.results.intervals import TAIL, UNKNOWN, Interval, fit_ratios, mean_interval, unseen_part
 from evenslice.results.measurements import data_part, directional_bias, halves, model_part, pair_bias
+from evenslice.results.tolerances import Tolerances
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,40 +34,6 @@ if TYPE_CHECKING:
     Column = tuple["Decision", Floats, Floats, Any]
     """What a figure is about, its parts (n,), its wholes (n,), and whether it is judged."""
     Columns = tuple[tuple["Decision", ...], Floats, Floats, Flags]
-
-
-@dataclass(frozen=True)
-class Tolerances:
-    """What counts as fair.
-
-    Attributes:
-        tolerance: the largest absolute pair bias B_k, of saliency or reliance, that counts as equal.
-        answer_tolerance: the largest part C of an answer that may change when the window is reversed.
-        mismatch_tolerance: the largest mirror mismatch E of a network that uses opposite slices in the same way.
-        judged_share: the part of the saliency that a pair has to get in order to be judged; see ``least_attention``.
-        judged_class: the part of the pixels that a class has to cover; the two largest classes are always judged.
-
-    Raises:
-        ConfigError: a value is no number, or out of range.
-
-    Example:
-        >>> Tolerances(tolerance=0.1)
-        Tolerances(tolerance=0.1, answer_tolerance=0.05, mismatch_tolerance=0.01, judged_share=0.02, judged_class=0.01)
-    """
-
-    tolerance: float = 0.05
-    answer_tolerance: float = 0.05
-    mismatch_tolerance: float = 0.01
-    judged_share: float = 0.02
-    judged_class: float = 0.01
-
-    def __post_init__(self) -> None:
-        for entry, value in zip(fields(self), astuple(self), strict=True):
-            zero = entry.name.startswith("judged")
-            if not isinstance(value, Real) or not (0 < float(value) < 1 or (zero and value == 0)):
-                allowed = "at least 0 and below 1" if zero else "between 0 and 1"
-                raise ConfigError(f"{option(entry.name, value)}: must be {allowed}")
-            object.__setattr__(self, entry.name, float(value))
 
 
 def least_attention(pairs: int, judged_share: float = Tolerances.judged_share) -> float:
@@ -604,7 +569,7 @@ EQUAL_WINDOWS = 59
 def summarize(
     measurements: Measurements,
     population: Sequence[int],
-    tolerances: Tolerances = Tolerances(),  # immutable
+    tolerances: Tolerances = Tolerances(),  # noqa: B008  # immutable
 ) -> Asymmetry:
     """Compute the statistics of an audit and its verdict.
 

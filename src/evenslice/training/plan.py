@@ -190,16 +190,14 @@ def _check_batch(network: nn.Module, config: TrainConfig) -> None:
     options = config.training
     crops = min(options.batch // options.devices, 2)
     before = [(buffer, buffer.clone()) for buffer in network.buffers()]
-    what = f"cannot be trained on {crops} of these crops at once"
     try:
-        with (
-            torch.no_grad(),
-            keep_generators([]),  # the network is on the CPU
-            reporting_own_errors(
-                config.model.spec, _rejects(what, "increase training.batch or training.crop")
-            ),
-        ):
+        with torch.no_grad(), keep_generators([]):  # the network is on the CPU
             network.train()(_blank(crops, config.model.slices, options.crop))
+    except ValueError as error:
+        raise ModelError(
+            f"{config.model.spec}: cannot be trained on {crops} of these crops at once ({error}); "
+            "increase training.batch or training.crop"
+        ) from error
     finally:
         network.eval()
         for buffer, values in before:
