@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence  # noqa: TC003  # the command line evaluates annotations
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from evenslice._core import ConfigError, option, whole_number
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 FIRST = 40  # windows before which an audit does not end by default; fewer may be the most
 
