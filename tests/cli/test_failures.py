@@ -148,7 +148,7 @@ def test_where_there_is_not_even_memory_for_pytorch_the_limit_is_named(run, monk
         raise ImportError("libtorch_cpu.so: failed to map segment from shared object")
 
     monkeypatch.setattr("evenslice.cli.comparison.audit_strategies", missing)
-    monkeypatch.delattr("evenslice.inference.out_of_memory", raising=False)
+    monkeypatch.delattr("evenslice.inference.device_error", raising=False)
     monkeypatch.setattr("evenslice.inference.__getattr__", missing)
     _, _, err = run(*AUDIT, *GOOD)
     assert err == "error: memory has run out; end what else uses it, or raise --memory-limit\n"

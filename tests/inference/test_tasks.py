@@ -142,8 +142,6 @@ def torchvision_detector(kind, threshold=0.0):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fasterrcnn", "retinanet", "fcos"])
 def test_detectors_of_torchvision(texture, kind):
-    with pytest.raises(ModelError, match="nothing in 4 windows moves it; if it detects nothing, lower"):
-        audit(torchvision_detector(kind, threshold=0.999), texture, max_windows=4)
     found = audit(torchvision_detector(kind), texture, max_windows=4)
     np.testing.assert_allclose(shares(found), EXPECTED, atol=1e-4)
     assert found.run.target == "sum"
