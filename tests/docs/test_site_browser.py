@@ -35,8 +35,8 @@ def test_one_finds_the_way_from_the_front_page_to_a_tutorial(opened):
     browser.find_element(By.CSS_SELECTOR, ".bd-header").find_element(By.LINK_TEXT, "Tutorials").click()
     assert heading(browser) == "Tutorials"
     sidebar = browser.find_element(By.CSS_SELECTOR, ".bd-sidebar-primary")
-    sidebar.find_element(By.PARTIAL_LINK_TEXT, "Your own PyTorch loop").click()
-    assert heading(browser) == "Your own PyTorch loop"
+    sidebar.find_element(By.PARTIAL_LINK_TEXT, "Your own training loop").click()
+    assert heading(browser) == "Your own training loop"
     assert browser.find_elements(By.CSS_SELECTOR, ".cell_output img")
 
 

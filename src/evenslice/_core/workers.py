@@ -21,7 +21,7 @@ import signal
 import sys
 import threading
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, ProcessPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from multiprocessing import current_process, get_context, parent_process
 from multiprocessing.connection import wait as wait_for_end
 from pathlib import Path
@@ -95,6 +95,40 @@ def without_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: what is under way ends as after Ctrl-C, with the exit status that a shell expects."""
+
+    status = 128 + signal.SIGTERM
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let the first SIGTERM raise ``Terminated`` in the block, if this is the main thread and nothing else answers it.
+
+    Example:
+        >>> try:
+        ...     with terminable():
+        ...         signal.raise_signal(signal.SIGTERM)
+        ... except Terminated as error:
+        ...     print(error)
+        terminated
+    """
+
+    def terminate(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise Terminated("terminated")
+
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 @contextmanager
 def open_workers(workers: int | None = None, scheduler: str | None = None) -> Iterator[Workers | None]:
     """Yield workers, or None if neither a number of processes nor a scheduler is given.
@@ -113,7 +147,8 @@ def open_workers(workers: int | None = None, scheduler: str | None = None) -> It
         [(-1, 1), (2, 2)]
     """
     if scheduler is None:
-        yield None if workers is None else Processes(whole_number("workers", workers, least=1))
+        with nullcontext() if workers is None else terminable():
+            yield None if workers is None else Processes(whole_number("workers", workers, least=1))
         return
     if workers is not None:
         raise ConfigError(
@@ -130,7 +165,7 @@ def open_workers(workers: int | None = None, scheduler: str | None = None) -> It
         ) from error
     level = _CLIENT_LOGGER.level
     try:
-        with client:
+        with client, terminable():
             yield Cluster(client)
     finally:
         _CLIENT_LOGGER.setLevel(level)

@@ -93,6 +93,7 @@ if TYPE_CHECKING:
 CHUNK = 1024  # largest side of a chunk of the array, which is one slice deep
 LARGEST_REGION = 4 * CHUNK  # largest side of the part of a plane that is held at once
 BLOCK_VOXELS = 2**20  # a full batch; little is lost with a block that is not finished
+MOST_BLOCKS = 2**21  # above which their list would be too long
 BATCH_VOXELS = 2**23  # that wait to be written, at most
 FEWEST_TASKS = 8  # and two for each worker: a few large ones would leave workers idle at the end
 LONGEST_NAME = 200  # bytes of the name of an output, of which a file system allows 255
@@ -222,6 +223,12 @@ class Job:
         depth, height, width = self.volume.shape
         deepest = max(1, BLOCK_VOXELS // (min(height, LARGEST_REGION) * min(width, LARGEST_REGION)))
         count = -(-depth // deepest)
+        total = count * -(-height // LARGEST_REGION) * -(-width // LARGEST_REGION)
+        if total > MOST_BLOCKS:
+            raise VolumeError(
+                f"{self.volume.path}: claims {self.volume.size:,} voxels, which are {total:,} blocks, and at most "
+                f"{MOST_BLOCKS:,} can be segmented at once; give a part ({option('region')}), or a coarser level"
+            )
         rows, columns = (
             [slice(start, min(start + LARGEST_REGION, length)) for start in range(0, length, LARGEST_REGION)]
             for length in (height, width)
@@ -619,6 +626,10 @@ def segment(
 
 def _write(job: Job, out: str | os.PathLike[str], *, force: bool, progress: bool | None) -> None:
     """Write the output from the staging folder, in the order of the volume's file."""
+    if not all(map(job.is_finished, job.blocks)):
+        raise OutputError(
+            f"{job.root}: has lost blocks that were finished; repeat the command to segment them again"
+        )
     selects = [None] if job.values else [{"c": number} for number in range(job.classes)]
     channels = [open_volume(job.array, select=select) for select in selects]
     held = HELD_BYTES // len(
