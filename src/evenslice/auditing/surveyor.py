@@ -219,7 +219,9 @@ def survey(  # all but the networks have defaults and names
             advance(1)
     if all(item.error for item in found):
         reasons = "; ".join(dict.fromkeys(item.error for item in found))
-        raise ModelError(f"none of the networks could be surveyed: {reasons:.1000}")
+        raise ModelError(
+            found[0].error if len(found) == 1 else f"no network could be surveyed: {reasons:.1000}"
+        )
     return Survey(
         networks=tuple(sorted(found, key=lambda item: item.sort_key)),
         run=SurveyRun(

@@ -249,7 +249,7 @@ class Destination:
         for volume in inputs:
             for place, name in _places(volume):
                 if _overlap(self.location, place):
-                    told = f"is, contains or lies in {name}, which is read"
+                    told = f"would replace or lie in the file or folder of {name}, which is read"
                     raise OutputError(f"{self.path}: {told}; choose another name")
         with needs_extra("volumes", f"writing {self.format.name}"):
             for package in self.format.packages:
