@@ -318,16 +318,21 @@ def run(cell: Cell, shared: Path, volumes: Volumes) -> list[dict[str, Any]]:
 
 
 def draw(shared: Path) -> None:
-    """Draw the first tested window with a large mark in z+1, and what two networks' maps say of it."""
+    """Draw the tested window with a large mark in z+1 whose gradient is the median one, and what two networks' maps say of it."""
     import matplotlib.pyplot as plt
 
     volumes = backgrounds(shared)["EM"]
-    tested = draw_tested(volumes[1], "intensity", count=len(SIZES))
-    window, region, mark = (part[-1].numpy() for part in (tested.windows, tested.disks, tested.marked))
     pretrained, twin = (
         train(Cell("intensity", "EM", "EfficientNet-Lite0", arm, 0), shared, volumes[0])
         for arm in ("pretrained", "twin")
     )
+    tested = draw_tested(volumes[1], "intensity")
+    large = (tested.sides == 1) & (tested.marked.sum((1, 2)) == SIZES[-1] ** 2)
+    windows, disks, marks = (part[large] for part in (tested.windows, tested.disks, tested.marked))
+    gradient = attribute(Score(pretrained, Explained("predicted"), region=disks), windows).attribution
+    sums = gradient.abs().sum((2, 3))
+    median = int((sums[:, 0] / sums[:, 2]).argsort()[len(sums) // 2])
+    window, region, mark = (part[median].numpy() for part in (windows, disks, marks))
     columns = {
         "gradient,\npretrained start": (pretrained, "gradient"),
         "explain,\npretrained start": (pretrained, None),
@@ -339,7 +344,7 @@ def draw(shared: Path) -> None:
     for axis, k in zip(shown, rows, strict=True):
         axis.imshow(window[k], cmap="gray", vmin=0.2, vmax=0.8)
         axis.set_ylabel(f"slice z{SIGNS[k]}1", fontsize=10)
-    shown[0].set_title("two of three\nslices", fontsize=10)
+    shown[0].set_title("the two\nneighbours", fontsize=10)
     shown[1].set_xlabel("evidence: the\nsquare in z+1", fontsize=10)
     for column, (name, (network, method)) in zip(axes.T[1:], columns.items(), strict=True):
         maps = evenslice.explain(
@@ -352,7 +357,7 @@ def draw(shared: Path) -> None:
             axis.imshow(heat, cmap="inferno", vmin=0, vmax=size.max())
         column[0].set_title(name, fontsize=10)
         named = int(shares.argmax())
-        text = f"names z{SIGNS[rows[named]]}1\n({shares[named]:.0%})"
+        text = f"z{SIGNS[rows[named]]}1 gets {shares[named]:.0%}:\n{'right' if named else 'wrong'}"
         column[1].set_xlabel(text, fontsize=10, weight="bold", color="#1a7f37" if named else "#c62828")
     for axis in axes[1]:
         axis.contour(mark, levels=[0.5], colors="#39d0ff", linewidths=1)
