@@ -12,7 +12,8 @@ from magicgui.widgets import ComboBox, Container, Label, ProgressBar, PushButton
 from napari.qt.threading import create_worker
 from qtpy.QtCore import QObject, Signal  # type: ignore[attr-defined]  # a name that qtpy gives it
 
-from evenslice._core import EvensliceError, progress_to
+from evenslice import EvensliceError
+from evenslice._core import progress_to
 from evenslice.napari_plugin.layers import images, volume_of
 from evenslice.napari_plugin.network_form import NetworkForm
 
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from napari.layers import Image
     from napari.viewer import Viewer
 
+    from evenslice import Volume
     from evenslice.napari_plugin.network_form import NetworkChoice
-    from evenslice.volumes import Volume
 
 Result = TypeVar("Result")
 

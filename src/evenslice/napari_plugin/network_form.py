@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from magicgui.types import FileDialogMode
 from magicgui.widgets import ComboBox, Container, FileEdit, LineEdit, SpinBox
 
-from evenslice._core import ConfigError, option
-from evenslice.inference import Segmenter, open_segmenter
+from evenslice import ConfigError, Segmenter, open_segmenter
+from evenslice._core import option
 from evenslice.neutralizing import STRATEGIES
 from evenslice.training import find_network
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from magicgui.widgets import PushButton
 
-from evenslice.auditing import audit, explain
-from evenslice.inference import segment
+from evenslice import audit, explain, segment
 from evenslice.napari_plugin.job_widget import JobWidget, text_label
 from evenslice.napari_plugin.layers import MADE_HERE, add_maps, placement, position
 from evenslice.report import html_of
@@ -24,10 +23,8 @@ if TYPE_CHECKING:
     from napari.utils.events import Event
     from numpy.typing import NDArray
 
-    from evenslice.auditing import Audit, Explanation
-    from evenslice.inference import Segmenter
+    from evenslice import Audit, Explanation, Segmenter, Volume
     from evenslice.napari_plugin.network_form import NetworkChoice
-    from evenslice.volumes import Volume
 
 
 @dataclass(frozen=True)
