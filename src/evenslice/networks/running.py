@@ -121,9 +121,7 @@ def full_precision() -> Iterator[None]:
     """
     with _LOCK:
         before = _HELD[0] if _HELD else [operation.fp32_precision for operation in _operations()]
-        if (
-            not _HELD
-        ):  # the older switches go along, for PyTorch complains where it reads one that says otherwise
+        if not _HELD:  # the older switches go along: PyTorch complains where it reads one that says otherwise
             _set_precision(False, "highest", [name if name in FULL else "ieee" for name in before])
         _HELD.append(before)
     try:

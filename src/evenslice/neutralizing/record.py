@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 
 _ATTRIBUTE = "evenslice_record"
 ERRORS = ("mirror_error", "permutation_error", "gray_error")
+RECORDED = (
+    *("strategy", "profile", "tie", "slices", "seed", "stems", "mean", "std"),
+    *(*ERRORS, "check", "symmetrized"),
+)
+"""What a file states of a record, in this order."""
+
 _DAMAGED: tuple[type[Exception], ...] = (*UNREADABLE, ConfigError)
 CHECKS: tuple[str, ...] = ("network", "stems")
 """Which outputs `neutralize` verifies: those of the whole network, or of its stems."""
@@ -109,10 +115,7 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record, without its kernels, as plain values for JSON."""
-        names = [entry.name for entry in fields(self) if entry.name != "kernels"]
-        place = names.index("errors")
-        names[place : place + 1] = ERRORS
-        values = {name: getattr(self, name) for name in names}
+        values = {name: getattr(self, name) for name in RECORDED}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
@@ -128,12 +131,7 @@ class Record:
             True
         """
         try:
-            given = {
-                "check": "network",
-                "symmetrized": (),
-                **values,
-                "kernels": (),
-            }  # two not in older records
+            given = {"check": "network", "symmetrized": (), **values}  # which older records lack
             for name in ("profile", "stems", "symmetrized"):
                 if not isinstance(given[name], list | tuple):
                     raise ValueError(f"{name} {given[name]!r:.40} is no list")
@@ -146,12 +144,11 @@ class Record:
             find_strategy(given["profile"] or given["strategy"], given["slices"])
             whole = {name: whole_number(name, given[name]) for name in ("slices", "seed")}
             errors = Errors(*map(numbers.pop, ERRORS))
-            record = cls(**given | numbers | whole, errors=errors)
+            return cls(**given | numbers | whole, errors=errors, kernels=())
         except _DAMAGED as error:
             raise ModelError(
                 f"not the record of a neutralized network ({reason(error)}); neutralize the network again"
             ) from error
-        return record
 
 
 def record_of(model: nn.Module) -> Record | None:
