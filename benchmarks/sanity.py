@@ -46,7 +46,7 @@ BATCH, STATISTICS, MAPS = (
     4,
     16,
     6,
-)  # windows at a time; for the statistics of batch norms; whose maps are compared
+)  # windows at a time; for statistics of batch norms; whose maps are compared
 METHODS = ("gradient", "integrated_gradients", "occlusion")
 REPLACEMENTS = {"gray": "mean gray", "stranger": "another place", "middle": "middle slice"}
 STAGES: dict[str, tuple[str, ...]] = {
@@ -257,8 +257,7 @@ def measure_replacements(
 ) -> dict[str, list[list[float]]]:
     """Return, for windows and then for their mirrors, the shares by each method and what replacing each slice changes.
 
-    ``KIND logits`` is the root mean square of the change, ``KIND classes`` the part of the pixels whose class changes; NaN
-    for the middle slice where it replaces itself.
+    The change is the root mean square of that of the logits; NaN for the middle slice where it replaces itself.
     """
     windows, strangers = draw_windows(volume, slices, REPLACED)
     network, rows = scaled(model.eval()), dict[str, list[Any]]()
@@ -276,18 +275,12 @@ def _changes(network: Network, windows: Tensor, strangers: Tensor) -> dict[str, 
     middle, before = windows.shape[1] // 2, network(windows)
     gray = windows.mean(dim=(1, 2, 3), keepdim=True)
     found: dict[str, Floats] = {}
-    for name, source in (
-        ("gray", gray),
-        ("stranger", strangers),
-        ("middle", windows[:, middle : middle + 1]),
-    ):
-        after = [network(replaced(windows, source, k)) for k in range(windows.shape[1])]
-        logits = [(one - before).square().flatten(1).mean(1).sqrt() for one in after]
-        classes = [(one.argmax(1) != before.argmax(1)).float().flatten(1).mean(1) for one in after]
-        for what, values in (("logits", logits), ("classes", classes)):
-            found[f"{name} {what}"] = torch.stack(values).numpy().astype(np.float64)
-            if name == "middle":
-                found[f"{name} {what}"][middle] = np.nan
+    sources = {"gray": gray, "stranger": strangers, "middle": windows[:, middle : middle + 1]}
+    for name, source in sources.items():
+        after = (network(replaced(windows, source, k)) for k in range(windows.shape[1]))
+        changes = [(one - before).square().flatten(1).mean(1).sqrt() for one in after]
+        found[name] = torch.stack(changes).numpy().astype(np.float64)
+    found["middle"][middle] = np.nan
     return found
 
 
@@ -297,18 +290,9 @@ def _each_pair(values: Sequence[float] | Floats) -> Floats:
     return np.where(np.isnan(first), second, np.where(np.isnan(second), first, (first + second) / 2))
 
 
-def order_of_slices(found: dict[str, Any], method: str, change: str) -> tuple[float, float, float]:
-    """Return the mean rank correlation, over the slices of a window, of shares with what replacing each changes."""
-    values = []
-    for own, changes in zip(np.array(found[method]), np.array(found[change]), strict=True):
-        known = ~np.isnan(changes)
-        values.append(rank_correlation(own[known], changes[known]))
-    return mean(_each_pair(values))
-
-
-def right_signs(found: dict[str, Any], method: str, change: str) -> tuple[float, float, float]:
+def right_signs(found: dict[str, Any], method: str, kind: str) -> tuple[float, float, float]:
     """Return how often the slice of a pair with the larger share is the one whose replacement changes more."""
-    product = np.sign(pair_bias(np.array(found[method]))) * np.sign(pair_bias(np.array(found[change])))
+    product = np.sign(pair_bias(np.array(found[method]))) * np.sign(pair_bias(np.array(found[kind])))
     rates = [row[row != 0].clip(0).mean() if row.any() else np.nan for row in product]
     return mean(_each_pair(rates), (0, 1))
 
@@ -378,29 +362,18 @@ def measure_all(
 
 def replacement_tables(found: dict[tuple[str, int], dict[str, Any]]) -> dict[str, str]:
     """Return the tables of faithfulness of ``measure_replacements`` of each network and number of slices."""
-    methods = [method.replace("_", " ") for method in METHODS]
-
-    def asked(judge: Callable[..., Sequence[float]], what: str, *, pairs: bool) -> str:
-        rows = [
-            [name, str(slices), title, *(cell(judge(rows, method, f"{kind} {what}")) for method in METHODS)]
-            for (name, slices), rows in found.items()
-            for kind, title in REPLACEMENTS.items()
-            if pairs or slices > 3 or kind != "middle"  # two slices have no order, but a sign
-        ]
-        return table(["network", "slices", "replaced by", *methods], rows)
-
-    biases = []
+    methods, biases = [method.replace("_", " ") for method in METHODS], []
+    signs = [
+        [name, str(slices), title, *(cell(right_signs(rows, method, kind)) for method in METHODS)]
+        for (name, slices), rows in found.items()
+        for kind, title in REPLACEMENTS.items()
+    ]
     for (name, slices), rows in found.items():
-        columns = [
-            pair_bias(np.array(rows[column])).T
-            for column in (*METHODS, *(f"{k} logits" for k in REPLACEMENTS))
-        ]
+        columns = [pair_bias(np.array(rows[column])).T for column in (*METHODS, *REPLACEMENTS)]
         for k, cells in enumerate(zip(*columns, strict=True), start=1):
             biases.append([name, str(slices), f"±{k}", *(cell(mean(_each_pair(values))) for values in cells)])
     return {
-        "order of logits": asked(order_of_slices, "logits", pairs=False),
-        "order of classes": asked(order_of_slices, "classes", pairs=False),
-        "signs": asked(right_signs, "logits", pairs=True),
+        "signs": table(["network", "slices", "replaced by", *methods], signs),
         "biases": table(["network", "slices", "pair", *methods, *REPLACEMENTS.values()], biases),
     }
 
@@ -408,9 +381,7 @@ def replacement_tables(found: dict[tuple[str, int], dict[str, Any]]) -> dict[str
 def main() -> None:
     """Print the tables."""
     parser = make_parser(__doc__)
-    parser.add_argument(
-        "--results", type=Path, help="JSON file for what is measured; a second run goes on there"
-    )
+    parser.add_argument("--results", type=Path, help="JSON file; a second run goes on there")
     parser.add_argument("--docs", action="store_true", help="write the tables to benchmarks/results")
     options = parser.parse_args()
     voxels = mni152()[:].astype(np.float32)
