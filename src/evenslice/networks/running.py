@@ -1,4 +1,4 @@
-"""Running networks: in full precision, in evaluation mode, without side effects, on random images, and the same way twice."""
+"""Running networks: what is one, their random states, full precision, and answers that depend on the window alone."""
 
 from __future__ import annotations
 
