@@ -95,41 +95,18 @@ def draw_windows(volume: evenslice.Volume, slices: int, count: int) -> tuple[Ten
 # Attribution.
 
 
-def attribution(network: Network, windows: Tensor, method: str) -> Tensor:
+def attribution(model: nn.Module, windows: Tensor, method: str) -> Floats:
     """Return what each pixel does to the log-odds of the predicted classes, (batch, N, y, x)."""
-    with torch.no_grad():
-        classes = network(windows).argmax(1, keepdim=True)
-    gray = windows.mean(dim=(1, 2, 3), keepdim=True)
-
-    def odds(given: Tensor) -> Tensor:
-        output = network(given)
-        chosen = output.gather(1, classes)
-        return (chosen - output.scatter(1, classes, -torch.inf).logsumexp(1, keepdim=True))[:, 0]
-
-    def gradient(given: Tensor) -> Tensor:
-        pixels = given.detach().requires_grad_()
-        return torch.autograd.grad(odds(pixels).sum(), pixels)[0]
-
-    if method == "gradient":
-        return gradient(windows)
-    if method == "integrated_gradients":
-        steps = [gradient(gray + (step + 0.5) / 8 * (windows - gray)) for step in range(8)]
-        return torch.stack(steps).mean(0) * (windows - gray)
-    with torch.no_grad():
-        before = odds(windows)
-        return torch.stack([before - odds(replaced(windows, gray, k)) for k in range(windows.shape[1])], 1)
+    options: dict[str, Any] = {} if method == "gradient" else {"baseline": "gray"}
+    options |= {"reading": evenslice.Reading(intensity=(0, 1)), "compute": evenslice.Compute(device="cpu")}
+    middle = windows.shape[1] // 2
+    found = (evenslice.explain(model, window, middle, method=method, **options) for window in windows.numpy())
+    return np.stack([each.maps for each in found]).astype(np.float64)
 
 
-def replaced(windows: Tensor, source: Tensor, k: int) -> Tensor:
-    """Return windows whose slice k is that of another tensor."""
-    changed = windows.clone()
-    changed[:, k] = source.expand_as(windows)[:, k]
-    return changed
-
-
-def shares(maps: Tensor) -> Floats:
+def shares(maps: Floats) -> Floats:
     """Return the shares (batch, N) of slices in an attribution."""
-    sums = maps.abs().double().sum(dim=(2, 3)).numpy()
+    sums = np.abs(maps).sum(axis=(2, 3))
     return np.asarray(sums / np.maximum(sums.sum(axis=1, keepdims=True), 1e-300))
 
 
@@ -138,12 +115,6 @@ def pair_bias(values: Floats) -> Floats:
     values, half = np.nan_to_num(values), values.shape[1] // 2
     after, before = values[:, half + 1 :], values[:, :half][:, ::-1]
     return np.asarray((after - before) / np.maximum(after + before, 1e-300))
-
-
-def rank_correlation(left: Floats, right: Floats) -> float:
-    """Return Spearman's rank correlation; NaN where one side is constant."""
-    constant = np.ptp(left) == 0 or np.ptp(right) == 0
-    return float("nan") if constant else float(spearmanr(left, right).statistic)
 
 
 # Parameters redrawn.
@@ -230,8 +201,8 @@ def measure_stage(model: nn.Module, volume: evenslice.Volume, stage: str, seed: 
     figures = {"gradient": found.saliency[0], "reliance": found.reliance[0], "mismatch": found.mismatch}
     rows = {name: [item.estimate, item.low, item.high] for name, item in figures.items()}
     for method in ("gradient", "occlusion"):
-        maps = (attribution(scaled(one), windows[:MAPS], method).abs().numpy() for one in (model, drawn))
-        likeness = [rank_correlation(one.ravel(), other.ravel()) for one, other in zip(*maps, strict=True)]
+        maps = (np.abs(attribution(one, windows[:MAPS], method)) for one in (model, drawn))
+        likeness = [spearmanr(one, other, axis=None).statistic for one, other in zip(*maps, strict=True)]
         rows[f"{method} maps"] = list(mean(likeness))
     return rows
 
@@ -243,7 +214,7 @@ def compare_ways(model: nn.Module, volume: evenslice.Volume) -> dict[str, list[f
 
     def bias(stage: str, way: str, seed: int) -> float:
         drawn = redraw(model, stage, windows, seed=seed, way=way)
-        return float(pair_bias(shares(attribution(scaled(drawn), both, "gradient"))).mean())
+        return float(pair_bias(shares(attribution(drawn, both, "gradient"))).mean())
 
     return {
         f"{stage}, {way}": [bias(stage, way, seed) for seed in range(2 * DRAWS)]
@@ -264,7 +235,7 @@ def measure_replacements(
     for given, others in ((windows, strangers), (windows.flip(1), strangers.flip(1))):
         for batch, other in zip(torch.split(given, BATCH), torch.split(others, BATCH), strict=True):
             for method in METHODS:
-                rows.setdefault(method, []).extend(shares(attribution(network, batch, method)).tolist())
+                rows.setdefault(method, []).extend(shares(attribution(model, batch, method)).tolist())
             for name, values in _changes(network, batch, other).items():
                 rows.setdefault(name, []).extend(values.T.tolist())
     return rows
@@ -277,8 +248,11 @@ def _changes(network: Network, windows: Tensor, strangers: Tensor) -> dict[str, 
     found: dict[str, Floats] = {}
     sources = {"gray": gray, "stranger": strangers, "middle": windows[:, middle : middle + 1]}
     for name, source in sources.items():
-        after = (network(replaced(windows, source, k)) for k in range(windows.shape[1]))
-        changes = [(one - before).square().flatten(1).mean(1).sqrt() for one in after]
+        changes = []
+        for k in range(windows.shape[1]):
+            replaced = windows.clone()
+            replaced[:, k] = source.expand_as(windows)[:, k]
+            changes.append((network(replaced) - before).square().flatten(1).mean(1).sqrt())
         found[name] = torch.stack(changes).numpy().astype(np.float64)
     found["middle"][middle] = np.nan
     return found
