@@ -179,7 +179,7 @@ def gray_error(network: nn.Module, reference: nn.Module, windows: Tensor) -> flo
     given = network(gray.expand(-1, slices, -1, -1))
     usual = reference(gray.expand(-1, 3, -1, -1))
     largest = torch.maximum(usual.abs(), given.abs()).flatten(1).amax(1)
-    return ((usual - given).abs().flatten(1).amax(1) / largest).mean().item()
+    return float(((usual - given).abs().flatten(1).amax(1) / largest).mean())
 
 
 def rows(
