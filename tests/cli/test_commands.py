@@ -17,6 +17,7 @@ import evenslice
 from evenslice.auditing.attribution import METHODS
 from evenslice.cli import options
 from evenslice.cli.app import app
+from evenslice.neutralizing.strategies import STRATEGIES
 from evenslice.volumes.volume import Plane
 
 COMMANDS = get_command(app).commands
@@ -52,7 +53,7 @@ def test_the_help_shows_the_options_in_their_groups_each_with_a_sentence(cli, mo
 
 
 def test_the_values_that_are_listed_are_those_of_the_library():
-    assert sorted(options.STRATEGIES) == sorted(evenslice.neutralizing.STRATEGIES)
+    assert sorted(options.STRATEGIES) == sorted(STRATEGIES)
     assert sorted(options.METHODS) == sorted(METHODS)
     assert get_args(Plane) == options.PLANES
 

@@ -11,7 +11,6 @@ from magicgui.widgets import ComboBox, Container, FileEdit, LineEdit, SpinBox
 
 from evenslice import ConfigError, Segmenter, open_segmenter
 from evenslice._core import option
-from evenslice.neutralizing import STRATEGIES
 from evenslice.training import find_network
 
 if TYPE_CHECKING:
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
 
 LIBRARY, RUN, FILE = "library", "training run", "saved network"
 WEIGHTS_FILE = "file"
+STARTS = ("pretrained", "twin", "mirror", "uniform", "center", "profile", "mixer")
+"""Strategies that are no controls."""
 DEFAULT = "smp:Unet/tu-tf_efficientnet_lite0"
 
 
@@ -39,7 +40,7 @@ class NetworkForm(Container):  # type: ignore[type-arg]  # it holds widgets of s
         self.slices = SpinBox(label="slices", value=3, min=1, max=81, step=2, tooltip=three)
         self.strategy = ComboBox(
             label="start",
-            choices=sorted(STRATEGIES, key=lambda name: name != "pretrained"),
+            choices=STARTS,
             tooltip="How colour kernels become slice kernels; pretrained: as the library does",
         )
         self.mean = _optional(

@@ -13,7 +13,6 @@ from .record import (
 )
 from .rewriting import untie as untie
 from .strategies import (
-    STRATEGIES as STRATEGIES,
     find_strategy as find_strategy,
 )
 from .symmetrization import (
