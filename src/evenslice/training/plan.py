@@ -15,17 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from evenslice._core import ConfigError, EvensliceError, ModelError, reason, spelled_in_configuration
-from evenslice.inference import (
-    Compute,
-    Predictor,
-    ReadyNetwork,
-)
-from evenslice.networks import (
-    final_activation,
-    input_sizes,
-    keep_generators,
-    parse_specification,
-)
+from evenslice.inference import Compute, Predictor, ReadyNetwork
+from evenslice.networks import final_activation, input_sizes, keep_generators, parse_specification
 from evenslice.neutralizing import load_network
 from evenslice.training.data import open_data
 from evenslice.training.tasks import output_channels, task_logits
