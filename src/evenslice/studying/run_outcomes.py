@@ -8,7 +8,14 @@ import math
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from evenslice._core import UNREADABLE, json_text, needs_extra, read_bounded, remove_leftovers, staged_file
+from evenslice._core import (
+    UNREADABLE,
+    json_text,
+    needs_extra,
+    read_bounded,
+    remove_leftovers,
+    staged_file,
+)
 from evenslice.results import METRICS, TASK_SCORES, AuditResult, ExampleSlice, StudyPlan, StudySummary
 from evenslice.training import RunFolder
 
