@@ -21,8 +21,10 @@ import numpy as np
 from shared import ROOT, SHARED, Cache, insert_tables, load_family, make_parser, table, write_csvs
 
 import evenslice
+
+# No public name asks the questions of an audit again, of other windows, without reading these.
 from evenslice.auditing.sampling import next_look
-from evenslice.results import Measurements, Tolerances, ask, intervals
+from evenslice.results import Measurements, ask, intervals
 from evenslice.volumes import WindowGrid
 
 if TYPE_CHECKING:
@@ -128,7 +130,7 @@ class Census:
         measured = Measurements(**arrays)
         order = np.lexsort((*measured.position.T[::-1], measured.volume))
         measured = measured.at(order)
-        return cls(measured, ask(measured, len(measured), Tolerances()))
+        return cls(measured, ask(measured, len(measured), evenslice.Tolerances()))
 
     @cached_property
     def figures(self) -> dict[tuple[str, Decision], float]:
@@ -143,7 +145,9 @@ class Census:
     def ask(self, count: int, seed: int) -> Questions:
         """Ask the first windows of an audit."""
         return ask(
-            self.measured.at(_order(len(self.measured), seed)[:count]), len(self.measured), Tolerances()
+            self.measured.at(_order(len(self.measured), seed)[:count]),
+            len(self.measured),
+            evenslice.Tolerances(),
         )
 
     def hold(self, found: Questions) -> Iterator[tuple[tuple[str, Decision], bool, bool]]:

@@ -31,6 +31,8 @@ from shared import ROOT, SHARED, insert_tables, load_family, make_parser, mean, 
 from torch import nn
 
 import evenslice
+
+# `evenslice.explain` explains one window at a time; here hundreds are, in batches.
 from evenslice.auditing.attribution import Explained, Score, attribute
 from evenslice.volumes import mni152
 

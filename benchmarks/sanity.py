@@ -46,7 +46,7 @@ BATCH, STATISTICS, MAPS = (
     4,
     16,
     6,
-)  # windows at a time; for the statistics of batch norms; whose maps are compared
+)  # windows at a time; for statistics of batch norms; whose maps are compared
 METHODS = ("gradient", "integrated_gradients", "occlusion")
 REPLACEMENTS = {"gray": "mean gray", "stranger": "another place", "middle": "middle slice"}
 STAGES: dict[str, tuple[str, ...]] = {
@@ -95,41 +95,18 @@ def draw_windows(volume: evenslice.Volume, slices: int, count: int) -> tuple[Ten
 # Attribution.
 
 
-def attribution(network: Network, windows: Tensor, method: str) -> Tensor:
+def attribution(model: nn.Module, windows: Tensor, method: str) -> Floats:
     """Return what each pixel does to the log-odds of the predicted classes, (batch, N, y, x)."""
-    with torch.no_grad():
-        classes = network(windows).argmax(1, keepdim=True)
-    gray = windows.mean(dim=(1, 2, 3), keepdim=True)
-
-    def odds(given: Tensor) -> Tensor:
-        output = network(given)
-        chosen = output.gather(1, classes)
-        return (chosen - output.scatter(1, classes, -torch.inf).logsumexp(1, keepdim=True))[:, 0]
-
-    def gradient(given: Tensor) -> Tensor:
-        pixels = given.detach().requires_grad_()
-        return torch.autograd.grad(odds(pixels).sum(), pixels)[0]
-
-    if method == "gradient":
-        return gradient(windows)
-    if method == "integrated_gradients":
-        steps = [gradient(gray + (step + 0.5) / 8 * (windows - gray)) for step in range(8)]
-        return torch.stack(steps).mean(0) * (windows - gray)
-    with torch.no_grad():
-        before = odds(windows)
-        return torch.stack([before - odds(replaced(windows, gray, k)) for k in range(windows.shape[1])], 1)
+    options: dict[str, Any] = {} if method == "gradient" else {"baseline": "gray"}
+    options |= {"reading": evenslice.Reading(intensity=(0, 1)), "compute": evenslice.Compute(device="cpu")}
+    middle = windows.shape[1] // 2
+    found = (evenslice.explain(model, window, middle, method=method, **options) for window in windows.numpy())
+    return np.stack([each.maps for each in found]).astype(np.float64)
 
 
-def replaced(windows: Tensor, source: Tensor, k: int) -> Tensor:
-    """Return windows whose slice k is that of another tensor."""
-    changed = windows.clone()
-    changed[:, k] = source.expand_as(windows)[:, k]
-    return changed
-
-
-def shares(maps: Tensor) -> Floats:
+def shares(maps: Floats) -> Floats:
     """Return the shares (batch, N) of slices in an attribution."""
-    sums = maps.abs().double().sum(dim=(2, 3)).numpy()
+    sums = np.abs(maps).sum(axis=(2, 3))
     return np.asarray(sums / np.maximum(sums.sum(axis=1, keepdims=True), 1e-300))
 
 
@@ -138,12 +115,6 @@ def pair_bias(values: Floats) -> Floats:
     values, half = np.nan_to_num(values), values.shape[1] // 2
     after, before = values[:, half + 1 :], values[:, :half][:, ::-1]
     return np.asarray((after - before) / np.maximum(after + before, 1e-300))
-
-
-def rank_correlation(left: Floats, right: Floats) -> float:
-    """Return Spearman's rank correlation; NaN where one side is constant."""
-    constant = np.ptp(left) == 0 or np.ptp(right) == 0
-    return float("nan") if constant else float(spearmanr(left, right).statistic)
 
 
 # Parameters redrawn.
@@ -230,8 +201,8 @@ def measure_stage(model: nn.Module, volume: evenslice.Volume, stage: str, seed: 
     figures = {"gradient": found.saliency[0], "reliance": found.reliance[0], "mismatch": found.mismatch}
     rows = {name: [item.estimate, item.low, item.high] for name, item in figures.items()}
     for method in ("gradient", "occlusion"):
-        maps = (attribution(scaled(one), windows[:MAPS], method).abs().numpy() for one in (model, drawn))
-        likeness = [rank_correlation(one.ravel(), other.ravel()) for one, other in zip(*maps, strict=True)]
+        maps = (np.abs(attribution(one, windows[:MAPS], method)) for one in (model, drawn))
+        likeness = [spearmanr(one, other, axis=None).statistic for one, other in zip(*maps, strict=True)]
         rows[f"{method} maps"] = list(mean(likeness))
     return rows
 
@@ -243,7 +214,7 @@ def compare_ways(model: nn.Module, volume: evenslice.Volume) -> dict[str, list[f
 
     def bias(stage: str, way: str, seed: int) -> float:
         drawn = redraw(model, stage, windows, seed=seed, way=way)
-        return float(pair_bias(shares(attribution(scaled(drawn), both, "gradient"))).mean())
+        return float(pair_bias(shares(attribution(drawn, both, "gradient"))).mean())
 
     return {
         f"{stage}, {way}": [bias(stage, way, seed) for seed in range(2 * DRAWS)]
@@ -257,15 +228,14 @@ def measure_replacements(
 ) -> dict[str, list[list[float]]]:
     """Return, for windows and then for their mirrors, the shares by each method and what replacing each slice changes.
 
-    ``KIND logits`` is the root mean square of the change, ``KIND classes`` the part of the pixels whose class changes; NaN
-    for the middle slice where it replaces itself.
+    The change is the root mean square of that of the logits; NaN for the middle slice where it replaces itself.
     """
     windows, strangers = draw_windows(volume, slices, REPLACED)
     network, rows = scaled(model.eval()), dict[str, list[Any]]()
     for given, others in ((windows, strangers), (windows.flip(1), strangers.flip(1))):
         for batch, other in zip(torch.split(given, BATCH), torch.split(others, BATCH), strict=True):
             for method in METHODS:
-                rows.setdefault(method, []).extend(shares(attribution(network, batch, method)).tolist())
+                rows.setdefault(method, []).extend(shares(attribution(model, batch, method)).tolist())
             for name, values in _changes(network, batch, other).items():
                 rows.setdefault(name, []).extend(values.T.tolist())
     return rows
@@ -276,18 +246,15 @@ def _changes(network: Network, windows: Tensor, strangers: Tensor) -> dict[str, 
     middle, before = windows.shape[1] // 2, network(windows)
     gray = windows.mean(dim=(1, 2, 3), keepdim=True)
     found: dict[str, Floats] = {}
-    for name, source in (
-        ("gray", gray),
-        ("stranger", strangers),
-        ("middle", windows[:, middle : middle + 1]),
-    ):
-        after = [network(replaced(windows, source, k)) for k in range(windows.shape[1])]
-        logits = [(one - before).square().flatten(1).mean(1).sqrt() for one in after]
-        classes = [(one.argmax(1) != before.argmax(1)).float().flatten(1).mean(1) for one in after]
-        for what, values in (("logits", logits), ("classes", classes)):
-            found[f"{name} {what}"] = torch.stack(values).numpy().astype(np.float64)
-            if name == "middle":
-                found[f"{name} {what}"][middle] = np.nan
+    sources = {"gray": gray, "stranger": strangers, "middle": windows[:, middle : middle + 1]}
+    for name, source in sources.items():
+        changes = []
+        for k in range(windows.shape[1]):
+            replaced = windows.clone()
+            replaced[:, k] = source.expand_as(windows)[:, k]
+            changes.append((network(replaced) - before).square().flatten(1).mean(1).sqrt())
+        found[name] = torch.stack(changes).numpy().astype(np.float64)
+    found["middle"][middle] = np.nan
     return found
 
 
@@ -297,18 +264,9 @@ def _each_pair(values: Sequence[float] | Floats) -> Floats:
     return np.where(np.isnan(first), second, np.where(np.isnan(second), first, (first + second) / 2))
 
 
-def order_of_slices(found: dict[str, Any], method: str, change: str) -> tuple[float, float, float]:
-    """Return the mean rank correlation, over the slices of a window, of shares with what replacing each changes."""
-    values = []
-    for own, changes in zip(np.array(found[method]), np.array(found[change]), strict=True):
-        known = ~np.isnan(changes)
-        values.append(rank_correlation(own[known], changes[known]))
-    return mean(_each_pair(values))
-
-
-def right_signs(found: dict[str, Any], method: str, change: str) -> tuple[float, float, float]:
+def right_signs(found: dict[str, Any], method: str, kind: str) -> tuple[float, float, float]:
     """Return how often the slice of a pair with the larger share is the one whose replacement changes more."""
-    product = np.sign(pair_bias(np.array(found[method]))) * np.sign(pair_bias(np.array(found[change])))
+    product = np.sign(pair_bias(np.array(found[method]))) * np.sign(pair_bias(np.array(found[kind])))
     rates = [row[row != 0].clip(0).mean() if row.any() else np.nan for row in product]
     return mean(_each_pair(rates), (0, 1))
 
@@ -378,29 +336,18 @@ def measure_all(
 
 def replacement_tables(found: dict[tuple[str, int], dict[str, Any]]) -> dict[str, str]:
     """Return the tables of faithfulness of ``measure_replacements`` of each network and number of slices."""
-    methods = [method.replace("_", " ") for method in METHODS]
-
-    def asked(judge: Callable[..., Sequence[float]], what: str, *, pairs: bool) -> str:
-        rows = [
-            [name, str(slices), title, *(cell(judge(rows, method, f"{kind} {what}")) for method in METHODS)]
-            for (name, slices), rows in found.items()
-            for kind, title in REPLACEMENTS.items()
-            if pairs or slices > 3 or kind != "middle"  # two slices have no order, but a sign
-        ]
-        return table(["network", "slices", "replaced by", *methods], rows)
-
-    biases = []
+    methods, biases = [method.replace("_", " ") for method in METHODS], []
+    signs = [
+        [name, str(slices), title, *(cell(right_signs(rows, method, kind)) for method in METHODS)]
+        for (name, slices), rows in found.items()
+        for kind, title in REPLACEMENTS.items()
+    ]
     for (name, slices), rows in found.items():
-        columns = [
-            pair_bias(np.array(rows[column])).T
-            for column in (*METHODS, *(f"{k} logits" for k in REPLACEMENTS))
-        ]
+        columns = [pair_bias(np.array(rows[column])).T for column in (*METHODS, *REPLACEMENTS)]
         for k, cells in enumerate(zip(*columns, strict=True), start=1):
             biases.append([name, str(slices), f"±{k}", *(cell(mean(_each_pair(values))) for values in cells)])
     return {
-        "order of logits": asked(order_of_slices, "logits", pairs=False),
-        "order of classes": asked(order_of_slices, "classes", pairs=False),
-        "signs": asked(right_signs, "logits", pairs=True),
+        "signs": table(["network", "slices", "replaced by", *methods], signs),
         "biases": table(["network", "slices", "pair", *methods, *REPLACEMENTS.values()], biases),
     }
 
@@ -408,9 +355,7 @@ def replacement_tables(found: dict[tuple[str, int], dict[str, Any]]) -> dict[str
 def main() -> None:
     """Print the tables."""
     parser = make_parser(__doc__)
-    parser.add_argument(
-        "--results", type=Path, help="JSON file for what is measured; a second run goes on there"
-    )
+    parser.add_argument("--results", type=Path, help="JSON file; a second run goes on there")
     parser.add_argument("--docs", action="store_true", help="write the tables to benchmarks/results")
     options = parser.parse_args()
     voxels = mni152()[:].astype(np.float32)

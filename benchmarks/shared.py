@@ -137,15 +137,8 @@ class Cache:
             self.known[key] = measure()
             if self.path is not None:
                 print(f"{key}: {time.monotonic() - started:.0f} s", flush=True)
-                replace_text(self.path, json.dumps(self.known, indent=1))
+                self.path.write_text(json.dumps(self.known, indent=1), encoding="utf-8")
         return self.known[key]
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file anew as a whole."""
-    beside = path.with_suffix(".new")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -170,7 +163,7 @@ def insert_tables(page: Path, tables: dict[str, str]) -> None:
         start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         before, rest = text.split(start)
         text = f"{before}{start}\n{new}\n{end}{rest.split(end)[1]}"
-    replace_text(page, text)
+    page.write_text(text, encoding="utf-8")
 
 
 def write_csvs(prefix: str, tables: dict[str, str], folder: Path = RESULTS) -> None:

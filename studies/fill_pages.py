@@ -8,21 +8,40 @@ A table stands between the lines ``<!-- table: NAME -->`` and ``<!-- end -->``; 
 from __future__ import annotations
 
 import csv
-import json
+import io
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from charts import cost_chart, missing_chart, survey_chart, write_chart
-from outcomes import outcomes
-from study_results import MINUS, NAMES, NOTHING, STUDIES, Interval, Study, interval, number
+from matplotlib.figure import Figure
+from matplotlib.style import context
+from study_results import MINUS, NAMES, NOTHING, STUDIES, Interval, Study, interval, number, outcomes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from study_results import Arm
 
 DOCS = STUDIES.parent / "docs"
 LIBRARIES = ("timm", "torchvision", "smp", "monai", "transformers")
+WIDTH = 10.0  # inches
+QUIET, BAND = "#59636e", "#e4e9ee"
+COLOURS = ("#0072b2", "#c24e00", "#00815d")  # after Okabe and Ito
+CHANNELS = {"red": "#c24e00", "green": "#00815d", "blue": "#0072b2"}
+MARKERS = "osD"
+STYLE: dict[str, Any] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": QUIET,
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.size": 10,
+    "grid.color": "#d8dee4",
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "evenslice",
+}
+NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
 def fill(text: str, tables: Mapping[str, str]) -> str:
@@ -163,21 +182,79 @@ def coverage_table() -> str:
 
 
 def draw(studies: Sequence[Study]) -> None:
-    """Write the charts."""
-    by_name = {study.name: study for study in studies}
-    passes = json.loads((STUDIES / "costs.json").read_text(encoding="utf-8"))["cuts"]["pass"]
-    networks = [
-        (
-            row["network"],
-            [float(row[name]) for name in ("red", "green", "blue")],
-            bounds(row, "directional_bias"),
+    """Write the charts, in one style: small SVG files whose text stays text."""
+    price = next(study for study in studies if study.name == "price")
+    encoders = [row for row in read("survey.csv") if row["kind"] == "encoder"]
+    write_chart(DOCS / "results" / "price-missing.svg", lambda: missing_chart(price.pooled))
+    write_chart(DOCS / "survey.svg", lambda: survey_chart(encoders))
+
+
+def write_chart(path: Path, draw: Callable[[], Figure]) -> None:
+    """Draw in the style of the pages and write the figure, the same bytes for the same numbers."""
+    buffer = io.StringIO()
+    with context(STYLE, after_reset=True):
+        draw().savefig(buffer, format="svg", metadata=NO_METADATA)
+    text = re.sub(r">\n +<", ">\n<", buffer.getvalue())
+    path.write_text(re.sub(r"(\d\.\d\d)\d+", r"\1", text), encoding="utf-8")
+
+
+def missing_chart(arms: Sequence[Arm]) -> Figure:
+    """Draw the Dice that each arm loses when neighbours of the middle slice are missing."""
+    figure = Figure(figsize=(WIDTH, 1.2 + 0.48 * len(arms)), layout="constrained")
+    axes = figure.subplots()
+    missing = {"before": "the slice before", "after": "the slice after", "both": "both neighbours"}
+    for index, (kind, label) in enumerate(missing.items()):
+        found = [arm.figure(f"loss_{kind}") for arm in arms]
+        axes.errorbar(
+            [item.estimate for item in found],
+            [place + 0.22 * (index - 1) for place in range(len(arms))],
+            xerr=_reach(found),
+            fmt=MARKERS[index],
+            color=COLOURS[index],
+            capsize=2,
+            label=f"{label} missing",
         )
-        for row in read("survey.csv")
-        if row["kind"] == "encoder"
-    ]
-    write_chart(DOCS / "results" / "price-missing.svg", lambda: missing_chart(by_name["price"].pooled))
-    write_chart(DOCS / "results" / "cuts-cost.svg", lambda: cost_chart(by_name["cuts"].pooled, passes))
-    write_chart(DOCS / "survey.svg", lambda: survey_chart(networks))
+    axes.axvline(0, color=QUIET, linewidth=1)
+    axes.set_yticks(range(len(arms)), [arm.name for arm in arms])
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel("Dice lost")
+    figure.legend(loc="outside upper left", ncols=3)
+    return figure
+
+
+def survey_chart(networks: Sequence[Mapping[str, str]]) -> Figure:
+    """Draw the energy of red, green and blue in each network's stem beside its directional bias with its interval."""
+    figure = Figure(figsize=(WIDTH, 1.0 + 0.36 * len(networks)), layout="constrained")
+    left, right = figure.subplots(ncols=2, sharey=True)
+    starts = [0.0] * len(networks)
+    for channel, colour in CHANNELS.items():
+        parts = [float(row[channel]) for row in networks]
+        left.barh(range(len(networks)), parts, left=starts, color=colour, label=channel)
+        starts = [start + part for start, part in zip(starts, parts, strict=True)]
+    biases = [bounds(row, "directional_bias") for row in networks]
+    right.axvspan(-0.05, 0.05, color=BAND)
+    right.errorbar(
+        [bias.estimate for bias in biases],
+        range(len(networks)),
+        xerr=_reach(biases),
+        fmt="o",
+        color=COLOURS[0],
+        capsize=3,
+    )
+    right.axvline(0, color=QUIET, linewidth=1)
+    left.set_yticks(range(len(networks)), [row["network"] for row in networks])
+    left.invert_yaxis()
+    left.set_xlabel("share of the stem's energy")
+    right.set_xlabel("directional bias")
+    left.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
+    return figure
+
+
+def _reach(found: Iterable[Interval]) -> list[list[float]]:
+    """Return how far the intervals reach below and above their estimates."""
+    items = list(found)
+    return [[item.estimate - item.low for item in items], [item.high - item.estimate for item in items]]
 
 
 def main() -> None:

@@ -166,22 +166,8 @@ def read_windows(volume: evenslice.Volume, slices: int) -> Tensor:
 
 
 @torch.no_grad()
-def permutation_error(network: nn.Module, windows: Tensor) -> float:
-    """Return the largest change of the output over three orders of the slices, the mean over windows.
-
-    The orders are reversed, rotated by one and the first two exchanged; the latter two generate all orders. A change is
-    relative to the largest absolute output.
-    """
-    exchanged = torch.cat([windows[:, :2].flip(1), windows[:, 2:]], dim=1)
-    output = network(windows)
-    orders = (windows.flip(1), windows.roll(1, dims=1), exchanged)
-    changes = torch.stack([_change(output, network(order)) for order in orders])
-    return changes.max(dim=0).values.mean().item()
-
-
-@torch.no_grad()
 def gray_error(network: nn.Module, reference: nn.Module, windows: Tensor) -> float:
-    """Return how much the outputs for a gray image differ, given as slices and given as colours, likewise.
+    """Return how much the outputs for a gray image differ, given as slices and given as colours; the mean over windows.
 
     Args:
         network: takes N slices.
@@ -191,14 +177,9 @@ def gray_error(network: nn.Module, reference: nn.Module, windows: Tensor) -> flo
     slices = windows.shape[1]
     gray = windows[:, slices // 2 : slices // 2 + 1]
     given = network(gray.expand(-1, slices, -1, -1))
-    return _change(reference(gray.expand(-1, 3, -1, -1)), given).mean().item()
-
-
-def _change(first: Tensor, second: Tensor) -> Tensor:
-    """Return, for each window, the largest difference of two outputs relative to the largest of both."""
-    largest = torch.maximum(first.abs(), second.abs()).flatten(1).amax(1)
-    change: Tensor = (first - second).abs().flatten(1).amax(1) / largest
-    return change
+    usual = reference(gray.expand(-1, 3, -1, -1))
+    largest = torch.maximum(usual.abs(), given.abs()).flatten(1).amax(1)
+    return float(((usual - given).abs().flatten(1).amax(1) / largest).mean())
 
 
 def rows(
@@ -213,7 +194,6 @@ def rows(
         yield {
             "slices": str(slices),
             "first_layer": name,
-            "permutation_error": size(permutation_error(network, windows)),
             "mirror_error": size(audit.statistics.mirror_error.estimate),
             "gray_error": size(gray_error(network, model, windows)),
             "shares": " ".join(f"{share.estimate:.3f}" for share in audit.shares),

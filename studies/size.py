@@ -102,11 +102,12 @@ def code_lines(path: Path) -> int:
 
 
 @cache
-def exports(room: str) -> dict[str, str]:
-    """Return the module that each name in the stub of a room comes from."""
+def exports(room: str = "") -> dict[str, str]:
+    """Return the module that each name in the stub of a room, or of the package, comes from."""
+    stub = PACKAGE / room / "__init__.pyi"
     return {
-        alias.asname or alias.name: f"evenslice.{room}.{node.module}"
-        for node in tree(PACKAGE / room / "__init__.pyi").body
+        alias.asname or alias.name: ".".join(filter(None, ("evenslice", room, node.module)))
+        for node in (tree(stub).body if stub.exists() else ())
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
@@ -128,7 +129,7 @@ def imports(*, typing: bool = True) -> Iterator[tuple[str, str, str]]:
 def import_graph(*, typing: bool = True) -> dict[str, set[str]]:
     """Return which modules each module imports, through the doors of rooms."""
     known, found = modules(), dict[str, set[str]]()
-    doors = {f"evenslice.{room}": exports(room) for room in ROOMS}
+    doors = {"evenslice": exports(), **{f"evenslice.{room}": exports(room) for room in ROOMS}}
     for module, source, name in imports(typing=typing):
         target = f"{source}.{name}"
         target = target if target in known else doors.get(source, {}).get(name, source)
@@ -164,11 +165,11 @@ def most_fields() -> int:
 
 
 def doors_with_kwargs() -> int:
-    """Return how many functions that a room exports, and methods of classes that it does, take any keyword.
+    """Return how many functions that the package or a room exports, and methods of such classes, take any keyword.
 
     Hooks of a library, such as ``__pydantic_init_subclass__``, take what it gives them.
     """
-    doors = {name for room in ROOMS for name in exports(room)}
+    doors = {name for room in ("", *ROOMS) for name in exports(room)}
     tops = (node for path in modules().values() for node in tree(path).body)
     exported = (node for node in tops if getattr(node, "name", None) in doors)
     inner = (

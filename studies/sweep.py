@@ -2,9 +2,8 @@
 
     python studies/sweep.py --jobs 2                # goes on where it was; hours
     python studies/sweep.py --only 'timm:vit_*'     # those alone
-    python studies/sweep.py --sample 60             # some of each library
     python studies/sweep.py --retry                 # those again that failed, crashed, were not built, or checked at their stem
-    python studies/sweep.py --way twin --sample 60  # by "twin", or --way symmetrize
+    python studies/sweep.py --way twin              # by "twin", or --way symmetrize
 
 Every network has random weights that are unequal by colour; it is neutralized for 3 and for 5 slices, and held to what
 that promises: by the strategy "uniform", or "mixer" where that fails; or by "twin"; or by "pretrained", and then
@@ -18,10 +17,8 @@ from __future__ import annotations
 import argparse
 import csv
 import os
-import random
 import time
 from fnmatch import fnmatchcase
-from itertools import groupby
 from multiprocessing import active_children, get_context
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -144,8 +141,6 @@ def _chosen(options: argparse.Namespace) -> list[Network]:
     known = read_rows(options.results)
     done = {(row["library"], row["name"]) for row in known if not (options.retry and _may_improve(row))}
     networks = [network for network in all_networks() if _matches(network, options.only)]
-    if options.sample is not None:
-        networks = _sample(networks, options.sample)
     return [network for network in networks if (network.library, network.name) not in done]
 
 
@@ -159,14 +154,6 @@ def _matches(network: Network, patterns: Sequence[str]) -> bool:
     return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _sample(networks: Sequence[Network], number: int) -> list[Network]:
-    """Draw about a number of networks, an equal part of every library as far as it goes; the same ones each time."""
-    generator = random.Random(0)  # noqa: S311  # no secret
-    groups = [list(group) for _, group in groupby(networks, key=lambda network: network.library)]
-    share = -(-number // max(1, len(groups)))
-    return [network for group in groups for network in generator.sample(group, min(share, len(group)))]
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, and sweep."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -174,9 +161,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     parser.add_argument(
         "--only", action="append", default=[], metavar="PATTERN", help="LIBRARY:NAME, * for any text"
-    )
-    parser.add_argument(
-        "--sample", type=int, metavar="N", help="about N networks, an equal part of every library"
     )
     parser.add_argument(
         "--retry", action="store_true", help="again what failed, was not built, or checked at its stem alone"

@@ -113,7 +113,7 @@ def _smp() -> Iterator[Network]:
 
 
 def _monai() -> Iterator[Network]:
-    from evenslice.networks.libraries import NETWORKS
+    from evenslice.networks.libraries import NETWORKS  # as they are reached by specification alone
 
     for name in NETWORKS:
         small = {"ViT": "?img_size=64", "ViTAutoEnc": "?img_size=64", "UNETR": "?img_size=64"}.get(name, "")

@@ -17,6 +17,7 @@ import evenslice
 from evenslice.auditing.attribution import METHODS
 from evenslice.cli import options
 from evenslice.cli.app import app
+from evenslice.neutralizing.strategies import STRATEGIES
 from evenslice.volumes.volume import Plane
 
 COMMANDS = get_command(app).commands
@@ -52,7 +53,7 @@ def test_the_help_shows_the_options_in_their_groups_each_with_a_sentence(cli, mo
 
 
 def test_the_values_that_are_listed_are_those_of_the_library():
-    assert sorted(options.STRATEGIES) == sorted(evenslice.neutralizing.STRATEGIES)
+    assert sorted(options.STRATEGIES) == sorted(STRATEGIES)
     assert sorted(options.METHODS) == sorted(METHODS)
     assert get_args(Plane) == options.PLANES
 
@@ -109,9 +110,9 @@ def test_what_a_library_prints_stays_out_of_the_json(cli, monkeypatch, tmp_path,
         sys.stdout.write("a library talks\n")
         return result
 
-    monkeypatch.setattr(f"evenslice.{'training' if command == 'train' else 'studying'}.{command}", talk)
+    monkeypatch.setattr(f"evenslice.{command}", talk)
     config = SimpleNamespace(datasets=(), training=SimpleNamespace(task="classification"))
-    monkeypatch.setattr("evenslice._core.load_config", lambda *_: config)
+    monkeypatch.setattr("evenslice.load_config", lambda *_: config)
     monkeypatch.setattr("evenslice.report.tables_of", lambda _: ())
     code, out, err = cli(command, "some.yaml", "--json", "--out", tmp_path / "out")
     assert (code, json.loads(out)) == (0, result), err
@@ -121,7 +122,7 @@ def test_what_a_library_prints_stays_out_of_the_json(cli, monkeypatch, tmp_path,
 @pytest.mark.parametrize("command", ["audit", "survey", "demo"])
 def test_what_the_report_needs_is_checked_before_anything_is_audited(cli, monkeypatch, tmp_path, command):
     started = []
-    for name in ("evenslice.auditing.audit", "evenslice.auditing.survey", "evenslice.cli.demo._audits"):
+    for name in ("evenslice.audit", "evenslice.survey", "evenslice.cli.demo._audits"):
         monkeypatch.setattr(name, lambda *_, **__: started.append(1) or [])
     monkeypatch.setitem(sys.modules, "jinja2", None)
     np.save(tmp_path / "volume.npy", np.zeros((9, 32, 32), np.uint8))

@@ -28,7 +28,7 @@ def quick(monkeypatch):
 
     monkeypatch.setattr(demo, "_audits", talk)
     monkeypatch.setattr("evenslice.cli.comparison.write_results", lambda *_: None)
-    monkeypatch.setattr("evenslice.studying.study", study)
+    monkeypatch.setattr("evenslice.study", study)
     result = SimpleNamespace(document={"finished": 3})
     monkeypatch.setattr("evenslice.results.StudyResults.load", lambda _: result)
     monkeypatch.setattr("evenslice.report.tables_of", lambda _: ())
@@ -69,7 +69,7 @@ def test_what_the_training_needs_is_checked_before_the_audits(quick, cli, monkey
     def missing(name):
         raise ModuleNotFoundError(f"No module named 'absent', wanted by {name}", name="absent")
 
-    monkeypatch.delattr("evenslice.studying.study")
+    monkeypatch.delattr("evenslice.studying.working_in_study", raising=False)
     monkeypatch.setattr("evenslice.studying.__getattr__", missing)
     status, out, err = cli("demo", "--out", tmp_path / "out")
     assert (status, out) == (2, "")

@@ -67,7 +67,7 @@ def test_a_symmetrized_run_reads_volumes_as_the_run_does(trained, tmp_path, cli)
 def test_what_a_file_of_weights_says_of_volumes_is_carried_on(tmp_path, cli, command):
     fair, fairer = tmp_path / "fair.safetensors", tmp_path / "fairer.safetensors"
     model, record, source = load_network(SPEC, "none")
-    save_network(model, fair, record=record, source=source, reading=READING)
+    save_network(model, fair, record=record, source=source, reading=Reading(**READING))
     strategy = ["--strategy", "pretrained"] if command == "neutralize" else []
     cli(command, "--model", SPEC, "--weights", fair, *strategy, "--out", fairer)
     assert open_segmenter(SPEC, str(fairer)).reading == Reading(**READING)

@@ -57,6 +57,16 @@ def test_packages_are_imported_through_their_front_door_by_others_alone():
     assert wrong == []
 
 
+def test_the_command_line_and_the_plugin_take_public_names_from_evenslice_itself_and_no_other_package_does():
+    wrong = [
+        f"{module}: from {source} import {name}"
+        for module, source, name in size.imports()
+        if name in size.exports() and room_of(source) != room_of(module)
+        if (source == "evenslice") != (room_of(module) in {"cli", "napari_plugin"})
+    ]
+    assert wrong == []
+
+
 def test_no_circle_of_files():
     graphlib.TopologicalSorter(size.import_graph()).prepare()
 

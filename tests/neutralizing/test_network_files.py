@@ -14,7 +14,6 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from evenslice import (
-    ConfigError,
     ModelError,
     OutputError,
     Reading,
@@ -324,7 +323,7 @@ READING |= {"other_labels": "background", "ignore_label": 9}
 
 def test_how_a_network_reads_volumes_comes_back(tmp_path, saved, command):
     path, again, reading = tmp_path / "model.safetensors", tmp_path / "again.safetensors", Reading(**READING)
-    write(path, reading=READING | {"step": np.int64(2)})
+    write(path, reading=Reading(**READING | {"step": np.int64(2)}))
     for spec, weights in ((str(path), None), (TINY, str(tmp_path))):  # the folder
         assert open_segmenter(spec, weights).reading == reading
     command("symmetrize", "--model", TINY, "--weights", path, "--out", again)
@@ -332,10 +331,7 @@ def test_how_a_network_reads_volumes_comes_back(tmp_path, saved, command):
     assert open_segmenter(TINY, str(saved)).reading == Reading()
 
 
-@pytest.mark.parametrize("reading", [{"step": 0}, {"label_values": [0, 1], "ignore_label": 1}])
-def test_words_about_volumes_that_cannot_be_right_are_not_written(tmp_path, reading):
-    with pytest.raises(ConfigError, match="|".join(reading)):
-        write(tmp_path / "net.safetensors", reading=reading)
+def test_another_suffix_is_refused(tmp_path):
     with pytest.raises(OutputError, match="written as .safetensors"):
         write(tmp_path / "net.pt")
     assert list(tmp_path.iterdir()) == []

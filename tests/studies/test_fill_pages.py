@@ -24,7 +24,7 @@ def studies(pages):
 
 @pytest.fixture(scope="module")
 def judging():
-    with script("outcomes") as module:
+    with script("study_results") as module:
         yield module
 
 

@@ -232,11 +232,6 @@ def test_ctrl_c_blames_no_network_and_leaves_no_process(small_sweep, tmp_path, m
     assert sweep.active_children() == []
 
 
-@pytest.mark.slow
-def test_sample_takes_as_many_of_every_library(small_sweep):
-    assert {row["library"] for row in small_sweep("--sample", "2").values()} == {"a", "b"}
-
-
 @pytest.mark.parametrize("path", sweep.RESULTS.values(), ids=lambda path: path.name)
 def test_a_sweep_goes_on_from_the_results_that_are_kept(path, tmp_path):
     rows = sweep.read_rows(path)

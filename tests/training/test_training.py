@@ -594,7 +594,7 @@ def test_the_command_trains_as_it_is_configured(folder, tiny_run, command, tmp_p
         seen.append((config, out, resume))
         on_start(("network: any",))
 
-    monkeypatch.setattr(evenslice.training, "train", pretend)
+    monkeypatch.setattr(evenslice, "train", pretend)
     (tmp_path / "run.yaml").write_text(json.dumps(config.model_dump(mode="json")))
     note, new = f"note: nothing to resume in {tmp_path / 'run'}; starting", tmp_path / "run"
     for options, seed, said in (

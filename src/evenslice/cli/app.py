@@ -19,15 +19,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import evenslice
-from evenslice._core import (
-    ConfigError,
-    EvensliceError,
-    limit_memory,
-    local_path,
-    printable,
-    spelled_on_command_line,
-    without_secrets,
-)
+from evenslice import ConfigError, EvensliceError
+from evenslice._core import limit_memory, local_path, printable, spelled_on_command_line, without_secrets
 from evenslice.cli.audit import audit
 from evenslice.cli.demo import demo
 from evenslice.cli.export import export

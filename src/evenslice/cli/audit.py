@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evenslice._core import ConfigError, EvensliceError, check_known, import_object, reason
-from evenslice.auditing import Sampling
+from evenslice import ConfigError, EvensliceError, Sampling, Tolerances
+from evenslice._core import check_known, import_object, reason
 from evenslice.cli import options
 from evenslice.cli.options import Options, check_seed, grouped, parse_values
 from evenslice.cli.printing import (
@@ -21,12 +21,11 @@ from evenslice.cli.printing import (
     tell_missing_slices,
     tell_untrained,
 )
-from evenslice.results import Tolerances
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from evenslice.auditing import Audit
+    from evenslice import Audit
 
 
 # "not applicable" is not enough: nothing was shown for a window of one slice, which may be there by mistake.
@@ -179,11 +178,11 @@ def audit(
     output: options.Output,
 ) -> None:
     """Measure how unequally a network treats the slices of its windows, with confidence intervals."""
-    from evenslice.auditing import audit as measure
+    from evenslice import Reading, audit as measure
     from evenslice.cli.comparison import AUDITS, audit_strategies, write_results
     from evenslice.report import AUDIT_FILES, need_report_extra
     from evenslice.training import find_network
-    from evenslice.volumes import Reading, refuse_without_labels
+    from evenslice.volumes import refuse_without_labels
 
     if required.require is not None:
         check_known("require", required.require, ENOUGH)

@@ -6,17 +6,12 @@ import re
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import ConfigError, ModelError, check_known, option
+from evenslice import ConfigError, ModelError, load_network, load_onnx, record_of, symmetrize
+from evenslice._core import check_known, option
 from evenslice.auditing import METHODS
-from evenslice.inference import ONNX, load_onnx
+from evenslice.inference import ONNX
 from evenslice.networks import build_model, normalization
-from evenslice.neutralizing import (
-    find_strategy,
-    load_network,
-    record_of,
-    restore_average,
-    symmetrize,
-)
+from evenslice.neutralizing import find_strategy, restore_average
 from evenslice.report import write_audit_report
 
 if TYPE_CHECKING:
@@ -25,10 +20,9 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from evenslice.auditing import Audit, Sampling
+    from evenslice import Audit, Record, Sampling
     from evenslice.cli.options import Network
     from evenslice.networks import ModelSource
-    from evenslice.neutralizing import Record
 
 AUDITS = ("audit.json", "audit.npz", "audit.[0-9]*-*.json", "audit.[0-9]*-*.npz")
 """Name patterns of the audits in a folder of results."""

@@ -15,7 +15,7 @@ from evenslice.cli.printing import command_line, quiet, show, show_audits
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from evenslice.auditing import Audit
+    from evenslice import Audit
 
 SPEC = "smp:Unet/tu-tf_efficientnet_lite0"
 MOST_WINDOWS = 160
@@ -41,7 +41,8 @@ def demo(
 
     need_report_extra("the demonstration")  # all before minutes of audits
     with needs_extra("train", "the training part of the demonstration"):
-        from evenslice.studying import study, working_in_study
+        from evenslice import study
+        from evenslice.studying import working_in_study
     training = out / "training"
     if training.exists():
         with working_in_study(training):
@@ -66,7 +67,7 @@ def demo(
 
 def _audits(seed: int) -> "Iterator[Audit]":
     """Audit a U-Net on EfficientNet-Lite0 as commonly built, after three strategies, and with five slices."""
-    from evenslice.auditing import Sampling, audit
+    from evenslice import Sampling, audit
     from evenslice.cli.comparison import audit_strategies
     from evenslice.volumes import mni152
 
@@ -85,7 +86,8 @@ def _write_labels(path: Path) -> None:
     """Write the most probable class of each voxel: background (0), gray matter (1) or white matter (2)."""
     import numpy as np
 
-    from evenslice.volumes import mni152, mni152_path, open_volume, write_volume
+    from evenslice import open_volume
+    from evenslice.volumes import mni152, mni152_path, write_volume
 
     gray, white = (open_volume(mni152_path(name))[...].astype(np.int16) for name in ("gm", "wm"))
     classes = np.stack([255 - gray - white, gray, white]).argmax(0).astype(np.uint8)

@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from evenslice.auditing import Audit
-    from evenslice.inference import ModelCard
+    from evenslice import Audit, ModelCard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +34,7 @@ class Card:
 
     def to_model_card(self) -> "ModelCard":
         """Return the card that ``evenslice.export`` takes."""
-        from evenslice.inference import ModelCard
+        from evenslice import ModelCard
 
         return ModelCard(
             name=self.name,
@@ -83,7 +82,7 @@ def export(
 
     What it writes says how volumes and labels are read: as the run or the file of weights says, unless an option does.
     """
-    from evenslice.inference import export as write_network
+    from evenslice import export as write_network
 
     with quiet(output.json):
         audits = _audits(source.run, audit, symmetrized=inputs.symmetrize is not None)
@@ -105,7 +104,7 @@ def _audits(run: Path | None, folder: Path | None, *, symmetrized: bool) -> "Seq
 
     Those say nothing about a network that is symmetrized now. Folders within the run may hold audits of anything.
     """
-    from evenslice.auditing import Audit, load_audits
+    from evenslice import Audit, load_audits
     from evenslice.cli.comparison import AUDITS
 
     if folder is not None:

@@ -4,7 +4,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from evenslice._core import ConfigError, OutputError, option
+from evenslice import ConfigError, OutputError
+from evenslice._core import option
 from evenslice.cli import options
 from evenslice.cli.options import grouped
 from evenslice.cli.printing import quiet, show, tell_missing, tell_untrained
@@ -12,8 +13,7 @@ from evenslice.cli.printing import quiet, show, tell_missing, tell_untrained
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from evenslice.neutralizing import Record
-    from evenslice.volumes import Reading
+    from evenslice import Reading, Record
 
 
 @grouped
@@ -74,7 +74,7 @@ def symmetrize(
 
 def _write(given: dict[str, Any], reading: "Reading | None", out: Path, output: options.Output) -> None:
     """Load a network, write it into a file, and show what was done to it; its own file stays as it is."""
-    from evenslice.neutralizing import load_network, save_network
+    from evenslice import load_network, save_network
 
     weights = Path(given["weights"] or given["spec"])
     if weights.is_file() and out.exists() and out.samefile(weights):

@@ -16,13 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args, get_type
 
 import typer
 
+from evenslice import Compute, Reading
 from evenslice.cli.printing import tell_untrained
-from evenslice.inference import Compute
-from evenslice.volumes import Reading
 
 if TYPE_CHECKING:
-    from evenslice.inference import Segmenter
-    from evenslice.volumes import Volume
+    from evenslice import Segmenter, Volume
 
 
 @dataclass(frozen=True)
@@ -283,7 +281,7 @@ class Source:
             ConfigError: see ``find_network``.
             ModelError: the network cannot be loaded; or a file of weights lacks parts of it, so that its answers would be random.
         """
-        from evenslice.inference import open_segmenter
+        from evenslice import open_segmenter
         from evenslice.training import find_network
 
         given = asdict(inputs)
@@ -407,7 +405,7 @@ class Opening:
 
     def open(self, path: str, *, plane: str | None = None) -> "Volume":
         """Open a volume with these options, sliced along an axis."""
-        from evenslice.volumes import open_volume
+        from evenslice import open_volume
 
         chosen = dict(self.select or ())
         return open_volume(
@@ -442,7 +440,7 @@ class LabelledOpening(Opening):
         Raises:
             ConfigError: the files of labels and image state the same axes, and those given for the image are others.
         """
-        from evenslice._core import ConfigError, EvensliceError
+        from evenslice import ConfigError, EvensliceError
         from evenslice.volumes import stated_axes
 
         if self.label_axes is not None or self.axes is None:
@@ -466,7 +464,7 @@ class LabelledOpening(Opening):
 
     def _open_named(self, path: str, axes: str | None) -> "Volume":
         """Open labels or, as they may lack the other axes of the image, those with z, y and x alone."""
-        from evenslice._core import EvensliceError
+        from evenslice import EvensliceError
 
         try:
             return _open_fitting(replace(self, axes=axes), path)
@@ -480,7 +478,7 @@ class LabelledOpening(Opening):
 
 def _open_fitting(opening: Opening, path: str) -> "Volume":
     """Open labels at the level and in the region of the image, or whole if their file has no such level or region."""
-    from evenslice._core import ConfigError
+    from evenslice import ConfigError
 
     try:
         return opening.open(path)

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from evenslice.auditing import Audit, Survey
-    from evenslice.volumes import Volume
+    from evenslice import Audit, Survey, Volume
 
 UNBOUNDED = 10_000  # columns, more than any table needs
 

@@ -48,9 +48,8 @@ def survey(
 
     The exit status is 1 if a network failed.
     """
-    from evenslice.auditing import Survey, survey as compare_networks
+    from evenslice import Reading, Survey, survey as compare_networks
     from evenslice.report import need_report_extra
-    from evenslice.volumes import Reading
 
     if out is not None:
         need_report_extra("the report of a survey")
@@ -81,8 +80,8 @@ def report(
     json: options.Json = False,
 ) -> None:
     """Rebuild the report of a study, a survey, or all audits in DIR and its immediate subfolders."""
-    from evenslice._core import ConfigError, staged_folder
-    from evenslice.auditing import Survey, load_audits
+    from evenslice import ConfigError, Survey, load_audits
+    from evenslice._core import staged_folder
     from evenslice.cli.comparison import AUDITS
     from evenslice.report import AUDIT_FILES, write_audit_report, write_study_report
     from evenslice.results import StudyResults

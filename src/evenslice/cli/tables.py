@@ -16,7 +16,7 @@ from evenslice.report import Table, audit_lines
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from evenslice.auditing import Audit
+    from evenslice import Audit
 
 LONGEST_WORD = 14  # that is not broken in a cell
 TONE_STYLES = {"good": "green", "bad": "red", "open": "yellow", "": ""}

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from evenslice import TrainConfig
     from evenslice.studying import RunOutcome
-    from evenslice.training import TrainConfig
 
 TEST_SCORES = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1", "dice": "Dice", "iou": "IoU"}
 """Scores of the test that have a value for each class."""
@@ -58,8 +58,9 @@ def train(
 
     Ctrl-C or SIGTERM finishes the current step and writes a checkpoint; a second one ends at once.
     """
-    from evenslice._core import ConfigError, option, to_yaml
-    from evenslice.training import RunFolder, TrainConfig
+    from evenslice import ConfigError, TrainConfig
+    from evenslice._core import option, to_yaml
+    from evenslice.training import RunFolder
 
     if print_config:
         text = TrainConfig.template() if config is None else to_yaml(_settings(config, seed))
@@ -74,7 +75,7 @@ def train(
             f"CONFIG.yaml and {option('out')} are required; evenslice train --print-config prints a configuration to start from"
         )
     settings = _settings(config, seed)
-    from evenslice.training import train as run_training
+    from evenslice import train as run_training
 
     fresh = resume and not RunFolder(out).config.exists()
     notes = [f"note: nothing to resume in {out}; starting"] if fresh else []
@@ -92,8 +93,7 @@ def train(
 
 def _settings(config: Path, seed: int | None) -> "TrainConfig":
     """Return what a file configures, with another seed if one is given."""
-    from evenslice._core import load_config
-    from evenslice.training import TrainConfig
+    from evenslice import TrainConfig, load_config
 
     settings = load_config(config, TrainConfig)
     return settings if seed is None else settings.model_copy(update={"seed": seed})
@@ -169,8 +169,8 @@ def study(
 
     Start with evenslice study --print-config > study.yaml, and enter your volumes there.
     """
-    from evenslice._core import ConfigError, load_config, option
-    from evenslice.studying import StudyConfig
+    from evenslice import ConfigError, StudyConfig, load_config
+    from evenslice._core import option
 
     if print_config:
         typer.echo(StudyConfig.template(), nl=False)
@@ -180,7 +180,7 @@ def study(
             f"CONFIG.yaml and {option('out')} are required; evenslice study --print-config prints a configuration to start from"
         )
     study_config = load_config(config, StudyConfig)  # before Lightning is imported, which takes seconds
-    from evenslice.studying import study as run_study
+    from evenslice import study as run_study
 
     folded = [data.name for data in study_config.datasets if data.folds is not None]
     with quiet(json), resumable("repeat the command to resume the study"):

@@ -68,8 +68,8 @@ def segment(
     output: options.Output,
 ) -> None:
     """Segment a volume, also one larger than memory; an interrupted run resumes when the command is repeated."""
+    from evenslice import segment as write_labels
     from evenslice.cli.tables import info_table
-    from evenslice.inference import segment as write_labels
     from evenslice.volumes import describe_volume
 
     opened = opening.open(volume)
@@ -139,8 +139,7 @@ def evaluate(
     output: options.Output,
 ) -> None:
     """Compare a network's answers with labels, and measure what disturbed slices cost."""
-    from evenslice._core import ConfigError
-    from evenslice.inference import evaluate as measure
+    from evenslice import ConfigError, evaluate as measure
 
     if labels is None:
         options.refuse_labels(reading)

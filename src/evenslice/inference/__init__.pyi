@@ -2,17 +2,11 @@ from .compute import (
     Compute as Compute,
 )
 from .evaluation import (
-    evaluate as evaluate,
     evaluate_parts as evaluate_parts,
     measure_stress as measure_stress,
 )
-from .exporting import (
-    ModelCard as ModelCard,
-    export as export,
-)
 from .onnx_files import (
     ONNX as ONNX,
-    load_onnx as load_onnx,
     symmetrize_onnx as symmetrize_onnx,
 )
 from .prediction import (
@@ -27,12 +21,8 @@ from .ready_networks import (
     make_ready as make_ready,
     to_device as to_device,
 )
-from .segmentation import (
-    segment as segment,
-)
 from .segmenter import (
     Segmenter as Segmenter,
     as_segmenter as as_segmenter,
-    open_segmenter as open_segmenter,
     stated_reading as stated_reading,
 )

@@ -12,7 +12,8 @@ from magicgui.widgets import ComboBox, Container, Label, ProgressBar, PushButton
 from napari.qt.threading import create_worker
 from qtpy.QtCore import QObject, Signal  # type: ignore[attr-defined]  # a name that qtpy gives it
 
-from evenslice._core import EvensliceError, progress_to
+from evenslice import EvensliceError
+from evenslice._core import progress_to
 from evenslice.napari_plugin.layers import images, volume_of
 from evenslice.napari_plugin.network_form import NetworkForm
 
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
     from napari.layers import Image
     from napari.viewer import Viewer
 
-    from evenslice.napari_plugin.network_form import NetworkChoice
-    from evenslice.volumes import Volume
+    from evenslice import Segmenter, Volume
 
 Result = TypeVar("Result")
 
@@ -70,7 +70,7 @@ class JobWidget(Container):  # type: ignore[type-arg]  # it holds widgets of sev
         """Whether work is being done."""
         return self._worker is not None
 
-    def begin(self, choice: NetworkChoice, layer: Image, volume: Volume) -> None:
+    def begin(self, load: Callable[[], Segmenter], layer: Image, volume: Volume) -> None:
         """Begin the work of the widget by ``run``."""
         raise NotImplementedError
 
@@ -141,11 +141,11 @@ class JobWidget(Container):  # type: ignore[type-arg]  # it holds widgets of sev
         try:
             layer = self.layer.value
             volume = volume_of(layer)
-            choice = self.network.choice()
+            load = self.network.choice()
         except EvensliceError as error:
             self.refuse(str(error))
             return
-        self.begin(choice, layer, volume)
+        self.begin(load, layer, volume)
 
     def _cancel(self) -> None:
         if self._worker is not None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import ConfigError, VolumeError
-from evenslice.volumes import mni152, open_volume
+from evenslice import ConfigError, VolumeError, open_volume
+from evenslice.volumes import mni152
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from napari.viewer import Viewer
     from numpy.typing import NDArray
 
-    from evenslice.auditing import Explanation
-    from evenslice.volumes import Volume
+    from evenslice import Explanation, Volume
 
 MADE_HERE = {"evenslice": True}
 """The metadata of a layer that this plugin makes."""

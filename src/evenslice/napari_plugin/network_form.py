@@ -2,57 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from magicgui.types import FileDialogMode
 from magicgui.widgets import ComboBox, Container, FileEdit, LineEdit, SpinBox
 
-from evenslice._core import ConfigError, option
-from evenslice.inference import Segmenter, open_segmenter
-from evenslice.neutralizing import STRATEGIES
+from evenslice import ConfigError, Segmenter, open_segmenter
+from evenslice._core import option
 from evenslice.training import find_network
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable
 
 LIBRARY, RUN, FILE = "library", "training run", "saved network"
 WEIGHTS_FILE = "file"
+STARTS = ("pretrained", "twin", "mirror", "uniform", "center", "profile", "mixer")
+"""Strategies that are no controls."""
 DEFAULT = "smp:Unet/tu-tf_efficientnet_lite0"
-
-
-@dataclass(frozen=True)
-class NetworkChoice:
-    """Which network the user has chosen: that of a run, or one by its specification.
-
-    Attributes:
-        run: the folder of the run.
-        spec: the specification, or the file or folder of a network that evenslice has saved.
-        weights: "imagenet", "none", or a file; None for a saved network.
-        built: how it is made of a library's network, as options of ``open_segmenter``.
-        reading: what the user says of reading volumes, as options of ``Reading``.
-    """
-
-    run: Path | None = None
-    spec: str | None = None
-    weights: str | None = None
-    built: Mapping[str, Any] = field(default_factory=dict)
-    reading: Mapping[str, Any] = field(default_factory=dict)
-
-    def load(self) -> Segmenter:
-        """Load it; the errors are those of ``find_network`` and ``open_segmenter``."""
-        if self.spec is None:
-            return find_network(self.run, reading=self.reading).load()
-        return open_segmenter(self.spec, self.weights, reading=self.reading, **self.built)
-
-    def note(self, network: Segmenter) -> str:
-        """Say which parts of the loaded network are random; empty if none is."""
-        random = network.missing
-        if not random and self.weights is not None and network.source is not None:
-            random = network.source.untrained
-        what = "The network is" if random == ("*",) else f"Parts of the network ({', '.join(random)}) are"
-        return f"{what} random; train it before you use its answers." if random else ""
 
 
 class NetworkForm(Container):  # type: ignore[type-arg]  # it holds widgets of several kinds
@@ -72,7 +40,7 @@ class NetworkForm(Container):  # type: ignore[type-arg]  # it holds widgets of s
         self.slices = SpinBox(label="slices", value=3, min=1, max=81, step=2, tooltip=three)
         self.strategy = ComboBox(
             label="start",
-            choices=sorted(STRATEGIES, key=lambda name: name != "pretrained"),
+            choices=STARTS,
             tooltip="How colour kernels become slice kernels; pretrained: as the library does",
         )
         self.mean = _optional(
@@ -91,49 +59,43 @@ class NetworkForm(Container):  # type: ignore[type-arg]  # it holds widgets of s
             "fill",
             "Voxel value that replaces NaN and infinity. Empty: that of the run or saved network, else they are an error.",
         )
-        of_library = [
-            self.spec,
-            self.weights,
-            self.weights_file,
-            self.slices,
-            self.strategy,
-            self.mean,
-            self.std,
-        ]
-        super().__init__(widgets=[self.source, *of_library, self.run, self.file, self.intensity, self.fill])
+        self.of_library = [self.spec, self.weights, self.slices, self.strategy, self.mean, self.std]
+        named = [*self.of_library[:2], self.weights_file, *self.of_library[2:], self.run, self.file]
+        super().__init__(widgets=[self.source, *named, self.intensity, self.fill])
         self.margins = (0, 0, 0, 0)
         self.source.changed.connect(self._show_fields)
         self.weights.changed.connect(self._show_fields)
         self._show_fields()
 
-    def choice(self) -> NetworkChoice:
-        """Return what is chosen.
+    def choice(self) -> Callable[[], Segmenter]:
+        """Return what loads the chosen network; its errors are those of ``open_segmenter``.
 
         Raises:
-            ConfigError: no run or file is named; or a number cannot be read.
+            ConfigError: no run or file is named, or the run is not finished; or a number cannot be read.
         """
         fill = _numbers(self.fill, "0")
         if fill is not None and len(fill) > 1:
             raise ConfigError(f"{option('fill')}: {self.fill.value.strip()}: one number is needed, such as 0")
         reading = {"intensity": _numbers(self.intensity, "0,255"), "fill": fill and fill[0]}
         if self.source.value == RUN:
-            return NetworkChoice(run=_path(self.run, "network"), reading=reading)
+            return find_network(_path(self.run, "network"), reading=reading).load
         if self.source.value == FILE:
-            return NetworkChoice(spec=str(_path(self.file, "network")), reading=reading)
+            return partial(open_segmenter, str(_path(self.file, "network")), reading=reading)
         weights = str(self.weights.value)
-        if weights == WEIGHTS_FILE:
-            weights = str(_path(self.weights_file, "weights"))
-        built = {
-            "slices": self.slices.value,
-            "strategy": str(self.strategy.value),
-            "mean": _numbers(self.mean, "0.485,0.456,0.406"),
-            "std": _numbers(self.std, "0.229,0.224,0.225"),
-        }
-        return NetworkChoice(spec=self.spec.value.strip(), weights=weights, built=built, reading=reading)
+        return partial(
+            open_segmenter,
+            self.spec.value.strip(),
+            str(_path(self.weights_file, "weights")) if weights == WEIGHTS_FILE else weights,
+            slices=self.slices.value,
+            strategy=str(self.strategy.value),
+            mean=_numbers(self.mean, "0.485,0.456,0.406"),
+            std=_numbers(self.std, "0.229,0.224,0.225"),
+            reading=reading,
+        )
 
     def _show_fields(self, *_: object) -> None:
         library = self.source.value == LIBRARY
-        for part in (self.spec, self.weights, self.slices, self.strategy, self.mean, self.std):
+        for part in self.of_library:
             part.visible = library
         self.weights_file.visible = library and self.weights.value == WEIGHTS_FILE
         self.run.visible = self.source.value == RUN

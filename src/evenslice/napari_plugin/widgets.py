@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,32 +11,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from magicgui.widgets import PushButton
 
-from evenslice.auditing import audit, explain
-from evenslice.inference import segment
+from evenslice import audit, explain, segment
 from evenslice.napari_plugin.job_widget import JobWidget, text_label
 from evenslice.napari_plugin.layers import MADE_HERE, add_maps, placement, position
 from evenslice.report import html_of
-from evenslice.volumes import reslice
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import napari.viewer  # the annotation tells napari to pass its viewer
     from napari.layers import Image, Layer
     from napari.utils.events import Event
     from numpy.typing import NDArray
 
-    from evenslice.auditing import Audit, Explanation
-    from evenslice.inference import Segmenter
-    from evenslice.napari_plugin.network_form import NetworkChoice
-    from evenslice.volumes import Volume
+    from evenslice import Audit, Explanation, Segmenter, Volume
 
 
 @dataclass(frozen=True)
 class _Audited:
-    """What was audited, for maps of further slices; ``note`` says which parts of the network are random."""
+    """What was audited, for maps of further slices."""
 
     audit: Audit
     network: Segmenter
-    note: str
     volume: Volume
     layer: Image
 
@@ -48,16 +44,7 @@ class _Audited:
     def maps(self, place: tuple[int, int, int]) -> Explanation:
         """Explain the slice through a voxel (z, y, x) of the layer, in the part of the plane around it."""
         y, x = (place[axis] for axis in range(3) if axis != self.axis)
-        run = self.audit.run
-        low, high = run.volumes[0].intensity
-        return explain(
-            self.network,
-            self.volume,
-            place[self.axis],
-            slices=run.slices,
-            at=(y, x),
-            reading=replace(self.network.reading, intensity=(low, high), fill=run.volumes[0].fill),
-        )
+        return explain(self.network, self.volume, place[self.axis], at=(y, x))
 
 
 class AuditWidget(JobWidget):
@@ -81,15 +68,20 @@ class AuditWidget(JobWidget):
         """The last audit; None before there is one."""
         return None if self._audited is None else self._audited.audit
 
-    def begin(self, choice: NetworkChoice, layer: Image, volume: Volume) -> None:
+    def begin(self, load: Callable[[], Segmenter], layer: Image, volume: Volume) -> None:
         """Audit a network on a layer."""
         self._audited, self.verdict.value, self.explain.enabled = None, "", False
         self._clear()
-        self.run(lambda: _audit(choice, volume, layer), self._show_verdict, "Loading the network")
+
+        def work() -> _Audited:
+            network = load()
+            return _Audited(audit(network, volume), network, volume, layer)
+
+        self.run(work, self._show_verdict, "Loading the network")
 
     def _show_verdict(self, audited: _Audited) -> None:
         self._audited = audited
-        self.verdict.value = f"{html_of(audited.audit)}<p>{escape(audited.note)}</p>"
+        self.verdict.value = f"{html_of(audited.audit)}<p>{escape(_note(audited.network))}</p>"
         self._explain()
 
     def _explain(self) -> None:
@@ -126,11 +118,11 @@ class AuditWidget(JobWidget):
         self.explain.enabled = self._audited is not None
 
 
-def _audit(choice: NetworkChoice, volume: Volume, layer: Image) -> _Audited:
-    network = choice.load()
-    volume = reslice(volume, network.reading.plane)
-    found = audit(network, volume)
-    return _Audited(found, network, choice.note(network), volume, layer)
+def _note(network: Segmenter) -> str:
+    """Say which parts of a network are random; empty if none is."""
+    random = network.missing or (() if network.source is None else network.source.untrained)
+    what = "The network is" if random == ("*",) else f"Parts of the network ({', '.join(random)}) are"
+    return f"{what} random; train it before you use its answers." if random else ""
 
 
 class SegmentWidget(JobWidget):
@@ -145,17 +137,17 @@ class SegmentWidget(JobWidget):
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
         super().__init__(viewer, "Segment")
 
-    def begin(self, choice: NetworkChoice, layer: Image, volume: Volume) -> None:
+    def begin(self, load: Callable[[], Segmenter], layer: Image, volume: Volume) -> None:
         """Segment a layer."""
         folder = tempfile.TemporaryDirectory(prefix="evenslice-", ignore_cleanup_errors=True)
 
         def work() -> tuple[NDArray[Any], str]:
-            network = choice.load()
+            network = load()
             network.need_all_weights()
             segment(network, volume, Path(folder.name) / "labels.npy")
             labels = np.load(Path(folder.name) / "labels.npy", mmap_mode="r+")
             largest = max(int(plane.max()) for plane in labels)
-            return labels, f"Done; largest label: {largest}. {choice.note(network)}"
+            return labels, f"Done; largest label: {largest}. {_note(network)}"
 
         def show(found: tuple[NDArray[Any], str]) -> None:
             labels, message = found

@@ -21,7 +21,6 @@ from .running import (
     answers_alone as answers_alone,
     full_precision as full_precision,
     keep_generators as keep_generators,
-    reporting_own_errors as reporting_own_errors,
     require_network as require_network,
 )
 from .weights import (

@@ -9,8 +9,6 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import ConfigError, option
-from evenslice.networks.libraries import HALF, IMAGENET
-from evenslice.networks.transformers_networks import TYPE_SCALINGS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,12 +17,23 @@ if TYPE_CHECKING:
 
 LARGEST_MEAN = 10  # on a scale of 0..1, with room for a narrow range of wide intensities
 
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+
 # Input scaling of smp's own encoders where it is not ImageNet's; from the pretrained_settings of smp 0.4.
 ENCODERS = {
     "dpn": {"mean": (124 / 255, 117 / 255, 104 / 255), "std": (1 / (0.0167 * 255),) * 3},
     "inception": HALF,
     "timm-tf_efficientnet_lite": HALF,
     "xception": HALF,
+}
+# Input scaling of the published networks of a model type of transformers, where it is not ImageNet's.
+TYPE_SCALINGS = {
+    **dict.fromkeys(
+        ("beit", "data2vec-vision", "dpt", "mobilenet_v1", "mobilenet_v2", "vit", "zoedepth"), HALF
+    ),
+    **dict.fromkeys(("glpn", "mobilevit", "mobilevitv2"), PLAIN),
 }
 # Model types of transformers that only take images of the size in their configuration.
 FIXED_TYPES = (

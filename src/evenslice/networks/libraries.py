@@ -13,6 +13,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from evenslice._core import needs_extra
+from evenslice.networks.inputs import IMAGENET, PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
     from evenslice.networks.specification import Specification
 
     Built: TypeAlias = tuple[nn.Module, tuple[str, ...]]
-
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 SEGMENTER_CLASSES = 2  # by default: background and one structure
 TIMEOUT = 10.0  # seconds to wait for a hub's answer

@@ -1,4 +1,4 @@
-"""Running networks: in full precision, in evaluation mode, without side effects, on random images, and the same way twice."""
+"""Running networks: what is one, their random states, full precision, and answers that depend on the window alone."""
 
 from __future__ import annotations
 
@@ -11,46 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from evenslice._core import EvensliceError, ModelError, reason
+from evenslice._core import ModelError
 
 Answer = Callable[[Tensor], Mapping[Any, Tensor]]
 
-ABOUT_INPUT = (RuntimeError, ValueError, AssertionError, IndexError, TypeError, MemoryError)
-"""What networks raise on windows that are too large, or of a size or number of slices that they do not take."""
-
-
 GENERATORS = ("cuda", "xpu")
 """Kinds of devices with a generator each, in ``torch.cuda.default_generators`` and the like; all of MPS share one."""
-
-
-@contextmanager
-def reporting_own_errors(label: str, rejected: Callable[[str], str]) -> Iterator[None]:
-    """Turn what the code of a network raises into one line.
-
-    Args:
-        label: the network, as the user knows it.
-        rejected: says, given an error about its input, what it rejects, and what would be right.
-
-    Raises:
-        ModelError: the block raised an error.
-
-    Example:
-        >>> with reporting_own_errors("Net", "rejects it: {}".format):
-        ...     {}["mask"]
-        Traceback (most recent call last):
-        ...
-        evenslice.ModelError: Net: fails in its forward pass (KeyError: 'mask'); correct it
-    """
-    try:
-        yield
-    except EvensliceError:
-        raise
-    except ABOUT_INPUT as error:
-        raise ModelError(f"{label}: {rejected(reason(error))}") from error
-    except Exception as error:  # anything, as in any code
-        raise ModelError(
-            f"{label}: fails in its forward pass ({type(error).__name__}: {reason(error)}); correct it"
-        ) from error
 
 
 def require_network(model: object, *, values: bool = False, meta: bool = False) -> None:
@@ -155,9 +121,7 @@ def full_precision() -> Iterator[None]:
     """
     with _LOCK:
         before = _HELD[0] if _HELD else [operation.fp32_precision for operation in _operations()]
-        if (
-            not _HELD
-        ):  # the older switches go along, for PyTorch complains where it reads one that says otherwise
+        if not _HELD:  # the older switches go along: PyTorch complains where it reads one that says otherwise
             _set_precision(False, "highest", [name if name in FULL else "ieee" for name in before])
         _HELD.append(before)
     try:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from evenslice._core import ModelError, did_you_mean, reason
-from evenslice.networks.libraries import HALF, IMAGENET, PLAIN, Library, hub_with_timeout
+from evenslice.networks.inputs import IMAGENET, PLAIN, TYPE_SCALINGS
+from evenslice.networks.libraries import Library, hub_with_timeout
 from evenslice.networks.specification import find_loader_in_configuration
 from evenslice.networks.weights import AVERAGED, place_averages
 
@@ -34,14 +35,6 @@ TASKS = (
     "feature-extraction",
 )
 """Values of the argument ``task``, which chooses the head of a network; by default the first that is available."""
-
-TYPE_SCALINGS = {
-    **dict.fromkeys(
-        ("beit", "data2vec-vision", "dpt", "mobilenet_v1", "mobilenet_v2", "vit", "zoedepth"), HALF
-    ),
-    **dict.fromkeys(("glpn", "mobilevit", "mobilevitv2"), PLAIN),
-}
-"""Input scaling of the published networks of a model type, where it is not ImageNet's."""
 
 _HEADLESS = ("depth-estimation", "feature-extraction")  # tasks without classes
 # What the library's own configuration lacks for a task.

@@ -3,15 +3,19 @@ from .network_files import (
     read_saved as read_saved,
     save_network as save_network,
 )
-from .neutralization import current_kernels as current_kernels, neutralize as neutralize, untie as untie
+from .neutralization import (
+    current_kernels as current_kernels,
+)
 from .record import (
     Record as Record,
     record_of as record_of,
     uncompiled_record as uncompiled_record,
 )
+from .rewriting import untie as untie
 from .strategies import (
-    STRATEGIES as STRATEGIES,
     find_strategy as find_strategy,
-    profile_weights as profile_weights,
 )
-from .symmetrization import restore_average as restore_average, symmetrize as symmetrize
+from .symmetrization import (
+    restore_average as restore_average,
+    symmetrize as symmetrize,
+)

@@ -425,9 +425,8 @@ def average_detections(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict
         [-mean["scores"].detach()[:, None], mean["labels"][:, None], mean["boxes"].detach()], dim=1
     )
     order = torch.arange(len(keys), device=keys.device)
-    for key in keys.unbind(dim=1)[
-        ::-1
-    ]:  # the last sort decides first; so no order of windows shows in equal scores
+    # The last sort decides first, so no order of windows shows in equal scores.
+    for key in keys.flip(1).unbind(dim=1):
         order = order[key[order].argsort(stable=True)]
     return {name: values[order] for name, values in mean.items()}
 

@@ -52,7 +52,6 @@ from evenslice.neutralizing.running import exact_evaluation
 from evenslice.neutralizing.stems import accepted_input
 from evenslice.neutralizing.strategies import TIED, find_strategy, is_tied
 from evenslice.neutralizing.symmetrization import restore_average, symmetrize as make_symmetric
-from evenslice.volumes import Reading
 
 if TYPE_CHECKING:
     import os
@@ -61,6 +60,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from evenslice.neutralizing.stems import Layout, Stem
+    from evenslice.volumes import Reading
 
 DRAWN = ("shuffle", "reinit", "random")  # strategies with a seed
 FORMAT = 1
@@ -251,7 +251,7 @@ def save_network(
     *,
     record: Record | None = None,
     source: ModelSource | None = None,
-    reading: Reading | Mapping[str, Any] | None = None,
+    reading: Reading | None = None,
     run: Mapping[str, str] | None = None,
     force: bool = False,
 ) -> None:
@@ -265,13 +265,12 @@ def save_network(
         record: what was done to the network; by default what ``neutralize`` left on it, or on the network that the
             model wraps, which is then saved without the wrapper.
         source: what the network was built from; without it, ``load_network`` must be told the classes.
-        reading: how the network reads volumes, for commands that are given the file: arguments of ``export``, by name.
+        reading: how the network reads volumes, for commands that are given the file.
         run: hashes of the options of its training, which tells by them whether it may go on from the file.
         force: overwrite an existing file.
 
     Raises:
         ModelError: the network has no record, or is none.
-        ConfigError: an entry of ``reading`` cannot be right.
         OutputError: the path has another suffix, exists, or cannot be written.
 
     Example:
@@ -361,15 +360,14 @@ def _named_in(file: Path) -> str:
 def _metadata(
     record: Record,
     source: ModelSource | None,
-    reading: Reading | Mapping[str, Any] | None,
+    reading: Reading | None,
     run: Mapping[str, str] | None,
 ) -> str:
     """Return the metadata of a network's file; the arguments are those of ``save_network``."""
     document: dict[str, Any] = {"format": FORMAT, "version": version("evenslice"), "record": record.to_dict()}
     document["source"] = None if source is None else source.to_dict()
-    if reading:
-        read = reading if isinstance(reading, Reading) else Reading(**reading)
-        document["reading"] = read.to_plain()
+    if reading is not None:
+        document["reading"] = reading.to_plain()
     if run:
         document["run"] = dict(run)
     return json.dumps(document)

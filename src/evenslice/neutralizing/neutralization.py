@@ -24,7 +24,7 @@ from evenslice._core import ConfigError, EvensliceError, ModelError, check_known
 from evenslice.networks import StemKernels, require_network
 from evenslice.neutralizing import rewriting, verification
 from evenslice.neutralizing.averages import average_mirrored, averages_mirrored, without_mirror
-from evenslice.neutralizing.record import CHECKS, Record, forget_ties, record_of, replace_record, uncompiled
+from evenslice.neutralizing.record import CHECKS, Record, record_of, replace_record, uncompiled
 from evenslice.neutralizing.running import exact_evaluation, random_image
 from evenslice.neutralizing.stems import (
     Stems,
@@ -37,7 +37,7 @@ from evenslice.neutralizing.stems import (
     trace,
     trace_dry,
 )
-from evenslice.neutralizing.strategies import MIXER_HINT, check_tie, find_strategy, is_tied, untie_weight
+from evenslice.neutralizing.strategies import MIXER_HINT, check_tie, find_strategy, is_tied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -197,7 +197,7 @@ def _neutralized(
     try:
         if strategy.averaged:
             average_mirrored(model, stems.activations, undo)
-        errors, unlike = verification.measure(model, before.gray, outputs, images)
+        found, unlike = verification.measure(model, before.gray, outputs, images)
     except EvensliceError:
         raise
     except Exception as error:  # a network may refuse an image by any exception
@@ -211,14 +211,12 @@ def _neutralized(
         tuple(stem.name for stem in stems.items),
         shared.mean,
         shared.std,
-        **errors.recorded(),
+        found.errors,
         check=request.check,
         symmetrized=stems.activations,
         kernels=_kernels(planned, shared),
     )
-    broken = verification.check_promises(
-        record, strategy, before.stems.channels, errors.rounding, stems.items
-    )
+    broken = verification.check_promises(record, strategy, before.stems.channels, found.rounding, stems.items)
     return record, unlike or broken
 
 
@@ -294,7 +292,7 @@ def current_kernels(model: nn.Module, record: Record) -> list[NDArray[np.float32
         model: the network; ties are baked in.
         record: what was done to it.
     """
-    untie(model)
+    rewriting.untie(model)
     with without_mirror(model):
         stems = find_stems(model, channels=(record.slices,))
         layouts = probe(model, stems, stems.channels)
@@ -312,29 +310,3 @@ def _picture(kernels: Tensor) -> NDArray[np.float32]:
     ky, kx = taps or (1, 1)
     grid = kernels.reshape(filters, slices, down, features // down, ky, kx).transpose(3, 4)
     return grid.reshape(filters, slices, down * ky, -1).numpy().astype(np.float32)
-
-
-@torch.inference_mode(mode=False)  # what is made in it can be trained, and explained
-def untie(model: nn.Module) -> None:
-    """Bake the ties of a network into its weights: it computes the same as before, and may learn freely from now on.
-
-    The tied weights stay the same parameters, so an optimizer that has them still works. A network without ties is left
-    alone. Afterwards the state dict has its plain keys, and the record, if there is one, says that nothing is tied.
-
-    Raises:
-        ModelError: it is no network.
-
-    Example:
-        >>> network = nn.Sequential(nn.Conv2d(3, 8, 3))
-        >>> record = neutralize(network, tie="mirror")
-        >>> list(network.state_dict())
-        ['0.bias', '0.parametrizations.weight.original', '0.parametrizations.weight.0.evenslice_tied']
-        >>> untie(network)
-        >>> sorted(network.state_dict())
-        ['0.bias', '0.weight']
-    """
-    require_network(model)
-    for module in model.modules():
-        if is_tied(module):
-            untie_weight(module)
-    forget_ties(model)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -21,9 +21,23 @@ if TYPE_CHECKING:
 
 _ATTRIBUTE = "evenslice_record"
 ERRORS = ("mirror_error", "permutation_error", "gray_error")
+RECORDED = (
+    *("strategy", "profile", "tie", "slices", "seed", "stems", "mean", "std"),
+    *(*ERRORS, "check", "symmetrized"),
+)
+"""What a file states of a record, in this order."""
+
 _DAMAGED: tuple[type[Exception], ...] = (*UNREADABLE, ConfigError)
 CHECKS: tuple[str, ...] = ("network", "stems")
 """Which outputs `neutralize` verifies: those of the whole network, or of its stems."""
+
+
+class Errors(NamedTuple):
+    """How far a network is from symmetric, and from what it was: see the attributes of `Record` of these names."""
+
+    mirror: float = 0.0
+    permutation: float = 0.0
+    gray: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -39,15 +53,7 @@ class Record:
         stems: dotted names of the layers that were rewritten.
         mean: what to subtract from every slice, in the unit of the network's mean.
         std: what to divide every slice by afterwards.
-        mirror_error: largest absolute change of the output when a random window is reversed, relative to the output's
-            largest absolute value.
-        permutation_error: the same, the largest over three orders: reversed, rotated by one slice, the first two
-            exchanged (the latter two generate all orders).
-        gray_error: largest absolute difference between the outputs before, for a random gray image given as every
-            channel, and after, for the same given as every slice, relative to the output's largest absolute value. A
-            random window counts for that value too, since kernels that sum to zero turn a gray image into nothing but
-            rounding. If a constant was folded into a stem that pads with zeros, outputs of the stem whose taps reach
-            into the padding keep their old values: zeros do not mean the same intensity before and after.
+        errors: the three errors below as one value.
         check: which outputs the errors refer to, one of `CHECKS`: "network" for the network's (for a detector, its
             parts', or, symmetrized at its output, the sum of its scores), "stems" for those of the stems, or of the batch
             norms after them.
@@ -71,12 +77,34 @@ class Record:
     stems: tuple[str, ...]
     mean: float
     std: float
-    mirror_error: float
-    permutation_error: float
-    gray_error: float
+    errors: Errors = field(default_factory=Errors)
     check: str = "network"
     symmetrized: tuple[str, ...] = ()
     kernels: tuple[StemKernels, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def mirror_error(self) -> float:
+        """Largest change of the output when a random window is reversed, relative to the output's largest absolute value."""
+        return self.errors.mirror
+
+    @property
+    def permutation_error(self) -> float:
+        """The same, the largest over three orders: reversed, rotated by one slice, the first two exchanged.
+
+        The latter two generate all orders.
+        """
+        return self.errors.permutation
+
+    @property
+    def gray_error(self) -> float:
+        """Largest change of the output for a random gray image, given as every channel before and as every slice after.
+
+        It is relative to the output's largest absolute value. A random window counts for that value too, since kernels that
+        sum to zero turn a gray image into nothing but rounding. If a constant was folded into a stem that pads with zeros,
+        outputs of the stem whose taps reach into the padding keep their old values: zeros do not mean the same intensity
+        before and after.
+        """
+        return self.errors.gray
 
     @property
     def symmetrized_at(self) -> str | None:
@@ -87,7 +115,7 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record, without its kernels, as plain values for JSON."""
-        values = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "kernels"}
+        values = {name: getattr(self, name) for name in RECORDED}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
@@ -98,34 +126,29 @@ class Record:
             ModelError: an entry is missing or unknown, or has a bad type or value.
 
         Example:
-            >>> record = Record("uniform", (), None, 3, 0, ("conv1",), 0.5, 0.5, 0.0, 0.0, 0.0)
+            >>> record = Record("uniform", (), None, 3, 0, ("conv1",), 0.5, 0.5)
             >>> Record.from_dict(record.to_dict()) == record
             True
         """
         try:
-            given = {
-                "check": "network",
-                "symmetrized": (),
-                **values,
-                "kernels": (),
-            }  # two not in older records
+            given = {"check": "network", "symmetrized": (), **values}  # which older records lack
             for name in ("profile", "stems", "symmetrized"):
                 if not isinstance(given[name], list | tuple):
                     raise ValueError(f"{name} {given[name]!r:.40} is no list")
                 given[name] = tuple(map(float if name == "profile" else str, given[name]))
-            numbers = {name: float(given[name]) for name in ("mean", "std", *ERRORS)}
+            numbers = {name: float(given.pop(name)) for name in ("mean", "std", *ERRORS)}
             if not all(map(math.isfinite, numbers.values())) or numbers["std"] <= 0:
                 raise ValueError(f"bad scaling or errors: {numbers}")
             check_known("check", given["check"], CHECKS)
             check_tie(given["tie"])
             find_strategy(given["profile"] or given["strategy"], given["slices"])
             whole = {name: whole_number(name, given[name]) for name in ("slices", "seed")}
-            record = cls(**given | numbers | whole)
+            errors = Errors(*map(numbers.pop, ERRORS))
+            return cls(**given | numbers | whole, errors=errors, kernels=())
         except _DAMAGED as error:
             raise ModelError(
                 f"not the record of a neutralized network ({reason(error)}); neutralize the network again"
             ) from error
-        return record
 
 
 def record_of(model: nn.Module) -> Record | None:

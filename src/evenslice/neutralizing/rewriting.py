@@ -30,11 +30,12 @@ import torch
 from torch import Tensor, nn
 
 from evenslice._core import ConfigError, option
-from evenslice.networks import check_mean, keep_generators, normalization
+from evenslice.networks import check_mean, keep_generators, normalization, require_network
 from evenslice.neutralizing.averages import change_image
+from evenslice.neutralizing.record import forget_ties
 from evenslice.neutralizing.running import random_image
 from evenslice.neutralizing.stems import Layout, Stem, Stems, equalize_input_path, probe, replace_module
-from evenslice.neutralizing.strategies import KernelStrategy, symmetric, tie_weight, untie_weight
+from evenslice.neutralizing.strategies import KernelStrategy, is_tied, symmetric, tie_weight, untie_weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -457,6 +458,33 @@ def tie_stem(stem: Stem, layout: Layout, tie: str | None, undo: ExitStack) -> No
     if tie is not None:
         tie_weight(stem.module, layout.index, layout.scale, tie)
         undo.callback(untie_weight, stem.module, bake=False)
+
+
+@torch.inference_mode(mode=False)  # what is made in it can be trained, and explained
+def untie(model: nn.Module) -> None:
+    """Bake the ties of a network into its weights: it computes the same as before, and may learn freely from now on.
+
+    The tied weights stay the same parameters, so an optimizer that has them still works. A network without ties is left
+    alone. Afterwards the state dict has its plain keys, and the record, if there is one, says that nothing is tied.
+
+    Raises:
+        ModelError: it is no network.
+
+    Example:
+        >>> import evenslice
+        >>> network = nn.Sequential(nn.Conv2d(3, 8, 3))
+        >>> record = evenslice.neutralize(network, tie="mirror")
+        >>> list(network.state_dict())
+        ['0.bias', '0.parametrizations.weight.original', '0.parametrizations.weight.0.evenslice_tied']
+        >>> untie(network)
+        >>> sorted(network.state_dict())
+        ['0.bias', '0.weight']
+    """
+    require_network(model)
+    for module in model.modules():
+        if is_tied(module):
+            untie_weight(module)
+    forget_ties(model)
 
 
 def _unshare(stems: Sequence[Stem], undo: ExitStack) -> None:

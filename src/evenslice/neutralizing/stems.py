@@ -254,9 +254,8 @@ def trace(model: nn.Module, image: Tensor, *, activations: bool = False) -> Trac
                 stack.callback(setattr, module, "inplace", True)
         parts = stack.enter_context(recorded_parts(model))
         try:
-            output = run_network(
-                model, image.clone()
-            )  # a clone, since a network may change its input in place
+            # A clone, since a network may change its input in place.
+            output = run_network(model, image.clone())
         except EvensliceError:
             raise
         except Exception as error:
@@ -344,9 +343,8 @@ class _Tracer:
         self.leaves = [image]  # of the graph in front of the stems: the parameters of these batch norms, too
         self.seen: dict[str, _Reader] = {}
         self.norm_calls: Counter[nn.Module | None] = Counter()
-        self.finished: list[
-            tuple[str, Any]
-        ] = []  # modules in the order in which they end, and what made their outputs
+        # Modules in the order in which they end, and what made their outputs.
+        self.finished: list[tuple[str, Any]] = []
 
     def watch(self, name: str, module: nn.Module) -> Iterator[RemovableHandle]:
         """Hook a module, and yield the handles of the hooks."""
@@ -584,8 +582,7 @@ def plain_layer(name: str, layer: nn.Module, arrived: Tensor) -> nn.Conv2d | nn.
     )
 
 
-@dataclass(frozen=True)
-class _Call:
+class _Call(NamedTuple):
     """One call of conv2d or linear: its input, and its options by name."""
 
     input: Tensor

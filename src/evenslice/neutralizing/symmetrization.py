@@ -201,25 +201,25 @@ def _symmetrize_part(  # where the averages are, and how the whole is verified
     # What a detector finds is compared where it is averaged, not what its parts return.
     chosen = verification.Outputs(logits if outputs is None and not cut else outputs)
 
-    def average(undo: ExitStack) -> tuple[verification.OutputErrors, ModelError | None]:
+    def average(undo: ExitStack) -> tuple[verification.MeasuredErrors, ModelError | None]:
         images = verification.trial_images(model, slices, pixels)
         before, output = chosen.of(model, images[:1]), model(images[1:2])
         with _naming(where, cut):
             average_mirrored(network, names, undo)
             _check_lengths(output, model(images[1:2]))
-            errors, unlike = verification.measure(model, before, chosen, images)
+            found, unlike = verification.measure(model, before, chosen, images)
         broken = ModelError(
             f"the network is not symmetric when it is cut after {where}: reversing the window changes its output "
-            f"by {errors.mirror_error:.2g} of its largest value, giving it one slice N times by {errors.gray_error:.2g}; "
+            f"by {found.errors.mirror:.2g} of its largest value, giving it one slice N times by {found.errors.gray:.2g}; "
             "something else in it reads the window"
         )
-        return errors, unlike or (None if errors.allowed() else broken)
+        return found, unlike or (None if found.allowed() else broken)
 
-    errors = verification.lasting(model, average)
+    found = verification.lasting(model, average)
     if record is None or record.slices != slices:
         scaling = find_scaling(model, slices, None, None, record)
-        record = Record("pretrained", (), None, slices, 0, (), scaling.mean, scaling.std, 0.0, 0.0, 0.0)
-    keep_record(network, replace(record, symmetrized=names, check="network", **errors.recorded()))
+        record = Record("pretrained", (), None, slices, 0, (), scaling.mean, scaling.std)
+    keep_record(network, replace(record, symmetrized=names, check="network", errors=found.errors))
 
 
 def _check_lengths(without: Any, averaged: Any) -> None:

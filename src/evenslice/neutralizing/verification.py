@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from evenslice._core import ModelError
 from evenslice.networks import answers_alone, detections, logits, reduce_output
 from evenslice.neutralizing.averages import averages_mirrored, mean_of_halves
+from evenslice.neutralizing.record import Errors
 from evenslice.neutralizing.running import random_image, tensors_in
 from evenslice.neutralizing.stems import recorded_parts, run_to_stems
 from evenslice.neutralizing.strategies import MIXER_HINT
@@ -76,22 +77,16 @@ class Border:
         return patched
 
 
-class OutputErrors(NamedTuple):
+class MeasuredErrors(NamedTuple):
     """The errors of a `Record`, and the effect of rounding: of changing the last bits of the input."""
 
-    mirror_error: float
-    permutation_error: float
-    gray_error: float
+    errors: Errors
     rounding: float
 
     def allowed(self) -> bool:
         """Return whether rounding explains them in a network that is symmetric and keeps the answers to gray images."""
-        limits = ((self.mirror_error, MIRROR_LIMIT), (self.gray_error, GRAY_LIMIT))
+        limits = ((self.errors.mirror, MIRROR_LIMIT), (self.errors.gray, GRAY_LIMIT))
         return all(error <= allowed_error(limit, self.rounding) for error, limit in limits)
-
-    def recorded(self) -> dict[str, Any]:
-        """Return the errors that a `Record` has, by name."""
-        return {name: value for name, value in self._asdict().items() if name != "rounding"}
 
 
 @dataclass(frozen=True)
@@ -214,7 +209,7 @@ def in_float64(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def compare_outputs(before: ComparedOutputs, after: ComparedOutputs) -> OutputErrors:
+def compare_outputs(before: ComparedOutputs, after: ComparedOutputs) -> MeasuredErrors:
     """Compare the outputs for `trial_images` with those before the change for the gray image.
 
     Raises:
@@ -223,10 +218,12 @@ def compare_outputs(before: ComparedOutputs, after: ComparedOutputs) -> OutputEr
     common = [(before[key], after[key]) for key in before if key in after]
     if not common:
         raise ModelError(f"the network no longer returns what it did before the change; {MIXER_HINT}")
-    return OutputErrors(*map(max, zip(*(_compare(old, new) for old, new in common), strict=True)))
+    *errors, rounding = map(max, zip(*(_compare(old, new) for old, new in common), strict=True))
+    return MeasuredErrors(Errors(*errors), rounding)
 
 
-def _compare(reference: Tensor, outputs: Tensor) -> OutputErrors:
+def _compare(reference: Tensor, outputs: Tensor) -> tuple[float, ...]:
+    """Return the three errors and the effect of rounding."""
     expected = (IMAGES * reference.shape[0], *reference.shape[1:]) if reference.ndim else ()
     if outputs.shape != expected or not expected:
         raise ModelError(
@@ -237,7 +234,7 @@ def _compare(reference: Tensor, outputs: Tensor) -> OutputErrors:
     *orders, rounding = (_difference(window, other) for other in others)
     # Relative to both, since kernels that sum to zero turn a gray image into nothing but rounding.
     grays = _difference(torch.cat([reference, window]), torch.cat([gray, window]))
-    return OutputErrors(orders[0], max(orders), grays, rounding)
+    return orders[0], max(orders), grays, rounding
 
 
 def _difference(first: Tensor, second: Tensor) -> float:
@@ -264,7 +261,7 @@ def allowed_error(precise: float, rounding: float) -> float:
 
 def measure(
     model: nn.Module, before: ComparedOutputs, outputs: Outputs, images: Tensor
-) -> tuple[OutputErrors, ModelError | None]:
+) -> tuple[MeasuredErrors, ModelError | None]:
     """Measure the errors of a changed network.
 
     A window and its mirror are run in batches of their own, too: in one batch, one could stand in for the other.
@@ -281,7 +278,7 @@ def measure(
     Raises:
         ModelError: an output is not finite, or its shape has changed.
     """
-    errors = compare_outputs(before, outputs.of(model, images))
+    found = compare_outputs(before, outputs.of(model, images))
     plain = replace(outputs, borders=())  # as there is no gray image
     limits = REPEATABLE, max(SAME, min(64 * torch.finfo(images.dtype).eps, MOST_ROUNDING))
     run = partial(plain.of, model)
@@ -289,13 +286,12 @@ def measure(
         # Beside the gray image: many networks cannot tell a window from its mirror.
         _, window = answers_alone(run, images[:2], name=type(model).__name__, limits=limits, model=model)
     except ModelError as error:
-        return errors, error
+        return found, error
     mirror = run(images[2:3])
     apart = max((_difference(window[key], mirror[key]) for key in window if key in mirror), default=0.0)
-    largest = max(errors.mirror_error, apart)
-    return errors._replace(
-        mirror_error=largest, permutation_error=max(errors.permutation_error, largest)
-    ), None
+    largest = max(found.errors.mirror, apart)
+    errors = Errors(largest, max(found.errors.permutation, largest), found.errors.gray)
+    return found._replace(errors=errors), None
 
 
 def lasting(model: nn.Module, change: Callable[[ExitStack], tuple[_Found, ModelError | None]]) -> _Found:

@@ -6,13 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from evenslice._core import Section, did_you_mean, needs_extra
-from evenslice.training import (
-    AugmentationConfig,
-    DataConfig,
-    LabelledFiles,
-    TrainingConfig,
-    WeightsOption,
-)
+from evenslice.training import AugmentationConfig, DataConfig, LabelledFiles, TrainingConfig, WeightsOption
 
 with needs_extra("train", "a study"):
     from pydantic import (

@@ -6,9 +6,7 @@ from .config import (
     TrainingConfig as TrainingConfig,
     WeightsOption as WeightsOption,
 )
-from .crops import SliceWindows as SliceWindows
 from .data import open_data as open_data
-from .lightning_parts import AsymmetryMonitor as AsymmetryMonitor
 from .run_folder import RunFolder as RunFolder
 from .run_network import find_network as find_network
 from .trainer import retest as retest, train as train

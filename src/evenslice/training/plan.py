@@ -14,26 +14,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from evenslice._core import ConfigError, EvensliceError, ModelError, spelled_in_configuration
-from evenslice.inference import (
-    Compute,
-    Predictor,
-    ReadyNetwork,
-)
-from evenslice.networks import (
-    final_activation,
-    input_sizes,
-    keep_generators,
-    parse_specification,
-    reporting_own_errors,
-)
+from evenslice._core import ConfigError, EvensliceError, ModelError, reason, spelled_in_configuration
+from evenslice.inference import Compute, Predictor, ReadyNetwork
+from evenslice.networks import final_activation, input_sizes, keep_generators, parse_specification
 from evenslice.neutralizing import load_network
 from evenslice.training.data import open_data
 from evenslice.training.tasks import output_channels, task_logits
 from evenslice.volumes import PERCENTILES, missing_slices
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from torch import Tensor, nn
 
@@ -44,6 +34,9 @@ if TYPE_CHECKING:
 
 
 MOST_NAMED = 3  # stems, and ranges of intensities
+
+ABOUT_INPUT = (RuntimeError, ValueError, AssertionError, IndexError, TypeError, MemoryError)
+"""What networks raise on windows that are too large, or of a size or number of slices that they do not take."""
 
 
 @dataclass(frozen=True)
@@ -159,10 +152,8 @@ def _check_network(network: nn.Module, config: TrainConfig, channels: int) -> No
     spec, crop = config.model.spec, config.training.crop
     size, multiple = input_sizes(network)
     right = f"[{size[0]}, {size[1]}]" if size else f"multiples of {multiple}"
-    with reporting_own_errors(
-        spec, _rejects(f"rejects crops of {crop[0]} x {crop[1]}", f"try {right} for training.crop")
-    ):
-        scores = task_logits(network, _blank(1, config.model.slices, crop), config.training.task)
+    what = f"crops of {crop[0]} x {crop[1]}"
+    scores = _scores(network, config, crop, what, advice=f"try {right} for training.crop")
     if scores.shape[1] != channels:
         raise ModelError(
             f"{spec}: returns {scores.shape[1]} channels; {config.data.classes} classes with the loss "
@@ -181,8 +172,25 @@ def _check_network(network: nn.Module, config: TrainConfig, channels: int) -> No
     _check_batch(network, config)
 
 
-def _rejects(what: str, advice: str) -> Callable[[str], str]:
-    return lambda why: f"{what} ({why}); {advice}"
+def _scores(
+    network: nn.Module, config: TrainConfig, size: tuple[int, int], what: str, *, advice: str
+) -> Tensor:
+    """Return the logits of a network for a blank window.
+
+    Raises:
+        ModelError: it rejects the window, which is one of ``what``, or fails otherwise.
+    """
+    spec = config.model.spec
+    try:
+        return task_logits(network, _blank(1, config.model.slices, size), config.training.task)
+    except EvensliceError:
+        raise
+    except ABOUT_INPUT as error:
+        raise ModelError(f"{spec}: rejects {what} ({reason(error)}); {advice}") from error
+    except Exception as error:  # anything, as in any code
+        raise ModelError(
+            f"{spec}: fails in its forward pass ({type(error).__name__}: {reason(error)}); correct it"
+        ) from error
 
 
 def _check_batch(network: nn.Module, config: TrainConfig) -> None:
@@ -217,17 +225,16 @@ def _check_planes(network: nn.Module, config: TrainConfig, data: Data) -> None:
     """
     if config.training.task == "classification":  # its windows are as large as crops
         return
-    spec, slices = config.model.spec, config.model.slices
+    slices = config.model.slices
     predictor = Predictor(ReadyNetwork(network, slices=slices, device="cpu", dtype="float32"), slices)
     parts = (*data.validation, *data.test)
     of_size = {predictor.for_planes(part.volume.shape[1:]): part for part in parts}
     for whole, part in of_size.items():
         tile = cast("tuple[int, int]", whole.tile)
         y, x = part.volume.shape[1:]
-        what = f"rejects the planes of {part.name}, {y} x {x} pixels"
-        advice = _rejects(what, "crop or pad them to a size that it accepts")
-        with torch.inference_mode(), reporting_own_errors(spec, advice):
-            task_logits(network, _blank(1, slices, tile), config.training.task)
+        what = f"the planes of {part.name}, {y} x {x} pixels"
+        with torch.inference_mode():
+            _scores(network, config, tile, what, advice="crop or pad them to a size that it accepts")
 
 
 def describe_plan(plan: Plan) -> tuple[str, ...]:

@@ -1,2 +1,0 @@
-from .layers import open_mni152 as open_mni152
-from .widgets import AuditWidget as AuditWidget, SegmentWidget as SegmentWidget
