@@ -66,6 +66,18 @@ def tiny_inputs(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A folder like ``tiny_inputs``, for the tests of a module alone; the current one."""
+    folder, threads = tiny_training.write_inputs(tmp_path_factory.mktemp("inputs")), torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(folder)
+        yield folder
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def one_thread():
     """As many threads as the run of ``tiny_run`` was trained with: others may round otherwise."""

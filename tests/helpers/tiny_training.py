@@ -14,6 +14,7 @@ from scipy import ndimage
 
 NETWORKS = """
 import os
+import signal
 import time
 
 import torch
@@ -21,7 +22,7 @@ from torch import nn
 
 
 class Disturbed(nn.Module):
-    "In training, takes its time or stops after some steps, as the environment says."
+    "In training, takes its time, and stops or is interrupted in some step, as the environment says."
 
     steps = 0
 
@@ -31,6 +32,9 @@ class Disturbed(nn.Module):
             self.steps += 1
             if self.steps == int(os.environ.get("STOP_AT", 0)):
                 raise RuntimeError("stopped here")
+            step, times = map(int, os.environ.get("INTERRUPT_AT", "0 0").split())
+            for _ in range(times if self.steps == step else 0):
+                signal.raise_signal(signal.SIGINT)
         return x
 
 
@@ -41,6 +45,24 @@ def tiny():
         for weight in network.parameters():
             weight.copy_(torch.rand_like(weight) - 0.5)
     return network
+
+
+def unequal():
+    network = tiny()
+    with torch.no_grad():
+        network[0].weight.copy_((torch.rand(8, 3, 3, 3) - 0.4) * torch.tensor([1.0, 4.0, 0.2]).view(3, 1, 1))
+    return network
+
+
+class Crashing(nn.Module):
+    def forward(self, x):
+        if self.training:
+            raise RuntimeError("no luck,\\ntoday")
+        return x
+
+
+def crashing():
+    return nn.Sequential(tiny(), Crashing()).eval()
 """
 
 PAIR = {"image": "image.npy", "labels": "labels.npy"}

@@ -10,12 +10,10 @@ from safetensors.torch import load_file
 from sklearn.metrics import balanced_accuracy_score, f1_score
 from tiny_training import RunFiles
 
-from evenslice import (
-    ModelError,
-    TrainConfig,
-    load_onnx,
-    train,
-)
+import evenslice
+from evenslice import ModelError, TrainConfig, load_onnx
+
+pytestmark = pytest.mark.slow
 
 NETWORKS = """
 import torch
@@ -110,14 +108,13 @@ def make_config(
 def planted(folder, tmp_path_factory):
     """A run whose data say that the class of a voxel is whether the same voxel of the next slice is bright."""
     run = tmp_path_factory.mktemp("planted") / "run"
-    train(make_config(folder), run, progress=False)
+    evenslice.train(make_config(folder), run, progress=False)
     return run
 
 
 # Training
 
 
-@pytest.mark.slow
 def test_a_linear_probe_finds_the_voxel_that_the_class_depends_on(planted):
     result = RunFiles(planted).read_result()
     assert result["accuracy"] > 0.97
@@ -157,24 +154,24 @@ def test_validation_and_the_bias_are_logged(planted):
     assert measured[-1]["directional_bias"] > 0.5
 
 
-@pytest.mark.slow
 def test_reversed_windows_hide_a_class_that_depends_on_the_next_slice(folder, tmp_path):
     """Half of all windows are reversed: then the next slice says what the class is, or nothing, and 3 of 4 are found."""
-    result = train(make_config(folder, augmentation={"z_flip": True}), tmp_path / "run", progress=False)
+    result = evenslice.train(
+        make_config(folder, augmentation={"z_flip": True}), tmp_path / "run", progress=False
+    )
     assert 0.6 < result["accuracy"] < 0.85
 
 
-@pytest.mark.slow
 def test_voxels_to_ignore_are_neither_learned_nor_counted(folder, tmp_path):
     config = make_config(folder, labels="half.npy", data={"ignore_label": IGNORED_VALUE})
-    result = train(config, tmp_path / "run", progress=False)
+    result = evenslice.train(config, tmp_path / "run", progress=False)
     assert np.sum(result["confusion"]) == 10 * 24 * 12
     assert result["accuracy"] > 0.97
 
 
 def test_a_class_counts_although_no_centre_of_the_lattice_is_on_it(folder, tmp_path):
     data = {"test": [{"image": "wide.npy", "labels": "rare.npy"}]}
-    result = train(make_config(folder, data=data, steps=1), tmp_path / "run", progress=False)
+    result = evenslice.train(make_config(folder, data=data, steps=1), tmp_path / "run", progress=False)
     assert [sum(row) for row in result["confusion"]] == [3 * 24 * 24, 3]
 
 
@@ -191,7 +188,7 @@ def test_a_class_counts_although_no_centre_of_the_lattice_is_on_it(folder, tmp_p
 )
 def test_a_network_of_another_task_is_refused(folder, tmp_path, changes, message):
     with pytest.raises(ModelError, match=message):
-        train(make_config(folder, **changes), tmp_path / "run", progress=False)
+        evenslice.train(make_config(folder, **changes), tmp_path / "run", progress=False)
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
@@ -220,7 +217,6 @@ def test_a_classifier_is_audited_on_windows_as_large_as_its_crops(folder, plante
     assert audited(folder, command, "--run", planted, "--tile", "8", "8") == [8, 8]
 
 
-@pytest.mark.slow
 def test_a_folder_for_hugging_face_states_the_size_of_the_crops(folder, planted, command, tmp_path):
     hub = tmp_path / "hub"
     network = ("export", "--model", "classifiers:probe", "--to")
