@@ -19,7 +19,6 @@ from torch import nn
 
 import evenslice
 from evenslice import ConfigError, EvensliceError, ModelError, OutputError, TrainConfig, load_config
-from evenslice.training.tasks import TaskLoss
 
 pytestmark = pytest.mark.slow
 
@@ -628,6 +627,8 @@ def test_the_command_trains_as_it_is_configured(folder, tiny_run, command, tmp_p
 
 
 def test_the_loss_is_dice_plus_cross_entropy():
+    from evenslice.training.tasks import TaskLoss
+
     torch.manual_seed(0)
     scores, labels = torch.randn(2, 3, 8, 8), torch.randint(3, (2, 8, 8))
 
