@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import sys
 import threading
 
 import numpy as np
@@ -24,7 +23,6 @@ from evenslice import (
     segment,
     symmetrize,
 )
-from evenslice.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -388,17 +386,8 @@ def folder(tmp_path_factory, texture, network):
     return folder
 
 
-ONNX = [
-    "audit",
-    "--model",
-    "onnx",
-    "--weights",
-    "network.onnx",
-    "--volume",
-    "volume.npy",
-    "--max-windows",
-    "8",
-]
+VOLUME = ("--volume", "volume.npy", "--max-windows", "8")
+ONNX = ["audit", "--model", "onnx", "--weights", "network.onnx", *VOLUME]
 SCALED = [*ONNX, "--mean", "0.5", "--std", "0.25"]
 
 
@@ -449,13 +438,10 @@ def test_the_command_takes_a_reduction_and_workers(folder):
         (["--target", "labels"], "give them as --labels"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(folder, monkeypatch, capsys, arguments, message):
+def test_a_mistake_is_one_line_and_status_2(folder, monkeypatch, command, arguments, message):
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["evenslice", *ONNX, *arguments])
-    with pytest.raises(SystemExit) as end:
-        main()
-    error = capsys.readouterr().err
-    assert end.value.code == 2
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    assert message in error
+    done = command(*ONNX, *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
