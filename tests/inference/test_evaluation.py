@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-import torch
 import zarr
+from formulas import linear
 from scipy import ndimage
 from torch import nn
 from values import by_name
@@ -19,14 +19,6 @@ from evenslice import (
     evaluate,
     open_volume,
 )
-
-
-def linear(*weights):
-    network = nn.Conv2d(len(weights), 1, 1).requires_grad_(False)
-    network.weight.copy_(torch.tensor(weights).view(1, -1, 1, 1))
-    network.bias.fill_(-0.5)
-    return network
-
 
 IMAGE = ndimage.gaussian_filter(np.random.default_rng(0).random((20, 48, 40)), (0.7, 2, 2)).astype(np.float32)
 IMAGE = (IMAGE - IMAGE.min()) / np.ptp(IMAGE)

@@ -19,6 +19,7 @@ from commands import run_command
 from synthetic import make_audit, save_audits
 from tiny_training import start, training_options, write_inputs
 from torch import nn
+from values import READING
 
 from evenslice import (
     Compute,
@@ -542,17 +543,6 @@ def test_a_run_in_each_format_gives_the_labels_of_segment_by_its_own_library(fol
     assert audited["volumes"][0]["intensity"] == [0, 255]
     command(folder, "export", *run, "--to", "huggingface", "--out", "with-audit", "--audit", "audited")
     assert f"| {audited['verdict']}" in Path("with-audit/README.md").read_text()
-
-
-READING = {
-    "step": 2,
-    "plane": "y",
-    "intensity": (10.0, 200.0),
-    "fill": 0.0,
-    "label_values": (0, 255),
-    "other_labels": "background",
-    "ignore_label": 9,
-}
 
 
 def opened(*network, **reading):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from formulas import linear
 from scipy import ndimage
 from scored_parts import labelled, score
 from torch import nn
@@ -10,14 +11,6 @@ from torch import nn
 from evenslice import Compute, ConfigError, Reading, Sampling, audit, evaluate
 
 KINDS = ("missing", "blank", "noisy", "shifted")
-
-
-def linear(*weights, threshold=0.5):
-    """Class 1 where a weighted sum of the slices exceeds a threshold."""
-    network = nn.Conv2d(len(weights), 1, 1).requires_grad_(False)
-    network.weight.copy_(torch.tensor(weights).view(1, -1, 1, 1))
-    network.bias.fill_(-threshold)
-    return network
 
 
 class Three(nn.Module):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tiny_training
 import torch
+from formulas import linear
 from skimage.metrics import variation_of_information
-from torch import nn
 
 import evenslice
 from evenslice import ConfigError, Reading
@@ -29,22 +29,20 @@ def cells():
     return numbers, boundaries(numbers, "dense")
 
 
-class Bright(nn.Module):
-    def forward(self, x):
-        return torch.stack([0.5 - x[:, 1], x[:, 1] - 0.5], dim=1)
-
-
 def test_slice_windows_evaluate_and_audit_find_them(cells):
     numbers, edges = cells
     image, options = edges.astype(np.float32), {"reading": DENSE}
     window, labels = evenslice.SliceWindows(image, numbers, foreground=1.0, crop=(32, 32), **options)[0]
     assert torch.equal(labels, window[1].round().long())
-    assert evenslice.evaluate(Bright(), edges, numbers, **options).dice == 1
+    assert evenslice.evaluate(linear(0.0, 1.0, 0.0), edges, numbers, **options).dice == 1
     more = {"sampling": evenslice.Sampling(max_windows=8), "compute": evenslice.Compute(dtype="float32")}
-    assert evenslice.audit(Bright(), edges, labels=numbers, **options, **more).stress.intact == 1
+    assert evenslice.audit(linear(0.0, 1.0, 0.0), edges, labels=numbers, **options, **more).stress.intact == 1
     with pytest.raises(ConfigError, match="instances='dense': gives 2 classes"):
         evenslice.SliceWindows(image, numbers, classes=3, **options)
-    for call in (evenslice.SliceWindows, lambda *given, **more: evenslice.audit(Bright(), *given, **more)):
+    for call in (
+        evenslice.SliceWindows,
+        lambda *given, **more: evenslice.audit(linear(0.0, 1.0, 0.0), *given, **more),
+    ):
         with pytest.raises(ConfigError, match="instances: has no effect without labels"):
             call(image, **options)
 
@@ -60,7 +58,7 @@ def test_the_background_of_sparse_objects_is_no_object():
     expected = variation_of_information(numbers[0][inside], np.ones(inside.sum(), int))
     reading = Reading(instances="sparse", intensity=(0, 1))
     objects = (
-        evenslice.evaluate(Bright(), merged, numbers, reading=reading, surfaces=False)
+        evenslice.evaluate(linear(0.0, 1.0, 0.0), merged, numbers, reading=reading, surfaces=False)
         .scores.volumes[0]
         .objects
     )
