@@ -99,12 +99,12 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def write_inputs(folder):
-    """Write data and a module of networks into a folder."""
+def write_inputs(folder, shape=(24, 48, 48)):
+    """Write blobs under noise and a module of networks into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tiny_networks.py").write_text(NETWORKS)
     rng = np.random.default_rng(0)
-    blobs = ndimage.gaussian_filter(rng.standard_normal((24, 48, 48)), (1, 3, 3))
+    blobs = ndimage.gaussian_filter(rng.standard_normal(shape), (1, 3, 3))
     blobs /= blobs.std()
     image = np.clip(100 + 30 * blobs + 20 * rng.standard_normal(blobs.shape), 0, 255).astype(np.uint8)
     np.save(folder / "image.npy", image)

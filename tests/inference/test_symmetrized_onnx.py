@@ -7,7 +7,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
+from onnx_graphs import save
 from torch import nn
 
 import evenslice
@@ -25,30 +26,6 @@ def symmetrized(command, tmp_path):
         return json.loads(done.stdout)["mirror_error"] if done.returncode == 0 else done.stderr
 
     return symmetrized
-
-
-def save(
-    path,
-    nodes,
-    *,
-    weights=(),
-    outputs=("y",),
-    kind=TensorProto.FLOAT,
-    given=TensorProto.FLOAT,
-    shape=("n", 3, "h", "w"),
-    opset=13,
-):
-    """Write a graph whose input is x, (batch, 3, y, x) of type ``given``, and whose outputs have the type ``kind``."""
-    graph = helper.make_graph(
-        nodes,
-        "graph",
-        [helper.make_tensor_value_info("x", given, shape)],
-        [helper.make_tensor_value_info(name, kind, (shape[0], None, None, None)) for name in outputs],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in weights],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    onnx.save(model, path)
-    return path
 
 
 def biased(path, dtype=np.float32, **changes):

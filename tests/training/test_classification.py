@@ -5,10 +5,9 @@ import re
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file
 from sklearn.metrics import balanced_accuracy_score, f1_score
-from tiny_training import RunFiles
+from tiny_training import PAIR, RunFiles, training_options
 
 import evenslice
 from evenslice import ModelError, TrainConfig, load_onnx
@@ -58,49 +57,30 @@ def write_data(folder):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("classification")
-    (folder / "classifiers.py").write_text(NETWORKS)
-    write_data(folder)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.chdir(folder)
-        patched.syspath_prepend(str(folder))
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        yield folder
-        torch.set_num_threads(threads)
+def folder(inputs):
+    """A folder of data and of networks to import; the current one."""
+    (inputs / "classifiers.py").write_text(NETWORKS)
+    write_data(inputs)
+    return inputs
 
 
 def make_config(
     folder, *, labels="labels.npy", data=None, augmentation=None, spec="classifiers:probe", **training
 ):
-    pair = {"image": "image.npy", "labels": labels}
-    options = {
-        "data": {
-            "name": "planted",
-            "root": str(folder),
-            "label_values": [3, 7],
-            "train": [{**pair, "slices": [0, 20]}],
-            "validation": [{**pair, "slices": [21, 29]}],
-            "test": [{**pair, "slices": [30, 40]}],
-            **(data or {}),
-        },
-        "model": {"spec": spec, "weights": "none", "strategy": "pretrained"},
-        "augmentation": {"z_flip": False, "intensity": False, **(augmentation or {})},
-        "training": {
-            "task": "classification",
-            "steps": 200,
-            "batch": 32,
-            "crop": [5, 5],
-            "learning_rate": 0.1,
-            "weight_decay": 0,
-            "validate_every": 50,
-            "monitor_every": 100,
-            "dtype": "float32",
-            "accelerator": "cpu",
-            **training,
-        },
+    pair, given = {**PAIR, "labels": labels}, {"task": "classification", "steps": 200, "batch": 32}
+    given |= {
+        "crop": [5, 5],
+        "learning_rate": 0.1,
+        "weight_decay": 0,
+        "validate_every": 50,
+        "monitor_every": 100,
     }
+    options = training_options(folder, **given | training)
+    options["data"] |= {"label_values": [3, 7], "train": [{**pair, "slices": [0, 20]}]}
+    options["data"] |= {"validation": [{**pair, "slices": [21, 29]}], "test": [{**pair, "slices": [30, 40]}]}
+    options["data"] |= data or {}
+    options["model"] |= {"spec": spec, "strategy": "pretrained"}
+    options["augmentation"] = {"z_flip": False, "intensity": False, **(augmentation or {})}
     return TrainConfig.model_validate(options)
 
 

@@ -13,8 +13,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from scipy import ndimage
-from tiny_training import RunFiles, same
+from tiny_training import PAIR, RunFiles, same
 from torch import nn
 
 import evenslice
@@ -93,65 +92,26 @@ def deep():
 """
 
 
-def write_data(folder):
-    rng = np.random.default_rng(0)
-    blobs = ndimage.gaussian_filter(rng.standard_normal((40, 64, 64)), (1, 3, 3))
-    blobs /= blobs.std()
-    image = np.clip(100 + 30 * blobs + 20 * rng.standard_normal(blobs.shape), 0, 255).astype(np.uint8)
-    labels = (blobs > 0.8).astype(np.uint8)
-    arrays = {
-        "image": image,
-        "labels": labels,
-        "inverted": 1 - labels,
-        "three": labels + (blobs > 1.6),
-        "wide_image": np.pad(image[:8], ((0, 0), (0, 32), (0, 32))),
-        "wide_labels": np.pad(labels[:8], ((0, 0), (0, 32), (0, 32))),
-    }
-    for name, array in arrays.items():
-        np.save(folder / f"{name}.npy", array)
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(inputs):
     """A folder of data and of networks to import; the current one."""
-    folder = tmp_path_factory.mktemp("training")
-    (folder / "trainable.py").write_text(NETWORKS)
-    write_data(folder)
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.syspath_prepend(str(folder))
-        torch.set_num_threads(1)
-        yield folder
-    torch.set_num_threads(threads)
-
-
-PAIR = {"image": "image.npy", "labels": "labels.npy"}
+    (inputs / "trainable.py").write_text(NETWORKS)
+    tiny_training.write_inputs(inputs, (40, 64, 64))
+    image, labels = (np.load(inputs / f"{name}.npy") for name in ("image", "labels"))
+    wide = ((0, 0), (0, 32), (0, 32))
+    arrays = {"inverted": 1 - labels, "three": labels * (1 + (image > 150))}
+    arrays |= {"wide_image": np.pad(image[:8], wide), "wide_labels": np.pad(labels[:8], wide)}
+    for name, array in arrays.items():
+        np.save(inputs / f"{name}.npy", array)
+    return inputs
 
 
 def make_config(folder, **changes):
     """Return a configuration of 60 steps, changed where names with double underscores say so."""
-    values = {
-        "data": {
-            "name": "blobs",
-            "root": str(folder),
-            "validation_fraction": 0.1,
-            "train": [{**PAIR, "slices": [0, 30]}],
-            "test": [{**PAIR, "slices": [32, 40]}],
-        },
-        "model": {"spec": "trainable:small", "weights": "none", "slices": 3, "strategy": "uniform"},
-        "training": {
-            "steps": 60,
-            "batch": 4,
-            "crop": [32, 32],
-            "learning_rate": 0.01,
-            "validate_every": 20,
-            "monitor_every": 20,
-            "dtype": "float32",
-            "accelerator": "cpu",
-            "stress": False,
-        },
-    }
+    values = tiny_training.training_options(folder, batch=4, monitor_every=20, stress=False)
+    values["data"] |= {"validation_fraction": 0.1, "train": [{**PAIR, "slices": [0, 30]}]}
+    values["data"] |= {"test": [{**PAIR, "slices": [32, 40]}]}
+    values["model"] |= {"spec": "trainable:small", "strategy": "uniform"}
     for name, value in changes.items():
         section, _, key = name.partition("__")
         if key:
