@@ -10,18 +10,19 @@ def save(
     nodes,
     *,
     weights=(),
+    inputs=("x",),
     outputs=("y",),
     kind=TensorProto.FLOAT,
     given=TensorProto.FLOAT,
     shape=("n", 3, "h", "w"),
     opset=13,
 ):
-    """Write a graph whose input is x, (batch, 3, y, x) of type ``given``, and whose outputs have the type ``kind``."""
+    """Write a graph whose inputs have the type ``given`` and a shape, and whose outputs have the type ``kind``."""
     graph = helper.make_graph(
         nodes,
         "graph",
-        [helper.make_tensor_value_info("x", given, shape)],
-        [helper.make_tensor_value_info(name, kind, (shape[0], None, None, None)) for name in outputs],
+        [helper.make_tensor_value_info(name, given, shape) for name in inputs],
+        [helper.make_tensor_value_info(name, kind, None) for name in outputs],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in weights],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)

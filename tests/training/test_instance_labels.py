@@ -8,6 +8,7 @@ import tiny_training
 import torch
 from formulas import linear
 from skimage.metrics import variation_of_information
+from tiny_training import PAIR
 
 import evenslice
 from evenslice import ConfigError, Reading
@@ -34,7 +35,7 @@ def test_slice_windows_evaluate_and_audit_find_them(cells):
     image, options = edges.astype(np.float32), {"reading": DENSE}
     window, labels = evenslice.SliceWindows(image, numbers, foreground=1.0, crop=(32, 32), **options)[0]
     assert torch.equal(labels, window[1].round().long())
-    assert evenslice.evaluate(linear(0.0, 1.0, 0.0), edges, numbers, **options).dice == 1
+    assert evenslice.evaluate(linear(0.0, 1.0, 0.0), edges, numbers, surfaces=False, **options).dice == 1
     more = {"sampling": evenslice.Sampling(max_windows=8), "compute": evenslice.Compute(dtype="float32")}
     assert evenslice.audit(linear(0.0, 1.0, 0.0), edges, labels=numbers, **options, **more).stress.intact == 1
     with pytest.raises(ConfigError, match="instances='dense': gives 2 classes"):
@@ -57,23 +58,21 @@ def test_the_background_of_sparse_objects_is_no_object():
     inside = (numbers[0] > 0) & (edges[0] == 0)
     expected = variation_of_information(numbers[0][inside], np.ones(inside.sum(), int))
     reading = Reading(instances="sparse", intensity=(0, 1))
-    objects = (
-        evenslice.evaluate(linear(0.0, 1.0, 0.0), merged, numbers, reading=reading, surfaces=False)
-        .scores.volumes[0]
-        .objects
-    )
+    found = evenslice.evaluate(linear(0.0, 1.0, 0.0), merged, numbers, reading=reading, surfaces=False)
+    objects = found.scores.volumes[0].objects
     assert expected == pytest.approx((0, 1))
     np.testing.assert_allclose(objects[1:], expected, atol=1e-12)
     assert objects[0] == pytest.approx(1 / 3, abs=0.01)  # one object for two: recall 1, precision .5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"classes": 3}, "data.instances: 'dense': gives 2 classes, inside and boundary, not 3"),
         ({"label_values": [0, 5]}, "data.instances: 'dense': object numbers are not class values"),
         ({"instances": "all"}, "data.instances: 'all': should be 'sparse' or 'dense'"),
-        ({"train": [{**tiny_training.PAIR, "labels": "one.npy"}]}, "has no voxel of class 1"),
+        ({"train": [{**PAIR, "labels": "one.npy"}]}, "has no voxel of class 1"),
     ],
 )
 def test_a_configuration_is_checked(cells, tmp_path, changes, message):
@@ -84,7 +83,7 @@ def test_a_configuration_is_checked(cells, tmp_path, changes, message):
         ("one", np.ones_like(numbers)),
     ):
         np.save(tmp_path / f"{name}.npy", array)
-    options = {"root": str(tmp_path), "train": [tiny_training.PAIR], "instances": "dense", **changes}
+    options = {"root": str(tmp_path), "train": [PAIR], "instances": "dense", **changes}
     with pytest.raises(ConfigError, match=message):
         evenslice.train({"data": options}, tmp_path / "run")
 
@@ -101,15 +100,10 @@ def test_a_run_remembers_it(cells, tmp_path, command):
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
-    scores, quick = (
-        {},
-        {"steps": 2, "validate_every": 2, "monitor_every": None, "crop": [16, 16], "stress": False},
-    )
+    scores = {}
+    quick = {"steps": 2, "validate_every": 2, "monitor_every": None, "crop": [16, 16], "stress": False}
     for name, labels, own in (("stored", "labels.npy", {}), ("found", "numbers.npy", {"instances": "dense"})):
-        options, pair = (
-            tiny_training.training_options(tmp_path, **quick),
-            {**tiny_training.PAIR, "labels": labels},
-        )
+        options, pair = tiny_training.training_options(tmp_path, **quick), {**PAIR, "labels": labels}
         options["data"] |= own | {"validation_fraction": 0}
         options["data"] |= {"train": [{**pair, "slices": [0, 14]}], "test": [{**pair, "slices": [16, 24]}]}
         (tmp_path / "train.yaml").write_text(json.dumps(options))

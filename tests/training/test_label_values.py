@@ -66,6 +66,7 @@ def test_what_cannot_be(array, options, kind, message):
         classes(array, 2, **options)
 
 
+@pytest.mark.slow
 def test_scores_leave_out_what_is_ignored():
     image = np.random.default_rng(0).random((8, 32, 32))
     image[:, :4] = 0  # so that no surface is cut off at what is ignored
@@ -111,6 +112,7 @@ def test_the_stress_of_an_audit_leaves_them_out():
         audit(image, ignore_label=255)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

@@ -96,6 +96,7 @@ def test_labels_written_for_an_image_whose_spacing_the_user_corrected_fit_it(ima
     assert opened(save(tmp_path / "as-stored.nii", LABELS, RAS), volume).size
 
 
+@pytest.mark.slow
 def test_training_and_audits_refuse_labels_elsewhere(image, tmp_path):
     path = save(tmp_path / "labels.nii", LABELS, moved(500))
     with pytest.raises(VolumeError, match="500 mm"):
