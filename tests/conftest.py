@@ -2,30 +2,19 @@
 
 import importlib
 import os
-import resource
-import signal
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import tiny_training
 import torch
+from commands import call
 from hypothesis import settings
 
 settings.register_profile("evenslice", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("evenslice")
 
 SHARED = Path(os.environ.get("EVENSLICE_SHARED", Path(__file__).parents[2] / "shared"))
-
-
-@pytest.fixture(autouse=True)
-def _as_before():
-    """A command limits the memory of its process, and lets an interrupt end it, which here is that of the tests."""
-    before, limits = signal.getsignal(signal.SIGINT), resource.getrlimit(resource.RLIMIT_DATA)
-    yield
-    signal.signal(signal.SIGINT, before)
-    resource.setrlimit(resource.RLIMIT_DATA, limits)
 
 
 def _folder(name):
@@ -66,6 +55,18 @@ def tiny_inputs(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A folder like ``tiny_inputs``, for the tests of a module alone; the current one."""
+    folder, threads = tiny_training.write_inputs(tmp_path_factory.mktemp("inputs")), torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(folder)
+        yield folder
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def one_thread():
     """As many threads as the run of ``tiny_run`` was trained with: others may round otherwise."""
@@ -91,16 +92,11 @@ def tiny_run(tiny_inputs, tmp_path_factory):
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
     """Run the command line within this process, in the folder of the test."""
-    from evenslice import cli
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
 
     def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["evenslice", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        captured = capsys.readouterr()
-        return SimpleNamespace(returncode=end.value.code or 0, stdout=captured.out, stderr=captured.err)
+        status, captured = call(*arguments), capsys.readouterr()
+        return SimpleNamespace(returncode=status, stdout=captured.out, stderr=captured.err)
 
     return command

@@ -1,20 +1,6 @@
-"""What attacks share: data and networks of trainings, the command line within this process, and small blocks."""
+"""What attacks share: the command line within this process, and small blocks."""
 
 import pytest
-import torch
-from tiny_training import write_inputs
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    """A folder of data and networks; the current one."""
-    folder, threads = write_inputs(tmp_path_factory.mktemp("inputs")), torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.syspath_prepend(folder)
-        yield folder
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

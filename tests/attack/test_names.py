@@ -62,7 +62,7 @@ def test_documents_steer_no_terminal(tmp_path):
     assert (status, error) == (0, "")
     assert not TERMINAL.search(out), repr(out)
     assert all(name.replace("\t", " ") in out for name in names[2:])
-    path = tmp_path / "audit.json"
+    path = tmp_path / "audit.0-more.json"
     path.write_text(path.read_text().replace('"verdict": "biased"', '"verdict": "\\u001b[2J\\u009b"'))
     assert_one_line(evenslice("report", str(tmp_path), cwd=tmp_path))
 

@@ -11,42 +11,15 @@ import nibabel
 import numpy as np
 import pytest
 import tifffile
-import torch
 import zarr
-from torch import nn
+from meddling import label
 
-from evenslice import Compute, EvensliceError, Reading, segment
+from evenslice import EvensliceError
 
 pytestmark = [pytest.mark.attack, pytest.mark.usefixtures("small_blocks")]
 
+RANGE = (50, 250)
 NOISE = 50 + (np.random.default_rng(0).random((20, 70, 90)) * 200).astype(np.uint8)
-
-
-class Meddling(nn.Module):
-    """Labels bright voxels, and does something to the volume the second time that it is run on voxels."""
-
-    def __init__(self, harm=None):
-        super().__init__()
-        self.layer = nn.Conv2d(3, 1, 1)
-        self.layer.weight.data[:] = torch.tensor([0.0, 1.0, 0.0]).view(1, 3, 1, 1)
-        self.layer.bias.data[:] = -0.5
-        self._harm, self._runs = harm, 0
-
-    def forward(self, x):
-        self._runs += len(x) > 1
-        if self._harm and self._runs == 2:
-            self._harm, harm = None, self._harm
-            harm()
-        return self.layer(x)
-
-    def __deepcopy__(self, memo):
-        return self
-
-
-def label(path, out, harm=None):
-    reading = Reading(intensity=(50, 250))
-    compute = Compute(batch=2, dtype="float32", device="cpu")
-    return segment(Meddling(harm), path, out, slices=3, reading=reading, compute=compute)
 
 
 def in_place(path, part=slice(12, None)):
@@ -99,13 +72,13 @@ def test_a_volume_that_changes_meanwhile_ends_with_one_line(tmp_path, monkeypatc
         np.save(path, NOISE)
         shutil.copy2(path, kept)
     with pytest.raises(EvensliceError, match=message) as caught:
-        label(path, out, lambda: harm(path))
+        label(path, out, lambda number: harm(path) if number == 2 else None, intensity=RANGE)
     assert "\n" not in str(caught.value)
     assert not out.exists()
     if path.is_dir():
         shutil.rmtree(path)
     kept.replace(path)
-    np.testing.assert_array_equal(label(path, out)[...], NOISE > 150)
+    np.testing.assert_array_equal(label(path, out, intensity=RANGE)[...], NOISE > 150)
 
 
 WRITERS = {

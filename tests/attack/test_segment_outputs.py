@@ -5,41 +5,11 @@ import threading
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
+from meddling import label
 
-from evenslice import Compute, ConfigError, EvensliceError, OutputError, Reading, open_volume, segment
+from evenslice import ConfigError, EvensliceError, OutputError, open_volume
 
 pytestmark = [pytest.mark.attack, pytest.mark.usefixtures("small_blocks")]
-
-
-MEDDLING = [lambda _: None]
-"""What is done at each pass of a network over voxels, with its number; and the passes so far."""
-
-
-class Network(nn.Module):
-    """Labels bright voxels."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Conv2d(3, 1, 1)
-        self.layer.weight.data[:] = torch.tensor([0.0, 1.0, 0.0]).view(1, 3, 1, 1)
-        self.layer.bias.data[:] = -0.5
-
-    def forward(self, x):
-        if len(x) > 1:  # voxels
-            MEDDLING.append(len(MEDDLING))
-            MEDDLING[0](len(MEDDLING) - 1)
-        return self.layer(x)
-
-    def __deepcopy__(self, memo):
-        return self
-
-
-def label(path, out, meddle=lambda _: None, **options):
-    MEDDLING[:] = [meddle]
-    reading, compute = Reading(intensity=(0, 250)), Compute(batch=2, dtype="float32", device="cpu")
-    return segment(Network(), path, out, slices=3, reading=reading, compute=compute, **options)
 
 
 def stop(path, out, runs=6):

@@ -5,10 +5,10 @@ import os
 import shutil
 
 import pytest
+from filelock import FileLock
 from tiny_training import studied, study_options, tree
 
 import evenslice
-from evenslice.training import RunFolder
 
 pytestmark = [pytest.mark.attack, pytest.mark.slow]
 
@@ -102,15 +102,15 @@ def test_comments_in_the_configuration_of_a_study_stay(out, command):
 
 
 def test_a_run_is_not_repaired_while_another_process_works_on_it(config, out, undisturbed):
-    run = RunFolder(first_run(out))
-    cut(run.path / "network.safetensors")
-    (run.path / ".audit.npz.a1b2_3d4").mkdir()  # which that process is writing
-    before = tree(run.path)
-    with run.lock():
+    run = first_run(out)
+    cut(run / "network.safetensors")
+    (run / ".audit.npz.a1b2_3d4").mkdir()  # which that process is writing
+    before = tree(run)
+    with FileLock(run / ".evenslice-lock"):
         (failed,) = evenslice.study(config, out)["failed"]
         assert "is at work in it; wait for it" in failed["error"]
-        assert tree(run.path) == sorted([*before, ".evenslice-lock"])
-        assert (run.path / ".audit.npz.a1b2_3d4").exists()
+        assert tree(run) == sorted([*before, ".evenslice-lock"])
+        assert (run / ".audit.npz.a1b2_3d4").exists()
     evenslice.study(config, out)
     assert studied(out) == studied(undisturbed)
 

@@ -8,11 +8,9 @@ import time
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny_training import start, trained, training_options, tree
+from tiny_training import RunFiles, start, trained, training_options, tree
 
 import evenslice
-from evenslice.training import RunFolder
 
 pytestmark = [pytest.mark.attack, pytest.mark.slow]
 
@@ -37,7 +35,7 @@ def stopped(inputs, tmp_path_factory):
 @pytest.fixture
 def run(stopped, tmp_path):
     """A copy of the run that stopped."""
-    return RunFolder(shutil.copytree(stopped, tmp_path / "run"))
+    return RunFiles(shutil.copytree(stopped, tmp_path / "run"))
 
 
 @pytest.fixture
@@ -107,6 +105,8 @@ def test_without_its_checkpoint_a_run_begins_again(run, resume):
 
 
 def test_what_a_checkpoint_names_is_not_removed(run, resume, tmp_path):
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.txt").write_text("all of it")
@@ -121,7 +121,7 @@ def test_what_a_checkpoint_names_is_not_removed(run, resume, tmp_path):
 
 @pytest.mark.parametrize("name", ["result", "data", "metrics", "network", "config"])
 def test_a_damaged_file_of_a_run_is_one_line(undisturbed, command, tmp_path, name):
-    run = RunFolder(shutil.copytree(undisturbed, tmp_path / "run"))
+    run = RunFiles(shutil.copytree(undisturbed, tmp_path / "run"))
     config = shutil.copy(run.config, tmp_path / "config.yaml")
     if name != "result":
         run.result.unlink()
@@ -150,7 +150,7 @@ def test_a_file_of_the_user_is_not_replaced(inputs, command, tmp_path, monkeypat
 
 
 def test_of_two_trainings_in_one_folder_the_second_is_told_so(inputs, command, undisturbed, tmp_path):
-    options, run = training_options(inputs, workers=2), RunFolder(tmp_path / "run")
+    options, run = training_options(inputs, workers=2), RunFiles(tmp_path / "run")
     process = start(inputs, "train", options, run.path, SLOW="0.2")
     try:
         while not run.last.exists():

@@ -246,7 +246,9 @@ def test_a_network_made_symmetric_is_so_after_59_windows_at_most(make):
     assert found.saliency[0].high == found.answer.high == found.mismatch.high == 0
 
 
-@pytest.mark.parametrize("kind", ["compiled", "linear", "three-dimensional"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("compiled", marks=pytest.mark.slow), "linear", "three-dimensional"]
+)
 def test_networks_without_a_stem_that_can_be_found(kind):
     """They are not neutralized, only audited."""
     torch.manual_seed(0)

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-
-from evenslice.cli import main
+from commands import call
 
 NETWORKS = """
 import time
@@ -123,15 +122,12 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def cli(monkeypatch, capsys):
+def cli(capsys):
     """Run the command line within this process; return its status, output and errors."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["evenslice", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        captured = capsys.readouterr()
-        return end.value.code, captured.out, captured.err
+        status, captured = call(*arguments), capsys.readouterr()
+        return status, captured.out, captured.err
 
     return run
 

@@ -5,20 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx.helper import make_node
+from onnx_graphs import save
 
 BEFORE = Path(__file__).parents[1] / "data" / "written-by-0.1.0"
-NETWORK = [
-    "--model",
-    "my_networks:before",
-    "--weights",
-    "none",
-    "--mean",
-    "0",
-    "--std",
-    "1",
-    "--dtype",
-    "float32",
-]
+SOURCE = ("--model", "my_networks:before", "--weights", "none")
+NETWORK = [*SOURCE, "--mean", "0", "--std", "1", "--dtype", "float32"]
 SCALED = ["--volume", "image.npy", "--intensity", "0", "255"]
 
 
@@ -87,19 +79,11 @@ def test_labels_are_optional_under_stress(evaluate, options, said):
 
 
 def test_an_onnx_file(evaluate, images):
-    onnx = pytest.importorskip("onnx")
-    pytest.importorskip("onnxruntime")
-    kernel = onnx.numpy_helper.from_array(np.array([0, 0, 1], np.float32).reshape(1, 3, 1, 1), "kernel")
-    bias = onnx.numpy_helper.from_array(np.array([-0.5], np.float32), "bias")
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("Conv", ["windows", "kernel", "bias"], ["logits"])],
-        "network",
-        [onnx.helper.make_tensor_value_info("windows", 1, ["batch", 3, "y", "x"])],
-        [onnx.helper.make_tensor_value_info("logits", 1, ["batch", 1, "y", "x"])],
-        [kernel, bias],
-    )
-    opset = [onnx.helper.make_opsetid("", 17)]
-    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), images / "after.onnx")
+    weights = [
+        ("kernel", np.array([0, 0, 1], np.float32).reshape(1, 3, 1, 1)),
+        ("bias", np.array([-0.5], np.float32)),
+    ]
+    save(images / "after.onnx", [make_node("Conv", ["x", "kernel", "bias"], ["y"])], weights=weights)
     network = ["--model", "onnx", "--weights", "after.onnx"]
     code, document, err = evaluate(*SCALED, "--stress", "--json", network=network)
     assert code == 0, err

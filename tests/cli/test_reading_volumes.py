@@ -7,30 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from values import READING
 
 from evenslice import (
     ConfigError,
     EvensliceError,
     Reading,
-    load_network,
     open_segmenter,
     open_volume,
-    save_network,
 )
 from evenslice.cli.options import LabelledOpening
 from evenslice.volumes import write_volume
 
 BEFORE = Path(__file__).parents[1] / "data" / "written-by-0.1.0"
 SPEC = "smp:Unet/tu-test_resnet?encoder_depth=2&decoder_channels=[4,4]"
-READING = {
-    "step": 2,
-    "plane": "y",
-    "intensity": (0.0, 200.0),
-    "fill": 7.0,
-    "label_values": (0, 255),
-    "other_labels": "background",
-    "ignore_label": 9,
-}
 
 
 @pytest.fixture
@@ -61,16 +51,6 @@ def test_a_symmetrized_run_reads_volumes_as_the_run_does(trained, tmp_path, cli)
     assert found["volumes"][0]["intensity"] == [0, 200]
     assert found["volumes"][0]["shape"] == [14, 32, 32]
     assert found["step"] == 2
-
-
-@pytest.mark.parametrize("command", ["neutralize", "symmetrize"])
-def test_what_a_file_of_weights_says_of_volumes_is_carried_on(tmp_path, cli, command):
-    fair, fairer = tmp_path / "fair.safetensors", tmp_path / "fairer.safetensors"
-    model, record, source = load_network(SPEC, "none")
-    save_network(model, fair, record=record, source=source, reading=Reading(**READING))
-    strategy = ["--strategy", "pretrained"] if command == "neutralize" else []
-    cli(command, "--model", SPEC, "--weights", fair, *strategy, "--out", fairer)
-    assert open_segmenter(SPEC, str(fairer)).reading == Reading(**READING)
 
 
 def test_the_run_does_not_say_what_the_target_labels_ignores(trained, tmp_path, cli):

@@ -10,8 +10,7 @@ from contextlib import closing
 import pytest
 from hypothesis import given, strategies as st
 
-from evenslice import ConfigError
-from evenslice._core import limit_memory, machine, map_ahead
+from evenslice._core import machine, map_ahead
 
 MANY = 64
 
@@ -144,8 +143,7 @@ def test_a_process_takes_no_more_memory_than_its_limit(limit, watch, status, sai
     assert (done.returncode, done.stderr) == (status, said)
 
 
-def test_a_system_without_limits_of_memory_is_said_to_have_none(monkeypatch):
+def test_a_system_without_limits_of_memory_is_said_to_have_none(command, monkeypatch):
     monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
-    with pytest.raises(ConfigError, match="memory_limit: "):
-        limit_memory(2**30)
-    limit_memory(0)
+    done = command("--memory-limit", "1", "report", ".")
+    assert (done.returncode, done.stderr.startswith("error: --memory-limit")) == (2, True), done.stderr

@@ -9,7 +9,6 @@ import pytest
 
 from evenslice import OutputError
 from evenslice._core import staging
-from evenslice._core.staging import locked_folder, staged_file, staged_folder
 
 PATTERNS = ("audit*.json", "figures/*.svg")
 
@@ -19,7 +18,7 @@ def test_an_output_appears_only_when_whole_and_is_replaced_only_by_force(folder,
     path = tmp_path / "new" / "a"
 
     def write(text, **options):
-        with staged_file(path, folder=folder, **options) as beside:
+        with staging.staged_file(path, folder=folder, **options) as beside:
             if folder:
                 beside.mkdir()
             (beside / "text" if folder else beside).write_text(text)
@@ -41,10 +40,10 @@ def test_an_output_appears_only_when_whole_and_is_replaced_only_by_force(folder,
 
 def test_a_file_that_appeared_meanwhile_is_replaced_only_by_force(tmp_path):
     path = tmp_path / "a.txt"
-    with pytest.raises(OutputError, match="exists; .*force"), staged_file(path) as beside:
+    with pytest.raises(OutputError, match="exists; .*force"), staging.staged_file(path) as beside:
         beside.write_text("new")
         path.write_text("of another process")
-    with pytest.raises(OutputError, match="No space left"), staged_file(path, force=True):
+    with pytest.raises(OutputError, match="No space left"), staging.staged_file(path, force=True):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert path.read_text() == "of another process"
     assert os.listdir(tmp_path) == ["a.txt"]
@@ -52,7 +51,7 @@ def test_a_file_that_appeared_meanwhile_is_replaced_only_by_force(tmp_path):
 
 @pytest.mark.parametrize("path", ["", os.devnull])
 def test_a_folder_or_a_device_is_no_file(path, tmp_path):
-    with pytest.raises(OutputError, match="name a file"), staged_file(tmp_path / path, force=True):
+    with pytest.raises(OutputError, match="name a file"), staging.staged_file(tmp_path / path, force=True):
         pass
 
 
@@ -61,7 +60,7 @@ def write(folder, *names, content="new", **options):
     documents = ("audit*.json", "survey.json", "result.json")
     options = {"force": True, **options}
     patterns = options.pop("patterns", PATTERNS)
-    with staged_folder(
+    with staging.staged_folder(
         folder, patterns, documents=[item for item in documents if item in patterns], **options
     ) as new:
         for name in names:
@@ -134,7 +133,7 @@ def test_an_interrupt_right_after_a_move_loses_no_old_result(tmp_path, monkeypat
 def test_only_what_evenslice_wrote_is_replaced(tmp_path):
     files = {"patterns": ["audit.json", "a.html"]}
     for content in ("first", "second"):
-        with staged_folder(
+        with staging.staged_folder(
             tmp_path, ["audit.json", "a.html"], documents=["audit.json"], force=True
         ) as folder:
             (folder / "audit.json").write_text('{\n  "format": 1}')
@@ -154,7 +153,7 @@ def test_the_next_result_removes_what_a_killed_one_left_and_not_what_is_being_wr
     )
     subprocess.run([sys.executable, "-c", code], check=False)
     (left,) = tmp_path.glob(".unfinished.*")
-    with staged_folder(tmp_path, ["b.txt"], documents=[]) as working:
+    with staging.staged_folder(tmp_path, ["b.txt"], documents=[]) as working:
         assert not left.exists()
         write(tmp_path, "audit.json")
         assert working.is_dir()
@@ -176,7 +175,9 @@ def test_a_result_of_another_kind_is_kept_where_names_are_shared(tmp_path):
     write(tmp_path, *shared[2], force=False, **result)  # no name is shared
 
 
-@pytest.mark.parametrize("staged", [staged_file, lambda path: staged_folder(path, ["a.txt"], documents=[])])
+@pytest.mark.parametrize(
+    "staged", [staging.staged_file, lambda path: staging.staged_folder(path, ["a.txt"], documents=[])]
+)
 @pytest.mark.parametrize(
     ("path", "message"),
     [
@@ -196,7 +197,7 @@ def test_an_address_or_nothing_is_not_taken_for_the_name_of_a_folder(
 def test_a_file_where_a_folder_should_be_is_said_to_be_one(tmp_path):
     (tmp_path / "base.yaml").write_text("seed: 3")
     for out in (tmp_path / "base.yaml", tmp_path / "base.yaml" / "run"):
-        for context in (staged_folder(out, ["*"], documents=[]), locked_folder(out, "")):
+        for context in (staging.staged_folder(out, ["*"], documents=[]), staging.locked_folder(out, "")):
             with (
                 pytest.raises(OutputError, match=r"base\.yaml.* is, or lies in, a file"),
                 context,
@@ -216,5 +217,5 @@ def test_a_folder_that_goes_with_the_process_that_held_it(tmp_path, monkeypatch)
     folder.mkdir()
     other.acquire()
     monkeypatch.setattr("time.sleep", end_other)
-    with pytest.raises(OutputError, match="is busy"), locked_folder(folder, "is busy"):
+    with pytest.raises(OutputError, match="is busy"), staging.locked_folder(folder, "is busy"):
         pass

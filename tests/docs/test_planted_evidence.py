@@ -35,6 +35,7 @@ def test_each_tested_window_comes_twice_and_only_its_mark_moves(volume, marks):
             assert np.allclose(moved, 0.15 * sign * (1 - side), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_network_that_reads_one_neighbour_is_right_on_that_side_alone(volume):
     network = torch.nn.Conv2d(3, 4, 1, bias=False).requires_grad_(False)
     network.weight.zero_()

@@ -27,6 +27,7 @@ def documented():
     return names
 
 
+@pytest.mark.slow
 def test_every_public_name_has_a_page_with_an_example_and_so_has_what_pages_import():
     imports = re.compile(r"^(?:>>> )?from evenslice\.(\w+) import (.+)$", re.MULTILINE)
     shown = {

@@ -14,8 +14,6 @@ from torch import nn
 from values import by_name
 
 from evenslice import Compute, TrainConfig, audit, evaluate, explain, neutralize, segment, symmetrize
-from evenslice.cli.app import run
-from evenslice.training.lightning_parts import TrainingModule, measure_bias
 
 VOLUME = np.random.default_rng(0).random((10, 64, 64), np.float32)
 LABELS = (VOLUME > 0.5).astype(np.uint8)
@@ -116,8 +114,9 @@ def test_audit(options):
 def test_segment_evaluate_and_explain(tile):
     def work(device):
         options = {**OPTIONS, "device": device, "tile": tile}
+        stress = {"stress": True, "stress_slices": 2, "surfaces": False}
         labels = segment(small(), VOLUME, **by_name(segment, **options))[:]
-        scores = evaluate(small(), VOLUME, LABELS, **by_name(evaluate, stress=True, **options)).to_dict()
+        scores = evaluate(small(), VOLUME, LABELS, **by_name(evaluate, **stress, **options)).to_dict()
         found = explain(small(), VOLUME, 4, compute=Compute(device=device))
         return labels, [scores["dice"], scores["stress"]], found.maps
 
@@ -154,7 +153,10 @@ def test_a_change_leaves_a_network_on_its_device(change):
     assert torch.allclose(on_cpu, on_gpu, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_training_step_and_the_monitor():
+    from evenslice.training.lightning_parts import TrainingModule, measure_bias
+
     windows = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     labels = (windows[:, 1] > 0.5).long()
     config = TrainConfig.model_validate({"data": {"train": [{"image": "image.npy", "labels": "labels.npy"}]}})
@@ -171,26 +173,22 @@ def test_a_training_step_and_the_monitor():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["audit", "segment", "evaluate"])
-def test_the_command_line_passes_its_device_on(tmp_path, monkeypatch, capsys, command):
+@pytest.mark.parametrize("name", ["audit", "segment", "evaluate"])
+def test_the_command_line_passes_its_device_on(tmp_path, command, name):
     (tmp_path / "device_networks.py").write_text(NETWORKS)
-    monkeypatch.syspath_prepend(tmp_path)
     np.save(tmp_path / "image.npy", VOLUME)
     np.save(tmp_path / "labels.npy", LABELS)
-    common = [
-        *("--model", "device_networks:unequal", "--weights", "none", "--volume", str(tmp_path / "image.npy")),
-        *("--dtype", "float32", "--device", "cuda"),
-    ]
+    network = ("--model", "device_networks:unequal", "--weights", "none", "--volume", "image.npy")
     more = {
         "audit": ["--max-windows", "4", "--json"],
-        "segment": ["--out", str(tmp_path / "out.npy")],
-        "evaluate": ["--labels", str(tmp_path / "labels.npy"), "--no-surfaces", "--json"],
+        "segment": ["--out", "out.npy"],
+        "evaluate": ["--labels", "labels.npy", "--no-surfaces", "--json"],
     }
     with pretend_gpu() as gpu:
-        assert run([command, *common, *more[command]]) == 0
-    printed = capsys.readouterr().out
-    if command == "segment":
+        done = command(name, *network, "--dtype", "float32", "--device", "cuda", *more[name])
+    assert done.returncode == 0, done.stderr
+    if name == "segment":
         assert gpu.copied
     else:
-        found = json.loads(printed)
-        assert (found["model"] if command == "evaluate" else found)["device"].startswith("cuda")
+        found = json.loads(done.stdout)
+        assert (found["model"] if name == "evaluate" else found)["device"].startswith("cuda")

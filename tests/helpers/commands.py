@@ -6,6 +6,7 @@ in several processes, which start the command that they are once more.
 """
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import weakref
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import psutil
 from forking import forked
@@ -129,12 +131,31 @@ def _be_command(arguments, folder, environment, files):
         warnings.simplefilter(environment["PYTHONWARNINGS"])
     os.chdir(folder)
     sys.argv = ["evenslice", *arguments]
-    from evenslice.cli import main
+    from evenslice import cli
 
     try:
-        main()
+        cli.main()
     finally:
         files[2].write_text(f"{time.process_time()} {largest_memory() - before}")
+
+
+def call(*arguments):
+    """Run the command line within this process, and return its exit status.
+
+    It limits the memory of its process, and lets an interrupt end it, which here is that of the tests.
+    """
+    from evenslice import cli
+
+    before, limits = signal.getsignal(signal.SIGINT), resource.getrlimit(resource.RLIMIT_DATA)
+    try:
+        with mock.patch.object(sys, "argv", ["evenslice", *map(str, arguments)]):
+            cli.main()
+    except SystemExit as end:
+        return end.code or 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+        resource.setrlimit(resource.RLIMIT_DATA, limits)
+    raise AssertionError("a command ends by SystemExit")
 
 
 def largest_memory():

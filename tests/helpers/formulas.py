@@ -31,6 +31,14 @@ def audit_formula(function, volume=None, slices=3, **options):
     return audit(model, volume, **by_name(audit, slices=slices, **options))
 
 
+def linear(*weights, threshold=0.5):
+    """A network: class 1 where a weighted sum of the slices exceeds a threshold."""
+    network = nn.Conv2d(len(weights), 1, 1).requires_grad_(False)
+    network.weight.copy_(torch.tensor(weights).view(1, -1, 1, 1))
+    network.bias.fill_(-threshold)
+    return network
+
+
 def weighted(*weights):
     """A regression: the weighted sum of the slices."""
     return lambda windows: (windows * torch.tensor(weights).view(1, -1, 1, 1)).sum(1)

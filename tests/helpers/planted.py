@@ -159,20 +159,6 @@ class SecondRead(nn.Module):
         return self.body(x) + functional.conv2d(x, self.hidden[:, : x.shape[1]])
 
 
-class SharedOutput(nn.Module):
-    """A batch norm is not the only one to read what the stem writes."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3, bias=False)
-        self.norm = nn.BatchNorm2d(4)
-        unequal(self)
-
-    def forward(self, x):
-        stem = self.conv(x)
-        return self.norm(stem).relu() + stem
-
-
 class Normalizing(nn.Module):
     """Scales its three channels by constants of its own before the stem."""
 

@@ -14,6 +14,7 @@ from scipy import ndimage
 
 NETWORKS = """
 import os
+import signal
 import time
 
 import torch
@@ -21,7 +22,7 @@ from torch import nn
 
 
 class Disturbed(nn.Module):
-    "In training, takes its time or stops after some steps, as the environment says."
+    "In training, takes its time, and stops or is interrupted in some step, as the environment says."
 
     steps = 0
 
@@ -31,6 +32,9 @@ class Disturbed(nn.Module):
             self.steps += 1
             if self.steps == int(os.environ.get("STOP_AT", 0)):
                 raise RuntimeError("stopped here")
+            step, times = map(int, os.environ.get("INTERRUPT_AT", "0 0").split())
+            for _ in range(times if self.steps == step else 0):
+                signal.raise_signal(signal.SIGINT)
         return x
 
 
@@ -41,6 +45,24 @@ def tiny():
         for weight in network.parameters():
             weight.copy_(torch.rand_like(weight) - 0.5)
     return network
+
+
+def unequal():
+    network = tiny()
+    with torch.no_grad():
+        network[0].weight.copy_((torch.rand(8, 3, 3, 3) - 0.4) * torch.tensor([1.0, 4.0, 0.2]).view(3, 1, 1))
+    return network
+
+
+class Crashing(nn.Module):
+    def forward(self, x):
+        if self.training:
+            raise RuntimeError("no luck,\\ntoday")
+        return x
+
+
+def crashing():
+    return nn.Sequential(tiny(), Crashing()).eval()
 """
 
 PAIR = {"image": "image.npy", "labels": "labels.npy"}
@@ -77,12 +99,12 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def write_inputs(folder):
-    """Write data and a module of networks into a folder."""
+def write_inputs(folder, shape=(24, 48, 48)):
+    """Write blobs under noise and a module of networks into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tiny_networks.py").write_text(NETWORKS)
     rng = np.random.default_rng(0)
-    blobs = ndimage.gaussian_filter(rng.standard_normal((24, 48, 48)), (1, 3, 3))
+    blobs = ndimage.gaussian_filter(rng.standard_normal(shape), (1, 3, 3))
     blobs /= blobs.std()
     image = np.clip(100 + 30 * blobs + 20 * rng.standard_normal(blobs.shape), 0, 255).astype(np.uint8)
     np.save(folder / "image.npy", image)

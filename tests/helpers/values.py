@@ -5,6 +5,17 @@ from dataclasses import fields, replace
 
 from evenslice import Compute, Reading, Sampling, Tolerances
 
+READING = {
+    "step": 2,
+    "plane": "y",
+    "intensity": (0.0, 200.0),
+    "fill": 7.0,
+    "label_values": (0, 255),
+    "other_labels": "background",
+    "ignore_label": 9,
+}
+"""Options of reading, none of them the default."""
+
 VALUES = {"reading": Reading, "sampling": Sampling, "tolerances": Tolerances, "compute": Compute}
 
 

@@ -19,12 +19,12 @@ from evenslice import (
     Sampling,
     audit,
     evaluate,
+    explain,
     neutralize,
     segment,
     symmetrize,
     untie,
 )
-from evenslice.auditing.attribution import Score, attribute
 from evenslice.inference import ReadyNetwork, to_device
 
 CPU = torch.device("cpu")
@@ -95,31 +95,24 @@ def test_arrays_go_to_a_gpu_from_pinned_memory_without_waiting():
     assert to_device(images, CPU).is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize(
-    "work",
-    [
-        ReadyNetwork.__call__,
-        lambda network, windows: attribute(Score(network), windows),
-        lambda network, _: network.prepare(3, (8, 8)),
-    ],
-)
+@pytest.mark.parametrize("work", [segment, explain, audit])
 def test_every_pass_of_a_network_computes_float32_in_full(work):
-    class Watch(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer, self.norm, self.seen = nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), []
+    before, seen = precisions(), []
 
+    class Watch(nn.Sequential):
         def forward(self, windows):
-            self.seen.append(precisions())
-            return self.norm(self.layer(windows))
+            seen.append(precisions())
+            return super().forward(windows)
 
-    before = precisions()
+    network, volume = (
+        Watch(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)),
+        np.random.default_rng(0).random((4, 32, 32)),
+    )
+    given = (network, volume, 2) if work is explain else (network, volume)
     with pretend_gpu():
-        network = ReadyNetwork(Watch(), slices=3, device="cuda", dtype="float32")
-        windows = torch.rand(1, 3, 8, 8, device="cuda")
-        work(network, windows)
-    assert network.module.seen
-    assert all("tf32" not in seen for seen in network.module.seen)
+        work(*given, compute=Compute(device="cuda", dtype="float32", progress=False))
+    assert seen
+    assert all("tf32" not in precision for precision in seen)
     assert precisions() == before
 
 

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-import torch
 import zarr
+from formulas import linear
 from scipy import ndimage
 from torch import nn
 from values import by_name
@@ -19,20 +19,11 @@ from evenslice import (
     evaluate,
     open_volume,
 )
-from evenslice.inference import evaluation
-
-
-def linear(*weights):
-    network = nn.Conv2d(len(weights), 1, 1).requires_grad_(False)
-    network.weight.copy_(torch.tensor(weights).view(1, -1, 1, 1))
-    network.bias.fill_(-0.5)
-    return network
-
 
 IMAGE = ndimage.gaussian_filter(np.random.default_rng(0).random((20, 48, 40)), (0.7, 2, 2)).astype(np.float32)
 IMAGE = (IMAGE - IMAGE.min()) / np.ptp(IMAGE)
 LABELS = (IMAGE > 0.5).astype(np.uint8)
-OPTIONS = {"intensity": (0, 1), "device": "cpu", "dtype": "float32", "progress": False}
+OPTIONS = {"intensity": (0, 1), "device": "cpu", "dtype": "float32", "progress": False, "surfaces": False}
 
 
 def evaluated(model=(0.4, 0.4, 0.1), labels=LABELS, **options):
@@ -40,9 +31,11 @@ def evaluated(model=(0.4, 0.4, 0.1), labels=LABELS, **options):
     return evaluate(model, IMAGE, labels, **by_name(evaluate, **{**OPTIONS, **options}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", [None, (0, 255)])
 def test_a_network_that_finds_its_labels(values):
-    found = evaluated((0, 1, 0), LABELS if values is None else LABELS * 255, label_values=values)
+    labels = LABELS if values is None else LABELS * 255
+    found = evaluated((0, 1, 0), labels, label_values=values, surfaces=True)
     document = found.to_dict()
     assert found.dice == found.iou == document["dice"]["mean"] == 1
     for name in ("dice", "iou", "surface_dice", "surface_dice_3"):
@@ -87,7 +80,7 @@ def test_the_document_is_written_once_unless_forced(tmp_path):
 def test_labels_that_are_stored_together_are_read_together(tmp_path, monkeypatch, most):
     expected = evaluated(stress=True, stress_slices=5)
     zarr.create_array(tmp_path / "labels.zarr", data=LABELS, chunks=(8, 24, 40))
-    monkeypatch.setattr(evaluation, "CLASS_BYTES", most)
+    monkeypatch.setattr("evenslice.inference.evaluation.CLASS_BYTES", most)
     volume, read = open_volume(tmp_path / "labels.zarr"), []
     source = type(volume._source())
     original = source.read

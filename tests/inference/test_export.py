@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,9 +17,11 @@ import pytest
 import safetensors.torch
 import torch
 from commands import run_command
-from synthetic import make_audit, save_audits
+from onnx_graphs import save
+from synthetic import make_audit
 from tiny_training import start, training_options, write_inputs
 from torch import nn
+from values import READING
 
 from evenslice import (
     Compute,
@@ -42,8 +45,6 @@ from evenslice import (
     segment,
     symmetrize,
 )
-from evenslice.cli.export import _audits
-from evenslice.inference import onnx_files
 
 OLD_AUDITS = Path(__file__).parents[1] / "data" / "written-by-0.2.0" / "audits"
 TINY = "smp:Unet/tu-test_resnet?encoder_depth=1&decoder_channels=[4]"
@@ -178,16 +179,10 @@ def test_an_onnx_file_takes_windows_of_any_number_and_size_in_0_to_1(tmp_path, a
     ["no json", "[]", '{"mean": [0], "std": [0], "scaled_in_graph": true}', '{"mean": [0], "std": ["x"]}'],
 )
 def test_an_onnx_file_with_damaged_metadata_is_refused(tmp_path, text):
-    node = onnx.helper.make_node("Identity", ["a"], ["b"])
-    sizes = [1, 3, 8, 8]
-    values = [onnx.helper.make_tensor_value_info(name, 1, sizes) for name in "ab"]
-    model = onnx.helper.make_model(
-        onnx.helper.make_graph([node], "g", values[:1], values[1:]),
-        opset_imports=[onnx.helper.make_opsetid("", 17)],
-        ir_version=8,
-    )
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    model = onnx.load(save(tmp_path / "n.onnx", [node], shape=(1, 3, 8, 8)))
     onnx.helper.set_model_props(model, {"evenslice": text})
-    (tmp_path / "n.onnx").write_bytes(model.SerializeToString())
+    onnx.save(model, tmp_path / "n.onnx")
     with pytest.raises(
         ModelError, match=r"n.onnx: the metadata of evenslice in it cannot be read .*; export the"
     ):
@@ -227,7 +222,7 @@ def test_what_cannot_be_exported_or_differs_is_not_written(tmp_path, monkeypatch
         ModelError, match="the network Deciding cannot be exported to ONNX for windows of 3 slices"
     ):
         export(Deciding().eval(), tmp_path / "a", to="onnx")
-    monkeypatch.setattr(onnx_files, "_difference", lambda *_: 0.5)
+    monkeypatch.setattr("evenslice.inference.onnx_files._difference", lambda *_: 0.5)
     with pytest.raises(ModelError, match=r"its outputs differ by 5.0e-01 of the largest"):
         export(small(), tmp_path / "b", to="onnx", tile=(32, 32))
     assert list(tmp_path.iterdir()) == []
@@ -406,15 +401,6 @@ def test_no_card_shows_the_audit_of_another_network(tmp_path, of, difference):
     export(small(), tmp_path / "out", to="huggingface", source=source, audits=[right])
 
 
-def test_audits_of_a_run_are_those_beside_its_network_and_not_of_its_symmetrized_one(tmp_path):
-    (tmp_path / "made-fair").mkdir()
-    save_audits([make_audit(method, (0.2, 0.5, 0.3)) for method in ("gradient", "occlusion")], tmp_path)
-    save_audits([make_audit("fair", (0.3, 0.4, 0.3))], tmp_path / "made-fair")
-    assert [found.name for found in _audits(tmp_path, None, symmetrized=False)] == ["gradient", "occlusion"]
-    assert _audits(tmp_path, None, symmetrized=True) == ()
-    assert len(_audits(tmp_path, tmp_path, symmetrized=True)) == 3  # as asked for
-
-
 def test_a_folder_that_names_a_function_does_not_call_it(tmp_path):
     source = load_network("timm:test_resnet", "none").source
     export(small(), tmp_path, to="huggingface", source=replace(source, spec="os:getcwd"))
@@ -542,17 +528,11 @@ def test_a_run_in_each_format_gives_the_labels_of_segment_by_its_own_library(fol
     assert audited["volumes"][0]["intensity"] == [0, 255]
     command(folder, "export", *run, "--to", "huggingface", "--out", "with-audit", "--audit", "audited")
     assert f"| {audited['verdict']}" in Path("with-audit/README.md").read_text()
-
-
-READING = {
-    "step": 2,
-    "plane": "y",
-    "intensity": (10.0, 200.0),
-    "fill": 0.0,
-    "label_values": (0, 255),
-    "other_labels": "background",
-    "ignore_label": 9,
-}
+    shutil.copytree(
+        "audited", "run", dirs_exist_ok=True
+    )  # those beside the network of a run are shown unasked
+    command(folder, "export", *run, "--to", "huggingface", "--out", "with-its-own")
+    assert f"| {audited['verdict']}" in Path("with-its-own/README.md").read_text()
 
 
 def opened(*network, **reading):

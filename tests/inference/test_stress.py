@@ -3,23 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from formulas import linear
 from scipy import ndimage
+from scored_parts import labelled, score
 from torch import nn
 
-from evenslice import Compute, ConfigError, Reading, Sampling, Scaling, audit, evaluate, open_volume
-from evenslice.inference import Predictor, ReadyNetwork, evaluate_parts, measure_stress
-from evenslice.inference.evaluation import SHIFT, Disturbances
-from evenslice.volumes import ClassIndex, LabelledVolume
+from evenslice import Compute, ConfigError, Reading, Sampling, audit, evaluate
 
 KINDS = ("missing", "blank", "noisy", "shifted")
-
-
-def linear(*weights, threshold=0.5):
-    """Class 1 where a weighted sum of the slices exceeds a threshold."""
-    network = nn.Conv2d(len(weights), 1, 1).requires_grad_(False)
-    network.weight.copy_(torch.tensor(weights).view(1, -1, 1, 1))
-    network.bias.fill_(-threshold)
-    return network
 
 
 class Three(nn.Module):
@@ -114,12 +105,6 @@ def test_the_pooled_dice_is_that_of_the_slices_that_were_disturbed(most):
         assert expected.dice == pytest.approx(2 * hits / sizes, abs=1e-3)  # ties at the threshold
     if most == 999:
         assert found.stress.intact.dice == found.dice
-        part = LabelledVolume(
-            "", *map(open_volume, (image, labels)), Scaling(0, 1), ClassIndex(np.zeros(2), ())
-        )
-        predictor = Predictor(ReadyNetwork(linear(0.5, 0.3, 0.2), slices=3, device="cpu"), 3)
-        scores = evaluate_parts(predictor, [part], classes=2, stressed=99, surfaces=False)
-        assert scores.stress == found.stress
 
 
 def test_the_interval_is_that_of_the_difference_over_slices():
@@ -133,16 +118,13 @@ def test_the_interval_is_that_of_the_difference_over_slices():
 
 def test_volumes_count_the_same():
     pairs = [blobs(seed=0), blobs(depth=9, seed=1)]
-    network = Predictor(ReadyNetwork(linear(0.7, 0.2, 0.1), slices=3, device="cpu"), 3)
-    volumes = [(open_volume(image), Scaling(0, 1), open_volume(labels)) for image, labels in pairs]
+    network, parts = linear(0.7, 0.2, 0.1), [labelled(*pair, 2) for pair in pairs]
+    both = score(network, parts, 2, stressed=None, surfaces=False).stress
+    single = [stressed(network, *pair) for pair in pairs]
     # The noise differs by volume, and is left out here.
-    both, *single = (
-        measure_stress(network, some, most_slices=None) for some in (volumes, volumes[:1], volumes[1:])
-    )
     expected = np.mean([one.losses[0].asymmetry.estimate for one in single])
     assert both.losses[0].asymmetry.estimate == pytest.approx(expected)
     assert both.slices == 30
-    assert measure_stress(network, volumes, most_windows=40).slices == 2  # each shown in 14 ways
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_other_noise():
@@ -154,27 +136,32 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_other_noise():
 
 
 def test_what_stands_in_the_place_of_a_slice():
-    window = [np.random.default_rng(k).random((6, 20), dtype=np.float32) for k in range(3)]
-    shown = list(Disturbances(3).windows(window, 0, 7))
-    assert all(way[1] is window[1] for way in shown)
-    names = [
-        "intact",
-        "reversed",
-        *(f"{kind} {side}" for kind in KINDS for side in ("before", "after", "both")),
-    ]
-    found = dict(zip(names, shown, strict=True))
-    assert found["missing before"][0] is window[1]
-    assert found["missing before"][2] is window[2]
-    assert not found["blank after"][2].any()
-    shifted = found["shifted before"][0]
-    np.testing.assert_array_equal(shifted[:, SHIFT:], window[0][:, :-SHIFT])
-    assert (shifted[:, :SHIFT] == window[0][:, :1]).all()
-    noisy = found["noisy before"][0], found["noisy after"][2]
-    inside = np.logical_and(*((plane > 0) & (plane < 1) for plane in noisy))
-    before, after = noisy[0] - window[0], noisy[1] - window[2]
+    batches = []
+
+    def function(windows):
+        batches.append(windows.copy())
+        return windows[:, :1]
+
+    image = np.random.default_rng(0).random((3, 32, 32), np.float32)
+    evaluate(function, image, stress=True, stress_slices=1, reading=Reading(intensity=(0, 1)))
+    sides = [f"{kind} {side}" for kind in KINDS for side in ("before", "after", "both")]
+    found = dict(zip(["intact", "reversed", *sides], np.concatenate(batches)[-14:], strict=True))
+    assert all(np.array_equal(way[1], image[1]) for way in found.values())
+    missing, noisy, shifted = (found[f"{kind} before"] for kind in ("missing", "noisy", "shifted"))
+    for shown, expected in (
+        (found["intact"], image),
+        (found["reversed"], image[::-1]),
+        (missing, image[[1, 1, 2]]),
+        (found["blank after"][2], np.zeros_like(image[2])),
+        (shifted[0][:, 8:], image[0][:, :-8]),
+        (shifted[0][:, :8], image[0][:, [0] * 8]),
+    ):
+        np.testing.assert_array_equal(shown, expected)
+    other = found["noisy after"]
+    inside = np.logical_and(*((plane > 0) & (plane < 1) for plane in (noisy[0], other[2])))
+    before, after = noisy[0] - image[0], other[2] - image[2]
     np.testing.assert_allclose(before[inside], after[inside], atol=1e-6)  # the same noise whatever the side
-    assert np.abs(found["noisy both"][2] - noisy[1]).max() > 0.01
-    assert found["reversed"][0] is window[2]
+    assert np.abs(found["noisy both"][2] - other[2]).max() > 0.01
 
 
 def test_a_class_that_the_answer_alone_has_counts_as_0_and_one_that_neither_has_is_left_out():

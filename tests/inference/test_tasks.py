@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from formulas import Formula
 from torch import nn
 from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -27,17 +28,6 @@ class Mixed(nn.Module):
 
     def forward(self, windows):
         return self.then((self.weights * windows).sum(1, keepdim=True))
-
-
-class Apply(nn.Module):
-    """A function as a module."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, mixed):
-        return self.function(mixed)
 
 
 @dataclass
@@ -79,10 +69,10 @@ def pooled(outputs):
 TASKS = {
     "semantic segmentation": (lambda: head(2), None, "predicted"),
     "binary segmentation": (lambda: head(1), None, "predicted"),
-    "in a mapping": (lambda: nn.Sequential(head(3), Apply(lambda x: {"out": x})), None, "predicted"),
-    "instance segmentation": (lambda: Apply(queries), masks_by_class, "predicted"),
+    "in a mapping": (lambda: nn.Sequential(head(3), Formula(lambda x: {"out": x})), None, "predicted"),
+    "instance segmentation": (lambda: Formula(queries), masks_by_class, "predicted"),
     "classification": (lambda: pooled(5), None, "predicted"),
-    "detection": (lambda: Apply(detect), None, "sum"),
+    "detection": (lambda: Formula(detect), None, "sum"),
     "regression (batch, 1)": (lambda: pooled(1), None, "predicted"),
     "regression (batch,)": (lambda: nn.Sequential(pooled(1), nn.Flatten(0)), None, "sum"),
     "depth (batch, 1, y, x)": (lambda: nn.Sequential(head(1), nn.Softplus()), None, "predicted"),
@@ -189,10 +179,10 @@ def test_windows_without_a_detection_are_left_out_and_counted():
 @pytest.mark.parametrize(
     ("network", "options"),
     [
-        (Apply(lambda x: torch.ones(len(x), 2, 8, 8) + 0 * x.sum()), {}),
-        (Apply(lambda x: (0 * x.mean(1, keepdim=True)).softmax(1)), {}),
-        (Apply(lambda x: torch.cat([x, 3 * x], 1).softmax(1).cumsum(1)[:, -1:]), {}),
-        (Apply(lambda x: torch.ones(len(x), 2, 8, 8)), {"method": "occlusion"}),
+        (Formula(lambda x: torch.ones(len(x), 2, 8, 8) + 0 * x.sum()), {}),
+        (Formula(lambda x: (0 * x.mean(1, keepdim=True)).softmax(1)), {}),
+        (Formula(lambda x: torch.cat([x, 3 * x], 1).softmax(1).cumsum(1)[:, -1:]), {}),
+        (Formula(lambda x: torch.ones(len(x), 2, 8, 8)), {"method": "occlusion"}),
     ],
 )
 def test_a_network_that_ignores_its_input_gets_no_verdict(texture, network, options):
@@ -204,7 +194,7 @@ def test_a_network_that_ignores_its_input_gets_no_verdict(texture, network, opti
 
 
 def test_a_reduction_of_ones_own_is_used_and_recorded(texture):
-    network = Mixed(Apply(lambda x: {"out": torch.zeros_like(x), "depth": x[:, 0]}))
+    network = Mixed(Formula(lambda x: {"out": torch.zeros_like(x), "depth": x[:, 0]}))
     found = audit(network, texture, outputs=depth_of)
     np.testing.assert_allclose(shares(found), EXPECTED, atol=1e-5)
     assert found.run.outputs == f"{__name__}:depth_of"
@@ -226,7 +216,7 @@ def depth_of(returned):
     ],
 )
 def test_a_reduction_that_does_not_do_is_refused(texture, outputs, message):
-    network = Mixed(Apply(lambda x: {"depth": x[:, 0]}))
+    network = Mixed(Formula(lambda x: {"depth": x[:, 0]}))
     with pytest.raises(ModelError, match=message):
         audit(network, texture, outputs=outputs)
 
@@ -242,7 +232,7 @@ def test_a_reduction_runs_in_the_precision_of_the_network(texture):
 
 
 def test_a_network_with_batch_norms_that_returns_classes_is_occluded(texture):
-    network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), Apply(lambda x: x.argmax(1)))
+    network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), Formula(lambda x: x.argmax(1)))
     with torch.no_grad():
         network[0].weight.copy_(torch.tensor([[1.0, 0, 2], [0, 0, 0]])[..., None, None])
         network[0].bias.copy_(torch.tensor([-1.4, 0]))

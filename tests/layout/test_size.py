@@ -8,6 +8,8 @@ from scripts import script
 
 HELD = json.loads((Path(__file__).parent / "size.json").read_text())
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def measured():
@@ -15,7 +17,6 @@ def measured():
         return module.measure()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(HELD))
 def test_nothing_gets_heavier(measured, name):
     assert measured[name] <= HELD[name], (

@@ -12,9 +12,7 @@ import evenslice
 from evenslice.napari_plugin.layers import placement, position, volume_of
 
 # napari draws only slices along the axes of a layer, and warns where it is turned out of the plane.
-pytestmark = pytest.mark.filterwarnings("ignore:Non-orthogonal slicing:UserWarning")
-
-napari_layers = pytest.importorskip("napari.layers", reason="napari is not installed", exc_type=Exception)
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Non-orthogonal slicing:UserWarning")]
 
 TURNED = {
     "upright": {},
@@ -27,17 +25,20 @@ TURNED = {
 }
 
 
+def image(voxels, **options):
+    layers = pytest.importorskip("napari.layers", reason="napari is not installed", exc_type=Exception)
+    return layers.Image(voxels, **options)
+
+
 def layer_of(shape=(6, 20, 30), **options):
-    return napari_layers.Image(
-        np.zeros(shape, np.float32), scale=(4, 0.5, 2), translate=(1, 2, 3), name="stack", **options
-    )
+    places = {"scale": (4, 0.5, 2), "translate": (1, 2, 3), "name": "stack"}
+    return image(np.zeros(shape, np.float32), **places, **options)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("turned", TURNED.values(), ids=TURNED)
 def test_a_part_of_a_layer_lies_on_the_voxels_that_it_shows(turned):
     whole, first = layer_of(**turned), (2, 7, 11)
-    part = napari_layers.Image(np.zeros((1, 5, 6), np.float32), **placement(whole, first))
+    part = image(np.zeros((1, 5, 6), np.float32), **placement(whole, first))
     for voxel in ((0, 0, 0), (0, 4, 5), (0, 2, 0)):
         expected = whole.data_to_world(np.add(voxel, first))
         np.testing.assert_allclose(part.data_to_world(voxel), expected, atol=1e-6)
@@ -57,7 +58,6 @@ def test_the_voxel_in_view_is_found_whatever_the_viewer_looks_along(order, turne
     assert np.abs(np.subtract(position(viewer, layer), voxel)).max() <= (1 if turned else 0)
 
 
-@pytest.mark.slow
 def test_npe2_validates_the_manifest():
     pytest.importorskip("npe2")
     manifest = Path(evenslice.__file__).parent / "napari_plugin" / "napari.yaml"
@@ -69,6 +69,6 @@ def test_npe2_validates_the_manifest():
 
 def test_a_layer_of_a_tensor_is_a_volume():
     voxels = torch.arange(24, dtype=torch.int16).reshape(2, 3, 4)
-    volume = volume_of(napari_layers.Image(voxels, scale=(4, 1, 1)))
+    volume = volume_of(image(voxels, scale=(4, 1, 1)))
     assert (volume.dtype, volume.spacing) == (np.int16, (4, 1, 1))
     assert np.array_equal(volume[...], voxels)

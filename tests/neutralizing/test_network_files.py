@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+from values import READING
 
 from evenslice import (
     ModelError,
@@ -317,17 +318,15 @@ def test_file_that_lacks_a_part(saved):
 
 # How a network reads volumes
 
-READING = {"step": 2, "plane": "y", "intensity": (0.0, 200.0), "fill": 7.0, "label_values": (0, 255)}
-READING |= {"other_labels": "background", "ignore_label": 9}
-
 
 def test_how_a_network_reads_volumes_comes_back(tmp_path, saved, command):
     path, again, reading = tmp_path / "model.safetensors", tmp_path / "again.safetensors", Reading(**READING)
     write(path, reading=Reading(**READING | {"step": np.int64(2)}))
     for spec, weights in ((str(path), None), (TINY, str(tmp_path))):  # the folder
         assert open_segmenter(spec, weights).reading == reading
-    command("symmetrize", "--model", TINY, "--weights", path, "--out", again)
-    assert open_segmenter(TINY, str(again)).reading == reading
+    for change in (["symmetrize"], ["neutralize", "--strategy", "pretrained"]):
+        command(*change, "--model", TINY, "--weights", path, "--out", again, "--force")
+        assert open_segmenter(TINY, str(again)).reading == reading
     assert open_segmenter(TINY, str(saved)).reading == Reading()
 
 

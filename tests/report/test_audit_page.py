@@ -1,7 +1,9 @@
 """The report on audits: its sentences and answers, the page, charts, tables and files; test_browser.py looks at the page."""
 
 import csv
+import math
 import re
+import shutil
 import sys
 from dataclasses import astuple, replace
 from pathlib import Path
@@ -10,18 +12,36 @@ from xml.etree import ElementTree as ET
 import matplotlib as mpl
 import numpy as np
 import pytest
+from commands import call
 from pages import HOSTILE, Page, plain, standing_alone
-from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit, with_statistics
+from synthetic import (
+    CYCLIC,
+    PRETRAINED,
+    UNIFORM,
+    make_audit,
+    make_stress,
+    save_audits,
+    with_statistics,
+)
 
 import evenslice
-from evenslice.report import audit_tables as found, charts, files, style, tables as formatting
-from evenslice.results import AuditRun, Interval
-from evenslice.results.stress import BriefLoss, StressSummary
-from evenslice.results.verdicts import AnswerChange, Decision, Figure, Mismatch
+from evenslice.report import audit_tables as found, charts, style, tables as formatting
 
-NAN = Interval(float("nan"), float("nan"), float("nan"))
-LEANING = Figure(-0.2, -0.21, -0.19, state="beyond")
-ORDERED = AnswerChange(0.32, 0.3, 0.34, True, "beyond", "classes", 1)
+KNOWN = make_audit("known", PRETRAINED)
+
+
+def figure(estimate=math.nan, low=math.nan, high=math.nan, like=KNOWN.saliency[0], **changes):
+    """Return a figure of an audit with other values."""
+    return replace(like, estimate=estimate, low=low, high=high, **changes)
+
+
+def decision(question, class_number=None, offset=None):
+    (known, *_) = KNOWN.statistics.decided_by
+    return replace(known, question=question, class_number=class_number, offset=offset)
+
+
+LEANING = figure(-0.2, -0.21, -0.19, state="beyond")
+ORDERED = figure(0.32, 0.3, 0.34, KNOWN.answer, judged=True, state="beyond", of="classes", class_number=1)
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +56,17 @@ def audits():
 @pytest.fixture(scope="module")
 def folder(audits, tmp_path_factory):
     """The page, figures and tables."""
-    made = tmp_path_factory.mktemp("report")
-    files.write_audit_report(audits, made)
-    return made
+    return reported(audits, tmp_path_factory.mktemp("report"))
 
 
-def page_of(audits, tmp_path):
-    return files.write_report(audits, tmp_path / "report.html").read_text(encoding="utf-8")
+def reported(audits, folder):
+    """Return a folder of audits with their report."""
+    assert call("report", save_audits(audits, folder)) == 0
+    return folder
+
+
+def page_of(folder):
+    return (folder / "report.html").read_text(encoding="utf-8")
 
 
 def read(path):
@@ -59,8 +83,7 @@ def with_run(audit, **changes):
 
 
 def stressed(audit, loss=0.6):
-    losses = (BriefLoss("missing", 1, loss, 0.8, 0.5, Interval(0.2, 0.1, 0.3)),)
-    return replace(audit, stress=StressSummary("labels", 16, 0.9, 0.85, losses))
+    return replace(audit, stress=make_stress(0.9 - loss, 0.1))
 
 
 # Sentences and answers.
@@ -83,16 +106,16 @@ def test_the_scaling_is_said_first(source, says, tmp_path):
     (line,) = found.setting_lines([audit])
     assert line.startswith("Input: slices in 0 to 1, less mean 0.45, over std 0.226, 0.224, 0.225, ")
     assert line.endswith(says)
-    shown = page_of([audit], tmp_path)
+    shown = audit.to_html(tmp_path / "report.html").read_text(encoding="utf-8")
     assert shown.index("Input: slices in 0 to 1") < shown.index("Biased in its")
     assert ("setting warning" in shown) == (source == "recorded on a part")
 
 
 def test_without_a_decision_the_judged_figure_nearest_to_its_tolerance_is_shown():
     pairs = (
-        Figure(0.01, -0.04, 0.05, state="within"),
-        Figure(-0.03, -0.04, -0.02, state="within"),
-        Figure(0.4, 0.3, 0.5, judged=False, state="not judged"),
+        figure(0.01, -0.04, 0.05, state="within"),
+        figure(-0.03, -0.04, -0.02, state="within"),
+        figure(0.4, 0.3, 0.5, judged=False, state="not judged"),
     )
     audit = make_audit("a", (1 / 7,) * 7)
     audit = with_statistics(audit, verdict="balanced", different=None, decided_by=(), pairs=pairs, classes=())
@@ -109,8 +132,9 @@ def test_what_older_versions_measured_is_labelled(name, tmp_path):
     audits = evenslice.load_audits(Path(__file__).parents[1] / "data" / name)
     assert {audit.definitions for audit in audits} == {1}
     assert all("with the definitions of version 0.2" in found.verdict_sentence(audit) for audit in audits)
-    files.write_audit_report(audits, tmp_path)
-    text = " ".join(Page((tmp_path / "report.html").read_text(encoding="utf-8")).text)
+    folder = shutil.copytree(Path(__file__).parents[1] / "data" / name, tmp_path / "copied")
+    assert call("report", folder) == 0
+    text = " ".join(Page(page_of(folder)).text)
     assert "Measured with the definitions of version 0.2." in text
     assert "not asked" in text  # reliance
     assert "nan" not in text.lower().split()
@@ -120,10 +144,10 @@ def test_a_biased_network_is_told_by_each_question_that_decided():
     audit = with_statistics(
         make_audit("a", PRETRAINED),
         pairs=(LEANING,),
-        reliance=(Figure(0.1, 0.08, 0.12, state="beyond"),),
+        reliance=(figure(0.1, 0.08, 0.12, state="beyond"),),
         classes=(),
         answer_change=ORDERED,
-        decided_by=(Decision("saliency", None, 1), Decision("reliance", None, 1), Decision("answer", 1)),
+        decided_by=(decision("saliency", None, 1), decision("reliance", None, 1), decision("answer", 1)),
     )
     assert said(audit) == (
         "Biased in its gradient maps (z-1 gets 60 % of its pair), what it relies on (z+1 is missed most) and its answers "
@@ -136,17 +160,17 @@ def test_a_biased_network_is_told_by_each_question_that_decided():
     ]
     assert "its maps by integrated gradients" in said(with_run(audit, method="integrated_gradients"))
     scores = replace(ORDERED, estimate=0.16, of="scores", class_number=None)
-    by_scores = with_statistics(audit, answer_change=scores, decided_by=(Decision("answer"),))
+    by_scores = with_statistics(audit, answer_change=scores, decided_by=(decision("answer"),))
     assert "changes them by 16 % of what unrelated ones differ by" in said(by_scores)
 
 
 def test_the_class_and_the_pair_that_decided_are_named(audits):
-    audit = with_statistics(audits[2], decided_by=(Decision("saliency", 1, 2),))
+    audit = with_statistics(audits[2], decided_by=(decision("saliency", 1, 2),))
     assert said(audit) == "Biased in its gradient maps (z+2 gets 58 % of its pair in class 1)."
     saliency, *others = found.four_answers(audit)
     assert (saliency.about, saliency.decided) == ("class 1, slices ±2", True)
     assert not any(item.decided for item in others)
-    damaged = with_statistics(audit, decided_by=(Decision("saliency", 9, 99),))  # no such figure
+    damaged = with_statistics(audit, decided_by=(decision("saliency", 9, 99),))  # no such figure
     assert found.four_answers(damaged)[0].about == "slices ±1"
 
 
@@ -157,9 +181,9 @@ def test_fair_networks_say_how_many_windows_can_differ_and_what_was_not_judged(a
     assert said(with_statistics(uniform, different=0.0)).endswith(f"{equal}.")
     assert equal not in said(with_statistics(uniform, different=None))
     assert [item.value for item in found.four_answers(uniform)] == ["0 [0, 0]"] * 4
-    mismatch = Mismatch(0.3, 0.28, 0.32, state="beyond")
+    mismatch = figure(0.3, 0.28, 0.32, KNOWN.mismatch, state="beyond")
     balanced = with_statistics(
-        uniform, verdict="balanced", decided_by=(Decision("use"),), mirror_mismatch=mismatch
+        uniform, verdict="balanced", decided_by=(decision("use"),), mirror_mismatch=mismatch
     )
     assert said(balanced).startswith("Balanced: ")
     assert said(with_statistics(uniform, unjudged_classes=(3, 7))).endswith("1 % of the pixels: class 3, 7.")
@@ -193,8 +217,8 @@ def test_the_terminal_is_told_the_verdict_its_extent_and_what_to_do(audits):
     ],
 )
 def test_a_difference_shows_on_which_side_of_0_its_interval_ends(low, high, ends):
-    assert plain(formatting.difference(Interval(0.0031, low, high))).endswith(f" {ends}")
-    assert formatting.difference(Interval(-2e-5, float("nan"), float("nan"))) == "0.000"
+    assert plain(formatting.difference(figure(0.0031, low, high))).endswith(f" {ends}")
+    assert formatting.difference(figure(-2e-5)) == "0.000"
 
 
 # The page.
@@ -202,7 +226,7 @@ def test_a_difference_shows_on_which_side_of_0_its_interval_ends(low, high, ends
 
 @pytest.mark.slow
 def test_the_page_stands_alone_and_has_every_figure_of_every_audit(audits, folder):
-    page = (folder / "report.html").read_text(encoding="utf-8")
+    page = page_of(folder)
     text = " ".join(plain(" ".join(standing_alone(page).text)).split())
     for audit in audits:
         assert audit.name in text
@@ -226,8 +250,7 @@ def test_hostile_text_stays_text(tmp_path):
     audit = make_audit(HOSTILE, PRETRAINED, examples=1, run=run)
     audit = replace(audit, kernels=(replace(audit.kernels[0], name=HOSTILE + r"\1\q"),))
     formula = make_audit("=HYPERLINK(1)", UNIFORM, examples=0, run={"command": "@SUM(1)"})
-    files.write_audit_report([audit, formula], tmp_path)
-    parsed = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    parsed = Page(page_of(reported([audit, formula], tmp_path)))
     assert parsed.tags.count("script") == 1
     assert "img" not in parsed.tags
     for path in tmp_path.glob("figures/*.svg"):
@@ -239,29 +262,27 @@ def test_hostile_text_stays_text(tmp_path):
 def test_what_is_not_known_is_left_out_and_what_has_no_bounds_is_drawn_to_the_edge(tmp_path):
     audit = make_audit("a", PRETRAINED, windows=3)
     single = ("directional_bias", "data_direction", "asymmetry", "imbalance", "mirror_error")
-    unknown = Figure(*astuple(NAN), judged=False)
     audit = with_statistics(
         audit,
         verdict="inconclusive",
         decided_by=(),
         classes=(),
-        pairs=(unknown,),
-        shares=(NAN,) * 3,
-        reliance=(Figure(0.3, -np.inf, np.inf),),
-        data_pairs=(NAN,),
-        **{"wasserstein": (NAN,), **dict.fromkeys((*single, "mirror_disagreement"), NAN)},
-        answer_change=AnswerChange(*astuple(NAN), judged=False),
-        mirror_mismatch=Mismatch(*astuple(NAN), judged=False),
+        pairs=(figure(judged=False),),
+        shares=(figure(),) * 3,
+        reliance=(figure(0.3, -np.inf, np.inf),),
+        data_pairs=(figure(),),
+        **{"wasserstein": (figure(),), **dict.fromkeys((*single, "mirror_disagreement"), figure())},
+        answer_change=figure(like=KNOWN.answer, judged=False),
+        mirror_mismatch=figure(like=KNOWN.mismatch, judged=False),
     )
     audit = replace(
         audit,
         measurements=replace(audit.measurements, saliency=np.zeros_like(audit.measurements.saliency)),
         examples=replace(audit.examples, saliency=np.full_like(audit.examples.saliency, np.nan)),
         kernels=(),
-        run=AuditRun(),
+        run=type(audit.run)(),
     )
-    files.write_audit_report([audit], tmp_path)
-    text = " ".join(Page((tmp_path / "report.html").read_text(encoding="utf-8")).text)
+    text = " ".join(Page(audit.to_html(tmp_path / "report.html").read_text(encoding="utf-8")).text)
     assert "[-∞, ∞]" in plain(text)
     assert "nan" not in text.lower().split()
 
@@ -273,7 +294,7 @@ def test_what_a_lost_slice_costs_is_shown_once_for_each_network(tmp_path):
         for strategy, loss in (("pretrained", 0.6), ("uniform", 0.7))
         for method in ("gradient", "occlusion")
     ]
-    page = Page(page_of(audits, tmp_path))
+    page = Page(page_of(reported(audits, tmp_path)))
     titles = [text for text in page.text if text.endswith("Dice when slices are disturbed, 16 windows")]
     assert [title.partition(":")[0] for title in titles] == ["pretrained, gradient", "uniform, gradient"]
     assert "stress" in page.ids
@@ -313,7 +334,7 @@ def test_kernels_of_a_network_read_from_a_file_are_not_called_before(audits):
 
 
 def test_nothing_lies_off_the_axes_and_what_is_not_judged_is_pale(audits):
-    wide = with_statistics(audits[0], reliance=(Figure(0.6, -0.2, 0.9, judged=False),))
+    wide = with_statistics(audits[0], reliance=(figure(0.6, -0.2, 0.9, judged=False),))
     drawing = charts.biases_figure([wide, audits[1]])
     assert len(drawing.figure.axes) == 2  # saliency and reliance
     for axes in drawing.figure.axes:
@@ -327,9 +348,7 @@ def test_nothing_lies_off_the_axes_and_what_is_not_judged_is_pale(audits):
 # Files.
 
 
-def test_no_audit_and_a_place_that_cannot_be_written_are_errors_that_leave_nothing(audits, tmp_path):
-    with pytest.raises(evenslice.ConfigError, match="needs one or more audits"):
-        files.write_report([], tmp_path / "x")
+def test_a_place_that_cannot_be_written_is_an_error_that_leaves_nothing(audits, tmp_path):
     (tmp_path / "taken").mkdir()
     with pytest.raises(evenslice.OutputError, match="taken: exists"):
         audits[0].to_html(tmp_path / "taken")
@@ -339,7 +358,7 @@ def test_no_audit_and_a_place_that_cannot_be_written_are_errors_that_leave_nothi
 @pytest.mark.slow
 def test_charts_are_svg_and_the_style_of_matplotlib_stays(audits, folder, tmp_path):
     before = dict(mpl.rcParams)
-    files.write_audit_report([stressed(audits[0])], tmp_path)
+    reported([stressed(audits[0])], tmp_path)
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     assert names == {"shares.svg", "biases.svg", "stress.svg", "kernels-1.svg"}
     assert dict(mpl.rcParams) == before

@@ -5,14 +5,12 @@ import json
 import numpy as np
 import pytest
 from browsing import CHARTS, CONTRASTS, look, pdf_of, picture_of
+from commands import call
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from surveyed import make_survey
-from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit
+from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit, save_audits
 from synthetic_study import make_study
-
-from evenslice.report import write_report, write_study_report
-from evenslice.results import StudyResults
 
 pytestmark = pytest.mark.browser
 
@@ -32,12 +30,13 @@ def reports(tmp_path_factory):
     shares = {"pretrained": PRETRAINED, "uniform": UNIFORM, "cyclic": CYCLIC}
     audits = [make_audit(name, values, examples=3) for name, values in shares.items()]
     comparisons = [("Lucchi++", "EfficientNet-Lite0 U-Net"), ("ISBI 2012", "VGG16 U-Net")]
-    folder = tmp_path_factory.mktemp("pages")
-    study = make_study(folder / "study", comparisons=comparisons, seeds=(0, 1), failed=[FAILED])
+    audited, studied, surveyed = (tmp_path_factory.mktemp(kind) for kind in KINDS)
+    save_audits(audits, audited)
+    make_study(studied, comparisons=comparisons, seeds=(0, 1), failed=[FAILED])
+    make_survey().to_html(surveyed / "report.html")
+    assert call("report", audited) == call("report", studied) == 0
     return {
-        "audit": write_report(audits, folder / "audit.html"),
-        "study": write_study_report(StudyResults.load(study), study / "report.html"),
-        "survey": make_survey().to_html(folder / "survey.html"),
+        kind: folder / "report.html" for kind, folder in zip(KINDS, (audited, studied, surveyed), strict=True)
     }
 
 
@@ -130,7 +129,7 @@ def test_the_pictures_are_drawn(opened, kind, place):
 @pytest.mark.parametrize(("width", "rows"), [(420, 2), (1300, 1)])
 def test_the_four_answers_stand_side_by_side(opened, tmp_path, width, rows):
     page = opened("audit", width)
-    page.get(write_report([make_audit("alone", PRETRAINED, examples=1)], tmp_path / "one.html").as_uri())
+    page.get(make_audit("alone", PRETRAINED, examples=1).to_html(tmp_path / "one.html").as_uri())
     answers = page.find_elements(By.CSS_SELECTOR, ".questions li")
     names = [item.find_element(By.TAG_NAME, "h3").text for item in answers]
     assert names == ["saliency", "reliance", "answer", "use"]

@@ -1,17 +1,13 @@
-"""What notebooks show of an audit, a survey and a study: short tables, with all text escaped."""
+"""What notebooks show of an audit and a survey: short tables, with all text escaped."""
 
-import json
 import re
 from html import unescape
 
 from pages import plain
-from surveyed import make_survey
+from surveyed import make_survey, network
 from synthetic import PRETRAINED, UNIFORM, make_audit
-from synthetic_study import make_study
 
 from evenslice import Survey
-from evenslice.results.audits import SurveyedNetwork
-from evenslice.studying.study_runner import _ShownSummary
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 
@@ -45,7 +41,7 @@ def test_the_text_of_results_is_escaped():
     run = {"scaling": {"mean": 0, "std": 1, "source": "stated"}, "method": HOSTILE}
     for shown in (
         make_audit("audit", PRETRAINED, run=run),
-        Survey((SurveyedNetwork(HOSTILE, "", error=HOSTILE),)),
+        Survey((network(HOSTILE, 0.0, error=HOSTILE),)),
     ):
         assert "<img" not in shown._repr_html_()
         assert "&lt;img" in shown._repr_html_()
@@ -61,14 +57,3 @@ def test_a_survey_counts_the_biased_networks(tmp_path):
     assert (row["verdict"], row["D_m"]) == ("biased\npartly random", "-0.210 [-0.230, -0.190]")
     assert (row["energy"], row["shares"]) == ("0.200 0.700 0.100", "0.300 0.500 0.200")
     assert rows[-1] == ["timm:nix", "timm has no network 'nix'"]
-
-
-def test_a_study_shows_what_its_arms_cost(tmp_path):
-    arms = {"pretrained": (-0.19, 0.0), "worse": (0.0, -0.1)}
-    folder = make_study(tmp_path / "study", comparisons=[("A", "net"), ("B", "net")], arms=arms)
-    lines, rows = parsed(_ShownSummary(json.loads((folder / "summary.json").read_text())))
-    assert lines == ["12 of 12 runs finished", "Both data sets, net", "A, net", "B, net"]
-    row = dict(zip(rows[0], rows[2], strict=True))
-    assert row["arm"] == "worse"
-    assert row["Dice minus pretrained"].startswith("-0.10")
-    assert row["not inferior?"].startswith("inferior")

@@ -1,27 +1,23 @@
 """The page of a study: its tables, charts, files and safety; test_browser.py looks at the page."""
 
+import copy
 import csv
 import dataclasses
 import json
 import math
 import re
 import shutil
-import sys
-import tempfile
 from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
+from commands import call
 from pages import HOSTILE, Page, plain, standing_alone
+from synthetic import make_stress
 from synthetic_study import ARMS, make_study
 
-from evenslice import cli
-from evenslice._core.files import json_text
-from evenslice.report import charts, files, pictures, study_tables as tables
-from evenslice.report.style import settings
-from evenslice.results.intervals import Interval
-from evenslice.results.stress import BriefLoss, StressSummary
-from evenslice.results.studies import ExampleSlice, StudyResults, StudySummary
+from evenslice.report import charts, pictures, study_tables as tables, style
+from evenslice.results import StudyResults, StudySummary
 
 FEW = {name: ARMS[name] for name in ("pretrained", "uniform", "random")}
 FAILED = {
@@ -36,23 +32,18 @@ SETS = [("Lucchi++", "net"), ("ISBI 2012", "net")]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def folder(tmp_path_factory):
+    """The folder of a study with its page, its charts and its tables."""
     comparisons = [("Lucchi++", "EfficientNet-Lite0 U-Net"), ("ISBI 2012", "VGG16 U-Net")]
-    folder = tmp_path_factory.mktemp("study")
-    return StudyResults.load(
-        make_study(folder, comparisons=comparisons, seeds=(0, 1), size=64, failed=[FAILED])
-    )
+    made = tmp_path_factory.mktemp("study")
+    make_study(made, comparisons=comparisons, seeds=(0, 1), size=64, failed=[FAILED])
+    draw(made)
+    return made
 
 
 @pytest.fixture(scope="module")
-def folder(results, tmp_path_factory):
-    """The folder of the page, its charts and its tables."""
-    return files.write_study_report(results, tmp_path_factory.mktemp("page") / "report.html").parent
-
-
-@pytest.fixture(scope="module")
-def page(folder):
-    return (folder / "report.html").read_text(encoding="utf-8")
+def results(folder):
+    return StudyResults.load(folder)
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +60,10 @@ def pooled_results(pooled_folder):
     return StudyResults.load(pooled_folder)
 
 
-def draw(results):
-    """Return the page alone."""
-    with tempfile.TemporaryDirectory() as folder:
-        return files.write_study_report(results, f"{folder}/report.html").read_text(encoding="utf-8")
+def draw(folder):
+    """Draw the page of a study, and return it."""
+    assert call("report", folder) == 0
+    return (folder / "report.html").read_text(encoding="utf-8")
 
 
 def words(page):
@@ -102,7 +93,7 @@ def read(path):
 
 
 def test_rounding_does_not_hide_on_which_side_of_a_limit_a_figure_lies(pooled_results):
-    summary = json.loads(json_text(pooled_results.document))
+    summary = copy.deepcopy(pooled_results.document)
     for item in (*summary["comparisons"], *summary["pooled"]):
         uniform = item["arms"][1]
         uniform["figures"]["largest_bias"] = {"estimate": 0.0561, "low": 0.0498, "high": 0.0624}
@@ -120,7 +111,7 @@ def test_rounding_does_not_hide_on_which_side_of_a_limit_a_figure_lies(pooled_re
 
 
 @pytest.mark.slow
-def test_a_study_with_folds_begins_with_all_data_sets(pooled_results):
+def test_a_study_with_folds_begins_with_all_data_sets(pooled_folder, pooled_results):
     pooled, first, _ = tables.arm_tables(pooled_results)
     assert (pooled.title, first.title) == ("Both data sets, net", "Lucchi++, net")
     assert "* Primary comparison, with a margin of 0.005" in pooled.note
@@ -139,7 +130,7 @@ def test_a_study_with_folds_begins_with_all_data_sets(pooled_results):
     groups = tables.statistics_groups(pooled_results, pooled_results.pooled[0])
     labels = {row.label for group in groups for row in group.rows}
     assert {"loss, missing, both at ±1", "missing, both at ±1", "largest |B|"} <= labels
-    text = words(draw(pooled_results))
+    text = words(draw(pooled_folder))
     assert text.index("Both data sets, net") < text.index("Lucchi++, net")
     assert "36 of 36 runs done: 2 data sets, 1 network, 3 arms, 3 folds and 2 seeds." in text
 
@@ -161,7 +152,8 @@ def test_too_few_replicates_and_missing_data_sets_are_admitted(pooled_results, t
 
 
 @pytest.mark.slow
-def test_the_page_stands_alone_and_shows_everything(results, page):
+def test_the_page_stands_alone_and_shows_everything(results, folder):
+    page = (folder / "report.html").read_text(encoding="utf-8")
     assert "script" not in standing_alone(page).tags
     text = words(page)
     for comparison in results.comparisons:
@@ -176,7 +168,7 @@ def test_the_page_stands_alone_and_shows_everything(results, page):
     charts = re.findall(r'<div class="chart">.*?</div>', page, flags=re.DOTALL)
     assert len(charts) == page.count('<div class="chart"><svg role="img" aria-label="') == 3
     assert all(f"var(--audit-{index})" in "".join(charts) for index in range(len(ARMS)))
-    assert draw(results) == page
+    assert draw(folder) == page
     assert len(page) < 500_000
 
 
@@ -184,29 +176,27 @@ def test_the_page_stands_alone_and_shows_everything(results, page):
 def test_hostile_text_stays_text(tmp_path):
     failed = dict.fromkeys(("dataset", "architecture", "arm", "error"), HOSTILE) | {"seed": 3}
     arms = {HOSTILE: (-0.2, 0.0), "=1+1": (0.0, 0.01)}
-    results = StudyResults.load(
-        make(tmp_path, comparisons=[(HOSTILE, HOSTILE)], arms=arms, baseline=HOSTILE, failed=[failed])
-    )
+    folder = make(tmp_path, comparisons=[(HOSTILE, HOSTILE)], arms=arms, baseline=HOSTILE, failed=[failed])
     circumstances = {"versions": {HOSTILE: HOSTILE}, "machine": [HOSTILE], "created": HOSTILE}
-    runs = tuple(dataclasses.replace(run, circumstances=circumstances) for run in results.runs)
-    results = dataclasses.replace(results, runs=runs, config=HOSTILE)
-    parsed = Page(files.write_study_report(results, tmp_path / "report.html").read_text(encoding="utf-8"))
+    for path in folder.glob("runs/*/result.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | circumstances))
+    (folder / "config.yaml").write_text(HOSTILE)
+    parsed = Page(draw(folder))
     assert not {"script", "img"} & set(parsed.tags)
     assert "{{ 7*7 }}" in " ".join(parsed.text)
-    for svg in (tmp_path / "figures").glob("*.svg"):
+    for svg in (folder / "figures").glob("*.svg"):
         ET.parse(svg)  # noqa: S314 - our own file
-    for table in (tmp_path / "tables").iterdir():
+    for table in (folder / "tables").iterdir():
         assert not [cell for row in read(table) for cell in row.values() if cell.startswith(("=", "@"))]
 
 
 @pytest.mark.slow
 def test_without_runs_or_one_of_the_baseline_there_is_nothing_to_compare(tmp_path):
-    nothing = Page(draw(StudyResults.load(make(tmp_path / "nothing", comparisons=(), failed=[FAILED]))))
+    nothing = Page(draw(make(tmp_path / "nothing", comparisons=(), failed=[FAILED])))
     assert "0 of 1 run done, 1 failed." in " ".join(" ".join(nothing.text).split())
     assert "svg" not in nothing.tags
-    text = words(
-        draw(StudyResults.load(make(tmp_path, slices=1, arms={"uniform": (0.0, 0.0), "center": (0.01, 0.0)})))
-    )
+    arms = {"uniform": (0.0, 0.0), "center": (0.01, 0.0)}
+    text = words(draw(make(tmp_path, slices=1, arms=arms)))
     assert "No arm can be compared with pretrained" in text
     assert "minus" not in text
 
@@ -216,10 +206,9 @@ def test_what_was_not_logged_is_not_drawn(tmp_path):
     for pattern in ("config.yaml", "runs/*/result.json", "runs/*/example.npz", "runs/*/log/metrics.csv"):
         for path in folder.glob(pattern):
             path.unlink()
-    path = files.write_study_report(StudyResults.load(folder), tmp_path / "report.html")
-    assert not {"learning", "examples"} & set(Page(path.read_text(encoding="utf-8")).ids)
+    assert not {"learning", "examples"} & set(Page(draw(folder)).ids)
     # What run.json says of missing slices is still drawn.
-    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"forest.svg", "stress.svg"}
+    assert {path.name for path in (folder / "figures").iterdir()} == {"forest.svg", "stress.svg"}
 
 
 # Charts.
@@ -237,7 +226,7 @@ def test_no_result_lies_beyond_its_axis(tmp_path, loss):
 
 
 def test_the_forest_shows_means_and_margins_of_each_block(pooled_results):
-    with settings():
+    with style.settings():
         figure = charts.forest_figure(pooled_results).figure
     titles = [title for axes in figure.axes if (title := axes.get_title(loc="left"))]
     assert titles == ["Both data sets, net", "Lucchi++, net", "ISBI 2012, net"]
@@ -266,12 +255,8 @@ def test_the_bias_is_followed_during_training(results, tmp_path):
 # What disturbed slices cost.
 
 
-def losses(before, after, kinds=("missing", "blank"), reference="labels", offset=1):
-    found = [
-        BriefLoss(kind, offset, 0.9 - before, 0.9 - after, 0.5, Interval(before - after, math.nan, math.nan))
-        for kind in kinds
-    ]
-    return StressSummary(reference, 9, 0.9, 0.8, tuple(found))
+def losses(before, after, **options):
+    return make_stress(before, after, kinds=("missing", "blank"), **options)
 
 
 def test_the_chart_shows_mean_losses_before_and_after():
@@ -279,7 +264,7 @@ def test_the_chart_shows_mean_losses_before_and_after():
         charts.StressItem("one", 0, (losses(0.3, 0.1), losses(0.1, math.nan)), "a"),
         charts.StressItem("two", 1, (losses(0.05, -0.02),), "b"),
     ]
-    with settings():
+    with style.settings():
         drawing = charts.stress_figure(items)
     ends = [
         [tuple(np.round(line.get_xdata(), 6)) for line in axes.lines if len(line.get_xdata()) == 2][:2]
@@ -297,11 +282,12 @@ def test_the_chart_shows_mean_losses_before_and_after():
 # Examples.
 
 
-def test_outlines_tell_labels_from_predictions():
+def test_outlines_tell_labels_from_predictions(results):
     labels, predicted = np.zeros((2, 192, 192), np.uint8)
     labels[40:80, 40:80] = 1
     predicted[40:80, 40:100] = 1
-    layer = pictures.outlines(ExampleSlice(np.zeros((192, 192), np.uint8), labels, predicted))
+    parts = {"image": np.zeros_like(labels), "labels": labels, "predicted": predicted}
+    layer = pictures.outlines(dataclasses.replace(results.runs[0].example, **parts))
 
     def colour(y, x):
         return tuple(layer[y, x, :3].tolist()) if layer[y, x, 3] else None
@@ -315,12 +301,10 @@ def test_outlines_tell_labels_from_predictions():
 
 
 def test_charts_and_tables_lie_beside_the_page(results, folder):
-    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    names = {kind: {path.name for path in (folder / kind).iterdir()} for kind in ("figures", "tables")}
     assert names == {
-        ".evenslice-files.json",
-        "report.html",
-        *(f"figures/{name}.svg" for name in ("forest", "learning", "stress")),
-        *(f"tables/{name}.csv" for name in ("arms", "pooled")),
+        "figures": {"forest.svg", "learning.svg", "stress.svg"},
+        "tables": {"arms.csv", "pooled.csv"},
     }
     arms, arm = read(folder / "tables" / "arms.csv"), arm_of(results, "uniform")
     chosen = [
@@ -337,23 +321,15 @@ def test_charts_and_tables_lie_beside_the_page(results, folder):
 # The command.
 
 
-def run_command(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["evenslice", "report", *map(str, arguments)])
-    with pytest.raises(SystemExit) as status:
-        cli.main()
-    return status.value.code
-
-
 @pytest.mark.slow
-def test_the_report_command_draws_the_page_of_a_study_anew(tmp_path, monkeypatch, capsys):
+def test_the_report_command_draws_the_page_of_a_study_anew(tmp_path, capsys):
     folder = make(tmp_path)
-    assert run_command(monkeypatch, folder) == 0
+    assert Page(draw(folder)).ids
     printed = capsys.readouterr().out
     assert "Lucchi++, EfficientNet-Lite0 U-Net" in printed
     assert "report.html" in printed.replace("\n", "")  # long paths are wrapped
     assert max(map(len, printed.splitlines())) <= 80
-    assert Page((folder / "report.html").read_text(encoding="utf-8")).ids
     shutil.rmtree(folder / "figures")
-    assert run_command(monkeypatch, folder, "--json") == 0
+    assert call("report", folder, "--json") == 0
     assert json.loads(capsys.readouterr().out) == json.loads((folder / "summary.json").read_text())
     assert (folder / "figures" / "forest.svg").exists()

@@ -2,15 +2,15 @@
 
 import pytest
 
-from evenslice.studying import study_runner
-
 
 @pytest.fixture
 def drawn():
     """Let the studies of a test draw their pages."""
 
 
-@pytest.fixture(autouse=True)
-def _without_pages(request, monkeypatch):
+@pytest.fixture
+def without_pages(request, monkeypatch):
+    """Let studies draw no pages, but for a test that looks at them."""
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(study_runner, "write_study_report", lambda _, path: path.exists() or path.touch())
+        name = "evenslice.studying.study_runner.write_study_report"
+        monkeypatch.setattr(name, lambda _, path: path.exists() or path.touch())

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 from commands import run_command
+from tiny_training import PAIR, study_options
 
 NETWORKS = """
 import torch
@@ -21,37 +22,24 @@ def tiny():
     return network
 """
 
-PAIR = {"image": "image.npy", "labels": "labels.npy"}
-OPTIONS = {
-    "seeds": [0, 1],
-    "training": {
-        "task": "classification",
-        "steps": 60,
-        "batch": 8,
-        "crop": [8, 8],
-        "learning_rate": 0.1,
-        "validate_every": 30,
-        "monitor_every": 30,
-        "dtype": "float32",
-        "accelerator": "cpu",
-    },
-    "audit": {"max_windows": 8},
-    "arms": [
+PARTS = {
+    name: [{**PAIR, "slices": slices}]
+    for name, slices in {"train": [0, 12], "validation": [13, 17], "test": [18, 24]}.items()
+}
+OPTIONS = study_options(
+    "",
+    seeds=[0, 1],
+    arms=[
         {"name": "pretrained", "strategy": "pretrained"},
         {"name": "symmetrized", "network_of": "pretrained", "symmetrize": "output"},
         {"name": "uniform"},
     ],
-    "architectures": [{"name": "tiny", "spec": "tiny_classifiers:tiny", "weights": "none"}],
-    "datasets": [
-        {
-            "name": "blobs",
-            "train": [{**PAIR, "slices": [0, 12]}],
-            "validation": [{**PAIR, "slices": [13, 17]}],
-            "test": [{**PAIR, "slices": [18, 24]}],
-        }
-    ],
-    "primary": {"arm": "uniform", "margin": 0.02},
-}
+    architectures=[{"name": "tiny", "spec": "tiny_classifiers:tiny", "weights": "none"}],
+    datasets=[{"name": "blobs", **PARTS}],
+    primary={"arm": "uniform", "margin": 0.02},
+)
+OPTIONS["training"] |= {"task": "classification", "steps": 60, "batch": 8, "crop": [8, 8]}
+OPTIONS["training"] |= {"learning_rate": 0.1, "validate_every": 30, "monitor_every": 30}
 pytestmark = pytest.mark.slow
 
 

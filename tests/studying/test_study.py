@@ -15,63 +15,10 @@ import torch
 from commands import Command
 from tiny_training import PAIR
 
-from evenslice import ConfigError, StudyConfig, VolumeError, load_config, study
-from evenslice.results import StudyResults
-from evenslice.studying import study_runner
+import evenslice
+from evenslice import ConfigError, StudyConfig, VolumeError, load_config
 
-NETWORKS = """
-import os
-import time
-
-import torch
-from torch import nn
-
-
-class Slow(nn.Module):
-    "Takes its time in training, if it is asked to."
-
-    def forward(self, x):
-        time.sleep(float(os.environ.get("SLOW", 0)) if self.training else 0)
-        return x
-
-
-def small():
-    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1), Slow())
-    torch.manual_seed(1)
-    with torch.no_grad():
-        network[0].weight.copy_((torch.rand(4, 3, 3, 3) - 0.4) * torch.tensor([1.0, 4.0, 0.2]).view(3, 1, 1))
-    return network
-
-
-class Crashing(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.main = small()
-
-    def forward(self, x):
-        if self.training:
-            raise RuntimeError("no luck,\\ntoday")
-        return self.main(x)
-
-
-def crashing():
-    return Crashing().eval()
-"""
-
-
-@pytest.fixture(scope="module")
-def folder(tiny_inputs, tmp_path_factory):
-    """A folder of data and of networks to import; the current one."""
-    folder, threads = tmp_path_factory.mktemp("studying"), torch.get_num_threads()
-    (folder / "studied.py").write_text(NETWORKS)
-    for name in ("image.npy", "labels.npy"):
-        shutil.copy(tiny_inputs / name, folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.syspath_prepend(str(folder))
-        torch.set_num_threads(1)
-        yield folder
-    torch.set_num_threads(threads)
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_pages")]
 
 
 def options(*, training=None, data=None, architecture=None, **changes):
@@ -84,7 +31,7 @@ def options(*, training=None, data=None, architecture=None, **changes):
         "audit": {"max_windows": 8},
         "arms": [{"name": "pretrained", "strategy": "pretrained"}, {"name": "tied", "tie": "mirror"}],
         "architectures": [
-            {"name": "small", "spec": "studied:small", "weights": "none", **(architecture or {})}
+            {"name": "small", "spec": "tiny_networks:unequal", "weights": "none", **(architecture or {})}
         ],
         "datasets": [{"name": "blobs", "validation_fraction": 0.1, **slices, **(data or {})}],
         **changes,
@@ -100,6 +47,10 @@ def run_files(out):
     return sorted(out.glob("runs/*/run.json"))
 
 
+def results(out):
+    return [json.loads(path.with_name("result.json").read_text()) for path in run_files(out)]
+
+
 def figures(out):
     """What runs found, without what differs from one time to another."""
     found = [json.loads(path.read_text()) for path in run_files(out)]
@@ -107,10 +58,10 @@ def figures(out):
 
 
 @pytest.fixture(scope="module")
-def done(folder):
+def done(inputs):
     """An undisturbed study of two arms and two seeds, with its page."""
-    out, seen = folder / "done", []
-    summary = study(options(seeds=[0, 1]), out, on_finished=lambda *progress: seen.append(progress))
+    out, seen = inputs / "done", []
+    summary = evenslice.study(options(seeds=[0, 1]), out, on_finished=lambda *progress: seen.append(progress))
     return out, summary, seen
 
 
@@ -120,7 +71,6 @@ def copied(done, tmp_path):
     return Path(shutil.copytree(done[0], tmp_path / "study"))
 
 
-@pytest.mark.slow
 def test_a_study_writes_what_it_found(done):
     out, summary, seen = done
     assert (summary["planned"], summary["finished"], summary["failed"]) == (4, 4, [])
@@ -129,6 +79,12 @@ def test_a_study_writes_what_it_found(done):
         (seed, arm) for seed in (0, 1) for arm in ("pretrained", "tied")
     ]
     assert json.loads((out / "summary.json").read_text()) == summary
+    shown = summary._repr_html_()  # in a notebook
+    assert (
+        shown.index("4 of 4 runs finished")
+        < shown.index("blobs, small")
+        < shown.index("Dice minus pretrained")
+    )
     columns = "dataset,architecture,arm,fold,seed,dice,iou,directional_bias,asymmetry,imbalance,share_-1,share_0,share_1,seconds"
     assert (out / "results.csv").read_text().startswith(columns)
     table = rows(out)
@@ -139,8 +95,8 @@ def test_a_study_writes_what_it_found(done):
         assert row["status"] == "done"
         assert 0 <= float(row["dice"]) <= 1
         assert sum(float(row[f"share_{k}"]) for k in (-1, 0, 1)) == pytest.approx(1)
-        (folder,) = out.glob(f"runs/*{row['key']}")
-        stress = json.loads((folder / "result.json").read_text())["stress"]
+        (run,) = out.glob(f"runs/*{row['key']}")
+        stress = json.loads((run / "result.json").read_text())["stress"]
         missing = stress["losses"][0]
         assert (missing["kind"], missing["offset"]) == ("missing", 1)
         found = [float(row[f"stress_{name}"]) for name in ("before", "after", "both", "intact", "reversed")]
@@ -163,10 +119,9 @@ def test_the_arms_are_what_they_should_be(done):
     assert others["reliance"] < 1e-4 < estimates["reliance"]
     assert (summary["definitions"], tied["seeds"]) == (2, [0, 1])
     assert tied["differences"]["dice"]["estimate"] == pytest.approx(others["dice"] - estimates["dice"])
-    for run in StudyResults.load(out).runs:
-        assert run.stress.slices > 0
-        if run.arm == "tied":  # symmetric: it answers a reversed window alike, but for rounding
-            assert run.stress.reversed == pytest.approx(run.stress.intact, abs=1e-3)
+    for row in rows(out):
+        if row["arm"] == "tied":  # symmetric: it answers a reversed window alike, but for rounding
+            assert float(row["stress_reversed"]) == pytest.approx(float(row["stress_intact"]), abs=1e-3)
 
 
 def test_a_run_leaves_what_a_report_needs(done):
@@ -180,10 +135,9 @@ def test_a_run_leaves_what_a_report_needs(done):
             assert example["labels"].sum() > 0
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("drawn")
 def test_a_study_ends_with_its_page_and_the_command_prints_tables(copied, command, tmp_path, monkeypatch):
-    monkeypatch.setattr(study_runner, "execute", None)  # nothing is left to do
+    monkeypatch.setattr("evenslice.studying.study_runner.execute", None)  # nothing is left to do
     monkeypatch.setenv("COLUMNS", "200")
     (tmp_path / "again.yaml").write_text((copied / "config.yaml").read_text())
     printed = command("study", "again.yaml", "--out", copied)
@@ -201,22 +155,21 @@ def test_a_study_ends_with_its_page_and_the_command_prints_tables(copied, comman
     assert json.loads(command("study", "again.yaml", "--out", copied, "--json").stdout)["finished"] == 4
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("drawn")
-def test_a_study_without_stress_has_no_such_columns(folder):
-    out, said = folder / "unstressed", []
+def test_a_study_without_stress_has_no_such_columns(inputs):
+    out, said = inputs / "unstressed", []
     unstressed = options(training={"stress": False})
-    study(unstressed, out, on_start=said.extend)
+    evenslice.study(unstressed, out, on_start=said.extend)
     assert not any(name.startswith("stress") for name in rows(out)[0])
-    assert StudyResults.load(out).runs[0].stress is None
+    assert [result["stress"] for result in results(out)] == [None, None]
     assert '<section id="stress">' not in (out / "report.html").read_text(encoding="utf-8")
-    study(options(), out, on_start=said.extend)  # losses are asked for now
+    evenslice.study(options(), out, on_start=said.extend)  # losses are asked for now
     runs = "blobs, small, pretrained, fold 0, seed 0; blobs, small, tied, fold 0, seed 0"
     assert said == [f"training.stress: these finished runs were tested without it, and stay so: {runs}"]
     assert (
-        study(options(audit={"max_windows": 9}), out)["finished"] == 2
+        evenslice.study(options(audit={"max_windows": 9}), out)["finished"] == 2
     )  # nor do they fail where audited again
-    assert StudyResults.load(out).runs[0].stress is None
+    assert [result["stress"] for result in results(out)] == [None, None]
 
 
 def test_a_run_that_version_0_2_audited_is_kept_and_named(copied):
@@ -225,7 +178,7 @@ def test_a_run_that_version_0_2_audited_is_kept_and_named(copied):
     del record["definitions"]
     old.write_text(json.dumps(record))
     said = []
-    summary = study(options(seeds=[0, 1]), copied, on_start=said.extend)
+    summary = evenslice.study(options(seeds=[0, 1]), copied, on_start=said.extend)
     (line,) = said
     assert line.startswith("audit: these finished runs were audited by version 0.2, and have no figures")
     assert line.endswith(": blobs, small, pretrained, fold 0, seed 0")
@@ -244,36 +197,35 @@ def test_a_run_that_version_0_2_audited_is_kept_and_named(copied):
 
 def test_a_finished_study_repeats_nothing(done, monkeypatch):
     out, summary, _ = done
-    monkeypatch.setattr(study_runner, "execute", None)
-    assert study(options(seeds=[0, 1]), out) == summary
+    monkeypatch.setattr("evenslice.studying.study_runner.execute", None)
+    assert evenslice.study(options(seeds=[0, 1]), out) == summary
     moved = options(seeds=[1, 0], training={"accelerator": "auto", "workers": 1}, data={"root": "."})
     moved["arms"][1]["name"] = "symmetric"
-    again = study(moved, out)
+    again = evenslice.study(moved, out)
     assert again["finished"] == 4
     assert [arm["arm"] for arm in again["comparisons"][0]["arms"]] == ["pretrained", "symmetric"]
 
 
-@pytest.mark.slow
 def test_other_options_of_the_audit_repeat_the_audit_alone(copied, done, monkeypatch):
     networks = {path: path.stat().st_mtime_ns for path in copied.glob("runs/*/network.safetensors")}
     again = options(seeds=[0, 1], audit={"max_windows": 5})
-    after = study(again, copied)
+    after = evenslice.study(again, copied)
     assert {path: path.stat().st_mtime_ns for path in networks} == networks
     assert {json.loads(path.read_text())["audit"]["max_windows"] for path in run_files(copied)} == {5}
     assert {row["windows"] for row in rows(copied)} == {"5"}
     dice = ([arm["figures"]["dice"] for arm in found["comparisons"][0]["arms"]] for found in (done[1], after))
     assert next(dice) == next(dice)
-    monkeypatch.setattr(study_runner, "execute", None)
-    assert study(again, copied) == after
+    monkeypatch.setattr("evenslice.studying.study_runner.execute", None)
+    assert evenslice.study(again, copied) == after
 
 
 @pytest.fixture
-def own_data(folder, tmp_path):
+def own_data(inputs, tmp_path):
     """A copy of the data, the options of a study on it, and a function that changes its labels."""
     data = tmp_path / "data"
     data.mkdir()
     for name in ("image.npy", "labels.npy"):
-        shutil.copy(folder / name, data)
+        shutil.copy(inputs / name, data)
     return (
         data,
         options(data={"root": str(data)}),
@@ -281,35 +233,33 @@ def own_data(folder, tmp_path):
     )
 
 
-@pytest.mark.slow
 def test_a_study_does_not_mix_runs_or_audits_of_other_data(own_data, tmp_path, monkeypatch):
     (data, values, change), out = own_data, tmp_path / "mixed"
-    study(values, out)
+    evenslice.study(values, out)
     before = figures(out)
     change()
     trained = "datasets: 'blobs': its files are not those on which .*/runs/.* was trained and tested; restore"
     for more in ({"seeds": [0, 1]}, {"audit": {"max_windows": 5}}):
         with pytest.raises(ConfigError, match=trained):
-            study({**values, **more}, out)
+            evenslice.study({**values, **more}, out)
     assert figures(out) == before
     kept = {path: path.read_text() for path in run_files(out)}
     for path in kept:  # as if it had been interrupted before the audits
         path.unlink()
     with pytest.raises(ConfigError, match=trained):
-        study(values, out)
+        evenslice.study(values, out)
     for path, text in kept.items():
         path.write_text(text)
     (data / "labels.npy").unlink()
-    monkeypatch.setattr(study_runner, "execute", None)
-    assert study(values, out)["finished"] == 2  # nothing is read of what is gone
+    monkeypatch.setattr("evenslice.studying.study_runner.execute", None)
+    assert evenslice.study(values, out)["finished"] == 2  # nothing is read of what is gone
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("what", ["data", "weights"])
-def test_runs_on_files_that_change_during_a_study_fail(folder, own_data, tmp_path, what):
+def test_runs_on_files_that_change_during_a_study_fail(inputs, own_data, tmp_path, what):
     data, values, change = own_data
     out, weights = tmp_path / "out", tmp_path / "changing.pt"
-    state = importlib.import_module("studied").small().state_dict()
+    state = importlib.import_module("tiny_networks").unequal().state_dict()
     message = r"datasets: 'blobs': its files are not those with which the study was started; restore them"
     if what == "weights":
         torch.save(state, weights)
@@ -319,25 +269,26 @@ def test_runs_on_files_that_change_during_a_study_fail(folder, own_data, tmp_pat
         def change(*_):
             torch.save({name: 2 * value for name, value in state.items()}, weights)
 
-    summary = study(values, out, on_finished=change)
+    summary = evenslice.study(values, out, on_finished=change)
     (failed,) = summary["failed"]
     assert (summary["finished"], failed["arm"]) == (1, "tied")
     assert re.match(message, failed["error"])
     assert not list(out.glob("runs/*tied*/network.safetensors"))
-    shutil.copy(folder / "labels.npy", data)
-    assert study(values, out)["finished"] == 2
+    shutil.copy(inputs / "labels.npy", data)
+    assert evenslice.study(values, out)["finished"] == 2
 
 
 # Mistakes
 
 
-@pytest.mark.slow
-def test_a_crashed_run_is_recorded_and_the_rest_goes_on(folder, command, tmp_path):
+def test_a_crashed_run_is_recorded_and_the_rest_goes_on(inputs, command, tmp_path):
     torch.save({"other.weight": torch.zeros(2)}, tmp_path / "unfit.pt")
-    broken, out, tried = options(data={"root": str(folder)}), tmp_path / "broken", []
+    broken, out, tried = options(data={"root": str(inputs)}), tmp_path / "broken", []
     broken["arms"].append({"name": "lost", "weights": str(tmp_path / "unfit.pt")})
-    broken["architectures"].insert(0, {"name": "crashing", "spec": "studied:crashing", "weights": "none"})
-    summary = study(broken, out)
+    broken["architectures"].insert(
+        0, {"name": "crashing", "spec": "tiny_networks:crashing", "weights": "none"}
+    )
+    summary = evenslice.study(broken, out)
     assert summary["finished"] == 2
     errors = {(run["architecture"], run["arm"]): run["error"] for run in summary["failed"]}
     assert set(errors) == {*(("crashing", arm) for arm in ("pretrained", "tied", "lost")), ("small", "lost")}
@@ -350,7 +301,7 @@ def test_a_crashed_run_is_recorded_and_the_rest_goes_on(folder, command, tmp_pat
     done = command("study", "failing.yaml", "--out", out)
     assert done.returncode == 1  # a status of its own
     assert "no luck" in done.stdout
-    study(broken, out, on_finished=lambda outcome, *_: tried.append(outcome.arm))
+    evenslice.study(broken, out, on_finished=lambda outcome, *_: tried.append(outcome.arm))
     assert sorted(tried) == ["lost", "lost", "pretrained", "tied"]  # those that failed, and no others
 
 
@@ -384,9 +335,9 @@ SAME = {"strategy": "mirror", "tie": "mirror"}
         ),
     ],
 )
-def test_mistakes_stop_a_study_before_its_first_run(folder, tmp_path, change, kind, message):
+def test_mistakes_stop_a_study_before_its_first_run(inputs, tmp_path, change, kind, message):
     with pytest.raises(kind, match=message):
-        study(options(**change), tmp_path / "bad")
+        evenslice.study(options(**change), tmp_path / "bad")
     assert not list(tmp_path.glob("bad/**/log"))
 
 
@@ -401,18 +352,19 @@ def wait_for(condition, process, seconds=300):
         time.sleep(0.02)
 
 
-@pytest.mark.slow
-def test_a_killed_study_goes_on_where_it_was(folder, done):
-    (folder / "killed.yaml").write_text(json.dumps(options(seeds=[0, 1])))
+def test_a_killed_study_goes_on_where_it_was(inputs, done):
+    (inputs / "killed.yaml").write_text(json.dumps(options(seeds=[0, 1])))
     environment = {"SLOW": "0.15", "PYTHONWARNINGS": "error"}
-    process = Command("study", "killed.yaml", "--out", "killed", cwd=folder, **environment)
-    out, tried = folder / "killed", []
+    process = Command("study", "killed.yaml", "--out", "killed", cwd=inputs, **environment)
+    out, tried = inputs / "killed", []
     wait_for(lambda: len(run_files(out)) == 1 and list(out.glob("runs/*/checkpoints/last.ckpt")), process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     (finished_run,) = run_files(out)
     written = finished_run.stat().st_mtime_ns
-    summary = study(options(seeds=[0, 1]), out, on_finished=lambda outcome, *_: tried.append(outcome.key))
+    summary = evenslice.study(
+        options(seeds=[0, 1]), out, on_finished=lambda outcome, *_: tried.append(outcome.key)
+    )
     assert (summary["finished"], len(tried)) == (4, 3)
     assert finished_run.stat().st_mtime_ns == written
     assert figures(out) == figures(done[0])  # as if nothing had happened

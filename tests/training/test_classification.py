@@ -5,17 +5,14 @@ import re
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file
 from sklearn.metrics import balanced_accuracy_score, f1_score
-from tiny_training import RunFiles
+from tiny_training import PAIR, RunFiles, training_options
 
-from evenslice import (
-    ModelError,
-    TrainConfig,
-    load_onnx,
-    train,
-)
+import evenslice
+from evenslice import ModelError, TrainConfig, load_onnx
+
+pytestmark = pytest.mark.slow
 
 NETWORKS = """
 import torch
@@ -60,49 +57,30 @@ def write_data(folder):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("classification")
-    (folder / "classifiers.py").write_text(NETWORKS)
-    write_data(folder)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.chdir(folder)
-        patched.syspath_prepend(str(folder))
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        yield folder
-        torch.set_num_threads(threads)
+def folder(inputs):
+    """A folder of data and of networks to import; the current one."""
+    (inputs / "classifiers.py").write_text(NETWORKS)
+    write_data(inputs)
+    return inputs
 
 
 def make_config(
     folder, *, labels="labels.npy", data=None, augmentation=None, spec="classifiers:probe", **training
 ):
-    pair = {"image": "image.npy", "labels": labels}
-    options = {
-        "data": {
-            "name": "planted",
-            "root": str(folder),
-            "label_values": [3, 7],
-            "train": [{**pair, "slices": [0, 20]}],
-            "validation": [{**pair, "slices": [21, 29]}],
-            "test": [{**pair, "slices": [30, 40]}],
-            **(data or {}),
-        },
-        "model": {"spec": spec, "weights": "none", "strategy": "pretrained"},
-        "augmentation": {"z_flip": False, "intensity": False, **(augmentation or {})},
-        "training": {
-            "task": "classification",
-            "steps": 200,
-            "batch": 32,
-            "crop": [5, 5],
-            "learning_rate": 0.1,
-            "weight_decay": 0,
-            "validate_every": 50,
-            "monitor_every": 100,
-            "dtype": "float32",
-            "accelerator": "cpu",
-            **training,
-        },
+    pair, given = {**PAIR, "labels": labels}, {"task": "classification", "steps": 200, "batch": 32}
+    given |= {
+        "crop": [5, 5],
+        "learning_rate": 0.1,
+        "weight_decay": 0,
+        "validate_every": 50,
+        "monitor_every": 100,
     }
+    options = training_options(folder, **given | training)
+    options["data"] |= {"label_values": [3, 7], "train": [{**pair, "slices": [0, 20]}]}
+    options["data"] |= {"validation": [{**pair, "slices": [21, 29]}], "test": [{**pair, "slices": [30, 40]}]}
+    options["data"] |= data or {}
+    options["model"] |= {"spec": spec, "strategy": "pretrained"}
+    options["augmentation"] = {"z_flip": False, "intensity": False, **(augmentation or {})}
     return TrainConfig.model_validate(options)
 
 
@@ -110,14 +88,13 @@ def make_config(
 def planted(folder, tmp_path_factory):
     """A run whose data say that the class of a voxel is whether the same voxel of the next slice is bright."""
     run = tmp_path_factory.mktemp("planted") / "run"
-    train(make_config(folder), run, progress=False)
+    evenslice.train(make_config(folder), run, progress=False)
     return run
 
 
 # Training
 
 
-@pytest.mark.slow
 def test_a_linear_probe_finds_the_voxel_that_the_class_depends_on(planted):
     result = RunFiles(planted).read_result()
     assert result["accuracy"] > 0.97
@@ -157,24 +134,24 @@ def test_validation_and_the_bias_are_logged(planted):
     assert measured[-1]["directional_bias"] > 0.5
 
 
-@pytest.mark.slow
 def test_reversed_windows_hide_a_class_that_depends_on_the_next_slice(folder, tmp_path):
     """Half of all windows are reversed: then the next slice says what the class is, or nothing, and 3 of 4 are found."""
-    result = train(make_config(folder, augmentation={"z_flip": True}), tmp_path / "run", progress=False)
+    result = evenslice.train(
+        make_config(folder, augmentation={"z_flip": True}), tmp_path / "run", progress=False
+    )
     assert 0.6 < result["accuracy"] < 0.85
 
 
-@pytest.mark.slow
 def test_voxels_to_ignore_are_neither_learned_nor_counted(folder, tmp_path):
     config = make_config(folder, labels="half.npy", data={"ignore_label": IGNORED_VALUE})
-    result = train(config, tmp_path / "run", progress=False)
+    result = evenslice.train(config, tmp_path / "run", progress=False)
     assert np.sum(result["confusion"]) == 10 * 24 * 12
     assert result["accuracy"] > 0.97
 
 
 def test_a_class_counts_although_no_centre_of_the_lattice_is_on_it(folder, tmp_path):
     data = {"test": [{"image": "wide.npy", "labels": "rare.npy"}]}
-    result = train(make_config(folder, data=data, steps=1), tmp_path / "run", progress=False)
+    result = evenslice.train(make_config(folder, data=data, steps=1), tmp_path / "run", progress=False)
     assert [sum(row) for row in result["confusion"]] == [3 * 24 * 24, 3]
 
 
@@ -191,7 +168,7 @@ def test_a_class_counts_although_no_centre_of_the_lattice_is_on_it(folder, tmp_p
 )
 def test_a_network_of_another_task_is_refused(folder, tmp_path, changes, message):
     with pytest.raises(ModelError, match=message):
-        train(make_config(folder, **changes), tmp_path / "run", progress=False)
+        evenslice.train(make_config(folder, **changes), tmp_path / "run", progress=False)
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
@@ -220,7 +197,6 @@ def test_a_classifier_is_audited_on_windows_as_large_as_its_crops(folder, plante
     assert audited(folder, command, "--run", planted, "--tile", "8", "8") == [8, 8]
 
 
-@pytest.mark.slow
 def test_a_folder_for_hugging_face_states_the_size_of_the_crops(folder, planted, command, tmp_path):
     hub = tmp_path / "hub"
     network = ("export", "--model", "classifiers:probe", "--to")

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tiny_training
 import torch
+from formulas import linear
 from skimage.metrics import variation_of_information
-from torch import nn
+from tiny_training import PAIR
 
 import evenslice
 from evenslice import ConfigError, Reading
@@ -29,22 +30,20 @@ def cells():
     return numbers, boundaries(numbers, "dense")
 
 
-class Bright(nn.Module):
-    def forward(self, x):
-        return torch.stack([0.5 - x[:, 1], x[:, 1] - 0.5], dim=1)
-
-
 def test_slice_windows_evaluate_and_audit_find_them(cells):
     numbers, edges = cells
     image, options = edges.astype(np.float32), {"reading": DENSE}
     window, labels = evenslice.SliceWindows(image, numbers, foreground=1.0, crop=(32, 32), **options)[0]
     assert torch.equal(labels, window[1].round().long())
-    assert evenslice.evaluate(Bright(), edges, numbers, **options).dice == 1
+    assert evenslice.evaluate(linear(0.0, 1.0, 0.0), edges, numbers, surfaces=False, **options).dice == 1
     more = {"sampling": evenslice.Sampling(max_windows=8), "compute": evenslice.Compute(dtype="float32")}
-    assert evenslice.audit(Bright(), edges, labels=numbers, **options, **more).stress.intact == 1
+    assert evenslice.audit(linear(0.0, 1.0, 0.0), edges, labels=numbers, **options, **more).stress.intact == 1
     with pytest.raises(ConfigError, match="instances='dense': gives 2 classes"):
         evenslice.SliceWindows(image, numbers, classes=3, **options)
-    for call in (evenslice.SliceWindows, lambda *given, **more: evenslice.audit(Bright(), *given, **more)):
+    for call in (
+        evenslice.SliceWindows,
+        lambda *given, **more: evenslice.audit(linear(0.0, 1.0, 0.0), *given, **more),
+    ):
         with pytest.raises(ConfigError, match="instances: has no effect without labels"):
             call(image, **options)
 
@@ -59,23 +58,21 @@ def test_the_background_of_sparse_objects_is_no_object():
     inside = (numbers[0] > 0) & (edges[0] == 0)
     expected = variation_of_information(numbers[0][inside], np.ones(inside.sum(), int))
     reading = Reading(instances="sparse", intensity=(0, 1))
-    objects = (
-        evenslice.evaluate(Bright(), merged, numbers, reading=reading, surfaces=False)
-        .scores.volumes[0]
-        .objects
-    )
+    found = evenslice.evaluate(linear(0.0, 1.0, 0.0), merged, numbers, reading=reading, surfaces=False)
+    objects = found.scores.volumes[0].objects
     assert expected == pytest.approx((0, 1))
     np.testing.assert_allclose(objects[1:], expected, atol=1e-12)
     assert objects[0] == pytest.approx(1 / 3, abs=0.01)  # one object for two: recall 1, precision .5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"classes": 3}, "data.instances: 'dense': gives 2 classes, inside and boundary, not 3"),
         ({"label_values": [0, 5]}, "data.instances: 'dense': object numbers are not class values"),
         ({"instances": "all"}, "data.instances: 'all': should be 'sparse' or 'dense'"),
-        ({"train": [{**tiny_training.PAIR, "labels": "one.npy"}]}, "has no voxel of class 1"),
+        ({"train": [{**PAIR, "labels": "one.npy"}]}, "has no voxel of class 1"),
     ],
 )
 def test_a_configuration_is_checked(cells, tmp_path, changes, message):
@@ -86,7 +83,7 @@ def test_a_configuration_is_checked(cells, tmp_path, changes, message):
         ("one", np.ones_like(numbers)),
     ):
         np.save(tmp_path / f"{name}.npy", array)
-    options = {"root": str(tmp_path), "train": [tiny_training.PAIR], "instances": "dense", **changes}
+    options = {"root": str(tmp_path), "train": [PAIR], "instances": "dense", **changes}
     with pytest.raises(ConfigError, match=message):
         evenslice.train({"data": options}, tmp_path / "run")
 
@@ -103,15 +100,10 @@ def test_a_run_remembers_it(cells, tmp_path, command):
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
-    scores, quick = (
-        {},
-        {"steps": 2, "validate_every": 2, "monitor_every": None, "crop": [16, 16], "stress": False},
-    )
+    scores = {}
+    quick = {"steps": 2, "validate_every": 2, "monitor_every": None, "crop": [16, 16], "stress": False}
     for name, labels, own in (("stored", "labels.npy", {}), ("found", "numbers.npy", {"instances": "dense"})):
-        options, pair = (
-            tiny_training.training_options(tmp_path, **quick),
-            {**tiny_training.PAIR, "labels": labels},
-        )
+        options, pair = tiny_training.training_options(tmp_path, **quick), {**PAIR, "labels": labels}
         options["data"] |= own | {"validation_fraction": 0}
         options["data"] |= {"train": [{**pair, "slices": [0, 14]}], "test": [{**pair, "slices": [16, 24]}]}
         (tmp_path / "train.yaml").write_text(json.dumps(options))

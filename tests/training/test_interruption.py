@@ -12,10 +12,10 @@ import torch
 from commands import run_command
 from tiny_training import RunFiles, finish, run_options, start, start_anew, study_options, trained
 
-from evenslice import TrainConfig, train
-from evenslice.training.lightning_parts import TrainingModule
+import evenslice
+from evenslice import TrainConfig
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(scope="module")
@@ -29,19 +29,6 @@ def config(tiny_run):
     return TrainConfig.model_validate(tiny_run.options)
 
 
-def interrupt_in(monkeypatch, step, *, times=1):
-    """Send signals in a step of the training."""
-    original = TrainingModule.training_step
-
-    def interrupted(self, batch, batch_idx):
-        if self.global_step == step:
-            for _ in range(times):
-                signal.raise_signal(signal.SIGINT)
-        return original(self, batch, batch_idx)
-
-    monkeypatch.setattr(TrainingModule, "training_step", interrupted)
-
-
 def wait_for_step(process, run, step):
     """Wait until a run has logged a step."""
     log, until = RunFiles(run).metrics, time.monotonic() + 300
@@ -52,7 +39,6 @@ def wait_for_step(process, run, step):
 
 
 @pytest.mark.attack
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "status", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
@@ -83,14 +69,11 @@ def test_a_command_that_is_interrupted_says_how_to_resume_it(
     assert trained(run) == undisturbed
 
 
-ATTACK = [pytest.mark.attack, pytest.mark.slow]
-
-
 @pytest.mark.parametrize(
     ("step", "times", "reached"),
     [
-        *(pytest.param(step, 1, step + 1, marks=ATTACK) for step in (0, 1, 19, 79)),
-        pytest.param(32, 2, 20, marks=ATTACK),  # a second signal ends it at once
+        *(pytest.param(step, 1, step + 1, marks=pytest.mark.attack) for step in (0, 1, 19, 79)),
+        pytest.param(32, 2, 20, marks=pytest.mark.attack),  # a second signal ends it at once
         (32, 1, 33),
     ],
 )
@@ -99,21 +82,20 @@ def test_a_run_that_is_interrupted_in_any_step_ends_as_an_undisturbed_one(
 ):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patched:
-        interrupt_in(patched, step, times=times)
+        patched.setenv("INTERRUPT_AT", f"{step + 1} {times}")
         with pytest.raises(KeyboardInterrupt, match=rf"interrupted at step {reached} of 80"):
-            train(config, tmp_path / "run", progress=False)
+            evenslice.train(config, tmp_path / "run", progress=False)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     if step == 1:  # as version 0.2 wrote it
         last = RunFiles(tmp_path / "run").last
         checkpoint = torch.load(last)
         del checkpoint["state_dict"]["network.1.evenslice_mirror_average"], checkpoint["evenslice"]["log"]
         torch.save(checkpoint, last)
-    train(config, tmp_path / "run", resume=True, progress=False)
+    evenslice.train(config, tmp_path / "run", resume=True, progress=False)
     assert trained(tmp_path / "run") == undisturbed
 
 
 @pytest.mark.attack
-@pytest.mark.slow
 @pytest.mark.parametrize(("call", "step"), [(0, 1), (2, 41), (4, 80)])
 def test_a_validation_that_is_interrupted_ends_first(config, undisturbed, tmp_path, monkeypatch, call, step):
     from evenslice.training import trainer
@@ -129,40 +111,37 @@ def test_a_validation_that_is_interrupted_ends_first(config, undisturbed, tmp_pa
     with monkeypatch.context() as patched:
         patched.setattr(trainer, "validation_score", interrupted)
         with pytest.raises(KeyboardInterrupt, match=f"terminated at step {step} of 80"):
-            train(config, tmp_path / "run", progress=False)
-    train(config, tmp_path / "run", resume=True, progress=False)
+            evenslice.train(config, tmp_path / "run", progress=False)
+    evenslice.train(config, tmp_path / "run", resume=True, progress=False)
     assert trained(tmp_path / "run") == undisturbed
 
 
 @pytest.mark.attack
-@pytest.mark.slow
 def test_a_test_that_is_interrupted_is_done_by_the_resumed_run(config, undisturbed, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(
             "evenslice.training.trainer.final_scores", lambda *_, **__: signal.raise_signal(signal.SIGINT)
         )
         with pytest.raises(KeyboardInterrupt, match="interrupted at its test"):
-            train(config, tmp_path / "run", progress=False)
+            evenslice.train(config, tmp_path / "run", progress=False)
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         *("config.yaml", "data.json", "log", "checkpoints", "network.safetensors"),
     }
-    train(config, tmp_path / "run", resume=True, progress=False)
+    evenslice.train(config, tmp_path / "run", resume=True, progress=False)
     assert trained(tmp_path / "run") == undisturbed
 
 
 @pytest.mark.attack
-@pytest.mark.slow
 def test_a_run_that_is_killed_ends_as_an_undisturbed_one(tiny_inputs, config, undisturbed, tmp_path):
     process = start(tiny_inputs, "train", run_options(tiny_inputs), tmp_path / "run", SLOW="0.1")
     wait_for_step(process, tmp_path / "run", 30)  # in the middle of the second epoch
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=200)
-    train(config, tmp_path / "run", resume=True, progress=False)
+    evenslice.train(config, tmp_path / "run", resume=True, progress=False)
     assert trained(tmp_path / "run") == undisturbed
 
 
 @pytest.mark.attack
-@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
 @pytest.mark.parametrize(
     ("more", "number", "begin"),
@@ -198,7 +177,6 @@ def test_all_processes_of_a_training_stop_at_the_same_step(
 
 
 @pytest.mark.attack
-@pytest.mark.slow
 def test_a_study_with_workers_that_is_terminated_ends_in_order(tiny_inputs, tmp_path):
     options, out = study_options(tiny_inputs), tmp_path / "out"
     environment = {"SLOW": "0.1", "PYTHONPATH": str(tiny_inputs)}

@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 import tiny_training
-import torch
-from torch import nn
+from formulas import linear
 from values import by_name
 
 import evenslice
@@ -67,17 +66,7 @@ def test_what_cannot_be(array, options, kind, message):
         classes(array, 2, **options)
 
 
-class Bright(nn.Module):
-    """Finds voxels that are bright in one slice of the window."""
-
-    def __init__(self, slice_=1):
-        super().__init__()
-        self.slice = slice_
-
-    def forward(self, x):
-        return torch.stack([0.5 - x[:, self.slice], x[:, self.slice] - 0.5], dim=1)
-
-
+@pytest.mark.slow
 def test_scores_leave_out_what_is_ignored():
     image = np.random.default_rng(0).random((8, 32, 32))
     image[:, :4] = 0  # so that no surface is cut off at what is ignored
@@ -87,7 +76,9 @@ def test_scores_leave_out_what_is_ignored():
 
     def evaluate(labels, stress=False, **options):
         given = {"label_values": [0, 5], "other_labels": "background", "intensity": (0, 1), **options}
-        return evenslice.evaluate(Bright(), image, labels, stress=stress, reading=Reading(**given))
+        return evenslice.evaluate(
+            linear(0.0, 1.0, 0.0), image, labels, stress=stress, reading=Reading(**given)
+        )
 
     assert evaluate(right).dice == 1
     counted = evaluate(wrong, stress=True, ignore_label=255).scores.to_dict()["confusion"]
@@ -100,7 +91,7 @@ def test_scores_leave_out_what_is_ignored():
     with pytest.raises(VolumeError, match="holds the label value 9"):
         evaluate(right, other_labels="error")
     with pytest.raises(ConfigError, match="ignore_label: has no effect without labels"):
-        evenslice.evaluate(Bright(), image, stress=True, reading=Reading(ignore_label=255))
+        evenslice.evaluate(linear(0.0, 1.0, 0.0), image, stress=True, reading=Reading(ignore_label=255))
 
 
 def test_the_stress_of_an_audit_leaves_them_out():
@@ -110,7 +101,7 @@ def test_the_stress_of_an_audit_leaves_them_out():
 
     def audit(image, **given):
         options = {"intensity": (0, 1), "max_windows": 8, "dtype": "float32", **given}
-        return evenslice.audit(Bright(2), image, **by_name(evenslice.audit, **options))
+        return evenslice.audit(linear(0.0, 0.0, 1.0), image, **by_name(evenslice.audit, **options))
 
     given = {"labels": labels, "label_values": [9, 5], "ignore_label": 255}
     whole = audit(image[:, 16:], labels=labels[:, 16:], label_values=[9, 5])
@@ -121,6 +112,7 @@ def test_the_stress_of_an_audit_leaves_them_out():
         audit(image, ignore_label=255)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

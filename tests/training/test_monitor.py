@@ -5,13 +5,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import evenslice
-from evenslice import AsymmetryMonitor, ConfigError
-from evenslice.training.lightning_parts import SynchronizedNorms
+from evenslice import ConfigError
+
+pytestmark = pytest.mark.slow
 
 
 class Linear(nn.Module):
@@ -31,27 +31,25 @@ def small():
     return nn.Sequential(nn.BatchNorm2d(3).eval(), *layers)
 
 
-class SomebodysModule(LightningModule):
-    """A module that knows nothing of evenslice."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, windows):
-        return {"out": self.network(windows)}
-
-    def training_step(self, batch):
-        windows, labels = batch
-        return nn.functional.cross_entropy(self(windows)["out"], labels)
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
 def fit(network, *callbacks, **options):
-    """Train a network for 10 steps and return it."""
-    module = SomebodysModule(network)
+    """Train a network for 10 steps, in a module that knows nothing of evenslice, and return it."""
+    from lightning.pytorch import LightningModule, Trainer
+
+    class SomebodysModule(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def forward(self, windows):
+            return {"out": self.network(windows)}
+
+        def training_step(self, batch):
+            windows, labels = batch
+            return nn.functional.cross_entropy(self(windows)["out"], labels)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
     shape = tuple(callbacks[0].windows.shape[1:]) if callbacks else (3, 16, 16)
     generator = torch.Generator().manual_seed(0)
     data = TensorDataset(
@@ -64,13 +62,13 @@ def fit(network, *callbacks, **options):
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`isinstance|.*does not have many workers|.*eval mode")
-        Trainer(callbacks=list(callbacks), **options).fit(module, DataLoader(data, batch_size=1))
+        Trainer(callbacks=list(callbacks), **options).fit(SomebodysModule(), DataLoader(data, batch_size=1))
     return network
 
 
 def measured(network, windows):
     """Return what a monitor finds before the first step."""
-    monitor = AsymmetryMonitor(windows)
+    monitor = evenslice.AsymmetryMonitor(windows)
     fit(network, monitor)
     return monitor.history[0]
 
@@ -100,7 +98,7 @@ def test_a_direction_in_the_data_is_not_blamed_on_the_network():
 @pytest.mark.parametrize(("batches", "steps"), [(1, [0, 4, 8, 10]), (5, [0, 2])])
 def test_the_monitor_works_in_any_module_and_changes_nothing(windows, batches, steps):
     networks = []
-    for monitors in ([AsymmetryMonitor(windows, every=4)], []):
+    for monitors in ([evenslice.AsymmetryMonitor(windows, every=4)], []):
         torch.manual_seed(0)
         networks.append(fit(small(), *monitors, accumulate_grad_batches=batches).state_dict())
         for monitor in monitors:
@@ -116,7 +114,7 @@ def test_the_monitor_works_in_any_module_and_changes_nothing(windows, batches, s
 )
 def test_windows_that_are_none_are_refused(shape, options):
     with pytest.raises(ConfigError):
-        AsymmetryMonitor(torch.zeros(shape), **options)
+        evenslice.AsymmetryMonitor(torch.zeros(shape), **options)
 
 
 def test_the_monitor_finds_what_an_audit_of_the_same_windows_finds():
@@ -136,10 +134,11 @@ def test_the_monitor_finds_what_an_audit_of_the_same_windows_finds():
     assert shares == pytest.approx([share.estimate for share in audit.shares], abs=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "symmetrize"), [("twin", None), ("uniform", "encoder")])
 def test_a_network_with_batch_norms_that_several_gpus_share_computes_the_same(strategy, symmetrize):
     """In evaluation mode such batch norms run on a CPU, too."""
+    from evenslice.training.lightning_parts import SynchronizedNorms
+
     options = {"strategy": strategy, "symmetrize": symmetrize}
     network = evenslice.load_network("smp:Unet/tu-tf_efficientnet_lite0", "none", **options).model.eval()
 

@@ -10,7 +10,6 @@ from torch import nn
 
 import evenslice
 from evenslice import ConfigError, TrainConfig, load_config
-from evenslice._core import to_yaml
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 DATA = "data: {train: [{image: a.tif, labels: b.tif}]}\n"
@@ -23,6 +22,12 @@ def load(tmp_path):
         return load_config(tmp_path / "run.yaml", TrainConfig)
 
     return load
+
+
+@pytest.fixture
+def printed(command, tmp_path):
+    """The configuration that was loaded last, as the command prints it, with every option."""
+    return lambda: command("train", tmp_path / "run.yaml", "--print-config").stdout
 
 
 @pytest.fixture
@@ -40,22 +45,19 @@ def message(load):
     return message
 
 
-def test_a_few_lines_are_a_whole_configuration(load, tmp_path):
+def test_a_few_lines_are_a_whole_configuration(load, printed, tmp_path):
     config = load(DATA + "training: {steps: 500}")
-    assert (config.training.steps, config.training.batch, config.model.strategy, config.seed) == (
-        500,
-        8,
-        "twin",
-        0,
-    )
+    assert (config.training.steps, config.training.batch) == (500, 8)
+    assert (config.model.strategy, config.seed) == ("twin", 0)
     assert config.data.root == tmp_path
     (tmp_path / "net.safetensors").touch()  # relative paths start from the folder of the file
     more = "data: {root: sub, label_values: [0, 128, 255], train: [{image: a.tif, labels: b.tif}]}\n"
     config = load(more + "model: {weights: net.safetensors}\ntraining: {task: classification}")
     assert (config.data.root, config.data.classes) == (tmp_path / "sub", 3)
     assert config.model.weights == str(tmp_path / "net.safetensors")
-    assert yaml.safe_load(to_yaml(config))["training"]["loss"] == "ce"  # which follows from the task
-    assert load(to_yaml(config)) == config
+    text = printed()
+    assert yaml.safe_load(text)["training"]["loss"] == "ce"  # which follows from the task
+    assert load(text) == config
 
 
 def test_the_default_configuration_loads_and_states_every_option(load):
@@ -119,7 +121,7 @@ def test_options_entered_in_the_template_mean_what_they_mean_alone(load, section
     assert load(before + title + after) == load(json.dumps(minimal))
 
 
-def test_what_is_written_is_what_is_loaded(load):
+def test_what_is_written_is_what_is_loaded(load, printed):
     config = load("""
 seed: 7
 data:
@@ -137,7 +139,22 @@ training: {monitor_every: null, learning_rate: 1e-4}
     assert config.data.name == "no"
     assert config.model.strategy == (0.1, 0.2, 0.4, 0.2, 0.1)
     assert config.training.learning_rate == 1e-4
-    assert load(to_yaml(config)) == config
+    assert load(printed()) == config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("call", "given", "message"),
+    [
+        ("train", {"training": {"stepps": 4}}, r"training.stepps: no such option; did you mean 'steps'"),
+        ("train", "no_such.yaml", r"^no_such\.yaml: cannot be read"),
+        ("train", 3, "configuration of type int: give a YAML file, a dict"),
+        ("study", {"datasets": []}, r"^arms: is missing"),
+    ],
+)
+def test_what_is_wrong_in_a_configuration_has_its_place(call, given, message):
+    with pytest.raises(ConfigError, match=message):
+        getattr(evenslice, call)(given, "nowhere")
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("train*.yaml")), ids=lambda path: path.name)

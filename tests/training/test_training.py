@@ -4,6 +4,7 @@ import json
 import shutil
 from contextlib import nullcontext
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,22 +13,13 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from scipy import ndimage
-from tiny_training import RunFiles, same
+from tiny_training import PAIR, RunFiles, same
 from torch import nn
 
 import evenslice
-from evenslice import (
-    ConfigError,
-    EvensliceError,
-    ModelError,
-    OutputError,
-    TrainConfig,
-    load_config,
-    train,
-)
-from evenslice.training.lightning_parts import TrainingModule
-from evenslice.training.tasks import TaskLoss
+from evenslice import ConfigError, EvensliceError, ModelError, OutputError, TrainConfig, load_config
+
+pytestmark = pytest.mark.slow
 
 NETWORKS = """
 import torch
@@ -100,65 +92,26 @@ def deep():
 """
 
 
-def write_data(folder):
-    rng = np.random.default_rng(0)
-    blobs = ndimage.gaussian_filter(rng.standard_normal((40, 64, 64)), (1, 3, 3))
-    blobs /= blobs.std()
-    image = np.clip(100 + 30 * blobs + 20 * rng.standard_normal(blobs.shape), 0, 255).astype(np.uint8)
-    labels = (blobs > 0.8).astype(np.uint8)
-    arrays = {
-        "image": image,
-        "labels": labels,
-        "inverted": 1 - labels,
-        "three": labels + (blobs > 1.6),
-        "wide_image": np.pad(image[:8], ((0, 0), (0, 32), (0, 32))),
-        "wide_labels": np.pad(labels[:8], ((0, 0), (0, 32), (0, 32))),
-    }
-    for name, array in arrays.items():
-        np.save(folder / f"{name}.npy", array)
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(inputs):
     """A folder of data and of networks to import; the current one."""
-    folder = tmp_path_factory.mktemp("training")
-    (folder / "trainable.py").write_text(NETWORKS)
-    write_data(folder)
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.syspath_prepend(str(folder))
-        torch.set_num_threads(1)
-        yield folder
-    torch.set_num_threads(threads)
-
-
-PAIR = {"image": "image.npy", "labels": "labels.npy"}
+    (inputs / "trainable.py").write_text(NETWORKS)
+    tiny_training.write_inputs(inputs, (40, 64, 64))
+    image, labels = (np.load(inputs / f"{name}.npy") for name in ("image", "labels"))
+    wide = ((0, 0), (0, 32), (0, 32))
+    arrays = {"inverted": 1 - labels, "three": labels * (1 + (image > 150))}
+    arrays |= {"wide_image": np.pad(image[:8], wide), "wide_labels": np.pad(labels[:8], wide)}
+    for name, array in arrays.items():
+        np.save(inputs / f"{name}.npy", array)
+    return inputs
 
 
 def make_config(folder, **changes):
     """Return a configuration of 60 steps, changed where names with double underscores say so."""
-    values = {
-        "data": {
-            "name": "blobs",
-            "root": str(folder),
-            "validation_fraction": 0.1,
-            "train": [{**PAIR, "slices": [0, 30]}],
-            "test": [{**PAIR, "slices": [32, 40]}],
-        },
-        "model": {"spec": "trainable:small", "weights": "none", "slices": 3, "strategy": "uniform"},
-        "training": {
-            "steps": 60,
-            "batch": 4,
-            "crop": [32, 32],
-            "learning_rate": 0.01,
-            "validate_every": 20,
-            "monitor_every": 20,
-            "dtype": "float32",
-            "accelerator": "cpu",
-            "stress": False,
-        },
-    }
+    values = tiny_training.training_options(folder, batch=4, monitor_every=20, stress=False)
+    values["data"] |= {"validation_fraction": 0.1, "train": [{**PAIR, "slices": [0, 30]}]}
+    values["data"] |= {"test": [{**PAIR, "slices": [32, 40]}]}
+    values["model"] |= {"spec": "trainable:small", "strategy": "uniform"}
     for name, value in changes.items():
         section, _, key = name.partition("__")
         if key:
@@ -172,7 +125,7 @@ def make_config(folder, **changes):
 def undisturbed(folder, tmp_path_factory):
     """A run from beginning to end."""
     run = tmp_path_factory.mktemp("undisturbed") / "run"
-    train(make_config(folder, training__stress=True), run)
+    evenslice.train(make_config(folder, training__stress=True), run)
     return run
 
 
@@ -186,7 +139,6 @@ def copied(tiny_run, tmp_path, one_thread):
 QUICK = {"training__steps": 5, "training__validate_every": 2, "training__monitor_every": 2}
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("float64_by_default")
 @pytest.mark.parametrize(
     ("spec", "task", "mode"),
@@ -201,7 +153,7 @@ def test_training_is_in_float32_whatever_the_default_dtype_and_mode_of_the_calle
 ):
     config = make_config(folder, model__spec=f"trainable:{spec}", training__task=task, **QUICK)
     with mode():
-        assert train(config, tmp_path / "run", progress=False)["steps"] == 5
+        assert evenslice.train(config, tmp_path / "run", progress=False)["steps"] == 5
     assert {weight.dtype for weight in RunFiles(tmp_path / "run").read_weights().values()} == {
         torch.float32,
         torch.int64,
@@ -210,7 +162,6 @@ def test_training_is_in_float32_whatever_the_default_dtype_and_mode_of_the_calle
     assert [row["step"] for row in rows if "asymmetry" in row] == [0, 2, 4, 5]
 
 
-@pytest.mark.slow
 def test_a_run_learns_and_its_folder_holds_everything_needed_to_run_again(folder, undisturbed):
     config = load_config(undisturbed / "config.yaml", TrainConfig)
     assert config == make_config(folder, training__stress=True)
@@ -233,7 +184,6 @@ def test_a_run_learns_and_its_folder_holds_everything_needed_to_run_again(folder
     }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("every", [20, 30])
 def test_the_last_network_comes_out_unless_the_best_in_validation_is_asked_for(
     folder, undisturbed, tmp_path, every
@@ -247,7 +197,9 @@ def test_the_last_network_comes_out_unless_the_best_in_validation_is_asked_for(
     validation = [{"image": "image.npy", "labels": "inverted.npy", "slices": [32, 40]}]
     options = {"training__keep": "best", "training__monitor_every": every}
     run = RunFiles(tmp_path / "run")
-    result = train(make_config(folder, data__validation=validation, data__test=[], **options), run.path)
+    result = evenslice.train(
+        make_config(folder, data__validation=validation, data__test=[], **options), run.path
+    )
     rows = {row["step"]: row for row in run.read_metrics()}
     assert result["validation"] == {"step": 20, "dice": rows[20]["validation_dice"]}
     assert rows[20]["validation_dice"] > rows[60]["validation_dice"] + 0.01
@@ -270,7 +222,7 @@ def test_what_was_chosen_is_said_before_a_training(folder, tmp_path):
         for part, of in (("train", [0, 30]), ("test", [32, 40]))
     }
     model = {"spec": "trainable:in_parts", "weights": str(tmp_path / "encoder.pt"), "strategy": "uniform"}
-    train(
+    evenslice.train(
         make_config(folder, model=model, training__steps=1, **parts), tmp_path / "run", on_start=said.extend
     )
     assert said[0].endswith("; it lacks decoder, which start random")
@@ -278,14 +230,13 @@ def test_what_was_chosen_is_said_before_a_training(folder, tmp_path):
     assert said.count(gap) == 1
 
 
-@pytest.mark.slow
 def test_one_seed_gives_one_network_whatever_was_drawn_before(folder, undisturbed, tmp_path):
     torch.manual_seed(77)
     state = torch.get_rng_state()
-    train(make_config(folder), tmp_path / "again")
+    evenslice.train(make_config(folder), tmp_path / "again")
     assert same(RunFiles(tmp_path / "again").read_weights(), RunFiles(undisturbed).read_weights())
     assert torch.equal(torch.get_rng_state(), state)
-    train(make_config(folder, seed=1), tmp_path / "other")
+    evenslice.train(make_config(folder, seed=1), tmp_path / "other")
     assert not same(RunFiles(tmp_path / "other").read_weights(), RunFiles(undisturbed).read_weights())
 
 
@@ -296,7 +247,7 @@ def test_a_run_that_was_killed_while_it_was_tested_is_not_trained_again(copied):
     run, config = copied
     before, trained = run.read_result(), run.network.stat().st_mtime_ns
     run.result.unlink()
-    after = train(config, run.path, resume=True)
+    after = evenslice.train(config, run.path, resume=True)
     assert (after["dice"], after["seconds"]) == (before["dice"], before["seconds"])
     assert run.network.stat().st_mtime_ns == trained
 
@@ -307,7 +258,7 @@ def test_a_run_may_be_resumed_in_another_place(copied, tiny_run, tmp_path):
     run.result.unlink()
     data = shutil.copytree(tiny_run.folder, tmp_path / "data")
     moved = config.model_copy(update={"data": config.data.model_copy(update={"root": data})})
-    train(moved, run.path, resume=True)
+    evenslice.train(moved, run.path, resume=True)
     assert same(RunFiles(run.path).read_weights(), RunFiles(tiny_run.path).read_weights())
     assert load_config(run.config, TrainConfig) == moved  # which the next resume starts from
 
@@ -325,48 +276,47 @@ def test_a_finished_run_is_not_taken_for_one_of_other_options_or_data(
     data.mkdir()
     moved = config.model_copy(update={"data": config.data.model_copy(update={"root": data})})
     assert (
-        train(moved, run.path, resume=True, on_start=said.append) == run.read_result()
+        evenslice.train(moved, run.path, resume=True, on_start=said.append) == run.read_result()
     )  # the files are gone
     assert said == [(f"note: the run in {run.path} is finished; nothing is trained or tested again",)]
     shutil.copy(tiny_run.folder / "image.npy", data)
     np.save(data / "labels.npy", 1 - np.load(tiny_run.folder / "labels.npy"))
     with pytest.raises(ConfigError, match="data: the files are not those on which the run in .* was trained"):
-        train(moved, run.path, resume=True)
+        evenslice.train(moved, run.path, resume=True)
     run.result.unlink()
     with pytest.raises(ConfigError, match=r"data.train: image.npy\[0:8\]: the files are not those with"):
-        train(moved, run.path, resume=True)
+        evenslice.train(moved, run.path, resume=True)
     monkeypatch.setattr(
         "evenslice.training.trainer.final_scores", lambda *_, **__: {"dice": None, "iou": None}
     )
-    assert train(with_options(tiny_run, stress=True), run.path, resume=True)["dice"] is None
+    assert evenslice.train(with_options(tiny_run, stress=True), run.path, resume=True)["dice"] is None
 
 
 def test_a_run_is_not_overwritten_nor_resumed_as_another(copied, tiny_run):
     run, config = copied
     with pytest.raises(OutputError, match="already holds a run; resume it with resume"):
-        train(config, run.path)
+        evenslice.train(config, run.path)
     with pytest.raises(ConfigError, match=r"^training\.learning_rate: changed since the run began, as"):
-        train(with_options(tiny_run, learning_rate=0.02), run.path, resume=True)
+        evenslice.train(with_options(tiny_run, learning_rate=0.02), run.path, resume=True)
     run.config.unlink()
     for resume in (False, True):
         with pytest.raises(OutputError, match=r"result.json: belongs to a run whose config.yaml is missing"):
-            train(config, run.path, resume=resume)
+            evenslice.train(config, run.path, resume=resume)
 
 
 @pytest.mark.parametrize("out", ["", "s3://bucket/run"])
 def test_a_run_has_a_folder_of_this_machine(folder, tmp_path, monkeypatch, out):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(OutputError, match=r"^the path is empty|is an address"):
-        train(make_config(folder), out)
+        evenslice.train(make_config(folder), out)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 def test_training_stops_where_validation_gets_no_better_and_stays_stopped(folder, tmp_path):
     run = RunFiles(tmp_path / "run")
     options = {"learning_rate": 1e-12, "validate_every": 5, "patience": 2}
     config = make_config(folder, **{f"training__{name}": value for name, value in options.items()})
-    result = train(config, run.path)
+    result = evenslice.train(config, run.path)
     scores = [
         row["validation_dice"] for row in run.read_metrics() if row["step"] > 0 and "validation_dice" in row
     ]
@@ -374,23 +324,22 @@ def test_training_stops_where_validation_gets_no_better_and_stays_stopped(folder
     assert result["validation"]["step"] == result["steps"]  # of scores that tie, the last
     run.result.unlink()
     run.network.unlink()  # as if it had been killed right after the last step
-    assert train(config, run.path, resume=True)["steps"] == result["steps"]
+    assert evenslice.train(config, run.path, resume=True)["steps"] == result["steps"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_a_best_network_that_is_lost_is_not_replaced_by_the_last(folder, tmp_path, keep):
     run, config = RunFiles(tmp_path / "run"), make_config(folder, training__keep=keep)
-    train(config, run.path)
+    evenslice.train(config, run.path)
     for path in (run.best, run.network, run.result):
         path.unlink()
     if keep == "last":
-        train(config, run.path, resume=True)
+        evenslice.train(config, run.path, resume=True)
         return
     with pytest.raises(OutputError, match=r"best\.safetensors: is lost, .* remove last\.ckpt to train anew"):
-        train(config, run.path, resume=True)
+        evenslice.train(config, run.path, resume=True)
     run.last.unlink()
-    train(config, run.path, resume=True)
+    evenslice.train(config, run.path, resume=True)
     assert run.network.read_bytes() == run.best.read_bytes()
 
 
@@ -399,16 +348,15 @@ def test_a_damaged_network_is_written_again_from_its_checkpoint(copied, tiny_run
     run.result.unlink()
     run.network.write_bytes(b"cut")
     with pytest.raises(ModelError, match=r"network\.safetensors"):
-        train(config, run.path, resume=True)
+        evenslice.train(config, run.path, resume=True)
     run.network.unlink()
-    train(config, run.path, resume=True)
+    evenslice.train(config, run.path, resume=True)
     assert same(RunFiles(run.path).read_weights(), RunFiles(tiny_run.path).read_weights())
 
 
 # Networks
 
 
-@pytest.mark.slow
 def test_two_processes_train_one_symmetrized_network(folder, tmp_path):
     options = {"model__spec": "trainable:plain", "training__steps": 20, "training__learning_rate": 0.002}
     options |= {"model__symmetrize": "output", "training__stress": True}
@@ -423,8 +371,8 @@ def test_two_processes_train_one_symmetrized_network(folder, tmp_path):
     assert result == RunFiles(tmp_path / "two").read_result()
     assert result["machine"]["devices"] == 2
     assert [row["step"] for row in RunFiles(tmp_path / "two").read_metrics()] == [0, 10, 20]
-    train(make_config(folder, **options), tmp_path / "one")
-    train(make_config(folder, seed=1, **options), tmp_path / "other")
+    evenslice.train(make_config(folder, **options), tmp_path / "one")
+    evenslice.train(make_config(folder, seed=1, **options), tmp_path / "other")
     found = RunFiles(tmp_path / "two").read_weights()
 
     def distance(run):
@@ -441,7 +389,6 @@ def test_two_processes_train_one_symmetrized_network(folder, tmp_path):
         assert torch.equal(network(window), network(window.flip(1)))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "tie", "at"),
     [
@@ -452,7 +399,7 @@ def test_two_processes_train_one_symmetrized_network(folder, tmp_path):
 def test_a_fair_network_is_as_symmetric_after_training_as_before(folder, tmp_path, strategy, tie, at):
     changes = {"strategy": strategy, "tie": tie, "symmetrize": at}
     config = make_config(folder, **{f"model__{name}": value for name, value in changes.items()})
-    result = train(config, tmp_path / "fair")
+    result = evenslice.train(config, tmp_path / "fair")
     assert abs(result["bias"]["directional_bias"]) < 1e-5
     network, record, _ = evenslice.load_network("trainable:small", str(RunFiles(tmp_path / "fair").network))
     assert (record.tie, list(record.symmetrized)) == (tie, result["record"]["symmetrized"])
@@ -463,7 +410,6 @@ def test_a_fair_network_is_as_symmetric_after_training_as_before(folder, tmp_pat
             assert result["record"]["symmetrized"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "channels", "overlapping"), [("dice_bce", 3, True), ("dice_bce", 1, None), ("dice_ce", 3, False)]
 )
@@ -474,7 +420,7 @@ def test_a_sigmoid_for_each_class_is_no_softmax(folder, tmp_path, loss, channels
     options |= {
         f"data__{part}": [{**labels, "slices": of}] for part, of in (("train", [0, 30]), ("test", [32, 40]))
     }
-    result = train(make_config(folder, data__classes=classes, model__spec=spec, **options), run)
+    result = evenslice.train(make_config(folder, data__classes=classes, model__spec=spec, **options), run)
     assert len(result["dice"]["per_class"]) == classes
     image = np.load("image.npy")[:4]
     segmenter = evenslice.open_segmenter(spec, str(run / "network.safetensors"))
@@ -486,7 +432,9 @@ def test_a_sigmoid_for_each_class_is_no_softmax(folder, tmp_path, loss, channels
 
 
 def test_what_the_logits_do_not_depend_on_is_left_as_it_was(folder, tmp_path):
-    train(make_config(folder, model__spec="trainable:auxiliary", training__steps=5), tmp_path / "run")
+    evenslice.train(
+        make_config(folder, model__spec="trainable:auxiliary", training__steps=5), tmp_path / "run"
+    )
     import trainable
 
     torch.manual_seed(0)
@@ -497,7 +445,6 @@ def test_what_the_logits_do_not_depend_on_is_left_as_it_was(folder, tmp_path):
     assert moved == sum(1 for name, _ in trainable.auxiliary().named_parameters() if "head" not in name)
 
 
-@pytest.mark.slow
 def test_logs_for_tensorboard_and_mlflow(folder, tmp_path):
     pytest.importorskip("tensorboard")
     pytest.importorskip("sqlalchemy")
@@ -505,10 +452,10 @@ def test_logs_for_tensorboard_and_mlflow(folder, tmp_path):
 
     run = RunFiles(tmp_path / "run")
     config = make_config(folder, training__tensorboard=True, training__mlflow=True, training__steps=20)
-    train(config, run.path)
+    evenslice.train(config, run.path)
     run.network.unlink()
     run.result.unlink()
-    train(config, run.path, resume=True)
+    evenslice.train(config, run.path, resume=True)
     assert list((run.log / "tensorboard").glob("events*"))
     client = MlflowClient(f"sqlite:///{run.log}/mlflow.db")
     experiment = client.get_experiment_by_name("blobs")
@@ -549,14 +496,14 @@ def test_a_mistake_is_one_line_before_anything_is_written(folder, tmp_path, case
     if case == "no GPU" and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(EvensliceError, match=message) as error:
-        train(make_config(folder, **changes), tmp_path / "run")
+        evenslice.train(make_config(folder, **changes), tmp_path / "run")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_loss_that_is_no_longer_finite_ends_the_run(folder, tmp_path):
     with pytest.raises(ModelError, match=r"the loss is nan at step 10; lower training.learning_rate"):
-        train(make_config(folder, model__spec="trainable:diverging"), tmp_path / "run")
+        evenslice.train(make_config(folder, model__spec="trainable:diverging"), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -571,12 +518,33 @@ def test_what_a_device_refuses_is_one_line(folder, tmp_path, monkeypatch, error,
     def refuse(*_):
         raise error
 
-    monkeypatch.setattr(TrainingModule, "training_step", refuse)
+    monkeypatch.setattr("evenslice.training.lightning_parts.TrainingModule.training_step", refuse)
     with pytest.raises(EvensliceError, match=message):
-        train(make_config(folder), tmp_path / "run", progress=False)
+        evenslice.train(make_config(folder), tmp_path / "run", progress=False)
 
 
 # The command
+
+
+def test_a_training_is_the_same_from_a_path_a_dict_and_an_object(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = TrainConfig.model_validate(tiny_run.options)
+    Path("train.yaml").write_text(json.dumps(tiny_run.options))
+    for given in (Path("train.yaml"), "train.yaml", tiny_run.options, config):
+        # A finished run is not changed; other options than its own would be an error.
+        assert evenslice.train(given, tiny_run.path, resume=True)["steps"] == 80
+
+
+@pytest.mark.parametrize(
+    "more",
+    [["--step", "1"], ["--slices", "5"], ["--strategy", "uniform"], ["--weights", "none"]],
+)
+def test_what_a_run_determines_cannot_be_given(tiny_run, command, more):
+    volume = tiny_run.folder / "image.npy"
+    network = ("--run", tiny_run.path, "--model", "tiny_networks:tiny")
+    done = command("audit", "--volume", volume, *network, *more)
+    assert done.returncode == 2
+    assert f"{more[0]}: the run {tiny_run.path} determines it; omit it, or omit --run" in done.stderr
 
 
 def test_the_command_shows_what_came_out(tiny_run, command):
@@ -619,6 +587,8 @@ def test_the_command_trains_as_it_is_configured(folder, tiny_run, command, tmp_p
 
 
 def test_the_loss_is_dice_plus_cross_entropy():
+    from evenslice.training.tasks import TaskLoss
+
     torch.manual_seed(0)
     scores, labels = torch.randn(2, 3, 8, 8), torch.randint(3, (2, 8, 8))
 

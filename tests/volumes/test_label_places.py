@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from evenslice import Sampling, SliceWindows, TrainConfig, VolumeError, audit, open_volume, train
+import evenslice
+from evenslice import Sampling, SliceWindows, TrainConfig, VolumeError, audit, open_volume
 from evenslice.volumes import open_labels, write_volume
 
 RAS = np.array([[1.0, 0, 0, -9], [0, 1.5, 0, 4], [0, 0, 2, 7], [0, 0, 0, 1]])
@@ -95,6 +96,7 @@ def test_labels_written_for_an_image_whose_spacing_the_user_corrected_fit_it(ima
     assert opened(save(tmp_path / "as-stored.nii", LABELS, RAS), volume).size
 
 
+@pytest.mark.slow
 def test_training_and_audits_refuse_labels_elsewhere(image, tmp_path):
     path = save(tmp_path / "labels.nii", LABELS, moved(500))
     with pytest.raises(VolumeError, match="500 mm"):
@@ -109,7 +111,7 @@ def test_training_and_audits_refuse_labels_elsewhere(image, tmp_path):
         )
     data = {"train": [{"image": str(image), "labels": str(path)}]}
     with pytest.raises(VolumeError, match=r"^data\.train\[0\]\.labels: .* 500 mm "):
-        train(TrainConfig.model_validate({"data": data}), out=tmp_path / "run")
+        evenslice.train(TrainConfig.model_validate({"data": data}), out=tmp_path / "run")
 
 
 def test_a_nifti_file_without_a_stated_place_is_not_compared(image, tmp_path):
