@@ -17,7 +17,7 @@ from evenslice.results.comparisons import (
     pool_runs,
     summarize_runs,
 )
-from evenslice.results.intervals import holm, pool_means, student_interval
+from evenslice.results.intervals import Interval, holm, pool_means
 
 VALUES = st.lists(st.floats(0.5, 0.9), min_size=2, max_size=6).filter(lambda found: np.std(found) > 1e-3)
 EFFECTS = {"pretrained": 0.0, "better": 0.02, "same": 0.0, "worse": -0.03}
@@ -61,7 +61,7 @@ def by_name(pooled):
 
 @given(VALUES, st.floats(0.6, 0.8))
 def test_a_single_data_set_has_the_interval_and_the_test_of_student(values, bound):
-    found = student_interval(values)
+    found = Interval.of_mean(values)
     low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert (found.estimate, found.low, found.high) == pytest.approx((np.mean(values), low, high))
     expected = stats.ttest_1samp(values, bound, alternative="greater").pvalue
@@ -175,7 +175,7 @@ def test_the_ends_of_the_interval_are_on_the_edge_of_a_t_test(seeds):
     own, baseline = np.array(seeds).T
     found = bias_removed(own, baseline)
     if math.isnan(found.estimate):
-        assert not student_interval(baseline).low > 0.05
+        assert not Interval.of_mean(baseline).low > 0.05
         return
     assert found.low - 1e-9 <= found.estimate <= found.high + 1e-9
     assert found.high <= 1

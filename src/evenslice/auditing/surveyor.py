@@ -39,7 +39,7 @@ from evenslice.auditing.options import Sampling
 from evenslice.inference import Compute
 from evenslice.neutralizing import current_kernels, find_strategy, load_network
 from evenslice.report import html_of, survey_csv, write_survey_report
-from evenslice.results import Interval, SurveyedNetwork, SurveyResult, SurveyRun, student_interval
+from evenslice.results import Interval, SurveyedNetwork, SurveyResult, SurveyRun
 from evenslice.volumes import mni152, open_volume
 
 if TYPE_CHECKING:
@@ -343,13 +343,13 @@ def mean_of_draws(draws: Sequence[Interval], bounds: tuple[float, float]) -> Int
     """
     if len(draws) == 1:
         return Interval(draws[0].estimate, draws[0].low, draws[0].high)
-    over_draws = student_interval([draw.estimate for draw in draws])
+    over_draws = Interval.of_mean([draw.estimate for draw in draws])
     half = math.hypot(
         sum(max(draw.high - draw.estimate, draw.estimate - draw.low) for draw in draws) / len(draws),
         (over_draws.high - over_draws.low) / 2,
     )
     middle = over_draws.estimate
-    return Interval(middle, *np.clip((middle - half, middle + half), *bounds).tolist())
+    return Interval(middle, middle - half, middle + half).clipped(bounds)
 
 
 def colour_balance(kernels: Sequence[NDArray[Any]]) -> tuple[tuple[float, ...], float]:

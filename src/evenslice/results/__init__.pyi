@@ -20,7 +20,6 @@ from .comparisons import (
 from .intervals import (
     Interval as Interval,
     ratio as ratio,
-    student_interval as student_interval,
 )
 from .measurements import (
     SAME as SAME,

@@ -34,19 +34,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import numpy as np
 from scipy.special import stdtrit
 
-from evenslice.results.intervals import (
-    TAIL,
-    UNKNOWN,
-    Interval,
-    PooledMean,
-    holm,
-    pool_means,
-    student_interval,
-)
+from evenslice.results.intervals import TAIL, UNKNOWN, Interval, PooledMean, holm, pool_means
 from evenslice.results.tolerances import Tolerances
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -429,16 +421,10 @@ class _Sample:
         """Return a metric of the runs, less that of those of the baseline."""
         return column(self.runs, name) - (column(self.baseline, name) if self.baseline else 0.0)
 
-    def replicates(self, name: str) -> NDArray[np.float64]:
-        """Return the mean of these over the runs of each replicate."""
-        return replicate_means(self.runs, self.values(name), self.unit)
-
-    def lacks_fold(self, runs: Runs, name: str) -> bool:
-        """Return whether other runs have a fold in which none of these has the metric."""
-        known = np.isfinite(self.values(name))
-        return bool(
-            {*map(fold_of, runs)} - {fold_of(run) for run, one in zip(self.runs, known, strict=True) if one}
-        )
+    def folds(self, name: str) -> set[int]:
+        """Return the folds in which a run has the metric."""
+        rows = zip(self.runs, np.isfinite(self.values(name)), strict=True)
+        return {fold_of(run) for run, known in rows if known}
 
 
 def summarize_runs(rows: Iterable[RunRecord], plan: StudyPlan) -> tuple[Comparison, ...]:
@@ -462,47 +448,44 @@ def summarize_runs(rows: Iterable[RunRecord], plan: StudyPlan) -> tuple[Comparis
         >>> round(uniform.differences["dice"].estimate, 6), uniform.holds
         (0.0101, True)
     """
-    groups: dict[tuple[str, str], dict[str, list[RunRecord]]] = {}
-    for row in comparable(rows):
-        by_arm = groups.setdefault((row["dataset"], row["architecture"]), {})
-        by_arm.setdefault(row["arm"], []).append(row)
-    found = []
-    for (dataset, architecture), runs in groups.items():
-        unit = replicate_unit(run for own in runs.values() for run in own)
-        arms = []
-        for arm, own in runs.items():
-            sample = _Sample(own, unit)
-            pairs = sample.beside(runs.get(plan.baseline, ()) if arm != plan.baseline else ())
-            arms.append(_summarize_arm(arm, sample, pairs, plan))
-        found.append(Comparison(dataset, architecture, tuple(arms), unit))
+    known, found = comparable(rows), []
+    for dataset, architecture in dict.fromkeys((row["dataset"], row["architecture"]) for row in known):
+        here = [row for row in known if (row["dataset"], row["architecture"]) == (dataset, architecture)]
+        unit = replicate_unit(here)
+        arms = tuple(
+            _summarize_arm(arm, here, unit, plan) for arm in dict.fromkeys(row["arm"] for row in here)
+        )
+        found.append(Comparison(dataset, architecture, arms, unit))
     return tuple(found)
 
 
-def _summarize_arm(arm: str, sample: _Sample, pairs: _Sample, plan: StudyPlan) -> ArmSummary:
+def _samples(arm: str, rows: Runs, unit: Unit, plan: StudyPlan) -> tuple[_Sample, _Sample]:
+    """Return the runs of an arm on a data set, and those of them that can be compared with the baseline."""
+    own = _Sample([row for row in rows if row["arm"] == arm], unit)
+    return own, own.beside([row for row in rows if row["arm"] == plan.baseline != arm])
+
+
+def _summarize_arm(arm: str, rows: Runs, unit: Unit, plan: StudyPlan) -> ArmSummary:
+    sample, pairs = _samples(arm, rows, unit, plan)
     known = [run for run in sample.runs if run["shares"]]
     columns = zip(*(run["shares"] for run in known), strict=True)
-    removed = UNKNOWN
-    if pairs.runs:
-        biases = np.array([column(part, "largest_bias") for part in (pairs.runs, pairs.baseline)])
-        biases[:, np.isnan(biases).any(axis=0)] = np.nan
-        removed = bias_removed(*(replicate_means(pairs.runs, values, sample.unit) for values in biases))
+    biases = np.array([column(part, "largest_bias") for part in (pairs.runs, pairs.baseline)])
+    biases[:, np.isnan(biases).any(axis=0)] = np.nan
     return ArmSummary(
         seeds=tuple(dict.fromkeys(run["seed"] for run in sample.runs)),
         folds=tuple(dict.fromkeys(map(fold_of, sample.runs))),
-        shares=tuple(
-            student_interval(replicate_means(known, values, sample.unit), (0, 1)) for values in columns
-        ),
-        bias_removed=removed,
-        **_figures(arm, METRICS, [sample], 1, [pairs] if pairs.runs else [], plan.margin, plan.score),
+        shares=tuple(Interval.of_mean(replicate_means(known, values, unit), (0, 1)) for values in columns),
+        bias_removed=bias_removed(*(replicate_means(pairs.runs, values, unit) for values in biases)),
+        **_figures(arm, METRICS, [sample], [pairs] if pairs.runs else [], 1, plan.margin, plan.score),
     )
 
 
 def _figures(
     arm: str,
     names: Sequence[str],
-    samples: Sequence[_Sample],
+    samples: Collection[_Sample],
+    pairs: Collection[_Sample],
     count: int,
-    pairs: Sequence[_Sample],
     margin: float,
     score: str,
 ) -> dict[str, Any]:
@@ -516,24 +499,19 @@ def _figures(
     return found
 
 
-def _means(names: Sequence[str], samples: Sequence[_Sample], count: int) -> dict[str, Interval]:
+def _means(names: Sequence[str], samples: Collection[_Sample], count: int) -> dict[str, Interval]:
     """Return the intervals of means over a number of data sets by name; of answer changes of both kinds there is none."""
     runs = [run for sample in samples for run in (*sample.runs, *sample.baseline)]
     answer_of, slices = answer_kind(runs), max((len(run["shares"] or ()) for run in runs), default=0)
     difference = any(sample.baseline for sample in samples)
-    return {
-        name: UNKNOWN
-        if name == "answer_change" and answer_of == "both"
-        else _pool(samples, name, count).interval(
-            metric_bounds(name, answer_of, slices, difference=difference)
-        )
-        for name in names
-    }
+    bounds = {name: metric_bounds(name, answer_of, slices, difference=difference) for name in names}
+    found = {name: _pool(samples, name, count).interval(bounds[name]) for name in names}
+    return found | ({"answer_change": UNKNOWN} if answer_of == "both" else {})
 
 
-def _pool(samples: Sequence[_Sample], name: str, count: int) -> PooledMean:
+def _pool(samples: Collection[_Sample], name: str, count: int) -> PooledMean:
     """Return the mean over data sets of a metric, or of its difference, if as many as counted have a value."""
-    groups = [sample.replicates(name) for sample in samples]
+    groups = [replicate_means(sample.runs, sample.values(name), sample.unit) for sample in samples]
     known = [values for values in groups if not np.isnan(values).all()]
     return pool_means(known if len(known) == count else ())
 
@@ -561,7 +539,7 @@ def bias_removed(own: ArrayLike, baseline: ArrayLike) -> Interval:
     pairs = np.array([own, baseline], dtype=np.float64)
     pairs = pairs[:, ~np.isnan(pairs).any(axis=0)]
     count = pairs.shape[1]
-    if not student_interval(pairs[1]).low > Tolerances.tolerance:
+    if not Interval.of_mean(pairs[1]).low > Tolerances.tolerance:
         return UNKNOWN
     (mean, expected), spread = pairs.mean(axis=1), np.cov(pairs) / count
     squared = float(stdtrit(count - 1, TAIL)) ** 2
@@ -596,80 +574,62 @@ def pool_runs(rows: Iterable[RunRecord], plan: StudyPlan) -> tuple[PooledCompari
         >>> round(uniform.differences["dice"].estimate, 6), uniform.holds
         (-0.022, False)
     """
-    groups: dict[str, dict[str, dict[str, list[RunRecord]]]] = {}
-    for row in comparable(rows):
-        own = groups.setdefault(row["architecture"], {})
-        own.setdefault(row["arm"], {}).setdefault(row["dataset"], []).append(row)
-    margins = {} if plan.primary is None else {plan.primary[:2]: plan.primary[2]}
-    found = []
-    for architecture, sets_of in groups.items():
-        runs: dict[str, list[RunRecord]] = {}
-        for sets in sets_of.values():
-            for name, of_set in sets.items():
-                runs.setdefault(name, []).extend(of_set)
-        units = {name: replicate_unit(own) for name, own in runs.items()}
-        missing = tuple(name for name in plan.datasets if name not in units)
-        arms = []
-        for arm, sets in sets_of.items():
-            others = sets_of.get(plan.baseline, {}) if arm != plan.baseline else {}
-            own_margin = margins.get((arm, architecture))
-            arms.append(_pool_arm(arm, sets, others, units, plan, own_margin, complete=not missing))
-        found.append(PooledComparison(architecture, tuple(units), tuple(arms), missing))
-    names = {*plan.arms, *(arm.arm for item in found for arm in item.arms)} - {plan.baseline}
-    return _adjusted(found, len({*product(names, {*plan.architectures, *groups})} - margins.keys()))
+    known, found = comparable(rows), []
+    for architecture in dict.fromkeys(row["architecture"] for row in known):
+        sets: dict[str, list[RunRecord]] = {}
+        for row in known:
+            if row["architecture"] == architecture:
+                sets.setdefault(row["dataset"], []).append(row)
+        missing = tuple(name for name in plan.datasets if name not in sets)
+        arms = dict.fromkeys(row["arm"] for runs in sets.values() for row in runs)
+        pooled = tuple(_pool_arm(arm, architecture, sets, plan, complete=not missing) for arm in arms)
+        found.append(PooledComparison(architecture, tuple(sets), pooled, missing))
+    return _adjusted(found, plan)
 
 
 def _pool_arm(
-    arm: str,
-    sets: Mapping[str, Runs],
-    baseline: Mapping[str, Runs],
-    units: Mapping[str, Unit],
-    plan: StudyPlan,
-    margin: float | None,
-    *,
-    complete: bool,
+    arm: str, architecture: str, sets: Mapping[str, Runs], plan: StudyPlan, *, complete: bool
 ) -> PooledArm:
     """Return the means of an arm, and its differences from the baseline with the tests that all its data sets allow.
 
     Args:
         arm: its name.
-        sets: its runs on each data set.
-        baseline: those of the baseline.
-        units: what counts as independent in each data set.
+        architecture: that of the network.
+        sets: the runs of all arms on each data set.
         plan: what is compared.
-        margin: that of the primary comparison, if this is it.
         complete: whether there are results on all data sets.
     """
-    score = plan.score
-    samples = {name: _Sample(own, units[name]) for name, own in sets.items()}
-    pairs = {name: sample.beside(baseline.get(name, ())) for name, sample in samples.items()}
-    pairs = {name: own for name, own in pairs.items() if not np.isnan(own.replicates(score)).all()}
-    found = _figures(
-        arm,
-        POOLED,
-        [*samples.values()],
-        len(units),
-        [*pairs.values()],
-        plan.margin if margin is None else margin,
-        score,
-    )
-    lacking = any(own.lacks_fold([*sets[name], *baseline[name]], score) for name, own in pairs.items())
-    if not complete or lacking or len(pairs) < len(units):
+    own, pairs, lacking = {}, {}, not complete
+    for name, runs in sets.items():
+        sample, pair = _samples(arm, runs, replicate_unit(runs), plan)
+        folds = pair.folds(plan.score)
+        own |= {name: sample} if sample.runs else {}
+        pairs |= {name: pair} if folds else {}
+        lacking |= not folds or not folds >= {
+            fold_of(run) for run in runs if run["arm"] in (arm, plan.baseline)
+        }
+    primary = plan.primary is not None and plan.primary[:2] == (arm, architecture)
+    margin = plan.primary[2] if plan.primary and primary else plan.margin
+    found = _figures(arm, POOLED, own.values(), pairs.values(), len(sets), margin, plan.score)
+    main = _pool(pairs.values(), plan.score, len(sets))
+    if lacking:
         # A mean over some of the data sets, or of their folds, says nothing of the others.
         found |= {"p": math.nan, "holds": None}
     else:
-        main = _pool([*pairs.values()], score, len(units))
         found["p_differs"] = main.p_differs()
-        if margin is not None and found["holds"]:
-            found |= {"p_superior": main.p_above(), "superior": main.p_above() < TAIL}
-    primary = margin is not None and bool(pairs)
-    return PooledArm(datasets=tuple(sets), compared=tuple(pairs), primary=primary, **found)
+    if primary and found.get("holds"):
+        found |= {"p_superior": main.p_above(), "superior": main.p_above() < TAIL}
+    return PooledArm(datasets=tuple(own), compared=tuple(pairs), primary=primary and bool(pairs), **found)
 
 
-def _adjusted(found: Sequence[PooledComparison], planned: int) -> tuple[PooledComparison, ...]:
+def _adjusted(found: Sequence[PooledComparison], plan: StudyPlan) -> tuple[PooledComparison, ...]:
     """Adjust the p values of all differences from the baseline together, as many as are planned beside the primary one."""
+    names = {*plan.arms, *(arm.arm for item in found for arm in item.arms)} - {plan.baseline}
+    planned = {*product(names, {*plan.architectures, *(item.architecture for item in found)})}
+    planned -= {plan.primary[:2]} if plan.primary else set()
     tested = [arm for item in found for arm in item.arms if arm.differences and not arm.primary]
-    adjusted = dict(zip(map(id, tested), holm([arm.p_differs for arm in tested], planned), strict=True))
+    p_values = holm([arm.p_differs for arm in tested], len(planned))
+    adjusted = dict(zip(map(id, tested), p_values, strict=True))
     return tuple(
         replace(
             item, arms=tuple(replace(arm, p_adjusted=adjusted.get(id(arm), math.nan)) for arm in item.arms)

@@ -53,6 +53,24 @@ class Interval:
     low: float
     high: float
 
+    @classmethod
+    def of_mean(cls, values: ArrayLike, bounds: tuple[float, float] = (-math.inf, math.inf)) -> Interval:
+        """Return the mean of independent values and its 95 % interval by Student's t; NaN values are left out.
+
+        Args:
+            values: (n,) the values.
+            bounds: the range of the quantity, to which the interval is clipped.
+
+        Example: two values of Dice say little, but not that it may exceed 1.
+            >>> Interval.of_mean([0.9, 0.98], bounds=(0, 1))
+            Interval(estimate=0.94, low=0.431..., high=1.0)
+            >>> Interval.of_mean([0.90, 0.91, 0.92])
+            Interval(estimate=0.91, low=0.885..., high=0.934...)
+            >>> Interval.of_mean([0.9])
+            Interval(estimate=0.9, low=nan, high=nan)
+        """
+        return pool_means([values]).interval(bounds)
+
     def clipped(self, bounds: tuple[float, float]) -> Interval:
         """Return the interval without its ends beyond the range of the quantity.
 
@@ -273,24 +291,6 @@ def resamples(count: int) -> Floats:
 
 ROUNDING = 1e-12
 """Scores, 0 to 1, that differ by less do so by rounding alone."""
-
-
-def student_interval(values: ArrayLike, bounds: tuple[float, float] = (-math.inf, math.inf)) -> Interval:
-    """Return the mean of independent values and its 95 % interval by Student's t; NaN values are left out.
-
-    Args:
-        values: (n,) the values.
-        bounds: the range of the quantity, to which the interval is clipped.
-
-    Example: two values of Dice say little, but not that it may exceed 1.
-        >>> student_interval([0.9, 0.98], bounds=(0, 1))
-        Interval(estimate=0.94, low=0.431..., high=1.0)
-        >>> student_interval([0.90, 0.91, 0.92])
-        Interval(estimate=0.91, low=0.885..., high=0.934...)
-        >>> student_interval([0.9])
-        Interval(estimate=0.9, low=nan, high=nan)
-    """
-    return pool_means([values]).interval(bounds)
 
 
 class PooledMean(NamedTuple):

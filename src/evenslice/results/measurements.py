@@ -149,7 +149,7 @@ class Measurements:
 
 
 def pair_bias(shares: Floats) -> Floats:
-    """Return the pair biases B_1..B_K (n, K) of shares (n, N); NaN where a share is NaN.
+    """Return the pair biases B_1..B_K (..., K) of shares (..., N); NaN where a share is NaN.
 
     Example:
         >>> pair_bias(np.array([[0.125, 0.5, 0.375], [0.0, 1.0, 0.0]])).tolist()
@@ -160,24 +160,14 @@ def pair_bias(shares: Floats) -> Floats:
 
 
 def directional_bias(shares: Floats) -> Floats:
-    """Return the directional bias D (n,) of shares (n, N): positive if later slices get more attention.
+    """Return the directional bias D (...) of shares (..., N): positive if later slices get more attention.
 
     Example:
         >>> directional_bias(np.array([[0.1, 0.1, 0.2, 0.3, 0.3]])).round(6).tolist()
         [0.5]
     """
     left, right = halves(shares)
-    return _contrast(right.sum(axis=1), left.sum(axis=1))
-
-
-def model_part(bias: Floats, mirrored_bias: Floats) -> Floats:
-    """Return the model part of a bias, from the bias at the windows and at their mirrors."""
-    return (bias + mirrored_bias) / 2
-
-
-def data_part(bias: Floats, mirrored_bias: Floats) -> Floats:
-    """Return the data part of a bias, from the bias at the windows and at their mirrors."""
-    return (bias - mirrored_bias) / 2
+    return _contrast(right.sum(axis=-1), left.sum(axis=-1))
 
 
 def mean_biases(shares: Floats) -> dict[str, float]:
@@ -193,8 +183,7 @@ def mean_biases(shares: Floats) -> dict[str, float]:
         >>> mean_biases(np.full((1, 2, 1), 1.0))
         {'share_0': 1.0, 'directional_bias': 0.0, 'asymmetry': 0.0, 'imbalance': 0.0}
     """
-    given, mirrored = shares.swapaxes(0, 1)
-    parts = model_part(given, mirrored), model_part(directional_bias(given), directional_bias(mirrored))
+    parts = shares.mean(axis=1), directional_bias(shares).mean(axis=1)
     known = ~np.isnan(shares).any(axis=(1, 2))
     profile, direction = (part[known].mean(axis=0) if known.any() else part[0] * np.nan for part in parts)
     half = len(profile) // 2
@@ -224,9 +213,9 @@ def largest_bias(log: Mapping[str, Any]) -> Floats:
 
 
 def halves(array: Floats) -> tuple[Floats, Floats]:
-    """Return the parts of an array (n, N, ...) for offsets -1..-K and for 1..K, both (n, K, ...)."""
-    half = array.shape[1] // 2
-    return array[:, :half][:, ::-1], array[:, half + 1 :]
+    """Return the parts of an array (..., N) for offsets -1..-K and for 1..K, both (..., K)."""
+    half = array.shape[-1] // 2
+    return array[..., :half][..., ::-1], array[..., half + 1 :]
 
 
 def _contrast(right: Floats, left: Floats) -> Floats:

@@ -45,7 +45,7 @@ from evenslice.results.documents import (
     read_arrays,
     to_plain,
 )
-from evenslice.results.intervals import Interval, student_interval
+from evenslice.results.intervals import Interval
 from evenslice.results.stress import BriefLoss, StressSummary
 
 if TYPE_CHECKING:
@@ -291,7 +291,7 @@ class StudyResults(StudySummary):
         """Return the mean over folds, or seeds, of a loss of an arm; see ``StressSummary.lost``."""
         runs = self.runs_of(comparison, arm)
         lost = [run.stress.lost(*which) if run.stress else math.nan for run in runs]
-        return student_interval(replicate_means([vars(run) for run in runs], lost, comparison.unit), (-1, 1))
+        return Interval.of_mean(replicate_means([vars(run) for run in runs], lost, comparison.unit), (-1, 1))
 
 
 def _find_run(base: Path, key: str) -> Path:
