@@ -15,7 +15,7 @@ from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit, with_statistics
 
 import evenslice
 from evenslice.report import audit_tables as found, charts, files, style, tables as formatting
-from evenslice.results import AuditRun, Interval
+from evenslice.results import Interval
 from evenslice.results.stress import BriefLoss, StressSummary
 from evenslice.results.verdicts import AnswerChange, Decision, Figure, Mismatch
 
@@ -258,7 +258,7 @@ def test_what_is_not_known_is_left_out_and_what_has_no_bounds_is_drawn_to_the_ed
         measurements=replace(audit.measurements, saliency=np.zeros_like(audit.measurements.saliency)),
         examples=replace(audit.examples, saliency=np.full_like(audit.examples.saliency, np.nan)),
         kernels=(),
-        run=AuditRun(),
+        run=evenslice.Audit.Run(),
     )
     files.write_audit_report([audit], tmp_path)
     text = " ".join(Page((tmp_path / "report.html").read_text(encoding="utf-8")).text)

@@ -71,17 +71,7 @@ from evenslice.networks import (
 )
 from evenslice.neutralizing import record_of, uncompiled_record
 from evenslice.report import html_of, write_report
-from evenslice.results import (
-    SAME,
-    AuditedVolume,
-    AuditResult,
-    AuditRun,
-    ExampleWindows,
-    Measurements,
-    Tolerances,
-    ask,
-    summarize,
-)
+from evenslice.results import AuditResult, Measurements, Tolerances, ask, summarize
 from evenslice.volumes import (
     LabelValues,
     Reading,
@@ -323,12 +313,12 @@ def audit(
         statistics=summarize(found.measurements, sample.population, tolerances),
         windows=len(found.measurements),
         measurements=found.measurements,
-        examples=ExampleWindows(
+        examples=Audit.Examples(
             **{
                 entry.name: np.concatenate(
                     [getattr(batch.examples, entry.name) for batch in (*shown, *found.batches)]
                 )
-                for entry in fields(ExampleWindows)
+                for entry in fields(Audit.Examples)
             }
         ),
         kernels=kernels,
@@ -482,7 +472,7 @@ class MeasuredBatch:
     """
 
     rows: list[dict[str, NDArray[Any]]]
-    examples: ExampleWindows
+    examples: Any
     device: str
 
     def __len__(self) -> int:
@@ -517,7 +507,7 @@ def check_first(sample: WindowSample, explainer: Explainer) -> None:
             answer,
             windows.to(network.device),
             name=network.name,
-            limits=(SAME, SAME),
+            limits=(Measurements.SAME, Measurements.SAME),
             model=exact.module if isinstance(exact, ReadyNetwork) else None,
         )
 
@@ -614,7 +604,7 @@ def measure(sample: WindowSample, explainer: Explainer, batch: WindowBatch) -> M
         score = Score(network, whole, None if labels is None else labels[: batch.pictures])
         (method, baseline), seed = explainer.maps, explainer.seed
         maps = attribute(score, shown, method=method, baseline=baseline, seed=seed).attribution
-    examples = ExampleWindows(
+    examples = Audit.Examples(
         volume=places[:, 0],
         position=places[:, 1:],
         images=(shown * 255).round().byte().cpu().numpy(),
@@ -723,7 +713,7 @@ def describe_run(
     labels: Sequence[Volume] | None,
     values: LabelValues,
     seconds: float,
-) -> AuditRun:
+) -> Any:
     """Return what an audit ran that ends now.
 
     Args:
@@ -740,7 +730,7 @@ def describe_run(
     grids, explained = sample.grids, explainer.explained
     network, measurements = explainer.network, found.measurements
     unmoved = ~(measurements.saliency.any(axis=(1, 2, 3)) | measurements.reliance.any(axis=(1, 2, 3)))
-    return AuditRun(
+    return Audit.Run(
         slices=grids[0].slices,
         step=grids[0].step,
         strategy=record.strategy if record else None,
@@ -773,10 +763,10 @@ def describe_run(
     )
 
 
-def _describe(grid: WindowGrid, labels: Volume | None) -> AuditedVolume:
+def _describe(grid: WindowGrid, labels: Volume | None) -> Any:
     volume = grid.volume
     same = ("path", "format", "shape", "region", "level", "spacing", "unit")
-    return AuditedVolume(
+    return Audit.Volume(
         **{name: getattr(volume, name) for name in same},
         select=dict(volume.select),
         dtype=str(volume.dtype),

@@ -12,7 +12,7 @@ import torch
 from evenslice.auditing.attribution import MOST_CLASSES, Explained, Score, as_float64, attribute, reproducible
 from evenslice.inference import ReadyNetwork
 from evenslice.networks import full_precision
-from evenslice.results import SAME, ratio
+from evenslice.results import Measurements, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -532,7 +532,9 @@ def _remove_rounding(
     """
     used = ratio(mismatch.sum(axis=2), outer.sum(axis=2))
     with np.errstate(invalid="ignore"):
-        some = np.flatnonzero((used > 10 * SAME).any(axis=1) & (rows["mirror_error"] <= SAME))
+        some = np.flatnonzero(
+            (used > 10 * Measurements.SAME).any(axis=1) & (rows["mirror_error"] <= Measurements.SAME)
+        )
     network = explainer.network
     if not len(some) or not isinstance(network, ReadyNetwork) or network.dtype != torch.float32:
         return

@@ -39,7 +39,7 @@ from evenslice.auditing.options import Sampling
 from evenslice.inference import Compute
 from evenslice.neutralizing import current_kernels, find_strategy, load_network
 from evenslice.report import html_of, survey_csv, write_survey_report
-from evenslice.results import Interval, SurveyedNetwork, SurveyResult, SurveyRun
+from evenslice.results import Interval, SurveyedNetwork, SurveyResult
 from evenslice.volumes import mni152, open_volume
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ def survey(  # all but the networks have defaults and names
         )
     return Survey(
         networks=tuple(sorted(found, key=lambda item: item.sort_key)),
-        run=SurveyRun(
+        run=Survey.Run(
             slices=slices,
             windows=windows,
             draws=draws,

@@ -27,18 +27,20 @@ count, as they will be looked at, too.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import numpy as np
 from scipy.special import stdtrit
 
+from evenslice.results import documents
 from evenslice.results.intervals import TAIL, UNKNOWN, Interval, PooledMean, holm, pool_means
 from evenslice.results.tolerances import Tolerances
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
+    from typing import Self
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -50,32 +52,14 @@ Unit: TypeAlias = Literal["fold", "seed"]
 """What counts as independent among the runs of an arm."""
 
 TASK_SCORES: Final = {
-    "segmentation": (
-        "dice",
-        "iou",
-        "hd95",
-        "surface_dice",
-        "adapted_rand_error",
-        "variation_of_information",
-    ),
+    "segmentation": ("dice", "iou", "hd95", "surface_dice", "adapted_rand_error", "variation_of_information"),
     "classification": ("balanced_accuracy", "accuracy", "macro_f1"),
 }
 """Names of the scores of each task, the main one first."""
 
-METRICS = (
-    *TASK_SCORES["segmentation"],
-    *TASK_SCORES["classification"],
-    "directional_bias",
-    "absolute_bias",
-    "largest_bias",
-    "reliance",
-    "asymmetry",
-    "imbalance",
-    "mirror_error",
-    "mirror_disagreement",
-    "answer_change",
-    "mirror_mismatch",
-)
+BIASES = ("directional_bias", "absolute_bias", "largest_bias", "reliance", "asymmetry", "imbalance")
+CHANGES = ("mirror_error", "mirror_disagreement", "answer_change", "mirror_mismatch")
+METRICS = (*TASK_SCORES["segmentation"], *TASK_SCORES["classification"], *BIASES, *CHANGES)
 """Names of the metrics of a run.
 
 ``absolute_bias`` is |D_m|; ``largest_bias`` is the largest |B_k| of the saliency among the judged pairs, and ``reliance`` that
@@ -183,18 +167,12 @@ def comparable(runs: Iterable[RunRecord]) -> list[RunRecord]:
     """
     known = [*runs]
     latest = max((run.get("definitions", 1) for run in known), default=1)
-    return [
-        run if run.get("definitions", 1) == latest else {**run, **dict.fromkeys(incomparable(run))}
-        for run in known
-    ]
-
-
-def incomparable(run: RunRecord) -> list[str]:
-    """Return the names of what an audit by the definitions of version 0.2 measured in another way."""
-    kept = {*TASK_SCORES["segmentation"], *TASK_SCORES["classification"]}
-    if run.get("classes") == 2 and run.get("answer_of") != "scores":
-        kept.add("answer_change")
-    return [name for name in (*METRICS, "shares") if name not in kept]
+    found = []
+    for run in known:
+        same = run.get("classes") == 2 and run.get("answer_of") != "scores"
+        undefined = {*BIASES, *CHANGES, "shares"} - ({"answer_change"} if same else set())
+        found.append(run if run.get("definitions", 1) == latest else {**run, **dict.fromkeys(undefined)})
+    return found
 
 
 def answer_kind(runs: Iterable[RunRecord]) -> Literal["classes", "scores", "both"]:
@@ -427,30 +405,11 @@ class _Sample:
         return {fold_of(run) for run, known in rows if known}
 
 
-def summarize_runs(rows: Iterable[RunRecord], plan: StudyPlan) -> tuple[Comparison, ...]:
-    """Summarize the finished runs of a study.
-
-    Args:
-        rows: for each run ``dataset``, ``architecture``, ``arm``, ``seed``, ``shares`` and its ``METRICS``, its ``fold`` and
-            the number of ``folds`` of its data set if it has any, and what ``comparable`` needs; a metric that is missing
-            or None is undefined.
-        plan: what is compared.
-
-    Returns:
-        One comparison for each data set and architecture, in the order of the rows.
-
-    Example:
-        >>> rows = [
-        ...     {"dataset": "d", "architecture": "a", "arm": arm, "seed": seed, "shares": None, "dice": dice * (1 + seed / 50)}
-        ...     for arm, dice in [("pretrained", 0.8), ("uniform", 0.81)] for seed in range(2)
-        ... ]
-        >>> uniform = summarize_runs(rows, StudyPlan("pretrained", 0.01))[0].arms[1]
-        >>> round(uniform.differences["dice"].estimate, 6), uniform.holds
-        (0.0101, True)
-    """
-    known, found = comparable(rows), []
-    for dataset, architecture in dict.fromkeys((row["dataset"], row["architecture"]) for row in known):
-        here = [row for row in known if (row["dataset"], row["architecture"]) == (dataset, architecture)]
+def _compare_arms(rows: Runs, plan: StudyPlan) -> tuple[Comparison, ...]:
+    """Return a comparison for each data set and architecture, in the order of the rows."""
+    found = []
+    for dataset, architecture in dict.fromkeys((row["dataset"], row["architecture"]) for row in rows):
+        here = [row for row in rows if (row["dataset"], row["architecture"]) == (dataset, architecture)]
         unit = replicate_unit(here)
         arms = tuple(
             _summarize_arm(arm, here, unit, plan) for arm in dict.fromkeys(row["arm"] for row in here)
@@ -552,45 +511,38 @@ def bias_removed(own: ArrayLike, baseline: ArrayLike) -> Interval:
     return interval.clipped((-math.inf, 1.0))
 
 
-def pool_runs(rows: Iterable[RunRecord], plan: StudyPlan) -> tuple[PooledComparison, ...]:
-    """Pool the finished runs of a study over its data sets.
+def _pool_arms(rows: Runs, plan: StudyPlan) -> tuple[PooledComparison, ...]:
+    """Return a comparison over the data sets for each architecture, in the order of the rows.
 
-    Args:
-        rows: for each run what ``summarize_runs`` needs, and ``stress_intact``, ``stress_before``, ``stress_after`` and
-            ``stress_both`` if they were measured.
-        plan: what is compared.
-
-    Returns:
-        One comparison for each architecture, in the order of the rows.
-
-    Example: two data sets, in which the arms differ by about .01 and .03.
-        >>> rows = [
-        ...     {"dataset": data, "architecture": "a", "arm": arm, "seed": seed, "shares": None, "dice": dice * (1 + seed / 10)}
-        ...     for data, lost in [("d", 0.01), ("e", 0.03)]
-        ...     for arm, dice in [("pretrained", 0.8), ("uniform", 0.8 - lost)]
-        ...     for seed in range(3)
-        ... ]
-        >>> uniform = pool_runs(rows, StudyPlan("pretrained", 0.01))[0].arms[1]
-        >>> round(uniform.differences["dice"].estimate, 6), uniform.holds
-        (-0.022, False)
+    The p values of all differences from the baseline are adjusted together, as many as are planned beside the primary one.
     """
-    known, found = comparable(rows), []
-    for architecture in dict.fromkeys(row["architecture"] for row in known):
+    found = []
+    for architecture in dict.fromkeys(row["architecture"] for row in rows):
         sets: dict[str, list[RunRecord]] = {}
-        for row in known:
+        for row in rows:
             if row["architecture"] == architecture:
                 sets.setdefault(row["dataset"], []).append(row)
         missing = tuple(name for name in plan.datasets if name not in sets)
-        arms = dict.fromkeys(row["arm"] for runs in sets.values() for row in runs)
-        pooled = tuple(_pool_arm(arm, architecture, sets, plan, complete=not missing) for arm in arms)
-        found.append(PooledComparison(architecture, tuple(sets), pooled, missing))
-    return _adjusted(found, plan)
+        names = dict.fromkeys(row["arm"] for runs in sets.values() for row in runs)
+        arms = [_pool_arm(arm, architecture, sets, plan, complete=not missing) for arm in names]
+        found.append((architecture, tuple(sets), arms, missing))
+    others = {*plan.arms, *(arm["arm"] for _, _, arms, _ in found for arm in arms)} - {plan.baseline}
+    planned = {*product(others, {*plan.architectures, *(architecture for architecture, *_ in found)})}
+    planned -= {plan.primary[:2]} if plan.primary else set()
+    tested = [arm for _, _, arms, _ in found for arm in arms if "differences" in arm and not arm["primary"]]
+    p_values = holm([arm["p_differs"] for arm in tested], len(planned))
+    for arm, p_adjusted in zip(tested, p_values, strict=True):
+        arm["p_adjusted"] = p_adjusted
+    return tuple(
+        PooledComparison(architecture, datasets, tuple(PooledArm(**arm) for arm in arms), missing)
+        for architecture, datasets, arms, missing in found
+    )
 
 
 def _pool_arm(
     arm: str, architecture: str, sets: Mapping[str, Runs], plan: StudyPlan, *, complete: bool
-) -> PooledArm:
-    """Return the means of an arm, and its differences from the baseline with the tests that all its data sets allow.
+) -> dict[str, Any]:
+    """Return the fields of a ``PooledArm``: the tests are those that all its data sets allow.
 
     Args:
         arm: its name.
@@ -599,7 +551,7 @@ def _pool_arm(
         plan: what is compared.
         complete: whether there are results on all data sets.
     """
-    own, pairs, lacking = {}, {}, not complete
+    own, pairs, lacking = dict[str, _Sample](), dict[str, _Sample](), not complete
     for name, runs in sets.items():
         sample, pair = _samples(arm, runs, replicate_unit(runs), plan)
         folds = pair.folds(plan.score)
@@ -611,28 +563,124 @@ def _pool_arm(
     primary = plan.primary is not None and plan.primary[:2] == (arm, architecture)
     margin = plan.primary[2] if plan.primary and primary else plan.margin
     found = _figures(arm, POOLED, own.values(), pairs.values(), len(sets), margin, plan.score)
-    main = _pool(pairs.values(), plan.score, len(sets))
+    main = _pool(() if lacking else pairs.values(), plan.score, len(sets))
     if lacking:
         # A mean over some of the data sets, or of their folds, says nothing of the others.
         found |= {"p": math.nan, "holds": None}
-    else:
-        found["p_differs"] = main.p_differs()
     if primary and found.get("holds"):
         found |= {"p_superior": main.p_above(), "superior": main.p_above() < TAIL}
-    return PooledArm(datasets=tuple(own), compared=tuple(pairs), primary=primary and bool(pairs), **found)
+    names = {"datasets": tuple(own), "compared": tuple(pairs), "primary": primary and bool(pairs)}
+    return found | names | {"p_differs": main.p_differs()}
 
 
-def _adjusted(found: Sequence[PooledComparison], plan: StudyPlan) -> tuple[PooledComparison, ...]:
-    """Adjust the p values of all differences from the baseline together, as many as are planned beside the primary one."""
-    names = {*plan.arms, *(arm.arm for item in found for arm in item.arms)} - {plan.baseline}
-    planned = {*product(names, {*plan.architectures, *(item.architecture for item in found)})}
-    planned -= {plan.primary[:2]} if plan.primary else set()
-    tested = [arm for item in found for arm in item.arms if arm.differences and not arm.primary]
-    p_values = holm([arm.p_differs for arm in tested], len(planned))
-    adjusted = dict(zip(map(id, tested), p_values, strict=True))
-    return tuple(
-        replace(
-            item, arms=tuple(replace(arm, p_adjusted=adjusted.get(id(arm), math.nan)) for arm in item.arms)
+@dataclass(frozen=True)
+class FailedRun:
+    """A run that failed."""
+
+    dataset: str
+    architecture: str
+    arm: str
+    seed: int
+    error: str
+    fold: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySummary:
+    """What a study found: the content of ``summary.json``.
+
+    Attributes:
+        planned: number of runs.
+        finished: number of those that are done.
+        failed: those that failed.
+        baseline: the arm that the others are compared with.
+        score: name of the main score, by which the arms are compared; summaries without are about Dice.
+        definitions: those of the figures of its audits; 1 in summaries of version 0.2.
+        comparisons: the arms on each data set with each architecture.
+        pooled: the arms of each architecture over all data sets.
+    """
+
+    format: int = documents.FORMAT
+    planned: int
+    finished: int
+    failed: tuple[FailedRun, ...]
+    baseline: str
+    score: str = "dice"
+    definitions: int = 1
+    comparisons: tuple[Comparison, ...]
+    pooled: tuple[PooledComparison, ...] = ()
+
+    @classmethod
+    def of_runs(
+        cls, rows: Sequence[RunRecord], failed: Sequence[RunRecord], planned: int, plan: StudyPlan
+    ) -> Self:
+        """Summarize the runs of a study so far.
+
+        Args:
+            rows: for each finished run ``dataset``, ``architecture``, ``arm``, ``seed``, ``verdict``, ``shares`` and its
+                ``METRICS``, its ``fold`` and the number of ``folds`` of its data set if it has any, what ``comparable`` needs,
+                and ``stress_intact``, ``stress_before``, ``stress_after`` and ``stress_both`` if they were measured; a metric
+                that is missing or None is undefined.
+            failed: those that failed, each with the entries of a ``FailedRun``.
+            planned: number of all runs.
+            plan: what is compared.
+
+        Example: two data sets, in which the arms differ by about .01 and .03.
+            >>> labels = {"architecture": "a", "verdict": "biased", "shares": None}
+            >>> rows = [
+            ...     {"dataset": data, "arm": arm, "seed": seed, "dice": dice * (1 + seed / 10), **labels}
+            ...     for data, lost in [("d", 0.01), ("e", 0.03)]
+            ...     for arm, dice in [("pretrained", 0.8), ("uniform", 0.8 - lost)]
+            ...     for seed in range(3)
+            ... ]
+            >>> found = StudySummary.of_runs(rows, [], 12, StudyPlan("pretrained", 0.01))
+            >>> uniform = found.comparisons[0].arms[1]
+            >>> round(uniform.differences["dice"].estimate, 6), uniform.holds
+            (-0.011, False)
+            >>> uniform = found.pooled[0].arms[1]
+            >>> round(uniform.differences["dice"].estimate, 6), uniform.holds
+            (-0.022, False)
+        """
+        known = comparable(rows)
+        return cls(
+            planned=planned,
+            finished=len(rows),
+            failed=tuple(documents.from_plain(FailedRun, dict(run), "failed") for run in failed),
+            baseline=plan.baseline,
+            score=plan.score,
+            definitions=max(
+                (row.get("definitions", 1) for row in rows if row["verdict"]), default=documents.DEFINITIONS
+            ),
+            comparisons=_compare_arms(known, plan),
+            pooled=_pool_arms(known, plan),
         )
-        for item in found
-    )
+
+    @staticmethod
+    def read(document: RunRecord) -> StudySummary:
+        """Read what ``to_dict`` returned, by this version or an earlier one."""
+        documents.definitions_of(document)
+        found: StudySummary = documents.from_plain(StudySummary, dict(document))
+        if found.score not in {names[0] for names in TASK_SCORES.values()}:
+            raise ValueError(f"score: {found.score!r:.40} is not a main score")
+
+        def scored(items: Sequence[Any]) -> tuple[Any, ...]:
+            arms = (tuple(replace(arm, score=found.score) for arm in item.arms) for item in items)
+            return tuple(replace(item, arms=own) for item, own in zip(items, arms, strict=True))
+
+        return replace(found, comparisons=scored(found.comparisons), pooled=scored(found.pooled))
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Names of all arms, in the order of the comparisons."""
+        return tuple(dict.fromkeys(arm.arm for item in self.comparisons for arm in item.arms))
+
+    @property
+    def errors(self) -> list[tuple[str, str]]:
+        """The name of each failed run, with its fold if its data set has any, and its error."""
+        folded = {item.dataset for item in self.comparisons if item.unit == "fold"}
+        folded |= {run.dataset for run in self.failed if run.fold}
+        return [(run_name(vars(run), folded=run.dataset in folded), run.error) for run in self.failed]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the summary as plain values, with the keys of ``summary.json``."""
+        return {entry.name: documents.to_plain(getattr(self, entry.name)) for entry in fields(StudySummary)}

@@ -177,9 +177,8 @@ def fit_ratios(part: ArrayLike, whole: ArrayLike, population: int, *, scale: Sca
     telling = (whole > 0).sum(axis=0)
     center = np.nan_to_num(estimate)
     squares = np.square(part - center * whole).sum(axis=0)
-    squares[squares <= count * (1e-12 * np.abs(part).max(axis=0, initial=0)) ** 2] = (
-        0  # a constant's rounding
-    )
+    rounding = count * (1e-12 * np.abs(part).max(axis=0, initial=0)) ** 2
+    squares[squares <= rounding] = 0  # of a constant
     left = max(0.0, 1 - count / population)
     raw = np.sqrt(squares * left * count / max(count - 1, 1)) / np.where(total > 0, total, 1.0)
     with np.errstate(all="ignore"):
@@ -352,7 +351,8 @@ def pool_means(groups: Iterable[ArrayLike]) -> PooledMean:
         return PooledMean(estimate, math.nan, math.nan)
     parts = np.array([values.var(ddof=1) for values in known]) / counts / len(known) ** 2
     total = float(parts.sum())
-    dof = total**2 / float((parts**2 / (counts - 1)).sum()) if total > 0 else float(counts.sum() - len(known))
+    squares = float((parts**2 / (counts - 1)).sum())  # may be 0 by underflow
+    dof = total**2 / squares if squares > 0 else float(counts.sum() - len(known))
     return PooledMean(estimate, math.sqrt(total), dof)
 
 

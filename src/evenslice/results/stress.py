@@ -200,14 +200,10 @@ class StressSummary:
         """Return a loss with the slice at a side disturbed, or its "asymmetry"; NaN if unknown. Kind "reversed" has no side."""
         if kind == "reversed":
             return self.intact - self.reversed
-        found = [loss for loss in self.losses if (loss.kind, loss.offset) == (kind, offset)]
-        if not found:
-            return math.nan
-        return (
-            found[0].asymmetry.estimate
-            if side == "asymmetry"
-            else self.intact - float(getattr(found[0], side))
-        )
+        for loss in self.losses:
+            if (loss.kind, loss.offset) == (kind, offset):
+                return loss.asymmetry.estimate if side == "asymmetry" else self.intact - getattr(loss, side)
+        return math.nan
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as plain values."""

@@ -9,10 +9,10 @@ function. docs/statistics.md explains the method, docs/calibration.md how often 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import product
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from scipy.special import stdtrit
@@ -23,7 +23,7 @@ from evenslice.results.measurements import directional_bias, halves, pair_bias
 from evenslice.results.tolerances import Tolerances
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -202,15 +202,6 @@ class Asymmetry:
     judged_class: float = Tolerances.judged_class
 
 
-SCALES: Final[Mapping[Question, Scale]] = {
-    "saliency": "linear",
-    "reliance": "atanh",
-    "answer": "log",
-    "use": "log",
-}
-"""The scale on which the figure of each question is nearly normal."""
-
-
 @dataclass(frozen=True)
 class Evidence:
     """What windows say about a question: q figures with one tolerance.
@@ -282,10 +273,8 @@ class Evidence:
             return ()
         low, high = self.bounds()
         least = np.where(self.estimate < 0, -high, low)
-        least = np.where(np.isfinite(least), least, -np.inf)
-        ranked = np.where(chosen, least, -np.inf)
-        ties = np.where(ranked == ranked.max(), np.nan_to_num(np.abs(self.estimate)), -1.0)
-        return (self.keys[int(np.where(chosen, ties, -2.0).argmax())],)
+        least, size = np.where(np.isfinite(least), least, -np.inf), np.nan_to_num(np.abs(self.estimate))
+        return (self.keys[max(np.flatnonzero(chosen), key=lambda n: (least[n], size[n]))],)
 
     def needed(self) -> int | None:
         """Return how many windows would settle the open figures if they are what they seem; None if all are settled.
@@ -398,10 +387,10 @@ class Questions:
         }
         if own.get("answer"):
             of: AnswerKind = "scores" if number is None else "classes"
-            found["answer_change"] = AnswerChange(*astuple(own["answer"][0]), of=of, class_number=number)
+            found["answer_change"] = AnswerChange(**asdict(own["answer"][0]), of=of, class_number=number)
         if own.get("use"):
             whole, *pairs = own["use"]
-            found["mirror_mismatch"] = Mismatch(*astuple(whole), pairs=tuple(pairs) if number is None else ())
+            found["mirror_mismatch"] = Mismatch(**asdict(whole), pairs=tuple(pairs) if number is None else ())
         return found
 
 
@@ -427,23 +416,19 @@ def ask(measured: Measurements, population: int, tolerances: Tolerances) -> Ques
         use = _use(measured, groups, (saliency if saliency[1].any() else reliance)[2])
         classes = [group - 1 if group else None for group in groups]
         pairs = range(1, measured.slices // 2 + 1)
-        asked: dict[Question, tuple[Columns, Iterable[Any], float]] = {
-            "saliency": (saliency, product(classes, pairs), tolerances.tolerance),
-            "reliance": (reliance, product(classes, pairs), tolerances.tolerance),
-            "answer": (answer, product(of_classes, [None]), tolerances.answer_tolerance),
-            "use": (use, product(classes, [None, *pairs]), tolerances.mismatch_tolerance),
+        asked: dict[Question, tuple[Columns, Iterable[Any], float, Scale]] = {
+            "saliency": (saliency, product(classes, pairs), tolerances.tolerance, "linear"),
+            "reliance": (reliance, product(classes, pairs), tolerances.tolerance, "atanh"),
+            "answer": (answer, product(of_classes, [None]), tolerances.answer_tolerance, "log"),
+            "use": (use, product(classes, [None, *pairs]), tolerances.mismatch_tolerance, "log"),
         }
-        for question, ((part, whole, chosen), about, tolerance) in asked.items():
+        for question, (columns, about, tolerance, scale) in asked.items():
             keys = tuple(Decision(question, *key) for key in about)
-            fit = fit_ratios(
-                part.reshape(len(part), -1),
-                whole.reshape(len(whole), -1),
-                population,
-                scale=SCALES[question],
-            )
+            part, whole = (values.reshape(len(values), -1) for values in columns[:2])
+            fit = fit_ratios(part, whole, population, scale=scale)
             may = np.array([key.class_number is None or decides[key.class_number] for key in keys])
             if question == "reliance" or whole.any():  # else no window tells
-                evidence.append(Evidence(question, keys, fit, tolerance, chosen.ravel(), may))
+                evidence.append(Evidence(question, keys, fit, tolerance, columns[2].ravel(), may))
     different = None
     if measured.equal.all() and not measured.own_mirror.all():  # else nothing tells
         different = unseen_part(float(len(measured)), len(measured), population, 0.05)
@@ -458,16 +443,13 @@ def _judge_classes(
 
     Judged are those that may cover the judged part of the pixels, and the two largest.
     """
-    count = measured.classes
-    if not count:
-        return np.zeros(0), np.zeros(0, bool), np.zeros(0, bool)
     # Student's intervals: those of the bootstrap have no end for a class that few windows have.
     read, pixels = len(measured), measured.pixels.mean(axis=0)
     left = max(0.0, 1 - read / population) / max(read, 1)
-    error = np.sqrt(measured.pixels.var(axis=0, ddof=1) * left) if read > 1 else np.full(count, np.inf)
+    error = np.sqrt(measured.pixels.var(axis=0, ddof=1) * left) if read > 1 else np.full(pixels.shape, np.inf)
     half = -stdtrit(max(read - 1, 1), TAIL) * error
     low, high, seen = pixels - half, pixels + half, pixels > 0
-    largest = np.zeros(count, bool)
+    largest = np.zeros(pixels.shape, bool)
     largest[np.argsort(-pixels, kind="stable")[:2]] = True
     surely = largest & ((high[None, :] > low[:, None]).sum(axis=1) <= 2)  # one of the others, and itself
     least = tolerances.judged_class
