@@ -157,17 +157,24 @@ def test_several_volumes_are_one_population(texture):
     assert alone.statistics.by_volume == ()
 
 
+def test_progress_shows_the_verdict_and_the_figures_so_far(texture, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # taken for a terminal
+    audit(Linear(3.0, 2.0, 1.0), texture, progress=True)
+    shown = capsys.readouterr().err
+    assert "biased so far: saliency -0.50 \N{PLUS-MINUS SIGN} 0.00, reliance" in shown
+
+
 def test_examples_show_what_the_network_saw(texture):
     found = audit(Linear(3.0, 2.0, 1.0), texture, intensity=(0, 1))
     examples = found.examples
-    assert examples.images.shape == examples.saliency.shape == examples.maps.shape == (4, 3, 32, 32)
-    z, y, x = examples.position[3]
+    assert examples.images.shape == examples.saliency.shape == examples.maps.shape == (2, 3, 32, 32)
+    z, y, x = examples.position[1]
     expected = np.rint(texture[z - 1 : z + 2, y : y + 32, x : x + 32] * 255)
-    np.testing.assert_allclose(examples.images[3], expected, atol=1)
+    np.testing.assert_allclose(examples.images[1], expected, atol=1)
     np.testing.assert_allclose(examples.saliency.sum(axis=(1, 2, 3)), 1, rtol=1e-4)
     logits = expected / 255 * np.reshape([3, 2, 1], (3, 1, 1))
     added = np.where(logits.sum(0) > 0, 2, -2) * (expected[[0, 2]] - expected[1]) / 255 * [[[3]], [[1]]]
-    np.testing.assert_allclose(examples.maps[3, [0, 2]], added, atol=0.05)
+    np.testing.assert_allclose(examples.maps[1, [0, 2]], added, atol=0.05)
     assert found.run.maps == ("integrated_gradients", "middle")
 
 
@@ -177,7 +184,7 @@ def test_a_slice_is_explained_among_the_examples(texture):
     middle = [(length - 32) // 2 for length in texture.shape[1:]]
     assert (found.examples.position[0].tolist(), len(found.examples.position), found.windows) == (
         [7, *middle],
-        5,
+        3,
         4,
     )
     explained = evenslice.explain(network, texture, 7, tile=(32, 32))

@@ -1,6 +1,7 @@
 """Networks that return NaN, answer in two ways or run out of memory are refused; rounding is not taken for a use of slices."""
 
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -146,9 +147,9 @@ class SingleOnly(Corner):
         return super().forward(windows)
 
 
-def gates(windows):
-    """The same output for a window and its mirror to within 1e-5, by gradients that differ: E = 0.05 / 2.05."""
-    return windows.sum(1, keepdim=True) + 0.05 * torch.frac(1e4 * windows[:, :1]) / 1e4 + 1.0
+def gates(windows, part=0.05):
+    """The same output for a window and its mirror to within 1e-5, by gradients that differ: E = part / (2 + part)."""
+    return windows.sum(1, keepdim=True) + part * torch.frac(1e4 * windows[:, :1]) / 1e4 + 1.0
 
 
 GRAYS = np.random.default_rng(0).integers(0, 256, (24, 64, 64)).astype(np.uint8)
@@ -160,6 +161,8 @@ GRAYS = np.random.default_rng(0).integers(0, 256, (24, 64, 64)).astype(np.uint8)
         (Corner(), 0),
         (SingleOnly(), pytest.approx(0.5, abs=0.49)),
         (gates, pytest.approx(0.05 / 2.05, rel=1e-3)),
+        (partial(gates, part=0.01), pytest.approx(0.01 / 2.01, rel=1e-3)),
+        (partial(gates, part=0.001), 0),  # as rounding has it in real networks
     ],
 )
 def test_a_mismatch_is_that_of_float64_where_the_network_computes_in_it(network, mismatch):

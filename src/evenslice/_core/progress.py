@@ -27,11 +27,14 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from evenslice._core.errors import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from rich.console import RenderableType
 
 
 FIRST_LINE, LINE_EVERY = 10.0, 30.0  # seconds
@@ -114,15 +117,22 @@ def progress_bar(
         MofNCompleteColumn(),
         TextColumn(unit),
         TimeRemainingColumn() if remaining else TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=console, transient=True, disable=show is False) as progress:
+    with _NotedProgress(*columns, console=console, transient=True, disable=show is False) as progress:
         task = progress.add_task(printable(title), total=total, completed=done, note="")
 
         def advance(count: int, note: str = "") -> None:
             progress.update(task, advance=count, note=printable(note))
 
         yield advance
+
+
+class _NotedProgress(Progress):
+    """A bar with a line for the note below it."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        yield from (Text(task.fields["note"]) for task in self.tasks if task.fields["note"])
 
 
 def _reports(told: Listener, title: str, total: int, unit: str, done: int) -> Advance:

@@ -549,7 +549,7 @@ def read_until_settled(
                     f"{option('outputs')})"
                 )
             questions = ask(measurements, population, tolerances)
-            word, _ = questions.decision
+            word = str(questions)
             advance(len(batch), word)
             stopped = questions.settled(sample.sampling.precision) if moved else ""
             ended = "all windows used" if read == population else "limit reached"

@@ -33,7 +33,7 @@ LOOKS = (FIRST, 59)  # windows: if 59 equal their mirrors, fewer than 5 % of all
 LARGEST_WHOLE = 256  # pixels; the longest side of a plane that one tile covers
 MARGIN = 16  # pixels of a tile beyond which its borders change few answers (docs/statistics.md)
 TILE = 192  # pixels; along a longer side, it tells enough about a network at a part of the cost (docs/statistics.md)
-EXAMPLES = 4
+EXAMPLES = 2  # whose maps take as long as a dozen windows
 MOST_OF_EXAMPLES = 2**27  # bytes that they may take: results of a few audits are read back together
 
 

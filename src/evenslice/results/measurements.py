@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evenslice.results.intervals import ratio
+from evenslice.results.tolerances import Tolerances
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -107,15 +108,16 @@ class Measurements:
         return ratio(sums, sums.sum(axis=-1, keepdims=True))
 
     @property
-    def equal(self) -> NDArray[np.bool_]:
-        """Which windows (n,) equal their mirrors up to rounding, in scores, attributions and changes."""
-        output = (
-            np.where(np.isnan(self.mirror_error), self.mirror_disagreement, self.mirror_error) <= self.SAME
-        )
-        use = self.mismatch.sum(axis=2) <= 10 * self.SAME * self.outer.sum(axis=2)  # a tenth of the tolerance
+    def equal(self) -> bool:
+        """Whether all windows equal their mirrors up to rounding, in scores, attributions and changes."""
+        error = np.where(np.isnan(self.mirror_error), self.mirror_disagreement, self.mirror_error)
+        # Rounding decides here and there on which side of a ReLU's corner an activation is, and with it a path of the gradient.
+        unlike, outer = self.mismatch.sum(axis=2), self.outer.sum(axis=2)
+        use = (unlike <= Tolerances.mismatch_tolerance * outer).all()
+        use &= (unlike.sum(axis=0) <= 10 * self.SAME * outer.sum(axis=0)).all()
         off = np.abs(self.reliance[:, 0] - self.reliance[:, 1, :, ::-1]).sum(axis=-1)
         changes = off <= self.SAME * np.maximum(self.explained, self.reliance.sum(axis=(1, 3)))
-        return np.asarray(output & use.all(axis=1) & changes.all(axis=1))
+        return bool((error <= self.SAME).all() and use and changes.all())
 
     def at(self, rows: Any) -> Measurements:
         """Return those of some windows."""

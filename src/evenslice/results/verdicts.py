@@ -347,6 +347,20 @@ class Questions:
         uses = open_[len(self.tests) :]
         return ("balanced", sum(uses, ())) if not uses or any(uses) else ("symmetric", ())
 
+    def __str__(self) -> str:
+        """Return the verdict, and of each question the figure that decides, with the half-width of its interval.
+
+        Where all windows read equal their mirrors, there is no figure to show.
+        """
+        figures = []
+        for item in self.evidence if self.different is None else ():
+            low, high = item.bounds()
+            for key in item.deciding(item.judged):
+                at = item.keys.index(key)
+                half = max(high[at] - item.estimate[at], item.estimate[at] - low[at])
+                figures.append(f"{item.question} {item.estimate[at]:.2f} \N{PLUS-MINUS SIGN} {half:.2f}")
+        return f"{self.decision[0]} so far" + (f": {', '.join(figures)}" if figures else "")
+
     def settled(self, precision: float | None = None) -> str:
         """Return why an audit may stop, "settled" or "precision reached"; empty if it has to go on.
 
@@ -430,7 +444,7 @@ def ask(measured: Measurements, population: int, tolerances: Tolerances) -> Ques
             if question == "reliance" or whole.any():  # else no window tells
                 evidence.append(Evidence(question, keys, fit, tolerance, columns[2].ravel(), may))
     different = None
-    if measured.equal.all() and not measured.own_mirror.all():  # else nothing tells
+    if measured.equal and not measured.own_mirror.all():  # else nothing tells
         different = unseen_part(float(len(measured)), len(measured), population, 0.05)
     unjudged = tuple(np.flatnonzero((pixels > 0) & ~judged).tolist())
     return Questions(tuple(evidence), tuple(numbers), unjudged, pixels, different)
