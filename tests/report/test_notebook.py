@@ -67,7 +67,7 @@ def test_a_study_shows_what_its_arms_cost(tmp_path):
     arms = {"pretrained": (-0.19, 0.0), "worse": (0.0, -0.1)}
     folder = make_study(tmp_path / "study", comparisons=[("A", "net"), ("B", "net")], arms=arms)
     lines, rows = parsed(_ShownSummary(json.loads((folder / "summary.json").read_text())))
-    assert lines == ["12 of 12 runs finished", "Both data sets, net", "A, net", "B, net"]
+    assert lines == ["12 of 12 runs finished", "2 of 2 data sets, net", "A, net", "B, net"]
     row = dict(zip(rows[0], rows[2], strict=True))
     assert row["arm"] == "worse"
     assert row["Dice minus pretrained"].startswith("-0.10")

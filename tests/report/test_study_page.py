@@ -122,7 +122,7 @@ def test_rounding_does_not_hide_on_which_side_of_a_limit_a_figure_lies(pooled_re
 @pytest.mark.slow
 def test_a_study_with_folds_begins_with_all_data_sets(pooled_results):
     pooled, first, _ = tables.arm_tables(pooled_results)
-    assert (pooled.title, first.title) == ("Both data sets, net", "Lucchi++, net")
+    assert (pooled.title, first.title) == ("2 of 2 data sets, net", "Lucchi++, net")
     assert "* Primary comparison, with a margin of 0.005" in pooled.note
     assert "Means over folds" in first.note
     assert "interim" not in pooled.note
@@ -140,7 +140,7 @@ def test_a_study_with_folds_begins_with_all_data_sets(pooled_results):
     labels = {row.label for group in groups for row in group.rows}
     assert {"loss, missing, both at ±1", "missing, both at ±1", "largest |B|"} <= labels
     text = words(draw(pooled_results))
-    assert text.index("Both data sets, net") < text.index("Lucchi++, net")
+    assert text.index("2 of 2 data sets, net") < text.index("Lucchi++, net")
     assert "36 of 36 runs done: 2 data sets, 1 network, 3 arms, 3 folds and 2 seeds." in text
 
 
@@ -239,7 +239,7 @@ def test_the_forest_shows_means_and_margins_of_each_block(pooled_results):
     with settings():
         figure = charts.forest_figure(pooled_results).figure
     titles = [title for axes in figure.axes if (title := axes.get_title(loc="left"))]
-    assert titles == ["Both data sets, net", "Lucchi++, net", "ISBI 2012, net"]
+    assert titles == ["2 of 2 data sets, net", "Lucchi++, net", "ISBI 2012, net"]
     scores, biases = figure.axes[:2]
     margins = [line.get_xdata()[0] for line in scores.lines if line.get_linestyle() == "--"]
     assert margins == [-0.01, -0.005]

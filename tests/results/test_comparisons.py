@@ -352,7 +352,7 @@ def test_a_data_set_without_results_is_missed():
     assert all(map(math.isnan, (uniform.p, uniform.p_superior, uniform.p_differs)))
     complete = rows({"pretrained": 0.0, "uniform": 0.01}, noise=1e-4, datasets=("a", "b", "c"))
     (pooled,) = pool(complete, **options)
-    assert (pooled.missing, pooled.title) == ((), "All 3 data sets, net")
+    assert (pooled.missing, pooled.title) == ((), "3 of 3 data sets, net")
     assert pooled.arms[1].superior
     (alone,) = pool([run for run in complete if run["dataset"] == "b"])
-    assert alone.title == "Tests on b, net"
+    assert alone.title == "1 of 1 data sets, net"

@@ -26,10 +26,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from evenslice._core import ConfigError, ModelError, check_known, option
-from evenslice.inference import (
-    BlackBox,
-    ReadyNetwork,
-)
+from evenslice.inference import BlackBox, ReadyNetwork
 from evenslice.networks import (
     detections,
     final_activation,

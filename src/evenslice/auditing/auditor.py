@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, cast
@@ -44,13 +44,7 @@ from evenslice.auditing.attribution import (
 )
 from evenslice.auditing.explainer import Explainer, NotFiniteError
 from evenslice.auditing.options import Sampling
-from evenslice.auditing.sampling import (
-    WindowBatch,
-    WindowSample,
-    choose_tile,
-    corner_of,
-    inner_margin,
-)
+from evenslice.auditing.sampling import WindowBatch, WindowSample, corner_of, fit_tile, inner_margin
 from evenslice.inference import (
     BlackBox,
     Compute,
@@ -62,13 +56,7 @@ from evenslice.inference import (
     measure_stress,
     to_device,
 )
-from evenslice.networks import (
-    StemKernels,
-    answers_alone,
-    function_name,
-    logits,
-    normalization,
-)
+from evenslice.networks import StemKernels, answers_alone, function_name, logits, normalization
 from evenslice.neutralizing import record_of, uncompiled_record
 from evenslice.report import html_of, write_report
 from evenslice.results import AuditResult, Measurements, Tolerances, ask, summarize
@@ -250,8 +238,8 @@ def audit(
     stored = None if labels is None else open_labels(labels, volumes)
     asked = segmenter.crop if sampling.tile is None else check_tile(sampling.tile)
     network = make_ready(model, slices, compute, outputs=outputs)
-    tile = asked or choose_tile(network, volumes)
     smallest = (min(item.shape[1] for item in volumes), min(item.shape[2] for item in volumes))
+    tile = asked or network.accepted(fit_tile(smallest, multiple=network.multiple))
     margin = inner_margin(smallest, tile)
     grids = [
         WindowGrid(
@@ -307,21 +295,16 @@ def audit(
             seed=sampling.seed,
             progress=compute.progress,
         ).summary()
-    kernels = _kernels(model, record)
+    pictures = [batch.examples for batch in (*shown, *found.batches)]
     return Audit(
         name=record.strategy if record else "audit",
         statistics=summarize(found.measurements, sample.population, tolerances),
         windows=len(found.measurements),
         measurements=found.measurements,
         examples=Audit.Examples(
-            **{
-                entry.name: np.concatenate(
-                    [getattr(batch.examples, entry.name) for batch in (*shown, *found.batches)]
-                )
-                for entry in fields(Audit.Examples)
-            }
+            **{name: np.concatenate([part[name] for part in pictures]) for name in pictures[0]}
         ),
-        kernels=kernels,
+        kernels=_kernels(model, record),
         stress=lost,
         run=describe_run(
             sample,
@@ -467,12 +450,12 @@ class MeasuredBatch:
 
     Attributes:
         rows: the fields of ``Measurements``, of the parts of the batch that fitted into the memory at once.
-        examples: the pictures of some windows.
+        examples: the fields of ``Audit.Examples`` of some windows.
         device: where they were measured.
     """
 
     rows: list[dict[str, NDArray[Any]]]
-    examples: Any
+    examples: dict[str, NDArray[Any]]
     device: str
 
     def __len__(self) -> int:
@@ -604,13 +587,13 @@ def measure(sample: WindowSample, explainer: Explainer, batch: WindowBatch) -> M
         score = Score(network, whole, None if labels is None else labels[: batch.pictures])
         (method, baseline), seed = explainer.maps, explainer.seed
         maps = attribute(score, shown, method=method, baseline=baseline, seed=seed).attribution
-    examples = Audit.Examples(
-        volume=places[:, 0],
-        position=places[:, 1:],
-        images=(shown * 255).round().byte().cpu().numpy(),
-        saliency=(saliency / total).numpy(),
-        maps=maps.cpu().numpy(),
-    )
+    examples = {
+        "volume": places[:, 0],
+        "position": places[:, 1:],
+        "images": (shown * 255).round().byte().cpu().numpy(),
+        "saliency": (saliency / total).numpy(),
+        "maps": maps.cpu().numpy(),
+    }
     return MeasuredBatch([rows for rows, _ in parts], examples, str(network.device))
 
 

@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from evenslice.auditing.auditor import Audit
-    from evenslice.networks import ModelSource
     from evenslice.volumes import Reading, Volume, VolumeLike
 
 WINDOWS = 60
@@ -281,10 +280,13 @@ def _survey_one(
         return SurveyedNetwork(spec, weights, error=str(error)), {}
     except Exception as error:  # noqa: BLE001  # a network may raise anything; the others go on
         return SurveyedNetwork(spec, weights, error=f"{type(error).__name__}: {reason(error)}"), {}
+    origin, seed = sources[0].origin, network["seed"]
+    if sources[0].random == ("*",) and len(audits) > 1:
+        origin = f"seeds {seed} to {seed + len(audits) - 1}"
     item = SurveyedNetwork(
         spec=spec,
         weights=weights,
-        origin=_origin(sources[0], network["seed"], len(audits)),
+        origin=origin,
         random=sources[0].random,
         draws=len(audits),
         stems=records[0].stems,
@@ -296,12 +298,6 @@ def _survey_one(
     return item, {
         name: getattr(audits[0].run, name) for name in ("method", "target", "device", "volumes", "versions")
     }
-
-
-def _origin(source: ModelSource, seed: int, draws: int) -> str:
-    """Return the origin of the weights; of random ones, all seeds."""
-    several = source.random == ("*",) and draws > 1
-    return f"seeds {seed} to {seed + draws - 1}" if several else source.origin
 
 
 def _statistics(audits: Sequence[Audit]) -> dict[str, Any]:

@@ -414,12 +414,6 @@ class SurveyedNetwork:
     error: str = ""
 
     @property
-    def offsets(self) -> tuple[int, ...]:
-        """The window's offsets, -K..K."""
-        half = len(self.shares) // 2
-        return tuple(range(-half, len(self.shares) - half))
-
-    @property
     def sort_key(self) -> tuple[bool, float, float]:
         """The key that sorts networks by absolute D_m, then by largest pair bias, descending; unknown and failed last."""
         bias = abs(self.directional_bias.estimate)

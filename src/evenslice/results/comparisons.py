@@ -349,13 +349,9 @@ class PooledComparison:
 
     @property
     def title(self) -> str:
-        """The number of data sets, or the name of a single one, and that of the architecture."""
+        """How many of the data sets have results, and the name of the architecture."""
         count = len(self.datasets)
-        if self.missing:
-            return f"{count} of {count + len(self.missing)} data sets, {self.architecture}"
-        if count == 1:
-            return f"Tests on {self.datasets[0]}, {self.architecture}"
-        return f"{'Both' if count == 2 else f'All {count}'} data sets, {self.architecture}"
+        return f"{count} of {count + len(self.missing)} data sets, {self.architecture}"
 
 
 @dataclass(frozen=True)

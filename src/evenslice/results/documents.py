@@ -185,9 +185,7 @@ def from_arrays(kind: Any, arrays: Mapping[str, NDArray[Any]], prefix: str = "",
         axes = shape.split()
         fits = array.ndim == len(axes) and array.dtype.kind == np.dtype(_element(plain)).kind
         for axis, length in zip(axes, array.shape, strict=False):
-            more = int(axis.startswith("1+"))
-            known = int(axis) if axis.isdigit() else sizes.setdefault(axis.removeprefix("1+"), length - more)
-            fits = fits and length == known + more
+            fits = fits and length == (int(axis) if axis.isdigit() else sizes.setdefault(axis, length))
         if not fits:
             raise ValueError(
                 f"{prefix}{name} is {array.dtype} of shape {array.shape}, where ({shape}) is read"

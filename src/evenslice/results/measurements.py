@@ -36,7 +36,7 @@ class Measurements:
     """Measurements on n windows of N = 2K + 1 slices; row i belongs to window i.
 
     Attributions and changes are in the order in which the network was given the slices: index j is offset j - K of its
-    input. An axis of 2 holds the window and its mirror; an axis of 1 + C all predicted pixels, and those of each class.
+    input. An axis of 2 holds the window and its mirror; an axis of G = 1 + C all predicted pixels, and those of each class.
 
     Attributes:
         volume: (n,) index of the volume a window was taken from.
@@ -68,11 +68,11 @@ class Measurements:
     SAME: ClassVar[float] = 1e-4
     volume: Annotated[Whole, "n"]
     position: Annotated[Whole, "n 3"]
-    saliency: Annotated[Floats, "n 2 1+C N"]
-    reliance: Annotated[Floats, "n 2 1+C N"]
-    explained: Annotated[Floats, "n 1+C"]
-    mismatch: Annotated[Floats, "n 1+C K"]
-    outer: Annotated[Floats, "n 1+C K"]
+    saliency: Annotated[Floats, "n 2 G N"]
+    reliance: Annotated[Floats, "n 2 G N"]
+    explained: Annotated[Floats, "n G"]
+    mismatch: Annotated[Floats, "n G K"]
+    outer: Annotated[Floats, "n G K"]
     pixels: Annotated[Floats, "n C"]
     changed: Annotated[Floats, "n C"]
     union: Annotated[Floats, "n C"]
@@ -135,8 +135,7 @@ class Measurements:
             if name == "level" and len(features) > 1:
                 arrays = [array.mean(axis=1, keepdims=True) for array in arrays]
             least = [
-                {"C": classes, "1+C": classes + 1}.get(axis, 0)
-                for axis in hints[name].__metadata__[0].split()
+                {"C": classes, "G": classes + 1}.get(axis, 0) for axis in hints[name].__metadata__[0].split()
             ]
             for n, array in enumerate(arrays):  # zeros for the classes that a batch did not see
                 more = [(0, max(length - has, 0)) for length, has in zip(least, array.shape, strict=True)]

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     Counts = NDArray[np.int64]
 
-WAYS = 3  # before, after and both
-
 
 @dataclass(frozen=True)
 class DisturbedScore:
@@ -142,7 +140,7 @@ class Stress:
             strict=True,
         )
         scores = [DisturbedScore(*way) for way in ways]
-        firsts = range(2, hits.shape[1], WAYS)
+        firsts = range(2, hits.shape[1], 3)  # of before, after and both
         # The loss before less the loss after is the Dice after less the Dice before.
         asymmetries = _effects(volume, dice, influence, [(first + 1, first) for first in firsts])
         losses = tuple(
@@ -157,12 +155,10 @@ class Stress:
 
     def summary(self) -> StressSummary:
         """Return the short form."""
-        losses = [
-            BriefLoss(
-                loss.kind, loss.offset, loss.before.dice, loss.after.dice, loss.both.dice, loss.asymmetry
-            )
-            for loss in self.losses
-        ]
+        losses = []
+        for loss in self.losses:
+            sides = (side.dice for side in (loss.before, loss.after, loss.both))
+            losses.append(BriefLoss(loss.kind, loss.offset, *sides, loss.asymmetry))
         return StressSummary(self.reference, self.slices, self.intact.dice, self.reversed.dice, tuple(losses))
 
 

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
     Entries = Mapping[str, Any]
 
-STRESS_FILE = "stress.json"  # beside run.json where result.json was not kept: its entry "stress" alone
-
 _reading = partial(
     reading, whole="a study", remedy="remove it and start the study again, which repeats only what is missing"
 )
@@ -114,15 +112,13 @@ class StudyRun:
     @property
     def largest_bias(self) -> NDArray[np.float64]:
         """The largest absolute pair bias at each step of the log; NaN without pairs."""
-        offsets = sorted((name for name in self.curves if re.fullmatch(r"share_-?\d+", name)), key=_offset)
-        if len(offsets) < 3:
+        shares = {
+            name[6:]: values for name, values in self.curves.items() if re.fullmatch(r"share_-?\d+", name)
+        }
+        if len(shares) < 3:
             return np.full(1, np.nan)
-        biases = pair_bias(np.stack([self.curves[name] for name in offsets], axis=1))
+        biases = pair_bias(np.stack([shares[offset] for offset in sorted(shares, key=int)], axis=1))
         return np.asarray(np.abs(biases).max(axis=1))
-
-
-def _offset(name: str) -> int:
-    return int(name.removeprefix("share_"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +204,8 @@ def _run(folder: Path, row: Entries) -> StudyRun:
         run,
         curves=_read(folder / "log" / "metrics.csv", _curves, {}),
         example=ExampleSlice.load(folder / "example.npz"),
-        **_read(folder / "result.json", _result, _read(folder / STRESS_FILE, _result, {})),
+        # An archive of runs keeps a part of the result alone, as stress.json.
+        **_read(folder / "result.json", _result, _read(folder / "stress.json", _result, {})),
     )
 
 

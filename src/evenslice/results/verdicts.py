@@ -425,7 +425,8 @@ def ask(measured: Measurements, population: int, tolerances: Tolerances) -> Ques
         groups = [number + 1 for number in numbers]
     evidence: list[Evidence] = []
     if measured.slices > 1:
-        saliency, reliance = (ask(measured, groups, tolerances) for ask in (_saliency, _reliance))
+        saliency = _saliency(measured, groups, tolerances.judged_share)
+        reliance = _reliance(measured, groups, tolerances.judged_share)
         of_classes, answer = _answer(measured, numbers)
         use = _use(measured, groups, (saliency if saliency[1].any() else reliance)[2])
         classes = [group - 1 if group else None for group in groups]
@@ -470,7 +471,7 @@ def _judge_classes(
     return pixels, seen & (largest | (high >= least)), seen & (surely | (low >= least))
 
 
-def _saliency(measured: Measurements, groups: Sequence[int], tolerances: Tolerances) -> Columns:
+def _saliency(measured: Measurements, groups: Sequence[int], judged_share: float) -> Columns:
     """Return the columns of the pair biases of the saliency: means over the windows that have any.
 
     Of K > 2 pairs, each has to get 2/K of the judged share: however many slices share the saliency, the pairs that are not
@@ -481,15 +482,15 @@ def _saliency(measured: Measurements, groups: Sequence[int], tolerances: Toleran
     bias = np.where(known, pair_bias(sums).mean(axis=1), 0)
     shares = sums / np.where(known[:, None], sums.sum(axis=-1, keepdims=True), 1)
     outer = np.where(known, np.add(*halves(shares.mean(axis=1))), 0).sum(axis=0)
-    least = tolerances.judged_share * min(1.0, 2 / bias.shape[-1])
+    least = judged_share * min(1.0, 2 / bias.shape[-1])
     judged = outer / np.maximum(known.sum(axis=0), 1) >= least
     return bias, np.ones_like(bias) * known, judged
 
 
-def _reliance(measured: Measurements, groups: Sequence[int], tolerances: Tolerances) -> Columns:
+def _reliance(measured: Measurements, groups: Sequence[int], judged_share: float) -> Columns:
     """Return the columns of the pair biases of the reliance: ratios of sums over windows."""
     left, right = halves(measured.reliance.take(groups, axis=2).sum(axis=1))
-    least = 2 * tolerances.judged_share * measured.explained.take(groups, axis=1).sum(axis=0)[:, None]
+    least = 2 * judged_share * measured.explained.take(groups, axis=1).sum(axis=0)[:, None]
     total = (right + left).sum(axis=0)
     return right - left, right + left, (total >= least) & (total > 0)
 
