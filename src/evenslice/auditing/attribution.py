@@ -261,7 +261,7 @@ class Score:
                     f"{option('target', 'labels')}: a label map has one class a pixel, but those of the network overlap; "
                     f"use {option('target', 'predicted')} or a class number"
                 )
-            return self._labels_for(output, count)
+            return self._labels_for(output)
         number = cast("int", target)
         if count is not None and number >= count:
             raise ConfigError(
@@ -273,7 +273,7 @@ class Score:
             return found
         return torch.full_like(predicted_classes(output, dim=1), number)
 
-    def _labels_for(self, output: Tensor, count: int | None) -> Tensor:
+    def _labels_for(self, output: Tensor) -> Tensor:
         if self.labels is None:
             raise ConfigError(
                 f"{option('target', 'labels')}: needs label volumes; give them as {option('labels')}"
@@ -281,11 +281,6 @@ class Score:
         if output.ndim < 3:
             raise ModelError(
                 f"{option('target', 'labels')}: needs an output for each pixel, but the network returns {tuple(output.shape)}"
-            )
-        low, high = int(self.labels.min()), int(self.labels.max())
-        if count is not None and (low < 0 or high >= count):
-            raise ConfigError(
-                f"the labels hold values from {low} to {high}, but the network has the classes 0 to {count - 1}"
             )
         margin = self.explained.margin
         size = [round(side / (1 - 2 * part)) for side, part in zip(output.shape[-2:], margin, strict=True)]
