@@ -143,8 +143,8 @@ class Score:
         """Return the logits or scores for windows, in float32, or class numbers in int64."""
         return self.run(windows)[0]
 
-    def run(self, windows: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the output for windows, and the part of its probabilities (batch,) that was clamped; None of logits.
+    def run(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the output for windows, and the part of its probabilities (batch,) that was clamped; 0 of logits.
 
         Where the last step of the network is a softmax or a sigmoid, that is undone by taking what it was given.
         """
@@ -165,7 +165,7 @@ class Score:
             # An image without detections has a score of 0 and a gradient of 0.
             output = output + 0 * windows.sum()
         if not self.explained.probabilities:
-            return output, None
+            return output, torch.zeros(len(output))
         clamped = ((output < CLAMP) | (output > 1 - CLAMP)).flatten(1).float().mean(1)
         return output.clamp(CLAMP, 1 - CLAMP).logit(), clamped
 

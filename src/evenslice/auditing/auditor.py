@@ -429,16 +429,11 @@ def take_middle(volume: Volume) -> Volume:
         >>> take_middle(open_volume(np.zeros((2, 30, 3000), np.uint8))).path
         '<array>[0:2,0:30,988:2012]'
     """
-    region = [
-        slice(0, length) if axis == volume.plane else _middle(length)
-        for axis, length in zip("zyx", reslice(volume, "z").shape, strict=True)
-    ]
+    region = []
+    for axis, length in zip("zyx", reslice(volume, "z").shape, strict=True):
+        side = length if axis == volume.plane else min(length, STRESSED_SIDE)
+        region.append(slice((length - side) // 2, (length - side) // 2 + side))
     return open_volume(volume, region=region)
-
-
-def _middle(length: int) -> slice:
-    start = max(0, length - STRESSED_SIDE) // 2
-    return slice(start, start + min(length, STRESSED_SIDE))
 
 
 # Windows are measured, in this process or on the workers of a cluster, until the word is settled.

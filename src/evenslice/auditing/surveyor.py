@@ -263,16 +263,14 @@ def _survey_one(
 ) -> tuple[SurveyedNetwork, dict[str, Any]]:
     """Survey one network; also return the parts of its audit's run that are the same for all networks."""
     started = time.monotonic()
-    records, sources, balances, audits = [], [], [], []
+    loaded, balances, audits, quiet = [], [], [], replace(compute, progress=False)
     try:
         for draw in range(draws):
             model, record, source = load_network(spec, weights, **network | {"seed": network["seed"] + draw})
-            records.append(record)
-            sources.append(source)
+            loaded.append((record, source))
             # The effective kernels: those for colours, or those of a saved network as they are.
             kernels = [stem.before for stem in record.kernels] or current_kernels(model, record)
             balances.append(colour_balance(kernels))
-            quiet = replace(compute, progress=False)
             audits.append(audit(model, volume, reading=reading, sampling=sampling, compute=quiet))
             if not source.random:
                 break
@@ -280,16 +278,15 @@ def _survey_one(
         return SurveyedNetwork(spec, weights, error=str(error)), {}
     except Exception as error:  # noqa: BLE001  # a network may raise anything; the others go on
         return SurveyedNetwork(spec, weights, error=f"{type(error).__name__}: {reason(error)}"), {}
-    origin, seed = sources[0].origin, network["seed"]
-    if sources[0].random == ("*",) and len(audits) > 1:
-        origin = f"seeds {seed} to {seed + len(audits) - 1}"
+    record, source = loaded[0]
+    seeds = f"seeds {network['seed']} to {network['seed'] + len(audits) - 1}"
     item = SurveyedNetwork(
         spec=spec,
         weights=weights,
-        origin=origin,
-        random=sources[0].random,
+        origin=seeds if source.random == ("*",) and len(audits) > 1 else source.origin,
+        random=source.random,
         draws=len(audits),
-        stems=records[0].stems,
+        stems=record.stems,
         energy=tuple(map(fmean, zip(*(energy for energy, _ in balances), strict=True))),
         chromatic=fmean(chromatic for _, chromatic in balances),
         seconds=round(time.monotonic() - started, 2),
@@ -312,10 +309,9 @@ def _statistics(audits: Sequence[Audit]) -> dict[str, Any]:
             else tuple(mean_of_draws(parts, bounds) for parts in zip(*several, strict=True))
         )
     answers = [found.answer for found in audits]
-    if (
-        len({answer.of for answer in answers}) == 1
-    ):  # scores have no upper limit, and no common mean with classes
-        of = answers[0].of
+    of = answers[0].of
+    if {answer.of for answer in answers} == {of}:
+        # Scores have no upper limit, and no common mean with classes.
         values["answer_change"] = mean_of_draws(answers, (0.0, 1.0 if of == "classes" else math.inf))
         values["answer_of"] = of
     return {**values, "windows": audits[0].windows}

@@ -157,8 +157,8 @@ class Stress:
         """Return the short form."""
         losses = []
         for loss in self.losses:
-            sides = (side.dice for side in (loss.before, loss.after, loss.both))
-            losses.append(BriefLoss(loss.kind, loss.offset, *sides, loss.asymmetry))
+            before, after, both = (side.dice for side in (loss.before, loss.after, loss.both))
+            losses.append(BriefLoss(loss.kind, loss.offset, before, after, both, loss.asymmetry))
         return StressSummary(self.reference, self.slices, self.intact.dice, self.reversed.dice, tuple(losses))
 
 
