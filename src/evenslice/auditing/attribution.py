@@ -26,6 +26,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from evenslice._core import ConfigError, ModelError, check_known, option
+from evenslice.auditing.options import METHODS
 from evenslice.inference import BlackBox, ReadyNetwork
 from evenslice.networks import (
     detections,
@@ -125,7 +126,7 @@ class Score:
         module: maps windows (batch, slices, y, x) to outputs.
         explained: what of them.
         labels: (batch, y, x) class numbers for the target "labels".
-        only: a class, or (batch,) one for each window, negative for none; pixels of other classes then do not count.
+        only: (batch,) a class for each window, negative for none; pixels of other classes then do not count.
         predicted: the classes that are taken for those that the network predicts, as ``classes`` returns them.
         region: (batch, y, x) which pixels of the windows count, if not all.
         mirrored: whether the module reads every window in reversed order; attributions stay in the order of the slices.
@@ -134,7 +135,7 @@ class Score:
     module: nn.Module
     explained: Explained = Explained()
     labels: Tensor | None = None
-    only: int | Tensor | None = None
+    only: Tensor | None = None
     predicted: Tensor | None = None
     region: Tensor | None = None
     mirrored: bool = False
@@ -228,13 +229,10 @@ class Score:
         found = self._all_classes(output)
         if found is None or self.only is None:
             return found
-        only = self.only
+        only = self.only.to(found.device).view(-1, *(1,) * (found.ndim - 1))
         if found.dtype == torch.bool:
             numbers = torch.arange(found.shape[1], device=found.device)
-            mine = numbers == torch.as_tensor(only, device=found.device).view(-1, 1)
-            return found & mine.view(*mine.shape, *(1,) * (found.ndim - 2))
-        if isinstance(only, torch.Tensor):
-            only = only.to(found.device).view(-1, *(1,) * (found.ndim - 1))
+            return found & (numbers.view(-1, *(1,) * (found.ndim - 2)) == only)
         return torch.where(found == only, found, -1)
 
     def answers(self, output: Tensor) -> Tensor | None:
@@ -502,10 +500,6 @@ def _captum(method: str, windows: Tensor, baseline: str) -> tuple[Callable[[Scor
         "gradient_shap": (attr.GradientShap, {"baselines": grays, **SHAP}),
     }
     return methods[method]
-
-
-METHODS = ("gradient", "input_x_gradient", "integrated_gradients", "smoothgrad", "gradient_shap", "occlusion")
-"""The names of the methods."""
 
 
 def _explain(method: str, score: Score, windows: Tensor, baseline: str) -> Attributed:

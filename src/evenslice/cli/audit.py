@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evenslice._core import ConfigError, EvensliceError, check_known, import_object, reason
-from evenslice.auditing import Sampling
+from evenslice.auditing import METHODS, Sampling
 from evenslice.cli import options
 from evenslice.cli.options import Options, check_seed, grouped, parse_values
 from evenslice.cli.printing import (
@@ -102,10 +102,10 @@ class Explained:
     method: Annotated[
         list[str] | None,
         options.measurement(
-            f"Attribution method for the question of saliency: {', '.join(options.METHODS)}; repeat to compare several "
+            f"Attribution method for the question of saliency: {', '.join(METHODS)}; repeat to compare several "
             "(default: gradient; onnx supports occlusion alone, and is not asked by default).",
             metavar="M",
-            autocompletion=lambda: options.METHODS,
+            autocompletion=lambda: METHODS,
         ),
     ] = None
     baseline: Annotated[
