@@ -8,7 +8,6 @@ from values import by_name
 
 import evenslice
 from evenslice import ConfigError, ModelError, VolumeError
-from evenslice.auditing import auditor
 
 
 class Linear(nn.Module):
@@ -85,7 +84,9 @@ def brightest(windows):
 def test_labels_that_do_not_fit_are_refused_before_any_window_is_measured(
     texture, monkeypatch, network, value, options, error, message
 ):
-    monkeypatch.setattr(auditor, "read_until_settled", lambda *_: pytest.fail("measures windows"))
+    monkeypatch.setattr(
+        "evenslice.auditing.auditor.read_until_settled", lambda *_: pytest.fail("measures windows")
+    )
     labels = np.zeros(texture.shape, np.uint8)
     labels[-1, -1, -1] = value  # a stray one in the last slice
     with pytest.raises(error, match=message):

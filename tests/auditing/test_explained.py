@@ -8,11 +8,7 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 import evenslice
-from evenslice.auditing.attribution import Explained
-from evenslice.auditing.explainer import Explainer
-from evenslice.inference import ReadyNetwork
 
-WINDOWS = torch.rand(3, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 AXIS = {"saliency": 2, "reliance": 2}  # of the classes; else 1
 
 
@@ -28,16 +24,9 @@ def after(model, function):
     return Formula(lambda windows: function(model(windows)))
 
 
-def rows(function, *, method="gradient", **explained):
+def rows(function, *, method="gradient"):
     """Measure a few windows."""
-    ready = ReadyNetwork(
-        function if isinstance(function, nn.Module) else Formula(function),
-        slices=3,
-        device="cpu",
-        dtype="float32",
-    )
-    explainer = Explainer(ready, Explained("predicted", **explained), ("gradient", None), method)
-    return explainer.rows(WINDOWS, None)[0]
+    return audit_formula(function, noise(depth=5), method=method).measurements
 
 
 def assert_equal_rows(found, expected, classes=None):
@@ -45,9 +34,9 @@ def assert_equal_rows(found, expected, classes=None):
     columns = slice(None) if classes is None else list(classes)
     groups = slice(None) if classes is None else [0, *(number + 1 for number in classes)]
     for name in ("pixels", "changed", "union", "explained", "mismatch", "outer", "saliency", "reliance"):
-        wanted = np.moveaxis(expected[name], AXIS.get(name, 1), 0)
+        wanted = np.moveaxis(getattr(expected, name), AXIS.get(name, 1), 0)
         wanted = wanted[columns if name in ("pixels", "changed", "union") else groups]
-        values = np.moveaxis(found[name], AXIS.get(name, 1), 0)
+        values = np.moveaxis(getattr(found, name), AXIS.get(name, 1), 0)
         np.testing.assert_allclose(values, wanted, rtol=2e-3, atol=2e-4, err_msg=name)
 
 

@@ -13,7 +13,6 @@ from values import by_name
 
 import evenslice
 from evenslice import VolumeError
-from evenslice.auditing import auditor as measuring
 
 HUGE, CHUNK = (98_304, 32_768, 32_768), (16, 64, 64)
 TEXTURE = np.random.default_rng(0).random((48, 40, 40))
@@ -75,7 +74,7 @@ def reading():
 def test_a_volume_that_cannot_be_read_is_the_same_error_and_ends_the_reading(monkeypatch):
     messages = []
     for ahead in (1, 0):
-        monkeypatch.setattr(measuring, "AHEAD", ahead)
+        monkeypatch.setattr("evenslice.auditing.auditor.AHEAD", ahead)
         volume = Watched(fails_at=11)
         network = Network(lambda _, volume=volume: setattr(volume, "armed", True))
         with pytest.raises(VolumeError, match="the disk is gone") as caught:

@@ -14,8 +14,6 @@ from values import by_name
 
 import evenslice
 from evenslice import ConfigError, ModelError, OutputError, Survey, VolumeError, cli
-from evenslice.auditing import surveyor
-from evenslice.results.audits import AuditedVolume, SurveyedNetwork, SurveyRun
 
 NETWORKS = """
 import torch
@@ -195,13 +193,13 @@ def test_any_number_of_slices(survey, tmp_path, slices, shares, pairs, verdict):
 @pytest.mark.slow
 def test_what_random_parts_do_is_averaged_over_their_draws(survey, monkeypatch):
     """The bias of (w - 1) / (w + 1) of a random weight w depends on its seed, so one draw of it is noise."""
-    load = surveyor.load_network
+    load = evenslice.load_network
 
     def load_network(*arguments, **options):  # an imported network does not say what of it is random
         loaded = load(*arguments, **options)
         return loaded._replace(source=replace(loaded.source, random=("head",)))
 
-    monkeypatch.setattr(surveyor, "load_network", load_network)
+    monkeypatch.setattr("evenslice.auditing.surveyor.load_network", load_network)
     alone = [survey("drawn", seed=seed, draws=1).networks[0] for seed in (3, 4, 5, 6)]
     (found,) = survey("drawn", seed=3, draws=4).networks
     for name in ("directional_bias", "mirror_error"):
@@ -329,8 +327,8 @@ def test_the_command_end_to_end(folder, tmp_path):
 
 
 def test_the_page_lets_nothing_in(tmp_path):
-    networks = (network(HOSTILE, -0.4, origin=HOSTILE), SurveyedNetwork("x:y", HOSTILE, error=HOSTILE))
-    run = SurveyRun(command=HOSTILE, volumes=(AuditedVolume(path=HOSTILE),))
+    networks = (network(HOSTILE, -0.4, origin=HOSTILE), Survey.Network("x:y", HOSTILE, error=HOSTILE))
+    run = Survey.Run(command=HOSTILE, volumes=(evenslice.Audit.Volume(path=HOSTILE),))
     page = Page(Survey(networks, run).to_html(tmp_path / "r.html").read_text(encoding="utf-8"))
     assert "script" not in page.tags
     assert [link for link in page.links if not link.startswith(("#", "data:"))] == []

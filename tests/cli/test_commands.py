@@ -14,7 +14,6 @@ import pytest
 from typer.main import get_command
 
 import evenslice
-from evenslice.auditing.attribution import METHODS
 from evenslice.cli import options
 from evenslice.cli.app import app
 from evenslice.neutralizing.strategies import STRATEGIES
@@ -54,7 +53,6 @@ def test_the_help_shows_the_options_in_their_groups_each_with_a_sentence(cli, mo
 
 def test_the_values_that_are_listed_are_those_of_the_library():
     assert sorted(options.STRATEGIES) == sorted(STRATEGIES)
-    assert sorted(options.METHODS) == sorted(METHODS)
     assert get_args(Plane) == options.PLANES
 
 

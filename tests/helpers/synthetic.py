@@ -7,7 +7,6 @@ from scipy import ndimage
 
 from evenslice import Audit
 from evenslice.networks.inputs import StemKernels
-from evenslice.results.audits import AuditedVolume, AuditRun, ExampleWindows
 from evenslice.results.intervals import Interval
 from evenslice.results.measurements import Measurements
 from evenslice.results.stress import BriefLoss, StressSummary
@@ -73,7 +72,7 @@ def make_audit(name, shares, *, windows=120, volumes=1, examples=2, size=64, ste
     )
 
 
-RUN = AuditRun(
+RUN = Audit.Run(
     method="gradient",
     use="gradient",
     target="predicted",
@@ -84,7 +83,7 @@ RUN = AuditRun(
     device="cpu",
     scaling={"mean": [0.5] * 3, "std": [0.5] * 3, "source": "recorded"},
     model={"spec": "smp:Unet/tu-tf_efficientnet_lite0", "weights": "imagenet", "sha256": "9f86d081" * 8},
-    volumes=(AuditedVolume(path="brain.nii.gz", shape=(189, 233, 197), fingerprint="60303ae2" * 8),),
+    volumes=(Audit.Volume(path="brain.nii.gz", shape=(189, 233, 197), fingerprint="60303ae2" * 8),),
     command="evenslice audit --model smp:Unet/tu-tf_efficientnet_lite0 --weights imagenet --volume brain.nii.gz",
     versions={"evenslice": "0.1.0", "torch": "2.9.0", "timm": "1.0.15"},
     created="2025-06-01T12:00:00+00:00",
@@ -120,7 +119,7 @@ def _examples(shares, count, size):
     )
     edges = ndimage.gaussian_gradient_magnitude(blobs, (0, 0, 1, 1))
     saliency = edges * np.reshape(shares, (-1, 1, 1)) / edges.sum(axis=(2, 3), keepdims=True)
-    return ExampleWindows(
+    return Audit.Examples(
         volume=np.zeros(count, dtype=np.int64),
         position=np.array([[8 + 20 * i, 0, 32 * (i % 3)] for i in range(count)], np.int64).reshape(-1, 3),
         images=np.clip(120 + 2000 * blobs, 0, 255).astype(np.uint8),

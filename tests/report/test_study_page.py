@@ -113,7 +113,7 @@ def test_rounding_does_not_hide_on_which_side_of_a_limit_a_figure_lies(pooled_re
 @pytest.mark.slow
 def test_a_study_with_folds_begins_with_all_data_sets(pooled_folder, pooled_results):
     pooled, first, _ = tables.arm_tables(pooled_results)
-    assert (pooled.title, first.title) == ("Both data sets, net", "Lucchi++, net")
+    assert (pooled.title, first.title) == ("2 of 2 data sets, net", "Lucchi++, net")
     assert "* Primary comparison, with a margin of 0.005" in pooled.note
     assert "Means over folds" in first.note
     assert "interim" not in pooled.note
@@ -131,7 +131,7 @@ def test_a_study_with_folds_begins_with_all_data_sets(pooled_folder, pooled_resu
     labels = {row.label for group in groups for row in group.rows}
     assert {"loss, missing, both at ±1", "missing, both at ±1", "largest |B|"} <= labels
     text = words(draw(pooled_folder))
-    assert text.index("Both data sets, net") < text.index("Lucchi++, net")
+    assert text.index("2 of 2 data sets, net") < text.index("Lucchi++, net")
     assert "36 of 36 runs done: 2 data sets, 1 network, 3 arms, 3 folds and 2 seeds." in text
 
 
@@ -206,9 +206,8 @@ def test_what_was_not_logged_is_not_drawn(tmp_path):
     for pattern in ("config.yaml", "runs/*/result.json", "runs/*/example.npz", "runs/*/log/metrics.csv"):
         for path in folder.glob(pattern):
             path.unlink()
-    assert not {"learning", "examples"} & set(Page(draw(folder)).ids)
-    # What run.json says of missing slices is still drawn.
-    assert {path.name for path in (folder / "figures").iterdir()} == {"forest.svg", "stress.svg"}
+    assert not {"learning", "examples", "stress"} & set(Page(draw(folder)).ids)
+    assert [path.name for path in (folder / "figures").iterdir()] == ["forest.svg"]
 
 
 # Charts.
@@ -229,7 +228,7 @@ def test_the_forest_shows_means_and_margins_of_each_block(pooled_results):
     with style.settings():
         figure = charts.forest_figure(pooled_results).figure
     titles = [title for axes in figure.axes if (title := axes.get_title(loc="left"))]
-    assert titles == ["Both data sets, net", "Lucchi++, net", "ISBI 2012, net"]
+    assert titles == ["2 of 2 data sets, net", "Lucchi++, net", "ISBI 2012, net"]
     scores, biases = figure.axes[:2]
     margins = [line.get_xdata()[0] for line in scores.lines if line.get_linestyle() == "--"]
     assert margins == [-0.01, -0.005]

@@ -8,8 +8,6 @@ import pytest
 import torch
 from formulas import alternating, audit_formula, two_classes
 
-from evenslice.results import Measurements
-
 AUDITS = 60
 pytestmark = pytest.mark.slow
 
@@ -26,7 +24,9 @@ def census(tmp_path_factory):
     found = audit_formula(two_classes(log_odds), volume, min_windows=10**6, max_windows=10**6)
     assert (found.windows, found.run.stopped) == (300, "settled")
     path = tmp_path_factory.mktemp("censuses") / "planted.npz"
-    np.savez(path, **{entry.name: getattr(found.measurements, entry.name) for entry in fields(Measurements)})
+    np.savez(
+        path, **{entry.name: getattr(found.measurements, entry.name) for entry in fields(found.measurements)}
+    )
     return calibration.Census.load(path)
 
 

@@ -26,10 +26,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from evenslice._core import ConfigError, ModelError, check_known, option
-from evenslice.inference import (
-    BlackBox,
-    ReadyNetwork,
-)
+from evenslice.auditing.options import METHODS
+from evenslice.inference import BlackBox, ReadyNetwork
 from evenslice.networks import (
     detections,
     final_activation,
@@ -128,7 +126,7 @@ class Score:
         module: maps windows (batch, slices, y, x) to outputs.
         explained: what of them.
         labels: (batch, y, x) class numbers for the target "labels".
-        only: a class, or (batch,) one for each window, negative for none; pixels of other classes then do not count.
+        only: (batch,) a class for each window, negative for none; pixels of other classes then do not count.
         predicted: the classes that are taken for those that the network predicts, as ``classes`` returns them.
         region: (batch, y, x) which pixels of the windows count, if not all.
         mirrored: whether the module reads every window in reversed order; attributions stay in the order of the slices.
@@ -137,7 +135,7 @@ class Score:
     module: nn.Module
     explained: Explained = Explained()
     labels: Tensor | None = None
-    only: int | Tensor | None = None
+    only: Tensor | None = None
     predicted: Tensor | None = None
     region: Tensor | None = None
     mirrored: bool = False
@@ -146,8 +144,8 @@ class Score:
         """Return the logits or scores for windows, in float32, or class numbers in int64."""
         return self.run(windows)[0]
 
-    def run(self, windows: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the output for windows, and the part of its probabilities (batch,) that was clamped; None of logits.
+    def run(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the output for windows, and the part of its probabilities (batch,) that was clamped; 0 of logits.
 
         Where the last step of the network is a softmax or a sigmoid, that is undone by taking what it was given.
         """
@@ -168,7 +166,7 @@ class Score:
             # An image without detections has a score of 0 and a gradient of 0.
             output = output + 0 * windows.sum()
         if not self.explained.probabilities:
-            return output, None
+            return output, torch.zeros(len(output))
         clamped = ((output < CLAMP) | (output > 1 - CLAMP)).flatten(1).float().mean(1)
         return output.clamp(CLAMP, 1 - CLAMP).logit(), clamped
 
@@ -231,13 +229,10 @@ class Score:
         found = self._all_classes(output)
         if found is None or self.only is None:
             return found
-        only = self.only
+        only = self.only.to(found.device).view(-1, *(1,) * (found.ndim - 1))
         if found.dtype == torch.bool:
             numbers = torch.arange(found.shape[1], device=found.device)
-            mine = numbers == torch.as_tensor(only, device=found.device).view(-1, 1)
-            return found & mine.view(*mine.shape, *(1,) * (found.ndim - 2))
-        if isinstance(only, torch.Tensor):
-            only = only.to(found.device).view(-1, *(1,) * (found.ndim - 1))
+            return found & (numbers.view(-1, *(1,) * (found.ndim - 2)) == only)
         return torch.where(found == only, found, -1)
 
     def answers(self, output: Tensor) -> Tensor | None:
@@ -264,7 +259,7 @@ class Score:
                     f"{option('target', 'labels')}: a label map has one class a pixel, but those of the network overlap; "
                     f"use {option('target', 'predicted')} or a class number"
                 )
-            return self._labels_for(output, count)
+            return self._labels_for(output)
         number = cast("int", target)
         if count is not None and number >= count:
             raise ConfigError(
@@ -276,7 +271,7 @@ class Score:
             return found
         return torch.full_like(predicted_classes(output, dim=1), number)
 
-    def _labels_for(self, output: Tensor, count: int | None) -> Tensor:
+    def _labels_for(self, output: Tensor) -> Tensor:
         if self.labels is None:
             raise ConfigError(
                 f"{option('target', 'labels')}: needs label volumes; give them as {option('labels')}"
@@ -284,11 +279,6 @@ class Score:
         if output.ndim < 3:
             raise ModelError(
                 f"{option('target', 'labels')}: needs an output for each pixel, but the network returns {tuple(output.shape)}"
-            )
-        low, high = int(self.labels.min()), int(self.labels.max())
-        if count is not None and (low < 0 or high >= count):
-            raise ConfigError(
-                f"the labels hold values from {low} to {high}, but the network has the classes 0 to {count - 1}"
             )
         margin = self.explained.margin
         size = [round(side / (1 - 2 * part)) for side, part in zip(output.shape[-2:], margin, strict=True)]
@@ -510,10 +500,6 @@ def _captum(method: str, windows: Tensor, baseline: str) -> tuple[Callable[[Scor
         "gradient_shap": (attr.GradientShap, {"baselines": grays, **SHAP}),
     }
     return methods[method]
-
-
-METHODS = ("gradient", "input_x_gradient", "integrated_gradients", "smoothgrad", "gradient_shap", "occlusion")
-"""The names of the methods."""
 
 
 def _explain(method: str, score: Score, windows: Tensor, baseline: str) -> Attributed:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, cast
@@ -44,13 +44,7 @@ from evenslice.auditing.attribution import (
 )
 from evenslice.auditing.explainer import Explainer, NotFiniteError
 from evenslice.auditing.options import Sampling
-from evenslice.auditing.sampling import (
-    WindowBatch,
-    WindowSample,
-    choose_tile,
-    corner_of,
-    inner_margin,
-)
+from evenslice.auditing.sampling import WindowBatch, WindowSample, corner_of, fit_tile, inner_margin
 from evenslice.inference import (
     BlackBox,
     Compute,
@@ -62,26 +56,10 @@ from evenslice.inference import (
     measure_stress,
     to_device,
 )
-from evenslice.networks import (
-    StemKernels,
-    answers_alone,
-    function_name,
-    logits,
-    normalization,
-)
+from evenslice.networks import StemKernels, answers_alone, function_name, logits, normalization
 from evenslice.neutralizing import record_of, uncompiled_record
 from evenslice.report import html_of, write_report
-from evenslice.results import (
-    SAME,
-    AuditedVolume,
-    AuditResult,
-    AuditRun,
-    ExampleWindows,
-    Measurements,
-    Tolerances,
-    ask,
-    summarize,
-)
+from evenslice.results import AuditResult, Measurements, Tolerances, ask, summarize
 from evenslice.volumes import (
     LabelValues,
     Reading,
@@ -260,8 +238,8 @@ def audit(
     stored = None if labels is None else open_labels(labels, volumes)
     asked = segmenter.crop if sampling.tile is None else check_tile(sampling.tile)
     network = make_ready(model, slices, compute, outputs=outputs)
-    tile = asked or choose_tile(network, volumes)
     smallest = (min(item.shape[1] for item in volumes), min(item.shape[2] for item in volumes))
+    tile = asked or network.accepted(fit_tile(smallest, multiple=network.multiple))
     margin = inner_margin(smallest, tile)
     grids = [
         WindowGrid(
@@ -317,21 +295,16 @@ def audit(
             seed=sampling.seed,
             progress=compute.progress,
         ).summary()
-    kernels = _kernels(model, record)
+    pictures = [batch.examples for batch in (*shown, *found.batches)]
     return Audit(
         name=record.strategy if record else "audit",
         statistics=summarize(found.measurements, sample.population, tolerances),
         windows=len(found.measurements),
         measurements=found.measurements,
-        examples=ExampleWindows(
-            **{
-                entry.name: np.concatenate(
-                    [getattr(batch.examples, entry.name) for batch in (*shown, *found.batches)]
-                )
-                for entry in fields(ExampleWindows)
-            }
+        examples=Audit.Examples(
+            **{name: np.concatenate([part[name] for part in pictures]) for name in pictures[0]}
         ),
-        kernels=kernels,
+        kernels=_kernels(model, record),
         stress=lost,
         run=describe_run(
             sample,
@@ -456,16 +429,11 @@ def take_middle(volume: Volume) -> Volume:
         >>> take_middle(open_volume(np.zeros((2, 30, 3000), np.uint8))).path
         '<array>[0:2,0:30,988:2012]'
     """
-    region = [
-        slice(0, length) if axis == volume.plane else _middle(length)
-        for axis, length in zip("zyx", reslice(volume, "z").shape, strict=True)
-    ]
+    region = []
+    for axis, length in zip("zyx", reslice(volume, "z").shape, strict=True):
+        side = length if axis == volume.plane else min(length, STRESSED_SIDE)
+        region.append(slice((length - side) // 2, (length - side) // 2 + side))
     return open_volume(volume, region=region)
-
-
-def _middle(length: int) -> slice:
-    start = max(0, length - STRESSED_SIDE) // 2
-    return slice(start, start + min(length, STRESSED_SIDE))
 
 
 # Windows are measured, in this process or on the workers of a cluster, until the word is settled.
@@ -477,12 +445,12 @@ class MeasuredBatch:
 
     Attributes:
         rows: the fields of ``Measurements``, of the parts of the batch that fitted into the memory at once.
-        examples: the pictures of some windows.
+        examples: the fields of ``Audit.Examples`` of some windows.
         device: where they were measured.
     """
 
     rows: list[dict[str, NDArray[Any]]]
-    examples: ExampleWindows
+    examples: dict[str, NDArray[Any]]
     device: str
 
     def __len__(self) -> int:
@@ -517,7 +485,7 @@ def check_first(sample: WindowSample, explainer: Explainer) -> None:
             answer,
             windows.to(network.device),
             name=network.name,
-            limits=(SAME, SAME),
+            limits=(Measurements.SAME, Measurements.SAME),
             model=exact.module if isinstance(exact, ReadyNetwork) else None,
         )
 
@@ -614,13 +582,13 @@ def measure(sample: WindowSample, explainer: Explainer, batch: WindowBatch) -> M
         score = Score(network, whole, None if labels is None else labels[: batch.pictures])
         (method, baseline), seed = explainer.maps, explainer.seed
         maps = attribute(score, shown, method=method, baseline=baseline, seed=seed).attribution
-    examples = ExampleWindows(
-        volume=places[:, 0],
-        position=places[:, 1:],
-        images=(shown * 255).round().byte().cpu().numpy(),
-        saliency=(saliency / total).numpy(),
-        maps=maps.cpu().numpy(),
-    )
+    examples = {
+        "volume": places[:, 0],
+        "position": places[:, 1:],
+        "images": (shown * 255).round().byte().cpu().numpy(),
+        "saliency": (saliency / total).numpy(),
+        "maps": maps.cpu().numpy(),
+    }
     return MeasuredBatch([rows for rows, _ in parts], examples, str(network.device))
 
 
@@ -723,7 +691,7 @@ def describe_run(
     labels: Sequence[Volume] | None,
     values: LabelValues,
     seconds: float,
-) -> AuditRun:
+) -> Any:
     """Return what an audit ran that ends now.
 
     Args:
@@ -740,7 +708,7 @@ def describe_run(
     grids, explained = sample.grids, explainer.explained
     network, measurements = explainer.network, found.measurements
     unmoved = ~(measurements.saliency.any(axis=(1, 2, 3)) | measurements.reliance.any(axis=(1, 2, 3)))
-    return AuditRun(
+    return Audit.Run(
         slices=grids[0].slices,
         step=grids[0].step,
         strategy=record.strategy if record else None,
@@ -773,10 +741,10 @@ def describe_run(
     )
 
 
-def _describe(grid: WindowGrid, labels: Volume | None) -> AuditedVolume:
+def _describe(grid: WindowGrid, labels: Volume | None) -> Any:
     volume = grid.volume
     same = ("path", "format", "shape", "region", "level", "spacing", "unit")
-    return AuditedVolume(
+    return Audit.Volume(
         **{name: getattr(volume, name) for name in same},
         select=dict(volume.select),
         dtype=str(volume.dtype),

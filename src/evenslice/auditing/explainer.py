@@ -12,7 +12,7 @@ import torch
 from evenslice.auditing.attribution import MOST_CLASSES, Explained, Score, as_float64, attribute, reproducible
 from evenslice.inference import ReadyNetwork
 from evenslice.networks import full_precision
-from evenslice.results import SAME, Tolerances, ratio
+from evenslice.results import Measurements, Tolerances, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -72,7 +72,7 @@ def compare_answers(answers: Tensor, count: int) -> dict[str, Floats]:
         ([[0.25, 0.25]], [[0.75, 0.5]], [0.25])
     """
     half = len(answers) // 2
-    given, mirrored = (part.reshape(half, -1) for part in (answers[:half], answers[half:]))
+    given, mirrored = answers.reshape(2, half, -1)
     if answers.dtype == torch.bool:
         given, mirrored = (part.reshape(half, answers.shape[1], -1)[:, :count] for part in (given, mirrored))
         one, other, both = (as_numpy(part.float().mean(2)) for part in (given, mirrored, given & mirrored))
@@ -128,11 +128,7 @@ def compare_outputs(
     if numbers:
         return {**dict.fromkeys(("mirror_error", "change", "power"), unknown), "level": unknown[:, None]}
     compared = values if outputs is None else outputs
-    found = {
-        "mirror_error": _mirror_error(
-            *(part.reshape(half, -1) for part in (compared[:half], compared[half:]))
-        )
-    }
+    found = {"mirror_error": _mirror_error(*compared.reshape(2, half, -1))}
     axes = _axes_of_places(tuple(values.shape), tile if scores else None)
     given, mirrored = as_float64(values[:half]), as_float64(values[half:])
     if axes and any(values.shape[axis] > 1 for axis in axes):
@@ -269,7 +265,7 @@ class Explainer:
         Raises:
             NotFiniteError: the output or its gradient is NaN or infinite.
         """
-        pass_ = _Pass.run(self, windows, labels)
+        pass_ = _Pass(self, windows, labels)
         rows = pass_.rows()
         own = (windows == windows.flip(1)).flatten(1).all(dim=1).cpu().numpy()
         rows["own_mirror"] = own.astype(np.float64)
@@ -291,68 +287,52 @@ class Explainer:
         return rows, saliency[: len(windows)]
 
 
-@dataclass(frozen=True)
 class _Pass:
     """A forward pass of m windows and, behind them, of their mirrors.
 
     Attributes:
         explainer: what is asked.
+        half: m.
         both: (2m, N, y, x).
         score: what is explained; the mirrors by the classes of the windows.
         output: of the network, with its graph if there is to be a gradient.
         answers: to windows and mirrors.
         classes: that are explained.
+        overlap: whether these overlap.
         count: C, one more than the largest class; 0 for scores. Class numbers from 256 on are one class.
-        clamped: part of the probabilities that were clamped (2m,), or None.
+        values: what is explained, without its graph.
+        clamped: part of the probabilities that were clamped (2m,).
     """
 
-    explainer: Explainer
-    both: Tensor
-    score: Score
-    output: Tensor
-    answers: Tensor | None
-    classes: Tensor | None
-    count: int
-    clamped: Tensor | None
-
-    @classmethod
-    def run(cls, explainer: Explainer, windows: Tensor, labels: Tensor | None) -> _Pass:
-        half = len(windows)
-        both = torch.cat([windows, windows.flip(1)]).detach().requires_grad_(explainer.gradient)
+    def __init__(self, explainer: Explainer, windows: Tensor, labels: Tensor | None) -> None:
+        self.explainer, self.half = explainer, len(windows)
+        self.both = torch.cat([windows, windows.flip(1)]).detach().requires_grad_(explainer.gradient)
         score = Score(
             explainer.network, explainer.explained, None if labels is None else torch.cat([labels, labels])
         )
-        with torch.set_grad_enabled(explainer.gradient), reproducible(both.device, explainer.seed):
-            output, clamped = score.run(both)
+        with torch.set_grad_enabled(explainer.gradient), reproducible(self.both.device, explainer.seed):
+            self.output, self.clamped = score.run(self.both)
+        output, count = self.output.detach(), 0
         if not bool(output.isfinite().all()):
             raise NotFiniteError(output, "returns")
-        answers = score.answers(output)
+        self.answers = answers = score.answers(output)
         if answers is not None:
-            score = replace(score, predicted=torch.cat([answers[:half]] * 2))
-        count = 0
-        if answers is not None:
+            score = replace(score, predicted=torch.cat([answers[: self.half]] * 2))
             count = max(output.shape[1], 2) if output.is_floating_point() else int(answers.max()) + 1
-        count, classes = min(count, MOST_CLASSES + 1), score.classes(output.detach())
-        return cls(explainer, both, score, output, answers, classes, count, clamped)
-
-    @property
-    def half(self) -> int:
-        return len(self.both) // 2
-
-    @property
-    def values(self) -> Tensor:
-        """What is explained, without its graph."""
-        return self.score.map(self.output.detach(), self.classes)
+        self.score, self.count = score, min(count, MOST_CLASSES + 1)
+        self.classes = score.classes(output)
+        self.overlap = self.classes is not None and self.classes.dtype == torch.bool
+        self.values = score.map(output, self.classes)
 
     def rows(self) -> dict[str, NDArray[Any]]:
         """Compare the answers and the outputs for windows and mirrors."""
-        half, values, outputs = self.half, self.values, None
-        if self.answers is not None and not self._overlap and self.output.is_floating_point():
+        half, outputs = self.half, None
+        if self.answers is not None and not self.overlap and self.output.is_floating_point():
             # A term that all classes share moves no probability; a single channel has no other to share it with.
             output = self.output.detach()
             outputs = output - output.mean(dim=1, keepdim=True) if output.shape[1] > 1 else None
         rows = compare_outputs(
-            values,
+            self.values,
             self.both.shape[2:],
             scores=self.answers is None,
             numbers=self.answers is not None and not self.output.is_floating_point(),
@@ -364,12 +344,9 @@ class _Pass:
             rows["mirror_disagreement"] = np.full(half, np.nan)
         else:
             rows |= compare_answers(self.answers, self.count)
-        sums = class_sums(values.abs(), self.classes, self.count)
+        sums = class_sums(self.values.abs(), self.classes, self.count)
         rows["explained"] = (sums[:half] + sums[half:]) / 2
-        clamped = self.clamped
-        rows["clamped"] = (
-            np.zeros(half) if clamped is None else as_numpy((clamped[:half] + clamped[half:]) / 2)
-        )
+        rows["clamped"] = as_numpy((self.clamped[:half] + self.clamped[half:]) / 2)
         return rows
 
     @torch.no_grad()
@@ -381,7 +358,7 @@ class _Pass:
             and of its mirror by the same slice, and what these compare.
         """
         half, slices = self.half, self.both.shape[1]
-        middle, values = slices // 2, self.values
+        middle = slices // 2
         reliance = np.zeros((half, 2, self.count + 1, slices))
         unlike, whole = np.zeros((2, half, self.count + 1, middle))
         windows = self.both[:half].detach()
@@ -391,7 +368,7 @@ class _Pass:
             output = self.score.output(torch.cat([changed, changed.flip(1)]))
             if not bool(output.isfinite().all()):
                 raise NotFiniteError(output, "returns", " with a slice replaced by the middle one")
-            change = self.score.map(output, self.classes) - values
+            change = self.score.map(output, self.classes) - self.values
             sums = self._rounded(class_sums(change.abs(), self.classes, self.count))
             reliance[:, 0, :, k], reliance[:, 1, :, slices - 1 - k] = sums[:half], sums[half:]
             classes = None if self.classes is None else self.classes[:half]
@@ -419,7 +396,7 @@ class _Pass:
             total += found
             if group:
                 sums[:, :, group], mismatch[:, group], outer[:, group] = self._reduce(found)
-        if not self._overlap:
+        if not self.overlap:
             sums[:, :, 0], mismatch[:, 0], outer[:, 0] = self._reduce(total)
         return sums, mismatch, outer, total.abs().float()
 
@@ -450,14 +427,10 @@ class _Pass:
             found = explain(only)
             sums[:, :, group] = self._reduce(found)[0]
             total += found
-        if not self._overlap:
+        if not self.overlap:
             total = explain(None)
             sums[:, :, 0] = self._reduce(total)[0]
         return sums, total.abs().float()
-
-    @property
-    def _overlap(self) -> bool:
-        return self.classes is not None and self.classes.dtype == torch.bool
 
     def _chosen(self) -> Iterator[tuple[int, Tensor]]:
         """Yield the classes that are explained by themselves, from 1 on, and in which windows (m,).
@@ -467,9 +440,9 @@ class _Pass:
         if self.classes is None:
             return
         given = self.classes[: self.half]
-        ones = given if self._overlap else torch.ones_like(given, dtype=torch.float32)
+        ones = given if self.overlap else torch.ones_like(given, dtype=torch.float32)
         parts = class_sums(ones, given, self.count)[:, 1:]
-        parts /= max(given[0].numel() // (self.count if self._overlap else 1), 1)
+        parts /= max(given[0].numel() // (self.count if self.overlap else 1), 1)
         ranks = np.argsort(np.argsort(-parts, axis=1, kind="stable"), axis=1)
         chosen = (parts >= SMALLEST_PART) & (ranks < MOST_EXPLAINED)
         for number in np.flatnonzero(chosen.any(axis=0)).tolist():
@@ -483,14 +456,14 @@ class _Pass:
             mask = self._mask(group - 1, torch.cat([chosen, chosen])).reshape(values.shape)
             left &= ~mask
             yield group, (values * mask).sum()
-        if bool(left.any()) and not self._overlap:
+        if bool(left.any()) and not self.overlap:
             yield 0, (values * left).sum()
 
     def _mask(self, number: int, chosen: Tensor) -> Tensor:
         """Return the pixels of a class in chosen windows."""
         classes = cast("Tensor", self.classes)
         rows = chosen.view(-1, *(1,) * (classes.ndim - 1))
-        if self._overlap:
+        if self.overlap:
             numbers = torch.arange(classes.shape[1], device=classes.device)
             return classes & rows & (numbers == number).view(-1, *(1,) * (classes.ndim - 2))
         return (classes.clamp(max=self.count - 1) == number) & rows
@@ -534,7 +507,7 @@ def _remove_rounding(
     used = ratio(mismatch.sum(axis=2), outer.sum(axis=2))
     with np.errstate(invalid="ignore"):
         some = np.flatnonzero(
-            (used > Tolerances.mismatch_tolerance).any(axis=1) & (rows["mirror_error"] <= SAME)
+            (used > Tolerances.mismatch_tolerance).any(axis=1) & (rows["mirror_error"] <= Measurements.SAME)
         )
     network = explainer.network
     if not len(some) or not isinstance(network, ReadyNetwork) or network.dtype != torch.float32:
@@ -542,7 +515,7 @@ def _remove_rounding(
     try:
         precise = replace(explainer, network=network.in_precision(torch.float64))
         chosen = None if labels is None else labels[some]
-        _, unlike, whole, _ = _Pass.run(precise, windows[some], chosen).gradients()
+        _, unlike, whole, _ = _Pass(precise, windows[some], chosen).gradients()
     except Exception:  # noqa: BLE001  # a network may refuse float64 by any exception
         return
     count = min(unlike.shape[1], mismatch.shape[1])

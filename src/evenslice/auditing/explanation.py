@@ -157,7 +157,7 @@ def explain(
     mask = _check_region(region, plane)
     tile = tile or segmenter.crop
     tile = check_tile(tile) if tile else network.accepted(_part_size(plane, network.multiple))
-    y, x = corner_of("at", at or _middle(mask), tile, plane)
+    y, x = corner_of("at", at or (None if mask is None else _middle(mask)), tile, plane)
     scaling = reading.fit_scaling(volume)
     grid = WindowGrid(volume, scaling, slices, tile, reading.step, edge="reflect")
     returned = network.prepare(slices, tile)
@@ -172,7 +172,10 @@ def explain(
     method, baseline = choose_method(model, method, baseline, gradient=understood.gradient)
     window = torch.from_numpy(grid.read(z, y, x))[None].to(network.device)
     inner = (..., slice(min(tile[0], plane[0] - y)), slice(min(tile[1], plane[1] - x)))
-    inside = None if mask is None else _part(mask, (y, x), tile)[None].to(network.device)
+    inside = None
+    if mask is not None:  # the tile may reach beyond the plane
+        padded = np.pad(mask, [(0, side) for side in tile])[y : y + tile[0], x : x + tile[1]]
+        inside = torch.from_numpy(padded)[None].to(network.device)
     score = Score(network, understood, region=inside)
     found = attribute(score, window, method=method, baseline=baseline)
     answers = _answers(score, window, tile)
@@ -199,20 +202,10 @@ def _check_region(region: ArrayLike | None, plane: tuple[int, int]) -> NDArray[n
     return mask
 
 
-def _middle(mask: NDArray[np.bool_] | None) -> tuple[int, int] | None:
+def _middle(mask: NDArray[np.bool_]) -> tuple[int, int]:
     """Return the middle (y, x) of a region."""
-    if mask is None:
-        return None
     y, x = (int(places.min() + places.max()) // 2 for places in np.nonzero(mask))
     return y, x
-
-
-def _part(mask: NDArray[np.bool_], origin: tuple[int, int], tile: tuple[int, int]) -> Tensor:
-    """Return the part of a mask in a tile, which may reach beyond the plane."""
-    y, x = origin
-    part, found = mask[y : y + tile[0], x : x + tile[1]], np.zeros(tile, bool)
-    found[: part.shape[0], : part.shape[1]] = part
-    return torch.from_numpy(found)
 
 
 def _part_size(plane: tuple[int, int], multiple: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Which windows an audit reads; without NumPy, which the command line imports late."""
+"""The methods of attribution, and which windows an audit reads; without NumPy, which the command line imports late."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from numbers import Real
 from typing import Any
 
 from evenslice._core import ConfigError, option, whole_number
+
+METHODS = ("gradient", "input_x_gradient", "integrated_gradients", "smoothgrad", "gradient_shap", "occlusion")
 
 FIRST = 40  # windows before which an audit does not end by default; fewer may be the most
 

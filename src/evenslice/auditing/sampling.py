@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from evenslice.inference import BlackBox, ReadyNetwork
     from evenslice.volumes import Volume
 
 
@@ -149,12 +148,6 @@ def corner_of(
         max(0, min(y - tile[0] // 2, plane[0] - tile[0])),
         max(0, min(x - tile[1] // 2, plane[1] - tile[1])),
     )
-
-
-def choose_tile(network: ReadyNetwork | BlackBox, volumes: list[Volume]) -> tuple[int, int]:
-    """Return the tile (y, x) that a network or function insists on, or one that fits the smallest volume."""
-    smallest = (min(volume.shape[1] for volume in volumes), min(volume.shape[2] for volume in volumes))
-    return network.accepted(fit_tile(smallest, multiple=network.multiple))
 
 
 def next_look(windows: int) -> int:

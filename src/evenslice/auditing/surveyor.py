@@ -39,7 +39,7 @@ from evenslice.auditing.options import Sampling
 from evenslice.inference import Compute
 from evenslice.neutralizing import current_kernels, find_strategy, load_network
 from evenslice.report import html_of, survey_csv, write_survey_report
-from evenslice.results import Interval, SurveyedNetwork, SurveyResult, SurveyRun, student_interval
+from evenslice.results import Interval, SurveyedNetwork, SurveyResult
 from evenslice.volumes import mni152, open_volume
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from evenslice.auditing.auditor import Audit
-    from evenslice.networks import ModelSource
     from evenslice.volumes import Reading, Volume, VolumeLike
 
 WINDOWS = 60
@@ -224,7 +223,7 @@ def survey(  # all but the networks have defaults and names
         )
     return Survey(
         networks=tuple(sorted(found, key=lambda item: item.sort_key)),
-        run=SurveyRun(
+        run=Survey.Run(
             slices=slices,
             windows=windows,
             draws=draws,
@@ -264,16 +263,14 @@ def _survey_one(
 ) -> tuple[SurveyedNetwork, dict[str, Any]]:
     """Survey one network; also return the parts of its audit's run that are the same for all networks."""
     started = time.monotonic()
-    records, sources, balances, audits = [], [], [], []
+    loaded, balances, audits, quiet = [], [], [], replace(compute, progress=False)
     try:
         for draw in range(draws):
             model, record, source = load_network(spec, weights, **network | {"seed": network["seed"] + draw})
-            records.append(record)
-            sources.append(source)
+            loaded.append((record, source))
             # The effective kernels: those for colours, or those of a saved network as they are.
             kernels = [stem.before for stem in record.kernels] or current_kernels(model, record)
             balances.append(colour_balance(kernels))
-            quiet = replace(compute, progress=False)
             audits.append(audit(model, volume, reading=reading, sampling=sampling, compute=quiet))
             if not source.random:
                 break
@@ -281,13 +278,15 @@ def _survey_one(
         return SurveyedNetwork(spec, weights, error=str(error)), {}
     except Exception as error:  # noqa: BLE001  # a network may raise anything; the others go on
         return SurveyedNetwork(spec, weights, error=f"{type(error).__name__}: {reason(error)}"), {}
+    record, source = loaded[0]
+    seeds = f"seeds {network['seed']} to {network['seed'] + len(audits) - 1}"
     item = SurveyedNetwork(
         spec=spec,
         weights=weights,
-        origin=_origin(sources[0], network["seed"], len(audits)),
-        random=sources[0].random,
+        origin=seeds if source.random == ("*",) and len(audits) > 1 else source.origin,
+        random=source.random,
         draws=len(audits),
-        stems=records[0].stems,
+        stems=record.stems,
         energy=tuple(map(fmean, zip(*(energy for energy, _ in balances), strict=True))),
         chromatic=fmean(chromatic for _, chromatic in balances),
         seconds=round(time.monotonic() - started, 2),
@@ -296,12 +295,6 @@ def _survey_one(
     return item, {
         name: getattr(audits[0].run, name) for name in ("method", "target", "device", "volumes", "versions")
     }
-
-
-def _origin(source: ModelSource, seed: int, draws: int) -> str:
-    """Return the origin of the weights; of random ones, all seeds."""
-    several = source.random == ("*",) and draws > 1
-    return f"seeds {seed} to {seed + draws - 1}" if several else source.origin
 
 
 def _statistics(audits: Sequence[Audit]) -> dict[str, Any]:
@@ -316,10 +309,9 @@ def _statistics(audits: Sequence[Audit]) -> dict[str, Any]:
             else tuple(mean_of_draws(parts, bounds) for parts in zip(*several, strict=True))
         )
     answers = [found.answer for found in audits]
-    if (
-        len({answer.of for answer in answers}) == 1
-    ):  # scores have no upper limit, and no common mean with classes
-        of = answers[0].of
+    of = answers[0].of
+    if {answer.of for answer in answers} == {of}:
+        # Scores have no upper limit, and no common mean with classes.
         values["answer_change"] = mean_of_draws(answers, (0.0, 1.0 if of == "classes" else math.inf))
         values["answer_of"] = of
     return {**values, "windows": audits[0].windows}
@@ -343,13 +335,13 @@ def mean_of_draws(draws: Sequence[Interval], bounds: tuple[float, float]) -> Int
     """
     if len(draws) == 1:
         return Interval(draws[0].estimate, draws[0].low, draws[0].high)
-    over_draws = student_interval([draw.estimate for draw in draws])
+    over_draws = Interval.of_mean([draw.estimate for draw in draws])
     half = math.hypot(
         sum(max(draw.high - draw.estimate, draw.estimate - draw.low) for draw in draws) / len(draws),
         (over_draws.high - over_draws.low) / 2,
     )
     middle = over_draws.estimate
-    return Interval(middle, *np.clip((middle - half, middle + half), *bounds).tolist())
+    return Interval(middle, middle - half, middle + half).clipped(bounds)
 
 
 def colour_balance(kernels: Sequence[NDArray[Any]]) -> tuple[tuple[float, ...], float]:

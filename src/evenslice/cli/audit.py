@@ -10,6 +10,7 @@ import typer
 
 from evenslice import ConfigError, EvensliceError, Sampling, Tolerances
 from evenslice._core import check_known, import_object, reason
+from evenslice.auditing import METHODS
 from evenslice.cli import options
 from evenslice.cli.options import Options, check_seed, grouped, parse_values
 from evenslice.cli.printing import (
@@ -101,10 +102,10 @@ class Explained:
     method: Annotated[
         list[str] | None,
         options.measurement(
-            f"Attribution method for the question of saliency: {', '.join(options.METHODS)}; repeat to compare several "
+            f"Attribution method for the question of saliency: {', '.join(METHODS)}; repeat to compare several "
             "(default: gradient; onnx supports occlusion alone, and is not asked by default).",
             metavar="M",
-            autocompletion=lambda: options.METHODS,
+            autocompletion=lambda: METHODS,
         ),
     ] = None
     baseline: Annotated[

@@ -89,9 +89,6 @@ def _parameters(kind: Any, mark: Options | None) -> list[Parameter]:
 STRATEGIES = (
     "pretrained", "uniform", "center", "profile", "mirror", "twin", "shuffle", "equalize", "mixer", "reinit", "random",
 )  # fmt: skip
-METHODS = (
-    "gradient", "input_x_gradient", "integrated_gradients", "smoothgrad", "gradient_shap", "occlusion",
-)  # fmt: skip
 TARGETS = ("auto", "predicted", "labels", "sum")
 TIES = ("mirror", "uniform")
 OUTPUT = "output"

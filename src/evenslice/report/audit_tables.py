@@ -772,7 +772,7 @@ def survey_csv(survey: SurveyResult) -> str:
 def _survey_row(item: SurveyedNetwork, channels: int, half: int) -> dict[str, Any]:
     """Return the cells of a network by column; of channels and slices that it does not have, they are empty."""
     energy, bias = dict(enumerate(item.energy, 1)), item.directional_bias
-    shares = dict(zip(item.offsets, item.shares, strict=True))
+    shares = dict(enumerate(item.shares, -(len(item.shares) // 2)))
     pairs = dict(enumerate(item.pairs, 1))
     return {
         **{name: getattr(item, name) for name in ("spec", "weights", "origin")},

@@ -23,7 +23,7 @@ from evenslice.report.audit_tables import stressed
 from evenslice.report.study_tables import shown_pooled
 from evenslice.report.style import TALLEST, WIDTH, Drawing
 from evenslice.report.tables import MINUS, few_lines, one_line, signed
-from evenslice.results import Comparison, PooledComparison, Tolerances, largest_bias, score_title
+from evenslice.results import Comparison, PooledComparison, Tolerances, score_title
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from evenslice.results import (
-        Arm,
         AuditResult,
         Interval,
         StressSummary,
@@ -325,7 +324,7 @@ def forest_figure(results: StudyResults) -> Drawing:
     There is a block for all data sets together, if there are several, and one for each comparison.
     """
     blocks: list[Block] = [*shown_pooled(results.pooled), *results.comparisons]
-    arms: list[list[Arm]] = [[*item.arms] for item in blocks]
+    arms: list[list[Any]] = [[*item.arms] for item in blocks]
     changes = [[arm.differences.get(arm.score) for arm in block] for block in arms]
     biases = [[arm.metrics["largest_bias"] for arm in block] for block in arms]
     margin = max((arm.margin for block in arms for arm in block if arm.margin > 0), default=0.01)
@@ -394,7 +393,7 @@ def learning_figure(results: StudyResults) -> Drawing | None:
 
 def _course(run: Any, name: str) -> Course | None:
     """Return the steps at which a run logged something, and its values; None without any."""
-    values = np.abs(largest_bias(run.curves)) if name == "bias" else run.curves.get(name, np.empty(0))
+    values = run.largest_bias if name == "bias" else run.curves.get(name, np.empty(0))
     known = np.isfinite(values)
     return (run.curves["step"][known], values[known]) if known.any() else None
 

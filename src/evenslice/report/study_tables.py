@@ -32,7 +32,9 @@ from evenslice.results import Comparison, PooledComparison, StudySummary, Tolera
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from evenslice.results import Arm, Interval, StudyResults
+    from evenslice.results import Interval, StudyResults
+
+    Arm = Any  # of a comparison on one data set, or over all
 
 POOLED_READING: Final = (
     "Means over data sets have 95 % intervals from the variances within them (Welch and Satterthwaite). The p of a difference is "
@@ -125,7 +127,7 @@ def arm_tables(summary: StudySummary) -> list[Table]:
         for item in shown_pooled(summary.pooled)
     ]
     items += [(item, [item]) for item in summary.comparisons]
-    interim = INTERIM_READING if summary.interim else ""
+    interim = INTERIM_READING if summary.finished < summary.planned else ""
     tables = []
     for item, sets in items:
         arms: Sequence[Arm] = item.arms

@@ -16,19 +16,7 @@ from numpy.typing import NDArray  # noqa: TC002  # ``from_arrays`` reads the ann
 
 from evenslice._core import ConfigError, OutputError, json_text, local_path, read_json, reading, staged_file
 from evenslice.networks import StemKernels
-from evenslice.results.documents import (
-    DEFINITIONS,
-    FORMAT,
-    LARGEST,
-    PAIRS,
-    SLICES,
-    definitions_of,
-    from_arrays,
-    from_plain,
-    read_arrays,
-    to_arrays,
-    to_plain,
-)
+from evenslice.results import documents
 from evenslice.results.intervals import UNKNOWN, Interval
 from evenslice.results.measurements import Measurements
 from evenslice.results.stress import StressSummary
@@ -195,6 +183,10 @@ class AuditResult:
         definitions: those of the figures: 2, or 1 in an audit of version 0.2.
     """
 
+    Run = AuditRun
+    Volume = AuditedVolume
+    Examples = ExampleWindows
+
     name: str
     statistics: Asymmetry
     windows: int
@@ -203,7 +195,7 @@ class AuditResult:
     kernels: tuple[StemKernels, ...] = ()
     stress: StressSummary | None = None
     run: AuditRun = field(default_factory=AuditRun)
-    definitions: int = DEFINITIONS
+    definitions: int = documents.DEFINITIONS
 
     def __repr__(self) -> str:
         figures = [
@@ -260,19 +252,19 @@ class AuditResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the audit as plain values, with the keys of ``audit.json``."""
-        statistics = to_plain(self.statistics)
+        statistics = documents.to_plain(self.statistics)
         for share in statistics["shares"]:
             share["mean"] = share.pop("estimate")
         return {
-            "format": FORMAT,
+            "format": documents.FORMAT,
             "definitions": self.definitions,
             "name": self.name,
             "windows": self.windows,
             "population": {"windows": self.run.windows_available, "read": self.windows},
             **statistics,
-            "stress": to_plain(self.stress),
+            "stress": documents.to_plain(self.stress),
             "stems": [{"name": item.name, "shape": list(item.after.shape)} for item in self.kernels],
-            **to_plain(self.run),
+            **documents.to_plain(self.run),
         }
 
     def to_json(self) -> str:
@@ -294,9 +286,9 @@ class AuditResult:
             raise OutputError(
                 f"{path}: an audit is kept in a .json file, such as {path.stem or 'audit'}.json"
             )
-        arrays = to_arrays(self.examples, "examples/")
+        arrays = documents.to_arrays(self.examples, "examples/")
         if self.measurements is not None:
-            arrays |= to_arrays(self.measurements, "measurements/")
+            arrays |= documents.to_arrays(self.measurements, "measurements/")
         for index, kernels in enumerate(self.kernels):
             arrays[f"kernels/{index}/before"] = kernels.before
             arrays[f"kernels/{index}/after"] = kernels.after
@@ -319,26 +311,24 @@ class AuditResult:
             ConfigError: one of the two cannot be read, or is not part of an audit.
         """
         path = local_path(path, ConfigError)
-        if path.is_dir():
-            raise ConfigError(f"{path}: is a folder; name the audit.json in it")
         with reading(path, "an audit", "run the audit again"):
             document = read_json(path)
-            definitions, statistics = definitions_of(document), _read_statistics(document)
-            run, slices = from_plain(AuditRun, document), len(statistics.shares)
-            name = from_plain(str, document["name"], "name")
-            windows = from_plain(int, document["windows"], "windows")
-            stress = from_plain(StressSummary | None, document.get("stress"), "stress")
-            stems = from_plain(tuple[dict[str, Any], ...], document.get("stems", []), "stems")
-            names = [from_plain(str, stem["name"], "stems") for stem in stems]
+            definitions, statistics = documents.definitions_of(document), _read_statistics(document)
+            run, slices = documents.from_plain(AuditRun, document), len(statistics.shares)
+            name = documents.from_plain(str, document["name"], "name")
+            windows = documents.from_plain(int, document["windows"], "windows")
+            stress = documents.from_plain(StressSummary | None, document.get("stress"), "stress")
+            stems = documents.from_plain(tuple[dict[str, Any], ...], document.get("stems", []), "stems")
+            names = [documents.from_plain(str, stem["name"], "stems") for stem in stems]
         with reading(path.with_suffix(".npz"), "an audit", "run the audit again") as beside:
-            arrays, measured = read_arrays(beside, MOST_BYTES), None
+            arrays, measured = documents.read_arrays(beside, MOST_BYTES), None
             _check_drawable(arrays)
             # Version 0.2 wrote no maps.
             known = {"examples/maps": arrays["examples/saliency"], **arrays}
-            examples = from_arrays(ExampleWindows, known, "examples/", N=slices)
-            if definitions == DEFINITIONS:
+            examples = documents.from_arrays(ExampleWindows, known, "examples/", N=slices)
+            if definitions == documents.DEFINITIONS:
                 sizes = {"n": windows, "N": slices, "K": slices // 2}
-                measured = from_arrays(Measurements, arrays, "measurements/", **sizes)
+                measured = documents.from_arrays(Measurements, arrays, "measurements/", **sizes)
             kernels = tuple(
                 StemKernels(stem, arrays[f"kernels/{n}/before"], arrays[f"kernels/{n}/after"])
                 for n, stem in enumerate(names)
@@ -348,13 +338,13 @@ class AuditResult:
 
 def _read_statistics(document: dict[str, Any]) -> Asymmetry:
     """Read the statistics of an audit, and check that they fit together, so that reports can rely on it."""
-    shares = from_plain(tuple[dict[str, Any], ...], document["shares"], "shares")
+    shares = documents.from_plain(tuple[dict[str, Any], ...], document["shares"], "shares")
     decided = document.get("decided_by") or []  # a single one by the definitions of version 0.2
     plain = {
         "shares": [{**share, "estimate": share["mean"]} for share in shares],
         "decided_by": [decided] if isinstance(decided, dict) else decided,
     }
-    found: Asymmetry = from_plain(Asymmetry, document | plain)
+    found: Asymmetry = documents.from_plain(Asymmetry, document | plain)
     items: list[Any] = [found, *found.classes, *found.by_volume]
     lengths = {len(part) for part in (found.pairs, found.data_pairs, found.wasserstein)}
     lengths |= {len(part) for item in items for part in (item.pairs, item.reliance) if part}
@@ -371,7 +361,7 @@ def _check_drawable(arrays: Mapping[str, NDArray[Any]]) -> None:
         if name.startswith("kernels/") and (array.ndim != 4 or not array.size):
             raise ValueError(f"{name} is of shape {array.shape}")
         known = name.startswith(("examples/", "kernels/")) and array.size
-        if known and not float(np.max(np.abs(array))) <= LARGEST:  # NaN is not, either
+        if known and not float(np.max(np.abs(array))) <= documents.LARGEST:  # NaN is not, either
             raise ValueError(f"{name} holds values beyond all bounds")
 
 
@@ -411,9 +401,9 @@ class SurveyedNetwork:
     energy: tuple[float, ...] = ()
     chromatic: float = math.nan
     verdict: str = ""
-    shares: tuple[Interval, ...] = field(default=(), metadata=SLICES)
-    pairs: tuple[Interval, ...] = field(default=(), metadata=PAIRS)
-    reliance: tuple[Interval, ...] = field(default=(), metadata=PAIRS)
+    shares: tuple[Interval, ...] = field(default=(), metadata=documents.SLICES)
+    pairs: tuple[Interval, ...] = field(default=(), metadata=documents.PAIRS)
+    reliance: tuple[Interval, ...] = field(default=(), metadata=documents.PAIRS)
     answer_change: Interval = UNKNOWN
     answer_of: str = "unknown"
     directional_bias: Interval = UNKNOWN
@@ -422,12 +412,6 @@ class SurveyedNetwork:
     windows: int = 0
     seconds: float = 0.0
     error: str = ""
-
-    @property
-    def offsets(self) -> tuple[int, ...]:
-        """The window's offsets, -K..K."""
-        half = len(self.shares) // 2
-        return tuple(range(-half, len(self.shares) - half))
 
     @property
     def sort_key(self) -> tuple[bool, float, float]:
@@ -480,9 +464,12 @@ class SurveyResult:
         definitions: those of the figures: 2, or 1 in a survey of version 0.2.
     """
 
+    Network = SurveyedNetwork
+    Run = SurveyRun
+
     networks: tuple[SurveyedNetwork, ...]
     run: SurveyRun = field(default_factory=SurveyRun)
-    definitions: int = DEFINITIONS
+    definitions: int = documents.DEFINITIONS
 
     def __repr__(self) -> str:
         lines = (
@@ -503,10 +490,10 @@ class SurveyResult:
     def to_dict(self) -> dict[str, Any]:
         """Return the survey as plain values, with the keys of ``survey.json``."""
         return {
-            "format": FORMAT,
+            "format": documents.FORMAT,
             "definitions": self.definitions,
-            "networks": to_plain(self.networks),
-            **to_plain(self.run),
+            "networks": documents.to_plain(self.networks),
+            **documents.to_plain(self.run),
         }
 
     @classmethod
@@ -521,20 +508,13 @@ class SurveyResult:
             raise ConfigError(f"{folder}: holds no survey; name a folder that `evenslice survey --out` wrote")
         with reading(path, "a survey", "run the survey again"):
             document = read_json(path)
-            definitions = definitions_of(document)
-            networks = from_plain(tuple[SurveyedNetwork, ...], document["networks"], "networks")
-            survey = cls(networks, from_plain(SurveyRun, document), definitions)
-            if not survey.measured or not all(map(_is_whole, survey.measured)):
+            definitions = documents.definitions_of(document)
+            networks = documents.from_plain(tuple[SurveyedNetwork, ...], document["networks"], "networks")
+            survey = cls(networks, documents.from_plain(SurveyRun, document), definitions)
+            if not survey.measured or not all(item.energy and item.shares for item in survey.measured):
                 raise ValueError("it holds no network that was measured, or one without its measurements")
         return survey
 
     def to_json(self) -> str:
         """Return the survey as a JSON document; undefined values are null."""
         return json_text(self.to_dict())
-
-
-def _is_whole(item: SurveyedNetwork) -> bool:
-    """Return whether a network has all its figures."""
-    pairs = len(item.shares) // 2
-    known = bool(item.energy) and len(item.shares) % 2 == 1 and item.draws > 0
-    return known and len(item.pairs) == pairs and len(item.reliance) in (0, pairs)

@@ -27,26 +27,20 @@ count, as they will be looked at, too.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import numpy as np
 from scipy.special import stdtrit
 
-from evenslice.results.intervals import (
-    TAIL,
-    UNKNOWN,
-    Interval,
-    PooledMean,
-    holm,
-    pool_means,
-    student_interval,
-)
+from evenslice.results import documents
+from evenslice.results.intervals import TAIL, UNKNOWN, Interval, PooledMean, holm, pool_means
 from evenslice.results.tolerances import Tolerances
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from typing import Self
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -58,32 +52,14 @@ Unit: TypeAlias = Literal["fold", "seed"]
 """What counts as independent among the runs of an arm."""
 
 TASK_SCORES: Final = {
-    "segmentation": (
-        "dice",
-        "iou",
-        "hd95",
-        "surface_dice",
-        "adapted_rand_error",
-        "variation_of_information",
-    ),
+    "segmentation": ("dice", "iou", "hd95", "surface_dice", "adapted_rand_error", "variation_of_information"),
     "classification": ("balanced_accuracy", "accuracy", "macro_f1"),
 }
 """Names of the scores of each task, the main one first."""
 
-METRICS = (
-    *TASK_SCORES["segmentation"],
-    *TASK_SCORES["classification"],
-    "directional_bias",
-    "absolute_bias",
-    "largest_bias",
-    "reliance",
-    "asymmetry",
-    "imbalance",
-    "mirror_error",
-    "mirror_disagreement",
-    "answer_change",
-    "mirror_mismatch",
-)
+BIASES = ("directional_bias", "absolute_bias", "largest_bias", "reliance", "asymmetry", "imbalance")
+CHANGES = ("mirror_error", "mirror_disagreement", "answer_change", "mirror_mismatch")
+METRICS = (*TASK_SCORES["segmentation"], *TASK_SCORES["classification"], *BIASES, *CHANGES)
 """Names of the metrics of a run.
 
 ``absolute_bias`` is |D_m|; ``largest_bias`` is the largest |B_k| of the saliency among the judged pairs, and ``reliance`` that
@@ -191,18 +167,12 @@ def comparable(runs: Iterable[RunRecord]) -> list[RunRecord]:
     """
     known = [*runs]
     latest = max((run.get("definitions", 1) for run in known), default=1)
-    return [
-        run if run.get("definitions", 1) == latest else {**run, **dict.fromkeys(incomparable(run))}
-        for run in known
-    ]
-
-
-def incomparable(run: RunRecord) -> list[str]:
-    """Return the names of what an audit by the definitions of version 0.2 measured in another way."""
-    kept = {*TASK_SCORES["segmentation"], *TASK_SCORES["classification"]}
-    if run.get("classes") == 2 and run.get("answer_of") != "scores":
-        kept.add("answer_change")
-    return [name for name in (*METRICS, "shares") if name not in kept]
+    found = []
+    for run in known:
+        same = run.get("classes") == 2 and run.get("answer_of") != "scores"
+        undefined = {*BIASES, *CHANGES, "shares"} - ({"answer_change"} if same else set())
+        found.append(run if run.get("definitions", 1) == latest else {**run, **dict.fromkeys(undefined)})
+    return found
 
 
 def answer_kind(runs: Iterable[RunRecord]) -> Literal["classes", "scores", "both"]:
@@ -379,13 +349,9 @@ class PooledComparison:
 
     @property
     def title(self) -> str:
-        """The number of data sets, or the name of a single one, and that of the architecture."""
+        """How many of the data sets have results, and the name of the architecture."""
         count = len(self.datasets)
-        if self.missing:
-            return f"{count} of {count + len(self.missing)} data sets, {self.architecture}"
-        if count == 1:
-            return f"Tests on {self.datasets[0]}, {self.architecture}"
-        return f"{'Both' if count == 2 else f'All {count}'} data sets, {self.architecture}"
+        return f"{count} of {count + len(self.missing)} data sets, {self.architecture}"
 
 
 @dataclass(frozen=True)
@@ -429,80 +395,52 @@ class _Sample:
         """Return a metric of the runs, less that of those of the baseline."""
         return column(self.runs, name) - (column(self.baseline, name) if self.baseline else 0.0)
 
-    def replicates(self, name: str) -> NDArray[np.float64]:
-        """Return the mean of these over the runs of each replicate."""
-        return replicate_means(self.runs, self.values(name), self.unit)
-
-    def lacks_fold(self, runs: Runs, name: str) -> bool:
-        """Return whether other runs have a fold in which none of these has the metric."""
-        known = np.isfinite(self.values(name))
-        return bool(
-            {*map(fold_of, runs)} - {fold_of(run) for run, one in zip(self.runs, known, strict=True) if one}
-        )
+    def folds(self, name: str) -> set[int]:
+        """Return the folds in which a run has the metric."""
+        rows = zip(self.runs, np.isfinite(self.values(name)), strict=True)
+        return {fold_of(run) for run, known in rows if known}
 
 
-def summarize_runs(rows: Iterable[RunRecord], plan: StudyPlan) -> tuple[Comparison, ...]:
-    """Summarize the finished runs of a study.
-
-    Args:
-        rows: for each run ``dataset``, ``architecture``, ``arm``, ``seed``, ``shares`` and its ``METRICS``, its ``fold`` and
-            the number of ``folds`` of its data set if it has any, and what ``comparable`` needs; a metric that is missing
-            or None is undefined.
-        plan: what is compared.
-
-    Returns:
-        One comparison for each data set and architecture, in the order of the rows.
-
-    Example:
-        >>> rows = [
-        ...     {"dataset": "d", "architecture": "a", "arm": arm, "seed": seed, "shares": None, "dice": dice * (1 + seed / 50)}
-        ...     for arm, dice in [("pretrained", 0.8), ("uniform", 0.81)] for seed in range(2)
-        ... ]
-        >>> uniform = summarize_runs(rows, StudyPlan("pretrained", 0.01))[0].arms[1]
-        >>> round(uniform.differences["dice"].estimate, 6), uniform.holds
-        (0.0101, True)
-    """
-    groups: dict[tuple[str, str], dict[str, list[RunRecord]]] = {}
-    for row in comparable(rows):
-        by_arm = groups.setdefault((row["dataset"], row["architecture"]), {})
-        by_arm.setdefault(row["arm"], []).append(row)
+def _compare_arms(rows: Runs, plan: StudyPlan) -> tuple[Comparison, ...]:
+    """Return a comparison for each data set and architecture, in the order of the rows."""
     found = []
-    for (dataset, architecture), runs in groups.items():
-        unit = replicate_unit(run for own in runs.values() for run in own)
-        arms = []
-        for arm, own in runs.items():
-            sample = _Sample(own, unit)
-            pairs = sample.beside(runs.get(plan.baseline, ()) if arm != plan.baseline else ())
-            arms.append(_summarize_arm(arm, sample, pairs, plan))
-        found.append(Comparison(dataset, architecture, tuple(arms), unit))
+    for dataset, architecture in dict.fromkeys((row["dataset"], row["architecture"]) for row in rows):
+        here = [row for row in rows if (row["dataset"], row["architecture"]) == (dataset, architecture)]
+        unit = replicate_unit(here)
+        arms = tuple(
+            _summarize_arm(arm, here, unit, plan) for arm in dict.fromkeys(row["arm"] for row in here)
+        )
+        found.append(Comparison(dataset, architecture, arms, unit))
     return tuple(found)
 
 
-def _summarize_arm(arm: str, sample: _Sample, pairs: _Sample, plan: StudyPlan) -> ArmSummary:
+def _samples(arm: str, rows: Runs, unit: Unit, plan: StudyPlan) -> tuple[_Sample, _Sample]:
+    """Return the runs of an arm on a data set, and those of them that can be compared with the baseline."""
+    own = _Sample([row for row in rows if row["arm"] == arm], unit)
+    return own, own.beside([row for row in rows if row["arm"] == plan.baseline != arm])
+
+
+def _summarize_arm(arm: str, rows: Runs, unit: Unit, plan: StudyPlan) -> ArmSummary:
+    sample, pairs = _samples(arm, rows, unit, plan)
     known = [run for run in sample.runs if run["shares"]]
     columns = zip(*(run["shares"] for run in known), strict=True)
-    removed = UNKNOWN
-    if pairs.runs:
-        biases = np.array([column(part, "largest_bias") for part in (pairs.runs, pairs.baseline)])
-        biases[:, np.isnan(biases).any(axis=0)] = np.nan
-        removed = bias_removed(*(replicate_means(pairs.runs, values, sample.unit) for values in biases))
+    biases = np.array([column(part, "largest_bias") for part in (pairs.runs, pairs.baseline)])
+    biases[:, np.isnan(biases).any(axis=0)] = np.nan
     return ArmSummary(
         seeds=tuple(dict.fromkeys(run["seed"] for run in sample.runs)),
         folds=tuple(dict.fromkeys(map(fold_of, sample.runs))),
-        shares=tuple(
-            student_interval(replicate_means(known, values, sample.unit), (0, 1)) for values in columns
-        ),
-        bias_removed=removed,
-        **_figures(arm, METRICS, [sample], 1, [pairs] if pairs.runs else [], plan.margin, plan.score),
+        shares=tuple(Interval.of_mean(replicate_means(known, values, unit), (0, 1)) for values in columns),
+        bias_removed=bias_removed(*(replicate_means(pairs.runs, values, unit) for values in biases)),
+        **_figures(arm, METRICS, [sample], [pairs] if pairs.runs else [], 1, plan.margin, plan.score),
     )
 
 
 def _figures(
     arm: str,
     names: Sequence[str],
-    samples: Sequence[_Sample],
+    samples: Collection[_Sample],
+    pairs: Collection[_Sample],
     count: int,
-    pairs: Sequence[_Sample],
     margin: float,
     score: str,
 ) -> dict[str, Any]:
@@ -516,24 +454,19 @@ def _figures(
     return found
 
 
-def _means(names: Sequence[str], samples: Sequence[_Sample], count: int) -> dict[str, Interval]:
+def _means(names: Sequence[str], samples: Collection[_Sample], count: int) -> dict[str, Interval]:
     """Return the intervals of means over a number of data sets by name; of answer changes of both kinds there is none."""
     runs = [run for sample in samples for run in (*sample.runs, *sample.baseline)]
     answer_of, slices = answer_kind(runs), max((len(run["shares"] or ()) for run in runs), default=0)
     difference = any(sample.baseline for sample in samples)
-    return {
-        name: UNKNOWN
-        if name == "answer_change" and answer_of == "both"
-        else _pool(samples, name, count).interval(
-            metric_bounds(name, answer_of, slices, difference=difference)
-        )
-        for name in names
-    }
+    bounds = {name: metric_bounds(name, answer_of, slices, difference=difference) for name in names}
+    found = {name: _pool(samples, name, count).interval(bounds[name]) for name in names}
+    return found | ({"answer_change": UNKNOWN} if answer_of == "both" else {})
 
 
-def _pool(samples: Sequence[_Sample], name: str, count: int) -> PooledMean:
+def _pool(samples: Collection[_Sample], name: str, count: int) -> PooledMean:
     """Return the mean over data sets of a metric, or of its difference, if as many as counted have a value."""
-    groups = [sample.replicates(name) for sample in samples]
+    groups = [replicate_means(sample.runs, sample.values(name), sample.unit) for sample in samples]
     known = [values for values in groups if not np.isnan(values).all()]
     return pool_means(known if len(known) == count else ())
 
@@ -561,7 +494,7 @@ def bias_removed(own: ArrayLike, baseline: ArrayLike) -> Interval:
     pairs = np.array([own, baseline], dtype=np.float64)
     pairs = pairs[:, ~np.isnan(pairs).any(axis=0)]
     count = pairs.shape[1]
-    if not student_interval(pairs[1]).low > Tolerances.tolerance:
+    if not Interval.of_mean(pairs[1]).low > Tolerances.tolerance:
         return UNKNOWN
     (mean, expected), spread = pairs.mean(axis=1), np.cov(pairs) / count
     squared = float(stdtrit(count - 1, TAIL)) ** 2
@@ -574,105 +507,176 @@ def bias_removed(own: ArrayLike, baseline: ArrayLike) -> Interval:
     return interval.clipped((-math.inf, 1.0))
 
 
-def pool_runs(rows: Iterable[RunRecord], plan: StudyPlan) -> tuple[PooledComparison, ...]:
-    """Pool the finished runs of a study over its data sets.
+def _pool_arms(rows: Runs, plan: StudyPlan) -> tuple[PooledComparison, ...]:
+    """Return a comparison over the data sets for each architecture, in the order of the rows.
 
-    Args:
-        rows: for each run what ``summarize_runs`` needs, and ``stress_intact``, ``stress_before``, ``stress_after`` and
-            ``stress_both`` if they were measured.
-        plan: what is compared.
-
-    Returns:
-        One comparison for each architecture, in the order of the rows.
-
-    Example: two data sets, in which the arms differ by about .01 and .03.
-        >>> rows = [
-        ...     {"dataset": data, "architecture": "a", "arm": arm, "seed": seed, "shares": None, "dice": dice * (1 + seed / 10)}
-        ...     for data, lost in [("d", 0.01), ("e", 0.03)]
-        ...     for arm, dice in [("pretrained", 0.8), ("uniform", 0.8 - lost)]
-        ...     for seed in range(3)
-        ... ]
-        >>> uniform = pool_runs(rows, StudyPlan("pretrained", 0.01))[0].arms[1]
-        >>> round(uniform.differences["dice"].estimate, 6), uniform.holds
-        (-0.022, False)
+    The p values of all differences from the baseline are adjusted together, as many as are planned beside the primary one.
     """
-    groups: dict[str, dict[str, dict[str, list[RunRecord]]]] = {}
-    for row in comparable(rows):
-        own = groups.setdefault(row["architecture"], {})
-        own.setdefault(row["arm"], {}).setdefault(row["dataset"], []).append(row)
-    margins = {} if plan.primary is None else {plan.primary[:2]: plan.primary[2]}
     found = []
-    for architecture, sets_of in groups.items():
-        runs: dict[str, list[RunRecord]] = {}
-        for sets in sets_of.values():
-            for name, of_set in sets.items():
-                runs.setdefault(name, []).extend(of_set)
-        units = {name: replicate_unit(own) for name, own in runs.items()}
-        missing = tuple(name for name in plan.datasets if name not in units)
-        arms = []
-        for arm, sets in sets_of.items():
-            others = sets_of.get(plan.baseline, {}) if arm != plan.baseline else {}
-            own_margin = margins.get((arm, architecture))
-            arms.append(_pool_arm(arm, sets, others, units, plan, own_margin, complete=not missing))
-        found.append(PooledComparison(architecture, tuple(units), tuple(arms), missing))
-    names = {*plan.arms, *(arm.arm for item in found for arm in item.arms)} - {plan.baseline}
-    return _adjusted(found, len({*product(names, {*plan.architectures, *groups})} - margins.keys()))
+    for architecture in dict.fromkeys(row["architecture"] for row in rows):
+        sets: dict[str, list[RunRecord]] = {}
+        for row in rows:
+            if row["architecture"] == architecture:
+                sets.setdefault(row["dataset"], []).append(row)
+        missing = tuple(name for name in plan.datasets if name not in sets)
+        names = dict.fromkeys(row["arm"] for runs in sets.values() for row in runs)
+        arms = [_pool_arm(arm, architecture, sets, plan, complete=not missing) for arm in names]
+        found.append((architecture, tuple(sets), arms, missing))
+    others = {*plan.arms, *(arm["arm"] for _, _, arms, _ in found for arm in arms)} - {plan.baseline}
+    planned = {*product(others, {*plan.architectures, *(architecture for architecture, *_ in found)})}
+    planned -= {plan.primary[:2]} if plan.primary else set()
+    tested = [arm for _, _, arms, _ in found for arm in arms if "differences" in arm and not arm["primary"]]
+    p_values = holm([arm["p_differs"] for arm in tested], len(planned))
+    for arm, p_adjusted in zip(tested, p_values, strict=True):
+        arm["p_adjusted"] = p_adjusted
+    return tuple(
+        PooledComparison(architecture, datasets, tuple(PooledArm(**arm) for arm in arms), missing)
+        for architecture, datasets, arms, missing in found
+    )
 
 
 def _pool_arm(
-    arm: str,
-    sets: Mapping[str, Runs],
-    baseline: Mapping[str, Runs],
-    units: Mapping[str, Unit],
-    plan: StudyPlan,
-    margin: float | None,
-    *,
-    complete: bool,
-) -> PooledArm:
-    """Return the means of an arm, and its differences from the baseline with the tests that all its data sets allow.
+    arm: str, architecture: str, sets: Mapping[str, Runs], plan: StudyPlan, *, complete: bool
+) -> dict[str, Any]:
+    """Return the fields of a ``PooledArm``: the tests are those that all its data sets allow.
 
     Args:
         arm: its name.
-        sets: its runs on each data set.
-        baseline: those of the baseline.
-        units: what counts as independent in each data set.
+        architecture: that of the network.
+        sets: the runs of all arms on each data set.
         plan: what is compared.
-        margin: that of the primary comparison, if this is it.
         complete: whether there are results on all data sets.
     """
-    score = plan.score
-    samples = {name: _Sample(own, units[name]) for name, own in sets.items()}
-    pairs = {name: sample.beside(baseline.get(name, ())) for name, sample in samples.items()}
-    pairs = {name: own for name, own in pairs.items() if not np.isnan(own.replicates(score)).all()}
-    found = _figures(
-        arm,
-        POOLED,
-        [*samples.values()],
-        len(units),
-        [*pairs.values()],
-        plan.margin if margin is None else margin,
-        score,
-    )
-    lacking = any(own.lacks_fold([*sets[name], *baseline[name]], score) for name, own in pairs.items())
-    if not complete or lacking or len(pairs) < len(units):
+    own, pairs, lacking = dict[str, _Sample](), dict[str, _Sample](), not complete
+    for name, runs in sets.items():
+        sample, pair = _samples(arm, runs, replicate_unit(runs), plan)
+        folds = pair.folds(plan.score)
+        own |= {name: sample} if sample.runs else {}
+        pairs |= {name: pair} if folds else {}
+        lacking |= not folds or not folds >= {
+            fold_of(run) for run in runs if run["arm"] in (arm, plan.baseline)
+        }
+    primary = plan.primary is not None and plan.primary[:2] == (arm, architecture)
+    margin = plan.primary[2] if plan.primary and primary else plan.margin
+    found = _figures(arm, POOLED, own.values(), pairs.values(), len(sets), margin, plan.score)
+    main = _pool(() if lacking else pairs.values(), plan.score, len(sets))
+    if lacking:
         # A mean over some of the data sets, or of their folds, says nothing of the others.
         found |= {"p": math.nan, "holds": None}
-    else:
-        main = _pool([*pairs.values()], score, len(units))
-        found["p_differs"] = main.p_differs()
-        if margin is not None and found["holds"]:
-            found |= {"p_superior": main.p_above(), "superior": main.p_above() < TAIL}
-    primary = margin is not None and bool(pairs)
-    return PooledArm(datasets=tuple(sets), compared=tuple(pairs), primary=primary, **found)
+    if primary and found.get("holds"):
+        found |= {"p_superior": main.p_above(), "superior": main.p_above() < TAIL}
+    names = {"datasets": tuple(own), "compared": tuple(pairs), "primary": primary and bool(pairs)}
+    return found | names | {"p_differs": main.p_differs()}
 
 
-def _adjusted(found: Sequence[PooledComparison], planned: int) -> tuple[PooledComparison, ...]:
-    """Adjust the p values of all differences from the baseline together, as many as are planned beside the primary one."""
-    tested = [arm for item in found for arm in item.arms if arm.differences and not arm.primary]
-    adjusted = dict(zip(map(id, tested), holm([arm.p_differs for arm in tested], planned), strict=True))
-    return tuple(
-        replace(
-            item, arms=tuple(replace(arm, p_adjusted=adjusted.get(id(arm), math.nan)) for arm in item.arms)
+@dataclass(frozen=True)
+class FailedRun:
+    """A run that failed."""
+
+    dataset: str
+    architecture: str
+    arm: str
+    seed: int
+    error: str
+    fold: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySummary:
+    """What a study found: the content of ``summary.json``.
+
+    Attributes:
+        planned: number of runs.
+        finished: number of those that are done.
+        failed: those that failed.
+        baseline: the arm that the others are compared with.
+        score: name of the main score, by which the arms are compared; summaries without are about Dice.
+        definitions: those of the figures of its audits; 1 in summaries of version 0.2.
+        comparisons: the arms on each data set with each architecture.
+        pooled: the arms of each architecture over all data sets.
+    """
+
+    format: int = documents.FORMAT
+    planned: int
+    finished: int
+    failed: tuple[FailedRun, ...]
+    baseline: str
+    score: str = "dice"
+    definitions: int = 1
+    comparisons: tuple[Comparison, ...]
+    pooled: tuple[PooledComparison, ...] = ()
+
+    @classmethod
+    def of_runs(
+        cls, rows: Sequence[RunRecord], failed: Sequence[RunRecord], planned: int, plan: StudyPlan
+    ) -> Self:
+        """Summarize the runs of a study so far.
+
+        Args:
+            rows: for each finished run ``dataset``, ``architecture``, ``arm``, ``seed``, ``verdict``, ``shares`` and its
+                ``METRICS``, its ``fold`` and the number of ``folds`` of its data set if it has any, what ``comparable`` needs,
+                and ``stress_intact``, ``stress_before``, ``stress_after`` and ``stress_both`` if they were measured; a metric
+                that is missing or None is undefined.
+            failed: those that failed, each with the entries of a ``FailedRun``.
+            planned: number of all runs.
+            plan: what is compared.
+
+        Example: two data sets, in which the arms differ by about .01 and .03.
+            >>> labels = {"architecture": "a", "verdict": "biased", "shares": None}
+            >>> rows = [
+            ...     {"dataset": data, "arm": arm, "seed": seed, "dice": dice * (1 + seed / 10), **labels}
+            ...     for data, lost in [("d", 0.01), ("e", 0.03)]
+            ...     for arm, dice in [("pretrained", 0.8), ("uniform", 0.8 - lost)]
+            ...     for seed in range(3)
+            ... ]
+            >>> found = StudySummary.of_runs(rows, [], 12, StudyPlan("pretrained", 0.01))
+            >>> uniform = found.comparisons[0].arms[1]
+            >>> round(uniform.differences["dice"].estimate, 6), uniform.holds
+            (-0.011, False)
+            >>> uniform = found.pooled[0].arms[1]
+            >>> round(uniform.differences["dice"].estimate, 6), uniform.holds
+            (-0.022, False)
+        """
+        known = comparable(rows)
+        return cls(
+            planned=planned,
+            finished=len(rows),
+            failed=tuple(documents.from_plain(FailedRun, dict(run), "failed") for run in failed),
+            baseline=plan.baseline,
+            score=plan.score,
+            definitions=max(
+                (row.get("definitions", 1) for row in rows if row["verdict"]), default=documents.DEFINITIONS
+            ),
+            comparisons=_compare_arms(known, plan),
+            pooled=_pool_arms(known, plan),
         )
-        for item in found
-    )
+
+    @staticmethod
+    def read(document: RunRecord) -> StudySummary:
+        """Read what ``to_dict`` returned, by this version or an earlier one."""
+        documents.definitions_of(document)
+        found: StudySummary = documents.from_plain(StudySummary, dict(document))
+        if found.score not in {names[0] for names in TASK_SCORES.values()}:
+            raise ValueError(f"score: {found.score!r:.40} is not a main score")
+
+        def scored(items: Sequence[Any]) -> tuple[Any, ...]:
+            arms = (tuple(replace(arm, score=found.score) for arm in item.arms) for item in items)
+            return tuple(replace(item, arms=own) for item, own in zip(items, arms, strict=True))
+
+        return replace(found, comparisons=scored(found.comparisons), pooled=scored(found.pooled))
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Names of all arms, in the order of the comparisons."""
+        return tuple(dict.fromkeys(arm.arm for item in self.comparisons for arm in item.arms))
+
+    @property
+    def errors(self) -> list[tuple[str, str]]:
+        """The name of each failed run, with its fold if its data set has any, and its error."""
+        folded = {item.dataset for item in self.comparisons if item.unit == "fold"}
+        folded |= {run.dataset for run in self.failed if run.fold}
+        return [(run_name(vars(run), folded=run.dataset in folded), run.error) for run in self.failed]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the summary as plain values, with the keys of ``summary.json``."""
+        return {entry.name: documents.to_plain(getattr(self, entry.name)) for entry in fields(StudySummary)}

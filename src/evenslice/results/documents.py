@@ -13,7 +13,6 @@ Files may be damaged, or come from anyone. All errors of the readers are of the 
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Final, Literal, Union, get_args, get_origin, get_type_hints
@@ -110,18 +109,11 @@ def from_plain(kind: Any, value: Any, place: str = "") -> Any:
         parts = enumerate(zip(kinds, value, strict=True))
         return tuple(from_plain(one, item, f"{inner}{n}") for n, (one, item) in parts)
     if origin in (UnionType, Union):
-        return _first_that_fits(arguments, value, place)
+        if value is None and NoneType in arguments:
+            return None
+        known = [one for one in arguments if one is not NoneType]
+        return from_plain(next((one for one in known if type(value) is one), known[-1]), value, place)
     return _scalar(kind, value, place)
-
-
-def _first_that_fits(kinds: tuple[Any, ...], value: Any, place: str) -> Any:
-    if value is None and NoneType in kinds:
-        return None
-    *others, last = (kind for kind in kinds if kind is not NoneType)
-    for kind in others:
-        with suppress(TypeError, ValueError):
-            return from_plain(kind, value, place)
-    return from_plain(last, value, place)
 
 
 def _scalar(kind: Any, value: Any, place: str) -> Any:
@@ -193,9 +185,7 @@ def from_arrays(kind: Any, arrays: Mapping[str, NDArray[Any]], prefix: str = "",
         axes = shape.split()
         fits = array.ndim == len(axes) and array.dtype.kind == np.dtype(_element(plain)).kind
         for axis, length in zip(axes, array.shape, strict=False):
-            more = int(axis.startswith("1+"))
-            known = int(axis) if axis.isdigit() else sizes.setdefault(axis.removeprefix("1+"), length - more)
-            fits = fits and length == known + more
+            fits = fits and length == (int(axis) if axis.isdigit() else sizes.setdefault(axis, length))
         if not fits:
             raise ValueError(
                 f"{prefix}{name} is {array.dtype} of shape {array.shape}, where ({shape}) is read"

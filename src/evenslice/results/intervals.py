@@ -53,6 +53,24 @@ class Interval:
     low: float
     high: float
 
+    @classmethod
+    def of_mean(cls, values: ArrayLike, bounds: tuple[float, float] = (-math.inf, math.inf)) -> Interval:
+        """Return the mean of independent values and its 95 % interval by Student's t; NaN values are left out.
+
+        Args:
+            values: (n,) the values.
+            bounds: the range of the quantity, to which the interval is clipped.
+
+        Example: two values of Dice say little, but not that it may exceed 1.
+            >>> Interval.of_mean([0.9, 0.98], bounds=(0, 1))
+            Interval(estimate=0.94, low=0.431..., high=1.0)
+            >>> Interval.of_mean([0.90, 0.91, 0.92])
+            Interval(estimate=0.91, low=0.885..., high=0.934...)
+            >>> Interval.of_mean([0.9])
+            Interval(estimate=0.9, low=nan, high=nan)
+        """
+        return pool_means([values]).interval(bounds)
+
     def clipped(self, bounds: tuple[float, float]) -> Interval:
         """Return the interval without its ends beyond the range of the quantity.
 
@@ -159,9 +177,8 @@ def fit_ratios(part: ArrayLike, whole: ArrayLike, population: int, *, scale: Sca
     telling = (whole > 0).sum(axis=0)
     center = np.nan_to_num(estimate)
     squares = np.square(part - center * whole).sum(axis=0)
-    squares[squares <= count * (1e-12 * np.abs(part).max(axis=0, initial=0)) ** 2] = (
-        0  # a constant's rounding
-    )
+    rounding = count * (1e-12 * np.abs(part).max(axis=0, initial=0)) ** 2
+    squares[squares <= rounding] = 0  # of a constant
     left = max(0.0, 1 - count / population)
     raw = np.sqrt(squares * left * count / max(count - 1, 1)) / np.where(total > 0, total, 1.0)
     with np.errstate(all="ignore"):
@@ -275,24 +292,6 @@ ROUNDING = 1e-12
 """Scores, 0 to 1, that differ by less do so by rounding alone."""
 
 
-def student_interval(values: ArrayLike, bounds: tuple[float, float] = (-math.inf, math.inf)) -> Interval:
-    """Return the mean of independent values and its 95 % interval by Student's t; NaN values are left out.
-
-    Args:
-        values: (n,) the values.
-        bounds: the range of the quantity, to which the interval is clipped.
-
-    Example: two values of Dice say little, but not that it may exceed 1.
-        >>> student_interval([0.9, 0.98], bounds=(0, 1))
-        Interval(estimate=0.94, low=0.431..., high=1.0)
-        >>> student_interval([0.90, 0.91, 0.92])
-        Interval(estimate=0.91, low=0.885..., high=0.934...)
-        >>> student_interval([0.9])
-        Interval(estimate=0.9, low=nan, high=nan)
-    """
-    return pool_means([values]).interval(bounds)
-
-
 class PooledMean(NamedTuple):
     """A mean over data sets, with its standard error and degrees of freedom; NaN where undefined."""
 
@@ -352,7 +351,8 @@ def pool_means(groups: Iterable[ArrayLike]) -> PooledMean:
         return PooledMean(estimate, math.nan, math.nan)
     parts = np.array([values.var(ddof=1) for values in known]) / counts / len(known) ** 2
     total = float(parts.sum())
-    dof = total**2 / float((parts**2 / (counts - 1)).sum()) if total > 0 else float(counts.sum() - len(known))
+    squares = float((parts**2 / (counts - 1)).sum())  # may be 0 by underflow
+    dof = total**2 / squares if squares > 0 else float(counts.sum() - len(known))
     return PooledMean(estimate, math.sqrt(total), dof)
 
 

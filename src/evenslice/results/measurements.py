@@ -15,7 +15,7 @@ exactly
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,16 +30,13 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Whole = NDArray[np.int64]
 
-SAME = 1e-4
-"""Largest difference of a window from its mirror that rounding may explain, relative to the largest output."""
-
 
 @dataclass(frozen=True, eq=False)
 class Measurements:
     """Measurements on n windows of N = 2K + 1 slices; row i belongs to window i.
 
     Attributions and changes are in the order in which the network was given the slices: index j is offset j - K of its
-    input. An axis of 2 holds the window and its mirror; an axis of 1 + C all predicted pixels, and those of each class.
+    input. An axis of 2 holds the window and its mirror; an axis of G = 1 + C all predicted pixels, and those of each class.
 
     Attributes:
         volume: (n,) index of the volume a window was taken from.
@@ -65,15 +62,17 @@ class Measurements:
         clamped: (n,) part of the probabilities that were clamped to [1e-6, 1 - 1e-6].
         own_mirror: (n,) 1 if the window is its own mirror, such as an empty one, else 0: it does not tell whether the order
             of its slices matters.
+        SAME: largest difference of a window from its mirror that rounding may explain, relative to the largest output.
     """
 
+    SAME: ClassVar[float] = 1e-4
     volume: Annotated[Whole, "n"]
     position: Annotated[Whole, "n 3"]
-    saliency: Annotated[Floats, "n 2 1+C N"]
-    reliance: Annotated[Floats, "n 2 1+C N"]
-    explained: Annotated[Floats, "n 1+C"]
-    mismatch: Annotated[Floats, "n 1+C K"]
-    outer: Annotated[Floats, "n 1+C K"]
+    saliency: Annotated[Floats, "n 2 G N"]
+    reliance: Annotated[Floats, "n 2 G N"]
+    explained: Annotated[Floats, "n G"]
+    mismatch: Annotated[Floats, "n G K"]
+    outer: Annotated[Floats, "n G K"]
     pixels: Annotated[Floats, "n C"]
     changed: Annotated[Floats, "n C"]
     union: Annotated[Floats, "n C"]
@@ -93,24 +92,14 @@ class Measurements:
     def moved(self) -> bool:
         """Whether anything in the windows moves the output, or it differs between windows."""
         explained = self.explained
-        return bool(
-            (np.ptp(explained, axis=0) > SAME * explained.max(axis=0)).any()
-            or self.saliency.any()
-            or self.reliance.any()
-            or self.outer.any()
-            or np.nan_to_num(self.mirror_disagreement).any()
-            or (self.mirror_error > SAME).any()
-        )
+        varies = np.ptp(explained, axis=0) > self.SAME * explained.max(axis=0)
+        moved = np.nan_to_num(self.mirror_disagreement), self.mirror_error > self.SAME
+        return any(part.any() for part in (varies, self.saliency, self.reliance, self.outer, *moved))
 
     @property
     def slices(self) -> int:
         """N."""
         return int(self.saliency.shape[-1])
-
-    @property
-    def classes(self) -> int:
-        """C, one more than the highest class seen."""
-        return int(self.pixels.shape[1])
 
     @property
     def shares(self) -> Floats:
@@ -121,14 +110,14 @@ class Measurements:
     @property
     def equal(self) -> bool:
         """Whether all windows equal their mirrors up to rounding, in scores, attributions and changes."""
-        output = np.where(np.isnan(self.mirror_error), self.mirror_disagreement, self.mirror_error) <= SAME
+        error = np.where(np.isnan(self.mirror_error), self.mirror_disagreement, self.mirror_error)
         # Rounding decides here and there on which side of a ReLU's corner an activation is, and with it a path of the gradient.
         unlike, outer = self.mismatch.sum(axis=2), self.outer.sum(axis=2)
         use = (unlike <= Tolerances.mismatch_tolerance * outer).all()
-        use &= (unlike.sum(axis=0) <= 10 * SAME * outer.sum(axis=0)).all()
+        use &= (unlike.sum(axis=0) <= 10 * self.SAME * outer.sum(axis=0)).all()
         off = np.abs(self.reliance[:, 0] - self.reliance[:, 1, :, ::-1]).sum(axis=-1)
-        changes = off <= SAME * np.maximum(self.explained, self.reliance.sum(axis=(1, 3)))
-        return bool(output.all() and use and changes.all())
+        changes = off <= self.SAME * np.maximum(self.explained, self.reliance.sum(axis=(1, 3)))
+        return bool((error <= self.SAME).all() and use and changes.all())
 
     def at(self, rows: Any) -> Measurements:
         """Return those of some windows."""
@@ -140,20 +129,48 @@ class Measurements:
         classes = max(part["pixels"].shape[1] for part in parts)
         features = {part["level"].shape[1] for part in parts}
         joined = {}
-        for name, hint in get_type_hints(cls, include_extras=True).items():
+        hints = get_type_hints(cls, include_extras=True)
+        for name in (entry.name for entry in fields(cls)):
             arrays = [part[name] for part in parts]
             if name == "level" and len(features) > 1:
                 arrays = [array.mean(axis=1, keepdims=True) for array in arrays]
-            least = [{"C": classes, "1+C": classes + 1}.get(axis, 0) for axis in hint.__metadata__[0].split()]
+            least = [
+                {"C": classes, "G": classes + 1}.get(axis, 0) for axis in hints[name].__metadata__[0].split()
+            ]
             for n, array in enumerate(arrays):  # zeros for the classes that a batch did not see
                 more = [(0, max(length - has, 0)) for length, has in zip(least, array.shape, strict=True)]
                 arrays[n] = np.pad(array, more)
             joined[name] = np.concatenate(arrays)
         return cls(**joined)
 
+    @staticmethod
+    def mean_biases(shares: Floats) -> dict[str, float]:
+        """Return mean shares and biases as the log of a training names them; NaN without windows whose shares are known.
+
+        These are the mean share of each offset, the model part D_m of the directional bias, the asymmetry A (half the L1
+        distance between the shares and their mirror) and the imbalance U (half that between the shares and 1/N).
+
+        Args:
+            shares: (n, 2, N) those of windows and of their mirrors.
+
+        Example:
+            >>> Measurements.mean_biases(np.full((1, 2, 1), 1.0))
+            {'share_0': 1.0, 'directional_bias': 0.0, 'asymmetry': 0.0, 'imbalance': 0.0}
+        """
+        parts = shares.mean(axis=1), directional_bias(shares).mean(axis=1)
+        known = ~np.isnan(shares).any(axis=(1, 2))
+        profile, direction = (part[known].mean(axis=0) if known.any() else part[0] * np.nan for part in parts)
+        half = len(profile) // 2
+        return {
+            **{f"share_{k - half}": float(share) for k, share in enumerate(profile)},
+            "directional_bias": float(direction),
+            "asymmetry": float(np.abs(profile - profile[::-1]).sum() / 2),
+            "imbalance": float(np.abs(profile - 1 / len(profile)).sum() / 2),
+        }
+
 
 def pair_bias(shares: Floats) -> Floats:
-    """Return the pair biases B_1..B_K (n, K) of shares (n, N); NaN where a share is NaN.
+    """Return the pair biases B_1..B_K (..., K) of shares (..., N); NaN where a share is NaN.
 
     Example:
         >>> pair_bias(np.array([[0.125, 0.5, 0.375], [0.0, 1.0, 0.0]])).tolist()
@@ -164,73 +181,20 @@ def pair_bias(shares: Floats) -> Floats:
 
 
 def directional_bias(shares: Floats) -> Floats:
-    """Return the directional bias D (n,) of shares (n, N): positive if later slices get more attention.
+    """Return the directional bias D (...) of shares (..., N): positive if later slices get more attention.
 
     Example:
         >>> directional_bias(np.array([[0.1, 0.1, 0.2, 0.3, 0.3]])).round(6).tolist()
         [0.5]
     """
     left, right = halves(shares)
-    return _contrast(right.sum(axis=1), left.sum(axis=1))
-
-
-def model_part(bias: Floats, mirrored_bias: Floats) -> Floats:
-    """Return the model part of a bias, from the bias at the windows and at their mirrors."""
-    return (bias + mirrored_bias) / 2
-
-
-def data_part(bias: Floats, mirrored_bias: Floats) -> Floats:
-    """Return the data part of a bias, from the bias at the windows and at their mirrors."""
-    return (bias - mirrored_bias) / 2
-
-
-def mean_biases(shares: Floats) -> dict[str, float]:
-    """Return mean shares and biases as the log of a training names them; NaN without windows whose shares are known.
-
-    These are the mean share of each offset, the model part D_m of the directional bias, the asymmetry A (half the L1
-    distance between the shares and their mirror) and the imbalance U (half that between the shares and 1/N).
-
-    Args:
-        shares: (n, 2, N) those of windows and of their mirrors.
-
-    Example:
-        >>> mean_biases(np.full((1, 2, 1), 1.0))
-        {'share_0': 1.0, 'directional_bias': 0.0, 'asymmetry': 0.0, 'imbalance': 0.0}
-    """
-    given, mirrored = shares.swapaxes(0, 1)
-    parts = model_part(given, mirrored), model_part(directional_bias(given), directional_bias(mirrored))
-    known = ~np.isnan(shares).any(axis=(1, 2))
-    profile, direction = (part[known].mean(axis=0) if known.any() else part[0] * np.nan for part in parts)
-    half = len(profile) // 2
-    return {
-        **{f"share_{k - half}": float(share) for k, share in enumerate(profile)},
-        "directional_bias": float(direction),
-        "asymmetry": float(np.abs(profile - profile[::-1]).sum() / 2),
-        "imbalance": float(np.abs(profile - 1 / len(profile)).sum() / 2),
-    }
-
-
-def largest_bias(log: Mapping[str, Any]) -> Floats:
-    """Return the pair bias B_k that is furthest from 0 in each row of a log with shares; NaN without pairs.
-
-    Example:
-        >>> largest_bias({"step": 0, "share_-1": 0.3, "share_0": 0.5, "share_1": 0.2}).round(6).tolist()
-        [-0.2]
-    """
-    columns = {
-        name.removeprefix("share_"): column for name, column in log.items() if name.startswith("share_")
-    }
-    offsets = sorted((name for name in columns if name.lstrip("-").isdecimal()), key=int)
-    if len(offsets) < 3:
-        return np.full(1, np.nan)
-    pairs = pair_bias(np.stack([np.atleast_1d(columns[name]) for name in offsets], axis=1))
-    return np.take_along_axis(pairs, np.abs(pairs).argmax(axis=1)[:, None], axis=1)[:, 0]
+    return _contrast(right.sum(axis=-1), left.sum(axis=-1))
 
 
 def halves(array: Floats) -> tuple[Floats, Floats]:
-    """Return the parts of an array (n, N, ...) for offsets -1..-K and for 1..K, both (n, K, ...)."""
-    half = array.shape[1] // 2
-    return array[:, :half][:, ::-1], array[:, half + 1 :]
+    """Return the parts of an array (..., N) for offsets -1..-K and for 1..K, both (..., K)."""
+    half = array.shape[-1] // 2
+    return array[..., :half][..., ::-1], array[..., half + 1 :]
 
 
 def _contrast(right: Floats, left: Floats) -> Floats:

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     Counts = NDArray[np.int64]
 
-WAYS = 3  # before, after and both
-
 
 @dataclass(frozen=True)
 class DisturbedScore:
@@ -142,7 +140,7 @@ class Stress:
             strict=True,
         )
         scores = [DisturbedScore(*way) for way in ways]
-        firsts = range(2, hits.shape[1], WAYS)
+        firsts = range(2, hits.shape[1], 3)  # of before, after and both
         # The loss before less the loss after is the Dice after less the Dice before.
         asymmetries = _effects(volume, dice, influence, [(first + 1, first) for first in firsts])
         losses = tuple(
@@ -157,12 +155,10 @@ class Stress:
 
     def summary(self) -> StressSummary:
         """Return the short form."""
-        losses = [
-            BriefLoss(
-                loss.kind, loss.offset, loss.before.dice, loss.after.dice, loss.both.dice, loss.asymmetry
-            )
-            for loss in self.losses
-        ]
+        losses = []
+        for loss in self.losses:
+            before, after, both = (side.dice for side in (loss.before, loss.after, loss.both))
+            losses.append(BriefLoss(loss.kind, loss.offset, before, after, both, loss.asymmetry))
         return StressSummary(self.reference, self.slices, self.intact.dice, self.reversed.dice, tuple(losses))
 
 
@@ -200,14 +196,10 @@ class StressSummary:
         """Return a loss with the slice at a side disturbed, or its "asymmetry"; NaN if unknown. Kind "reversed" has no side."""
         if kind == "reversed":
             return self.intact - self.reversed
-        found = [loss for loss in self.losses if (loss.kind, loss.offset) == (kind, offset)]
-        if not found:
-            return math.nan
-        return (
-            found[0].asymmetry.estimate
-            if side == "asymmetry"
-            else self.intact - float(getattr(found[0], side))
-        )
+        for loss in self.losses:
+            if (loss.kind, loss.offset) == (kind, offset):
+                return loss.asymmetry.estimate if side == "asymmetry" else self.intact - getattr(loss, side)
+        return math.nan
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as plain values."""

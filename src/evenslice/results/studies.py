@@ -15,7 +15,7 @@ import csv
 import io
 import math
 import re
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -24,143 +24,24 @@ import numpy as np
 from numpy.typing import NDArray  # noqa: TC002  # ``from_arrays`` reads the annotations
 
 from evenslice._core import ConfigError, read_bounded, read_json, read_log, reading
-from evenslice.results.comparisons import (
-    METRICS,
-    TASK_SCORES,
-    Comparison,
-    PooledComparison,
-    StudyPlan,
-    incomparable,
-    pool_runs,
-    replicate_means,
-    run_name,
-    summarize_runs,
-)
-from evenslice.results.documents import (
-    DEFINITIONS,
-    FORMAT,
-    definitions_of,
-    from_arrays,
-    from_plain,
-    read_arrays,
-    to_plain,
-)
-from evenslice.results.intervals import Interval, student_interval
-from evenslice.results.stress import BriefLoss, StressSummary
+from evenslice.results import documents
+from evenslice.results.comparisons import StudySummary, replicate_means
+from evenslice.results.intervals import Interval
+from evenslice.results.measurements import pair_bias
+from evenslice.results.stress import StressSummary
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping
     from typing import Self
 
-    Entries = Mapping[str, Any]
+    from evenslice.results.comparisons import Comparison
 
-STRESS_FILE = "stress.json"  # beside run.json where result.json was not kept: its entry "stress" alone
-MAIN_SCORES = {names[0] for names in TASK_SCORES.values()}
+    Entries = Mapping[str, Any]
 
 _reading = partial(
     reading, whole="a study", remedy="remove it and start the study again, which repeats only what is missing"
 )
-
-
-@dataclass(frozen=True)
-class FailedRun:
-    """A run that failed."""
-
-    dataset: str
-    architecture: str
-    arm: str
-    seed: int
-    error: str
-    fold: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudySummary:
-    """What a study found: the content of ``summary.json``.
-
-    Attributes:
-        planned: number of runs.
-        finished: number of those that are done.
-        failed: those that failed.
-        baseline: the arm that the others are compared with.
-        score: name of the main score, by which the arms are compared; summaries without are about Dice.
-        definitions: those of the figures of its audits; 1 in summaries of version 0.2.
-        comparisons: the arms on each data set with each architecture.
-        pooled: the arms of each architecture over all data sets.
-    """
-
-    format: int = FORMAT
-    planned: int
-    finished: int
-    failed: tuple[FailedRun, ...]
-    baseline: str
-    score: str = "dice"
-    definitions: int = 1
-    comparisons: tuple[Comparison, ...]
-    pooled: tuple[PooledComparison, ...] = ()
-
-    @classmethod
-    def of_runs(
-        cls, rows: Sequence[Entries], failed: Sequence[Entries], planned: int, plan: StudyPlan
-    ) -> Self:
-        """Summarize the runs of a study so far.
-
-        Args:
-            rows: the finished runs; see ``pool_runs``.
-            failed: those that failed, each with the entries of a ``FailedRun``.
-            planned: number of all runs.
-            plan: what is compared.
-        """
-        return cls(
-            planned=planned,
-            finished=len(rows),
-            failed=tuple(from_plain(FailedRun, dict(run), "failed") for run in failed),
-            baseline=plan.baseline,
-            score=plan.score,
-            definitions=max(
-                (row.get("definitions", 1) for row in rows if row["verdict"]), default=DEFINITIONS
-            ),
-            comparisons=summarize_runs(rows, plan),
-            pooled=pool_runs(rows, plan),
-        )
-
-    @staticmethod
-    def read(document: Entries) -> StudySummary:
-        """Read what ``to_dict`` returned, by this version or an earlier one."""
-        definitions_of(document)
-        found: StudySummary = from_plain(StudySummary, dict(document))
-        if found.score not in MAIN_SCORES:
-            raise ValueError(f"score: {found.score!r:.40} is not a main score")
-
-        def scored(items: Sequence[Any]) -> tuple[Any, ...]:
-            return tuple(
-                replace(item, arms=tuple(replace(arm, score=found.score) for arm in item.arms))
-                for item in items
-            )
-
-        return replace(found, comparisons=scored(found.comparisons), pooled=scored(found.pooled))
-
-    @property
-    def interim(self) -> bool:
-        """Whether runs are still missing, so that its tests are a look before the end."""
-        return self.finished < self.planned
-
-    @property
-    def arms(self) -> tuple[str, ...]:
-        """Names of all arms, in the order of the comparisons."""
-        return tuple(dict.fromkeys(arm.arm for item in self.comparisons for arm in item.arms))
-
-    @property
-    def errors(self) -> list[tuple[str, str]]:
-        """The name of each failed run, with its fold if its data set has any, and its error."""
-        folded = {item.dataset for item in self.comparisons if item.unit == "fold"}
-        folded |= {run.dataset for run in self.failed if run.fold}
-        return [(run_name(vars(run), folded=run.dataset in folded), run.error) for run in self.failed]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the summary as plain values, with the keys of ``summary.json``."""
-        return {entry.name: to_plain(getattr(self, entry.name)) for entry in fields(StudySummary)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +69,8 @@ class ExampleSlice:
         if not path.is_file():
             return None
         with _reading(path):
-            found: Self = from_arrays(cls, read_arrays(path, 4 * cls.LARGEST**2))
+            arrays = documents.read_arrays(path, 4 * cls.LARGEST**2)
+            found: Self = documents.from_arrays(cls, arrays)
             if not found.image.size or max(found.image.shape) > cls.LARGEST:
                 raise ValueError(f"its pictures are of shape {found.image.shape}")
             return found
@@ -204,34 +86,39 @@ class StudyRun:
         arm: name of the arm.
         fold: which parts of the data set were tested; 0 without folds.
         seed: random seed.
-        metrics: those of ``METRICS``; NaN where undefined.
-        verdict: of the audit: symmetric, balanced, biased, inconclusive or not applicable.
-        shares: mean share of each slice of the window in the audit.
+        verdict: of the audit: symmetric, balanced, biased, inconclusive or not applicable; empty of one by version 0.2, beside
+            later ones.
         curves: the columns of the training log by name (``step``, ``loss``, ``learning_rate``, ``validation_dice``
             or ``validation_balanced_accuracy``, ``share_-1`` ..., ``directional_bias`` ...), all of one length, NaN
             where nothing was logged; empty without a log.
         example: a test slice; None if none was kept.
         stress: what disturbed slices cost; None if that was not measured.
         circumstances: ``versions``, ``machine`` and ``created`` of the training; empty if unknown.
-        answer_of: what the ``answer_change`` compares: "classes", "scores" or "unknown".
-        definitions: those of the figures of its audit, 1 if version 0.2 made it; beside runs with later ones, it has scores
-            alone, no verdict and no shares.
+        definitions: those of the figures of its audit, 1 if version 0.2 made it.
     """
 
     dataset: str
     architecture: str
     arm: str
     seed: int
-    metrics: dict[str, float]
     verdict: str
-    shares: tuple[float, ...]
     curves: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     example: ExampleSlice | None = None
     stress: StressSummary | None = None
     circumstances: dict[str, Any] = field(default_factory=dict)
     fold: int = 0
-    answer_of: str = "unknown"
     definitions: int = 1
+
+    @property
+    def largest_bias(self) -> NDArray[np.float64]:
+        """The largest absolute pair bias at each step of the log; NaN without pairs."""
+        shares = {
+            name[6:]: values for name, values in self.curves.items() if re.fullmatch(r"share_-?\d+", name)
+        }
+        if len(shares) < 3:
+            return np.full(1, np.nan)
+        biases = pair_bias(np.stack([shares[offset] for offset in sorted(shares, key=int)], axis=1))
+        return np.asarray(np.abs(biases).max(axis=1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,13 +158,8 @@ class StudyResults(StudySummary):
             places = [_find_run(folder / "runs", row["key"]) for row in rows]
         runs = tuple(_run(place, row) for place, row in zip(places, rows, strict=True))
         latest = max((run.definitions for run in runs), default=1)
-        runs = tuple(run if run.definitions == latest else _scores_alone(run) for run in runs)
-        if len({len(run.shares) for run in runs if run.shares}) > 1:
-            raise ConfigError(
-                f"{folder}: its runs differ in their number of slices, so they do not belong to one study"
-            )
-        with _reading(folder / "config.yaml") as path:
-            config = read_bounded(path).decode() if path.is_file() else ""
+        runs = tuple(run if run.definitions == latest else replace(run, verdict="") for run in runs)
+        config = _read(folder / "config.yaml", lambda path: read_bounded(path).decode(), "")
         with _reading(folder / "summary.json") as path:
             document = read_json(path)
             return cls(**vars(cls.read(document)), document=document, runs=runs, config=config)
@@ -291,7 +173,7 @@ class StudyResults(StudySummary):
         """Return the mean over folds, or seeds, of a loss of an arm; see ``StressSummary.lost``."""
         runs = self.runs_of(comparison, arm)
         lost = [run.stress.lost(*which) if run.stress else math.nan for run in runs]
-        return student_interval(replicate_means([vars(run) for run in runs], lost, comparison.unit), (-1, 1))
+        return Interval.of_mean(replicate_means([vars(run) for run in runs], lost, comparison.unit), (-1, 1))
 
 
 def _find_run(base: Path, key: str) -> Path:
@@ -303,63 +185,43 @@ def _find_run(base: Path, key: str) -> Path:
     return found[0]
 
 
-def _scores_alone(run: StudyRun) -> StudyRun:
-    """Return a run without what its audit found."""
-    undefined = dict.fromkeys(incomparable(vars(run)), math.nan)
-    metrics = {name: undefined.get(name, value) for name, value in run.metrics.items()}
-    return replace(run, metrics=metrics, verdict="", shares=())
+def _read(path: Path, read: Callable[[Path], Any], missing: Any) -> Any:
+    """Return what a function reads from a file of a study, or what stands for a file that is missing."""
+    if not path.is_file():
+        return missing
+    with _reading(path):
+        return read(path)
 
 
 def _run(folder: Path, row: Entries) -> StudyRun:
     """Read a run, with the names from its row in results.csv, which may have been edited."""
     with _reading(folder / "run.json") as path:
         record = read_json(path)
-        metrics = {name: from_plain(float, record.get(name), name) for name in METRICS}
         names = {name: row[name] for name in ("dataset", "architecture", "arm")}
         numbers = {"fold": int(row.get("fold") or 0), "seed": int(row["seed"])}
-        known = {"shares": record["shares"] or [], "metrics": metrics}
-        run: StudyRun = from_plain(StudyRun, {**record, **known, **names, **numbers})
-        return replace(
-            run,
-            curves=_curves(folder / "log" / "metrics.csv"),
-            example=ExampleSlice.load(folder / "example.npz"),
-            stress=_stress(folder, record),
-            circumstances=_circumstances(folder / "result.json"),
-        )
+        run: StudyRun = documents.from_plain(StudyRun, {**record, **names, **numbers})
+    return replace(
+        run,
+        curves=_read(folder / "log" / "metrics.csv", _curves, {}),
+        example=ExampleSlice.load(folder / "example.npz"),
+        # An archive of runs keeps a part of the result alone, as stress.json.
+        **_read(folder / "result.json", _result, _read(folder / "stress.json", _result, {})),
+    )
 
 
 def _curves(path: Path) -> dict[str, NDArray[np.float64]]:
-    if not path.is_file():
-        return {}
-    with _reading(path):
-        rows = read_log(path)
-        return {
-            name: np.array([from_plain(float, float(row[name]) if row[name] else None, name) for row in rows])
-            for name in (rows[0] if rows else ())
-        }
+    rows = read_log(path)
+    return {
+        name: np.array(
+            [documents.from_plain(float, float(row[name]) if row[name] else None, name) for row in rows]
+        )
+        for name in (rows[0] if rows else ())
+    }
 
 
-def _stress(folder: Path, record: Entries) -> StressSummary | None:
-    """Read what disturbed slices cost a run: from its result, a part of it that was kept, or what ``run.json`` has."""
-    for path in (folder / "result.json", folder / STRESS_FILE):
-        if path.is_file():
-            with _reading(path):
-                values = read_json(path).get("stress")
-                found: StressSummary | None = from_plain(StressSummary | None, values, "stress")
-                return found
-    names = ("intact", "reversed", "before", "after", "both")
-    intact, turned, before, after, both = (
-        from_plain(float, record.get(f"stress_{name}"), f"stress_{name}") for name in names
-    )
-    if math.isnan(intact):
-        return None
-    missing = BriefLoss("missing", 1, before, after, both, Interval(after - before, math.nan, math.nan))
-    return StressSummary("labels", 0, intact, turned, (missing,))
-
-
-def _circumstances(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    with _reading(path):
-        result = read_json(path)
-        return {name: result[name] for name in ("created", "machine", "versions") if name in result}
+def _result(path: Path) -> dict[str, Any]:
+    """Read what disturbed slices cost a run, and its circumstances, from its result or a part of it that was kept."""
+    result = read_json(path)
+    stress = documents.from_plain(StressSummary | None, result.get("stress"), "stress")
+    known = {name: result[name] for name in ("created", "machine", "versions") if name in result}
+    return {"stress": stress, "circumstances": known}

@@ -11,18 +11,19 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, cast
+from itertools import product
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from scipy.special import stdtrit
 
 from evenslice.results.documents import PAIRS, SLICES
 from evenslice.results.intervals import TAIL, UNKNOWN, Interval, fit_ratios, mean_interval, unseen_part
-from evenslice.results.measurements import data_part, directional_bias, halves, model_part, pair_bias
+from evenslice.results.measurements import directional_bias, halves, pair_bias
 from evenslice.results.tolerances import Tolerances
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -31,26 +32,8 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
     Flags = NDArray[np.bool_]
-    Column = tuple["Decision", Floats, Floats, Any]
-    """What a figure is about, its parts (n,), its wholes (n,), and whether it is judged."""
-    Columns = tuple[tuple["Decision", ...], Floats, Floats, Flags]
-
-
-def least_attention(pairs: int, judged_share: float = Tolerances.judged_share) -> float:
-    """Return the part of the saliency that each of K pairs has to get in order to be judged.
-
-    That is the judged share, and with more than two pairs 2/K of it: however many slices share the saliency, the pairs
-    that are not judged together get less than twice the judged share.
-
-    Args:
-        pairs: K.
-        judged_share: the part that each of one or two pairs has to get.
-
-    Example: of 101 slices, each pair gets about 2 % of the saliency.
-        >>> [least_attention(pairs) for pairs in (1, 2, 4, 50)]
-        [0.02, 0.02, 0.01, 0.0008]
-    """
-    return judged_share * min(1.0, 2 / max(pairs, 1))
+    Columns = tuple[Floats, Floats, Flags]
+    """Parts and wholes (n, groups, figures), and which figures (groups, figures) are judged."""
 
 
 Verdict = Literal["symmetric", "balanced", "biased", "inconclusive", "not applicable"]
@@ -188,7 +171,7 @@ class Asymmetry:
         by_volume: the figures of each volume, if there are several.
         answer_tolerance: the largest C that counts as the same answer.
         mismatch_tolerance: the largest E that counts as the same use.
-        judged_share: the part of the saliency that a pair has to get in order to be judged; see ``least_attention``.
+        judged_share: the part of the saliency that a pair has to get in order to be judged; with K > 2 pairs, 2/K of it.
         judged_class: the part of the pixels that a class has to cover.
     """
 
@@ -218,11 +201,6 @@ class Asymmetry:
     judged_share: float = Tolerances.judged_share
     judged_class: float = Tolerances.judged_class
 
-    @property
-    def least_attention(self) -> float:
-        """The part of the saliency below which a pair is not judged."""
-        return least_attention(len(self.pairs), self.judged_share)
-
 
 @dataclass(frozen=True)
 class Evidence:
@@ -235,7 +213,6 @@ class Evidence:
         tolerance: the largest absolute value that counts as fair.
         judged: (q,) which figures count.
         decides: (q,) which of them may decide for "biased".
-        root: whether the figures are the square roots of what was fitted.
     """
 
     question: Question
@@ -244,7 +221,11 @@ class Evidence:
     tolerance: float
     judged: Flags
     decides: Flags
-    root: bool = False
+
+    @property
+    def root(self) -> bool:
+        """Whether the figures are the square roots of what was fitted: those of scores."""
+        return self.keys == (Decision("answer"),)
 
     @property
     def estimate(self) -> Floats:
@@ -266,13 +247,25 @@ class Evidence:
         low, high = self.bounds(WITHIN_LEVEL)
         return np.asarray((low >= -self.tolerance) & (high <= self.tolerance) & self.judged)
 
-    def states(self, comparisons: int = 1) -> list[State]:
-        """Return the state of each figure."""
+    def figures(self, number: int | None, comparisons: int, different: float | None) -> list[Figure]:
+        """Return the figures of a class, or of all predicted pixels; all are 0 where all windows read equal their mirrors.
+
+        Args:
+            number: the class.
+            comparisons: number of figures of which any may decide for "biased".
+            different: the part of the windows that may differ from their mirrors; None if some of those read do.
+        """
+        estimate, low, high = self.estimate, *self.bounds()
         beyond, within = self.beyond(comparisons), self.within()
-        return [
-            "not judged" if not judged else "beyond" if out else "within" if inside else "open"
-            for judged, out, inside in zip(self.judged, beyond, within, strict=True)
-        ]
+        if different is not None:
+            estimate = low = high = np.zeros(len(self.keys))
+            beyond, within = ~self.judged, np.full(len(self.keys), different < LARGEST_DIFFERENT)
+        least = -1.0 if self.question in ("saliency", "reliance") else 0.0
+        low, high = np.clip((low, high), least, np.inf if self.root else 1.0)
+        states = np.select([~self.judged, beyond, within], ["not judged", "beyond", "within"], "open")
+        columns = (part.tolist() for part in (estimate, low, high, self.judged, states))
+        rows = zip(self.keys, zip(*columns, strict=True), strict=True)
+        return [Figure(*row) for key, row in rows if key.class_number == number]
 
     def deciding(self, chosen: Flags) -> tuple[Decision, ...]:
         """Return the chosen figure that is most certainly beyond the tolerance, or else nearest to it, if there is any."""
@@ -280,10 +273,8 @@ class Evidence:
             return ()
         low, high = self.bounds()
         least = np.where(self.estimate < 0, -high, low)
-        least = np.where(np.isfinite(least), least, -np.inf)
-        ranked = np.where(chosen, least, -np.inf)
-        ties = np.where(ranked == ranked.max(), np.nan_to_num(np.abs(self.estimate)), -1.0)
-        return (self.keys[int(np.where(chosen, ties, -2.0).argmax())],)
+        least, size = np.where(np.isfinite(least), least, -np.inf), np.nan_to_num(np.abs(self.estimate))
+        return (self.keys[max(np.flatnonzero(chosen), key=lambda n: (least[n], size[n]))],)
 
     def needed(self) -> int | None:
         """Return how many windows would settle the open figures if they are what they seem; None if all are settled.
@@ -378,10 +369,8 @@ class Questions:
         Args:
             precision: half-width that no interval of a judged bias or answer change may exceed.
         """
-        verdict, uses = (
-            self.decision[0],
-            [item.beyond().any() for item in self.evidence if item.question == "use"],
-        )
+        verdict, _ = self.decision
+        uses = [item.beyond().any() for item in self.evidence if item.question == "use"]
         if verdict == "inconclusive" or (verdict == "balanced" and uses and not any(uses)):
             return ""
         if precision is None:
@@ -399,6 +388,25 @@ class Questions:
             return EQUAL_WINDOWS
         return max((count for item in self.tests if (count := item.needed()) is not None), default=None)
 
+    def figures(self, number: int | None, slices: int) -> dict[str, Any]:
+        """Return the figures of a class, or of all predicted pixels, by the names of ``ClassFigures``."""
+        own = {
+            item.question: tuple(item.figures(number, self.comparisons, self.different))
+            for item in self.evidence
+        }
+        unknown = (Figure(math.nan, math.nan, math.nan, judged=False, state="not judged"),) * (slices // 2)
+        found: dict[str, Any] = {
+            "pairs": own.get("saliency") or unknown,
+            "reliance": own.get("reliance") or unknown,
+        }
+        if own.get("answer"):
+            of: AnswerKind = "scores" if number is None else "classes"
+            found["answer_change"] = AnswerChange(**asdict(own["answer"][0]), of=of, class_number=number)
+        if own.get("use"):
+            whole, *pairs = own["use"]
+            found["mirror_mismatch"] = Mismatch(**asdict(whole), pairs=tuple(pairs) if number is None else ())
+        return found
+
 
 def ask(measured: Measurements, population: int, tolerances: Tolerances) -> Questions:
     """Return the evidence that windows give on each question; none for windows of one slice.
@@ -409,37 +417,38 @@ def ask(measured: Measurements, population: int, tolerances: Tolerances) -> Ques
         tolerances: what counts as fair.
     """
     pixels, judged, decides = _judge_classes(measured, population, tolerances)
-    numbers = tuple(np.flatnonzero(judged).tolist())
-    # One class that is everywhere has the figures of all pixels.
-    groups = (0, *(number + 1 for number in numbers)) if (pixels > 0).sum() > 1 else (0,)
-    if not measured.explained[:, 0].any() and numbers:
-        groups = tuple(number + 1 for number in numbers)  # classes that overlap have no figure over all
-    found: list[Evidence | None] = []
+    numbers = np.flatnonzero(judged).tolist()
+    # Group 0 holds all predicted pixels, group c + 1 those of the class c. One class that is everywhere has the figures of
+    # all pixels; classes that overlap have no figure over all.
+    groups = [0, *(number + 1 for number in numbers)] if (pixels > 0).sum() > 1 else [0]
+    if numbers and not measured.explained[:, 0].any():
+        groups = [number + 1 for number in numbers]
+    evidence: list[Evidence] = []
     if measured.slices > 1:
-        sample = _Sample(measured, population, tolerances, groups, numbers, decides)
-        saliency, reliance = sample.saliency(), sample.reliance()
-        found = [saliency, reliance, sample.answer(), sample.use(saliency or reliance)]
+        saliency = _saliency(measured, groups, tolerances.judged_share)
+        reliance = _reliance(measured, groups, tolerances.judged_share)
+        of_classes, answer = _answer(measured, numbers)
+        use = _use(measured, groups, (saliency if saliency[1].any() else reliance)[2])
+        classes = [group - 1 if group else None for group in groups]
+        pairs = range(1, measured.slices // 2 + 1)
+        asked: dict[Question, tuple[Columns, Iterable[Any], float, Scale]] = {
+            "saliency": (saliency, product(classes, pairs), tolerances.tolerance, "linear"),
+            "reliance": (reliance, product(classes, pairs), tolerances.tolerance, "atanh"),
+            "answer": (answer, product(of_classes, [None]), tolerances.answer_tolerance, "log"),
+            "use": (use, product(classes, [None, *pairs]), tolerances.mismatch_tolerance, "log"),
+        }
+        for question, (columns, about, tolerance, scale) in asked.items():
+            keys = tuple(Decision(question, *key) for key in about)
+            part, whole = (values.reshape(len(values), -1) for values in columns[:2])
+            fit = fit_ratios(part, whole, population, scale=scale)
+            may = np.array([key.class_number is None or decides[key.class_number] for key in keys])
+            if question == "reliance" or whole.any():  # else no window tells
+                evidence.append(Evidence(question, keys, fit, tolerance, columns[2].ravel(), may))
     different = None
     if measured.equal and not measured.own_mirror.all():  # else nothing tells
         different = unseen_part(float(len(measured)), len(measured), population, 0.05)
-    return Questions(
-        evidence=tuple(item for item in found if item is not None),
-        judged=numbers,
-        unjudged=tuple(np.flatnonzero((pixels > 0) & ~judged).tolist()),
-        pixels=pixels,
-        different=different,
-    )
-
-
-def answer_kind(measured: Measurements) -> AnswerKind:
-    """Return what C compares: the predicted "classes", or the "scores", the numbers that are explained.
-
-    Where one class is predicted everywhere, it says nothing about the order, and its scores are compared.
-    """
-    if np.isnan(measured.power).all():
-        return "classes"
-    tell = measured.own_mirror != 1
-    return "classes" if (measured.union[tell].sum(axis=0) > 0).sum() > 1 else "scores"
+    unjudged = tuple(np.flatnonzero((pixels > 0) & ~judged).tolist())
+    return Questions(tuple(evidence), tuple(numbers), unjudged, pixels, different)
 
 
 def _judge_classes(
@@ -449,121 +458,68 @@ def _judge_classes(
 
     Judged are those that may cover the judged part of the pixels, and the two largest.
     """
-    count = measured.classes
-    if not count:
-        return np.zeros(0), np.zeros(0, bool), np.zeros(0, bool)
     # Student's intervals: those of the bootstrap have no end for a class that few windows have.
     read, pixels = len(measured), measured.pixels.mean(axis=0)
     left = max(0.0, 1 - read / population) / max(read, 1)
-    error = np.sqrt(measured.pixels.var(axis=0, ddof=1) * left) if read > 1 else np.full(count, np.inf)
+    error = np.sqrt(measured.pixels.var(axis=0, ddof=1) * left) if read > 1 else np.full(pixels.shape, np.inf)
     half = -stdtrit(max(read - 1, 1), TAIL) * error
     low, high, seen = pixels - half, pixels + half, pixels > 0
-    largest = np.zeros(count, bool)
+    largest = np.zeros(pixels.shape, bool)
     largest[np.argsort(-pixels, kind="stable")[:2]] = True
     surely = largest & ((high[None, :] > low[:, None]).sum(axis=1) <= 2)  # one of the others, and itself
     least = tolerances.judged_class
     return pixels, seen & (largest | (high >= least)), seen & (surely | (low >= least))
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """A sample of windows that is asked.
+def _saliency(measured: Measurements, groups: Sequence[int], judged_share: float) -> Columns:
+    """Return the columns of the pair biases of the saliency: means over the windows that have any.
 
-    Attributes:
-        measured: the windows.
-        population: number of all windows.
-        tolerances: what counts as fair.
-        groups: that have figures: 0 for all predicted pixels, c + 1 for those of the class c.
-        numbers: of the judged classes.
-        decides: (C,) which classes may decide for "biased".
+    Of K > 2 pairs, each has to get 2/K of the judged share: however many slices share the saliency, the pairs that are not
+    judged together get less than twice the judged share.
     """
-
-    measured: Measurements
-    population: int
-    tolerances: Tolerances
-    groups: tuple[int, ...]
-    numbers: tuple[int, ...]
-    decides: Flags
-
-    def saliency(self) -> Evidence | None:
-        """Return the pair biases of the saliency, means over the windows that have any; None if none has."""
-        least = least_attention(self.measured.slices // 2, self.tolerances.judged_share)
-        columns: list[Column] = []
-        for group in self.groups:
-            sums = self.measured.saliency[:, :, group]
-            known = (sums.sum(axis=-1) > 0).all(axis=1)
-            bias = np.where(known[:, None], model_part(pair_bias(sums[:, 0]), pair_bias(sums[:, 1])), 0)
-            shares = sums / np.where(known[:, None, None], sums.sum(axis=-1, keepdims=True), 1)
-            outer = np.add(*halves(shares.mean(axis=1)))[known].sum(axis=0) / max(known.sum(), 1)
-            whole = np.broadcast_to(known[:, None], bias.shape).astype(float)
-            columns += _pairs("saliency", group, bias, whole, outer >= least)
-        found = self._evidence(_stacked(columns), self.tolerances.tolerance)
-        return None if np.isnan(found.estimate).all() else found
-
-    def reliance(self) -> Evidence:
-        """Return the pair biases of the reliance: ratios of sums over windows."""
-        columns: list[Column] = []
-        for group in self.groups:
-            left, right = halves(self.measured.reliance[:, :, group].sum(axis=1))
-            least = 2 * self.tolerances.judged_share * self.measured.explained[:, group].sum()
-            total = (right + left).sum(axis=0)
-            columns += _pairs("reliance", group, right - left, right + left, (total >= least) & (total > 0))
-        return self._evidence(_stacked(columns), self.tolerances.tolerance, scale="atanh")
-
-    def answer(self) -> Evidence | None:
-        """Return the part C of the answer that changes when a window is reversed; None if no window tells.
-
-        Of a class, the pixels that only one of the answers to window and mirror puts into it, over those that either does:
-        1 - IoU. Of scores, the RMS of f(x) - f(x') over sqrt(2) times the standard deviation of f(x), which is 1 for
-        unrelated answers.
-        """
-        measured, scores = self.measured, answer_kind(self.measured) == "scores"
-        chosen = [number for number in self.numbers if measured.union[:, number].any()]
-        part, whole = measured.changed[:, chosen], measured.union[:, chosen]
-        if scores:
-            tell = (measured.own_mirror != 1) & ~np.isnan(measured.change)
-            part, whole = np.where(tell, measured.change, 0)[:, None], 2 * _variance(measured, tell)[:, None]
-        if not whole.any():
-            return None  # or the scores vary over no pixel, and nothing is there to hold their change against
-        about = (Decision("answer"),) if scores else tuple(Decision("answer", number) for number in chosen)
-        columns = about, part, whole, np.ones(len(about), bool)
-        return self._evidence(columns, self.tolerances.answer_tolerance, scale="log", root=scores)
-
-    def use(self, biases: Evidence) -> Evidence | None:
-        """Return the mirror mismatch E of each class, over all outer slices and for each judged pair; None if no window tells."""
-        if not self.measured.outer.any():
-            return None
-        columns: list[Column] = []
-        for group, judged in zip(self.groups, biases.judged.reshape(len(self.groups), -1), strict=True):
-            part, whole = self.measured.mismatch[:, group], self.measured.outer[:, group]
-            about = Decision("use", group - 1 if group else None)
-            columns.append((about, part.sum(axis=1), whole.sum(axis=1), whole.any()))
-            columns += _pairs("use", group, part, whole, judged & whole.any(axis=0))
-        return self._evidence(_stacked(columns), self.tolerances.mismatch_tolerance, scale="log")
-
-    def _evidence(
-        self, columns: Columns, tolerance: float, *, scale: Scale = "linear", root: bool = False
-    ) -> Evidence:
-        keys, part, whole, judged = columns
-        decides = [
-            key.question != "use" and (key.class_number is None or bool(self.decides[key.class_number]))
-            for key in keys
-        ]
-        fit = fit_ratios(part, whole, self.population, scale=scale)
-        question = cast("Question", keys[0].question)
-        return Evidence(question, keys, fit, tolerance, judged, np.array(decides), root)
+    sums = measured.saliency.take(groups, axis=2)
+    known = (sums.sum(axis=-1) > 0).all(axis=1)[..., None]
+    bias = np.where(known, pair_bias(sums).mean(axis=1), 0)
+    shares = sums / np.where(known[:, None], sums.sum(axis=-1, keepdims=True), 1)
+    outer = np.where(known, np.add(*halves(shares.mean(axis=1))), 0).sum(axis=0)
+    least = judged_share * min(1.0, 2 / bias.shape[-1])
+    judged = outer / np.maximum(known.sum(axis=0), 1) >= least
+    return bias, np.ones_like(bias) * known, judged
 
 
-def _stacked(columns: list[Column]) -> Columns:
-    keys, parts, wholes, judged = zip(*columns, strict=True)
-    return keys, np.stack(parts, axis=1), np.stack(wholes, axis=1), np.array(judged)
+def _reliance(measured: Measurements, groups: Sequence[int], judged_share: float) -> Columns:
+    """Return the columns of the pair biases of the reliance: ratios of sums over windows."""
+    left, right = halves(measured.reliance.take(groups, axis=2).sum(axis=1))
+    least = 2 * judged_share * measured.explained.take(groups, axis=1).sum(axis=0)[:, None]
+    total = (right + left).sum(axis=0)
+    return right - left, right + left, (total >= least) & (total > 0)
 
 
-def _pairs(question: Question, group: int, part: Floats, whole: Floats, judged: Flags) -> list[Column]:
-    """Return the columns of each pair of offsets, from parts and wholes (n, K)."""
-    pairs = zip(part.T, whole.T, judged, strict=True)
-    number = group - 1 if group else None
-    return [(Decision(question, number, k), *columns) for k, columns in enumerate(pairs, start=1)]
+def _answer(measured: Measurements, numbers: Sequence[int]) -> tuple[list[int | None], Columns]:
+    """Return the classes of which a part C of the answer may change when a window is reversed, None for scores, and the columns.
+
+    Of a class, C is the pixels that only one of the answers to window and mirror puts into it, over those that either does:
+    1 - IoU. Of scores, the numbers that are explained, it is the RMS of f(x) - f(x') over sqrt(2) times the standard deviation
+    of f(x), which is 1 for unrelated answers. Where one class is predicted everywhere, it says nothing about the order, and
+    its scores are compared.
+    """
+    tell = measured.own_mirror != 1
+    if np.isnan(measured.power).all() or (measured.union[tell].sum(axis=0) > 0).sum() > 1:
+        about = [number for number in numbers if measured.union[:, number].any()]
+        part, whole = measured.changed[:, about], measured.union[:, about]
+        return [*about], (part, whole, np.ones(len(about), bool))
+    tell &= ~np.isnan(measured.change)
+    part, whole = np.where(tell, measured.change, 0), 2 * _variance(measured, tell)
+    return [None], (part, whole, np.ones(1, bool))
+
+
+def _use(measured: Measurements, groups: Sequence[int], judged: Flags) -> Columns:
+    """Return the columns of the mirror mismatch E over all outer slices, and for each pair, judged as its biases are."""
+    part, whole = (
+        np.concatenate([values.sum(axis=-1, keepdims=True), values], axis=-1)
+        for values in (measured.mismatch.take(groups, axis=1), measured.outer.take(groups, axis=1))
+    )
+    return part, whole, np.insert(judged, 0, values=True, axis=1) & whole.any(axis=0)
 
 
 def _variance(measured: Measurements, tell: Flags) -> Floats:
@@ -596,22 +552,21 @@ def summarize(
     found = ask(measurements, total, tolerances)
     verdict, decided_by = found.decision
     shares = measurements.shares
-    known = np.asarray(~np.isnan(shares).any(axis=(1, 2)))
-    given, mirrored = (np.where(known[:, None], shares[:, order], np.nan) for order in (0, 1))
-    directions = directional_bias(given), directional_bias(mirrored)
-    profile = model_part(given, mirrored)
+    shares = np.where(np.isnan(shares).any(axis=(1, 2), keepdims=True), np.nan, shares)
+    directions, biases = directional_bias(shares), pair_bias(shares)
+    profile = shares.mean(axis=1)
     left, right = halves(profile)
     classes = tuple(
         ClassFigures(
             number,
             float(found.pixels[number]),
             int((measurements.pixels[:, number] > 0).sum()),
-            **_figures(found, number, count),
+            **found.figures(number, count),
         )
         for number in found.judged
     )
-    overall = _figures(found, None, count)
-    if classes and overall["answer_change"].of == "unknown":
+    overall = found.figures(None, count)
+    if classes and "answer_change" not in overall:
         overall["answer_change"] = max(
             (item.answer_change for item in classes),
             key=lambda item: (item.state == "beyond", np.nan_to_num(item.estimate, nan=-1)),
@@ -619,9 +574,9 @@ def summarize(
     return Asymmetry(
         verdict=verdict,
         shares=_means(profile, total, (0, 1)),
-        data_pairs=_means(data_part(pair_bias(given), pair_bias(mirrored)), total, (-1, 1)),
-        directional_bias=mean_interval(model_part(*directions), total, (-1, 1)),
-        data_direction=mean_interval(data_part(*directions), total, (-1, 1)),
+        data_pairs=_means((biases[:, 0] - biases[:, 1]) / 2, total, (-1, 1)),
+        directional_bias=mean_interval(directions.mean(axis=1), total, (-1, 1)),
+        data_direction=mean_interval((directions[:, 0] - directions[:, 1]) / 2, total, (-1, 1)),
         asymmetry=_distance(right - left, total, 0, weight=1, most=1),
         imbalance=_distance(profile, total, 1 / count, weight=0.5, most=1 - 1 / count),
         wasserstein=_means(measurements.wasserstein, total, (0, count)),
@@ -638,61 +593,22 @@ def summarize(
     )
 
 
-RANGES = {"saliency": (-1.0, 1.0), "reliance": (-1.0, 1.0), "use": (0.0, 1.0)}
-
-
-def _figures(questions: Questions, number: int | None, slices: int) -> dict[str, Any]:
-    """Return the figures of a class, or of all predicted pixels, by the names of ``ClassFigures``.
-
-    Where all windows read equal their mirrors, they are 0.
-    """
-    unknown = (Figure(math.nan, math.nan, math.nan, judged=False, state="not judged"),) * (slices // 2)
-    found: dict[str, Any] = {"pairs": unknown, "reliance": unknown}
-    found |= {"answer_change": NO_ANSWER, "mirror_mismatch": NO_MISMATCH}
-    for item in questions.evidence:
-        estimate, low, high = item.estimate, *item.bounds()
-        states = item.states(questions.comparisons)
-        if questions.different is not None:
-            state: State = "within" if questions.different < LARGEST_DIFFERENT else "open"
-            states = [state if judged else "not judged" for judged in item.judged]
-            estimate = low = high = np.zeros(len(states))
-        low, high = np.clip((low, high), *RANGES.get(item.question, (0.0, np.inf if item.root else 1.0)))
-        columns = zip(
-            estimate.tolist(), low.tolist(), high.tolist(), item.judged.tolist(), states, strict=True
-        )
-        about = zip(item.keys, columns, strict=True)
-        figures = [figure for key, figure in about if key.class_number == number]
-        if item.question == "answer" and figures:
-            of: AnswerKind = "scores" if item.root else "classes"
-            found["answer_change"] = AnswerChange(*figures[0], of=of, class_number=number)
-        elif item.question == "use" and figures:
-            pairs = tuple(Figure(*figure) for figure in figures[1:]) if number is None else ()
-            found["mirror_mismatch"] = Mismatch(*figures[0], pairs=pairs)
-        elif figures:
-            name = "pairs" if item.question == "saliency" else "reliance"
-            found[name] = tuple(Figure(*figure) for figure in figures)
-    return found
-
-
 def _by_volume(
     measured: Measurements, population: Sequence[int], tolerances: Tolerances
 ) -> tuple[VolumeFigures, ...]:
     """Return the figures of each volume of several, from the windows that were read of it."""
 
-    def plain(*figures: Interval) -> tuple[Interval, ...]:
-        return tuple(Interval(figure.estimate, figure.low, figure.high) for figure in figures)
+    def plain(figure: Interval) -> Interval:
+        return Interval(figure.estimate, figure.low, figure.high)
 
     found = []
     for volume, windows in enumerate(population if len(population) > 1 else ()):
         part = measured.at(measured.volume == volume)
         if len(part):
             of = summarize(part, [windows], tolerances)
-            pairs, reliance = plain(*of.pairs), plain(*of.reliance)
-            found.append(
-                VolumeFigures(
-                    volume, len(part), pairs, reliance, *plain(of.answer_change, of.mirror_mismatch)
-                )
-            )
+            pairs, reliance = (tuple(map(plain, figures)) for figures in (of.pairs, of.reliance))
+            whole = plain(of.answer_change), plain(of.mirror_mismatch)
+            found.append(VolumeFigures(volume, len(part), pairs, reliance, *whole))
     return tuple(found)
 
 

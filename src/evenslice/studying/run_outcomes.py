@@ -16,7 +16,7 @@ from evenslice._core import (
     remove_leftovers,
     staged_file,
 )
-from evenslice.results import METRICS, TASK_SCORES, AuditResult, ExampleSlice, StudyPlan, StudySummary
+from evenslice.results import TASK_SCORES, AuditResult, ExampleSlice, StudyPlan, StudySummary
 from evenslice.training import RunFolder
 
 with needs_extra("train", "a study"):
@@ -62,7 +62,7 @@ class RunOutcome(BaseModel):
         definitions: those of its figures; 1 in records of version 0.2, which did not write them.
         shares: mean share of each slice of the window in the saliency.
         directional_bias, absolute_bias, largest_bias, reliance, asymmetry, imbalance, mirror_error, mirror_disagreement,
-            answer_change, mirror_mismatch: estimates; see ``evenslice.results.METRICS``.
+            answer_change, mirror_mismatch: estimates.
         answer_of: what ``answer_change`` compares: "classes", "scores" or, as in records of versions that did not tell,
             "unknown".
         windows: number of windows of the audit.
@@ -221,13 +221,14 @@ def _write_table(outcomes: Sequence[RunOutcome], config: StudyConfig, path: Path
     shares = [f"share_{offset}" for offset in range(-half, half + 1)]
     scores = TASK_SCORES[config.task]
     other_task = {name for names in TASK_SCORES.values() for name in names} - {*scores}
+    metrics = [name for name, entry in RunOutcome.model_fields.items() if entry.annotation == float | None]
     first = (*LABELS, *scores[:2], "directional_bias", "asymmetry", "imbalance", *shares, "seconds")
     measured = any(
         "stress_intact" in outcome.model_dump(exclude_unset=True) for outcome in outcomes
     )  # not by earlier versions
     others = (
         "verdict",
-        *(name for name in METRICS if name not in {*first, *other_task}),
+        *(name for name in metrics if name not in {*first, *other_task, *STRESS_COLUMNS}),
         "answer_of",
         *(STRESS_COLUMNS if measured else ()),
         "definitions",

@@ -37,7 +37,7 @@ from evenslice._core import (
 )
 from evenslice.auditing import parse_target, slice_shares
 from evenslice.networks import METADATA_KEY
-from evenslice.results import mean_biases, ratio, score_title
+from evenslice.results import Measurements, ratio, score_title
 from evenslice.training.run_folder import refuse_changed
 from evenslice.training.tasks import TaskLoss, task_logits
 
@@ -520,7 +520,7 @@ def measure_bias(
         batch: windows per forward pass.
 
     Returns:
-        What ``mean_biases`` returns; NaN if no gradient reaches any window.
+        What ``Measurements.mean_biases`` returns; NaN if no gradient reaches any window.
 
     Example: a network that is linear in its slices, whose shares are its weights.
         >>> network = torch.nn.Conv2d(3, 1, 1)
@@ -535,7 +535,7 @@ def measure_bias(
         for chunk in torch.split(windows, batch):
             given = chunk.to(weight.device, weight.dtype, memory_format=torch.channels_last)
             parts.append(slice_shares(network, given, parse_target(str(target))))
-    return mean_biases(np.concatenate(parts))
+    return Measurements.mean_biases(np.concatenate(parts))
 
 
 def bias_columns(slices: int) -> tuple[str, ...]:
