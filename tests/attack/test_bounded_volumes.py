@@ -87,7 +87,7 @@ def endless_ome(path):
 
 
 CLAIMING = {
-    "a.mrc": (endless_mrc, f"is truncated, its voxels end at byte {2**31 + 1535:,}"),
+    "a.mrc": (endless_mrc, f"is truncated, its voxels end at byte {2**31 + 1023:,}"),
     "deep.ome.tif": (endless_ome, "its OME-XML claims more planes than"),
     "chunk.zarr": (lambda path: empty_zarr(path, (4, 2**21, 2**21)), "take 4,398,046,511,104 bytes each"),
 }

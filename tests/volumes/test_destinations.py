@@ -9,7 +9,7 @@ import pytest
 import zarr
 
 from evenslice import ConfigError, MissingExtraError, OutputError, VolumeError, open_volume
-from evenslice.volumes import Destination, write_volume
+from evenslice.volumes import write_volume
 
 NAMES = ["a.tif", "a.ome.tif", "a.nii", "a.nii.gz", "a.ome.zarr", "a.h5", "a.mha", "a.nrrd", "a.npy"]
 every_format = pytest.mark.parametrize("name", NAMES)
@@ -142,9 +142,8 @@ def test_an_output_neither_holds_an_input_nor_lies_inside_it(tmp_path):
 )
 def test_what_lies_beside_the_dataset_of_a_file_is_not_lost(held, add, tmp_path):
     path, volume = tmp_path / "a.h5", open_volume(NOISE, spacing=(2, 1, 1), unit="um")
-    write_volume(volume, f"{path}:/group/labels")
-    for name in (path, f"{path}:/group/labels"):
-        Destination.of(name).check(force=True)
+    for force in (False, True):
+        write_volume(volume, f"{path}:/group/labels", force=force)
     with h5py.File(path, "a") as file:
         add(file)
     before = contents(tmp_path)
@@ -192,7 +191,7 @@ def add_omero(path):
 def test_a_folder_that_holds_more_than_an_image_is_not_replaced(held, add, tmp_path):
     volume = open_volume(NOISE)
     write_volume(volume, tmp_path / "a.zarr")
-    Destination.of(tmp_path / "a.zarr").check(force=True)
+    write_volume(volume, tmp_path / "a.zarr", force=True)
     add(tmp_path / "a.zarr")
     before = contents(tmp_path)
     with pytest.raises(OutputError, match=f"also contains {held}"):
@@ -205,16 +204,17 @@ def test_a_folder_that_holds_more_than_an_image_is_not_replaced(held, add, tmp_p
     [
         ("labels.mhd", "has no suffix of a format; did you mean '.mha'"),
         ("labels", "has no suffix of a format; known: "),
-        ("", "is not a file name"),
+        ("", "the path is empty"),
+        ("s3://bucket/a.zarr", "is an address, which is not supported here"),
         ("a.h5:", "names no dataset; name one, such as a.h5:/labels"),
         ("a.h5:/../b", "names no dataset"),
     ],
 )
 def test_what_is_no_output(name, reason):
     with pytest.raises(OutputError, match=reason):
-        Destination.of(name)
+        write_volume(open_volume(NOISE), name)
     with pytest.raises(ConfigError, match="not as int"):
-        Destination.of(3)
+        write_volume(open_volume(NOISE), 3)
 
 
 def test_a_package_that_is_missing_is_named_before_the_work(tmp_path, monkeypatch):
@@ -222,11 +222,11 @@ def test_a_package_that_is_missing_is_named_before_the_work(tmp_path, monkeypatc
     with pytest.raises(
         MissingExtraError, match=r"writing NIfTI needs the package 'nibabel'; .*evenslice\[volumes\]"
     ):
-        Destination.of(tmp_path / "a.nii").check()
-    Destination.of(tmp_path / "a.mha").check()
+        write_volume(open_volume(NOISE), tmp_path / "a.nii")
+    write_volume(open_volume(NOISE), tmp_path / "a.mha")
 
 
 def test_a_file_is_no_place_for_another(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="file is not a writable folder"):
-        Destination.of(tmp_path / "file" / "a.tif").check()
+        write_volume(open_volume(NOISE), tmp_path / "file" / "a.tif")

@@ -10,25 +10,29 @@ import pytest
 import torch
 from dicom_files import write_series
 from PIL import Image
-from typer.testing import CliRunner
 from volume_checks import STACK
 
-from evenslice import ConfigError, VolumeError, audit, open_volume
-from evenslice.cli.app import app
+from evenslice import ConfigError, audit, open_volume
 
 
-def info(*arguments):
+@pytest.fixture
+def info(command):
     """Run the command in this process; return what it prints, its lines joined and without the lines of tables."""
-    result = CliRunner().invoke(app, ["info", *map(str, arguments)], catch_exceptions=False)
-    assert result.exit_code == 0
-    return " ".join(result.stdout.replace("│", " ").split())
+
+    def info(*arguments):
+        result = command("info", *arguments)
+        assert result.returncode == 0, result.stderr
+        return " ".join(result.stdout.replace("│", " ").split())
+
+    return info
 
 
-def described(*arguments):
-    return json.loads(info(*arguments, "--json"))
+@pytest.fixture
+def described(info):
+    return lambda *arguments: json.loads(info(*arguments, "--json"))
 
 
-def test_dicom(tmp_path):
+def test_dicom(described, info, tmp_path):
     write_series(tmp_path / "scan", STACK)
     expected = {
         "format": "DICOM", "shape": [6, 40, 32], "spacing": [3.0, 0.7, 0.5], "unit": "mm", "orientation": "LPS",
@@ -42,7 +46,7 @@ def test_dicom(tmp_path):
     assert "3 x 0.7 x 0.5 mm" in text
 
 
-def test_labels_in_an_hdf5_file(tmp_path):
+def test_labels_in_an_hdf5_file(info, tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["labels"] = (STACK > 509).astype(np.uint8)
     text, share = info(f"{tmp_path}/a.h5"), (STACK > 509).mean()
@@ -51,22 +55,21 @@ def test_labels_in_an_hdf5_file(tmp_path):
     assert "data set /labels" in text
 
 
-def test_a_spacing_without_a_unit(tmp_path):
+def test_a_spacing_without_a_unit(info, tmp_path):
     nibabel.save(nibabel.Nifti1Image(STACK.T, np.diag([0.5, 0.7, 3, 1])), tmp_path / "a.nii")
     assert "3 x 0.7 x 0.5 (no unit) (z, y, x)" in info(tmp_path / "a.nii")
 
 
-def test_several_series(tmp_path):
+def test_several_series(command, described, tmp_path):
     write_series(tmp_path, STACK, SeriesNumber=1, SeriesDescription="first")
     for path in tmp_path.iterdir():
         path.rename(tmp_path / f"a{path.name}")
     write_series(tmp_path, STACK[:4], SeriesNumber=2, SeriesDescription="second")
     assert described(tmp_path, "--select", "series=1")["shape"] == [4, 40, 32]
-    with pytest.raises(VolumeError, match=r"^\S+: holds 2 series \(0: CT first \(6 images, UID …"):
-        info(tmp_path)
+    assert ": holds 2 series (0: CT first (6 images, UID …" in command("info", tmp_path).stderr
 
 
-def test_what_is_missing_in_the_numbering_of_a_folder_is_told(tmp_path):
+def test_what_is_missing_in_the_numbering_of_a_folder_is_told(described, info, tmp_path):
     for number in (1, 2, 4, 5, *range(10, 20)):
         Image.fromarray(STACK[0]).save(tmp_path / f"z{number}.png")
     found = described(tmp_path)
@@ -76,7 +79,7 @@ def test_what_is_missing_in_the_numbering_of_a_folder_is_told(tmp_path):
     assert "missing slices 3, 6, 7, 8, 9, by the file names" in info(tmp_path)
 
 
-def test_intensities(tmp_path):
+def test_intensities(described, info, tmp_path):
     array = np.linspace(-1, 3, STACK.size, dtype=np.float32).reshape(STACK.shape)
     array[0, 0, 5] = np.nan
     np.save(tmp_path / "a.npy", array)
@@ -92,7 +95,7 @@ def test_intensities(tmp_path):
     assert f"{2**60 + 1} to {2**63 + 1} " in info(tmp_path / "ids.npy")
 
 
-def test_classes(tmp_path):
+def test_classes(described, tmp_path):
     labels = np.zeros((2, 3, 4), np.int64)
     labels[0, 0, :3] = 2**40, 2**40 + 1, 2**40  # float32 could not tell them apart
     found = []

@@ -233,8 +233,6 @@ def test_nrrd_headers_may_be_long(tmp_path):
     tags = b"".join(b"Segment%d_Tags:=%s\n" % (number, b"x" * 500) for number in range(140))
     path.write_bytes(head + tags + b"\n" + VOXELS)
     assert same(open_volume(path), STACK)
-    path.write_bytes(head + tags * 130 + VOXELS)
-    fails(str(path), "8,388,608 bytes")
 
 
 # What a header may not do
@@ -287,7 +285,7 @@ def test_claims_that_nothing_stands_behind(tmp_path, compressed):
     [
         (mha, {"NDims": "9"}, "9 axes"),
         (mha, {"DimSize": "32 40 -6"}, "impossible shape"),
-        (mha, {"ElementType": "MET_OTHER"}, "MET_OTHER"),
+        (mha, {"ElementType": "MET_OTHER"}, "'other'"),
         (mha, {"ElementType": None}, "ElementType"),
         (mha, {"BinaryData": "False"}, "stored as text"),
         (mha, {"ElementSpacing": "1 2"}, ""),

@@ -7,7 +7,7 @@ import SimpleITK
 
 import evenslice
 from evenslice import Sampling, SliceWindows, TrainConfig, VolumeError, audit, open_volume
-from evenslice.volumes import open_labels, write_volume
+from evenslice.volumes import write_volume
 
 RAS = np.array([[1.0, 0, 0, -9], [0, 1.5, 0, 4], [0, 0, 2, 7], [0, 0, 0, 1]])
 REGION = np.s_[1:12, 2:9, 3:]
@@ -21,7 +21,8 @@ def save(path, voxels, affine):
 
 
 def opened(labels, image):
-    return open_labels(labels, [image])[0]
+    """Return the classes of an image, read with its labels."""
+    return np.stack([classes for _, classes in SliceWindows(image, labels)])
 
 
 @pytest.fixture

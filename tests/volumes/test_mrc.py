@@ -74,23 +74,17 @@ def test_axes_in_any_order(tmp_path, order):
 
 
 @pytest.mark.parametrize(
-    ("header", "pattern"),
-    [
-        ({"nz": 2**30}, "is truncated"),
-        ({"nz": -3}, "impossible shape"),
-        ({"nsymbt": 2**30}, "is truncated|cannot be read as MRC"),
-        ({"mode": 77}, "cannot be read as MRC"),
-        ({"ispg": 401, "mz": 4}, "cannot be read as MRC"),
-    ],
+    "header",
+    [{"nz": 2**30}, {"nz": -3}, {"nsymbt": 2**30}, {"nsymbt": -1}, {"mode": 77}, {"ispg": 401, "mz": 4}],
 )
-def test_headers_that_make_no_sense(tmp_path, header, pattern):
+def test_headers_that_make_no_sense(tmp_path, header):
     path = write(tmp_path / "a.mrc", STACK)
     offsets = {"nz": 8, "mode": 12, "mz": 36, "ispg": 88, "nsymbt": 92}
     with (tmp_path / "a.mrc").open("r+b") as file:
         for name, value in header.items():
             file.seek(offsets[name])
             file.write(struct.pack("<i", value))
-    fails(path, pattern)
+    fails(path, "is truncated|cannot be read as MRC")
 
 
 @pytest.mark.parametrize("order", "<>")

@@ -57,15 +57,24 @@ def test_data_types(tmp_path, dtype):
     assert same(open_volume(tmp_path / "stack.h5"), array)
 
 
-def test_tiff_written_page_by_page(tmp_path):
-    for name, first in (("same.tif", "zlib"), ("other.tif", None)):
-        with tifffile.TiffWriter(tmp_path / name) as writer:
-            for number, page in enumerate(STACK):
-                packed = "zlib" if number else first
-                writer.write(page, contiguous=False, metadata=None, compression=packed)
-    assert same(open_volume(tmp_path / "same.tif"), STACK)
-    # Where only the first page is uncompressed, they are two images to a TIFF reader.
-    fails(str(tmp_path / "other.tif"), "2 images")
+@pytest.mark.parametrize("ways", [["zlib"], [None, "zlib"], ["zlib", "lzw", None]])
+def test_tiff_written_page_by_page_is_one_stack_however_pages_are_compressed(tmp_path, ways):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        for number, page in enumerate(STACK):
+            rows = 7 if number % 2 and len(ways) > 1 else None
+            writer.write(
+                page,
+                contiguous=False,
+                metadata=None,
+                compression=ways[number % len(ways)],
+                rowsperstrip=rows,
+            )
+    volume = open_volume(tmp_path / "a.tif")
+    assert same(volume, STACK)
+    assert volume.format == "TIFF"
+    with tifffile.TiffWriter(tmp_path / "a.tif", append=True) as writer:
+        writer.write(STACK[0, :9], metadata=None, compression="zlib")
+    fails(str(tmp_path / "a.tif"), "images, which differ in shape or type")
 
 
 IMAGEJ = {
@@ -222,6 +231,18 @@ def test_axes_and_selection(tmp_path):
     np.save(path, STACK[None, :, :, :, None])
     assert same(open_volume(path), STACK)  # singletons need no selection
     assert same(open_volume(STACK[None], axes="czyx"), STACK)
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ({}, "Volume '<array>' 6 x 40 x 32 uint16"),
+        ({"spacing": (50, 4, 4.5), "unit": "nm"}, "Volume '<array>' 6 x 40 x 32 uint16, 50 x 4 x 4.5 nm"),
+        ({"spacing": (1, 1, 1)}, "Volume '<array>' 6 x 40 x 32 uint16, 1 x 1 x 1 (no unit)"),
+    ],
+)
+def test_a_volume_is_shown_in_one_short_line(options, shown):
+    assert repr(open_volume(STACK, **options)) == shown
 
 
 def test_array_in_memory():

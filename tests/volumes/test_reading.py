@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import pickle
+import re
 import shutil
 import sys
 import tracemalloc
@@ -24,9 +25,9 @@ from dicom_files import write_series
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from evenslice import ConfigError, Reading, VolumeError, open_volume
-from evenslice.volumes import fingerprint, open_several
-from evenslice.volumes.blocks import find_nonfinite, iterate_blocks, sample_voxels
+from evenslice import ConfigError, Reading, SliceWindows, VolumeError, open_volume
+from evenslice.volumes import fingerprint
+from evenslice.volumes.blocks import iterate_blocks, sample_voxels
 
 STACK = np.random.default_rng(0).integers(0, 1000, (7, 33, 30), np.uint16)
 
@@ -273,10 +274,15 @@ def test_first_nonfinite_in_chunks(where):
     array = np.zeros((5, 6, 7), np.float32)
     for position, index in enumerate(sorted(where)):
         array[index] = (np.nan, np.inf, -np.inf, np.nan)[position]
-    expected = (len(where), min(where)) if where else None
+    volume, reading = chunked(array, (5, 2, 2)), Reading(intensity=(0, 1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(iterate_blocks, "__defaults__", (80,))
-        assert find_nonfinite(chunked(array, (5, 2, 2))) == expected
+        if not where:
+            reading.fit_scaling(volume)
+            return
+        told = f"{len(where)} voxels are NaN or infinite, the first at z, y, x = {min(where)};"
+        with pytest.raises(VolumeError, match=re.escape(told)):
+            reading.fit_scaling(volume)
 
 
 def test_a_sample_depends_on_its_seed_alone(stored):
@@ -338,8 +344,9 @@ def test_the_fingerprint_of_what_is_very_large(tmp_path, monkeypatch, name):
 
 
 def test_several_readings_differ_in_intensity_and_fill_alone():
-    both = [Reading(intensity=(0, 1)), Reading(fill=0)]
-    assert open_several([STACK, STACK], both)[1] == both
+    both = SliceWindows([STACK, STACK], reading=[Reading(intensity=(0, 999)), Reading(fill=0)])
+    assert [scaling.fill for scaling in both.scalings] == [None, 0]
+    assert both.scalings[0].high == 999
     for wrong in ([Reading(), Reading(step=2)], [Reading()] * 3):
         with pytest.raises(ConfigError, match="reading"):
-            open_several([STACK, STACK], wrong)
+            SliceWindows([STACK, STACK], reading=wrong)

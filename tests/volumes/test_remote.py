@@ -2,6 +2,7 @@
 
 import gzip
 import http.server
+import io
 import json
 import multiprocessing
 import operator
@@ -29,8 +30,8 @@ from volume_checks import fails, same
 
 from evenslice import ConfigError, MissingExtraError, VolumeError, open_volume
 from evenslice.volumes import describe_volume, fingerprint
-from evenslice.volumes.read import chunk_files
 
+FILES = "evenslice.volumes.read.chunk_files"
 IMAGE, LABELS = chunked_files.IMAGE[:6, :20, :20], chunked_files.LABELS[:6, :20, :20]
 CHUNK = np.s_[:4, :16, :16]
 
@@ -151,7 +152,7 @@ def allow(access, name="a.zarr"):
 @pytest.fixture(autouse=True)
 def fresh_connections(monkeypatch):
     s3fs.S3FileSystem.clear_instance_cache()
-    monkeypatch.setattr(chunk_files, "PAUSE", 0.01)
+    monkeypatch.setattr(f"{FILES}.PAUSE", 0.01)
 
 
 @pytest.mark.parametrize("where", ["web", pytest.param("amazon", marks=pytest.mark.slow)])
@@ -310,18 +311,11 @@ def test_the_proxy_of_the_environment_is_used(web, monkeypatch):
     assert not any("authorization" in seen.lower() for seen in Handler.headers_seen)
 
 
-def test_addresses_of_google_and_azure(monkeypatch):
+def test_addresses_of_google(monkeypatch):
     asked = []
     monkeypatch.setattr(requests.Session, "get", lambda _, url, **__: asked.append(url))
-    for account in ("", "evil.example/", "mine"):
-        monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", account)
-        for address in ("gs://bucket/a.zarr", "az://container/a.zarr"):
-            with pytest.raises((VolumeError, ConfigError)):  # nothing answers
-                open_volume(address)
-    assert {url.partition("/zarr.json")[0] for url in asked if "zarr.json" in url} == {
-        "https://storage.googleapis.com/bucket/a.zarr",
-        "https://mine.blob.core.windows.net/container/a.zarr",
-    }
+    fails("gs://bucket/a.zarr")  # nothing answers
+    assert asked[0].startswith("https://storage.googleapis.com/bucket/a.zarr/")
 
 
 @pytest.mark.parametrize(
@@ -340,7 +334,7 @@ def test_secrets_in_an_address_are_not_repeated(address):
 @pytest.mark.parametrize(
     ("address", "pattern"),
     [
-        ("ftp://host/a.zarr", "https://, s3://, gs://, az://, http://"),
+        ("az://host/a.zarr", "https://, s3://, gs://, http://"),
         ("file:///etc/a.zarr", "addresses of this kind"),
         ("reference://x/a.zarr", "addresses of this kind"),
         ("simplecache::https://host/a.zarr", ""),
@@ -448,7 +442,7 @@ def test_a_request_that_keeps_failing_is_an_error(web, status, requests, monkeyp
 
 @pytest.mark.slow
 def test_a_server_that_cannot_be_reached_is_not_asked_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(chunk_files, "PAUSE", 60)
+    monkeypatch.setattr(f"{FILES}.PAUSE", 60)
     zarr.create_array(tmp_path / "a.zarr", data=IMAGE)
     with served(tmp_path) as address:
         volume = open_volume(f"{address}/a.zarr")
@@ -458,11 +452,13 @@ def test_a_server_that_cannot_be_reached_is_not_asked_again(tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-def test_a_server_that_sends_another_part_of_a_file_than_was_asked_for(tmp_path, monkeypatch):
+@pytest.mark.parametrize("address", ["{web}/plain", "s3://bucket/plain"])
+def test_a_server_that_sends_another_part_of_a_file_than_was_asked_for(tmp_path, monkeypatch, address):
     """Chunks in shards that are not compressed have no check of their own."""
-    write_precomputed(tmp_path / "plain", LABELS, "raw", PLAIN_SHARDS)
-    with served(tmp_path) as address:
-        volume = open_volume(f"precomputed://{address}/plain")
+    write_precomputed(tmp_path / "bucket" / "plain", LABELS, "raw", PLAIN_SHARDS)
+    with served(tmp_path) as web:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", web)
+        volume = open_volume(f"precomputed://{address.format(web=f'{web}/bucket')}")
         assert np.array_equal(volume[1], LABELS[1])
         monkeypatch.setattr(Handler, "moved", 16)
         with pytest.raises(VolumeError, match=r"sends '.*' where bytes=\d+-\d+ was asked for"):
@@ -485,8 +481,8 @@ ANSWERS = {
 @pytest.mark.slow
 @pytest.mark.parametrize(("start", "drop", "pattern"), ANSWERS.values(), ids=ANSWERS)
 def test_an_answer_has_a_limited_size_and_time(tmp_path, start, drop, pattern, monkeypatch):
-    monkeypatch.setattr(chunk_files, "READ_SECONDS", 0.5)
-    monkeypatch.setattr(chunk_files, "TOTAL_SECONDS", 1)
+    monkeypatch.setattr(f"{FILES}.READ_SECONDS", 0.5)
+    monkeypatch.setattr(f"{FILES}.TOTAL_SECONDS", 1)
     stopped = threading.Event()
 
     class Dripping(socketserver.BaseRequestHandler):
@@ -528,10 +524,8 @@ def test_redirects_are_followed(folder):
 
 
 @pytest.mark.attack
-def test_no_redirect_leads_from_an_encrypted_connection_to_one_that_is_not():
+def test_no_redirect_leads_from_an_encrypted_connection_to_one_that_is_not(monkeypatch):
     answer = requests.Response()
-    answer.url, answer.status_code = "https://host/a", 200
-    chunk_files._check_answer(answer, "https://host/b")
-    answer.url = "http://host/a"
-    with pytest.raises(OSError, match="redirects from https:// to http://"):
-        chunk_files._check_answer(answer, "https://host/a")
+    answer.url, answer.status_code, answer.raw = "http://host/a.zarr", 200, io.BytesIO()
+    monkeypatch.setattr(requests.Session, "get", lambda *_, **__: answer)
+    fails("https://host/a.zarr", "redirects from https:// to http://")

@@ -1,8 +1,8 @@
 """Folders of single images: order, agreement, what is no slice."""
 
+import json
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +11,6 @@ from PIL import Image
 from volume_checks import fails, same
 
 from evenslice import ConfigError, VolumeError, open_volume
-from evenslice.volumes.read.formats import missing_numbers, natural_order
 
 STACK = (np.arange(12 * 40 * 32) % 1021).reshape(12, 40, 32).astype(np.uint16)
 BYTES = (STACK % 251).astype(np.uint8)
@@ -76,13 +75,21 @@ def test_tiff_slices_with_an_axis_of_one(tmp_path):
     assert same(open_volume(path), STACK)
 
 
-def test_natural_order_is_that_of_numbers():
+def named(folder, names):
+    """Write images of one pixel under some names."""
+    folder.mkdir()
+    for name in names:
+        Image.fromarray(BYTES[0, :1, :1]).save(folder / f"{name}.png")
+    return folder
+
+
+def test_natural_order_is_that_of_numbers(tmp_path):
     for names in (
         ["9", "9a", "10", "a", "b2a", "b2c", "b10c"],
         [f"s_{n:02d}_a" for n in (0, 7, 70, 700, 10**16)],
     ):
-        ordered = natural_order(Path(f"{name}.png") for name in sorted(names, key=len, reverse=True))
-        assert [path.stem for path in ordered] == names
+        files = open_volume(named(tmp_path / names[0], names)).files
+        assert [file.stem for file in files] == names
 
 
 @pytest.mark.parametrize(
@@ -99,8 +106,9 @@ def test_natural_order_is_that_of_numbers():
         (["z1", "z01"], []),
     ],
 )
-def test_missing_numbers(names, missing):
-    assert missing_numbers([Path(f"{name}.png") for name in names]) == missing
+def test_missing_numbers(command, tmp_path, names, missing):
+    found = command("info", named(tmp_path / "stack", names), "--json")
+    assert json.loads(found.stdout)["missing_numbers"] == missing
 
 
 def test_what_is_no_slice_is_left_out(tmp_path):

@@ -1,6 +1,5 @@
 from .config_files import (
     Section as Section,
-    as_config as as_config,
     load_config as load_config,
     to_yaml as to_yaml,
 )

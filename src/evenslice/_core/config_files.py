@@ -11,6 +11,7 @@ Errors are one line: where, what was wrong, and what would be right.
 
 from __future__ import annotations
 
+import os
 import reprlib
 import textwrap
 from collections import Counter
@@ -41,7 +42,6 @@ with needs_extra("train", "a configuration"):
     from pydantic_core import PydanticCustomError
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Container, Iterator
 
     from pydantic_core import ErrorDetails
@@ -112,13 +112,14 @@ def _kinds(annotation: Any) -> set[Any]:
     return {annotation}.union(*map(_kinds, parts)) if parts else {annotation}
 
 
-def load_config(path: str | os.PathLike[str], kind: type[Config]) -> Config:
-    r"""Read a configuration from a YAML file.
+def load_config(config: Config | Mapping[str, Any] | str | os.PathLike[str], kind: type[Config]) -> Config:
+    r"""Read a configuration from a YAML file, or check one that is given otherwise.
 
-    Relative paths of data, and of a weights file that exists there, are resolved against the folder of the file.
+    Relative paths of data, and of a weights file that exists there, are resolved against the folder of the file, else
+    against the working directory.
 
     Args:
-        path: the file.
+        config: a YAML file, a dict of options, or a configuration, which is returned.
         kind: the class of the configuration, such as ``TrainConfig``.
 
     Raises:
@@ -140,46 +141,22 @@ def load_config(path: str | os.PathLike[str], kind: type[Config]) -> Config:
         ...
         evenslice.ConfigError: ...train.yaml: training.stepps: no such option; did you mean 'steps'? known: ...
     """
-    path = local_path(path, ConfigError)
+    if isinstance(config, kind):
+        return config
+    if isinstance(config, Mapping):
+        return _checked(dict(config), kind, Path.cwd())
+    if not isinstance(config, str | os.PathLike):
+        raise ConfigError(
+            f"a configuration of type {type(config).__name__}: give a YAML file, a dict of options, or a "
+            f"{kind.__name__}"
+        )
+    path = local_path(config, ConfigError)
     values = _read_yaml(path)
     if not isinstance(values, dict):
         raise ConfigError(
             f"{path}: holds {_shown(values)} instead of options; write them as 'name: value', one per line"
         )
     return _checked(values, kind, path.absolute().parent, f"{path}: ")
-
-
-def as_config(config: Config | Mapping[str, Any] | str | os.PathLike[str], kind: type[Config]) -> Config:
-    """Return a configuration that is given as such, as a dict of its options, or as a file.
-
-    Args:
-        config: the configuration, its options (relative paths are those of the working directory), or a YAML file.
-        kind: its class.
-
-    Raises:
-        ConfigError: as for ``load_config``, or it is none of these.
-
-    Example:
-        >>> from pydantic import Field
-        >>> class Training(Section):
-        ...     steps: int = Field(default=2000, ge=1, description="Number of steps.")
-        >>> as_config({"steps": 500}, Training), as_config(Training(steps=7), Training)
-        (Training(steps=500), Training(steps=7))
-        >>> as_config({"steps": 0}, Training)
-        Traceback (most recent call last):
-        ...
-        evenslice.ConfigError: steps: 0: should be greater than or equal to 1
-    """
-    if isinstance(config, kind):
-        return config
-    if isinstance(config, str | Path) or hasattr(config, "__fspath__"):
-        return load_config(config, kind)
-    if not isinstance(config, Mapping):
-        raise ConfigError(
-            f"a configuration of type {type(config).__name__}: give a YAML file, a dict of options, or a "
-            f"{kind.__name__}"
-        )
-    return _checked(dict(config), kind, Path.cwd())
 
 
 def _checked(values: dict[str, Any], kind: type[Config], folder: Path, place: str = "") -> Config:

@@ -72,7 +72,6 @@ from evenslice.volumes import (
     open_volume,
     read_in_runs,
     refuse_repeated,
-    reslice,
 )
 
 if TYPE_CHECKING:
@@ -430,7 +429,7 @@ def take_middle(volume: Volume) -> Volume:
         '<array>[0:2,0:30,988:2012]'
     """
     region = []
-    for axis, length in zip("zyx", reslice(volume, "z").shape, strict=True):
+    for axis, length in zip("zyx", open_volume(volume, plane="z").shape, strict=True):
         side = length if axis == volume.plane else min(length, STRESSED_SIDE)
         region.append(slice((length - side) // 2, (length - side) // 2 + side))
     return open_volume(volume, region=region)

@@ -87,9 +87,9 @@ def _write_labels(path: Path) -> None:
     import numpy as np
 
     from evenslice import open_volume
-    from evenslice.volumes import mni152, mni152_path, write_volume
+    from evenslice.volumes import mni152, write_volume
 
-    gray, white = (open_volume(mni152_path(name))[...].astype(np.int16) for name in ("gm", "wm"))
+    gray, white = (mni152(name)[...].astype(np.int16) for name in ("gm", "wm"))
     classes = np.stack([255 - gray - white, gray, white]).argmax(0).astype(np.uint8)
     write_volume(open_volume(classes), path, like=mni152(), labels=True)
 
@@ -99,9 +99,9 @@ def _configuration(labels: Path, seed: int) -> dict[str, Any]:
 
     Its steps are so few that what was learned from photographs counts; after twice as many, a random start is as good.
     """
-    from evenslice.volumes import mni152_path
+    from evenslice.volumes import mni152
 
-    pair = {"image": str(mni152_path("t1")), "labels": str(labels.absolute())}
+    pair = {"image": mni152().path, "labels": str(labels.absolute())}
     return {
         "seeds": [seed],
         "training": {

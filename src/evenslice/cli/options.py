@@ -110,7 +110,7 @@ STRATEGY_HELP = (
     "weights of a profile, such as 0.2,0.6,0.2"
 )
 REPEAT_HELP = "With --run, give the function again if the run's network comes from one of yours"
-VOLUME_HELP = "a file, a folder, file.h5:/path or an address (https://, s3://, gs://, az://)"
+VOLUME_HELP = "a file, a folder, file.h5:/path or an address (https://, s3://, gs://)"
 
 
 def _parse_numbers(number: type, example: str) -> Callable[[str], list[Any]]:
@@ -208,7 +208,10 @@ class Window:
 
     slices: Annotated[
         int | None,
-        network("Slices in a window, an odd number (default: the network's, usually 3).", metavar="N"),
+        network(
+            "Slices in a window, an odd number (default: the network's, usually 3; for another, its first layer is adapted).",
+            metavar="N",
+        ),
     ] = None
     mean: Annotated[
         Sequence[float] | None,
@@ -400,13 +403,13 @@ class Opening:
         ),
     ] = None
 
-    def open(self, path: str, *, plane: str | None = None) -> "Volume":
-        """Open a volume with these options, sliced along an axis."""
+    def open(self, path: str, *, plane: str | None = None, **sizes: Any) -> "Volume":
+        """Open a volume with these options, sliced along an axis, with a spacing and unit of its own."""
         from evenslice import open_volume
 
         chosen = dict(self.select or ())
         return open_volume(
-            path, axes=self.axes, select=chosen, level=self.level, plane=plane, region=self.region
+            path, axes=self.axes, select=chosen, level=self.level, plane=plane, region=self.region, **sizes
         )
 
 

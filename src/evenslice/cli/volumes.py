@@ -42,20 +42,34 @@ def info(
     show(described, info_table(described), json=json)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlacedOpening(options.Opening):
+    """How to read the axes of a volume, and the size of its voxels."""
+
+    spacing: Annotated[
+        tuple[float, float, float] | None,
+        options.volume("Voxel size along z, y and x (default: as the file states).", metavar="Z Y X"),
+    ] = None
+    unit: Annotated[
+        str | None,
+        options.volume("Unit of the voxel size, such as nm, um or mm (default: the file's).", metavar="UNIT"),
+    ] = None
+
+
 @grouped
 def segment(
     *,
     source: options.Source,
     inputs: options.Input,
     volume: Annotated[str, options.volume(f"Volume to segment: {options.VOLUME_HELP}.", metavar="PATH")],
-    opening: options.Opening,
+    opening: PlacedOpening,
     reading: options.VolumeReading,
     tile: options.Tile = None,
     computing: options.Computing,
     out: Annotated[
         str,
         options.output(
-            "File for the labels: .tif, .nii.gz, .ome.zarr (also on s3://), .h5:/path, .mha, .nrrd or .npy.",
+            "File for the labels: .tif, .nii.gz, .ome.zarr, .h5:/path, .mha, .nrrd or .npy.",
             metavar="PATH",
         ),
     ],
@@ -72,7 +86,7 @@ def segment(
     from evenslice.cli.tables import info_table
     from evenslice.volumes import describe_volume
 
-    opened = opening.open(volume)
+    opened = opening.open(volume, spacing=opening.spacing, unit=opening.unit)
     tell_missing_slices(opened)
     with quiet(output.json), resumable(None):
         segmenter = source.load(inputs, reading)

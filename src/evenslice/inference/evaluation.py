@@ -45,7 +45,6 @@ from evenslice.inference.ready_networks import make_ready
 from evenslice.inference.segmenter import Segmenter, as_segmenter
 from evenslice.results import Stress, ratio
 from evenslice.volumes import (
-    ClassIndex,
     LabelledVolume,
     Reading,
     fingerprint,
@@ -562,14 +561,14 @@ def evaluate_parts(
     Example: labels that say which voxels are bright, and a network that finds them.
         >>> import torch
         >>> from evenslice.inference import Predictor, ReadyNetwork
-        >>> from evenslice.volumes import ClassIndex, LabelledVolume, Scaling, open_volume
+        >>> from evenslice.volumes import LabelledVolume, Scaling, open_volume
         >>> image = np.random.default_rng(0).random((4, 32, 32))
         >>> network = torch.nn.Conv2d(3, 1, 1)
         >>> _ = network.weight.requires_grad_(False).copy_(torch.tensor([0.0, 1.0, 0.0]).view(1, 3, 1, 1))
         >>> _ = network.bias.requires_grad_(False).fill_(-0.5)
         >>> labels = open_volume((image > 0.5).astype(np.int64))
-        >>> index = ClassIndex(np.array([2048, 2048]), ())
-        >>> part = LabelledVolume("noise", open_volume(image), labels, Scaling(0, 1), index)
+        >>> counts = np.array([2048, 2048])
+        >>> part = LabelledVolume("noise", open_volume(image), labels, Scaling(0, 1), counts)
         >>> predictor = Predictor(ReadyNetwork(network, slices=3, device="cpu"), 3)
         >>> evaluate_parts(predictor, [part], classes=2).mean_dice
         1.0
@@ -598,7 +597,7 @@ def _choose_slices(parts: Sequence[LabelledVolume], most: int | None) -> list[li
     """
     depths = [len(part.volume) for part in parts]
     chosen = [set(places) for places in even_slices(depths, most)]
-    for samples in zip(*(part.index.positions for part in parts), strict=True):
+    for samples in zip(*(part.positions for part in parts), strict=True):
         held = [
             np.bincount(positions // math.prod(part.volume.shape[1:]), minlength=depth)
             for part, positions, depth in zip(parts, samples, depths, strict=True)
@@ -755,10 +754,11 @@ def evaluate(
             progress=compute.progress,
         )
     else:
-        index = ClassIndex(np.zeros(classes, np.int64), ())  # all slices are predicted: none is chosen
+        counts = np.zeros(classes, np.int64)  # all slices are predicted: none is chosen by its classes
+        background = values.background_volume(stored)
         scores = evaluate_parts(
             predictor,
-            [LabelledVolume(volume.path, volume, known, scaling, index, values.background_volume(stored))],
+            [LabelledVolume(volume.path, volume, known, scaling, counts, background=background)],
             classes=classes,
             boundaries=values.instances is not None,
             surfaces=surfaces,

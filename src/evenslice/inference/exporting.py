@@ -38,7 +38,7 @@ from evenslice.inference.ready_networks import by_slice, frozen_copy, input_scal
 from evenslice.inference.segmenter import Segmenter, as_segmenter
 from evenslice.networks import METADATA_KEY, input_sizes, logits
 from evenslice.neutralizing import record_of, save_network
-from evenslice.volumes import PERCENTILES, Reading, Scaling, check_tile, check_window
+from evenslice.volumes import Reading, Scaling, WindowGrid, check_tile
 
 if TYPE_CHECKING:
     import os
@@ -151,7 +151,7 @@ class Description:
             "version": version("evenslice"),
             **values,
             **self.reading.to_plain(),
-            "percentiles": None if self.reading.intensity else list(PERCENTILES),
+            "percentiles": None if self.reading.intensity else list(Scaling.PERCENTILES),
         }
 
 
@@ -168,7 +168,7 @@ def describe(segmenter: Segmenter, card: ModelCard, audits: Sequence[AuditResult
         raise ConfigError(
             f"{option('slices', slices)}: the network takes {record.slices}; leave {option('slices')} out"
         )
-    check_window(slices, reading.step, "reflect")
+    WindowGrid.check(slices, reading.step)
     for audit in audits:
         _refuse_other(audit, segmenter)
     mean, std = input_scaling(model, slices)
@@ -353,7 +353,7 @@ def write_bioimageio(
 
 def _preprocessed(voxels: NDArray[np.float32], description: Description) -> NDArray[np.float32]:
     """Compute what ``preprocessing`` of the description says."""
-    low, high = description.reading.intensity or np.percentile(voxels, PERCENTILES).tolist()
+    low, high = description.reading.intensity or np.percentile(voxels, Scaling.PERCENTILES).tolist()
     mean, std = (by_slice(values).numpy() for values in (description.mean, description.std))
     return np.asarray((Scaling(low, high)(voxels) - mean) / std, np.float32)
 
@@ -372,7 +372,7 @@ def _document(description: Description, written: WrittenOnnx, channels: int) -> 
         cite=[_citation(text) for text in description.citations],
         classes=range(first, first + channels),
         values=values if values and len(values) == first + channels else None,
-        percentiles=PERCENTILES,
+        percentiles=Scaling.PERCENTILES,
     )
     return json.loads(text) | {"config": {"evenslice": description.to_dict() | {"scaled_in_graph": False}}}
 

@@ -45,7 +45,7 @@ from evenslice.networks import (
     require_network,
 )
 from evenslice.neutralizing import record_of, untie
-from evenslice.volumes import check_tile, check_window
+from evenslice.volumes import WindowGrid, check_tile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
@@ -780,7 +780,7 @@ def make_ready(
         >>> make_ready(lambda windows: windows, 3, Compute()).name
         'evenslice.inference.ready_networks:<lambda>'
     """
-    check_window(slices, 1, "reflect")
+    WindowGrid.check(slices)
     ready: ReadyNetwork | BlackBox
     if isinstance(model, nn.Module):  # a network can be sent, as it can be copied
         ready = ReadyNetwork(

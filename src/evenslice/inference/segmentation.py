@@ -26,14 +26,12 @@ import platform
 import re
 import shutil
 import stat
-import tempfile
 import time
 from contextlib import closing, contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, islice, product
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
@@ -74,12 +72,12 @@ from evenslice.volumes import (
     modified,
     open_volume,
     read_in_runs,
-    reslice,
     write_volume,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
     from torch import Tensor, nn
@@ -102,32 +100,24 @@ LOOK_SECONDS = 2.0
 WORK = "work"  # the folder in that for unfinished work
 
 
-def unfinished_folder(
-    out: str | os.PathLike[str], scratch: str | os.PathLike[str] | None, *, shared: bool = False
-) -> Path:
+def unfinished_folder(out: str | os.PathLike[str], scratch: str | os.PathLike[str] | None) -> Path:
     """Return the folder for unfinished work on an output, the same for each run.
 
     Args:
         out: the output.
-        scratch: where the folder is to be; None for beside the output, or the system's folder for temporary files.
-        shared: whether other machines work in it.
+        scratch: where the folder is to be; None for beside the output.
 
     Raises:
-        ConfigError: other machines would not see the folder, or it is to be at an address, or in the output itself.
+        ConfigError: the folder is to be at an address, or in the output itself.
     """
     target = Destination.of(out).location
     digest = hashlib.sha256(os.fsencode(str(target))).hexdigest()[:8]
-    if scratch is None and isinstance(target, Path):
+    if scratch is None:
         whole = os.fsencode(target.name)
         short = whole if len(whole) <= LONGEST_NAME else whole[:150] + f"-{digest}".encode()
         return target.parent / f".{os.fsdecode(short)}.unfinished"
-    if scratch is None and shared:
-        raise ConfigError(
-            f"{out}: is an address, beside which workers cannot keep unfinished work; with {option('scheduler')}, choose "
-            f"a folder that this machine and all workers share with {option('scratch')}"
-        )
-    folder = local_path(tempfile.gettempdir() if scratch is None else scratch, ConfigError).absolute()
-    if isinstance(target, Path) and folder.resolve().is_relative_to(target.resolve()):
+    folder = local_path(scratch, ConfigError).absolute()
+    if folder.resolve().is_relative_to(target.resolve()):
         raise ConfigError(
             f"{option('scratch', scratch)}: lies in the output {out}, in whose place the result is to be; choose another folder"
         )
@@ -160,8 +150,7 @@ def working_in(root: Path, out: str | os.PathLike[str]) -> Iterator[None]:
     try:
         with locked_folder(root, busy):
             target = Destination.of(out).location
-            if isinstance(target, Path):
-                remove_leftovers(target.parent, [target.name])
+            remove_leftovers(target.parent, [target.name])
             try:
                 yield
             except KeyboardInterrupt as error:
@@ -524,7 +513,7 @@ def segment(
     force: bool = False,
     reading: Reading | None = None,
     compute: Compute = Compute(),  # noqa: B008  # immutable
-) -> Volume:
+) -> Any:
     """Segment a volume slice by slice, and write the labels, or the probability of each class.
 
     The network itself is left unchanged; a frozen copy runs. An interrupted run continues from the last finished block
@@ -541,14 +530,13 @@ def segment(
             digest; a change elsewhere is not noticed. Or either with its reading.
         volume: the volume to segment; one that was opened with another ``plane`` is segmented along that axis, and
             the output is written in the order of the file.
-        out: the output file, OME-Zarr folder or its ``s3://`` address; the suffix gives the format, see
-            ``evenslice.volumes.write.writer``. By default the labels are kept in memory alone, as an array that is opened.
+        out: the output file, or OME-Zarr folder; the suffix gives the format, see
+            ``evenslice.volumes.write.writer``. By default nothing is written, and the labels are an array in memory.
         slices: N, odd; by default as recorded by ``neutralize`` or stated by the function or the segmenter, else 3.
         probabilities: write the probability of each class, float32 (class, z, y, x), instead of labels: the softmax of the
             logits, or the sigmoid of a single one.
         tile: size (y, x) of the in-plane tiles, see ``Predictor``.
-        scratch: where to create the staging folder; by default beside the output, or in the system's folder for
-            temporary files if the output is remote, where it is needed with ``scheduler``.
+        scratch: where to create the staging folder; by default beside the output.
         force: overwrite existing output, and discard an interrupted run with other options.
         reading: how the volume is read, by default as the segmenter says; its ``label_values``, integers of at least 0, are
             written, not its other options of labels.
@@ -556,7 +544,8 @@ def segment(
             same paths.
 
     Returns:
-        The labels, opened; with ``probabilities``, those of the last class.
+        The labels, as a volume that is opened, or as an array (z, y, x) without ``out``; with ``probabilities``, those of the
+        last class.
 
     Raises:
         VolumeError: the volume cannot be read, has too few slices, is constant or not finite, or changes meanwhile.
@@ -587,7 +576,7 @@ def segment(
         with TemporaryDirectory() as folder:
             path = f"{folder}/labels.npy"
             segment(segmenter, volume, path, tile=tile, scratch=scratch, compute=compute)
-            return open_volume(np.load(path))
+            return np.load(path)
     values = LabelValues(label_values=reading.label_values)
     if probabilities and reading.overlapping:
         raise ConfigError(
@@ -595,7 +584,7 @@ def segment(
             "writes a softmax; write labels, or train with dice_ce"
         )
     volume = reading.open(volume)
-    root = unfinished_folder(out, scratch, shared=compute.scheduler is not None)
+    root = unfinished_folder(out, scratch)
     Destination.of(out).check(volume, force=force)
     network = make_ready(segmenter.network, slices, compute)
     predictor = Predictor(network, slices, reading.step, tile, compute.batch).for_planes(volume.shape[1:])
@@ -621,7 +610,7 @@ def segment(
         clear(job.root)
     if job.values:
         return open_volume(out)
-    return _open_channel(out, classes - 1, reslice(volume, "z").shape)
+    return _open_channel(out, classes - 1, open_volume(volume, plane="z").shape)
 
 
 def _write(job: Job, out: str | os.PathLike[str], *, force: bool, progress: bool | None) -> None:
@@ -635,9 +624,9 @@ def _write(job: Job, out: str | os.PathLike[str], *, force: bool, progress: bool
     held = HELD_BYTES // len(
         channels
     )  # along another axis, each slice shares its chunks with very many others
-    turned = [reslice(replace(channel, plane=job.volume.plane), "z") for channel in channels]
+    turned = [open_volume(replace(channel, plane=job.volume.plane), plane="z") for channel in channels]
     turned = [read_in_runs(channel, len(channel), held) for channel in turned]
-    like, total, written = reslice(job.volume, "z"), job.volume.size * len(channels), 0
+    like, total, written = open_volume(job.volume, plane="z"), job.volume.size * len(channels), 0
     with progress_bar("write", total, "voxels", show=progress) as advance:
 
         def report(count: int, expected: int) -> None:

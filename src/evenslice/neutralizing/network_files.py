@@ -107,7 +107,8 @@ def load_network(  # what to build, and one argument for each choice of neutrali
             a folder that ``evenslice.export`` wrote for Hugging Face, unless its network comes from a function, which
             must be named.
         weights: ``"imagenet"``, ``"none"``, or the path of a file or of such a folder.
-        slices: N, odd. None: as many as the network has inputs, which is 3 unless its file or function says otherwise.
+        slices: N, odd. None: as many as the network has inputs, which is 3 unless its file or function says otherwise. For
+            another number, the strategy adapts the first layer, also of weights that were trained on three slices.
         strategy: how the stem's colour kernels become slice kernels, as for ``neutralize``. For a file from
             ``save_network``, ``"pretrained"`` leaves the network as it was saved, whatever its strategy.
         tie: which slices to tie permanently, as for ``neutralize``.

@@ -20,7 +20,7 @@ from evenslice._core import (
     ConfigError,
     EvensliceError,
     ModelError,
-    as_config,
+    load_config,
     module_file,
     spelled_in_configuration,
 )
@@ -199,7 +199,7 @@ def _train_config(
     augmentation = study.augmentation.model_copy(update=changes)
     options = {"data": data, "model": model, "augmentation": augmentation, "training": training, "seed": seed}
     try:
-        return as_config(options, TrainConfig)
+        return load_config(options, TrainConfig)
     except ConfigError as error:
         raise ConfigError(f"datasets: {data.name!r}, arms: {arm.name!r}: {error}") from error
 

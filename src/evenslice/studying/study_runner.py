@@ -31,7 +31,6 @@ from evenslice._core import (
     ModelError,
     OutputError,
     VolumeError,
-    as_config,
     is_locked,
     load_config,
     local_path,
@@ -150,7 +149,7 @@ def study(
         >>> summary["finished"], summary["failed"], (folder / "study" / "report.html").exists()
         (2, [], True)
     """
-    config = as_config(config, StudyConfig)
+    config = load_config(config, StudyConfig)
     config = config.model_copy(update={"datasets": tuple(data.with_root() for data in config.datasets)})
     need_report_extra("the report of a study")
     out, runs = local_path(out).absolute(), plan_runs(config)

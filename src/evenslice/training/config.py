@@ -27,7 +27,7 @@ from evenslice._core import (
     to_yaml,
     without_secrets,
 )
-from evenslice.volumes import LabelValues, Reading, fingerprint, is_address, open_volume
+from evenslice.volumes import LabelValues, Reading, fingerprint, open_volume
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -215,7 +215,7 @@ class DataConfig(Section):
 
     def path_of(self, file: VolumeFile) -> Path | str:
         """Return the path or the address of a file of the data set."""
-        if is_address(file.path):
+        if "://" in file.path:
             return file.path
         return (self.root or Path()) / Path(file.path).expanduser()
 

@@ -23,7 +23,6 @@ from torch.utils.data import Dataset
 from evenslice._core import ConfigError, VolumeError, option, whole_number
 from evenslice.neutralizing import Record, record_of
 from evenslice.volumes import (
-    ClassIndex,
     LabelledVolume,
     Reading,
     WindowGrid,
@@ -84,7 +83,7 @@ class CropDataset(Dataset[Any]):
         >>> from evenslice.volumes import open_volume
         >>> from evenslice.volumes import Scaling
         >>> image, labels = open_volume(np.ones((9, 64, 64))), open_volume(np.array([np.eye(64, dtype=int)] * 9))
-        >>> part = LabelledVolume("diagonal", image, labels, Scaling(0, 2), index_classes(labels, 2, keep=100))
+        >>> part = LabelledVolume("diagonal", image, labels, Scaling(0, 2), *index_classes(labels, 2, keep=100))
         >>> crops = CropDataset([part], slices=5, crop=(32, 48), length=100, foreground=1)
         >>> window, classes = crops[7]
         >>> window.shape, classes.shape, int(classes.max())
@@ -123,6 +122,12 @@ class CropDataset(Dataset[Any]):
     def has_foreground(self) -> bool:
         """Whether the middle slice of any window has foreground."""
         return bool(self._positions.classes)
+
+    def __repr__(self) -> str:
+        size = "whole planes" if self._crop is None else " x ".join(map(str, self._crop))
+        count = len(self._grids)
+        volumes = "1 volume" if count == 1 else f"{count} volumes"
+        return f"{type(self).__name__} {self._length} windows of {self._grids[0].slices} slices, {size}, of {volumes}"
 
     def __len__(self) -> int:
         return self._length
@@ -178,7 +183,7 @@ class CentredCrops(CropDataset):
         >>> from evenslice.volumes import LabelledVolume, Scaling, index_classes, open_volume
         >>> columns = np.broadcast_to(np.arange(3), (5, 8, 3))
         >>> labels = open_volume(columns.copy())
-        >>> part = LabelledVolume("columns", labels, labels, Scaling(0, 2), index_classes(labels, 3, keep=100))
+        >>> part = LabelledVolume("columns", labels, labels, Scaling(0, 2), *index_classes(labels, 3, keep=100))
         >>> crops = CentredCrops([part], slices=3, crop=(4, 4), length=50)
         >>> window, label = crops[7]
         >>> window.shape, label.shape, label.item() == 2 * window[1, 2, 2].item()
@@ -343,7 +348,7 @@ def _within(part: LabelledVolume, centres: range) -> list[tuple[float, NDArray[n
     """Return for each class how many voxels lie on the centre slices, estimated from the sample, and that sample."""
     plane = part.volume.shape[1] * part.volume.shape[2]
     found = []
-    for count, positions in zip(part.index.counts, part.index.positions, strict=True):
+    for count, positions in zip(part.counts, part.positions, strict=True):
         first, last = np.searchsorted(positions, (centres.start * plane, centres.stop * plane))
         kept = positions[first:last]
         found.append((count * (len(kept) / len(positions)) if len(positions) else 0.0, kept))
@@ -405,6 +410,8 @@ class SliceWindows(CropDataset):
     Example:
         >>> image = np.random.default_rng(0).random((12, 64, 64))
         >>> data = SliceWindows(image, image > 0.9, slices=5, crop=(32, 48), foreground=1, length=100)
+        >>> data
+        SliceWindows 100 windows of 5 slices, 32 x 48, of 1 volume
         >>> window, classes = data[7]
         >>> window.shape, classes.shape, int(classes.max())
         (torch.Size([5, 32, 48]), torch.Size([32, 48]), 1)
@@ -512,21 +519,21 @@ def _part(
     image: Volume, labels: Volume | None, scaling: Scaling, classes: int, keep: int, seed: int
 ) -> LabelledVolume:
     """Return a volume with its labels; an index of them only if crops are drawn around the foreground."""
-    index = ClassIndex(np.zeros(classes, np.int64), (np.empty(0, np.int64),) * classes)
+    index = np.zeros(classes, np.int64), (np.empty(0, np.int64),) * classes
     if labels is not None and keep:
         index = index_classes(labels, classes, keep=keep, seed=seed)
-    return LabelledVolume(image.path, image, image if labels is None else labels, scaling, index)
+    return LabelledVolume(image.path, image, image if labels is None else labels, scaling, *index)
 
 
 def _augmentation(given: Augmentation | None, slices: int) -> AugmentationConfig | None:
     """Return the augmentation that the user means; its options are checked by the class that ``train`` uses."""
     if given is None or given is False:
         return None
-    from evenslice._core import as_config  # needs the extra `train`, like the next
+    from evenslice._core import load_config  # needs the extra `train`, like the next
     from evenslice.training.config import AugmentationConfig, check_missing_slices
 
     try:
-        config = as_config({} if given is True else given, AugmentationConfig)
+        config = load_config({} if given is True else given, AugmentationConfig)
         check_missing_slices(config.missing_slices, slices)
     except (ConfigError, ValueError) as error:
         raise ConfigError(f"{option('augmentation')}: {error}") from error

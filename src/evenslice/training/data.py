@@ -12,7 +12,7 @@ another part.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,6 @@ import numpy as np
 from evenslice._core import ConfigError, EvensliceError, spelled_in_configuration
 from evenslice.training.config import SPLITS
 from evenslice.volumes import (
-    ClassIndex,
     LabelledVolume,
     Reading,
     Scaling,
@@ -36,6 +35,8 @@ from evenslice.volumes import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
 
     from evenslice.training.config import DataConfig, LabelledFiles, ModelConfig, TrainConfig
     from evenslice.training.run_folder import DataPart
@@ -117,8 +118,9 @@ def open_data(config: TrainConfig) -> Data:
     _check_classes(drafts, options)
     parts: dict[str, list[LabelledVolume]] = {split: [] for split in SPLITS}
     for draft, scaling in zip(drafts, _fit_scalings(drafts, options, seed), strict=True):
-        index = draft.index or ClassIndex(np.zeros(0, np.int64), ())
-        part = LabelledVolume(draft.name, draft.volume, draft.labels, scaling, index, draft.background)
+        part = LabelledVolume(
+            draft.name, draft.volume, draft.labels, scaling, draft.counts, draft.positions, draft.background
+        )
         parts[draft.split].append(part)
     return Data(**{split: tuple(items) for split, items in parts.items()})
 
@@ -137,7 +139,8 @@ class _Draft:
     start: int
     stop: int
     background: Volume | None = None
-    index: ClassIndex | None = None
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    positions: tuple[NDArray[np.int64], ...] = ()
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -264,15 +267,15 @@ def _with_classes(draft: _Draft, config: DataConfig, seed: int) -> _Draft:
     labels = config.label_options.class_volume(draft.labels, config.classes)
     background = config.label_options.background_volume(draft.labels)
     with _at(f"{draft.place}.labels"):
-        index = index_classes(labels, config.classes, keep=keep, seed=seed)
-    return replace(draft, labels=labels, background=background, index=index)
+        counts, positions = index_classes(labels, config.classes, keep=keep, seed=seed)
+    return replace(draft, labels=labels, background=background, counts=counts, positions=positions)
 
 
 def _check_classes(drafts: Sequence[_Draft], config: DataConfig) -> None:
     """Check that each class can be learned, and that validation and test have a foreground."""
     counts = {split: np.zeros(config.classes, np.int64) for split in SPLITS}
     for draft in drafts:
-        counts[draft.split] += 0 if draft.index is None else draft.index.counts
+        counts[draft.split] += draft.counts
     for number in np.flatnonzero(counts["train"] == 0):
         value = config.label_options.of_classes(config.classes)[number]
         raise ConfigError(

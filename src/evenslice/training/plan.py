@@ -20,7 +20,7 @@ from evenslice.networks import final_activation, input_sizes, keep_generators, p
 from evenslice.neutralizing import load_network
 from evenslice.training.data import open_data
 from evenslice.training.tasks import output_channels, task_logits
-from evenslice.volumes import PERCENTILES, missing_slices
+from evenslice.volumes import Scaling, missing_slices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -242,7 +242,7 @@ def describe_plan(plan: Plan) -> tuple[str, ...]:
     config, data, record = plan.config, plan.data, plan.record
     parts = (*data.train, *data.validation, *data.test)
     ranges = [f"{part.scaling.low:g}..{part.scaling.high:g}" for part in parts]
-    why = "percentiles {:g} and {:g}".format(*PERCENTILES)
+    why = "percentiles {:g} and {:g}".format(*Scaling.PERCENTILES)
     why = why if config.data.intensity is None else "data.intensity"
     scaled = f"mean {record.mean:.4g}, standard deviation {record.std:.4g}"
     gaps = {part.volume.location: missing_slices(part.volume) for part in parts}

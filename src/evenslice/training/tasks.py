@@ -341,7 +341,7 @@ def _missed(
     found = []
     for label in set(range(classes)) - seen:
         for number, part in enumerate(parts):
-            positions = _some_voxels(part, label) if part.index.counts[label] else np.empty(0, np.int64)
+            positions = _some_voxels(part, label) if part.counts[label] else np.empty(0, np.int64)
             places = zip(*np.unravel_index(positions, part.volume.shape), strict=True)
             found += [(number, (int(z), int(y), int(x)), label) for z, y, x in places]
     return found
@@ -349,7 +349,7 @@ def _missed(
 
 def _some_voxels(part: LabelledVolume, label: int) -> NDArray[np.int64]:
     """Return the flat indices of up to ``OF_MISSED`` voxels of a class, evenly spaced among those that are known."""
-    known = part.index.positions[label] if part.index.positions else np.empty(0, np.int64)
+    known = part.positions[label] if part.positions else np.empty(0, np.int64)
     if not len(known):  # test data are not indexed
         plane = math.prod(part.volume.shape[1:])
         found = (z * plane + np.flatnonzero(part.labels[z] == label) for z in range(len(part.volume)))

@@ -35,7 +35,7 @@ from evenslice._core import (
     ModelError,
     OutputError,
     VolumeError,
-    as_config,
+    load_config,
     local_path,
     needs_extra,
     package_versions,
@@ -184,7 +184,7 @@ def train(
         >>> 0 <= result["dice"]["mean"] <= 1, (folder / "run" / "network.safetensors").exists()
         (True, True)
     """
-    config = as_config(config, TrainConfig)
+    config = load_config(config, TrainConfig)
     config = config.model_copy(update={"data": config.data.with_root()})
     with at_model():
         parse_specification(config.model.spec, stated_in_file=True)

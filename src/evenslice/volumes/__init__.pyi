@@ -7,7 +7,6 @@ from .info import (
     stored_image as stored_image,
 )
 from .labels import (
-    ClassIndex as ClassIndex,
     LabelledVolume as LabelledVolume,
     index_classes as index_classes,
     open_labels as open_labels,
@@ -15,12 +14,8 @@ from .labels import (
 from .opening import (
     VolumeLike as VolumeLike,
     mni152 as mni152,
-    mni152_path as mni152_path,
     open_volume as open_volume,
     stated_axes as stated_axes,
-)
-from .read.source import (
-    is_address as is_address,
 )
 from .reading import (
     LabelValues as LabelValues,
@@ -32,14 +27,11 @@ from .volume import (
     Volume as Volume,
     hold_small as hold_small,
     read_in_runs as read_in_runs,
-    reslice as reslice,
 )
 from .windows import (
-    PERCENTILES as PERCENTILES,
     Scaling as Scaling,
     WindowGrid as WindowGrid,
     check_tile as check_tile,
-    check_window as check_window,
 )
 from .write.writer import (
     Destination as Destination,

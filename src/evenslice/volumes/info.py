@@ -334,8 +334,7 @@ def refuse_repeated(volumes: Sequence[Volume]) -> None:
     """
     known = set()
     for volume in volumes:
-        arranged = volume._stored.arrangement  # noqa: SLF001  # where it starts
-        read = stored_image(volume)[0], volume.plane, arranged.start, volume.shape, repr(volume.reading)
+        read = stored_image(volume)[0], volume.plane, volume.region, repr(volume.reading)
         if read in known:
             raise ConfigError(
                 f"{volume.path}: is given twice, but volumes count as independent; give it once"

@@ -41,8 +41,7 @@ def class_volume(
 ) -> Volume:
     """Return the volume of classes of stored label values, of which there is one for each class unless there are none."""
     if instances is not None:
-        axes = stored._stored.arrangement.zyx[1:]  # noqa: SLF001  # set by `open_volume`
-        find = partial(_boundaries, stored.path, axes, instances == "dense", ignore)
+        find = partial(_boundaries, stored.path, instances == "dense", ignore)
         return map_voxels(stored, find, np.int64, around=True)
     lenient = other_labels == "background"
     if lenient and not values:
@@ -111,7 +110,6 @@ def _of_no_class(path: str, values: tuple[int, ...], value: float) -> VolumeErro
 
 def _boundaries(
     path: str,
-    axes: tuple[int, ...],
     dense: bool,
     ignore: int | None,
     numbers: NDArray[Any],  # to be pickled
@@ -125,7 +123,7 @@ def _boundaries(
     _refuse_fractions(numbers, path)
     counts = ~_is_ignored(numbers, ignore)
     found = (numbers == 0) & dense
-    for axis in axes:
+    for axis in (1, 2):
         here, there = ((slice(None),) * axis + (part,) for part in (slice(None, -1), slice(1, None)))
         meet = (numbers[here] != numbers[there]) & counts[here] & counts[there]
         found[here] |= meet
@@ -180,7 +178,7 @@ def _check_place(labels: Volume, volume: Volume) -> None:
     """Raise VolumeError if labels of the shape of an image lie elsewhere."""
     if labels.affine is None or volume.affine is None or not is_invertible(volume.affine):
         return
-    if labels.origin.axes_given or not (labels.placed and volume.placed) or _is_unplaced(labels, volume):
+    if labels.origin.axes_given or _is_unplaced(labels, volume):
         return
     gaps = [
         _corner_gaps(own, other, labels.shape)
@@ -246,20 +244,6 @@ def _describe(labels: Volume, volume: Volume, distance: float) -> str:
 
 
 @dataclass(frozen=True)
-class ClassIndex:
-    """How often each class occurs, and where to find some of its voxels.
-
-    Attributes:
-        counts: (classes,) number of voxels of each class.
-        positions: for each class the sorted flat indices (z, y, x in C order) of a random sample of its voxels; empty
-            for class 0, the background, and for test data.
-    """
-
-    counts: NDArray[np.int64]
-    positions: tuple[NDArray[np.int64], ...]
-
-
-@dataclass(frozen=True)
 class LabelledVolume:
     """Consecutive slices of an image with their labels.
 
@@ -268,7 +252,9 @@ class LabelledVolume:
         volume: the image, (z, y, x).
         labels: the class of each of its voxels, int64, 0 to classes - 1, or ``LabelValues.IGNORED``.
         scaling: the map from voxel values to 0..1.
-        index: how often and where each class occurs.
+        counts: (classes,) number of voxels of each class.
+        positions: for each class the sorted flat indices (z, y, x in C order) of a random sample of its voxels; empty
+            for class 0, the background, and of no class if there is no such sample.
         background: where sparse objects are not, whose boundaries are the labels; None for other labels.
     """
 
@@ -276,16 +262,19 @@ class LabelledVolume:
     volume: Volume
     labels: Volume
     scaling: Scaling
-    index: ClassIndex
+    counts: NDArray[np.int64]
+    positions: tuple[NDArray[np.int64], ...] = ()
     background: Volume | None = None
 
     @property
     def classes(self) -> int:
         """The number of classes, including background."""
-        return len(self.index.counts)
+        return len(self.counts)
 
 
-def index_classes(labels: Volume, classes: int, *, keep: int, seed: int = 0) -> ClassIndex:
+def index_classes(
+    labels: Volume, classes: int, *, keep: int, seed: int = 0
+) -> tuple[NDArray[np.int64], tuple[NDArray[np.int64], ...]]:
     """Count the voxels of each class and sample those of the foreground, reading the labels once.
 
     Args:
@@ -294,13 +283,16 @@ def index_classes(labels: Volume, classes: int, *, keep: int, seed: int = 0) -> 
         keep: size limit of the sample of each foreground class; each voxel is equally likely.
         seed: seed of the sample.
 
+    Returns:
+        ``counts`` and ``positions`` of a ``LabelledVolume``.
+
     Raises:
         VolumeError: a value belongs to no class, or the file cannot be read.
 
     Example:
         >>> from evenslice.volumes import open_volume
         >>> index_classes(open_volume(np.array([[[0, 1], [1, 0]]])), 2, keep=10)
-        ClassIndex(counts=array([2, 2]), positions=(array([], dtype=int64), array([1, 2])))
+        (array([2, 2]), (array([], dtype=int64), array([1, 2])))
     """
     random = np.random.default_rng(seed)
     counts = np.zeros(classes, np.int64)
@@ -319,7 +311,7 @@ def index_classes(labels: Volume, classes: int, *, keep: int, seed: int = 0) -> 
                 chosen = np.argpartition(keys, keep)[:keep]
                 keys, items = keys[chosen], items[chosen]
             samples[number] = keys, items
-    return ClassIndex(counts, tuple(np.sort(items) for _, items in samples))
+    return counts, tuple(np.sort(items) for _, items in samples)
 
 
 def _blocks(labels: Volume) -> Iterator[tuple[slice, slice, slice]]:

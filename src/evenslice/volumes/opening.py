@@ -7,7 +7,7 @@
 
 Formats: multi-page TIFF (plain, ImageJ, OME, BigTIFF; compressed or not), NIfTI (.nii, .nii.gz), DICOM (a folder or
 a multi-frame file), MetaImage (.mha, .mhd), NRRD (.nrrd, .nhdr), HDF5 (file.h5:/path), MRC, NumPy .npy, Zarr (formats 2
-and 3, including OME-Zarr), N5 and Neuroglancer precomputed (these three also at https://, s3://, gs:// and az://
+and 3, including OME-Zarr), N5 and Neuroglancer precomputed (these three also at https://, s3:// and gs://
 addresses), folders of TIFF, PNG or JPEG slices, and NumPy arrays.
 A file with axes other than z, y and x is refused until ``axes`` and ``select`` say what to read.
 ``read.formats.READ_FORMATS`` is the table of formats.
@@ -19,7 +19,7 @@ import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +66,7 @@ def open_volume(  # all but one argument have defaults and names
     """Open a volume; only its metadata is read.
 
     Args:
-        path: a file, a folder of slices, a folder or an address (https://..., s3://..., gs://..., az://...)
+        path: a file, a folder of slices, a folder or an address (https://..., s3://..., gs://...)
             of Zarr, N5 or Neuroglancer precomputed data, a dataset in an HDF5 file (file.h5:/path), an array of
             NumPy, Dask, Zarr, h5py or xarray (whose dimensions may be named z, y and x), or an open volume, which only
             another ``plane`` or a ``region`` changes.
@@ -101,7 +101,7 @@ def open_volume(  # all but one argument have defaults and names
         evenslice.VolumeError: <array>: has 4 dimensions (2, 30, 64, 48); name them, as axes='tzyx', and pick with
         select={'t': 0}
     """
-    if fill is not None and not _is_array(path):
+    if fill is not None and not is_array(path):
         named = path.path if isinstance(path, Volume) else path
         raise ConfigError(f"{option('fill', fill)}: omit it for {named}; only arrays have masked voxels")
     if isinstance(path, Volume):
@@ -113,7 +113,7 @@ def open_volume(  # all but one argument have defaults and names
     picks = {axis: whole_number("select", index) for axis, index in (select or {}).items()}
     level = whole_number("level", level)
     opener: Callable[[], VoxelSource]
-    if _is_array(path):
+    if is_array(path):
         pick_level([path], level)
         place = Place("<array>", "")
         opener = partial(ArraySource, _fill_masked(path, fill))
@@ -127,7 +127,7 @@ def open_volume(  # all but one argument have defaults and names
     return reslice(volume if region is None else take_region(volume, region), "z" if plane is None else plane)
 
 
-def _is_array(item: object) -> TypeGuard[NDArray[Any]]:
+def is_array(item: object) -> TypeGuard[NDArray[Any]]:
     """Return whether something is an array, of whatever library."""
     is_other = isinstance(item, str | os.PathLike | Volume)
     return not is_other and all(hasattr(item, name) for name in ("shape", "dtype", "__getitem__"))
@@ -168,36 +168,6 @@ def list_given(given: Any) -> list[Any]:
     if not items:
         raise ConfigError("no volume given; at least one is needed")
     return items
-
-
-def open_filled(given: VolumeLike, fill: float | None) -> Volume:
-    """Open a volume whose missing voxels get a value: those that an array masks here, NaN and infinity when it is scaled.
-
-    Raises:
-        VolumeError: it cannot be opened.
-        ConfigError: the data type of a masked array does not hold the value.
-
-    Example:
-        >>> import numpy as np
-        >>> open_filled(np.ma.masked_equal([[[1, 2, 3]]], 2), 9)[0].tolist()
-        [[1, 9, 3]]
-    """
-    return open_volume(given, fill=fill if _is_array(given) else None)
-
-
-def open_several(given: VolumeLike | Sequence[VolumeLike], fill: float | None) -> list[Volume]:
-    """Open one volume or several, the masked voxels of arrays filled.
-
-    Raises:
-        ConfigError: there is none, or an option does not fit.
-        VolumeError: one cannot be opened.
-
-    Example:
-        >>> import numpy as np
-        >>> [volume.shape for volume in open_several([np.zeros((3, 4, 5)), np.zeros((1, 2, 3))], None)]
-        [(3, 4, 5), (1, 2, 3)]
-    """
-    return [open_filled(item, fill) for item in list_given(given)]
 
 
 def stated_axes(path: str | os.PathLike[str], *, level: int = 0, series: int | None = None) -> str | None:
@@ -388,8 +358,11 @@ def _selected(shape: tuple[int, ...], names: str, select: Mapping[str, int]) -> 
     return fixed
 
 
-def mni152() -> Volume:
-    """Open the MNI152 T1 template: 189 x 233 x 197 voxels of 1 mm.
+def mni152(name: Literal["t1", "gm", "wm"] = "t1") -> Volume:
+    """Open the MNI152 T1 template, 189 x 233 x 197 voxels of 1 mm, or a map of the fraction of gray or white matter, 0..255.
+
+    Args:
+        name: "t1" for the template, "gm" for gray and "wm" for white matter.
 
     Raises:
         MissingExtraError: nilearn is not installed.
@@ -399,20 +372,7 @@ def mni152() -> Volume:
         >>> volume.shape, volume.spacing
         ((189, 233, 197), (1.0, 1.0, 1.0))
     """
-    return open_volume(mni152_path("t1"))
-
-
-def mni152_path(name: str) -> Path:
-    """Return the path of a map of the template: "t1", or "gm" or "wm" for the fraction of gray or white matter, 0..255.
-
-    Raises:
-        MissingExtraError: nilearn is not installed.
-
-    Example:
-        >>> open_volume(mni152_path("gm")).shape
-        (189, 233, 197)
-    """
     with needs_extra("demo", "the demonstration volume"):
         import nilearn
     folder = Path(str(nilearn.__file__)).parent / "datasets" / "data"
-    return folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz"
+    return open_volume(folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz")

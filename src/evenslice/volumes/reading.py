@@ -238,11 +238,10 @@ class Reading(LabelValues):
             >>> Reading(plane="y", fill=9).open(np.ma.masked_equal([[[1, 2], [3, 4]]], 2))[0].tolist()
             [[1, 9]]
         """
-        from evenslice.volumes.opening import open_filled
-        from evenslice.volumes.volume import reslice
+        from evenslice.volumes.opening import is_array, open_volume
 
-        opened = open_filled(volume, self.fill)
-        return opened if self.plane == "z" else reslice(opened, self.plane)  # "z" leaves it as it was opened
+        plane = None if self.plane == "z" else self.plane  # which leaves it as it was opened
+        return open_volume(volume, plane=plane, fill=self.fill if is_array(volume) else None)
 
     def fit_scaling(self, volume: Volume, *, seed: int = 0, blank: bool = True) -> Scaling:
         """Return the scaling of an opened volume: that of ``intensity``, or by the percentiles of a sample.

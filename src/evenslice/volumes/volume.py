@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import operator
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, cast, get_args
@@ -86,17 +86,6 @@ class Stored:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "sources": [], "whole": copy(self.whole)}
 
-    def wrapped(self, wrap: Callable[[VoxelSource], VoxelSource]) -> Stored:
-        """Return this as read through a wrapper of the array."""
-        opener = partial(_open_wrapped, self.open, wrap)
-        return replace(self, open=opener, sources=[wrap(source) for source in self.sources])
-
-
-def _open_wrapped(
-    opener: Callable[[], VoxelSource], wrap: Callable[[VoxelSource], VoxelSource]
-) -> VoxelSource:
-    return wrap(opener())
-
 
 @dataclass(frozen=True, eq=False)
 class Volume:
@@ -129,6 +118,8 @@ class Volume:
         >>> import numpy as np
         >>> from evenslice.volumes import open_volume
         >>> volume = open_volume(np.arange(60).reshape(3, 4, 5), spacing=(50, 4, 4), unit="nm")
+        >>> volume
+        Volume '<array>' 3 x 4 x 5 int64, 50 x 4 x 4 nm
         >>> volume.shape, volume.spacing
         ((3, 4, 5), (50.0, 4.0, 4.0))
         >>> volume[1, 2:, ::-2].tolist()
@@ -136,15 +127,15 @@ class Volume:
     """
 
     path: str
-    origin: Origin = field(repr=False)
+    origin: Origin
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
     spacing: tuple[float, float, float] | None
     unit: Unit | None
     chunks: tuple[int, int, int] | None
-    affine: NDArray[np.float64] | None = field(repr=False)
+    affine: NDArray[np.float64] | None
     offset: tuple[float, float, float]
-    _stored: Stored = field(repr=False)
+    _stored: Stored
     plane: Plane = "z"
     region: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None = None
 
@@ -179,11 +170,6 @@ class Volume:
         return self.origin.select
 
     @property
-    def placed(self) -> bool:
-        """Whether the file states where the volume lies."""
-        return self.affine is not None
-
-    @property
     def whole_shape(self) -> tuple[int, int, int] | None:
         """The number of voxels of the file along z, y, x, if this is a region of it; else None."""
         return None if self.region is None else reslice(self, "z")._stored.arrangement.lengths
@@ -203,8 +189,9 @@ class Volume:
     @property
     def chunk_offset(self) -> tuple[int, ...]:
         """Position of the first voxel in its chunk, along z, y, x; other than 0 in a part of a file."""
-        starts = zip(self._stored.arrangement.start, self.chunks or (1, 1, 1), strict=True)
-        return tuple(start % chunk for start, chunk in starts)
+        starts = [low for low, _ in self.region or ((0, 0),) * 3]
+        chunks = zip(_ORDERS[self.plane], self.chunks or (1, 1, 1), strict=True)
+        return tuple(starts[axis] % chunk for axis, chunk in chunks)
 
     @property
     def ndim(self) -> int:
@@ -225,6 +212,14 @@ class Volume:
     def remote(self) -> bool:
         """Whether it is at an address, where waiting for several reads at once saves time."""
         return isinstance(self.location, str)
+
+    def __repr__(self) -> str:
+        shape, sizes = (
+            " x ".join(f"{length:g}" for length in lengths) for lengths in (self.shape, self.spacing or ())
+        )
+        return f"Volume {self.path!r} {shape} {self.dtype}" + f", {sizes} {self.unit or '(no unit)'}" * bool(
+            sizes
+        )
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -454,13 +449,14 @@ def hold_small(volumes: Sequence[Volume]) -> list[Volume]:
     """
     if sum(volume.nbytes for volume in volumes) > IN_MEMORY:
         return list(volumes)
-    held = []
-    for volume in volumes:
-        opener = partial(ArraySource, volume[...])
-        arrangement = Arrangement((0, 1, 2), volume.shape, {})
-        stored = replace(volume._stored, arrangement=arrangement, open=opener, sources=[opener()])
-        held.append(replace(volume, chunks=None, _stored=stored))
-    return held
+    return [_made(volume, partial(ArraySource, volume[...]), chunks=None) for volume in volumes]
+
+
+def _made(volume: Volume, opener: Callable[[], VoxelSource], **changes: Any) -> Volume:
+    """Return a volume whose stored array (z, y, x) is made of the voxels of another."""
+    arrangement = Arrangement((0, 1, 2), volume.shape, {})
+    stored = replace(volume._stored, arrangement=arrangement, open=opener, sources=[opener()])
+    return replace(volume, _stored=stored, **changes)
 
 
 def run_end(volume: Volume, z: int, area: int, most: int) -> int:
@@ -506,10 +502,7 @@ def read_in_runs(volume: Volume, stop: int, max_bytes: int) -> Volume:
     """
     if volume.chunks is None or volume.chunks[0] == 1:
         return volume
-    with reporting_read_errors(volume.path, volume.format):
-        volume._source()  # opened once, whatever is read of it later
-    wrap = partial(_InRuns, volume=volume, stop=stop, max_bytes=max_bytes)
-    return replace(volume, chunks=(1, *volume.chunks[1:]), _stored=volume._stored.wrapped(wrap))
+    return _made(volume, partial(_InRuns, volume, stop, max_bytes), chunks=(1, *volume.chunks[1:]))
 
 
 def map_voxels(
@@ -533,75 +526,67 @@ def map_voxels(
         >>> doubled[:].ravel().tolist()
         [0.0, 2.0, 4.0]
     """
-    kind, arranged = np.dtype(dtype), volume._stored.arrangement
-    bounds = {
-        arranged.zyx[axis]: (arranged.start[axis], arranged.start[axis] + volume.shape[axis])
-        for axis in ((1, 2) if around else ())
-    }
-    wrap = partial(_Mapped, function=function, dtype=kind, around=bounds)
-    return replace(volume, dtype=kind, _stored=volume._stored.wrapped(wrap))
+    kind = np.dtype(dtype)
+    return _made(volume, partial(_Mapped, volume, function, kind, around), dtype=kind)
 
 
 def reads_around(volume: Volume) -> bool:
     """Return whether a volume is a function of more voxels than are read, so that parts of it overlap as they are read."""
     source = volume._source()
-    return isinstance(source, _Mapped) and bool(source.around)
+    return isinstance(source, _Mapped) and source.around
 
 
 class _Derived(VoxelSource):
-    """An array that is made of another when it is read; of the same shape and data type unless it says otherwise."""
+    """An array (z, y, x) that is made of a volume when it is read."""
 
-    def __init__(self, source: VoxelSource) -> None:
-        self._source = source
-        self.format, self.shape, self.dtype = source.format, source.shape, source.dtype
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self.format, self.shape, self.dtype = volume.format, volume.shape, volume.dtype
 
 
 class _Mapped(_Derived):
-    """A function of a stored array."""
+    """A function of a volume, and of one voxel more on each side within the plane if it needs what lies around."""
 
     def __init__(
-        self,
-        source: VoxelSource,
-        function: Callable[..., NDArray[Any]],
-        dtype: np.dtype[Any],
-        around: dict[int, tuple[int, int]],
+        self, volume: Volume, function: Callable[..., NDArray[Any]], dtype: np.dtype[Any], around: bool
     ) -> None:
-        super().__init__(source)
+        super().__init__(volume)
         self._function, self.dtype, self.around = function, dtype, around
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Read, with what lies around it, map, and keep what was asked for."""
-        wide, inside = list(key), [slice(None)] * len(key)
-        for axis, (low, high) in self.around.items():
-            start, stop, step = key[axis].start, key[axis].stop, key[axis].step
-            wide[axis] = slice(max(start - 1, low), min(stop + 1, high))
-            inside[axis] = slice(start - wide[axis].start, stop - wide[axis].start, step)
-        return self._function(self._source.read(tuple(wide)))[tuple(inside)]
+        z, *plane = key
+        if not self.around:
+            return self._function(self._volume._read([z, *plane]))
+        wide = [
+            slice(max(part.start - 1, 0), min(part.stop + 1, length))
+            for part, length in zip(plane, self.shape[1:], strict=True)
+        ]
+        inside = [
+            slice(part.start - whole.start, part.stop - whole.start, part.step)
+            for part, whole in zip(plane, wide, strict=True)
+        ]
+        return self._function(self._volume._read([z, *wide]))[:, *inside]
 
 
 class _InRuns(_Derived):
-    """A stored array that holds the slices which it has read together, as ``read_in_runs`` says."""
+    """A volume that holds the slices which it has read together, as ``read_in_runs`` says."""
 
-    def __init__(self, source: VoxelSource, volume: Volume, stop: int, max_bytes: int) -> None:
-        super().__init__(source)
-        self._volume, self._stop, self._most = volume, stop, max_bytes // volume.dtype.itemsize
-        arranged = volume._stored.arrangement
-        self._axis, self._first = arranged.zyx[0], arranged.start[0]
-        self._held = range(0)
-        self._plane: tuple[slice, ...] = ()
+    def __init__(self, volume: Volume, stop: int, max_bytes: int) -> None:
+        super().__init__(volume)
+        self._stop, self._most = stop, max_bytes // volume.dtype.itemsize
+        self._held, self._plane = range(0), list[slice]()
         self._run: NDArray[Any] | None = None
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Return a view of what is held, which is read first if need be."""
-        before, wanted, after = key[: self._axis], key[self._axis], key[self._axis + 1 :]
+        wanted, *plane = key
         inside = self._held.start <= wanted.start and wanted.stop <= self._held.stop
-        if self._run is None or not inside or self._plane != before + after:
+        if self._run is None or not inside or self._plane != plane:
             self._run = None  # two would take twice the memory
-            self._plane = before + after
-            area = math.prod(part.stop - part.start for part in self._plane)
-            end = min(run_end(self._volume, wanted.start - self._first, area, self._most), self._stop)
-            self._held = range(wanted.start, max(end + self._first, wanted.stop))
-            self._run = self._source.read((*before, slice(self._held.start, self._held.stop), *after))
-        start = self._held.start
-        part = slice(wanted.start - start, wanted.stop - start, wanted.step)
-        return self._run[(slice(None),) * self._axis + (part,)]
+            area = math.prod(part.stop - part.start for part in plane)
+            end = min(run_end(self._volume, wanted.start, area, self._most), self._stop)
+            self._held, self._plane = range(wanted.start, max(end, wanted.stop)), plane
+            self._run = self._volume._read([slice(self._held.start, self._held.stop), *plane])
+        first = self._held.start
+        return self._run[wanted.start - first : wanted.stop - first : wanted.step]

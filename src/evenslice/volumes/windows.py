@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from evenslice.volumes.volume import Volume
 
 Edge = Literal["valid", "reflect"]
-
-PERCENTILES = (0.5, 99.5)
-"""The percentiles of the voxel values that become 0 and 1 unless a range is given."""
 
 STRAY = 0.001  # part of the voxels that may lie inside a range although it leaves a volume no contrast
 
@@ -54,6 +51,9 @@ class Scaling:
         >>> Scaling(low=0, high=200)([-5, 50, 400]).tolist()
         [0.0, 0.25, 1.0]
     """
+
+    PERCENTILES: ClassVar[tuple[float, float]] = (0.5, 99.5)
+    """The percentiles of the voxel values that become 0 and 1 unless a range is given."""
 
     low: float
     high: float
@@ -141,7 +141,7 @@ def fit_scaling(
         require_finite(volume, voxels, "a sample")
     if finite.size == 0:
         raise VolumeError(f"{volume.path}: no voxel of a sample is finite, so it cannot be scaled")
-    low, high = (float(value) for value in np.percentile(finite, PERCENTILES))
+    low, high = (float(value) for value in np.percentile(finite, Scaling.PERCENTILES))
     if low == high:  # most voxels of a sparse volume have the same value
         low, high = float(finite.min()), float(finite.max())
     if low == high:
@@ -161,7 +161,7 @@ def _check_contrast(volume: Volume, voxels: NDArray[Any], scaling: Scaling, *, b
     if voxels.min() == voxels.max():
         raise _constant(volume, voxels)
     scaled = scaling(voxels)
-    (low, high), (first, last) = (np.percentile(values, PERCENTILES) for values in (voxels, scaled))
+    (low, high), (first, last) = (np.percentile(values, Scaling.PERCENTILES) for values in (voxels, scaled))
     inside = np.count_nonzero((scaled > 0) & (scaled < 1))  # what is rare may yet be what the range is for
     constant = bool(np.ptp(scaled) == 0)
     if (low < high and first == last and inside < STRAY * voxels.size) or (constant and not blank):
@@ -204,14 +204,6 @@ def check_finite(volume: Volume) -> None:
 
 def _nonfinite(volume: Volume, found: str) -> VolumeError:
     return VolumeError(f"{volume.path}: {found}; to accept them, give the value for them as {option('fill')}")
-
-
-def check_window(slices: int, step: int, edge: str) -> None:
-    """Raise ConfigError unless ``slices`` is odd, ``step`` positive, both whole numbers, and ``edge`` known."""
-    if whole_number("slices", slices) < 1 or slices % 2 == 0:
-        raise ConfigError(f"{option('slices', slices)}: a window has an odd number of slices, such as 3 or 5")
-    whole_number("step", step, 1)
-    check_known("edge", edge, get_args(Edge))
 
 
 def check_tile(tile: object, name: str = "tile") -> tuple[int, int]:
@@ -265,7 +257,7 @@ class WindowGrid:
     overlap: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
-        check_window(self.slices, self.step, self.edge)
+        self.check(self.slices, self.step, self.edge)
         extent = (self.slices - 1) * self.step + 1
         if self.volume.shape[0] < extent:
             count = "1 slice" if self.volume.shape[0] == 1 else f"{self.volume.shape[0]} slices"
@@ -273,6 +265,16 @@ class WindowGrid:
             raise VolumeError(
                 f"{self.volume.path}: has {count}; a window of {self.slices}{steps} needs {extent}; take a deeper one"
             )
+
+    @staticmethod
+    def check(slices: int, step: int = 1, edge: str = "reflect") -> None:
+        """Raise ConfigError unless ``slices`` is odd, ``step`` positive, both whole numbers, and ``edge`` known."""
+        if whole_number("slices", slices) < 1 or slices % 2 == 0:
+            raise ConfigError(
+                f"{option('slices', slices)}: a window has an odd number of slices, such as 3 or 5"
+            )
+        whole_number("step", step, 1)
+        check_known("edge", edge, get_args(Edge))
 
     @property
     def centres(self) -> range:

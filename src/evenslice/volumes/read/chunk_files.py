@@ -1,6 +1,6 @@
 """Volumes stored in many chunks: reading a file by its name, in a folder or at an address; nothing here knows a format.
 
-Addresses are https://, and gs:// and az:// at their web addresses, through requests; s3:// through s3fs. They are read
+Addresses are https://, and gs:// at its web address, through requests; s3:// through s3fs. They are read
 anonymously. Only where an S3 bucket refuses that, credentials are used, if there are any. They and the endpoint of an S3
 service come from where the AWS tools look for them (AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL, ~/.aws) and are
 never stored.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 import time
 from contextlib import suppress
@@ -245,7 +246,7 @@ class _Web:
             retry_after_max=LONGEST_WAIT,
             raise_on_status=False,
         )
-        self._base = web_address(url)
+        self._base = re.sub("^gs://", "https://storage.googleapis.com/", url, flags=re.IGNORECASE)
         self._session = requests.Session()
         self._session.auth = lambda request: request  # what ~/.netrc holds is not meant for volumes
         for protocol in ("https://", "http://"):
@@ -322,11 +323,21 @@ class _S3:
         import s3fs  # noqa: F401  # fsspec imports it by name
 
         known = botocore.session.get_session().get_credentials() is not None
+        limits = {
+            "connect_timeout": CONNECT_SECONDS,
+            "read_timeout": READ_SECONDS,
+            "retries": {"max_attempts": 3, "mode": "standard"},
+        }
+        # s3fs would find the endpoint by itself, but fsspec reuses connections with equal options and would overlook a change.
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         self._base = url
         self._systems = [
-            fsspec.filesystem("s3", anon=anonymous, **s3_connection())
+            fsspec.filesystem("s3", anon=anonymous, endpoint_url=endpoint, config_kwargs=limits)
             for anonymous in (True, False)[: 1 + known]
         ]
+        for system in self._systems:
+            events = system.s3.meta.events
+            events.register("needs-retry.s3.GetObject", _refuse_other_part, unique_id=__name__)
 
     def read(self, name: str, most: int, span: slice) -> bytes:
         """Return a file or a part of it. Of a larger file, one byte more is returned.
@@ -347,51 +358,13 @@ class _S3:
         return content
 
 
-def s3_connection() -> dict[str, Any]:
-    """Return the time limits, and the endpoint if the environment sets one, as options of s3fs.
-
-    s3fs would find the endpoint by itself, but fsspec reuses connections with equal options and would overlook a change
-    of it.
-
-    Example:
-        >>> os.environ["AWS_ENDPOINT_URL_S3"] = "https://minio.example.org"
-        >>> s3_connection()["endpoint_url"]
-        'https://minio.example.org'
-        >>> del os.environ["AWS_ENDPOINT_URL_S3"]
-    """
-    limits = {
-        "connect_timeout": CONNECT_SECONDS,
-        "read_timeout": READ_SECONDS,
-        "retries": {"max_attempts": 3, "mode": "standard"},
-    }
-    url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return {"config_kwargs": limits, **({"endpoint_url": url} if url else {})}
-
-
-def web_address(url: str) -> str:
-    """Return the web address of what lies in Google's (gs://) or Azure's (az://) storage, other addresses as they are.
-
-    No credentials are used.
-
-    Args:
-        url: gs://BUCKET/PATH; az://CONTAINER/PATH of the account ``AZURE_STORAGE_ACCOUNT_NAME``; or any other address.
-
-    Raises:
-        ConfigError: no account is set.
-
-    Example:
-        >>> web_address("gs://bucket/image")
-        'https://storage.googleapis.com/bucket/image'
-    """
-    protocol, _, rest = url.partition("://")
-    if protocol.lower() == "gs":
-        return f"https://storage.googleapis.com/{rest}"
-    if protocol.lower() != "az":
-        return url
-    account = os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")
-    if not (account.isascii() and account.isalnum()):
-        raise ConfigError(
-            "az:// addresses: the environment names no account; set AZURE_STORAGE_ACCOUNT_NAME to its name, or use "
-            "https://ACCOUNT.blob.core.windows.net/CONTAINER/PATH"
-        )
-    return f"https://{account}.blob.core.windows.net/{rest}"
+def _refuse_other_part(
+    response: tuple[Any, dict[str, Any]] | None, request_dict: dict[str, Any], **_: Any
+) -> None:
+    """Raise OSError for an answer of S3 that is another part of a file than was asked for; botocore calls this."""
+    asked = re.fullmatch(r"bytes=(\d+)-\d*", request_dict["headers"].get("Range", ""))
+    if response is None or asked is None or response[0].status_code >= HTTPStatus.BAD_REQUEST:
+        return
+    found = response[1].get("ContentRange", "bytes 0-")  # else it is the whole file
+    if not found.startswith(f"bytes {asked[1]}-"):
+        raise OSError(f"the server sends {found[:60]!r} where {asked[0]} was asked for")

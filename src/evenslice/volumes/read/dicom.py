@@ -160,8 +160,7 @@ def _read_series(files: Sequence[Path]) -> list[tuple[int, str, str, list[Frame]
         with reporting_read_errors(file.name, "DICOM"):
             with without_warnings():  # what matters is checked here
                 header = pydicom.dcmread(file, stop_before_pixels=True, defer_size=2**16)
-            if "Rows" not in header or "Columns" not in header:
-                _require_no_image(header)
+            if not _holds_image(header):
                 continue
             uid, number = str(header.get("SeriesInstanceUID", "")), _whole(header, "SeriesNumber")
             title = f"{header.get('Modality', '')} {header.get('SeriesDescription', '')}".strip()
@@ -191,16 +190,20 @@ def _choose(found: list[tuple[int, str, str, list[Frame]]], wanted: int | None) 
     )
 
 
-def _require_no_image(header: Any) -> None:
-    """Raise unless a file without an image is of a kind that has none: a report, a structure set, a mesh, a dose histogram."""
+def _holds_image(header: Any) -> bool:
+    """Return whether a file holds an image, not a report, a structure set, a mesh or a radiation dose.
+
+    Raises:
+        VolumeError: it is of a kind that does, and has none.
+    """
     kind = header.file_meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID")
     name = "DICOM file" if kind is None else kind.name
-    if name.startswith("Surface Segmentation") or "DVHSequence" in header:
-        return
-    if kind is None or any(
-        word in name for word in ("Image Storage", "Dose Storage", "Segmentation Storage", "Map Storage")
-    ):
+    if "Rows" in header and "Columns" in header:
+        return not name.startswith("RT Dose")
+    images = ("DICOM file", "Image Storage", "Segmentation Storage", "Map Storage")
+    if any(word in name for word in images) and not name.startswith("Surface Segmentation"):
         raise VolumeError(f"is truncated, it is of the kind {name} but has no image; copy it again")
+    return False
 
 
 def _frames(header: Any, path: Path) -> Iterator[Frame]:
@@ -224,8 +227,6 @@ def _frames(header: Any, path: Path) -> Iterator[Frame]:
     own = header.get("PerFrameFunctionalGroupsSequence") or []
     if own and len(own) != count:
         raise ValueError(f"it claims {count} frames and describes {len(own)}")
-    stated = header.get("GridFrameOffsetVector")  # of one frame, a number
-    offsets = [] if stated is None else np.atleast_1d(np.asarray(stated, dtype=float)).tolist()
     for index in range(count):
         # The functional groups of a frame: its own, else the shared ones, else the header itself, as in classic objects.
         groups = [group for group in (own[index] if own else None, shared) if group is not None]
@@ -233,14 +234,9 @@ def _frames(header: Any, path: Path) -> Iterator[Frame]:
             next((item for group in groups if (item := _first(group, f"{name}Sequence")) is not None), header)
             for name in ("PixelMeasures", "PixelValueTransformation", "PlaneOrientation", "PlanePosition")
         )
-        orientation = _numbers(plane, "ImageOrientationPatient", 6)
-        position = _numbers(placed, "ImagePositionPatient", 3)
-        if len(offsets) == count and orientation is not None:
-            position = _dose_position(position, orientation, offsets[index], offsets[0])
-        elif count > 1 and not own:
-            position = None
+        position = None if count > 1 and not own else _numbers(placed, "ImagePositionPatient", 3)
         gap = abs(_number(measures, "SpacingBetweenSlices")) or _number(measures, "SliceThickness")
-        slope = _number(values, "RescaleSlope", _number(header, "DoseGridScaling", 1.0))
+        slope = _number(values, "RescaleSlope", 1.0)
         intercept = _number(values, "RescaleIntercept")
         if not slope or not np.isfinite(slope + intercept):  # all voxels would be alike
             raise VolumeError(f"its values are scaled by {slope:g}; correct the header, mostly to 1")
@@ -252,7 +248,7 @@ def _frames(header: Any, path: Path) -> Iterator[Frame]:
             dtype=dtype,
             scaling=(slope, intercept),
             position=position,
-            orientation=orientation,
+            orientation=_numbers(plane, "ImageOrientationPatient", 6),
             pixel=_numbers(measures, "PixelSpacing", 2),
             gap=gap if 0 < gap < math.inf else None,
             order=(*(_whole(header, name) for name in numbers), index),
@@ -270,19 +266,6 @@ def _shape_and_type(header: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     dtype = np.dtype(f"{kind}{max(bits, 8) // 8}")
     require_piece("its images", shape, dtype)
     return shape, dtype
-
-
-def _dose_position(
-    first: NDArray[np.float64] | None, orientation: NDArray[np.float64], offset: float, first_offset: float
-) -> NDArray[np.float64] | None:
-    """Return the position of a frame of a radiation dose, which states offsets from the first frame, or z of each frame.
-
-    Source: PS3.3, section C.8.8.3.2. Offsets count along the normal and start at zero; z, whatever the normal, towards
-    the head.
-    """
-    normal = _normal(orientation)
-    towards = -1 if first_offset and normal[2] < 0 else 1
-    return None if first is None else first + towards * (offset - first_offset) * normal
 
 
 def _normal(orientation: Any) -> NDArray[np.float64]:

@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import io
 import math
-import re
 import zlib
-from functools import cached_property
-from itertools import takewhile
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 import numpy as np
@@ -25,7 +22,6 @@ import numpy as np
 from evenslice._core import VolumeError, needs_extra, open_regular
 from evenslice.volumes.geometry import LARGEST, affine_from_lps, millimetres, normal_unit, positive
 from evenslice.volumes.read.source import (
-    LARGEST_METADATA,
     VoxelSource,
     confined,
     require_bytes,
@@ -49,43 +45,21 @@ LARGEST_STREAM = 2**34
 MOST_COMPRESSION = 1032
 """Deflate expands one byte to at most 1,032 (Adler and Gailly, zlib technical details)."""
 
-_NPY_HEADER_BYTES = 2**17
-"""Bytes in which a header has to end; NumPy itself refuses one of more than 10,000."""
-
 IN_MEMORY = 2**27
 """Size limit in bytes of a compressed NIfTI volume that is decompressed once and kept."""
 
 _NIFTI_HEADER_BYTES = 540
-_MRC_HEADER_BYTES = 1024
-_MRC_EXTENDED = 92  # where the size of the extended header is stated
+LONGEST_LINE = 2**20  # bytes of a line of a header of text
+_MRC_HEADER_BYTES, _MRC_EXTENDED = 1024, slice(92, 96)  # the latter states the size of the extended header
+_IMOD_FIELDS = slice(10, 12)  # of the words that MRC leaves to programs
 IMOD = 1146047817
 """The stamp with which IMOD marks its files."""
 
 
-class FlatArray:
-    """An array in a file.
+class FlatSource(VoxelSource):
+    """A volume that is one array in a file."""
 
-    Args:
-        path: the file.
-        dtype: stored data type, including byte order.
-        offset: where the voxels start, in bytes; of a stream, in bytes that it was compressed from.
-        shape: number of voxels along each axis.
-        order: "C" if the last axis varies fastest, "F" if the first one does.
-        stream: where the stream starts that they are compressed in, by gzip, zlib or bzip2; None if they are not.
-
-    Raises:
-        VolumeError: the file is too short to hold them, or the shape is none.
-
-    Example:
-        >>> import tempfile; from pathlib import Path
-        >>> path = Path(tempfile.mkdtemp()) / "voxels.raw"
-        >>> _ = path.write_bytes(bytes(range(24)))
-        >>> voxels = FlatArray(path, np.dtype("u1"), 0, (2, 3, 4))
-        >>> voxels.read((slice(1, 2), slice(0, 3, 2), slice(1, 3))).tolist()
-        [[[13, 14], [21, 22]]]
-    """
-
-    def __init__(
+    def _set_voxels(
         self,
         path: Path,
         dtype: np.dtype[Any],
@@ -94,18 +68,31 @@ class FlatArray:
         order: Literal["C", "F"] = "C",
         stream: int | None = None,
     ) -> None:
+        """Set where the voxels are, their shape and their data type.
+
+        Args:
+            path: the file.
+            dtype: stored data type, including byte order.
+            offset: where the voxels start, in bytes; of a stream, in bytes that it was compressed from.
+            shape: number of voxels along each axis.
+            order: "C" if the last axis varies fastest, "F" if the first one does.
+            stream: where the stream starts that they are compressed in, by gzip, zlib or bzip2; None if they are not.
+
+        Raises:
+            VolumeError: the file is too short to hold them, or the shape is none.
+        """
         if offset < 0 or min(shape, default=0) < 0:
             raise ValueError(f"its header claims the impossible shape {shape} from byte {offset:,} on")
         self.shape, self.dtype = shape, dtype
-        self._path, self._offset, self._order, self._stream = path, offset, order, stream
-        self._end = offset + math.prod(shape) * dtype.itemsize
+        self._path, self._stored, self._order, self._stream = path, dtype, order, stream
+        self._start, self._end = offset, offset + math.prod(shape) * dtype.itemsize
         if stream is None:
             require_bytes(path, self._end)
         else:
             require_piece("its compressed voxels", shape, dtype, LARGEST_STREAM)
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
-        """Return a view of the part under ``key``: a slice per axis, not empty, within the axis, with a positive step or none.
+        """Return a view of the part.
 
         Raises:
             VolumeError: the file has become too short.
@@ -114,7 +101,7 @@ class FlatArray:
             return self._unpacked[key]
         require_bytes(self._path, self._end)
         with open_regular(self._path) as file:
-            mapped = np.memmap(file, self.dtype, "r", self._offset, self.shape, self._order)
+            mapped = np.memmap(file, self._stored, "r", self._start, self.shape, self._order)
         return np.asarray(mapped)[key]
 
     @cached_property
@@ -136,40 +123,25 @@ class FlatArray:
             raise VolumeError(
                 f"is truncated, its voxels end at byte {self._end:,}, the stream at {len(content):,}"
             )
-        flat = np.frombuffer(content, self.dtype, math.prod(self.shape), self._offset)
+        flat = np.frombuffer(content, self._stored, math.prod(self.shape), self._start)
         return flat.reshape(self.shape, order=self._order)
 
 
-class FlatSource(VoxelSource):
-    """A volume that is one such array."""
-
-    _voxels: FlatArray
-
-    def _set_voxels(self, voxels: FlatArray) -> None:
-        self._voxels = voxels
-        self.shape, self.dtype = voxels.shape, voxels.dtype
-
-    def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
-        """Read the part."""
-        return self._voxels.read(key)
-
-
-class NpySource(FlatSource):
-    """An array in a ``.npy`` file; pickled objects are refused."""
+class NpySource(VoxelSource):
+    """An array in a ``.npy`` file, mapped anew for each read; NumPy maps no Python objects."""
 
     format = "NumPy array"
 
     def __init__(self, place: Place) -> None:
-        path = place.path
-        with open_regular(path) as file:
-            # Reading from the file itself, NumPy allocates whatever length the header claims.
-            head = io.BytesIO(file.read(_NPY_HEADER_BYTES))
-        first = np.lib.format.read_magic(head) == (1, 0)
-        read_header = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read_header(head)
-        if dtype.hasobject:
-            raise VolumeError("holds pickled Python objects, which are never loaded; save a numeric array")
-        self._set_voxels(FlatArray(path, dtype, head.tell(), shape, "F" if fortran else "C"))
+        self._path = place.path
+        self.shape, self.dtype = self._mapped().shape, self._mapped().dtype
+
+    def _mapped(self) -> NDArray[Any]:
+        return np.lib.format.open_memmap(self._path, mode="r")
+
+    def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
+        """Read the part."""
+        return np.asarray(self._mapped()[key])
 
 
 # MRC
@@ -179,57 +151,39 @@ class MrcSource(FlatSource):
     """An MRC or CCP4 map: a volume, a stack of images, or a stack of volumes with an axis t before z."""
 
     def __init__(self, place: Place) -> None:
-        header, head = _read_mrc_header(place.path)
-        columns, rows, sections = (int(header[name]) for name in ("nx", "ny", "nz"))
-        order: Literal["big", "little"] = "big" if header.mode.dtype.str[0] == ">" else "little"
+        with needs_extra("volumes", "reading an MRC volume"):
+            import mrcfile
+        with open_regular(place.path) as head:
+            size = head.read(_MRC_HEADER_BYTES)[_MRC_EXTENDED]
+        # Of whatever byte order; mrcfile would allocate as much as an extended header claims.
+        orders: tuple[Literal["little", "big"], ...] = ("little", "big")
+        require_bytes(place.path, _MRC_HEADER_BYTES + min(int.from_bytes(size, order) for order in orders))
+        with without_warnings(), mrcfile.mmap(place.path) as file:
+            header, voxels, stacked = file.header, file.data, file.is_volume_stack()
+        if stacked and header.nz % header.mz:
+            raise ValueError(f"its {header.nz} sections are not a multiple of the {header.mz} of a volume")
+        dtype = np.dtype(np.uint8) if _holds_unsigned_bytes(header) else voxels.dtype
+        self._set_voxels(place.path, dtype, voxels.offset, voxels.shape)
         # Sections, rows and columns by the axes in the header.
         axes = [int(header[name]) for name in ("maps", "mapr", "mapc")]
-        self.names = "".join(" xyz"[axis] for axis in axes) if sorted(axes) == [1, 2, 3] else "zyx"
-        shape: tuple[int, ...] = (sections, rows, columns)
-        depth = int(header.mz)
-        stacked = int(header.ispg) > 400  # MRC2014: a stack of volumes adds 400 to the space group
-        if stacked:
-            if depth < 1 or sections % depth:
-                raise ValueError(f"its {sections} sections are not a multiple of the {depth} of a volume")
-            shape, self.names = (sections // depth, depth, rows, columns), f"t{self.names}"
-        extended = int.from_bytes(head[_MRC_EXTENDED : _MRC_EXTENDED + 4], order, signed=True)
-        start = _MRC_HEADER_BYTES + extended if extended >= 0 else -1
-        dtype = _mrc_data_type(header, head, order)
-        self._set_voxels(FlatArray(place.path, dtype, start, shape))
+        names = "".join(" xyz"[axis] for axis in axes) if sorted(axes) == [1, 2, 3] else "zyx"
+        self.names = f"t{names}" if stacked else names
         self.format = "MRC volume stack" if stacked else "MRC"
         # In a stack of images there is one interval along the sections, and their distance is unknown.
-        if stacked or int(header[f"m{self.names[0]}"]) == sections:
+        if stacked or header[f"m{names[0]}"] == header.nz:
             sizes = {axis: float(header.cella[axis]) / max(int(header[f"m{axis}"]), 1) for axis in "xyz"}
             self.voxel_size = tuple(sizes.get(name, math.nan) for name in self.names), "angstrom"
 
 
-def _read_mrc_header(path: Path) -> tuple[Any, bytes]:
-    """Return the header as mrcfile parses it, and its bytes."""
-    with needs_extra("volumes", "reading an MRC volume"):
-        import mrcfile
-    with open_regular(path) as file:
-        head = file.read(_MRC_HEADER_BYTES)
-    # From the file itself, mrcfile would read the extended header too, and allocate whatever size the header claims for it.
-    alone = io.BytesIO(head[:_MRC_EXTENDED] + bytes(4) + head[_MRC_EXTENDED + 4 :])
-    with without_warnings():
-        header = mrcfile.mrcinterpreter.MrcInterpreter(alone, header_only=True).header
-    return header, head
-
-
-def _mrc_data_type(header: Any, head: bytes, order: Literal["big", "little"]) -> np.dtype[Any]:
-    """Return the type of the voxels; bytes are signed, unless IMOD, or voxels above 127, say otherwise.
+def _holds_unsigned_bytes(header: Any) -> bool:
+    """Return whether voxels are unsigned bytes, where the format has signed ones: if IMOD, or voxels above 127, say so.
 
     IMOD wrote unsigned bytes before 4.2.23, and marks them in its flags since.
     Source: https://bio3d.colorado.edu/imod/doc/mrc_format.txt, on mode 0, "imodStamp" and "imodFlags".
     """
-    from mrcfile.utils import dtype_from_mode
-
-    stamp, flags = (int.from_bytes(head[start : start + 4], order) for start in (152, 156))
+    stamp, flags = np.frombuffer(header.extra2.tobytes(), header.mode.dtype)[_IMOD_FIELDS]
     unsigned = not flags & 1 if stamp == IMOD else header.dmin >= 0 and 127 < header.dmax <= 255
-    if int(header.mode) == 0 and unsigned:
-        return np.dtype(np.uint8)
-    kind: np.dtype[Any] = np.dtype(dtype_from_mode(header.mode))
-    return kind.newbyteorder(header.mode.dtype.byteorder)
+    return bool(header.mode == 0 and unsigned)
 
 
 # NIfTI
@@ -263,7 +217,7 @@ class NiftiSource(FlatSource):
             self.shape, self.dtype = shape, stored
             self._proxy = ArrayProxy(str(path), (shape, stored, offset), mmap=False)  # type: ignore[no-untyped-call]
         else:
-            self._set_voxels(FlatArray(path, stored, offset, shape, "F", 0 if compressed else None))
+            self._set_voxels(path, stored, offset, shape, "F", 0 if compressed else None)
         slope, inter = header.get_slope_inter()
         self._scaling = (slope or 1.0, inter or 0.0)
         self.fresh = self._scaling != (1.0, 0.0)
@@ -297,7 +251,7 @@ class NiftiSource(FlatSource):
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Read and scale."""
-        raw = self._voxels.read(key) if self._proxy is None else self._read_slices(key)
+        raw = super().read(key) if self._proxy is None else self._read_slices(key)
         if not self.fresh:
             return raw
         slope, inter = self._scaling
@@ -332,18 +286,9 @@ def _read_nifti_header(path: Path, *, compressed: bool) -> Any:
 ENCODINGS = ("raw", "gzip", "gz", "bzip2", "bz2")
 """How voxels are stored, in the words of NRRD."""
 
-_META_TYPES = {
-    "MET_CHAR": "i1", "MET_SHORT": "i2", "MET_INT": "i4", "MET_LONG": "i4", "MET_LONG_LONG": "i8",
-    "MET_UCHAR": "u1", "MET_USHORT": "u2", "MET_UINT": "u4", "MET_ULONG": "u4", "MET_ULONG_LONG": "u8",
-    "MET_FLOAT": "f4", "MET_DOUBLE": "f8",
-}  # fmt: skip
-_NRRD_TYPES = {
-    "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1",
-    "short": "i2", "int16": "i2", "ushort": "u2", "uint16": "u2",
-    "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4",
-    "longlong": "i8", "int64": "i8", "ulonglong": "u8", "uint64": "u8",
-    "float": "f4", "double": "f8",
-}  # fmt: skip
+_C_NAMES = {"char": "byte", "int": "intc", "long": "intc", "float": "single"}
+"""What NumPy calls the types of C, of which MetaImage and NRRD have the names."""
+
 _SIGNS = {"lps": (1, 1, 1), "ras": (-1, -1, 1), "las": (1, -1, 1)}
 """Signs that map the axes of an anatomical space, by the first letters of their directions, to left, back, head."""
 
@@ -378,7 +323,7 @@ class _HeadedSource(FlatSource):
         if skip < 0 and not packed:
             start, skip = path.stat().st_size - math.prod(self.shape) * dtype.itemsize, 0
         offset, stream = (skip, start) if packed else (start + skip, None)
-        self._set_voxels(FlatArray(path, dtype, offset, self.shape, "F", stream))
+        self._set_voxels(path, dtype, offset, self.shape, "F", stream)
 
     def _set_shape(self, shape: Sequence[str], count: object, channels: int = 1) -> None:
         """Set the shape, which a header states beside the number of axes."""
@@ -388,10 +333,10 @@ class _HeadedSource(FlatSource):
         self.shape = (channels, *sizes) if channels > 1 else sizes
 
 
-def _header_text(path: Path) -> bytes:
-    """Return the first bytes of a file, which contain its header."""
-    with open_regular(path) as file:
-        return file.read(LARGEST_METADATA)
+def _data_type(name: str) -> np.dtype[Any]:
+    """Return a data type by its name in C, or with its bits; "u" precedes those without a sign."""
+    signed = name.removeprefix("u")
+    return np.dtype(name.removesuffix(signed) + _C_NAMES.get(signed, signed))
 
 
 # MetaImage
@@ -403,7 +348,9 @@ class MetaImageSource(_HeadedSource):
     format = "MetaImage"
 
     def __init__(self, place: Place) -> None:
-        header, end = _parse_metaimage(_header_text(place.path))
+        with open_regular(place.path) as file:
+            header = _parse_metaimage(file)
+            end = file.tell()
         count = int(header["NDims"])
         channels = int(header.get("ElementNumberOfChannels", 1))
         self._set_shape(header["DimSize"].split(), count, channels)
@@ -442,28 +389,27 @@ class MetaImageSource(_HeadedSource):
         self.affine = affine_from_lps(directions, first[:3] * scale)
 
 
-def _parse_metaimage(head: bytes) -> tuple[dict[str, str], int]:
-    """Read the lines ``key = value`` up to ``ElementDataFile``; return them and their length in bytes."""
+def _parse_metaimage(file: BinaryIO) -> dict[str, str]:
+    """Read the lines ``key = value`` up to ``ElementDataFile``."""
     header: dict[str, str] = {}
-    end = 0
     while "ElementDataFile" not in header:
-        line = head[end : head.find(b"\n", end) + 1 or len(head)]
-        end += len(line)
         # It may name a file, in whatever encoding.
-        key, equals, value = (part.strip() for part in line.decode(errors="surrogateescape").partition("="))
+        line = file.readline(LONGEST_LINE).decode(errors="surrogateescape")
+        key, equals, value = (part.strip() for part in line.partition("="))
         # ITK also writes what it knows from DICOM and NRRD: "0008|0060 = CT", "NRRD_kinds[0] = domain".
         if not equals or not key.isprintable():
-            raise ValueError(f"its header lacks ElementDataFile in the first {end:,} bytes")
+            raise ValueError(f"its header lacks ElementDataFile in the first {file.tell():,} bytes")
         header[key] = value
-    return header, end
+    return header
 
 
 def _metaimage_type(header: Mapping[str, str]) -> np.dtype[Any]:
-    kind = require_known("ElementType", header["ElementType"].removesuffix("_ARRAY"), _META_TYPES)
+    name = header["ElementType"].removeprefix("MET_").removesuffix("_ARRAY")
+    dtype = _data_type(name.replace("_", "").lower())
     if not _true(header.get("BinaryData", "True")):
         raise ValueError("its voxels are stored as text; save it as binary data")
     msb = header.get("ElementByteOrderMSB", header.get("BinaryDataByteOrderMSB"))
-    return np.dtype(_META_TYPES[kind]).newbyteorder(">" if _true(msb) else "<")
+    return dtype.newbyteorder(">" if _true(msb) else "<")
 
 
 def _numbers(text: str, count: int) -> list[float]:
@@ -486,7 +432,14 @@ class NrrdSource(_HeadedSource):
     format = "NRRD"
 
     def __init__(self, place: Place) -> None:
-        header, end = _parse_nrrd(_header_text(place.path))
+        with needs_extra("medical", "reading an NRRD volume"):
+            from nrrd import read_header
+        with open_regular(place.path) as file:
+            fields = read_header(iter(partial(file.readline, LONGEST_LINE), b""))
+            end = file.tell()
+        header = {
+            name.replace(" ", ""): value for name, value in fields.items()
+        }  # "datafile" for "data file"
         self._set_shape(header["sizes"], header["dimension"])
         if header.get("lineskip"):
             raise ValueError("lines of text precede its voxels; save it as one .nrrd file")
@@ -529,30 +482,13 @@ class NrrdSource(_HeadedSource):
             self.affine = affine_from_lps(columns * scale[:, None], origin * scale)
 
 
-def _parse_nrrd(head: bytes) -> tuple[Mapping[str, Any], int]:
-    """Read the fields up to the empty line.
-
-    Returns:
-        The fields by name without spaces ("datafile" for "data file"), and where the header ends.
-    """
-    with needs_extra("medical", "reading an NRRD volume"):
-        from nrrd import read_header
-    ended = re.search(rb"\r?\n\r?\n", head)
-    if not ended and len(head) == LARGEST_METADATA:
-        raise ValueError(f"its header has no empty line at its end in the first {len(head):,} bytes")
-    end = ended.end() if ended else len(head)
-    lines = list(takewhile(bytes.strip, head[:end].splitlines(keepends=True)))
-    return {name.replace(" ", ""): value for name, value in read_header(lines).items()}, end
-
-
 def _nrrd_type(header: Mapping[str, Any]) -> np.dtype[Any]:
     """Translate Teem's names of a data type."""
     words = str(header["type"]).lower().removesuffix("_t").split()
     name = "".join(word for word in words if word not in ("signed", "int")) or "int"
     if name.startswith("unsigned"):
         name = f"u{name.removeprefix('unsigned') or 'int'}"
-    require_known("type", name, _NRRD_TYPES)
-    dtype = np.dtype(_NRRD_TYPES[name])
+    dtype = _data_type(name)
     order = str(header.get("endian", "little" if dtype.itemsize == 1 else "")).lower()
     order = require_known("endian, the order of the bytes of a voxel,", order, ("little", "big"))
     return dtype.newbyteorder("<" if order == "little" else ">")

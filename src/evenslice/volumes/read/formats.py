@@ -115,6 +115,10 @@ def find_read_format(place: Place) -> ReadFormat:
             return file_format
     if is_dicom(path):
         return DICOM  # which scanners and archives name in any way
+    if kind := image_kind(path):
+        raise VolumeError(
+            f"is a single {kind} image; name its folder, in which {', '.join(KINDS)} images of one format are the slices"
+        )
     suffix = path.suffix.lower()
     known = [suffix for file_format in READ_FORMATS for suffix in file_format.suffixes]
     raise VolumeError(

@@ -13,16 +13,14 @@ import h5py
 import numpy as np
 
 from evenslice._core import VolumeError, did_you_mean
-from evenslice.volumes.geometry import normal_unit
-from evenslice.volumes.read.source import VoxelSource, letters, require_piece, scaled_spacing
+from evenslice.volumes.read.source import VoxelSource, letters, require_piece
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from evenslice.volumes.geometry import Unit
-    from evenslice.volumes.read.source import Place, VoxelSize
+    from evenslice.volumes.read.source import Place
 
 _MOST_DIMENSIONS = 32  # of HDF5
 _MOST_STEPS = 100  # along links, which may form a circle
@@ -50,8 +48,6 @@ class Hdf5Source(VoxelSource):
             if stated.dtype.kind in "iuf" and stated.size == 3:
                 sizes = stated.astype(float).ravel().tolist()
                 self.voxel_size = dict(zip("zyx", sizes, strict=True)), "um"
-            else:
-                self.voxel_size = _scale_steps(dataset, self.names)
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Decode the chunks under ``key``."""
@@ -133,24 +129,18 @@ def _only_volume(file: Any) -> str:
 
 
 def _names(dataset: Any) -> str | None:
-    """Read the names of the dimensions from their labels or from ilastik's (vigra's) axis tags."""
-    labels = [_text(label) for label in _dimensions(dataset, "DIMENSION_LABELS")]
-    if not all(labels):
+    """Read the names of the dimensions from their labels or from ilastik's (vigra's) axis tags.
+
+    The functions of HDF5 for labels (``dataset.dims``) read this attribute too, but crash on a damaged one.
+    """
+    stated = _attribute(dataset, "DIMENSION_LABELS")
+    labels = [_text(label) for label in ([] if stated is None else np.ravel(stated))]
+    if not labels or not all(labels):
         try:
             labels = [axis["key"] for axis in json.loads(_attribute(dataset, "axistags"))["axes"]]
         except (ValueError, TypeError, LookupError):  # there are none, or those of another program
             return None
     return letters(labels) if len(labels) == len(dataset.shape) else None
-
-
-def _dimensions(dataset: Any, name: str) -> list[Any]:
-    """Return an attribute with one entry per dimension; a list of None if there is none.
-
-    The functions of HDF5 for labels and scales (``dataset.dims``) read these attributes too, but crash on damaged ones.
-    """
-    stated = _attribute(dataset, name)
-    count = len(dataset.shape)
-    return list(stated) if np.shape(stated)[:1] == (count,) else [None] * count
 
 
 def _attribute(node: Any, name: str) -> Any:
@@ -164,22 +154,3 @@ def _text(value: Any) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return value if isinstance(value, str) else ""
-
-
-def _scale_steps(dataset: Any, names: str | None) -> VoxelSize:
-    """Read the voxel size from dimension scales with evenly spaced coordinates, of netCDF files too."""
-    found = [
-        _step(dataset.file[references[0]], length) if np.size(references) and references is not None else None
-        for references, length in zip(_dimensions(dataset, "DIMENSION_LIST"), dataset.shape, strict=True)
-    ]
-    steps, units = [item and item[0] for item in found], [item and item[1] for item in found]
-    return scaled_spacing(steps, units, names)
-
-
-def _step(scale: Any, length: int) -> tuple[float, Unit | None] | None:
-    """Return the distance of the coordinates of a scale, and its unit; None if it is none of this length, or uneven."""
-    if scale.shape != (length,) or not 2 <= length <= 2**20 or scale.external or scale.is_virtual:
-        return None
-    distances = np.diff(np.asarray(scale[...], float))
-    even = np.allclose(distances, distances[0], rtol=1e-3, atol=0)
-    return (abs(float(distances[0])), normal_unit(_text(_attribute(scale, "units")))) if even else None

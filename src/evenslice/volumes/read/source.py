@@ -39,7 +39,7 @@ LARGEST_METADATA = 2**23
 LARGEST_OFFSET = 2**62
 """Limit on the distance of the first voxel from the origin, in voxels."""
 
-PROTOCOLS = ("https", "s3", "gs", "az", "http")
+PROTOCOLS = ("https", "s3", "gs", "http")
 """Protocols of addresses; fsspec knows more, including some that chain to other files."""
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -84,22 +84,12 @@ class Place:
         return self.location
 
 
-def is_address(path: str | os.PathLike[str]) -> bool:
-    """Return whether a name is an address (URL), not a path.
-
-    Example:
-        >>> is_address("s3://bucket/cells.ome.zarr"), is_address("cells.ome.zarr")
-        (True, False)
-    """
-    return _URL.match(os.fspath(path)) is not None
-
-
 def locate(path: str | os.PathLike[str], level: int = 0, series: int | None = None) -> Place:
     """Return the place of a volume, independent of the working directory.
 
     Args:
-        path: a path, ``file.h5:/path/of/a/dataset``, or an address that starts with https://, s3://, gs:// or
-            az://, before which the format may stand, as in precomputed://gs://bucket/image.
+        path: a path, ``file.h5:/path/of/a/dataset``, or an address that starts with https://, s3:// or
+            gs://, before which the format may stand, as in precomputed://gs://bucket/image.
         level: the resolution level, 0 the finest.
         series: which series of a DICOM folder.
 
@@ -115,7 +105,7 @@ def locate(path: str | os.PathLike[str], level: int = 0, series: int | None = No
     label = path_text(path, "a volume")
     if not label:
         raise VolumeError("the path of the volume is empty; name a file or a Zarr folder")
-    if is_address(label):
+    if _URL.match(label):
         named = _KIND.match(label)
         kind, url = named.groups() if named else (None, label)
         _check_address(url)
@@ -128,8 +118,12 @@ def locate(path: str | os.PathLike[str], level: int = 0, series: int | None = No
 
 def _check_address(url: str) -> None:
     """Raise VolumeError if an address has an unknown protocol, would reveal a secret, or is incomplete."""
-    refuse_secret(url, VolumeError)
     protocol, _, rest = url.partition("://")
+    if "@" in rest.partition("/")[0] or set("?#") & set(rest):
+        raise VolumeError(
+            f"{protocol}://…: the address contains a password, a query or a fragment, which results would show; "
+            "give credentials in the environment"
+        )
     # By :: fsspec, which reads s3://, joins addresses.
     if protocol.lower() not in PROTOCOLS or (protocol.lower() == "s3" and "::" in rest):
         raise VolumeError(
@@ -138,16 +132,6 @@ def _check_address(url: str) -> None:
         )
     if ".." in rest.split("/") or not rest.strip("/"):
         raise VolumeError(f"{url}: is not the address of a folder; write it in full, without ..")
-
-
-def refuse_secret(url: str, error: type[EvensliceError]) -> None:
-    """Raise an error of the type given if an address contains what may be a secret: results name addresses."""
-    protocol, _, rest = url.partition("://")
-    if "@" in rest.partition("/")[0] or set("?#") & set(rest):
-        raise error(
-            f"{protocol}://…: the address contains a password, a query or a fragment, which results would show; "
-            "give credentials in the environment"
-        )
 
 
 def confined(folder: Path, name: str) -> Path:

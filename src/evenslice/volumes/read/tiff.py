@@ -7,9 +7,11 @@ tiles that tifffile decodes.
 from __future__ import annotations
 
 import logging
+import math
 import re
 import struct
 from html import unescape
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,6 @@ import tifffile
 import zarr
 
 from evenslice._core import VolumeError
-from evenslice.volumes.read.flat_files import FlatArray
 from evenslice.volumes.read.source import confined, require_bytes, require_piece, scaled_spacing
 from evenslice.volumes.read.zarr import ArrayInChunks
 
@@ -61,14 +62,17 @@ class TiffSource(ArrayInChunks):
             if self._single:
                 self.names = f"z{names}"
             self.voxel_size = _spacing(tif, series, self.names)
-            self._flat = None
+            self._flat: tuple[Any, ...] | None = None
             if series.dataoffset is not None and not series.is_multifile:
                 stored = self.dtype.newbyteorder(tif.byteorder)
-                self._flat = FlatArray(path, stored, series.dataoffset, self.shape)
+                require_bytes(path, series.dataoffset + math.prod(self.shape) * stored.itemsize)
+                self._flat = path, stored, "r", series.dataoffset, self.shape
             else:
                 files = _check_pages(series)
                 self.files = files if series.is_multifile else None
-                self._store = series.aszarr(multiscales=False)
+                # Pages that are stored in several ways are decoded whole.
+                mode = None if series is tif.series[0] else "page"
+                self._store = series.aszarr(multiscales=False, chunkmode=mode)
                 self.array = zarr.open_array(self._store, mode="r")
                 self.chunks = self.array.chunks
                 require_piece("its strips or tiles", self.array.chunks, self.dtype)
@@ -79,7 +83,7 @@ class TiffSource(ArrayInChunks):
         """Read, or decode the strips and tiles under ``key``; the file is closed again."""
         key = key[1:] if self._single else key
         if self._flat is not None:
-            found = self._flat.read(key)
+            found = np.asarray(np.memmap(*self._flat))[key]
         else:
             try:
                 found = super().read(key)
@@ -129,17 +133,22 @@ def _check_companions(tif: tifffile.TiffFile, path: Path) -> None:
 
 
 def _only_series(tif: tifffile.TiffFile) -> tifffile.TiffPageSeries:
-    """Return the image of the file.
+    """Return the image of the file; its pages may be stored in several ways.
 
     Raises:
         VolumeError: the file holds several images, or voxels that tifffile cannot decode.
     """
     found = tif.series
+    if len(found) > 1 and {one.kind for one in found} == {"generic"}:
+        stored = (page for page in chain.from_iterable(found) if page is not None)
+        pages = sorted(stored, key=lambda page: page.offset)
+        shape, dtype, axes = pages[0].shape, pages[0].dtype, pages[0].axes
+        if {(page.shape, page.dtype, page.axes) for page in pages} == {(shape, dtype, axes)}:
+            found = [tifffile.TiffPageSeries(pages, (len(pages), *shape), dtype, f"I{axes}")]
     if len(found) != 1:
         listing = ", ".join(f"{series.shape} {series.dtype}" for series in found[:4])
         raise VolumeError(
-            f"holds {len(found)} images, which differ in shape, type or compression ({listing}); save the volume to "
-            "a separate file"
+            f"holds {len(found)} images, which differ in shape or type ({listing}); save the volume to a separate file"
         )
     series = found[0]
     if series.keyframe.dtype is None or series.transform is not None:

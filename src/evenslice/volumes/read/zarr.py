@@ -127,7 +127,7 @@ def _placement(
     """Return the scale along each dimension, None if none is stated, and the translation after it.
 
     Source: OME-Zarr 0.4 and 0.5, section "multiscales" metadata: the transformations of a dataset are applied first,
-    those of the image after them. A translation that is no list of numbers, as many as dimensions, is NaN.
+    those of the image after them.
     """
     scale, translation = np.ones(dimensions), np.zeros(dimensions)
     stated = [item for entry in transformed for item in entry.get("coordinateTransformations") or ()]
@@ -136,10 +136,7 @@ def _placement(
             factors = np.asarray(transformation["scale"], float)
             scale, translation = scale * factors, translation * factors
         elif transformation.get("type") == "translation":
-            try:
-                translation = translation + np.asarray(transformation["translation"], float)
-            except (TypeError, ValueError, KeyError):
-                translation = np.full(dimensions, np.nan)
+            translation = translation + np.asarray(transformation["translation"], float)
     found = any(item.get("type") == "scale" for item in stated)
     return scale.tolist() if found else None, translation.tolist()
 

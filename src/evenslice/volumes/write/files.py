@@ -442,7 +442,7 @@ def _affine_in(image: Image, unit: Unit | None) -> NDArray[np.float64] | None:
     Returns:
         (4, 4) map from voxel indices (x, y, z, 1), or None if the image has no invertible affine.
     """
-    if image.like.affine is None or not (image.like.placed and is_invertible(image.like.affine)):
+    if image.like.affine is None or not is_invertible(image.like.affine):
         return None
     if image.like.spacing is None:
         return image.like.affine

@@ -10,7 +10,7 @@ name and renamed at the end. ``WRITE_FORMATS`` is the table of formats, to which
 | --- | --- | --- | --- |
 | .tif .tiff .btf .tf8 | pages z (ImageJ; OME where needed) | pages z, then channel | spacing, unit |
 | .nii .nii.gz | (x, y, z) | (x, y, z, channel), read as axis t | spacing, unit, affine |
-| .ome.zarr .zarr, s3:// | (z, y, x) with resolution levels | (channel, z, y, x) | spacing, unit |
+| .ome.zarr .zarr | (z, y, x) with resolution levels | (channel, z, y, x) | spacing, unit |
 | .h5 .hdf5 .hdf | file.h5:/dataset (z, y, x) | (channel, z, y, x) | spacing where its unit is known |
 | .mha .nrrd | (x, y, z) | components of each voxel | spacing in mm, affine |
 | .npy | (z, y, x) | (channel, z, y, x) | nothing |
@@ -35,14 +35,13 @@ from evenslice._core import (
     ConfigError,
     OutputError,
     did_you_mean,
+    local_path,
     needs_extra,
     option,
-    path_text,
     read_bounded,
     reporting_write_errors,
     staged_file,
 )
-from evenslice.volumes.read.source import is_address, refuse_secret
 from evenslice.volumes.volume import Volume
 from evenslice.volumes.write import files
 from evenslice.volumes.write.files import Image, Tally
@@ -124,7 +123,7 @@ def write_volume(
     Args:
         volume: the volume, or the channels.
         path: the output; its suffix determines the format. ``file.h5:/path`` names the dataset in an HDF5 file, by
-            default ``/labels`` or ``/volume``; OME-Zarr can also be written to ``s3://`` addresses.
+            default ``/labels`` or ``/volume``.
         like: the volume from which to take spacing, unit and affine; by default ``volume``, or the first channel.
         labels: whether voxels are class numbers, which are never averaged; by default true for integers and booleans
             that are no channels.
@@ -170,11 +169,6 @@ def write_volume(
         tally=Tally(len(channels) * model.size, progress),
         dataset=destination.dataset or ("/labels" if labels else "/volume"),
     )
-    if isinstance(destination.location, str):
-        from evenslice.volumes.write.zarr import write_remote
-
-        write_remote(destination.location, destination.path, image)
-        return
     with (
         reporting_write_errors(destination.path),
         staged_file(destination.location, force=force, folder=destination.format is ZARR) as beside,
@@ -189,12 +183,12 @@ class Destination:
     Attributes:
         path: as the user wrote it.
         format: the format of its suffix.
-        location: the absolute path, or the address (URL).
+        location: the absolute path.
         dataset: the path of the dataset in an HDF5 file, or None if the user named none.
 
     Example:
-        >>> Destination.of("s3://bucket/labels.ome.zarr/").location
-        's3://bucket/labels.ome.zarr'
+        >>> Destination.of("cells.h5:/labels").dataset
+        '/labels'
         >>> Destination.of("labels.tof")
         Traceback (most recent call last):
         ...
@@ -204,26 +198,18 @@ class Destination:
 
     path: str
     format: WriteFormat
-    location: Path | str
+    location: Path
     dataset: str | None = None
 
     @classmethod
     def of(cls, path: str | os.PathLike[str]) -> Destination:
-        """Return the destination that a path or an address names.
+        """Return the destination that a path names.
 
         Raises:
             OutputError: its suffix is unknown, or it cannot be the name of a file.
             ConfigError: it is not a path.
         """
-        text = path_text(path, "an output")
-        if not text.strip("/"):
-            raise OutputError(f"{text!r}: is not a file name; name a file, such as labels.ome.zarr")
-        if is_address(text):
-            refuse_secret(text, OutputError)
-            file_format = _find_format(text)
-            if file_format is not ZARR:
-                raise OutputError(f"{text}: {file_format.name} is written to files only; choose .ome.zarr")
-            return cls(text, file_format, text.rstrip("/"))
+        text = str(local_path(path))
         file, dataset = text, None
         if inside := _DATASET.fullmatch(text):
             file, parts = inside[1], [part for part in inside[2].split("/") if part]
@@ -254,11 +240,6 @@ class Destination:
         with needs_extra("volumes", f"writing {self.format.name}"):
             for package in self.format.packages:
                 importlib.import_module(package)
-        if isinstance(self.location, str):
-            from evenslice.volumes.write.zarr import check_remote
-
-            check_remote(self.location, self.path)
-            return
         with reporting_write_errors(self.path):
             if self.location.exists() or self.location.is_symlink():
                 _check_replaceable(self, self.location, force=force)
@@ -281,23 +262,21 @@ def _find_format(path: str) -> WriteFormat:
     raise OutputError(f"{path}: has no suffix of a format; {did_you_mean(PurePosixPath(name).suffix, known)}")
 
 
-def _places(volume: Volume) -> Iterator[tuple[Path | str, str]]:
+def _places(volume: Volume) -> Iterator[tuple[Path, str]]:
     """Yield where a volume is, and the other files that a file of it refers to, each with its name for messages."""
-    if volume.location is None:
+    if not isinstance(volume.location, Path):
         return
     yield volume.location, volume.path
-    if isinstance(volume.location, Path) and not volume.location.is_dir():
+    if not volume.location.is_dir():
         yield from ((file, str(file)) for file in volume.files or ())
 
 
-def _overlap(one: Path | str, other: Path | str) -> bool:
-    """Return whether two paths, or addresses, are the same, or one is inside the other."""
-    if isinstance(one, Path) and isinstance(other, Path):
-        if one.exists() and other.exists() and one.samefile(other):
-            return True
-        one, other = one.resolve(), other.resolve()
-    there, here = PurePosixPath(one), PurePosixPath(other)
-    return there.is_relative_to(here) or here.is_relative_to(there)
+def _overlap(one: Path, other: Path) -> bool:
+    """Return whether two paths are the same, or one is inside the other."""
+    if one.exists() and other.exists() and one.samefile(other):
+        return True
+    one, other = one.resolve(), other.resolve()
+    return one.is_relative_to(other) or other.is_relative_to(one)
 
 
 def _check_replaceable(destination: Destination, path: Path, *, force: bool) -> None:

@@ -1,40 +1,30 @@
-"""OME-Zarr images (version 0.5 in Zarr format 3), with resolution levels, in folders and in object storage.
-
-An image is written to a folder. To object storage, which fsspec reaches, it is sent from there, metadata last and that of the
-group at the very end: an unfinished image does not open as a volume. Nothing can be renamed there, so nothing that exists is
-ever replaced.
-"""
+"""OME-Zarr images (version 0.5 in Zarr format 3), with resolution levels."""
 
 from __future__ import annotations
 
 import math
-import tempfile
-import uuid
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec
 
-from evenslice._core import EvensliceError, OutputError, needs_extra, reason, reporting_write_errors
 from evenslice.volumes.blocks import cut_axis
 from evenslice.volumes.geometry import full_name
-from evenslice.volumes.read.chunk_files import s3_connection
 from evenslice.volumes.read.zarr import settle
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from evenslice.volumes.write.files import Image
 
 SMALLEST = 256
-WRITABLE = ("s3",)
+LONGEST = (1.05, 2, 2)  # size of voxels along z, y, x, in that of the shortest, below which an axis is halved
 
 
 def write_zarr(path: Path, image: Image) -> None:
@@ -141,8 +131,9 @@ class Level:
 def levels(shape: tuple[int, int, int], spacing: tuple[float, float, float] | None) -> list[Level]:
     """Return the resolution levels of an image, the finest first, until a slice is at most ``SMALLEST`` pixels wide and high.
 
-    Each level halves the axes along which voxels are less than twice as long as along the shortest, so that slices are
-    kept until pixels are as large as slices are thick. An axis of one voxel has nothing to halve and does not count.
+    Each level halves y and x where voxels are less than twice as long as along the shortest axis, and z only where they are
+    no longer, so that slices are kept until pixels are larger than slices are thick. An axis of one voxel has nothing to
+    halve and does not count.
 
     Args:
         shape: number of voxels along z, y, x.
@@ -160,8 +151,8 @@ def levels(shape: tuple[int, int, int], spacing: tuple[float, float, float] | No
         sizes = [size * factor for size, factor in zip(spacing or (1, 1, 1), last.factors, strict=True)]
         shortest = min(size for size, length in zip(sizes, last.shape, strict=True) if length > 1)
         steps = tuple(
-            2 if length > 1 and size < 2 * shortest else 1
-            for size, length in zip(sizes, last.shape, strict=True)
+            2 if length > 1 and size < most * shortest else 1
+            for size, length, most in zip(sizes, last.shape, LONGEST, strict=True)
         )
         z, y, x = (-(-length // step) for length, step in zip(last.shape, steps, strict=True))
         factors = tuple(factor * step for factor, step in zip(last.factors, steps, strict=True))
@@ -222,88 +213,3 @@ def _mean(corners: list[NDArray[Any]]) -> NDArray[Any]:
     # Divided first, so that sums of large numbers do not overflow; division by 2, 4 or 8 is exact.
     mean = np.asarray(sum(corner.astype(wide) / len(corners) for corner in corners))
     return (mean if dtype.kind == "f" else np.floor(mean + 0.5)).astype(dtype)
-
-
-def check_remote(url: str, path: str) -> None:
-    """Check that an address can be written and does not exist.
-
-    Args:
-        url: the address.
-        path: the address, as the user wrote it.
-
-    Raises:
-        OutputError: its protocol is not supported, it exists, or it cannot be written.
-        MissingExtraError: a required package is not installed.
-    """
-    protocol = url.partition("://")[0]
-    if protocol not in WRITABLE:
-        raise OutputError(f"{path}: cannot write to {protocol}:// addresses; start it with {WRITABLE[0]}://")
-    with _reaching(path):
-        system, root = _file_system(url)
-        system.invalidate_cache()
-        if system.exists(root):
-            raise OutputError(
-                f"{path}: exists, perhaps in part, and a remote volume cannot be replaced in one step; remove it first"
-            )
-        # Neither buckets nor permissions can be asked about.
-        probe = f"{root}.{uuid.uuid4().hex}.writable"
-        system.pipe_file(probe, b"")
-        with suppress(Exception):  # what may be written, but not removed
-            system.rm_file(probe)
-
-
-def write_remote(url: str, path: str, image: Image) -> None:
-    """Write an image to an address that ``check_remote`` passed; after a failure, what it has written is removed.
-
-    It is written to a temporary folder and sent from there, with the metadata last.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    with tempfile.TemporaryDirectory(prefix="evenslice-") as folder:
-        local = Path(folder) / url.rpartition("/")[2]
-        with reporting_write_errors(local):
-            write_zarr(local, image)
-        with _reaching(path):
-            system, root = _file_system(url)
-            # Metadata have the shortest paths: those of a level are two parts long, that of the group one.
-            keys = [item.relative_to(local) for item in local.rglob("*") if item.is_file()]
-            keys.sort(key=lambda key: len(key.parts), reverse=True)
-            metadata = [key for key in keys if key.name == "zarr.json"]
-            try:
-                for some in ([key for key in keys if key not in metadata], *([key] for key in metadata)):
-                    system.put(
-                        [str(local / key) for key in some], [f"{root}/{key.as_posix()}" for key in some]
-                    )
-            except BaseException:
-                with suppress(Exception):  # most likely this fails for the same reason
-                    system.invalidate_cache()
-                    # Not the folder: others may have written to it since.
-                    sent = {f"{root}/{key.as_posix()}" for key in keys} & set(system.find(root))
-                    system.rm(sorted(sent))
-                raise
-
-
-def _file_system(url: str) -> tuple[Any, str]:
-    """Return the file system of an address, and the path in it."""
-    with needs_extra("remote", "writing to an address"):
-        import fsspec
-
-        if url.startswith("s3:"):
-            import s3fs  # noqa: F401  # fsspec imports it by name
-    # Credentials come from where the AWS tools look for them, as in `read.chunk_files`.
-    system, root = fsspec.url_to_fs(url, **(s3_connection() if url.startswith("s3:") else {}))
-    return system, root
-
-
-@contextmanager
-def _reaching(path: str) -> Iterator[None]:
-    """Turn any exception of the storage client into an OutputError."""
-    try:
-        yield
-    except EvensliceError:
-        raise
-    except Exception as error:
-        raise OutputError(
-            f"{path}: cannot be written ({reason(error)}); check the address, the credentials and the network"
-        ) from error
