@@ -26,12 +26,6 @@ if TYPE_CHECKING:
 
     from evenslice.volumes.read.source import Place
 
-THREADS = 8
-"""Most parts of a volume that are fetched at once: a server answers several requests in the time of one."""
-
-IN_FLIGHT = 2**28
-"""Bytes that the chunks decoded at once may take, unless one takes more."""
-
 CONNECT_SECONDS = 10
 READ_SECONDS = 30
 """Seconds of silence after which a server is given up."""
@@ -210,20 +204,6 @@ def require_whole_blosc(packed: bytes) -> None:
     """Raise ValueError if a chunk that Blosc compressed ends early: the decoder reads what lies behind it in memory."""
     if len(packed) < 16 or struct.unpack_from("<I", packed, 12)[0] != len(packed):
         raise ValueError("a chunk is truncated")
-
-
-def reads_at_once(size: int, *, remote: bool) -> int:
-    """Return how many parts of a volume are best read at once: several from a server, as far as memory allows.
-
-    Args:
-        size: bytes of the chunks that a part lies in.
-        remote: whether they come from a server.
-
-    Example:
-        >>> [reads_at_once(2**20, remote=True), reads_at_once(2**27, remote=True), reads_at_once(1, remote=False)]
-        [8, 2, 1]
-    """
-    return max(1, min(THREADS, IN_FLIGHT // max(size, 1))) if remote else 1
 
 
 # At addresses
