@@ -284,8 +284,8 @@ class PrecomputedSource(ArrayInChunks):
         folder = self._files.place.location
         if isinstance(folder, str):
             content = self._files.read(name, most) or b""
-            # A web server says so, or decompresses it; S3 sends it as it is, and s3fs does not pass on what is said about
-            # it. No chunk begins with these two bytes but raw voxels, whose number is known.
+            # A web server says so, or decompresses it; S3 sends it as it is. No chunk begins with these two bytes but raw
+            # voxels, whose number is known.
             if content.startswith(b"\x1f\x8b") and not (self._encoding == "raw" and len(content) == size):
                 return decompress(content, "gzip")
             return content or None

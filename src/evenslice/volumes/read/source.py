@@ -10,11 +10,10 @@ import math
 import os
 import re
 import threading
-import time
 import warnings
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +39,7 @@ LARGEST_OFFSET = 2**62
 """Limit on the distance of the first voxel from the origin, in voxels."""
 
 PROTOCOLS = ("https", "s3", "gs", "http")
-"""Protocols of addresses; fsspec knows more, including some that chain to other files."""
+"""Protocols of addresses."""
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _KIND = re.compile(r"(precomputed|n5|zarr)://(.*)", re.DOTALL)
@@ -64,7 +63,6 @@ class Place:
         series: which series of a DICOM folder, or None if the user named none.
         kind: the format that the user named in front of the address, or None.
         picked: the axes, as the file names them, along which the user picked an index.
-        since: when it was named, in seconds since 1970; no chunk of a folder may disappear later.
     """
 
     label: str
@@ -74,7 +72,6 @@ class Place:
     series: int | None = None
     kind: str | None = None
     picked: frozenset[str] = frozenset()
-    since: float = field(default_factory=time.time, compare=False)
 
     @property
     def path(self) -> Path:
@@ -124,8 +121,7 @@ def _check_address(url: str) -> None:
             f"{protocol}://…: the address contains a password, a query or a fragment, which results would show; "
             "give credentials in the environment"
         )
-    # By :: fsspec, which reads s3://, joins addresses.
-    if protocol.lower() not in PROTOCOLS or (protocol.lower() == "s3" and "::" in rest):
+    if protocol.lower() not in PROTOCOLS:
         raise VolumeError(
             f"{url}: cannot read addresses of this kind; start it with "
             f"{', '.join(f'{known}://' for known in PROTOCOLS)}, or name a file"
