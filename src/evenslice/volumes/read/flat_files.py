@@ -47,7 +47,7 @@ IN_MEMORY = 2**27
 
 _NIFTI_HEADER_BYTES = 540
 LONGEST_LINE = 2**20  # bytes of a line of a header of text
-_MRC_HEADER_BYTES = 1024
+_MRC_HEADER_BYTES, _MRC_EXTENDED = 1024, slice(92, 96)  # the latter states the size of the extended header
 _IMOD_FIELDS = slice(10, 12)  # of the words that MRC leaves to programs
 IMOD = 1146047817
 """The stamp with which IMOD marks its files."""
@@ -170,8 +170,11 @@ class MrcSource(FlatSource):
     def __init__(self, place: Place) -> None:
         with needs_extra("volumes", "reading an MRC volume"):
             import mrcfile
-        with without_warnings(), mrcfile.open(place.path, header_only=True) as file:
-            require_bytes(place.path, _MRC_HEADER_BYTES + int(file.header.nsymbt))
+        with open_regular(place.path) as head:
+            size = head.read(_MRC_HEADER_BYTES)[_MRC_EXTENDED]
+        # Of whatever byte order; mrcfile would allocate as much as an extended header claims.
+        least = min(int.from_bytes(size, "little"), int.from_bytes(size, "big"))
+        require_bytes(place.path, _MRC_HEADER_BYTES + least)
         with without_warnings(), mrcfile.mmap(place.path) as file:
             header, voxels, stacked = file.header, file.data, file.is_volume_stack()
         if stacked and header.nz % header.mz:
