@@ -44,7 +44,7 @@ def save_nifti(path, array):
         ("pipe.npy", "is a pipe"),
         ("a.tiif", r"'.tiif' files; did you mean '.tiff?'"),
         ("a.mp4", r"'.mp4' .*known: "),
-        ("a.JPG", "is a single JPEG image; name its folder, in which .tif, .tiff, .png, .jpg, .jpeg images"),
+        ("a.JPG", "is a single JPEG image; name the folder that holds all slices"),
         ("a", "no suffix"),
     ],
 )

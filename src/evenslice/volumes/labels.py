@@ -54,9 +54,8 @@ def _refuse_fractions(stored: NDArray[Any], path: str) -> None:
     if stored.dtype.kind == "f":
         wrong = ~np.isfinite(stored) | (np.floor(stored) != stored)
         if wrong.any():
-            raise VolumeError(
-                f"{path}: holds {stored[wrong].flat[0].item():g}, which is not a label; labels are whole numbers"
-            )
+            value = stored[wrong].flat[0]
+            raise VolumeError(f"{path}: holds {value:g}, which is not a label; labels are whole numbers")
 
 
 def _classes(

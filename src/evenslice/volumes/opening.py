@@ -301,9 +301,7 @@ def arrange(shape: tuple[int, ...], names: str | None, select: Mapping[str, int]
     if 0 in shape:
         raise VolumeError(f"has an empty axis, its shape is {shape}; a volume needs at least one voxel")
     if len(shape) < 3:
-        raise VolumeError(
-            f"is {len(shape)}-D ({_described(shape, names)}); a volume needs three axes z, y, x: put all slices into one file"
-        )
+        raise VolumeError(f"is {len(shape)}-D ({_described(shape, names)}); a volume needs axes z, y, x")
     names = names or _assumed_names(shape, select)
     if missing := [name for name in "zyx" if name not in names]:
         example = "xyz" if 0 <= names.find("x") < names.find("y") else "zyx"

@@ -270,16 +270,14 @@ class WindowGrid:
             count = "1 slice" if self.volume.shape[0] == 1 else f"{self.volume.shape[0]} slices"
             steps = "" if self.step == 1 else f" in steps of {self.step}"
             raise VolumeError(
-                f"{self.volume.path}: has {count}; a window of {self.slices}{steps} needs {extent}; take a deeper one"
+                f"{self.volume.path}: has {count}; a window of {self.slices}{steps} needs {extent}"
             )
 
     @staticmethod
     def check(slices: int, step: int = 1, edge: str = "reflect") -> None:
         """Raise ConfigError unless ``slices`` is odd, ``step`` positive, both whole numbers, and ``edge`` known."""
         if whole_number("slices", slices) < 1 or slices % 2 == 0:
-            raise ConfigError(
-                f"{option('slices', slices)}: a window has an odd number of slices, such as 3 or 5"
-            )
+            raise ConfigError(f"{option('slices', slices)}: a window has an odd number of slices, such as 3")
         whole_number("step", step, 1)
         check_known("edge", edge, get_args(Edge))
 

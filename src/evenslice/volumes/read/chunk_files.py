@@ -129,9 +129,7 @@ class ChunkFiles:
             except OSError as error:
                 raise VolumeError(f"{file_label} cannot be read ({reason(error)}); copy it again") from error
         if len(content) > most:
-            raise VolumeError(
-                f"{file_label} has more than the {most:,} bytes that can be right; it is damaged"
-            )
+            raise VolumeError(f"{file_label} has more than the {most:,} bytes that can be right")
         if span.stop is not None and len(content) != span.stop - span.start:
             raise VolumeError(f"{file_label} is truncated, it ends before byte {span.stop:,}; copy it again")
         return content

@@ -98,9 +98,7 @@ class N5Source(ArrayInChunks):
             return None
         mode, count = struct.unpack_from(">HH", content)
         if mode not in (0, 1) or count != len(index):
-            raise ValueError(
-                f"a block of mode {mode} with {count} dimensions where mode 0 with {len(index)} belongs"
-            )
+            raise ValueError(f"a block has mode {mode} and {count} dimensions, not 0 and {len(index)}")
         shape = struct.unpack_from(f">{count}I", content, 4)[::-1]
         for length, place, most, size in zip(shape, index, self.chunks, self.shape, strict=True):
             if not min(most, size - place * most) <= length <= most:
@@ -233,9 +231,7 @@ class PrecomputedSource(ArrayInChunks):
         self._files = files = ChunkFiles(place)
         info = files.read_json(INFO)
         if info is None:
-            raise VolumeError(
-                f"has no file {INFO!r}, or the server forbids reading it; check the address and your credentials"
-            )
+            raise VolumeError(f"has no file {INFO!r}, or the server forbids reading it; check the address")
         scale = pick_level(info["scales"], level)
         self._encoding = require_known("encoding", str(scale["encoding"]).lower(), ENCODINGS)
         self.dtype, channels = np.dtype(str(info["data_type"]).lower()), int(info["num_channels"])
@@ -456,9 +452,7 @@ class Shards:
     def _part(self, name: str, most: int, start: int, size: int) -> bytes | None:
         """Return a part of a shard, whose positions count from the end of its own index."""
         if not 0 <= size <= most:
-            raise ValueError(
-                f"an index of a shard states {size:,} bytes, where at most {most:,} can be right"
-            )
+            raise ValueError(f"an index of a shard states {size:,} bytes, more than the {most:,} of a chunk")
         first = _ENTRY * 2**self._minishards + start
         return self._files.read(name, most, slice(first, first + size)) if size else b""
 

@@ -137,9 +137,7 @@ class FlatSource(VoxelSource):
                 while stream.read(2**20):  # the checksum is at the end
                     pass
         if len(content) < self._end:
-            raise VolumeError(
-                f"is truncated, its voxels end at byte {self._end:,}, the stream at {len(content):,}"
-            )
+            raise VolumeError(f"is truncated, its stream ends at byte {len(content):,}, not at {self._end:,}")
         flat = np.frombuffer(content, self._stored, math.prod(self.shape), self._start)
         return flat.reshape(self.shape, order=self._order)
 
@@ -256,9 +254,7 @@ class NiftiSource(FlatSource):
         self.voxel_size = (*sizes, *(math.nan for _ in zooms[3:])), unit
         affine[:3] *= millimetres(unit or "mm")
         if not (np.abs(affine) <= LARGEST).all():
-            raise VolumeError(
-                f"its affine holds NaN, infinity or numbers beyond {LARGEST:g}; correct its header"
-            )
+            raise VolumeError(f"its affine holds NaN or numbers beyond {LARGEST:g}; correct its header")
         self.affine = affine if placed else None
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:

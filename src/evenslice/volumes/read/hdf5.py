@@ -73,9 +73,7 @@ def _dataset(file: Any, part: str) -> Any:
         inside = [f"{part.rstrip('/')}/{name}" for name in list(node)[:6]]
         raise VolumeError(f"{part} is a group; name what is inside ({', '.join(inside) or 'nothing'})")
     if node.external or node.is_virtual:
-        raise VolumeError(
-            f"the voxels of {part} are in other files, which are not opened; copy it into one dataset"
-        )
+        raise VolumeError(f"the voxels of {part} are in other files, which are not opened; copy them")
     return node
 
 
@@ -118,9 +116,7 @@ def _only_volume(file: Any) -> str:
         return volumes[0]
     listing = ", ".join(f"{path} {node.shape} {node.dtype}" for path, node in list(found.items())[:8])
     if not volumes:
-        raise VolumeError(
-            f"has no dataset of three dimensions ({listing or 'no dataset'}); name a volume file"
-        )
+        raise VolumeError(f"has no dataset of three dimensions ({listing or 'no dataset'})")
     raise VolumeError(f"holds {len(volumes)} volumes ({listing}); name one, as in file.h5:{volumes[0]}")
 
 

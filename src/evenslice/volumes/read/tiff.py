@@ -147,9 +147,7 @@ def _only_series(tif: tifffile.TiffFile) -> tifffile.TiffPageSeries:
             found = [tifffile.TiffPageSeries(pages, (len(pages), *shape), dtype, f"I{axes}")]
     if len(found) != 1:
         listing = ", ".join(f"{series.shape} {series.dtype}" for series in found[:4])
-        raise VolumeError(
-            f"holds {len(found)} images, which differ in shape or type ({listing}); save the volume to a separate file"
-        )
+        raise VolumeError(f"holds {len(found)} images, which differ in shape or type ({listing}); keep one")
     series = found[0]
     if series.keyframe.dtype is None or series.transform is not None:
         raise ValueError("its voxels are encoded in another way; save it as plain TIFF")
