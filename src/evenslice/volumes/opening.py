@@ -119,8 +119,6 @@ def open_volume(  # all but one argument have defaults and names
         opener = partial(ArraySource, _fill_masked(path, fill))
     else:
         place = locate(cast("str | os.PathLike[str]", path), level, picks.get("series"))
-        if names is None:
-            place = replace(place, picked=frozenset(axis.lower() for axis in picks))
         opener = partial(open_source, place)
     volume = _arranged(place, opener, names, picks)
     volume = _with_spacing(volume, spacing, unit)

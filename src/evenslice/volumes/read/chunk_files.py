@@ -159,31 +159,6 @@ def encoded_limit(size: int) -> int:
     return 2 * size + _SLACK
 
 
-def decompress(packed: bytes, codec: str) -> bytes:
-    """Decompress a chunk.
-
-    Args:
-        packed: the chunk.
-        codec: what numcodecs calls the compression, or "brotli".
-
-    Raises:
-        ValueError: it ends early.
-
-    Example:
-        >>> import bz2
-        >>> decompress(bz2.compress(b"aaa"), "bz2")
-        b'aaa'
-    """
-    import imagecodecs
-    import numcodecs
-
-    if codec == "brotli":
-        return bytes(imagecodecs.brotli_decode(packed))
-    if codec == "blosc":
-        require_whole_blosc(packed)
-    return bytes(numcodecs.get_codec({"id": codec}).decode(packed))
-
-
 def require_whole_blosc(packed: bytes) -> None:
     """Raise ValueError if a chunk that Blosc compressed ends early: the decoder reads what lies behind it in memory."""
     if len(packed) < 16 or struct.unpack_from("<I", packed, 12)[0] != len(packed):

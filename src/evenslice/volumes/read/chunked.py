@@ -21,7 +21,7 @@ import imagecodecs
 import numpy as np
 
 from evenslice._core import ConfigError, VolumeError, option
-from evenslice.volumes.read.chunk_files import ChunkFiles, decompress, encoded_limit
+from evenslice.volumes.read.chunk_files import ChunkFiles, encoded_limit, require_whole_blosc
 from evenslice.volumes.read.source import (
     LARGEST_OFFSET,
     in_voxels,
@@ -51,7 +51,7 @@ CODECS = {
     "zstd": "zstd",
     "lz4": "lz4",
 }
-"""The compressions of N5, and what numcodecs calls them."""
+"""The compressions of N5, and what imagecodecs calls them."""
 
 _LZ4 = struct.Struct("<8sBIII")
 """What precedes each piece of a stream of lz4-java: its mark, method, and sizes before and after, and a checksum."""
@@ -121,9 +121,29 @@ def _unpacked(packed: bytes, codec: str | None) -> bytes:
         if mark != b"LZ4Block" or len(part) != size:
             raise ValueError(f"a block of lz4 is damaged at byte {place:,}")
         stored = method & 0xF0 == 0x10
-        found.append(part if stored else decompress(struct.pack("<I", length) + part, "lz4"))
+        found.append(part if stored else imagecodecs.lz4_decode(part, out=length))
         place += size
     return b"".join(found)
+
+
+def decompress(packed: bytes, codec: str) -> bytes:
+    """Decompress a chunk.
+
+    Args:
+        packed: the chunk.
+        codec: what imagecodecs calls the compression.
+
+    Raises:
+        ValueError: it ends early.
+
+    Example:
+        >>> import bz2
+        >>> decompress(bz2.compress(b"aaa"), "bz2")
+        b'aaa'
+    """
+    if codec == "blosc":
+        require_whole_blosc(packed)
+    return bytes(getattr(imagecodecs, f"{codec}_decode")(packed))
 
 
 def _placement(

@@ -39,10 +39,7 @@ MOST_PLANES = 2**20
 
 
 class TiffSource(ArrayInChunks):
-    """The one image of a TIFF file, in the order of its pages.
-
-    Of a file of a single plane, the axes along which an index is picked tell whether what is left is a single slice.
-    """
+    """The one image of a TIFF file, in the order of its pages."""
 
     def __init__(self, place: Place) -> None:
         path = place.path
@@ -57,8 +54,7 @@ class TiffSource(ArrayInChunks):
             self.names = names = _names(series.axes)
             self.assumed = names != series.axes.lower()
             # ImageJ and OME state the number of slices; tifffile leaves out an axis of one.
-            plane = names is not None and {"y", "x"} <= set(names) <= {"y", "x", *place.picked} - {"z"}
-            self._single = (tif.is_imagej or tif.is_ome) and plane
+            self._single = (tif.is_imagej or tif.is_ome) and names == "yx"
             if self._single:
                 self.names = f"z{names}"
             self.voxel_size = _spacing(tif, series, self.names)
