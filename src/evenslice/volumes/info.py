@@ -330,13 +330,11 @@ def refuse_repeated(volumes: Sequence[Volume]) -> None:
         >>> refuse_repeated([volume, volume])
         Traceback (most recent call last):
         ...
-        evenslice.ConfigError: <array>: is given twice, but volumes count as independent; give it once
+        evenslice.ConfigError: <array>: is given twice, but is one sample; give it once
     """
     known = set()
     for volume in volumes:
         read = stored_image(volume)[0], volume.plane, volume.region, repr(volume.reading)
         if read in known:
-            raise ConfigError(
-                f"{volume.path}: is given twice, but volumes count as independent; give it once"
-            )
+            raise ConfigError(f"{volume.path}: is given twice, but is one sample; give it once")
         known.add(read)

@@ -18,10 +18,10 @@ from evenslice._core import ConfigError, VolumeError, option
 from evenslice.volumes.blocks import iterate_blocks
 from evenslice.volumes.geometry import axis_codes, fit_spacing, is_invertible, millimetres
 from evenslice.volumes.opening import is_masked, list_given, open_volume
-from evenslice.volumes.volume import map_voxels, reads_around, reslice, take_region
+from evenslice.volumes.volume import map_voxels, reslice, take_region
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
 IGNORED = -100  # ``LabelValues.IGNORED``
 HALF_VOXEL = 0.501  # and room for the rounding of single precision, in which NIfTI stores positions
-
-_BLOCK_BYTES = 2**22
-_BOUNDARY_BYTES = 2**25  # of a block that is read with chunks around it, so that few are decoded twice
 
 
 def class_volume(
@@ -54,9 +51,8 @@ def _refuse_fractions(stored: NDArray[Any], path: str) -> None:
     if stored.dtype.kind == "f":
         wrong = ~np.isfinite(stored) | (np.floor(stored) != stored)
         if wrong.any():
-            raise VolumeError(
-                f"{path}: holds {stored[wrong].flat[0].item():g}, which is not a label; labels are whole numbers"
-            )
+            value = stored[wrong].flat[0]
+            raise VolumeError(f"{path}: holds {value:g}, which is not a label; labels are whole numbers")
 
 
 def _classes(
@@ -298,7 +294,7 @@ def index_classes(
     counts = np.zeros(classes, np.int64)
     # Of each class, the voxels with the smallest of random keys.
     samples = [(np.empty(0), np.empty(0, np.int64)) for _ in range(classes)]
-    for block in _blocks(labels):
+    for block in iterate_blocks(labels):
         voxels = labels[block]
         found = np.bincount(voxels[voxels >= 0], minlength=classes)  # the others are ignored
         counts += found
@@ -312,7 +308,3 @@ def index_classes(
                 keys, items = keys[chosen], items[chosen]
             samples[number] = keys, items
     return counts, tuple(np.sort(items) for _, items in samples)
-
-
-def _blocks(labels: Volume) -> Iterator[tuple[slice, slice, slice]]:
-    return iterate_blocks(labels, _BOUNDARY_BYTES if labels.chunks and reads_around(labels) else _BLOCK_BYTES)

@@ -119,8 +119,6 @@ def open_volume(  # all but one argument have defaults and names
         opener = partial(ArraySource, _fill_masked(path, fill))
     else:
         place = locate(cast("str | os.PathLike[str]", path), level, picks.get("series"))
-        if names is None:
-            place = replace(place, picked=frozenset(axis.lower() for axis in picks))
         opener = partial(open_source, place)
     volume = _arranged(place, opener, names, picks)
     volume = _with_spacing(volume, spacing, unit)
@@ -301,9 +299,7 @@ def arrange(shape: tuple[int, ...], names: str | None, select: Mapping[str, int]
     if 0 in shape:
         raise VolumeError(f"has an empty axis, its shape is {shape}; a volume needs at least one voxel")
     if len(shape) < 3:
-        raise VolumeError(
-            f"is {len(shape)}-D ({_described(shape, names)}); a volume needs three axes z, y, x: put all slices into one file"
-        )
+        raise VolumeError(f"is {len(shape)}-D ({_described(shape, names)}); a volume needs axes z, y, x")
     names = names or _assumed_names(shape, select)
     if missing := [name for name in "zyx" if name not in names]:
         example = "xyz" if 0 <= names.find("x") < names.find("y") else "zyx"

@@ -530,12 +530,6 @@ def map_voxels(
     return _made(volume, partial(_Mapped, volume, function, kind, around), dtype=kind)
 
 
-def reads_around(volume: Volume) -> bool:
-    """Return whether a volume is a function of more voxels than are read, so that parts of it overlap as they are read."""
-    source = volume._source()
-    return isinstance(source, _Mapped) and source.around
-
-
 class _Derived(VoxelSource):
     """An array (z, y, x) that is made of a volume when it is read."""
 

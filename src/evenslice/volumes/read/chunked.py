@@ -21,7 +21,7 @@ import imagecodecs
 import numpy as np
 
 from evenslice._core import ConfigError, VolumeError, option
-from evenslice.volumes.read.chunk_files import ChunkFiles, decompress, encoded_limit
+from evenslice.volumes.read.chunk_files import ChunkFiles, encoded_limit, require_whole_blosc
 from evenslice.volumes.read.source import (
     LARGEST_OFFSET,
     in_voxels,
@@ -51,7 +51,7 @@ CODECS = {
     "zstd": "zstd",
     "lz4": "lz4",
 }
-"""The compressions of N5, and what numcodecs calls them."""
+"""The compressions of N5, and what imagecodecs calls them."""
 
 _LZ4 = struct.Struct("<8sBIII")
 """What precedes each piece of a stream of lz4-java: its mark, method, and sizes before and after, and a checksum."""
@@ -98,9 +98,7 @@ class N5Source(ArrayInChunks):
             return None
         mode, count = struct.unpack_from(">HH", content)
         if mode not in (0, 1) or count != len(index):
-            raise ValueError(
-                f"a block of mode {mode} with {count} dimensions where mode 0 with {len(index)} belongs"
-            )
+            raise ValueError(f"a block has mode {mode} and {count} dimensions, not 0 and {len(index)}")
         shape = struct.unpack_from(f">{count}I", content, 4)[::-1]
         for length, place, most, size in zip(shape, index, self.chunks, self.shape, strict=True):
             if not min(most, size - place * most) <= length <= most:
@@ -123,9 +121,29 @@ def _unpacked(packed: bytes, codec: str | None) -> bytes:
         if mark != b"LZ4Block" or len(part) != size:
             raise ValueError(f"a block of lz4 is damaged at byte {place:,}")
         stored = method & 0xF0 == 0x10
-        found.append(part if stored else decompress(struct.pack("<I", length) + part, "lz4"))
+        found.append(part if stored else imagecodecs.lz4_decode(part, out=length))
         place += size
     return b"".join(found)
+
+
+def decompress(packed: bytes, codec: str) -> bytes:
+    """Decompress a chunk.
+
+    Args:
+        packed: the chunk.
+        codec: what imagecodecs calls the compression.
+
+    Raises:
+        ValueError: it ends early.
+
+    Example:
+        >>> import bz2
+        >>> decompress(bz2.compress(b"aaa"), "bz2")
+        b'aaa'
+    """
+    if codec == "blosc":
+        require_whole_blosc(packed)
+    return bytes(getattr(imagecodecs, f"{codec}_decode")(packed))
 
 
 def _placement(
@@ -233,9 +251,7 @@ class PrecomputedSource(ArrayInChunks):
         self._files = files = ChunkFiles(place)
         info = files.read_json(INFO)
         if info is None:
-            raise VolumeError(
-                f"has no file {INFO!r}, or the server forbids reading it; check the address and your credentials"
-            )
+            raise VolumeError(f"has no file {INFO!r}, or the server forbids reading it; check the address")
         scale = pick_level(info["scales"], level)
         self._encoding = require_known("encoding", str(scale["encoding"]).lower(), ENCODINGS)
         self.dtype, channels = np.dtype(str(info["data_type"]).lower()), int(info["num_channels"])
@@ -284,8 +300,8 @@ class PrecomputedSource(ArrayInChunks):
         folder = self._files.place.location
         if isinstance(folder, str):
             content = self._files.read(name, most) or b""
-            # A web server says so, or decompresses it; S3 sends it as it is, and s3fs does not pass on what is said about
-            # it. No chunk begins with these two bytes but raw voxels, whose number is known.
+            # A web server says so, or decompresses it; S3 sends it as it is. No chunk begins with these two bytes but raw
+            # voxels, whose number is known.
             if content.startswith(b"\x1f\x8b") and not (self._encoding == "raw" and len(content) == size):
                 return decompress(content, "gzip")
             return content or None
@@ -456,9 +472,7 @@ class Shards:
     def _part(self, name: str, most: int, start: int, size: int) -> bytes | None:
         """Return a part of a shard, whose positions count from the end of its own index."""
         if not 0 <= size <= most:
-            raise ValueError(
-                f"an index of a shard states {size:,} bytes, where at most {most:,} can be right"
-            )
+            raise ValueError(f"an index of a shard states {size:,} bytes, more than the {most:,} of a chunk")
         first = _ENTRY * 2**self._minishards + start
         return self._files.read(name, most, slice(first, first + size)) if size else b""
 

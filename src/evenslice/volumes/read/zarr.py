@@ -95,8 +95,7 @@ class ZarrSource(ArrayInChunks):
             # At an address, folders are not listed.
             inside = ["0"] * ("0" in group) + sorted({*group.array_keys(), *group.group_keys()} - {"0"})
             raise VolumeError(
-                "is a Zarr group without OME-Zarr metadata; name an array inside "
-                f"({', '.join(inside[:6]) or 'none is found'})"
+                f"is a Zarr group without OME-Zarr metadata; name an array inside ({', '.join(inside[:6]) or 'none is found'})"
             )
         image = images[0]
         dataset = pick_level(image["datasets"], level)

@@ -310,9 +310,6 @@ _NIFTI_UNITS: dict[Unit, Unit] = {"pm": "um", "angstrom": "um", "nm": "um", "cm"
 _NIFTI_CODES: dict[Unit | None, str] = {"um": "micron", "mm": "mm", "m": "meter", None: "unknown"}
 
 _MHA_TYPES = {"i1": "CHAR", "i2": "SHORT", "i4": "INT", "i8": "LONG_LONG", "f4": "FLOAT", "f8": "DOUBLE"}
-_MHA_SIZE = "CompressedDataSize = "
-_MHA_DIGITS = 20
-
 _NRRD_TYPES = {"float32": "float", "float64": "double"}
 
 
@@ -325,8 +322,7 @@ def write_nifti(path: Path, image: Image) -> None:
         path.open("wb") as file,
         gzip.GzipFile("", "wb", COMPRESSION, file, mtime=0) if zipped else nullcontext(file) as stream,
     ):
-        stream.write(header.binaryblock)
-        stream.write(bytes(header.get_data_offset() - len(header.binaryblock)))  # no header extension
+        header.write_to(stream)
         for _, _, voxels in image.slabs():
             stream.write(voxels.data)
 
@@ -335,12 +331,11 @@ def _nifti_header(image: Image) -> Any:
     import nibabel
 
     shape = (*image.zyx[::-1], len(image.channels)) if image.stacked else image.zyx[::-1]
-    one = max(shape) < 2**15
-    kind: Any = nibabel.Nifti1Header if one else nibabel.Nifti2Header  # its own types are partial
+    # Its own types are partial.
+    kind: Any = nibabel.Nifti1Header if max(shape) < 2**15 else nibabel.Nifti2Header
     header = kind(endianness="<")
     header.set_data_dtype(image.dtype)
     header.set_data_shape(shape)
-    header.set_data_offset(352 if one else 544)
     header.set_slope_inter(1, 0)
     unit = None if image.like.unit is None else _NIFTI_UNITS.get(image.like.unit, image.like.unit)
     header.set_xyzt_units(_NIFTI_CODES[unit])
@@ -359,20 +354,29 @@ def _nifti_header(image: Image) -> Any:
 
 
 def write_mha(path: Path, image: Image) -> None:
-    """Write one file; the header comes first and states the compressed size, whose digits are filled in at the end."""
-    header = _mha_header(image)
-    compressor = zlib.compressobj(COMPRESSION)
+    """Write one file, compressed by zlib; the header comes first and states the compressed size, filled in at the end."""
+    header = _mha_header(image, 0)
+    _write_compressed(path, image, header, zlib.MAX_WBITS)
+    with path.open("r+b") as file:
+        file.write(_mha_header(image, path.stat().st_size - len(header)))
+
+
+def write_nrrd(path: Path, image: Image) -> None:
+    """Write one file, compressed by gzip; see https://teem.sourceforge.net/nrrd/format.html."""
+    _write_compressed(path, image, _nrrd_header(image), zlib.MAX_WBITS + 16)
+
+
+def _write_compressed(path: Path, image: Image, header: bytes, form: int) -> None:
+    """Write a header and the voxels, channels first, as one stream of a form that zlib knows by its ``wbits``."""
+    compressor = zlib.compressobj(COMPRESSION, wbits=form)
     with path.open("wb") as file:
         file.write(header)
         for voxels in image.stacks():
             file.write(compressor.compress(np.ascontiguousarray(np.moveaxis(voxels, 0, -1)).data))
         file.write(compressor.flush())
-        size = file.tell() - len(header)
-        file.seek(header.index(_MHA_SIZE.encode()) + len(_MHA_SIZE))
-        file.write(f"{size:0{_MHA_DIGITS}d}".encode())
 
 
-def _mha_header(image: Image) -> bytes:
+def _mha_header(image: Image, size: int) -> bytes:
     steps, origin = _itk_placement(image)
     spacing = np.linalg.norm(steps, axis=1)
     kind = image.dtype.str[1:]
@@ -383,7 +387,7 @@ def _mha_header(image: Image) -> bytes:
         "BinaryData = True",
         "BinaryDataByteOrderMSB = False",
         "CompressedData = True",
-        f"{_MHA_SIZE}{'0' * _MHA_DIGITS}",
+        f"CompressedDataSize = {size:020d}",
         f"TransformMatrix = {_joined((steps / spacing[:, None]).ravel())}",
         f"Offset = {_joined(origin)}",
         "CenterOfRotation = 0 0 0",
@@ -398,15 +402,6 @@ def _mha_header(image: Image) -> bytes:
 
 def _joined(values: NDArray[np.float64], separator: str = " ") -> str:
     return separator.join(map(repr, values.tolist()))
-
-
-def write_nrrd(path: Path, image: Image) -> None:
-    """Write one file, gzip-compressed; see https://teem.sourceforge.net/nrrd/format.html."""
-    with path.open("wb") as file:
-        file.write(_nrrd_header(image))
-        with gzip.GzipFile("", "wb", COMPRESSION, file, mtime=0) as stream:
-            for voxels in image.stacks():
-                stream.write(np.ascontiguousarray(np.moveaxis(voxels, 0, -1)).data)
 
 
 def _nrrd_header(image: Image) -> bytes:
