@@ -96,7 +96,6 @@ def refuse(folder, file, entry=""):
     ("changes", "entry"),
     [
         ({"pairs": None}, "pairs: None"),
-        ({"pairs": []}, "slices and of pairs"),
         ({"reliance": [{"offset": 1, "estimate": "0.1", "low": 0, "high": 1}]}, "reliance/0/estimate: '0.1'"),
         ({"format": 99}, "format 99"),
         ({"definitions": 3}, "definitions 3"),

@@ -302,7 +302,7 @@ class AuditResult:
             document["decided_by"] = [decided] if isinstance(decided, dict) else decided
             document["shares"] = [{**share, "estimate": share["mean"]} for share in document["shares"]]
             found = documents.entries(cls, document)
-            slices = _count_slices(found["statistics"])
+            slices = len(found["statistics"].shares)
         with reading(path.with_suffix(".npz"), "an audit", "run the audit again") as beside:
             arrays, measured = documents.read_arrays(beside, MOST_BYTES), None
             if "examples/maps" not in arrays:  # as in version 0.2
@@ -316,16 +316,6 @@ class AuditResult:
                 for n, stem in enumerate(stems)
             )
         return cls(**found, measurements=measured, examples=examples, kernels=kernels)
-
-
-def _count_slices(found: Asymmetry) -> int:
-    """Return the number of slices, after a check that all figures are about as many, so that reports can rely on it."""
-    items: list[Any] = [found, *found.classes, *found.by_volume]
-    lengths = {len(part) for part in (found.pairs, found.data_pairs, found.wasserstein)}
-    lengths |= {len(part) for item in items for part in (item.pairs, item.reliance) if part}
-    if len(found.shares) % 2 != 1 or lengths != {len(found.shares) // 2}:
-        raise ValueError("its numbers of slices and of pairs do not fit together")
-    return len(found.shares)
 
 
 @dataclass(frozen=True)
@@ -415,12 +405,6 @@ class SurveyResult:
     networks: tuple[SurveyedNetwork, ...]
     run: SurveyRun = field(default_factory=SurveyRun, metadata=documents.INLINE)
     definitions: int = documents.DEFINITIONS
-
-    def __repr__(self) -> str:
-        lines = (
-            f"{item.spec} {item.error or f'{item.directional_bias.estimate:+z.3f}'}" for item in self.networks
-        )
-        return f"<Survey: {'; '.join(lines)}>"
 
     @property
     def measured(self) -> tuple[SurveyedNetwork, ...]:

@@ -387,11 +387,6 @@ class _Sample:
         """Return a metric of the runs, less that of those of the baseline."""
         return column(self.runs, name) - (column(self.baseline, name) if self.baseline else 0.0)
 
-    def folds(self, name: str) -> set[int]:
-        """Return the folds in which a run has the metric."""
-        rows = zip(self.runs, np.isfinite(self.values(name)), strict=True)
-        return {fold_of(run) for run, known in rows if known}
-
 
 def _compare_arms(rows: Runs, plan: StudyPlan) -> tuple[Comparison, ...]:
     """Return a comparison for each data set and architecture, in the order of the rows."""
@@ -538,7 +533,8 @@ def _pool_arm(
     lacking = not complete or pairs.keys() < sets.keys()
     for name, pair in pairs.items():
         folds = {fold_of(run) for run in sets[name] if run["arm"] in (arm, plan.baseline)}
-        lacking |= pair.folds(plan.score) != folds
+        scored = zip(pair.runs, np.isfinite(pair.values(plan.score)), strict=True)
+        lacking |= {fold_of(run) for run, known in scored if known} != folds
     main = _pool(() if lacking else pairs.values(), plan.score, len(sets))
     if lacking:
         # A mean over some of the data sets, or of their folds, says nothing of the others.
@@ -549,18 +545,6 @@ def _pool_arm(
     return found | names | {"p_differs": main.p_differs()}
 
 
-@dataclass(frozen=True)
-class FailedRun:
-    """A run that failed."""
-
-    dataset: str
-    architecture: str
-    arm: str
-    seed: int
-    error: str
-    fold: int = 0
-
-
 @dataclass(frozen=True, kw_only=True)
 class StudySummary:
     """What a study found: the content of ``summary.json``.
@@ -568,7 +552,7 @@ class StudySummary:
     Attributes:
         planned: number of runs.
         finished: number of those that are done.
-        failed: those that failed.
+        failed: those that failed, each with its ``dataset``, ``architecture``, ``arm``, ``fold``, ``seed`` and ``error``.
         baseline: the arm that the others are compared with.
         score: name of the main score, by which the arms are compared; summaries without are about Dice.
         definitions: those of the figures of its audits; 1 in summaries of version 0.2.
@@ -579,7 +563,7 @@ class StudySummary:
     format: int = documents.FORMAT
     planned: int
     finished: int
-    failed: tuple[FailedRun, ...]
+    failed: tuple[dict[str, Any], ...]
     baseline: str
     score: str = "dice"
     definitions: int = 1
@@ -597,7 +581,7 @@ class StudySummary:
                 ``METRICS``, its ``fold`` and the number of ``folds`` of its data set if it has any, what ``comparable`` needs,
                 and ``stress_intact``, ``stress_before``, ``stress_after`` and ``stress_both`` if they were measured; a metric
                 that is missing or None is undefined.
-            failed: those that failed, each with the entries of a ``FailedRun``.
+            failed: those that failed.
             planned: number of all runs.
             plan: what is compared.
 
@@ -621,7 +605,7 @@ class StudySummary:
         return cls(
             planned=planned,
             finished=len(rows),
-            failed=tuple(documents.from_plain(FailedRun, dict(run), "failed") for run in failed),
+            failed=tuple(map(dict, failed)),
             baseline=plan.baseline,
             score=plan.score,
             definitions=max(
@@ -646,8 +630,8 @@ class StudySummary:
     def errors(self) -> list[tuple[str, str]]:
         """The name of each failed run, with its fold if its data set has any, and its error."""
         folded = {item.dataset for item in self.comparisons if item.unit == "fold"}
-        folded |= {run.dataset for run in self.failed if run.fold}
-        return [(run_name(vars(run), folded=run.dataset in folded), run.error) for run in self.failed]
+        folded |= {run["dataset"] for run in self.failed if fold_of(run)}
+        return [(run_name(run, folded=run["dataset"] in folded), run["error"]) for run in self.failed]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as plain values, with the keys of ``summary.json``."""

@@ -119,10 +119,9 @@ def from_plain(kind: Any, value: Any, place: str = "") -> Any:
 def _scalar(kind: Any, value: Any, place: str) -> Any:
     if kind is float and value is None:
         return math.nan
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    fits = kind is Any or (isinstance(kind, type) and isinstance(value, kind) and (kind is not int or number))
-    fits = fits or (get_origin(kind) is Literal and value in get_args(kind))
-    if not (fits or (kind is float and number)) or (kind is int and value < 0):
+    known = get_args(kind) if get_origin(kind) is Literal else ()
+    fits = kind is Any or value in known or type(value) in ((int, float) if kind is float else (kind,))
+    if not fits or (kind is int and value < 0):
         raise TypeError(
             f"{place}: {value!r:.40} is not of type {getattr(kind, '__name__', kind)}, or negative"
         )

@@ -25,10 +25,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.special import stdtrit
 
 from evenslice.results.documents import to_plain
-from evenslice.results.intervals import TAIL, UNKNOWN, Interval, ratio
+from evenslice.results.intervals import UNKNOWN, Interval, PooledMean, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -132,14 +131,9 @@ class Stress:
             (0.5, Interval(estimate=0.0, low=0.0, high=0.0), 0.5)
         """
         dice, iou, by_class, influence = _scores(volume, hits, sizes)
-        ways = zip(
-            _mean(dice).tolist(),
-            _mean(iou).tolist(),
-            map(tuple, _mean(by_class).tolist()),
-            _effects(volume, dice, influence, [(0, way) for way in range(hits.shape[1])]),
-            strict=True,
-        )
-        scores = [DisturbedScore(*way) for way in ways]
+        effects = _effects(volume, dice, influence, [(0, way) for way in range(hits.shape[1])])
+        means = _mean(dice).tolist(), _mean(iou).tolist(), map(tuple, _mean(by_class).tolist())
+        scores = [DisturbedScore(*way) for way in zip(*means, effects, strict=True)]
         firsts = range(2, hits.shape[1], 3)  # of before, after and both
         # The loss before less the loss after is the Dice after less the Dice before.
         asymmetries = _effects(volume, dice, influence, [(first + 1, first) for first in firsts])
@@ -255,13 +249,11 @@ def _effects(
     each = [np.square(part).sum(axis=0) / max(len(part) - 1, 1) / len(part) for part in parts]
     freedom = len(moved) - len(parts)
     error = np.sqrt(np.sum(each, axis=0)) / len(parts)
-    unknown = freedom < 1 or min(map(len, parts)) < 2
-    half = np.full(error.shape, np.inf) if unknown else -stdtrit(freedom, TAIL) * error
-    estimates = _mean(dice[:, one] - dice[:, other])  # the mean of the values, without their rounding
-    return tuple(
-        Interval(estimate, max(estimate - width, -1.0), min(estimate + width, 1.0))
-        for estimate, width in zip(estimates.tolist(), half.tolist(), strict=True)
-    )
+    if freedom < 1 or min(map(len, parts)) < 2:
+        error, freedom = np.full_like(error, np.inf), 1
+    means = _mean(dice[:, one] - dice[:, other])  # the mean of the values, without their rounding
+    rows = zip(means.tolist(), error.tolist(), strict=True)
+    return tuple(PooledMean(*row, freedom).interval((-1.0, 1.0)) for row in rows)
 
 
 def _mean(values: Floats) -> Floats:

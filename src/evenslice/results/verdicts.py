@@ -545,6 +545,7 @@ def summarize(
     directions, biases = directional_bias(shares), pair_bias(shares)
     profile = shares.mean(axis=1)
     left, right = halves(profile)
+    parts = [measurements.at(measurements.volume == volume) for volume in range(len(population))]
     classes = tuple(
         ClassFigures(
             class_number=number,
@@ -570,21 +571,13 @@ def summarize(
         unjudged_classes=tuple(sorted({*np.flatnonzero(pixels).tolist()} - {*found.judged})),
         different=found.different,
         needed=found.needed if verdict == "inconclusive" else None,
-        by_volume=_by_volume(measurements, population, tolerances),
+        by_volume=tuple(
+            VolumeFigures(volume=volume, windows=len(part), **ask(part, windows, tolerances).answers())
+            for volume, (part, windows) in enumerate(zip(parts, population, strict=True))
+            if len(parts) > 1 and len(part)
+        ),
         **asdict(tolerances),
         **found.answers(),
-    )
-
-
-def _by_volume(
-    measured: Measurements, population: Sequence[int], tolerances: Tolerances
-) -> tuple[VolumeFigures, ...]:
-    """Return the figures of each volume of several, from the windows that were read of it."""
-    parts = [measured.at(measured.volume == volume) for volume in range(len(population))]
-    return tuple(
-        VolumeFigures(volume=volume, windows=len(part), **ask(part, windows, tolerances).answers())
-        for volume, (part, windows) in enumerate(zip(parts, population, strict=True))
-        if len(parts) > 1 and len(part)
     )
 
 
