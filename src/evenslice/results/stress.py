@@ -22,11 +22,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evenslice.results.documents import to_plain
 from evenslice.results.intervals import UNKNOWN, Interval, PooledMean, ratio
 
 if TYPE_CHECKING:
@@ -89,6 +88,7 @@ class Stress:
         intact: the score of the intact windows on the same slices; its loss is 0.
         reversed: that of the reversed windows.
         losses: one for each kind and each k.
+        blank: the scaled intensity of blank slices.
     """
 
     reference: str
@@ -98,6 +98,7 @@ class Stress:
     intact: DisturbedScore
     reversed: DisturbedScore
     losses: tuple[Loss, ...]
+    blank: float = 0.0
 
     @classmethod
     def of_counts(
@@ -142,10 +143,6 @@ class Stress:
             for (kind, offset), first, asymmetry in zip(kinds, firsts, asymmetries, strict=True)
         )
         return cls(reference, len(volume), noise, shift, scores[0], scores[1], losses)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain values; ``blank`` is the scaled intensity of blank slices."""
-        return {**to_plain(self), "blank": 0.0}
 
     def summary(self) -> StressSummary:
         """Return the short form."""
@@ -194,10 +191,6 @@ class StressSummary:
             if (loss.kind, loss.offset) == (kind, offset):
                 return loss.asymmetry.estimate if side == "asymmetry" else self.intact - getattr(loss, side)
         return math.nan
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the summary as plain values."""
-        return dict(to_plain(self))
 
 
 def _scores(volume: Counts, hits: Counts, sizes: Counts) -> tuple[Floats, Floats, Floats, Floats]:
