@@ -197,8 +197,8 @@ def rows(
             "mirror_error": size(audit.statistics.mirror_error.estimate),
             "gray_error": size(gray_error(network, model, windows)),
             "shares": " ".join(f"{share.estimate:.3f}" for share in audit.shares),
-            "directional_bias": bias(audit.directional_bias.estimate),
-            "pair_biases": " ".join(bias(pair.estimate) for pair in audit.pairs),
+            "directional_bias": bias(audit.statistics.directional_bias.estimate),
+            "pair_biases": " ".join(bias(pair.estimate) for pair in audit.saliency),
         }
 
 

@@ -70,7 +70,7 @@ def test_audits_say_what_they_said(name, verdicts):
     for audit, document in zip(audits, said, strict=True):
         assert (audit.verdict, audit.run.method) == (document["verdict"], document["method"])
         assert [share.estimate for share in audit.shares] == [share["mean"] for share in document["shares"]]
-        assert [pair.estimate for pair in audit.pairs] == [pair["estimate"] for pair in document["pairs"]]
+        assert [pair.estimate for pair in audit.saliency] == [pair["estimate"] for pair in document["pairs"]]
         assert audit.answer.estimate == document["answer_change"]["estimate"]
         assert audit.mismatch.estimate == document["mirror_mismatch"]["estimate"]
         assert audit.windows == document["windows"] == 40
@@ -85,7 +85,7 @@ def test_audits_of_0_1_say_what_they_said_and_what_was_not_asked_stays_open():
     for audit, name in ((pretrained, "audit.json"), (uniform, "audit.1-uniform.json")):
         said = json.loads((folder / name).read_text())
         assert audit.definitions == 1
-        assert audit.pairs[0].estimate == said["pairs"][0]["estimate"]
+        assert audit.saliency[0].estimate == said["pairs"][0]["estimate"]
         assert [share.estimate for share in audit.shares] == [share["mean"] for share in said["shares"]]
         open_figures = (audit.answer, audit.mismatch, *audit.reliance)
         assert np.isnan([figure.estimate for figure in open_figures]).all()

@@ -123,7 +123,6 @@ def _examples(shares, count, size):
         volume=np.zeros(count, dtype=np.int64),
         position=np.array([[8 + 20 * i, 0, 32 * (i % 3)] for i in range(count)], np.int64).reshape(-1, 3),
         images=np.clip(120 + 2000 * blobs, 0, 255).astype(np.uint8),
-        saliency=saliency.astype(np.float32),
         maps=(saliency * np.sign(random.standard_normal(saliency.shape))).astype(np.float32),
     )
 

@@ -368,7 +368,7 @@ def test_the_card_shows_what_audits_found_and_by_which_definitions(tmp_path):
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert len(rows) == 4
     assert f"| {found.verdict} |" in rows[2]
-    assert f"±1: {found.pairs[0].estimate:.3f}" in rows[2]
+    assert f"±1: {found.saliency[0].estimate:.3f}" in rows[2]
     assert "gradient, definitions of version 0.2 | biased (answer)" in rows[3]
     said = json.loads((tmp_path / "config.json").read_text())["audits"][0]
     assert (said["verdict"], said["definitions"]) == (found.verdict, 2)

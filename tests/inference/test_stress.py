@@ -130,7 +130,7 @@ def test_volumes_count_the_same():
 def test_the_same_seed_gives_the_same_bits_and_another_seed_other_noise():
     image, labels = blobs()
     one, again, other = (stressed(linear(0.7, 0.2, 0.1), image, labels, seed=s) for s in (1, 1, 2))
-    assert one.to_dict() == again.to_dict()
+    assert one == again
     assert one.losses[2] != other.losses[2]
     assert one.losses[3] == other.losses[3]
 

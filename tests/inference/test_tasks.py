@@ -101,7 +101,7 @@ def test_planted_shares_come_through_the_default_target(texture, task):
     build, outputs, target = TASKS[task]
     found = audit(Mixed(build()), texture, outputs=outputs)
     np.testing.assert_allclose(shares(found), EXPECTED, atol=1e-5)
-    assert found.pairs[0].estimate == pytest.approx(0.6, abs=1e-5)
+    assert found.saliency[0].estimate == pytest.approx(0.6, abs=1e-5)
     assert found.run.target == target
     assert np.isfinite(found.statistics.mirror_error.estimate)
     assert found.statistics.mirror_error.estimate > 0

@@ -233,7 +233,7 @@ def test_the_page_stands_alone_and_has_every_figure_of_every_audit(audits, folde
         assert said(audit) in text
         kept = audit.statistics
         singles = (kept.directional_bias, kept.data_direction, kept.asymmetry, kept.imbalance)
-        pairs = (*audit.pairs, *audit.reliance, *kept.data_pairs, *kept.wasserstein)
+        pairs = (*audit.saliency, *audit.reliance, *kept.data_pairs, *kept.wasserstein)
         for value in (*audit.shares, *pairs, *singles):
             assert plain(formatting.interval(value)) in text
     for value in ("60303ae2" * 8, "evenslice audit --model", "brain.nii.gz", "2.9.0"):
@@ -278,7 +278,7 @@ def test_what_is_not_known_is_left_out_and_what_has_no_bounds_is_drawn_to_the_ed
     audit = replace(
         audit,
         measurements=replace(audit.measurements, saliency=np.zeros_like(audit.measurements.saliency)),
-        examples=replace(audit.examples, saliency=np.full_like(audit.examples.saliency, np.nan)),
+        examples=replace(audit.examples, maps=np.full_like(audit.examples.maps, np.nan)),
         kernels=(),
         run=evenslice.Audit.Run(),
     )
@@ -371,7 +371,7 @@ def test_tables_hold_every_figure_and_every_window(audits, folder):
     )
     (row,) = [r for r in figures if (r["audit"], r["figure"], r["offset"]) == ("cyclic", "pairs", "2")]
     ends = [float(row[key]) for key in ("estimate", "low", "high")]
-    assert ends == list(astuple(audits[2].pairs[1])[:3])
+    assert ends == list(astuple(audits[2].saliency[1])[:3])
     assert (row["judged"], row["state"], row["class"]) == ("True", "beyond", "")
     of_class = [r["figure"] for r in figures if (r["audit"], r["class"]) == ("pretrained", "0")]
     assert of_class == ["answer_change", "saliency", "reliance", "answer", "use"]

@@ -129,7 +129,7 @@ def test_the_monitor_finds_what_an_audit_of_the_same_windows_finds():
     audit = evenslice.audit(network, volume, slices=3, **options)
     found = measured(network, windows)
     assert audit.answer.estimate > 0.1
-    assert found["directional_bias"] == pytest.approx(audit.directional_bias.estimate, abs=1e-4)
+    assert found["directional_bias"] == pytest.approx(audit.statistics.directional_bias.estimate, abs=1e-4)
     shares = [found[f"share_{k}"] for k in (-1, 0, 1)]
     assert shares == pytest.approx([share.estimate for share in audit.shares], abs=1e-4)
 

@@ -91,6 +91,8 @@ AHEAD = 1  # batches that are read while one is measured; those of an audit that
 MOST = 8  # windows in one pass, beside as many mirrors
 MOST_ON_GPU = 32  # windows in one pass: more would hardly be faster, and an audit stops between passes
 CACHED_PIXELS = 2**17  # of windows and mirrors in float32
+EXAMPLES = 2  # whose maps take as long as a dozen windows
+MOST_OF_EXAMPLES = 2**27  # bytes that they may take: results of a few audits are read back together
 SETTLING = 200
 """Windows after which an audit gives up on a network that nothing in them has moved."""
 
@@ -253,7 +255,7 @@ def audit(
         )
         for item, way in zip(volumes, readings, strict=True)
     ]
-    place = None if sampling.explain is None else _place(grids[0], sampling.explain)
+    asked_for = [] if sampling.explain is None else [_place(grids[0], sampling.explain)]
     returned = network.prepare(slices, tile)
     understood = understand(
         network,
@@ -282,9 +284,8 @@ def audit(
     )
     sample = WindowSample(grids, sampling, opened if opened and understood.target == "labels" else None)
     check_first(sample, explainer)
-    shown = [] if place is None else [measure(sample, explainer, sample.read(WindowBatch(place, pictures=1)))]
     found = read_until_settled(sample, explainer, tolerances, compute)
-    lost = None
+    examples, lost = picture_windows(sample, explainer, asked_for), None
     if stressed:
         lost = measure_stress(
             Predictor(network, slices, read.step, asked, compute.batch),
@@ -294,15 +295,12 @@ def audit(
             seed=sampling.seed,
             progress=compute.progress,
         ).summary()
-    pictures = [batch.examples for batch in (*shown, *found.batches)]
     return Audit(
         name=record.strategy if record else "audit",
         statistics=summarize(found.measurements, sample.population, tolerances),
         windows=len(found.measurements),
         measurements=found.measurements,
-        examples=Audit.Examples(
-            **{name: np.concatenate([part[name] for part in pictures]) for name in pictures[0]}
-        ),
+        examples=examples,
         kernels=_kernels(model, record),
         stress=lost,
         run=describe_run(
@@ -350,7 +348,7 @@ def load_audits(folder: str | os.PathLike[str]) -> list[Audit]:
     audits = [(path, Audit.load(path)) for path in paths]
     count = Counter(audit.name for _, audit in audits)
     named = [
-        audit.renamed(f"{_name(path.parent)}: {audit.name}") if count[audit.name] > 1 else audit
+        replace(audit, name=f"{_name(path.parent)}: {audit.name}") if count[audit.name] > 1 else audit
         for path, audit in audits
     ]
     return sorted(named, key=lambda audit: audit.run.created)
@@ -361,8 +359,8 @@ def _name(folder: Path) -> str:
     return folder.name if folder.name not in ("", "..") else folder.resolve().name
 
 
-def _place(grid: WindowGrid, explain: int | Sequence[int]) -> NDArray[np.int64]:
-    """Return the window (1, 4) as volume, z, y, x around a voxel, or in the middle of a slice."""
+def _place(grid: WindowGrid, explain: int | Sequence[int]) -> tuple[int, ...]:
+    """Return volume, z, y, x of the window around a voxel, or in the middle of a slice."""
     given = tuple(np.atleast_1d(explain).tolist())
     if len(given) not in (1, 3) or given[0] not in grid.centres:
         first, last = grid.centres[0], grid.centres[-1]
@@ -370,8 +368,7 @@ def _place(grid: WindowGrid, explain: int | Sequence[int]) -> NDArray[np.int64]:
             f"{option('explain', explain)}: give a slice z whose window is complete, {first} to {last}, or a voxel z, y, x "
             "in one"
         )
-    corner = corner_of("explain", given[1:] or None, grid.tile, grid.volume.shape[1:])
-    return np.array([[0, given[0], *corner]], dtype=np.int64)
+    return (0, given[0], *corner_of("explain", given[1:] or None, grid.tile, grid.volume.shape[1:]))
 
 
 def _kernels(model: nn.Module | Function, record: Record | None) -> tuple[StemKernels, ...]:
@@ -439,36 +436,18 @@ def take_middle(volume: Volume) -> Volume:
 
 
 @dataclass(frozen=True)
-class MeasuredBatch:
-    """What an audit keeps of a batch.
-
-    Attributes:
-        rows: the fields of ``Measurements``, of the parts of the batch that fitted into the memory at once.
-        examples: the fields of ``Audit.Examples`` of some windows.
-        device: where they were measured.
-    """
-
-    rows: list[dict[str, NDArray[Any]]]
-    examples: dict[str, NDArray[Any]]
-    device: str
-
-    def __len__(self) -> int:
-        return sum(len(rows["volume"]) for rows in self.rows)
-
-
-@dataclass(frozen=True)
 class Found:
-    """The windows that were read, what they say, why no more were read, and how many at most in one pass."""
+    """What windows say, why no more were read, how many at most in one pass, and where they were measured."""
 
-    batches: list[MeasuredBatch]
     measurements: Measurements
     stopped: str
     batch: int
+    devices: set[str]
 
 
 def check_first(sample: WindowSample, explainer: Explainer) -> None:
     """Check that the network answers a window in the same way whatever stands beside it, on two of the sample."""
-    windows = torch.from_numpy(sample.read(next(sample.batches(lambda: 2))).windows)
+    windows = torch.from_numpy(sample.read(sample.places(0, min(2, sample.limit))).windows)
     if len(windows) == 1:
         windows = torch.cat([windows, windows.flip(1)])
     network = explainer.network
@@ -500,7 +479,7 @@ def read_until_settled(
     def size() -> int:
         return compute.batch or batch_size(sample, explainer)
 
-    collected: list[MeasuredBatch] = []
+    collected, devices = list[Measurements](), set[str]()
     read, look, population = 0, sample.next_look(0), sum(sample.population)
     with (
         open_workers(compute.workers, compute.scheduler) as client,
@@ -510,14 +489,15 @@ def read_until_settled(
         closing(measure_batches(sample, explainer, size, client=client)) as measured,
     ):
         found, word = None, ""
-        for batch in measured:
+        for batch, device in measured:
             collected.append(batch)
+            devices.add(device)
             read += len(batch)
             if read < look:
                 advance(len(batch), word)
                 continue
             look = sample.next_look(read)
-            measurements = Measurements.joined([rows for item in collected for rows in item.rows])
+            measurements = Measurements.joined([*map(vars, collected)])
             moved = measurements.moved
             if read >= min(SETTLING, sample.limit) and not moved:
                 raise ModelError(
@@ -530,7 +510,7 @@ def read_until_settled(
             advance(len(batch), word)
             stopped = questions.settled(sample.sampling.precision) if moved else ""
             ended = "all windows used" if read == population else "limit reached"
-            found = Found(collected, measurements, stopped or ended, size())
+            found = Found(measurements, stopped or ended, size(), devices)
             if stopped or read == sample.limit:
                 break
     return cast("Found", found)  # the last look is at the limit
@@ -553,42 +533,49 @@ def batch_size(sample: WindowSample, explainer: Explainer) -> int:
     return network.batches.fitting(explain, network.device, most=MOST_ON_GPU, kind=kind)
 
 
-def measure(sample: WindowSample, explainer: Explainer, batch: WindowBatch) -> MeasuredBatch:
-    """Measure windows that were read.
+def measure(sample: WindowSample, explainer: Explainer, batch: WindowBatch) -> tuple[Measurements, str]:
+    """Measure windows that were read, and say on which device.
 
     Raises:
         ModelError: the network returns NaN or infinity for a window, or has such a gradient.
     """
     network = explainer.network
-    windows = to_device(batch.windows, network.device)
-    labels = None if batch.labels is None else to_device(batch.labels, network.device)
+    windows, labels = _on_device(batch, network.device)
 
-    def compute(part: slice) -> tuple[dict[str, NDArray[Any]], Tensor]:
+    def compute(part: slice) -> dict[str, NDArray[Any]]:
         try:
-            rows, saliency = explainer.rows(windows[part], None if labels is None else labels[part])
+            rows = explainer.rows(windows[part], None if labels is None else labels[part])
         except NotFiniteError as error:
             raise _not_finite(error, sample, explainer, batch.places[part][error.row].tolist()) from error
-        places = {"volume": batch.places[part, 0], "position": batch.places[part, 1:]}
-        return places | rows, saliency[: max(batch.pictures - part.start, 0)].cpu()
+        return {"volume": batch.places[part, 0], "position": batch.places[part, 1:], **rows}
 
     parts = network.batches.run(compute, len(windows), ("measure", network.dtype, *windows.shape[1:]))
-    saliency = torch.cat([found for _, found in parts])
-    total = saliency.sum(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    shown, places = windows[: batch.pictures], batch.places[: batch.pictures]
-    maps = shown
-    if len(shown):
-        whole = replace(explainer.explained, margin=(0.0, 0.0))
-        score = Score(network, whole, None if labels is None else labels[: batch.pictures])
-        (method, baseline), seed = explainer.maps, explainer.seed
-        maps = attribute(score, shown, method=method, baseline=baseline, seed=seed).attribution
-    examples = {
-        "volume": places[:, 0],
-        "position": places[:, 1:],
-        "images": (shown * 255).round().byte().cpu().numpy(),
-        "saliency": (saliency / total).numpy(),
-        "maps": maps.cpu().numpy(),
-    }
-    return MeasuredBatch([rows for rows, _ in parts], examples, str(network.device))
+    return Measurements.joined(parts), str(network.device)
+
+
+def _on_device(batch: WindowBatch, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    return to_device(batch.windows, device), None if batch.labels is None else to_device(batch.labels, device)
+
+
+def picture_windows(
+    sample: WindowSample, explainer: Explainer, asked_for: Sequence[tuple[int, ...]]
+) -> Audit.Examples:
+    """Return the pictures of the windows that were asked for, volume, z, y, x, and of the first of the sample."""
+    network, grid = explainer.network, sample.grids[0]
+    # Of large windows, one: a byte and a float32 for each voxel.
+    most = EXAMPLES if 5 * EXAMPLES * grid.slices * math.prod(grid.tile) < MOST_OF_EXAMPLES else 1
+    first = sample.places(0, min(most, sample.limit))
+    batch = sample.read(np.concatenate([np.reshape(asked_for, (-1, 4)).astype(np.int64), first]))
+    windows, labels = _on_device(batch, network.device)
+    score = Score(network, replace(explainer.explained, margin=(0.0, 0.0)), labels)
+    (method, baseline), seed = explainer.maps, explainer.seed
+    maps = attribute(score, windows, method=method, baseline=baseline, seed=seed).attribution
+    return Audit.Examples(
+        volume=batch.places[:, 0],
+        position=batch.places[:, 1:],
+        images=(windows * 255).round().byte().cpu().numpy(),
+        maps=maps.cpu().numpy(),
+    )
 
 
 def _not_finite(
@@ -608,7 +595,7 @@ def _not_finite(
 
 def measure_batches(
     sample: WindowSample, explainer: Explainer, size: Callable[[], int], *, client: Any
-) -> Generator[MeasuredBatch]:
+) -> Generator[tuple[Measurements, str]]:
     """Measure the batches of a sample in order.
 
     Args:
@@ -634,11 +621,11 @@ def measure_batches(
 
 
 def _measure_on_worker(
-    batch: WindowBatch, common: tuple[WindowSample, Explainer], files: Mapping[str, str]
-) -> MeasuredBatch:
+    places: NDArray[np.int64], common: tuple[WindowSample, Explainer], files: Mapping[str, str]
+) -> tuple[Measurements, str]:
     sample, explainer = common
     check_files(sample.volumes, files)
-    read = sample.read(batch)
+    read = sample.read(places)
     with _ALONE:
         return measure(sample, explainer, read)
 
@@ -728,7 +715,7 @@ def describe_run(
         tile=grids[0].tile,
         batch=found.batch,
         seed=sample.sampling.seed,
-        device=", ".join(sorted({item.device for item in found.batches})) or str(network.device),
+        device=", ".join(sorted(found.devices)),
         dtype=str(network.dtype).removeprefix("torch."),
         scaling={**network.scaling, "source": scaling_source(model)},
         clamped=float(measurements.clamped.mean()) if explained.probabilities else None,

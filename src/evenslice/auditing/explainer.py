@@ -252,7 +252,7 @@ class Explainer:
         """Whether the use of slices is told by the gradient, else by replacement."""
         return self.explained.gradient and self.method != "occlusion"
 
-    def rows(self, windows: Tensor, labels: Tensor | None) -> tuple[dict[str, NDArray[Any]], Tensor]:
+    def rows(self, windows: Tensor, labels: Tensor | None) -> dict[str, NDArray[Any]]:
         """Explain windows.
 
         Args:
@@ -260,7 +260,7 @@ class Explainer:
             labels: (m, y, x) class numbers for the target "labels".
 
         Returns:
-            The fields of ``Measurements`` but for the places, and the absolute attribution (m, N, y, x) by the method.
+            The fields of ``Measurements`` but for the places.
 
         Raises:
             NotFiniteError: the output or its gradient is NaN or infinite.
@@ -284,7 +284,7 @@ class Explainer:
         for name in ("changed", "union", "mismatch", "outer"):
             rows[name][own] = 0
         rows["wasserstein"] = wasserstein(saliency, rows["saliency"][:, :, 0])
-        return rows, saliency[: len(windows)]
+        return rows
 
 
 class _Pass:

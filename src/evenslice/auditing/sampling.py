@@ -7,10 +7,9 @@ over volumes, depth and plane in proportion (``WindowGrid.spread``).
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Sequence  # noqa: TC003  # the command line reads it
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -32,25 +31,21 @@ LOOKS = (FIRST, 59)  # windows: if 59 equal their mirrors, fewer than 5 % of all
 LARGEST_WHOLE = 256  # pixels; the longest side of a plane that one tile covers
 MARGIN = 16  # pixels of a tile beyond which its borders change few answers (docs/statistics.md)
 TILE = 192  # pixels; along a longer side, it tells enough about a network at a part of the cost (docs/statistics.md)
-EXAMPLES = 2  # whose maps take as long as a dozen windows
-MOST_OF_EXAMPLES = 2**27  # bytes that they may take: results of a few audits are read back together
 
 
 @dataclass(frozen=True)
 class WindowBatch:
-    """Windows to measure in one pass.
+    """Windows that were read.
 
     Attributes:
         places: (batch, 4) volume, z, y, x of each window.
-        pictures: number of windows to keep as pictures.
-        windows: (batch, N, y, x) in 0..1, once they were read.
+        windows: (batch, N, y, x) in 0..1.
         labels: (batch, y, x) the label maps of their middle slices, if there are any.
     """
 
     places: NDArray[np.int64]
-    pictures: int
-    windows: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0, 0, 0), np.float32))
-    labels: NDArray[np.int64] | None = None
+    windows: NDArray[np.float32]
+    labels: NDArray[np.int64] | None
 
 
 @dataclass(frozen=True)
@@ -89,36 +84,35 @@ class WindowSample:
             look = self.sampling.min_windows
         return min(look, self.limit)
 
-    def batches(self, size: Callable[[], int]) -> Iterator[WindowBatch]:
-        """Yield the windows in batches; ``size`` is asked for the largest size of each.
+    def batches(self, size: Callable[[], int]) -> Iterator[NDArray[np.int64]]:
+        """Yield the places of the windows in batches; ``size`` is asked for the largest size of each.
 
         A batch ends where the audit looks, so that what it finds does not depend on the size of batches.
         """
-        read, grid = 0, self.grids[0]
-        # Of large windows, few are kept as pictures: a byte and two float32 for each voxel.
-        examples = min(EXAMPLES, MOST_OF_EXAMPLES // (9 * grid.slices * math.prod(grid.tile)))
+        read = 0
         while read < self.limit:
             stop = min(read + size(), self.next_look(read))
-            places = np.array([self._place(number) for number in range(read, stop)], dtype=np.int64)
-            yield WindowBatch(places, pictures=min(max(examples - read, 0), stop - read))
+            yield self.places(read, stop)
             read = stop
 
-    def _place(self, number: int) -> tuple[int, int, int, int]:
-        """Return volume, z, y, x of a window."""
-        ends = list(accumulate(self.population))
-        index = WindowGrid.spread(number, ends[-1], self.sampling.seed)
-        volume = bisect_right(ends, index)
-        grid = self.grids[volume]
-        return (volume, *grid.place(index - (ends[volume] - len(grid))))
+    def places(self, first: int, stop: int) -> NDArray[np.int64]:
+        """Return volume, z, y, x (n, 4) of some windows by their numbers in the order."""
+        ends, found = list(accumulate(self.population)), []
+        for number in range(first, stop):
+            index = WindowGrid.spread(number, ends[-1], self.sampling.seed)
+            volume = bisect_right(ends, index)
+            grid = self.grids[volume]
+            found.append((volume, *grid.place(index - (ends[volume] - len(grid)))))
+        return np.array(found, dtype=np.int64)
 
-    def read(self, batch: WindowBatch) -> WindowBatch:
-        """Read the windows of a batch, several at once if a server sends them; safe in any thread."""
-        threads = min(len(batch.places), *(grid.reads_at_once for grid in self.grids))
+    def read(self, places: NDArray[np.int64]) -> WindowBatch:
+        """Read windows, several at once if a server sends them; safe in any thread."""
+        threads = min(len(places), *(grid.reads_at_once for grid in self.grids))
         ahead = threads if threads > 1 else 0
-        read = list(map_ahead(self._read_one, batch.places.tolist(), threads=threads, ahead=ahead))
+        read = list(map_ahead(self._read_one, places.tolist(), threads=threads, ahead=ahead))
         maps = [found for _, found in read if found is not None]
         labels = np.stack(maps) if maps else None
-        return replace(batch, windows=np.stack([window for window, _ in read]), labels=labels)
+        return WindowBatch(places, np.stack([window for window, _ in read]), labels)
 
     def _read_one(self, place: list[int]) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
         """Read a window (N, y, x), and the label map (y, x) of its middle slice."""

@@ -4,6 +4,7 @@ It audits a U-Net as commonly built and after each of three strategies. Then it 
 from white matter, from a pretrained, a fair and a random start.
 """
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -79,7 +80,7 @@ def _audits(seed: int) -> "Iterator[Audit]":
         (found,) = audit_strategies(
             network, measure, strategies=[strategy], sampling=sampling, command=command_line()
         )
-        yield found.renamed(name)
+        yield replace(found, name=name)
 
 
 def _write_labels(path: Path) -> None:

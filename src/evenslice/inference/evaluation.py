@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from itertools import groupby, islice
 from operator import itemgetter
@@ -847,7 +847,7 @@ class Evaluation:
         """
         return {
             **({"dice": None, "iou": None} if self.scores is None else self.scores.to_dict()),
-            "stress": None if self.stress is None else self.stress.to_dict(),
+            "stress": None if self.stress is None else asdict(self.stress),
             "model": self.model,
             "volume": self.volume,
             "seed": self.seed,

@@ -153,7 +153,7 @@ def four_answers(audit: AuditResult) -> tuple[Answer, ...]:
     return tuple(
         _answer(audit, question, _figures(audit, question), decisions.get(question))
         for question in ASKS
-        if audit.pairs
+        if audit.saliency
     )
 
 
@@ -181,7 +181,7 @@ def _answer(audit: AuditResult, question: str, figures: Sequence[Found], decisio
     about = []
     if chosen is not None and chosen.class_number is not None:
         about.append(f"class {chosen.class_number}")
-    if chosen is not None and chosen.offset is not None and len(audit.pairs) > 1:
+    if chosen is not None and chosen.offset is not None and len(audit.saliency) > 1:
         about.append(f"slices ±{chosen.offset}")
     return Answer(
         question=question,

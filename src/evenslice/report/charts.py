@@ -84,7 +84,7 @@ def reach(values: Iterable[Interval | None], least: float, most: float = 1.0) ->
 def audit_charts(audits: Sequence[AuditResult]) -> list[Drawing]:
     """Draw the charts of the page; call it inside ``style.settings()``."""
     charts = [shares_figure(audits)]
-    if any(audit.pairs for audit in audits):
+    if any(audit.saliency for audit in audits):
         charts.append(biases_figure(audits))
     items = [StressItem(name, index, (stress,)) for index, name, stress in stressed(audits)]
     return charts + ([stress_figure(items)] if items else []) + kernel_figures(audits)
@@ -124,18 +124,18 @@ def shares_figure(audits: Sequence[AuditResult]) -> Drawing:
 
 def biases_figure(audits: Sequence[AuditResult]) -> Drawing:
     """Draw the pair biases of saliency and reliance with their intervals, the audits side by side."""
-    most = max(len(audit.pairs) for audit in audits)
-    rows = [(k, i) for k in range(most) for i, audit in enumerate(audits) if k < len(audit.pairs)]
+    most = max(len(audit.saliency) for audit in audits)
+    rows = [(k, i) for k in range(most) for i, audit in enumerate(audits) if k < len(audit.saliency)]
     labels = [one_line(audits[i].name, 18) + (f", k = {k + 1}" if most > 1 else "") for k, i in rows]
     figure = Figure(figsize=(WIDTH, 1.2 + min(0.34 * len(rows), TALLEST)), layout="constrained")
     columns = figure.subplots(1, 2, sharex=True, sharey=True)
-    pairs = [pair for audit in audits for pair in (*audit.pairs, *audit.reliance)]
+    pairs = [pair for audit in audits for pair in (*audit.saliency, *audit.reliance)]
     edge = 1.05 * reach(pairs, 3 * max(audit.statistics.tolerance for audit in audits))
     for axes, title in zip(columns, ("saliency", "reliance"), strict=True):
         for y, (k, i) in enumerate(rows):
             fair = audits[i].statistics.tolerance
             axes.fill_betweenx([y - 0.5, y + 0.5], -fair, fair, color=style.BAND, linewidth=0, zorder=0.5)
-            found = audits[i].pairs if title == "saliency" else audits[i].reliance
+            found = audits[i].saliency if title == "saliency" else audits[i].reliance
             if k < len(found):
                 style.draw_interval(axes, y, found[k], i, edge, 1.0 if found[k].judged else 0.35)
         axes.set_title(title)
@@ -325,7 +325,7 @@ def forest_figure(results: StudyResults) -> Drawing:
     """
     blocks: list[Block] = [*shown_pooled(results.pooled), *results.comparisons]
     arms: list[list[Any]] = [[*item.arms] for item in blocks]
-    changes = [[arm.differences.get(arm.score) for arm in block] for block in arms]
+    changes = [[arm.differences.get(results.score) for arm in block] for block in arms]
     biases = [[arm.metrics["largest_bias"] for arm in block] for block in arms]
     margin = max((arm.margin for block in arms for arm in block if arm.margin > 0), default=0.01)
     high = 1.08 * reach(chain(*biases), 2 * Tolerances.tolerance)

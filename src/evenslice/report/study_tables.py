@@ -131,7 +131,7 @@ def arm_tables(summary: StudySummary) -> list[Table]:
     tables = []
     for item, sets in items:
         arms: Sequence[Arm] = item.arms
-        columns = _arm_columns(item, sets, summary.baseline)
+        columns = _arm_columns(item, sets, summary)
         lines = zip(*columns.values(), strict=True)
         rows = [
             Row(
@@ -162,21 +162,23 @@ def shown_pooled(items: Sequence[PooledComparison]) -> list[PooledComparison]:
 
 
 def _arm_columns(
-    item: Comparison | PooledComparison, comparisons: Sequence[Comparison], baseline: str
+    item: Comparison | PooledComparison, comparisons: Sequence[Comparison], summary: StudySummary
 ) -> dict[str, list[str]]:
     """Return what matters most of each arm, by column, without columns of which nothing is known."""
     arms: Sequence[Arm] = item.arms
     if not arms:
         return {}
-    score = score_title(arms[0].score).capitalize()
+    score = score_title(summary.score).capitalize()
     unit = "folds x seeds" if any(found.unit == "fold" for found in comparisons) else "seeds"
     extents = [_extents(arm.arm, comparisons) for arm in arms]
     if isinstance(item, PooledComparison) and len(set(extents)) == 1:
         extents = [NOTHING] * len(arms)
     columns = {
         unit: extents,
-        score: [metric_text(arm.score, arm) for arm in arms],
-        f"{score} minus {baseline}": [difference_text(arm.score, arm) for arm in arms],
+        score: [metric_text(summary.score, arm) for arm in arms],
+        f"{score} minus {summary.baseline}": [
+            difference_text(summary.score, arm, summary.score) for arm in arms
+        ],
         "not inferior?": [_test(arm) for arm in arms],
         "superior?": [superiority(arm) for arm in arms],
         "p of a difference": [p_value(getattr(arm, "p_adjusted", math.nan)) for arm in arms],
@@ -238,11 +240,11 @@ def metric_text(name: str, arm: Arm) -> str:
     return interval(arm.metrics.get(name), *([Tolerances.tolerance] if name == "largest_bias" else []))
 
 
-def difference_text(name: str, arm: Arm) -> str:
+def difference_text(name: str, arm: Arm, tested: str) -> str:
     """Format the difference of an arm from the baseline in a metric, in the tested one with regard to its margin."""
     if name not in arm.differences:
         return NOTHING
-    return difference(arm.differences[name], *([-arm.margin] if name == arm.score else []))
+    return difference(arm.differences[name], *([-arm.margin] if name == tested else []))
 
 
 def removed_part(removed: Interval | None) -> str:
@@ -278,7 +280,9 @@ def statistics_groups(results: StudyResults, item: Comparison | PooledComparison
 
     groups = [
         Group(
-            f"Compared with {results.baseline}", DIFFERENCE_READING, tuple(rows(COMPARED, difference_text))
+            f"Compared with {results.baseline}",
+            DIFFERENCE_READING,
+            tuple(rows(COMPARED, lambda name, arm: difference_text(name, arm, results.score))),
         ),
         *(
             Group(title, meaning, tuple(rows(figures, metric_text)))
@@ -386,7 +390,7 @@ def _arm_lines(results: StudyResults) -> Iterator[list[Any]]:
             yield from _figure_lines(start, arm.metrics | shares, arm.differences)
             if arm.differences:
                 yield [*start, "part", "bias_removed", *astuple(arm.bias_removed)]
-                yield [*start, "p", f"{arm.score}_not_inferior", arm.p, None, None]
+                yield [*start, "p", f"{results.score}_not_inferior", arm.p, None, None]
 
 
 def _figure_lines(
@@ -412,4 +416,4 @@ def _pooled_lines(results: StudyResults) -> Iterator[list[Any]]:
             }
             for name, p in tests.items():
                 if not math.isnan(p):
-                    yield [*start, len(arm.compared), "p", f"{arm.score}_{name}", p, None, None]
+                    yield [*start, len(arm.compared), "p", f"{results.score}_{name}", p, None, None]

@@ -8,7 +8,7 @@ folder, the second and later ones as ``audit.1-NAME.json`` and so on.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -19,12 +19,11 @@ from evenslice.networks import StemKernels
 from evenslice.results import documents
 from evenslice.results.intervals import UNKNOWN, Interval
 from evenslice.results.measurements import Measurements
-from evenslice.results.stress import StressSummary
-from evenslice.results.verdicts import Asymmetry
+from evenslice.results.stress import StressSummary  # noqa: TC001  # ``documents`` reads the annotations
+from evenslice.results.verdicts import Asymmetry  # noqa: TC001  # likewise
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
     from typing import Self
 
     from evenslice.results.verdicts import AnswerChange, Figure, Mismatch, Verdict
@@ -41,15 +40,13 @@ class ExampleWindows:
         volume: (e,) index of the volume a window was taken from.
         position: (e, 3) window centre slice z and in-plane origin y, x, in voxels.
         images: (e, N, y, x) uint8, the slices as the network saw them, scaled to 0..255.
-        saliency: (e, N, y, x) float32, absolute attribution divided by its sum over the window.
         maps: (e, N, y, x) float32, what each pixel adds to the answer (above 0) or takes from it; in audits by version 0.2
-            the saliency.
+            the absolute attribution divided by its sum over the window.
     """
 
     volume: Annotated[NDArray[np.int64], "e"]
     position: Annotated[NDArray[np.int64], "e 3"]
     images: Annotated[NDArray[np.uint8], "e N y x"]
-    saliency: Annotated[NDArray[np.float32], "e N y x"]
     maps: Annotated[NDArray[np.float32], "e N y x"]
 
 
@@ -93,7 +90,22 @@ class AuditedVolume:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditRun:
+class _Run:
+    """What audits and surveys say of how they were run."""
+
+    seed: int = 0
+    method: str = ""
+    target: int | str = ""
+    device: str = ""
+    volumes: tuple[AuditedVolume, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+    command: str | None = None
+    created: str = ""
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditRun(_Run):
     """What an audit ran; an entry missing from an older document has its default.
 
     Attributes:
@@ -135,11 +147,9 @@ class AuditRun:
     step: int = 1
     strategy: str | None = None
     tie: str | None = None
-    method: str = ""
     baseline: str | None = None
     maps: tuple[str, ...] = ()
     use: str = ""
-    target: int | str = ""
     explained: str = ""
     assumed: bool = False
     outputs: str | None = None
@@ -150,25 +160,18 @@ class AuditRun:
     stopped: str = ""
     tile: tuple[int, ...] = ()
     batch: int | None = None
-    seed: int = 0
-    device: str = ""
     dtype: str = ""
     scaling: dict[str, Any] | None = None
     clamped: float | None = None
     model: dict[str, Any] = field(default_factory=dict)
-    volumes: tuple[AuditedVolume, ...] = ()
-    command: str | None = None
-    versions: dict[str, str] = field(default_factory=dict)
-    created: str = ""
-    seconds: float | None = None
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class AuditResult:
     """The result of an audit.
 
-    The main statistics are attributes (``audit.verdict``, ``audit.directional_bias.low``); ``save`` writes the result
-    to files and ``load`` reads it. ``evenslice.Audit`` adds the report.
+    The main statistics are attributes (``audit.verdict``, ``audit.reliance[0].low``); ``save`` writes the result to files and
+    ``load`` reads it. ``evenslice.Audit`` adds the report.
 
     Attributes:
         name: distinguishes this audit from those it is compared with: a strategy, a method, "audit".
@@ -188,19 +191,19 @@ class AuditResult:
     Examples = ExampleWindows
 
     name: str
-    statistics: Asymmetry
+    statistics: Asymmetry = field(metadata=documents.INLINE)
     windows: int
-    measurements: Measurements | None
-    examples: ExampleWindows
-    kernels: tuple[StemKernels, ...] = ()
+    measurements: Measurements | None = field(metadata=documents.UNWRITTEN)
+    examples: ExampleWindows = field(metadata=documents.UNWRITTEN)
+    kernels: tuple[StemKernels, ...] = field(default=(), metadata=documents.UNWRITTEN)
     stress: StressSummary | None = None
-    run: AuditRun = field(default_factory=AuditRun)
+    run: AuditRun = field(default_factory=AuditRun, metadata=documents.INLINE)
     definitions: int = documents.DEFINITIONS
 
     def __repr__(self) -> str:
         figures = [
             f"{name} {' '.join(f'{pair.estimate:+z.3f}' for pair in pairs)}"
-            for name, pairs in (("saliency", self.pairs), ("reliance", self.reliance))
+            for name, pairs in (("saliency", self.saliency), ("reliance", self.reliance))
         ]
         return f"<Audit {self.name!r}: {self.verdict}, {', '.join(figures)}, {self.windows} windows>"
 
@@ -215,13 +218,8 @@ class AuditResult:
         return self.statistics.shares
 
     @property
-    def pairs(self) -> tuple[Figure, ...]:
-        """The pair biases B_1..B_K of the saliency (their model parts), with their intervals."""
-        return self.statistics.pairs
-
-    @property
     def saliency(self) -> tuple[Figure, ...]:
-        """Whether a map of saliency would favour a side: the pair biases, as ``pairs``."""
+        """Whether a map of saliency would favour a side: the pair biases B_1..B_K (their model parts)."""
         return self.statistics.pairs
 
     @property
@@ -240,11 +238,6 @@ class AuditResult:
         return self.statistics.mirror_mismatch
 
     @property
-    def directional_bias(self) -> Interval:
-        """D_m, the model part of the directional bias."""
-        return self.statistics.directional_bias
-
-    @property
     def offsets(self) -> tuple[int, ...]:
         """The window's offsets, -K..K."""
         half = len(self.statistics.shares) // 2
@@ -252,28 +245,19 @@ class AuditResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the audit as plain values, with the keys of ``audit.json``."""
-        statistics = documents.to_plain(self.statistics)
-        for share in statistics["shares"]:
+        plain = documents.to_plain(self)
+        for share in plain["shares"]:
             share["mean"] = share.pop("estimate")
         return {
             "format": documents.FORMAT,
-            "definitions": self.definitions,
-            "name": self.name,
-            "windows": self.windows,
+            **plain,
             "population": {"windows": self.run.windows_available, "read": self.windows},
-            **statistics,
-            "stress": documents.to_plain(self.stress),
             "stems": [{"name": item.name, "shape": list(item.after.shape)} for item in self.kernels],
-            **documents.to_plain(self.run),
         }
 
     def to_json(self) -> str:
         """Return the audit as a JSON document; undefined values are null."""
         return json_text(self.to_dict())
-
-    def renamed(self, name: str) -> Self:
-        """Return this audit under another name."""
-        return replace(self, name=name)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the audit to a ``.json`` file and an ``.npz`` file of the same name beside it.
@@ -312,57 +296,26 @@ class AuditResult:
         """
         path = local_path(path, ConfigError)
         with reading(path, "an audit", "run the audit again"):
-            document = read_json(path)
-            definitions, statistics = documents.definitions_of(document), _read_statistics(document)
-            run, slices = documents.from_plain(AuditRun, document), len(statistics.shares)
-            name = documents.from_plain(str, document["name"], "name")
-            windows = documents.from_plain(int, document["windows"], "windows")
-            stress = documents.from_plain(StressSummary | None, document.get("stress"), "stress")
-            stems = documents.from_plain(tuple[dict[str, Any], ...], document.get("stems", []), "stems")
-            names = [documents.from_plain(str, stem["name"], "stems") for stem in stems]
+            document = documents.checked(read_json(path))
+            stems = [str(stem["name"]) for stem in document.get("stems", [])]
+            decided = document.get("decided_by") or []  # a single one by the definitions of version 0.2
+            document["decided_by"] = [decided] if isinstance(decided, dict) else decided
+            document["shares"] = [{**share, "estimate": share["mean"]} for share in document["shares"]]
+            found = documents.entries(cls, document)
+            slices = len(found["statistics"].shares)
         with reading(path.with_suffix(".npz"), "an audit", "run the audit again") as beside:
             arrays, measured = documents.read_arrays(beside, MOST_BYTES), None
-            _check_drawable(arrays)
-            # Version 0.2 wrote no maps.
-            known = {"examples/maps": arrays["examples/saliency"], **arrays}
-            examples = documents.from_arrays(ExampleWindows, known, "examples/", N=slices)
-            if definitions == documents.DEFINITIONS:
-                sizes = {"n": windows, "N": slices, "K": slices // 2}
+            if "examples/maps" not in arrays:  # as in version 0.2
+                arrays["examples/maps"] = arrays["examples/saliency"]
+            examples = documents.from_arrays(ExampleWindows, arrays, "examples/", N=slices)
+            if found["definitions"] == documents.DEFINITIONS:
+                sizes = {"n": found["windows"], "N": slices, "K": slices // 2}
                 measured = documents.from_arrays(Measurements, arrays, "measurements/", **sizes)
             kernels = tuple(
                 StemKernels(stem, arrays[f"kernels/{n}/before"], arrays[f"kernels/{n}/after"])
-                for n, stem in enumerate(names)
+                for n, stem in enumerate(stems)
             )
-        return cls(name, statistics, windows, measured, examples, kernels, stress, run, definitions)
-
-
-def _read_statistics(document: dict[str, Any]) -> Asymmetry:
-    """Read the statistics of an audit, and check that they fit together, so that reports can rely on it."""
-    shares = documents.from_plain(tuple[dict[str, Any], ...], document["shares"], "shares")
-    decided = document.get("decided_by") or []  # a single one by the definitions of version 0.2
-    plain = {
-        "shares": [{**share, "estimate": share["mean"]} for share in shares],
-        "decided_by": [decided] if isinstance(decided, dict) else decided,
-    }
-    found: Asymmetry = documents.from_plain(Asymmetry, document | plain)
-    items: list[Any] = [found, *found.classes, *found.by_volume]
-    lengths = {len(part) for part in (found.pairs, found.data_pairs, found.wasserstein)}
-    lengths |= {len(part) for item in items for part in (item.pairs, item.reliance) if part}
-    if len(shares) % 2 != 1 or lengths != {len(shares) // 2}:
-        raise ValueError("its numbers of slices and of pairs do not fit together")
-    if not (0 < found.tolerance <= 1 and document["windows"]):
-        raise ValueError("it has no windows, or a tolerance that is not above 0 and at most 1")
-    return found
-
-
-def _check_drawable(arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Raise ValueError unless pictures can be drawn of the examples and the kernels."""
-    for name, array in arrays.items():
-        if name.startswith("kernels/") and (array.ndim != 4 or not array.size):
-            raise ValueError(f"{name} is of shape {array.shape}")
-        known = name.startswith(("examples/", "kernels/")) and array.size
-        if known and not float(np.max(np.abs(array))) <= documents.LARGEST:  # NaN is not, either
-            raise ValueError(f"{name} holds values beyond all bounds")
+        return cls(**found, measurements=measured, examples=examples, kernels=kernels)
 
 
 @dataclass(frozen=True)
@@ -422,36 +375,18 @@ class SurveyedNetwork:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SurveyRun:
-    """What a survey ran; an entry missing from an older document has its default.
+class SurveyRun(_Run):
+    """What a survey ran; see ``AuditRun``.
 
     Attributes:
         slices: N as requested; None for as many as each network has inputs.
         windows: number of windows that each network was shown.
         draws: number of times that random parts of a network were drawn.
-        seed: random seed.
-        method: of attribution.
-        target: what was explained, "auto" resolved.
-        device: PyTorch device.
-        volumes: the volume.
-        versions: of Python and of the packages involved.
-        command: the command line.
-        created: date and time in UTC, ISO 8601.
-        seconds: duration.
     """
 
     slices: int | None = None
     windows: int = 0
     draws: int = 1
-    seed: int = 0
-    method: str = ""
-    target: int | str = ""
-    device: str = ""
-    volumes: tuple[AuditedVolume, ...] = ()
-    versions: dict[str, str] = field(default_factory=dict)
-    command: str | None = None
-    created: str = ""
-    seconds: float | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -468,14 +403,8 @@ class SurveyResult:
     Run = SurveyRun
 
     networks: tuple[SurveyedNetwork, ...]
-    run: SurveyRun = field(default_factory=SurveyRun)
+    run: SurveyRun = field(default_factory=SurveyRun, metadata=documents.INLINE)
     definitions: int = documents.DEFINITIONS
-
-    def __repr__(self) -> str:
-        lines = (
-            f"{item.spec} {item.error or f'{item.directional_bias.estimate:+z.3f}'}" for item in self.networks
-        )
-        return f"<Survey: {'; '.join(lines)}>"
 
     @property
     def measured(self) -> tuple[SurveyedNetwork, ...]:
@@ -489,12 +418,7 @@ class SurveyResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the survey as plain values, with the keys of ``survey.json``."""
-        return {
-            "format": documents.FORMAT,
-            "definitions": self.definitions,
-            "networks": documents.to_plain(self.networks),
-            **documents.to_plain(self.run),
-        }
+        return {"format": documents.FORMAT, **documents.to_plain(self)}
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Self:
@@ -507,10 +431,7 @@ class SurveyResult:
         if not path.is_file():
             raise ConfigError(f"{folder}: holds no survey; name a folder that `evenslice survey --out` wrote")
         with reading(path, "a survey", "run the survey again"):
-            document = read_json(path)
-            definitions = documents.definitions_of(document)
-            networks = documents.from_plain(tuple[SurveyedNetwork, ...], document["networks"], "networks")
-            survey = cls(networks, documents.from_plain(SurveyRun, document), definitions)
+            survey: Self = documents.from_plain(cls, documents.checked(read_json(path)))
             if not survey.measured or not all(item.energy and item.shares for item in survey.measured):
                 raise ValueError("it holds no network that was measured, or one without its measurements")
         return survey

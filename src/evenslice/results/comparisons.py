@@ -27,7 +27,7 @@ count, as they will be looked at, too.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from itertools import product
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -190,28 +190,23 @@ def answer_kind(runs: Iterable[RunRecord]) -> Literal["classes", "scores", "both
     return "both" if len(kinds) > 1 else "scores" if True in kinds else "classes"
 
 
-def metric_bounds(
-    name: str, answer_of: str = "classes", slices: int = 0, *, difference: bool = False
-) -> tuple[float, float]:
+def metric_bounds(name: str, answer_of: str, *, difference: bool = False) -> tuple[float, float]:
     """Return the range of a metric, or of the difference of two values of it.
 
     Args:
         name: of the metric, or one of ``LOSSES``.
         answer_of: what the answer change is a change of, see ``answer_kind``.
-        slices: of a window, N: the imbalance is at most 1 - 1 / N; 0 if unknown.
         difference: whether it is that of a difference.
 
     Example:
-        >>> metric_bounds("answer_change"), metric_bounds("answer_change", "scores"), metric_bounds("imbalance", slices=5)
-        ((0.0, 1.0), (0.0, inf), (0.0, 0.8))
-        >>> metric_bounds("dice", difference=True), metric_bounds("loss_both", difference=True)
+        >>> metric_bounds("answer_change", "classes"), metric_bounds("answer_change", "scores")
+        ((0.0, 1.0), (0.0, inf))
+        >>> metric_bounds("dice", "classes", difference=True), metric_bounds("loss_both", "classes", difference=True)
         ((-1.0, 1.0), (-2.0, 2.0))
     """
     low, high = BOUNDS.get(name, (0.0, 1.0))
     if name == "answer_change" and answer_of == "scores":
         high = math.inf
-    if name == "imbalance" and slices:
-        high = 1 - 1 / slices
     return (low - high, high - low) if difference else (low, high)
 
 
@@ -238,7 +233,6 @@ class Arm:
         margin: of the non-inferiority test of the main score: the loss that would matter; NaN without differences.
         p: of that test, one-sided; NaN without a test.
         holds: whether the main score is not inferior; None without a test.
-        score: the name of the main score, which is tested.
         answer_of: what ``answer_change`` is a change of, "classes", "scores" or "both"; see ``answer_kind``.
     """
 
@@ -248,20 +242,18 @@ class Arm:
     margin: float = field(default=math.nan, metadata={"key": "non_inferiority/margin"})
     p: float = field(default=math.nan, metadata={"key": "non_inferiority/p"})
     holds: bool | None = field(default=None, metadata={"key": "non_inferiority/holds"})
-    score: str = field(default="dice", metadata={"key": None})
     answer_of: Literal["classes", "scores", "both"] = "classes"
 
     @property
     def outcome(self) -> str:
         """The outcome of the test of the main score: "not inferior", "inferior", "not settled" or "no test".
 
-        An arm is inferior if the upper end of the interval of its difference, too, lies below minus the margin.
+        An arm is inferior if the upper end of the interval of its difference, too, lies below minus the margin: the same
+        test the other way round.
         """
         if self.holds is None:
             return "no test"
-        if self.holds:
-            return "not inferior"
-        return "inferior" if self.differences[self.score].high < -self.margin else "not settled"
+        return "not inferior" if self.holds else "inferior" if self.p > 1 - TAIL else "not settled"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -395,71 +387,59 @@ class _Sample:
         """Return a metric of the runs, less that of those of the baseline."""
         return column(self.runs, name) - (column(self.baseline, name) if self.baseline else 0.0)
 
-    def folds(self, name: str) -> set[int]:
-        """Return the folds in which a run has the metric."""
-        rows = zip(self.runs, np.isfinite(self.values(name)), strict=True)
-        return {fold_of(run) for run, known in rows if known}
-
 
 def _compare_arms(rows: Runs, plan: StudyPlan) -> tuple[Comparison, ...]:
     """Return a comparison for each data set and architecture, in the order of the rows."""
     found = []
     for dataset, architecture in dict.fromkeys((row["dataset"], row["architecture"]) for row in rows):
         here = [row for row in rows if (row["dataset"], row["architecture"]) == (dataset, architecture)]
-        unit = replicate_unit(here)
-        arms = tuple(
-            _summarize_arm(arm, here, unit, plan) for arm in dict.fromkeys(row["arm"] for row in here)
-        )
-        found.append(Comparison(dataset, architecture, arms, unit))
+        arms = tuple(_summarize_arm(arm, here, plan) for arm in dict.fromkeys(row["arm"] for row in here))
+        found.append(Comparison(dataset, architecture, arms, replicate_unit(here)))
     return tuple(found)
 
 
-def _samples(arm: str, rows: Runs, unit: Unit, plan: StudyPlan) -> tuple[_Sample, _Sample]:
-    """Return the runs of an arm on a data set, and those of them that can be compared with the baseline."""
-    own = _Sample([row for row in rows if row["arm"] == arm], unit)
-    return own, own.beside([row for row in rows if row["arm"] == plan.baseline != arm])
-
-
-def _summarize_arm(arm: str, rows: Runs, unit: Unit, plan: StudyPlan) -> ArmSummary:
-    sample, pairs = _samples(arm, rows, unit, plan)
+def _summarize_arm(arm: str, rows: Runs, plan: StudyPlan) -> ArmSummary:
+    found, samples, pairs = _figures(arm, {"": rows}, METRICS, plan.margin, plan)
+    sample, pair = samples[""], pairs.get("", _Sample((), "seed"))
     known = [run for run in sample.runs if run["shares"]]
     columns = zip(*(run["shares"] for run in known), strict=True)
-    biases = np.array([column(part, "largest_bias") for part in (pairs.runs, pairs.baseline)])
+    biases = np.array([column(part, "largest_bias") for part in (pair.runs, pair.baseline)])
     biases[:, np.isnan(biases).any(axis=0)] = np.nan
     return ArmSummary(
         seeds=tuple(dict.fromkeys(run["seed"] for run in sample.runs)),
         folds=tuple(dict.fromkeys(map(fold_of, sample.runs))),
-        shares=tuple(Interval.of_mean(replicate_means(known, values, unit), (0, 1)) for values in columns),
-        bias_removed=bias_removed(*(replicate_means(pairs.runs, values, unit) for values in biases)),
-        **_figures(arm, METRICS, [sample], [pairs] if pairs.runs else [], 1, plan.margin, plan.score),
+        shares=tuple(
+            Interval.of_mean(replicate_means(known, values, sample.unit), (0, 1)) for values in columns
+        ),
+        bias_removed=bias_removed(*(replicate_means(pair.runs, values, pair.unit) for values in biases)),
+        **found,
     )
 
 
 def _figures(
-    arm: str,
-    names: Sequence[str],
-    samples: Collection[_Sample],
-    pairs: Collection[_Sample],
-    count: int,
-    margin: float,
-    score: str,
-) -> dict[str, Any]:
-    """Return the fields of an ``Arm``: its means over a number of data sets, and its differences from the baseline in some."""
-    found: dict[str, Any] = {"arm": arm, "score": score, "metrics": _means(names, samples, count)}
-    found["answer_of"] = answer_kind(run for sample in samples for run in sample.runs)
+    arm: str, sets: Mapping[str, Runs], names: Sequence[str], margin: float, plan: StudyPlan
+) -> tuple[dict[str, Any], dict[str, _Sample], dict[str, _Sample]]:
+    """Return the fields of an ``Arm`` over data sets, its runs on each, and those that are compared with the baseline."""
+    own, pairs = dict[str, _Sample](), dict[str, _Sample]()
+    for name, rows in sets.items():
+        sample = _Sample([row for row in rows if row["arm"] == arm], replicate_unit(rows))
+        pair = sample.beside([row for row in rows if row["arm"] == plan.baseline != arm])
+        own |= {name: sample} if sample.runs else {}
+        pairs |= {name: pair} if pair.runs else {}
+    found: dict[str, Any] = {"arm": arm, "metrics": _means(names, own.values(), len(sets))}
+    found["answer_of"] = answer_kind(run for sample in own.values() for run in sample.runs)
     if pairs:
-        p = _pool(pairs, score, len(pairs)).p_above(-margin)
-        found |= {"differences": _means(names, pairs, len(pairs)), "margin": margin, "p": p}
+        p = _pool(pairs.values(), plan.score, len(pairs)).p_above(-margin)
+        found |= {"differences": _means(names, pairs.values(), len(pairs)), "margin": margin, "p": p}
         found["holds"] = None if math.isnan(p) else p < TAIL
-    return found
+    return found, own, pairs
 
 
 def _means(names: Sequence[str], samples: Collection[_Sample], count: int) -> dict[str, Interval]:
     """Return the intervals of means over a number of data sets by name; of answer changes of both kinds there is none."""
     runs = [run for sample in samples for run in (*sample.runs, *sample.baseline)]
-    answer_of, slices = answer_kind(runs), max((len(run["shares"] or ()) for run in runs), default=0)
-    difference = any(sample.baseline for sample in samples)
-    bounds = {name: metric_bounds(name, answer_of, slices, difference=difference) for name in names}
+    answer_of, difference = answer_kind(runs), any(sample.baseline for sample in samples)
+    bounds = {name: metric_bounds(name, answer_of, difference=difference) for name in names}
     found = {name: _pool(samples, name, count).interval(bounds[name]) for name in names}
     return found | ({"answer_change": UNKNOWN} if answer_of == "both" else {})
 
@@ -547,18 +527,14 @@ def _pool_arm(
         plan: what is compared.
         complete: whether there are results on all data sets.
     """
-    own, pairs, lacking = dict[str, _Sample](), dict[str, _Sample](), not complete
-    for name, runs in sets.items():
-        sample, pair = _samples(arm, runs, replicate_unit(runs), plan)
-        folds = pair.folds(plan.score)
-        own |= {name: sample} if sample.runs else {}
-        pairs |= {name: pair} if folds else {}
-        lacking |= not folds or not folds >= {
-            fold_of(run) for run in runs if run["arm"] in (arm, plan.baseline)
-        }
     primary = plan.primary is not None and plan.primary[:2] == (arm, architecture)
     margin = plan.primary[2] if plan.primary and primary else plan.margin
-    found = _figures(arm, POOLED, own.values(), pairs.values(), len(sets), margin, plan.score)
+    found, own, pairs = _figures(arm, sets, POOLED, margin, plan)
+    lacking = not complete or pairs.keys() < sets.keys()
+    for name, pair in pairs.items():
+        folds = {fold_of(run) for run in sets[name] if run["arm"] in (arm, plan.baseline)}
+        scored = zip(pair.runs, np.isfinite(pair.values(plan.score)), strict=True)
+        lacking |= {fold_of(run) for run, known in scored if known} != folds
     main = _pool(() if lacking else pairs.values(), plan.score, len(sets))
     if lacking:
         # A mean over some of the data sets, or of their folds, says nothing of the others.
@@ -569,18 +545,6 @@ def _pool_arm(
     return found | names | {"p_differs": main.p_differs()}
 
 
-@dataclass(frozen=True)
-class FailedRun:
-    """A run that failed."""
-
-    dataset: str
-    architecture: str
-    arm: str
-    seed: int
-    error: str
-    fold: int = 0
-
-
 @dataclass(frozen=True, kw_only=True)
 class StudySummary:
     """What a study found: the content of ``summary.json``.
@@ -588,7 +552,7 @@ class StudySummary:
     Attributes:
         planned: number of runs.
         finished: number of those that are done.
-        failed: those that failed.
+        failed: those that failed, each with its ``dataset``, ``architecture``, ``arm``, ``fold``, ``seed`` and ``error``.
         baseline: the arm that the others are compared with.
         score: name of the main score, by which the arms are compared; summaries without are about Dice.
         definitions: those of the figures of its audits; 1 in summaries of version 0.2.
@@ -599,7 +563,7 @@ class StudySummary:
     format: int = documents.FORMAT
     planned: int
     finished: int
-    failed: tuple[FailedRun, ...]
+    failed: tuple[dict[str, Any], ...]
     baseline: str
     score: str = "dice"
     definitions: int = 1
@@ -617,7 +581,7 @@ class StudySummary:
                 ``METRICS``, its ``fold`` and the number of ``folds`` of its data set if it has any, what ``comparable`` needs,
                 and ``stress_intact``, ``stress_before``, ``stress_after`` and ``stress_both`` if they were measured; a metric
                 that is missing or None is undefined.
-            failed: those that failed, each with the entries of a ``FailedRun``.
+            failed: those that failed.
             planned: number of all runs.
             plan: what is compared.
 
@@ -641,7 +605,7 @@ class StudySummary:
         return cls(
             planned=planned,
             finished=len(rows),
-            failed=tuple(documents.from_plain(FailedRun, dict(run), "failed") for run in failed),
+            failed=tuple(map(dict, failed)),
             baseline=plan.baseline,
             score=plan.score,
             definitions=max(
@@ -654,16 +618,8 @@ class StudySummary:
     @staticmethod
     def read(document: RunRecord) -> StudySummary:
         """Read what ``to_dict`` returned, by this version or an earlier one."""
-        documents.definitions_of(document)
-        found: StudySummary = documents.from_plain(StudySummary, dict(document))
-        if found.score not in {names[0] for names in TASK_SCORES.values()}:
-            raise ValueError(f"score: {found.score!r:.40} is not a main score")
-
-        def scored(items: Sequence[Any]) -> tuple[Any, ...]:
-            arms = (tuple(replace(arm, score=found.score) for arm in item.arms) for item in items)
-            return tuple(replace(item, arms=own) for item, own in zip(items, arms, strict=True))
-
-        return replace(found, comparisons=scored(found.comparisons), pooled=scored(found.pooled))
+        found: StudySummary = documents.from_plain(StudySummary, documents.checked(document))
+        return found
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -674,8 +630,8 @@ class StudySummary:
     def errors(self) -> list[tuple[str, str]]:
         """The name of each failed run, with its fold if its data set has any, and its error."""
         folded = {item.dataset for item in self.comparisons if item.unit == "fold"}
-        folded |= {run.dataset for run in self.failed if run.fold}
-        return [(run_name(vars(run), folded=run.dataset in folded), run.error) for run in self.failed]
+        folded |= {run["dataset"] for run in self.failed if fold_of(run)}
+        return [(run_name(run, folded=run["dataset"] in folded), run["error"]) for run in self.failed]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as plain values, with the keys of ``summary.json``."""

@@ -4,8 +4,9 @@
     from_plain(AuditRun, document)                   # checked field by field, as the annotations say
     from_arrays(ExampleWindows, arrays, "examples/")  # likewise; shapes as in Annotated[Floats, "n 3"]
 
-Metadata of a field state where a document differs from it: ``{"key": "non_inferiority/p"}`` is the entry, nested in others
-(None: it is not written), and ``PAIRS`` or ``SLICES`` give each item its ``offset``.
+Metadata of a field state where a document differs from it: ``{"key": "non_inferiority/p"}`` is the entry, nested in others;
+the entries of an ``INLINE`` field stand beside those of the others, an ``UNWRITTEN`` one has none; and ``PAIRS`` or ``SLICES``
+give each item its ``offset``.
 
 Files may be damaged, or come from anyone. All errors of the readers are of the kinds ``UNREADABLE``, and name the entry.
 """
@@ -22,7 +23,7 @@ import numpy as np
 from evenslice._core import open_regular
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -31,23 +32,23 @@ FORMAT = 1
 DEFINITIONS = 2
 """The definitions of the figures: 1 are those of versions 0.1 and 0.2, which are not pooled or compared with these."""
 
-LARGEST = 1e30
-"""No figure can be larger; twice as many digits can no longer be drawn."""
-
-
 SLICES: Final = {"first": lambda count: -(count // 2)}
 PAIRS: Final = {"first": lambda _: 1}
 """Metadata of fields with an item for each slice of a window, -K..K, and for each pair, 1..K."""
 
+INLINE: Final = {"key": ""}
+UNWRITTEN: Final = {"key": None}
 
-def definitions_of(document: Mapping[str, Any]) -> int:
-    """Return the definitions of the figures of a document, after a check of its format."""
-    if document["format"] != FORMAT:
-        raise ValueError(f"format {document['format']!r:.40}, this version reads {FORMAT}")
-    definitions: int = from_plain(int, document.get("definitions", 1), "definitions")
-    if definitions not in (1, DEFINITIONS):
-        raise ValueError(f"definitions {definitions}, this version reads 1 and {DEFINITIONS}")
-    return definitions
+
+def checked(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a document after a check of its format, with the definitions of its figures: 1 if it does not say."""
+    found = {"definitions": 1, **document}
+    for name, known in {"format": (FORMAT,), "definitions": (1, DEFINITIONS)}.items():
+        if found[name] not in known:
+            raise ValueError(
+                f"{name} {found[name]!r:.40}, this version reads {' and '.join(map(str, known))}"
+            )
+    return found
 
 
 def to_plain(value: Any) -> Any:
@@ -59,16 +60,15 @@ def to_plain(value: Any) -> Any:
     """
     if is_dataclass(value):
         plain: dict[str, Any] = {}
-        for entry in fields(value):
+        for entry in _written(value):
             *outer, key = _keys(entry)
-            holder = plain
+            holder, found = plain, to_plain(getattr(value, entry.name))
             for name in outer:
                 holder = holder.setdefault(name, {})
-            if key:
-                holder[key] = to_plain(getattr(value, entry.name))
             if "first" in entry.metadata:
-                first = entry.metadata["first"](len(holder[key]))
-                holder[key] = [{"offset": k, **item} for k, item in enumerate(holder[key], first)]
+                first = entry.metadata["first"](len(found))
+                found = [{"offset": k, **item} for k, item in enumerate(found, first)]
+            holder.update({key: found} if key else found)
         return plain
     if isinstance(value, dict):
         return {name: to_plain(item) for name, item in value.items()}
@@ -101,7 +101,7 @@ def from_plain(kind: Any, value: Any, place: str = "") -> Any:
     origin, arguments, inner = get_origin(kind), get_args(kind), f"{place}/" if place else ""
     if isinstance(value, dict) and is_dataclass(kind):
         build: Any = kind
-        return build(**dict(_entries(kind, value, inner)))
+        return build(**entries(kind, value, inner))
     if isinstance(value, dict) and origin is dict:
         return {name: from_plain(arguments[1], item, f"{inner}{name}") for name, item in value.items()}
     if isinstance(value, list) and origin is tuple:
@@ -119,35 +119,38 @@ def from_plain(kind: Any, value: Any, place: str = "") -> Any:
 def _scalar(kind: Any, value: Any, place: str) -> Any:
     if kind is float and value is None:
         return math.nan
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    fits = kind is Any or (isinstance(kind, type) and isinstance(value, kind) and (kind is not int or number))
-    fits = fits or (get_origin(kind) is Literal and value in get_args(kind))
-    if not (fits or (kind is float and number)) or (kind is int and value < 0):
+    known = get_args(kind) if get_origin(kind) is Literal else ()
+    fits = kind is Any or value in known or type(value) in ((int, float) if kind is float else (kind,))
+    if not fits or (kind is int and value < 0):
         raise TypeError(
             f"{place}: {value!r:.40} is not of type {getattr(kind, '__name__', kind)}, or negative"
         )
-    if kind in (int, float) and abs(value) > LARGEST:
-        raise ValueError(f"{place}: {value!r:.40} is too large")
     return float(value) if kind is float else value
 
 
+def _written(kind: Any) -> list[Any]:
+    """Return the fields of a dataclass that a document holds."""
+    return [entry for entry in fields(kind) if entry.metadata.get("key", "") is not None]
+
+
 def _keys(entry: Any) -> list[str]:
-    """Return the entries, each in that before it, that hold a field; an empty name if none does."""
-    return (entry.metadata.get("key", entry.name) or "").split("/")
+    """Return the entries, each in that before it, that hold a field; an empty name if its own stand beside the others."""
+    return str(entry.metadata.get("key", entry.name)).split("/")
 
 
-def _entries(kind: Any, document: dict[str, Any], inner: str) -> Iterator[tuple[str, Any]]:
-    """Yield what a document has of the fields of a dataclass."""
-    hints = get_type_hints(kind, include_extras=True)
-    for entry in fields(kind):
+def entries(kind: Any, document: Mapping[str, Any], inner: str = "") -> dict[str, Any]:
+    """Return what a document has of the fields of a dataclass, by name; see ``from_plain``."""
+    hints, found = get_type_hints(kind, include_extras=True), {}
+    for entry in _written(kind):
         value: Any = document
-        for key in _keys(entry):
+        for key in filter(None, _keys(entry)):
             value = value.get(key, MISSING) if isinstance(value, dict) else MISSING
         place = inner + "/".join(_keys(entry))
         if value is not MISSING:
-            yield entry.name, from_plain(hints[entry.name], value, place)
+            found[entry.name] = from_plain(hints[entry.name], value, place)
         elif (entry.default, entry.default_factory) == (MISSING, MISSING):
             raise ValueError(f"{place} is missing")
+    return found
 
 
 def read_arrays(path: Path, most: int) -> dict[str, NDArray[Any]]:

@@ -339,10 +339,8 @@ def pool_means(groups: Iterable[ArrayLike]) -> PooledMean:
         >>> pool_means([[0.80, 0.82], [0.70]])
         PooledMean(estimate=0.755, error=nan, dof=nan)
     """
-    known = [
-        values[~np.isnan(values)] for values in (np.asarray(group, dtype=np.float64) for group in groups)
-    ]
-    known = [values for values in known if len(values)]
+    arrays = (np.asarray(group, dtype=np.float64) for group in groups)
+    known = [values[~np.isnan(values)] for values in arrays if not np.isnan(values).all()]
     if not known:
         return PooledMean(math.nan, math.nan, math.nan)
     estimate = float(np.mean([values.mean() for values in known]))

@@ -15,7 +15,7 @@ exactly
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,20 +126,15 @@ class Measurements:
     @classmethod
     def joined(cls, parts: Sequence[Mapping[str, NDArray[Any]]]) -> Self:
         """Join batches of windows, each a mapping of all fields; a batch may have seen fewer classes than another."""
-        classes = max(part["pixels"].shape[1] for part in parts)
-        features = {part["level"].shape[1] for part in parts}
         joined = {}
-        hints = get_type_hints(cls, include_extras=True)
         for name in (entry.name for entry in fields(cls)):
             arrays = [part[name] for part in parts]
-            if name == "level" and len(features) > 1:
+            if name == "level" and len({array.shape[1] for array in arrays}) > 1:
                 arrays = [array.mean(axis=1, keepdims=True) for array in arrays]
-            least = [
-                {"C": classes, "G": classes + 1}.get(axis, 0) for axis in hints[name].__metadata__[0].split()
-            ]
+            largest = np.max([array.shape[1:] for array in arrays], axis=0)
             for n, array in enumerate(arrays):  # zeros for the classes that a batch did not see
-                more = [(0, max(length - has, 0)) for length, has in zip(least, array.shape, strict=True)]
-                arrays[n] = np.pad(array, more)
+                more = (largest - array.shape[1:]).astype(int).tolist()
+                arrays[n] = np.pad(array, [(0, 0), *((0, length) for length in more)])
             joined[name] = np.concatenate(arrays)
         return cls(**joined)
 

@@ -22,13 +22,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import stdtrit
 
-from evenslice.results.documents import to_plain
-from evenslice.results.intervals import TAIL, UNKNOWN, Interval, ratio
+from evenslice.results.intervals import UNKNOWN, Interval, PooledMean, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,6 +88,7 @@ class Stress:
         intact: the score of the intact windows on the same slices; its loss is 0.
         reversed: that of the reversed windows.
         losses: one for each kind and each k.
+        blank: the scaled intensity of blank slices.
     """
 
     reference: str
@@ -99,6 +98,7 @@ class Stress:
     intact: DisturbedScore
     reversed: DisturbedScore
     losses: tuple[Loss, ...]
+    blank: float = 0.0
 
     @classmethod
     def of_counts(
@@ -132,14 +132,9 @@ class Stress:
             (0.5, Interval(estimate=0.0, low=0.0, high=0.0), 0.5)
         """
         dice, iou, by_class, influence = _scores(volume, hits, sizes)
-        ways = zip(
-            _mean(dice).tolist(),
-            _mean(iou).tolist(),
-            map(tuple, _mean(by_class).tolist()),
-            _effects(volume, dice, influence, [(0, way) for way in range(hits.shape[1])]),
-            strict=True,
-        )
-        scores = [DisturbedScore(*way) for way in ways]
+        effects = _effects(volume, dice, influence, [(0, way) for way in range(hits.shape[1])])
+        means = _mean(dice).tolist(), _mean(iou).tolist(), map(tuple, _mean(by_class).tolist())
+        scores = [DisturbedScore(*way) for way in zip(*means, effects, strict=True)]
         firsts = range(2, hits.shape[1], 3)  # of before, after and both
         # The loss before less the loss after is the Dice after less the Dice before.
         asymmetries = _effects(volume, dice, influence, [(first + 1, first) for first in firsts])
@@ -148,10 +143,6 @@ class Stress:
             for (kind, offset), first, asymmetry in zip(kinds, firsts, asymmetries, strict=True)
         )
         return cls(reference, len(volume), noise, shift, scores[0], scores[1], losses)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain values; ``blank`` is the scaled intensity of blank slices."""
-        return {**to_plain(self), "blank": 0.0}
 
     def summary(self) -> StressSummary:
         """Return the short form."""
@@ -200,10 +191,6 @@ class StressSummary:
             if (loss.kind, loss.offset) == (kind, offset):
                 return loss.asymmetry.estimate if side == "asymmetry" else self.intact - getattr(loss, side)
         return math.nan
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the summary as plain values."""
-        return dict(to_plain(self))
 
 
 def _scores(volume: Counts, hits: Counts, sizes: Counts) -> tuple[Floats, Floats, Floats, Floats]:
@@ -255,13 +242,11 @@ def _effects(
     each = [np.square(part).sum(axis=0) / max(len(part) - 1, 1) / len(part) for part in parts]
     freedom = len(moved) - len(parts)
     error = np.sqrt(np.sum(each, axis=0)) / len(parts)
-    unknown = freedom < 1 or min(map(len, parts)) < 2
-    half = np.full(error.shape, np.inf) if unknown else -stdtrit(freedom, TAIL) * error
-    estimates = _mean(dice[:, one] - dice[:, other])  # the mean of the values, without their rounding
-    return tuple(
-        Interval(estimate, max(estimate - width, -1.0), min(estimate + width, 1.0))
-        for estimate, width in zip(estimates.tolist(), half.tolist(), strict=True)
-    )
+    if freedom < 1 or min(map(len, parts)) < 2:
+        error, freedom = np.full_like(error, np.inf), 1
+    means = _mean(dice[:, one] - dice[:, other])  # the mean of the values, without their rounding
+    rows = zip(means.tolist(), error.tolist(), strict=True)
+    return tuple(PooledMean(*row, freedom).interval((-1.0, 1.0)) for row in rows)
 
 
 def _mean(values: Floats) -> Floats:

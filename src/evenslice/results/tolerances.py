@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from numbers import Real
 
 from evenslice._core import ConfigError, option
@@ -34,8 +34,8 @@ class Tolerances:
     judged_class: float = 0.01
 
     def __post_init__(self) -> None:
-        for entry, value in zip(fields(self), astuple(self), strict=True):
-            zero = entry.name.startswith("judged")
+        for entry in fields(Tolerances):
+            zero, value = entry.name.startswith("judged"), getattr(self, entry.name)
             if not isinstance(value, Real) or not (0 < float(value) < 1 or (zero and value == 0)):
                 allowed = "at least 0 and below 1" if zero else "between 0 and 1"
                 raise ConfigError(f"{option(entry.name, value)}: must be {allowed}")

@@ -102,58 +102,58 @@ class Mismatch(Figure):
     pairs: tuple[Figure, ...] = field(default=(), metadata=PAIRS)
 
 
-NO_ANSWER = AnswerChange(math.nan, math.nan, math.nan, judged=False, state="not judged")
-NO_MISMATCH = Mismatch(math.nan, math.nan, math.nan, judged=False, state="not judged")
+NOT_JUDGED = Figure(math.nan, math.nan, math.nan, judged=False, state="not judged")
+NO_ANSWER, NO_MISMATCH = AnswerChange(**asdict(NOT_JUDGED)), Mismatch(**asdict(NOT_JUDGED))
 
 
-@dataclass(frozen=True)
-class ClassFigures:
-    """The figures of the pixels of one judged class, predicted or (target "labels") labelled.
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """The figures on the four questions.
 
     Attributes:
-        class_number: the class.
-        pixels: part of the pixels that have it, in the answers to windows and mirrors.
-        windows: number of windows that have it.
-        pairs: K pair biases of the saliency, k = 1..K; empty if not asked.
+        pairs: K pair biases B_k of the saliency (their model parts), k = 1..K; empty if not asked.
         reliance: K pair biases of the reliance; likewise.
-        answer_change: C of the class.
-        mirror_mismatch: E of the class.
+        answer_change: C, the part of the answer that changes when a window is reversed: of the judged class in which it is
+            largest, first of those beyond the tolerance, or of scores.
+        mirror_mismatch: E, the part of the outer slices' attribution that is not used in the same way.
     """
 
-    class_number: int = field(metadata={"key": "class"})
-    pixels: float
-    windows: int
     pairs: tuple[Figure, ...] = field(default=(), metadata=PAIRS)
     reliance: tuple[Figure, ...] = field(default=(), metadata=PAIRS)
     answer_change: AnswerChange = NO_ANSWER
     mirror_mismatch: Mismatch = NO_MISMATCH
 
 
-@dataclass(frozen=True)
-class VolumeFigures:
-    """The figures of one of several volumes, for all predicted pixels, without a verdict."""
+@dataclass(frozen=True, kw_only=True)
+class ClassFigures(Answers):
+    """The figures of the pixels of one judged class, predicted or (target "labels") labelled.
+
+    Attributes:
+        class_number: the class.
+        pixels: part of the pixels that have it, in the answers to windows and mirrors.
+        windows: number of windows that have it.
+    """
+
+    class_number: int = field(metadata={"key": "class"})
+    pixels: float
+    windows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeFigures(Answers):
+    """The figures of one of several volumes, for all predicted pixels, from the windows that were read of it."""
 
     volume: int
     windows: int
-    pairs: tuple[Interval, ...] = field(metadata=PAIRS)
-    reliance: tuple[Interval, ...] = field(metadata=PAIRS)
-    answer_change: Interval
-    mirror_mismatch: Interval
 
 
-@dataclass(frozen=True)
-class Asymmetry:
-    """The statistics of an audit; every interval has a confidence of 95 %.
+@dataclass(frozen=True, kw_only=True)
+class Asymmetry(Answers, Tolerances):
+    """The statistics of an audit, with its tolerances; every interval has a confidence of 95 %.
 
     Attributes:
         verdict: "symmetric", "balanced", "biased", "inconclusive", or "not applicable" at N = 1.
-        tolerance: the largest absolute pair bias that counts as equal.
         shares: N intervals of the mean share of the saliency (over windows and mirrors), offsets -K..K; NaN if not asked.
-        pairs: K intervals of the pair bias B_k of the saliency (its model part), k = 1..K.
-        reliance: K intervals of the pair bias of the reliance.
-        answer_change: C, the part of the answer that changes when a window is reversed: of the judged class in which it is
-            largest, first of those beyond the tolerance, or of scores.
-        mirror_mismatch: E, the part of the outer slices' attribution that is not used in the same way.
         data_pairs: K intervals of the data part of B_k.
         directional_bias: D_m, the model part of the directional bias.
         data_direction: D_d, its data part.
@@ -169,16 +169,10 @@ class Asymmetry:
             equal to their mirrors; else None.
         needed: windows that would settle the open figures, if these are what they seem; None if none is open.
         by_volume: the figures of each volume, if there are several.
-        answer_tolerance: the largest C that counts as the same answer.
-        mismatch_tolerance: the largest E that counts as the same use.
-        judged_share: the part of the saliency that a pair has to get in order to be judged; with K > 2 pairs, 2/K of it.
-        judged_class: the part of the pixels that a class has to cover.
     """
 
     verdict: Verdict
-    tolerance: float
     shares: tuple[Interval, ...] = field(metadata=SLICES)
-    pairs: tuple[Figure, ...] = field(metadata=PAIRS)
     data_pairs: tuple[Interval, ...] = field(metadata=PAIRS)
     directional_bias: Interval
     data_direction: Interval
@@ -187,19 +181,12 @@ class Asymmetry:
     wasserstein: tuple[Interval, ...] = field(metadata=PAIRS)
     mirror_error: Interval
     mirror_disagreement: Interval
-    reliance: tuple[Figure, ...] = field(default=(), metadata=PAIRS)
-    answer_change: AnswerChange = NO_ANSWER
-    mirror_mismatch: Mismatch = NO_MISMATCH
     decided_by: tuple[Decision, ...] = ()
     classes: tuple[ClassFigures, ...] = ()
     unjudged_classes: tuple[int, ...] = ()
     different: float | None = None
     needed: int | None = None
     by_volume: tuple[VolumeFigures, ...] = ()
-    answer_tolerance: float = Tolerances.answer_tolerance
-    mismatch_tolerance: float = Tolerances.mismatch_tolerance
-    judged_share: float = Tolerances.judged_share
-    judged_class: float = Tolerances.judged_class
 
 
 @dataclass(frozen=True)
@@ -308,15 +295,13 @@ class Questions:
     Attributes:
         evidence: on saliency, reliance, answer and use, as far as asked.
         judged: the numbers of the judged classes.
-        unjudged: those of the other classes in the answers.
-        pixels: (C,) the part of the pixels in each class.
+        pairs: K.
         different: the part of the windows that may differ from their mirrors; None if some of those read do.
     """
 
     evidence: tuple[Evidence, ...]
     judged: tuple[int, ...]
-    unjudged: tuple[int, ...]
-    pixels: Floats
+    pairs: int
     different: float | None
 
     @cached_property
@@ -388,24 +373,31 @@ class Questions:
             return EQUAL_WINDOWS
         return max((count for item in self.tests if (count := item.needed()) is not None), default=None)
 
-    def figures(self, number: int | None, slices: int) -> dict[str, Any]:
-        """Return the figures of a class, or of all predicted pixels, by the names of ``ClassFigures``."""
+    def answers(self, number: int | None = None) -> dict[str, Any]:
+        """Return the figures of a class, or of all predicted pixels, by the names of ``Answers``."""
         own = {
             item.question: tuple(item.figures(number, self.comparisons, self.different))
             for item in self.evidence
         }
-        unknown = (Figure(math.nan, math.nan, math.nan, judged=False, state="not judged"),) * (slices // 2)
-        found: dict[str, Any] = {
-            "pairs": own.get("saliency") or unknown,
-            "reliance": own.get("reliance") or unknown,
-        }
+        unknown = (NOT_JUDGED,) * self.pairs
+        answer, mismatch = NO_ANSWER, NO_MISMATCH
         if own.get("answer"):
             of: AnswerKind = "scores" if number is None else "classes"
-            found["answer_change"] = AnswerChange(**asdict(own["answer"][0]), of=of, class_number=number)
+            answer = AnswerChange(**asdict(own["answer"][0]), of=of, class_number=number)
+        elif number is None:
+            answer = max(
+                [self.answers(judged)["answer_change"] for judged in self.judged] or [answer],
+                key=lambda item: (item.state == "beyond", np.nan_to_num(item.estimate, nan=-1)),
+            )
         if own.get("use"):
             whole, *pairs = own["use"]
-            found["mirror_mismatch"] = Mismatch(**asdict(whole), pairs=tuple(pairs) if number is None else ())
-        return found
+            mismatch = Mismatch(**asdict(whole), pairs=tuple(pairs) if number is None else ())
+        return {
+            "pairs": own.get("saliency") or unknown,
+            "reliance": own.get("reliance") or unknown,
+            "answer_change": answer,
+            "mirror_mismatch": mismatch,
+        }
 
 
 def ask(measured: Measurements, population: int, tolerances: Tolerances) -> Questions:
@@ -416,11 +408,11 @@ def ask(measured: Measurements, population: int, tolerances: Tolerances) -> Ques
         population: number of all windows.
         tolerances: what counts as fair.
     """
-    pixels, judged, decides = _judge_classes(measured, population, tolerances)
+    judged, decides = _judge_classes(measured, population, tolerances)
     numbers = np.flatnonzero(judged).tolist()
     # Group 0 holds all predicted pixels, group c + 1 those of the class c. One class that is everywhere has the figures of
     # all pixels; classes that overlap have no figure over all.
-    groups = [0, *(number + 1 for number in numbers)] if (pixels > 0).sum() > 1 else [0]
+    groups = [0, *(number + 1 for number in numbers)] if measured.pixels.any(axis=0).sum() > 1 else [0]
     if numbers and not measured.explained[:, 0].any():
         groups = [number + 1 for number in numbers]
     evidence: list[Evidence] = []
@@ -447,14 +439,11 @@ def ask(measured: Measurements, population: int, tolerances: Tolerances) -> Ques
     different = None
     if measured.equal and not measured.own_mirror.all():  # else nothing tells
         different = unseen_part(float(len(measured)), len(measured), population, 0.05)
-    unjudged = tuple(np.flatnonzero((pixels > 0) & ~judged).tolist())
-    return Questions(tuple(evidence), tuple(numbers), unjudged, pixels, different)
+    return Questions(tuple(evidence), tuple(numbers), measured.slices // 2, different)
 
 
-def _judge_classes(
-    measured: Measurements, population: int, tolerances: Tolerances
-) -> tuple[Floats, Flags, Flags]:
-    """Return the part of the pixels in each class, which classes are judged, and which may decide for "biased"; (C,) each.
+def _judge_classes(measured: Measurements, population: int, tolerances: Tolerances) -> tuple[Flags, Flags]:
+    """Return which classes (C,) are judged, and which may decide for "biased".
 
     Judged are those that may cover the judged part of the pixels, and the two largest.
     """
@@ -468,7 +457,7 @@ def _judge_classes(
     largest[np.argsort(-pixels, kind="stable")[:2]] = True
     surely = largest & ((high[None, :] > low[:, None]).sum(axis=1) <= 2)  # one of the others, and itself
     least = tolerances.judged_class
-    return pixels, seen & (largest | (high >= least)), seen & (surely | (low >= least))
+    return seen & (largest | (high >= least)), seen & (surely | (low >= least))
 
 
 def _saliency(measured: Measurements, groups: Sequence[int], judged_share: float) -> Columns:
@@ -548,7 +537,7 @@ def summarize(
         population: number of windows in each volume.
         tolerances: what counts as fair.
     """
-    total, count = sum(population), measurements.slices
+    total, count, pixels = sum(population), measurements.slices, measurements.pixels.mean(axis=0)
     found = ask(measurements, total, tolerances)
     verdict, decided_by = found.decision
     shares = measurements.shares
@@ -556,21 +545,16 @@ def summarize(
     directions, biases = directional_bias(shares), pair_bias(shares)
     profile = shares.mean(axis=1)
     left, right = halves(profile)
+    parts = [measurements.at(measurements.volume == volume) for volume in range(len(population))]
     classes = tuple(
         ClassFigures(
-            number,
-            float(found.pixels[number]),
-            int((measurements.pixels[:, number] > 0).sum()),
-            **found.figures(number, count),
+            class_number=number,
+            pixels=float(pixels[number]),
+            windows=int((measurements.pixels[:, number] > 0).sum()),
+            **found.answers(number),
         )
         for number in found.judged
     )
-    overall = found.figures(None, count)
-    if classes and "answer_change" not in overall:
-        overall["answer_change"] = max(
-            (item.answer_change for item in classes),
-            key=lambda item: (item.state == "beyond", np.nan_to_num(item.estimate, nan=-1)),
-        )
     return Asymmetry(
         verdict=verdict,
         shares=_means(profile, total, (0, 1)),
@@ -584,32 +568,17 @@ def summarize(
         mirror_disagreement=mean_interval(measurements.mirror_disagreement, total, (0, 1)),
         decided_by=decided_by,
         classes=classes,
-        unjudged_classes=found.unjudged,
+        unjudged_classes=tuple(sorted({*np.flatnonzero(pixels).tolist()} - {*found.judged})),
         different=found.different,
         needed=found.needed if verdict == "inconclusive" else None,
-        by_volume=_by_volume(measurements, population, tolerances),
+        by_volume=tuple(
+            VolumeFigures(volume=volume, windows=len(part), **ask(part, windows, tolerances).answers())
+            for volume, (part, windows) in enumerate(zip(parts, population, strict=True))
+            if len(parts) > 1 and len(part)
+        ),
         **asdict(tolerances),
-        **overall,
+        **found.answers(),
     )
-
-
-def _by_volume(
-    measured: Measurements, population: Sequence[int], tolerances: Tolerances
-) -> tuple[VolumeFigures, ...]:
-    """Return the figures of each volume of several, from the windows that were read of it."""
-
-    def plain(figure: Interval) -> Interval:
-        return Interval(figure.estimate, figure.low, figure.high)
-
-    found = []
-    for volume, windows in enumerate(population if len(population) > 1 else ()):
-        part = measured.at(measured.volume == volume)
-        if len(part):
-            of = summarize(part, [windows], tolerances)
-            pairs, reliance = (tuple(map(plain, figures)) for figures in (of.pairs, of.reliance))
-            whole = plain(of.answer_change), plain(of.mirror_mismatch)
-            found.append(VolumeFigures(volume, len(part), pairs, reliance, *whole))
-    return tuple(found)
 
 
 def _means(values: Floats, population: int, bounds: tuple[float, float]) -> tuple[Interval, ...]:

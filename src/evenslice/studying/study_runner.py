@@ -474,7 +474,7 @@ def _audit_results(found: AuditResult) -> dict[str, Any]:
         "shares": [share.estimate for share in found.shares],
         "largest_bias": _largest(found.saliency),
         "reliance": _largest(found.reliance),
-        "absolute_bias": abs(found.directional_bias.estimate),
+        "absolute_bias": abs(statistics.directional_bias.estimate),
         **{name: getattr(statistics, name).estimate for name in ESTIMATES},
         "answer_of": found.answer.of,
         "windows": found.windows,
@@ -516,7 +516,7 @@ def _audit(
         )
     except EvensliceError as error:
         raise error.within("audit", spelled_in_configuration) from error
-    return found.renamed(run.arm)
+    return replace(found, name=run.arm)
 
 
 def _save_example(network: nn.Module, part: LabelledVolume, config: TrainConfig, path: Path) -> None:

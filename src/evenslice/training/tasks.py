@@ -7,7 +7,7 @@ volumes, equally far apart along z, y and x, so the classes are as frequent amon
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice, product
 from typing import TYPE_CHECKING, Any
 
@@ -194,7 +194,7 @@ def final_scores(
         seed=config.seed,
         progress=progress,
     )
-    return {**scores.to_dict(), "stress": scores.stress and scores.stress.summary().to_dict()}
+    return {**scores.to_dict(), "stress": scores.stress and asdict(scores.stress.summary())}
 
 
 def _predictor(network: nn.Module, config: TrainConfig, device: str) -> Predictor:
