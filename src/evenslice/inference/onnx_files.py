@@ -398,15 +398,23 @@ def _convert(
     """Write an ONNX file with its metadata; return the version of its operators."""
     if "plane" in free:
         settle_padding(network)
-    auto = torch.export.Dim.AUTO
-    axes = {0: "batch", 2: "plane", 3: "plane"}
-    dimensions: dict[int, Any] = {axis: auto for axis, name in axes.items() if name in free}
+    axes = (("batch", {0: "batch"}), ("plane", {2: "y", 3: "x"}))
+    names: dict[int, Any] = {
+        axis: name for part, named in axes if part in free for axis, name in named.items()
+    }
+    sizes: dict[int, Any] = dict.fromkeys(names, torch.export.Dim.AUTO)
     # A batch of 1 would be taken for fixed.
     windows = torch.zeros((2 if "batch" in free else 1, *shape[1:]), dtype=torch.float32, device="cpu")
     with torch.no_grad(), quiet_libraries():
-        exported = torch.export.export(network, (windows,), dynamic_shapes=(dimensions,), strict=False)
+        exported = torch.export.export(network, (windows,), dynamic_shapes=(sizes,), strict=False)
         program = torch.onnx.export(
-            exported, (), dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT]
+            exported,
+            (),
+            dynamo=True,
+            verbose=False,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=(names,),
         )
         if program is None:
             raise ModelError("torch.onnx returned no program")

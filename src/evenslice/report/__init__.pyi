@@ -12,6 +12,10 @@ from .files import (
     write_study_report as write_study_report,
     write_survey_report as write_survey_report,
 )
+from .next_steps import (
+    badge_text as badge_text,
+    next_step as next_step,
+)
 from .pictures import (
     explanation_html as explanation_html,
     map_line as map_line,

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 IGNORED = -100  # ``LabelValues.IGNORED``
 HALF_VOXEL = 0.501  # and room for the rounding of single precision, in which NIfTI stores positions
 
+MOST_CLASSES = 16  # that labels lack by mistake; more values are numbers of objects
 
 def class_volume(
     stored: Volume, values: tuple[int, ...], other_labels: str, ignore: int | None, instances: str | None
@@ -74,7 +75,7 @@ def _classes(
     place = np.searchsorted(rising, stored).clip(max=len(rising) - 1)
     known = rising[place] == stored if held else np.zeros(stored.shape, bool)
     if not lenient and not (known | ignored).all():
-        raise _of_no_class(path, values, stored[~(known | ignored)].flat[0].item())
+        raise _of_no_class(path, values, np.unique(stored[~(known | ignored)]))
     found = np.array([index for _, index in sorted(held)] or [0], np.int64)[place * known]
     return np.where(ignored, IGNORED, np.where(known, found, 0))
 
@@ -92,7 +93,13 @@ def _holds(dtype: np.dtype[Any], value: int) -> bool:
     return bool(limits.min <= value <= limits.max)
 
 
-def _of_no_class(path: str, values: tuple[int, ...], value: float) -> VolumeError:
+def _of_no_class(path: str, values: tuple[int, ...], others: NDArray[Any]) -> VolumeError:
+    if len(others) > MOST_CLASSES:
+        return VolumeError(
+            f"{path}: holds {len(others)} values or more beside those of the {len(values)} classes; if they number objects, "
+            f"give {option('instances', 'sparse')} for objects on a background 0, or dense"
+        )
+    value = others[0].item()
     number, shown = int(value), str(+value).removesuffix(".0")
     # A mask, whose foreground is perhaps 255; no class is written as a negative number.
     mask = [values[0], number] if len(values) == 2 else None

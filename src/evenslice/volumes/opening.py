@@ -16,6 +16,7 @@ A file with axes other than z, y and x is refused until ``axes`` and ``select`` 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -67,7 +68,7 @@ def open_volume(  # all but one argument have defaults and names
 
     Args:
         path: a file, a folder of slices, a folder or an address (https://..., s3://..., gs://...)
-            of Zarr, N5 or Neuroglancer precomputed data, a dataset in an HDF5 file (file.h5:/path), an array of
+            of Zarr, N5 or Neuroglancer precomputed data, a dataset in an HDF5 file (file.h5:/path), a tensor, an array of
             NumPy, Dask, Zarr, h5py or xarray (whose dimensions may be named z, y and x), or an open volume, which only
             another ``plane`` or a ``region`` changes.
         axes: one letter per stored dimension in stored order, including z, y and x ("xyz", "tzyx"); by default what the
@@ -142,7 +143,10 @@ def is_masked(array: Any) -> bool:
 
 
 def _fill_masked(array: Any, fill: float | None) -> Any:
-    """Return an array whose masked voxels, if there are any, have a value."""
+    """Return an array whose masked voxels, if there are any, have a value; a tensor as an array."""
+    if hasattr(array, "detach"):
+        with suppress(TypeError):  # of a type that NumPy lacks, which is refused later
+            array = array.detach().cpu().numpy()
     if not is_masked(array):
         return np.ma.getdata(array) if np.ma.isMaskedArray(array) else array
     if fill is None:

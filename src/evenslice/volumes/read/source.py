@@ -224,7 +224,7 @@ class ArraySource(VoxelSource):
             self.dtype = np.dtype(array.dtype)
         except TypeError:
             raise ConfigError(
-                f"a volume is no {type(array).__name__} of {array.dtype}; convert a tensor by tensor.numpy()"
+                f"a volume is a path, or an array of numbers that NumPy knows, not a {type(array).__name__} of {array.dtype}"
             ) from None
         # The largest chunk, as Dask, xarray, Zarr and h5py tell it.
         if stored := getattr(array, "chunks", None):
