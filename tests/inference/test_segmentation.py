@@ -32,7 +32,7 @@ from evenslice import (
     symmetrize,
 )
 from evenslice._core import progress_to
-from evenslice.inference import ready_networks, segmentation
+from evenslice.inference import segmentation
 from evenslice.volumes.read.zarr import ZarrSource
 
 
@@ -289,29 +289,6 @@ def test_a_network_with_another_setting_does_not_go_on(
     with pytest.raises(OutputError, match="unfinished segmentation by another network"):
         segment(other, image, out)
     np.testing.assert_array_equal(segment(other, image, out, force=True), segment(other, image))
-
-
-def test_a_segmentation_goes_on_where_batch_norms_are_folded_to_other_roundings(
-    tmp_path, image, monkeypatch, stop_after, watched
-):
-    """As on a GPU, to which a segmentation begun on the CPU is moved."""
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 5, padding=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1)
-    ).eval()
-    nn.init.uniform_(model[1].running_var, 0.5, 1.5)
-    fold = ready_networks.fuse_batch_norms
-    monkeypatch.setattr(segmentation, "BLOCK_VOXELS", 2 * 70 * 90)
-
-    def fold_elsewhere(module, *arguments):
-        assert fold(module, *arguments) == 1
-        module[0].weight.copy_(module[0].weight.nextafter(torch.tensor(1.0)))
-        return 1
-
-    stop_after(4, model, image, tmp_path / "labels.npy", dtype="float32")
-    monkeypatch.setattr(ready_networks, "fuse_batch_norms", fold_elsewhere)
-    begun = watched()
-    segment(model, image, tmp_path / "labels.npy")
-    assert len(begun) == 10 - 4
 
 
 def test_an_input_is_never_written_over(tmp_path, image):

@@ -17,7 +17,6 @@ from .ready_networks import (
     BlackBox as BlackBox,
     ReadyNetwork as ReadyNetwork,
     device_error as device_error,
-    keep_depthwise_exact as keep_depthwise_exact,
     make_ready as make_ready,
     to_device as to_device,
 )

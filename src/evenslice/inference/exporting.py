@@ -35,8 +35,14 @@ from evenslice._core import (
     read_json,
     staged_folder,
 )
-from evenslice.inference.onnx_files import INPUT, open_session, quiet_libraries, write_onnx
-from evenslice.inference.ready_networks import by_slice, frozen_copy, input_scaling, trial_windows
+from evenslice.inference.onnx_files import INPUT, open_session, write_onnx
+from evenslice.inference.ready_networks import (
+    by_slice,
+    frozen_copy,
+    input_scaling,
+    quiet_libraries,
+    trial_windows,
+)
 from evenslice.inference.segmenter import Segmenter, as_segmenter
 from evenslice.networks import METADATA_KEY, input_sizes, logits
 from evenslice.neutralizing import record_of, save_network

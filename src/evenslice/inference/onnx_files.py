@@ -17,12 +17,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import io
 import json
-import logging
 import math
 import warnings
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,7 +43,7 @@ from evenslice._core import (
     reason,
     staged_file,
 )
-from evenslice.inference.ready_networks import by_slice, frozen_copy, out_of_memory
+from evenslice.inference.ready_networks import by_slice, frozen_copy, out_of_memory, quiet_libraries
 from evenslice.networks import METADATA_KEY, check_mean, input_sizes, logits
 
 if TYPE_CHECKING:
@@ -423,19 +421,6 @@ def _convert(
         program.model.metadata_props.update(metadata)
         program.save(path, external_data=False)
         return program.model.opset_imports[""]
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Keep to itself what exporters print, log and warn of: they speak of their own parts."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _difference(path: Path, given: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
