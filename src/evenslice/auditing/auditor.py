@@ -59,7 +59,7 @@ from evenslice.inference import (
 from evenslice.networks import StemKernels, answers_alone, function_name, logits, normalization
 from evenslice.neutralizing import record_of, uncompiled_record
 from evenslice.report import html_of, write_report
-from evenslice.results import AuditResult, Measurements, Tolerances, ask, summarize
+from evenslice.results import AuditResult, ExampleWindows, Measurements, Tolerances, ask, summarize
 from evenslice.volumes import (
     LabelValues,
     Reading,
@@ -560,7 +560,7 @@ def _on_device(batch: WindowBatch, device: torch.device) -> tuple[Tensor, Tensor
 
 def picture_windows(
     sample: WindowSample, explainer: Explainer, asked_for: Sequence[tuple[int, ...]]
-) -> Audit.Examples:
+) -> ExampleWindows:
     """Return the pictures of the windows that were asked for, volume, z, y, x, and of the first of the sample."""
     network, grid = explainer.network, sample.grids[0]
     # Of large windows, one: a byte and a float32 for each voxel.
@@ -571,7 +571,7 @@ def picture_windows(
     score = Score(network, replace(explainer.explained, margin=(0.0, 0.0)), labels)
     (method, baseline), seed = explainer.maps, explainer.seed
     maps = attribute(score, windows, method=method, baseline=baseline, seed=seed).attribution
-    return Audit.Examples(
+    return ExampleWindows(
         volume=batch.places[:, 0],
         position=batch.places[:, 1:],
         images=(windows * 255).round().byte().cpu().numpy(),

@@ -83,7 +83,7 @@ def badge_text(audits: Sequence[AuditResult]) -> str:
         {
             "schemaVersion": 1,
             "label": "evenslice",
-            "message": f"z-{audit.verdict}{change}" if audit.pairs else audit.verdict,
+            "message": f"z-{audit.verdict}{change}" if audit.saliency else audit.verdict,
             "color": BADGE_COLOURS.get(audit.verdict, "lightgrey"),
         }
     )

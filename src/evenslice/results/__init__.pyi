@@ -1,5 +1,6 @@
 from .audits import (
     AuditResult as AuditResult,
+    ExampleWindows as ExampleWindows,
     SurveyedNetwork as SurveyedNetwork,
     SurveyResult as SurveyResult,
 )

@@ -34,6 +34,7 @@ HALF_VOXEL = 0.501  # and room for the rounding of single precision, in which NI
 
 MOST_CLASSES = 16  # that labels lack by mistake; more values are numbers of objects
 
+
 def class_volume(
     stored: Volume, values: tuple[int, ...], other_labels: str, ignore: int | None, instances: str | None
 ) -> Volume:
