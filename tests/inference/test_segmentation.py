@@ -33,7 +33,7 @@ from evenslice import (
 )
 from evenslice._core import progress_to
 from evenslice.inference import segmentation
-from evenslice.volumes.read.zarr import ZarrSource
+from evenslice.volumes.read.chunked import ZarrSource
 
 
 def network(classes=3, slices=3, kernel=1):

@@ -308,7 +308,7 @@ def test_nothing_but_the_error_reaches_the_terminal_and_no_library_is_imported_b
     [
         ("tifffile", "tiff", "a.tif", "volumes"),
         ("nibabel", None, "a.nii", "volumes"),
-        ("zarr", "zarr", "a.zarr", "volumes"),
+        ("zarr", "chunked", "a.zarr", "volumes"),
         ("h5py", "hdf5", "a.h5", "volumes"),
         ("mrcfile", None, "a.mrc", "volumes"),
         ("PIL", None, "slices", "volumes"),

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import ConfigError, open_regular, read_bounded
-from evenslice.volumes.blocks import sample_chunks, sample_voxels
 from evenslice.volumes.geometry import axis_codes
 from evenslice.volumes.read.formats import SLICE_FOLDER, missing_numbers
 from evenslice.volumes.read.source import LARGEST_METADATA, confined, reporting_read_errors
-from evenslice.volumes.volume import reslice
+from evenslice.volumes.volume import reslice, sample_chunks, sample_voxels
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import ConfigError, VolumeError, option
-from evenslice.volumes.blocks import iterate_blocks
 from evenslice.volumes.geometry import axis_codes, fit_spacing, is_invertible, millimetres
 from evenslice.volumes.opening import is_masked, list_given, open_volume
-from evenslice.volumes.volume import map_voxels, reslice, take_region
+from evenslice.volumes.volume import iterate_blocks, map_voxels, reslice, take_region
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

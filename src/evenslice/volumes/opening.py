@@ -43,10 +43,13 @@ from evenslice.volumes.read.source import (
     pick_level,
     reporting_read_errors,
 )
-from evenslice.volumes.volume import Arrangement, Origin, Stored, Volume, reslice, take_region
+from evenslice.volumes.volume import Origin, Stored, Volume, reslice, take_region
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    # The stored dimensions that are z, y and x, and one index for each of the others.
+    Arranged = tuple[tuple[int, int, int], dict[int, int]]
 
 VolumeLike = Volume | NDArray[Any] | str | os.PathLike[str]
 """A volume, an array (z, y, x), a path or an address."""
@@ -196,8 +199,8 @@ def _arranged(
         picks = dict(select)
         if place.series is not None and source.format == "DICOM":
             del picks["series"]  # which is no axis
-        arrangement = _arrangement(source, names, picks)
-    z, y, x = arrangement.zyx
+        (z, y, x), fixed = _arrangement(source, names, picks)
+    lengths = source.shape[z], source.shape[y], source.shape[x]
     sizes, unit = source.voxel_size
     spacing = None
     if sizes is not None:
@@ -219,7 +222,7 @@ def _arranged(
             select=dict(select),
             axes_given=names is not None,
         ),
-        shape=arrangement.lengths,
+        shape=lengths,
         dtype=source.dtype.newbyteorder("="),
         spacing=spacing if known else None,
         unit=unit if known else None,
@@ -227,14 +230,14 @@ def _arranged(
         # An affine refers to the axes as the file names them.
         affine=source.affine if source.names is not None and names in (None, source.names) else None,
         offset=(offset[z], offset[y], offset[x]),
-        _stored=Stored(arrangement, opener, [source]),
+        _stored=Stored((z, y, x), lengths, fixed, opener, [source]),
     )
     if volume.location is None:
         return volume
     return replace(volume, _stored=replace(volume._stored, whole=volume))  # noqa: SLF001  # made here
 
 
-def _arrangement(source: VoxelSource, names: str | None, picks: Mapping[str, int]) -> Arrangement:
+def _arrangement(source: VoxelSource, names: str | None, picks: Mapping[str, int]) -> Arranged:
     if source.dtype.kind not in "biuf" or source.dtype.itemsize > 8:
         raise VolumeError(f"is {source.dtype}; a volume needs bool, integer or real voxels of up to 64 bits")
     if names is not None and len(names) != len(source.shape):
@@ -282,7 +285,7 @@ def _check_axes(axes: str) -> str:
     return names
 
 
-def arrange(shape: tuple[int, ...], names: str | None, select: Mapping[str, int]) -> Arrangement:
+def arrange(shape: tuple[int, ...], names: str | None, select: Mapping[str, int]) -> Arranged:
     """Find z, y and x among the stored dimensions, and one index for each of the others.
 
     Three unnamed dimensions are z, y, x. A dimension of length 1 that is neither z, y nor x is dropped.
@@ -298,7 +301,7 @@ def arrange(shape: tuple[int, ...], names: str | None, select: Mapping[str, int]
 
     Example:
         >>> arrange((5, 20, 64, 48), "tzyx", {"t": 3})
-        Arrangement(zyx=(1, 2, 3), lengths=(20, 64, 48), fixed={0: 3}, start=(0, 0, 0))
+        ((1, 2, 3), {0: 3})
     """
     if 0 in shape:
         raise VolumeError(f"has an empty axis, its shape is {shape}; a volume needs at least one voxel")
@@ -319,7 +322,7 @@ def arrange(shape: tuple[int, ...], names: str | None, select: Mapping[str, int]
             f"has {len(shape)} {_described(shape, names)}; pick one of axis {', '.join(rest).upper()} with "
             f"{option('select', dict.fromkeys(rest, 0))}, or name the axes by {option('axes')} if they are others"
         )
-    return Arrangement(zyx, (shape[zyx[0]], shape[zyx[1]], shape[zyx[2]]), fixed)
+    return zyx, fixed
 
 
 def _described(shape: tuple[int, ...], names: str | None) -> str:

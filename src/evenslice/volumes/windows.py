@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 import numpy as np
 
 from evenslice._core import ConfigError, VolumeError, check_known, option, whole_number
-from evenslice.volumes.blocks import iterate_blocks, reads_at_once, sample_voxels
+from evenslice.volumes.volume import iterate_blocks, reads_at_once, sample_voxels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

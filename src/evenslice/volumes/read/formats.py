@@ -56,7 +56,7 @@ class ReadFormat:
 
 
 # Any folder with Zarr metadata, whatever its suffix.
-ZARR = ReadFormat("Zarr", (".zarr",), "zarr.ZarrSource", levels=True)
+ZARR = ReadFormat("Zarr", (".zarr",), "chunked.ZarrSource", levels=True)
 N5 = ReadFormat("N5", (".n5",), "chunked.N5Source", levels=True)
 PRECOMPUTED = ReadFormat("Neuroglancer precomputed", (), "chunked.PrecomputedSource", levels=True)
 IN_CHUNKS = {"zarr": ZARR, "n5": N5, "precomputed": PRECOMPUTED}

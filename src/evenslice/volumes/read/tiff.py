@@ -20,8 +20,8 @@ import tifffile
 import zarr
 
 from evenslice._core import VolumeError
+from evenslice.volumes.read.chunked import ArrayInChunks
 from evenslice.volumes.read.source import confined, require_bytes, require_piece, scaled_spacing
-from evenslice.volumes.read.zarr import ArrayInChunks
 
 if TYPE_CHECKING:
     from typing import Any

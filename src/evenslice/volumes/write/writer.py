@@ -74,18 +74,12 @@ class WriteFormat:
         return np.dtype(self.wider.get(dtype.name, dtype.name)).newbyteorder("<")
 
 
-def _write_zarr(path: Path, image: Image) -> None:
-    from evenslice.volumes.write.zarr import write_zarr  # which imports its library
-
-    write_zarr(path, image)
-
-
 _NO_BOOL = {"bool": "uint8"}
 _NO_HALF = {"bool": "uint8", "float16": "float32"}
 _TIFF = (".tif", ".tiff", ".btf", ".tf8")
 
 HDF5 = WriteFormat("HDF5", (".h5", ".hdf5", ".hdf"), ("h5py",), files.write_hdf5, _NO_BOOL)
-ZARR = WriteFormat("OME-Zarr", (".zarr",), ("zarr",), _write_zarr, _NO_BOOL)
+ZARR = WriteFormat("OME-Zarr", (".zarr",), ("zarr",), files.write_zarr, _NO_BOOL)
 WRITE_FORMATS = (
     WriteFormat("TIFF", _TIFF, ("tifffile", "imagecodecs"), files.write_tiff, _NO_HALF),
     WriteFormat("NIfTI", (".nii", ".nii.gz"), ("nibabel",), files.write_nifti, _NO_HALF),
