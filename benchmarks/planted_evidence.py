@@ -260,7 +260,7 @@ def point(
             attribute(Score(network, Explained("predicted"), region=disks), part, **options)
             for part, disks in batches
         )
-        maps = torch.cat([part.attribution for part in parts])
+        maps = torch.cat([*parts])
         sums = {name: maps.abs().sum((2, 3))}
         if name in LOOKED_AT:
             smooth = np.abs(gaussian_filter(maps.numpy(), (0, 0, SMOOTHING, SMOOTHING)))
@@ -331,7 +331,7 @@ def draw(shared: Path) -> None:
     tested = draw_tested(volumes[1], "intensity")
     large = (tested.sides == 1) & (tested.marked.sum((1, 2)) == SIZES[-1] ** 2)
     windows, disks, marks = (part[large] for part in (tested.windows, tested.disks, tested.marked))
-    gradient = attribute(Score(pretrained, Explained("predicted"), region=disks), windows).attribution
+    gradient = attribute(Score(pretrained, Explained("predicted"), region=disks), windows)
     sums = gradient.abs().sum((2, 3))
     median = int((sums[:, 0] / sums[:, 2]).argsort()[len(sums) // 2])
     window, region, mark = (part[median].numpy() for part in (windows, disks, marks))

@@ -18,7 +18,7 @@ from __future__ import annotations
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast, get_args
 
 import numpy as np
 import torch
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from torch import Tensor
+
+    from evenslice.volumes import WindowGrid
 
     Function: TypeAlias = Callable[[Any], Any]
 
@@ -249,7 +251,10 @@ class Score:
         if target == "sum" or (target == "auto" and not _has_classes(output)):
             return None
         if not _has_classes(output):
-            raise _no_classes(target)
+            raise ModelError(
+                f"{option('target', target)}: needs logits (batch, classes) or (batch, classes, y, x), which the network does "
+                "not return; use the target 'sum'"
+            )
         if target in ("auto", "predicted"):
             return self.answers(output) if self.predicted is None else self.predicted
         count = count_classes(output)
@@ -288,10 +293,7 @@ class Score:
     def at(self, rows: slice) -> Score:
         """Return the score of some windows."""
         given = {name: getattr(self, name) for name in ("labels", "predicted", "region", "only")}
-        parts: dict[str, Any] = {
-            name: part[rows] for name, part in given.items() if isinstance(part, torch.Tensor)
-        }
-        return replace(self, **parts)
+        return replace(self, **{name: part[rows] for name, part in given.items() if part is not None})
 
 
 def check_batch(output: Tensor, windows: Tensor) -> None:
@@ -330,13 +332,6 @@ class LastActivation(TorchFunctionMode):
         return given if returned is output else output
 
 
-def _no_classes(target: Target) -> ModelError:
-    return ModelError(
-        f"{option('target', target)}: needs logits of shape (batch, classes) or (batch, classes, y, x), which the network does "
-        "not return; use the target 'sum'"
-    )
-
-
 def _has_classes(output: Tensor) -> bool:
     return not output.is_floating_point() or output.ndim in (2, 4)
 
@@ -352,12 +347,9 @@ def _plain(output: Tensor) -> Tensor:
 def understand(
     network: ReadyNetwork | BlackBox,
     returned: Any,
-    *,
-    slices: int,
-    tile: tuple[int, int],
+    grid: WindowGrid,
     target: Target,
     overlapping: bool | None,
-    margin: tuple[float, float] = (0.0, 0.0),
 ) -> Explained:
     """Tell how the output of a network is to be understood.
 
@@ -367,36 +359,32 @@ def understand(
     Args:
         network: ready to run.
         returned: what it returned for the window of noise of ``prepare``.
-        slices: N.
-        tile: size (y, x) of the windows.
+        grid: the windows. Where tiles overlap, answers in the outer half are not compared.
         target: as given by the user.
         overlapping: as given by the user; None if the network is to tell.
-        margin: part of each side of the windows in which answers are not compared.
 
     Raises:
-        ModelError: the target needs classes and the output has none.
         ConfigError: an output without channels is said to have ``overlapping`` ones.
     """
     named = detections(returned) is None and _has_classes(_plain(logits(returned)))
     if target == "auto":
         target = "predicted" if named else "sum"
-    if target != "sum" and not named:
-        raise _no_classes(target)
-    fresh, undone = _run(network, slices, tile)
+    fresh, undone = _run(network, grid.slices, grid.tile)
     channels = fresh.is_floating_point() and fresh.ndim in (2, 4) and fresh.shape[1] > 1 and target != "sum"
     if overlapping and not channels:
         raise ConfigError(
             f"{option('overlapping', overlapping)}: tells how several channels of classes are to be read; the network "
             f"returns {tuple(fresh.shape)}: leave it out"
         )
-    plain = Explained(target, margin=margin, name="score", gradient=fresh.requires_grad)
+    y, x = (shared / 2 / side for shared, side in zip(grid.overlap, grid.tile, strict=True))
+    plain = Explained(target, margin=(y, x), name="score", gradient=fresh.requires_grad)
     if target == "sum":
         return plain
     if not fresh.is_floating_point():
         return replace(plain, name="class numbers", gradient=False)
     activation = final_activation(fresh)
     sigmoid, softmax = activation == "sigmoid", activation == "softmax"
-    found = network.probabilities(fresh, slices, tile)
+    found = network.probabilities(fresh, grid.slices, grid.tile)
     several = channels and (sigmoid or found == "sigmoid")
     overlaps = several if overlapping is None else overlapping
     return replace(
@@ -426,19 +414,6 @@ SHAP_GRAYS = (0.0, 0.25, 0.5, 0.75, 1.0)
 # Captum draws noise in the precision of its scale; for numbers of Python it is the default of PyTorch, which may be another.
 SMOOTHGRAD: Final = {"nt_samples": 8, "nt_samples_batch_size": 1, "stdevs": (np.float32(0.1),)}
 SHAP: Final = {"n_samples": 8, "stdevs": (np.float32(0),)}
-
-
-class Attributed(NamedTuple):
-    """An attribution and the output it explains.
-
-    Attributes:
-        attribution: (batch, slices, y, x) attribution, float32; signed, except that of "smoothgrad".
-        output: the network's logits, detached: (batch, classes, y, x), (batch, classes) or any other shape; int64 where
-            they are class numbers.
-    """
-
-    attribution: Tensor
-    output: Tensor
 
 
 def choose_method(
@@ -502,7 +477,7 @@ def _captum(method: str, windows: Tensor, baseline: str) -> tuple[Callable[[Scor
     return methods[method]
 
 
-def _explain(method: str, score: Score, windows: Tensor, baseline: str) -> Attributed:
+def _explain(method: str, score: Score, windows: Tensor, baseline: str) -> Tensor:
     """Run a method with the classes that are chosen for the windows, which stay fixed along a path or under noise."""
     if method == "occlusion":
         return _occlusion(score, windows, baseline)
@@ -512,14 +487,14 @@ def _explain(method: str, score: Score, windows: Tensor, baseline: str) -> Attri
             "the network's output has no gradient with respect to its input (it returns classes instead of logits, or "
             "uses no_grad); let it return logits, use the method 'occlusion', or leave the method out"
         )
-    output = output.detach()
     build, options = _captum(method, windows.detach(), baseline)
-    found = build(score).attribute(windows, additional_forward_args=(score.classes(output),), **options)
-    return Attributed(found, output)
+    classes = score.classes(output.detach())
+    found: Tensor = build(score).attribute(windows, additional_forward_args=(classes,), **options)
+    return found
 
 
 @torch.no_grad()
-def _occlusion(score: Score, windows: Tensor, baseline: str) -> Attributed:
+def _occlusion(score: Score, windows: Tensor, baseline: str) -> Tensor:
     """Change of each output pixel's score when one slice is replaced by that of a baseline.
 
     It is what the slice adds. After Zeiler and Fergus (arXiv 1311.2901). Captum's Occlusion explains one number for each
@@ -535,7 +510,7 @@ def _occlusion(score: Score, windows: Tensor, baseline: str) -> Attributed:
         occluded[:, k] = replacement[:, k]
         change = whole - score.map(score.output(occluded), classes)
         changes.append(_over_plane(change, windows.shape[2:]))
-    return Attributed(torch.stack(changes, dim=1), output)
+    return torch.stack(changes, dim=1)
 
 
 def _baseline(windows: Tensor, name: str) -> Tensor:
@@ -567,7 +542,7 @@ _GENERATORS = threading.Lock()
 
 def attribute(
     score: Score, windows: Tensor, *, method: str = "gradient", baseline: str | None = None, seed: int = 0
-) -> Attributed:
+) -> Tensor:
     """Attribute the output of a network to the pixels of its input windows.
 
     Args:
@@ -579,6 +554,9 @@ def attribute(
         baseline: "middle" or "gray": what "integrated_gradients" (by default "middle") and "occlusion" ("gray") compare a
             window with.
         seed: random seed of the methods that draw samples; the global random state is left unchanged.
+
+    Returns:
+        (batch, slices, y, x) attribution, float32; signed, except that of "smoothgrad".
 
     Raises:
         ConfigError: the network does not have the class, or labels are missing or out of range.
@@ -594,21 +572,20 @@ def attribute(
         >>> network = nn.Conv2d(3, 1, 1, bias=False).requires_grad_(False)
         >>> _ = network.weight.copy_(weights)
         >>> found = attribute(Score(network), torch.rand(1, 3, 4, 4))
-        >>> found.attribution.abs().mean(dim=(0, 2, 3)).tolist()
+        >>> found.abs().mean(dim=(0, 2, 3)).tolist()
         [1.0, 2.0, 1.0]
     """
     chosen = baseline or BASELINES.get(method, "gray")
     network = score.module
 
-    def compute(part: slice) -> Attributed:
+    def compute(part: slice) -> Tensor:
         with reproducible(windows.device, seed):
             found = _explain(method, score.at(part), windows[part].detach(), chosen)
-        return Attributed(found.attribution.detach().float(), found.output)
+        return found.detach().float()
 
     if not isinstance(network, ReadyNetwork | BlackBox):
         return compute(slice(len(windows)))
-    parts = network.batches.run(compute, len(windows), (method, *windows.shape[1:]))
-    return Attributed(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+    return torch.cat(network.batches.run(compute, len(windows), (method, *windows.shape[1:])))
 
 
 def slice_shares(network: nn.Module, windows: Tensor, target: Target = "auto") -> NDArray[np.float64]:
@@ -620,9 +597,9 @@ def slice_shares(network: nn.Module, windows: Tensor, target: Target = "auto") -
         target: what is explained.
     """
     score = Score(network, Explained(target))
-    given = attribute(score, windows)
-    score = replace(score, predicted=score.answers(given.output), mirrored=True)
-    both = (given.attribution, attribute(score, windows).attribution.flip(1))
+    with torch.no_grad(), full_precision():
+        score = replace(score, predicted=score.answers(score.output(windows)))
+    both = attribute(score, windows), attribute(replace(score, mirrored=True), windows).flip(1)
     sums = np.stack([as_float64(part.abs()).sum(dim=(2, 3)).cpu().numpy() for part in both], axis=1)
     return ratio(sums, sums.sum(axis=2, keepdims=True))
 

@@ -59,7 +59,7 @@ from evenslice.inference import (
 from evenslice.networks import StemKernels, answers_alone, function_name, logits, normalization
 from evenslice.neutralizing import record_of, uncompiled_record
 from evenslice.report import html_of, write_report
-from evenslice.results import AuditResult, ExampleWindows, Measurements, Tolerances, ask, summarize
+from evenslice.results import AuditResult, Measurements, Tolerances, ask, summarize
 from evenslice.volumes import (
     LabelValues,
     Reading,
@@ -114,9 +114,6 @@ STRESSED_SIDE = 1024
 CHECKED_BYTES = 2**25  # at once
 MOST_CHECKED = 2**28
 """Voxels of labels that are read before an audit, which takes seconds."""
-
-
-MOST_AUDITS = 200  # in one report
 
 
 class Audit(AuditResult):
@@ -258,15 +255,8 @@ def audit(
     ]
     asked_for = [] if sampling.explain is None else [_place(grids[0], sampling.explain)]
     returned = network.prepare(slices, tile)
-    understood = understand(
-        network,
-        returned,
-        slices=slices,
-        tile=tile,
-        target=target,
-        overlapping=None if target == "sum" else read.overlapping,
-        margin=(margin[0] / tile[0], margin[1] / tile[1]),
-    )
+    overlapping = None if target == "sum" else read.overlapping
+    understood = understand(network, returned, grids[0], target, overlapping)
     opened = [read.labels.class_volume(item, count_classes(returned)) for item in stored or ()]
     stressed = stressed_volumes(returned, grids, opened) if sampling.stress and opened and slices > 1 else []
     for part in opened:  # so that a value of no class is found before anything is computed
@@ -310,7 +300,6 @@ def audit(
             found,
             model=model,
             record=record,
-            outputs=outputs,
             labels=stored,
             values=read.labels,
             seconds=time.monotonic() - started,
@@ -324,7 +313,7 @@ def load_audits(folder: str | os.PathLike[str]) -> list[Audit]:
     Audits of the same name get the name of their folder as a prefix.
 
     Raises:
-        ConfigError: there is no audit, one that cannot be read, or more than a report shows, 200.
+        ConfigError: there is no audit, or one that cannot be read.
 
     Example:
         >>> import tempfile
@@ -342,22 +331,13 @@ def load_audits(folder: str | os.PathLike[str]) -> list[Audit]:
     paths = sorted([*folder.glob("audit*.json"), *folder.glob("*/audit*.json")])
     if not paths:
         raise ConfigError(f"{folder}: holds no audit; name a folder that `evenslice audit --out` wrote")
-    if len(paths) > MOST_AUDITS:
-        raise ConfigError(
-            f"{folder}: holds {len(paths)} audits; a report shows at most {MOST_AUDITS}: name a folder with fewer"
-        )
     audits = [(path, Audit.load(path)) for path in paths]
     count = Counter(audit.name for _, audit in audits)
     named = [
-        replace(audit, name=f"{_name(path.parent)}: {audit.name}") if count[audit.name] > 1 else audit
+        replace(audit, name=f"{path.parent.resolve().name}: {audit.name}") if count[audit.name] > 1 else audit
         for path, audit in audits
     ]
     return sorted(named, key=lambda audit: audit.run.created)
-
-
-def _name(folder: Path) -> str:
-    """Return the name of a folder, also of one that the user calls ``.`` or ``..``."""
-    return folder.name if folder.name not in ("", "..") else folder.resolve().name
 
 
 def _place(grid: WindowGrid, explain: int | Sequence[int]) -> tuple[int, ...]:
@@ -470,16 +450,10 @@ def check_first(sample: WindowSample, explainer: Explainer) -> None:
 
 
 def read_until_settled(
-    sample: WindowSample,
-    explainer: Explainer,
-    tolerances: Tolerances,
-    compute: Compute,
+    sample: WindowSample, explainer: Explainer, tolerances: Tolerances, compute: Compute
 ) -> Found:
     """Measure windows until the word is settled."""
-
-    def size() -> int:
-        return compute.batch or batch_size(sample, explainer)
-
+    size = partial(batch_size, sample, explainer, compute.batch)
     collected, devices = list[Measurements](), set[str]()
     read, look, population = 0, sample.next_look(0), sum(sample.population)
     with (
@@ -517,9 +491,11 @@ def read_until_settled(
     return cast("Found", found)  # the last look is at the limit
 
 
-def batch_size(sample: WindowSample, explainer: Explainer) -> int:
-    """Return the fastest number of windows in one pass: on a CPU, what stays in its cache."""
+def batch_size(sample: WindowSample, explainer: Explainer, asked: int | None) -> int:
+    """Return the number of windows in one pass that was asked for, else the fastest: on a CPU, what stays in its cache."""
     network, grid = explainer.network, sample.grids[0]
+    if asked is not None:
+        return asked
     if isinstance(network, BlackBox) or network.device.type not in ("cpu", "cuda"):
         return MOST
     if network.device.type == "cpu":
@@ -547,7 +523,11 @@ def measure(sample: WindowSample, explainer: Explainer, batch: WindowBatch) -> t
         try:
             rows = explainer.rows(windows[part], None if labels is None else labels[part])
         except NotFiniteError as error:
-            raise _not_finite(error, sample, explainer, batch.places[part][error.row].tolist()) from error
+            volume, *place = batch.places[part][error.row].tolist()
+            raise ModelError(
+                f"the network {error} for the window at z, y, x = {tuple(place)} of {sample.grids[volume].volume.path}; "
+                f"correct it, compute with {option('dtype', 'float32')}, or use {option('method', 'occlusion')}"
+            ) from error
         return {"volume": batch.places[part, 0], "position": batch.places[part, 1:], **rows}
 
     parts = network.batches.run(compute, len(windows), ("measure", network.dtype, *windows.shape[1:]))
@@ -558,9 +538,7 @@ def _on_device(batch: WindowBatch, device: torch.device) -> tuple[Tensor, Tensor
     return to_device(batch.windows, device), None if batch.labels is None else to_device(batch.labels, device)
 
 
-def picture_windows(
-    sample: WindowSample, explainer: Explainer, asked_for: Sequence[tuple[int, ...]]
-) -> ExampleWindows:
+def picture_windows(sample: WindowSample, explainer: Explainer, asked_for: Sequence[tuple[int, ...]]) -> Any:
     """Return the pictures of the windows that were asked for, volume, z, y, x, and of the first of the sample."""
     network, grid = explainer.network, sample.grids[0]
     # Of large windows, one: a byte and a float32 for each voxel.
@@ -570,27 +548,12 @@ def picture_windows(
     windows, labels = _on_device(batch, network.device)
     score = Score(network, replace(explainer.explained, margin=(0.0, 0.0)), labels)
     (method, baseline), seed = explainer.maps, explainer.seed
-    maps = attribute(score, windows, method=method, baseline=baseline, seed=seed).attribution
-    return ExampleWindows(
+    maps = attribute(score, windows, method=method, baseline=baseline, seed=seed)
+    return Audit.Examples(
         volume=batch.places[:, 0],
         position=batch.places[:, 1:],
         images=(windows * 255).round().byte().cpu().numpy(),
         maps=maps.cpu().numpy(),
-    )
-
-
-def _not_finite(
-    error: NotFiniteError, sample: WindowSample, explainer: Explainer, place: Sequence[int]
-) -> ModelError:
-    volume, *where = place
-    advice = "it has to return finite numbers"
-    if explainer.network.dtype.itemsize < 4:
-        advice = f"compute in single precision with {option('dtype', 'float32')}"
-    elif "returns" not in error.what:
-        advice = f"use {option('method', 'occlusion')}"
-    path = sample.grids[volume].volume.path
-    return ModelError(
-        f"the network {error.what} for the window at z, y, x = {tuple(where)} of {path}; {advice}"
     )
 
 
@@ -674,7 +637,6 @@ def describe_run(
     *,
     model: nn.Module | Function,
     record: Record | None,
-    outputs: Function | None,
     labels: Sequence[Volume] | None,
     values: LabelValues,
     seconds: float,
@@ -687,7 +649,6 @@ def describe_run(
         found: what they say.
         model: the network.
         record: that of ``neutralize``, if there is one.
-        outputs: the function that reduced the network's output, if one was given.
         labels: those of each volume as stored, if given.
         values: what the values of the labels mean.
         seconds: its duration.
@@ -707,7 +668,7 @@ def describe_run(
         target=explained.target,
         explained=explained.name,
         assumed=explained.assumed,
-        outputs=None if outputs is None else function_name(outputs),
+        outputs=None if network.outputs is None else function_name(network.outputs),
         label_options=None if labels is None else values.to_dict(),
         precision=sample.sampling.precision,
         windows_available=sum(map(len, grids)),

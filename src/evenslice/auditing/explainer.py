@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -79,14 +78,10 @@ def compare_answers(answers: Tensor, count: int) -> dict[str, Floats]:
         differ = as_numpy((given != mirrored).any(1).float().mean(1))
     else:
         same = given == mirrored
-        weights = [
-            (given, torch.ones(given.shape)),
-            (mirrored, torch.ones(given.shape)),
-            (given, same.float()),
-        ]
+        ones = torch.ones_like(same, dtype=torch.float32)
         one, other, both = (
-            class_sums(weight.cpu(), numbers.cpu(), count)[:, 1:] / given.shape[1]
-            for numbers, weight in weights
+            class_sums(weight, numbers, count)[:, 1:] / given.shape[1]
+            for numbers, weight in ((given, ones), (mirrored, ones), (given, same.float()))
         )
         differ = as_numpy((~same).float().mean(1))
     union = one + other - both
@@ -185,20 +180,14 @@ def wasserstein(size: Tensor, sums: Floats) -> Floats:
     if len(size) != 2 * half:
         return np.full((half, slices // 2), np.nan)
     pixels = size[0, 0].numel()
-    chosen = torch.from_numpy(_sample(pixels)).to(size.device)
+    # At random, as a regular grid misses patterns of its own period.
+    some = np.random.default_rng(0).choice(pixels, min(pixels, SALIENCY_SAMPLE), replace=False)
+    chosen = torch.from_numpy(np.sort(some)).to(size.device)
     given, mirrored = (as_numpy(part.flatten(2)[:, :, chosen]) for part in (size[:half], size[half:]))
     both = np.sort(np.concatenate([given, mirrored], axis=2), axis=2)
     left, right = both[:, : slices // 2][:, ::-1], both[:, slices // 2 + 1 :]
     mean = sums.sum(axis=(1, 2))[:, None] / (2 * slices * pixels)
     return np.minimum(ratio(np.abs(right - left).mean(axis=2), mean), slices)
-
-
-@lru_cache(maxsize=8)
-def _sample(pixels: int) -> NDArray[np.int64]:
-    """Return the pixels of a map to compare, ascending: at random, as a regular grid misses patterns of its own period."""
-    if pixels <= SALIENCY_SAMPLE:
-        return np.arange(pixels)
-    return np.sort(np.random.default_rng(0).choice(pixels, SALIENCY_SAMPLE, replace=False))
 
 
 SMALLEST_PART = 0.001
@@ -216,15 +205,13 @@ class NotFiniteError(ArithmeticError):
 
     Attributes:
         row: the window, by its number in the batch.
-        what: "NaN" or "infinity", and of what.
     """
 
     def __init__(self, values: Tensor, what: str, where: str = "") -> None:
         finite = values.isfinite().reshape(len(values), -1).all(dim=1)
         row = int(finite.logical_not().nonzero()[0])
-        self.what = f"{what} {'NaN' if bool(values[row].isnan().any()) else 'infinity'}{where}"
         self.row = row % max(len(values) // 2, 1)
-        super().__init__(self.what)
+        super().__init__(f"{what} {'NaN' if bool(values[row].isnan().any()) else 'infinity'}{where}")
 
 
 @dataclass(frozen=True)
@@ -277,7 +264,7 @@ class Explainer:
             mismatch[own] = outer[own] = 0
             if self.method == "gradient":
                 rows["saliency"], saliency = sums, size
-            _remove_rounding(self, windows, labels, rows, mismatch, outer)
+            self._remove_rounding(windows, labels, rows["mirror_error"], mismatch, outer)
         if self.method not in ("", "gradient"):
             rows["saliency"], saliency = pass_.attributed()
         rows |= {"mismatch": mismatch, "outer": outer}
@@ -285,6 +272,33 @@ class Explainer:
             rows[name][own] = 0
         rows["wasserstein"] = wasserstein(saliency, rows["saliency"][:, :, 0])
         return rows
+
+    def _remove_rounding(
+        self, windows: Tensor, labels: Tensor | None, error: Floats, mismatch: Floats, outer: Floats
+    ) -> None:
+        """Replace the mirror mismatch of windows whose output is that of their mirrors by the one in float64, in place.
+
+        Where an activation hits the corner of a ReLU, as on a constant background, rounding decides which side it is on, and
+        with it a whole path of the gradient: a network that is the same function of both neighbours then seems to use them a
+        little differently. Where the output differs by more than rounding, so does the use of the slices, and nothing is
+        computed again; nor where the mismatch is within the tolerance anyway, as float64 takes ten times as long; nor for
+        networks that do not compute in float64.
+        """
+        used = ratio(mismatch.sum(axis=2), outer.sum(axis=2))
+        with np.errstate(invalid="ignore"):
+            beyond = (used > Tolerances.mismatch_tolerance).any(axis=1)
+            some = np.flatnonzero(beyond & (error <= Measurements.SAME))
+        network = self.network
+        if not len(some) or not isinstance(network, ReadyNetwork) or network.dtype != torch.float32:
+            return
+        try:
+            precise = replace(self, network=network.in_precision(torch.float64))
+            chosen = None if labels is None else labels[some]
+            _, unlike, whole, _ = _Pass(precise, windows[some], chosen).gradients()
+        except Exception:  # noqa: BLE001  # a network may refuse float64 by any exception
+            return
+        count = min(unlike.shape[1], mismatch.shape[1])
+        mismatch[some, :count], outer[some, :count] = unlike[:, :count], whole[:, :count]
 
 
 class _Pass:
@@ -416,7 +430,7 @@ class _Pass:
                 )
                 found = attribute(
                     score, windows, method=explainer.method, baseline=explainer.baseline, seed=explainer.seed
-                ).attribution
+                )
                 if not bool(found.isfinite().all()):
                     raise NotFiniteError(found, f"has an attribution by {explainer.method} of")
                 parts.append(found.flip(1) if mirrored else found)
@@ -486,37 +500,3 @@ class _Pass:
             reach = as_numpy(self.output.abs().reshape(len(self.output), -1).sum(1))
             sums[sums.reshape(len(sums), -1).sum(axis=1) <= NEGLIGIBLE * reach] = 0
         return sums
-
-
-def _remove_rounding(
-    explainer: Explainer,
-    windows: Tensor,
-    labels: Tensor | None,
-    rows: dict[str, NDArray[Any]],
-    mismatch: Floats,
-    outer: Floats,
-) -> None:
-    """Replace the mirror mismatch of windows whose output is that of their mirrors by the one in float64, in place.
-
-    Where an activation hits the corner of a ReLU, as on a constant background, rounding decides which side it is on, and
-    with it a whole path of the gradient: a network that is the same function of both neighbours then seems to use them a
-    little differently. Where the output differs by more than rounding, so does the use of the slices, and nothing is
-    computed again; nor where the mismatch is within the tolerance anyway, as float64 takes ten times as long; nor for
-    networks that do not compute in float64.
-    """
-    used = ratio(mismatch.sum(axis=2), outer.sum(axis=2))
-    with np.errstate(invalid="ignore"):
-        some = np.flatnonzero(
-            (used > Tolerances.mismatch_tolerance).any(axis=1) & (rows["mirror_error"] <= Measurements.SAME)
-        )
-    network = explainer.network
-    if not len(some) or not isinstance(network, ReadyNetwork) or network.dtype != torch.float32:
-        return
-    try:
-        precise = replace(explainer, network=network.in_precision(torch.float64))
-        chosen = None if labels is None else labels[some]
-        _, unlike, whole, _ = _Pass(precise, windows[some], chosen).gradients()
-    except Exception:  # noqa: BLE001  # a network may refuse float64 by any exception
-        return
-    count = min(unlike.shape[1], mismatch.shape[1])
-    mismatch[some, :count], outer[some, :count] = unlike[:, :count], whole[:, :count]

@@ -157,26 +157,19 @@ def explain(
     mask = _check_region(region, plane)
     tile = tile or segmenter.crop
     tile = check_tile(tile) if tile else network.accepted(_part_size(plane, network.multiple))
-    y, x = corner_of("at", at or (None if mask is None else _middle(mask)), tile, plane)
-    scaling = reading.fit_scaling(volume)
-    grid = WindowGrid(volume, scaling, slices, tile, reading.step, edge="reflect")
+    inside = () if mask is None else np.nonzero(mask)
+    y, x = corner_of("at", at or [int(where.min() + where.max()) // 2 for where in inside], tile, plane)
+    grid = WindowGrid(volume, reading.fit_scaling(volume), slices, tile, reading.step, edge="reflect")
     returned = network.prepare(slices, tile)
-    understood = understand(
-        network,
-        returned,
-        slices=slices,
-        tile=tile,
-        target=parse_target(str(target)),
-        overlapping=reading.overlapping,
-    )
+    understood = understand(network, returned, grid, parse_target(str(target)), reading.overlapping)
     method, baseline = choose_method(model, method, baseline, gradient=understood.gradient)
     window = torch.from_numpy(grid.read(z, y, x))[None].to(network.device)
     inner = (..., slice(min(tile[0], plane[0] - y)), slice(min(tile[1], plane[1] - x)))
-    inside = None
+    counted = None
     if mask is not None:  # the tile may reach beyond the plane
         padded = np.pad(mask, [(0, side) for side in tile])[y : y + tile[0], x : x + tile[1]]
-        inside = torch.from_numpy(padded)[None].to(network.device)
-    score = Score(network, understood, region=inside)
+        counted = torch.from_numpy(padded)[None].to(network.device)
+    score = Score(network, understood, region=counted)
     found = attribute(score, window, method=method, baseline=baseline)
     answers = _answers(score, window, tile)
     given, mirrored = (None, None) if answers is None else (part[inner] for part in answers)
@@ -185,7 +178,7 @@ def explain(
         origin=(y, x),
         offsets=tuple(range(-(slices // 2), slices // 2 + 1)),
         window=window[0][inner].cpu().numpy(),
-        maps=found.attribution[0][inner].cpu().numpy(),
+        maps=found[0][inner].cpu().numpy(),
         answer=given,
         change=None if given is None else given != mirrored,
         method=method,
@@ -200,12 +193,6 @@ def _check_region(region: ArrayLike | None, plane: tuple[int, int]) -> NDArray[n
     if mask.shape != plane or not mask.any():
         raise ConfigError(f"{option('region')}: give a mask of shape {plane} with at least one pixel")
     return mask
-
-
-def _middle(mask: NDArray[np.bool_]) -> tuple[int, int]:
-    """Return the middle (y, x) of a region."""
-    y, x = (int(places.min() + places.max()) // 2 for places in np.nonzero(mask))
-    return y, x
 
 
 def _part_size(plane: tuple[int, int], multiple: int) -> tuple[int, int]:

@@ -16,7 +16,6 @@ import datetime as dt
 import math
 import time
 from dataclasses import replace
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -30,7 +29,6 @@ from evenslice._core import (
     option,
     progress_bar,
     reason,
-    staged_file,
     staged_folder,
     whole_number,
 )
@@ -45,6 +43,7 @@ from evenslice.volumes import mni152, open_volume
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -77,31 +76,13 @@ class Survey(SurveyResult):
         >>> import evenslice
         >>> volume = np.random.default_rng(0).random((40, 64, 64))
         >>> found = evenslice.survey(["timm:test_resnet"], weights="none", volume=volume, windows=4)
-        >>> print(found.to_csv(f"{tempfile.mkdtemp()}/survey.csv").read_text()[:12])
-        spec,weights
+        >>> found.save(folder := tempfile.mkdtemp())
+        >>> evenslice.Survey.load(folder).networks[0].spec
+        'timm:test_resnet'
     """
 
-    FILES: ClassVar = (
-        "survey.json",
-        "survey.csv",
-        "report.html",
-        "figures/balance.png",
-        "figures/balance.svg",
-    )
+    FILES: ClassVar = ("survey.json", "survey.csv", "report.html", "figures/balance.[sp][vn]g")
     """Names of the files that ``save`` writes."""
-
-    def to_csv(self, path: str | os.PathLike[str]) -> Path:
-        """Write one row for each network as a CSV file, replacing an existing one, and return its path.
-
-        ``energy_1`` .. ``energy_C`` belong to the channels in their order, which is red, green and blue for a network
-        trained on photographs; ``share_-1`` and ``pair_1`` to offsets. Undefined values are left empty.
-
-        Raises:
-            OutputError: the file cannot be written.
-        """
-        with staged_file(path, force=True) as beside:
-            beside.write_text(survey_csv(self), encoding="utf-8", errors="replace", newline="")
-        return Path(path)
 
     def to_html(self, path: str | os.PathLike[str]) -> Path:
         """Write the report as a self-contained HTML file, replacing an existing one, and return its path.
@@ -118,6 +99,10 @@ class Survey(SurveyResult):
     def save(self, folder: str | os.PathLike[str], *, force: bool = False) -> None:
         """Write ``survey.json``, ``survey.csv``, ``report.html`` and its figure into a folder.
 
+        ``survey.csv`` has a row for each network. ``energy_1`` .. ``energy_C`` belong to the channels in their order, which is
+        red, green and blue for a network trained on photographs; ``share_-1`` and ``pair_1`` to offsets. Undefined values are
+        left empty.
+
         Args:
             folder: where to write; it is created if missing.
             force: overwrite such files in the folder.
@@ -132,7 +117,7 @@ class Survey(SurveyResult):
     def write(self, folder: Path) -> None:
         """Write the files of ``save`` into an existing folder."""
         (folder / "survey.json").write_text(self.to_json(), encoding="utf-8")
-        self.to_csv(folder / "survey.csv")
+        (folder / "survey.csv").write_text(survey_csv(self), encoding="utf-8", errors="replace", newline="")
         write_survey_report(self, folder / "report.html", figures=folder / "figures")
 
 

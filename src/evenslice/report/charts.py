@@ -63,16 +63,7 @@ MARKERS_SHOWN: Final = 6  # along a line
 MAX_NETWORKS: Final = 60  # in the chart of a survey; its table lists all
 BAR: Final = 0.34  # height of a bar, of 1 for each network: there is room for a name above
 CHANNELS: Final = ("red", "green", "blue")
-CHANNEL_COLOURS: Final = (
-    1,
-    2,
-    0,
-    3,
-    4,
-    5,
-    6,
-    7,
-)  # of the report's: the closest to red, green and blue come first
+CHANNEL_COLOURS: Final = (1, 2, 0, 3, 4, 5, 6, 7)  # of the report's: the closest to red, green and blue first
 
 
 def reach(values: Iterable[Interval | None], least: float, most: float = 1.0) -> float:
@@ -207,22 +198,16 @@ def _draw_kernels(blocks: Sequence[Kernels]) -> Figure:
 def _mosaic(kernels: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return filters (filters, inputs, ky, kx) as one picture, one row for each, with gaps of NaN between kernels."""
     filters, inputs, ky, kx = kernels[:, :INPUTS_SHOWN].shape
-    gap = _gap(kernels)
-    picture = np.full((filters, inputs, ky + gap, kx + gap), np.nan, dtype=np.float32)
+    picture = np.full((filters, inputs, ky + 1, kx + 1), np.nan, dtype=np.float32)
     picture[:, :, :ky, :kx] = kernels[:, :INPUTS_SHOWN]
-    return picture.transpose(0, 2, 1, 3).reshape(filters * (ky + gap), inputs * (kx + gap))
-
-
-def _gap(kernels: NDArray[np.float32]) -> int:
-    ky, kx = kernels.shape[2:]
-    return max(1, int(min(ky, kx)) // 8)
+    return picture.transpose(0, 2, 1, 3).reshape(filters * (ky + 1), inputs * (kx + 1))
 
 
 def _name_inputs(axes: Axes, kernels: NDArray[np.float32], names: Sequence[str]) -> None:
     """Name the inputs below their kernels, or say how many there are."""
     total, width = kernels.shape[1], kernels.shape[3]
     inputs = min(total, INPUTS_SHOWN)
-    places = [i * (width + _gap(kernels)) + (width - 1) / 2 for i in range(inputs)]
+    places = [i * (width + 1) + (width - 1) / 2 for i in range(inputs)]
     label = f"{total} inputs" if total == inputs else f"first {inputs} of {total} inputs"
     named = bool(names) and total <= IN_A_ROW + 3
     axes.set_xticks(places if named else [float(np.mean(places))], names if named else [label], fontsize=8)
@@ -304,16 +289,12 @@ def study_charts(results: StudyResults) -> list[Drawing]:
     """Draw the charts for which the study has data; call it inside ``style.settings()``."""
     if not results.comparisons:
         return []
-    losses = [
-        StressItem(arm.arm, results.arms.index(arm.arm), found, item.title)
-        for item in results.comparisons
-        for arm in item.arms
-        if (
-            found := tuple(
-                run.stress for run in results.runs_of(item, arm.arm) if run.stress and run.stress.losses
-            )
-        )
-    ]
+    losses = []
+    for item in results.comparisons:
+        for arm in item.arms:
+            found = [run.stress for run in results.runs_of(item, arm.arm) if run.stress and run.stress.losses]
+            if found:
+                losses.append(StressItem(arm.arm, results.arms.index(arm.arm), tuple(found), item.title))
     charts = [forest_figure(results), learning_figure(results), stress_figure(losses) if losses else None]
     return [chart for chart in charts if chart is not None]
 

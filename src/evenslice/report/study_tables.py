@@ -11,7 +11,6 @@ from evenslice.report.audit_tables import EFFECT, SHARES
 from evenslice.report.tables import (
     MINUS,
     NOTHING,
-    SPACE,
     Group,
     Row,
     Table,
@@ -104,19 +103,19 @@ COMPARED: Final = {
 """What arms are compared with the baseline in."""
 
 
-def headline(results: StudyResults) -> str:
+def headline(summary: StudySummary) -> str:
     """Say how much of a study is done, and what was compared."""
-    compared = results.comparisons
+    compared = summary.comparisons
     counts = {
         "data set": {item.dataset for item in compared},
         "network": {item.architecture for item in compared},
-        "arm": results.arms,
-        "fold": {run.fold for run in results.runs},
-        "seed": {run.seed for run in results.runs},
+        "arm": summary.arms,
+        "fold": {fold for item in compared for arm in item.arms for fold in arm.folds},
+        "seed": {seed for item in compared for arm in item.arms for seed in arm.seeds},
     }
     known = [counted(len(found), name) for name, found in counts.items() if found]
-    failed = f", {len(results.failed)} failed" if results.failed else ""
-    done = f"{results.finished} of {counted(results.planned, 'run')} done{failed}"
+    failed = f", {len(summary.failed)} failed" if summary.failed else ""
+    done = f"{summary.finished} of {counted(summary.planned, 'run')} done{failed}"
     return f"{done}: {listed(known)}." if known else f"{done}."
 
 
@@ -183,7 +182,7 @@ def _arm_columns(
         "superior?": [superiority(arm) for arm in arms],
         "p of a difference": [p_value(getattr(arm, "p_adjusted", math.nan)) for arm in arms],
         "largest |B|": [metric_text("largest_bias", arm) for arm in arms],
-        "part of it removed": [removed_part(getattr(arm, "bias_removed", None)) for arm in arms],
+        "part of it removed": [interval(getattr(arm, "bias_removed", None)) for arm in arms],
         "loss, both missing": [interval(arm.metrics.get("loss_both")) for arm in arms],
     }
     return {name: cells for name, cells in columns.items() if set(cells) != {NOTHING}}
@@ -245,15 +244,6 @@ def difference_text(name: str, arm: Arm, tested: str) -> str:
     if name not in arm.differences:
         return NOTHING
     return difference(arm.differences[name], *([-arm.margin] if name == tested else []))
-
-
-def removed_part(removed: Interval | None) -> str:
-    """Format the part of the bias that is removed, in whole percent; it is rounded down so as not to overstate it."""
-    if removed is None or math.isnan(removed.estimate):
-        return NOTHING
-    parts = (math.floor(100 * part + 1e-9) for part in astuple(removed))  # 100 * .58 is less than 58
-    estimate, low, high = (f"{part}{SPACE}%".replace("-", MINUS) for part in parts)
-    return f"{estimate} [{low}, {high}]"
 
 
 def statistics_tables(results: StudyResults) -> list[Table]:
@@ -365,8 +355,7 @@ def settings_table(results: StudyResults) -> Table:
 def study_html(document: Mapping[str, Any]) -> str:
     """Return a ``summary.json`` in short as HTML, for notebooks: how many runs are done, and the tables of the arms."""
     summary = StudySummary.read(document)
-    failed = f", {len(summary.failed)} failed" if summary.failed else ""
-    parts = [f"<p><b>{summary.finished} of {summary.planned} runs finished{failed}</b></p>"]
+    parts = [f"<p><b>{escape(headline(summary))}</b></p>"]
     for table in arm_tables(summary):
         parts += [f"<p>{escape(table.title)}</p>", html_table(table)]
     return "".join(parts)
@@ -374,10 +363,7 @@ def study_html(document: Mapping[str, Any]) -> str:
 
 def csv_tables(results: StudyResults) -> dict[str, str]:
     """Return the text of each CSV file by name."""
-    return {
-        "arms.csv": csv_text(_arm_lines(results)),
-        "pooled.csv": csv_text(_pooled_lines(results)),
-    }
+    return {"arms.csv": csv_text(_arm_lines(results)), "pooled.csv": csv_text(_pooled_lines(results))}
 
 
 def _arm_lines(results: StudyResults) -> Iterator[list[Any]]:

@@ -1,6 +1,5 @@
 from .audits import (
     AuditResult as AuditResult,
-    ExampleWindows as ExampleWindows,
     SurveyedNetwork as SurveyedNetwork,
     SurveyResult as SurveyResult,
 )
