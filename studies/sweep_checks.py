@@ -22,7 +22,7 @@ from evenslice import EvensliceError
 
 # What is checked is a network as its library builds it, which no public name returns.
 from evenslice.inference import ReadyNetwork
-from evenslice.inference.engine import EngineNetwork, convert
+from evenslice.inference.engine import EngineNetwork
 from evenslice.networks import build_model, input_sizes, logits
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _converted(built: nn.Module) -> Row:
         before = logits(network(windows))
         error, difference = "", math.inf
         try:
-            found = EngineNetwork(network, convert(network, windows[:1]), torch.float32)(windows)
+            found = EngineNetwork.of(network, windows[:1])(windows)
             difference = float((found - before).abs().max() / before.abs().max())
         except Exception as failed:  # noqa: BLE001  # which is a finding
             error = _line(failed)
