@@ -87,7 +87,7 @@ class EngineNetwork(ReadyModel):
 
     Args:
         network: the network, ready to run.
-        graph: what ``convert`` made of it.
+        graph: that of OpenVINO and its weights, as files hold them.
         dtype: its precision, float32 or bfloat16.
     """
 
@@ -98,6 +98,15 @@ class EngineNetwork(ReadyModel):
         self.name, self.scaling, self.batches = network.name, network.scaling, BatchSizes()
         self.tile, self.multiple = network.tile, network.multiple
         self.graph, self.dtype = graph, dtype
+
+    @classmethod
+    def of(cls, network: ReadyNetwork, windows: Tensor) -> EngineNetwork:
+        """Convert a network for any number of windows (batch, slices, y, x) of the size of these; others may fit, too.
+
+        Raises:
+            Exception: of any kind, if it cannot be converted.
+        """
+        return cls(network, _convert(network, windows), network.dtype)
 
     def in_precision(self, dtype: torch.dtype) -> EngineNetwork:
         """Return the same network in another precision."""
@@ -140,16 +149,8 @@ class _Scores(nn.Module):
 
 
 @torch.no_grad()
-def convert(network: ReadyNetwork, windows: Tensor) -> tuple[bytes, bytes]:
-    """Return the graph of a network, for any number of windows, and its weights.
-
-    Args:
-        network: in float32.
-        windows: (batch, slices, y, x) of the size that it will get; others may fit, too.
-
-    Raises:
-        Exception: of any kind, if it cannot be converted.
-    """
+def _convert(network: ReadyNetwork, windows: Tensor) -> tuple[bytes, bytes]:
+    """Return the graph of a network and its weights."""
     with needs_extra(OPENVINO, "the engine that segments faster"):
         import openvino
         from openvino.frontend import FrontEndManager

@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional
 
 from evenslice._core import ModelError, map_ahead, option, reason
-from evenslice.inference.engine import EngineNetwork, convert, wants_engine
+from evenslice.inference.engine import EngineNetwork, wants_engine
 from evenslice.inference.ready_networks import (
     SMALLER,
     BlackBox,
@@ -272,7 +272,7 @@ class Predictor:
         count = min(self.batch or _choose_batch(network, self.slices, tile), len(volume))
         first = torch.from_numpy(np.stack([grid.read(z, 0, 0) for z in range(count)]))
         try:
-            converted = EngineNetwork(exact, convert(exact, trial), torch.float32)
+            converted = EngineNetwork.of(exact, trial)
             pairs = [(_run(exact, given), _run(converted, given)) for given in (trial, first)]
             error = max(float((one - two).abs().max() / one.abs().max()) for one, two in pairs)
             if error <= DIFFERENCE:
