@@ -4,6 +4,7 @@ from .compute import (
 from .evaluation import (
     evaluate_parts as evaluate_parts,
     measure_stress as measure_stress,
+    surface_scores as surface_scores,
 )
 from .onnx_files import (
     ONNX as ONNX,

@@ -31,3 +31,10 @@ from .verdicts import (
     ask as ask,
     summarize as summarize,
 )
+from .volume_audits import (
+    AxisChange as AxisChange,
+    ClassChange as ClassChange,
+    ObjectMatch as ObjectMatch,
+    VolumeAuditResult as VolumeAuditResult,
+    WorstSlice as WorstSlice,
+)
