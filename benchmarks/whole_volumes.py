@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,10 +52,8 @@ NNUNET_BATCH = 2
 def mitochondria(shared: Path) -> tuple[Array, Array]:
     """Return a crop of Lucchi++'s test stack, and its labels."""
     folder, place = shared / "data" / "lucchi_pp", np.s_[0:41, 96:288, 96:288]
-    return tuple(
-        np.asarray(evenslice.open_volume(folder / name)[place])
-        for name in ("test_image.tif", "test_mito.tif")
-    )
+    image, labels = (evenslice.open_volume(folder / f"test_{name}.tif")[place] for name in ("image", "mito"))
+    return image, labels
 
 
 def neurons(shared: Path) -> tuple[Array, None]:
@@ -77,7 +76,7 @@ TRAINED, TESTED = slice(45), slice(45, 60)
 def dark(stack: Array) -> Array:
     """Return what is darker than Otsu's threshold, smoothed: mitochondria and membranes, roughly."""
     smooth = gaussian_filter(stack.astype(float), 1.5)
-    return binary_opening(smooth < threshold_otsu(smooth), iterations=2)
+    return np.asarray(binary_opening(smooth < threshold_otsu(smooth), iterations=2))
 
 
 def follow(stack: Array) -> Array:
@@ -101,7 +100,7 @@ def basins(stack: Array) -> Array:
     markers = np.zeros(stack.shape, int)
     peaks = peak_local_max(depth, min_distance=6, labels=inside.astype(int))
     markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
-    return watershed(-depth, markers, mask=inside)
+    return np.asarray(watershed(-depth, markers, mask=inside))
 
 
 def walk(stack: Array) -> Array:
@@ -109,20 +108,21 @@ def walk(stack: Array) -> Array:
     smooth = gaussian_filter(stack.astype(float), 1)
     low, high = np.percentile(smooth, (3, 50))
     seeds = np.where(smooth < low, 2, np.where(smooth > high, 1, 0))
-    return random_walker(smooth / smooth.std(), seeds, beta=130, mode="cg_j", tol=1e-3) - 1
+    return np.asarray(random_walker(smooth / smooth.std(), seeds, beta=130, mode="cg_j", tol=1e-3) - 1)
 
 
 def stitch(stack: Array) -> Array:
     """Number dark bodies slice by slice, and let cellpose stitch the numbers through z."""
-    from cellpose.utils import stitch3D
-
-    return np.asarray(stitch3D(np.stack([label(plane)[0] for plane in dark(stack)]), stitch_threshold=0.25))
+    utils: Any = import_module("cellpose.utils")
+    return np.asarray(
+        utils.stitch3D(np.stack([label(plane)[0] for plane in dark(stack)]), stitch_threshold=0.25)
+    )
 
 
 def normalised(path: Path) -> Array:
     """Return an image of the hippocampus with mean 0 and standard deviation 1, (z, y, x), padded to multiples of 8."""
     stack = np.asarray(evenslice.open_volume(path)[...], np.float32)
-    return (stack - stack.mean()) / stack.std()
+    return np.asarray((stack - stack.mean()) / stack.std())
 
 
 def train_monai(shared: Path, file: Path, *, flips: bool) -> torch.nn.Module:
@@ -131,7 +131,9 @@ def train_monai(shared: Path, file: Path, *, flips: bool) -> torch.nn.Module:
     from monai.networks.nets import UNet
 
     torch.manual_seed(0)
-    network = UNet(3, 1, 3, channels=(16, 32, 64), strides=(2, 2), num_res_units=1, norm="instance")
+    network: torch.nn.Module = UNet(
+        3, 1, 3, channels=(16, 32, 64), strides=(2, 2), num_res_units=1, norm="instance"
+    )
     if file.exists():
         network.load_state_dict(torch.load(file, weights_only=True))
         return network.eval()
@@ -148,7 +150,7 @@ def train_monai(shared: Path, file: Path, *, flips: bool) -> torch.nn.Module:
             start = [int(random.integers(n - SIDE + 1)) for n in padded[number][0].shape]
             place = tuple(slice(at, at + SIDE) for at in start)
             turned = [axis for axis in range(3) if flips and random.random() < 0.5]
-            crops.append([np.flip(part[place], turned).copy() for part in padded[number]])
+            crops.append([np.flip(part[place], tuple(turned)).copy() for part in padded[number]])
         images, labels = (
             torch.from_numpy(np.stack(parts))[:, None].float() for parts in zip(*crops, strict=True)
         )
@@ -167,7 +169,7 @@ def predict_monai(network: torch.nn.Module, stack: Array) -> Array:
     scaled = (stack - stack.mean()) / stack.std()
     with torch.no_grad():
         logits = network(torch.from_numpy(np.pad(scaled, width, "reflect"))[None, None].float())
-    return logits[0].numpy()[:, *place]
+    return np.asarray(logits[0].numpy()[:, *place])
 
 
 def audit(
