@@ -5,9 +5,4 @@ from .attribution import (
 from .auditor import audit as audit
 from .options import METHODS as METHODS, Sampling as Sampling
 from .programs import Program as Program
-from .whole_volumes import (
-    VolumeAnswers as VolumeAnswers,
-    check_flips as check_flips,
-    compare_answers as compare_answers,
-    vote as vote,
-)
+from .whole_volumes import VolumeAnswers as VolumeAnswers

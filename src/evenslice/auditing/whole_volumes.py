@@ -14,7 +14,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
@@ -31,7 +31,7 @@ from evenslice._core import (
 from evenslice.inference import surface_scores
 from evenslice.networks import function_name
 from evenslice.report import html_of, write_volume_report
-from evenslice.results import AxisChange, ClassChange, ObjectMatch, VolumeAuditResult, WorstSlice
+from evenslice.results import AxisChange, ClassChange, VolumeAuditResult
 from evenslice.volumes import Volume, open_volume
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ class VolumeAnswers:
         again: the answer of a second run; None if there was none.
         flipped: the answer to the flipped volume, flipped back, for each axis.
         labels: the true classes or objects; None if unknown.
+        swap: classes that change places in a mirror, each way round.
     """
 
     volume: Volume
@@ -100,6 +101,26 @@ class VolumeAnswers:
     again: Classes | None
     flipped: Mapping[str, Classes]
     labels: Classes | None = None
+    swap: Mapping[int, int] = field(default_factory=dict)
+
+    @staticmethod
+    def check(axes: Sequence[str], swap: Mapping[int, int] | None) -> dict[int, int]:
+        """Return which classes change places, each way round, after a check of the options.
+
+        Raises:
+            ConfigError: an axis is unknown, or there is none; a class changes places with two, or with itself.
+        """
+        if not axes or isinstance(axes, str) or len(set(axes)) < len(axes):
+            raise ConfigError(f"{option('axes', axes)}: give one or more of z, y and x, each once")
+        for axis in axes:
+            check_known("axes", axis, ["z", "y", "x"])
+        both = dict(swap or {})
+        for one, other in list(both.items()):
+            if one == other or both.setdefault(other, one) != one:
+                raise ConfigError(
+                    f"{option('swap', dict(swap or {}))}: give each class one other, as left and right"
+                )
+        return both
 
     @classmethod
     def of_files(
@@ -128,7 +149,16 @@ class VolumeAnswers:
             again=None if again is None else read(again),
             flipped={axis: flip_back(read(path), axis, swap) for axis, path in flipped.items()},
             labels=None if labels is None else read(labels),
+            swap=swap,
         )
+
+    def audit(self, *, method: str, instances: bool, command: str | None = None) -> VolumeAudit:
+        """Compare the answers to this volume and to the flipped one, along each axis."""
+        return _compare([self], method=method, instances=instances, command=command)
+
+    def vote(self) -> Classes:
+        """Return the class of each voxel that most of the answers give; see ``vote``."""
+        return vote([self.intact, *self.flipped.values()], self.swap)
 
 
 def audit_volume(
@@ -171,7 +201,7 @@ def audit_volume(
         >>> audit_volume(first, stack)
         <VolumeAudit of 'evenslice.auditing.whole_volumes:<lambda>': z: biased>
     """
-    swapped, several = check_flips(axes, swap), isinstance(volumes, list | tuple)
+    swapped, several = VolumeAnswers.check(axes, swap), isinstance(volumes, list | tuple)
     opened = [open_volume(volume) for volume in cast("Any", volumes if several else [volumes])]
     truths = [None] * len(opened) if labels is None else list(cast("Any", labels if several else [labels]))
     if not opened or len(truths) != len(opened):
@@ -195,28 +225,10 @@ def audit_volume(
                     for axis in axes
                 },
                 labels=None if truth is None else as_classes(open_volume(truth), volume.shape, "the labels"),
+                swap=swapped,
             )
         )
-    return compare_answers(answers, method=function_name(function), swap=swapped, instances=instances)
-
-
-def check_flips(axes: Sequence[str], swap: Mapping[int, int] | None) -> dict[int, int]:
-    """Return which classes change places, each way round, after a check of the options.
-
-    Raises:
-        ConfigError: an axis is unknown, or there is none; a class changes places with two, or with itself.
-    """
-    if not axes or isinstance(axes, str) or len(set(axes)) < len(axes):
-        raise ConfigError(f"{option('axes', axes)}: give one or more of z, y and x, each once")
-    for axis in axes:
-        check_known("axes", axis, ["z", "y", "x"])
-    both = dict(swap or {})
-    for one, other in list(both.items()):
-        if one == other or both.setdefault(other, one) != one:
-            raise ConfigError(
-                f"{option('swap', dict(swap or {}))}: give each class one other, as left and right"
-            )
-    return both
+    return _compare(answers, method=function_name(function), instances=instances)
 
 
 def _flip(array: NDArray[Any], axis: str) -> NDArray[Any]:
@@ -286,25 +298,15 @@ def as_array(answer: Any) -> NDArray[Any]:
     return np.asarray(answer.detach().cpu() if hasattr(answer, "detach") else answer)
 
 
-def compare_answers(
-    answers: Sequence[VolumeAnswers],
-    *,
-    method: str,
-    swap: Mapping[int, int],
-    instances: bool,
-    command: str | None = None,
+def _compare(
+    answers: Sequence[VolumeAnswers], *, method: str, instances: bool, command: str | None = None
 ) -> VolumeAudit:
     """Compare answers to volumes and to the flipped ones, along each axis."""
-    for item in answers:
-        if item.labels is not None and item.labels.shape != item.volume.shape:
-            raise ConfigError(
-                f"labels: have shape {item.labels.shape}, {item.volume.path} has {item.volume.shape}"
-            )
     return VolumeAudit(
         method=method,
         axes=tuple(_compare_axis(answers, axis, instances=instances) for axis in answers[0].flipped),
         volumes=tuple({"path": item.volume.path, "shape": list(item.volume.shape)} for item in answers),
-        swap=dict(swap),
+        swap=dict(answers[0].swap),
         command=command,
         created=dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
     )
@@ -312,7 +314,7 @@ def compare_answers(
 
 def _compare_axis(answers: Sequence[VolumeAnswers], axis: str, *, instances: bool) -> AxisChange:
     """Compare the answers to volumes that were flipped along one axis."""
-    matches: list[ObjectMatch] = []
+    matches: list[Any] = []
     flipped = [item.flipped[axis] for item in answers]
     again = [item.intact if item.again is None else item.again for item in answers]
     if instances:
@@ -333,7 +335,7 @@ def _compare_axis(answers: Sequence[VolumeAnswers], axis: str, *, instances: boo
         classes=tuple(_compare_class(items, axis, label, repeated=repeated) for label in labels),
         objects=None
         if not instances
-        else ObjectMatch(
+        else AxisChange.Objects(
             partners=sum(one.partners for one in matches),
             alone=(sum(one.alone[0] for one in matches), sum(one.alone[1] for one in matches)),
         ),
@@ -392,14 +394,12 @@ def _scores(
     return 2 * hits / sizes if sizes else float("nan"), sum(known) / len(known) if known else float("nan")
 
 
-def _match_all(
-    answers: Sequence[VolumeAnswers], others: Sequence[Any]
-) -> tuple[list[Classes], list[ObjectMatch]]:
+def _match_all(answers: Sequence[VolumeAnswers], others: Sequence[Any]) -> tuple[list[Classes], list[Any]]:
     found = [match_objects(item.intact, other) for item, other in zip(answers, others, strict=True)]
     return [other for other, _ in found], [match for _, match in found]
 
 
-def match_objects(intact: Classes, other: Classes) -> tuple[Classes, ObjectMatch]:
+def match_objects(intact: Classes, other: Classes) -> tuple[Classes, Any]:
     """Give objects the ids of their partners, those whose IoU is above .5, of which each has at most one.
 
     Args:
@@ -427,7 +427,7 @@ def match_objects(intact: Classes, other: Classes) -> tuple[Classes, ObjectMatch
     alone = np.sort(names[names > ids.max()])
     names = np.where(names > ids.max(), ids.max() + 1 + np.searchsorted(alone, names), names)
     partners = int(close.sum())
-    match = ObjectMatch(
+    match = AxisChange.Objects(
         partners=partners, alone=(int((ids != 0).sum()) - partners, int((other_ids != 0).sum()) - partners)
     )
     return names[second].reshape(other.shape), match
@@ -445,7 +445,7 @@ def _profile(item: VolumeAnswers, axis: str, place: int) -> tuple[float, ...]:
 
 def _worst(
     items: Sequence[VolumeAnswers], differing: Sequence[NDArray[np.bool_]], axis: str
-) -> Iterator[WorstSlice]:
+) -> Iterator[Any]:
     """Yield the slices across an axis where most voxels differ, none beside another."""
     place = "zyx".index(axis)
     across = tuple(number for number in range(3) if number != place)
@@ -463,7 +463,7 @@ def _worst(
             np.float32
         )
         low, high = np.percentile(image, (0.5, 99.5))
-        yield WorstSlice(
+        yield AxisChange.Slice(
             volume=volume,
             position=z,
             differing=count,
@@ -495,7 +495,7 @@ def symmetrize_volume(
         >>> symmetrize_volume(rising)(np.array([[[1.0]], [[0.25]], [[0.5]]])).ravel().tolist()
         [1.375, 1.0, 1.125]
     """
-    swapped = check_flips(axes, swap)
+    swapped = VolumeAnswers.check(axes, swap)
 
     def symmetrized(stack: ArrayLike) -> NDArray[Any]:
         found = _average(function, np.asarray(stack), tuple(axes), swapped)

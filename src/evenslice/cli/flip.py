@@ -113,7 +113,7 @@ def flip(
     """Compare a program's answers to a volume and to the flipped volume; answers that exist are not computed again."""
     from evenslice import ConfigError, VolumeAudit, open_volume
     from evenslice._core import check_known
-    from evenslice.auditing import check_flips, compare_answers, vote
+    from evenslice.auditing import VolumeAnswers
     from evenslice.cli.tables import rich_table
     from evenslice.report import need_report_extra, tables_of
     from evenslice.volumes import Destination, write_volume
@@ -123,7 +123,7 @@ def flip(
     if (asked.command is None) == (asked.answers is None):
         raise ConfigError("nothing to compare, or too much: give either --command or --answers")
     axes = compared.axis or ["z"]
-    swap = check_flips(axes, {int(entry.axis): entry.place for entry in compared.swap or ()})
+    swap = VolumeAnswers.check(axes, {int(entry.axis): entry.place for entry in compared.swap or ()})
     if (asked.answers or merge) and len(axes) > 1:
         raise ConfigError("--answers and --merge are for one axis; give --axis once")
     need_report_extra("the report of flip")
@@ -132,18 +132,14 @@ def flip(
         Destination.of(merge).check(opened, force=output.force)
     with quiet(output.json), resumable("finished answers are kept; repeat the command to go on"):
         answers = _collect(asked, opened, out, axes, swap, labels, output, repeat=not compared.no_repeat)
-    found = compare_answers(
-        [answers],
-        method=asked.command or "answers made elsewhere",
-        swap=swap,
-        instances=compared.instances,
-        command=command_line(),
+    found = answers.audit(
+        method=asked.command or "answers made elsewhere", instances=compared.instances, command=command_line()
     )
     with output.staged(out, VolumeAudit.FILES, ("flip.json",)) as folder:
         if folder is not None:
             found.write(folder)
     if merge is not None:
-        voted = vote([answers.intact, *answers.flipped.values()], swap).astype("uint16")
+        voted = answers.vote().astype("uint16")
         write_volume(open_volume(voted), merge, like=opened, labels=True, force=output.force)
     lines = [f"report: {out / 'report.html'}", *([] if merge is None else [f"labels: {merge}"])]
     show(found.to_dict(), *map(rich_table, tables_of(found)), *lines, json=output.json)

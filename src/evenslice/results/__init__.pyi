@@ -34,7 +34,5 @@ from .verdicts import (
 from .volume_audits import (
     AxisChange as AxisChange,
     ClassChange as ClassChange,
-    ObjectMatch as ObjectMatch,
     VolumeAuditResult as VolumeAuditResult,
-    WorstSlice as WorstSlice,
 )

@@ -118,6 +118,9 @@ class AxisChange:
         worst: the slices that differ most; not in documents.
     """
 
+    Objects = ObjectMatch
+    Slice = WorstSlice
+
     axis: str
     voxels: int
     differing: int
@@ -125,7 +128,7 @@ class AxisChange:
     classes: tuple[ClassChange, ...]
     objects: ObjectMatch | None = None
     profiles: tuple[tuple[float, ...], ...] = ()
-    worst: tuple[WorstSlice, ...] = field(default=(), metadata={"key": ""})
+    worst: tuple[WorstSlice, ...] = field(default=(), metadata=documents.UNWRITTEN)
 
     @property
     def largest(self) -> ClassChange | None:
