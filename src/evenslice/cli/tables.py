@@ -56,7 +56,8 @@ def verdict_lines(audits: Sequence[Audit]) -> Iterator[Text | str]:
     advised = [
         audit for audit in audits if len(audits) == 1 or audit.verdict not in ("symmetric", "balanced")
     ]
-    yield from dict.fromkeys(filter(None, map(next_step, advised)))
+    for line in dict.fromkeys(filter(None, map(next_step, advised))):
+        yield line if line.startswith("Next: ") else Text(printable(line))
 
 
 def new_table(title: str, columns: Sequence[str], *rows: Sequence[str]) -> RichTable:
