@@ -196,17 +196,13 @@ def _arranged(
         if place.series is not None and source.format == "DICOM":
             del picks["series"]  # which is no axis
         (z, y, x), fixed = _arrangement(source, names, picks)
-    lengths = source.shape[z], source.shape[y], source.shape[x]
+
+    def along(values: Any, axes: Sequence[Any] = (z, y, x)) -> Any:
+        return None if values is None else tuple(values[axis] for axis in axes)
+
     sizes, unit = source.voxel_size
-    spacing = None
-    if sizes is not None:
-        spacing = (
-            (sizes["z"], sizes["y"], sizes["x"])
-            if isinstance(sizes, dict)
-            else (sizes[z], sizes[y], sizes[x])
-        )
+    spacing = along(sizes, "zyx" if isinstance(sizes, dict) else (z, y, x))
     known = spacing is not None and positive(spacing)
-    offset = source.offset or (0.0,) * len(source.shape)
     volume = Volume(
         path=place.label,
         origin=Origin(
@@ -218,15 +214,15 @@ def _arranged(
             select=dict(select),
             axes_given=names is not None,
         ),
-        shape=lengths,
+        shape=along(source.shape),
         dtype=source.dtype.newbyteorder("="),
         spacing=spacing if known else None,
         unit=unit if known else None,
-        chunks=None if source.chunks is None else (source.chunks[z], source.chunks[y], source.chunks[x]),
+        chunks=along(source.chunks),
         # An affine refers to the axes as the file names them.
         affine=source.affine if source.names is not None and names in (None, source.names) else None,
-        offset=(offset[z], offset[y], offset[x]),
-        _stored=Stored((z, y, x), lengths, fixed, opener, [source]),
+        offset=along(source.offset) or (0.0, 0.0, 0.0),
+        _stored=Stored((z, y, x), along(source.shape), fixed, opener, [source]),
     )
     if volume.location is None:
         return volume

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import json
 import math
 import os
 import struct
@@ -140,16 +139,15 @@ class DecodedChunks(ChunkStore):
     ) -> None:
         super().__init__(place)
         self._chunks, self._dtype, self._decode = tuple(chunks), dtype.newbyteorder("<"), decode
-        self._header = {
-            "zarr_format": 3,
-            "node_type": "array",
+        layout: dict[str, Any] = {
             "shape": shape,
-            "data_type": dtype.name,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunks}},
-            "chunk_key_encoding": {"name": "default"},
+            "chunks": chunks,
+            "dtype": self._dtype,
             "fill_value": 0,
-            "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+            "compressors": None,
         }
+        metadata = zarr.create_array(MemoryStore(), **layout).metadata
+        self._header = metadata.to_buffer_dict(default_buffer_prototype())["zarr.json"].to_bytes()
 
     def array(self) -> Any:
         """Return the ``zarr.Array``."""
@@ -157,7 +155,7 @@ class DecodedChunks(ChunkStore):
 
     def _read(self, key: str, byte_range: Any) -> bytes | None:  # noqa: ARG002  # Zarr asks for whole chunks
         if key == "zarr.json":
-            return json.dumps(self._header).encode()
+            return self._header
         if not key.startswith("c/"):
             return None
         chunk = self._decode(tuple(map(int, key.split("/")[1:])))
@@ -407,39 +405,23 @@ def _n5_placement(
     if found is not group and factors is None and isinstance(listed, list) and level < len(listed):
         factors = listed[level]
     factors = _numbers(factors, dimensions)
+    # The first voxel of a coarser level is centred on the voxels of the finest one that it covers.
+    offset = None if factors is None else in_voxels([(factor - 1) / 2 for factor in factors], factors)
     transform = found.get("transform")
     if isinstance(transform, dict) and names:  # of COSEM's data sets
-        sizes, units, place = (_by_name(transform, key, names) for key in ("scale", "units", "translate"))
-        voxel_size = scaled_spacing(sizes, units, names) if sizes and units else (None, None)
-        if sizes and place:
-            return voxel_size, in_voxels(place, sizes)
-    else:
-        voxel_size = _resolution(found, group, dimensions, names, factors)
-    # The first voxel of a coarser level is centred on the voxels of the finest one that it covers.
-    centred = None if factors is None else in_voxels([(factor - 1) / 2 for factor in factors], factors)
-    return voxel_size, centred
-
-
-def _resolution(
-    found: Mapping[str, Any],
-    group: Mapping[str, Any],
-    dimensions: int,
-    names: str | None,
-    factors: list[float] | None,
-) -> VoxelSize:
-    """Return the voxel sizes that n5-viewer and Neuroglancer state, of a level that has none as multiples of the finest."""
+        sizes, units, stated = (_by_name(transform, key, names) for key in ("scale", "units", "translate"))
+        offset = in_voxels(stated, sizes) if sizes and stated else offset
+        return scaled_spacing(sizes or (), units or (), names), offset
     keys = ("resolution", "pixelResolution")
     sizes = next((item[key] for item in (found, group) for key in keys if key in item), None)
     units = found.get("units", group.get("units"))
     if isinstance(sizes, dict):  # of n5-viewer
         units, sizes = sizes.get("unit", units), sizes.get("dimensions")
-    listed = _numbers(sizes, dimensions)
-    if listed is None:
-        return None, None
-    if factors is not None and "resolution" not in found:
-        listed = [size * factor for size, factor in zip(listed, factors, strict=True)]
+    sizes = _numbers(sizes, dimensions)
+    if sizes and factors and "resolution" not in found:  # of the finest level
+        sizes = [size * factor for size, factor in zip(sizes, factors, strict=True)]
     units = units[::-1] if isinstance(units, list) else [units] * dimensions
-    return scaled_spacing(listed, units, names)
+    return scaled_spacing(sizes or (), units, names), offset
 
 
 def _numbers(values: Any, count: int) -> list[float] | None:

@@ -354,12 +354,9 @@ def _in_order(frames: Sequence[Frame]) -> NDArray[Any]:
         VolumeError: two have the same number.
     """
     found = sorted(frames, key=lambda frame: frame.order)
-    if len({frame.order for frame in found}) > 1:
-        for frame, after in pairwise(found):
-            if frame.order == after.order:
-                raise VolumeError(
-                    f"{frame.path.name} and {after.path.name} have the same number and no position; keep one volume"
-                )
+    same = [frame.path.name for frame, after in pairwise(found) if frame.order == after.order]
+    if 0 < len(same) < len(found) - 1:
+        raise VolumeError(f"{same[0]} and another have the same number and no position; keep one volume")
     return np.array([found], object)
 
 

@@ -249,7 +249,7 @@ def write_tiff(path: Path, image: Image) -> None:
     plain = long or (z == 1 < x and not named_ome)
     imagej = image.dtype.name in _IMAGEJ_TYPES and x > 1 and not (big or named_ome or plain)
     ome = not plain and not imagej
-    pages = _pages(image)
+    pages = (page for voxels in image.stacks() for page in voxels.swapaxes(0, 1).reshape(-1, y, x))
     shape = (z, len(image.channels), y, x) if image.stacked else (z, y, x)
     # tifffile suppresses errors when it closes a file that it opened, so we open it.
     with path.open("w+b") as file, tifffile.TiffWriter(file, bigtiff=big, imagej=imagej, ome=ome) as writer:
@@ -269,12 +269,6 @@ def write_tiff(path: Path, image: Image) -> None:
             buffersize=SLAB_BYTES,
         )
         next(pages, None)  # the writer stops at the last page, which is only counted now
-
-
-def _pages(image: Image) -> Iterator[NDArray[Any]]:
-    for voxels in image.stacks():
-        for z in range(voxels.shape[1]):
-            yield from voxels[:, z]
 
 
 def _resolution(image: Image) -> tuple[float, float] | None:
