@@ -149,10 +149,6 @@ class DecodedChunks(ChunkStore):
         metadata = zarr.create_array(MemoryStore(), **layout).metadata
         self._header = metadata.to_buffer_dict(default_buffer_prototype())["zarr.json"].to_bytes()
 
-    def array(self) -> Any:
-        """Return the ``zarr.Array``."""
-        return zarr.open_array(self, mode="r")
-
     def _read(self, key: str, byte_range: Any) -> bytes | None:  # noqa: ARG002  # Zarr asks for whole chunks
         if key == "zarr.json":
             return self._header
@@ -222,9 +218,8 @@ class ZarrSource(ArrayInChunks):
             if isinstance(node, zarr.Array):
                 array = pick_level([node], level)
                 # Of Zarr 3, or of xarray.
-                named: Any = getattr(node.metadata, "dimension_names", None) or node.attrs.get(
-                    "_ARRAY_DIMENSIONS"
-                )
+                named: Any = getattr(node.metadata, "dimension_names", None)
+                named = named or node.attrs.get("_ARRAY_DIMENSIONS")
                 self.names = letters(named) if named else None
             else:
                 array = self._open_level(node, level)
@@ -239,7 +234,8 @@ class ZarrSource(ArrayInChunks):
 
     def _open_level(self, group: Any, level: int) -> Any:
         """Open the array of a level and set the names, spacing and unit of its axes."""
-        images = _images(group)
+        ome = group.attrs.get("ome", dict(group.attrs))  # at the top before OME-Zarr 0.5
+        images = ome.get("multiscales") if isinstance(ome, dict) else None
         if not images:
             # At an address, folders are not listed.
             inside = ["0"] * ("0" in group) + sorted({*group.array_keys(), *group.group_keys()} - {"0"})
@@ -261,12 +257,6 @@ class ZarrSource(ArrayInChunks):
             self.voxel_size = scaled_spacing(scale, [axis.get("unit") for axis in axes], names)
         self.offset = in_voxels(translation, scale or [1] * len(names))
         return array
-
-
-def _images(group: Any) -> Sequence[Mapping[str, Any]]:
-    """Return the multiscales entries of a group: under "ome" since OME-Zarr 0.5, at the top before; none of another group."""
-    ome = group.attrs.get("ome", dict(group.attrs))
-    return (ome.get("multiscales") or ()) if isinstance(ome, dict) else ()
 
 
 def _ome_placement(
@@ -331,9 +321,8 @@ class N5Source(ArrayInChunks):
         self._codec = CODECS[require_known("compression", codec, CODECS)]
         self.dtype = np.dtype(str(found["dataType"]))
         require_piece("its blocks", found["blockSize"], self.dtype)
-        self.array = DecodedChunks(
-            place, found["dimensions"][::-1], found["blockSize"][::-1], self.dtype, self._block
-        ).array()
+        grid = found["dimensions"][::-1], found["blockSize"][::-1]
+        self.array = zarr.open_array(DecodedChunks(place, *grid, self.dtype, self._block), mode="r")
         self.shape, self.chunks = self.array.shape, self.array.chunks
         named = found.get("axes", group.get("axes"))
         letter = letters(named[::-1]) if isinstance(named, list) and len(named) == dimensions else None
@@ -499,17 +488,16 @@ class PrecomputedSource(ArrayInChunks):
         self._channels = channels
         for what, shape in (("its chunks", (channels, *chunk)), ("the blocks in them", self._block)):
             require_piece(what, shape, self.dtype)
-        self.array = DecodedChunks(
-            place, (*channel, *size[::-1]), (*channel, *chunk[::-1]), self.dtype, self._chunk
-        ).array()
+        grid = (*channel, *size[::-1]), (*channel, *chunk[::-1])
+        self.array = zarr.open_array(DecodedChunks(place, *grid, self.dtype, self._chunk), mode="r")
         self.names = "czyx" if channel else "zyx"
         self.shape, self.chunks = self.array.shape, self.array.chunks
         # Counted from the corner of a voxel, where the offset of a volume is that of its centre.
         self.offset = (*(0.0 for _ in channel), *(start + 0.5 for start in self._start[::-1]))
         self._shards = None
         if scale.get("sharding") is not None:
-            grid = [-(-length // part) for length, part in zip(size, chunk, strict=True)]
-            self._shards = Shards(scale["sharding"], files, self._folder, grid)
+            counts = [-(-length // part) for length, part in zip(size, chunk, strict=True)]
+            self._shards = Shards(scale["sharding"], files, self._folder, counts)
         resolution = scale.get("resolution")
         if isinstance(resolution, list) and len(resolution) == 3:
             sizes = [*(math.nan for _ in channel), *resolution[::-1]]

@@ -47,22 +47,6 @@ class ReadFormat:
     extra: str = "volumes"
     levels: bool = False
 
-    def open(self, place: Place) -> VoxelSource:
-        """Open the stored array at a place.
-
-        Raises:
-            VolumeError: it cannot be opened.
-            ConfigError: it has no such level.
-            MissingExtraError: a package that reads it is not installed.
-        """
-        if not self.levels:
-            pick_level([place], place.level)
-        module, _, name = self.source.partition(".")
-        with needs_extra(self.extra, f"reading {self.name}"):
-            source: type[VoxelSource] = getattr(import_module(f"evenslice.volumes.read.{module}"), name)
-        with reporting_read_errors(place.label, self.name):
-            return source(place)  # type: ignore[call-arg]  # as its docstring says
-
 
 # Any folder with Zarr metadata, whatever its suffix.
 ZARR = ReadFormat("Zarr", (".zarr",), "chunked.ZarrSource", levels=True)
@@ -98,7 +82,13 @@ def open_source(place: Place) -> VoxelSource:
         MissingExtraError: a package that reads it is not installed.
     """
     with reporting_read_errors(place.label, "a volume"):
-        return find_read_format(place).open(place)
+        found = find_read_format(place)
+        if not found.levels:
+            pick_level([place], place.level)
+    with reporting_read_errors(place.label, found.name), needs_extra(found.extra, f"reading {found.name}"):
+        module, _, name = found.source.partition(".")
+        source: type[VoxelSource] = getattr(import_module(f"evenslice.volumes.read.{module}"), name)
+        return source(place)  # type: ignore[call-arg]  # as its docstring says
 
 
 def find_read_format(place: Place) -> ReadFormat:

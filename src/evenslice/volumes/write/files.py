@@ -636,17 +636,9 @@ def halve(voxels: NDArray[Any], steps: tuple[int, ...], *, labels: bool) -> NDAr
 
 def _mode(corners: list[NDArray[Any]]) -> NDArray[Any]:
     """Return for each voxel the value that most corners have, or the first of several."""
-    best = corners[0].copy()
-    most = np.zeros(best.shape, np.uint8)
-    for number, corner in enumerate(corners):
-        # If an earlier corner has the same value, the complete count was made there and is larger.
-        count = np.zeros(best.shape, np.uint8)
-        for other in corners[number:]:
-            count += corner == other
-        more = count > most
-        np.copyto(best, corner, where=more)
-        np.copyto(most, count, where=more)
-    return best
+    counts = [np.sum([corner == other for other in corners], 0, np.uint8) for corner in corners]
+    most_frequent: NDArray[Any] = np.choose(np.argmax(counts, axis=0), corners)
+    return most_frequent
 
 
 def _mean(corners: list[NDArray[Any]]) -> NDArray[Any]:
