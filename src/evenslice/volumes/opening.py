@@ -24,28 +24,16 @@ from typing import TYPE_CHECKING, Any, Literal, TypeGuard, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from evenslice._core import (
-    ConfigError,
-    VolumeError,
-    did_you_mean,
-    needs_extra,
-    option,
-    whole_number,
-)
+from evenslice._core import ConfigError, VolumeError, did_you_mean, needs_extra, option, whole_number
 from evenslice.volumes.geometry import UNITS, normal_unit, positive
 from evenslice.volumes.read.formats import open_source
-from evenslice.volumes.read.source import (
-    ArraySource,
-    Place,
-    VoxelSource,
-    locate,
-    pick_level,
-    reporting_read_errors,
-)
+from evenslice.volumes.read.source import ArraySource, Place, locate, pick_level, reporting_read_errors
 from evenslice.volumes.volume import Origin, Stored, Volume, reslice, take_region
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from evenslice.volumes.read.source import VoxelSource
 
     # The stored dimensions that are z, y and x, and one index for each of the others.
     Arranged = tuple[tuple[int, int, int], dict[int, int]]

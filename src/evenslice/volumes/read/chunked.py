@@ -440,10 +440,8 @@ def _no_dataset(files: ChunkFiles) -> ConfigError | VolumeError:
     if not isinstance(location, str):
         found = chain.from_iterable(location.glob(f"{'*/' * depth}{ATTRIBUTES}") for depth in (1, 2, 3))
         inside = [path.parent.relative_to(location).as_posix() for path in islice(found, 6)]
-    return VolumeError(
-        "is not an N5 data set, or the server forbids reading it; name one inside "
-        f"({', '.join(inside) or 'none is found'})"
-    )
+    named = ", ".join(inside) or "none is found"
+    return VolumeError(f"is not an N5 data set, or the server forbids reading it; name one inside ({named})")
 
 
 # Precomputed

@@ -300,9 +300,8 @@ def _check_alike(frames: Sequence[Frame]) -> Frame:
         for frame in frames[1:]:
             one, other = getattr(first, name), getattr(frame, name)
             measured = isinstance(one, np.ndarray) and other is not None
-            if not (
-                np.allclose(one, other, rtol=1e-3, atol=1e-3) if measured else np.array_equal(one, other)
-            ):
+            alike = np.allclose(one, other, 1e-3, 1e-3) if measured else np.array_equal(one, other)
+            if not alike:
                 raise VolumeError(
                     f"images of one series differ in {name}, {first.path.name} has {one} and {frame.path.name} {other}"
                 )
