@@ -235,15 +235,10 @@ def _corner_gaps(
 def _describe(labels: Volume, volume: Volume, distance: float) -> str:
     own, other = (axis_codes(np.asarray(reslice(item, "z").affine)) for item in (labels, volume))
     names = labels._whole._source().names or "zyx"  # noqa: SLF001  # as the file states them
-    differs = (
-        f"lies up to {distance:.4g} mm from {volume.path}"
-        if own == other
-        else f"its axes x, y, z run to {own}, those of {volume.path} to {other}"
-    )
-    return (
-        f"{labels.path}: {differs}; resample it onto the image or, if the two correspond voxel by voxel as stored, open "
-        f"it with {option('label_axes', names)}"
-    )
+    differs = f"its axes x, y, z run to {own}, those of {volume.path} to {other}"
+    if own == other:
+        differs = f"lies up to {distance:.4g} mm from {volume.path}"
+    return f"{labels.path}: {differs}; resample it, or open it with {option('label_axes', names)} if its voxels correspond"
 
 
 @dataclass(frozen=True)

@@ -25,28 +25,16 @@ from typing import TYPE_CHECKING, Any, Literal, TypeGuard, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from evenslice._core import (
-    ConfigError,
-    VolumeError,
-    did_you_mean,
-    needs_extra,
-    option,
-    whole_number,
-)
+from evenslice._core import ConfigError, VolumeError, did_you_mean, needs_extra, option, whole_number
 from evenslice.volumes.geometry import UNITS, normal_unit, positive
 from evenslice.volumes.read.formats import open_source
-from evenslice.volumes.read.source import (
-    ArraySource,
-    Place,
-    VoxelSource,
-    locate,
-    pick_level,
-    reporting_read_errors,
-)
+from evenslice.volumes.read.source import ArraySource, Place, locate, pick_level, reporting_read_errors
 from evenslice.volumes.volume import Origin, Stored, Volume, reslice, take_region
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from evenslice.volumes.read.source import VoxelSource
 
     # The stored dimensions that are z, y and x, and one index for each of the others.
     Arranged = tuple[tuple[int, int, int], dict[int, int]]
@@ -200,17 +188,13 @@ def _arranged(
         if place.series is not None and source.format == "DICOM":
             del picks["series"]  # which is no axis
         (z, y, x), fixed = _arrangement(source, names, picks)
-    lengths = source.shape[z], source.shape[y], source.shape[x]
+
+    def along(values: Any, axes: Sequence[Any] = (z, y, x)) -> Any:
+        return None if values is None else tuple(values[axis] for axis in axes)
+
     sizes, unit = source.voxel_size
-    spacing = None
-    if sizes is not None:
-        spacing = (
-            (sizes["z"], sizes["y"], sizes["x"])
-            if isinstance(sizes, dict)
-            else (sizes[z], sizes[y], sizes[x])
-        )
+    spacing = along(sizes, "zyx" if isinstance(sizes, dict) else (z, y, x))
     known = spacing is not None and positive(spacing)
-    offset = source.offset or (0.0,) * len(source.shape)
     volume = Volume(
         path=place.label,
         origin=Origin(
@@ -222,15 +206,15 @@ def _arranged(
             select=dict(select),
             axes_given=names is not None,
         ),
-        shape=lengths,
+        shape=along(source.shape),
         dtype=source.dtype.newbyteorder("="),
         spacing=spacing if known else None,
         unit=unit if known else None,
-        chunks=None if source.chunks is None else (source.chunks[z], source.chunks[y], source.chunks[x]),
+        chunks=along(source.chunks),
         # An affine refers to the axes as the file names them.
         affine=source.affine if source.names is not None and names in (None, source.names) else None,
-        offset=(offset[z], offset[y], offset[x]),
-        _stored=Stored((z, y, x), lengths, fixed, opener, [source]),
+        offset=along(source.offset) or (0.0, 0.0, 0.0),
+        _stored=Stored((z, y, x), along(source.shape), fixed, opener, [source]),
     )
     if volume.location is None:
         return volume

@@ -222,9 +222,8 @@ class Volume:
         shape, sizes = (
             " x ".join(f"{length:g}" for length in lengths) for lengths in (self.shape, self.spacing or ())
         )
-        return f"Volume {self.path!r} {shape} {self.dtype}" + f", {sizes} {self.unit or '(no unit)'}" * bool(
-            sizes
-        )
+        stated = f", {sizes} {self.unit or '(no unit)'}" if sizes else ""
+        return f"Volume {self.path!r} {shape} {self.dtype}{stated}"
 
     def __len__(self) -> int:
         return self.shape[0]

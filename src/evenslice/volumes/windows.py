@@ -311,9 +311,8 @@ class WindowGrid:
         size = (self.slices - 1) * self.step + 1, *self.tile
         chunk = self.volume.chunks or size
         touched = math.prod((length - 2) // part + 2 for length, part in zip(size, chunk, strict=True))
-        return reads_at_once(
-            touched * math.prod(chunk) * self.volume.dtype.itemsize, remote=self.volume.remote
-        )
+        touched *= math.prod(chunk) * self.volume.dtype.itemsize
+        return reads_at_once(touched, remote=self.volume.remote)
 
     def __len__(self) -> int:
         return len(self.centres) * self.tiles

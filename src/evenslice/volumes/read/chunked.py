@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import json
 import math
 import os
 import struct
@@ -140,24 +139,19 @@ class DecodedChunks(ChunkStore):
     ) -> None:
         super().__init__(place)
         self._chunks, self._dtype, self._decode = tuple(chunks), dtype.newbyteorder("<"), decode
-        self._header = {
-            "zarr_format": 3,
-            "node_type": "array",
+        layout: dict[str, Any] = {
             "shape": shape,
-            "data_type": dtype.name,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunks}},
-            "chunk_key_encoding": {"name": "default"},
+            "chunks": chunks,
+            "dtype": self._dtype,
             "fill_value": 0,
-            "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+            "compressors": None,
         }
-
-    def array(self) -> Any:
-        """Return the ``zarr.Array``."""
-        return zarr.open_array(self, mode="r")
+        metadata = zarr.create_array(MemoryStore(), **layout).metadata
+        self._header = metadata.to_buffer_dict(default_buffer_prototype())["zarr.json"].to_bytes()
 
     def _read(self, key: str, byte_range: Any) -> bytes | None:  # noqa: ARG002  # Zarr asks for whole chunks
         if key == "zarr.json":
-            return json.dumps(self._header).encode()
+            return self._header
         if not key.startswith("c/"):
             return None
         chunk = self._decode(tuple(map(int, key.split("/")[1:])))
@@ -224,9 +218,8 @@ class ZarrSource(ArrayInChunks):
             if isinstance(node, zarr.Array):
                 array = pick_level([node], level)
                 # Of Zarr 3, or of xarray.
-                named: Any = getattr(node.metadata, "dimension_names", None) or node.attrs.get(
-                    "_ARRAY_DIMENSIONS"
-                )
+                named: Any = getattr(node.metadata, "dimension_names", None)
+                named = named or node.attrs.get("_ARRAY_DIMENSIONS")
                 self.names = letters(named) if named else None
             else:
                 array = self._open_level(node, level)
@@ -241,7 +234,8 @@ class ZarrSource(ArrayInChunks):
 
     def _open_level(self, group: Any, level: int) -> Any:
         """Open the array of a level and set the names, spacing and unit of its axes."""
-        images = _images(group)
+        ome = group.attrs.get("ome", dict(group.attrs))  # at the top before OME-Zarr 0.5
+        images = ome.get("multiscales") if isinstance(ome, dict) else None
         if not images:
             # At an address, folders are not listed.
             inside = ["0"] * ("0" in group) + sorted({*group.array_keys(), *group.group_keys()} - {"0"})
@@ -263,12 +257,6 @@ class ZarrSource(ArrayInChunks):
             self.voxel_size = scaled_spacing(scale, [axis.get("unit") for axis in axes], names)
         self.offset = in_voxels(translation, scale or [1] * len(names))
         return array
-
-
-def _images(group: Any) -> Sequence[Mapping[str, Any]]:
-    """Return the multiscales entries of a group: under "ome" since OME-Zarr 0.5, at the top before; none of another group."""
-    ome = group.attrs.get("ome", dict(group.attrs))
-    return (ome.get("multiscales") or ()) if isinstance(ome, dict) else ()
 
 
 def _ome_placement(
@@ -333,9 +321,8 @@ class N5Source(ArrayInChunks):
         self._codec = CODECS[require_known("compression", codec, CODECS)]
         self.dtype = np.dtype(str(found["dataType"]))
         require_piece("its blocks", found["blockSize"], self.dtype)
-        self.array = DecodedChunks(
-            place, found["dimensions"][::-1], found["blockSize"][::-1], self.dtype, self._block
-        ).array()
+        grid = found["dimensions"][::-1], found["blockSize"][::-1]
+        self.array = zarr.open_array(DecodedChunks(place, *grid, self.dtype, self._block), mode="r")
         self.shape, self.chunks = self.array.shape, self.array.chunks
         named = found.get("axes", group.get("axes"))
         letter = letters(named[::-1]) if isinstance(named, list) and len(named) == dimensions else None
@@ -407,39 +394,23 @@ def _n5_placement(
     if found is not group and factors is None and isinstance(listed, list) and level < len(listed):
         factors = listed[level]
     factors = _numbers(factors, dimensions)
+    # The first voxel of a coarser level is centred on the voxels of the finest one that it covers.
+    offset = None if factors is None else in_voxels([(factor - 1) / 2 for factor in factors], factors)
     transform = found.get("transform")
     if isinstance(transform, dict) and names:  # of COSEM's data sets
-        sizes, units, place = (_by_name(transform, key, names) for key in ("scale", "units", "translate"))
-        voxel_size = scaled_spacing(sizes, units, names) if sizes and units else (None, None)
-        if sizes and place:
-            return voxel_size, in_voxels(place, sizes)
-    else:
-        voxel_size = _resolution(found, group, dimensions, names, factors)
-    # The first voxel of a coarser level is centred on the voxels of the finest one that it covers.
-    centred = None if factors is None else in_voxels([(factor - 1) / 2 for factor in factors], factors)
-    return voxel_size, centred
-
-
-def _resolution(
-    found: Mapping[str, Any],
-    group: Mapping[str, Any],
-    dimensions: int,
-    names: str | None,
-    factors: list[float] | None,
-) -> VoxelSize:
-    """Return the voxel sizes that n5-viewer and Neuroglancer state, of a level that has none as multiples of the finest."""
+        sizes, units, stated = (_by_name(transform, key, names) for key in ("scale", "units", "translate"))
+        offset = in_voxels(stated, sizes) if sizes and stated else offset
+        return scaled_spacing(sizes or (), units or (), names), offset
     keys = ("resolution", "pixelResolution")
     sizes = next((item[key] for item in (found, group) for key in keys if key in item), None)
     units = found.get("units", group.get("units"))
     if isinstance(sizes, dict):  # of n5-viewer
         units, sizes = sizes.get("unit", units), sizes.get("dimensions")
-    listed = _numbers(sizes, dimensions)
-    if listed is None:
-        return None, None
-    if factors is not None and "resolution" not in found:
-        listed = [size * factor for size, factor in zip(listed, factors, strict=True)]
+    sizes = _numbers(sizes, dimensions)
+    if sizes and factors and "resolution" not in found:  # of the finest level
+        sizes = [size * factor for size, factor in zip(sizes, factors, strict=True)]
     units = units[::-1] if isinstance(units, list) else [units] * dimensions
-    return scaled_spacing(listed, units, names)
+    return scaled_spacing(sizes or (), units, names), offset
 
 
 def _numbers(values: Any, count: int) -> list[float] | None:
@@ -469,10 +440,8 @@ def _no_dataset(files: ChunkFiles) -> ConfigError | VolumeError:
     if not isinstance(location, str):
         found = chain.from_iterable(location.glob(f"{'*/' * depth}{ATTRIBUTES}") for depth in (1, 2, 3))
         inside = [path.parent.relative_to(location).as_posix() for path in islice(found, 6)]
-    return VolumeError(
-        "is not an N5 data set, or the server forbids reading it; name one inside "
-        f"({', '.join(inside) or 'none is found'})"
-    )
+    named = ", ".join(inside) or "none is found"
+    return VolumeError(f"is not an N5 data set, or the server forbids reading it; name one inside ({named})")
 
 
 # Precomputed
@@ -517,17 +486,16 @@ class PrecomputedSource(ArrayInChunks):
         self._channels = channels
         for what, shape in (("its chunks", (channels, *chunk)), ("the blocks in them", self._block)):
             require_piece(what, shape, self.dtype)
-        self.array = DecodedChunks(
-            place, (*channel, *size[::-1]), (*channel, *chunk[::-1]), self.dtype, self._chunk
-        ).array()
+        grid = (*channel, *size[::-1]), (*channel, *chunk[::-1])
+        self.array = zarr.open_array(DecodedChunks(place, *grid, self.dtype, self._chunk), mode="r")
         self.names = "czyx" if channel else "zyx"
         self.shape, self.chunks = self.array.shape, self.array.chunks
         # Counted from the corner of a voxel, where the offset of a volume is that of its centre.
         self.offset = (*(0.0 for _ in channel), *(start + 0.5 for start in self._start[::-1]))
         self._shards = None
         if scale.get("sharding") is not None:
-            grid = [-(-length // part) for length, part in zip(size, chunk, strict=True)]
-            self._shards = Shards(scale["sharding"], files, self._folder, grid)
+            counts = [-(-length // part) for length, part in zip(size, chunk, strict=True)]
+            self._shards = Shards(scale["sharding"], files, self._folder, counts)
         resolution = scale.get("resolution")
         if isinstance(resolution, list) and len(resolution) == 3:
             sizes = [*(math.nan for _ in channel), *resolution[::-1]]

@@ -300,9 +300,8 @@ def _check_alike(frames: Sequence[Frame]) -> Frame:
         for frame in frames[1:]:
             one, other = getattr(first, name), getattr(frame, name)
             measured = isinstance(one, np.ndarray) and other is not None
-            if not (
-                np.allclose(one, other, rtol=1e-3, atol=1e-3) if measured else np.array_equal(one, other)
-            ):
+            alike = np.allclose(one, other, 1e-3, 1e-3) if measured else np.array_equal(one, other)
+            if not alike:
                 raise VolumeError(
                     f"images of one series differ in {name}, {first.path.name} has {one} and {frame.path.name} {other}"
                 )
@@ -354,12 +353,9 @@ def _in_order(frames: Sequence[Frame]) -> NDArray[Any]:
         VolumeError: two have the same number.
     """
     found = sorted(frames, key=lambda frame: frame.order)
-    if len({frame.order for frame in found}) > 1:
-        for frame, after in pairwise(found):
-            if frame.order == after.order:
-                raise VolumeError(
-                    f"{frame.path.name} and {after.path.name} have the same number and no position; keep one volume"
-                )
+    same = [frame.path.name for frame, after in pairwise(found) if frame.order == after.order]
+    if 0 < len(same) < len(found) - 1:
+        raise VolumeError(f"{same[0]} and another have the same number and no position; keep one volume")
     return np.array([found], object)
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 import numpy as np
 
-from evenslice._core import VolumeError, needs_extra, open_regular
+from evenslice._core import VolumeError, open_regular
 from evenslice.volumes.geometry import LARGEST, affine_from_lps, millimetres, normal_unit, positive
 from evenslice.volumes.read.source import (
     VoxelSource,
@@ -166,8 +166,8 @@ class MrcSource(FlatSource):
     """An MRC or CCP4 map: a volume, a stack of images, or a stack of volumes with an axis t before z."""
 
     def __init__(self, place: Place) -> None:
-        with needs_extra("volumes", "reading an MRC volume"):
-            import mrcfile
+        import mrcfile
+
         with open_regular(place.path) as head:
             size = head.read(_MRC_HEADER_BYTES)[_MRC_EXTENDED]
         # Of whatever byte order; mrcfile would allocate as much as an extended header claims.
@@ -277,8 +277,8 @@ class NiftiSource(FlatSource):
 
 def _read_nifti_header(path: Path, *, compressed: bool) -> Any:
     """Parse the fixed-size header of either version."""
-    with needs_extra("volumes", "reading a NIfTI volume"):
-        import nibabel
+    import nibabel
+
     with open_regular(path) as file:
         stream = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if compressed else file
         head = stream.read(_NIFTI_HEADER_BYTES)
@@ -402,8 +402,8 @@ class NrrdSource(FlatSource):
     format = "NRRD"
 
     def __init__(self, place: Place) -> None:
-        with needs_extra("medical", "reading an NRRD volume"):
-            from nrrd import read_header
+        from nrrd import read_header
+
         with open_regular(place.path) as file:
             fields = read_header(iter(partial(file.readline, LONGEST_LINE), b""))
             end = file.tell()

@@ -108,9 +108,8 @@ def _check_description(tif: tifffile.TiffFile) -> None:
     file, layout = tif.filehandle, tif.tiff
     file.seek(page.offset)
     (count,) = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))
-    entries = file.read(count * layout.tagsize)
-    codes = [entries[start : start + 2] for start in range(0, len(entries), layout.tagsize)]
-    if struct.pack(f"{tif.byteorder}H", 270) in codes:
+    entries = np.frombuffer(file.read(count * layout.tagsize), f"{tif.byteorder}u2")
+    if 270 in entries[:: layout.tagsize // 2]:
         raise VolumeError("is truncated, the description of its axes is beyond its end; copy it again")
 
 

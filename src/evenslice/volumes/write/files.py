@@ -53,7 +53,7 @@ class Tally:
     """
 
     def __init__(self, total: int, report: Callable[[int, int], None] | None) -> None:
-        self._done, self._total, self._report = 0, total, report
+        self._done, self._total, self._report = 0, total, report or (lambda *_: None)
 
     def expect(self, voxels: int) -> None:
         """Increase the total by voxels beyond those of the image."""
@@ -62,8 +62,7 @@ class Tally:
     def add(self, voxels: int) -> None:
         """Count written voxels."""
         self._done += voxels
-        if self._report is not None:
-            self._report(self._done, self._total)
+        self._report(self._done, self._total)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,11 +152,8 @@ def write_npy(path: Path, image: Image) -> None:
 
     They are appended to the header, not written to a memory map, because a full disk kills a process that does that.
     """
-    header = {
-        "descr": np.lib.format.dtype_to_descr(image.dtype),
-        "fortran_order": False,
-        "shape": image.shape,
-    }
+    alike = np.broadcast_to(np.zeros((), image.dtype), image.shape)
+    header = np.lib.format.header_data_from_array_1_0(alike)
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         for _, _, voxels in image.slabs():
@@ -249,7 +245,7 @@ def write_tiff(path: Path, image: Image) -> None:
     plain = long or (z == 1 < x and not named_ome)
     imagej = image.dtype.name in _IMAGEJ_TYPES and x > 1 and not (big or named_ome or plain)
     ome = not plain and not imagej
-    pages = _pages(image)
+    pages = (page for voxels in image.stacks() for page in voxels.swapaxes(0, 1).reshape(-1, y, x))
     shape = (z, len(image.channels), y, x) if image.stacked else (z, y, x)
     # tifffile suppresses errors when it closes a file that it opened, so we open it.
     with path.open("w+b") as file, tifffile.TiffWriter(file, bigtiff=big, imagej=imagej, ome=ome) as writer:
@@ -271,20 +267,10 @@ def write_tiff(path: Path, image: Image) -> None:
         next(pages, None)  # the writer stops at the last page, which is only counted now
 
 
-def _pages(image: Image) -> Iterator[NDArray[Any]]:
-    for voxels in image.stacks():
-        for z in range(voxels.shape[1]):
-            yield from voxels[:, z]
-
-
 def _resolution(image: Image) -> tuple[float, float] | None:
     """Return pixels per unit along x and y; None if unknown, or beyond what the tags of a TIFF can state."""
-    if (
-        image.like.spacing is None
-        or not 2**-31 < min(image.like.spacing[1:]) <= max(image.like.spacing[1:]) < 2**31
-    ):
-        return None
-    return 1 / image.like.spacing[2], 1 / image.like.spacing[1]
+    _, y, x = image.like.spacing or (0.0, 0.0, 0.0)
+    return (1 / x, 1 / y) if 2**-31 < min(x, y) <= max(x, y) < 2**31 else None
 
 
 def _sizes(image: Image, *, ome: bool) -> dict[str, Any]:
@@ -555,11 +541,8 @@ def _metadata(plan: Sequence[Level], image: Image, name: str) -> dict[str, Any]:
         "datasets": datasets,
         "type": "mode" if image.labels else "mean",
     }
-    return {
-        "version": "0.5",
-        "multiscales": [multiscale],
-        **({"image-label": {}} if image.labels else {}),
-    }
+    marks: dict[str, Any] = {"image-label": {}} if image.labels else {}
+    return {"version": "0.5", "multiscales": [multiscale], **marks}
 
 
 @dataclass(frozen=True)
@@ -642,17 +625,9 @@ def halve(voxels: NDArray[Any], steps: tuple[int, ...], *, labels: bool) -> NDAr
 
 def _mode(corners: list[NDArray[Any]]) -> NDArray[Any]:
     """Return for each voxel the value that most corners have, or the first of several."""
-    best = corners[0].copy()
-    most = np.zeros(best.shape, np.uint8)
-    for number, corner in enumerate(corners):
-        # If an earlier corner has the same value, the complete count was made there and is larger.
-        count = np.zeros(best.shape, np.uint8)
-        for other in corners[number:]:
-            count += corner == other
-        more = count > most
-        np.copyto(best, corner, where=more)
-        np.copyto(most, count, where=more)
-    return best
+    counts = [np.sum([corner == other for other in corners], 0, np.uint8) for corner in corners]
+    most_frequent: NDArray[Any] = np.choose(np.argmax(counts, axis=0), corners)
+    return most_frequent
 
 
 def _mean(corners: list[NDArray[Any]]) -> NDArray[Any]:

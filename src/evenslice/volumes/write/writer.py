@@ -226,14 +226,15 @@ class Destination:
         for volume in inputs:
             for place, name in _places(volume):
                 if _overlap(self.location, place):
-                    told = f"would replace or lie in the file or folder of {name}, which is read"
-                    raise OutputError(f"{self.path}: {told}; choose another name")
+                    raise OutputError(
+                        f"{self.path}: is or overlaps {name}, which is read; choose another name"
+                    )
         with needs_extra("volumes", f"writing {self.format.name}"):
             for package in self.format.packages:
                 importlib.import_module(package)
         with reporting_write_errors(self.path):
             if self.location.exists() or self.location.is_symlink():
-                _check_replaceable(self, self.location, force=force)
+                _check_replaceable(self, force=force)
             parent = next(folder for folder in self.location.parents if folder.exists())
             if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
                 raise OutputError(f"{self.path}: {parent} is not a writable folder; choose another place")
@@ -269,22 +270,21 @@ def _overlap(one: Path, other: Path) -> bool:
     return one.is_relative_to(other) or other.is_relative_to(one)
 
 
-def _check_replaceable(destination: Destination, path: Path, *, force: bool) -> None:
+def _check_replaceable(destination: Destination, *, force: bool) -> None:
     """Raise unless the existing file or folder is a single volume, and ``force`` is given."""
-    if path.is_dir() and destination.format is not ZARR:
-        raise OutputError(f"{destination.path}: is a folder; name a file")
-    if path.is_file() and destination.format is ZARR:
-        raise OutputError(f"{destination.path}: is a file, but an OME-Zarr volume is a folder")
+    path, place, other = destination.path, destination.location, None
+    if place.is_dir() and destination.format is not ZARR:
+        raise OutputError(f"{path}: is a folder; name a file")
+    if place.is_file() and destination.format is ZARR:
+        raise OutputError(f"{path}: is a file, but an OME-Zarr volume is a folder")
     if not force:
-        told = f"exists; choose another name, or replace it with {option('force')}"
-        raise OutputError(f"{destination.path}: {told}")
-    other = None
+        raise OutputError(f"{path}: exists; choose another name, or replace it with {option('force')}")
     if destination.format is ZARR:
-        other = _beside_image(path, destination.path)
+        other = _beside_image(place, path)
     elif destination.format is HDF5:
-        other = _beside_dataset(path, destination.dataset)
+        other = _beside_dataset(place, destination.dataset)
     if other is not None:
-        raise OutputError(f"{destination.path}: also contains {other}, which would be lost")
+        raise OutputError(f"{path}: also contains {other}, which would be lost")
 
 
 def _beside_image(folder: Path, path: str) -> str | None:
@@ -306,19 +306,14 @@ def _beside_dataset(path: Path, dataset: str | None) -> str | None:
     """Return what a file holds beside one dataset, or the first one; None if that is nothing."""
     import h5py
 
-    names = ["/"]
+    links: dict[str, Any] = {"/": h5py.HardLink()}
     try:
         with h5py.File(path, "r") as file:
-            file.visit_links(lambda name: names.append(f"/{name}"))
-            real = [
-                name
-                for name in names
-                if name == "/" or isinstance(file.get(name, getlink=True), h5py.HardLink)
-            ]
+            file.visititems_links(lambda name, link: links.update({f"/{name}": link}))
+            real = [name for name, link in links.items() if isinstance(link, h5py.HardLink)]
             dataset = dataset or next((name for name in real if isinstance(file[name], h5py.Dataset)), "/")
-            others = [
-                name for name in names if name not in {dataset, *map(str, PurePosixPath(dataset).parents)}
-            ]
+            kept = {dataset, *map(str, PurePosixPath(dataset).parents)}
+            others = [name for name in links if name not in kept]
             others += [f"attributes of {name}" for name in real if set(file[name].attrs) - _OF_VOXELS]
     except Exception as error:  # of damaged files h5py raises RuntimeError and SystemError, too
         raise OutputError(f"{path}: is not an HDF5 file and is not replaced; choose another name") from error
