@@ -82,7 +82,7 @@ demo: $(STAMP)
 	$(BIN)/evenslice demo --force
 
 benchmarks: $(STAMP)
-	for cost in audit segment neutralize symmetrize training workers memory verdict; do $(BIN)/python benchmarks/costs.py $$cost; done
+	for cost in audit segment engines labels symmetrize training workers verdict; do $(BIN)/python benchmarks/costs.py $$cost; done
 	$(BIN)/python benchmarks/large_volume_audit.py
 	$(BIN)/python benchmarks/segment_memory.py
 	$(BIN)/python benchmarks/calibration.py --censuses runs/censuses

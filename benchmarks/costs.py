@@ -1,41 +1,61 @@
 """What evenslice costs beside the bare passes of a network: ratios of alternating measurements within one run.
 
     python benchmarks/costs.py audit [--device cuda]    # of bare passes and gradients of its windows and mirrors
-    python benchmarks/costs.py segment [--tile 256]     # of bare passes; and MONAI's sliding window
-    python benchmarks/costs.py neutralize               # of two forward passes of what it shows the network, and 0.2 s
+    python benchmarks/costs.py segment [--tile 256]     # of bare passes, in PyTorch and OpenVINO; and MONAI's inferer
+    python benchmarks/costs.py engines                  # passes in OpenVINO, of those in PyTorch, for six networks
+    python benchmarks/costs.py labels                   # how many voxels of real volumes OpenVINO labels otherwise
     python benchmarks/costs.py symmetrize               # passes and training steps at each cut, of those as built
     python benchmarks/costs.py training                 # a step of `evenslice train`, of a bare one; and its monitor
     python benchmarks/costs.py workers                  # `segment` and `audit` on one worker of a Dask cluster, of two
-    python benchmarks/costs.py memory                   # passes where freed memory is not kept, of where it is
     python benchmarks/costs.py verdict                  # seconds and windows until a default audit is settled
 
-All but ``audit``, ``segment`` and ``workers`` run on one thread, whose processor's time other programs disturb least.
+All but ``audit`` and ``workers``, and what runs on a GPU, run on one thread, whose processor's time other programs disturb least.
 """
 
 from __future__ import annotations
 
-import copy
 import math
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 import torch
-from shared import KEPT, SHARED, compare, fast_copy, load, make_parser, open_middle, seconds, show
+from shared import (
+    KEPT,
+    SHARED,
+    compare,
+    fast_copy,
+    in_turn,
+    load,
+    make_parser,
+    open_middle,
+    seconds,
+    show,
+    spread,
+)
 
 import evenslice
+from evenslice.inference import Predictor, ReadyNetwork
+from evenslice.inference.engine import EngineNetwork
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
+ENGINES = {
+    "U-Net on EfficientNet-Lite0": "smp:Unet/tu-tf_efficientnet_lite0",
+    "U-Net on ResNet-34": "smp:Unet/resnet34",
+    "U-Net++ on MobileNetV2": "smp:UnetPlusPlus/mobilenet_v2",
+    "DeepLabV3+ on ResNet-18": "smp:DeepLabV3Plus/resnet18",
+    "U-Net on ConvNeXt-T": "smp:Unet/tu-convnext_tiny",
+    "SegFormer-B0": "smp:Segformer/mit_b0",
+}
 QUIET = evenslice.Compute(device="cpu", progress=False)
 
 
@@ -69,75 +89,102 @@ def audit(options: argparse.Namespace) -> None:
 
 
 def segment(options: argparse.Namespace) -> None:
-    """Compare segmenting 32 slices, file to file, with bare passes of as many tiles, and with MONAI's sliding window.
+    """Compare segmenting slices, file to file, with bare passes of as many tiles, and with MONAI's inferer as documented.
 
-    MONAI's has the same tiles, overlap and batches; or is used as documented: batches of four, an overlap of a quarter.
+    That has batches of four tiles, which overlap by a quarter. What OpenVINO takes to convert and check a network is told apart.
     """
     from monai.inferers import SlidingWindowInferer
 
-    volume, tile, device = open_middle(options.volume, 32), options.tile, options.device
+    volume, tile, device = open_middle(options.volume, options.slices), options.tile, options.device
     model = load(strategy="uniform")
-    frozen = fast_copy(model, device)
-    overlap, batch = tile // 8, max(1, min(16, 2**20 // tile**2))
-    places = [math.ceil(max(length - tile, 0) / (tile - overlap)) + 1 for length in volume.shape[1:]]
+    cut, batch = (tile, tile), max(1, min(16, 2**20 // tile**2))
+    places = [math.ceil(max(length - tile, 0) / (tile - tile // 8)) + 1 for length in volume.shape[1:]]
     planes = torch.rand(len(volume), 3, *volume.shape[1:], device=device)
-    tiles = torch.rand(len(volume) * math.prod(places), 3, tile, tile, device=device)
-    same = SlidingWindowInferer((tile, tile), sw_batch_size=batch, overlap=overlap / tile, mode="gaussian")
-    documented = SlidingWindowInferer((tile, tile), sw_batch_size=4, overlap=0.25)
+    tiles = torch.split(torch.rand(len(volume) * math.prod(places), 3, *cut, device=device), batch)
+    network, preparing = model.to(device), list[float]()
+    chosen, inferer = Predictor.with_engine, SlidingWindowInferer(cut, sw_batch_size=4, overlap=0.25)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def bare() -> None:
-        for chunk in torch.split(tiles, batch):
-            frozen(chunk.contiguous(memory_format=torch.channels_last))
+        for chunk in tiles:
+            network(chunk)
 
-    @torch.no_grad()
-    def monai(inferer: SlidingWindowInferer) -> None:
-        model.to(device)
+    @torch.inference_mode()
+    def monai() -> None:
         for window in planes:
-            inferer(window[None], model).argmax(1)
+            inferer(window[None], network).argmax(1)
 
-    with tempfile.TemporaryDirectory() as folder:
+    def prepared(*given: Any) -> Any:
+        found = list[Any]()
+        preparing.append(seconds(lambda: found.append(chosen(*given))))
+        return found[0]
 
-        def ours(dtype: str, size: tuple[int, int] | None = None) -> Any:
-            compute = evenslice.Compute(
-                device=device, dtype=dtype, batch=batch if size else None, progress=False
-            )
-            return evenslice.segment(
-                model, volume, Path(folder, "a.npy"), tile=size, compute=compute, force=True
-            )
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(Predictor, "with_engine", prepared):
 
-        exact, rounded = ours("float32")[...], ours("bfloat16")[...]
-        cut = (tile, tile)
-        compare("float32 segment / bare", partial(ours, "float32", cut), bare, options.rounds)
-        for name, inferer, dtype, size in (
-            ("monai, same tiles / float32 segment", same, "float32", cut),
-            ("monai, as documented / segment in bfloat16", documented, "bfloat16", None),
-            ("monai, as documented / segment in bfloat16, same tiles", documented, "bfloat16", cut),
+        def ours(engine: str, size: tuple[int, int] | None = cut) -> float:
+            compute = evenslice.Compute(device=device, engine=engine, batch=size and batch, progress=False)
+            out = Path(folder, "labels.npy")
+            run = partial(evenslice.segment, model, volume, out, tile=size, compute=compute, force=True)
+            return seconds(run) - preparing.pop()
+
+        ways = {"bare PyTorch": partial(seconds, bare), "segment in PyTorch": partial(ours, "torch")}
+        ways["MONAI, as documented"] = partial(seconds, monai)
+        if device == "cpu":
+            converted = EngineNetwork.of(ReadyNetwork(model, slices=3, device=device), tiles[0][:1])
+            ways["bare OpenVINO"] = lambda: seconds(lambda: [converted(chunk) for chunk in tiles])
+            ways |= {
+                "segment": partial(ours, "openvino"),
+                "segment, whole planes": partial(ours, "openvino", None),
+            }
+        rows = in_turn(ways, options.rounds)
+    for name in ways:
+        for base in ("bare PyTorch", "bare OpenVINO", "segment, whole planes"):
+            if base in ways and name != base:
+                show(f"{name} / {base}", [row[name] / row[base] for row in rows])
+
+
+@torch.inference_mode()
+def engines(options: argparse.Namespace) -> None:
+    """Compare passes of two windows of 256 x 256 with those of the network as built: as a copy that is ready, and in OpenVINO."""
+    windows = torch.rand(2, 3, 256, 256)
+    given = windows.contiguous(memory_format=torch.channels_last)
+    print("| network | channels-last | OpenVINO | conversion | difference |\n| --- | --- | --- | --- | --- |")
+    for title, spec in ENGINES.items():
+        model = evenslice.load_network(spec, "none", strategy="uniform").model.eval()
+        ready, begun = ReadyNetwork(model, slices=3, device="cpu"), time.process_time()
+        converted = EngineNetwork.of(ready, windows[:1])
+        found, spent = converted(windows), time.process_time() - begun
+        error = float((found - ready(windows)).abs().max() / found.abs().max())
+        ways = {
+            "bare": partial(model, windows),
+            "ready": partial(ready, given),
+            "OpenVINO": partial(converted, windows),
+        }
+        rows = in_turn({name: partial(seconds, way) for name, way in ways.items()}, options.rounds)
+        cells = [spread([row[name] / row["bare"] for row in rows]) for name in ("ready", "OpenVINO")]
+        print(f"| {title} | {' | '.join(cells)} | {spent:.1f} s | {error:.1e} |", flush=True)
+
+
+def labels(options: argparse.Namespace) -> None:
+    """Count the voxels of real volumes that OpenVINO labels otherwise than PyTorch, and tell how close their best scores are."""
+    ready = ReadyNetwork(load(strategy="uniform"), slices=3, device="cpu")
+    for path in [Path(options.volume)] if options.volume else real_volumes():
+        volume = evenslice.open_volume(path)
+        scaling = evenslice.Reading().fit_scaling(volume)
+        exact = Predictor(ready, 3).for_planes(volume.shape[1:])
+        fast = replace(exact, network=EngineNetwork.of(ready, ready.trial(3, exact.tile or (64, 64))))
+        changed, margin, largest = 0, 0.0, 0.0
+        for (_, one), (_, two) in zip(
+            exact.predict(volume, scaling), fast.predict(volume, scaling), strict=True
         ):
-            compare(name, partial(monai, inferer), partial(ours, dtype, size), options.rounds, warm=False)
-    print(f"voxels labelled differently in bfloat16 than in float32: {np.mean(exact != rounded):.4%}")
-
-
-def neutralize(options: argparse.Namespace) -> None:
-    """Compare neutralizing with two passes of the six images that it shows the network, plus 0.2 s."""
-    import segmentation_models_pytorch as smp
-    import timm
-    from torchvision.models import resnet50
-
-    unet = smp.Unet("tu-tf_efficientnet_lite0", encoder_weights=None)
-    for model, side in (
-        (unet, 64),
-        (unet, 256),
-        (resnet50(), 224),
-        (timm.create_model("convnext_tiny"), 224),
-    ):
-        ratios = list[float]()
-        single = torch.no_grad()(partial(model.eval(), torch.rand(6, 3, side, side)))
-        single()
-        for _ in range(options.rounds):
-            spent = seconds(partial(evenslice.neutralize, copy.deepcopy(model), 5, size=(side, side)))
-            ratios.append(spent / (seconds(single) + seconds(single) + 0.2))
-        show(f"{type(model).__name__}, {side} pixels", ratios)
+            other = one.argmax(0) != two.argmax(0)
+            best = one.topk(2, dim=0).values
+            changed, largest = changed + int(other.sum()), max(largest, float(one.abs().max()))
+            margin = max([margin, *(best[0] - best[1])[other].tolist()])
+        print(
+            f"{path.name}: {changed} of {volume.size:,} voxels, margin {margin / largest:.1e} of the largest score",
+            flush=True,
+        )
 
 
 def symmetrize(options: argparse.Namespace) -> None:
@@ -248,31 +295,14 @@ def workers(options: argparse.Namespace) -> None:
             show(f"{task}, one worker / two", ratios)
 
 
-def memory(options: argparse.Namespace) -> None:
-    """Compare passes in processes that return what tensors leave to the system with those in one that keeps it."""
-    environments = {"kept": KEPT, "by default": {}, "by Dask's default": {"MALLOC_TRIM_THRESHOLD_": 65536}}
-
-    def spent(environment: dict[str, int]) -> float:
-        given = {name: value for name, value in os.environ.items() if name not in KEPT}
-        done = subprocess.run(
-            [sys.executable, __file__, "passes"],
-            env=given | {name: str(value) for name, value in environment.items()},
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-        return float(done.stdout)
-
-    rounds = [{name: spent(given) for name, given in environments.items()} for _ in range(options.rounds)]
-    for name in list(environments)[1:]:
-        show(f"{name} / kept", [found[name] / found["kept"] for found in rounds])
-
-
-@torch.no_grad()
-def passes(_options: argparse.Namespace) -> None:
-    """Print the shortest time of a pass of a plane of 768 x 1024, in this process."""
-    network, plane = fast_copy(load()), torch.rand(1, 3, 768, 1024)
-    print(min(seconds(lambda: network(plane)) for _ in range(5)))
+def real_volumes() -> list[Path]:
+    """Return every volume of the shared data, and the first of those in folders of many."""
+    sets = sorted(path for path in (SHARED / "data").iterdir() if path.is_dir())
+    return [
+        path
+        for part in sets
+        for path in (*sorted(part.glob("*image.tif")), *sorted(part.glob("images/*"))[:1])
+    ]
 
 
 def verdict(options: argparse.Namespace) -> None:
@@ -280,14 +310,11 @@ def verdict(options: argparse.Namespace) -> None:
     files = {run.name: str(run / "network.safetensors") for run in options.runs}
     networks = {name: evenslice.load_network(file).model for name, file in files.items()}
     networks = networks or {way: load(strategy=way) for way in ("pretrained", "uniform", "twin")}
-    sets = sorted(path for path in (SHARED / "data").iterdir() if path.is_dir())
-    volumes = [path for part in sets for path in sorted(part.glob("*image.tif"))]
-    volumes += [path for part in sets for path in sorted(part.glob("images/*"))[:1]]
     noise = np.random.default_rng(0).random((16, 64, 64))
     evenslice.audit(load(), noise, compute=QUIET)  # the first is slower
     print("| network | volume | verdict | windows | seconds |\n| --- | --- | --- | --- | --- |")
     for name, network in networks.items():
-        for path in volumes:
+        for path in real_volumes():
             begun = time.process_time()
             found = evenslice.audit(network, path, compute=QUIET)
             spent = time.process_time() - begun
@@ -296,8 +323,7 @@ def verdict(options: argparse.Namespace) -> None:
 
 
 TASKS = {
-    task.__name__: task
-    for task in (audit, segment, neutralize, symmetrize, training, workers, memory, passes, verdict)
+    task.__name__: task for task in (audit, segment, engines, labels, symmetrize, training, workers, verdict)
 }
 
 
@@ -307,6 +333,7 @@ def main() -> None:
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--volume", help="another than the MNI152 template")
+    parser.add_argument("--slices", type=int, default=32, help="of the volume that is segmented")
     parser.add_argument("--tile", type=int, default=128, help="of segment")
     parser.add_argument("--device", default="cpu", help="of audit and segment")
     parser.add_argument("--dtype", default="float32", help="of audit")
@@ -314,7 +341,7 @@ def main() -> None:
         "--runs", nargs="+", type=Path, default=[], help="of verdict: folders of `evenslice train`"
     )
     options = parser.parse_args()
-    if options.task not in ("audit", "segment"):
+    if options.task != "audit" and options.device == "cpu":
         torch.set_num_threads(1)
     TASKS[options.task](options)
 

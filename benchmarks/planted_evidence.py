@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
-from shared import ROOT, SHARED, insert_tables, load_family, make_parser, mean, read_lines, table
+from shared import ROOT, SHARED, insert_tables, load_family, make_parser, mean, read_lines, table, write_csvs
 from torch import nn
 
 import evenslice
@@ -90,6 +90,15 @@ PRIMARY = (
     "integrated gradients from the middle, smoothed",
     "occlusion by the middle",
 )
+"""Methods that are shown of other encoders and backgrounds."""
+
+HARD = ("disks answered right", *PRIMARY)
+ON_PAGE = {
+    "intensity": ("disks answered right", *METHODS, "integrated gradients from the middle, smoothed"),
+    "texture": HARD,
+    "both": HARD,
+}
+"""Rows of the tables on the page; the CSV files have all."""
 """Methods of the table that compares families and backgrounds."""
 
 SHOWN = ("pretrained", "output", "encoder", "twin", "uniform", "random")
@@ -380,7 +389,7 @@ def _right(rows: Sequence[dict[str, Any]], method: str) -> NDArray[np.int64]:
 
 
 def tables(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Return the tables of the page."""
+    """Return the tables of the page, and whole ones, which become CSV files: their names start with "all"."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["marks"], row["background"], row["family"], row["arm"]), []).append(row)
@@ -392,13 +401,20 @@ def tables(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
         arms = [arm for arm in SHOWN if (*key, arm) in groups]
         body = [["disks answered right", *(_answered(groups[*key, arm]) for arm in arms)]]
         body += [[name, *(_sides(groups[*key, arm], name) for arm in arms)] for name in asked]
-        found[f"planted {key[0]}"] = table(["method", *arms], body) if arms else "(not trained yet)"
-    found["planted sizes"] = _by_size(groups.get((*main[0], "pretrained"), []))
+        found[f"all {key[0]}"] = table(["method", *arms], body)
+        found[f"planted {key[0]}"] = table(
+            ["method", *arms], [row for row in body if row[0] in ON_PAGE[key[0]]]
+        )
+    found["all sizes"] = _by_size(groups.get((*main[0], "pretrained"), []))
+    seeds = sorted({len(group) for group in groups.values()})
+    found["planted state"] = (
+        f"**State: {len(rows)} of {len(list(cells(5)))} trainings, {' or '.join(map(str, seeds))} seeds of five each.**"
+    )
     primary = []
     for (marks, background, family, arm), group in groups.items():
         if (marks, arm) == ("intensity", "pretrained"):
-            cells = [_difference(group, name) for name in PRIMARY]
-            primary.append([f"{family}, {background}", str(len(group)), _answered(group), *cells])
+            parts = [_difference(group, name) for name in PRIMARY]
+            primary.append([f"{family}, {background}", str(len(group)), _answered(group), *parts])
     found["planted families"] = table(["network, background", "seeds", "answered right", *PRIMARY], primary)
     known = [row for row in rows if (row["background"], row["family"]) == main[0][1:]]
     tried = [row["amplitudes"] for row in known if "amplitudes" in row]
@@ -449,7 +465,9 @@ def main() -> None:
     options = parser.parse_args()
     known = read_lines(options.results)
     if options.docs:
-        insert_tables(PAGE, tables(known))
+        found = tables(known)
+        insert_tables(PAGE, {name: text for name, text in found.items() if name.startswith("planted")})
+        write_csvs("planted", {name: text for name, text in found.items() if name.startswith("all")})
         return
     torch.set_num_threads(1)
     if options.picture:

@@ -105,10 +105,19 @@ def compare(
     show(name, [seconds(ours) / seconds(theirs) for _ in range(rounds)])
 
 
+def in_turn(ways: dict[str, Callable[[], float]], rounds: int) -> list[dict[str, float]]:
+    """Return the seconds that each way takes, in each of several rounds; the first passes of a process are slower."""
+    return [{name: way() for name, way in ways.items()} for _ in range(rounds + 1)][1:]
+
+
+def spread(ratios: Sequence[float]) -> str:
+    """Return the median of ratios, the least and the largest."""
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
 def show(name: str, ratios: Sequence[float]) -> None:
     """Print the median of ratios, the least and the largest."""
-    median = statistics.median(ratios)
-    print(f"{name}: {median:.2f} ({min(ratios):.2f} to {max(ratios):.2f})", flush=True)
+    print(f"{name}: {spread(ratios)}", flush=True)
 
 
 def mean(values: Iterable[float], bounds: tuple[float, float] = (-1, 1)) -> tuple[float, float, float]:

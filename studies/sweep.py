@@ -4,12 +4,13 @@
     python studies/sweep.py --only 'timm:vit_*'     # those alone
     python studies/sweep.py --retry                 # those again that failed, crashed, were not built, or checked at their stem
     python studies/sweep.py --way twin              # by "twin", or --way symmetrize
+    python studies/sweep.py --way engine            # converted for OpenVINO, the networks of "symmetrize"
 
 Every network has random weights that are unequal by colour; it is neutralized for 3 and for 5 slices, and held to what
 that promises: by the strategy "uniform", or "mixer" where that fails; or by "twin"; or by "pretrained", and then
-symmetrized at its output. Each network has a process of its own, with limits on memory and time, so that one that crashes
-or hangs is a row of the results like any other. Each way has a CSV of its own; ``fill_pages.py`` fills the
-table of docs/coverage.md from them.
+symmetrized at its output; or converted as it is. Each network has a process of its own, with limits on memory and time, so
+that one that crashes or hangs is a row of the results like any other. Each way has a CSV of its own; ``fill_pages.py`` fills
+the table of docs/coverage.md from them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import random
 import time
 from fnmatch import fnmatchcase
 from multiprocessing import active_children, get_context
@@ -32,8 +34,8 @@ if TYPE_CHECKING:
 
     Row = dict[str, Any]
 
-WAYS = ("uniform", "twin", "symmetrize")
-"""What the sweep does with a network: neutralize it by "uniform" or by "twin", or symmetrize it at its output."""
+WAYS = ("uniform", "twin", "symmetrize", "engine")
+"""What the sweep does with a network: neutralize it by "uniform" or by "twin", symmetrize it at its output, or convert it."""
 
 FOLDER = Path(__file__).parent / "sweep"
 RESULTS = {way: FOLDER / f"{'coverage' if way == 'uniform' else way}.csv" for way in WAYS}
@@ -43,11 +45,12 @@ RESULT = (
 )
 """Columns for each number of slices, as ``outcome_3``.
 
-``outcome`` is "ok" where the promise holds, "no place" where "twin" finds no activation to average behind, "failed" where not,
-and empty where nothing was tried; errors are those of the record; ``seconds`` are of one core, with the mixer where that was
-tried; ``precision`` is that of the numbers in which it held: "float32"; or "float64" where the network magnifies rounding
-too much, "float64, settled" where its batch norms needed the statistics of what they meet; ``mixer`` is the outcome of that
-strategy after a failure; ``note`` says what was done in place of what was asked for.
+``outcome`` is "ok" where the promise holds, or OpenVINO answers as PyTorch; "PyTorch" where that alone answers, as before;
+"no place" where "twin" finds no activation to average behind, "failed" where not, and empty where nothing was tried; errors
+are those of the record; ``seconds`` are of one core, with the mixer where that was tried; ``precision`` is that of the
+numbers in which it held: "float32"; or "float64" where the network magnifies rounding too much, "float64, settled" where its
+batch norms needed the statistics of what they meet; ``mixer`` is the outcome of that strategy after a failure; ``note`` says
+what was done in place of what was asked for, or by how much of the largest the answers of OpenVINO differ.
 """
 
 COLUMNS = (
@@ -141,6 +144,12 @@ def _chosen(options: argparse.Namespace) -> list[Network]:
     known = read_rows(options.results)
     done = {(row["library"], row["name"]) for row in known if not (options.retry and _may_improve(row))}
     networks = [network for network in all_networks() if _matches(network, options.only)]
+    if options.way == "engine":  # in random order, so that those which are done are a sample
+        tried = {
+            (row["library"], row["name"]) for row in read_rows(RESULTS["symmetrize"]) if not row["unbuilt"]
+        }
+        networks = [network for network in networks if network[:2] in tried]
+        random.Random(0).shuffle(networks)  # noqa: S311  # no secret
     return [network for network in networks if (network.library, network.name) not in done]
 
 

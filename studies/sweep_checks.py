@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import resource
 import signal
@@ -20,7 +21,9 @@ import evenslice
 from evenslice import EvensliceError
 
 # What is checked is a network as its library builds it, which no public name returns.
-from evenslice.networks import build_model, input_sizes
+from evenslice.inference import ReadyNetwork
+from evenslice.inference.engine import EngineNetwork
+from evenslice.networks import build_model, input_sizes, logits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,7 +71,7 @@ def check_network(library: str, name: str, spec: str, way: str = "uniform") -> R
     row: Row = {"library": library, "name": name, "spec": spec, "checked": "network"}
     if sketch is not None and _is_too_large(sketch):
         millions = row["parameters"] = _millions(sketch)
-        if way == "symmetrize":  # which has to run all of it
+        if way in {"symmetrize", "engine"}:  # which have to run all of it
             return row | {"unbuilt": f"too large to run here, with {millions:.0f} million parameters"}
         results = {n: _result(lambda: _with_stem(sketch), n, way, check="stems") for n in SLICES}
         return row | {"checked": "stem"} | _columns(results)
@@ -77,6 +80,8 @@ def check_network(library: str, name: str, spec: str, way: str = "uniform") -> R
     except EvensliceError as error:
         return row | {"unbuilt": _line(error)}
     row["parameters"] = _millions(built)
+    if way == "engine":
+        return row | _columns({SLICES[0]: _converted(built)})
 
     def fresh() -> nn.Module:
         try:
@@ -89,6 +94,27 @@ def check_network(library: str, name: str, spec: str, way: str = "uniform") -> R
     if all(error.startswith(REFUSES) for error in errors) and not any(NO_MEMORY in error for error in errors):
         return row | {"unbuilt": errors[0]}
     return row | _columns(results)
+
+
+def _converted(built: nn.Module) -> Row:
+    """Run a network in OpenVINO and in PyTorch, before and after the conversion; the note is the relative difference."""
+    started, multiple = time.process_time(), input_sizes(built)[1]
+    side = input_sizes(built)[0] or (-(-SMALL // multiple) * multiple,) * 2
+    network = ReadyNetwork(built, slices=3, device="cpu")
+    windows = torch.rand(2, 3, *side, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = logits(network(windows))
+        error, difference = "", math.inf
+        try:
+            found = EngineNetwork.of(network, windows[:1])(windows)
+            difference = float((found - before).abs().max() / before.abs().max())
+        except Exception as failed:  # noqa: BLE001  # which is a finding
+            error = _line(failed)
+        same = torch.equal(before, logits(network(windows)))
+    outcome = "failed" if not same else "ok" if difference <= GRAY else "PyTorch"
+    seconds = time.process_time() - started
+    found = {"outcome": outcome, "error": error, "note": f"{difference:.1e}", "seconds": seconds}
+    return {**found, "pixels": side[0]}
 
 
 def _columns(results: dict[int, Row]) -> Row:

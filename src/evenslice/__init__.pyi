@@ -23,6 +23,11 @@ from .auditing.surveyor import (
     Survey as Survey,
     survey as survey,
 )
+from .auditing.whole_volumes import (
+    VolumeAudit as VolumeAudit,
+    audit_volume as audit_volume,
+    symmetrize_volume as symmetrize_volume,
+)
 from .inference.compute import Compute as Compute
 from .inference.evaluation import evaluate as evaluate
 from .inference.exporting import (

@@ -47,11 +47,11 @@ CHANGED = {
         "has changed since",
     ),
     "disappears": ("image.npy", Path.unlink, "cannot be read as NumPy array"),
-    "folder disappears": ("image.zarr", shutil.rmtree, "is missing and its folder has changed"),
+    "folder disappears": ("image.zarr", shutil.rmtree, "its folder has disappeared"),
     "chunk disappears": (
         "image.zarr",
         lambda path: shutil.rmtree(path / "c" / "15"),
-        "c/15/0/0' is missing and its",
+        "has changed since its segmentation began",
     ),
     "folder is replaced": ("image.zarr", replace_folder, "has changed since its segmentation began"),
 }

@@ -36,9 +36,11 @@ def test_audit_writes_its_results_and_prints_a_table(run, tmp_path):
     assert "holds another result" in err
     code, out, err = run(*AUDIT, "--strategy", "uniform", "--out", tmp_path / "out", "--force")
     assert (code, err) == (0, "")
-    code, out, _ = run("report", tmp_path)
+    code, out, _ = run("report", tmp_path, "--badge", tmp_path / "badge.json")
     assert code == 0
     assert "Symmetric: " in out
+    assert '\nYou may write: "symmetric on good.tif: B within ±0.05, C 0 [0, 0], E ' in out
+    assert json.loads((tmp_path / "badge.json").read_text())["message"] == "z-symmetric, C = 0"
     assert "uniform" in (tmp_path / "report.html").read_text()
 
 

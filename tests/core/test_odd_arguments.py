@@ -110,7 +110,7 @@ def test_nothing_takes_the_name_of_a_device(tmp_path, monkeypatch):
         (lambda: audit(dtype=["float32"]), "'float32'"),
         (lambda: evenslice.survey(None), "no network given"),
         (lambda: evenslice.survey([network()]), "are surveyed by name"),
-        (lambda: evaluate(label_values={1, 8}), "give the value of each class"),
+        (lambda: evaluate(label_values={1, 8}), "give a value for each class"),
         (lambda: evaluate(other_labels=["error"]), "known: background, error"),
         (lambda: evenslice.SliceWindows(VOLUME, crop=np.array(3)), "give two whole numbers"),
         (lambda: segment("x.tif", scratch=""), "the path is empty"),

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -166,7 +167,12 @@ def test_an_onnx_file_takes_windows_of_any_number_and_size_in_0_to_1(tmp_path, a
     file = load_onnx(tmp_path / "out" / "network.onnx")  # which nobody needs to tell the scaling
     assert (file.mean, file.std, file.slices) == ((0.4,), (0.2,), 3)
     np.testing.assert_allclose(file(windows), wanted(network, windows), atol=1e-5)
-    properties = {item.key: item.value for item in onnx.load(file.path).metadata_props}
+    written = onnx.load(file.path)
+    for value in (*written.graph.input, *written.graph.output):
+        batch, _, *plane = (dimension.dim_param for dimension in value.type.tensor_type.shape.dim)
+        assert batch == "batch"
+        assert [re.sub(r"[^a-z]", "", length) for length in plane] == ["y", "x"]  # or what follows from them
+    properties = {item.key: item.value for item in written.metadata_props}
     stated = json.loads(properties["evenslice"])
     assert (stated["step"], stated["intensity"], stated["record"]["strategy"]) == (2, [10, 200], "pretrained")
     assert b".py" not in file.path.read_bytes()  # no stack trace names files of this machine
@@ -518,6 +524,11 @@ def test_a_run_in_each_format_gives_the_labels_of_segment_by_its_own_library(fol
     command(folder, "export", *run, "--to", "huggingface", "--out", "as-huggingface")
     stated = json.loads((folder / "as-huggingface" / "config.json").read_text())
     assert (stated["intensity"], stated["label_values"], stated["symmetrized"]) == ([0, 255], [0, 1], [""])
+    dice = json.loads((folder / "run" / "result.json").read_text())["dice"]["mean"]
+    assert (
+        f"On the test volumes of its training: Dice {dice:.3f}, IoU"
+        in Path("as-huggingface/README.md").read_text()
+    )
     for given in (("onnx", "as-onnx/network.onnx"), (spec, "as-huggingface")):  # each says what 0 and 1 are
         again = segment(open_segmenter(*given), volume)
         np.testing.assert_array_equal(np.asarray(again), labels)

@@ -11,7 +11,7 @@ from torch import nn
 
 from evenslice import ModelError, Scaling, VolumeError, open_volume, segment
 from evenslice.inference import BlackBox, Predictor, ReadyNetwork, prediction
-from evenslice.volumes.read.zarr import ZarrSource
+from evenslice.volumes.read.chunked import ZarrSource
 
 ONE = Scaling(0, 1)
 

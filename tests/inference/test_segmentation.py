@@ -32,8 +32,8 @@ from evenslice import (
     symmetrize,
 )
 from evenslice._core import progress_to
-from evenslice.inference import ready_networks, segmentation
-from evenslice.volumes.read.zarr import ZarrSource
+from evenslice.inference import segmentation
+from evenslice.volumes.read.chunked import ZarrSource
 
 
 def network(classes=3, slices=3, kernel=1):
@@ -235,8 +235,8 @@ def test_labels_get_the_values_asked_for(image):
     np.testing.assert_array_equal(labels, np.array([0, 1000, 7])[segment(network(), image)[...]])
     for values, message in (
         ([0, 1], "for each of the 3 classes"),
-        ([0, 1, -1], "segment writes these values as unsigned integers"),
-        ([0, 1, 2**32], "segment writes these values as unsigned integers"),
+        ([0, 1, -1], "segment writes 0 to"),
+        ([0, 1, 2**32], "segment writes 0 to"),
     ):
         with pytest.raises(ConfigError, match=message):
             segment(network(), image, reading=Reading(label_values=values))
@@ -289,29 +289,6 @@ def test_a_network_with_another_setting_does_not_go_on(
     with pytest.raises(OutputError, match="unfinished segmentation by another network"):
         segment(other, image, out)
     np.testing.assert_array_equal(segment(other, image, out, force=True), segment(other, image))
-
-
-def test_a_segmentation_goes_on_where_batch_norms_are_folded_to_other_roundings(
-    tmp_path, image, monkeypatch, stop_after, watched
-):
-    """As on a GPU, to which a segmentation begun on the CPU is moved."""
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 5, padding=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1)
-    ).eval()
-    nn.init.uniform_(model[1].running_var, 0.5, 1.5)
-    fold = ready_networks.fuse_batch_norms
-    monkeypatch.setattr(segmentation, "BLOCK_VOXELS", 2 * 70 * 90)
-
-    def fold_elsewhere(module, *arguments):
-        assert fold(module, *arguments) == 1
-        module[0].weight.copy_(module[0].weight.nextafter(torch.tensor(1.0)))
-        return 1
-
-    stop_after(4, model, image, tmp_path / "labels.npy", dtype="float32")
-    monkeypatch.setattr(ready_networks, "fuse_batch_norms", fold_elsewhere)
-    begun = watched()
-    segment(model, image, tmp_path / "labels.npy")
-    assert len(begun) == 10 - 4
 
 
 def test_an_input_is_never_written_over(tmp_path, image):

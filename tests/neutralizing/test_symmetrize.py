@@ -78,6 +78,12 @@ def test_a_network_is_symmetric_at_any_cut(at, slices):
         torch.testing.assert_close(run(fair, images), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_function_takes_tensors_as_well_as_arrays():
+    fair, given = symmetrize(lambda found: 2 * found[:, 0]), windows()
+    assert torch.equal(fair(given), given[:, 0] + given[:, -1])
+    assert torch.equal(torch.from_numpy(fair(given.numpy())), given[:, 0] + given[:, -1])
+
+
 def test_training_keeps_it_symmetric():
     model = symmetrize_encoder(encoded()).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

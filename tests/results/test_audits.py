@@ -46,6 +46,16 @@ def test_audits_come_back_from_their_files_as_they_were(audits, tmp_path):
     assert_same(load_audits(tmp_path), audits)
 
 
+def test_in_short_an_audit_says_its_verdict_and_its_figures(audits):
+    shown = repr(audits[0])
+    assert shown.startswith("<Audit 'pretrained': biased, saliency ")
+    for figure in (
+        f"C {audits[0].answer.estimate:.3f}",
+        f"E {audits[0].mismatch.estimate:.3f}, 120 windows>",
+    ):
+        assert figure in shown
+
+
 def test_the_document_has_its_keys(audits, folder):
     document = json.loads((folder / "audit.json").read_text())
     assert (document["verdict"], document["format"], document["definitions"]) == ("biased", 1, 2)

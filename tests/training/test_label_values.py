@@ -56,6 +56,12 @@ def test_values_become_classes(array, count, values, options, expected):
         ([0, LARGE + 2], {"values": [0, LARGE + 1]}, VolumeError, f"holds the label value {LARGE + 2}, but"),
         (np.array([7], np.uint8), {"values": [-1, 256]}, VolumeError, "holds the label value 7, but the 2"),
         (np.array([False, True]), {"values": [0, 255]}, VolumeError, "holds the label value 1, but"),
+        (
+            np.arange(40),
+            {},
+            VolumeError,
+            "holds 38 values .*; if they number objects, give instances='sparse'",
+        ),
         ([0, np.nan], OTHERS, VolumeError, "holds nan, which is not a label"),
         ([0, 1], {"other_labels": "backgroud"}, ConfigError, "did you mean 'background'"),
         ([0, 1], {"ignore_label": 1}, ConfigError, "ignore_label=1: is the value of class 1"),

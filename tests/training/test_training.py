@@ -5,6 +5,7 @@ import shutil
 from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -182,17 +183,25 @@ def test_a_run_learns_and_its_folder_holds_everything_needed_to_run_again(folder
     assert {path.name for path in undisturbed.iterdir()} == {
         *("config.yaml", "data.json", "log", "checkpoints", "network.safetensors", "result.json")
     }
+    assert [path.name for path in (undisturbed / "checkpoints").iterdir()] == ["best.safetensors"]
+
+
+@pytest.fixture
+def killed_before_its_test(monkeypatch):
+    """Return a function that trains a network until its checkpoint has done its duty."""
+
+    def train(config, folder):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr("evenslice.training.trainer._tested", Mock(side_effect=KeyboardInterrupt))
+            evenslice.train(config, folder)
+
+    return train
 
 
 @pytest.mark.parametrize("every", [20, 30])
 def test_the_last_network_comes_out_unless_the_best_in_validation_is_asked_for(
     folder, undisturbed, tmp_path, every
 ):
-    last = torch.load(RunFiles(undisturbed).last, weights_only=True)["state_dict"]
-    assert same(
-        RunFiles(undisturbed).read_weights(),
-        {key.removeprefix("network."): value for key, value in last.items()},
-    )
     # A validation that labels all backgrounds as objects falls while the network learns.
     validation = [{"image": "image.npy", "labels": "inverted.npy", "slices": [32, 40]}]
     options = {"training__keep": "best", "training__monitor_every": every}
@@ -328,13 +337,18 @@ def test_training_stops_where_validation_gets_no_better_and_stays_stopped(folder
 
 
 @pytest.mark.parametrize("keep", ["best", "last"])
-def test_a_best_network_that_is_lost_is_not_replaced_by_the_last(folder, tmp_path, keep):
+def test_a_best_network_that_is_lost_is_not_replaced_by_the_last(
+    folder, tmp_path, keep, killed_before_its_test
+):
     run, config = RunFiles(tmp_path / "run"), make_config(folder, training__keep=keep)
-    evenslice.train(config, run.path)
-    for path in (run.best, run.network, run.result):
+    killed_before_its_test(config, run.path)
+    last = torch.load(run.last, weights_only=True)["state_dict"]
+    for path in (run.best, run.network):
         path.unlink()
     if keep == "last":
         evenslice.train(config, run.path, resume=True)
+        weights = RunFiles(run.path).read_weights()
+        assert same(weights, {key.removeprefix("network."): value for key, value in last.items()})
         return
     with pytest.raises(OutputError, match=r"best\.safetensors: is lost, .* remove last\.ckpt to train anew"):
         evenslice.train(config, run.path, resume=True)
@@ -431,8 +445,8 @@ def test_a_sigmoid_for_each_class_is_no_softmax(folder, tmp_path, loss, channels
         evenslice.segment(segmenter, image, tmp_path / "probabilities.npy", probabilities=True)
 
 
-def test_what_the_logits_do_not_depend_on_is_left_as_it_was(folder, tmp_path):
-    evenslice.train(
+def test_what_the_logits_do_not_depend_on_is_left_as_it_was(folder, tmp_path, killed_before_its_test):
+    killed_before_its_test(
         make_config(folder, model__spec="trainable:auxiliary", training__steps=5), tmp_path / "run"
     )
     import trainable

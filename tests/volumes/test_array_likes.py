@@ -64,14 +64,20 @@ def test_the_axes_of_xarray_have_names(order, lazy):
     assert np.array_equal(open_volume(other)[...], VOXELS)
 
 
+def test_a_tensor_is_an_array():
+    volume = open_volume(torch.from_numpy(VOXELS.astype(np.float32)).requires_grad_())
+    assert volume.dtype == np.float32
+    assert np.array_equal(volume[...], VOXELS)
+
+
 def test_what_is_no_volume_is_refused_with_what_to_give():
     array = da.from_array(np.arange(24.0), chunks=6)
     some = array[array > 3][:, None, None]
     with pytest.raises(ConfigError, match=r"is not known yet; call its compute_chunk_sizes\(\) first"):
         open_volume(some)
     assert open_volume(some.compute_chunk_sizes()).shape == (20, 1, 1)
-    with pytest.raises(ConfigError, match=r"torch.float32; convert a tensor by tensor.numpy\(\)"):
-        open_volume(torch.zeros(2, 3, 4))
+    with pytest.raises(ConfigError, match=r"numbers that NumPy knows, not a Tensor of torch.bfloat16"):
+        open_volume(torch.zeros(2, 3, 4, dtype=torch.bfloat16))
     with pytest.raises(VolumeError, match="has 4 dimensions"):
         open_volume(da.zeros((2, 3, 4, 5)))
 

@@ -85,7 +85,7 @@ def test_the_fingerprint_of_a_huge_array_takes_a_sample():
     array = Noise()
     first = fingerprint(open_volume(array))
     assert first.startswith("sha256-partial:")
-    assert array.read < 2_000_000
+    assert array.read <= 256 * 2**16 + 100  # in whole chunks
     assert fingerprint(open_volume(Noise())) == first
     assert fingerprint(open_volume(Noise(bad=0.5))) != first
 
@@ -117,7 +117,7 @@ def test_a_folder_of_many_files_is_known_to_be_unmodified_without_a_list_of_them
 
 
 def test_nan_in_a_huge_volume_is_reported_without_reading_it_whole(monkeypatch):
-    monkeypatch.delattr("evenslice.volumes.windows.find_nonfinite")
+    monkeypatch.delattr("evenslice.volumes.windows.check_finite")
     volume = open_volume(Noise(bad=np.nan))
     with pytest.raises(
         VolumeError, match=r"\d+ of \d+ voxels of a sample are NaN or infinite; to accept .* as fill"
@@ -128,4 +128,4 @@ def test_nan_in_a_huge_volume_is_reported_without_reading_it_whole(monkeypatch):
         VolumeError, match=r"1 of 12288 voxels of the window at z, y, x = \(9, 64, 128\) are NaN"
     ):
         grid.read(9, 64, 128)
-    assert volume._source().array.read < 10_000_000
+    assert volume._source().array.read < 20_000_000

@@ -27,7 +27,7 @@ from PIL import Image
 
 from evenslice import ConfigError, Reading, SliceWindows, VolumeError, open_volume
 from evenslice.volumes import fingerprint
-from evenslice.volumes.blocks import iterate_blocks, sample_voxels
+from evenslice.volumes.volume import iterate_blocks, sample_voxels
 
 STACK = np.random.default_rng(0).integers(0, 1000, (7, 33, 30), np.uint16)
 

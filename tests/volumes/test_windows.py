@@ -234,7 +234,7 @@ def test_nonfinite_voxels_are_counted_and_located(intensity):
 
 
 def test_a_remote_volume_is_not_downloaded_to_search_it_for_nan(monkeypatch):
-    monkeypatch.delattr("evenslice.volumes.windows.find_nonfinite")
+    monkeypatch.delattr("evenslice.volumes.windows.check_finite")
     voxels = np.random.default_rng(0).random((5, 40, 40))
     voxels[2, 3, 4] = np.nan
     volume = open_volume(voxels)

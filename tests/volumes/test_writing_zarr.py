@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from evenslice import open_volume
 from evenslice.volumes import write_volume
-from evenslice.volumes.write.zarr import halve
+from evenslice.volumes.write.files import halve
 
 arrays = hnp.arrays(
     st.sampled_from([np.uint8, np.int16, np.uint64]),
@@ -58,7 +58,7 @@ def test_the_mean_of_real_numbers(dtype):
     ],
 )
 def test_thick_slices_are_halved_when_the_pixels_have_caught_up(spacing, factors, tmp_path, monkeypatch):
-    monkeypatch.setattr("evenslice.volumes.write.zarr.SMALLEST", 16)
+    monkeypatch.setattr("evenslice.volumes.write.files.SMALLEST", 16)
     write_volume(open_volume(np.zeros((40, 188, 125), np.uint8), spacing=spacing), tmp_path / "a.zarr")
     datasets = zarr.open_group(tmp_path / "a.zarr").attrs["ome"]["multiscales"][0]["datasets"]
     scales = [dataset["coordinateTransformations"][0]["scale"] for dataset in datasets]

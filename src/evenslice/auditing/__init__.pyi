@@ -4,3 +4,5 @@ from .attribution import (
 )
 from .auditor import audit as audit
 from .options import METHODS as METHODS, Sampling as Sampling
+from .programs import Program as Program
+from .whole_volumes import VolumeAnswers as VolumeAnswers

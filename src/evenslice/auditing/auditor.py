@@ -217,6 +217,7 @@ def audit(
         ('biased', [1.0, 0.0, 0.0], -1.0)
     """
     started = time.monotonic()
+    compute.refuse("engine")
     target = parse_target(str(target))
     segmenter = as_segmenter(model, slices, labelled=labels is not None)
     model, slices, reading = segmenter.network, segmenter.slices, reading or segmenter.reading

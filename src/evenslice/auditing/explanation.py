@@ -148,7 +148,7 @@ def explain(
     """
     segmenter = as_segmenter(model, slices, reading)
     model, slices, reading = segmenter.network, segmenter.slices, segmenter.reading
-    compute.refuse("batch", "workers", "scheduler")
+    compute.refuse("engine", "batch", "workers", "scheduler")
     volume, z = reading.open(volume), whole_number("z", z, least=0)
     if z >= len(volume):
         raise ConfigError(f"{volume.path}: has no slice {z}; choose one of 0 to {len(volume) - 1}")

@@ -186,7 +186,7 @@ def survey(  # all but the networks have defaults and names
         whole_number(name, value, least)
         for name, value, least in (("windows", windows, 2), ("draws", draws, 1), ("seed", seed, 0))
     )
-    compute.refuse("workers", "scheduler")
+    compute.refuse("engine", "workers", "scheduler")
     compute.place()  # raises if it is not there, of which otherwise every network would tell
     if slices is not None:
         find_strategy("pretrained", slices)  # raises if the number of slices is not valid

@@ -24,6 +24,7 @@ from evenslice._core import limit_memory, local_path, printable, spelled_on_comm
 from evenslice.cli.audit import audit
 from evenslice.cli.demo import demo
 from evenslice.cli.export import export
+from evenslice.cli.flip import flip
 from evenslice.cli.neutralize import neutralize, symmetrize
 from evenslice.cli.survey import report, survey
 from evenslice.cli.training import study, train
@@ -111,7 +112,7 @@ def _check_path(parameter: Any, text: str) -> None:
 
 for _command in (
     *(demo, info, audit, neutralize, symmetrize, survey),
-    *(train, segment, evaluate, study, export, report),
+    *(train, segment, evaluate, study, export, flip, report),
 ):
     app.command(cls=_Command)(_command)
 

@@ -97,6 +97,7 @@ PLANES = ("z", "y", "x")
 OTHERS = ("error", "background")
 INSTANCES = ("sparse", "dense")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+ENGINES = ("auto", "openvino", "torch")
 
 MODEL_HELP = (
     "Network: smp:DECODER/ENCODER, timm:NAME, torchvision:NAME, monai:NAME, transformers:NAME (a hub name, "
@@ -515,8 +516,18 @@ CLUSTER: dict[str, Any] = {
     "scheduler": computing("Use the workers of the Dask scheduler at this address.", metavar="ADDRESS"),
 }
 
+ENGINE = computing(
+    "What runs the network on a CPU: torch, openvino, or auto, which is openvino where it is installed, the work is worth "
+    "the seconds of a conversion, and the network is convolutional.",
+    metavar="NAME",
+    autocompletion=lambda: ENGINES,
+)
+WHOLE: dict[str, Any] = PASSES | {"engine": ENGINE}
+"""What runs whole volumes."""
+
 DeviceAlone = Annotated[Compute, Options({"device": PASSES["device"]})]
-Passes = Annotated[Compute, Options(PASSES)]
+Passes = Annotated[Compute, Options(WHOLE)]
+WholeVolumes = Annotated[Compute, Options(WHOLE | CLUSTER)]
 Computing = Annotated[Compute, Options(PASSES | CLUSTER)]
 Cluster = Annotated[Compute, Options(CLUSTER)]
 Tile = Annotated[

@@ -100,7 +100,7 @@ def resumable(remedy: str | None) -> Iterator[None]:
 
 
 def show(document: object, *items: RenderableType, json: bool) -> None:
-    """Print a result as a JSON document or, for people, as tables and lines."""
+    """Print a result as a JSON document or, for people, as tables, texts, and lines with commands and paths, never broken."""
     from evenslice._core import json_text, without_secrets
 
     if json:
@@ -108,7 +108,7 @@ def show(document: object, *items: RenderableType, json: bool) -> None:
         return
     console = _plain_console()
     for item in items:
-        console.print(_fitting(item, console))
+        console.print(_fitting(item, console), soft_wrap=isinstance(item, str))
 
 
 def _fitting(item: RenderableType, console: Console) -> RenderableType:

@@ -77,17 +77,27 @@ def survey(
 def report(
     *,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with a study, a survey, or audits.")],
+    badge: Annotated[
+        Path | None,
+        options.output(
+            "Also write the worst verdict of the audits as JSON for a badge of shields.io.", metavar="FILE"
+        ),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Rebuild the report of a study, a survey, or all audits in DIR and its immediate subfolders."""
     from evenslice import ConfigError, Survey, load_audits
-    from evenslice._core import staged_folder
+    from evenslice._core import option, staged_file, staged_folder
     from evenslice.cli.comparison import AUDITS
-    from evenslice.report import AUDIT_FILES, write_audit_report, write_study_report
+    from evenslice.report import AUDIT_FILES, badge_text, write_audit_report, write_study_report
     from evenslice.results import StudyResults
 
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder; name one that evenslice audit, study or survey wrote")
+    if badge is not None and any((folder / name).is_file() for name in ("summary.json", "survey.json")):
+        raise ConfigError(
+            f"{option('badge')}: {folder} holds no audits of a network, whose verdict it shows; omit it"
+        )
     if (folder / "summary.json").is_file():
         results = StudyResults.load(folder)
         write_study_report(results, folder / "report.html")
@@ -101,4 +111,7 @@ def report(
         documents = (*AUDITS, *(f"*/{pattern}" for pattern in AUDITS))
         with staged_folder(folder, AUDIT_FILES, documents=documents, force=True) as staged:
             write_audit_report(audits, staged)
+        if badge is not None:
+            with staged_file(badge, force=True) as beside:
+                beside.write_text(badge_text(audits), encoding="utf-8")
         show_audits(audits, folder, json=json)

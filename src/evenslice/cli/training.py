@@ -119,8 +119,13 @@ def _run_table(result: "Mapping[str, Any]", out: Path) -> "Table":
     if (found := result["validation"]) is not None:
         score = next(names[0] for names in TASK_SCORES.values() if names[0] in found)
         rows["checkpoint"] = f"step {found['step']}, validation {score_title(score)} {found[score]:.3f}"
-    if result.get("accuracy") is not None:
-        rows["test accuracy"] = f"{result['accuracy']:.3f}"
+    for name in ("accuracy", "adapted_rand_error"):
+        if result.get(name) is not None:
+            rows[f"test {score_title(name)}"] = f"{result[name]:.3f}"
+    if (parts := result.get("variation_of_information")) and parts["split"] is not None:
+        rows["test variation of information"] = (
+            f"{parts['split']:.3f} by splits, {parts['merge']:.3f} by mergers"
+        )
     for name, title in TEST_SCORES.items():
         if result.get(name) is not None:
             mean, *classes = (

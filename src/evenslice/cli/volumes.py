@@ -65,7 +65,7 @@ def segment(
     opening: PlacedOpening,
     reading: options.VolumeReading,
     tile: options.Tile = None,
-    computing: options.Computing,
+    computing: options.WholeVolumes,
     out: Annotated[
         str,
         options.output(

@@ -4,6 +4,7 @@ from .compute import (
 from .evaluation import (
     evaluate_parts as evaluate_parts,
     measure_stress as measure_stress,
+    surface_scores as surface_scores,
 )
 from .onnx_files import (
     ONNX as ONNX,
@@ -17,7 +18,6 @@ from .ready_networks import (
     BlackBox as BlackBox,
     ReadyNetwork as ReadyNetwork,
     device_error as device_error,
-    keep_depthwise_exact as keep_depthwise_exact,
     make_ready as make_ready,
     to_device as to_device,
 )

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import torch
 
 
+ENGINES = ("auto", "torch", "openvino")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Compute:
     """Where and how a network runs.
@@ -21,6 +24,9 @@ class Compute:
     Attributes:
         device: "auto" (a CUDA GPU if there is one, else the CPU) or a PyTorch device name.
         dtype: "float32", which "auto" stands for; or "bfloat16" or "float16" (on a GPU), whose cost in labels is then said.
+        engine: "torch"; "openvino", which runs a network on a CPU faster, and in the same float32, in ``segment`` and
+            ``evaluate``; or "auto", OpenVINO where the work is worth the seconds of a conversion and the network is
+            convolutional. A network that it cannot convert, or answers otherwise, runs in PyTorch, and a line says so.
         batch: windows per forward pass; by default the fastest number. Fewer once memory runs out.
         workers: number of processes to start on this machine; by default everything runs in this one. Results do not depend
             on it.
@@ -28,7 +34,7 @@ class Compute:
         progress: show a progress bar on standard error; by default one on a terminal, and lines elsewhere.
 
     Raises:
-        ConfigError: a number is out of range.
+        ConfigError: a number is out of range, or the engine is unknown.
 
     Example:
         >>> Compute(device="cpu", workers=2).shared
@@ -37,12 +43,14 @@ class Compute:
 
     device: str = "auto"
     dtype: str = "auto"
+    engine: str = "auto"
     batch: int | None = None
     workers: int | None = None
     scheduler: str | None = None
     progress: bool | None = None
 
     def __post_init__(self) -> None:
+        check_known("engine", self.engine, ENGINES)
         if self.batch is not None:
             object.__setattr__(self, "batch", whole_number("batch", self.batch, 1))
 

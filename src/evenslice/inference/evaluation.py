@@ -652,7 +652,7 @@ def _compare(
 
 
 RESULT_FILES = ("result.json",)
-PACKAGES = ("evenslice", "torch", "numpy", "scipy", "monai", "onnxruntime")
+PACKAGES = ("evenslice", "torch", "numpy", "scipy", "monai", "onnxruntime", "openvino")
 
 
 @torch.inference_mode(mode=False)  # what is made in it can be trained, and explained
@@ -742,6 +742,9 @@ def evaluate(
             known, classes, keep=0
         )  # so that a value of no class is found before anything is computed
     scaling = reading.fit_scaling(volume)
+    stressed_windows = min(most, len(volume)) * len(Disturbances(slices)) if stress else 0
+    whole = 0 if known is None else len(volume)
+    predictor = predictor.with_engine(compute, volume, scaling, whole + stressed_windows)
     predictor.tell_rounding(volume, scaling, compute.progress)
     scores: Scores | None = None
     if stored is None or known is None:
@@ -777,6 +780,7 @@ def evaluate(
             **network.scaling,
             "device": network.device.type,
             "dtype": str(network.dtype).removeprefix("torch."),
+            "engine": predictor.network.engine,
         },
         volume={
             "path": volume.path,
@@ -804,7 +808,7 @@ class Evaluation:
     Attributes:
         scores: those of the whole volume; None without labels.
         stress: what disturbed slices cost; None if that was not asked for.
-        model: name, slices, step, scaling, device and precision of the network.
+        model: name, slices, step, scaling, device, precision and engine of the network.
         volume: the volume and its labels: where they are and their fingerprints, the shape, the voxel values that became 0
             and 1 (``intensity``), and the options of their reading.
         seed: random seed of the noise of noisy slices.

@@ -25,19 +25,28 @@ import torch
 from torch import nn
 
 from evenslice._core import (
+    UNREADABLE,
     ConfigError,
     ModelError,
     check_known,
     json_text,
     needs_extra,
     option,
+    read_json,
     staged_folder,
 )
-from evenslice.inference.onnx_files import INPUT, open_session, quiet_libraries, write_onnx
-from evenslice.inference.ready_networks import by_slice, frozen_copy, input_scaling, trial_windows
+from evenslice.inference.onnx_files import INPUT, open_session, write_onnx
+from evenslice.inference.ready_networks import (
+    by_slice,
+    frozen_copy,
+    input_scaling,
+    quiet_libraries,
+    trial_windows,
+)
 from evenslice.inference.segmenter import Segmenter, as_segmenter
 from evenslice.networks import METADATA_KEY, input_sizes, logits
 from evenslice.neutralizing import record_of, save_network
+from evenslice.results import score_title
 from evenslice.volumes import Reading, Scaling, WindowGrid, check_tile
 
 if TYPE_CHECKING:
@@ -48,6 +57,7 @@ if TYPE_CHECKING:
 
     from evenslice.inference.onnx_files import WrittenOnnx
     from evenslice.networks import ModelSource, StemKernels
+    from evenslice.neutralizing import Record
     from evenslice.results import AuditResult
 
 
@@ -59,6 +69,9 @@ FINDING = (
     *("pairs", "reliance", "answer_change", "mirror_mismatch", "created"),
 )
 """The keys of ``audit.json`` that the card has, too."""
+
+SCORES = ("dice", "iou", "adapted_rand_error", "accuracy", "balanced_accuracy")
+"""The keys of ``result.json`` that the card has."""
 
 PAPER = (
     "Mitigating Pretraining-Induced Attention Asymmetry in 2D+ Electron Microscopy Image Segmentation, "
@@ -109,6 +122,7 @@ class Description:
         source: what it was built from, likewise; None if unknown.
         card: see ``ModelCard``.
         audits: what audits found, each as plain values.
+        scores: those on the test volumes of its run, by name; empty if unknown, or if the network was changed since.
     """
 
     task: str
@@ -121,6 +135,7 @@ class Description:
     source: dict[str, Any] | None
     card: ModelCard
     audits: tuple[dict[str, Any], ...]
+    scores: dict[str, float]
 
     @property
     def window(self) -> str:
@@ -191,7 +206,22 @@ def describe(segmenter: Segmenter, card: ModelCard, audits: Sequence[AuditResult
         source=None if source is None else source.to_dict() | {"weights": None},  # a path on this machine
         card=card,
         audits=tuple({key: item[key] for key in FINDING} for item in (audit.to_dict() for audit in audits)),
+        scores={} if record is None or segmenter.run is None else _test_scores(segmenter.run, record),
     )
+
+
+def _test_scores(run: Path, record: Record) -> dict[str, float]:
+    """Return the scores on the test volumes of a run, as long as the network is the one that was tested."""
+    with suppress(ConfigError, *UNREADABLE):  # the run was not tested yet
+        result = read_json(run / "result.json")
+        if result["record"] == record.to_dict():
+            means = {name: _mean(result.get(name)) for name in SCORES}
+            return {score_title(name): value for name, value in means.items() if value is not None}
+    return {}
+
+
+def _mean(score: Any) -> Any:
+    return score["mean"] if isinstance(score, dict) else score
 
 
 def _refuse_other(audit: AuditResult, segmenter: Segmenter) -> None:

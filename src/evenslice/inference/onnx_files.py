@@ -17,12 +17,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import io
 import json
-import logging
 import math
 import warnings
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,7 +43,7 @@ from evenslice._core import (
     reason,
     staged_file,
 )
-from evenslice.inference.ready_networks import by_slice, frozen_copy, out_of_memory
+from evenslice.inference.ready_networks import by_slice, frozen_copy, out_of_memory, quiet_libraries
 from evenslice.networks import METADATA_KEY, check_mean, input_sizes, logits
 
 if TYPE_CHECKING:
@@ -398,15 +396,23 @@ def _convert(
     """Write an ONNX file with its metadata; return the version of its operators."""
     if "plane" in free:
         settle_padding(network)
-    auto = torch.export.Dim.AUTO
-    axes = {0: "batch", 2: "plane", 3: "plane"}
-    dimensions: dict[int, Any] = {axis: auto for axis, name in axes.items() if name in free}
+    axes = (("batch", {0: "batch"}), ("plane", {2: "y", 3: "x"}))
+    names: dict[int, Any] = {
+        axis: name for part, named in axes if part in free for axis, name in named.items()
+    }
+    sizes: dict[int, Any] = dict.fromkeys(names, torch.export.Dim.AUTO)
     # A batch of 1 would be taken for fixed.
     windows = torch.zeros((2 if "batch" in free else 1, *shape[1:]), dtype=torch.float32, device="cpu")
     with torch.no_grad(), quiet_libraries():
-        exported = torch.export.export(network, (windows,), dynamic_shapes=(dimensions,), strict=False)
+        exported = torch.export.export(network, (windows,), dynamic_shapes=(sizes,), strict=False)
         program = torch.onnx.export(
-            exported, (), dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT]
+            exported,
+            (),
+            dynamo=True,
+            verbose=False,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=(names,),
         )
         if program is None:
             raise ModelError("torch.onnx returned no program")
@@ -415,19 +421,6 @@ def _convert(
         program.model.metadata_props.update(metadata)
         program.save(path, external_data=False)
         return program.model.opset_imports[""]
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Keep to itself what exporters print, log and warn of: they speak of their own parts."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _difference(path: Path, given: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:

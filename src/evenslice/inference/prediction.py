@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from evenslice._core import ModelError, map_ahead, option
+from evenslice._core import ModelError, map_ahead, option, reason
+from evenslice.inference.engine import EngineNetwork, wants_engine
 from evenslice.inference.ready_networks import (
     SMALLER,
     BlackBox,
@@ -35,10 +36,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from evenslice.inference.ready_networks import BlackBox
+    from evenslice.inference.compute import Compute
     from evenslice.volumes import Scaling, Volume
 
-    Network: TypeAlias = ReadyNetwork | BlackBox
+    Network: TypeAlias = ReadyNetwork | BlackBox | EngineNetwork
     Window: TypeAlias = Sequence[NDArray[np.float32]]
 
 
@@ -115,6 +116,9 @@ OVERLAP = 8
 
 BATCH_PIXELS, LARGEST_BATCH = 2**20, 16
 GPU_BATCH_PIXELS, LARGEST_GPU_BATCH = 2**23, 64
+
+DIFFERENCE = 1e-4
+"""By how much answers of OpenVINO may differ from those of PyTorch, relative to the largest."""
 
 FEWER = f"{SMALLER} or {option('batch')}"
 
@@ -245,6 +249,40 @@ class Predictor:
                 (z for z, *_ in chunk), outputs if convert is None else convert(outputs), strict=True
             )
 
+    def with_engine(self, compute: Compute, volume: Volume, scaling: Scaling, windows: int) -> Predictor:
+        """Return one whose network OpenVINO runs, if that is asked for or worth it and its answers are those of PyTorch.
+
+        Args:
+            compute: which engine, and whether to say why it is not used.
+            volume: a volume that will be predicted.
+            scaling: maps voxel values to 0..1.
+            windows: how many will be predicted, of the volume's planes.
+
+        Raises:
+            ConfigError, MissingExtraError: see ``wants_engine``.
+        """
+        network, tile = self.network, cast("tuple[int, int]", self.tile)
+        if not wants_engine(network, compute, windows * math.prod(volume.shape[1:])):
+            return self
+        exact, trial = (
+            cast("ReadyNetwork", network).in_precision(torch.float32),
+            network.trial(self.slices, tile),
+        )
+        grid = WindowGrid(volume, scaling, self.slices, tile, self.step, edge="reflect")
+        count = min(self.batch or _choose_batch(network, self.slices, tile), len(volume))
+        first = torch.from_numpy(np.stack([grid.read(z, 0, 0) for z in range(count)]))
+        try:
+            converted = EngineNetwork.of(exact, trial)
+            pairs = [(_run(exact, given), _run(converted, given)) for given in (trial, first)]
+            error = max(float((one - two).abs().max() / one.abs().max()) for one, two in pairs)
+            if error <= DIFFERENCE:
+                return replace(self, network=converted.in_precision(network.dtype))
+            why = f"its answers differ by {error:.1e} of the largest"
+        except Exception as failed:  # noqa: BLE001  # a conversion may raise anything
+            why = reason(failed)
+        _say(f"{network.name}: runs in PyTorch, not in OpenVINO: {why}", compute.progress)
+        return self
+
     def tell_rounding(self, volume: Volume, scaling: Scaling, progress: bool | None) -> None:
         """Say on standard error in how many voxels of the first two planes a precision below float32 changes labels.
 
@@ -254,7 +292,7 @@ class Predictor:
             progress: False to say nothing.
         """
         network = self.network
-        if not isinstance(network, ReadyNetwork) or network.dtype == torch.float32 or progress is False:
+        if isinstance(network, BlackBox) or network.dtype == torch.float32 or progress is False:
             return
         rounded, exact = (
             torch.stack(
@@ -268,10 +306,17 @@ class Predictor:
         changed, foreground = int((rounded != exact).sum()), int(((rounded > 0) | (exact > 0)).sum())
         share = f", {100 * changed / foreground:.3g} % of the foreground" if foreground else ""
         name, shares = str(network.dtype).removeprefix("torch."), f"{100 * changed / exact.numel():.3g} %"
+        _say(
+            f"{name}: labels differ from float32 in {shares} of the voxels of the first {len(exact)} planes{share}",
+            progress,
+        )
+
+
+def _say(line: str, progress: bool | None) -> None:
+    """Write a line to standard error, unless nothing is to be said."""
+    if progress is not False:
         with suppress(OSError):  # as of lines of progress
-            sys.stderr.write(
-                f"{name}: labels differ from float32 in {shares} of the voxels of the first {len(exact)} planes{share}\n"
-            )
+            sys.stderr.write(f"{line}\n")
 
 
 def _refuse_nan(outputs: Tensor, shown: Sequence[tuple[int, Window, bool]], volume: Volume) -> None:

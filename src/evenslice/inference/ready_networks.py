@@ -4,27 +4,23 @@ A network becomes a frozen copy on its device, in its precision, with the input 
 windows as a NumPy array (batch, slices, y, x), float32 in 0..1, and returns an array or a tensor of outputs, batch first. It
 has no gradients, so only occlusion can explain it. What a device refuses is told in one line, and batches are as large as its
 memory allows.
-
-In evaluation mode a batch norm is a fixed scale and shift, which the convolution before it can apply at no cost. Which
-convolution that is does not come from a list of architectures: a forward pass is observed, and the autograd graph tells
-whether anything else reads the output of the convolution.
 """
 
 from __future__ import annotations
 
 import copy
+import io
+import logging
 import threading
-from collections import Counter
+import warnings
 from collections.abc import Mapping
-from contextlib import contextmanager
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import convert_conv2d_weight_memory_format, parametrize
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from evenslice._core import (
     ConfigError,
@@ -236,125 +232,7 @@ class BatchSizes:
         return min(self._fitting[kind], most)
 
 
-TOLERANCE = 1e-4  # relative to the largest output
-
-
-def fuse_batch_norms(network: nn.Module, windows: Tensor, outputs: Callable[[Any], Tensor] = logits) -> int:
-    """Fold batch norms into the preceding convolutions, in place.
-
-    A batch norm stays if it does not directly follow its convolution, or is of an unknown kind; all of them stay if the
-    output would change, or if the network cannot be watched: it has to accept the windows, and its memory to hold a pass
-    with its graph.
-
-    Args:
-        network: in evaluation mode, in float32.
-        windows: (batch, slices, y, x) to test it with.
-        outputs: reduces what the network returns to a tensor.
-
-    Returns:
-        The number of folded batch norms.
-
-    Example:
-        >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
-        >>> fuse_batch_norms(network, torch.zeros(1, 3, 8, 8)), network[1]
-        (1, Identity())
-    """
-    if not any(_successor(module) for module in network.modules()):
-        return 0
-    try:
-        before, pairs = _watch(network, windows, outputs)
-    except Exception:  # noqa: BLE001  # the windows may be too small for it; watching takes more memory than running
-        return 0
-    kept: dict[str, nn.Module] = {}
-    for names in pairs:
-        convolution, norm = (network.get_submodule(name) for name in names)
-        successor = cast("nn.Module", _successor(norm))
-        fused = fuse_conv_bn_eval(cast("nn.Conv2d", convolution), cast("nn.BatchNorm2d", norm))
-        kept |= dict(zip(names, (convolution, norm), strict=True))
-        for name, module in zip(names, (fused.requires_grad_(False), successor), strict=True):
-            network.set_submodule(name, module)
-    try:
-        with torch.no_grad():
-            difference = (outputs(network(windows)) - before).abs().max()
-        if difference <= TOLERANCE * before.abs().max():
-            return len(pairs)
-    except Exception:  # noqa: BLE001, S110  # the network may access its batch norms
-        pass
-    for name, module in kept.items():
-        network.set_submodule(name, module)
-    return 0
-
-
-def _successor(batch_norm: nn.Module) -> nn.Module | None:
-    """Return what remains of a batch norm without its scale and shift; None if its kind is unknown, or hooks read it."""
-    if batch_norm._forward_hooks:  # noqa: SLF001  # one of them may average what it returns
-        return None
-    if type(batch_norm) in (nn.BatchNorm2d, nn.SyncBatchNorm):
-        return nn.Identity()
-    if type(batch_norm).__name__ == "BatchNormAct2d":  # timm's, with the activation in it
-        return nn.Sequential(cast("nn.Module", batch_norm.drop), cast("nn.Module", batch_norm.act))
-    return None
-
-
-def _watch(
-    network: nn.Module, windows: Tensor, outputs: Callable[[Any], Tensor]
-) -> tuple[Tensor, list[tuple[str, str]]]:
-    """Run the network; return its output, and the names of convolutions and of the batch norms that alone read their outputs."""
-    made: dict[int, tuple[str, Tensor]] = {}
-    read: list[tuple[str, int]] = []
-    calls: Counter[str] = Counter()
-    parameters = Counter(id(p) for m in network.modules() for p in m.parameters(recurse=False))
-
-    def note_convolution(name: str, _: nn.Module, __: Any, output: Tensor) -> None:
-        calls[name] += 1
-        made[id(output)] = name, output  # which is kept alive, so that no other tensor gets its id
-
-    def note_batch_norm(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        calls[name] += 1
-        read.extend((name, id(pixels)) for pixels in inputs[:1])  # given by keyword, it is not seen here
-
-    hooks = []
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d) and not parametrize.is_parametrized(module):
-            hooks.append(module.register_forward_hook(partial(note_convolution, name)))
-        elif _successor(module) and module.running_mean is not None:
-            hooks.append(module.register_forward_pre_hook(partial(note_batch_norm, name)))
-    try:
-        with torch.enable_grad():
-            # The product is no leaf of the graph, which a network may not change in place.
-            output = outputs(network(windows.detach().requires_grad_() * 1))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    readers = Counter(_graph(output.grad_fn))
-    pairs = [
-        (convolution, name)
-        for name, key in read
-        if key in made
-        for convolution, between in [made[key]]
-        if calls[convolution] == calls[name] == 1
-        and readers[between.grad_fn] == 1
-        and parameters[id(network.get_submodule(convolution).weight)] == 1
-    ]
-    return output.detach(), pairs
-
-
-def _graph(root: Any) -> Iterator[Any]:
-    """Yield each node of an autograd graph once for each node that reads it."""
-    waiting = [] if root is None else [root]  # predicted classes, or an empty detection, have no graph
-    seen = set(waiting)
-    while waiting:
-        for node, _ in waiting.pop().next_functions:
-            if node is None:
-                continue
-            yield node
-            if node not in seen:
-                seen.add(node)
-                waiting.append(node)
-
-
 _MOVING = threading.Lock()
-FUSING_SIDE = 128  # pixels; batch norms are folded by passes on windows of about this size
 
 
 def input_scaling(model: nn.Module, slices: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -423,6 +301,7 @@ class ReadyModel(nn.Module):
         scaling: the ``mean`` and ``std`` by which slices in 0..1 are scaled, one for all or one for each slice.
         batches: how many windows go through it at once.
         dtype: its precision.
+        engine: what runs it.
         tile: the only size (y, x) of windows that it accepts; None if it accepts others.
         multiple: the number of which the size of windows must be a multiple.
     """
@@ -433,6 +312,7 @@ class ReadyModel(nn.Module):
     tile: tuple[int, int] | None
     multiple = 32  # most networks behind functions need it
     dtype = torch.float32
+    engine = "torch"
 
     @property
     def device(self) -> torch.device:
@@ -562,8 +442,6 @@ class ReadyNetwork(ReadyModel):
                 self.register_buffer(name, by_slice(values).to(self.device))
         self.scaling = {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
         self.tile, self.multiple = input_sizes(self.module)
-        if self.device.type == "cpu":
-            keep_depthwise_exact(self.module)
 
     @property
     def device(self) -> torch.device:
@@ -630,20 +508,6 @@ class ReadyNetwork(ReadyModel):
             # Within autocast: the function may multiply tensors of both precisions.
             return returned if self.outputs is None else reduce_output(returned, self.outputs)
 
-    def prepare(self, slices: int, tile: tuple[int, int]) -> Any:
-        """Run one test window, then fold batch norms into the preceding convolutions; see ``ReadyModel.prepare``."""
-        returned = super().prepare(slices, tile)
-        windows = self.trial(slices, tile)
-        reduced = logits if self.outputs is None else partial(reduce_output, function=self.outputs)
-        # Two passes in float32, one of them with its graph: on a whole plane, they would cost more than many slices.
-        side = -(-FUSING_SIDE // self.multiple) * self.multiple
-        parts = [windows[..., :side, :side], windows] if max(tile) > side else [windows]
-        with full_precision():
-            for part in parts:  # some networks refuse the smaller one
-                if fuse_batch_norms(self.module, (part - self.mean) / self.std, reduced):
-                    break
-        return returned
-
     def _ends_in_sigmoid(self, _output: Tensor, windows: Tensor, /) -> bool:
         with torch.enable_grad():
             return final_activation(logits(self(windows.requires_grad_()))) == "sigmoid"
@@ -669,6 +533,8 @@ class BlackBox(ReadyModel):
         >>> network(torch.ones(2, 3, 8, 8))
         tensor([1., 1.])
     """
+
+    engine = "function"
 
     def __init__(
         self,
@@ -792,37 +658,14 @@ def make_ready(
     return ready
 
 
-LARGEST_FAST = 3  # largest kernel size for which the gradient of the weights is fast
-
-
-def keep_depthwise_exact(network: nn.Module) -> None:
-    """Make depthwise convolutions whose gradient is slow in bfloat16 run in float32 on a CPU under autocast, in place.
-
-    No parameter is renamed. Freeze weights that are not trained first: whether a weight is trained is decided here.
-
-    Example:
-        >>> network = nn.Sequential(nn.Conv2d(4, 4, 3, stride=2, groups=4, bias=False))
-        >>> keep_depthwise_exact(network)
-        >>> with torch.autocast("cpu", dtype=torch.bfloat16):
-        ...     output = network(torch.full((1, 4, 3, 3), 1.001))
-        >>> bool((output - 1.001 * network[0].weight.sum((1, 2, 3)).view(1, -1, 1, 1)).abs().max() < 1e-6)
-        True
-    """
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d) and _is_slow(module) and "forward" not in vars(module):
-            vars(module)["forward"] = partial(_exact_forward, module)
-
-
-def _is_slow(convolution: nn.Conv2d) -> bool:
-    depthwise = convolution.groups == convolution.in_channels > 1
-    strided, large = max(convolution.stride) > 1, max(convolution.kernel_size) > LARGEST_FAST
-    return depthwise and (strided or (large and convolution.weight.requires_grad))
-
-
-def _exact_forward(convolution: nn.Conv2d, pixels: Tensor) -> Tensor:
-    """Run a convolution in the precision of its weights if a gradient may follow."""
-    forward = type(convolution).forward
-    if torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled():
-        return forward(convolution, pixels)
-    with torch.autocast("cpu", enabled=False):
-        return forward(convolution, pixels.to(convolution.weight.dtype)).to(pixels.dtype)
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep to itself what converters of networks print, log and warn of: they speak of their own parts."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

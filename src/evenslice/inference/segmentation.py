@@ -60,7 +60,7 @@ from evenslice._core import (
 )
 from evenslice.inference.compute import Compute
 from evenslice.inference.prediction import HELD_BYTES, Predictor
-from evenslice.inference.ready_networks import BlackBox, make_ready
+from evenslice.inference.ready_networks import BlackBox, ReadyNetwork, make_ready
 from evenslice.inference.segmenter import Segmenter, as_segmenter
 from evenslice.networks import predicted_classes
 from evenslice.volumes import (
@@ -82,7 +82,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from evenslice.inference.prediction import Network
     from evenslice.volumes import Scaling, VolumeLike
 
     Region = tuple[slice, slice, slice]
@@ -171,8 +170,8 @@ class Job:
     """Everything that a block needs; each worker gets it once.
 
     Attributes:
-        predictor: its network is ready to run; batch norms may be folded, which rounds a little differently on each device.
-        identity: what tells the network from others, as found before that (``describe_network``).
+        predictor: its network is ready to run.
+        identity: what tells the network from others (``describe_network``).
         values: the voxel value of each class; None for probabilities.
         root: the folder for unfinished work.
     """
@@ -249,6 +248,7 @@ class Job:
         stamp, content = modified(self.volume), fingerprint(self.volume)
         return {
             "network": self.identity,
+            "engine": self.predictor.network.engine,
             "volume": [self.volume.path, list(self.volume.shape), self.volume.reading, content],
             # The fingerprint of a large volume does not cover all of it.
             "modified": stamp if content.startswith("sha256-partial:") else None,
@@ -276,7 +276,7 @@ class Job:
         )
 
 
-def describe_network(network: Network) -> list[str]:
+def describe_network(network: ReadyNetwork | BlackBox) -> list[str]:
     """Return what tells a network from others, so that a segmentation is resumed by the one that began it.
 
     Networks are known by their layers, settings and weights; functions by their names, their source and the plain values that
@@ -588,20 +588,22 @@ def segment(
     Destination.of(out).check(volume, force=force)
     network = make_ready(segmenter.network, slices, compute)
     predictor = Predictor(network, slices, reading.step, tile, compute.batch).for_planes(volume.shape[1:])
-    identity = describe_network(network)  # before its batch norms are folded
+    identity = describe_network(network)  # before it is converted
     classes = predictor.prepare(probabilities=probabilities)
     values.check(classes)
     values.check_written()
+    scaling = reading.fit_scaling(volume)
+    predictor = predictor.with_engine(compute, volume, scaling, len(volume))
     job = Job(
         predictor=predictor,
         identity=identity,
         volume=volume,
-        scaling=reading.fit_scaling(volume),
+        scaling=scaling,
         classes=classes,
         values=None if probabilities else values.of_classes(classes),
         root=root,
     )
-    predictor.tell_rounding(volume, job.scaling, compute.progress)
+    predictor.tell_rounding(volume, scaling, compute.progress)
     with working_in(job.root, out):
         begin(job, force=force)
         run_blocks(job, compute.workers, compute.scheduler, compute.progress)

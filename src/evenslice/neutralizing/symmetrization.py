@@ -256,7 +256,7 @@ class SymmetrizedFunction:
     """The mean of a function's outputs for windows and for their mirrors.
 
     Args:
-        function: maps an array (batch, slices, y, x) to an array or tensor, or to a mapping, tuple or list of them;
+        function: maps an array or tensor (batch, slices, y, x) to one, or to a mapping, tuple or list of them;
             there, single numbers are averaged, too, while text and None stay as they are for the windows as given. A list
             with the boxes, labels and scores in each window is averaged object by object, see `average_detections`. What
             it states by the attributes ``slices``, ``tile``, ``sides``, ``mean``, ``std``, ``origin`` and ``name`` holds
@@ -290,10 +290,10 @@ class SymmetrizedFunction:
             return getattr(self.function, name)
         raise AttributeError(name)
 
-    def __call__(self, windows: NDArray[np.float32]) -> Any:
-        """Return the mean over windows (batch, slices, y, x) and their mirrors."""
+    def __call__(self, windows: NDArray[np.float32] | torch.Tensor) -> Any:
+        """Return the mean over windows (batch, slices, y, x), an array or tensor as the function takes it, and their mirrors."""
         # The function may change its input, and may return the same memory again.
-        mirrors = windows[:, ::-1].copy()
+        mirrors = windows.flip(1) if isinstance(windows, torch.Tensor) else windows[:, ::-1].copy()
         as_given = tree_map(_copied, self.function(windows))
         mirrored = tree_map(_copied, self.function(mirrors))
         if tree_structure(as_given) != tree_structure(mirrored):

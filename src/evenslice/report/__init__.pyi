@@ -11,6 +11,11 @@ from .files import (
     write_report as write_report,
     write_study_report as write_study_report,
     write_survey_report as write_survey_report,
+    write_volume_report as write_volume_report,
+)
+from .next_steps import (
+    badge_text as badge_text,
+    next_step as next_step,
 )
 from .pictures import (
     explanation_html as explanation_html,

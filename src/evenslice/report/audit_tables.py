@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
+from evenslice.report.next_steps import next_step
 from evenslice.report.tables import (
     MINUS,
     NOTHING,
@@ -25,6 +26,7 @@ from evenslice.report.tables import (
     percent,
     plain_table,
     run_table,
+    short_path,
     signed,
     threshold,
 )
@@ -59,13 +61,6 @@ SCALINGS = {
     "stated": "as the network's library states for its pretrained weights",
     "assumed": "which is assumed: neither the network nor its library states a scaling",
 }
-ADVICE = {
-    "biased": "A trained network: average it over each window and its mirror (evenslice symmetrize). A network about to be "
-    "trained: start with the strategy twin (evenslice neutralize).",
-    "symmetric": "There is nothing to do.",
-    "balanced": "Maps favour neither side and answers do not depend on the order of slices, but a map at one place may.",
-    "inconclusive": "Read more windows (max_windows).",
-}
 BIASED = {
     "saliency": "its {maps} ({side} gets {half} of its pair{of})",
     "reliance": "what it relies on ({side} is missed most{of})",
@@ -81,7 +76,6 @@ VERDICTS = {
     "not applicable": "Not applicable: a window of one slice has no opposite slices to compare.",
 }
 LONGEST_NAME = 60
-ALL_READ = "all windows used"
 COLOURS = {"symmetric": "#3fae5a", "balanced": "#3fae5a", "biased": "#e8543f", "inconclusive": "#d9a21b"}
 OTHER = "#8a8f98"  # of verdicts that none of these has
 
@@ -248,7 +242,7 @@ def answer_table(audit: AuditResult, title: str = "four questions") -> Table:
 def audit_html(audit: AuditResult) -> str:
     """Return an audit in short as HTML, for notebooks and for labels of Qt: the verdict, the four answers, what to do."""
     style = f"font-size: x-large; font-weight: bold; color: {COLOURS.get(audit.verdict, OTHER)}"
-    sentences = [extent_sentence(audit), advice_sentence(audit), *setting_lines([audit])]
+    sentences = [extent_sentence(audit), next_step(audit), *setting_lines([audit])]
     return "".join(
         [
             f'<p><span style="{style}">{escape(audit.verdict)}</span></p>',
@@ -260,7 +254,7 @@ def audit_html(audit: AuditResult) -> str:
 
 
 def verdict_sentence(audit: AuditResult) -> str:
-    """Say the verdict and what decided it; then what is equal, what would settle it, and what was not judged."""
+    """Say the verdict and what decided it; then what is equal, and what was not judged."""
     found, answers = audit.statistics, four_answers(audit)
     if audit.definitions == 1:
         about = listed([item.question for item in found.decided_by])
@@ -279,8 +273,6 @@ def verdict_sentence(audit: AuditResult) -> str:
         text += f" Equal in all {counted(audit.windows, 'window')} read"
         most = threshold(math.ceil(1000 * found.different) / 1000)
         text += f": fewer than {most} of all can differ." if found.different else "."
-    if audit.verdict == "inconclusive" and found.needed is not None and audit.run.stopped != ALL_READ:
-        text += f" About {found.needed} windows would settle it (max_windows)."
     if found.unjudged_classes:
         classes = ", ".join(map(str, found.unjudged_classes))
         text += f" Not judged, as below {threshold(found.judged_class)} of the pixels: class {classes}."
@@ -309,25 +301,16 @@ def extent_sentence(audit: AuditResult) -> str:
     return f"On {volumes}: {audit.windows}{f' of {there}' if there else ''} windows read."
 
 
-def advice_sentence(audit: AuditResult) -> str:
-    """Say what to do next; empty if a verdict does not tell."""
-    if audit.verdict == "inconclusive" and audit.run.stopped == ALL_READ:
-        return "All windows were read: audit another volume as well."
-    return ADVICE.get(audit.verdict, "")
-
-
 def audit_lines(audits: Sequence[AuditResult]) -> Iterator[tuple[str, str, str, str]]:
     """Yield what a terminal says of audits: lines of a name, a verdict, more text, and the tone of the verdict.
 
-    First how they were made, then for each its verdict with what decided it and its extent, last what to do.
+    First how they were made, then for each its verdict with what decided it and its extent.
     """
     yield from (("", "", line, "") for line in setting_lines(audits))
     for audit in audits:
         word, rest = verdict_sentence(audit).split(maxsplit=1)
         name = f"{audit.name}: " if len(audits) > 1 else ""
         yield name, word, f" {rest} {extent_sentence(audit)}", Table.tone(audit.verdict)
-    advised = audits if len(audits) == 1 else [audit for audit in audits if audit.verdict != "symmetric"]
-    yield from (("", "", line, "") for line in dict.fromkeys(map(advice_sentence, advised)) if line)
 
 
 def setting_lines(audits: Sequence[AuditResult]) -> list[str]:
@@ -387,19 +370,6 @@ def _network(model: dict[str, Any]) -> str:
     text = str(model.get("spec") or model.get("class") or "a network of unknown name")
     text += f", weights {model['weights']}" if model.get("weights") else ""
     return f"{text}, symmetrized" if model.get("symmetrized") else text
-
-
-def short_path(path: str) -> str:
-    """Leave out the folders of a path or an address, but not those inside a file.
-
-    Example:
-        >>> short_path("/data/a.nii.gz"), short_path("/data/em.h5:/raw/0"), short_path("https://host/b/c.zarr")
-        ('a.nii.gz', 'em.h5:/raw/0', 'c.zarr')
-    """
-    file, colon, inside = path.partition(":/")
-    if not colon or inside.startswith("/"):  # no part of a file, or an address
-        return path.rstrip("/").rpartition("/")[2] or "an array"
-    return f"{file.rpartition('/')[2]}:/{inside}"
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         StudyResults,
         SurveyedNetwork,
         SurveyResult,
+        VolumeAuditResult,
     )
 
     Kernels = tuple[
@@ -457,6 +458,24 @@ def balance_figure(survey: SurveyResult) -> Drawing:
     return Drawing(
         "balance", "Colour balance of the stem and directional bias of the network", reading, figure
     )
+
+
+def profile_figure(result: VolumeAuditResult) -> Drawing:
+    """Draw which part of the foreground differs in each slice across the flipped axis, one line for each axis and volume."""
+    figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
+    axes = figure.add_subplot(xlabel="slice across the flipped axis", ylabel="foreground that differs")
+    for index, found in enumerate(result.axes):
+        for number, profile in enumerate(found.profiles):
+            label = f"along {found.axis}" if number == 0 else None
+            axes.plot(profile, color=style.audit_colour(index), linewidth=1.4, label=label)
+    axes.set_ylim(0, None)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    figure.legend(loc="outside upper left", ncols=3)
+    reading = (
+        "The part of the foreground of either answer that differs in each slice, in the order of the intact volume. Differences "
+        "grow to one end where a method carries its answer along."
+    )
+    return Drawing("profile", "Where the answers differ", reading, figure)
 
 
 def _colour(channel: int) -> str:

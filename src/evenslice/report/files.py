@@ -4,6 +4,7 @@
     write_audit_report(audits, folder)           # the page, its figures and its tables
     write_study_report(results, "report.html")   # the page of a study, with its figures and tables beside it
     write_survey_report(survey, "report.html")   # the page of a survey
+    write_volume_report(found, folder)           # the page of an audit of whole volumes, with its chart
 
 Several audits (before and after, several strategies or methods) are shown side by side in the same figures and tables,
 each in one colour throughout. They may have different numbers of slices.
@@ -21,9 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import ConfigError, needs_extra, staged_file, staged_folder
-from evenslice.report import audit_tables, study_tables
+from evenslice.report import audit_tables, study_tables, volume_tables
 from evenslice.report.tables import Table, flatten, run_table
-from evenslice.results import AuditResult, StressSummary, SurveyResult
+from evenslice.results import AuditResult, StressSummary, SurveyResult, VolumeAuditResult
 
 if TYPE_CHECKING:
     import os
@@ -57,12 +58,15 @@ def tables_of(result: Any) -> list[Table]:
     """Return the tables of a result, as commands print them.
 
     Args:
-        result: a survey, the summary of a study as its file holds it, audits, or what disturbed slices cost.
+        result: a survey, the summary of a study as its file holds it, audits, what disturbed slices cost, or an audit of
+            whole volumes.
     """
     if isinstance(result, SurveyResult):
         return audit_tables.tables_of_survey(result)
     if isinstance(result, StressSummary):
         return [audit_tables.stress_table(result)]
+    if isinstance(result, VolumeAuditResult):
+        return volume_tables.tables_of_volumes(result)
     if isinstance(result, list):
         return audit_tables.tables_of_audits(result)
     return study_tables.tables_of_study(result)
@@ -74,6 +78,8 @@ def html_of(result: Any) -> str:
         return audit_tables.survey_html(result)
     if isinstance(result, AuditResult):
         return audit_tables.audit_html(result)
+    if isinstance(result, VolumeAuditResult):
+        return volume_tables.volumes_html(result)
     return study_tables.study_html(result)
 
 
@@ -218,6 +224,38 @@ def write_survey_report(
     if figures is not None:
         _write_figures(figures, charts)
     return _write_page(page, path)
+
+
+def write_volume_report(result: VolumeAuditResult, folder: Path) -> None:
+    """Write ``report.html`` and its chart, ``figures/profile.svg``, of an audit of whole volumes into a folder.
+
+    Raises:
+        MissingExtraError: Jinja2 or Matplotlib is not installed.
+    """
+    need_report_extra("the page of an audit of whole volumes")
+    from evenslice.report.charts import profile_figure
+    from evenslice.report.pictures import image_names, slice_panels
+    from evenslice.report.style import settings
+
+    panels = slice_panels(result)
+    with settings():
+        charts = [profile_figure(result)]
+        page = _render(
+            "volumes",
+            charts,
+            result=result,
+            sentence=volume_tables.volume_sentence(result),
+            context=volume_tables.method_and_volumes(result),
+            tables=volume_tables.tables_of_volumes(result),
+            panels=panels,
+            images=image_names(panels),
+            run=run_table(
+                ["Value"],
+                [{name: text for name, text in flatten(result.to_dict()) if not name.startswith("axes")}],
+            ),
+        )
+    _write_texts(folder, {"report.html": page})
+    _write_figures(folder / "figures", charts)
 
 
 def need_report_extra(what: str) -> None:

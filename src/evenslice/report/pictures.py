@@ -10,9 +10,10 @@ from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageColor
 from scipy.ndimage import gaussian_filter, generate_binary_structure, maximum_filter, minimum_filter
 
+from evenslice.report.style import AUDIT_COLOURS
 from evenslice.report.tables import percent, signed
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from evenslice.results import AuditResult, ExampleSlice, StudyResults
+    from evenslice.results import AuditResult, ExampleSlice, StudyResults, VolumeAuditResult
 
 ADDS, TAKES = (255, 90, 31), (43, 140, 255)
 """Colours (red, green, blue) of what adds to an answer and of what takes from it."""
@@ -238,6 +239,42 @@ def outlined_panels(results: StudyResults) -> list[Panel]:
         if strips:
             panels.append(Panel(item.title, tuple(strips), ""))
     return panels
+
+
+def slice_panels(result: VolumeAuditResult) -> list[Panel]:
+    """Return the slices where the answers of an audit of whole volumes differ most: intact, flipped back, difference."""
+    panels = []
+    for axis in result.axes:
+        for found in axis.worst:
+            volume = f"volume {found.volume + 1}, " if len(result.volumes) > 1 else ""
+            title = f"Flipped along {axis.axis}: {volume}{axis.axis} = {found.position}, {found.differing:,} voxels"
+            layers = {
+                "intact": _class_layer(found.intact),
+                "flipped back": _class_layer(found.flipped),
+                "difference": _layer(found.intact != found.flipped, ADDS),
+            }
+            image = _shrink(found.image)
+            size = image.shape[::-1]
+            pictures = [
+                Picture(
+                    label, image, np.asarray(Image.fromarray(layer).resize(size, Image.Resampling.NEAREST))
+                )
+                for label, layer in layers.items()
+            ]
+            panels.append(Panel(title, (Strip(axis.axis, 0, tuple(pictures)),), ""))
+    return panels
+
+
+def _class_layer(classes: NDArray[Any]) -> NDArray[np.uint8]:
+    """Colour classes or object ids (y, x) but 0, each in one of the colours of audits."""
+    layer = np.zeros((*classes.shape, 4), np.uint8)
+    for label in np.unique(classes[classes != 0]).tolist():
+        layer[classes == label] = (*ImageColor.getrgb(AUDIT_COLOURS[label % len(AUDIT_COLOURS)][1]), 150)
+    return layer
+
+
+def _layer(where: NDArray[np.bool_], colour: tuple[int, int, int]) -> NDArray[np.uint8]:
+    return np.where(where[..., None], np.array([*colour, 220], np.uint8), np.uint8(0))
 
 
 def around_foreground(example: ExampleSlice) -> ExampleSlice:

@@ -287,6 +287,19 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
+def short_path(path: str) -> str:
+    """Leave out the folders of a path or an address, but not those inside a file.
+
+    Example:
+        >>> short_path("/data/a.nii.gz"), short_path("/data/em.h5:/raw/0"), short_path("https://host/b/c.zarr")
+        ('a.nii.gz', 'em.h5:/raw/0', 'c.zarr')
+    """
+    file, colon, inside = path.partition(":/")
+    if not colon or inside.startswith("/"):  # no part of a file, or an address
+        return path.rstrip("/").rpartition("/")[2] or "an array"
+    return f"{file.rpartition('/')[2]}:/{inside}"
+
+
 def one_line(text: str, longest: int = 28) -> str:
     """Make any text fit a label: one line of printable characters, cut at ``longest``."""
     text = "".join(character if character.isprintable() else " " for character in text)

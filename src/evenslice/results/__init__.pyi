@@ -31,3 +31,8 @@ from .verdicts import (
     ask as ask,
     summarize as summarize,
 )
+from .volume_audits import (
+    AxisChange as AxisChange,
+    ClassChange as ClassChange,
+    VolumeAuditResult as VolumeAuditResult,
+)

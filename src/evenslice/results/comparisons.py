@@ -82,13 +82,13 @@ BOUNDS = {
 
 
 def score_title(name: str) -> str:
-    """Return a main score as text calls it.
+    """Return a score as text calls it.
 
     Example:
         >>> score_title("dice"), score_title("balanced_accuracy")
         ('Dice', 'balanced accuracy')
     """
-    return name.replace("_", " ").replace("dice", "Dice")
+    return name.replace("_", " ").replace("dice", "Dice").replace("iou", "IoU").replace("rand", "Rand")
 
 
 def fold_of(run: RunRecord) -> int:

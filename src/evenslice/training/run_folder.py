@@ -84,7 +84,7 @@ class RunFolder:
         data: the parts of the data set, with the fingerprints of their files when the run began.
         log: the folder of logs.
         metrics: loss, validation and slice bias by step; see ``read_metrics``.
-        last: the checkpoint from which training is resumed.
+        last: the checkpoint from which training is resumed, until the run has ended.
         best: the best network in validation so far, written by ``save_network``.
         network: the trained network, once training has ended: the last or the best in validation, see ``keep``.
         result: the result, once everything has ended.
@@ -121,8 +121,11 @@ class RunFolder:
             _write(self.config, to_yaml(config))
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Write ``result.json``, with which a run ends; hold the lock."""
+        """Write ``result.json``, with which a run ends, and remove the checkpoint, three times the network; hold the lock."""
         _write(self.result, json_text(result))
+        self.last.unlink(missing_ok=True)
+        with suppress(OSError):  # the best network in validation is there, or something of the user's
+            self.last.parent.rmdir()
 
     def read_result(self) -> dict[str, Any]:
         """Return the content of ``result.json``.

@@ -184,7 +184,6 @@ def final_scores(
         found = evaluate_centres(network, parts, config, most=MOST_CENTRES, device=device, progress=progress)
         return {**found, "stress": None}
     predictor = _predictor(network, config, device)
-    predictor.for_planes(parts[0].volume.shape[1:]).prepare()  # folded batch norms make whole volumes faster
     scores = evaluate_parts(
         predictor,
         parts,

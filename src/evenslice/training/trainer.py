@@ -44,8 +44,8 @@ from evenslice._core import (
     staged_file,
     without_secrets,
 )
-from evenslice.inference import device_error, keep_depthwise_exact
-from evenslice.networks import keep_generators, parse_specification
+from evenslice.inference import device_error
+from evenslice.networks import keep_depthwise_exact, keep_generators, parse_specification
 from evenslice.neutralizing import load_network, record_of, save_network
 from evenslice.results import TASK_SCORES
 from evenslice.training.config import TrainConfig

@@ -1,3 +1,4 @@
+from .flipping import flip_volume as flip_volume
 from .info import (
     describe_volume as describe_volume,
     fingerprint as fingerprint,
@@ -14,6 +15,7 @@ from .labels import (
 from .opening import (
     VolumeLike as VolumeLike,
     mni152 as mni152,
+    mni152_path as mni152_path,
     open_volume as open_volume,
     stated_axes as stated_axes,
 )

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import ConfigError, open_regular, read_bounded
-from evenslice.volumes.blocks import sample_chunks, sample_voxels
 from evenslice.volumes.geometry import axis_codes
 from evenslice.volumes.read.formats import SLICE_FOLDER, missing_numbers
 from evenslice.volumes.read.source import LARGEST_METADATA, confined, reporting_read_errors
-from evenslice.volumes.volume import reslice
+from evenslice.volumes.volume import reslice, sample_chunks, sample_voxels
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -330,13 +329,11 @@ def refuse_repeated(volumes: Sequence[Volume]) -> None:
         >>> refuse_repeated([volume, volume])
         Traceback (most recent call last):
         ...
-        evenslice.ConfigError: <array>: is given twice, but volumes count as independent; give it once
+        evenslice.ConfigError: <array>: is given twice, but is one sample; give it once
     """
     known = set()
     for volume in volumes:
         read = stored_image(volume)[0], volume.plane, volume.region, repr(volume.reading)
         if read in known:
-            raise ConfigError(
-                f"{volume.path}: is given twice, but volumes count as independent; give it once"
-            )
+            raise ConfigError(f"{volume.path}: is given twice, but is one sample; give it once")
         known.add(read)

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import ConfigError, VolumeError, option
-from evenslice.volumes.blocks import iterate_blocks
 from evenslice.volumes.geometry import axis_codes, fit_spacing, is_invertible, millimetres
 from evenslice.volumes.opening import is_masked, list_given, open_volume
-from evenslice.volumes.volume import map_voxels, reads_around, reslice, take_region
+from evenslice.volumes.volume import iterate_blocks, map_voxels, reslice, take_region
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -32,8 +31,7 @@ if TYPE_CHECKING:
 IGNORED = -100  # ``LabelValues.IGNORED``
 HALF_VOXEL = 0.501  # and room for the rounding of single precision, in which NIfTI stores positions
 
-_BLOCK_BYTES = 2**22
-_BOUNDARY_BYTES = 2**25  # of a block that is read with chunks around it, so that few are decoded twice
+MOST_CLASSES = 16  # that labels lack by mistake; more values are numbers of objects
 
 
 def class_volume(
@@ -54,9 +52,8 @@ def _refuse_fractions(stored: NDArray[Any], path: str) -> None:
     if stored.dtype.kind == "f":
         wrong = ~np.isfinite(stored) | (np.floor(stored) != stored)
         if wrong.any():
-            raise VolumeError(
-                f"{path}: holds {stored[wrong].flat[0].item():g}, which is not a label; labels are whole numbers"
-            )
+            value = stored[wrong].flat[0]
+            raise VolumeError(f"{path}: holds {value:g}, which is not a label; labels are whole numbers")
 
 
 def _classes(
@@ -78,7 +75,7 @@ def _classes(
     place = np.searchsorted(rising, stored).clip(max=len(rising) - 1)
     known = rising[place] == stored if held else np.zeros(stored.shape, bool)
     if not lenient and not (known | ignored).all():
-        raise _of_no_class(path, values, stored[~(known | ignored)].flat[0].item())
+        raise _of_no_class(path, values, np.unique(stored[~(known | ignored)]))
     found = np.array([index for _, index in sorted(held)] or [0], np.int64)[place * known]
     return np.where(ignored, IGNORED, np.where(known, found, 0))
 
@@ -96,7 +93,13 @@ def _holds(dtype: np.dtype[Any], value: int) -> bool:
     return bool(limits.min <= value <= limits.max)
 
 
-def _of_no_class(path: str, values: tuple[int, ...], value: float) -> VolumeError:
+def _of_no_class(path: str, values: tuple[int, ...], others: NDArray[Any]) -> VolumeError:
+    if len(others) > MOST_CLASSES:
+        return VolumeError(
+            f"{path}: holds {len(others)} values or more beside those of the {len(values)} classes; if they number objects, "
+            f"give {option('instances', 'sparse')} for objects on a background 0, or dense"
+        )
+    value = others[0].item()
     number, shown = int(value), str(+value).removesuffix(".0")
     # A mask, whose foreground is perhaps 255; no class is written as a negative number.
     mask = [values[0], number] if len(values) == 2 else None
@@ -298,7 +301,7 @@ def index_classes(
     counts = np.zeros(classes, np.int64)
     # Of each class, the voxels with the smallest of random keys.
     samples = [(np.empty(0), np.empty(0, np.int64)) for _ in range(classes)]
-    for block in _blocks(labels):
+    for block in iterate_blocks(labels):
         voxels = labels[block]
         found = np.bincount(voxels[voxels >= 0], minlength=classes)  # the others are ignored
         counts += found
@@ -312,7 +315,3 @@ def index_classes(
                 keys, items = keys[chosen], items[chosen]
             samples[number] = keys, items
     return counts, tuple(np.sort(items) for _, items in samples)
-
-
-def _blocks(labels: Volume) -> Iterator[tuple[slice, slice, slice]]:
-    return iterate_blocks(labels, _BOUNDARY_BYTES if labels.chunks and reads_around(labels) else _BLOCK_BYTES)

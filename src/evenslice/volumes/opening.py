@@ -16,6 +16,7 @@ A file with axes other than z, y and x is refused until ``axes`` and ``select`` 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,10 +43,13 @@ from evenslice.volumes.read.source import (
     pick_level,
     reporting_read_errors,
 )
-from evenslice.volumes.volume import Arrangement, Origin, Stored, Volume, reslice, take_region
+from evenslice.volumes.volume import Origin, Stored, Volume, reslice, take_region
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    # The stored dimensions that are z, y and x, and one index for each of the others.
+    Arranged = tuple[tuple[int, int, int], dict[int, int]]
 
 VolumeLike = Volume | NDArray[Any] | str | os.PathLike[str]
 """A volume, an array (z, y, x), a path or an address."""
@@ -67,7 +71,7 @@ def open_volume(  # all but one argument have defaults and names
 
     Args:
         path: a file, a folder of slices, a folder or an address (https://..., s3://..., gs://...)
-            of Zarr, N5 or Neuroglancer precomputed data, a dataset in an HDF5 file (file.h5:/path), an array of
+            of Zarr, N5 or Neuroglancer precomputed data, a dataset in an HDF5 file (file.h5:/path), a tensor, an array of
             NumPy, Dask, Zarr, h5py or xarray (whose dimensions may be named z, y and x), or an open volume, which only
             another ``plane`` or a ``region`` changes.
         axes: one letter per stored dimension in stored order, including z, y and x ("xyz", "tzyx"); by default what the
@@ -119,8 +123,6 @@ def open_volume(  # all but one argument have defaults and names
         opener = partial(ArraySource, _fill_masked(path, fill))
     else:
         place = locate(cast("str | os.PathLike[str]", path), level, picks.get("series"))
-        if names is None:
-            place = replace(place, picked=frozenset(axis.lower() for axis in picks))
         opener = partial(open_source, place)
     volume = _arranged(place, opener, names, picks)
     volume = _with_spacing(volume, spacing, unit)
@@ -144,7 +146,10 @@ def is_masked(array: Any) -> bool:
 
 
 def _fill_masked(array: Any, fill: float | None) -> Any:
-    """Return an array whose masked voxels, if there are any, have a value."""
+    """Return an array whose masked voxels, if there are any, have a value; a tensor as an array."""
+    if hasattr(array, "detach"):
+        with suppress(TypeError):  # of a type that NumPy lacks, which is refused later
+            array = array.detach().cpu().numpy()
     if not is_masked(array):
         return np.ma.getdata(array) if np.ma.isMaskedArray(array) else array
     if fill is None:
@@ -194,8 +199,8 @@ def _arranged(
         picks = dict(select)
         if place.series is not None and source.format == "DICOM":
             del picks["series"]  # which is no axis
-        arrangement = _arrangement(source, names, picks)
-    z, y, x = arrangement.zyx
+        (z, y, x), fixed = _arrangement(source, names, picks)
+    lengths = source.shape[z], source.shape[y], source.shape[x]
     sizes, unit = source.voxel_size
     spacing = None
     if sizes is not None:
@@ -217,7 +222,7 @@ def _arranged(
             select=dict(select),
             axes_given=names is not None,
         ),
-        shape=arrangement.lengths,
+        shape=lengths,
         dtype=source.dtype.newbyteorder("="),
         spacing=spacing if known else None,
         unit=unit if known else None,
@@ -225,14 +230,14 @@ def _arranged(
         # An affine refers to the axes as the file names them.
         affine=source.affine if source.names is not None and names in (None, source.names) else None,
         offset=(offset[z], offset[y], offset[x]),
-        _stored=Stored(arrangement, opener, [source]),
+        _stored=Stored((z, y, x), lengths, fixed, opener, [source]),
     )
     if volume.location is None:
         return volume
     return replace(volume, _stored=replace(volume._stored, whole=volume))  # noqa: SLF001  # made here
 
 
-def _arrangement(source: VoxelSource, names: str | None, picks: Mapping[str, int]) -> Arrangement:
+def _arrangement(source: VoxelSource, names: str | None, picks: Mapping[str, int]) -> Arranged:
     if source.dtype.kind not in "biuf" or source.dtype.itemsize > 8:
         raise VolumeError(f"is {source.dtype}; a volume needs bool, integer or real voxels of up to 64 bits")
     if names is not None and len(names) != len(source.shape):
@@ -280,7 +285,7 @@ def _check_axes(axes: str) -> str:
     return names
 
 
-def arrange(shape: tuple[int, ...], names: str | None, select: Mapping[str, int]) -> Arrangement:
+def arrange(shape: tuple[int, ...], names: str | None, select: Mapping[str, int]) -> Arranged:
     """Find z, y and x among the stored dimensions, and one index for each of the others.
 
     Three unnamed dimensions are z, y, x. A dimension of length 1 that is neither z, y nor x is dropped.
@@ -296,14 +301,12 @@ def arrange(shape: tuple[int, ...], names: str | None, select: Mapping[str, int]
 
     Example:
         >>> arrange((5, 20, 64, 48), "tzyx", {"t": 3})
-        Arrangement(zyx=(1, 2, 3), lengths=(20, 64, 48), fixed={0: 3}, start=(0, 0, 0))
+        ((1, 2, 3), {0: 3})
     """
     if 0 in shape:
         raise VolumeError(f"has an empty axis, its shape is {shape}; a volume needs at least one voxel")
     if len(shape) < 3:
-        raise VolumeError(
-            f"is {len(shape)}-D ({_described(shape, names)}); a volume needs three axes z, y, x: put all slices into one file"
-        )
+        raise VolumeError(f"is {len(shape)}-D ({_described(shape, names)}); a volume needs axes z, y, x")
     names = names or _assumed_names(shape, select)
     if missing := [name for name in "zyx" if name not in names]:
         example = "xyz" if 0 <= names.find("x") < names.find("y") else "zyx"
@@ -319,7 +322,7 @@ def arrange(shape: tuple[int, ...], names: str | None, select: Mapping[str, int]
             f"has {len(shape)} {_described(shape, names)}; pick one of axis {', '.join(rest).upper()} with "
             f"{option('select', dict.fromkeys(rest, 0))}, or name the axes by {option('axes')} if they are others"
         )
-    return Arrangement(zyx, (shape[zyx[0]], shape[zyx[1]], shape[zyx[2]]), fixed)
+    return zyx, fixed
 
 
 def _described(shape: tuple[int, ...], names: str | None) -> str:
@@ -372,7 +375,20 @@ def mni152(name: Literal["t1", "gm", "wm"] = "t1") -> Volume:
         >>> volume.shape, volume.spacing
         ((189, 233, 197), (1.0, 1.0, 1.0))
     """
+    return open_volume(mni152_path(name))
+
+
+def mni152_path(name: str) -> Path:
+    """Return the path of a map of the template; see ``mni152``.
+
+    Raises:
+        MissingExtraError: nilearn is not installed.
+
+    Example:
+        >>> mni152_path("gm").name
+        'mni_icbm152_gm_tal_nlin_sym_09a_converted.nii.gz'
+    """
     with needs_extra("demo", "the demonstration volume"):
         import nilearn
     folder = Path(str(nilearn.__file__)).parent / "datasets" / "data"
-    return open_volume(folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz")
+    return folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz"

@@ -76,9 +76,7 @@ class LabelValues:
         values: Any = self.label_values
         if values is not None:
             if isinstance(values, str) or not hasattr(values, "__getitem__"):  # the order of a set is any
-                raise ConfigError(
-                    f"{option('label_values', values)}: give the value of each class, as 0, 255"
-                )
+                raise ConfigError(f"{option('label_values', values)}: give a value for each class")
             whole = tuple(_whole("label_values", values, value) for value in values)
             object.__setattr__(self, "label_values", whole)
         if self.ignore_label is not None:
@@ -114,9 +112,7 @@ class LabelValues:
         """Raise ConfigError if a segmentation, whose voxels are unsigned integers, cannot hold the values of the classes."""
         values = self.label_values
         if values and not 0 <= min(values) <= max(values) <= _LARGEST_WRITTEN:
-            raise ConfigError(
-                f"{option('label_values', values)}: segment writes these values as unsigned integers"
-            )
+            raise ConfigError(f"{option('label_values', values)}: segment writes 0 to 2^32 - 1")
 
     def of_classes(self, classes: int | None) -> tuple[int, ...]:
         """Return the value of each class; there are none if neither they nor the number of classes are known."""
@@ -346,9 +342,7 @@ def open_several(
     given = list_given(volume)
     ways = [reading or Reading()] if isinstance(reading, Reading | None) else list(reading)
     if len({repr(replace(way, intensity=None, fill=None)) for way in ways}) > 1:
-        raise ConfigError(
-            f"{option('reading')}: those of several volumes may differ in intensity and fill alone"
-        )
+        raise ConfigError(f"{option('reading')}: several ways may differ in intensity and fill alone")
     if len(ways) not in (1, len(given)):
         count = "1 volume" if len(given) == 1 else f"{len(given)} volumes"
         raise ConfigError(f"{option('reading')}: {len(ways)} for {count}; give one for each, or one for all")

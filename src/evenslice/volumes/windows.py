@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 import numpy as np
 
 from evenslice._core import ConfigError, VolumeError, check_known, option, whole_number
-from evenslice.volumes.blocks import find_nonfinite, sample_voxels
-from evenslice.volumes.read.chunk_files import reads_at_once
+from evenslice.volumes.volume import iterate_blocks, reads_at_once, sample_voxels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -188,7 +187,7 @@ def require_finite(volume: Volume, voxels: ArrayLike = (), part: str = "") -> No
 
 
 def check_finite(volume: Volume) -> None:
-    """Search a whole volume, and raise VolumeError if voxels are NaN or infinite.
+    """Read a whole volume in blocks, unless it is one of integers, and raise VolumeError if voxels are NaN or infinite.
 
     Example:
         >>> from evenslice.volumes import open_volume
@@ -198,8 +197,16 @@ def check_finite(volume: Volume) -> None:
         evenslice.VolumeError: <array>: 1 voxels are NaN or infinite, the first at z, y, x = (0, 0, 2); to accept them,
         give the value for them as fill
     """
-    if found := find_nonfinite(volume):
-        raise _nonfinite(volume, f"{found[0]} voxels are NaN or infinite, the first at z, y, x = {found[1]}")
+    count, first = 0, volume.shape
+    for block in iterate_blocks(volume) if volume.dtype.kind == "f" else ():
+        bad = ~np.isfinite(volume[block])
+        if found := int(np.count_nonzero(bad)):
+            count += found
+            inside = np.unravel_index(bad.argmax(), bad.shape)
+            z, y, x = (int(index) + part.start for index, part in zip(inside, block, strict=True))
+            first = min(first, (z, y, x))  # a later block of the same slices can hold the earlier voxel
+    if count:
+        raise _nonfinite(volume, f"{count} voxels are NaN or infinite, the first at z, y, x = {first}")
 
 
 def _nonfinite(volume: Volume, found: str) -> VolumeError:
@@ -263,16 +270,14 @@ class WindowGrid:
             count = "1 slice" if self.volume.shape[0] == 1 else f"{self.volume.shape[0]} slices"
             steps = "" if self.step == 1 else f" in steps of {self.step}"
             raise VolumeError(
-                f"{self.volume.path}: has {count}; a window of {self.slices}{steps} needs {extent}; take a deeper one"
+                f"{self.volume.path}: has {count}; a window of {self.slices}{steps} needs {extent}"
             )
 
     @staticmethod
     def check(slices: int, step: int = 1, edge: str = "reflect") -> None:
         """Raise ConfigError unless ``slices`` is odd, ``step`` positive, both whole numbers, and ``edge`` known."""
         if whole_number("slices", slices) < 1 or slices % 2 == 0:
-            raise ConfigError(
-                f"{option('slices', slices)}: a window has an odd number of slices, such as 3 or 5"
-            )
+            raise ConfigError(f"{option('slices', slices)}: a window has an odd number of slices, such as 3")
         whole_number("step", step, 1)
         check_known("edge", edge, get_args(Edge))
 

@@ -1,6 +1,6 @@
 """Volumes stored in many chunks: reading a file by its name, in a folder or at an address; nothing here knows a format.
 
-Addresses are https://, and gs:// at its web address, through requests; s3:// through s3fs. They are read
+Addresses are https://, and gs:// at its web address, through requests; s3:// through botocore. They are read
 anonymously. Only where an S3 bucket refuses that, credentials are used, if there are any. They and the endpoint of an S3
 service come from where the AWS tools look for them (AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL, ~/.aws) and are
 never stored.
@@ -13,7 +13,7 @@ import os
 import re
 import struct
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -25,12 +25,6 @@ if TYPE_CHECKING:
     import requests
 
     from evenslice.volumes.read.source import Place
-
-THREADS = 8
-"""Most parts of a volume that are fetched at once: a server answers several requests in the time of one."""
-
-IN_FLIGHT = 2**28
-"""Bytes that the chunks decoded at once may take, unless one takes more."""
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 30
@@ -78,13 +72,15 @@ class ChunkFiles:
             span: the part, with a stop or to the end, or the last bytes as ``slice(-count, None)``; by default all of it.
 
         Raises:
-            VolumeError: it has disappeared since the volume was opened, is larger, no regular file, outside the folder or
-                truncated, or the network is at fault.
+            VolumeError: its folder has disappeared; or it is larger, no regular file, outside the folder or truncated, or the
+                network is at fault.
         """
         try:
             return self._read(name, most, span)
-        except _MISSING:
-            self._require_unchanged(name)
+        except _MISSING as error:
+            folder = self.place.location  # such as that of a disk that is no longer there
+            if not isinstance(folder, str) and not folder.is_dir():
+                raise VolumeError("its folder has disappeared; put it back, or start again") from error
             return None
 
     def read_metadata(self, name: str) -> bytes | None:
@@ -133,9 +129,7 @@ class ChunkFiles:
             except OSError as error:
                 raise VolumeError(f"{file_label} cannot be read ({reason(error)}); copy it again") from error
         if len(content) > most:
-            raise VolumeError(
-                f"{file_label} has more than the {most:,} bytes that can be right; it is damaged"
-            )
+            raise VolumeError(f"{file_label} has more than the {most:,} bytes that can be right")
         if span.stop is not None and len(content) != span.stop - span.start:
             raise VolumeError(f"{file_label} is truncated, it ends before byte {span.stop:,}; copy it again")
         return content
@@ -154,22 +148,6 @@ class ChunkFiles:
                 "credentials"
             ) from error
 
-    def _require_unchanged(self, name: str) -> None:
-        """Raise VolumeError if a missing chunk, which stands for the fill value, may have been there on opening.
-
-        A folder notes when a file was added to it or removed, and when it was renamed.
-        """
-        if isinstance(self.place.location, str):
-            return
-        inside = (self.place.location / name).parents
-        folder = next((parent for parent in inside if parent.is_dir()), self.place.location)
-        found = folder.stat() if self.place.location.is_dir() else None
-        if found is None or max(found.st_mtime, found.st_ctime) > self.place.since:
-            raise VolumeError(
-                f"its chunk {name[:80]!r} is missing and its folder has changed since it was opened; "
-                "put it back, or start again"
-            )
-
 
 def encoded_limit(size: int) -> int:
     """Return the most bytes that a chunk of so many can reasonably take once it is encoded: such data grow a little.
@@ -181,49 +159,10 @@ def encoded_limit(size: int) -> int:
     return 2 * size + _SLACK
 
 
-def decompress(packed: bytes, codec: str) -> bytes:
-    """Decompress a chunk.
-
-    Args:
-        packed: the chunk.
-        codec: what numcodecs calls the compression, or "brotli".
-
-    Raises:
-        ValueError: it ends early.
-
-    Example:
-        >>> import bz2
-        >>> decompress(bz2.compress(b"aaa"), "bz2")
-        b'aaa'
-    """
-    import imagecodecs
-    import numcodecs
-
-    if codec == "brotli":
-        return bytes(imagecodecs.brotli_decode(packed))
-    if codec == "blosc":
-        require_whole_blosc(packed)
-    return bytes(numcodecs.get_codec({"id": codec}).decode(packed))
-
-
 def require_whole_blosc(packed: bytes) -> None:
     """Raise ValueError if a chunk that Blosc compressed ends early: the decoder reads what lies behind it in memory."""
     if len(packed) < 16 or struct.unpack_from("<I", packed, 12)[0] != len(packed):
         raise ValueError("a chunk is truncated")
-
-
-def reads_at_once(size: int, *, remote: bool) -> int:
-    """Return how many parts of a volume are best read at once: several from a server, as far as memory allows.
-
-    Args:
-        size: bytes of the chunks that a part lies in.
-        remote: whether they come from a server.
-
-    Example:
-        >>> [reads_at_once(2**20, remote=True), reads_at_once(2**27, remote=True), reads_at_once(1, remote=False)]
-        [8, 2, 1]
-    """
-    return max(1, min(THREADS, IN_FLIGHT // max(size, 1))) if remote else 1
 
 
 # At addresses
@@ -271,21 +210,28 @@ class _Web:
         return self._ask(f"{self._base}/{name}", most, span)
 
     def _ask(self, url: str, most: int, span: slice) -> bytes:
-        headers = {"Accept-Encoding": "identity"}  # chunks are compressed already
-        if part := span != slice(0, None):
-            last = "" if span.stop is None else span.stop - 1
-            headers["Range"] = f"bytes={span.start}" if span.start < 0 else f"bytes={span.start}-{last}"
+        headers = {"Accept-Encoding": "identity", **_range(span)}  # chunks are compressed already
         limits = (CONNECT_SECONDS, READ_SECONDS)
         with self._session.get(url, headers=headers, stream=True, timeout=limits) as answer:
             _check_answer(answer, url)
-            if part and answer.status_code == HTTPStatus.OK:  # of a server that does not know of parts
-                return _body(answer, max(most, WHOLE_BYTES))[span]
-            content = _body(answer, most)
-            found = answer.headers.get("Content-Range", "")
-            right = f"bytes {span.start}-{span.start + len(content) - 1}/"
-            if part and span.start >= 0 and not found.startswith(right):
-                raise OSError(f"the server sends {found[:60]!r} where {headers['Range']} was asked for")
-            return content
+            if answer.status_code == HTTPStatus.OK:  # of the file, or of a server that does not know of parts
+                return _body(answer, max(most, WHOLE_BYTES) if _range(span) else most)[span]
+            return _checked_part(_body(answer, most), answer.headers.get("Content-Range", ""), span)
+
+
+def _range(span: slice) -> dict[str, str]:
+    """Return the header that asks for a part of a file; none for all of it."""
+    last = "" if span.stop is None else span.stop - 1
+    part = f"bytes={span.start}" if span.start < 0 else f"bytes={span.start}-{last}"
+    return {} if span == slice(0, None) else {"Range": part}
+
+
+def _checked_part(content: bytes, found: str, span: slice) -> bytes:
+    """Return a part of a file, or raise OSError if it is another one, by its header, than was asked for."""
+    right = f"bytes {span.start}-{span.start + len(content) - 1}/"
+    if span.start >= 0 and not found.startswith(right):
+        raise OSError(f"the server sends {found[:60]!r} where {_range(span)['Range']} was asked for")
+    return content
 
 
 def _check_answer(answer: requests.Response, url: str) -> None:
@@ -319,25 +265,20 @@ class _S3:
 
     def __init__(self, url: str) -> None:
         import botocore.session
-        import fsspec
-        import s3fs  # noqa: F401  # fsspec imports it by name
+        from botocore import UNSIGNED
+        from botocore.config import Config
 
-        known = botocore.session.get_session().get_credentials() is not None
+        session = botocore.session.get_session()
         limits = {
             "connect_timeout": CONNECT_SECONDS,
             "read_timeout": READ_SECONDS,
             "retries": {"max_attempts": 3, "mode": "standard"},
         }
-        # s3fs would find the endpoint by itself, but fsspec reuses connections with equal options and would overlook a change.
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        self._base = url
-        self._systems = [
-            fsspec.filesystem("s3", anon=anonymous, endpoint_url=endpoint, config_kwargs=limits)
-            for anonymous in (True, False)[: 1 + known]
+        self._bucket, _, self._folder = url.partition("://")[2].partition("/")
+        self._clients = [
+            session.create_client("s3", config=Config(signature_version=signature, **limits))
+            for signature in ((UNSIGNED, None) if session.get_credentials() else (UNSIGNED,))
         ]
-        for system in self._systems:
-            events = system.s3.meta.events
-            events.register("needs-retry.s3.GetObject", _refuse_other_part, unique_id=__name__)
 
     def read(self, name: str, most: int, span: slice) -> bytes:
         """Return a file or a part of it. Of a larger file, one byte more is returned.
@@ -345,26 +286,23 @@ class _S3:
         Raises:
             OSError: it is missing, or cannot be read.
         """
-        stop = most + 1 if span == slice(0, None) else span.stop
-        for system in self._systems[:-1]:
+        for client in self._clients[:-1]:
             with suppress(PermissionError):
-                return self._part(system, name, span.start, stop)
-        content = self._part(self._systems[-1], name, span.start, stop)
-        self._systems = self._systems[-1:]  # the only one that is allowed to
+                return self._part(client, name, most, span)
+        content = self._part(self._clients[-1], name, most, span)
+        self._clients = self._clients[-1:]  # the only one that is allowed to
         return content
 
-    def _part(self, system: Any, name: str, start: int, stop: int | None) -> bytes:
-        content: bytes = system.cat_file(f"{self._base}/{name}", start=start, end=stop)
-        return content
+    def _part(self, client: Any, name: str, most: int, span: slice) -> bytes:
+        from botocore.exceptions import ClientError
 
-
-def _refuse_other_part(
-    response: tuple[Any, dict[str, Any]] | None, request_dict: dict[str, Any], **_: Any
-) -> None:
-    """Raise OSError for an answer of S3 that is another part of a file than was asked for; botocore calls this."""
-    asked = re.fullmatch(r"bytes=(\d+)-\d*", request_dict["headers"].get("Range", ""))
-    if response is None or asked is None or response[0].status_code >= HTTPStatus.BAD_REQUEST:
-        return
-    found = response[1].get("ContentRange", "bytes 0-")  # else it is the whole file
-    if not found.startswith(f"bytes {asked[1]}-"):
-        raise OSError(f"the server sends {found[:60]!r} where {asked[0]} was asked for")
+        key = f"{self._folder}/{name}".lstrip("/")
+        try:
+            answer = client.get_object(Bucket=self._bucket, Key=key, **_range(span))
+        except ClientError as error:
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            kinds = {HTTPStatus.NOT_FOUND: FileNotFoundError, HTTPStatus.FORBIDDEN: PermissionError}
+            raise kinds.get(status, OSError)(reason(error)) from error
+        with closing(answer["Body"]) as body:
+            content: bytes = body.read(most + 1)
+        return _checked_part(content, answer.get("ContentRange", ""), span) if _range(span) else content

@@ -134,9 +134,7 @@ def _decode(frames: Iterable[Frame]) -> Iterator[NDArray[Any]]:
             images = iter_pixels(path, indices=[frame.index for frame in wanted])
             for frame, pixels in zip(wanted, images, strict=True):
                 if pixels.shape != frame.shape or pixels.dtype.newbyteorder("=") != frame.dtype:
-                    raise ValueError(
-                        f"an image is {pixels.shape} {pixels.dtype}, other than its header claims"
-                    )
+                    raise ValueError(f"an image is {pixels.shape} {pixels.dtype}, unlike its header")
                 slope, intercept = frame.scaling
                 plain = frame.scaling == (1.0, 0.0)
                 yield pixels if plain else np.asarray(pixels, np.float64) * slope + intercept
@@ -185,8 +183,7 @@ def _choose(found: list[tuple[int, str, str, list[Frame]]], wanted: int | None) 
         for place, (_, uid, title, frames) in enumerate(found[:8])
     )
     raise (VolumeError if wanted is None else ConfigError)(
-        f"holds {len(found)} series ({listing}{'; …' if len(found) > 8 else ''}); pick one with "
-        f"{option('select', {'series': 0})}, or name a folder with one series"
+        f"holds {len(found)} series ({listing}); pick one with {option('select', {'series': 0})}"
     )
 
 
@@ -214,15 +211,12 @@ def _frames(header: Any, path: Path) -> Iterator[Frame]:
     syntax = header.file_meta.TransferSyntaxUID
     if not get_decoder(syntax).is_available:
         raise MissingExtraError(
-            f"its images are compressed as {syntax.name}; install a decoder with: pip install "
-            "'evenslice[medical]'"
+            f"its images are compressed as {syntax.name}; install a decoder: pip install 'evenslice[medical]'"
         )
     if not syntax.is_encapsulated and len(shape) == 2:
         require_bytes(path, math.prod(shape) * count * _whole(header, "BitsAllocated") // 8)
     if "ModalityLUTSequence" in header:
-        raise VolumeError(
-            "its values refer to a modality lookup table, which cannot be read; save it rescaled"
-        )
+        raise VolumeError("its values refer to a modality lookup table; save it rescaled")
     shared = _first(header, "SharedFunctionalGroupsSequence")
     own = header.get("PerFrameFunctionalGroupsSequence") or []
     if own and len(own) != count:
@@ -310,8 +304,7 @@ def _check_alike(frames: Sequence[Frame]) -> Frame:
                 np.allclose(one, other, rtol=1e-3, atol=1e-3) if measured else np.array_equal(one, other)
             ):
                 raise VolumeError(
-                    f"images of one series differ in {name}, {first.path.name} has {one} and "
-                    f"{frame.path.name} {other}; name a folder with images of one kind"
+                    f"images of one series differ in {name}, {first.path.name} has {one} and {frame.path.name} {other}"
                 )
     return first
 
@@ -331,10 +324,7 @@ def _stack(frames: Sequence[Frame]) -> NDArray[Any]:
     if first.orientation is None or len(without) == len(frames):
         return _in_order(frames)
     if without:
-        raise VolumeError(
-            f"{without[0].path.name} states no position, unlike other images of its series; name a folder without "
-            "it, or complete its header"
-        )
+        raise VolumeError(f"{without[0].path.name} states no position, as others do; complete its header")
     places = np.array([frame.position for frame in frames])
     heights = places @ _normal(first.orientation)
     order = np.argsort(heights, kind="stable")
@@ -348,9 +338,7 @@ def _stack(frames: Sequence[Frame]) -> NDArray[Any]:
     if min(counts) != max(counts):
         odd = groups[counts.index(min(counts))][0]
         raise VolumeError(
-            f"{max(counts)} images are at some positions and {min(counts)} at that of "
-            f"{odd.path.name}; images are missing, or several volumes are mixed: name a folder with one "
-            "volume"
+            f"{max(counts)} images are at some positions and {min(counts)} at that of {odd.path.name}; complete the series"
         )
     _check_even([group[0] for group in groups], heights[order][starts])
     return np.array(groups, object).T
@@ -370,8 +358,7 @@ def _in_order(frames: Sequence[Frame]) -> NDArray[Any]:
         for frame, after in pairwise(found):
             if frame.order == after.order:
                 raise VolumeError(
-                    f"{frame.path.name} and {after.path.name} have the same number and no position; several "
-                    "volumes are mixed: name a folder with one volume"
+                    f"{frame.path.name} and {after.path.name} have the same number and no position; keep one volume"
                 )
     return np.array([found], object)
 
@@ -385,9 +372,8 @@ def _check_even(slices: Sequence[Frame], heights: NDArray[np.float64]) -> None:
     odd = int(np.argmax(np.abs(distances - usual)))
     if abs(distances[odd] - usual) > EVEN * usual:
         raise VolumeError(
-            f"slices are {usual:.4g} mm apart, but {slices[odd].path.name} and "
-            f"{slices[odd + 1].path.name} are {distances[odd]:.4g} mm apart; slices are missing or "
-            "unevenly spaced: complete the series, or name a folder with an evenly spaced part"
+            f"slices are {usual:.4g} mm apart, but {slices[odd].path.name} and {slices[odd + 1].path.name} are "
+            f"{distances[odd]:.4g} mm apart; complete the series, or name an evenly spaced part"
         )
     if slices[0].pixel is None:
         return
@@ -397,5 +383,5 @@ def _check_even(slices: Sequence[Frame], heights: NDArray[np.float64]) -> None:
     if aside[odd] > max(0.5 * min(slices[0].pixel), EVEN * usual):  # a tilted gantry shifts all alike
         raise VolumeError(
             f"{slices[odd + 1].path.name} lies {aside[odd]:.4g} mm to the side of where it would follow "
-            f"{slices[odd].path.name}; align the slices, or name a folder with a part that is aligned"
+            f"{slices[odd].path.name}; name a part that is aligned"
         )

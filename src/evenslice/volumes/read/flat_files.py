@@ -42,9 +42,6 @@ if TYPE_CHECKING:
 LARGEST_STREAM = 2**34
 """Size limit in bytes of what is decompressed whole, once: the voxels of a NIfTI, MetaImage or NRRD file."""
 
-MOST_COMPRESSION = 1032
-"""Deflate expands one byte to at most 1,032 (Adler and Gailly, zlib technical details)."""
-
 IN_MEMORY = 2**27
 """Size limit in bytes of a compressed NIfTI volume that is decompressed once and kept."""
 
@@ -63,33 +60,56 @@ class FlatSource(VoxelSource):
         self,
         path: Path,
         dtype: np.dtype[Any],
-        offset: int,
         shape: tuple[int, ...],
-        order: Literal["C", "F"] = "C",
-        stream: int | None = None,
+        *,
+        start: int = 0,
+        skip: int = 0,
+        packing: str | None = None,
+        order: Literal["C", "F"] = "F",
     ) -> None:
         """Set where the voxels are, their shape and their data type.
 
         Args:
             path: the file.
             dtype: stored data type, including byte order.
-            offset: where the voxels start, in bytes; of a stream, in bytes that it was compressed from.
             shape: number of voxels along each axis.
+            start: where they, or the stream in which they are compressed, begin in the file.
+            skip: how many bytes, decompressed, precede them from there; -1 if they are the last bytes of the file.
+            packing: "gzip", "bz2" or "zlib" for a stream; None if they are not compressed.
             order: "C" if the last axis varies fastest, "F" if the first one does.
-            stream: where the stream starts that they are compressed in, by gzip, zlib or bzip2; None if they are not.
 
         Raises:
-            VolumeError: the file is too short to hold them, or the shape is none.
+            VolumeError: the file is too short to hold them, they are too large when compressed, or the shape is none.
         """
+        size = math.prod(shape) * dtype.itemsize
+        if skip < 0 and packing is None:
+            start, skip = path.stat().st_size - size, 0
+        offset = skip if packing else start + skip
         if offset < 0 or min(shape, default=0) < 0:
             raise ValueError(f"its header claims the impossible shape {shape} from byte {offset:,} on")
         self.shape, self.dtype = shape, dtype
-        self._path, self._stored, self._order, self._stream = path, dtype, order, stream
-        self._start, self._end = offset, offset + math.prod(shape) * dtype.itemsize
-        if stream is None:
+        self._path, self._stored, self._order = path, dtype, order
+        self._stream, self._packing = start, packing
+        self._start, self._end = offset, offset + size
+        if packing is None:
             require_bytes(path, self._end)
         else:
             require_piece("its compressed voxels", shape, dtype, LARGEST_STREAM)
+
+    def _set_shape(self, shape: Sequence[str], count: object, channels: int = 1) -> None:
+        """Set the shape, which a header of text states beside the number of axes."""
+        sizes = tuple(map(int, shape))
+        if len(sizes) != int(str(count)) or not 1 <= len(sizes) <= 7:
+            raise ValueError(f"its header claims {count} axes of sizes {sizes}")
+        self.shape = (channels, *sizes) if channels > 1 else sizes
+
+    def _named_file(self, place: Place, name: str | None) -> Path:
+        """Return the file of the voxels, which a header of text may name; None for the same file."""
+        if name is None:
+            return place.path
+        path = confined(place.path.parent, name)
+        self.files = (place.path, path)
+        return path
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Return a view of the part.
@@ -97,7 +117,7 @@ class FlatSource(VoxelSource):
         Raises:
             VolumeError: the file has become too short.
         """
-        if self._stream is not None:
+        if self._packing is not None:
             return self._unpacked[key]
         require_bytes(self._path, self._end)
         with open_regular(self._path) as file:
@@ -108,21 +128,16 @@ class FlatSource(VoxelSource):
     def _unpacked(self) -> NDArray[Any]:
         """The voxels of a stream, decompressed once and kept; of gzip and bzip2, with their checksum."""
         with open_regular(self._path) as file:
-            file.seek(self._stream or 0)
-            magic = file.read(3)
-            file.seek(self._stream or 0)
-            if magic[:2] == b"\x1f\x8b" or magic == b"BZh":
-                opener = bz2.open if magic == b"BZh" else gzip.open
-                stream = cast(BinaryIO, opener(file))
-                content = stream.read(self._end)
-                while stream.read(2**20):
-                    pass
-            else:
+            file.seek(self._stream)
+            if self._packing == "zlib":
                 content = zlib.decompressobj().decompress(file.read(), max(self._end, 1))
+            else:
+                stream = cast(BinaryIO, (bz2.open if self._packing == "bz2" else gzip.open)(file))
+                content = stream.read(self._end)
+                while stream.read(2**20):  # the checksum is at the end
+                    pass
         if len(content) < self._end:
-            raise VolumeError(
-                f"is truncated, its voxels end at byte {self._end:,}, the stream at {len(content):,}"
-            )
+            raise VolumeError(f"is truncated, its stream ends at byte {len(content):,}, not at {self._end:,}")
         flat = np.frombuffer(content, self._stored, math.prod(self.shape), self._start)
         return flat.reshape(self.shape, order=self._order)
 
@@ -156,14 +171,14 @@ class MrcSource(FlatSource):
         with open_regular(place.path) as head:
             size = head.read(_MRC_HEADER_BYTES)[_MRC_EXTENDED]
         # Of whatever byte order; mrcfile would allocate as much as an extended header claims.
-        orders: tuple[Literal["little", "big"], ...] = ("little", "big")
-        require_bytes(place.path, _MRC_HEADER_BYTES + min(int.from_bytes(size, order) for order in orders))
+        least = min(int.from_bytes(size, "little"), int.from_bytes(size, "big"))
+        require_bytes(place.path, _MRC_HEADER_BYTES + least)
         with without_warnings(), mrcfile.mmap(place.path) as file:
             header, voxels, stacked = file.header, file.data, file.is_volume_stack()
         if stacked and header.nz % header.mz:
             raise ValueError(f"its {header.nz} sections are not a multiple of the {header.mz} of a volume")
         dtype = np.dtype(np.uint8) if _holds_unsigned_bytes(header) else voxels.dtype
-        self._set_voxels(place.path, dtype, voxels.offset, voxels.shape)
+        self._set_voxels(place.path, dtype, voxels.shape, start=voxels.offset, order="C")
         # Sections, rows and columns by the axes in the header.
         axes = [int(header[name]) for name in ("maps", "mapr", "mapc")]
         names = "".join(" xyz"[axis] for axis in axes) if sorted(axes) == [1, 2, 3] else "zyx"
@@ -207,17 +222,12 @@ class NiftiSource(FlatSource):
         stored: np.dtype[Any] = header.get_data_dtype()
         # An offset within the header, such as that of another version, cannot be meant.
         offset = int(max(header.get_data_offset(), header.single_vox_offset))
-        end = offset + math.prod(shape) * stored.itemsize
-        if compressed and end > path.stat().st_size * MOST_COMPRESSION:
-            raise VolumeError(f"is truncated, its header claims {end:,} bytes, which the file cannot hold")
         self._proxy: Any = None
-        if compressed and end > IN_MEMORY:
+        self._set_voxels(path, stored, shape, skip=offset, packing="gzip" if compressed else None)
+        if compressed and self._end > IN_MEMORY:
             from nibabel.arrayproxy import ArrayProxy
 
-            self.shape, self.dtype = shape, stored
             self._proxy = ArrayProxy(str(path), (shape, stored, offset), mmap=False)  # type: ignore[no-untyped-call]
-        else:
-            self._set_voxels(path, stored, offset, shape, "F", 0 if compressed else None)
         slope, inter = header.get_slope_inter()
         self._scaling = (slope or 1.0, inter or 0.0)
         self.fresh = self._scaling != (1.0, 0.0)
@@ -244,9 +254,7 @@ class NiftiSource(FlatSource):
         self.voxel_size = (*sizes, *(math.nan for _ in zooms[3:])), unit
         affine[:3] *= millimetres(unit or "mm")
         if not (np.abs(affine) <= LARGEST).all():
-            raise VolumeError(
-                f"its affine holds NaN, infinity or numbers beyond {LARGEST:g}; correct its header"
-            )
+            raise VolumeError(f"its affine holds NaN or numbers beyond {LARGEST:g}; correct its header")
         self.affine = affine if placed else None
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
@@ -283,8 +291,8 @@ def _read_nifti_header(path: Path, *, compressed: bool) -> Any:
 
 # MetaImage and NRRD
 
-ENCODINGS = ("raw", "gzip", "gz", "bzip2", "bz2")
-"""How voxels are stored, in the words of NRRD."""
+ENCODINGS = {"raw": None, "gzip": "gzip", "gz": "gzip", "bzip2": "bz2", "bz2": "bz2"}
+"""How voxels are stored, in the words of NRRD, and the packing."""
 
 _C_NAMES = {"char": "byte", "int": "intc", "long": "intc", "float": "single"}
 """What NumPy calls the types of C, of which MetaImage and NRRD have the names."""
@@ -296,43 +304,6 @@ _SPATIAL_KINDS = {"domain", "space"}
 _UNKNOWN_KINDS = {"", "???", "none"}
 
 
-class _HeadedSource(FlatSource):
-    """A volume whose voxels follow a header, with the first axis varying fastest: raw, or compressed as one stream."""
-
-    def _find_voxels(
-        self, place: Place, name: str | None, dtype: np.dtype[Any], *, packed: bool, start: int, skip: int
-    ) -> None:
-        """Find the voxels, given their shape.
-
-        Args:
-            place: the file with the header.
-            name: the file that holds them, which must be in its folder or below; None for the same file.
-            dtype: their data type.
-            packed: whether they are compressed.
-            start: where they, or the stream, begin.
-            skip: how many bytes, decompressed, precede them; -1 if they are the last bytes of the file.
-
-        Raises:
-            VolumeError: the name leads out of the folder, the file cannot hold the voxels, or they are too large when
-                compressed.
-        """
-        path = place.path
-        if name is not None:
-            path = confined(place.path.parent, name)
-            self.files = (place.path, path)
-        if skip < 0 and not packed:
-            start, skip = path.stat().st_size - math.prod(self.shape) * dtype.itemsize, 0
-        offset, stream = (skip, start) if packed else (start + skip, None)
-        self._set_voxels(path, dtype, offset, self.shape, "F", stream)
-
-    def _set_shape(self, shape: Sequence[str], count: object, channels: int = 1) -> None:
-        """Set the shape, which a header states beside the number of axes."""
-        sizes = tuple(map(int, shape))
-        if len(sizes) != int(str(count)) or not 1 <= len(sizes) <= 7:
-            raise ValueError(f"its header claims {count} axes of sizes {sizes}")
-        self.shape = (channels, *sizes) if channels > 1 else sizes
-
-
 def _data_type(name: str) -> np.dtype[Any]:
     """Return a data type by its name in C, or with its bits; "u" precedes those without a sign."""
     signed = name.removeprefix("u")
@@ -342,7 +313,7 @@ def _data_type(name: str) -> np.dtype[Any]:
 # MetaImage
 
 
-class MetaImageSource(_HeadedSource):
+class MetaImageSource(FlatSource):
     """The voxels of a MetaImage in stored order: channel (if there are several), x, y, z, t, and up to three more."""
 
     format = "MetaImage"
@@ -357,16 +328,15 @@ class MetaImageSource(_HeadedSource):
         self.names = ("c" if channels > 1 else "") + "xyztuvw"[:count]
         self._set_place(header, count)
         name = header["ElementDataFile"]
-        packed = _true(header.get("CompressedData"))
+        own, packed = name.upper() == "LOCAL", _true(header.get("CompressedData"))
         skipped = int(header.get("HeaderSize", 0))  # in place of the header itself, wherever the voxels are
-        own = name.upper() == "LOCAL"
-        self._find_voxels(
-            place,
-            None if own else name,
+        self._set_voxels(
+            self._named_file(place, None if own else name),
             _metaimage_type(header),
-            packed=packed,
+            self.shape,
             start=skipped if skipped > 0 else end if own else 0,
             skip=-1 if skipped < 0 and not packed else 0,
+            packing="zlib" if packed else None,
         )
 
     def _set_place(self, header: Mapping[str, str], count: int) -> None:
@@ -426,7 +396,7 @@ def _true(value: str | None) -> bool:
 # NRRD
 
 
-class NrrdSource(_HeadedSource):
+class NrrdSource(FlatSource):
     """The voxels of an NRRD file in stored order, the fastest axis first."""
 
     format = "NRRD"
@@ -454,10 +424,11 @@ class NrrdSource(_HeadedSource):
         spatial = _spatial_axes(kinds, steps, self.shape)
         self.names = _names(kinds, spatial)
         self._set_place(header, steps, spatial)
-        encoding = require_known("encoding", str(header["encoding"]).lower(), ENCODINGS)
-        name, packed = header.get("datafile"), encoding != "raw"
+        packing = ENCODINGS[require_known("encoding", str(header["encoding"]).lower(), ENCODINGS)]
+        name = header.get("datafile")
         start, skip = 0 if name else end, int(header.get("byteskip", 0))
-        self._find_voxels(place, name, _nrrd_type(header), packed=packed, start=start, skip=skip)
+        path, dtype = self._named_file(place, name), _nrrd_type(header)
+        self._set_voxels(path, dtype, self.shape, start=start, skip=skip, packing=packing)
 
     def _set_place(self, header: Mapping[str, Any], steps: Sequence[Any] | None, spatial: list[int]) -> None:
         """Set voxel sizes from the steps in space, or from the spacings of the axes, each with its own unit; and the affine."""

@@ -56,7 +56,7 @@ class ReadFormat:
 
 
 # Any folder with Zarr metadata, whatever its suffix.
-ZARR = ReadFormat("Zarr", (".zarr",), "zarr.ZarrSource", levels=True)
+ZARR = ReadFormat("Zarr", (".zarr",), "chunked.ZarrSource", levels=True)
 N5 = ReadFormat("N5", (".n5",), "chunked.N5Source", levels=True)
 PRECOMPUTED = ReadFormat("Neuroglancer precomputed", (), "chunked.PrecomputedSource", levels=True)
 IN_CHUNKS = {"zarr": ZARR, "n5": N5, "precomputed": PRECOMPUTED}
@@ -116,9 +116,7 @@ def find_read_format(place: Place) -> ReadFormat:
     if is_dicom(path):
         return DICOM  # which scanners and archives name in any way
     if kind := image_kind(path):
-        raise VolumeError(
-            f"is a single {kind} image; name its folder, in which {', '.join(KINDS)} images of one format are the slices"
-        )
+        raise VolumeError(f"is a single {kind} image; name the folder that holds all slices")
     suffix = path.suffix.lower()
     known = [suffix for file_format in READ_FORMATS for suffix in file_format.suffixes]
     raise VolumeError(
@@ -156,10 +154,7 @@ def _format_of_files(path: Path) -> ReadFormat:
         return SLICES
     folders = sorted(item.name for item in path.iterdir() if item.is_dir() and not item.name.startswith("."))
     inside = f"; it holds the folders {', '.join(folders[:6])}" if folders else ""
-    raise VolumeError(
-        "is a folder without Zarr, N5 or precomputed metadata, DICOM files, or TIFF, PNG or JPEG slices; name a "
-        f"volume file, or a folder that holds one{inside}"
-    )
+    raise VolumeError(f"is a folder without volume or slices; name a volume file or a folder of one{inside}")
 
 
 # The slices of a folder
@@ -191,9 +186,7 @@ def slice_files(path: Path) -> list[Path]:
     files = [file for file in _visible_files(path) if image_kind(file)]
     kinds = sorted({image_kind(file) for file in files})
     if len(kinds) > 1:
-        raise VolumeError(
-            f"is a folder of {' and '.join(kinds)} images; keep one format, or name another folder"
-        )
+        raise VolumeError(f"is a folder of {' and '.join(kinds)} images; keep one format")
     return natural_order(files)
 
 

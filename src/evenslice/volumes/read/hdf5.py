@@ -6,7 +6,6 @@ A file can refer to others by external links, virtual datasets and external stor
 from __future__ import annotations
 
 import json
-import math
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
     from evenslice.volumes.read.source import Place
 
-_MOST_DIMENSIONS = 32  # of HDF5
 _MOST_STEPS = 100  # along links, which may form a circle
 
 
@@ -44,7 +42,7 @@ class Hdf5Source(VoxelSource):
                 require_piece("its chunks", self.chunks, self.dtype)
             self.names = _names(dataset)
             # As Fiji, ilastik and PlantSeg write it.
-            stated = np.asarray(_attribute(dataset, "element_size_um"))
+            stated = np.asarray(dataset.attrs.get("element_size_um"))
             if stated.dtype.kind in "iuf" and stated.size == 3:
                 sizes = stated.astype(float).ravel().tolist()
                 self.voxel_size = dict(zip("zyx", sizes, strict=True)), "um"
@@ -75,9 +73,7 @@ def _dataset(file: Any, part: str) -> Any:
         inside = [f"{part.rstrip('/')}/{name}" for name in list(node)[:6]]
         raise VolumeError(f"{part} is a group; name what is inside ({', '.join(inside) or 'nothing'})")
     if node.external or node.is_virtual:
-        raise VolumeError(
-            f"the voxels of {part} are in other files, which are not opened; copy it into one dataset"
-        )
+        raise VolumeError(f"the voxels of {part} are in other files, which are not opened; copy them")
     return node
 
 
@@ -85,19 +81,17 @@ def _node(file: Any, part: str) -> Any:
     """Follow names and soft links from the root, step by step so that none leaves the file."""
     node, todo = file, part.split("/")[::-1]
     for _ in range(_MOST_STEPS):
-        name = todo.pop() if todo else None
-        if name is None:
+        if not todo:
             return node
+        name = todo.pop()
         if name in ("", "."):
             continue
-        links, encoded = node.id.links, name.encode()
-        kind = links.get_info(encoded).type
-        if kind == h5py.h5l.TYPE_EXTERNAL:
+        link = node.get(name, getlink=True)
+        if isinstance(link, h5py.ExternalLink):
             raise VolumeError(f"{name} links to another file, which is not opened; name that file")
-        if kind == h5py.h5l.TYPE_SOFT:
-            target = links.get_val(encoded).decode()
-            node = file if target.startswith("/") else node
-            todo += target.split("/")[::-1]
+        if isinstance(link, h5py.SoftLink):
+            node = file if link.path.startswith("/") else node
+            todo += link.path.split("/")[::-1]
         else:
             node = node[name]
     raise KeyError(part)
@@ -122,9 +116,7 @@ def _only_volume(file: Any) -> str:
         return volumes[0]
     listing = ", ".join(f"{path} {node.shape} {node.dtype}" for path, node in list(found.items())[:8])
     if not volumes:
-        raise VolumeError(
-            f"has no dataset of three dimensions ({listing or 'no dataset'}); name a volume file"
-        )
+        raise VolumeError(f"has no dataset of three dimensions ({listing or 'no dataset'})")
     raise VolumeError(f"holds {len(volumes)} volumes ({listing}); name one, as in file.h5:{volumes[0]}")
 
 
@@ -133,24 +125,11 @@ def _names(dataset: Any) -> str | None:
 
     The functions of HDF5 for labels (``dataset.dims``) read this attribute too, but crash on a damaged one.
     """
-    stated = _attribute(dataset, "DIMENSION_LABELS")
-    labels = [_text(label) for label in ([] if stated is None else np.ravel(stated))]
+    stated = np.ravel(dataset.attrs.get("DIMENSION_LABELS", []))
+    labels = [label.decode() if isinstance(label, bytes) else str(label) for label in stated]
     if not labels or not all(labels):
         try:
-            labels = [axis["key"] for axis in json.loads(_attribute(dataset, "axistags"))["axes"]]
+            labels = [axis["key"] for axis in json.loads(dataset.attrs["axistags"])["axes"]]
         except (ValueError, TypeError, LookupError):  # there are none, or those of another program
             return None
     return letters(labels) if len(labels) == len(dataset.shape) else None
-
-
-def _attribute(node: Any, name: str) -> Any:
-    """Return an attribute, or None if it is missing or has more values than a dataset can have dimensions."""
-    if name not in node.attrs or math.prod(node.attrs.get_id(name).shape) > _MOST_DIMENSIONS:
-        return None
-    return node.attrs[name]
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return value if isinstance(value, str) else ""

@@ -38,8 +38,7 @@ class SliceFolderSource(VoxelSource):
                 found.append((shape, dtype))
             if found[-1] != found[0]:
                 raise VolumeError(
-                    f"slices differ, {files[0].name} has {_described(*found[0])} and "
-                    f"{file.name} {_described(*found[-1])}; make them alike, or name another folder"
+                    f"slices differ, {files[0].name} has {_described(*found[0])} and {file.name} {_described(*found[-1])}"
                 )
         shape, self.dtype = found[0]
         self.shape, self.chunks = (len(files), *shape), (1, *shape)
@@ -84,10 +83,7 @@ def _tiff(file: Path) -> Slice:
     lead = len(source.shape) - (3 if (source.names or "").endswith("s") else 2)
     shape = source.shape[max(lead, 0) :]
     if lead < 0 or source.shape[:lead] != (1,) * lead:
-        raise VolumeError(
-            f"holds {' x '.join(map(str, source.shape))} voxels, not one slice; name that file, or keep only "
-            "single slices"
-        )
+        raise VolumeError(f"holds {' x '.join(map(str, source.shape))} voxels, not one slice; name that file")
 
     def read(key: tuple[slice, ...]) -> NDArray[Any]:
         part = source.read((*[slice(0, 1)] * lead, *key))

@@ -10,11 +10,10 @@ import math
 import os
 import re
 import threading
-import time
 import warnings
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +39,7 @@ LARGEST_OFFSET = 2**62
 """Limit on the distance of the first voxel from the origin, in voxels."""
 
 PROTOCOLS = ("https", "s3", "gs", "http")
-"""Protocols of addresses; fsspec knows more, including some that chain to other files."""
+"""Protocols of addresses."""
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _KIND = re.compile(r"(precomputed|n5|zarr)://(.*)", re.DOTALL)
@@ -63,8 +62,6 @@ class Place:
         level: the resolution level, 0 the finest.
         series: which series of a DICOM folder, or None if the user named none.
         kind: the format that the user named in front of the address, or None.
-        picked: the axes, as the file names them, along which the user picked an index.
-        since: when it was named, in seconds since 1970; no chunk of a folder may disappear later.
     """
 
     label: str
@@ -73,8 +70,6 @@ class Place:
     level: int = 0
     series: int | None = None
     kind: str | None = None
-    picked: frozenset[str] = frozenset()
-    since: float = field(default_factory=time.time, compare=False)
 
     @property
     def path(self) -> Path:
@@ -121,14 +116,11 @@ def _check_address(url: str) -> None:
     protocol, _, rest = url.partition("://")
     if "@" in rest.partition("/")[0] or set("?#") & set(rest):
         raise VolumeError(
-            f"{protocol}://…: the address contains a password, a query or a fragment, which results would show; "
-            "give credentials in the environment"
+            f"{protocol}://…: the address contains a password, a query or a fragment; give credentials in the environment"
         )
-    # By :: fsspec, which reads s3://, joins addresses.
-    if protocol.lower() not in PROTOCOLS or (protocol.lower() == "s3" and "::" in rest):
+    if protocol.lower() not in PROTOCOLS:
         raise VolumeError(
-            f"{url}: cannot read addresses of this kind; start it with "
-            f"{', '.join(f'{known}://' for known in PROTOCOLS)}, or name a file"
+            f"{url}: cannot read addresses of this kind; known: {', '.join(f'{known}://' for known in PROTOCOLS)}"
         )
     if ".." in rest.split("/") or not rest.strip("/"):
         raise VolumeError(f"{url}: is not the address of a folder; write it in full, without ..")
@@ -222,9 +214,7 @@ class ArraySource(VoxelSource):
     def __init__(self, array: NDArray[Any]) -> None:
         self.array = array
         if any(length != length for length in array.shape):  # noqa: PLR0124  # NaN, where Dask does not know it
-            raise ConfigError(
-                f"the shape {array.shape} of the array is not known yet; call its compute_chunk_sizes() first"
-            )
+            raise ConfigError("the shape of the array is not known yet; call its compute_chunk_sizes() first")
         self.shape = tuple(array.shape)
         dimensions = getattr(array, "dims", None)  # of xarray
         if isinstance(dimensions, tuple):
@@ -234,8 +224,7 @@ class ArraySource(VoxelSource):
             self.dtype = np.dtype(array.dtype)
         except TypeError:
             raise ConfigError(
-                f"a volume is a path or a NumPy array, not a {type(array).__name__} of {array.dtype}; convert a tensor by "
-                "tensor.numpy(), or by tensor.cpu().numpy() if it is on a GPU"
+                f"a volume is a path, or an array of numbers that NumPy knows, not a {type(array).__name__} of {array.dtype}"
             ) from None
         # The largest chunk, as Dask, xarray, Zarr and h5py tell it.
         if stored := getattr(array, "chunks", None):
@@ -306,9 +295,7 @@ def require_piece(what: str, shape: Sequence[int], dtype: np.dtype[Any], most: i
     """
     size = math.prod(shape) * dtype.itemsize
     if size > most:
-        raise VolumeError(
-            f"{what} {tuple(shape)} take {size:,} bytes each; rewrite it in pieces below {most:,}"
-        )
+        raise VolumeError(f"{what} {tuple(shape)} take {size:,} bytes each, above {most:,}")
 
 
 # Values of metadata, which may hold anything
@@ -343,9 +330,7 @@ def pick_level(levels: Sequence[Any], level: int) -> Any:
         ConfigError: there is none of this number.
     """
     if not 0 <= level < len(levels):
-        raise ConfigError(
-            f"has no {option('level', level)}; it has levels 0 to {len(levels) - 1}, 0 the finest"
-        )
+        raise ConfigError(f"has no {option('level', level)}; it has levels 0 to {len(levels) - 1}")
     return levels[level]
 
 

@@ -20,8 +20,8 @@ import tifffile
 import zarr
 
 from evenslice._core import VolumeError
+from evenslice.volumes.read.chunked import ArrayInChunks
 from evenslice.volumes.read.source import confined, require_bytes, require_piece, scaled_spacing
-from evenslice.volumes.read.zarr import ArrayInChunks
 
 if TYPE_CHECKING:
     from typing import Any
@@ -39,10 +39,7 @@ MOST_PLANES = 2**20
 
 
 class TiffSource(ArrayInChunks):
-    """The one image of a TIFF file, in the order of its pages.
-
-    Of a file of a single plane, the axes along which an index is picked tell whether what is left is a single slice.
-    """
+    """The one image of a TIFF file, in the order of its pages."""
 
     def __init__(self, place: Place) -> None:
         path = place.path
@@ -57,8 +54,7 @@ class TiffSource(ArrayInChunks):
             self.names = names = _names(series.axes)
             self.assumed = names != series.axes.lower()
             # ImageJ and OME state the number of slices; tifffile leaves out an axis of one.
-            plane = names is not None and {"y", "x"} <= set(names) <= {"y", "x", *place.picked} - {"z"}
-            self._single = (tif.is_imagej or tif.is_ome) and plane
+            self._single = (tif.is_imagej or tif.is_ome) and names == "yx"
             if self._single:
                 self.names = f"z{names}"
             self.voxel_size = _spacing(tif, series, self.names)
@@ -147,9 +143,7 @@ def _only_series(tif: tifffile.TiffFile) -> tifffile.TiffPageSeries:
             found = [tifffile.TiffPageSeries(pages, (len(pages), *shape), dtype, f"I{axes}")]
     if len(found) != 1:
         listing = ", ".join(f"{series.shape} {series.dtype}" for series in found[:4])
-        raise VolumeError(
-            f"holds {len(found)} images, which differ in shape or type ({listing}); save the volume to a separate file"
-        )
+        raise VolumeError(f"holds {len(found)} images, which differ in shape or type ({listing}); keep one")
     series = found[0]
     if series.keyframe.dtype is None or series.transform is not None:
         raise ValueError("its voxels are encoded in another way; save it as plain TIFF")

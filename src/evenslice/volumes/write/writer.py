@@ -42,6 +42,7 @@ from evenslice._core import (
     reporting_write_errors,
     staged_file,
 )
+from evenslice.volumes.read.source import locate
 from evenslice.volumes.volume import Volume
 from evenslice.volumes.write import files
 from evenslice.volumes.write.files import Image, Tally
@@ -73,18 +74,12 @@ class WriteFormat:
         return np.dtype(self.wider.get(dtype.name, dtype.name)).newbyteorder("<")
 
 
-def _write_zarr(path: Path, image: Image) -> None:
-    from evenslice.volumes.write.zarr import write_zarr  # which imports its library
-
-    write_zarr(path, image)
-
-
 _NO_BOOL = {"bool": "uint8"}
 _NO_HALF = {"bool": "uint8", "float16": "float32"}
 _TIFF = (".tif", ".tiff", ".btf", ".tf8")
 
 HDF5 = WriteFormat("HDF5", (".h5", ".hdf5", ".hdf"), ("h5py",), files.write_hdf5, _NO_BOOL)
-ZARR = WriteFormat("OME-Zarr", (".zarr",), ("zarr",), _write_zarr, _NO_BOOL)
+ZARR = WriteFormat("OME-Zarr", (".zarr",), ("zarr",), files.write_zarr, _NO_BOOL)
 WRITE_FORMATS = (
     WriteFormat("TIFF", _TIFF, ("tifffile", "imagecodecs"), files.write_tiff, _NO_HALF),
     WriteFormat("NIfTI", (".nii", ".nii.gz"), ("nibabel",), files.write_nifti, _NO_HALF),
@@ -94,8 +89,6 @@ WRITE_FORMATS = (
     WriteFormat("NRRD", (".nrrd",), (), files.write_nrrd, _NO_HALF),
     WriteFormat("NumPy array", (".npy",), (), files.write_npy, {}),
 )
-
-_DATASET = re.compile(rf"(.+(?:{'|'.join(map(re.escape, HDF5.suffixes))})):(.*)", re.IGNORECASE)
 
 _LARGEST_METADATA = 2**20  # bytes of a file
 
@@ -210,13 +203,11 @@ class Destination:
             ConfigError: it is not a path.
         """
         text = str(local_path(path))
-        file, dataset = text, None
-        if inside := _DATASET.fullmatch(text):
-            file, parts = inside[1], [part for part in inside[2].split("/") if part]
-            if not parts or {".", ".."} & set(parts) or not inside[2].isprintable():
-                raise OutputError(f"{text}: names no dataset; name one, such as {file}:/labels")
-            dataset = "/" + "/".join(parts)
-        return cls(text, _find_format(file), Path(file).absolute(), dataset)
+        place = locate(text)
+        inside = (place.part or "/labels").removeprefix("/")
+        if {"", ".", ".."} & set(inside.split("/")) or not inside.isprintable():
+            raise OutputError(f"{text}: names no dataset; name one, such as {place.path.name}:/labels")
+        return cls(text, _find_format(text, place.path.name), place.path, place.part)
 
     def check(self, *inputs: Volume, force: bool = False) -> None:
         """Check before long work that a volume can be written here, without affecting the inputs.
@@ -248,16 +239,15 @@ class Destination:
                 raise OutputError(f"{self.path}: {parent} is not a writable folder; choose another place")
 
 
-def _find_format(path: str) -> WriteFormat:
+def _find_format(path: str, name: str) -> WriteFormat:
     """Return the format of a file name, by its suffix.
 
     Raises:
         OutputError: the suffix is unknown.
     """
-    name = path.rstrip("/").rpartition("/")[2].lower()
     known = {suffix: file_format for file_format in WRITE_FORMATS for suffix in file_format.suffixes}
     for suffix, file_format in known.items():
-        if name.endswith(suffix):
+        if name.lower().endswith(suffix):
             return file_format
     raise OutputError(f"{path}: has no suffix of a format; {did_you_mean(PurePosixPath(name).suffix, known)}")
 
