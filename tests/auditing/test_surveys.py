@@ -291,7 +291,6 @@ def test_what_is_written_says_the_same_and_is_drawn_again(survey, tmp_path, caps
         ('{"format": 1, "definitions": 3, "networks": []}', "definitions 3"),
         ('{"format": 1, "networks": [{"spec": "x"}]}', "networks/0/weights is missing"),
         ('{"format": 1, "networks": 3}', "networks: 3"),
-        ('{"format": 1, "networks": []}', "no network that was measured"),
     ],
 )
 def test_what_is_no_survey_is_refused_in_one_line(tmp_path, text, reason):

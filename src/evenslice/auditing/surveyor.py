@@ -207,7 +207,7 @@ def survey(  # all but the networks have defaults and names
             found[0].error if len(found) == 1 else f"no network could be surveyed: {reasons:.1000}"
         )
     return Survey(
-        networks=tuple(sorted(found, key=lambda item: item.sort_key)),
+        networks=tuple(sorted(found, key=_rank)),
         run=Survey.Run(
             slices=slices,
             windows=windows,
@@ -219,6 +219,12 @@ def survey(  # all but the networks have defaults and names
             seconds=round(time.monotonic() - started, 2),
         ),
     )
+
+
+def _rank(item: SurveyedNetwork) -> tuple[bool, float]:
+    """Return the key that sorts networks by absolute D_m, descending; unknown and failed ones are last."""
+    bias = abs(item.directional_bias.estimate)
+    return bool(item.error), math.inf if math.isnan(bias) else -bias
 
 
 def _paired(specs: Sequence[str], weights: str | Sequence[str]) -> list[tuple[str, str]]:

@@ -367,13 +367,6 @@ class SurveyedNetwork:
     seconds: float = 0.0
     error: str = ""
 
-    @property
-    def sort_key(self) -> tuple[bool, float, float]:
-        """The key that sorts networks by absolute D_m, then by largest pair bias, descending; unknown and failed last."""
-        bias = abs(self.directional_bias.estimate)
-        largest = max((abs(pair.estimate) for pair in self.pairs), default=0.0)
-        return bool(self.error), math.inf if math.isnan(bias) else -bias, -largest
-
 
 @dataclass(frozen=True, kw_only=True)
 class SurveyRun(_Run):
@@ -433,8 +426,6 @@ class SurveyResult:
             raise ConfigError(f"{folder}: holds no survey; name a folder that `evenslice survey --out` wrote")
         with reading(path, "a survey", "run the survey again"):
             survey: Self = documents.from_plain(cls, documents.checked(read_json(path)))
-            if not survey.measured or not all(item.energy and item.shares for item in survey.measured):
-                raise ValueError("it holds no network that was measured, or one without its measurements")
         return survey
 
     def to_json(self) -> str:

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
     RunRecord = Mapping[str, Any]
     Runs = Sequence[RunRecord]
+    Cells = Mapping[tuple[str, str], Runs]
+    """The runs on each data set with each architecture."""
 
 
 Unit: TypeAlias = Literal["fold", "seed"]
@@ -388,11 +390,10 @@ class _Sample:
         return column(self.runs, name) - (column(self.baseline, name) if self.baseline else 0.0)
 
 
-def _compare_arms(rows: Runs, plan: StudyPlan) -> tuple[Comparison, ...]:
-    """Return a comparison for each data set and architecture, in the order of the rows."""
+def _compare_arms(cells: Cells, plan: StudyPlan) -> tuple[Comparison, ...]:
+    """Return a comparison for each data set and architecture."""
     found = []
-    for dataset, architecture in dict.fromkeys((row["dataset"], row["architecture"]) for row in rows):
-        here = [row for row in rows if (row["dataset"], row["architecture"]) == (dataset, architecture)]
+    for (dataset, architecture), here in cells.items():
         arms = tuple(_summarize_arm(arm, here, plan) for arm in dict.fromkeys(row["arm"] for row in here))
         found.append(Comparison(dataset, architecture, arms, replicate_unit(here)))
     return tuple(found)
@@ -403,14 +404,13 @@ def _summarize_arm(arm: str, rows: Runs, plan: StudyPlan) -> ArmSummary:
     sample, pair = samples[""], pairs.get("", _Sample((), "seed"))
     known = [run for run in sample.runs if run["shares"]]
     columns = zip(*(run["shares"] for run in known), strict=True)
+    shares = (replicate_means(known, values, sample.unit) for values in columns)
     biases = np.array([column(part, "largest_bias") for part in (pair.runs, pair.baseline)])
     biases[:, np.isnan(biases).any(axis=0)] = np.nan
     return ArmSummary(
         seeds=tuple(dict.fromkeys(run["seed"] for run in sample.runs)),
         folds=tuple(dict.fromkeys(map(fold_of, sample.runs))),
-        shares=tuple(
-            Interval.of_mean(replicate_means(known, values, sample.unit), (0, 1)) for values in columns
-        ),
+        shares=tuple(Interval.of_mean(values, (0, 1)) for values in shares),
         bias_removed=bias_removed(*(replicate_means(pair.runs, values, pair.unit) for values in biases)),
         **found,
     )
@@ -487,20 +487,17 @@ def bias_removed(own: ArrayLike, baseline: ArrayLike) -> Interval:
     return interval.clipped((-math.inf, 1.0))
 
 
-def _pool_arms(rows: Runs, plan: StudyPlan) -> tuple[PooledComparison, ...]:
-    """Return a comparison over the data sets for each architecture, in the order of the rows.
+def _pool_arms(cells: Cells, plan: StudyPlan) -> tuple[PooledComparison, ...]:
+    """Return a comparison over the data sets for each architecture.
 
     The p values of all differences from the baseline are adjusted together, as many as are planned beside the primary one.
     """
     found = []
-    for architecture in dict.fromkeys(row["architecture"] for row in rows):
-        sets: dict[str, list[RunRecord]] = {}
-        for row in rows:
-            if row["architecture"] == architecture:
-                sets.setdefault(row["dataset"], []).append(row)
+    for architecture in dict.fromkeys(name for _, name in cells):
+        sets = {dataset: runs for (dataset, name), runs in cells.items() if name == architecture}
         missing = tuple(name for name in plan.datasets if name not in sets)
         names = dict.fromkeys(row["arm"] for runs in sets.values() for row in runs)
-        arms = [_pool_arm(arm, architecture, sets, plan, complete=not missing) for arm in names]
+        arms = [_pool_arm(arm, architecture, sets, plan) for arm in names]
         found.append((architecture, tuple(sets), arms, missing))
     others = {*plan.arms, *(arm["arm"] for _, _, arms, _ in found for arm in arms)} - {plan.baseline}
     planned = {*product(others, {*plan.architectures, *(architecture for architecture, *_ in found)})}
@@ -515,9 +512,7 @@ def _pool_arms(rows: Runs, plan: StudyPlan) -> tuple[PooledComparison, ...]:
     )
 
 
-def _pool_arm(
-    arm: str, architecture: str, sets: Mapping[str, Runs], plan: StudyPlan, *, complete: bool
-) -> dict[str, Any]:
+def _pool_arm(arm: str, architecture: str, sets: Mapping[str, Runs], plan: StudyPlan) -> dict[str, Any]:
     """Return the fields of a ``PooledArm``: the tests are those that all its data sets allow.
 
     Args:
@@ -525,12 +520,11 @@ def _pool_arm(
         architecture: that of the network.
         sets: the runs of all arms on each data set.
         plan: what is compared.
-        complete: whether there are results on all data sets.
     """
     primary = plan.primary is not None and plan.primary[:2] == (arm, architecture)
     margin = plan.primary[2] if plan.primary and primary else plan.margin
     found, own, pairs = _figures(arm, sets, POOLED, margin, plan)
-    lacking = not complete or pairs.keys() < sets.keys()
+    lacking = not {*plan.datasets, *sets} <= pairs.keys()
     for name, pair in pairs.items():
         folds = {fold_of(run) for run in sets[name] if run["arm"] in (arm, plan.baseline)}
         scored = zip(pair.runs, np.isfinite(pair.values(plan.score)), strict=True)
@@ -601,7 +595,9 @@ class StudySummary:
             >>> round(uniform.differences["dice"].estimate, 6), uniform.holds
             (-0.022, False)
         """
-        known = comparable(rows)
+        cells: dict[tuple[str, str], list[RunRecord]] = {}
+        for row in comparable(rows):
+            cells.setdefault((row["dataset"], row["architecture"]), []).append(row)
         return cls(
             planned=planned,
             finished=len(rows),
@@ -611,8 +607,8 @@ class StudySummary:
             definitions=max(
                 (row.get("definitions", 1) for row in rows if row["verdict"]), default=documents.DEFINITIONS
             ),
-            comparisons=_compare_arms(known, plan),
-            pooled=_pool_arms(known, plan),
+            comparisons=_compare_arms(cells, plan),
+            pooled=_pool_arms(cells, plan),
         )
 
     @staticmethod

@@ -60,14 +60,12 @@ class ExampleSlice:
     LARGEST: ClassVar[int] = 256
 
     @classmethod
-    def load(cls, path: Path) -> Self | None:
-        """Read the example of a run; None if there is none.
+    def load(cls, path: Path) -> Self:
+        """Read the example of a run.
 
         Raises:
             ConfigError: it cannot be read.
         """
-        if not path.is_file():
-            return None
         with _reading(path):
             arrays = documents.read_arrays(path, 4 * cls.LARGEST**2)
             found: Self = documents.from_arrays(cls, arrays)
@@ -201,7 +199,7 @@ def _run(folder: Path, row: Entries) -> StudyRun:
     return replace(
         run,
         curves=_read(folder / "log" / "metrics.csv", _curves, {}),
-        example=ExampleSlice.load(folder / "example.npz"),
+        example=_read(folder / "example.npz", ExampleSlice.load, None),
         # An archive of runs keeps a part of the result alone, as stress.json.
         **_read(folder / "result.json", _result, _read(folder / "stress.json", _result, {})),
     )

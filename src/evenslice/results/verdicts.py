@@ -251,26 +251,23 @@ class Evidence:
         low, high = np.clip((low, high), least, np.inf if self.root else 1.0)
         states = np.select([~self.judged, beyond, within], ["not judged", "beyond", "within"], "open")
         columns = (part.tolist() for part in (estimate, low, high, self.judged, states))
-        rows = zip(self.keys, zip(*columns, strict=True), strict=True)
-        return [Figure(*row) for key, row in rows if key.class_number == number]
+        rows = zip(self.keys, *columns, strict=True)
+        return [Figure(*row) for key, *row in rows if key.class_number == number]
 
     def deciding(self, chosen: Flags) -> tuple[Decision, ...]:
         """Return the chosen figure that is most certainly beyond the tolerance, or else nearest to it, if there is any."""
-        if not chosen.any():
-            return ()
         low, high = self.bounds()
         least = np.where(self.estimate < 0, -high, low)
         least, size = np.where(np.isfinite(least), least, -np.inf), np.nan_to_num(np.abs(self.estimate))
-        return (self.keys[max(np.flatnonzero(chosen), key=lambda n: (least[n], size[n]))],)
+        order = sorted(np.flatnonzero(chosen), key=lambda n: (least[n], size[n]), reverse=True)
+        return tuple(self.keys[n] for n in order[:1])
 
-    def needed(self) -> int | None:
-        """Return how many windows would settle the open figures if they are what they seem; None if all are settled.
+    def needed(self) -> int:
+        """Return how many windows would settle the open figures if they are what they seem; 0 if all are settled.
 
         Half-widths shrink with sqrt(1/n - 1/M) of n windows out of M.
         """
         still = self.judged & ~self.beyond() & ~self.within()
-        if not still.any():
-            return None
         low, high = self.bounds(WITHIN_LEVEL)
         read, population = self.fit.read, self.fit.population
         size = np.abs(self.estimate)
@@ -280,7 +277,7 @@ class Evidence:
         with np.errstate(all="ignore"):
             left = np.maximum(1 / read - 1 / population, 0) * np.square(gap / reach)
             counts = np.where(np.isfinite(reach) & (gap > 0), 1 / (left + 1 / population), population)
-        return int(min(np.ceil(counts[still].max()), population))
+        return int(min(np.ceil(counts[still].max(initial=0)), population))
 
 
 @dataclass(frozen=True)
@@ -360,18 +357,16 @@ class Questions:
             return ""
         if precision is None:
             return "settled"
-        for item in self.tests:
-            low, high = item.bounds()
-            if ((high - low)[item.judged] / 2 > precision).any():
-                return ""
-        return "precision reached"
+        bounds = [(item.judged, *item.bounds()) for item in self.tests]
+        wide = any(((high - low)[judged] / 2 > precision).any() for judged, low, high in bounds)
+        return "" if wide else "precision reached"
 
     @property
     def needed(self) -> int | None:
         """How many windows would settle the open figures: one that seems beyond is enough, else all have to be within."""
         if self.different is not None:
             return EQUAL_WINDOWS
-        return max((count for item in self.tests if (count := item.needed()) is not None), default=None)
+        return max((item.needed() for item in self.tests), default=0) or None
 
     def answers(self, number: int | None = None) -> dict[str, Any]:
         """Return the figures of a class, or of all predicted pixels, by the names of ``Answers``."""
