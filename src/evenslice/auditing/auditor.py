@@ -76,7 +76,7 @@ from evenslice.volumes import (
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Generator, Mapping, Sequence
+    from collections.abc import Generator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -469,7 +469,7 @@ class Found:
 
 def check_first(sample: WindowSample, explainer: Explainer) -> None:
     """Check that the network answers a window in the same way whatever stands beside it, on two of the sample."""
-    windows = torch.from_numpy(sample.read(next(sample.batches(lambda: 2))).windows)
+    windows = torch.from_numpy(sample.read(next(sample.batches(2))).windows)
     if len(windows) == 1:
         windows = torch.cat([windows, windows.flip(1)])
     network = explainer.network
@@ -497,10 +497,7 @@ def read_until_settled(
     compute: Compute,
 ) -> Found:
     """Measure windows until the word is settled."""
-
-    def size() -> int:
-        return compute.batch or batch_size(sample, explainer)
-
+    size = compute.batch or batch_size(explainer.network, sample.grids[0].tile)
     collected: list[MeasuredBatch] = []
     read, look, population = 0, sample.next_look(0), sum(sample.population)
     with (
@@ -531,27 +528,17 @@ def read_until_settled(
             advance(len(batch), word)
             stopped = questions.settled(sample.sampling.precision) if moved else ""
             ended = "all windows used" if read == population else "limit reached"
-            found = Found(collected, measurements, stopped or ended, size())
+            found = Found(collected, measurements, stopped or ended, size)
             if stopped or read == sample.limit:
                 break
     return cast("Found", found)  # the last look is at the limit
 
 
-def batch_size(sample: WindowSample, explainer: Explainer) -> int:
+def batch_size(network: ReadyNetwork | BlackBox, tile: tuple[int, int]) -> int:
     """Return the fastest number of windows in one pass: on a CPU, what stays in its cache."""
-    network, grid = explainer.network, sample.grids[0]
-    if isinstance(network, BlackBox) or network.device.type not in ("cpu", "cuda"):
-        return MOST
-    if network.device.type == "cpu":
-        return next((count for count in (MOST, 4, 2) if 2 * count * math.prod(grid.tile) <= CACHED_PIXELS), 1)
-
-    def explain(count: int) -> None:
-        shape = (count, grid.slices, *grid.tile)
-        windows = torch.zeros(shape, dtype=torch.float32, device=network.device)
-        explainer.rows(windows, None if sample.labels is None else windows[:, 0].long())
-
-    kind = (explainer.method, network.dtype, grid.slices, *grid.tile)
-    return network.batches.fitting(explain, network.device, most=MOST_ON_GPU, kind=kind)
+    if isinstance(network, BlackBox) or network.device.type != "cpu":
+        return MOST_ON_GPU if network.device.type == "cuda" else MOST
+    return next((count for count in (MOST, 4, 2) if 2 * count * math.prod(tile) <= CACHED_PIXELS), 1)
 
 
 def measure(sample: WindowSample, explainer: Explainer, batch: WindowBatch) -> MeasuredBatch:
@@ -608,14 +595,14 @@ def _not_finite(
 
 
 def measure_batches(
-    sample: WindowSample, explainer: Explainer, size: Callable[[], int], *, client: Any
+    sample: WindowSample, explainer: Explainer, size: int, *, client: Any
 ) -> Generator[MeasuredBatch]:
     """Measure the batches of a sample in order.
 
     Args:
         sample: the windows.
         explainer: what is asked of the network.
-        size: returns how many windows a batch has at most.
+        size: how many windows a batch has at most.
         client: client of a Dask cluster, or None for this process.
     """
     if client is None:

@@ -21,7 +21,7 @@ from evenslice.auditing.options import FIRST, Sampling
 from evenslice.volumes import WindowGrid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
@@ -89,8 +89,8 @@ class WindowSample:
             look = self.sampling.min_windows
         return min(look, self.limit)
 
-    def batches(self, size: Callable[[], int]) -> Iterator[WindowBatch]:
-        """Yield the windows in batches; ``size`` is asked for the largest size of each.
+    def batches(self, size: int) -> Iterator[WindowBatch]:
+        """Yield the windows in batches of at most ``size``.
 
         A batch ends where the audit looks, so that what it finds does not depend on the size of batches.
         """
@@ -98,7 +98,7 @@ class WindowSample:
         # Of large windows, few are kept as pictures: a byte and two float32 for each voxel.
         examples = min(EXAMPLES, MOST_OF_EXAMPLES // (9 * grid.slices * math.prod(grid.tile)))
         while read < self.limit:
-            stop = min(read + size(), self.next_look(read))
+            stop = min(read + size, self.next_look(read))
             places = np.array([self._place(number) for number in range(read, stop)], dtype=np.int64)
             yield WindowBatch(places, pictures=min(max(examples - read, 0), stop - read))
             read = stop
