@@ -82,9 +82,8 @@ demo: $(STAMP)
 	$(BIN)/evenslice demo --force
 
 benchmarks: $(STAMP)
-	for cost in audit segment engines labels symmetrize training workers verdict; do $(BIN)/python benchmarks/costs.py $$cost; done
+	for cost in segment engines labels symmetrize training workers memory verdict; do $(BIN)/python benchmarks/costs.py $$cost; done
 	$(BIN)/python benchmarks/large_volume_audit.py
-	$(BIN)/python benchmarks/segment_memory.py
 	$(BIN)/python benchmarks/calibration.py --censuses runs/censuses
 	$(BIN)/python benchmarks/sanity.py
 

@@ -1,36 +1,41 @@
 """What evenslice costs beside the bare passes of a network: ratios of alternating measurements within one run.
 
-    python benchmarks/costs.py audit [--device cuda]    # of bare passes and gradients of its windows and mirrors
     python benchmarks/costs.py segment [--tile 256]     # of bare passes, in PyTorch and OpenVINO; and MONAI's inferer
     python benchmarks/costs.py engines                  # passes in OpenVINO, of those in PyTorch, for six networks
     python benchmarks/costs.py labels                   # how many voxels of real volumes OpenVINO labels otherwise
     python benchmarks/costs.py symmetrize               # passes and training steps at each cut, of those as built
     python benchmarks/costs.py training                 # a step of `evenslice train`, of a bare one; and its monitor
     python benchmarks/costs.py workers                  # `segment` and `audit` on one worker of a Dask cluster, of two
+    python benchmarks/costs.py memory                   # the peak of segmenting large planes
     python benchmarks/costs.py verdict                  # seconds and windows until a default audit is settled
 
-All but ``audit`` and ``workers``, and what runs on a GPU, run on one thread, whose processor's time other programs disturb least.
+All but ``workers``, and what runs on a GPU, run on one thread, whose processor's time other programs disturb least.
 """
 
 from __future__ import annotations
 
 import math
+import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import replace
 from functools import partial
+from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import numpy as np
 import torch
+import zarr
 from shared import (
     KEPT,
     SHARED,
+    clock,
     compare,
-    fast_copy,
     in_turn,
     load,
     make_parser,
@@ -46,7 +51,9 @@ from evenslice.inference.engine import EngineNetwork
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from torch import nn
 
 ENGINES = {
     "U-Net on EfficientNet-Lite0": "smp:Unet/tu-tf_efficientnet_lite0",
@@ -59,88 +66,68 @@ ENGINES = {
 QUIET = evenslice.Compute(device="cpu", progress=False)
 
 
-def audit(options: argparse.Namespace) -> None:
-    """Compare an audit of 40 windows with bare passes and gradients of as many random ones in memory, and of mirrors."""
-    model, volume, device, count = load(), open_middle(options.volume), options.device, 40
-    half = getattr(torch, options.dtype)
-
-    def ours() -> evenslice.Audit:
-        return evenslice.audit(
-            model,
-            volume,
-            sampling=evenslice.Sampling(min_windows=count, max_windows=count),
-            compute=evenslice.Compute(device=device, dtype=options.dtype, progress=False),
-        )
-
-    run = ours().run
-    windows = torch.rand(count, 3, *(run.tile or ()), device=device)
-    batches = torch.split(torch.cat([windows, windows.flip(1)]), run.batch or 4)
-    frozen = fast_copy(model, device)
-
-    def bare() -> None:
-        for batch in batches:
-            pixels = batch.contiguous(memory_format=torch.channels_last).requires_grad_()
-            with torch.autocast(device, half, enabled=half != torch.float32):
-                output = frozen(pixels)
-            explained = output.gather(1, output.argmax(1, keepdim=True)).float().sum()
-            torch.autograd.grad(explained, pixels)
-
-    compare("audit / bare", ours, bare, options.rounds)
-
-
 def segment(options: argparse.Namespace) -> None:
     """Compare segmenting slices, file to file, with bare passes of as many tiles, and with MONAI's inferer as documented.
 
-    That has batches of four tiles, which overlap by a quarter. What OpenVINO takes to convert and check a network is told apart.
+    That has batches of four tiles, which overlap by a quarter. What OpenVINO takes to convert a network and to check it is left
+    out.
     """
+    volume, tile, device = open_middle(options.volume, options.slices), options.tile, options.device
+    network, batch = load(strategy="uniform").to(device), max(1, min(16, 2**17 // tile**2))
+    places = [math.ceil(max(length - tile, 0) / (tile - tile // 8)) + 1 for length in volume.shape[1:]]
+    tiles = torch.split(torch.rand(len(volume) * math.prod(places), 3, tile, tile, device=device), batch)
+    preparing, chosen = list[float](), Predictor.with_engine
+
+    def prepare(*given: Any) -> Any:
+        begun, found = clock(), chosen(*given)
+        preparing.append(clock() - begun)
+        return found
+
+    def ours(engine: str, size: tuple[int, int] | None = (tile, tile)) -> float:
+        compute = evenslice.Compute(device=device, engine=engine, batch=size and batch, progress=False)
+        with tempfile.TemporaryDirectory() as folder, mock.patch.object(Predictor, "with_engine", prepare):
+            out = Path(folder, "labels.npy")
+            return (
+                seconds(lambda: evenslice.segment(network, volume, out, tile=size, compute=compute))
+                - preparing.pop()
+            )
+
+    ways = {
+        "bare PyTorch": partial(seconds, lambda: run_tiles(network, tiles)),
+        "MONAI, as documented": partial(seconds, partial(infer_by_monai, network, volume, tile)),
+        "segment in PyTorch": partial(ours, "torch"),
+    }
+    if device == "cpu":
+        converted = EngineNetwork.of(ReadyNetwork(network, slices=3, device=device), tiles[0][:1])
+        ways["bare OpenVINO"] = partial(seconds, lambda: run_tiles(converted, tiles))
+        ways |= {
+            "segment": partial(ours, "openvino"),
+            "segment, whole planes": partial(ours, "openvino", None),
+        }
+    rows = in_turn(ways, options.rounds)
+    for name, base in permutations(ways, 2):
+        if base in ("bare PyTorch", "bare OpenVINO") or name.startswith("MONAI"):
+            show(f"{name} / {base}", [row[name] / row[base] for row in rows])
+
+
+@torch.inference_mode()
+def run_tiles(network: nn.Module, tiles: Sequence[torch.Tensor]) -> None:
+    """Run all batches of tiles."""
+    for batch in tiles:
+        network(batch)
+
+
+@torch.inference_mode()
+def infer_by_monai(network: nn.Module, volume: evenslice.Volume, tile: int) -> None:
+    """Find the classes of as many planes as a volume has, of noise."""
     from monai.inferers import SlidingWindowInferer
 
-    volume, tile, device = open_middle(options.volume, options.slices), options.tile, options.device
-    model = load(strategy="uniform")
-    cut, batch = (tile, tile), max(1, min(16, 2**20 // tile**2))
-    places = [math.ceil(max(length - tile, 0) / (tile - tile // 8)) + 1 for length in volume.shape[1:]]
-    planes = torch.rand(len(volume), 3, *volume.shape[1:], device=device)
-    tiles = torch.split(torch.rand(len(volume) * math.prod(places), 3, *cut, device=device), batch)
-    network, preparing = model.to(device), list[float]()
-    chosen, inferer = Predictor.with_engine, SlidingWindowInferer(cut, sw_batch_size=4, overlap=0.25)
-
-    @torch.inference_mode()
-    def bare() -> None:
-        for chunk in tiles:
-            network(chunk)
-
-    @torch.inference_mode()
-    def monai() -> None:
-        for window in planes:
-            inferer(window[None], network).argmax(1)
-
-    def prepared(*given: Any) -> Any:
-        found = list[Any]()
-        preparing.append(seconds(lambda: found.append(chosen(*given))))
-        return found[0]
-
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(Predictor, "with_engine", prepared):
-
-        def ours(engine: str, size: tuple[int, int] | None = cut) -> float:
-            compute = evenslice.Compute(device=device, engine=engine, batch=size and batch, progress=False)
-            out = Path(folder, "labels.npy")
-            run = partial(evenslice.segment, model, volume, out, tile=size, compute=compute, force=True)
-            return seconds(run) - preparing.pop()
-
-        ways = {"bare PyTorch": partial(seconds, bare), "segment in PyTorch": partial(ours, "torch")}
-        ways["MONAI, as documented"] = partial(seconds, monai)
-        if device == "cpu":
-            converted = EngineNetwork.of(ReadyNetwork(model, slices=3, device=device), tiles[0][:1])
-            ways["bare OpenVINO"] = lambda: seconds(lambda: [converted(chunk) for chunk in tiles])
-            ways |= {
-                "segment": partial(ours, "openvino"),
-                "segment, whole planes": partial(ours, "openvino", None),
-            }
-        rows = in_turn(ways, options.rounds)
-    for name in ways:
-        for base in ("bare PyTorch", "bare OpenVINO", "segment, whole planes"):
-            if base in ways and name != base:
-                show(f"{name} / {base}", [row[name] / row[base] for row in rows])
+    inferer, device = (
+        SlidingWindowInferer((tile, tile), sw_batch_size=4, overlap=0.25),
+        next(network.parameters()).device,
+    )
+    for _ in range(len(volume)):
+        inferer(torch.rand(1, 3, *volume.shape[1:], device=device), network).argmax(1)
 
 
 @torch.inference_mode()
@@ -322,8 +309,32 @@ def verdict(options: argparse.Namespace) -> None:
             print(f"| {name} | {place} | {found.verdict} | {found.windows} | {spent:.1f} |", flush=True)
 
 
+def memory(_options: argparse.Namespace) -> None:
+    """Print the peak of segmenting 1 GiB of planes of two sizes, by a small network, in a process each."""
+    network = "from torch import nn\ndef small():\n    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1))"
+    for side in (2048, 4096):
+        with tempfile.TemporaryDirectory() as name:
+            volume, shape = f"{name}/volume.zarr", (2**30 // side**2, side, side)
+            array = zarr.create_array(volume, shape=shape, chunks=(64, 64, 64), dtype="uint8", fill_value=100)
+            array[:64] = np.random.default_rng(0).integers(0, 255, (64, side, side), np.uint8)
+            Path(name, "benchmark_network.py").write_text(network)
+            command = [
+                sys.executable,
+                "-m",
+                "evenslice",
+                "segment",
+                "--model",
+                "benchmark_network:small",
+                "--json",
+            ]
+            command += ["--weights", "none", "--volume", volume, "--out", f"{name}/labels.ome.zarr"]
+            subprocess.run(command, cwd=name, stdout=subprocess.DEVNULL, check=True)
+            peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024  # of the largest so far
+            print(f"{side} x {side}: {peak:.0f} MiB", flush=True)
+
+
 TASKS = {
-    task.__name__: task for task in (audit, segment, engines, labels, symmetrize, training, workers, verdict)
+    task.__name__: task for task in (segment, engines, labels, symmetrize, training, workers, memory, verdict)
 }
 
 
@@ -335,13 +346,12 @@ def main() -> None:
     parser.add_argument("--volume", help="another than the MNI152 template")
     parser.add_argument("--slices", type=int, default=32, help="of the volume that is segmented")
     parser.add_argument("--tile", type=int, default=128, help="of segment")
-    parser.add_argument("--device", default="cpu", help="of audit and segment")
-    parser.add_argument("--dtype", default="float32", help="of audit")
+    parser.add_argument("--device", default="cpu", help="of segment")
     parser.add_argument(
         "--runs", nargs="+", type=Path, default=[], help="of verdict: folders of `evenslice train`"
     )
     options = parser.parse_args()
-    if options.task != "audit" and options.device == "cpu":
+    if options.device == "cpu":
         torch.set_num_threads(1)
     TASKS[options.task](options)
 

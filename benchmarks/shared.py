@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import csv
 import json
 import os
@@ -17,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from scipy.stats import t as student
-from torch.nn.utils import convert_conv2d_weight_memory_format
 
 import evenslice
 from evenslice.volumes import mni152
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from torch import nn
 
@@ -66,12 +64,6 @@ load = partial(load_family, "EfficientNet-Lite0")
 """Return the network of the demonstration for three slices."""
 
 
-def fast_copy(model: nn.Module, device: str = "cpu") -> nn.Module:
-    """Return a frozen copy of a network on a device, channels-last."""
-    network = copy.deepcopy(model).to(device).requires_grad_(requires_grad=False)
-    return convert_conv2d_weight_memory_format(network, torch.channels_last)
-
-
 def open_middle(path: str | None, slices: int | None = None) -> evenslice.Volume:
     """Open a volume, by default the MNI152 template; of it so many slices around the middle, by default all."""
     volume = evenslice.open_volume(path) if path else mni152()
@@ -80,32 +72,28 @@ def open_middle(path: str | None, slices: int | None = None) -> evenslice.Volume
     return evenslice.open_volume(volume[first : first + count])
 
 
+def clock() -> float:
+    """Return the seconds of the processor on one thread, which others disturb least, else of the clock, once a GPU is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+    return time.process_time() if alone else time.perf_counter()
+
+
 def seconds(run: Callable[[], object]) -> float:
-    """Time one call, until the GPU is done: on one thread the processor's time, which others disturb less, else the clock's."""
-    gpu = torch.cuda.is_available()
-    alone = torch.get_num_threads() == 1 and not gpu
-    clock = time.process_time if alone else time.perf_counter
+    """Time one call."""
     start = clock()
     run()
-    if gpu:
-        torch.cuda.synchronize()
     return clock() - start
 
 
-def compare(
-    name: str, ours: Callable[[], object], theirs: Callable[[], object], rounds: int, *, warm: bool = True
-) -> None:
-    """Print the ratio of two times, which are measured alternately.
-
-    If ``warm``, both are called once before: the first passes of a process are slower.
-    """
-    if warm:
-        theirs()
-        ours()
-    show(name, [seconds(ours) / seconds(theirs) for _ in range(rounds)])
+def compare(name: str, ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> None:
+    """Print the ratio of two times, which are measured alternately."""
+    rows = in_turn({"ours": partial(seconds, ours), "theirs": partial(seconds, theirs)}, rounds)
+    show(name, [row["ours"] / row["theirs"] for row in rows])
 
 
-def in_turn(ways: dict[str, Callable[[], float]], rounds: int) -> list[dict[str, float]]:
+def in_turn(ways: Mapping[str, Callable[[], float]], rounds: int) -> list[dict[str, float]]:
     """Return the seconds that each way takes, in each of several rounds; the first passes of a process are slower."""
     return [{name: way() for name, way in ways.items()} for _ in range(rounds + 1)][1:]
 

@@ -78,7 +78,7 @@ def test_every_prefix_is_spread_in_proportion(total, seed, prefix, part):
 def test_volumes_and_depths_get_their_part(depths, seed):
     grids = [grid(depth, 16) for depth in depths]
     sample = WindowSample(grids, Sampling(seed=seed, max_windows=10**6))
-    places = np.concatenate([*sample.batches(lambda: 16)])
+    places = np.concatenate([*sample.batches(16)])
     assert len({tuple(place) for place in places.tolist()}) == len(places) == sum(sample.population)
     prefix = places[: len(places) // 2]
     part = np.bincount(prefix[:, 0], minlength=len(grids))

@@ -63,14 +63,11 @@ class PretendGpu(TorchDispatchMode):
     Attributes:
         pinned: number of tensors that were put into pinned memory.
         copied: number of tensors that it copied by itself, from pinned memory.
-        each: bytes that the passes of one window seem to take.
-        free: bytes that are free.
     """
 
     def __init__(self):
         super().__init__()
         self.pinned = self.copied = 0
-        self.each, self.free = 1, 2**34
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -185,11 +182,6 @@ def pretend_gpu(count=1):
         "device_count": lambda: count,
         "get_rng_state": lambda *_: torch.zeros(1),
         "set_rng_state": lambda *_: None,
-        "reset_peak_memory_stats": lambda _: None,
-        "memory_allocated": lambda _: 0,
-        "memory_reserved": lambda _: 0,
-        "max_memory_allocated": lambda _: 2 * gpu.each,
-        "mem_get_info": lambda _: (gpu.free, 2**36),
     }
     with ExitStack() as stack:
         for name, stand_in in stand_ins.items():

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from pretend_gpu import pretend_gpu
 from torch import nn
 
 from evenslice import Compute, ModelError, Sampling, audit, evaluate, explain, segment
@@ -94,20 +93,3 @@ def test_whole_audits_segmentations_and_evaluations_go_on():
     assert audits[0].stress == audits[1].stress
     assert np.array_equal(*labels)
     assert scores[0] == scores[1]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("each", "free", "batch"),
-    [
-        (2**20, 2**23, 4),  # half of it
-        (2**20, 2**23 - 2**20, 2),  # 3.5 windows: the power of two below
-        (2**30, 2**30, 1),  # half of it holds none: one is tried
-    ],
-)
-def test_the_default_batch_of_an_audit_on_a_gpu_fills_half_of_its_free_memory(each, free, batch):
-    compute = Compute(device="cuda", dtype="float32", progress=False)
-    with pretend_gpu() as gpu:
-        gpu.each, gpu.free = each, free
-        found = audit(Small(100), VOLUME, sampling=Sampling(max_windows=10, tile=(32, 32)), compute=compute)
-    assert found.run.batch == batch

@@ -76,7 +76,7 @@ from evenslice.volumes import (
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Generator, Mapping, Sequence
+    from collections.abc import Generator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -453,7 +453,7 @@ def read_until_settled(
     sample: WindowSample, explainer: Explainer, tolerances: Tolerances, compute: Compute
 ) -> Found:
     """Measure windows until the word is settled."""
-    size = partial(batch_size, sample, explainer, compute.batch)
+    size = compute.batch or batch_size(explainer.network, sample.grids[0].tile)
     collected, devices = list[Measurements](), set[str]()
     read, look, population = 0, sample.next_look(0), sum(sample.population)
     with (
@@ -485,29 +485,17 @@ def read_until_settled(
             advance(len(batch), word)
             stopped = questions.settled(sample.sampling.precision) if moved else ""
             ended = "all windows used" if read == population else "limit reached"
-            found = Found(measurements, stopped or ended, size(), devices)
+            found = Found(measurements, stopped or ended, size, devices)
             if stopped or read == sample.limit:
                 break
     return cast("Found", found)  # the last look is at the limit
 
 
-def batch_size(sample: WindowSample, explainer: Explainer, asked: int | None) -> int:
-    """Return the number of windows in one pass that was asked for, else the fastest: on a CPU, what stays in its cache."""
-    network, grid = explainer.network, sample.grids[0]
-    if asked is not None:
-        return asked
-    if isinstance(network, BlackBox) or network.device.type not in ("cpu", "cuda"):
-        return MOST
-    if network.device.type == "cpu":
-        return next((count for count in (MOST, 4, 2) if 2 * count * math.prod(grid.tile) <= CACHED_PIXELS), 1)
-
-    def explain(count: int) -> None:
-        shape = (count, grid.slices, *grid.tile)
-        windows = torch.zeros(shape, dtype=torch.float32, device=network.device)
-        explainer.rows(windows, None if sample.labels is None else windows[:, 0].long())
-
-    kind = (explainer.method, network.dtype, grid.slices, *grid.tile)
-    return network.batches.fitting(explain, network.device, most=MOST_ON_GPU, kind=kind)
+def batch_size(network: ReadyNetwork | BlackBox, tile: tuple[int, int]) -> int:
+    """Return the fastest number of windows in one pass: on a CPU, what stays in its cache."""
+    if isinstance(network, BlackBox) or network.device.type != "cpu":
+        return MOST_ON_GPU if network.device.type == "cuda" else MOST
+    return next((count for count in (MOST, 4, 2) if 2 * count * math.prod(tile) <= CACHED_PIXELS), 1)
 
 
 def measure(sample: WindowSample, explainer: Explainer, batch: WindowBatch) -> tuple[Measurements, str]:
@@ -558,14 +546,14 @@ def picture_windows(sample: WindowSample, explainer: Explainer, asked_for: Seque
 
 
 def measure_batches(
-    sample: WindowSample, explainer: Explainer, size: Callable[[], int], *, client: Any
+    sample: WindowSample, explainer: Explainer, size: int, *, client: Any
 ) -> Generator[tuple[Measurements, str]]:
     """Measure the batches of a sample in order.
 
     Args:
         sample: the windows.
         explainer: what is asked of the network.
-        size: returns how many windows a batch has at most.
+        size: how many windows a batch has at most.
         client: client of a Dask cluster, or None for this process.
     """
     if client is None:

@@ -20,7 +20,7 @@ from evenslice.auditing.options import FIRST, Sampling
 from evenslice.volumes import WindowGrid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
@@ -84,14 +84,14 @@ class WindowSample:
             look = self.sampling.min_windows
         return min(look, self.limit)
 
-    def batches(self, size: Callable[[], int]) -> Iterator[NDArray[np.int64]]:
-        """Yield the places of the windows in batches; ``size`` is asked for the largest size of each.
+    def batches(self, size: int) -> Iterator[NDArray[np.int64]]:
+        """Yield the places of the windows in batches of at most ``size``.
 
         A batch ends where the audit looks, so that what it finds does not depend on the size of batches.
         """
         read = 0
         while read < self.limit:
-            stop = min(read + size(), self.next_look(read))
+            stop = min(read + size, self.next_look(read))
             yield self.places(read, stop)
             read = stop
 

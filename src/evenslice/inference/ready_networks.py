@@ -150,9 +150,6 @@ def reporting_device_errors(device: torch.device, what: str, advice: str = ELSEW
 
 Result = TypeVar("Result")
 
-USED = 0.5
-"""Part of the free memory of a GPU that a batch may take: other programs, and other batches, want some."""
-
 
 class BatchSizes:
     """How many windows at once a network can take on its device, for each kind of work.
@@ -163,7 +160,6 @@ class BatchSizes:
 
     def __init__(self) -> None:
         self._most: dict[Hashable, int] = {}
-        self._fitting: dict[Hashable, int] = {}
 
     def run(self, compute: Callable[[slice], Result], count: int, kind: Hashable) -> list[Result]:
         """Compute on a batch of windows; where memory runs out, on halves of it, and from then on on no more at once.
@@ -207,29 +203,6 @@ class BatchSizes:
             if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
                 torch.cuda.empty_cache()  # reserved in pieces, so that whole ones can be reserved
         return results
-
-    def fitting(
-        self, compute: Callable[[int], object], device: torch.device, *, most: int, kind: Hashable
-    ) -> int:
-        """Return the largest power of two of windows, at most ``most``, that take up half of the free memory of a GPU.
-
-        Args:
-            compute: computes on this number of windows; called once for each kind of work, with two.
-            device: the GPU.
-            most: the largest number.
-            kind: of work.
-        """
-        if kind not in self._fitting:
-            torch.cuda.reset_peak_memory_stats(device)
-            before = torch.cuda.memory_allocated(device)
-            compute(2)
-            each = max(1, (torch.cuda.max_memory_allocated(device) - before) // 2)
-            # What PyTorch has reserved and does not use is as good as free.
-            unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-            free = torch.cuda.mem_get_info(device)[0] + unused
-            fit = int(max(1, min(free * USED // each, most)))
-            self._fitting[kind] = 2 ** (fit.bit_length() - 1)
-        return min(self._fitting[kind], most)
 
 
 _MOVING = threading.Lock()
