@@ -51,6 +51,8 @@ DIFFERENCE_READING: Final = (
     "be that of the means."
 )
 
+MOST_FINDINGS: Final = 3
+
 FIGURE_GROUPS: Final = (
     (
         "On the test volumes",
@@ -118,6 +120,24 @@ def headline(results: StudyResults) -> str:
     failed = f", {len(results.failed)} failed" if results.failed else ""
     done = f"{results.finished} of {counted(results.planned, 'run')} done{failed}"
     return f"{done}: {listed(known)}." if known else f"{done}."
+
+
+def findings(results: StudyResults) -> list[str]:
+    """Say in a sentence each what came of the primary comparison, else of the first arms that can be compared."""
+    found = []
+    for item in [*shown_pooled(results.pooled), *results.comparisons][:1]:
+        arms: list[Arm] = [arm for arm in item.arms if arm.differences]
+        for arm in [arm for arm in arms if getattr(arm, "primary", False)] or arms[:MOST_FINDINGS]:
+            runs = [
+                run for run in results.runs if (run.architecture, run.arm) == (item.architecture, arm.arm)
+            ]
+            audits = verdicts([run.verdict for run in runs if run.verdict])
+            tested = "too few runs to test it" if arm.outcome == "no test" else arm.outcome
+            found.append(
+                f"{arm.arm}: largest pair bias {metric_text('largest_bias', arm)}, audits {audits}; {score_title(arm.score)} "
+                f"{difference_text(arm.score, arm)} beside {results.baseline}, {tested}."
+            )
+    return found
 
 
 def arm_tables(summary: StudySummary) -> list[Table]:
