@@ -124,8 +124,9 @@ def headline(results: StudyResults) -> str:
 
 def findings(results: StudyResults) -> list[str]:
     """Say in a sentence each what came of the primary comparison, else of the first arms that can be compared."""
+    items: list[Comparison | PooledComparison] = [*shown_pooled(results.pooled), *results.comparisons]
     found = []
-    for item in [*shown_pooled(results.pooled), *results.comparisons][:1]:
+    for item in items[:1]:
         arms: list[Arm] = [arm for arm in item.arms if arm.differences]
         for arm in [arm for arm in arms if getattr(arm, "primary", False)] or arms[:MOST_FINDINGS]:
             runs = [
