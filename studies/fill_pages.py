@@ -1,4 +1,4 @@
-"""Fill the tables and charts of docs/results.md, docs/survey.md and docs/coverage.md from the results kept in this folder.
+"""Fill tables and charts of README.md and of docs/results.md, survey.md and coverage.md from the results kept in this folder.
 
     python studies/fill_pages.py
 
@@ -84,7 +84,37 @@ def tables(studies: Sequence[Study]) -> dict[str, dict[str, str]]:
         },
         "survey.md": {"networks": survey_table(read("survey.csv")), "libraries": library_table()},
         "coverage.md": {"coverage": coverage_table()},
+        "../README.md": {"remedies": remedies_table(studies)},
     }
+
+
+def remedies_table(studies: Sequence[Study]) -> str:
+    """Return what to take in each of three cases, with the figure of the study of the price."""
+    (price,) = (study for study in studies if study.name == "price")
+    arms = {arm.name: arm for arm in price.pooled}
+    alone, prepared = (
+        interval(arms[name].figure("loss_both")) for name in ("pretrained", "pretrained with missing slices")
+    )
+    rows = (
+        (
+            "are about to train",
+            '`strategy="twin"`, the default of `evenslice train`',
+            f"symmetric whatever is learned; Dice {arms['twin'].change_text} beside a pretrained start",
+        ),
+        (
+            "have a trained network",
+            "`evenslice.symmetrize`",
+            f"symmetric, Dice {arms['symmetrized at the output'].change_text}, for 2.6 times the time",
+        ),
+        (
+            "may lose slices",
+            "`missing_slices` in training",
+            f"slices without both neighbours lose {prepared} Dice, not {alone}",
+        ),
+    )
+    return table(
+        ("you", "take", "result in [our runs](docs/results.md) (four data sets; 95 % intervals)"), rows
+    )
 
 
 def read(name: str) -> list[dict[str, str]]:

@@ -27,6 +27,7 @@ def quick(monkeypatch):
         trained.append((config["seeds"], folder))
 
     monkeypatch.setattr(demo, "_audits", talk)
+    monkeypatch.setattr(demo, "_explain", lambda *_: "map of a slice")
     monkeypatch.setattr("evenslice.cli.comparison.write_results", lambda *_: None)
     monkeypatch.setattr("evenslice.study", study)
     result = SimpleNamespace(document={"finished": 3})
@@ -45,6 +46,17 @@ def test_json_stands_alone_on_standard_output(quick, cli, tmp_path):
     labels = open_volume(tmp_path / "labels.nii.gz")
     assert labels.shape == CLASSES
     assert np.unique(labels[90]).tolist() == [0, 1, 2]
+
+
+def test_it_ends_with_a_map_and_what_to_type_next(quick, cli, monkeypatch, tmp_path):
+    monkeypatch.setattr(demo, "show_audits", lambda *_, **__: None)
+    status, out, err = cli("demo", "--out", tmp_path)
+    assert status == 0, err
+    last = out.splitlines()[-3:]
+    assert last[0] == "map of a slice"
+    assert last[-1].startswith(
+        "evenslice audit --model smp:Unet/resnet34 --weights unet.pt --volume stack.tif"
+    )
 
 
 def test_nothing_is_replaced_that_no_demonstration_left(quick, cli, tmp_path):

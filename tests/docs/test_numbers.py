@@ -82,14 +82,6 @@ def test_intervals_in_the_text_are_those_of_the_studies(page, known):
     assert [interval for interval in quoted(page.read_text()) if interval not in known] == []
 
 
-def test_the_readme_says_of_each_remedy_what_its_study_found(studies):
-    """The differences of the arms that the table names; the losses stand on the page of results, like all intervals."""
-    readme = " ".join((ROOT / "README.md").read_text().split())
-    arms = {arm.name: arm for arm in studies["price"].pooled}
-    for name in ("twin", "symmetrized at the output"):
-        assert f"Dice {arms[name].change_text}" in readme
-
-
 def test_intervals_that_are_said_to_include_0_do(results, studies):
     """What a reversed stack costs, and, but for three, what a missing slice before costs beyond one after."""
     outside = []

@@ -1,10 +1,9 @@
 """evenslice demo: pretrained weights and a real volume, both of which come with Python packages, so it works offline.
 
 It audits a U-Net as commonly built and after each of three strategies. Then it trains the same network to tell gray
-from white matter, from a pretrained, a fair and a random start.
+from white matter, from a pretrained, a fair and a random start, and explains a slice by the fair one.
 """
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,14 +13,18 @@ from evenslice.cli.options import grouped
 from evenslice.cli.printing import command_line, quiet, show, show_audits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from evenslice import Audit
 
 SPEC = "smp:Unet/tu-tf_efficientnet_lite0"
-MOST_WINDOWS = 160
-CASES = (("pretrained", 3), ("uniform", 3), ("mirror", 3), ("twin", 3), ("pretrained", 5))
-LABELS = "labels.nii.gz"
+STRATEGIES = ("pretrained", "uniform", "mirror", "twin")
+LABELS, MAP = "labels.nii.gz", "explanation.html"
+EXPLAINED = 114
+"""A slice of the test volume."""
+
+NEXT = (
+    "next, a network and a file of your own:\n"
+    "evenslice audit --model smp:Unet/resnet34 --weights unet.pt --volume stack.tif --out audit"
+)
 
 
 @grouped
@@ -33,7 +36,7 @@ def demo(
     ),
     output: options.Output,
 ) -> None:
-    """Audit a pretrained U-Net on real MRI before and after making it fair, then train it; works offline."""
+    """Audit a pretrained U-Net on real MRI before and after making it fair, then train it; three minutes, offline."""
     from evenslice._core import needs_extra, staged_folder
     from evenslice.cli.comparison import AUDITS, write_results
     from evenslice.cli.tables import rich_table
@@ -51,36 +54,51 @@ def demo(
     with quiet(output.json):
         files = (*AUDITS, *AUDIT_FILES, LABELS)
         with staged_folder(out, files, documents=AUDITS, force=output.force) as folder:
-            audits = list(_audits(seed))
+            audits = _audits(seed)
             write_results(audits, folder)
             _write_labels(folder / LABELS)
         if not output.json:
             show_audits(audits, out, json=False)
         study(_configuration(out / LABELS, seed), training)
         trained = StudyResults.load(training)
+        map_line = _explain(training, out / MAP)
     show(
         {"audits": [audit.to_dict() for audit in audits], "training": trained.document},
         *map(rich_table, tables_of(trained.document)),
         f"report: {training / 'report.html'}",
+        map_line,
+        NEXT,
         json=output.json,
     )
 
 
-def _audits(seed: int) -> "Iterator[Audit]":
-    """Audit a U-Net on EfficientNet-Lite0 as commonly built, after three strategies, and with five slices."""
+def _audits(seed: int) -> "list[Audit]":
+    """Audit a U-Net on EfficientNet-Lite0 as commonly built, and after three strategies."""
     from evenslice import Sampling, audit
     from evenslice.cli.comparison import audit_strategies
     from evenslice.volumes import mni152
 
-    measure = partial(audit, volume=mni152())
-    sampling = Sampling(max_windows=MOST_WINDOWS, seed=seed)
-    for strategy, slices in CASES:
-        name = strategy if slices == 3 else f"{strategy}, {slices} slices"
-        network = options.Network(spec=SPEC, weights="imagenet", slices=slices)
-        (found,) = audit_strategies(
-            network, measure, strategies=[strategy], sampling=sampling, command=command_line()
-        )
-        yield replace(found, name=name)
+    return audit_strategies(
+        options.Network(spec=SPEC, weights="imagenet"),
+        partial(audit, volume=mni152()),
+        strategies=STRATEGIES,
+        sampling=Sampling(tile=(128, 128), seed=seed),
+        command=command_line(),
+    )
+
+
+def _explain(training: Path, page: Path) -> str:
+    """Write what each slice of a window adds to the answer of the network with the fair start, and say where."""
+    from evenslice import explain
+    from evenslice._core import staged_file
+    from evenslice.training import find_network
+    from evenslice.volumes import mni152
+
+    (run,) = (training / "runs").glob("*twin*")
+    found = explain(find_network(run).load(), mni152(), EXPLAINED)
+    with staged_file(page, force=True) as beside:
+        beside.write_text(f"<!doctype html><meta charset=utf-8>{found._repr_html_()}", encoding="utf-8")
+    return f"map of slice {EXPLAINED}, with the start twin: {page}"
 
 
 def _write_labels(path: Path) -> None:
@@ -100,9 +118,9 @@ def _configuration(labels: Path, seed: int) -> dict[str, Any]:
 
     Its steps are so few that what was learned from photographs counts; after twice as many, a random start is as good.
     """
-    from evenslice.volumes import mni152_path
+    from evenslice.volumes import mni152
 
-    pair = {"image": str(mni152_path("t1")), "labels": str(labels.absolute())}
+    pair = {"image": mni152().path, "labels": str(labels.absolute())}
     return {
         "seeds": [seed],
         "training": {
@@ -119,9 +137,9 @@ def _configuration(labels: Path, seed: int) -> dict[str, Any]:
                 "name": "MNI152",
                 "classes": 3,
                 "train": [{**pair, "slices": [30, 105]}],
-                "test": [{**pair, "slices": [108, 132]}],  # no window reads slices of both
+                "test": [{**pair, "slices": [108, 120]}],  # no window reads slices of both
                 "validation_fraction": 0.1,
             }
         ],
-        "audit": {"precision": 0.02, "max_windows": 60},
+        "audit": {"precision": 0.05, "max_windows": 60},
     }

@@ -175,6 +175,7 @@ def write_study_report(results: StudyResults, path: str | os.PathLike[str]) -> P
             "study",
             charts,
             headline=study_tables.headline(results),
+            findings=study_tables.findings(results),
             arms=study_tables.arm_tables(results),
             panels=panels,
             images=image_names(panels),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from evenslice._core import json_text
-from evenslice.report.tables import interval, listed, short_path
+from evenslice.report.tables import interval, listed, short_path, threshold
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,6 +69,9 @@ def _claim(audit: AuditResult) -> str:
     of_all = f" of {run.windows_available}" if run.windows_available else ""
     version = f", evenslice {run.versions['evenslice']}" if "evenslice" in run.versions else ""
     figures = f"B within ±{found.tolerance:g}, C {interval(found.answer_change)}, E {interval(found.mirror_mismatch)}"
+    if found.different is not None:
+        sure = threshold(1 - math.ceil(1000 * found.different) / 1000)
+        figures = f"B, C and E 0 in all windows read and, with 95 % confidence, in {sure} of all"
     caution = ""
     if audit.verdict == "balanced":
         caution = " Not that it is symmetric: a map at one place may still favour a side."

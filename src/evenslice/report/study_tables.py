@@ -50,6 +50,8 @@ DIFFERENCE_READING: Final = (
     "be that of the means."
 )
 
+MOST_FINDINGS: Final = 3
+
 FIGURE_GROUPS: Final = (
     (
         "On the test volumes",
@@ -117,6 +119,25 @@ def headline(summary: StudySummary) -> str:
     failed = f", {len(summary.failed)} failed" if summary.failed else ""
     done = f"{summary.finished} of {counted(summary.planned, 'run')} done{failed}"
     return f"{done}: {listed(known)}." if known else f"{done}."
+
+
+def findings(results: StudyResults) -> list[str]:
+    """Say in a sentence each what came of the primary comparison, else of the first arms that can be compared."""
+    items: list[Comparison | PooledComparison] = [*shown_pooled(results.pooled), *results.comparisons]
+    found = []
+    for item in items[:1]:
+        arms: list[Arm] = [arm for arm in item.arms if arm.differences]
+        for arm in [arm for arm in arms if getattr(arm, "primary", False)] or arms[:MOST_FINDINGS]:
+            runs = [
+                run for run in results.runs if (run.architecture, run.arm) == (item.architecture, arm.arm)
+            ]
+            audits = verdicts([run.verdict for run in runs if run.verdict])
+            tested = "too few runs to test it" if arm.outcome == "no test" else arm.outcome
+            found.append(
+                f"{arm.arm}: largest pair bias {metric_text('largest_bias', arm)}, audits {audits}; {score_title(arm.score)} "
+                f"{difference_text(arm.score, arm)} beside {results.baseline}, {tested}."
+            )
+    return found
 
 
 def arm_tables(summary: StudySummary) -> list[Table]:
