@@ -134,8 +134,8 @@ def findings(results: StudyResults) -> list[str]:
             audits = verdicts([run.verdict for run in runs if run.verdict])
             tested = "too few runs to test it" if arm.outcome == "no test" else arm.outcome
             found.append(
-                f"{arm.arm}: largest pair bias {metric_text('largest_bias', arm)}, audits {audits}; {score_title(arm.score)} "
-                f"{difference_text(arm.score, arm)} beside {results.baseline}, {tested}."
+                f"{arm.arm}: largest pair bias {metric_text('largest_bias', arm)}, audits {audits}; {score_title(results.score)} "
+                f"{difference_text(results.score, arm, results.score)} beside {results.baseline}, {tested}."
             )
     return found
 
