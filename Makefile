@@ -37,7 +37,7 @@ help:
 install: $(STAMP)
 
 # Python compiles what tests import by itself, which takes a minute less than if pip compiled all 34,000 modules.
-# The pip that comes with Python 3.11 knows no dependency groups, and cannot resolve what moto and s3fs ask of botocore.
+# The pip that comes with Python 3.11 knows no dependency groups.
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

@@ -113,6 +113,8 @@ def test_axes_of_imagej(tmp_path):
     tifffile.imwrite(path, STACK, imagej=True)  # tifffile writes the first axis as channels unless told
     fails(str(path), r"no axis z; say .* axes='zyx'$")
     assert same(open_volume(path, axes="zyx"), STACK)
+    tifffile.imwrite(path, STACK[:2], imagej=True, metadata={"axes": "CYX"})  # of a single slice
+    assert same(open_volume(path, select={"c": 1}), STACK[1:2])
 
 
 @pytest.mark.parametrize(

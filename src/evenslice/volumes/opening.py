@@ -111,6 +111,8 @@ def open_volume(  # all but one argument have defaults and names
         opener = partial(ArraySource, _fill_masked(path, fill))
     else:
         place = locate(cast("str | os.PathLike[str]", path), level, picks.get("series"))
+        if names is None:
+            place = replace(place, picked=frozenset(axis.lower() for axis in picks))
         opener = partial(open_source, place)
     volume = _arranged(place, opener, names, picks)
     volume = _with_spacing(volume, spacing, unit)
@@ -225,8 +227,7 @@ def _arrangement(source: VoxelSource, names: str | None, picks: Mapping[str, int
     if source.dtype.kind not in "biuf" or source.dtype.itemsize > 8:
         raise VolumeError(f"is {source.dtype}; a volume needs bool, integer or real voxels of up to 64 bits")
     if names is not None and len(names) != len(source.shape):
-        has = f"its shape {source.shape} has {len(source.shape)}"
-        raise ConfigError(f"{option('axes', names)} names {len(names)} axes, {has}")
+        raise ConfigError(f"{option('axes', names)} names {len(names)} axes of an array {source.shape}")
     return arrange(source.shape, names or source.names, picks)
 
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 # What checks and applies these options is imported where that happens: the command line is to start without it.
 PLANES = ("z", "y", "x")
-_LARGEST_WRITTEN = 2**32 - 1
 
 
 def refuse_without_labels(options: Mapping[str, Any]) -> None:
@@ -111,7 +110,7 @@ class LabelValues:
     def check_written(self) -> None:
         """Raise ConfigError if a segmentation, whose voxels are unsigned integers, cannot hold the values of the classes."""
         values = self.label_values
-        if values and not 0 <= min(values) <= max(values) <= _LARGEST_WRITTEN:
+        if values and not 0 <= min(values) <= max(values) < 2**32:
             raise ConfigError(f"{option('label_values', values)}: segment writes 0 to 2^32 - 1")
 
     def of_classes(self, classes: int | None) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 30
-"""Seconds of silence after which a server is given up."""
+"""Seconds of silence after which a server is given up, and the most that it can ask to wait before the next attempt."""
 
 TOTAL_SECONDS = 600
 """Most seconds that one file, or the part that is asked for, may take."""
@@ -40,10 +40,6 @@ PAUSE = 0.5
 """Seconds before the second attempt of a request that failed for a moment; twice as many before each one after it."""
 
 ATTEMPTS = 4
-LONGEST_WAIT = 30
-"""Most seconds that a server can ask to wait before the next attempt."""
-
-_SLACK = 2**20
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
@@ -156,7 +152,7 @@ def encoded_limit(size: int) -> int:
         >>> encoded_limit(2**20)
         3145728
     """
-    return 2 * size + _SLACK
+    return 2 * size + 2**20
 
 
 def require_whole_blosc(packed: bytes) -> None:
@@ -182,7 +178,7 @@ class _Web:
             read=False,
             backoff_factor=PAUSE,
             status_forcelist=(408, 429, 500, 502, 503, 504),
-            retry_after_max=LONGEST_WAIT,
+            retry_after_max=READ_SECONDS,
             raise_on_status=False,
         )
         self._base = re.sub("^gs://", "https://storage.googleapis.com/", url, flags=re.IGNORECASE)

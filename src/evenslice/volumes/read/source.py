@@ -62,6 +62,7 @@ class Place:
         level: the resolution level, 0 the finest.
         series: which series of a DICOM folder, or None if the user named none.
         kind: the format that the user named in front of the address, or None.
+        picked: the axes, as the file names them, along which the user picked an index.
     """
 
     label: str
@@ -70,6 +71,7 @@ class Place:
     level: int = 0
     series: int | None = None
     kind: str | None = None
+    picked: frozenset[str] = frozenset()
 
     @property
     def path(self) -> Path:

@@ -39,7 +39,10 @@ MOST_PLANES = 2**20
 
 
 class TiffSource(ArrayInChunks):
-    """The one image of a TIFF file, in the order of its pages."""
+    """The one image of a TIFF file, in the order of its pages.
+
+    Of a file of a single plane, the axes along which an index is picked tell whether what is left is a single slice.
+    """
 
     def __init__(self, place: Place) -> None:
         path = place.path
@@ -54,7 +57,8 @@ class TiffSource(ArrayInChunks):
             self.names = names = _names(series.axes)
             self.assumed = names != series.axes.lower()
             # ImageJ and OME state the number of slices; tifffile leaves out an axis of one.
-            self._single = (tif.is_imagej or tif.is_ome) and names == "yx"
+            plane = names is not None and {"y", "x"} <= set(names) <= {"y", "x", *place.picked} - {"z"}
+            self._single = (tif.is_imagej or tif.is_ome) and plane
             if self._single:
                 self.names = f"z{names}"
             self.voxel_size = _spacing(tif, series, self.names)
