@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from html import escape
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +22,8 @@ ADVICE: Final = {
     "the method reads orientation, check that the files state it.",
 }
 """What to do next, by the worst verdict."""
+
+SCORES: Final = {"dice": "Dice with the labels", "surface_dice": "Surface Dice within one voxel"}
 
 
 def volume_sentence(result: VolumeAuditResult) -> str:
@@ -62,17 +65,8 @@ def tables_of_volumes(result: VolumeAuditResult) -> list[Table]:
         ]
         columns = ("flipped along", "objects with a partner", "without, intact", "without, flipped")
         tables.append(plain_table("Objects", columns, rows, "Partners have an IoU above .5."))
-    if labelled:
-        tables.append(
-            _by_class(result, "Dice with the labels, intact and flipped", lambda one: _pair(one.dice))
-        )
-        tables.append(
-            _by_class(
-                result,
-                "Surface Dice within one voxel, intact and flipped",
-                lambda one: _pair(one.surface_dice),
-            )
-        )
+    for name, title in SCORES.items() if labelled else ():
+        tables.append(_by_class(result, f"{title}, intact and flipped", partial(_pair, name=name)))
     return tables
 
 
@@ -111,7 +105,8 @@ def _change_cell(found: ClassChange) -> str:
     return f"{number(found.change)}{more}" + ("" if found.judged else f"\nnot judged: {found.voxels} voxels")
 
 
-def _pair(values: tuple[float, float]) -> str:
+def _pair(found: ClassChange, name: str) -> str:
+    values = getattr(found, name)
     return NOTHING if math.isnan(values[0]) else f"{number(values[0])}, {number(values[1])}"
 
 
