@@ -52,10 +52,10 @@ def test_it_ends_with_a_map_and_what_to_type_next(quick, cli, monkeypatch, tmp_p
     monkeypatch.setattr(demo, "show_audits", lambda *_, **__: None)
     status, out, err = cli("demo", "--out", tmp_path)
     assert status == 0, err
-    last = out.splitlines()[-3:]
-    assert last[0] == "map of a slice"
-    assert last[-1].startswith(
-        "evenslice audit --model smp:Unet/resnet34 --weights unet.pt --volume stack.tif"
+    shown, following = out.splitlines()[-2:]
+    assert shown == "map of a slice"
+    assert following.endswith(
+        "evenslice audit --model smp:Unet/resnet34 --weights unet.pt --volume stack.tif --out audit"
     )
 
 

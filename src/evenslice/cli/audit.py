@@ -39,30 +39,29 @@ TOLERANCES = {
         "Largest pair bias B, of saliency or reliance, that counts as equal.", metavar="X"
     ),
     "answer_tolerance": options.measurement(
-        "Largest answer change C that counts as the same answer for a window and its mirror.", metavar="X"
+        "Largest answer change C that counts as the same answer.", metavar="X"
     ),
     "mismatch_tolerance": options.measurement(
-        "Largest mirror mismatch E that counts as using opposite slices alike.", metavar="X"
+        "Largest mirror mismatch E that counts as equal use.", metavar="X"
     ),
     "judged_share": options.measurement(
-        "Pairs that get less than this share of the saliency are shown, not judged; in windows of more than five slices (K "
-        "pairs), 2/K of it.",
+        "Judge pairs that get at least this share of the saliency (of K > 2 pairs, 2/K of it).",
         metavar="X",
     ),
     "judged_class": options.measurement(
-        "Classes that cover less than this part of the pixels are not judged, except for the two largest.",
+        "Judge classes that cover at least this part of the pixels, and the two largest.",
         metavar="X",
     ),
 }
 SAMPLING = {
     "precision": options.measurement(
-        "Also go on until every judged B and C is known to ± X (default: only until the verdict is settled).",
+        "Go on until every judged B and C is known to ± X (default: until the verdict is settled).",
         metavar="X",
     ),
     "min_windows": options.measurement("Read at least this many windows, if there are so many.", metavar="N"),
     "max_windows": options.measurement("Stop after this many windows.", metavar="N"),
     "explain": options.measurement(
-        "Show this slice first among the examples of the report, in the middle of the plane or around a voxel: Z or Z,Y,X.",
+        "Show this slice, or the part of it around a voxel, first in the report: Z or Z,Y,X.",
         metavar="Z",
         parser=parse_values,
     ),
@@ -70,7 +69,7 @@ SAMPLING = {
         "With --labels, also measure what a disturbed slice costs.", "--stress/--no-stress"
     ),
     "tile": options.computing(
-        "In-plane tile size in pixels (default: what the network or its crops state, else planes up to 256, or 192).",
+        "In-plane tile size in pixels (default: the network's or its crops', else planes up to 256, or 192).",
         metavar="Y X",
     ),
     "seed": options.computing("Random seed.", metavar="N", callback=check_seed),
@@ -88,8 +87,7 @@ class Volumes(options.LabelledOpening):
     labels: Annotated[
         list[str] | None,
         options.volume(
-            "Class labels, to also measure what a disturbed slice costs, and for --target labels; repeat, one for each volume, "
-            "in the same order.",
+            "Class labels, to measure what a disturbed slice costs; repeat, in the order of the volumes.",
             metavar="PATH",
         ),
     ] = None
@@ -111,16 +109,15 @@ class Explained:
     baseline: Annotated[
         str | None,
         options.measurement(
-            "What integrated_gradients and occlusion compare a window with: middle (the middle slice in place of all) or gray "
-            "(default: middle for integrated_gradients, gray for occlusion).",
+            "Compare a window with the middle slice in place of all (middle; integrated_gradients) or gray (occlusion).",
             metavar="B",
         ),
     ] = None
     target: Annotated[
         str,
         options.measurement(
-            "What to explain: predicted (the predicted class), labels (the class in --labels), sum (of all "
-            "outputs), a class number, or auto (predicted if the output has classes, else sum).",
+            "Explain the predicted class, the class in --labels, a class number, the sum of all outputs, or auto (predicted, "
+            "without classes sum).",
             metavar="T",
             autocompletion=lambda: options.TARGETS,
         ),
@@ -128,8 +125,7 @@ class Explained:
     outputs: Annotated[
         str | None,
         options.measurement(
-            "Function (package.module:function) that turns what the network returns into the tensor to explain "
-            "(default: take the logits).",
+            "Explain what this function (package.module:function) makes of the network's output (default: its logits).",
             metavar="FUNCTION",
         ),
     ] = None
@@ -142,15 +138,14 @@ class Required:
     fail_on_bias: Annotated[
         bool,
         options.measurement(
-            "Exit with status 1 if a verdict is biased; inconclusive passes (use --require to refuse it).",
+            "Exit with status 1 if a verdict is biased (--require also refuses inconclusive).",
             "--fail-on-bias",
         ),
     ] = False
     require: Annotated[
         str | None,
         options.measurement(
-            "Exit with status 1 unless every verdict is at least this: symmetric, or balanced (which symmetric also "
-            "satisfies).",
+            "Exit with status 1 unless every verdict is at least this: symmetric or balanced.",
             metavar="V",
         ),
     ] = None

@@ -21,10 +21,7 @@ LABELS, MAP = "labels.nii.gz", "explanation.html"
 EXPLAINED = 114
 """A slice of the test volume."""
 
-NEXT = (
-    "next, a network and a file of your own:\n"
-    "evenslice audit --model smp:Unet/resnet34 --weights unet.pt --volume stack.tif --out audit"
-)
+NEXT = "evenslice audit --model smp:Unet/resnet34 --weights unet.pt --volume stack.tif --out audit"
 
 
 @grouped
@@ -52,7 +49,7 @@ def demo(
         with working_in_study(training):
             pass
     with quiet(output.json):
-        files = (*AUDITS, *AUDIT_FILES, LABELS)
+        files = (*AUDITS, *AUDIT_FILES, LABELS, MAP)
         with staged_folder(out, files, documents=AUDITS, force=output.force) as folder:
             audits = _audits(seed)
             write_results(audits, folder)
@@ -67,7 +64,7 @@ def demo(
         *map(rich_table, tables_of(trained.document)),
         f"report: {training / 'report.html'}",
         map_line,
-        NEXT,
+        f"next, with a network and a file of your own: {NEXT}",
         json=output.json,
     )
 
@@ -90,14 +87,12 @@ def _audits(seed: int) -> "list[Audit]":
 def _explain(training: Path, page: Path) -> str:
     """Write what each slice of a window adds to the answer of the network with the fair start, and say where."""
     from evenslice import explain
-    from evenslice._core import staged_file
     from evenslice.training import find_network
     from evenslice.volumes import mni152
 
     (run,) = (training / "runs").glob("*twin*")
     found = explain(find_network(run).load(), mni152(), EXPLAINED)
-    with staged_file(page, force=True) as beside:
-        beside.write_text(f"<!doctype html><meta charset=utf-8>{found._repr_html_()}", encoding="utf-8")
+    page.write_text(f"<!doctype html><meta charset=utf-8>{found._repr_html_()}", encoding="utf-8")
     return f"map of slice {EXPLAINED}, with the start twin: {page}"
 
 

@@ -63,15 +63,14 @@ def export(
     tile: Annotated[
         tuple[int, int] | None,
         options.output(
-            "Fix the size of windows in pixels (default: a classifier's crops, else free where the network allows it).",
+            "Fix the size of windows in pixels (default: a classifier's crops, else free where possible).",
             metavar="Y X",
         ),
     ] = None,
     audit: Annotated[
         Path | None,
         options.output(
-            "Folder with audits of the network (default: those beside the network of the run; none if --symmetrize changes the "
-            "network).",
+            "Folder with audits of the network (default: the run's, unless --symmetrize changes the network).",
             metavar="DIR",
         ),
     ] = None,

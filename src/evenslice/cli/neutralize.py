@@ -46,8 +46,7 @@ def symmetrize(
     at: Annotated[
         str,
         options.network(
-            "Where to average over each window and its mirror: output (right for a trained network), encoder, or the name "
-            "of a module.",
+            "Average over each window and its mirror after: output (for trained networks), encoder, or a module.",
             metavar="AT",
             autocompletion=lambda: options.CUTS,
         ),

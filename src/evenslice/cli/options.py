@@ -104,7 +104,7 @@ MODEL_HELP = (
     "a folder or a model type), or package.module:function"
 )
 WEIGHTS_HELP = (
-    "Weights: imagenet, none (random), a file (.safetensors, .pt, .pth, .ckpt, .bin), or an exported folder"
+    "Weights: imagenet, none (random), a file (.safetensors, .pt, .ckpt ...), or an exported folder"
 )
 STRATEGY_HELP = (
     f"How colour kernels become slice kernels: {', '.join(STRATEGIES[1:])}, pretrained (the network as built), or the "
@@ -210,16 +210,14 @@ class Window:
     slices: Annotated[
         int | None,
         network(
-            "Slices in a window, an odd number (default: the network's, usually 3; for another, its first layer is adapted).",
+            "Slices in a window, odd (default: the network's, else 3; another number adapts its first layer).",
             metavar="N",
         ),
     ] = None
     mean: Annotated[
         Sequence[float] | None,
         network(
-            "Input mean used in training, on the scale 0..1 (default: what the network's library states for its pretrained "
-            "weights, even with a file of your own; 0, and 1 for --std, if it states nothing, as for a network of your own). "
-            "Give 0, and --std 1, if inputs were only scaled to 0..1.",
+            "Mean subtracted from inputs in 0..1 (default: the library's, else 0). Give 0 if inputs were only scaled to 0..1.",
             metavar="M[,M,M]",
             parser=_parse_numbers(float, "0.485,0.456,0.406"),
         ),
@@ -227,7 +225,7 @@ class Window:
     std: Annotated[
         Sequence[float] | None,
         network(
-            "Input standard deviation used in training (default: as for --mean).",
+            "Standard deviation that inputs are then divided by (default: the library's, else 1).",
             metavar="S[,S,S]",
             parser=_parse_numbers(float, "0.485,0.456,0.406"),
         ),
@@ -241,8 +239,8 @@ class Input(Window):
     symmetrize: Annotated[
         str | None,
         network(
-            "Where to average over each window and its mirror: output (twice the passes; right for a trained network), "
-            "encoder, or the name of a module (default: nowhere, or as in the saved network).",
+            "Average over each window and its mirror after: output (for trained networks; twice the passes), encoder, or a "
+            "module (default: as saved).",
             metavar="AT",
             autocompletion=lambda: CUTS,
         ),
@@ -308,21 +306,20 @@ class Network(TiedInput):
 
 READ: dict[str, Any] = {
     "step": network(
-        "Take every n-th slice of the volume into a window (1: adjacent slices; default: that of the run or saved network, "
-        "else 1).",
+        "Take every n-th slice into a window (default: as saved, else 1: adjacent slices).",
         metavar="N",
     ),
     "plane": volume(
-        "Axis along which slices are stacked: z, y or x (default: that of the run or saved network, else z).",
+        "Axis along which slices are stacked: z, y or x (default: as saved, else z).",
         metavar="AXIS",
         autocompletion=lambda: PLANES,
     ),
     "intensity": volume(
-        "Voxel values mapped to 0 and 1 (default: those of the run or saved network, else percentiles of the volume).",
+        "Voxel values mapped to 0 and 1 (default: as saved, else percentiles of the volume).",
         metavar="LOW HIGH",
     ),
     "fill": volume(
-        "Voxel value that replaces NaN and infinity (default: that of the run or saved network, else they are an error).",
+        "Replace NaN and infinity by this voxel value (default: as saved, else refuse them).",
         metavar="X",
     ),
 }
@@ -330,18 +327,17 @@ READ: dict[str, Any] = {
 
 LABELS: dict[str, Any] = {
     "label_values": volume(
-        "Label value of each class (default: those of the run or saved network, else 0,1,2 ...).",
+        "Label value of each class (default: as saved, else 0,1,2 ...).",
         metavar="V,V",
         parser=parse_values,
     ),
     "other_labels": volume(
-        "What all other values mean: error, or background, which is class 0 (default: that of the run or saved network, "
-        "else error).",
+        "Take other label values as error or as background, class 0 (default: as saved, else error).",
         metavar="WHAT",
         autocompletion=lambda: OTHERS,
     ),
     "ignore_label": volume(
-        "Label value of voxels that do not count in scores (default: that of the run or saved network).",
+        "Leave voxels of this label value out of scores (default: as saved).",
         metavar="V",
     ),
     "instances": volume(
@@ -421,7 +417,7 @@ class LabelledOpening(Opening):
     label_axes: Annotated[
         str | None,
         volume(
-            "Names of the label file's axes as stored (default: those that the file states, else as --axes).",
+            "Axes of the label file as stored (default: as the file states, else as --axes).",
             metavar="AXES",
         ),
     ] = None
@@ -504,8 +500,7 @@ PASSES: dict[str, Any] = {
         autocompletion=lambda: ("auto", "cpu", "cuda"),
     ),
     "dtype": computing(
-        "Data type of the network's passes: float32 (auto), or bfloat16 or float16 (on a GPU only), in which an audit has all "
-        "figures, and whose cost in labels is otherwise measured.",
+        "Compute in float32 (auto), bfloat16 or float16 (on a GPU only); all but audits say how many labels that changes.",
         metavar="TYPE",
         autocompletion=lambda: DTYPES,
     ),
@@ -533,8 +528,7 @@ Cluster = Annotated[Compute, Options(CLUSTER)]
 Tile = Annotated[
     tuple[int, int] | None,
     computing(
-        "In-plane tile size in pixels (default: the only size that the network takes, else whole planes up to 1024 along "
-        "each axis, and equal parts of longer ones).",
+        "In-plane tile size in pixels (default: the network's only size, else planes up to 1024, or equal parts).",
         metavar="Y X",
     ),
 ]

@@ -124,7 +124,7 @@ class Measured:
     no_surfaces: Annotated[
         bool,
         options.measurement(
-            "Skip the surface distances, which are measured in volumes of up to 67,108,864 voxels.",
+            "Skip surface distances (measured in volumes of up to 67,108,864 voxels).",
             "--no-surfaces",
         ),
     ] = False
@@ -140,7 +140,7 @@ def evaluate(
     labels: Annotated[
         str | None,
         options.volume(
-            "Class labels of the volume; required unless --stress is given, which then compares with the intact answer.",
+            "Class labels of the volume (default, with --stress: the intact answer).",
             metavar="PATH",
         ),
     ] = None,
