@@ -38,8 +38,8 @@ from evenslice._core import (
 from evenslice.auditing import parse_target, slice_shares
 from evenslice.networks import METADATA_KEY
 from evenslice.results import Measurements, ratio, score_title
+from evenslice.training.losses import TaskLoss, task_logits
 from evenslice.training.run_folder import refuse_changed
-from evenslice.training.tasks import TaskLoss, task_logits
 
 with needs_extra("train", "training"):
     from lightning.pytorch import Callback, LightningModule, Trainer

@@ -19,7 +19,7 @@ from evenslice.inference import Compute, Predictor, ReadyNetwork
 from evenslice.networks import final_activation, input_sizes, keep_generators, parse_specification
 from evenslice.neutralizing import load_network
 from evenslice.training.data import open_data
-from evenslice.training.tasks import output_channels, task_logits
+from evenslice.training.losses import output_channels, task_logits
 from evenslice.volumes import Scaling, missing_slices
 
 if TYPE_CHECKING:

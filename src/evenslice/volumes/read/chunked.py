@@ -25,16 +25,15 @@ import imagecodecs
 import numpy as np
 import zarr
 from zarr.core.buffer import default_buffer_prototype
-from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
 from evenslice._core import ConfigError, VolumeError, option
+from evenslice.volumes.read.arrays import ArrayInChunks
 from evenslice.volumes.read.chunk_files import ChunkFiles, encoded_limit, require_whole_blosc
 from evenslice.volumes.read.source import (
     LARGEST_OFFSET,
     LARGEST_PIECE,
     Place,
-    VoxelSource,
     in_voxels,
     letters,
     pick_level,
@@ -52,28 +51,7 @@ if TYPE_CHECKING:
 
     from evenslice.volumes.read.source import VoxelSize
 
-_PATIENCE = 3
-"""Seconds that are waited for reads that nobody needs any more."""
-
-_WAITING = "evenslice: waits for the others"
-"""Name of tasks that wait for Zarr's tasks, which do not wait for each other."""
-
 _METADATA = {"zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"}
-
-
-class ArrayInChunks(VoxelSource):
-    """An array that Zarr puts together."""
-
-    array: Any
-    fresh = True
-
-    def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
-        """Decode the chunks under ``key``."""
-        try:
-            return np.asarray(self.array[key])
-        except Exception:
-            settle(_PATIENCE)  # what fails in other chunks later would be printed
-            raise
 
 
 class ChunkStore(WrapperStore[Any]):
@@ -182,26 +160,6 @@ def _span(request: Any) -> slice:
     if hasattr(request, "suffix"):
         return slice(-request.suffix, None)
     return slice(request.offset, None) if hasattr(request, "offset") else slice(request.start, request.end)
-
-
-def settle(seconds: float | None = None) -> None:
-    """Wait for whatever Zarr reads and writes, after a chunk has failed: its other tasks go on.
-
-    Args:
-        seconds: how long at most; by default until all is done.
-    """
-    sync(_all_others(seconds))
-
-
-async def _all_others(seconds: float | None) -> None:
-    own = asyncio.current_task()
-    if own is not None:
-        own.set_name(_WAITING)
-    if others := {task for task in asyncio.all_tasks() if task.get_name() != _WAITING}:
-        done, _ = await asyncio.wait(others, timeout=seconds)
-        for task in done:
-            if not task.cancelled():
-                task.exception()  # else asyncio reports it, with its traceback
 
 
 # Zarr

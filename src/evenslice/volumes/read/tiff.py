@@ -20,7 +20,7 @@ import tifffile
 import zarr
 
 from evenslice._core import VolumeError
-from evenslice.volumes.read.chunked import ArrayInChunks
+from evenslice.volumes.read.arrays import ArrayInChunks
 from evenslice.volumes.read.source import confined, require_bytes, require_piece, scaled_spacing
 
 if TYPE_CHECKING:

@@ -457,7 +457,7 @@ LONGEST = (1.05, 2, 2)  # size of voxels along z, y, x, in that of the shortest,
 
 def write_zarr(path: Path, image: Image) -> None:
     """Write the image as a folder."""
-    from evenslice.volumes.read.chunked import settle  # which imports Zarr
+    from evenslice.volumes.read.arrays import settle  # which imports Zarr
 
     try:
         _write_levels(path, image)
