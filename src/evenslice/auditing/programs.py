@@ -13,14 +13,17 @@ import json
 import shlex
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from evenslice._core import (
     UNREADABLE,
     ConfigError,
     ModelError,
+    check_known,
     json_text,
     local_path,
     option,
@@ -29,7 +32,7 @@ from evenslice._core import (
     reporting_write_errors,
     without_secrets,
 )
-from evenslice.volumes import Destination, flip_volume, write_volume
+from evenslice.volumes import Destination, open_volume, write_volume
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -182,3 +185,32 @@ def _digest(volume: Volume) -> str:
     found.update(repr((volume.shape, volume.dtype.str, volume.spacing, volume.unit)).encode())
     found.update(b"" if volume.affine is None else volume.affine.tobytes())
     return found.hexdigest()
+
+
+def flip_volume(volume: Volume, axis: str, *, ignore_orientation: bool = False) -> Volume:
+    """Read a volume into memory with the voxels along one axis in reversed order.
+
+    Args:
+        volume: the volume.
+        axis: "z", "y" or "x".
+        ignore_orientation: keep the affine as it is, which then places voxels wrongly, as a conversion that loses the
+            orientation does; by default it follows, so that every voxel keeps its place in the patient.
+
+    Raises:
+        ConfigError: it is no axis.
+        VolumeError: the volume cannot be read.
+
+    Example:
+        >>> volume = open_volume(np.arange(6).reshape(3, 1, 2))
+        >>> flip_volume(volume, "z")[...].tolist()
+        [[[4, 5]], [[2, 3]], [[0, 1]]]
+    """
+    check_known("axis", axis, ["z", "y", "x"])
+    place = "zyx".index(axis)
+    flipped = open_volume(np.flip(volume[...], place), spacing=volume.spacing, unit=volume.unit)
+    affine = volume.affine
+    if affine is not None and not ignore_orientation:
+        reversing = np.eye(4)  # from the index of a voxel here to its index there; columns are x, y, z
+        reversing[2 - place, [2 - place, 3]] = -1, volume.shape[place] - 1
+        affine = affine @ reversing
+    return replace(flipped, affine=affine)

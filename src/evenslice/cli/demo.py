@@ -113,9 +113,9 @@ def _configuration(labels: Path, seed: int) -> dict[str, Any]:
 
     Its steps are so few that what was learned from photographs counts; after twice as many, a random start is as good.
     """
-    from evenslice.volumes import mni152
+    from evenslice.volumes import mni152_path
 
-    pair = {"image": mni152().path, "labels": str(labels.absolute())}
+    pair = {"image": str(mni152_path("t1")), "labels": str(labels.absolute())}
     return {
         "seeds": [seed],
         "training": {

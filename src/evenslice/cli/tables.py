@@ -11,7 +11,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from evenslice._core import printable
-from evenslice.report import Table, audit_lines, next_step
+from evenslice.report import Table, audit_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -52,12 +52,8 @@ def _line(line: str) -> tuple[str, str]:
 def verdict_lines(audits: Sequence[Audit]) -> Iterator[Text | str]:
     """Yield how audits were made, for each its verdict with what decided it and its extent, and what to type next."""
     for name, verdict, text, found in audit_lines(audits):
-        yield Text.assemble(printable(name), (verdict, f"bold {TONE_STYLES[found]}"), printable(text))
-    advised = [
-        audit for audit in audits if len(audits) == 1 or audit.verdict not in ("symmetric", "balanced")
-    ]
-    for line in dict.fromkeys(filter(None, map(next_step, advised))):
-        yield line if line.startswith("Next: ") else Text(printable(line))
+        styled = Text.assemble(printable(name), (verdict, f"bold {TONE_STYLES[found]}"), printable(text))
+        yield text if text.startswith("Next: ") else styled
 
 
 def new_table(title: str, columns: Sequence[str], *rows: Sequence[str]) -> RichTable:

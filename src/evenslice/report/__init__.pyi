@@ -15,7 +15,6 @@ from .files import (
 )
 from .next_steps import (
     badge_text as badge_text,
-    next_step as next_step,
 )
 from .pictures import (
     explanation_html as explanation_html,

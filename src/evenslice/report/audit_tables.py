@@ -311,6 +311,9 @@ def audit_lines(audits: Sequence[AuditResult]) -> Iterator[tuple[str, str, str, 
         word, rest = verdict_sentence(audit).split(maxsplit=1)
         name = f"{audit.name}: " if len(audits) > 1 else ""
         yield name, word, f" {rest} {extent_sentence(audit)}", Table.tone(audit.verdict)
+    fair = ("symmetric", "balanced") if len(audits) > 1 else ()
+    steps = [next_step(audit) for audit in audits if audit.verdict not in fair]
+    yield from (("", "", line, "") for line in dict.fromkeys(steps) if line)
 
 
 def setting_lines(audits: Sequence[AuditResult]) -> list[str]:

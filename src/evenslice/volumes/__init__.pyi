@@ -1,4 +1,3 @@
-from .flipping import flip_volume as flip_volume
 from .info import (
     describe_volume as describe_volume,
     fingerprint as fingerprint,

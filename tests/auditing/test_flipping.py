@@ -7,7 +7,8 @@ import SimpleITK
 from dicom_files import write_series
 
 from evenslice import ConfigError, open_volume
-from evenslice.volumes import flip_volume, write_volume
+from evenslice.auditing.programs import flip_volume
+from evenslice.volumes import write_volume
 
 STACK = np.random.default_rng(0).integers(0, 4000, (6, 40, 32)).astype(np.int16)
 OBLIQUE = np.array([[0.5, 0.1, -0.3, 10], [-0.2, 0.7, 0.2, -20], [0.1, -0.1, 3.0, 30], [0, 0, 0, 1]])
