@@ -147,7 +147,7 @@ class Constant(Refusing):
 
 
 @pytest.mark.parametrize(
-    ("model", "why"), [(Refusing(), "TorchScript"), (Constant(), r"its answers differ by \S+ of the largest")]
+    ("model", "why"), [(Refusing(), "TorchScript"), (Constant(), "it would answer otherwise")]
 )
 def test_a_network_that_it_cannot_run_runs_in_pytorch_and_a_line_says_so(image, capsys, model, why):
     labels = segment(model, image, compute=Compute(engine="openvino", **QUICK))

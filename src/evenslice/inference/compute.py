@@ -37,8 +37,8 @@ class Compute:
         ConfigError: a number is out of range, or the engine is unknown.
 
     Example:
-        >>> Compute(device="cpu", workers=2).shared
-        True
+        >>> Compute(device="cpu", dtype="bfloat16", workers=2).place()
+        (device(type='cpu'), torch.bfloat16)
     """
 
     device: str = "auto"
@@ -53,11 +53,6 @@ class Compute:
         check_known("engine", self.engine, ENGINES)
         if self.batch is not None:
             object.__setattr__(self, "batch", whole_number("batch", self.batch, 1))
-
-    @property
-    def shared(self) -> bool:
-        """Whether several processes share the work."""
-        return self.workers is not None or self.scheduler is not None
 
     def place(self, *, training: bool = False) -> tuple[torch.device, torch.dtype]:
         """Return the device and the precision, for steps of training if asked for.

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from itertools import groupby, islice
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -815,10 +815,8 @@ class Evaluation:
         versions: those of the packages.
         created: time, ISO 8601.
         command: the command line; None from Python.
-        largest_surface: voxels of the largest volume whose surfaces are compared.
     """
 
-    largest_surface: ClassVar[int] = LARGEST_SURFACE
     scores: Scores | None
     stress: Stress | None
     model: dict[str, Any]

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
-from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 from torch.utils.data import DataLoader, Dataset
@@ -275,6 +274,8 @@ class SynchronizedNorms(TorchSyncBatchNorm):
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Replace the batch norms of a model, in place; weights and statistics are the same tensors."""
+        from timm.layers.norm_act import convert_sync_batchnorm
+
         replaced: dict[nn.Module, nn.Module] = {}
         for name, norm in list(model.named_modules(remove_duplicate=False)):
             if isinstance(norm, _BatchNorm) and not isinstance(norm, SyncBatchNorm):
