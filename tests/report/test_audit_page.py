@@ -100,15 +100,16 @@ def stressed(audit, loss=0.6):
         ("assumed", "which is assumed: neither the network nor its library states a scaling."),
     ],
 )
-def test_the_scaling_is_said_first(source, says, tmp_path):
+def test_the_scaling_follows_the_verdict_unless_it_may_be_wrong(source, says, tmp_path):
     scaling = {"mean": [0.45] * 3, "std": [0.226, 0.224, 0.225], "source": source}
     audit = make_audit("a", PRETRAINED, run={"scaling": scaling, "assumed": False})
     (line,) = found.setting_lines([audit])
     assert line.startswith("Input: slices in 0 to 1, less mean 0.45, over std 0.226, 0.224, 0.225, ")
     assert line.endswith(says)
     shown = audit.to_html(tmp_path / "report.html").read_text(encoding="utf-8")
-    assert shown.index("Input: slices in 0 to 1") < shown.index("Biased in its")
-    assert ("setting warning" in shown) == (source == "recorded on a part")
+    warned = source == "recorded on a part"
+    assert (shown.index("Input: slices in 0 to 1") < shown.index("Biased in its")) == warned
+    assert ("setting warning" in shown) == warned
 
 
 def test_without_a_decision_the_judged_figure_nearest_to_its_tolerance_is_shown():

@@ -32,7 +32,7 @@ def test_an_audit_says_its_verdict_first_and_answers_four_questions():
     assert [row[0].split()[0] for row in rows[1:]] == ["saliency", "reliance", "answer", "use"]
     assert rows[1][4] == "beyond ±0.05"
     assert rows[1][2].startswith("-0.181 [")
-    assert any("--strategy twin" in line for line in lines)
+    assert any(line.startswith("Next: before training, evenslice neutralize --model ") for line in lines)
     assert lines[-1].startswith("Input: slices in 0 to 1")
     assert parsed(make_audit("fair", UNIFORM))[0][0] == "symmetric"
 

@@ -103,9 +103,7 @@ MODEL_HELP = (
     "Network: smp:DECODER/ENCODER, timm:NAME, torchvision:NAME, monai:NAME, transformers:NAME (a hub name, "
     "a folder or a model type), or package.module:function"
 )
-WEIGHTS_HELP = (
-    "Weights: imagenet, none (random), a file (.safetensors, .pt, .ckpt ...), or an exported folder"
-)
+WEIGHTS_HELP = "Weights: imagenet, none (random), a file (.safetensors, .pt ...), or an exported folder"
 STRATEGY_HELP = (
     f"How colour kernels become slice kernels: {', '.join(STRATEGIES[1:])}, pretrained (the network as built), or the "
     "weights of a profile, such as 0.2,0.6,0.2"
