@@ -235,6 +235,6 @@ def test_ctrl_c_blames_no_network_and_leaves_no_process(small_sweep, tmp_path, m
 @pytest.mark.parametrize("path", sweep.RESULTS.values(), ids=lambda path: path.name)
 def test_a_sweep_goes_on_from_the_results_that_are_kept(path, tmp_path):
     rows = sweep.read_rows(path)
-    assert len(rows) > 50
+    assert len(rows) > 10
     sweep.write_rows(rows, tmp_path / "again.csv")
     assert (tmp_path / "again.csv").read_bytes() == path.read_bytes()
