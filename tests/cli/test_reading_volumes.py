@@ -105,7 +105,7 @@ def test_labels_that_their_writer_may_have_misnamed_like_the_volume_need_a_decis
     ("options", "message"),
     [
         ({"label_axes": "zy"}, "labels.tif: --label-axes zy names 2 axes|--label-axes zy: "),
-        ({"axes": "xyz", "label_axes": "tzyx"}, "--label-axes tzyx names 4 axes, its shape .8, 8, 8. has 3"),
+        ({"axes": "xyz", "label_axes": "tzyx"}, "--label-axes tzyx names 4 axes of an array .8, 8, 8."),
         ({}, "four.npy: has 4 dimensions .*; name them, as --label-axes tzyx"),
     ],
 )

@@ -25,7 +25,8 @@ from synthetic import (
 )
 
 import evenslice
-from evenslice.report import audit_tables as found, charts, next_step, style, tables as formatting
+from evenslice.report import audit_tables as found, charts, style, tables as formatting
+from evenslice.report.next_steps import next_step
 
 KNOWN = make_audit("known", PRETRAINED)
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 from synthetic import PRETRAINED, RUN, UNIFORM, make_audit
 
-from evenslice.report import badge_text, html_of, next_step
+from evenslice.report import badge_text, html_of
+from evenslice.report.next_steps import next_step
 
 SPEC = "smp:Unet/resnet34"
 

@@ -81,7 +81,7 @@ def test_a_study_writes_what_it_found(done):
     assert json.loads((out / "summary.json").read_text()) == summary
     shown = summary._repr_html_()  # in a notebook
     assert (
-        shown.index("4 of 4 runs finished")
+        shown.index("4 of 4 runs done")
         < shown.index("blobs, small")
         < shown.index("Dice minus pretrained")
     )
