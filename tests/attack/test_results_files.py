@@ -18,7 +18,7 @@ from evenslice import load_audits, load_network, save_network
 
 pytestmark = pytest.mark.attack
 
-MEMORY, SECONDS, PATIENCE = 2**30, 5, 60
+MEMORY, SECONDS, PATIENCE = 2**30, 30, 60
 SPEC = "timm:test_resnet"
 OWN = "mine"
 

@@ -593,7 +593,6 @@ def segment(
     values.check(classes)
     values.check_written()
     scaling = reading.fit_scaling(volume)
-    predictor = predictor.with_engine(compute, volume, scaling, len(volume))
     job = Job(
         predictor=predictor,
         identity=identity,
@@ -603,6 +602,9 @@ def segment(
         values=None if probabilities else values.of_classes(classes),
         root=root,
     )
+    if job.blocks:  # which are too many of a volume that claims too much
+        predictor = predictor.with_engine(compute, volume, scaling, len(volume))
+    job = replace(job, predictor=predictor)
     predictor.tell_rounding(volume, scaling, compute.progress)
     with working_in(job.root, out):
         begin(job, force=force)
