@@ -22,6 +22,7 @@ def task_logits(network: nn.Module, windows: Tensor, task: str) -> Tensor:
         ModelError: the network returns an output of another shape.
 
     Example:
+        >>> import torch
         >>> task_logits(nn.Conv2d(3, 2, 1), torch.zeros(1, 3, 8, 8), "segmentation").shape
         torch.Size([1, 2, 8, 8])
         >>> task_logits(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), torch.zeros(2, 3, 2, 2), "classification").shape
@@ -61,6 +62,7 @@ class TaskLoss(nn.Module):
         ignored: whether labels may be below 0. If not, no step waits for the device to find that out.
 
     Example:
+        >>> import torch
         >>> loss = TaskLoss("dice_ce", classes=2)
         >>> labels = torch.tensor([[[0, 1]]])
         >>> right = torch.tensor([[[[9.0, -9.0]], [[-9.0, 9.0]]]])
