@@ -81,9 +81,7 @@ def test_a_study_writes_what_it_found(done):
     assert json.loads((out / "summary.json").read_text()) == summary
     shown = summary._repr_html_()  # in a notebook
     assert (
-        shown.index("4 of 4 runs done")
-        < shown.index("blobs, small")
-        < shown.index("Dice minus pretrained")
+        shown.index("4 of 4 runs done") < shown.index("blobs, small") < shown.index("Dice minus pretrained")
     )
     columns = "dataset,architecture,arm,fold,seed,dice,iou,directional_bias,asymmetry,imbalance,share_-1,share_0,share_1,seconds"
     assert (out / "results.csv").read_text().startswith(columns)
