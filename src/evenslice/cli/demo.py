@@ -33,7 +33,7 @@ def demo(
     ),
     output: options.Output,
 ) -> None:
-    """Audit a pretrained U-Net on real MRI before and after making it fair, then train it; three minutes, offline."""
+    """Audit a pretrained U-Net on real MRI before and after making it fair, then train it; some four minutes, offline."""
     from evenslice._core import needs_extra, staged_folder
     from evenslice.cli.comparison import AUDITS, write_results
     from evenslice.cli.tables import rich_table
