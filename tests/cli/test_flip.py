@@ -70,6 +70,7 @@ def test_a_program_that_reads_the_orientation_is_tested_fairly(flip, tmp_path):
 
 def test_the_repair_and_answers_made_elsewhere(flip, command, tmp_path):
     merged, answers = tmp_path / "merged.nii.gz", tmp_path / "out"
+    assert "--merge: objects have no vote" in flip(RISING, "--merge", merged, "--instances").stderr
     assert flip(RISING, "--merge", merged).returncode == 0
     first, second = (
         np.asarray(nibabel.load(answers / name / "output" / "answer.nii.gz").dataobj)

@@ -158,7 +158,9 @@ class VolumeAnswers:
 
     def vote(self) -> Classes:
         """Return the class of each voxel that most of the answers give; see ``vote``."""
-        return vote([self.intact, *self.flipped.values()], self.swap)
+        voted = vote([self.intact, *self.flipped.values()], self.swap)
+        ends = (np.min_scalar_type(int(end)) for end in (voted.min(), voted.max()))
+        return voted.astype(np.result_type(*ends))
 
 
 def audit_volume(

@@ -126,6 +126,10 @@ def flip(
     swap = VolumeAnswers.check(axes, {int(entry.axis): entry.place for entry in compared.swap or ()})
     if (asked.answers or merge) and len(axes) > 1:
         raise ConfigError("--answers and --merge are for one axis; give --axis once")
+    if merge and compared.instances:
+        raise ConfigError(
+            "--merge: objects have no vote, as their numbers mean nothing; leave out --instances"
+        )
     need_report_extra("the report of flip")
     opened = opening.open(volume)
     if merge is not None:
@@ -139,7 +143,7 @@ def flip(
         if folder is not None:
             found.write(folder)
     if merge is not None:
-        voted = answers.vote().astype("uint16")
+        voted = answers.vote()
         write_volume(open_volume(voted), merge, like=opened, labels=True, force=output.force)
     lines = [f"report: {out / 'report.html'}", *([] if merge is None else [f"labels: {merge}"])]
     show(found.to_dict(), *map(rich_table, tables_of(found)), *lines, json=output.json)
