@@ -106,6 +106,29 @@ def test_single_trainings_gave_what_is_said(studies):
         assert f"{sum(values) / 3:.3f}".removeprefix("0") in page
 
 
+def test_the_claims_page_says_what_the_results_say(studies):
+    """What stands there beside intervals: counts of verdicts, planted evidence, classifiers."""
+    page = plain((DOCS / "explanation" / "claims.md").read_text())
+    pooled = {arm.name: arm for arm in studies["price"].pooled}
+    uniform = pooled["uniform"].runs
+    assert "symmetric" not in {run["verdict"] for run in uniform}
+    assert f"none of {len(uniform)} networks is symmetric" in page
+    with (ROOT / "benchmarks" / "results" / "planted-all-intensity.csv").open() as file:
+        gradient = next(row for row in csv.DictReader(file) if row["method"] == "gradient")
+    for start in ("pretrained", "uniform", "twin"):
+        assert plain(gradient[start]) in page, start
+    arms = {arm.name: arm.figure("largest_bias").estimate for arm in studies["classification"].pooled}
+    found = f"{arms['uniform']:.3f} of a pair bias of {arms['pretrained']:.3f}".replace("0.", ".")
+    assert found in page
+    mixed = [arm.datasets[0] for arm in studies["price"].alone if arm.name == "uniform" and _above(arm)]
+    assert (mixed, len(studies["price"].summary["comparisons"])) == (["ISBI 2012", "FIB-25"], 4)
+
+
+def _above(arm):
+    """Whether the answers of the baseline change more than those of an arm, with the whole interval."""
+    return arm.difference("answer_change").high < 0
+
+
 def test_figures_of_calibration_and_sanity_are_those_of_the_benchmarks():
     rows = {}
     for path in (ROOT / "benchmarks" / "results").glob("*.csv"):
