@@ -345,13 +345,13 @@ def verdicts(seen: Sequence[str]) -> str:
 
 
 def _share_group(item: Comparison) -> Group:
-    slices = max(len(arm.shares) for arm in item.arms)
+    half = max(len(arm.shares) // 2 for arm in item.arms)
+    by_arm = [
+        {index - len(arm.shares) // 2: share for index, share in enumerate(arm.shares)} for arm in item.arms
+    ]
     rows = [
-        Row(
-            f"slice {signed(index - slices // 2)}",
-            tuple(interval(arm.shares[index]) if index < len(arm.shares) else NOTHING for arm in item.arms),
-        )
-        for index in range(slices)
+        Row(f"slice {signed(offset)}", tuple(interval(shares.get(offset)) for shares in by_arm))
+        for offset in range(-half, half + 1 if any(by_arm) else -half)
     ]
     return Group(*SHARES, tuple(rows))
 
