@@ -20,13 +20,14 @@ from study_results import (
     NAMES,
     NOTHING,
     STUDIES,
-    Interval,
     Study,
     difference,
     interval,
     number,
     outcomes,
 )
+
+from evenslice.results import Interval
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
