@@ -4,6 +4,9 @@ A network becomes a frozen copy on its device, in its precision, with the input 
 windows as a NumPy array (batch, slices, y, x), float32 in 0..1, and returns an array or a tensor of outputs, batch first. It
 has no gradients, so only occlusion can explain it. What a device refuses is told in one line, and batches are as large as its
 memory allows.
+
+In evaluation mode a batch norm is a fixed scale and shift, which the convolution before it applies at no cost. Which convolution
+that is comes from a test pass, and not from a list of architectures; a second one tells that the output is the same.
 """
 
 from __future__ import annotations
@@ -13,14 +16,17 @@ import io
 import logging
 import threading
 import warnings
+import weakref
 from collections.abc import Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from evenslice._core import (
     ConfigError,
@@ -257,6 +263,42 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     return module.eval().requires_grad_(False).float()
 
 
+@contextmanager
+def watching_batch_norms(network: nn.Module) -> Iterator[dict[str, str]]:
+    """Note, while a network runs, which batch norm reads the output of which convolution: their names."""
+    convolutions: dict[str, str] = {}
+    last: tuple[str, Callable[[], Tensor | None]] = "", lambda: None
+
+    def note_convolution(name: str, _: nn.Module, __: Any, output: Tensor) -> None:
+        nonlocal last
+        last = name, weakref.ref(output)
+
+    def note_batch_norm(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs and inputs[0] is last[1]():
+            convolutions[name] = last[0]
+
+    hooks = []
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            hooks.append(module.register_forward_hook(partial(note_convolution, name)))
+        elif _without_batch_norm(module):
+            hooks.append(module.register_forward_pre_hook(partial(note_batch_norm, name)))
+    try:
+        yield convolutions
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _without_batch_norm(module: nn.Module) -> nn.Module | None:
+    """Return what a batch norm does beside its scale and shift; None for another module, or if hooks read its output."""
+    if module._forward_hooks or getattr(module, "running_mean", None) is None:  # noqa: SLF001
+        return None
+    if type(module).__name__ == "BatchNormAct2d":  # timm's, with the activation in it
+        return nn.Sequential(cast("nn.Module", module.drop), cast("nn.Module", module.act))
+    return nn.Identity() if type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm) else None
+
+
 FAR = 1e3
 """Windows of noise in -FAR..FAR drive a function that ends in a sigmoid to both of its ends."""
 
@@ -361,6 +403,10 @@ def trial_windows(slices: int, tile: tuple[int, int]) -> Tensor:
 def _within(output: Tensor) -> bool:
     """Return whether all numbers of an output are between 0 and 1."""
     return output.is_floating_point() and bool(((output >= 0) & (output <= 1)).all())
+
+
+TOLERANCE = 1e-4
+"""How much an output may change where batch norms are folded, relative to the largest."""
 
 
 class ReadyNetwork(ReadyModel):
@@ -480,6 +526,33 @@ class ReadyNetwork(ReadyModel):
             returned = self.module((windows - self.mean) / self.std)
             # Within autocast: the function may multiply tensors of both precisions.
             return returned if self.outputs is None else reduce_output(returned, self.outputs)
+
+    def prepare(self, slices: int, tile: tuple[int, int]) -> Any:
+        """Run one test window, see ``ReadyModel.prepare``; in float32, fold batch norms into the convolutions before them."""
+        if self.dtype != torch.float32:
+            return super().prepare(slices, tile)
+        with watching_batch_norms(self.module) as convolutions:
+            returned = super().prepare(slices, tile)
+        before: dict[str, nn.Module] = {}
+        for name, convolution in convolutions.items():
+            norm, reads = self.module.get_submodule(name), self.module.get_submodule(convolution)
+            before |= {name: norm, convolution: reads}
+            fused = fuse_conv_bn_eval(cast("nn.Conv2d", reads), cast("nn.BatchNorm2d", norm))
+            self.module.set_submodule(convolution, fused.requires_grad_(False))
+            self.module.set_submodule(name, cast("nn.Module", _without_batch_norm(norm)))
+        if before and not self._still_gives(logits(returned), slices, tile):
+            for name, module in before.items():
+                self.module.set_submodule(name, module)
+        return returned
+
+    def _still_gives(self, expected: Tensor, slices: int, tile: tuple[int, int]) -> bool:
+        """Return whether the changed network has the same output for the test window."""
+        try:
+            with torch.no_grad():
+                output = logits(self(self.trial(slices, tile)))
+        except Exception:  # noqa: BLE001  # the network may read its batch norms
+            return False
+        return bool((output - expected).abs().max() <= TOLERANCE * expected.abs().max())
 
     def _ends_in_sigmoid(self, _output: Tensor, windows: Tensor, /) -> bool:
         with torch.enable_grad():
