@@ -22,13 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from evenslice._core import (
-    ConfigError,
-    EvensliceError,
-    ModelError,
-    option,
-    reason,
-)
+from evenslice._core import ConfigError, EvensliceError, ModelError, option, reason
 from evenslice.inference.compute import choose_device, choose_dtype
 from evenslice.networks import (
     final_activation,
@@ -72,16 +66,14 @@ def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
 NO_ENGINE = "unable to find an engine"
 """What PyTorch says where every algorithm of cuDNN fails: for want of memory as a rule, seldom as none suits the device."""
 
-CPU_ALLOCATOR = "DefaultCPUAllocator"
 OUT_OF_MEMORY = (
-    *(CPU_ALLOCATOR, NO_ENGINE),
+    *("DefaultCPUAllocator", NO_ENGINE),
     *("out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED"),
     *("Failed to allocate memory for requested buffer", "is smaller than requested bytes"),  # of onnxruntime
 )
 DEVICE_ERRORS = ("CUDA error", "HIP error", "cuDNN error")
 
-SMALLER = f"choose a smaller {option('tile')}"
-ELSEWHERE = f"end what else uses it, or choose {option('device', 'cpu')}"
+ADVICE = f"choose a smaller {option('tile')} or {option('batch')}, end what else uses it, or on a GPU choose {option('device', 'cpu')}"
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -101,7 +93,7 @@ def device_error(
     device: torch.device | None = None,
     *,
     what: str | None = None,
-    advice: str | None = None,
+    advice: str = ADVICE,
 ) -> EvensliceError | None:
     """Return one line for what a device refuses; None for an error about what it was to compute.
 
@@ -112,16 +104,13 @@ def device_error(
         advice: what to do in that case.
 
     Example:
-        >>> print(device_error(torch.OutOfMemoryError(), what="the network does not fit", advice=SMALLER))
-        the memory of the device has run out: the network does not fit; choose a smaller tile
+        >>> print(device_error(torch.OutOfMemoryError(), what="the network does not fit", advice="end others"))
+        the memory of the device has run out: the network does not fit; end others
         >>> device_error(RuntimeError("expected 3 channels"), torch.device("cpu"))
     """
     if out_of_memory(error):
         either = ", or cuDNN cannot compute this there" if NO_ENGINE in str(error) else ""
         what = what or reason(error).rstrip(".")
-        on_cpu = isinstance(error, MemoryError) or CPU_ALLOCATOR in str(error)
-        elsewhere = "or end what else uses it" if on_cpu else ELSEWHERE
-        advice = advice or f"{SMALLER} or {option('batch')}, {elsewhere}"
         return ModelError(f"the memory of the device has run out{either}: {what}; {advice}")
     failed = isinstance(error, RuntimeError) and any(part in str(error) for part in DEVICE_ERRORS)
     if device is None or not (failed or isinstance(error, torch.AcceleratorError)):
@@ -133,7 +122,7 @@ def device_error(
 
 
 @contextmanager
-def reporting_device_errors(device: torch.device, what: str, advice: str = ELSEWHERE) -> Iterator[None]:
+def reporting_device_errors(device: torch.device, what: str) -> Iterator[None]:
     """Turn what a device refuses in the block into one line, see ``device_error``.
 
     Raises:
@@ -143,7 +132,7 @@ def reporting_device_errors(device: torch.device, what: str, advice: str = ELSEW
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if refusal := device_error(error, device, what=what, advice=advice):
+        if refusal := device_error(error, device, what=what):
             raise refusal from error
         raise
 
@@ -190,7 +179,7 @@ class BatchSizes:
             try:
                 results.append(compute(part))
             except (RuntimeError, MemoryError) as error:  # the latter of a function, by NumPy
-                refusal = device_error(error, what="a single window does not fit into it", advice=SMALLER)
+                refusal = device_error(error, what="a single window does not fit into it")
                 if refusal is None:
                     raise
             else:
@@ -300,9 +289,9 @@ class ReadyModel(nn.Module):
         """Return a window (1, slices, y, x) of noise on its device, to test it with."""
         return trial_windows(slices, tile).to(self.device)
 
-    def reporting(self, what: str, advice: str = SMALLER) -> AbstractContextManager[None]:
+    def reporting(self, what: str) -> AbstractContextManager[None]:
         """Turn what its device refuses in a block into one line, which says ``what`` does not fit if memory runs out."""
-        return reporting_device_errors(self.device, what, advice)
+        return reporting_device_errors(self.device, what)
 
     def prepare(self, slices: int, tile: tuple[int, int]) -> Any:
         """Run one test window.
@@ -620,15 +609,10 @@ def make_ready(
         'evenslice.inference.ready_networks:<lambda>'
     """
     WindowGrid.check(slices)
-    ready: ReadyNetwork | BlackBox
-    if isinstance(model, nn.Module):  # a network can be sent, as it can be copied
-        ready = ReadyNetwork(
-            model, slices=slices, device=compute.device, dtype=compute.dtype, outputs=outputs
-        )
-    else:
+    if not isinstance(model, nn.Module):
         compute.refuse("device", "dtype")  # a function chooses where and how to compute
-        ready = BlackBox(model, outputs=outputs)
-    return ready
+        return BlackBox(model, outputs=outputs)
+    return ReadyNetwork(model, slices=slices, device=compute.device, dtype=compute.dtype, outputs=outputs)
 
 
 @contextmanager
