@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 STUDIES = Path(__file__).parent
 NAMES = ("price", "families", "classification", "stress", "cuts", "five-slices", "default-crops")
 MINUS, NOTHING = "\N{MINUS SIGN}", "\N{EN DASH}"
-LOSSES = ("before", "after", "both", "reversed")
 LOST = 0.01  # Dice that a fair start is expected to lose at most
 LEVEL = 0.025  # of one-sided tests
 FAIR = ("uniform", "center", "profile", "mirror", "twin")
@@ -153,10 +152,6 @@ class Arm:
         """Return the difference of a figure from the baseline's; NaN for the baseline itself."""
         found = (self.entry.get("differences") or {}).get(name)
         return Interval(math.nan, math.nan, math.nan) if found is None else Interval.read(found)
-
-    def loss(self, kind: str) -> Interval:
-        """Return the mean Dice that its runs lose, see ``lost``."""
-        return self.mean(lambda run, _: lost(run, kind)).interval
 
     def mean(self, value: Callable[[Mapping[str, str], Mapping[str, str]], float]) -> Mean:
         """Return the mean, over data sets and replicates, of a value of each run beside the baseline's of the same place."""
@@ -430,6 +425,6 @@ def quotable(study: Study) -> Iterator[str]:
             yield interval(arm.figure(name), *([0.05] if name == "largest_bias" else []))
             yield difference(arm.difference(name))
         yield arm.change_text
-        for kind in LOSSES:
-            yield interval(arm.loss(kind))
+        for kind in ("before", "after", "both", "reversed"):
+            yield interval(arm.mean(lambda run, _, kind=kind: lost(run, kind)).interval)
         yield interval(arm.mean(lambda run, _: lost(run, "before") - lost(run, "after")).interval)
