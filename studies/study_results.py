@@ -153,6 +153,10 @@ class Arm:
         found = (self.entry.get("differences") or {}).get(name)
         return Interval(math.nan, math.nan, math.nan) if found is None else Interval.read(found)
 
+    def loss(self, kind: str) -> Interval:
+        """Return the mean Dice that its runs lose, see ``lost``."""
+        return self.mean(lambda run, _: lost(run, kind)).interval
+
     def mean(self, value: Callable[[Mapping[str, str], Mapping[str, str]], float]) -> Mean:
         """Return the mean, over data sets and replicates, of a value of each run beside the baseline's of the same place."""
         baseline = {
@@ -426,5 +430,5 @@ def quotable(study: Study) -> Iterator[str]:
             yield difference(arm.difference(name))
         yield arm.change_text
         for kind in ("before", "after", "both", "reversed"):
-            yield interval(arm.mean(lambda run, _, kind=kind: lost(run, kind)).interval)
+            yield interval(arm.loss(kind))
         yield interval(arm.mean(lambda run, _: lost(run, "before") - lost(run, "after")).interval)
