@@ -73,7 +73,8 @@ OUT_OF_MEMORY = (
 )
 DEVICE_ERRORS = ("CUDA error", "HIP error", "cuDNN error")
 
-ADVICE = f"choose a smaller {option('tile')} or {option('batch')}, end what else uses it, or on a GPU choose {option('device', 'cpu')}"
+OTHER_DEVICE = f"on a GPU choose {option('device', 'cpu')}"
+ADVICE = f"choose a smaller {option('tile')} or {option('batch')}, end what else uses it, or {OTHER_DEVICE}"
 
 
 def out_of_memory(error: BaseException) -> bool:
