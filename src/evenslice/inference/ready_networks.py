@@ -66,15 +66,15 @@ def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
 NO_ENGINE = "unable to find an engine"
 """What PyTorch says where every algorithm of cuDNN fails: for want of memory as a rule, seldom as none suits the device."""
 
+CPU_ALLOCATOR = "DefaultCPUAllocator"
 OUT_OF_MEMORY = (
-    *("DefaultCPUAllocator", NO_ENGINE),
+    *(CPU_ALLOCATOR, NO_ENGINE),
     *("out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED"),
     *("Failed to allocate memory for requested buffer", "is smaller than requested bytes"),  # of onnxruntime
 )
 DEVICE_ERRORS = ("CUDA error", "HIP error", "cuDNN error")
 
-OTHER_DEVICE = f"on a GPU choose {option('device', 'cpu')}"
-ADVICE = f"choose a smaller {option('tile')} or {option('batch')}, end what else uses it, or {OTHER_DEVICE}"
+ADVICE = f"choose a smaller {option('tile')} or {option('batch')}, or end what else uses it"
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -94,7 +94,7 @@ def device_error(
     device: torch.device | None = None,
     *,
     what: str | None = None,
-    advice: str = ADVICE,
+    advice: str | None = None,
 ) -> EvensliceError | None:
     """Return one line for what a device refuses; None for an error about what it was to compute.
 
@@ -112,6 +112,8 @@ def device_error(
     if out_of_memory(error):
         either = ", or cuDNN cannot compute this there" if NO_ENGINE in str(error) else ""
         what = what or reason(error).rstrip(".")
+        on_cpu = isinstance(error, MemoryError) or CPU_ALLOCATOR in str(error)
+        advice = advice or (ADVICE if on_cpu else f"{ADVICE}, or choose {option('device', 'cpu')}")
         return ModelError(f"the memory of the device has run out{either}: {what}; {advice}")
     failed = isinstance(error, RuntimeError) and any(part in str(error) for part in DEVICE_ERRORS)
     if device is None or not (failed or isinstance(error, torch.AcceleratorError)):
