@@ -28,13 +28,7 @@ from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from evenslice._core import (
-    ConfigError,
-    EvensliceError,
-    ModelError,
-    option,
-    reason,
-)
+from evenslice._core import ConfigError, EvensliceError, ModelError, option, reason
 from evenslice.inference.compute import choose_device, choose_dtype
 from evenslice.networks import (
     final_activation,
@@ -86,8 +80,7 @@ OUT_OF_MEMORY = (
 )
 DEVICE_ERRORS = ("CUDA error", "HIP error", "cuDNN error")
 
-SMALLER = f"choose a smaller {option('tile')}"
-ELSEWHERE = f"end what else uses it, or choose {option('device', 'cpu')}"
+ADVICE = f"choose a smaller {option('tile')} or {option('batch')}, or end what else uses it"
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -118,16 +111,15 @@ def device_error(
         advice: what to do in that case.
 
     Example:
-        >>> print(device_error(torch.OutOfMemoryError(), what="the network does not fit", advice=SMALLER))
-        the memory of the device has run out: the network does not fit; choose a smaller tile
+        >>> print(device_error(torch.OutOfMemoryError(), what="the network does not fit", advice="end others"))
+        the memory of the device has run out: the network does not fit; end others
         >>> device_error(RuntimeError("expected 3 channels"), torch.device("cpu"))
     """
     if out_of_memory(error):
         either = ", or cuDNN cannot compute this there" if NO_ENGINE in str(error) else ""
         what = what or reason(error).rstrip(".")
         on_cpu = isinstance(error, MemoryError) or CPU_ALLOCATOR in str(error)
-        elsewhere = "or end what else uses it" if on_cpu else ELSEWHERE
-        advice = advice or f"{SMALLER} or {option('batch')}, {elsewhere}"
+        advice = advice or (ADVICE if on_cpu else f"{ADVICE}, or choose {option('device', 'cpu')}")
         return ModelError(f"the memory of the device has run out{either}: {what}; {advice}")
     failed = isinstance(error, RuntimeError) and any(part in str(error) for part in DEVICE_ERRORS)
     if device is None or not (failed or isinstance(error, torch.AcceleratorError)):
@@ -139,7 +131,7 @@ def device_error(
 
 
 @contextmanager
-def reporting_device_errors(device: torch.device, what: str, advice: str = ELSEWHERE) -> Iterator[None]:
+def reporting_device_errors(device: torch.device, what: str) -> Iterator[None]:
     """Turn what a device refuses in the block into one line, see ``device_error``.
 
     Raises:
@@ -149,7 +141,7 @@ def reporting_device_errors(device: torch.device, what: str, advice: str = ELSEW
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if refusal := device_error(error, device, what=what, advice=advice):
+        if refusal := device_error(error, device, what=what):
             raise refusal from error
         raise
 
@@ -196,7 +188,7 @@ class BatchSizes:
             try:
                 results.append(compute(part))
             except (RuntimeError, MemoryError) as error:  # the latter of a function, by NumPy
-                refusal = device_error(error, what="a single window does not fit into it", advice=SMALLER)
+                refusal = device_error(error, what="a single window does not fit into it")
                 if refusal is None:
                     raise
             else:
@@ -342,9 +334,9 @@ class ReadyModel(nn.Module):
         """Return a window (1, slices, y, x) of noise on its device, to test it with."""
         return trial_windows(slices, tile).to(self.device)
 
-    def reporting(self, what: str, advice: str = SMALLER) -> AbstractContextManager[None]:
+    def reporting(self, what: str) -> AbstractContextManager[None]:
         """Turn what its device refuses in a block into one line, which says ``what`` does not fit if memory runs out."""
-        return reporting_device_errors(self.device, what, advice)
+        return reporting_device_errors(self.device, what)
 
     def prepare(self, slices: int, tile: tuple[int, int]) -> Any:
         """Run one test window.
@@ -693,15 +685,10 @@ def make_ready(
         'evenslice.inference.ready_networks:<lambda>'
     """
     WindowGrid.check(slices)
-    ready: ReadyNetwork | BlackBox
-    if isinstance(model, nn.Module):  # a network can be sent, as it can be copied
-        ready = ReadyNetwork(
-            model, slices=slices, device=compute.device, dtype=compute.dtype, outputs=outputs
-        )
-    else:
+    if not isinstance(model, nn.Module):
         compute.refuse("device", "dtype")  # a function chooses where and how to compute
-        ready = BlackBox(model, outputs=outputs)
-    return ready
+        return BlackBox(model, outputs=outputs)
+    return ReadyNetwork(model, slices=slices, device=compute.device, dtype=compute.dtype, outputs=outputs)
 
 
 @contextmanager

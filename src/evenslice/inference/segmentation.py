@@ -185,19 +185,14 @@ class Job:
     root: Path
 
     @property
-    def staging(self) -> Path:
-        """The folder of this segmentation."""
-        return self.root / WORK
-
-    @property
     def array(self) -> Path:
         """The array of labels (z, y, x), or probabilities (class, z, y, x), of the blocks done so far."""
-        return self.staging / "array.zarr"
+        return self.root / WORK / "array.zarr"
 
     @property
     def description(self) -> Path:
         """The file that says what must not change."""
-        return self.staging / "plan.json"
+        return self.root / WORK / "plan.json"
 
     @property
     def sides(self) -> tuple[int, int, int]:
@@ -365,8 +360,8 @@ def begin(job: Job, *, force: bool) -> None:
         )
     clear(job.root)
     channels = [] if job.values else [job.classes]
-    with reporting_write_errors(str(job.staging)):
-        job.staging.mkdir()
+    with reporting_write_errors(str(job.root)):
+        job.array.parent.mkdir()
         zarr.create_array(
             job.array,
             shape=(*channels, *job.volume.shape),
@@ -452,7 +447,7 @@ def _segment_blocks(blocks: Sequence[Region], job: Job) -> Iterator[Region]:
 
     def write(found: tuple[Any, NDArray[Any]]) -> None:
         place, voxels = found
-        with reporting_write_errors(str(job.staging)):
+        with reporting_write_errors(str(job.root)):
             array[place] = voxels
 
     # While a GPU computes a batch, this process compresses and writes the one before; otherwise, both need the processor.

@@ -384,7 +384,8 @@ def study_html(document: Mapping[str, Any]) -> str:
 
 def csv_tables(results: StudyResults) -> dict[str, str]:
     """Return the text of each CSV file by name."""
-    return {"arms.csv": csv_text(_arm_lines(results)), "pooled.csv": csv_text(_pooled_lines(results))}
+    lines = {"arms": _arm_lines(results), "pooled": _pooled_lines(results)}
+    return {f"tables/{name}.csv": csv_text(rows) for name, rows in lines.items()}
 
 
 def _arm_lines(results: StudyResults) -> Iterator[list[Any]]:
