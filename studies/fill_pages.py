@@ -9,13 +9,25 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.style import context
-from study_results import MINUS, NAMES, NOTHING, STUDIES, Interval, Study, interval, number, outcomes
+from study_results import (
+    MINUS,
+    NAMES,
+    NOTHING,
+    STUDIES,
+    Interval,
+    Study,
+    difference,
+    interval,
+    number,
+    outcomes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -112,7 +124,7 @@ def remedies_table(studies: Sequence[Study]) -> str:
         ),
     )
     return table(
-        ("you", "take", "result in [our runs](docs/results.md) (four data sets; 95 % intervals)"), rows
+        ("you", "take", "result on [these four data sets](docs/results.md#price) (95 % intervals)"), rows
     )
 
 
@@ -123,11 +135,29 @@ def read(name: str) -> list[dict[str, str]]:
 
 
 def study_table(study: Study) -> str:
-    """Return what matters most of each arm over all data sets of a study, one a row; the primary comparison is in bold."""
+    """Return what matters most of each arm over all data sets of a study, one a row; the primary comparison is in bold.
+
+    Of several data sets, a second table has the differences on each, and their heterogeneity.
+    """
     score = "Dice" if study.score == "dice" else "balanced accuracy"
     header = ("arm", f"{score}, minus pretrained", "test", "pair bias", "audits", "lost")
     networks = {arm.network for arm in study.pooled}
-    return table(header, (_arm_row(arm, named=len(networks) > 1) for arm in study.pooled))
+    found = table(header, (_arm_row(arm, named=len(networks) > 1) for arm in study.pooled))
+    sets = study.summary["pooled"][0]["datasets"]
+    if len(sets) == 1:
+        return found
+    rows = []
+    for arm in (arm for arm in study.pooled if arm.test):
+        alone = [_short(other.change) for other in study.alone if other.name == arm.name]
+        spread = arm.entry["heterogeneity"][study.score]
+        rows.append([arm.name, NOTHING if spread is None else number(spread, 2), *alone])
+    return found + "\n\n" + table((f"{score}, minus pretrained", "I²", *sets), rows)
+
+
+def _short(change: Interval) -> str:
+    """Return a difference, in bold if its interval excludes 0."""
+    text = difference(Interval(change.estimate, math.nan, math.nan))
+    return text if change.low <= 0 <= change.high else f"**{text}**"
 
 
 def _arm_row(arm: Arm, *, named: bool) -> list[str]:

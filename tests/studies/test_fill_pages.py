@@ -54,8 +54,9 @@ def test_figures_of_a_mean_over_runs_are_those_of_the_summary(studies):
     assert len(arms) == 7
     with script("study_results") as results:
         for arm in arms:
-            own = arm.mean(lambda run, _: results.lost(run, "both")).interval
-            assert own == pytest.approx(arm.figure("loss_both"), abs=1e-9)
+            own = arm.mean(lambda run, _: results.lost(run, "both")).interval()
+            known = dataclasses.astuple(arm.figure("loss_both"))
+            assert dataclasses.astuple(own) == pytest.approx(known, abs=1e-9)
 
 
 def test_an_expectation_is_refuted_by_one_and_confirmed_by_all(judging, studies):

@@ -52,6 +52,11 @@ def test_options_of_arms_are_those_of_their_runs():
     )
     runs = planned(arms=[BASE, lossy, complete], augmentation={"missing_slices": 0.1})
     assert [run.config.augmentation.missing_slices for run in runs] == [0.1, 0.2, 0.0]
+    alone, longer = {"name": "alone", "slices": 1}, {"name": "longer", "steps": 1.5}
+    runs = planned(arms=[BASE, alone, longer])
+    assert [run.config.model.slices for run in runs] == [3, 1, 3]
+    steps = [run.config.training.steps for run in runs]
+    assert steps == [steps[0], steps[0], round(1.5 * steps[0])]
     random = {"name": "random", "strategy": "random", "seeds": [4]}
     config = configured(seeds=[3, 4, 5], arms=[FAIR, {**BASE, "seeds": [4, 5]}, TRAINED_SO, random])
     runs = plan_runs(config)

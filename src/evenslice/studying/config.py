@@ -40,6 +40,10 @@ class Arm(Section):
     module; null for nowhere."""
     missing_slices: float | None = Field(default=None, ge=0, le=1)
     """Probability that a neighbouring slice is replaced by the middle slice; by default as in augmentation."""
+    slices: int | None = Field(default=None, ge=1)
+    """Odd number of slices in a window, at most that of the study, the default; 1 shows what neighbours are worth."""
+    steps: float = Field(default=1, gt=0)
+    """Steps of training, as a multiple of those of the data set."""
     network_of: str | None = Field(default=None, min_length=1)
     """Reuse this arm's trained network, symmetrized as given by symmetrize, instead of training one; all other
     options come from that arm."""
@@ -304,6 +308,8 @@ class StudyConfig(Section):
                 raise ValueError(
                     f"{arm.name}: seeds: {unknown[0]} is not one of the study's seeds; add it there"
                 )
+            if (arm.slices or 1) > (most := info.data.get("slices", arm.slices)):
+                raise ValueError(f"{arm.name}: slices: {arm.slices}: the study has {most}; give it as many")
             if arm.network_of is None:
                 continue
             base = by_name.get(arm.network_of)
