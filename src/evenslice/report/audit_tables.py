@@ -220,7 +220,7 @@ def _of_part(part: Any, question: str) -> list[Found]:
 
 
 def tables_of_audits(audits: Sequence[AuditResult]) -> list[Table]:
-    """Return the answers of each audit to the four questions, and what disturbed slices cost each network."""
+    """Return the answers of each audit to the four questions, and the cost of disturbed slices to each network."""
     titles = [audit.name if len(audits) > 1 else "four questions" for audit in audits]
     answers = [answer_table(audit, title) for audit, title in zip(audits, titles, strict=True)]
     return [table for table in answers if table.rows] + stress_tables(audits)
@@ -639,7 +639,7 @@ def stressed(audits: Sequence[AuditResult]) -> list[tuple[int, str, StressSummar
 
 
 def stress_tables(audits: Sequence[AuditResult]) -> list[Table]:
-    """Return what disturbed slices cost each network, one table for each."""
+    """Return the cost of disturbed slices to each network, one table for each."""
     return [stress_table(stress, name if len(audits) > 1 else "") for _, name, stress in stressed(audits)]
 
 

@@ -225,7 +225,7 @@ class StressItem:
     Attributes:
         name: its name.
         index: that of its colour, see ``style.audit_colour``.
-        summaries: what disturbed slices cost it: one, or one for each run, of which the chart shows the mean.
+        summaries: the cost of disturbed slices: one, or one for each run, of which the chart shows the mean.
         block: title of the axes that it belongs to.
     """
 
