@@ -204,6 +204,7 @@ class AuditResult:
         figures = [
             f"{name} {' '.join(f'{pair.estimate:+z.3f}' for pair in pairs)}"
             for name, pairs in (("saliency", self.saliency), ("reliance", self.reliance))
+            if not any(math.isnan(pair.estimate) for pair in pairs)
         ]
         figures += [f"C {self.answer.estimate:.3f}", f"E {self.mismatch.estimate:.3f}"]
         return f"<Audit {self.name!r}: {self.verdict}, {', '.join(figures)}, {self.windows} windows>"
