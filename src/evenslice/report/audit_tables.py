@@ -408,9 +408,9 @@ EFFECT = (
     },
     (
         "The effect of reversing a window. C: for a class, the part of its pixels that changes; for scores, the size of the "
-        "change, 1 for unrelated outputs. E: the part of the attribution of the outer slices that is not used in the same way, place by "
-        "place. Error: largest change of the output, relative to the largest output. Disagreement: the part of the pixels whose "
-        "class changes."
+        "change, 1 for unrelated outputs. E: the part of the attribution of the outer slices that is not used in the same way, "
+        "place by place. Error: largest change of the output, relative to the largest output. Disagreement: the part of the "
+        "pixels whose class changes."
     ),
 )
 """Title, statistics with their labels, and meaning of a group."""
