@@ -188,7 +188,7 @@ def audit_volume(
         labels: the true class, or object, of each voxel, for Dice and surface Dice of the intact and the flipped volume.
         swap: classes that change places in a mirror, such as ``{3: 4}`` for left and right.
         instances: answers number objects, which may come in another order; C is of the voxels whose objects are partners.
-        repeat: run twice on each volume, to take what two runs differ by (C0) away; without, the function must be
+        repeat: run twice on each volume, and subtract the difference of two runs (C0); without, the function must be
             deterministic.
 
     Raises:
@@ -480,9 +480,9 @@ def symmetrize_volume(
 ) -> Method:
     """Return a function whose answer does not depend on which way round a volume is.
 
-    It asks about the volume and about all its flips along the axes, 2, 4 or 8 in all, flips the answers back, and
+    It runs the function on the volume and all its flips along the axes (2, 4 or 8 runs), flips the answers back, and
     returns the mean of probabilities or scores, or the class with most votes; see ``vote`` for ties. A deterministic
-    function becomes exactly symmetric; about objects, whose ids have no mean, it cannot be asked.
+    function becomes exactly symmetric. Objects are not supported, because ids have no mean.
 
     Args:
         function: as for ``audit_volume``.

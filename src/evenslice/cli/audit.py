@@ -66,7 +66,7 @@ SAMPLING = {
         parser=parse_values,
     ),
     "stress": options.measurement(
-        "With --labels, also measure what a disturbed slice costs.", "--stress/--no-stress"
+        "With --labels, also measure the cost of disturbed slices.", "--stress/--no-stress"
     ),
     "tile": options.computing(
         "In-plane tile size in pixels (default: the network's or its crops', else planes up to 256, or 192).",
@@ -87,7 +87,7 @@ class Volumes(options.LabelledOpening):
     labels: Annotated[
         list[str] | None,
         options.volume(
-            "Class labels, to measure what a disturbed slice costs; repeat, in the order of the volumes.",
+            "Class labels, to measure the cost of disturbed slices; repeat, in the order of the volumes.",
             metavar="PATH",
         ),
     ] = None
@@ -125,7 +125,7 @@ class Explained:
     outputs: Annotated[
         str | None,
         options.measurement(
-            "Explain what this function (package.module:function) makes of the network's output (default: its logits).",
+            "Explain this function (package.module:function) of the network's output (default: its logits).",
             metavar="FUNCTION",
         ),
     ] = None

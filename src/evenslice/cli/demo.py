@@ -63,7 +63,7 @@ def demo(
         trained.document,
         f"report: {training / 'report.html'}",
         map_line,
-        f"next, with a network and a file of your own: {NEXT}",
+        f"next, with your own network and file: {NEXT}",
         json=output.json,
     )
 
@@ -84,14 +84,15 @@ def _audits(seed: int) -> "list[Audit]":
 
 
 def _explain(training: Path, page: Path) -> str:
-    """Write what each slice of a window adds to the answer of the network with the fair start, and say where."""
+    """Write the explanation of a slice by the network with the fair start, and say where."""
     from evenslice import explain
     from evenslice.training import find_network
     from evenslice.volumes import mni152
 
     (run,) = (training / "runs").glob("*twin*")
     found = explain(find_network(run).load(), mni152(), EXPLAINED)
-    page.write_text(f"<!doctype html><meta charset=utf-8>{found._repr_html_()}", encoding="utf-8")
+    head = '<meta charset=utf-8><meta name=viewport content="width=device-width"><style>body {font-family: sans-serif}</style>'
+    page.write_text(f"<!doctype html>{head}{found._repr_html_()}", encoding="utf-8")
     return f"map of slice {EXPLAINED}, with the start twin: {page}"
 
 

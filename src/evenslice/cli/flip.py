@@ -56,7 +56,7 @@ class Asked:
     ignore_orientation: Annotated[
         bool,
         options.volume(
-            "Flip the voxels without the header, as a conversion does that loses the orientation.",
+            "Flip the voxels but not the header, like a conversion that loses the orientation.",
             "--ignore-orientation",
         ),
     ] = False

@@ -1,4 +1,4 @@
-"""How well a network's answers agree with the labels of whole volumes, and what disturbed slices cost it.
+"""How well a network's answers agree with the labels of whole volumes, and the cost of disturbed slices.
 
     scores = evaluate(model, "brain.nii.gz", "labels.nii.gz", stress=True)
     scores.dice, scores.stress.losses[0].asymmetry
@@ -129,7 +129,7 @@ class Scores:
 
     Attributes:
         volumes: the scores of each volume, at least one.
-        stress: what disturbed slices cost; None if that was not asked for.
+        stress: the cost of disturbed slices; None if that was not asked for.
     """
 
     volumes: tuple[VolumeScores, ...]
@@ -451,7 +451,7 @@ def measure_stress(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Stress:
-    """Measure what disturbed slices cost a network.
+    """Measure the cost of disturbed slices to a network.
 
     Args:
         predictor: predicts windows of N slices, at least 3.
@@ -648,28 +648,27 @@ def evaluate(
     reading: Reading | None = None,
     compute: Compute = Compute(),  # noqa: B008  # immutable
 ) -> Evaluation:
-    """Predict a volume slice by slice, compare it with its labels, and measure what disturbed slices cost.
+    """Predict a volume slice by slice, compare it with its labels, and measure the cost of disturbed slices.
 
     The network is not changed; a frozen copy of it runs. Every slice is read once.
 
-    Args:
-        model: maps (batch, slices, y, x) to logits (batch, classes, y, x); one channel stands for two classes. Slices
-            in 0..1 are scaled as ``neutralize`` recorded on it, else by the mean and std that its library states for
-            pretrained weights, else not at all. Or any function with such an output, such as one from ``load_onnx``; see
-            ``evenslice.inference.BlackBox`` for its input. Or either with its reading.
-        volume: the volume, an array (z, y, x), or a path.
-        labels: the class of each voxel, whole numbers in an array of the same shape. Optional with ``stress``, which
-            then compares with the intact answer.
+    Args: model: maps (batch, slices, y, x) to logits (batch, classes, y, x); one channel stands for two classes.
+        Slices in 0..1 are scaled by its record, else by the mean and std that its library states for pretrained
+        weights, else not at all. Or any function with such an output, such as one from ``load_onnx``; see
+        ``evenslice.inference.BlackBox`` for its input. Or either in a ``Segmenter``. volume: the volume, an array (z,
+        y, x), or a path. labels: the class of each voxel, whole numbers in an array of the same shape. Optional with
+        ``stress``, which
+            compares with the intact answer without them.
         stress: disturb the slices of windows: one neighbour, or both, missing (the middle slice in its place), blank
             (0, the darkest intensity), noisy (Gaussian noise of standard deviation 0.1, where intensities are scaled
             to 0..1) or shifted by 8 pixels along x; and the whole window reversed.
         stress_slices: disturb the windows of at most this many slices, spread evenly over the volume; by default 60.
-        slices: N, odd; by default as recorded by ``neutralize`` or stated by the function or the segmenter, else 3.
+        slices: N, odd; by default from the network's record, the function or the segmenter, else 3.
         surfaces: also compare surfaces, in volumes of up to 2**26 voxels.
         tile: size (y, x) of the in-plane tiles, see ``evenslice.inference.Predictor``.
         seed: random seed for the noise of noisy slices, 0 or more.
-        reading: how the volume and the labels are read, by default as the segmenter says; with ``instances``, scores
-            compare the objects, too.
+        reading: how to read the volume and the labels, by default the segmenter's; with ``instances``, scores compare
+            the objects, too.
         compute: where and how the network runs.
 
     Raises:
@@ -766,11 +765,11 @@ def evaluate(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
-    """How well a network's answers agree with labels, and what disturbed slices cost.
+    """How well a network's answers agree with labels, and the cost of disturbed slices.
 
     Attributes:
         scores: those of the whole volume; None without labels.
-        stress: what disturbed slices cost; None if that was not asked for.
+        stress: the cost of disturbed slices; None if that was not asked for.
         model: name, slices, step, scaling, device, precision and engine of the network.
         volume: the volume and its labels: where they are and their fingerprints, the shape, the voxel values that became 0
             and 1 (``intensity``), and the options of their reading.

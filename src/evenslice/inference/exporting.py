@@ -81,14 +81,14 @@ PAPER = (
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What a file cannot know about a network, for those who get it from you.
+    """Name, authors, license and citations of a network, for the people who get it from you.
 
     Attributes:
         name: the name of the network; by default one that says how many slices it takes.
-        description: what it is for, in a sentence or two.
-        authors: names of those who made it; a single one may be given as such.
+        description: its purpose, in a sentence or two.
+        authors: names, or a single name.
         license: SPDX identifier, such as "CC-BY-4.0". The pretrained weights may restrict the choice.
-        cite: what to cite besides the evenslice paper, each a text with a DOI or an address; a single one may be given as such.
+        cite: references besides the evenslice paper, each a text with a DOI or an address, or a single one.
 
     Example:
         >>> ModelCard(name="Mitochondria", authors="A. Author", license="CC-BY-4.0").authors
@@ -406,32 +406,33 @@ def export(
     audits: Sequence[AuditResult] = (),
     force: bool = False,
 ) -> Exported:
-    """Write a network for other programs, and check what was written.
+    """Write a network for other programs, and check the files.
 
-    The network itself is left unchanged. ``docs/export.md`` says what each format holds.
+    The network itself is left unchanged. See ``docs/export.md`` for the content of each format.
 
     Args:
-        model: maps (batch, slices, y, x) to logits. Slices in 0..1 are scaled as ``neutralize`` recorded on it, else by the
-            mean and std that its library states for pretrained weights, else not at all. Or a network with its reading.
+        model: maps (batch, slices, y, x) to logits. Slices in 0..1 are scaled by its record, else by the mean and std
+            that its library states for pretrained weights, else not at all. Or a ``Segmenter``.
         out: the folder, created if missing.
         to: ``"onnx"``: ``network.onnx``, which takes slices in 0..1. ``"bioimageio"``: a model for bioimage.io with ONNX
             weights, which takes voxel values. ``"huggingface"``: weights, ``config.json`` and a model card, which
             ``load_network`` takes back.
-        slices: N; by default what ``neutralize`` recorded or the segmenter states, else 3.
-        reading: how it reads volumes and their labels; by default as the segmenter says.
-        source: what the network was built from, as ``load_network`` returns it; likewise.
+        slices: N; by default recorded by ``neutralize`` or stated by the segmenter, else 3.
+        reading: how it reads volumes and their labels; by default the segmenter's.
+        source: specification and weights of the network, as returned by ``load_network``; by default from the
+            segmenter.
         tile: fix the size (y, x) of the windows; by default ``crop``, else free where the network allows that. Not for
             weights.
-        crop: the size (y, x) of the windows that a classifier was trained on, for the card and for commands that are given
-            the folder; by default as the segmenter says.
-        card: what a file cannot know: name, authors, license, citations.
-        audits: audits of the network, for its card; those of another network are refused as far as they tell: by the number
-            of slices, the strategy, the tie and the file of weights.
+        crop: the size (y, x) of a classifier's windows in training, for the card and for commands that take the
+            folder; by default the segmenter's.
+        card: name, authors, license and citations.
+        audits: audits of the network, for its card; refused if their slices, strategy, tie or file of weights are of
+            another network.
         force: overwrite an earlier export in the same format.
 
     Raises:
         ModelError: the network cannot be exported in this format, or the file computes something else.
-        ConfigError: an option is out of range or unknown, ``slices`` differs from what is recorded on the network, or an
+        ConfigError: an option is out of range or unknown, ``slices`` differs from the record of the network, or an
             audit is of another network.
         OutputError: the folder holds such files, or an export in a format that shares some of their names, or cannot be
             written.

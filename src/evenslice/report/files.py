@@ -60,7 +60,7 @@ def tables_of(result: Any) -> list[Table]:
     """Return the tables of a result, as commands print them.
 
     Args:
-        result: a survey, the summary of a study as its file holds it, audits, what disturbed slices cost, or an audit of
+        result: a survey, the summary of a study as its file holds it, audits, the cost of disturbed slices, or an audit of
             whole volumes.
     """
     if isinstance(result, SurveyResult):
