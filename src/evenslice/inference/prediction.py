@@ -433,7 +433,7 @@ def _predict_planes(
     count, _, height, width = windows.shape
     what = f"{count} windows or their outputs, of {height} x {width} pixels, do not fit"
     with network.reporting(what):
-        planes = to_device(windows, network.device)
+        planes = to_device(windows, network.device, network.layout)
     if len(rows.tiles) == len(columns.tiles) == 1:
         return _run(network, planes)
     total = torch.zeros((), device=network.device)
@@ -441,7 +441,7 @@ def _predict_planes(
     while chunk := list(islice(places, batch)):
         with network.reporting(what):
             tiles = torch.stack([planes[index, :, y, x] for index, (y, _), (x, _) in chunk])
-            tiles = tiles.contiguous(memory_format=torch.channels_last)
+            tiles = tiles.contiguous(memory_format=network.layout)
         parts = _run(network, tiles)
         with network.reporting(what):
             if total.ndim == 0:  # only now is the number of classes known

@@ -52,8 +52,10 @@ if TYPE_CHECKING:
     from evenslice.inference.compute import Compute
 
 
-def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
-    """Copy an array to a device, images (batch, channels, y, x) in channels-last layout.
+def to_device(
+    array: NDArray[Any], device: torch.device, layout: torch.memory_format = torch.channels_last
+) -> Tensor:
+    """Copy an array to a device, images (batch, channels, y, x) in this layout.
 
     A GPU copies it from pinned memory when it comes to that, and this process goes on meanwhile.
 
@@ -61,7 +63,7 @@ def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
         >>> to_device(np.zeros((2, 3, 4, 5)), torch.device("cpu")).stride()
         (60, 1, 15, 3)
     """
-    layout = torch.channels_last if array.ndim == 4 else torch.contiguous_format
+    layout = layout if array.ndim == 4 else torch.contiguous_format
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     if device.type != "cuda":
         return tensor.to(device, memory_format=layout)
@@ -309,6 +311,7 @@ class ReadyModel(nn.Module):
         batches: how many windows go through it at once.
         dtype: its precision.
         engine: what runs it.
+        layout: of the windows that it reads without another copy.
         tile: the only size (y, x) of windows that it accepts; None if it accepts others.
         multiple: the number of which the size of windows must be a multiple.
     """
@@ -320,6 +323,7 @@ class ReadyModel(nn.Module):
     multiple = 32  # most networks behind functions need it
     dtype = torch.float32
     engine = "torch"
+    layout = torch.contiguous_format
 
     @property
     def device(self) -> torch.device:
@@ -428,6 +432,7 @@ class ReadyNetwork(ReadyModel):
 
     mean: Tensor
     std: Tensor
+    layout = torch.channels_last
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -308,7 +309,8 @@ class StudyConfig(Section):
                 raise ValueError(
                     f"{arm.name}: seeds: {unknown[0]} is not one of the study's seeds; add it there"
                 )
-            if (arm.slices or 1) > (most := info.data.get("slices", arm.slices)):
+            most: float = info.data.get("slices") or math.inf  # which is wrong itself
+            if arm.slices is not None and arm.slices > most:
                 raise ValueError(f"{arm.name}: slices: {arm.slices}: the study has {most}; give it as many")
             if arm.network_of is None:
                 continue
