@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 STUDIES = Path(__file__).parent
 NAMES = ("price", "families", "classification", "stress", "cuts", "five-slices", "default-crops")
 MINUS, NOTHING = "\N{MINUS SIGN}", "\N{EN DASH}"
-LOSSES = ("before", "after", "both", "reversed")
 LOST = 0.01  # Dice that a fair start is expected to lose at most
 LEVEL = 0.025  # of one-sided tests
 FAIR = ("uniform", "center", "profile", "mirror", "twin")
@@ -394,6 +393,6 @@ def quotable(study: Study) -> Iterator[str]:
             yield interval(arm.figure(name), *([0.05] if name == "largest_bias" else []))
             yield difference(arm.difference(name))
         yield arm.change_text
-        for kind in LOSSES:
+        for kind in ("before", "after", "both", "reversed"):
             yield interval(arm.loss(kind))
         yield interval(arm.mean(lambda run, _: lost(run, "before") - lost(run, "after")).interval())

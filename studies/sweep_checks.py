@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 import resource
 import signal
@@ -21,9 +20,7 @@ import evenslice
 from evenslice import EvensliceError
 
 # What is checked is a network as its library builds it, which no public name returns.
-from evenslice.inference import ReadyNetwork
-from evenslice.inference.engine import EngineNetwork
-from evenslice.networks import build_model, input_sizes, logits
+from evenslice.networks import build_model, input_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +40,6 @@ ROUNDING = (
 """How errors begin for which rounding may be to blame."""
 NO_PLACE = "so the strategy 'twin' has no "  # single activation to average behind
 SMALL = 64  # pixels, of the image where a network can be built for it
-LARGER = 256  # where a network refuses that
 REFUSES = "the network refuses images of"  # of any size, as the library built it
 NO_MEMORY = "allocate memory"
 TINY = 0.01  # a scale that hides what it scales from a check
@@ -67,12 +63,12 @@ def answer(pipe: Connection, network: Network, way: str) -> None:
 
 
 def check_network(library: str, name: str, spec: str, way: str = "uniform") -> Row:
-    """Build one network, change it for every number of slices in one of `sweep.WAYS`, and return its row."""
+    """Build one network, change it for every number of slices in one of `sweep.RESULTS`, and return its row."""
     spec, sketch = _smallest(spec)
     row: Row = {"library": library, "name": name, "spec": spec, "checked": "network"}
     if sketch is not None and _is_too_large(sketch):
         millions = row["parameters"] = _millions(sketch)
-        if way in {"symmetrize", "engine"}:  # which have to run all of it
+        if way == "symmetrize":  # which has to run all of it
             return row | {"unbuilt": f"too large to run here, with {millions:.0f} million parameters"}
         results = {n: _result(lambda: _with_stem(sketch), n, way, check="stems") for n in SLICES}
         return row | {"checked": "stem"} | _columns(results)
@@ -81,8 +77,6 @@ def check_network(library: str, name: str, spec: str, way: str = "uniform") -> R
     except EvensliceError as error:
         return row | {"unbuilt": _line(error)}
     row["parameters"] = _millions(built)
-    if way == "engine":
-        return row | _columns({SLICES[0]: _converted(built)})
 
     def fresh() -> nn.Module:
         try:
@@ -95,34 +89,6 @@ def check_network(library: str, name: str, spec: str, way: str = "uniform") -> R
     if all(error.startswith(REFUSES) for error in errors) and not any(NO_MEMORY in error for error in errors):
         return row | {"unbuilt": errors[0]}
     return row | _columns(results)
-
-
-def _converted(built: nn.Module) -> Row:
-    """Run a network in OpenVINO and in PyTorch, before and after the conversion; the note is the relative difference."""
-    started, (only, multiple) = time.process_time(), input_sizes(built)
-    network, error, difference = ReadyNetwork(built, slices=3, device="cpu"), "", math.inf
-    same, side = True, 0
-    for pixels in (SMALL, LARGER):  # some refuse the smaller one
-        side = only[0] if only else -(-pixels // multiple) * multiple
-        shape = (2, 3, *(only or (side, side)))
-        windows = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-        try:
-            with torch.no_grad():
-                before = logits(network(windows))
-        except Exception as failed:  # noqa: BLE001  # which is a finding
-            error = _line(failed)
-            continue
-        try:
-            found = EngineNetwork.of(network, windows[:1])(windows)
-            error, difference = "", float((found - before).abs().max() / before.abs().max())
-        except Exception as failed:  # noqa: BLE001  # likewise
-            error = _line(failed)
-        with torch.no_grad():
-            same = torch.equal(before, logits(network(windows)))
-        break
-    outcome = "failed" if not same else "ok" if difference <= GRAY else "PyTorch"
-    spent = time.process_time() - started
-    return {"outcome": outcome, "error": error, "note": f"{difference:.1e}", "seconds": spent, "pixels": side}
 
 
 def _columns(results: dict[int, Row]) -> Row:

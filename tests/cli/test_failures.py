@@ -113,7 +113,7 @@ def test_a_path_that_cannot_be_used_is_one_clear_line(run, folder, tmp_path, arg
 
 
 ON_CPU = "; choose a smaller --tile or --batch, or end what else uses it, or raise --memory-limit"
-ON_GPU = "; choose a smaller --tile or --batch, end what else uses it, or choose --device cpu"
+ON_GPU = f"{ON_CPU.partition(', or raise')[0]}, or choose --device cpu"
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
 import doctest
 import importlib
 import inspect
+import pydoc
 import re
 import sys
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
@@ -40,6 +42,44 @@ def test_every_public_name_has_a_page_with_an_example_and_so_has_what_pages_impo
     for name in documented():  # the examples themselves are run by sybil, see conftest.py
         module, _, attribute = name.rpartition(".")
         assert ">>> " in (inspect.getdoc(getattr(importlib.import_module(module), attribute)) or ""), name
+
+
+OFTEN = {"what": 0.8, "that of": 0.3, "those of": 0.3, "as it": 0.3, "of which": 0.3}
+"""Phrases that stilted English repeats, and how often they may stand in a thousand words of a native editor."""
+
+
+def prose(kind):
+    """Return the text of all pages, of the docstrings of public names and their methods, or of the help texts."""
+    if kind == "pages":
+        code_or_address = re.compile(r"^ *```.*?^ *```|\]\([^)]*\)", re.DOTALL | re.MULTILINE)
+        return " ".join(code_or_address.sub(" ", path.read_text()) for path in PAGES)
+    if kind == "help":
+        from typer.main import get_command
+
+        from evenslice.cli.app import app
+
+        commands = get_command(app).commands.values()
+        return " ".join(item.help or "" for command in commands for item in (command, *command.params))
+    values = [pydoc.locate(name) for name in sorted(documented())]
+    values += [
+        value
+        for owner in values
+        if inspect.isclass(owner)
+        for name, value in vars(owner).items()
+        if not name.startswith("_")
+        and isinstance(value, FunctionType | property | classmethod | staticmethod)
+    ]
+    return " ".join(value.__doc__ or "" for value in values)
+
+
+@pytest.mark.parametrize("kind", ["pages", "docstrings", "help"])
+def test_the_english_is_as_plain_as_a_native_editor_would_have_it(kind):
+    words = prose(kind).split()
+    text = " ".join(words)
+    often = {
+        phrase: 1000 * len(re.findall(rf"\b{phrase}\b", text, re.IGNORECASE)) / len(words) for phrase in OFTEN
+    }
+    assert {phrase: part for phrase, part in often.items() if part > OFTEN[phrase]} == {}
 
 
 @pytest.fixture(scope="module")

@@ -238,6 +238,7 @@ def test_the_page_stands_alone_and_has_every_figure_of_every_audit(audits, folde
             assert plain(formatting.interval(value)) in text
     for value in ("60303ae2" * 8, "evenslice audit --model", "brain.nii.gz", "2.9.0"):
         assert value in text
+    assert text.count("60303ae2" * 8) == 1  # what is equal for all audits is shown once
     drawn = "".join(re.findall(r'<div class="chart">.*?</div>', page, flags=re.DOTALL))
     for index in range(3):
         assert f"var(--audit-{index})" in drawn
@@ -285,6 +286,9 @@ def test_what_is_not_known_is_left_out_and_what_has_no_bounds_is_drawn_to_the_ed
     text = " ".join(Page(audit.to_html(tmp_path / "report.html").read_text(encoding="utf-8")).text)
     assert "[-∞, ∞]" in plain(text)
     assert "nan" not in text.lower().split()
+    assert "Shares of the saliency" not in text
+    assert "How the saliency is shared" not in text
+    assert "Reliance: pair bias" in text
 
 
 @pytest.mark.slow
@@ -331,6 +335,12 @@ def test_kernels_of_a_network_read_from_a_file_are_not_called_before(audits):
     first = np.sort(np.argsort(-energy, kind="stable")[:8])[0]  # the same filters of both
     for picture, kernels in zip(shown, (pretrained.kernels[0].after, after), strict=True):
         np.testing.assert_array_equal(picture[:3, :3], kernels[first, 0])
+
+
+def test_every_bar_has_its_share_above_it_however_low_it_is(audits):
+    low = with_statistics(audits[0], shares=(figure(0.001), figure(0.9), figure(0.099)))
+    (axes,) = charts.shares_figure([low]).figure.axes
+    assert [text.get_text() for text in axes.texts] == ["0 %", "90 %", "10 %"]
 
 
 def test_nothing_lies_off_the_axes_and_what_is_not_judged_is_pale(audits):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit, save_audits
+from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit, save_audits, with_statistics
 
 from evenslice import ConfigError, OutputError, load_audits
 
@@ -54,6 +54,8 @@ def test_in_short_an_audit_says_its_verdict_and_its_figures(audits):
         f"E {audits[0].mismatch.estimate:.3f}, 120 windows>",
     ):
         assert figure in shown
+    unasked = dataclasses.replace(audits[0].saliency[0], estimate=np.nan)
+    assert "saliency" not in repr(with_statistics(audits[0], pairs=(unasked,)))
 
 
 def test_the_document_has_its_keys(audits, folder):

@@ -34,11 +34,6 @@ def test_every_table_on_the_pages_is_that_of_the_committed_results(pages, studie
         assert pages.fill(text, tables) == text, f"{page}: run studies/fill_pages.py"
 
 
-def test_a_table_without_a_place_is_an_error(pages):
-    with pytest.raises(ValueError, match="places for a, and there are b"):
-        pages.fill("<!-- table: a -->\n<!-- end -->\n", {"b": ""})
-
-
 def test_the_charts_are_drawn_from_the_same_results(pages, studies, tmp_path, monkeypatch):
     (tmp_path / "results").mkdir()
     monkeypatch.setattr(pages, "DOCS", tmp_path)

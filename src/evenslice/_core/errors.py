@@ -133,7 +133,8 @@ class EvensliceError(Exception):
     def render(self, spelling: Spelling) -> str:
         """Return the message with its options spelled for a reader.
 
-        It is one printable line without the secrets of addresses, whatever files, names and libraries put into it.
+        One printable line, in which files, names and libraries cannot place control characters or the secrets of
+        addresses.
 
         Args:
             spelling: takes the name of an option and the value shown with it (or None) and returns the text.
@@ -146,7 +147,7 @@ class EvensliceError(Exception):
         return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
 
     def within(self, place: str, spelling: Spelling) -> Self:
-        """Return the same error, prefixed by its place in a configuration, with options spelled as they are there."""
+        """Return the same error, prefixed by its place in a configuration, and with the spelling of options used there."""
         return type(self)(f"{place}: {self.render(spelling)}")
 
 

@@ -68,8 +68,8 @@ from evenslice.volumes import (
     fingerprint,
     modified,
     open_labels,
-    open_several,
     open_volume,
+    open_volumes,
     read_in_runs,
     refuse_repeated,
 )
@@ -164,43 +164,43 @@ def audit(
     tolerances: Tolerances = Tolerances(),  # noqa: B008  # immutable
     compute: Compute = Compute(),  # noqa: B008  # immutable
 ) -> Audit:
-    """Measure how unequally a network treats the slices of its windows, and give a verdict about it on these volumes.
+    """Measure how unequally a network treats the slices of its windows, and give a verdict for these volumes.
 
-    Windows are drawn at random from all volumes, and each answers four questions: would a map of saliency favour a side, does
-    the network rely on one, does the order of slices change its answers, and are opposite slices used in the same way? It
-    ends once the verdict is settled. The network is not changed; a frozen copy of it runs, in evaluation mode.
+    Windows are drawn at random from all volumes, and each answers four questions: would a saliency map favour a side,
+    does the network rely on one, does the order of slices change its answers, and are opposite slices used in the
+    same way? The audit ends once the verdict is settled. The network is not changed; a frozen copy runs, in
+    evaluation mode.
 
     Args:
-        model: maps (batch, slices, y, x) to logits. Slices in 0..1 are scaled as ``neutralize`` recorded on it, else by the
-            mean and std that its library states for pretrained weights, else not at all; if it was trained otherwise, an
-            audit is wrong. Or any function, such as one from ``load_onnx``; see
-            ``evenslice.inference.BlackBox`` for its input. Or either with its reading.
+        model: maps (batch, slices, y, x) to logits. Slices in 0..1 are scaled by its record, else by the mean and std
+            that its library states for pretrained weights, else not at all; with another scaling than in training,
+            the audit is wrong. Or any function, such as one from ``load_onnx``; see ``evenslice.inference.BlackBox``
+            for its input. Or either in a ``Segmenter``.
         volume: a volume, an array (z, y, x), a path, or several of these; several volumes are treated as independent
             samples, and none may be given twice.
-        labels: class maps of the volumes' shapes, with which the audit also measures what a disturbed slice costs, unless
-            windows have one slice: the ``stress`` of the result. The target "labels" needs them.
-        slices: N, odd; by default as recorded by ``neutralize`` or stated by the function or the segmenter, else 3.
+        labels: class maps of the volumes' shapes. With them, the audit also measures the cost of disturbed slices,
+            unless windows have one slice: the ``stress`` of the result. The target "labels" needs them.
+        slices: N, odd; by default from the network's record, the function or the segmenter, else 3.
         method: the attribution method for the question of saliency, one of ``evenslice.auditing.METHODS``; by
-            default "gradient". Without a gradient, as of functions, the question is not asked. "occlusion" needs none, and
-            the use of slices is then told by replacing them.
-        baseline: "middle" or "gray": what "integrated_gradients" (by default "middle": a window whose slices all are the
-            middle one) and "occlusion" ("gray", the window's mean) compare a window with.
+            default "gradient". Functions have no gradient, so the question is skipped. "occlusion" needs none, and
+            measures the use of slices by replacing them.
+        baseline: "middle" (a window whose slices all are the middle one) or "gray" (the window's mean), the reference
+            of "integrated_gradients" (default "middle") and "occlusion" (default "gray").
         target: the output to explain: the log-odds of the class that is "predicted", of a class number or of the
-            "labels", or the "sum" of all outputs. "auto" is "predicted" if the output has classes, that is two or four
-            dimensions, or whole numbers that are those of classes, else "sum"; ``run.target`` of the result says which.
-        outputs: maps what the network returns to the tensor of its outputs, batch first; by default
-            ``evenslice.networks.logits`` does.
-        reading: how volumes and labels are read, by default as the segmenter says; one for each volume where they differ in
+            "labels", or the "sum" of all outputs. "auto" is "predicted" if the output has classes (two or four
+            dimensions, or whole numbers that are class numbers), else "sum"; ``run.target`` of the result says which.
+        outputs: maps the network's output to one tensor, batch first (default: ``evenslice.networks.logits``).
+        reading: how to read volumes and labels, by default the segmenter's; one for each volume where they differ in
             intensity or fill.
-        sampling: which windows are read, and when the audit stops; the tile is by default that of the segmenter's crop.
-        tolerances: what counts as fair.
-        compute: where and how the network runs; figures in bfloat16 or float16 are all in it.
+        sampling: which windows to read, and when to stop; the default tile is the segmenter's crop.
+        tolerances: how far from 0 still counts as fair.
+        compute: where and how the network runs; with bfloat16 or float16, all figures are computed in it.
 
     Raises:
         VolumeError: a volume cannot be read, has too few slices, is constant or not finite, or labels do not fit it.
-        ModelError: the network rejects the windows, its output does not suit the target, or does not depend on the
-            windows: nothing in the first 200 (or in all, if fewer) moves it; or its output or gradient is NaN or
-            infinite for a window; or it differs between two runs of the same window, alone or beside another.
+        ModelError: the network rejects the windows; its output does not suit the target, or does not depend on the
+            windows (the first 200, or all, if fewer); its output or gradient is NaN or infinite for a window; or its
+            output differs between two runs of the same window, alone or beside another.
         ConfigError: an option is out of range or has no effect, the function cannot be sent to workers, or the scheduler
             does not answer.
         EvensliceError: worker processes do not start, or one was killed.
@@ -221,7 +221,7 @@ def audit(
     target = parse_target(str(target))
     segmenter = as_segmenter(model, slices, labelled=labels is not None)
     model, slices, reading = segmenter.network, segmenter.slices, reading or segmenter.reading
-    volumes, readings = open_several(volume, reading)
+    volumes, readings = open_volumes(volume, reading)
     read = readings[0]
     if labels is None:
         read.labels.refuse()
@@ -428,7 +428,7 @@ class Found:
 
 def check_first(sample: WindowSample, explainer: Explainer) -> None:
     """Check that the network answers a window in the same way whatever stands beside it, on two of the sample."""
-    windows = torch.from_numpy(sample.read(sample.places(0, min(2, sample.limit))).windows)
+    windows = torch.from_numpy(sample.read(sample.positions(0, min(2, sample.limit))).windows)
     if len(windows) == 1:
         windows = torch.cat([windows, windows.flip(1)])
     network = explainer.network
@@ -531,7 +531,7 @@ def picture_windows(sample: WindowSample, explainer: Explainer, asked_for: Seque
     network, grid = explainer.network, sample.grids[0]
     # Of large windows, one: a byte and a float32 for each voxel.
     most = EXAMPLES if 5 * EXAMPLES * grid.slices * math.prod(grid.tile) < MOST_OF_EXAMPLES else 1
-    first = sample.places(0, min(most, sample.limit))
+    first = sample.positions(0, min(most, sample.limit))
     batch = sample.read(np.concatenate([np.reshape(asked_for, (-1, 4)).astype(np.int64), first]))
     windows, labels = _on_device(batch, network.device)
     score = Score(network, replace(explainer.explained, margin=(0.0, 0.0)), labels)

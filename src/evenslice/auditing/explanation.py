@@ -32,7 +32,7 @@ LARGEST_PART = 512
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """The answer of a network for one slice, and what each slice of the window adds to it.
+    """The answer of a network for one slice, and how much each slice of the window adds to it.
 
     In a notebook, it shows itself as a picture.
 
@@ -41,13 +41,13 @@ class Explanation:
         origin: (y, x) of the part of the plane that the maps cover.
         offsets: -K..K.
         window: (N, y, x) float32, the slices in 0..1.
-        maps: (N, y, x) float32; above 0 what a pixel adds to the explained output (of a segmenter, the log-odds of the
-            predicted classes, summed over the explained pixels), below 0 what it takes away.
+        maps: (N, y, x) float32; above 0 where a pixel adds to the explained output (for a segmenter, the log-odds of
+            the predicted classes, summed over the explained pixels), below 0 where it takes away.
         answer: (y, x) the predicted class of each pixel; None for an output without a class for each pixel, or with
             classes that overlap.
         change: (y, x) which pixels get another class when the window is reversed; None likewise.
         method: the attribution method.
-        baseline: what it compares the window with; None for a method without one.
+        baseline: the reference of the method; None for a method without one.
 
     Example:
         >>> network = torch.nn.Conv2d(3, 2, 3, padding=1)
@@ -70,12 +70,12 @@ class Explanation:
 
     @property
     def caption(self) -> str:
-        """The method, and what its maps can tell, in a sentence."""
+        """The method and the meaning of its maps, in a sentence."""
         return map_line(self.method, self.baseline)
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """The part of the absolute map that each slice gets, after smoothing by 2 pixels; 0 for all where nothing matters."""
+        """The part of the absolute map that each slice gets, after smoothing by 2 pixels; all 0 if no pixel matters."""
         return map_shares(self.maps)
 
     def __repr__(self) -> str:
@@ -104,30 +104,31 @@ def explain(
     reading: Reading | None = None,
     compute: Compute = Compute(),  # noqa: B008  # immutable
 ) -> Explanation:
-    """Explain the answer of a network for one slice: what each slice of its window adds, and what it takes away.
+    """Explain the answer of a network for one slice: how much each slice of its window adds or takes away.
 
-    By default with the method that named the slice with the evidence most often where that was known, in planted evidence:
-    integrated gradients from a window whose slices all are the middle one. A window asks what its neighbours add to the
-    middle slice, so that is where the path starts; the maps sum to what the neighbours change. Functions have no gradient:
-    each neighbour is replaced by the middle slice instead, and the map shows where that changes the answer.
+    The default method found the slice with the evidence most often in planted evidence: integrated gradients from a
+    window whose slices all are the middle one. The question is how the neighbours change the answer to the middle
+    slice, so the path starts there; the maps sum to that change. Functions have no gradient: each neighbour is
+    replaced by the middle slice instead, and the map shows where the answer changes.
 
     A window at an end of the volume is completed by reflection, as ``evenslice.segment`` does.
 
     Args:
-        model: maps (batch, slices, y, x) to logits, as for ``evenslice.audit``, or any function, or either with its reading.
+        model: maps (batch, slices, y, x) to logits, as for ``evenslice.audit``, or any function, or either in a
+            ``Segmenter``.
         volume: the volume, an array (z, y, x), or a path.
         z: the middle slice.
-        slices: N, odd; by default as recorded by ``neutralize`` or stated by the function or the segmenter, else 3.
+        slices: N, odd; by default from the network's record, the function or the segmenter, else 3.
         method: the attribution method, one of ``evenslice.auditing.METHODS``.
-        baseline: "middle" or "gray": what "integrated_gradients" and "occlusion" compare the window with; by default the
-            middle slice in place of all, but gray if occlusion is asked for by name.
+        baseline: "middle" or "gray", the reference of "integrated_gradients" and "occlusion"; by default the middle
+            slice in place of all, but gray if you ask for occlusion by name.
         target: the output to explain, as for ``evenslice.audit``.
         region: (y, x) of the volume's plane, true at the pixels whose answer is explained; by default all.
-        at: (y, x) of the middle of the part of the plane that is explained, unless that is all of it; by default the middle
-            of the region, or of the plane.
-        tile: size (y, x) of the part; by default the segmenter's crop, else all of a plane of up to 512 x 512, or the size the
-            network requires.
-        reading: how the volume is read; by default as the segmenter says.
+        at: (y, x) of the centre of the explained part of the plane, if it is not the whole plane; by default the
+            centre of the region, or of the plane.
+        tile: size (y, x) of the part; by default the segmenter's crop, else up to 512 x 512 of the plane, or the size
+            the network requires.
+        reading: how to read the volume; by default the segmenter's.
         compute: the device and the data type of the network's passes.
 
     Raises:

@@ -19,16 +19,16 @@ class Sampling:
     """Which windows an audit reads, and when it stops.
 
     Attributes:
-        precision: also go on until the half-widths of the 95 % intervals of all judged B and C are below this; by default
-            only until the verdict is settled.
-        min_windows: number of windows before which an audit does not end, unless there are fewer, or fewer are the most.
-        max_windows: largest number of windows, and of those that the stress test shows, but those of one slice.
-        tile: size (y, x) of the in-plane tile; by default the size that the network requires, or up to 256 of a plane that
-            is no larger, and 192 of larger planes, of which the inner 160 are compared.
+        precision: stop only when every judged B and C is known to within this (half the 95 % interval); by default
+            stop when the verdict is settled.
+        min_windows: smallest number of windows to read, if there are as many and ``max_windows`` allows them.
+        max_windows: largest number of windows to read, and also of windows in the stress test.
+        tile: size (y, x) of the in-plane tile; by default the size that the network requires, else the whole plane up
+            to 256, else 192, with the inner 160 compared.
         seed: random seed for the order of the windows and for methods that draw samples, 0 to 2**63 - 1.
-        explain: a slice z of the first volume, or (z, y, x), whose window is the first of the examples: the one around that
-            voxel, or in the middle of the plane. For other sizes and methods see ``evenslice.explain``.
-        stress: with labels, also measure at the end what a disturbed slice costs.
+        explain: a slice z of the first volume, or a voxel (z, y, x): its window comes first among the examples. See
+            ``evenslice.explain`` for other sizes and methods.
+        stress: with labels, also measure the cost of disturbed slices at the end.
 
     Raises:
         ConfigError: a value is out of range.

@@ -36,7 +36,7 @@ from evenslice.auditing.auditor import audit
 from evenslice.auditing.options import Sampling
 from evenslice.inference import Compute
 from evenslice.neutralizing import current_kernels, find_strategy, load_network
-from evenslice.report import html_of, survey_csv, write_survey_report
+from evenslice.report import html_of, write_report, write_report_files
 from evenslice.results import Interval, SurveyedNetwork, SurveyResult
 from evenslice.volumes import mni152, open_volume
 
@@ -91,7 +91,7 @@ class Survey(SurveyResult):
             OutputError: the file cannot be written.
             MissingExtraError: Jinja2 or Matplotlib is not installed.
         """
-        return write_survey_report(self, path)
+        return write_report(self, path)
 
     def _repr_html_(self) -> str:  # in a notebook
         return html_of(self)
@@ -117,8 +117,7 @@ class Survey(SurveyResult):
     def write(self, folder: Path) -> None:
         """Write the files of ``save`` into an existing folder."""
         (folder / "survey.json").write_text(self.to_json(), encoding="utf-8")
-        (folder / "survey.csv").write_text(survey_csv(self), encoding="utf-8", errors="replace", newline="")
-        write_survey_report(self, folder / "report.html", figures=folder / "figures")
+        write_report_files(self, folder)
 
 
 @torch.inference_mode(mode=False)  # what is made in it can be trained, and explained
@@ -139,11 +138,10 @@ def survey(  # all but the networks have defaults and names
 ) -> Survey:
     """Measure the colour balance of networks' stems, and how unequally the networks treat slices because of it.
 
-    Each network is built as its library builds it (the strategy "pretrained"), with its normalisation folded in, and
-    shown the same few windows of one volume. For segmenters and classifiers alike, the log-odds of the predicted class are
-    explained. The results of a network with random parts, such as a segmenter of which only the encoder is pretrained,
-    depend on how these were drawn; they are means over several draws. A network that cannot be surveyed does not stop
-    the others.
+    Each network is built by its library (the strategy "pretrained"), with its normalisation folded in, and shown the
+    same few windows of one volume. For segmenters and classifiers alike, the log-odds of the predicted class are
+    explained. Random parts, such as the decoder of a segmenter with a pretrained encoder, are drawn several times,
+    and the results averaged. A network that fails does not stop the others.
 
     Args:
         specs: the networks; see ``evenslice.networks.specification``.
@@ -156,8 +154,8 @@ def survey(  # all but the networks have defaults and names
         windows: number of windows for each network, at least 2.
         draws: how many times the random parts of a network are drawn, at least 1, with the seeds ``seed``,
             ``seed + 1`` and so on. The time grows with it; networks without random parts are measured once.
-        mean: input mean used in training; by default as stated by each network's weights.
-        std: input standard deviation used in training, with the same default.
+        mean: subtracted from inputs in training; by default each network's own.
+        std: the divisor afterwards, with the same default.
         seed: random seed for the windows and for random weights, 0 or more.
         command: the command line to record in the results.
         compute: where and how the networks run.

@@ -30,7 +30,7 @@ from evenslice._core import (
 )
 from evenslice.inference import surface_scores
 from evenslice.networks import function_name
-from evenslice.report import html_of, write_volume_report
+from evenslice.report import html_of, write_report_files
 from evenslice.results import AxisChange, ClassChange, VolumeAuditResult
 from evenslice.volumes import Volume, open_volume
 
@@ -80,7 +80,7 @@ class VolumeAudit(VolumeAuditResult):
     def write(self, folder: Path) -> None:
         """Write the files of ``save`` into an existing folder."""
         (folder / "flip.json").write_text(self.to_json(), encoding="utf-8")
-        write_volume_report(self, folder)
+        write_report_files(self, folder)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -188,7 +188,7 @@ def audit_volume(
         labels: the true class, or object, of each voxel, for Dice and surface Dice of the intact and the flipped volume.
         swap: classes that change places in a mirror, such as ``{3: 4}`` for left and right.
         instances: answers number objects, which may come in another order; C is of the voxels whose objects are partners.
-        repeat: run twice on each volume, to take what two runs differ by (C0) away; without, the function must be
+        repeat: run twice on each volume, and subtract the difference of two runs (C0); without, the function must be
             deterministic.
 
     Raises:
@@ -480,9 +480,9 @@ def symmetrize_volume(
 ) -> Method:
     """Return a function whose answer does not depend on which way round a volume is.
 
-    It asks about the volume and about all its flips along the axes, 2, 4 or 8 in all, flips the answers back, and
+    It runs the function on the volume and all its flips along the axes (2, 4 or 8 runs), flips the answers back, and
     returns the mean of probabilities or scores, or the class with most votes; see ``vote`` for ties. A deterministic
-    function becomes exactly symmetric; about objects, whose ids have no mean, it cannot be asked.
+    function becomes exactly symmetric. Objects are not supported, because ids have no mean.
 
     Args:
         function: as for ``audit_volume``.

@@ -131,8 +131,8 @@ def _root(
         typer.Option(
             metavar="GIB",
             show_default=False,
-            help="Memory that the command may take in GiB, before it ends with an error; 0 for no limit (default: nearly all "
-            "that the machine has).",
+            help="Largest memory of the command in GiB, beyond which it ends with an error; 0 for no limit (default: nearly "
+            "all of the machine's).",
         ),
     ] = None,
     version: Annotated[  # noqa: ARG001  # printed by its callback

@@ -24,7 +24,7 @@ from evenslice.cli.printing import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from evenslice import Audit
 
@@ -66,7 +66,7 @@ SAMPLING = {
         parser=parse_values,
     ),
     "stress": options.measurement(
-        "With --labels, also measure what a disturbed slice costs.", "--stress/--no-stress"
+        "With --labels, also measure the cost of disturbed slices.", "--stress/--no-stress"
     ),
     "tile": options.computing(
         "In-plane tile size in pixels (default: the network's or its crops', else planes up to 256, or 192).",
@@ -87,7 +87,7 @@ class Volumes(options.LabelledOpening):
     labels: Annotated[
         list[str] | None,
         options.volume(
-            "Class labels, to measure what a disturbed slice costs; repeat, in the order of the volumes.",
+            "Class labels, to measure the cost of disturbed slices; repeat, in the order of the volumes.",
             metavar="PATH",
         ),
     ] = None
@@ -125,7 +125,7 @@ class Explained:
     outputs: Annotated[
         str | None,
         options.measurement(
-            "Explain what this function (package.module:function) makes of the network's output (default: its logits).",
+            "Explain this function (package.module:function) of the network's output (default: its logits).",
             metavar="FUNCTION",
         ),
     ] = None
@@ -150,9 +150,17 @@ class Required:
         ),
     ] = None
 
-    def is_missed(self, audit: "Audit") -> bool:
-        """Return whether a verdict is less than required."""
-        return self.require is not None and audit.verdict not in ENOUGH[self.require]
+    def __post_init__(self) -> None:
+        if self.require is not None:
+            check_known("require", self.require, ENOUGH)
+
+    def check(self, verdicts: "Mapping[str, str]") -> None:
+        """End with status 1 if a verdict, by name, is less than required."""
+        enough = ENOUGH.get(self.require or "", tuple(verdicts.values()))
+        missed = [f"{name} is {verdict}" for name, verdict in verdicts.items() if verdict not in enough]
+        tell(*(f"--require {self.require}: {line}" for line in missed))
+        if missed or (self.fail_on_bias and "biased" in verdicts.values()):
+            raise typer.Exit(1)
 
 
 @grouped
@@ -180,8 +188,6 @@ def audit(
     from evenslice.training import find_network
     from evenslice.volumes import refuse_without_labels
 
-    if required.require is not None:
-        check_known("require", required.require, ENOUGH)
     labels = volumes.labels
     target: Any = explained.target  # the audit reads it
     if labels is None:
@@ -226,10 +232,7 @@ def audit(
             write_results(audits, folder)
     show_audits(audits, out, json=output.json)
     _tell_missing_weights(source, audits)
-    short = [audit for audit in audits if required.is_missed(audit)]
-    tell(*(f"--require {required.require}: {audit.name} is {audit.verdict}" for audit in short))
-    if short or (required.fail_on_bias and any(audit.verdict == "biased" for audit in audits)):
-        raise typer.Exit(1)
+    required.check({audit.name: audit.verdict for audit in audits})
 
 
 def _find_function(text: str) -> "Callable[..., Any]":

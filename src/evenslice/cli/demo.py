@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from evenslice.cli import options
 from evenslice.cli.options import grouped
-from evenslice.cli.printing import command_line, quiet, show, show_audits
+from evenslice.cli.printing import command_line, quiet, show_audits, show_result
 
 if TYPE_CHECKING:
     from evenslice import Audit
@@ -36,8 +36,7 @@ def demo(
     """Audit a pretrained U-Net on real MRI before and after making it fair, then train it; some four minutes, offline."""
     from evenslice._core import needs_extra, staged_folder
     from evenslice.cli.comparison import AUDITS, write_results
-    from evenslice.cli.tables import rich_table
-    from evenslice.report import AUDIT_FILES, need_report_extra, tables_of
+    from evenslice.report import AUDIT_FILES, need_report_extra
     from evenslice.results import StudyResults
 
     need_report_extra("the demonstration")  # all before minutes of audits
@@ -59,12 +58,12 @@ def demo(
         study(_configuration(out / LABELS, seed), training)
         trained = StudyResults.load(training)
         map_line = _explain(training, out / MAP)
-    show(
+    show_result(
         {"audits": [audit.to_dict() for audit in audits], "training": trained.document},
-        *map(rich_table, tables_of(trained.document)),
+        trained.document,
         f"report: {training / 'report.html'}",
         map_line,
-        f"next, with a network and a file of your own: {NEXT}",
+        f"next, with your own network and file: {NEXT}",
         json=output.json,
     )
 
@@ -85,14 +84,15 @@ def _audits(seed: int) -> "list[Audit]":
 
 
 def _explain(training: Path, page: Path) -> str:
-    """Write what each slice of a window adds to the answer of the network with the fair start, and say where."""
+    """Write the explanation of a slice by the network with the fair start, and say where."""
     from evenslice import explain
     from evenslice.training import find_network
     from evenslice.volumes import mni152
 
     (run,) = (training / "runs").glob("*twin*")
     found = explain(find_network(run).load(), mni152(), EXPLAINED)
-    page.write_text(f"<!doctype html><meta charset=utf-8>{found._repr_html_()}", encoding="utf-8")
+    head = '<meta charset=utf-8><meta name=viewport content="width=device-width"><style>body {font-family: sans-serif}</style>'
+    page.write_text(f"<!doctype html>{head}{found._repr_html_()}", encoding="utf-8")
     return f"map of slice {EXPLAINED}, with the start twin: {page}"
 
 

@@ -21,7 +21,7 @@ class Card:
     """What a file cannot know about a network."""
 
     name: Annotated[str | None, options.output("Name of the network.", metavar="NAME")] = None
-    description: Annotated[str | None, options.output("What the network is for.", metavar="TEXT")] = None
+    description: Annotated[str | None, options.output("Purpose of the network.", metavar="TEXT")] = None
     author: Annotated[list[str] | None, options.output("Author; repeat for more.", metavar="NAME")] = None
     license_id: Annotated[
         str | None,
@@ -29,7 +29,7 @@ class Card:
     ] = None
     cite: Annotated[
         list[str] | None,
-        options.output("What to cite, with a DOI or an address; repeat for more.", metavar="TEXT"),
+        options.output("Reference with a DOI or an address; repeat for more.", metavar="TEXT"),
     ] = None
 
     def to_model_card(self) -> "ModelCard":
@@ -79,7 +79,7 @@ def export(
 ) -> None:
     """Write a network as an ONNX file, a model for bioimage.io or a folder for Hugging Face.
 
-    What it writes says how volumes and labels are read: as the run or the file of weights says, unless an option does.
+    The export records how to read volumes and labels: from the options, else from the run or the file of weights.
     """
     from evenslice import export as write_network
 

@@ -340,12 +340,12 @@ LABELS: dict[str, Any] = {
     ),
     "instances": volume(
         "Labels number objects; their boundaries become class 1. sparse: 0 is background. dense: 0 lies between objects "
-        "and is boundary (default: that of the run or saved network, else labels are classes).",
+        "and is boundary (default: as saved, else labels are classes).",
         metavar="KIND",
         autocompletion=lambda: INSTANCES,
     ),
 }
-"""What the values of labels mean."""
+"""The meaning of each value in labels."""
 
 OVERLAPPING: dict[str, Any] = {
     "overlapping": measurement(
@@ -374,7 +374,7 @@ class Opening:
     axes: Annotated[
         str | None,
         volume(
-            "Names of the file's axes as stored, such as xyz or tzyx (default: those that the file states, else z, y, x).",
+            "Names of the file's axes as stored, such as xyz or tzyx (default: the file's, else z, y, x).",
             metavar="AXES",
         ),
     ] = None
@@ -510,8 +510,8 @@ CLUSTER: dict[str, Any] = {
 }
 
 ENGINE = computing(
-    "What runs the network on a CPU: torch, openvino, or auto, which is openvino where it is installed, the work is worth "
-    "the seconds of a conversion, and the network is convolutional.",
+    "Engine on a CPU: torch, openvino, or auto (openvino, if installed, for convolutional networks and work worth the "
+    "seconds of a conversion).",
     metavar="NAME",
     autocompletion=lambda: ENGINES,
 )

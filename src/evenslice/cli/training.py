@@ -36,7 +36,7 @@ def train(
     seed: Annotated[
         int | None,
         options.computing(
-            "Random seed (default: that of the configuration).", metavar="N", callback=options.check_seed
+            "Random seed (default: the configuration's).", metavar="N", callback=options.check_seed
         ),
     ] = None,
     out: Annotated[

@@ -152,7 +152,7 @@ def evaluate(
     out: Annotated[Path | None, options.output("Folder for result.json.", metavar="DIR")] = None,
     output: options.Output,
 ) -> None:
-    """Compare a network's answers with labels, and measure what disturbed slices cost."""
+    """Compare a network's answers with labels, and measure the cost of disturbed slices."""
     from evenslice import ConfigError, evaluate as measure
 
     if labels is None:
@@ -184,7 +184,7 @@ def evaluate(
 
 
 def _tables(found: Any) -> "Iterator[Table]":
-    """Yield a table of the scores by class, of objects, and of what disturbed slices cost, as far as they were measured."""
+    """Yield a table of the scores by class, of objects, and of the cost of disturbed slices, as far as they were measured."""
     from evenslice.cli.tables import new_table, rich_table
     from evenslice.report import tables_of
 

@@ -23,7 +23,8 @@ class Compute:
 
     Attributes:
         device: "auto" (a CUDA GPU if there is one, else the CPU) or a PyTorch device name.
-        dtype: "float32", which "auto" stands for; or "bfloat16" or "float16" (on a GPU), whose cost in labels is then said.
+        dtype: "float32" ("auto" is the same), or "bfloat16" or "float16" on a GPU, which report how many labels they
+            change.
         engine: "torch"; "openvino", which runs a network on a CPU faster, and in the same float32, in ``segment`` and
             ``evaluate``; or "auto", OpenVINO where the work is worth the seconds of a conversion and the network is
             convolutional. A network that it cannot convert, or answers otherwise, runs in PyTorch, and a line says so.

@@ -1,4 +1,4 @@
-"""How well a network's answers agree with the labels of whole volumes, and what disturbed slices cost it.
+"""How well a network's answers agree with the labels of whole volumes, and the cost of disturbed slices.
 
     scores = evaluate(model, "brain.nii.gz", "labels.nii.gz", stress=True)
     scores.dice, scores.stress.losses[0].asymmetry
@@ -11,7 +11,7 @@ A class that the labels of a volume lack but the prediction has counts as 0; one
 is left out of the mean. So it is in ``results.stress``. The score of several
 volumes is the mean over those that have one; the mean over classes excludes class 0, the background.
 
-Every slice is read once. For the stress test, each window then goes through the network in all the ways of ``Disturbances``:
+Every slice is read once. For the stress test, each window then goes through the network in all the ways of ``StressTest``:
 each is what happens to real stacks. The middle slice, which is to be segmented, stays as it is.
 """
 
@@ -44,14 +44,7 @@ from evenslice.inference.prediction import Predictor, class_map, even_slices
 from evenslice.inference.ready_networks import make_ready
 from evenslice.inference.segmenter import Segmenter, as_segmenter
 from evenslice.results import Stress, ratio
-from evenslice.volumes import (
-    LabelledVolume,
-    Reading,
-    fingerprint,
-    index_classes,
-    open_labels,
-    read_in_runs,
-)
+from evenslice.volumes import LabelledVolume, Reading, fingerprint, index_classes, open_labels, read_in_runs
 
 if TYPE_CHECKING:
     import os
@@ -136,7 +129,7 @@ class Scores:
 
     Attributes:
         volumes: the scores of each volume, at least one.
-        stress: what disturbed slices cost; None if that was not asked for.
+        stress: the cost of disturbed slices; None if that was not asked for.
     """
 
     volumes: tuple[VolumeScores, ...]
@@ -306,67 +299,19 @@ SHIFT = 8
 """Pixels by which shifted slices are translated along x; their first column is repeated."""
 
 
-@dataclass(frozen=True)
-class Disturbances:
-    """The ways in which a window of N slices is shown to a network.
+def disturbances(slices: int) -> list[tuple[str, int]]:
+    """Return the kind and the offset k of each three ways in which windows of N slices are disturbed.
 
-    Attributes:
-        slices: N = 2K + 1, at least 3.
-        seed: random seed of the noise.
-
-    Example: windows of one pixel, at offsets -1, 0 and 1, as they are, reversed, and with a missing slice.
-        >>> window = [np.full((1, 1), value, np.float32) for value in (0.2, 0.5, 0.8)]
-        >>> ways = Disturbances(3).windows(window, 0, 0)
-        >>> [[round(plane.item(), 2) for plane in next(ways)] for _ in range(5)]
-        [[0.2, 0.5, 0.8], [0.8, 0.5, 0.2], [0.5, 0.5, 0.8], [0.2, 0.5, 0.5], [0.5, 0.5, 0.5]]
-        >>> len(Disturbances(3)), Disturbances(5).kinds[:2]
-        (14, [('missing', 1), ('missing', 2)])
+    Example:
+        >>> disturbances(5)[:3]
+        [('missing', 1), ('missing', 2), ('blank', 1)]
     """
+    return [(kind, k) for kind in KINDS for k in range(1, slices // 2 + 1)]
 
-    slices: int
-    seed: int = 0
 
-    @property
-    def kinds(self) -> list[tuple[str, int]]:
-        """The kind and the offset k of each three ways after the first two."""
-        return [(kind, k) for kind in KINDS for k in range(1, self.slices // 2 + 1)]
-
-    def __len__(self) -> int:
-        """Return the number of ways."""
-        return 2 + 3 * len(self.kinds)
-
-    def windows(self, window: Sequence[Plane], volume: int, z: int) -> Iterator[list[Plane]]:
-        """Yield the window as it is, reversed, and for each of ``kinds`` with the slice at -k, that at +k, and both.
-
-        Args:
-            window: its N slices (y, x), scaled to 0..1.
-            volume: number of the volume.
-            z: the middle slice. The noise depends on the volume and z, and is the same at -k as at +k; where both are
-                noisy, that at +k is another.
-        """
-        yield list(window)
-        yield list(window[::-1])
-        middle = self.slices // 2
-        random = np.random.default_rng([self.seed, volume, z])
-        noise = [NOISE * random.standard_normal(window[middle].shape, dtype=np.float32) for _ in range(2)]
-        for kind, k in self.kinds:
-            before, after = (self._slice(kind, window, middle + side * k, noise[0]) for side in (-1, 1))
-            other = self._slice(kind, window, middle + k, noise[1])
-            for changes in ({-k: before}, {k: after}, {-k: before, k: other}):
-                yield [changes.get(place - middle, plane) for place, plane in enumerate(window)]
-
-    def _slice(self, kind: str, window: Sequence[Plane], place: int, noise: Plane) -> Plane:
-        """Return what stands in the place of a slice."""
-        plane = window[place]
-        if kind == "missing":
-            return window[self.slices // 2]
-        if kind == "blank":
-            return np.zeros_like(plane)
-        if kind == "noisy":
-            noisy: Plane = np.clip(plane + noise, 0, 1)  # as the scaling clips voxels
-            return noisy
-        shift = min(SHIFT, plane.shape[1] - 1)
-        return np.pad(plane[:, : plane.shape[1] - shift], [(0, 0), (shift, 0)], mode="edge")
+def count_ways(slices: int) -> int:
+    """Return in how many ways a window is shown: as it is, reversed, and disturbed."""
+    return 2 + 3 * len(disturbances(slices))
 
 
 MOST_SLICES = 60
@@ -398,14 +343,47 @@ class StressTest:
             raise ConfigError(
                 f"{option('slices', slices)}: such a window has no neighbours that could be disturbed"
             )
-        self.predictor, self.classes = predictor, classes
-        self.ways = Disturbances(slices, whole_number("seed", seed, least=0))
+        self.predictor, self.classes, self.slices = predictor, classes, slices
+        self.seed = whole_number("seed", seed, least=0)
         self.chosen = [set[int]() for _ in depths] if most == 0 else list(map(set, even_slices(depths, most)))
         self._rows: list[tuple[int, int, NDArray[np.int64]]] = []
 
     def windows(self, centres: Sequence[Sequence[int]]) -> int:
         """Return how many windows are predicted for the slices of each volume, some of them in all ways."""
-        return sum(map(len, centres)) + (len(self.ways) - 1) * sum(map(len, self.chosen))
+        return sum(map(len, centres)) + (count_ways(self.slices) - 1) * sum(map(len, self.chosen))
+
+    def disturb(self, window: Sequence[Plane], volume: int, z: int) -> Iterator[list[Plane]]:
+        """Yield the window as it is, reversed, and for each of ``disturbances`` with the slice at -k, that at +k, and both.
+
+        Args:
+            window: its N slices (y, x), scaled to 0..1.
+            volume: number of the volume.
+            z: the middle slice. The noise depends on the volume and z, and is the same at -k as at +k; where both are
+                noisy, that at +k is another.
+        """
+        yield list(window)
+        yield list(window[::-1])
+        middle = self.slices // 2
+        random = np.random.default_rng([self.seed, volume, z])
+        noise = [NOISE * random.standard_normal(window[middle].shape, dtype=np.float32) for _ in range(2)]
+        for kind, k in disturbances(self.slices):
+            before, after = (self._slice(kind, window, middle + side * k, noise[0]) for side in (-1, 1))
+            other = self._slice(kind, window, middle + k, noise[1])
+            for changes in ({-k: before}, {k: after}, {-k: before, k: other}):
+                yield [changes.get(place - middle, plane) for place, plane in enumerate(window)]
+
+    def _slice(self, kind: str, window: Sequence[Plane], place: int, noise: Plane) -> Plane:
+        """Return what stands in the place of a slice."""
+        plane = window[place]
+        if kind == "missing":
+            return window[self.slices // 2]
+        if kind == "blank":
+            return np.zeros_like(plane)
+        if kind == "noisy":
+            noisy: Plane = np.clip(plane + noise, 0, 1)  # as the scaling clips voxels
+            return noisy
+        shift = min(SHIFT, plane.shape[1] - 1)
+        return np.pad(plane[:, : plane.shape[1] - shift], [(0, 0), (shift, 0)], mode="edge")
 
     def answers(
         self,
@@ -431,7 +409,7 @@ class StressTest:
         """
 
         def shown(z: int, window: Sequence[Plane]) -> Iterator[Sequence[Plane]]:
-            return islice(self.ways.windows(window, number, z), None if z in self.chosen[number] else 1)
+            return islice(self.disturb(window, number, z), None if z in self.chosen[number] else 1)
 
         outputs = self.predictor.predict(volume, scaling, centres=centres, shown=shown)
         for z, group in groupby(outputs, key=itemgetter(0)):
@@ -456,7 +434,7 @@ class StressTest:
             volume,
             counts[:, 0],
             counts[:, 1],
-            self.ways.kinds,
+            disturbances(self.slices),
             reference="labels" if labelled else "intact answer",
             noise=NOISE,
             shift=SHIFT,
@@ -473,7 +451,7 @@ def measure_stress(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Stress:
-    """Measure what disturbed slices cost a network.
+    """Measure the cost of disturbed slices to a network.
 
     Args:
         predictor: predicts windows of N slices, at least 3.
@@ -505,7 +483,7 @@ def measure_stress(
     if classes is None:
         classes = predictor.for_planes(volumes[0][0].shape[1:]).prepare()
     if most_windows is not None:
-        fewer = max(1, most_windows // len(Disturbances(predictor.slices)))
+        fewer = max(1, most_windows // count_ways(predictor.slices))
         most_slices = min(most_slices or fewer, fewer)
     depths = [len(volume) for volume, *_ in volumes]
     test = StressTest(predictor, classes, depths, most=most_slices, seed=seed)
@@ -670,28 +648,27 @@ def evaluate(
     reading: Reading | None = None,
     compute: Compute = Compute(),  # noqa: B008  # immutable
 ) -> Evaluation:
-    """Predict a volume slice by slice, compare it with its labels, and measure what disturbed slices cost.
+    """Predict a volume slice by slice, compare it with its labels, and measure the cost of disturbed slices.
 
     The network is not changed; a frozen copy of it runs. Every slice is read once.
 
-    Args:
-        model: maps (batch, slices, y, x) to logits (batch, classes, y, x); one channel stands for two classes. Slices
-            in 0..1 are scaled as ``neutralize`` recorded on it, else by the mean and std that its library states for
-            pretrained weights, else not at all. Or any function with such an output, such as one from ``load_onnx``; see
-            ``evenslice.inference.BlackBox`` for its input. Or either with its reading.
-        volume: the volume, an array (z, y, x), or a path.
-        labels: the class of each voxel, whole numbers in an array of the same shape. Optional with ``stress``, which
-            then compares with the intact answer.
+    Args: model: maps (batch, slices, y, x) to logits (batch, classes, y, x); one channel stands for two classes.
+        Slices in 0..1 are scaled by its record, else by the mean and std that its library states for pretrained
+        weights, else not at all. Or any function with such an output, such as one from ``load_onnx``; see
+        ``evenslice.inference.BlackBox`` for its input. Or either in a ``Segmenter``. volume: the volume, an array (z,
+        y, x), or a path. labels: the class of each voxel, whole numbers in an array of the same shape. Optional with
+        ``stress``, which
+            compares with the intact answer without them.
         stress: disturb the slices of windows: one neighbour, or both, missing (the middle slice in its place), blank
             (0, the darkest intensity), noisy (Gaussian noise of standard deviation 0.1, where intensities are scaled
             to 0..1) or shifted by 8 pixels along x; and the whole window reversed.
         stress_slices: disturb the windows of at most this many slices, spread evenly over the volume; by default 60.
-        slices: N, odd; by default as recorded by ``neutralize`` or stated by the function or the segmenter, else 3.
+        slices: N, odd; by default from the network's record, the function or the segmenter, else 3.
         surfaces: also compare surfaces, in volumes of up to 2**26 voxels.
         tile: size (y, x) of the in-plane tiles, see ``evenslice.inference.Predictor``.
         seed: random seed for the noise of noisy slices, 0 or more.
-        reading: how the volume and the labels are read, by default as the segmenter says; with ``instances``, scores
-            compare the objects, too.
+        reading: how to read the volume and the labels, by default the segmenter's; with ``instances``, scores compare
+            the objects, too.
         compute: where and how the network runs.
 
     Raises:
@@ -737,38 +714,23 @@ def evaluate(
     predictor = Predictor(network, slices, reading.step, tile, compute.batch).for_planes(volume.shape[1:])
     classes = predictor.prepare()
     known = None if stored is None else values.class_volume(stored, classes)
-    if known is not None:
-        index_classes(
-            known, classes, keep=0
-        )  # so that a value of no class is found before anything is computed
+    if known is not None:  # so that a value of no class is found before anything is computed
+        index_classes(known, classes, keep=0)
     scaling = reading.fit_scaling(volume)
-    stressed_windows = min(most, len(volume)) * len(Disturbances(slices)) if stress else 0
+    stressed_windows = min(most, len(volume)) * count_ways(slices) if stress else 0
     whole = 0 if known is None else len(volume)
     predictor = predictor.with_engine(compute, volume, scaling, whole + stressed_windows)
     predictor.tell_rounding(volume, scaling, compute.progress)
-    scores: Scores | None = None
+    scores, stressed = None, None
+    options: dict[str, Any] = {"classes": classes, "seed": seed, "progress": compute.progress}
     if stored is None or known is None:
-        stressed: Stress | None = measure_stress(
-            predictor,
-            [(volume, scaling, None)],
-            classes=classes,
-            most_slices=most,
-            seed=seed,
-            progress=compute.progress,
-        )
+        stressed = measure_stress(predictor, [(volume, scaling, None)], most_slices=most, **options)
     else:
         counts = np.zeros(classes, np.int64)  # all slices are predicted: none is chosen by its classes
         background = values.background_volume(stored)
-        scores = evaluate_parts(
-            predictor,
-            [LabelledVolume(volume.path, volume, known, scaling, counts, background=background)],
-            classes=classes,
-            boundaries=values.instances is not None,
-            surfaces=surfaces,
-            stressed=most if stress else 0,
-            seed=seed,
-            progress=compute.progress,
-        )
+        part = LabelledVolume(volume.path, volume, known, scaling, counts, background=background)
+        options |= {"boundaries": values.instances is not None, "surfaces": surfaces}
+        scores = evaluate_parts(predictor, [part], stressed=most if stress else 0, **options)
         stressed = scores.stress
     return Evaluation(
         scores=scores,
@@ -803,11 +765,11 @@ def evaluate(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
-    """How well a network's answers agree with labels, and what disturbed slices cost.
+    """How well a network's answers agree with labels, and the cost of disturbed slices.
 
     Attributes:
         scores: those of the whole volume; None without labels.
-        stress: what disturbed slices cost; None if that was not asked for.
+        stress: the cost of disturbed slices; None if that was not asked for.
         model: name, slices, step, scaling, device, precision and engine of the network.
         volume: the volume and its labels: where they are and their fingerprints, the shape, the voxel values that became 0
             and 1 (``intensity``), and the options of their reading.

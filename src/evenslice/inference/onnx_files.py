@@ -181,14 +181,14 @@ def load_onnx(
     std: float | Sequence[float] | None = None,
     providers: Sequence[str] = CPU,
 ) -> OnnxNetwork:
-    """Read a network from an ONNX file, as a function that ``audit`` takes.
+    """Load an ONNX file as a function for ``audit``, ``evaluate`` and ``segment``.
 
     Args:
         path: the file. It has one input (batch, slices, y, x) of floating-point numbers. Each dimension may be fixed or
             free; smaller batches are padded to a fixed batch size.
-        mean: what the network expects to be subtracted from slices in 0..1; one value, or one for each slice. By
-            default what ``evenslice export`` wrote into the file, else 0.
-        std: the divisor that it expects afterwards, in the same form; by default also from the file, else 1.
+        mean: to subtract from slices in 0..1, one value, or one for each slice. By default the value that ``evenslice
+            export`` wrote into the file, else 0.
+        std: the divisor afterwards, in the same form; by default also from the file, else 1.
         providers: execution providers of onnxruntime in order of preference, or the name of one; a build for GPUs has
             more than one.
 
@@ -425,16 +425,9 @@ def _convert(
 
 def _difference(path: Path, given: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
     """Return by how much the outputs of a file differ from those of the network, relative to the largest."""
-    session, largest = open_session(path), 0.0
-    for windows, output in zip(given, wanted, strict=True):
-        (found,) = session.run(None, {INPUT: windows.numpy()})
-        if found.shape != output.shape:
-            raise ModelError(
-                f"for windows of shape {tuple(windows.shape)} its output has the shape {found.shape}"
-            )
-        error = float(np.abs(found - output.numpy()).max()) / max(float(output.abs().max()), 1e-12)
-        largest = max(largest, error if math.isfinite(error) else math.inf)
-    return largest
+    session = open_session(path)
+    found = [session.run(None, {INPUT: windows.numpy()})[0] for windows in given]
+    return _error([output.numpy() for output in wanted], found)
 
 
 SAME_CONVOLUTIONS = ("Conv2dSame", "SameConv2d")  # timm's and our own
@@ -528,13 +521,13 @@ NUMBERED_SPLIT = 18  # the version of ONNX since which Split needs the number of
 def symmetrize_onnx(
     path: str | os.PathLike[str], out: str | os.PathLike[str], *, force: bool = False
 ) -> float:
-    """Write an ONNX file whose answers are the mean of those of another for each window and its mirror.
+    """Write an ONNX file that averages the answers of another over each window and its mirror.
 
-    It runs both in one batch, so it takes twice the passes, and any program that reads ONNX files can use it. The new file is
-    run before it takes its name.
+    The new file runs both in one batch, so it takes twice the passes. Any program that reads ONNX files can use it.
+    It is tested before it takes its name.
 
     Args:
-        path: a file as ``load_onnx`` takes it, with a free batch size and its weights in it.
+        path: a file for ``load_onnx``, with a free batch size and its weights inside.
         out: the new file, ``.onnx``; it keeps the metadata of the other.
         force: replace an existing file.
 

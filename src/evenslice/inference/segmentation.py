@@ -185,19 +185,14 @@ class Job:
     root: Path
 
     @property
-    def staging(self) -> Path:
-        """The folder of this segmentation."""
-        return self.root / WORK
-
-    @property
     def array(self) -> Path:
         """The array of labels (z, y, x), or probabilities (class, z, y, x), of the blocks done so far."""
-        return self.staging / "array.zarr"
+        return self.root / WORK / "array.zarr"
 
     @property
     def description(self) -> Path:
         """The file that says what must not change."""
-        return self.staging / "plan.json"
+        return self.root / WORK / "plan.json"
 
     @property
     def sides(self) -> tuple[int, int, int]:
@@ -365,8 +360,8 @@ def begin(job: Job, *, force: bool) -> None:
         )
     clear(job.root)
     channels = [] if job.values else [job.classes]
-    with reporting_write_errors(str(job.staging)):
-        job.staging.mkdir()
+    with reporting_write_errors(str(job.root)):
+        job.array.parent.mkdir()
         zarr.create_array(
             job.array,
             shape=(*channels, *job.volume.shape),
@@ -452,7 +447,7 @@ def _segment_blocks(blocks: Sequence[Region], job: Job) -> Iterator[Region]:
 
     def write(found: tuple[Any, NDArray[Any]]) -> None:
         place, voxels = found
-        with reporting_write_errors(str(job.staging)):
+        with reporting_write_errors(str(job.root)):
             array[place] = voxels
 
     # While a GPU computes a batch, this process compresses and writes the one before; otherwise, both need the processor.
@@ -516,36 +511,35 @@ def segment(
 ) -> Any:
     """Segment a volume slice by slice, and write the labels, or the probability of each class.
 
-    The network itself is left unchanged; a frozen copy runs. An interrupted run continues from the last finished block
-    when it is started again with the same arguments. Of a volume at an address, a sample of chunks tells whether it has
-    changed meanwhile (see ``evenslice.volumes.fingerprint``), and a change elsewhere is not noticed: part of the result
-    would then come from the old voxels, part from the new ones.
+    The network itself is left unchanged; a frozen copy runs. Call it again with the same arguments to continue an
+    interrupted run after the last finished block. At an address, only a sample of chunks is checked for changes in
+    between (see ``evenslice.volumes.fingerprint``): where others change, part of the result comes from the old
+    voxels, part from the new ones.
 
-    Args:
-        model: maps (batch, slices, y, x) to logits (batch, classes, y, x). Slices in 0..1 are scaled as ``neutralize``
-            recorded on it, else by the mean and std that its library states for pretrained weights, else not at all. Or any
-            function with such an output (logits, no class numbers or probabilities),
-            such as one from ``load_onnx``; see ``evenslice.inference.BlackBox`` for its input. An interrupted run
-            recognizes a function by its name, by its code where Python has it, and by its attribute ``origin``, such as a
-            digest; a change elsewhere is not noticed. Or either with its reading.
-        volume: the volume to segment; one that was opened with another ``plane`` is segmented along that axis, and
+    Args: model: maps (batch, slices, y, x) to logits (batch, classes, y, x). Slices in 0..1 are scaled by its record,
+        else by the mean and std that its library states for pretrained weights, else not at all. Or any function with
+        such an output (logits, not class numbers or probabilities), such as one from ``load_onnx``; see
+        ``evenslice.inference.BlackBox`` for its input. An interrupted run recognizes a function by its name, its
+        Python code, and its attribute ``origin``, such as a digest; other changes go unnoticed. Or either in a
+        ``Segmenter``. volume: the volume to segment; one that was opened with another ``plane`` is segmented along
+        that axis, and
             the output is written in the order of the file.
         out: the output file, or OME-Zarr folder; the suffix gives the format, see
             ``evenslice.volumes.write.writer``. By default nothing is written, and the labels are an array in memory.
-        slices: N, odd; by default as recorded by ``neutralize`` or stated by the function or the segmenter, else 3.
+        slices: N, odd; by default from the network's record, the function or the segmenter, else 3.
         probabilities: write the probability of each class, float32 (class, z, y, x), instead of labels: the softmax of the
             logits, or the sigmoid of a single one.
         tile: size (y, x) of the in-plane tiles, see ``Predictor``.
         scratch: where to create the staging folder; by default beside the output.
         force: overwrite existing output, and discard an interrupted run with other options.
-        reading: how the volume is read, by default as the segmenter says; its ``label_values``, integers of at least 0, are
-            written, not its other options of labels.
+        reading: how to read the volume, by default the segmenter's. Of its options of labels, only ``label_values``
+            count: integers of at least 0, written for the classes.
         compute: where and how the network runs; workers of a scheduler must reach the volume and the staging folder by the
             same paths.
 
     Returns:
-        The labels, as a volume that is opened, or as an array (z, y, x) without ``out``; with ``probabilities``, those of the
-        last class.
+        The labels, or with ``probabilities`` the probability of the last class: an opened volume, or without ``out``
+        an array (z, y, x).
 
     Raises:
         VolumeError: the volume cannot be read, has too few slices, is constant or not finite, or changes meanwhile.

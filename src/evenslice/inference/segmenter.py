@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 class Segmenter:
     """A network or a function, and how it reads volumes and their labels.
 
-    Functions that take a ``model`` take it in place of the network; what they are told otherwise wins.
+    Pass it as ``model`` in place of the network; explicit arguments take precedence over it.
 
     Attributes:
         network: the network.
         slices: N, the slices of its windows.
         reading: how it reads volumes.
-        source: what it was built from.
+        source: its specification and weights.
         run: the folder of its run.
-        task: what the run trained it for, "segmentation" or "classification".
-        crop: the size (y, x) of windows that it is asked about, that of the crops of a classifier; else None.
+        task: "segmentation" or "classification".
+        crop: the size (y, x) of a classifier's windows; else None.
 
     Example:
         >>> import numpy as np
@@ -121,18 +121,18 @@ def open_segmenter(
     symmetrize: str | None = None,
     reading: Reading | Mapping[str, Any] | None = None,
 ) -> Segmenter:
-    """Load a network with the way in which it reads volumes.
+    """Load a network and how it reads volumes.
 
     Args:
         spec: the network, as for ``load_network``; or "onnx".
         weights: its weights, likewise; or the ONNX file.
-        slices: N, as for ``load_network``; by default that of the network, else 3.
+        slices: N, as for ``load_network``; by default the network's own, else 3.
         strategy: as for ``load_network``.
         classes: likewise.
         mean: as for ``load_network`` or ``load_onnx``.
         std: likewise.
         symmetrize: where to average over a window and its mirror; None for nowhere, or as in the saved network.
-        reading: how it reads volumes; by default as its file states it. Options by name change only these.
+        reading: how it reads volumes; by default from its file. A dict changes only the options that it names.
 
     Raises:
         ConfigError: an option is unknown, or the ONNX file determines it.

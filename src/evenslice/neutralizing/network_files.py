@@ -98,33 +98,32 @@ def load_network(  # what to build, and one argument for each choice of neutrali
 ) -> LoadedNetwork:
     """Build a network that takes windows of slices on one common scale.
 
-    A file that ``save_network`` wrote comes back as it was saved. Any other network is built as ``build_model`` does
-    and neutralized; the default strategy, which is what the libraries do, only folds in the per-colour scaling. A state
-    dict of a network that averages over a window and its mirror gives one that does so, with slices on one scale.
+    A file from ``save_network`` is restored unchanged. Any other network is built by ``build_model`` and neutralized;
+    the default strategy keeps the library's kernels and only folds in the per-colour scaling. If a state dict comes
+    from a network that averages over a window and its mirror, so does the new network, with slices on one scale.
 
     Args:
         spec: which network; see ``evenslice.networks.specification``. Without weights: a file from ``save_network`` or
             a folder that ``evenslice.export`` wrote for Hugging Face, unless its network comes from a function, which
             must be named.
         weights: ``"imagenet"``, ``"none"``, or the path of a file or of such a folder.
-        slices: N, odd. None: as many as the network has inputs, which is 3 unless its file or function says otherwise. For
-            another number, the strategy adapts the first layer, also of weights that were trained on three slices.
+        slices: N, odd. None: the number of the network's inputs, 3 unless its file or function says otherwise. For
+            another number, the strategy adapts the first layer, even if the weights were trained on three slices.
         strategy: how the stem's colour kernels become slice kernels, as for ``neutralize``. For a file from
-            ``save_network``, ``"pretrained"`` leaves the network as it was saved, whatever its strategy.
+            ``save_network``, ``"pretrained"`` keeps the strategy of the file.
         tie: which slices to tie permanently, as for ``neutralize``.
         classes: channels of the output, as for ``build_model``.
-        seed: random seed for random parts. A file from ``save_network`` has none, and is refused if its strategy is asked
-            for with another seed than 0 and its own.
-        mean: what was subtracted from the network's inputs in training, one value or one for each, as for
-            ``neutralize``; by default as for the pretrained weights. 0 for a network trained on slices in 0..1.
-        std: what they were divided by afterwards, in the same form and with the same default; 1 for such a network.
+        seed: random seed for random parts. A file from ``save_network`` has none, and accepts 0 or its own seed.
+        mean: subtracted from the network's inputs in training, one value or one for each (see ``neutralize``); by
+            default the pretrained weights' own. 0 for a network trained on slices in 0..1.
+        std: the divisor afterwards, in the same form and with the same default; 1 for such a network.
         symmetrize: where to average over a window and its mirror: "output", "encoder" or the name of a module, as for
             ``symmetrize``; None for nowhere, or for a file from ``save_network`` where it did when it was saved.
 
     Raises:
-        ModelError: the specification or the weights cannot be used, or not together; the network cannot be neutralized;
-            or a file from ``save_network`` was saved with other slices, strategy, tie or classes than requested, states
-            the mean and std itself, or is too small for the network that it names.
+        ModelError: the specification or the weights cannot be used, or do not fit each other; the network cannot be
+            neutralized; or a file from ``save_network`` has other slices, strategy, tie or classes than requested,
+            states the mean and std itself, or is too small for the network that it names.
         ConfigError: an option is unknown or has a bad value.
         MissingExtraError: the library of the network is not installed.
 
@@ -263,15 +262,15 @@ def save_network(
     Args:
         model: the network.
         path: the file, ``.safetensors``; it appears once it is complete.
-        record: what was done to the network; by default what ``neutralize`` left on it, or on the network that the
+        record: the network's record; by default the one that ``neutralize`` left on it, or on the network that the
             model wraps, which is then saved without the wrapper.
-        source: what the network was built from; without it, ``load_network`` must be told the classes.
-        reading: how the network reads volumes, for commands that are given the file.
-        run: hashes of the options of its training, which tells by them whether it may go on from the file.
+        source: specification and weights of the network; without it, pass the classes to ``load_network``.
+        reading: how the network reads volumes, for commands that take the file.
+        run: hashes of its training options, by which a training checks whether it may resume from the file.
         force: overwrite an existing file.
 
     Raises:
-        ModelError: the network has no record, or is none.
+        ModelError: it is not a network, or has no record.
         OutputError: the path has another suffix, exists, or cannot be written.
 
     Example:

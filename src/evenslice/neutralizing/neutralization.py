@@ -77,7 +77,7 @@ def neutralize(  # what to do, what is known of the network, and how to check
     check: str = "network",
     outputs: Callable[[Any], Any] | None = None,
 ) -> Record:
-    """Make a network take windows of slices by a strategy, in place, and verify what the strategy promises.
+    """Make a network take windows of slices, in place, and verify the promise of the strategy.
 
     The stems are found (see `evenslice.neutralizing.stems`), their colour kernels become slice kernels (see
     `evenslice.neutralizing.strategies`), and the per-channel scaling that the network was trained with moves into the
@@ -86,14 +86,13 @@ def neutralize(  # what to do, what is known of the network, and how to check
     goes into the bias of the stem, else into the running mean of the batch norm that follows, else into a new bias.
 
     A stem that computes its weight, such as a weight-standardized convolution, or works in groups is replaced by an
-    equivalent plain layer (see `evenslice.neutralizing.stems`), which no longer standardizes what it learns. Hooks
-    on such a stem that only watch it do not come along: register them again. One that changes its input or output is an
-    error.
+    equivalent plain layer (see `evenslice.neutralizing.stems`), which no longer standardizes its weights. Hooks that
+    only watch such a stem are lost: register them again. A hook that changes its input or output is an error.
     Normalizations before the stems are removed, or made to treat all slices alike (see
-    `evenslice.neutralizing.stems`). The strategy "mixer" leaves the stems alone and puts a layer before the
-    network (see `evenslice.neutralizing.rewriting`). The strategy "twin" makes the network average over a window and its
-    mirror after the activation of each stem (see `evenslice.neutralizing.averages`); `symmetrize` does that
-    anywhere else.
+    `evenslice.neutralizing.stems`). The strategy "mixer" leaves the stems alone and puts a layer before the network
+    (see `evenslice.neutralizing.rewriting`). The strategy "twin" makes the network average over a window and its
+    mirror after the activation of each stem (see `evenslice.neutralizing.averages`); `symmetrize` does that anywhere
+    else.
 
     Args:
         model: takes (batch, channels, y, x); any number of channels. Weights keep their dtype, device and
@@ -101,30 +100,30 @@ def neutralize(  # what to do, what is known of the network, and how to check
         slices: N, odd.
         strategy: one of `STRATEGIES`, or N symmetric weights that sum to 1 for the strategy "profile".
         tie: "mirror" keeps opposite slices equal whatever is learned, "uniform" all slices, None neither. See `untie`.
-        mean: what was subtracted from channels in 0..1, one value for each or one for all. By default as in the
-            record of an earlier `neutralize`, else as for the pretrained weights, else 0. If the pretrained weights
+        mean: subtracted from channels in 0..1 in training, one value for each or one for all. By default from the
+            record of an earlier `neutralize`, else from the pretrained weights, else 0. If the pretrained weights
             state another number of values than the network has channels, their average applies to all.
-        std: what they were divided by afterwards, in the same form and with the same defaults, but 1 instead of 0.
+        std: the divisor afterwards, in the same form and with the same defaults, but 1 instead of 0.
         seed: random seed for "shuffle", "reinit" and "random", 0 or more. The state of torch's random numbers is left alone.
         size: in-plane size (y, x) in pixels of the images for the verification; by default the first that the network
             accepts of its stated size and of 64, 224, 256, 384 and 512.
-        check: "network" runs the whole network, on 13 images. "stems" stops after the stems and compares what they return (or
-            the batch norms after them), for networks too large to run; all but the stems, the batch norms after them
-            and what comes before them may then be on the meta device.
-        outputs: maps what the network returns to one tensor, batch first, for the verification; by default
-            `evenslice.networks.logits` does.
+        check: "network" runs the whole network, on 13 images. "stems" stops after the stems and compares their
+            outputs (or the outputs of the batch norms after them), for networks too large to run; every later layer
+            may then be on the meta device.
+        outputs: maps the network's output to one tensor, batch first, for the verification (default:
+            `evenslice.networks.logits`).
 
     Returns:
-        What was done, how to scale the slices, and the errors measured. `record_of` returns it again.
+        The record: changes made, how to scale the slices, and the errors measured. `record_of` returns it again.
 
     Raises:
         ConfigError: an option is unknown or has a bad value.
         ModelError: the stems cannot be found or rewritten, the network is tied or symmetrized, or it breaks a promise of the
-            strategy: mirror and permutation errors of at most 1e-5 and a gray error of at most 1e-4, or four times the effect of
-            changing the last bit of its input if that is more, up to .1, as in half precision and in networks that
-            amplify rounding. A network that exceeds these limits, or gives another output for the same window when it
-            is run again, or beside another window, is checked again in float64, and is refused only if it does so there
-            too, or cannot compute in float64. After any error the network is as it was before.
+            strategy: mirror and permutation errors of at most 1e-5 and a gray error of at most 1e-4, or four times
+                the effect of changing the last bit of its input if that is more, up to .1, as in half precision and
+                in networks that amplify rounding. A network that exceeds these limits, or gives another output for
+                the same window in a second run or beside another window, is checked again in float64, and refused
+                only if it fails there, too, or cannot compute in float64. Any error leaves the network unchanged.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))

@@ -42,21 +42,20 @@ class Errors(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """What `neutralize` did to a network, and how its slices have to be scaled from now on.
+    """The changes that `neutralize` made to a network, and how to scale its slices from now on.
 
     Attributes:
         strategy: the name of the strategy.
         profile: the weights that the user gave for the strategy "profile"; else empty.
         tie: "mirror", "uniform" or None.
         slices: N, the number of slices that the network takes.
-        seed: random seed for what the strategy drew.
+        seed: random seed of the strategy.
         stems: dotted names of the layers that were rewritten.
-        mean: what to subtract from every slice, in the unit of the network's mean.
-        std: what to divide every slice by afterwards.
+        mean: to subtract from every slice, in the unit of the network's mean.
+        std: to divide every slice by afterwards.
         errors: the three errors below as one value.
-        check: which outputs the errors refer to, one of `CHECKS`: "network" for the network's (for a detector, its
-            parts', or, symmetrized at its output, the sum of its scores), "stems" for those of the stems, or of the batch
-            norms after them.
+        check: which outputs the errors refer to, one of `CHECKS`: "network" (for a detector, its parts, or,
+            symmetrized at its output, the sum of its scores) or "stems" (or the batch norms after them).
         symmetrized: dotted names of the modules after which the network averages over a window and its mirror; an
             empty name is the network.
         kernels: the kernels of each stem before and after; not part of `to_dict`.
@@ -108,7 +107,7 @@ class Record:
 
     @property
     def symmetrized_at(self) -> str | None:
-        """Where the network was symmetrized, which the strategy "twin" does by itself; None if it was not."""
+        """Where the network was symmetrized, also by the strategy "twin"; None if nowhere."""
         if not self.symmetrized or self.strategy == "twin":
             return None
         return ", ".join(cut or "output" for cut in self.symmetrized)
@@ -155,7 +154,7 @@ def record_of(model: nn.Module) -> Record | None:
     """Return the record that `neutralize` left on a network, or on one inside it (a wrapper changes nothing).
 
     Raises:
-        ModelError: it is no network.
+        ModelError: it is not a network.
 
     Example:
         >>> from torch import nn

@@ -462,13 +462,13 @@ def tie_stem(stem: Stem, layout: Layout, tie: str | None, undo: ExitStack) -> No
 
 @torch.inference_mode(mode=False)  # what is made in it can be trained, and explained
 def untie(model: nn.Module) -> None:
-    """Bake the ties of a network into its weights: it computes the same as before, and may learn freely from now on.
+    """Bake the ties of a network into its weights: its output stays the same, and training may now move the weights apart.
 
     The tied weights stay the same parameters, so an optimizer that has them still works. A network without ties is left
     alone. Afterwards the state dict has its plain keys, and the record, if there is one, says that nothing is tied.
 
     Raises:
-        ModelError: it is no network.
+        ModelError: it is not a network.
 
     Example:
         >>> import evenslice

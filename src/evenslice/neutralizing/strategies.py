@@ -150,15 +150,15 @@ def find_strategy(strategy: str | Sequence[float], slices: int) -> KernelStrateg
 def profile_weights(
     slices: int, spacing: Sequence[float] | None = None, *, step: int = 1
 ) -> tuple[float, ...]:
-    """Return weights for the strategy ``profile`` that cover the same thickness of tissue, whatever the shape of the voxels.
+    """Return weights for the strategy ``profile`` that cover the same thickness of tissue for any shape of voxels.
 
     Binomial weights to the power (step dz / dxy)^2: nearly a Gaussian whose standard deviation is sqrt(N - 1) / 2 times
-    the size dxy of a voxel within the plane, the geometric mean of its sides. They are binomial for voxels as long as
-    they are wide, nearly equal for much thinner slices, and nearly those of ``center`` for much thicker ones.
+    the size dxy of a voxel within the plane, the geometric mean of its sides. They are binomial for cubic voxels,
+    nearly equal for much thinner slices, and nearly ``center`` for much thicker ones.
 
     Args:
         slices: N, odd.
-        spacing: size (z, y, x) of a voxel in any unit, as `Volume.spacing` has it; by default that of a cube.
+        spacing: size (z, y, x) of a voxel in any unit, like `Volume.spacing`; by default a cube.
         step: distance of neighbouring slices of a window, in slices.
 
     Returns:

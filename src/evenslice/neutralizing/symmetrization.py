@@ -76,37 +76,37 @@ def symmetrize(
     size: tuple[int, int] | None = None,
     outputs: Callable[[Any], Any] | None = None,
 ) -> nn.Module | SymmetrizedFunction:
-    """Make a network treat a window of slices and its mirror alike, whatever it has learned or will learn.
+    """Make a network treat a window of slices and its mirror alike, before and after any training.
 
     With x' the mirror of the window x, the network f becomes (f(x) + f(x')) / 2, or, cut earlier into f = g(h(x)),
-    g((h(x) + h(x')) / 2). What comes before the cut runs twice: at "output" the whole network, at "encoder" its
-    encoder. No parameter changes, so a trained network needs no new training at "output", where this averages its
-    answers (those of a detector object by object); an earlier cut should be there from the start of the training, as it
-    changes the features that `g` gets.
+    g((h(x) + h(x')) / 2). The part before the cut runs twice: at "output" the whole network, at "encoder" its
+    encoder. No parameter changes. At "output" the answers are averaged (a detector's object by object), so a trained
+    network needs no retraining; put an earlier cut in place before training, because it changes the features that `g`
+    gets.
 
     Args:
-        model: a network, which is changed in place; copy it first (``copy.deepcopy``) to keep the original. If it
-            wraps a network with a record, the answers of that one are averaged, not what the wrapper makes of them. Or
-            any function from arrays of windows to outputs, such as what ``load_onnx`` returns; a function is left alone.
+        model: a network, changed in place; copy it first (``copy.deepcopy``) to keep the original. If it wraps a
+            network with a record, the answers of the inner network are averaged, not the wrapper's. Or any function
+            from arrays of windows to outputs, such as the result of ``load_onnx``; a function is left alone.
         at: "output", "encoder", or the dotted name of a module, as in ``model.named_modules()``, whose output is all
             that the rest of the network sees of the image.
         size: in-plane size (y, x) in pixels of the images for the verification; by default as for `neutralize`.
-        outputs: maps what the network returns to one tensor, batch first, for the verification; by default
-            ``evenslice.networks.logits`` does.
+        outputs: maps the network's output to one tensor, batch first, for the verification (default:
+            ``evenslice.networks.logits``).
 
     Returns:
-        The network; or, for a function, a new function of the same windows. `record_of` says what was done to a network. One
-        without a record is taken to receive all slices on one scale; its record states the average of the
-        per-channel scaling of its pretrained weights.
+        The network; or, for a function, a new function of the same windows. `record_of` returns the record of a
+        network. A network without a record is taken to receive all slices on one scale; its new record states the
+        average of the per-channel scaling of its pretrained weights.
 
     Raises:
         ConfigError: the size is not a pair of positive whole numbers.
-        ModelError: it is no network and no function; the network is already symmetrized, or takes an even number of
-            slices; there is no such module, or it is not a cut: a skip connection bypasses it; the network returns classes
-            instead of scores, or its output is random or depends on the other windows of its batch; or reversing the
-            window changes the output by more than 1e-5 of its largest value, or four times the effect of changing the
-            last bit of the input, up to .1, and so it does in float64; or a function was to be cut elsewhere than at
-            "output". After any error the network is as it was before.
+        ModelError: it is neither a network nor a function; the network is already symmetrized, or takes an even
+            number of slices; there is no such module, or it is not a cut: a skip connection bypasses it; the network
+            returns classes instead of scores, or its output is random or depends on the other windows of its batch;
+            or reversing the window changes the output by more than 1e-5 of its largest value, or four times the
+            effect of changing the last bit of the input, up to .1, also in float64; or a function would have to be
+            cut elsewhere than at "output". Any error leaves the network unchanged.
 
     Example:
         >>> from evenslice.neutralizing import record_of

@@ -220,7 +220,7 @@ def _of_part(part: Any, question: str) -> list[Found]:
 
 
 def tables_of_audits(audits: Sequence[AuditResult]) -> list[Table]:
-    """Return the answers of each audit to the four questions, and what disturbed slices cost each network."""
+    """Return the answers of each audit to the four questions, and the cost of disturbed slices to each network."""
     titles = [audit.name if len(audits) > 1 else "four questions" for audit in audits]
     answers = [answer_table(audit, title) for audit, title in zip(audits, titles, strict=True)]
     return [table for table in answers if table.rows] + stress_tables(audits)
@@ -407,10 +407,10 @@ EFFECT = (
         "mirror_disagreement": "Mirror disagreement",
     },
     (
-        "What reversing a window changes. C: of a class, the pixels that one of the two answers alone puts into it, over "
-        "those that either does; of scores, the size of the change, 1 for unrelated outputs. E: the part of the attribution of "
-        "the outer slices that is not used in the same way, place by place. Error: largest change of the output, relative to "
-        "the largest output. Disagreement: the share of pixels whose class changes."
+        "The effect of reversing a window. C: for a class, the part of its pixels that changes; for scores, the size of the "
+        "change, 1 for unrelated outputs. E: the part of the attribution of the outer slices that is not used in the same way, "
+        "place by place. Error: largest change of the output, relative to the largest output. Disagreement: the part of the "
+        "pixels whose class changes."
     ),
 )
 """Title, statistics with their labels, and meaning of a group."""
@@ -425,12 +425,12 @@ GROUPS: tuple[tuple[str, dict[str, str], str], ...] = (
     (
         "Reliance: pair bias B",
         {"reliance": "k ="},
-        "The same for what changes when a slice is replaced by the middle one.",
+        "The same for the change when a slice is replaced by the middle one.",
     ),
     (
         "Saliency: pair bias B, data part",
         {"data_pairs": "k ="},
-        "What the content of the slices adds. It changes sign when a window is reversed, and is not due to the network.",
+        "The contribution of the slices themselves. It changes sign when a window is reversed, and is not due to the network.",
     ),
     (
         "Distance between saliency distributions",
@@ -463,16 +463,24 @@ QUESTIONS = ("Saliency, B", "Reliance, B", "Answer, C", "Use, E")
 def statistics_table(audits: Sequence[AuditResult]) -> Table:
     """Return all statistics in groups of rows, one column for each audit."""
     groups = (
-        Group(title, meaning, tuple(_figure_row(audits, item) for item in found))
+        Group(
+            title,
+            meaning,
+            tuple(row for row in (_figure_row(audits, item) for item in found) if _has_value(row)),
+        )
         for title, meaning, found in _groups(audits)
     )
     return Table(
         "All statistics",
         ("Statistic", *(audit.name for audit in audits)),
-        tuple(groups),
+        tuple(group for group in groups if group.rows),
         "Estimates with their 95 % intervals.",
         tuple(range(len(audits))),
     )
+
+
+def _has_value(row: Row) -> bool:
+    return not all(cell.startswith(NOTHING) for cell in row.cells)
 
 
 def _figure_row(audits: Sequence[AuditResult], item: Statistic) -> Row:
@@ -524,8 +532,8 @@ def part_tables(audits: Sequence[AuditResult]) -> list[Table]:
             "Each judged class",
             ("Class", "Pixels", *QUESTIONS),
             classes,
-            "The figures of the pixels of each class; of several pairs, the one that matters most. A bias that the whole "
-            "output hides shows here.",
+            "Figures for the pixels of each class, and its most biased pair. Biases that cancel out over the whole output show "
+            "here.",
         ),
         plain_table(
             "Each volume",
@@ -567,7 +575,7 @@ def csv_tables(audits: Sequence[AuditResult]) -> dict[str, str]:
     setting and a column for every audit. Undefined values are left empty.
     """
     lines = {"figures": _figure_lines, "windows": _window_lines, "run": _run_lines}
-    return {f"{name}.csv": csv_text(write(audits)) for name, write in lines.items()}
+    return {f"tables/{name}.csv": csv_text(write(audits)) for name, write in lines.items()}
 
 
 def _figure_lines(audits: Sequence[AuditResult]) -> Iterator[list[Any]]:
@@ -639,7 +647,7 @@ def stressed(audits: Sequence[AuditResult]) -> list[tuple[int, str, StressSummar
 
 
 def stress_tables(audits: Sequence[AuditResult]) -> list[Table]:
-    """Return what disturbed slices cost each network, one table for each."""
+    """Return the cost of disturbed slices to each network, one table for each."""
     return [stress_table(stress, name if len(audits) > 1 else "") for _, name, stress in stressed(audits)]
 
 

@@ -50,6 +50,7 @@ Block: TypeAlias = Comparison | PooledComparison
 
 LEGEND: Final = 3  # names in a line
 MOST_TICKS: Final = 21
+NAMED_BARS: Final = 15  # that have room for their share above them
 FILTERS_SHOWN: Final = 8
 INPUTS_SHOWN: Final = 24
 IN_A_ROW: Final = 4  # stems
@@ -75,7 +76,8 @@ def reach(values: Iterable[Interval | None], least: float, most: float = 1.0) ->
 
 def audit_charts(audits: Sequence[AuditResult]) -> list[Drawing]:
     """Draw the charts of the page; call it inside ``style.settings()``."""
-    charts = [shares_figure(audits)]
+    asked = not all(math.isnan(share.estimate) for audit in audits for share in audit.shares)
+    charts = [shares_figure(audits)] if asked else []
     if any(audit.saliency for audit in audits):
         charts.append(biases_figure(audits))
     items = [StressItem(name, index, (stress,)) for index, name, stress in stressed(audits)]
@@ -94,7 +96,14 @@ def shares_figure(audits: Sequence[AuditResult]) -> Drawing:
         x = np.array(audit.offsets) + width * (index - (len(audits) - 1) / 2)
         label = one_line(audit.name, 24)
         heights = [share.estimate for share in audit.shares]
-        axes.bar(x, heights, width * 0.92, color=style.audit_colour(index), label=label)
+        bars = axes.bar(x, heights, width * 0.92, color=style.audit_colour(index), label=label)
+        if len(audits) * len(heights) <= NAMED_BARS:
+            axes.bar_label(
+                bars,
+                fmt=lambda share: "" if math.isnan(share) else f"{100 * share:.0f} %",
+                padding=2,
+                fontsize=8,
+            )
         low, high = np.clip([[share.low, share.high] for share in audit.shares], 0, 1).T
         axes.vlines(x, low, high, color=style.INK, linewidth=1.4)
     for slices in {len(audit.shares) for audit in audits}:
@@ -225,7 +234,7 @@ class StressItem:
     Attributes:
         name: its name.
         index: that of its colour, see ``style.audit_colour``.
-        summaries: what disturbed slices cost it: one, or one for each run, of which the chart shows the mean.
+        summaries: the cost of disturbed slices: one, or one for each run, of which the chart shows the mean.
         block: title of the axes that it belongs to.
     """
 
@@ -256,6 +265,7 @@ def stress_figure(items: Sequence[StressItem]) -> Drawing:
         _draw_block(axes, members, rows)
         axes.set_title(one_line(title, 60))
     grid[-1].set_xlabel("loss of Dice")
+    grid[-1].xaxis.set_major_locator(MaxNLocator(6))
     names = {item.name: item.index for item in items}
     _name_lines(figure, names, 2)
     agreement = all(summary.reference != "labels" for item in items for summary in item.summaries)
@@ -332,7 +342,7 @@ def forest_figure(results: StudyResults) -> Drawing:
     title = score_title(results.score).capitalize()
     grid[0, 0].set_xlim(-change, change)
     grid[0, 1].set_xlim(-0.03 * high, high)
-    grid[-1, 0].set_xlabel(f"← worse · {title} less that of\n{one_line(results.baseline)} · better →")
+    grid[-1, 0].set_xlabel(f"← worse · {title} relative to\n{one_line(results.baseline)} · better →")
     grid[-1, 1].set_xlabel("largest pair bias")
     return Drawing(
         "forest",

@@ -214,7 +214,8 @@ def explanation_html(
     (pictures,) = _coloured([(images, maps)], [offsets])
     reading = f"{title}: red adds to the answer, blue takes from it. By {caption}."
     shown = "".join(
-        f'<td style="text-align: center"><svg width="192" viewBox="0 0 100 {picture.height:.4g}">'
+        f'<td style="text-align: center"><svg style="width: min(192px, {90 // len(pictures)}vw)"'
+        f' viewBox="0 0 100 {picture.height:.4g}">'
         + "".join(
             f'<image width="100" height="{picture.height:.4g}" preserveAspectRatio="none" href="{uri}"/>'
             for uri in (picture.image_uri, picture.layer_uri)

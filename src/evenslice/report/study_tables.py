@@ -52,8 +52,8 @@ INTERIM_READING: Final = (
     " Runs are missing, so every p is interim: 5 % holds for one look at the finished study."
 )
 DIFFERENCE_READING: Final = (
-    "Means over runs of the same fold and seed; where an arm has other folds or seeds than the baseline, a difference need not "
-    "be that of the means."
+    "Means over runs of the same fold and seed. If an arm has other folds or seeds than the baseline, they may differ from the "
+    "difference of the means."
 )
 
 MOST_FINDINGS: Final = 3
@@ -69,7 +69,7 @@ FIGURE_GROUPS: Final = (
             "adapted_rand_error": "Adapted Rand error",
             "variation_of_information": "Variation of information",
         },
-        "Means over classes and volumes. HD95 is in the unit of the voxel spacing; it and the last two are best at 0.",
+        "Means over classes and volumes. HD95 is in the unit of the voxel spacing; it and the figures of objects are best at 0.",
     ),
     (
         "On a lattice of test centres",
@@ -409,7 +409,8 @@ def study_html(document: Mapping[str, Any]) -> str:
 
 def csv_tables(results: StudyResults) -> dict[str, str]:
     """Return the text of each CSV file by name."""
-    return {"arms.csv": csv_text(_arm_lines(results)), "pooled.csv": csv_text(_pooled_lines(results))}
+    lines = {"arms": _arm_lines(results), "pooled": _pooled_lines(results)}
+    return {f"tables/{name}.csv": csv_text(rows) for name, rows in lines.items()}
 
 
 def _arm_lines(results: StudyResults) -> Iterator[list[Any]]:

@@ -56,6 +56,7 @@ class Table:
         groups: its rows, in one or more groups; one without a title has no heading.
         note: a caption.
         colours: the index of the colour of each column of cells; empty if they have none.
+        shared: whether a page shows equal cells of a row once, across all columns.
     """
 
     title: str
@@ -63,6 +64,7 @@ class Table:
     groups: tuple[Group, ...]
     note: str = ""
     colours: tuple[int, ...] = ()
+    shared: bool = False
 
     @staticmethod
     def tone(line: str) -> str:
@@ -92,7 +94,8 @@ def run_table(names: Sequence[str], settings: Sequence[Mapping[str, str]]) -> Ta
         Row(key, tuple(found.get(key, "") for found in settings))
         for key in sorted(keys, key=lambda key: key not in ("command", "created"))
     ]
-    return plain_table("What was run", ("Setting", *names), [row for row in rows if any(row.cells)])
+    stated = Group("", "", tuple(row for row in rows if any(row.cells)))
+    return Table("What was run", ("Setting", *names), (stated,), shared=True)
 
 
 def html_table(table: Table) -> str:

@@ -179,7 +179,7 @@ class AuditResult:
         windows: number of windows read.
         measurements: what was measured on each of them; None in an audit of version 0.2.
         examples: a few windows with their saliency.
-        stress: what disturbed slices cost the network; None if that was not measured.
+        stress: the cost of disturbed slices; None if that was not measured.
         kernels: the stems before and after the strategy, both the same if the former are unknown; empty for a network
             without a record of ``neutralize``.
         run: what was run.
@@ -204,6 +204,7 @@ class AuditResult:
         figures = [
             f"{name} {' '.join(f'{pair.estimate:+z.3f}' for pair in pairs)}"
             for name, pairs in (("saliency", self.saliency), ("reliance", self.reliance))
+            if not any(math.isnan(pair.estimate) for pair in pairs)
         ]
         figures += [f"C {self.answer.estimate:.3f}", f"E {self.mismatch.estimate:.3f}"]
         return f"<Audit {self.name!r}: {self.verdict}, {', '.join(figures)}, {self.windows} windows>"

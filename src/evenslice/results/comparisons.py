@@ -167,7 +167,7 @@ def comparable(runs: Iterable[RunRecord]) -> list[RunRecord]:
     """Return runs without the figures of their audits that cannot stand beside those of others.
 
     What version 0.2 measured (``definitions`` of 1) is not what is measured now. Beside later runs, those of 0.2 keep
-    their scores and what disturbed slices cost them, and the answer change where there are two ``classes``.
+    their scores and the cost of disturbed slices to them, and the answer change where there are two ``classes``.
 
     Example:
         >>> old, new = {"dice": 0.8, "asymmetry": 0.1}, {"dice": 0.7, "asymmetry": 0.2, "definitions": 2}

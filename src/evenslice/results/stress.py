@@ -112,7 +112,7 @@ class Stress:
         noise: float = 0.0,
         shift: int = 0,
     ) -> Self:
-        """Compute what disturbed slices cost, from how n slices were answered in v ways, for C classes.
+        """Compute the cost of disturbed slices, from how n slices were answered in v ways, for C classes.
 
         Args:
             volume: (n,) index of the volume of each slice.

@@ -88,7 +88,7 @@ class StudyRun:
             or ``validation_balanced_accuracy``, ``share_-1`` ..., ``directional_bias`` ...), all of one length, NaN
             where nothing was logged; empty without a log.
         example: a test slice; None if none was kept.
-        stress: what disturbed slices cost; None if that was not measured.
+        stress: the cost of disturbed slices; None if that was not measured.
         circumstances: ``versions``, ``machine`` and ``created`` of the training; empty if unknown.
         definitions: those of the figures of its audit, 1 if version 0.2 made it.
     """
@@ -212,7 +212,7 @@ def _curves(path: Path) -> dict[str, NDArray[np.float64]]:
 
 
 def _result(path: Path) -> dict[str, Any]:
-    """Read what disturbed slices cost a run, and its circumstances, from its result or a part of it that was kept."""
+    """Read the cost of disturbed slices in a run, and its circumstances, from its result or a part of it that was kept."""
     result = read_json(path)
     stress = documents.from_plain(StressSummary | None, result.get("stress"), "stress")
     known = {name: result[name] for name in ("created", "machine", "versions") if name in result}

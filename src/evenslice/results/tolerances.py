@@ -10,14 +10,14 @@ from evenslice._core import ConfigError, option
 
 @dataclass(frozen=True)
 class Tolerances:
-    """What counts as fair.
+    """How far from 0 still counts as fair.
 
     Attributes:
         tolerance: the largest absolute pair bias B_k, of saliency or reliance, that counts as equal.
         answer_tolerance: the largest part C of an answer that may change when the window is reversed.
         mismatch_tolerance: the largest mirror mismatch E of a network that uses opposite slices in the same way.
-        judged_share: the part of the saliency that a pair has to get in order to be judged; see ``least_attention``.
-        judged_class: the part of the pixels that a class has to cover; the two largest classes are always judged.
+        judged_share: smallest part of the saliency with which a pair is judged; see ``least_attention``.
+        judged_class: smallest part of the pixels with which a class is judged; the two largest always are.
 
     Raises:
         ConfigError: a value is no number, or out of range.

@@ -91,7 +91,7 @@ class AuditOptions(Section):
     method: Method = "gradient"
     """Attribution method."""
     precision: float = Field(default=0.01, gt=0)
-    """Half-width of the 95 % intervals of judged biases and answer changes at which to stop."""
+    """Stop when every judged bias and answer change is known to ± this (half the 95 % interval)."""
     max_windows: int | None = Field(default=400, ge=1)
     """Largest number of windows; null for no limit."""
     batch: int = Field(default=4, ge=1)
@@ -152,7 +152,7 @@ class StudyData(DataConfig):
     blocks: int = Field(default=1, ge=1)
     """Number of parts, contiguous blocks of slices, into which each pair is cut."""
     training: OneDevice = Field(default_factory=TrainingConfig)
-    """Training options for this data set that differ from those of the study."""
+    """Training options of this data set that replace the study's."""
 
     @field_serializer("training")
     def _in_full(self, training: TrainingConfig) -> dict[str, Any]:
@@ -309,7 +309,8 @@ class StudyConfig(Section):
                 raise ValueError(
                     f"{arm.name}: seeds: {unknown[0]} is not one of the study's seeds; add it there"
                 )
-            if (arm.slices or 1) > (most := info.data.get("slices", math.inf)):
+            most: float = info.data.get("slices") or math.inf  # which is wrong itself
+            if arm.slices is not None and arm.slices > most:
                 raise ValueError(f"{arm.name}: slices: {arm.slices}: the study has {most}; give it as many")
             if arm.network_of is None:
                 continue
@@ -377,9 +378,9 @@ class StudyConfig(Section):
 
     @property
     def task(self) -> str:
-        """What the networks learn, the same for all data sets."""
+        """The task of all networks, the same for all data sets."""
         return self.datasets[0].training.task
 
     def seeds_of(self, arm: Arm) -> tuple[int, ...]:
-        """Return the seeds that an arm is run with, in the order of the study; a derived arm has those of its base."""
+        """Return the seeds of an arm, in the order of the study; a derived arm shares its base's."""
         return _seeds_of(arm, self.arms, self.seeds)

@@ -120,12 +120,13 @@ def study(
         The content of ``summary.json``; a notebook shows it as tables.
 
     Raises:
-        ConfigError: the data do not fit the configuration, or differ from those of finished runs; two arms are equal;
-            or the scheduler does not answer. An error in a single run is recorded with it, and the others continue.
+        ConfigError: the data do not fit the configuration, or differ from the data of finished runs; two arms are
+            equal; or the scheduler does not answer. An error in a single run is recorded with it, and the others
+            continue.
         VolumeError: a data set cannot be used.
         OutputError: the folder cannot be written, another study works in it, or it holds other files of these names; or
             a worker has another folder at its path.
-        MissingExtraError: a package is missing; those of the report are checked before the first run, too.
+        MissingExtraError: a package is missing; packages for the report are checked before the first run, too.
 
     Example: two arms, one seed and one step on noise, with a network made for tests.
         >>> import tempfile

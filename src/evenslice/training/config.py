@@ -143,9 +143,9 @@ class DataConfig(Section):
     """A data set: pairs of images and labels for training, validation and testing."""
 
     name: str = Field(default="data", min_length=1)
-    """Name of the data set in results; by default that of nnU-Net's folder, else data."""
+    """Name of the data set in results; by default the name of nnU-Net's folder, else data."""
     root: Path | None = None
-    """Folder that paths are relative to; by default this file's."""
+    """Folder of relative paths; by default this file's."""
     nnunet: NnunetFolder | None = None
     """The folder of a data set in nnU-Net's raw format, instead of pairs for train and test: delete these two, which
     then come from its files (test if there are labelsTs), as do name, classes, label_values and ignore_label, unless
@@ -158,8 +158,7 @@ class DataConfig(Section):
     """Pairs for testing the final network."""
     validation_fraction: float = Field(default=0, ge=0, le=0.5)
     """Fraction of the training data to hold out if there are no validation pairs: the last training pairs, or the
-    last slices of each if there are fewer than four. With 0, all of it is used for training, and nothing for
-    validation."""
+    last slices of each if there are fewer than four. With 0, all of it is trained on."""
     classes: int = Field(default=2, ge=2)
     """Number of classes, including background; by default as many as label_values or, with nnunet, as its labels,
     else 2."""
@@ -338,7 +337,7 @@ class ModelConfig(Section):
     weights: WeightsOption = "imagenet"
     """Weights: imagenet, none (random), a file, or a folder for Hugging Face."""
     slices: Annotated[int, Field(ge=1), AfterValidator(_odd)] = 3
-    """Odd number of slices in a window; by default that of the network in a file of neutralize, else 3."""
+    """Odd number of slices in a window; by default from a file of neutralize, else 3."""
     step: int = Field(default=1, ge=1)
     """Distance between the slices of a window."""
     strategy: Annotated[str | tuple[float, ...], AfterValidator(_fitting_strategy)] = "twin"
@@ -442,8 +441,8 @@ class TrainingConfig(Section):
     """Fraction of crops drawn around a foreground voxel (in classification, centred on it); all foreground classes
     are equally likely."""
     validate_every: int = Field(default=200, ge=1)
-    """Steps between validations. Each uses a tenth as many pixels as were trained on since the last, but at least 8
-    slices; in classification, a tenth as many crops, but at least 512."""
+    """Steps between validations. Each reads a tenth of the pixels trained on since the last, at least 8 slices; in
+    classification, a tenth of the crops, at least 512."""
     patience: int | None = Field(default=None, ge=1)
     """Stop after this many validations without improvement; null never stops early."""
     keep: Literal["auto", "last", "best"] = "auto"
@@ -605,7 +604,7 @@ class TrainConfig(Section):
     def option_hashes(self) -> dict[str, str]:
         """Return a hash of each of these options.
 
-        Hashes, as a network is given away, and the paths of the machine that it was trained on need not be.
+        Hashes, because a network is passed on, and the paths of its training machine need not be.
         """
         return {
             name: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
@@ -616,8 +615,8 @@ class TrainConfig(Section):
     def template(cls) -> str:
         """Return a configuration to start from: every option with its default and description, as YAML.
 
-        Those whose default follows from other options are commented out: stated, they would contradict what a user
-        enters for the others.
+        Options whose default follows from others are commented out: stated, they would contradict the others once a
+        user edits them.
 
         Example:
             >>> print(TrainConfig.template()[:26])

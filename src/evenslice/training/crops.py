@@ -30,7 +30,7 @@ from evenslice.volumes import (
     hold_small,
     index_classes,
     open_labels,
-    open_several,
+    open_volumes,
     refuse_without_labels,
 )
 
@@ -367,25 +367,24 @@ def _choose(cumulated: NDArray[np.float64], random: np.random.Generator) -> int:
 class SliceWindows(CropDataset):
     """The slice windows of volumes, as a map-style data set of PyTorch.
 
-    Item i depends on the arguments and i alone, not on what was drawn before or on the process. Random crops are
-    therefore the same in each pass through the data set: to train for 2,000 steps of 8 crops, ask for a ``length``
-    of 16,000 and pass through it once. Volumes of up to 1 GiB in total are read into memory; larger ones are read piece
-    by piece. It can be pickled for the workers of a ``DataLoader``.
+    Item i depends on the arguments and i alone, not on earlier items or on the process. Random crops are therefore
+    the same in each pass through the data set: to train for 2,000 steps of 8 crops, set ``length`` to 16,000 and pass
+    through it once. Volumes of up to 1 GiB in total are read into memory; larger ones are read piece by piece. It can
+    be pickled for the workers of a ``DataLoader``.
 
     Args:
         volume: a volume, an array (z, y, x), a path, or several of these; for slices along another axis, one opened by
             ``open_volume`` with its ``plane``.
         labels: the class of each voxel, in volumes of the same shapes; None for windows without labels.
-        slices: N, odd; by default as recorded on ``model``, else 3.
-        crop: size (y, x) of random crops; a smaller plane is reflected at its borders. By default whole planes:
-            item i is the window around slice i, all volumes laid end to end, and from the first again if ``length`` is
+        slices: N, odd; by default the number recorded on ``model``, else 3.
+        crop: size (y, x) of random crops; a smaller plane is reflected at its borders. By default whole planes: item
+            i is the window around slice i of the volumes, one after the other, starting over if ``length`` is
             greater.
         edge: "reflect" fills windows at the ends of a volume with the inner slices, as ``segment`` does; "valid" omits
             these windows, as ``audit`` does.
         reading: how volumes and labels are read; one for each volume where they differ in intensity or fill. The class of
             voxels with the ``ignore_label`` is -100, which PyTorch's cross entropy ignores.
-        model: a neutralized network, or what ``neutralize`` returned: slices are then scaled as it expects. Without, they
-            are in 0..1.
+        model: a neutralized network, or its record, by which slices are scaled. Without, they are in 0..1.
         classes: number of classes, including background; by default as many as ``label_values``, else 2.
         foreground: fraction of crops drawn around a voxel of a class above 0, 0..1, all classes equally likely.
         augmentation: random flips, rotations and so on: True for all but missing slices, or an ``AugmentationConfig`` or
@@ -399,12 +398,12 @@ class SliceWindows(CropDataset):
         classes: number of classes.
 
     Raises:
-        VolumeError: a volume cannot be read, has too few slices, is constant or not finite; labels do not fit it. Those
-            that hold a value of no class raise it here with ``foreground``, for which all labels are read, and
-            otherwise with the first item that has such a value.
-        ConfigError: an option is out of range, has no effect, or differs from what is recorded on the network; or the
+        VolumeError: a volume cannot be read, has too few slices, is constant or not finite; or labels do not fit it.
+            A label value of no class is found here with ``foreground``, which reads all labels, otherwise at the
+            first item that has it.
+        ConfigError: an option is out of range, has no effect, or contradicts the record of the network; or the
             network has no record.
-        ModelError: ``model`` is no network.
+        ModelError: ``model`` is not a network.
         MissingExtraError: there is augmentation, and a package of the extra ``train`` is missing.
 
     Example:
@@ -446,7 +445,7 @@ class SliceWindows(CropDataset):
             raise ConfigError(
                 f"{option('foreground', foreground)}: has no effect without {missing}; give both"
             )
-        volumes, readings = open_several(volume, reading)
+        volumes, readings = open_volumes(volume, reading)
         values = readings[0].labels
         if labels is None:
             refuse_without_labels({"classes": classes})

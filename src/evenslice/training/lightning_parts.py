@@ -419,8 +419,8 @@ class AsymmetryMonitor(Callback):
     Args:
         windows: (n, slices, y, x), as the forward pass of the module takes them.
         every: optimizer steps between measurements.
-        target: what is explained at each pixel: the log-odds of the class that is "predicted" or of a class number, or the
-            "sum" of all outputs; "auto" as for ``audit``.
+        target: the output to explain at each pixel: the log-odds of the class that is "predicted" or of a class
+            number, or the "sum" of all outputs; "auto" as for ``audit``.
         batch: windows per forward pass.
 
     Attributes:

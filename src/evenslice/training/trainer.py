@@ -138,26 +138,26 @@ def train(
             relative to the working directory.
         out: the folder of the run.
         resume: continue the run in the folder, or start one if there is none; a finished run is not changed, and its
-            result returned. On a CPU, the resulting network is identical to that of an uninterrupted run, bit for bit.
+            result returned. On a CPU, the network is the same as after an uninterrupted run, bit for bit.
         command: the command line, to be recorded in the result.
         progress: show progress on standard error: True for a bar, False for nothing; by default a bar on a terminal,
             and lines elsewhere.
-        on_start: called once before the first step, in the first process, with lines that say what was chosen: network,
-            slices, scaling, data, precision; or that the run is finished.
+        on_start: called once before the first step, in the first process, with lines on the network, slices, scaling,
+            data and precision chosen; or with the line that the run is finished.
 
     Returns:
-        The content of ``result.json``; empty in processes other than the first. Scores on the test volumes are those of
-        ``evaluate``: ``dice``, ``iou``, ``hd95``, ``surface_dice``, ``confusion`` and so on, or, of a classification,
-        ``accuracy``, ``balanced_accuracy``, ``macro_f1`` and ``confusion``; without test volumes, the main ones are None
-        and the others absent. ``stress`` says what disturbed slices cost, None if that was not measured. ``validation``
-        has the ``step`` and the main score of the kept network, None without validation; ``bias`` what
-        ``AsymmetryMonitor`` measured of it, None if it was not measured at that step. ``seconds`` is the time spent
-        training in ``steps``; ``data`` has the parts of each split; ``config``, ``machine``, ``versions``, ``network``,
-        ``record``, ``command`` and ``created`` say how the run came about.
+        The content of ``result.json``; empty in processes other than the first. Test scores are named as by
+        ``evaluate``: ``dice``, ``iou``, ``hd95``, ``surface_dice``, ``confusion`` and so on, or, for a
+        classification, ``accuracy``, ``balanced_accuracy``, ``macro_f1`` and ``confusion``; without test volumes, the
+        main ones are None and the others absent. ``stress`` has the cost of disturbed slices, None if not measured.
+        ``validation`` has the ``step`` and the main score of the kept network, None without validation; ``bias`` the
+        figures of ``AsymmetryMonitor`` at that step, None if it did not measure there. ``seconds`` is the time spent
+        training in ``steps``; ``data`` has the parts of each split; ``config``, ``machine``, ``versions``,
+        ``network``, ``record``, ``command`` and ``created`` say how the run came about.
 
     Raises:
         OutputError: the folder already holds a run, or cannot be written.
-        ConfigError: the options do not fit the data or the machine, or differ from those of the run to resume.
+        ConfigError: the options do not fit the data or the machine, or differ from the options of the run to resume.
         VolumeError: the data cannot be used.
         ModelError: the network cannot be built or trained, or the loss is not finite; or the configuration names a
             function of an installed package.

@@ -62,19 +62,19 @@ def open_volume(  # all but one argument have defaults and names
             of Zarr, N5 or Neuroglancer precomputed data, a dataset in an HDF5 file (file.h5:/path), a tensor, an array of
             NumPy, Dask, Zarr, h5py or xarray (whose dimensions may be named z, y and x), or an open volume, which only
             another ``plane`` or a ``region`` changes.
-        axes: one letter per stored dimension in stored order, including z, y and x ("xyz", "tzyx"); by default what the
-            file says, or z, y, x for three unnamed dimensions.
+        axes: one letter per stored dimension in stored order, including z, y and x ("xyz", "tzyx"); by default from
+            the file, or z, y, x for three unnamed dimensions.
         select: the index to read along each other axis longer than 1, such as ``{"t": 0}``; ``{"series": 0}`` picks
             one of several series in a DICOM folder.
         level: resolution level of an OME-Zarr, N5 or precomputed image, 0 the finest.
         spacing: voxel size along z, y, x, instead of the file's.
         unit: unit of the spacing ("nm", "um", "mm", ...), instead of the file's.
-        plane: the axis along which slices follow one another: "z", or "y" or "x" for a volume whose first axis is that
-            one. Everything else here refers to the axes of the file.
+        plane: the axis along which slices follow one another, which becomes the first: "z", "y" or "x". All other
+            arguments refer to the axes of the file.
         region: the part that the volume consists of, one slice along each of z, y, x of the file, such as
             ``np.s_[0:16, :, 100:200]``; each voxel keeps its position in space.
-        fill: the value of the masked voxels of an array; files and open volumes have none. It does not replace NaN and
-            infinity, as the ``fill`` of ``audit``, ``segment`` and ``evaluate`` does.
+        fill: the value of the masked voxels of an array; files and open volumes have none. Unlike the ``fill`` of
+            ``audit``, ``segment`` and ``evaluate``, it does not replace NaN and infinity.
 
     Raises:
         VolumeError: the file is missing, damaged, not of the format of its suffix, or not a volume of real numbers; the

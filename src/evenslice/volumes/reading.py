@@ -40,11 +40,11 @@ def refuse_without_labels(options: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelValues:
-    """What the values of labels mean.
+    """The meaning of each value in labels.
 
     Attributes:
         label_values: the value of each class in labels; None for 0, 1, 2 ...
-        other_labels: what all other values in labels mean: an "error", or "background", which is class 0.
+        other_labels: any other value in labels is an "error" or "background", class 0.
         ignore_label: the value of voxels that do not count, whose class is ``IGNORED``; None if all count.
         instances: "sparse" or "dense" if labels number objects, whose boundaries within slices are then class 1: "sparse"
             for objects on a background, 0; "dense" for objects that fill the volume, where 0 is boundary too.
@@ -180,20 +180,19 @@ class Reading(LabelValues):
 
     Attributes:
         step: distance between neighbouring slices of a window.
-        plane: the axis along which slices follow one another: "y", "x", or "z", which leaves a volume as it was opened.
+        plane: the axis along which slices follow one another: "y", "x", or "z" (no change).
         intensity: the voxel values that become 0 and 1; None for percentiles of each volume.
         fill: the voxel value that replaces NaN and infinity, and masked voxels of an array; None if there must be none.
         label_values: the value of each class in labels; None for 0, 1, 2 ...
-        other_labels: what all other values in labels mean: an "error", or "background", which is class 0.
+        other_labels: any other value in labels is an "error" or "background", class 0.
         ignore_label: the value of voxels that do not count; None if all count.
         instances: "sparse" or "dense" if labels number objects, whose boundaries within slices are then class 1: "sparse"
             for objects on a background, 0; "dense" for objects that fill the volume, where 0 is boundary too.
-        overlapping: whether several channels of the output can be on at once, as with a sigmoid for each, and are classes of
-            their own; False if they exclude each other. None if that is not known: a sigmoid at the end of the network then
-            tells, else they are assumed to exclude each other.
+        overlapping: True if several channels of the output can be on at once, as with a sigmoid for each; False if
+            they exclude each other. None if unknown: True if the network ends in a sigmoid, else False.
 
     Raises:
-        ConfigError: an option is out of range, or those of labels contradict each other.
+        ConfigError: an option is out of range, or options of labels contradict each other.
 
     Example:
         >>> Reading(step=2, label_values=[0, 255]).labels.label_values
@@ -222,7 +221,7 @@ class Reading(LabelValues):
         self.check()
 
     def open(self, volume: VolumeLike) -> Volume:
-        """Open a volume as it is read: in its plane, and with the masked voxels of an array filled.
+        """Open a volume in the plane of this reading, with the masked voxels of an array filled.
 
         Raises:
             VolumeError: it cannot be opened.
@@ -239,7 +238,7 @@ class Reading(LabelValues):
         return open_volume(volume, plane=plane, fill=self.fill if is_array(volume) else None)
 
     def fit_scaling(self, volume: Volume, *, seed: int = 0, blank: bool = True) -> Scaling:
-        """Return the scaling of an opened volume: that of ``intensity``, or by the percentiles of a sample.
+        """Return the scaling of an opened volume: by ``intensity``, else by the percentiles of a sample.
 
         Args:
             volume: the volume to scale.
@@ -250,7 +249,7 @@ class Reading(LabelValues):
             ConfigError: ``intensity`` makes (almost) all voxels of a sample equal (not checked at an address).
             VolumeError: the sample is constant, and no ``intensity`` given, or not ``blank``; or there is NaN or infinity
                 and no ``fill`` (searched for in the whole volume up to 4 GiB, else, and at an address, in the sample;
-                ``WindowGrid`` checks what it reads).
+                ``WindowGrid`` checks each window).
 
         Example:
             >>> import numpy as np
@@ -265,12 +264,12 @@ class Reading(LabelValues):
 
     @property
     def labels(self) -> LabelValues:
-        """What the values of labels mean."""
+        """The meaning of each value in labels."""
         return LabelValues(**self.to_dict())
 
     @classmethod
     def from_plain(cls, stated: Mapping[str, Any]) -> Self:
-        """Return the way of reading that a file states among other entries; those that it lacks have their defaults.
+        """Return the reading that a file states among other entries, with defaults for missing ones.
 
         Raises:
             ValueError: an entry cannot be right.
@@ -296,9 +295,9 @@ class Reading(LabelValues):
         return {name: _plain(getattr(self, name)) for name in names}
 
     def with_given(self, given: Mapping[str, Any]) -> Self:
-        """Return this with other options, where they are not None.
+        """Return a copy with other options, where they are not None.
 
-        Numbers of objects are no values of classes, so either option takes the place of the other.
+        Object numbers are not class values, so ``instances`` and ``label_values`` replace each other.
 
         Example:
             >>> Reading(step=2, label_values=[0, 5]).with_given({"instances": "dense"}).label_values
@@ -311,7 +310,7 @@ class Reading(LabelValues):
         return replace(self, **stated)
 
     def without_labels(self) -> Self:
-        """Return this without what the values of labels mean, for where there are none.
+        """Return this without the options of labels, for volumes that have none.
 
         Example:
             >>> Reading(step=2, ignore_label=7).without_labels() == Reading(step=2)
@@ -320,7 +319,7 @@ class Reading(LabelValues):
         return replace(self, **asdict(LabelValues()))
 
 
-def open_several(
+def open_volumes(
     volume: VolumeLike | Sequence[VolumeLike], reading: Reading | Sequence[Reading] | None
 ) -> tuple[list[Volume], list[Reading]]:
     """Open one volume or several, and return with them how each is read; by default as ``Reading()`` says.
@@ -332,7 +331,7 @@ def open_several(
 
     Example:
         >>> import numpy as np
-        >>> volumes, readings = open_several([np.zeros((3, 4, 5)), np.zeros((1, 2, 3))], Reading(step=2))
+        >>> volumes, readings = open_volumes([np.zeros((3, 4, 5)), np.zeros((1, 2, 3))], Reading(step=2))
         >>> [volume.shape for volume in volumes], [reading.step for reading in readings]
         ([(3, 4, 5), (1, 2, 3)], [2, 2])
     """

@@ -97,13 +97,13 @@ class Volume:
     """An array (z, y, x) that is read when indexed.
 
     Indexing takes integers, slices (steps and negative values as in NumPy) and ``...``, and returns a new array that
-    may be modified. No file stays open between reads: a volume needs no closing and may be used from several threads,
-    after a fork and in other processes (it pickles as a path with its options).
+    may be modified. No file stays open between reads: a volume needs no closing and works in several threads, after a
+    fork and in other processes (it pickles as a path with its options).
 
     Made by :func:`evenslice.open_volume`.
 
     Attributes:
-        path: the file, folder or address as the user wrote it; "<array>" for an array in memory.
+        path: the file, folder or address that was given; "<array>" for an array in memory.
         origin: the file and how it was opened.
         shape: number of voxels along z, y, x; each at least 1.
         dtype: data type of the voxels: bool, integer or real, in native byte order.
@@ -115,9 +115,9 @@ class Volume:
         offset: where the centre of the first voxel lies along z, y, x, in voxels from the origin of the file's own
             coordinates. These are stated by OME-Zarr, N5 and precomputed volumes (which count from the corner of a voxel);
             in other files, the first voxel is the origin.
-        plane: the axis of the file along which slices follow one another, "z" by default. It comes first
-            here and is called z in all other respects; the other two keep their order.
-        region: the first voxel and one past the last along z, y and x of the file; None for the whole file.
+        plane: the axis of the file along which slices follow one another, "z" by default. It comes first and is
+            called z everywhere else; the other two keep their order.
+        region: (first, last + 1) voxel along z, y and x of the file; None for the whole file.
 
     Example:
         >>> import numpy as np
@@ -183,7 +183,7 @@ class Volume:
     def reading(self) -> dict[str, Any]:
         """How it is read, as plain values: level, stored dimensions that are z, y, x, and indices along the others.
 
-        This tells volumes of one file apart, whatever their axes are called.
+        Tells volumes of one file apart, however their axes are named.
         """
         return {
             "level": self.level,

@@ -40,8 +40,7 @@ class Scaling:
     Attributes:
         low: the voxel value that becomes 0.
         high: the voxel value that becomes 1.
-        fill: the voxel value that replaces NaN and infinity; with None, NaN stays NaN, and infinity is outside the range
-            as any other value.
+        fill: the voxel value that replaces NaN and infinity; with None, NaN stays NaN, and infinity is clipped.
 
     Raises:
         ConfigError: a value is not a finite number, ``low`` is not below ``high``, or they are too far apart for a float.
