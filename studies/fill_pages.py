@@ -17,18 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.style import context
-from study_results import (
-    MINUS,
-    NAMES,
-    NOTHING,
-    STUDIES,
-    Study,
-    difference,
-    interval,
-    number,
-    outcomes,
-)
+from study_results import NAMES, STUDIES, Study, outcomes
 
+from evenslice.report.tables import MINUS, NOTHING, difference, interval, number
 from evenslice.results.intervals import Interval
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import csv
 import json
 import math
 from collections import Counter
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 import yaml
 
+from evenslice.report.tables import NOTHING, difference, interval
 from evenslice.results.intervals import UNKNOWN, Interval, pool_means
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 STUDIES = Path(__file__).parent
 NAMES = ("price", "families", "classification", "stress", "cuts", "five-slices", "default-crops")
-MINUS, NOTHING = "\N{MINUS SIGN}", "\N{EN DASH}"
 LOST = 0.01  # Dice that a fair start is expected to lose at most
 LEVEL = 0.025  # of one-sided tests
 FAIR = ("uniform", "center", "profile", "mirror", "twin")
@@ -329,61 +329,6 @@ def best_of(arms: Iterable[Arm]) -> Iterable[Best]:
 def less_than_half(arm: Arm) -> Interval:
     """Return an arm's loss with the slice before missing, less half of the baseline's, over paired runs."""
     return arm.mean(lambda run, other: lost(run, "before") - lost(other, "before") / 2).interval()
-
-
-# How numbers are written.
-
-
-def decimals(values: Iterable[float], limits: Iterable[float]) -> int:
-    """Return how many decimals show on which side of limits values lie: three, or up to six where those would hide it.
-
-    Example:
-        >>> decimals([-0.0096, -0.0054], [0, -0.02]), decimals([-0.0096, -0.0054], [0, -0.01])
-        (3, 4)
-    """
-
-    def fewest(value: float, limit: float) -> int:
-        enough = (n for n in range(3, 7) if np.sign(round(value, n) - limit) == np.sign(value - limit))
-        return next(enough, 3)
-
-    ends = list(limits)
-    return max((fewest(value, limit) for value in values for limit in ends), default=3)
-
-
-def number(value: float, places: int = 3) -> str:
-    """Write a number with its decimals, or as a power of ten if those would all be 0."""
-    if math.isnan(value):
-        return NOTHING
-    if value == 0:
-        return "0"
-    if abs(value) >= 0.5 / 10**places:
-        return f"{value:.{places}f}".replace("-", MINUS)
-    mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa}e{int(exponent)}".replace("-", MINUS)
-
-
-def interval(value: Interval, *limits: float) -> str:
-    """Write an estimate with its interval, ``"0.562 [0.559, 0.565]"``, so that it shows which limits that excludes."""
-    if math.isnan(value.low):
-        return number(value.estimate)
-    places = decimals((value.low, value.high), limits)
-    estimate, low, high = (number(part, places) for part in astuple(value))
-    return f"{estimate} [{low}, {high}]"
-
-
-def difference(value: Interval, *limits: float) -> str:
-    """Write a difference likewise, with a plus sign if positive, so that it shows whether its interval excludes 0.
-
-    Example:
-        >>> difference(Interval(0.0021, 0.0003, 0.0066)), difference(Interval(0.0021, 0.0012, 0.0066))
-        ('+0.0021 [0.0003, 0.0066]', '+0.002 [0.001, 0.007]')
-    """
-    if math.isnan(value.estimate):
-        return NOTHING
-    places = decimals((value.low, value.high), (0.0, *limits))
-    estimate, low, high = (f"{part:z.{places}f}".replace("-", MINUS) for part in astuple(value))
-    estimate = f"+{estimate}" if estimate.strip("0.") and value.estimate > 0 else estimate
-    return estimate if math.isnan(value.low) else f"{estimate} [{low}, {high}]"
 
 
 def quotable(study: Study) -> Iterator[str]:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from scripts import script
 
+from evenslice.report.tables import interval
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 SIGN = "[+\N{MINUS SIGN}]?"
@@ -54,15 +56,15 @@ def recomputed(results, price):
     for arm in price.alone:
         if arm.name == "uniform":
             larger = arm.mean(lambda run, other: float(other["answer_change"]) - float(run["answer_change"]))
-            yield results.interval(larger.interval())
+            yield interval(larger.interval())
 
     def unequal(run):
         return results.lost(run, "before") - results.lost(run, "after")
 
     pooled = {arm.name: arm for arm in price.pooled}
-    yield results.interval(pooled["pretrained"].mean(lambda run, _: unequal(run)).interval())
+    yield interval(pooled["pretrained"].mean(lambda run, _: unequal(run)).interval())
     less = pooled["symmetrized at the output"].mean(lambda run, other: unequal(other) - unequal(run))
-    yield results.interval(less.interval())
+    yield interval(less.interval())
 
 
 def plain(text):
