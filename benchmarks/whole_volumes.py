@@ -279,11 +279,11 @@ def clients(shared: Path, scratch: Path) -> dict[str, Callable[[], list[dict[str
         "MONAI 3-D U-Net, trained without flips": lambda: monai(flips=False),
         "MONAI 3-D U-Net, trained with flips": lambda: monai(flips=True),
         "the same, averaged over all flips (symmetrize_volume)": lambda: monai(flips=True, both=True),
-        "nnU-Net v2, one epoch, mirroring in prediction": lambda: nnunet(
-            shared, scratch, trainer="nnUNetTrainer_1epoch", mirroring=True
-        ),
-        "nnU-Net v2, one epoch, without": lambda: nnunet(
+        "nnU-Net v2 without mirroring (--disable_tta)": lambda: nnunet(
             shared, scratch, trainer="nnUNetTrainer_1epoch", mirroring=False
+        ),
+        "nnU-Net v2, mirroring in prediction (its default)": lambda: nnunet(
+            shared, scratch, trainer="nnUNetTrainer_1epoch", mirroring=True
         ),
     }
 
