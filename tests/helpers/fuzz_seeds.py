@@ -5,8 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-import struct
-import zlib
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -161,33 +159,14 @@ def _dicom(folder: Path) -> Iterator[Seed]:
     yield _alone(folder / "enhanced.dcm")
 
 
-def _png(folder: Path) -> Iterator[Seed]:
-    for name, stack in (("bytes", BYTES), ("words", STACK), ("bits", STACK > 99)):
-        (folder / name).mkdir()
-        for z, pixels in enumerate(stack):
-            Image.fromarray(pixels).save(folder / name / f"{z}.png")
-        yield Seed(str(folder / name), list((folder / name).iterdir()), edit=_edit_with_checksums)
-
-
-def _edit_with_checksums(content: bytes, chance: Any) -> bytes:
-    """Damage a PNG file and correct its checksums, which would detect it."""
-    content = damaged(content, chance)
-    result, position = content[:8], 8
-    while position + 12 <= len(content):
-        length = struct.unpack(">I", content[position : position + 4])[0]
-        body = content[position + 4 : position + 8 + length]
-        result += content[position : position + 4] + body + struct.pack(">I", zlib.crc32(body))
-        position += 12 + length
-    return result
-
-
 def _images(folder: Path) -> Iterator[Seed]:
-    (folder / "jpeg").mkdir()
-    (folder / "tiff").mkdir()
+    for name in ("jpeg", "tiff", "png"):
+        (folder / name).mkdir()
     for z, pixels in enumerate(BYTES):
+        Image.fromarray(pixels).save(folder / "png" / f"{z}.png")
         Image.fromarray(pixels).save(folder / "jpeg" / f"{z}.jpg", progressive=True)
         tifffile.imwrite(folder / "tiff" / f"{z}.tif", pixels, compression="zlib", tile=(16, 16))
-    for name in ("jpeg", "tiff"):
+    for name in ("jpeg", "tiff", "png"):
         yield Seed(str(folder / name), list((folder / name).iterdir()))
 
 
@@ -228,6 +207,5 @@ FORMATS: dict[str, Callable[[Path], Iterator[Seed]]] = {
     "mrc": _mrc,
     "itk": _itk,
     "dicom": _dicom,
-    "png": _png,
     "images": _images,
 }

@@ -21,7 +21,6 @@ from evenslice import (
     VolumeError,
     evaluate,
     load_onnx,
-    open_segmenter,
     segment,
     symmetrize,
 )
@@ -344,12 +343,6 @@ def test_windows_that_do_not_fit_into_the_memory_of_onnxruntime_are_fewer_at_onc
     network._session.most = 0
     with pytest.raises(ModelError, match="memory of the device has run out: a window of 3 slices of .* tile"):
         audit(network, texture)
-
-
-def test_no_slices_are_not_taken_for_the_default(file, texture):
-    segmenter = open_segmenter("onnx", str(file), slices=0)
-    with pytest.raises(ConfigError, match="slices=0: a window has an odd number of slices"):
-        segment(segmenter, texture)
 
 
 @pytest.fixture(scope="module")
