@@ -6,7 +6,6 @@ import numpy as np
 import planted_evidence as planted
 import pytest
 import torch
-import which_neighbour
 
 ROOT = Path(__file__).parents[2]
 CSVS = ROOT / "benchmarks" / "results"
@@ -52,7 +51,6 @@ def test_a_network_that_reads_one_neighbour_is_right_on_that_side_alone(volume):
 def test_the_page_holds_the_tables_of_the_results():
     text = PAGE.read_text()
     tables = planted.tables(planted.read_lines(planted.RESULTS))
-    tables |= which_neighbour.tables(planted.read_lines(which_neighbour.RESULTS))
     for name, table in tables.items():
         if name.startswith("all"):  # a CSV file
             assert len(table.splitlines()) - 1 == len(
