@@ -93,10 +93,8 @@ def sweep(networks: Sequence[Network], options: argparse.Namespace) -> None:
 
 def _said(row: Row) -> str:
     outcomes = [f"{n}: {row.get(f'outcome_{n}') or 'not tried'}" for n in SLICES]
-    reasons = (row.get(f"{name}_{n}") for n in SLICES for name in ("error", "note"))
-    why = row.get("unbuilt") or next(filter(None, reasons), "")
-    stem = " (stem)" if row["checked"] == "stem" else ""
-    return f"{row['library']}:{row['name']}{stem} {'; '.join(outcomes)}{why and f' -- {why}'}"
+    why = row.get("unbuilt") or row.get("error_3") or row.get("error_5") or ""
+    return f"{row['library']}:{row['name']} {'; '.join(outcomes)} {why}"
 
 
 def read_rows(path: Path) -> list[Row]:
