@@ -194,10 +194,7 @@ def _output_shape(model: nn.Module, slices: int, size: tuple[int, int] | None) -
     side = -(-TRIED // multiple) * multiple
     windows = trial_windows(slices, only or size or (side, side))
     network = frozen_copy(model).cpu()
-    with (
-        suppress(Exception),
-        torch.no_grad(),
-    ):  # a network may raise anything, and some need no logits to be saved
+    with suppress(Exception), torch.no_grad():  # it may raise anything, and some need no logits to be saved
         return tuple(logits(network(windows)).shape)
     return None
 
