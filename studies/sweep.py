@@ -122,13 +122,12 @@ def write_rows(rows: Iterable[Row], path: Path) -> None:
 def _chosen(options: argparse.Namespace) -> list[Network]:
     """Return the networks that are to be checked."""
     done = {(row["library"], row["name"]) for row in read_rows(options.results)}
-    networks = [network for network in all_networks() if _matches(network, options.only)]
-    return [network for network in networks if (network.library, network.name) not in done]
-
-
-def _matches(network: Network, patterns: Sequence[str]) -> bool:
-    name = f"{network.library}:{network.name}"
-    return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
+    return [
+        network
+        for network in all_networks()
+        if (network.library, network.name) not in done
+        and any(fnmatchcase(f"{network.library}:{network.name}", pattern) for pattern in options.only or "*")
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
