@@ -78,9 +78,7 @@ def _npy(folder: Path) -> Iterator[Seed]:
 def _zarr(folder: Path) -> Iterator[Seed]:
     kinds: dict[str, dict[str, Any]] = {
         "v3 gzip": {"compressors": zarr.codecs.GzipCodec()},
-        "v3 blosc": {"compressors": zarr.codecs.BloscCodec()},
         "v3 shards": {"shards": (2, 16, 16)},
-        "v2 blosc": {"zarr_format": 2, "compressors": numcodecs.Blosc()},
         "v2 zlib": {"zarr_format": 2, "compressors": numcodecs.Zlib(), "filters": [numcodecs.Delta("<u2")]},
     }
     for name, options in kinds.items():
@@ -112,18 +110,13 @@ def _hdf5(folder: Path) -> Iterator[Seed]:
         "gzip": {"chunks": (1, 8, 8), "compression": "gzip", "shuffle": True},
         "lzf": {"chunks": (1, 8, 8), "compression": "lzf", "fletcher32": True},
     }
-    for version in ("earliest", "latest"):
-        for name, options in kinds.items():
-            path = folder / f"{name} {version}.h5"
-            with h5py.File(path, "w", libver=version) as file:
-                data = file.create_dataset("group/volume", data=STACK, **options)
-                file["link"] = h5py.SoftLink("/group")
-                scale = file.create_dataset("z", data=np.arange(5.0))
-                scale.make_scale("z")
-                data.dims[0].attach_scale(scale)
-                data.dims[0].label = "z"
-            yield _alone(path)
-            yield Seed(f"{path}:/link/volume", [path])
+    for name, options in kinds.items():
+        path = folder / f"{name}.h5"
+        with h5py.File(path, "w") as file:
+            file.create_dataset("group/volume", data=STACK, **options)
+            file["link"] = h5py.SoftLink("/group")
+        yield _alone(path)
+        yield Seed(f"{path}:/link/volume", [path])
 
 
 def _mrc(folder: Path) -> Iterator[Seed]:
