@@ -45,12 +45,10 @@ TOLERANCES = {
         "Largest mirror mismatch E that counts as equal use.", metavar="X"
     ),
     "judged_share": options.measurement(
-        "Judge pairs that get at least this share of the saliency (of K > 2 pairs, 2/K of it).",
-        metavar="X",
+        "Judge pairs that get at least this share of the saliency (of K > 2 pairs, 2/K of it).", metavar="X"
     ),
     "judged_class": options.measurement(
-        "Judge classes that cover at least this part of the pixels, and the two largest.",
-        metavar="X",
+        "Judge classes that cover at least this part of the pixels, and the two largest.", metavar="X"
     ),
 }
 SAMPLING = {
