@@ -645,12 +645,13 @@ def evaluate(
 
     The network is not changed; a frozen copy of it runs. Every slice is read once.
 
-    Args: model: maps (batch, slices, y, x) to logits (batch, classes, y, x); one channel stands for two classes.
-        Slices in 0..1 are scaled by its record, else by the mean and std that its library states for pretrained
-        weights, else not at all. Or any function with such an output, such as one from ``load_onnx``; see
-        ``evenslice.inference.BlackBox`` for its input. Or either in a ``Segmenter``. volume: the volume, an array (z,
-        y, x), or a path. labels: the class of each voxel, whole numbers in an array of the same shape. Optional with
-        ``stress``, which
+    Args:
+        model: maps (batch, slices, y, x) to logits (batch, classes, y, x); one channel stands for two classes. Slices
+            in 0..1 are scaled by its record, else by the mean and std that its library states for pretrained weights,
+            else not at all. Or any function with such an output, such as one from ``load_onnx``; see
+            ``evenslice.inference.BlackBox`` for its input. Or either in a ``Segmenter``.
+        volume: the volume, an array (z, y, x), or a path.
+        labels: the class of each voxel, whole numbers in an array of the same shape. Optional with ``stress``, which
             compares with the intact answer without them.
         stress: disturb the slices of windows: one neighbour, or both, missing (the middle slice in its place), blank
             (0, the darkest intensity), noisy (Gaussian noise of standard deviation 0.1, where intensities are scaled

@@ -515,13 +515,14 @@ def segment(
     between (see ``evenslice.volumes.fingerprint``): where others change, part of the result comes from the old
     voxels, part from the new ones.
 
-    Args: model: maps (batch, slices, y, x) to logits (batch, classes, y, x). Slices in 0..1 are scaled by its record,
-        else by the mean and std that its library states for pretrained weights, else not at all. Or any function with
-        such an output (logits, not class numbers or probabilities), such as one from ``load_onnx``; see
-        ``evenslice.inference.BlackBox`` for its input. An interrupted run recognizes a function by its name, its
-        Python code, and its attribute ``origin``, such as a digest; other changes go unnoticed. Or either in a
-        ``Segmenter``. volume: the volume to segment; one that was opened with another ``plane`` is segmented along
-        that axis, and
+    Args:
+        model: maps (batch, slices, y, x) to logits (batch, classes, y, x). Slices in 0..1 are scaled by its record,
+            else by the mean and std that its library states for pretrained weights, else not at all. Or any function
+            with such an output (logits, not class numbers or probabilities), such as one from ``load_onnx``; see
+            ``evenslice.inference.BlackBox`` for its input. An interrupted run recognizes a function by its name, its
+            Python code, and its attribute ``origin``, such as a digest; other changes go unnoticed. Or either in a
+            ``Segmenter``.
+        volume: the volume to segment; one that was opened with another ``plane`` is segmented along that axis, and
             the output is written in the order of the file.
         out: the output file, or OME-Zarr folder; the suffix gives the format, see
             ``evenslice.volumes.write.writer``. By default nothing is written, and the labels are an array in memory.
