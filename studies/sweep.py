@@ -15,15 +15,15 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
+import json
+import subprocess
+import sys
 import time
 from fnmatch import fnmatchcase
-from multiprocessing import active_children, get_context
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep_checks import SLICES, answer
 from sweep_networks import Network, all_networks
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     Row = dict[str, Any]
 
+SLICES = (3, 5)
 FOLDER = Path(__file__).parent / "sweep"
 RESULTS = {
     "uniform": FOLDER / "coverage.csv",
@@ -59,27 +60,20 @@ COLUMNS = (
 """``parameters`` in millions; ``pixels`` along y; ``checked`` is "network", or "stem" where that is too large to run;
 ``unbuilt`` says why the library cannot build or run the network, so that nothing could be tried."""
 
-PROCESSES = get_context("forkserver")
-PRELOADED = ("torch", "timm", "torchvision", "segmentation_models_pytorch", "monai.networks.nets")
+CHECKS = Path(__file__).parent / "sweep_checks.py"
 
 
 def check(network: Network, way: str, timeout: float) -> Row:
     """Check one network in a process of its own; what kills that, or takes too long, is a finding."""
-    here, there = PROCESSES.Pipe(duplex=False)
-    process = PROCESSES.Process(target=answer, args=(there, network, way), daemon=True)
-    process.start()
-    there.close()
+    command = [sys.executable, str(CHECKS), *network, way]
     try:
-        if here.poll(timeout):
-            row: Row = here.recv()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+        if done.returncode == 0:
+            row: Row = json.loads(done.stdout.splitlines()[-1])
             return row
+        reason = f"crashed the process (exit status {done.returncode})"
+    except subprocess.TimeoutExpired:
         reason = f"took longer than {timeout:g} seconds"
-    except EOFError:
-        process.join()
-        reason = f"crashed the process (exit status {process.exitcode})"
-    finally:
-        process.kill()
-        process.join()
     failed = {
         f"{name}_{n}": value for n in SLICES for name, value in (("outcome", "failed"), ("error", reason))
     }
@@ -87,33 +81,20 @@ def check(network: Network, way: str, timeout: float) -> Row:
 
 
 def sweep(networks: Sequence[Network], options: argparse.Namespace) -> None:
-    """Check networks in several processes, and add a row for each to the results as it is done.
-
-    Those that were being checked when Ctrl-C was pressed get no row.
-    """
-    os.environ["OMP_NUM_THREADS"] = "1"
-    PROCESSES.set_forkserver_preload(list(PRELOADED))
+    """Check networks in several processes, and add a row for each to the results as it is done."""
     started = time.monotonic()
-    try:
-        with ThreadPool(options.jobs) as pool:
-            rows = pool.imap_unordered(lambda network: check(network, options.way, options.timeout), networks)
-            for done, row in enumerate(rows, start=1):
-                write_rows([*read_rows(options.results), row], options.results)
-                pace = (time.monotonic() - started) / done
-                print(f"[{done}/{len(networks)}, {pace:.1f} s each] {_said(row)}", flush=True)
-    finally:
-        while left := active_children():
-            for process in left:
-                process.kill()
-            time.sleep(0.01)
+    with ThreadPool(options.jobs) as pool:
+        rows = pool.imap_unordered(lambda network: check(network, options.way, options.timeout), networks)
+        for done, row in enumerate(rows, start=1):
+            write_rows([*read_rows(options.results), row], options.results)
+            pace = (time.monotonic() - started) / done
+            print(f"[{done}/{len(networks)}, {pace:.1f} s each] {_said(row)}", flush=True)
 
 
 def _said(row: Row) -> str:
     outcomes = [f"{n}: {row.get(f'outcome_{n}') or 'not tried'}" for n in SLICES]
-    reasons = (row.get(f"{name}_{n}") for n in SLICES for name in ("error", "note"))
-    why = row.get("unbuilt") or next(filter(None, reasons), "")
-    stem = " (stem)" if row["checked"] == "stem" else ""
-    return f"{row['library']}:{row['name']}{stem} {'; '.join(outcomes)}{why and f' -- {why}'}"
+    why = row.get("unbuilt") or row.get("error_3") or row.get("error_5") or ""
+    return f"{row['library']}:{row['name']} {'; '.join(outcomes)} {why}"
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -141,13 +122,12 @@ def write_rows(rows: Iterable[Row], path: Path) -> None:
 def _chosen(options: argparse.Namespace) -> list[Network]:
     """Return the networks that are to be checked."""
     done = {(row["library"], row["name"]) for row in read_rows(options.results)}
-    networks = [network for network in all_networks() if _matches(network, options.only)]
-    return [network for network in networks if (network.library, network.name) not in done]
-
-
-def _matches(network: Network, patterns: Sequence[str]) -> bool:
-    name = f"{network.library}:{network.name}"
-    return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
+    return [
+        network
+        for network in all_networks()
+        if (network.library, network.name) not in done
+        and any(fnmatchcase(f"{network.library}:{network.name}", pattern) for pattern in options.only or "*")
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

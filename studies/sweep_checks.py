@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import os
+import json
 import resource
-import signal
+import sys
 import time
 import warnings
 from contextlib import suppress
@@ -13,6 +13,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sweep import SLICES
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
@@ -24,14 +25,10 @@ from evenslice.networks import build_model, input_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from multiprocessing.connection import Connection
-
-    from sweep_networks import Network
 
     Row = dict[str, Any]
     """A network's row of the CSV, by column; a result is its part for one number of slices, less the number."""
 
-SLICES = (3, 5)
 ORDER, GRAY = 1e-5, 1e-4  # what the errors may be at most
 ROUNDING = (
     *("the network breaks what the strategy", "the network is not symmetric"),
@@ -48,18 +45,6 @@ MEMORY = 10 * 2**30  # bytes of address space of a process
 LARGEST = 400.0  # million parameters, above which the stem alone is checked
 WORK = 200.0  # the same for an image of 224 x 224 pixels; the fewer, the larger the only image that the network takes
 STEM = 2_000_000  # values that a stem has at most
-
-
-def answer(pipe: Connection, network: Network, way: str) -> None:
-    """Check one network in this process, which is for nothing else, and send its row."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is not the network's fault
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    silence = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):  # libraries print
-        os.dup2(silence, stream)
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    pipe.send(check_network(*network, way=way))
 
 
 def check_network(library: str, name: str, spec: str, way: str = "uniform") -> Row:
@@ -257,3 +242,15 @@ def _line(error: BaseException) -> str:
     """Return an error as one line; of one that evenslice did not raise on purpose, its type as well."""
     text = " ".join(str(error).split())[:500]
     return text if isinstance(error, EvensliceError) else f"{type(error).__name__}: {text}"
+
+
+def main() -> None:
+    """Check the network that the command line names, and print its row."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    print(f"\n{json.dumps(check_network(*sys.argv[1:]))}")
+
+
+if __name__ == "__main__":
+    main()

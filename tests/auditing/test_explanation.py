@@ -127,6 +127,7 @@ def test_in_a_notebook_it_is_a_picture_with_its_method(volume):
     found = explain(weighted(1.0, 0.0, 1.0), volume, 4)
     page = found._repr_html_()
     assert "data:image/webp;base64," in page
+    assert page.count("min(192px, 30vw)") == 3  # on a telephone, too
     assert "By integrated gradients: what each pixel adds" in page
     assert re.fullmatch(
         r"<Explanation of slice 4 by integrated_gradients: shares 0.[45]\d 0.00 0.[45]\d>", repr(found)

@@ -31,7 +31,7 @@ def test_scaling_verdict_and_advice_stand_above_a_row_for_each_question(shown):
     places = [
         text.index(part)
         for part in (
-            "Input: slices in 0 to 1, less mean 0.5",
+            "Input: slices in 0 to 1, minus mean 0.5",
             "Classes were assumed to exclude each other",
             "Biased in its gradient maps (z",
             "On this volume: 120 of 1683 windows read.",

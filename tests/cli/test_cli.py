@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import evenslice
@@ -162,6 +163,17 @@ def test_parts_without_weights_are_noted_until_they_may_have_been_trained(run, t
         assert (code, err.startswith(f"{note}are random in ")) == (0, True)
     source = [*ENCODER[:2], "--weights", fair]
     assert run("segment", *source, "--volume", "good.tif", "--out", tmp_path / "out.tif")[::2] == (0, "")
+
+
+@pytest.mark.slow
+def test_weights_for_another_number_of_slices_come_with_a_note(run, tmp_path):
+    model, path = ["--model", "smp:Unet/tu-test_resnet"], tmp_path / "trained.pt"
+    torch.save(evenslice.load_network(model[1], "none").model.state_dict(), path)
+    command = [*model, "--weights", path, "--volume", "good.tif", "--slices"]
+    note = f"note: {path} has 3 inputs; its first layer was adapted to 5 slices: train it again"
+    for words in (["audit", "--max-windows", "2"], ["segment", "--out", tmp_path / "out.tif", "--force"]):
+        assert note not in run(*words, *command, "3")[2]
+        assert note in run(*words, *command, "5")[2].splitlines()
 
 
 @pytest.mark.slow

@@ -179,13 +179,7 @@ HALF = {"seeds": [3, 4], "arms": [FAIR, {**BASE, "seeds": [3]}, {**TRAINED_SO, "
     ("change", "message"),
     [
         ({"arms": [{"name": "uniform"}]}, "baseline: 'pretrained': no arm has this name; the arms are"),
-        ({"audit": {"method": "gradeint"}}, "audit.method: 'gradeint': did you mean 'gradient'"),
         ({"seeds": [0, 2**33]}, "seeds: .*from 0 to 4294967295"),
-        # A wrong option for all data sets is said of itself alone.
-        (
-            {"training": {"stepz": 4}},
-            r"^training.stepz: no such option; did you mean 'steps'\? known: [^;]*$",
-        ),
         ({"training": {"devices": 2}}, "^training: {'devices': 2}: a run of a study uses one device; [^;]*$"),
         ({"arms": [{"name": "pretrained"}] * 2}, "arms: .*'pretrained' occurs twice"),
         ({"datasets": [WITHOUT_TEST]}, r"datasets\[0\].test: is"),
@@ -202,10 +196,8 @@ HALF = {"seeds": [3, 4], "arms": [FAIR, {**BASE, "seeds": [3]}, {**TRAINED_SO, "
         # Seeds of an arm.
         ({"arms": [BASE, {"name": "a", "seeds": [5]}]}, "a: seeds: 5 is not one of the study's seeds"),
         (HALF, r"trained so has none of its seeds \(3\), so they cannot be compared"),
-        ({**HALF, "baseline": "trained so"}, r"fair has none of its seeds \(4\)"),
         # A primary comparison.
         ({"primary": {"arm": "fare"}}, "arm: did you mean 'fair'"),
-        ({"primary": {"arm": "fair", "architecture": "tin"}}, "architecture: did you mean 'tiny'"),
     ],
 )
 def test_a_wrong_option_is_refused(tmp_path, change, message):

@@ -202,8 +202,8 @@ def test_a_folder_that_holds_more_than_an_image_is_not_replaced(held, add, tmp_p
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("labels.mhd", "has no suffix of a format; did you mean '.mha'"),
-        ("labels", "has no suffix of a format; known: "),
+        ("labels.jpg", "has no suffix of a format; use one of .tif, .tiff, .*, .npy"),
+        ("labels", "has no suffix of a format; use one of "),
         ("", "the path is empty"),
         ("s3://bucket/a.zarr", "is an address, which is not supported here"),
         ("a.h5:", "names no dataset; name one, such as a.h5:/labels"),

@@ -18,6 +18,7 @@ from evenslice.cli.printing import (
     quiet,
     show_audits,
     tell,
+    tell_adapted,
     tell_missing,
     tell_missing_slices,
     tell_untrained,
@@ -45,12 +46,10 @@ TOLERANCES = {
         "Largest mirror mismatch E that counts as equal use.", metavar="X"
     ),
     "judged_share": options.measurement(
-        "Judge pairs that get at least this share of the saliency (of K > 2 pairs, 2/K of it).",
-        metavar="X",
+        "Judge pairs that get at least this share of the saliency (of K > 2 pairs, 2/K of it).", metavar="X"
     ),
     "judged_class": options.measurement(
-        "Judge classes that cover at least this part of the pixels, and the two largest.",
-        metavar="X",
+        "Judge classes that cover at least this part of the pixels, and the two largest.", metavar="X"
     ),
 }
 SAMPLING = {
@@ -252,10 +251,11 @@ def _find_function(text: str) -> "Callable[..., Any]":
 
 
 def _tell_missing_weights(source: options.Source, audits: "list[Audit]") -> None:
-    """Say which parts of the network were random."""
+    """Say which parts of the network were random or adapted."""
     audited = audits[0].run.model
     if source.weights is not None:
         tell_untrained(source.weights, audited.get("random", ()))
+        tell_adapted(source.weights, audited.get("inputs"), len(audits[0].offsets))
     tell_missing(
         audited["weights"],
         audited.get("random", ()),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args, get_type
 import typer
 
 from evenslice import Compute, Reading
-from evenslice.cli.printing import tell_untrained
+from evenslice.cli.printing import tell_adapted, tell_untrained
 
 if TYPE_CHECKING:
     from evenslice import Segmenter, Volume
@@ -291,6 +291,7 @@ class Source:
         loaded.need_all_weights()
         if self.weights is not None and loaded.source is not None:
             tell_untrained(self.weights, loaded.source.random)
+            tell_adapted(self.weights, loaded.source.inputs, loaded.slices)
         return loaded
 
 

@@ -62,6 +62,16 @@ def tell_untrained(weights: str, random: Sequence[str]) -> None:
         tell(f"note: with --weights {weights}, {what} randomly initialized; train it before using its output")
 
 
+def tell_adapted(weights: str, inputs: int | None, slices: int) -> None:
+    """Say that a file of weights is for another number of slices, so that the network is not the one that was trained."""
+    from evenslice.networks import ModelSource
+
+    if ModelSource("", weights, "", inputs=inputs).made_for not in (None, slices):
+        tell(
+            f"note: {weights} has {inputs} inputs; its first layer was adapted to {slices} slices: train it again"
+        )
+
+
 def tell_missing_slices(*volumes: Volume) -> None:
     """Say which slices folders of slices lack, by the names of their files."""
     from evenslice.volumes import missing_slices

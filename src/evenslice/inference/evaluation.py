@@ -43,7 +43,7 @@ from evenslice.inference.compute import Compute
 from evenslice.inference.prediction import Predictor, class_map, even_slices
 from evenslice.inference.ready_networks import make_ready
 from evenslice.inference.segmenter import Segmenter, as_segmenter
-from evenslice.results import Stress, ratio
+from evenslice.results import Stress, nan_mean, ratio
 from evenslice.volumes import LabelledVolume, Reading, fingerprint, index_classes, open_labels, read_in_runs
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class Scores:
         }
 
     def _mean(self, name: str) -> Floats:
-        values = nan_mean([getattr(volume, name) for volume in self.volumes])
+        values = nan_mean(np.array([getattr(volume, name) for volume in self.volumes]))
         one_unit = len({volume.unit for volume in self.volumes}) == 1
         return values if one_unit or name != "hd95" else np.full_like(values, np.nan)
 
@@ -273,15 +273,8 @@ def confusion_matrix(
     return pairs.reshape(classes, classes)
 
 
-def nan_mean(rows: Sequence[ArrayLike]) -> Floats:
-    """Return the mean of each column over the rows that are not NaN; NaN where all are."""
-    values = np.array(rows, dtype=np.float64)
-    valid = ~np.isnan(values)
-    return ratio(np.where(valid, values, 0).sum(axis=0), valid.sum(axis=0))
-
-
 def _mean_class(values: Floats) -> float:
-    return float(nan_mean(values[1:, None].tolist())[0])
+    return float(nan_mean(values[1:, None])[0])
 
 
 def _objects_dict(objects: Floats) -> dict[str, Any]:
@@ -623,7 +616,7 @@ def _compare(
         hd95=distances[:, 0],
         surface_dice=distances[:, 1],
         surface_dice_3=distances[:, 2],
-        objects=nan_mean(objects or [(np.nan,) * 3]),
+        objects=nan_mean(np.array(objects or [(np.nan,) * 3])),
         spacing=spacing,
         unit=volume.unit if volume.spacing else "voxel",
     )
@@ -652,12 +645,13 @@ def evaluate(
 
     The network is not changed; a frozen copy of it runs. Every slice is read once.
 
-    Args: model: maps (batch, slices, y, x) to logits (batch, classes, y, x); one channel stands for two classes.
-        Slices in 0..1 are scaled by its record, else by the mean and std that its library states for pretrained
-        weights, else not at all. Or any function with such an output, such as one from ``load_onnx``; see
-        ``evenslice.inference.BlackBox`` for its input. Or either in a ``Segmenter``. volume: the volume, an array (z,
-        y, x), or a path. labels: the class of each voxel, whole numbers in an array of the same shape. Optional with
-        ``stress``, which
+    Args:
+        model: maps (batch, slices, y, x) to logits (batch, classes, y, x); one channel stands for two classes. Slices
+            in 0..1 are scaled by its record, else by the mean and std that its library states for pretrained weights,
+            else not at all. Or any function with such an output, such as one from ``load_onnx``; see
+            ``evenslice.inference.BlackBox`` for its input. Or either in a ``Segmenter``.
+        volume: the volume, an array (z, y, x), or a path.
+        labels: the class of each voxel, whole numbers in an array of the same shape. Optional with ``stress``, which
             compares with the intact answer without them.
         stress: disturb the slices of windows: one neighbour, or both, missing (the middle slice in its place), blank
             (0, the darkest intensity), noisy (Gaussian noise of standard deviation 0.1, where intensities are scaled

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from evenslice.inference.onnx_files import WrittenOnnx
-    from evenslice.networks import ModelSource
+    from evenslice.networks import ModelSource, StemKernels
     from evenslice.neutralizing import Record
     from evenslice.results import AuditResult
 
@@ -171,15 +171,15 @@ def _mean(score: Any) -> Any:
 
 def _refuse_other(audit: AuditResult, segmenter: Segmenter) -> None:
     """Raise ConfigError for the audit of a network with other slices, made in another way, or with other weights."""
-    run, record = audit.run, record_of(cast("nn.Module", segmenter.network))
+    model = cast("nn.Module", segmenter.network)
+    run, record = audit.run, record_of(model)
     pairs: list[tuple[str, Any, Any]] = [("slices", run.slices, segmenter.slices)]
     if record is not None and run.strategy is not None:
         pairs += [("strategy", run.strategy, record.strategy), ("tie", run.tie, record.tie)]
     if segmenter.source is not None and "origin" in run.model:  # as the command line states it
-        pairs += [
-            ("weights", run.model["origin"], segmenter.source.origin),
-            ("symmetrized", run.model.get("symmetrized"), record and record.symmetrized_at),
-        ]
+        if not _has_stems(model, audit.kernels):  # another file may hold the same weights
+            pairs.append(("weights", run.model["origin"], segmenter.source.origin))
+        pairs.append(("symmetrized", run.model.get("symmetrized"), record and record.symmetrized_at))
     for what, audited, exported in pairs:
         if audited != exported:
             raise ConfigError(
@@ -188,16 +188,24 @@ def _refuse_other(audit: AuditResult, segmenter: Segmenter) -> None:
             )
 
 
+def _has_stems(model: nn.Module, kernels: Sequence[StemKernels]) -> bool:
+    """Return whether a network has the stems whose kernels an audit saw, if it saw any."""
+    modules = dict(model.named_modules())
+    weights = [getattr(modules.get(stem.name), "weight", None) for stem in kernels]
+    return bool(kernels) and all(
+        isinstance(weight, torch.Tensor)
+        and np.array_equal(weight.detach().float().cpu().numpy().reshape(-1), stem.after.reshape(-1))
+        for weight, stem in zip(weights, kernels, strict=True)
+    )
+
+
 def _output_shape(model: nn.Module, slices: int, size: tuple[int, int] | None) -> tuple[int, ...] | None:
     """Return the shape of what a network gives for one window of noise; None if it does not run on that."""
     only, multiple = input_sizes(model)
     side = -(-TRIED // multiple) * multiple
     windows = trial_windows(slices, only or size or (side, side))
     network = frozen_copy(model).cpu()
-    with (
-        suppress(Exception),
-        torch.no_grad(),
-    ):  # a network may raise anything, and some need no logits to be saved
+    with suppress(Exception), torch.no_grad():  # it may raise anything, and some need no logits to be saved
         return tuple(logits(network(windows)).shape)
     return None
 

@@ -264,6 +264,11 @@ class ModelSource:
         return self._in_answers() if lacks else ()
 
     @property
+    def made_for(self) -> int | None:
+        """The number of inputs that a file of weights is for; None without one, or for a file from ``save_network``."""
+        return self.inputs if Path(self.weights).is_file() and read_metadata(self.weights) is None else None
+
+    @property
     def untrained(self) -> tuple[str, ...]:
         """The random parts of a network with ``"imagenet"`` or ``"none"`` on which its answers depend; ``("*",)`` for all."""
         return self._in_answers() if self.weights in NO_FILES else ()

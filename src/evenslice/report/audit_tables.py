@@ -65,7 +65,7 @@ BIASED = {
     "saliency": "its {maps} ({side} gets {half} of its pair{of})",
     "reliance": "what it relies on ({side} is missed most{of})",
     "answer": "its answers ({size}{of} changes when a window is reversed)",
-    "scores": "its answers (reversing a window changes them by {size} of what unrelated ones differ by)",
+    "scores": "its answers (reversing a window changes them by {size} of the difference between unrelated ones)",
 }
 VERDICTS = {
     "biased": "Biased in {biased}.",
@@ -337,11 +337,13 @@ def _setting(audit: AuditResult) -> str:
     elif run.scaling is not None:
         mean, std = (_values(run.scaling.get(name)) for name in ("mean", "std"))
         how = SCALINGS.get(str(run.scaling.get("source")), "")
-        parts.append(f"Input: slices in 0 to 1, less mean {mean}, over std {std}{how and f', {how}'}.")
+        parts.append(f"Input: slices in 0 to 1, minus mean {mean}, divided by std {std}{how and f', {how}'}.")
     if run.assumed:
-        parts.append("Classes were assumed to exclude each other; the option overlapping says otherwise.")
+        parts.append(
+            "Classes were assumed to exclude each other; if they do not, give the option overlapping."
+        )
     if run.clamped:
-        parts.append(f"Of the probabilities, {percent(run.clamped)} were clamped to [1e-6, 1 - 1e-6].")
+        parts.append(f"{percent(run.clamped)} of the probabilities were clamped to [1e-6, 1 - 1e-6].")
     return " ".join(parts)
 
 

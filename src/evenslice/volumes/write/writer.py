@@ -34,7 +34,6 @@ from evenslice._core import (
     UNREADABLE,
     ConfigError,
     OutputError,
-    did_you_mean,
     local_path,
     needs_extra,
     option,
@@ -185,8 +184,7 @@ class Destination:
         >>> Destination.of("labels.tof")
         Traceback (most recent call last):
         ...
-        evenslice.OutputError: labels.tof: has no suffix of a format; did you mean '.tif'? known: .tif, .tf8, .btf, .tiff,
-        .hdf, … (13 in all)
+        evenslice.OutputError: labels.tof: has no suffix of a format; use one of .tif, .tiff, ...
     """
 
     path: str
@@ -250,7 +248,7 @@ def _find_format(path: str, name: str) -> WriteFormat:
     for suffix, file_format in known.items():
         if name.lower().endswith(suffix):
             return file_format
-    raise OutputError(f"{path}: has no suffix of a format; {did_you_mean(PurePosixPath(name).suffix, known)}")
+    raise OutputError(f"{path}: has no suffix of a format; use one of {', '.join(known)}")
 
 
 def _own_files(volume: Volume) -> Iterator[tuple[Path, str]]:
