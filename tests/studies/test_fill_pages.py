@@ -5,6 +5,7 @@ import dataclasses
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scripts import script
 
@@ -107,3 +108,36 @@ def test_the_survey_says_of_its_networks_what_its_rows_say():
     chromatic = [float(row["chromatic"]) for row in rows]
     assert (min(chromatic), max(chromatic)) == (0.20, 0.55)
     assert min(redder, key=lambda name: abs(redder[name])) == "EfficientNet-Lite2"
+
+
+def test_the_survey_says_of_random_draws_what_their_rows_say():
+    rows = {}
+    for name in ("survey", "survey-null"):
+        with (DOCS.parent / "studies" / f"{name}.csv").open(newline="") as file:
+            rows[name] = [row for row in csv.DictReader(file) if row["kind"] == "encoder"]
+    drawn = rows["survey-null"]
+    assert len({row["seed"] for row in drawn}) * 5 == len(drawn)
+    leaning, others = (
+        [
+            row
+            for row in found
+            if float(row["directional_bias_low"]) > 0.05 or float(row["directional_bias_high"]) < -0.05
+        ]
+        for found in (drawn, rows["survey"])
+    )
+    before = sum(float(row["directional_bias"]) < 0 for row in leaning)
+    changed = sum(float(row["answer_change_low"]) > 0.05 for row in drawn)
+    sizes = [
+        np.median([abs(float(row["directional_bias"])) for row in found]) for found in (drawn, rows["survey"])
+    ]
+    text = " ".join((DOCS / "survey.md").read_text().split())
+    assert f"Of {len(drawn)} random draws" in text
+    assert (
+        f"{len(leaning)} lean by more than 0.05 with the whole interval, {before} of them to the slice"
+        in text
+    )
+    assert f"Their median |D| is {sizes[0]:.3f}, the pretrained networks' {sizes[1]:.3f}" in text
+    assert f"C is above 0.05 in {changed}:" in text
+    assert [float(row["directional_bias"]) < 0 for row in others] == [True] * 6
+    for page in (DOCS.parent / "README.md", DOCS / "explanation" / "claims.md"):
+        assert f"{len(leaning)} of {len(drawn)} random" in " ".join(page.read_text().split())
