@@ -172,12 +172,11 @@ class DataConfig(Section):
     background, 0; dense for objects that fill the volume, where 0 is boundary too. null if the labels are classes."""
     ignore_label: int | None = None
     """Value of voxels that count neither in the loss nor in scores, such as 255; null if all count; by default null,
-    or that of the label ignore of nnunet."""
+    or nnU-Net's label ignore."""
     plane: Literal["z", "y", "x"] = "z"
     """Axis along which slices are stacked; ranges of slices count along it."""
     boundaries: bool = False
-    """Whether class 1 is the boundary between objects, as it always is with instances; if so, object errors are
-    computed too."""
+    """Class 1 is the boundary between objects, always so with instances: compute object errors, too."""
     intensity: tuple[float, float] | None = None
     """Voxel values mapped to 0 and 1; by default percentiles of each volume."""
     fill: float | None = None
