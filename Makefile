@@ -83,7 +83,6 @@ demo: $(STAMP)
 
 benchmarks: $(STAMP)
 	for cost in segment engines labels symmetrize training workers memory verdict; do $(BIN)/python benchmarks/costs.py $$cost; done
-	$(BIN)/python benchmarks/large_volume_audit.py
 	$(BIN)/python benchmarks/calibration.py --censuses runs/censuses
 	$(BIN)/python benchmarks/sanity.py
 

@@ -144,11 +144,8 @@ class Census:
 
     def ask(self, count: int, seed: int) -> Questions:
         """Ask the first windows of an audit."""
-        return ask(
-            self.measured.at(_order(len(self.measured), seed)[:count]),
-            len(self.measured),
-            evenslice.Tolerances(),
-        )
+        windows = _order(len(self.measured), seed)[:count]
+        return ask(self.measured.at(windows), len(self.measured), evenslice.Tolerances())
 
     def hold(self, found: Questions) -> Iterator[tuple[tuple[str, Decision], bool, bool]]:
         """Yield each figure that is judged, whether its interval was found above it, and whether that holds it."""

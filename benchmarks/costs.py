@@ -46,6 +46,8 @@ from shared import (
 )
 
 import evenslice
+
+# Passes are timed and logits compared, for which there is no public name.
 from evenslice.inference import Predictor, ReadyNetwork
 from evenslice.inference.engine import EngineNetwork
 
@@ -122,10 +124,8 @@ def infer_by_monai(network: nn.Module, volume: evenslice.Volume, tile: int) -> N
     """Find the classes of as many planes as a volume has, of noise."""
     from monai.inferers import SlidingWindowInferer
 
-    inferer, device = (
-        SlidingWindowInferer((tile, tile), sw_batch_size=4, overlap=0.25),
-        next(network.parameters()).device,
-    )
+    inferer = SlidingWindowInferer((tile, tile), sw_batch_size=4, overlap=0.25)
+    device = next(network.parameters()).device
     for _ in range(len(volume)):
         inferer(torch.rand(1, 3, *volume.shape[1:], device=device), network).argmax(1)
 
@@ -318,16 +318,9 @@ def memory(_options: argparse.Namespace) -> None:
             array = zarr.create_array(volume, shape=shape, chunks=(64, 64, 64), dtype="uint8", fill_value=100)
             array[:64] = np.random.default_rng(0).integers(0, 255, (64, side, side), np.uint8)
             Path(name, "benchmark_network.py").write_text(network)
-            command = [
-                sys.executable,
-                "-m",
-                "evenslice",
-                "segment",
-                "--model",
-                "benchmark_network:small",
-                "--json",
-            ]
-            command += ["--weights", "none", "--volume", volume, "--out", f"{name}/labels.ome.zarr"]
+            files = f"--volume {volume} --out {name}/labels.ome.zarr"
+            words = f"segment --json --model benchmark_network:small --weights none {files}"
+            command = [sys.executable, "-m", "evenslice", *words.split()]
             subprocess.run(command, cwd=name, stdout=subprocess.DEVNULL, check=True)
             peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024  # of the largest so far
             print(f"{side} x {side}: {peak:.0f} MiB", flush=True)

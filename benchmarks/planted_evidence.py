@@ -90,7 +90,7 @@ PRIMARY = (
     "integrated gradients from the middle, smoothed",
     "occlusion by the middle",
 )
-"""Methods that are shown of other encoders and backgrounds."""
+"""Methods of the table that compares other encoders and backgrounds."""
 
 HARD = ("disks answered right", *PRIMARY)
 ON_PAGE = {
@@ -99,7 +99,6 @@ ON_PAGE = {
     "both": HARD,
 }
 """Rows of the tables on the page; the CSV files have all."""
-"""Methods of the table that compares families and backgrounds."""
 
 SHOWN = ("pretrained", "output", "encoder", "twin", "uniform", "random")
 

@@ -42,11 +42,7 @@ MINUS, NOTHING = "\N{MINUS SIGN}", "\N{EN DASH}"
 NOISE = 0.01  # of the range of the template, like that of a scan
 WINDOWS, DRAWS, REPLACED = 32, 4, 32  # of each audit; of each stage; windows with replaced slices
 TILE = 96  # pixels
-BATCH, STATISTICS, MAPS = (
-    4,
-    16,
-    6,
-)  # windows at a time; for statistics of batch norms; whose maps are compared
+BATCH, STATISTICS, MAPS = 4, 16, 6  # windows at a time; for batch norms; whose maps are compared
 METHODS = ("gradient", "integrated_gradients", "occlusion")
 REPLACEMENTS = {"gray": "mean gray", "stranger": "another place", "middle": "middle slice"}
 STAGES: dict[str, tuple[str, ...]] = {

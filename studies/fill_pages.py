@@ -1,4 +1,4 @@
-"""Fill tables and charts of README.md and of docs/results.md, survey.md and coverage.md from the results kept in this folder.
+"""Fill the tables of README.md, docs/results.md, survey.md and coverage.md from the results kept in this folder, and a chart.
 
     python studies/fill_pages.py
 
@@ -9,25 +9,29 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.style import context
-from study_results import MINUS, NAMES, NOTHING, STUDIES, Interval, Study, interval, number, outcomes
+from study_results import NAMES, STUDIES, Study, outcomes
+
+from evenslice.report.tables import MINUS, NOTHING, difference, interval, number
+from evenslice.results.intervals import Interval
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Iterable, Mapping, Sequence
 
     from study_results import Arm
 
 DOCS = STUDIES.parent / "docs"
 LIBRARIES = ("timm", "torchvision", "smp", "monai", "transformers")
 WIDTH = 10.0  # inches
-QUIET, BAND = "#59636e", "#e4e9ee"
+QUIET = "#59636e"
 COLOURS = ("#0072b2", "#c24e00", "#00815d")  # after Okabe and Ito
-CHANNELS = {"red": "#c24e00", "green": "#00815d", "blue": "#0072b2"}
 MARKERS = "osD"
 STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
@@ -89,16 +93,25 @@ def tables(studies: Sequence[Study]) -> dict[str, dict[str, str]]:
 
 
 def remedies_table(studies: Sequence[Study]) -> str:
-    """Return what to take in each of three cases, with the figure of the study of the price."""
+    """Return what to take in each of four cases, with the figure of the study of the price or of whole volumes."""
     (price,) = (study for study in studies if study.name == "price")
     arms = {arm.name: arm for arm in price.pooled}
     alone, prepared = (
         interval(arms[name].figure("loss_both")) for name in ("pretrained", "pretrained with missing slices")
     )
+    lines = (STUDIES.parent / "benchmarks" / "whole-volumes.jsonl").read_text(encoding="utf-8").splitlines()
+    whole = {found["method"]: found["rows"][0]["dice"][0] for found in map(json.loads, lines)}
+    before, after = (
+        number(whole[name])
+        for name in (
+            "MONAI 3-D U-Net, trained with flips",
+            "the same, averaged over all flips (symmetrize_volume)",
+        )
+    )
     rows = (
         (
             "are about to train",
-            '`strategy="twin"`, the default of `evenslice train`',
+            '`strategy="twin"`, the default of `train`',
             f"symmetric whatever is learned; Dice {arms['twin'].change_text} beside a pretrained start",
         ),
         (
@@ -111,9 +124,14 @@ def remedies_table(studies: Sequence[Study]) -> str:
             "`missing_slices` in training",
             f"slices without both neighbours lose {prepared} Dice, not {alone}",
         ),
+        (
+            "use a whole-volume method",
+            "`evenslice flip`, `symmetrize_volume`",
+            f"[symmetric](docs/whole-volumes.md); Dice {after}, not {before}, of a 3-D network on MSD hippocampus",
+        ),
     )
     return table(
-        ("you", "take", "result in [our runs](docs/results.md) (four data sets; 95 % intervals)"), rows
+        ("you", "take", "result on [these four data sets](docs/results.md#price) (95 % intervals)"), rows
     )
 
 
@@ -124,11 +142,29 @@ def read(name: str) -> list[dict[str, str]]:
 
 
 def study_table(study: Study) -> str:
-    """Return what matters most of each arm over all data sets of a study, one a row; the primary comparison is in bold."""
+    """Return what matters most of each arm over all data sets of a study, one a row; the primary comparison is in bold.
+
+    Of several data sets, a second table has the differences on each, and their heterogeneity.
+    """
     score = "Dice" if study.score == "dice" else "balanced accuracy"
     header = ("arm", f"{score}, minus pretrained", "test", "pair bias", "audits", "lost")
     networks = {arm.network for arm in study.pooled}
-    return table(header, (_arm_row(arm, named=len(networks) > 1) for arm in study.pooled))
+    found = table(header, (_arm_row(arm, named=len(networks) > 1) for arm in study.pooled))
+    sets = study.summary["pooled"][0]["datasets"]
+    if len(sets) == 1:
+        return found
+    rows = []
+    for arm in (arm for arm in study.pooled if arm.test):
+        alone = [_short(other.change) for other in study.alone if other.name == arm.name]
+        spread = arm.entry["heterogeneity"][study.score]
+        rows.append([arm.name, NOTHING if spread is None else number(spread, 2), *alone])
+    return found + "\n\n" + table((f"{score}, minus pretrained", "I²", *sets), rows)
+
+
+def _short(change: Interval) -> str:
+    """Return a difference, in bold if its interval excludes 0."""
+    text = difference(Interval(change.estimate, math.nan, math.nan))
+    return text if change.low <= 0 <= change.high else f"**{text}**"
 
 
 def _arm_row(arm: Arm, *, named: bool) -> list[str]:
@@ -212,20 +248,12 @@ def coverage_table() -> str:
 
 
 def draw(studies: Sequence[Study]) -> None:
-    """Write the charts, in one style: small SVG files whose text stays text."""
-    price = next(study for study in studies if study.name == "price")
-    encoders = [row for row in read("survey.csv") if row["kind"] == "encoder"]
-    write_chart(DOCS / "results" / "price-missing.svg", lambda: missing_chart(price.pooled))
-    write_chart(DOCS / "survey.svg", lambda: survey_chart(encoders))
-
-
-def write_chart(path: Path, draw: Callable[[], Figure]) -> None:
-    """Draw in the style of the pages and write the figure, the same bytes for the same numbers."""
-    buffer = io.StringIO()
+    """Write the chart of the study of the price, a small SVG file whose text stays text, the same bytes for the same numbers."""
+    price, buffer = next(study for study in studies if study.name == "price"), io.StringIO()
     with context(STYLE, after_reset=True):
-        draw().savefig(buffer, format="svg", metadata=NO_METADATA)
-    text = re.sub(r">\n +<", ">\n<", buffer.getvalue())
-    path.write_text(re.sub(r"(\d\.\d\d)\d+", r"\1", text), encoding="utf-8")
+        missing_chart(price.pooled).savefig(buffer, format="svg", metadata=NO_METADATA)
+    text = re.sub(r"(\d\.\d\d)\d+", r"\1", re.sub(r">\n +<", ">\n<", buffer.getvalue()))
+    (DOCS / "results" / "price-missing.svg").write_text(text, encoding="utf-8")
 
 
 def missing_chart(arms: Sequence[Arm]) -> Figure:
@@ -238,7 +266,7 @@ def missing_chart(arms: Sequence[Arm]) -> Figure:
         axes.errorbar(
             [item.estimate for item in found],
             [place + 0.22 * (index - 1) for place in range(len(arms))],
-            xerr=_reach(found),
+            xerr=np.transpose([(item.estimate - item.low, item.high - item.estimate) for item in found]),
             fmt=MARKERS[index],
             color=COLOURS[index],
             capsize=2,
@@ -251,40 +279,6 @@ def missing_chart(arms: Sequence[Arm]) -> Figure:
     axes.set_xlabel("Dice lost")
     figure.legend(loc="outside upper left", ncols=3)
     return figure
-
-
-def survey_chart(networks: Sequence[Mapping[str, str]]) -> Figure:
-    """Draw the energy of red, green and blue in each network's stem beside its directional bias with its interval."""
-    figure = Figure(figsize=(WIDTH, 1.0 + 0.36 * len(networks)), layout="constrained")
-    left, right = figure.subplots(ncols=2, sharey=True)
-    starts = [0.0] * len(networks)
-    for channel, colour in CHANNELS.items():
-        parts = [float(row[channel]) for row in networks]
-        left.barh(range(len(networks)), parts, left=starts, color=colour, label=channel)
-        starts = [start + part for start, part in zip(starts, parts, strict=True)]
-    biases = [bounds(row, "directional_bias") for row in networks]
-    right.axvspan(-0.05, 0.05, color=BAND)
-    right.errorbar(
-        [bias.estimate for bias in biases],
-        range(len(networks)),
-        xerr=_reach(biases),
-        fmt="o",
-        color=COLOURS[0],
-        capsize=3,
-    )
-    right.axvline(0, color=QUIET, linewidth=1)
-    left.set_yticks(range(len(networks)), [row["network"] for row in networks])
-    left.invert_yaxis()
-    left.set_xlabel("share of the stem's energy")
-    right.set_xlabel("directional bias")
-    left.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
-    return figure
-
-
-def _reach(found: Iterable[Interval]) -> list[list[float]]:
-    """Return how far the intervals reach below and above their estimates."""
-    items = list(found)
-    return [[item.estimate - item.low for item in items], [item.high - item.estimate for item in items]]
 
 
 def main() -> None:

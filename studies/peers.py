@@ -74,7 +74,6 @@ def peer_rules(model: nn.Module, weights: Path) -> list[Rule]:
     return [
         ("timm", partial(timm_stem, weights)),
         ("smp", lambda slices: _weight(_smp_network(weights, slices).get_submodule(STEM))),
-        ("smp", partial(smp_stem, model)),
         ("fastai", partial(fastai_stem, model)),
         ("MONAI", partial(monai_stem, model)),
     ]
@@ -87,16 +86,6 @@ def timm_stem(weights: Path, slices: int) -> Tensor:
     source = {"file": str(weights)}
     network = timm.create_model(NETWORK, pretrained=True, pretrained_cfg_overlay=source, in_chans=slices)
     return _weight(network.conv_stem)
-
-
-def smp_stem(model: nn.Module, slices: int) -> Tensor:
-    """Apply the rule of smp's own encoders, which ``in_channels`` calls after it has loaded their weights."""
-    from segmentation_models_pytorch.encoders._utils import patch_first_conv
-
-    changed = copy.deepcopy(model)
-    if slices != 3:  # as in set_in_channels of smp's encoders
-        patch_first_conv(changed, new_in_channels=slices, pretrained=True)
-    return _weight(changed.get_submodule(STEM))
 
 
 def fastai_stem(model: nn.Module, slices: int) -> Tensor:

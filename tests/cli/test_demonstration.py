@@ -48,17 +48,6 @@ def test_json_stands_alone_on_standard_output(quick, cli, tmp_path):
     assert np.unique(labels[90]).tolist() == [0, 1, 2]
 
 
-def test_it_ends_with_a_map_and_what_to_type_next(quick, cli, monkeypatch, tmp_path):
-    monkeypatch.setattr(demo, "show_audits", lambda *_, **__: None)
-    status, out, err = cli("demo", "--out", tmp_path)
-    assert status == 0, err
-    shown, following = out.splitlines()[-2:]
-    assert shown == "map of a slice"
-    assert following.endswith(
-        "evenslice audit --model smp:Unet/resnet34 --weights unet.pt --volume stack.tif --out audit"
-    )
-
-
 def test_nothing_is_replaced_that_no_demonstration_left(quick, cli, tmp_path):
     (tmp_path / "labels.nii.gz").write_text("mine")
     for more in ([], ["--force"]):

@@ -24,12 +24,9 @@ BAD = [
     ([*GOOD, "--slices", "4"], r"4.*odd"),
     ([*GOOD, "--strategy", "unifrom"], r"did you mean 'uniform'"),
     ([*GOOD, "--strategy", "0.3,0.5,0.3"], r"3 weights, .* sum to 1"),
-    ([*GOOD, "--method", "gradeint"], r"did you mean 'gradient'"),
-    ([*GOOD, "--tie", "miror"], r"did you mean 'mirror'"),
     ([*GOOD, "--require", "symetric"], r"--require symetric: did you mean 'symmetric'\?"),
     ([*GOOD, "--model", "my_networks:unequl"], r"did you mean 'unequal'"),
     ([*GOOD, "--model", "my_networks:AlongZ", "--weights", "none", "--strategy", "uniform"], r"error: "),
-    ([*GOOD, "--model", "smpp:Unet/resnet18"], r"did you mean 'smp'"),
     (
         [*GOOD, "--weights", "none", "--model", "my_networks:with_inputs"],
         r"my_networks:with_inputs\?name=value",
@@ -38,7 +35,6 @@ BAD = [
         [*GOOD, "--weights", "none", "--model", "my_networks:with_inputs?inputs=4"],
         r"to have 4 channels",
     ),
-    ([*GOOD, "--weights", "missing.pt"], r"missing.pt"),
     ([*GOOD, "--weights", "."], r"\.: is a folder; name the file of weights"),
     ([*GOOD, "--weights", "other.pt"], r"other.pt.*0\.weight"),
     ([*GOOD, "--weights", "pickled.pt"], r"pickled.pt.*pickle"),
@@ -50,7 +46,6 @@ BAD = [
     ([*GOOD, "--no-stress"], r"--no-stress: has no effect without --labels; give both"),
     ([*GOOD, "--seed", "-1"], r"--seed': -1 is not between 0 and 2\*\*32 - 1"),
     ([*GOOD, "--max-windows", "0"], r"error: --max-windows 0: must be at least 1"),
-    ([*GOOD, "--tile", "0", "32"], r"--tile 0: must be at least 1"),
     ([*GOOD, "--no-such-option"], r"--no-such-option"),
     ([], r"--volume"),
 ]
@@ -79,7 +74,6 @@ BAD_PATHS = [
     ([*SEGMENT, "--out", "o.npy", "--scratch", ""], f"--scratch: {EMPTY}"),
     (["segment", "--run", "", *GOOD, "--out", "o.npy"], f"--run: {EMPTY}"),
     (["report", ""], f"DIR: {EMPTY}"),
-    (["report", LONG], f"{LONG}: File name too long; choose a shorter name"),
     (["segment", "--run", LONG, *GOOD, "--out", "o.npy"], "File name too long; choose a shorter"),
     (["neutralize", *NETWORK, "--out", f"{LONG}.safetensors"], "File name too long; choose a shorter name"),
     (
@@ -95,7 +89,6 @@ BAD_PATHS = [
     ([*SEGMENT, "--out", "o.h5:/x\udce9"], "o.h5:/x?: names no dataset; name one"),
     ([*SEGMENT, "--weights", ADDRESS, "--out", "o.npy"], ONLY_PATHS),
     ([*AUDIT, *GOOD, "--out", "s3://bucket/x?key=secret"], ONLY_PATHS),
-    (["report", "HTTPS:/me:secret@h/x"], ONLY_PATHS),
 ]
 
 
@@ -113,7 +106,7 @@ def test_a_path_that_cannot_be_used_is_one_clear_line(run, folder, tmp_path, arg
 
 
 ON_CPU = "; choose a smaller --tile or --batch, or end what else uses it, or raise --memory-limit"
-ON_GPU = "; choose a smaller --tile or --batch, end what else uses it, or choose --device cpu"
+ON_GPU = f"{ON_CPU.partition(', or raise')[0]}, or choose --device cpu"
 
 
 @pytest.mark.parametrize(

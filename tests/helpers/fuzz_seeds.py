@@ -5,8 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-import struct
-import zlib
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -80,9 +78,7 @@ def _npy(folder: Path) -> Iterator[Seed]:
 def _zarr(folder: Path) -> Iterator[Seed]:
     kinds: dict[str, dict[str, Any]] = {
         "v3 gzip": {"compressors": zarr.codecs.GzipCodec()},
-        "v3 blosc": {"compressors": zarr.codecs.BloscCodec()},
         "v3 shards": {"shards": (2, 16, 16)},
-        "v2 blosc": {"zarr_format": 2, "compressors": numcodecs.Blosc()},
         "v2 zlib": {"zarr_format": 2, "compressors": numcodecs.Zlib(), "filters": [numcodecs.Delta("<u2")]},
     }
     for name, options in kinds.items():
@@ -114,18 +110,13 @@ def _hdf5(folder: Path) -> Iterator[Seed]:
         "gzip": {"chunks": (1, 8, 8), "compression": "gzip", "shuffle": True},
         "lzf": {"chunks": (1, 8, 8), "compression": "lzf", "fletcher32": True},
     }
-    for version in ("earliest", "latest"):
-        for name, options in kinds.items():
-            path = folder / f"{name} {version}.h5"
-            with h5py.File(path, "w", libver=version) as file:
-                data = file.create_dataset("group/volume", data=STACK, **options)
-                file["link"] = h5py.SoftLink("/group")
-                scale = file.create_dataset("z", data=np.arange(5.0))
-                scale.make_scale("z")
-                data.dims[0].attach_scale(scale)
-                data.dims[0].label = "z"
-            yield _alone(path)
-            yield Seed(f"{path}:/link/volume", [path])
+    for name, options in kinds.items():
+        path = folder / f"{name}.h5"
+        with h5py.File(path, "w") as file:
+            file.create_dataset("group/volume", data=STACK, **options)
+            file["link"] = h5py.SoftLink("/group")
+        yield _alone(path)
+        yield Seed(f"{path}:/link/volume", [path])
 
 
 def _mrc(folder: Path) -> Iterator[Seed]:
@@ -161,33 +152,14 @@ def _dicom(folder: Path) -> Iterator[Seed]:
     yield _alone(folder / "enhanced.dcm")
 
 
-def _png(folder: Path) -> Iterator[Seed]:
-    for name, stack in (("bytes", BYTES), ("words", STACK), ("bits", STACK > 99)):
-        (folder / name).mkdir()
-        for z, pixels in enumerate(stack):
-            Image.fromarray(pixels).save(folder / name / f"{z}.png")
-        yield Seed(str(folder / name), list((folder / name).iterdir()), edit=_edit_with_checksums)
-
-
-def _edit_with_checksums(content: bytes, chance: Any) -> bytes:
-    """Damage a PNG file and correct its checksums, which would detect it."""
-    content = damaged(content, chance)
-    result, position = content[:8], 8
-    while position + 12 <= len(content):
-        length = struct.unpack(">I", content[position : position + 4])[0]
-        body = content[position + 4 : position + 8 + length]
-        result += content[position : position + 4] + body + struct.pack(">I", zlib.crc32(body))
-        position += 12 + length
-    return result
-
-
 def _images(folder: Path) -> Iterator[Seed]:
-    (folder / "jpeg").mkdir()
-    (folder / "tiff").mkdir()
+    for name in ("jpeg", "tiff", "png"):
+        (folder / name).mkdir()
     for z, pixels in enumerate(BYTES):
+        Image.fromarray(pixels).save(folder / "png" / f"{z}.png")
         Image.fromarray(pixels).save(folder / "jpeg" / f"{z}.jpg", progressive=True)
         tifffile.imwrite(folder / "tiff" / f"{z}.tif", pixels, compression="zlib", tile=(16, 16))
-    for name in ("jpeg", "tiff"):
+    for name in ("jpeg", "tiff", "png"):
         yield Seed(str(folder / name), list((folder / name).iterdir()))
 
 
@@ -228,6 +200,5 @@ FORMATS: dict[str, Callable[[Path], Iterator[Seed]]] = {
     "mrc": _mrc,
     "itk": _itk,
     "dicom": _dicom,
-    "png": _png,
     "images": _images,
 }

@@ -126,10 +126,6 @@ def test_a_stray_label_in_the_last_slice_is_found_before_anything_is_predicted()
         ({"label_values": [0, 7]}, VolumeError, "holds the label value 1"),
         ({"stress_slices": 0, "stress": True}, ConfigError, "stress_slices=0"),
         ({"stress_slices": 5}, ConfigError, "stress_slices: has no effect without stress"),
-        ({"stress_slices": 1.5, "stress": True}, ConfigError, "stress_slices: is 1.5"),
-        ({"seed": -1, "stress": True}, ConfigError, "seed=-1"),
-        ({"batch": "4"}, ConfigError, "batch: is '4'"),
-        ({"step": "1"}, ConfigError, "step: is '1'"),
         ({"fill": "x"}, ConfigError, "fill: 'x'"),
         (
             {"labels": None, "stress": True, "label_values": [0, 1]},

@@ -367,7 +367,6 @@ def test_an_interrupted_command_says_how_to_go_on_if_anything_is_finished(
     ("network", "message"),
     [
         ([], "give --run, or --model and --weights"),
-        (["--run", ".", "--step", "2"], "--step: the run . determines it"),
         (["--run", "."], "holds no finished run of `evenslice train`"),
     ],
 )
@@ -379,7 +378,6 @@ def test_a_run_and_a_network_exclude_each_other(image, command, network, message
 @pytest.mark.parametrize(
     ("model", "options", "error", "message"),
     [
-        (network(), {"slices": 0}, ConfigError, "slices=0: a window has an odd number of slices"),
         (lambda windows: windows[:, :1], {"slices": 2}, ConfigError, "slices=2: a window has an odd number"),
         (network(), {"batch": 0}, ConfigError, "batch"),
         (network(), {"volume": noise(2, 40, 40)}, VolumeError, "2 slices; a window of 3 needs 3"),

@@ -91,25 +91,13 @@ def stressed(audit, loss=0.6):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("source", "says"),
-    [
-        ("recorded", "as recorded on the network."),
-        ("recorded on a part", "slices were scaled twice."),
-        ("given", "as given."),
-        ("stated", "as the network's library states for its pretrained weights."),
-        ("assumed", "which is assumed: neither the network nor its library states a scaling."),
-    ],
-)
-def test_the_scaling_follows_the_verdict_unless_it_may_be_wrong(source, says, tmp_path):
+@pytest.mark.parametrize("source", ["recorded", "recorded on a part"])
+def test_the_scaling_follows_the_verdict_unless_it_may_be_wrong(source, tmp_path):
     scaling = {"mean": [0.45] * 3, "std": [0.226, 0.224, 0.225], "source": source}
     audit = make_audit("a", PRETRAINED, run={"scaling": scaling, "assumed": False})
-    (line,) = found.setting_lines([audit])
-    assert line.startswith("Input: slices in 0 to 1, minus mean 0.45, divided by std 0.226, 0.224, 0.225, ")
-    assert line.endswith(says)
     shown = audit.to_html(tmp_path / "report.html").read_text(encoding="utf-8")
     warned = source == "recorded on a part"
-    assert (shown.index("Input: slices in 0 to 1") < shown.index("Biased in its")) == warned
+    assert (shown.index("minus mean 0.45, divided by std 0.226") < shown.index("Biased in its")) == warned
     assert ("setting warning" in shown) == warned
 
 

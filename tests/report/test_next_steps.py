@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from synthetic import PRETRAINED, RUN, UNIFORM, make_audit
 
-from evenslice.report import badge_text, html_of
+from evenslice.report import badge_text
 from evenslice.report.next_steps import next_step
 
 SPEC = "smp:Unet/resnet34"
@@ -80,10 +80,6 @@ def test_of_a_fair_network_it_says_what_may_be_written():
     assert measured == said.format("B within ±0.05, C 0 [0, 0], E 0 [0, 0]" + more)
     assert "may still favour a side" in next_step(with_verdict(audit, "balanced"))
     assert next_step(replace(audit, definitions=1)) == ""
-
-
-def test_notebooks_say_it_too():
-    assert "<p>Next: evenslice symmetrize --model smp:Unet/resnet34 " in html_of(BIASED["trained"][0])
 
 
 def test_a_badge_shows_the_worst_verdict():

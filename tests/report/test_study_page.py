@@ -99,7 +99,9 @@ def test_rounding_does_not_hide_on_which_side_of_a_limit_a_figure_lies(pooled_re
         uniform["figures"]["largest_bias"] = {"estimate": 0.0561, "low": 0.0498, "high": 0.0624}
         uniform["differences"]["dice"] = {"estimate": -0.0075, "low": -0.0096, "high": -0.0054}
         uniform["non_inferiority"] |= {"p": 0.0249, "holds": True}
-    for table in tables.arm_tables(StudySummary.read(summary)):
+    pooled, apart, *alone = tables.arm_tables(StudySummary.read(summary))
+    assert cells_of(apart)["uniform"]["Lucchi++"] == "-0.0075 [-0.0096, -0.0054]"
+    for table in (pooled, *alone):
         row = cells_of(table)["uniform"]
         assert row["Dice minus pretrained"] == "-0.0075 [-0.0096, -0.0054]"
         assert row["not inferior?"] == "not inferior\np = 0.0249"
@@ -110,9 +112,9 @@ def test_rounding_does_not_hide_on_which_side_of_a_limit_a_figure_lies(pooled_re
 def test_what_was_found_stands_first_and_one_seed_is_not_called_unknown(pooled_results, tmp_path):
     (primary,) = tables.findings(pooled_results)
     assert primary.startswith(
-        "fair: largest pair bias 0 [0, 0], audits 12 symmetric; Dice +0.010 [0.006, 0.013] "
+        "fair: largest pair bias 0 [0, 0], audits 12 symmetric; Dice +0.010 [0.004, 0.015] "
     )
-    assert primary.endswith(" beside pretrained, not inferior.")
+    assert primary.endswith(" beside pretrained on these 2 data sets, not inferior.")
     page = words(draw(make(tmp_path, seeds=(0,))))
     assert re.search(r"uniform: largest pair bias [0-9.]+, audits .+?; Dice .?[0-9.]+ beside", page), page[
         :300
@@ -125,13 +127,26 @@ def test_what_was_found_stands_first_and_one_seed_is_not_called_unknown(pooled_r
 
 @pytest.mark.slow
 def test_a_study_with_folds_begins_with_all_data_sets(pooled_folder, pooled_results):
-    pooled, first, _ = tables.arm_tables(pooled_results)
+    pooled, apart, first, _ = tables.arm_tables(pooled_results)
     assert (pooled.title, first.title) == ("2 of 2 data sets, net", "Lucchi++, net")
     assert "* Primary comparison, with a margin of 0.005" in pooled.note
     assert "Means over folds" in first.note
     assert "interim" not in pooled.note
     waiting = tables.arm_tables(dataclasses.replace(pooled_results, planned=40))
-    assert all("every p is interim" in table.note for table in waiting)
+    assert all("every p is interim" in table.note for table in waiting if table.title != apart.title)
+    assert (apart.title, apart.columns) == (
+        "Dice minus pretrained, net",
+        ("arm", "I²", "Lucchi++", "ISBI 2012"),
+    )
+    for name, cells in cells_of(apart).items():
+        (arm,) = [arm for arm in pooled_results.pooled[0].arms if arm.arm == name]
+        assert cells["I²"] == f"{arm.heterogeneity['dice']:.2f}".replace("0.00", "0")
+        assert (
+            cells["Lucchi++"]
+            == {row.rstrip(" *"): each for row, each in cells_of(first).items()}[name][
+                "Dice minus pretrained"
+            ]
+        )
     rows = cells_of(pooled)
     assert rows["uniform"]["not inferior?"].startswith("inferior\np ")
     assert rows["fair *"]["not inferior?"].startswith("not inferior\np ")
@@ -159,6 +174,16 @@ def test_too_few_replicates_and_missing_data_sets_are_admitted(pooled_results, t
     table = tables.arm_tables(dataclasses.replace(pooled_results, pooled=(pooled,)))[0]
     assert table.title == "2 of 3 data sets, net"
     assert "so nothing is tested: EPFL." in table.note
+
+
+def test_only_summaries_that_correct_for_the_overlap_of_folds_say_so(pooled_results):
+    now = [table.note for table in tables.arm_tables(pooled_results) if "intervals" in table.note]
+    assert len(now) == 3
+    assert all("corrected for the overlap of folds (Nadeau and Bengio)" in note for note in now)
+    old = copy.deepcopy(pooled_results.document)
+    for item in old["comparisons"]:
+        del item["folds"]
+    assert "overlap" not in " ".join(table.note for table in tables.arm_tables(StudySummary.read(old)))
 
 
 # The page.

@@ -125,6 +125,75 @@ def test_the_pooled_interval_holds_as_often_as_it_says(folds, spreads):
     assert by_run < by_fold  # seeds of one fold are not independent
 
 
+def equicorrelated(random, *, folds, times):
+    """Values (times, folds) of mean 0 of which any two correlate by 1 / folds, as Nadeau and Bengio take it."""
+    common, own = random.standard_normal((times, 1)), random.standard_normal((times, folds))
+    return math.sqrt(1 / folds) * common + math.sqrt(1 - 1 / folds) * own
+
+
+@pytest.mark.parametrize("folds", [2, 4, 10])
+def test_corrected_intervals_cover_the_mean_of_correlated_folds(folds):
+    """In one data set exactly, as mean and variance are independent; without the correction, far less often."""
+    values = equicorrelated(np.random.default_rng(0), folds=folds, times=3000)
+
+    def covered(of):
+        found = [pool_means([row], [of]).interval() for row in values]
+        return np.mean([each.low <= 0 <= each.high for each in found])
+
+    assert covered(folds) == pytest.approx(0.95, abs=0.012)
+    assert covered(1) < 0.93
+
+
+@given(VALUES, st.integers(2, 9))
+def test_the_correction_is_that_of_nadeau_and_bengio(values, folds):
+    """Their formula by hand, for k folds: the variance (1 / n + 1 / (k - 1)) s^2, Student's t with n - 1."""
+    found = pool_means([values], [folds]).interval()
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1)
+    half *= math.sqrt(1 / len(values) + 1 / (folds - 1))
+    assert (found.high - found.low) / 2 == pytest.approx(half)
+
+
+@pytest.mark.parametrize(("folds", "factor"), [(4, 1 / 3 + 1 / 3), (1, 1 / 3)])
+def test_figures_of_a_study_are_corrected_for_the_folds_that_it_plans(folds, factor):
+    """Of four folds, three are done; the same values of three seeds are independent."""
+    found = rows({"pretrained": 0.0, "uniform": 0.01}, seeds=1, noise=0.01, datasets=("a",))
+    runs = [run if folds > 1 else run | {"fold": 0, "seed": run["fold"]} for run in found]
+    runs = [run | {"folds": folds, "largest_bias": run["dice"]} for run in runs]
+    own, baseline = (np.array([run["dice"] for run in found[part::2]]) for part in (1, 0))
+    (comparison,), ((_, pooled),) = summarize(runs), [item.arms for item in pool(runs)]
+    assert comparison.folds == folds
+    half = stats.t.ppf(0.975, 2) * np.std(own - baseline, ddof=1) * math.sqrt(factor)
+    for arm in (comparison.arms[1], pooled):
+        interval = arm.differences["dice"]
+        assert interval.estimate - interval.low == pytest.approx(half)
+        assert arm.p == pytest.approx(
+            stats.t.sf((interval.estimate + 0.01) / half * stats.t.ppf(0.975, 2), 2)
+        )
+    removed = comparison.arms[1].bias_removed  # Fieller's ends, by the same variance
+    for end in (removed.low, removed.high):
+        left = own - (1 - end) * baseline
+        if end < 1:
+            error = np.std(left, ddof=1) * math.sqrt(factor)
+            assert abs(left.mean()) / error == pytest.approx(stats.t.ppf(0.975, 2))
+
+
+def test_heterogeneity_is_that_of_higgins_and_thompson():
+    """By hand; 0 where the means are equal; and, of like data sets, more than 0 by chance alone."""
+    groups = [[0.0, 0.02], [0.1, 0.12], [0.2, 0.24]]
+    means, squared = np.array([0.01, 0.11, 0.22]), np.array([1e-4, 1e-4, 4e-4])
+    weights = 1 / squared
+    scatter = (weights * (means - (weights * means).sum() / weights.sum()) ** 2).sum()
+    assert pool_means(groups).heterogeneity == pytest.approx(1 - 2 / scatter)
+    assert pool_means([[0.1, 0.2], [0.1, 0.2]]).heterogeneity == 0
+    assert math.isnan(pool_means([[0.1, 0.2]]).heterogeneity)
+    assert math.isnan(pool_means([[0.1, 0.2], [0.3, 0.3]]).heterogeneity)
+    random = np.random.default_rng(0)
+    by_chance = [
+        pool_means(list(equicorrelated(random, folds=4, times=4)), [4] * 4).heterogeneity for _ in range(2000)
+    ]
+    assert np.mean(by_chance) == pytest.approx(0.26, abs=0.02)
+
+
 # Arms on one data set.
 
 

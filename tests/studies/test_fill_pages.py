@@ -34,11 +34,6 @@ def test_every_table_on_the_pages_is_that_of_the_committed_results(pages, studie
         assert pages.fill(text, tables) == text, f"{page}: run studies/fill_pages.py"
 
 
-def test_a_table_without_a_place_is_an_error(pages):
-    with pytest.raises(ValueError, match="places for a, and there are b"):
-        pages.fill("<!-- table: a -->\n<!-- end -->\n", {"b": ""})
-
-
 def test_the_charts_are_drawn_from_the_same_results(pages, studies, tmp_path, monkeypatch):
     (tmp_path / "results").mkdir()
     monkeypatch.setattr(pages, "DOCS", tmp_path)
@@ -59,8 +54,9 @@ def test_figures_of_a_mean_over_runs_are_those_of_the_summary(studies):
     assert len(arms) == 7
     with script("study_results") as results:
         for arm in arms:
-            own = arm.mean(lambda run, _: results.lost(run, "both")).interval
-            assert own == pytest.approx(arm.figure("loss_both"), abs=1e-9)
+            own = arm.mean(lambda run, _: results.lost(run, "both")).interval()
+            known = dataclasses.astuple(arm.figure("loss_both"))
+            assert dataclasses.astuple(own) == pytest.approx(known, abs=1e-9)
 
 
 def test_an_expectation_is_refuted_by_one_and_confirmed_by_all(judging, studies):

@@ -5,8 +5,6 @@ import torch
 from scripts import script as load_script
 from torch import nn
 
-import evenslice
-
 
 @pytest.fixture(scope="module")
 def script():
@@ -71,15 +69,3 @@ def test_gray_error_in_closed_form(script):
     assert script.gray_error(five, conv(1.0, 1.0, 1.0), constant(9.0, 9, 2, 9, 9)) == pytest.approx(
         0, abs=1e-6
     )
-
-
-def test_libraries_whose_stems_are_equal_share_a_network(script, monkeypatch):
-    monkeypatch.setattr(script, "STEM", "0")
-    model = nn.Sequential(nn.Conv2d(3, 4, 3))
-    kernels = [("a", 1.0), ("b", 2.0), ("c", 1.0), ("a", 1.0)]
-    rules = [(name, lambda n, value=value: torch.full((4, n, 3, 3), value)) for name, value in kernels]
-    found = list(script.candidates(model, rules, 5))
-    assert [name for name, _ in found] == ["a, c", "b", *script.STRATEGIES]
-    assert found[1][1][0].weight.eq(2).all()
-    assert model[0].in_channels == 3
-    assert evenslice.record_of(found[2][1]).strategy == "uniform"

@@ -47,31 +47,6 @@ def test_what_is_unpacked_is_what_was_packed(archive, tmp_path):
     assert archive.pack(study).read_bytes() == first  # the same runs, the same bytes
 
 
-def test_only_finished_runs_are_packed_and_newer_ones_are_left_alone(archive, tmp_path):
-    study = make_study(tmp_path / "made-up", seeds=(0, 1), size=24)
-    failed, interrupted, newer, *others = sorted((study / "runs").iterdir())
-    record = json.loads((failed / "run.json").read_text())
-    (failed / "run.json").write_text(json.dumps(record | {"status": "failed", "error": "no luck"}))
-    (interrupted / "run.json").unlink()
-    archive.pack(study)
-    assert not list(study.glob(".*"))
-    for run in (failed, interrupted, *others):
-        shutil.rmtree(run)
-    (newer / "run.json").write_text("newer")
-    archive.unpack(study)
-    assert sorted((study / "runs").iterdir()) == [newer, *others]
-    assert (newer / "run.json").read_text() == "newer"
-
-
-def test_packing_loses_no_run_that_was_not_unpacked(archive, tmp_path):
-    study = make_study(tmp_path / "made-up", seeds=(0,), size=24)
-    before = archive.pack(study).read_bytes()
-    shutil.rmtree(next((study / "runs").iterdir()))
-    with pytest.raises(SystemExit, match="has 1 runs that are not in .*; unpack it first"):
-        archive.pack(study)
-    assert (study / archive.ARCHIVE).read_bytes() == before
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["classification", "cuts", "families", "five-slices", "price", "stress"])
 def test_the_archives_of_the_repository_hold_every_run_of_their_summaries(archive, name, tmp_path):

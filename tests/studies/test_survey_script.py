@@ -27,16 +27,6 @@ def script():
         yield module
 
 
-def test_only_weights_that_are_there_are_surveyed(script, tmp_path):
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "vgg16_features.safetensors").write_bytes(b"")
-    found = {network.name: network for network in script.find_networks(tmp_path, tmp_path)}
-    assert found["MobileNetV1"].weights is None
-    assert found["VGG16"].weights.endswith("vgg16_features.safetensors")
-    assert found["EfficientNet-Lite0"].weights == "imagenet"
-    assert script.find_networks(None, tmp_path)[-1].weights is None
-
-
 @pytest.mark.slow
 def test_the_weights_of_the_tracker_fit_torchvision(script, tmp_path, monkeypatch):
     """A package laid out as the real one, with random weights under other names."""

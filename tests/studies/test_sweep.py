@@ -1,15 +1,9 @@
 """The sweep over every network of every library: a sample of it, and what it does with the worst."""
 
-import importlib
-import os
-import signal
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
-from forking import LIBRARIES
 from planted import Wired
 from torch import nn
 
@@ -145,91 +139,18 @@ def test_the_list_names_every_network_once(networks):
     assert known < networks.keys()
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_images_are_small_where_the_network_can_be_built_for_them():
-    spec, sketch = sweep_checks._smallest("timm:vit_tiny_patch16_224")
-    assert spec == "timm:vit_tiny_patch16_224?img_size=64"
-    assert all(parameter.is_meta for parameter in sketch.parameters())
-
-
-def test_colours_are_unequal_and_zeros_alive():
-    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
-    network.gamma = nn.Parameter(torch.full((4,), 1e-5))
-    nn.init.ones_(network[0].weight)
-    nn.init.zeros_(network[2].weight)
-    sweep_checks.unequal(network)
-    assert network[0].weight[0].flatten().tolist() == pytest.approx([0.5, 2.0, 0.2])
-    assert network[1].running_mean.abs().min() > 0
-    assert network[2].weight.abs().min() > 0
-    assert network.gamma.unique().tolist() == [1.0]
-
-
 # The processes.
 
 
-CHECKS = """
-import os, time
-
-def answer(pipe, network, way):
-    if network.name == "crash":
-        os._exit(7)
-    if network.name == "hang":
-        time.sleep(60)
-    row = network._asdict() | {"checked": "network", "outcome_3": "ok", "outcome_5": "ok"}
-    pipe.send(row | {"note_5": way, "gray_error_3": 1e-7})
-"""
-
-
-@pytest.fixture
-def small_sweep(tmp_path, monkeypatch):
-    """A sweep whose networks do as they are called."""
-    (tmp_path / "pretended_checks.py").write_text(CHECKS)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.syspath_prepend(STUDIES)
-    monkeypatch.setattr(sweep, "answer", importlib.import_module("pretended_checks").answer)
-    monkeypatch.setattr(sweep, "PRELOADED", LIBRARIES)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    names = [("a", "crash"), ("a", "good"), ("b", "hang"), ("b", "better"), ("b", "best")]
-    listed = [sweep.Network(library, name, f"{library}:{name}") for library, name in names]
-    monkeypatch.setattr(sweep, "all_networks", lambda: listed)
-    path = tmp_path / "results.csv"
-
-    def run(*arguments):
-        sweep.main(["--results", str(path), "--timeout", "2", "--jobs", "2", *arguments])
-        return {row["name"]: row for row in sweep.read_rows(path)}
-
-    yield run
-    del sys.modules["pretended_checks"]
-
-
 @pytest.mark.slow
-def test_crash_and_hang_are_rows_and_the_rest_goes_on(small_sweep, capsys):
-    rows = small_sweep("--way", "twin")
-    assert rows["crash"]["error_3"] == "crashed the process (exit status 7)"
-    assert rows["hang"]["error_5"] == "took longer than 2 seconds"
-    assert {name for name, row in rows.items() if row["outcome_3"] == "ok"} == {"good", "better", "best"}
-    assert [rows["good"][name] for name in ("note_5", "gray_error_3", "error_3")] == ["twin", "1e-07", ""]
-    assert "[5/5" in capsys.readouterr().out
-    assert len(small_sweep()) == 5
-    assert capsys.readouterr().out == ""  # nothing is checked again, unless it failed
-    assert len(small_sweep("--retry", "--only", "a:*")) == 5
-    assert "[1/1" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_ctrl_c_blames_no_network_and_leaves_no_process(small_sweep, tmp_path, monkeypatch):
-    said = sweep._said
-
-    def interrupted(row):
-        os.kill(os.getpid(), signal.SIGINT)
-        return said(row)
-
-    monkeypatch.setattr(sweep, "_said", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        small_sweep("--only", "b:*", "--timeout", "60")  # of which one hangs
-    (row,) = sweep.read_rows(tmp_path / "results.csv")
-    assert (row["name"] in ("better", "best"), row["outcome_3"]) == (True, "ok")
-    assert sweep.active_children() == []
+def test_what_kills_a_process_or_takes_too_long_is_a_row(networks, monkeypatch, tmp_path):
+    network = networks["timm:test_vit"]
+    row = sweep.check(network, "twin", 120)
+    assert (row["name"], row["outcome_3"]) == ("test_vit", "no place")
+    assert sweep.check(network, "twin", 0.1)["error_5"] == "took longer than 0.1 seconds"
+    (tmp_path / "checks.py").write_text("import os\nos._exit(7)\n")
+    monkeypatch.setattr(sweep, "CHECKS", tmp_path / "checks.py")
+    assert sweep.check(network, "twin", 120)["error_3"] == "crashed the process (exit status 7)"
 
 
 @pytest.mark.parametrize("path", sweep.RESULTS.values(), ids=lambda path: path.name)

@@ -12,6 +12,9 @@ from tiny_training import PAIR, start, study_options
 
 import evenslice
 from evenslice import load_network
+from evenslice.report.audit_tables import SHARES
+from evenslice.report.study_tables import statistics_groups
+from evenslice.results import StudyResults
 
 ARMS = [
     {"name": "fair", "network_of": "pretrained", "symmetrize": "output"},
@@ -142,6 +145,25 @@ def test_a_derived_run_of_a_failed_run_fails_and_says_why(plain, tmp_path, monke
     why = "its network is that of pretrained, whose run blobs-tiny-pretrained-0-0-"
     assert errors["fair"].startswith(why)
     assert errors["fair"].endswith("failed (RuntimeError: stopped here)")
+
+
+def test_an_arm_of_one_slice_stands_beside_those_of_three(plain, tmp_path):
+    """Its only share is that of the middle slice; it has no pairs, no neighbours to lose, and a difference in Dice."""
+    arms = [ARMS[1], {"name": "one slice", "slices": 1}]
+    summary = evenslice.study({**plain, "arms": arms}, tmp_path / "out")
+    assert summary["failed"] == []
+    with (tmp_path / "out" / "results.csv").open(newline="") as file:
+        three, one = csv.DictReader(file)
+    assert [one[f"share_{k}"] for k in (-1, 0, 1)] == ["", "1.0", ""]
+    assert "" not in {three[f"share_{k}"] for k in (-1, 0, 1)}
+    assert (one["largest_bias"], one["stress_both"]) == ("", "")
+    found = StudyResults.load(tmp_path / "out")
+    assert found.comparisons[0].arms[1].differences["dice"].estimate == pytest.approx(
+        float(one["dice"]) - float(three["dice"])
+    )
+    groups = {group.title: group for group in statistics_groups(found, found.comparisons[0])}
+    shares = {row.label: row.cells[1] for row in groups[SHARES[0]].rows}
+    assert [*shares.values()] == ["\N{EN DASH}", "1.000", "\N{EN DASH}"]
 
 
 def test_workers_begin_a_derived_run_when_its_base_is_done(tiny_inputs, tmp_path):

@@ -311,16 +311,6 @@ SAME = {"strategy": "mirror", "tie": "mirror"}
     [
         ({"data": {"train": [{"image": "no.npy", "labels": "no.npy"}]}}, VolumeError, r"no\.npy"),
         (
-            {"training": {"patience": 3}, "data": {"validation_fraction": 0}},
-            ConfigError,
-            "training.patience: 3: there",
-        ),
-        (
-            {"arms": [{"name": "pretrained", "strategy": "unifrom"}]},
-            ConfigError,
-            "arms: 'pretrained': model.strategy",
-        ),
-        (
             {"arms": [{"name": "pretrained", "weights": "nosuch.pt"}]},
             ConfigError,
             "nosuch.pt: no such weights file",

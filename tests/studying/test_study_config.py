@@ -52,6 +52,11 @@ def test_options_of_arms_are_those_of_their_runs():
     )
     runs = planned(arms=[BASE, lossy, complete], augmentation={"missing_slices": 0.1})
     assert [run.config.augmentation.missing_slices for run in runs] == [0.1, 0.2, 0.0]
+    alone, longer = {"name": "alone", "slices": 1}, {"name": "longer", "steps": 1.5}
+    runs = planned(arms=[BASE, alone, longer])
+    assert [run.config.model.slices for run in runs] == [3, 1, 3]
+    steps = [run.config.training.steps for run in runs]
+    assert steps == [steps[0], steps[0], round(1.5 * steps[0])]
     random = {"name": "random", "strategy": "random", "seeds": [4]}
     config = configured(seeds=[3, 4, 5], arms=[FAIR, {**BASE, "seeds": [4, 5]}, TRAINED_SO, random])
     runs = plan_runs(config)
@@ -174,13 +179,7 @@ HALF = {"seeds": [3, 4], "arms": [FAIR, {**BASE, "seeds": [3]}, {**TRAINED_SO, "
     ("change", "message"),
     [
         ({"arms": [{"name": "uniform"}]}, "baseline: 'pretrained': no arm has this name; the arms are"),
-        ({"audit": {"method": "gradeint"}}, "audit.method: 'gradeint': did you mean 'gradient'"),
         ({"seeds": [0, 2**33]}, "seeds: .*from 0 to 4294967295"),
-        # A wrong option for all data sets is said of itself alone.
-        (
-            {"training": {"stepz": 4}},
-            r"^training.stepz: no such option; did you mean 'steps'\? known: [^;]*$",
-        ),
         ({"training": {"devices": 2}}, "^training: {'devices': 2}: a run of a study uses one device; [^;]*$"),
         ({"arms": [{"name": "pretrained"}] * 2}, "arms: .*'pretrained' occurs twice"),
         ({"datasets": [WITHOUT_TEST]}, r"datasets\[0\].test: is"),
@@ -197,10 +196,8 @@ HALF = {"seeds": [3, 4], "arms": [FAIR, {**BASE, "seeds": [3]}, {**TRAINED_SO, "
         # Seeds of an arm.
         ({"arms": [BASE, {"name": "a", "seeds": [5]}]}, "a: seeds: 5 is not one of the study's seeds"),
         (HALF, r"trained so has none of its seeds \(3\), so they cannot be compared"),
-        ({**HALF, "baseline": "trained so"}, r"fair has none of its seeds \(4\)"),
         # A primary comparison.
         ({"primary": {"arm": "fare"}}, "arm: did you mean 'fair'"),
-        ({"primary": {"arm": "fair", "architecture": "tin"}}, "architecture: did you mean 'tiny'"),
     ],
 )
 def test_a_wrong_option_is_refused(tmp_path, change, message):

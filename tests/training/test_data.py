@@ -154,12 +154,6 @@ SHORT = np.zeros((39, 24, 32), np.uint8)
         ),
         (labels_with(LAST, 0), {"test": [changed(30, 40)]}, {}, r"^data.test\[0\]: contains no class but 0"),
         (
-            labels_with(LAST, 9),
-            {"test": [changed(30, 40)]},
-            {"ignore_label": 9},
-            r"test\[0\]: contains no class but 0",
-        ),
-        (
             lambda folder: np.save(folder / "changed.npy", SHORT),
             {"test": [changed(31, 40)]},
             {},

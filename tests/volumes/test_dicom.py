@@ -232,9 +232,7 @@ def test_files_without_an_image_or_cut_short(tmp_path):
         ({"Rows": 65535, "Columns": 65535, "BitsAllocated": 32}, "17,179,344,900 bytes"),
         ({"Rows": 30000, "Columns": 30000}, "is truncated"),
         ({"NumberOfFrames": 2_000_000_000}, "is truncated"),
-        ({"NumberOfFrames": 2_000}, "is truncated"),
         ({"Rows": 0}, "empty axis"),
-        ({"BitsAllocated": 12}, "cannot be read as DICOM"),
     ],
 )
 def test_claims_that_nothing_stands_behind(tmp_path, changes, pattern):

@@ -4,7 +4,6 @@ import json
 import math
 
 import h5py
-import nibabel
 import numpy as np
 import pytest
 import torch
@@ -53,11 +52,6 @@ def test_labels_in_an_hdf5_file(info, tmp_path):
     assert f"0: {1 - share:.2%}, 1: {share:.2%}" in text
     assert "not stated" in text  # the spacing
     assert "data set /labels" in text
-
-
-def test_a_spacing_without_a_unit(info, tmp_path):
-    nibabel.save(nibabel.Nifti1Image(STACK.T, np.diag([0.5, 0.7, 3, 1])), tmp_path / "a.nii")
-    assert "3 x 0.7 x 0.5 (no unit) (z, y, x)" in info(tmp_path / "a.nii")
 
 
 def test_several_series(command, described, tmp_path):

@@ -283,20 +283,14 @@ def test_claims_that_nothing_stands_behind(tmp_path, compressed):
 @pytest.mark.parametrize(
     ("writer", "changes", "pattern"),
     [
-        (mha, {"NDims": "9"}, "9 axes"),
         (mha, {"DimSize": "32 40 -6"}, "impossible shape"),
         (mha, {"ElementType": "MET_OTHER"}, "'other'"),
-        (mha, {"ElementType": None}, "ElementType"),
         (mha, {"BinaryData": "False"}, "stored as text"),
-        (mha, {"ElementSpacing": "1 2"}, ""),
         (mha, {"NDims": "2", "DimSize": "32 40"}, "is 2-D"),
-        (nrrd, {"dimension": "4"}, "4 axes"),
-        (nrrd, {"sizes": "a b c"}, ""),
         (nrrd, {"type": "block"}, "'block'"),
         (nrrd, {"encoding": "hex"}, "'hex'"),
         (nrrd, {"line_skip": "3"}, "lines of text"),
         (nrrd, {"byte_skip": "-1", "encoding": "gzip"}, "byte -1"),
-        (nrrd, {"byte_skip": "99"}, "is truncated"),
         (nrrd, {"sizes": "0 40 6"}, "has an empty axis"),
     ],
 )

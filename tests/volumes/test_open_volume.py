@@ -1,12 +1,10 @@
 """Each format, written by its own library: values, order of axes, spacing, unit, metadata."""
 
 import gzip
-from pathlib import Path
 
 import h5py
 import nibabel as nib
 import numpy as np
-import psutil
 import pytest
 import tifffile
 import zarr
@@ -128,14 +126,6 @@ def test_colour_tiff_selects_a_sample(tmp_path, axis, options):
     assert same(open_volume(path, select={"s": 2}), STACK + 2)
 
 
-def test_the_file_of_a_tiff_volume_is_closed_after_each_read(tmp_path):
-    tifffile.imwrite(tmp_path / "stack.tif", STACK, tile=(16, 32), compression="zlib")
-    volume = open_volume(tmp_path / "stack.tif")
-    assert volume.chunks == (1, 16, 32)
-    volume[2]
-    assert "stack.tif" not in [Path(file.path).name for file in psutil.Process().open_files()]
-
-
 # NIfTI
 
 
@@ -231,18 +221,6 @@ def test_axes_and_selection(tmp_path):
     np.save(path, STACK[None, :, :, :, None])
     assert same(open_volume(path), STACK)  # singletons need no selection
     assert same(open_volume(STACK[None], axes="czyx"), STACK)
-
-
-@pytest.mark.parametrize(
-    ("options", "shown"),
-    [
-        ({}, "Volume '<array>' 6 x 40 x 32 uint16"),
-        ({"spacing": (50, 4, 4.5), "unit": "nm"}, "Volume '<array>' 6 x 40 x 32 uint16, 50 x 4 x 4.5 nm"),
-        ({"spacing": (1, 1, 1)}, "Volume '<array>' 6 x 40 x 32 uint16, 1 x 1 x 1 (no unit)"),
-    ],
-)
-def test_a_volume_is_shown_in_one_short_line(options, shown):
-    assert repr(open_volume(STACK, **options)) == shown
 
 
 def test_array_in_memory():

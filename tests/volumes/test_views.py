@@ -227,29 +227,6 @@ def test_segment_writes_a_region_in_the_order_of_the_file(file, tmp_path, plane,
         assert np.allclose(labels.affine, open_volume(file, region=REGION).affine)
 
 
-def test_probabilities_are_written_in_the_order_of_the_file(file, tmp_path):
-    volume = open_volume(file, plane="x")
-    out = tmp_path / "probabilities.npy"
-    last = segment(Bright(), volume, out, reading=Reading(intensity=(0, 200)), probabilities=True)
-    assert last.shape == STACK.shape
-    assert np.array_equal(np.load(out)[1] > 0.5, np.transpose(bright_before(volume), (1, 2, 0)))
-
-
-def test_an_interrupted_segmentation_goes_on_in_the_same_plane_alone(tmp_path, monkeypatch):
-    cubes = {plane: open_volume(STACK[:6, :6, :6], plane=plane) for plane in "yx"}
-    reading = Reading(intensity=(0, 200))
-
-    def stop(*_, **__):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("evenslice.inference.segmentation._write", stop)
-        segment(Bright(), cubes["y"], tmp_path / "out.npy", reading=reading)
-    with pytest.raises(evenslice.OutputError, match="unfinished segmentation"):
-        segment(Bright(), cubes["x"], tmp_path / "out.npy", reading=reading)
-    segment(Bright(), cubes["y"], tmp_path / "out.npy", reading=reading)
-
-
 @pytest.mark.slow
 def test_an_audit_and_an_evaluation_along_another_axis():
     after = nn.Conv2d(3, 1, 1, bias=False)

@@ -271,19 +271,6 @@ def test_options_that_do_not_apply(tmp_path, options, pattern):
         fails(volume, pattern, ConfigError, **options)
 
 
-@pytest.mark.parametrize(
-    ("select", "pattern"),
-    [
-        ({"t": 2}, r"select=\{'t': 2\}: axis t has 0 to 1"),
-        ({"t": -1}, "axis t has 0 to 1"),
-        ({"q": 0}, "known: c, t"),
-        ({"t": 0, "c": 1}, "axis c has 0 to 0"),
-    ],
-)
-def test_selections_that_do_not_fit(select, pattern):
-    fails(np.zeros((2, 1, 6, 5, 4)), pattern, ConfigError, axes="tczyx", select=select)
-
-
 # What the user sees
 
 

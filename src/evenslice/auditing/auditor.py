@@ -68,8 +68,8 @@ from evenslice.volumes import (
     fingerprint,
     modified,
     open_labels,
-    open_several,
     open_volume,
+    open_volumes,
     read_in_runs,
     refuse_repeated,
 )
@@ -221,7 +221,7 @@ def audit(
     target = parse_target(str(target))
     segmenter = as_segmenter(model, slices, labelled=labels is not None)
     model, slices, reading = segmenter.network, segmenter.slices, reading or segmenter.reading
-    volumes, readings = open_several(volume, reading)
+    volumes, readings = open_volumes(volume, reading)
     read = readings[0]
     if labels is None:
         read.labels.refuse()
@@ -428,7 +428,7 @@ class Found:
 
 def check_first(sample: WindowSample, explainer: Explainer) -> None:
     """Check that the network answers a window in the same way whatever stands beside it, on two of the sample."""
-    windows = torch.from_numpy(sample.read(sample.places(0, min(2, sample.limit))).windows)
+    windows = torch.from_numpy(sample.read(sample.positions(0, min(2, sample.limit))).windows)
     if len(windows) == 1:
         windows = torch.cat([windows, windows.flip(1)])
     network = explainer.network
@@ -531,7 +531,7 @@ def picture_windows(sample: WindowSample, explainer: Explainer, asked_for: Seque
     network, grid = explainer.network, sample.grids[0]
     # Of large windows, one: a byte and a float32 for each voxel.
     most = EXAMPLES if 5 * EXAMPLES * grid.slices * math.prod(grid.tile) < MOST_OF_EXAMPLES else 1
-    first = sample.places(0, min(most, sample.limit))
+    first = sample.positions(0, min(most, sample.limit))
     batch = sample.read(np.concatenate([np.reshape(asked_for, (-1, 4)).astype(np.int64), first]))
     windows, labels = _on_device(batch, network.device)
     score = Score(network, replace(explainer.explained, margin=(0.0, 0.0)), labels)

@@ -124,7 +124,7 @@ def compare_outputs(
         return {**dict.fromkeys(("mirror_error", "change", "power"), unknown), "level": unknown[:, None]}
     compared = values if outputs is None else outputs
     found = {"mirror_error": _mirror_error(*compared.reshape(2, half, -1))}
-    axes = _axes_of_places(tuple(values.shape), tile if scores else None)
+    axes = _position_axes(tuple(values.shape), tile if scores else None)
     given, mirrored = as_float64(values[:half]), as_float64(values[half:])
     if axes and any(values.shape[axis] > 1 for axis in axes):
         changed, varying = given - mirrored, given - given.mean(dim=axes, keepdim=True)
@@ -138,11 +138,11 @@ def compare_outputs(
     return found | {"change": change, "power": power, "level": one}
 
 
-def _axes_of_places(shape: tuple[int, ...], tile: Sequence[int] | None) -> tuple[int, ...]:
+def _position_axes(shape: tuple[int, ...], tile: Sequence[int] | None) -> tuple[int, ...]:
     """Return the axes of an output (B, ...) along which its numbers belong to places: none, tokens, or rows and columns.
 
     Example:
-        >>> _axes_of_places((2, 1, 64, 64), (256, 256)), _axes_of_places((2, 197, 384), (256, 256))
+        >>> _position_axes((2, 1, 64, 64), (256, 256)), _position_axes((2, 197, 384), (256, 256))
         ((2, 3), (1,))
     """
     if len(shape) < 3:

@@ -92,10 +92,10 @@ class WindowSample:
         read = 0
         while read < self.limit:
             stop = min(read + size, self.next_look(read))
-            yield self.places(read, stop)
+            yield self.positions(read, stop)
             read = stop
 
-    def places(self, first: int, stop: int) -> NDArray[np.int64]:
+    def positions(self, first: int, stop: int) -> NDArray[np.int64]:
         """Return volume, z, y, x (n, 4) of some windows by their numbers in the order."""
         ends, found = list(accumulate(self.population)), []
         for number in range(first, stop):

@@ -36,7 +36,7 @@ from evenslice.auditing.auditor import audit
 from evenslice.auditing.options import Sampling
 from evenslice.inference import Compute
 from evenslice.neutralizing import current_kernels, find_strategy, load_network
-from evenslice.report import html_of, survey_csv, write_survey_report
+from evenslice.report import html_of, write_report, write_report_files
 from evenslice.results import Interval, SurveyedNetwork, SurveyResult
 from evenslice.volumes import mni152, open_volume
 
@@ -91,7 +91,7 @@ class Survey(SurveyResult):
             OutputError: the file cannot be written.
             MissingExtraError: Jinja2 or Matplotlib is not installed.
         """
-        return write_survey_report(self, path)
+        return write_report(self, path)
 
     def _repr_html_(self) -> str:  # in a notebook
         return html_of(self)
@@ -117,8 +117,7 @@ class Survey(SurveyResult):
     def write(self, folder: Path) -> None:
         """Write the files of ``save`` into an existing folder."""
         (folder / "survey.json").write_text(self.to_json(), encoding="utf-8")
-        (folder / "survey.csv").write_text(survey_csv(self), encoding="utf-8", errors="replace", newline="")
-        write_survey_report(self, folder / "report.html", figures=folder / "figures")
+        write_report_files(self, folder)
 
 
 @torch.inference_mode(mode=False)  # what is made in it can be trained, and explained

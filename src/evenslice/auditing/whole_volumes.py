@@ -30,7 +30,7 @@ from evenslice._core import (
 )
 from evenslice.inference import surface_scores
 from evenslice.networks import function_name
-from evenslice.report import html_of, write_volume_report
+from evenslice.report import html_of, write_report_files
 from evenslice.results import AxisChange, ClassChange, VolumeAuditResult
 from evenslice.volumes import Volume, open_volume
 
@@ -80,7 +80,7 @@ class VolumeAudit(VolumeAuditResult):
     def write(self, folder: Path) -> None:
         """Write the files of ``save`` into an existing folder."""
         (folder / "flip.json").write_text(self.to_json(), encoding="utf-8")
-        write_volume_report(self, folder)
+        write_report_files(self, folder)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

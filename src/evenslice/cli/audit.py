@@ -25,7 +25,7 @@ from evenslice.cli.printing import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from evenslice import Audit
 
@@ -46,12 +46,10 @@ TOLERANCES = {
         "Largest mirror mismatch E that counts as equal use.", metavar="X"
     ),
     "judged_share": options.measurement(
-        "Judge pairs that get at least this share of the saliency (of K > 2 pairs, 2/K of it).",
-        metavar="X",
+        "Judge pairs that get at least this share of the saliency (of K > 2 pairs, 2/K of it).", metavar="X"
     ),
     "judged_class": options.measurement(
-        "Judge classes that cover at least this part of the pixels, and the two largest.",
-        metavar="X",
+        "Judge classes that cover at least this part of the pixels, and the two largest.", metavar="X"
     ),
 }
 SAMPLING = {
@@ -151,9 +149,17 @@ class Required:
         ),
     ] = None
 
-    def is_missed(self, audit: "Audit") -> bool:
-        """Return whether a verdict is less than required."""
-        return self.require is not None and audit.verdict not in ENOUGH[self.require]
+    def __post_init__(self) -> None:
+        if self.require is not None:
+            check_known("require", self.require, ENOUGH)
+
+    def check(self, verdicts: "Mapping[str, str]") -> None:
+        """End with status 1 if a verdict, by name, is less than required."""
+        enough = ENOUGH.get(self.require or "", tuple(verdicts.values()))
+        missed = [f"{name} is {verdict}" for name, verdict in verdicts.items() if verdict not in enough]
+        tell(*(f"--require {self.require}: {line}" for line in missed))
+        if missed or (self.fail_on_bias and "biased" in verdicts.values()):
+            raise typer.Exit(1)
 
 
 @grouped
@@ -181,8 +187,6 @@ def audit(
     from evenslice.training import find_network
     from evenslice.volumes import refuse_without_labels
 
-    if required.require is not None:
-        check_known("require", required.require, ENOUGH)
     labels = volumes.labels
     target: Any = explained.target  # the audit reads it
     if labels is None:
@@ -227,10 +231,7 @@ def audit(
             write_results(audits, folder)
     show_audits(audits, out, json=output.json)
     _tell_missing_weights(source, audits)
-    short = [audit for audit in audits if required.is_missed(audit)]
-    tell(*(f"--require {required.require}: {audit.name} is {audit.verdict}" for audit in short))
-    if short or (required.fail_on_bias and any(audit.verdict == "biased" for audit in audits)):
-        raise typer.Exit(1)
+    required.check({audit.name: audit.verdict for audit in audits})
 
 
 def _find_function(text: str) -> "Callable[..., Any]":

@@ -12,7 +12,7 @@ from evenslice.auditing import METHODS
 from evenslice.inference import ONNX
 from evenslice.networks import build_model, normalization
 from evenslice.neutralizing import find_strategy, restore_average
-from evenslice.report import write_audit_report
+from evenslice.report import write_report_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -177,4 +177,4 @@ def write_results(audits: Sequence[Audit], folder: Path) -> None:
     for index, audit in enumerate(audits):
         slug = re.sub(r"[^a-z0-9]+", "-", audit.name.lower())[:LONGEST_SLUG].strip("-")
         audit.save(folder / ("audit.json" if index == 0 else f"audit.{index}-{slug}.json"))
-    write_audit_report(audits, folder)
+    write_report_files(audits, folder)

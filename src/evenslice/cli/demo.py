@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from evenslice.cli import options
 from evenslice.cli.options import grouped
-from evenslice.cli.printing import command_line, quiet, show, show_audits
+from evenslice.cli.printing import command_line, quiet, show_audits, show_result
 
 if TYPE_CHECKING:
     from evenslice import Audit
@@ -36,8 +36,7 @@ def demo(
     """Audit a pretrained U-Net on real MRI before and after making it fair, then train it; some four minutes, offline."""
     from evenslice._core import needs_extra, staged_folder
     from evenslice.cli.comparison import AUDITS, write_results
-    from evenslice.cli.tables import rich_table
-    from evenslice.report import AUDIT_FILES, need_report_extra, tables_of
+    from evenslice.report import AUDIT_FILES, need_report_extra
     from evenslice.results import StudyResults
 
     need_report_extra("the demonstration")  # all before minutes of audits
@@ -59,9 +58,9 @@ def demo(
         study(_configuration(out / LABELS, seed), training)
         trained = StudyResults.load(training)
         map_line = _explain(training, out / MAP)
-    show(
+    show_result(
         {"audits": [audit.to_dict() for audit in audits], "training": trained.document},
-        *map(rich_table, tables_of(trained.document)),
+        trained.document,
         f"report: {training / 'report.html'}",
         map_line,
         f"next, with your own network and file: {NEXT}",

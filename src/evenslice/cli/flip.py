@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from evenslice.cli import options
-from evenslice.cli.audit import ENOUGH, Required
+from evenslice.cli.audit import Required
 from evenslice.cli.options import grouped
-from evenslice.cli.printing import command_line, quiet, resumable, show, tell
+from evenslice.cli.printing import command_line, quiet, resumable, show_result, tell
 
 if TYPE_CHECKING:
     from evenslice import Volume
@@ -112,14 +112,10 @@ def flip(
 ) -> None:
     """Compare a program's answers to a volume and to the flipped volume; answers that exist are not computed again."""
     from evenslice import ConfigError, VolumeAudit, open_volume
-    from evenslice._core import check_known
     from evenslice.auditing import VolumeAnswers
-    from evenslice.cli.tables import rich_table
-    from evenslice.report import need_report_extra, tables_of
+    from evenslice.report import need_report_extra
     from evenslice.volumes import Destination, write_volume
 
-    if required.require is not None:
-        check_known("require", required.require, ENOUGH)
     if (asked.command is None) == (asked.answers is None):
         raise ConfigError("nothing to compare, or too much: give either --command or --answers")
     axes = compared.axis or ["z"]
@@ -146,11 +142,8 @@ def flip(
         voted = answers.vote()
         write_volume(open_volume(voted), merge, like=opened, labels=True, force=output.force)
     lines = [f"report: {out / 'report.html'}", *([] if merge is None else [f"labels: {merge}"])]
-    show(found.to_dict(), *map(rich_table, tables_of(found)), *lines, json=output.json)
-    missed = required.require is not None and found.verdict not in ENOUGH[required.require]
-    tell(*[f"--require {required.require}: {found.method} is {found.verdict}"] * missed)
-    if missed or (required.fail_on_bias and found.verdict == "biased"):
-        raise typer.Exit(1)
+    show_result(found.to_dict(), found, *lines, json=output.json)
+    required.check({found.method: found.verdict})
 
 
 def _collect(

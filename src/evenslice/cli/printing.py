@@ -171,26 +171,22 @@ def show_audits(audits: Sequence[Audit], out: Path | None, *, json: bool) -> Non
     )
 
 
-def show_survey(survey: Survey, out: Path | None, *, json: bool) -> None:
-    """Print a survey."""
+def show_result(document: object, result: object, *lines: str, json: bool) -> None:
+    """Print a result with its tables, and lines below them."""
     from evenslice.cli.tables import rich_table
     from evenslice.report import tables_of
 
-    show(survey.to_dict(), *map(rich_table, tables_of(survey)), *_report(out), json=json)
+    show(document, *map(rich_table, tables_of(result)), *lines, json=json)
+
+
+def show_survey(survey: Survey, out: Path | None, *, json: bool) -> None:
+    """Print a survey."""
+    show_result(survey.to_dict(), survey, *_report(out), json=json)
 
 
 def show_study(summary: Mapping[str, Any], out: Path, *, json: bool) -> None:
     """Print the summary of a study."""
-    from evenslice.cli.tables import rich_table
-    from evenslice.report import tables_of
-
-    show(
-        summary,
-        *map(rich_table, tables_of(summary)),
-        f"results: {out / 'results.csv'}",
-        *_report(out),
-        json=json,
-    )
+    show_result(summary, summary, f"results: {out / 'results.csv'}", *_report(out), json=json)
 
 
 def _report(out: Path | None) -> list[str]:

@@ -89,7 +89,7 @@ def report(
     from evenslice import ConfigError, Survey, load_audits
     from evenslice._core import option, staged_file, staged_folder
     from evenslice.cli.comparison import AUDITS
-    from evenslice.report import AUDIT_FILES, badge_text, write_audit_report, write_study_report
+    from evenslice.report import AUDIT_FILES, badge_text, write_report_files, write_study_report
     from evenslice.results import StudyResults
 
     if not folder.is_dir():
@@ -110,7 +110,7 @@ def report(
         audits = load_audits(folder)
         documents = (*AUDITS, *(f"*/{pattern}" for pattern in AUDITS))
         with staged_folder(folder, AUDIT_FILES, documents=documents, force=True) as staged:
-            write_audit_report(audits, staged)
+            write_report_files(audits, staged)
         if badge is not None:
             with staged_file(badge, force=True) as beside:
                 beside.write_text(badge_text(audits), encoding="utf-8")

@@ -124,8 +124,7 @@ class Measured:
     no_surfaces: Annotated[
         bool,
         options.measurement(
-            "Skip surface distances (measured in volumes of up to 67,108,864 voxels).",
-            "--no-surfaces",
+            "Skip surface distances (measured in volumes of up to 67,108,864 voxels).", "--no-surfaces"
         ),
     ] = False
     seed: options.Seed = 0

@@ -11,7 +11,7 @@ A class that the labels of a volume lack but the prediction has counts as 0; one
 is left out of the mean. So it is in ``results.stress``. The score of several
 volumes is the mean over those that have one; the mean over classes excludes class 0, the background.
 
-Every slice is read once. For the stress test, each window then goes through the network in all the ways of ``Disturbances``:
+Every slice is read once. For the stress test, each window then goes through the network in all the ways of ``StressTest``:
 each is what happens to real stacks. The middle slice, which is to be segmented, stays as it is.
 """
 
@@ -43,15 +43,8 @@ from evenslice.inference.compute import Compute
 from evenslice.inference.prediction import Predictor, class_map, even_slices
 from evenslice.inference.ready_networks import make_ready
 from evenslice.inference.segmenter import Segmenter, as_segmenter
-from evenslice.results import Stress, ratio
-from evenslice.volumes import (
-    LabelledVolume,
-    Reading,
-    fingerprint,
-    index_classes,
-    open_labels,
-    read_in_runs,
-)
+from evenslice.results import Stress, nan_mean, ratio
+from evenslice.volumes import LabelledVolume, Reading, fingerprint, index_classes, open_labels, read_in_runs
 
 if TYPE_CHECKING:
     import os
@@ -171,7 +164,7 @@ class Scores:
         }
 
     def _mean(self, name: str) -> Floats:
-        values = nan_mean([getattr(volume, name) for volume in self.volumes])
+        values = nan_mean(np.array([getattr(volume, name) for volume in self.volumes]))
         one_unit = len({volume.unit for volume in self.volumes}) == 1
         return values if one_unit or name != "hd95" else np.full_like(values, np.nan)
 
@@ -280,15 +273,8 @@ def confusion_matrix(
     return pairs.reshape(classes, classes)
 
 
-def nan_mean(rows: Sequence[ArrayLike]) -> Floats:
-    """Return the mean of each column over the rows that are not NaN; NaN where all are."""
-    values = np.array(rows, dtype=np.float64)
-    valid = ~np.isnan(values)
-    return ratio(np.where(valid, values, 0).sum(axis=0), valid.sum(axis=0))
-
-
 def _mean_class(values: Floats) -> float:
-    return float(nan_mean(values[1:, None].tolist())[0])
+    return float(nan_mean(values[1:, None])[0])
 
 
 def _objects_dict(objects: Floats) -> dict[str, Any]:
@@ -306,67 +292,19 @@ SHIFT = 8
 """Pixels by which shifted slices are translated along x; their first column is repeated."""
 
 
-@dataclass(frozen=True)
-class Disturbances:
-    """The ways in which a window of N slices is shown to a network.
+def disturbances(slices: int) -> list[tuple[str, int]]:
+    """Return the kind and the offset k of each three ways in which windows of N slices are disturbed.
 
-    Attributes:
-        slices: N = 2K + 1, at least 3.
-        seed: random seed of the noise.
-
-    Example: windows of one pixel, at offsets -1, 0 and 1, as they are, reversed, and with a missing slice.
-        >>> window = [np.full((1, 1), value, np.float32) for value in (0.2, 0.5, 0.8)]
-        >>> ways = Disturbances(3).windows(window, 0, 0)
-        >>> [[round(plane.item(), 2) for plane in next(ways)] for _ in range(5)]
-        [[0.2, 0.5, 0.8], [0.8, 0.5, 0.2], [0.5, 0.5, 0.8], [0.2, 0.5, 0.5], [0.5, 0.5, 0.5]]
-        >>> len(Disturbances(3)), Disturbances(5).kinds[:2]
-        (14, [('missing', 1), ('missing', 2)])
+    Example:
+        >>> disturbances(5)[:3]
+        [('missing', 1), ('missing', 2), ('blank', 1)]
     """
+    return [(kind, k) for kind in KINDS for k in range(1, slices // 2 + 1)]
 
-    slices: int
-    seed: int = 0
 
-    @property
-    def kinds(self) -> list[tuple[str, int]]:
-        """The kind and the offset k of each three ways after the first two."""
-        return [(kind, k) for kind in KINDS for k in range(1, self.slices // 2 + 1)]
-
-    def __len__(self) -> int:
-        """Return the number of ways."""
-        return 2 + 3 * len(self.kinds)
-
-    def windows(self, window: Sequence[Plane], volume: int, z: int) -> Iterator[list[Plane]]:
-        """Yield the window as it is, reversed, and for each of ``kinds`` with the slice at -k, that at +k, and both.
-
-        Args:
-            window: its N slices (y, x), scaled to 0..1.
-            volume: number of the volume.
-            z: the middle slice. The noise depends on the volume and z, and is the same at -k as at +k; where both are
-                noisy, that at +k is another.
-        """
-        yield list(window)
-        yield list(window[::-1])
-        middle = self.slices // 2
-        random = np.random.default_rng([self.seed, volume, z])
-        noise = [NOISE * random.standard_normal(window[middle].shape, dtype=np.float32) for _ in range(2)]
-        for kind, k in self.kinds:
-            before, after = (self._slice(kind, window, middle + side * k, noise[0]) for side in (-1, 1))
-            other = self._slice(kind, window, middle + k, noise[1])
-            for changes in ({-k: before}, {k: after}, {-k: before, k: other}):
-                yield [changes.get(place - middle, plane) for place, plane in enumerate(window)]
-
-    def _slice(self, kind: str, window: Sequence[Plane], place: int, noise: Plane) -> Plane:
-        """Return what stands in the place of a slice."""
-        plane = window[place]
-        if kind == "missing":
-            return window[self.slices // 2]
-        if kind == "blank":
-            return np.zeros_like(plane)
-        if kind == "noisy":
-            noisy: Plane = np.clip(plane + noise, 0, 1)  # as the scaling clips voxels
-            return noisy
-        shift = min(SHIFT, plane.shape[1] - 1)
-        return np.pad(plane[:, : plane.shape[1] - shift], [(0, 0), (shift, 0)], mode="edge")
+def count_ways(slices: int) -> int:
+    """Return in how many ways a window is shown: as it is, reversed, and disturbed."""
+    return 2 + 3 * len(disturbances(slices))
 
 
 MOST_SLICES = 60
@@ -398,14 +336,47 @@ class StressTest:
             raise ConfigError(
                 f"{option('slices', slices)}: such a window has no neighbours that could be disturbed"
             )
-        self.predictor, self.classes = predictor, classes
-        self.ways = Disturbances(slices, whole_number("seed", seed, least=0))
+        self.predictor, self.classes, self.slices = predictor, classes, slices
+        self.seed = whole_number("seed", seed, least=0)
         self.chosen = [set[int]() for _ in depths] if most == 0 else list(map(set, even_slices(depths, most)))
         self._rows: list[tuple[int, int, NDArray[np.int64]]] = []
 
     def windows(self, centres: Sequence[Sequence[int]]) -> int:
         """Return how many windows are predicted for the slices of each volume, some of them in all ways."""
-        return sum(map(len, centres)) + (len(self.ways) - 1) * sum(map(len, self.chosen))
+        return sum(map(len, centres)) + (count_ways(self.slices) - 1) * sum(map(len, self.chosen))
+
+    def disturb(self, window: Sequence[Plane], volume: int, z: int) -> Iterator[list[Plane]]:
+        """Yield the window as it is, reversed, and for each of ``disturbances`` with the slice at -k, that at +k, and both.
+
+        Args:
+            window: its N slices (y, x), scaled to 0..1.
+            volume: number of the volume.
+            z: the middle slice. The noise depends on the volume and z, and is the same at -k as at +k; where both are
+                noisy, that at +k is another.
+        """
+        yield list(window)
+        yield list(window[::-1])
+        middle = self.slices // 2
+        random = np.random.default_rng([self.seed, volume, z])
+        noise = [NOISE * random.standard_normal(window[middle].shape, dtype=np.float32) for _ in range(2)]
+        for kind, k in disturbances(self.slices):
+            before, after = (self._slice(kind, window, middle + side * k, noise[0]) for side in (-1, 1))
+            other = self._slice(kind, window, middle + k, noise[1])
+            for changes in ({-k: before}, {k: after}, {-k: before, k: other}):
+                yield [changes.get(place - middle, plane) for place, plane in enumerate(window)]
+
+    def _slice(self, kind: str, window: Sequence[Plane], place: int, noise: Plane) -> Plane:
+        """Return what stands in the place of a slice."""
+        plane = window[place]
+        if kind == "missing":
+            return window[self.slices // 2]
+        if kind == "blank":
+            return np.zeros_like(plane)
+        if kind == "noisy":
+            noisy: Plane = np.clip(plane + noise, 0, 1)  # as the scaling clips voxels
+            return noisy
+        shift = min(SHIFT, plane.shape[1] - 1)
+        return np.pad(plane[:, : plane.shape[1] - shift], [(0, 0), (shift, 0)], mode="edge")
 
     def answers(
         self,
@@ -431,7 +402,7 @@ class StressTest:
         """
 
         def shown(z: int, window: Sequence[Plane]) -> Iterator[Sequence[Plane]]:
-            return islice(self.ways.windows(window, number, z), None if z in self.chosen[number] else 1)
+            return islice(self.disturb(window, number, z), None if z in self.chosen[number] else 1)
 
         outputs = self.predictor.predict(volume, scaling, centres=centres, shown=shown)
         for z, group in groupby(outputs, key=itemgetter(0)):
@@ -456,7 +427,7 @@ class StressTest:
             volume,
             counts[:, 0],
             counts[:, 1],
-            self.ways.kinds,
+            disturbances(self.slices),
             reference="labels" if labelled else "intact answer",
             noise=NOISE,
             shift=SHIFT,
@@ -505,7 +476,7 @@ def measure_stress(
     if classes is None:
         classes = predictor.for_planes(volumes[0][0].shape[1:]).prepare()
     if most_windows is not None:
-        fewer = max(1, most_windows // len(Disturbances(predictor.slices)))
+        fewer = max(1, most_windows // count_ways(predictor.slices))
         most_slices = min(most_slices or fewer, fewer)
     depths = [len(volume) for volume, *_ in volumes]
     test = StressTest(predictor, classes, depths, most=most_slices, seed=seed)
@@ -645,7 +616,7 @@ def _compare(
         hd95=distances[:, 0],
         surface_dice=distances[:, 1],
         surface_dice_3=distances[:, 2],
-        objects=nan_mean(objects or [(np.nan,) * 3]),
+        objects=nan_mean(np.array(objects or [(np.nan,) * 3])),
         spacing=spacing,
         unit=volume.unit if volume.spacing else "voxel",
     )
@@ -737,38 +708,23 @@ def evaluate(
     predictor = Predictor(network, slices, reading.step, tile, compute.batch).for_planes(volume.shape[1:])
     classes = predictor.prepare()
     known = None if stored is None else values.class_volume(stored, classes)
-    if known is not None:
-        index_classes(
-            known, classes, keep=0
-        )  # so that a value of no class is found before anything is computed
+    if known is not None:  # so that a value of no class is found before anything is computed
+        index_classes(known, classes, keep=0)
     scaling = reading.fit_scaling(volume)
-    stressed_windows = min(most, len(volume)) * len(Disturbances(slices)) if stress else 0
+    stressed_windows = min(most, len(volume)) * count_ways(slices) if stress else 0
     whole = 0 if known is None else len(volume)
     predictor = predictor.with_engine(compute, volume, scaling, whole + stressed_windows)
     predictor.tell_rounding(volume, scaling, compute.progress)
-    scores: Scores | None = None
+    scores, stressed = None, None
+    options: dict[str, Any] = {"classes": classes, "seed": seed, "progress": compute.progress}
     if stored is None or known is None:
-        stressed: Stress | None = measure_stress(
-            predictor,
-            [(volume, scaling, None)],
-            classes=classes,
-            most_slices=most,
-            seed=seed,
-            progress=compute.progress,
-        )
+        stressed = measure_stress(predictor, [(volume, scaling, None)], most_slices=most, **options)
     else:
         counts = np.zeros(classes, np.int64)  # all slices are predicted: none is chosen by its classes
         background = values.background_volume(stored)
-        scores = evaluate_parts(
-            predictor,
-            [LabelledVolume(volume.path, volume, known, scaling, counts, background=background)],
-            classes=classes,
-            boundaries=values.instances is not None,
-            surfaces=surfaces,
-            stressed=most if stress else 0,
-            seed=seed,
-            progress=compute.progress,
-        )
+        part = LabelledVolume(volume.path, volume, known, scaling, counts, background=background)
+        options |= {"boundaries": values.instances is not None, "surfaces": surfaces}
+        scores = evaluate_parts(predictor, [part], stressed=most if stress else 0, **options)
         stressed = scores.stress
     return Evaluation(
         scores=scores,

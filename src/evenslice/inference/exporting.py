@@ -107,78 +107,21 @@ class ModelCard:
             object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Description:
-    """What an exported network says about itself.
+def describe(segmenter: Segmenter, card: ModelCard, audits: Sequence[AuditResult]) -> dict[str, Any]:
+    """Return what an exported network says about itself, as plain values for JSON.
 
-    Attributes:
-        task: "segmentation" if the network gives a map of classes, else "classification".
-        slices: N, the slices of a window.
-        mean: what the network subtracts from slices in 0..1; one value, or one for each slice.
-        std: what it divides them by afterwards, likewise.
-        reading: how it reads volumes and their labels.
-        crop: the size (y, x) of the windows that a classifier was trained on; None if unknown, or where any size will do.
-        record: what was done to its stem, as plain values; None if nobody neutralized it.
-        source: what it was built from, likewise; None if unknown.
-        card: see ``ModelCard``.
-        audits: what audits found, each as plain values.
-        scores: those on the test volumes of its run, by name; empty if unknown, or if the network was changed since.
-    """
-
-    task: str
-    slices: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    reading: Reading
-    crop: tuple[int, int] | None
-    record: dict[str, Any] | None
-    source: dict[str, Any] | None
-    card: ModelCard
-    audits: tuple[dict[str, Any], ...]
-    scores: dict[str, float]
-
-    @property
-    def window(self) -> str:
-        """How many slices a window has, such as "3 slices"."""
-        return "1 slice" if self.slices == 1 else f"{self.slices} slices"
-
-    @property
-    def name(self) -> str:
-        """The name of the network."""
-        return self.card.name or f"evenslice network for windows of {self.window}"
-
-    @property
-    def citations(self) -> tuple[str, ...]:
-        """What to cite."""
-        return (*self.card.cite, PAPER)
-
-    @property
-    def offsets(self) -> list[int]:
-        """The position of each slice of a window, relative to its middle, in slices of the volume."""
-        return [self.reading.step * (place - self.slices // 2) for place in range(self.slices)]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        values = asdict(self)
-        del values["reading"]
-        return {
-            "format": FORMAT,
-            "version": version("evenslice"),
-            **values,
-            **self.reading.to_plain(),
-            "percentiles": None if self.reading.intensity else list(Scaling.PERCENTILES),
-        }
-
-
-def describe(segmenter: Segmenter, card: ModelCard, audits: Sequence[AuditResult]) -> Description:
-    """Describe a network.
+    Returns:
+        ``task``, "segmentation" if the network gives a map of classes, else "classification"; ``slices``, ``mean`` and ``std``
+        of its windows; ``crop``, see ``Segmenter``; ``record``, what was done to its stem, and ``source``, what it was built
+        from, None if unknown; ``card``; what ``audits`` found; ``scores`` on the test volumes of its run, empty if unknown, or
+        if the network was changed since; and the options of its reading.
 
     Raises:
         ConfigError: an option is out of range, or contradicts the record of the network or the number of its classes; or an
             audit is of another network.
     """
     model, slices, reading = cast("nn.Module", segmenter.network), segmenter.slices, segmenter.reading
-    record = record_of(model)
+    record, source = record_of(model), segmenter.source
     if record is not None and slices != record.slices:
         raise ConfigError(
             f"{option('slices', slices)}: the network takes {record.slices}; leave {option('slices')} out"
@@ -194,20 +137,22 @@ def describe(segmenter: Segmenter, card: ModelCard, audits: Sequence[AuditResult
     reading.labels.check(max(shape[1], 2) if shape and known else None)
     if task == "segmentation":
         reading.labels.check_written()
-    source = segmenter.source
-    return Description(
-        task=task,
-        slices=slices,
-        mean=tuple(map(float, mean)),
-        std=tuple(map(float, std)),
-        reading=reading,
-        crop=segmenter.crop,
-        record=None if record is None else record.to_dict(),
-        source=None if source is None else source.to_dict() | {"weights": None},  # a path on this machine
-        card=card,
-        audits=tuple({key: item[key] for key in FINDING} for item in (audit.to_dict() for audit in audits)),
-        scores={} if record is None or segmenter.run is None else _test_scores(segmenter.run, record),
-    )
+    return {
+        "format": FORMAT,
+        "version": version("evenslice"),
+        "task": task,
+        "slices": slices,
+        "mean": tuple(map(float, mean)),
+        "std": tuple(map(float, std)),
+        "crop": segmenter.crop,
+        "record": None if record is None else record.to_dict(),
+        "source": None if source is None else source.to_dict() | {"weights": None},  # a path on this machine
+        "card": asdict(card),
+        "audits": [{key: item[key] for key in FINDING} for item in (audit.to_dict() for audit in audits)],
+        "scores": {} if record is None or segmenter.run is None else _test_scores(segmenter.run, record),
+        **reading.to_plain(),
+        "percentiles": None if reading.intensity else list(Scaling.PERCENTILES),
+    }
 
 
 def _test_scores(run: Path, record: Record) -> dict[str, float]:
@@ -260,10 +205,7 @@ def _output_shape(model: nn.Module, slices: int, size: tuple[int, int] | None) -
     side = -(-TRIED // multiple) * multiple
     windows = trial_windows(slices, only or size or (side, side))
     network = frozen_copy(model).cpu()
-    with (
-        suppress(Exception),
-        torch.no_grad(),
-    ):  # a network may raise anything, and some need no logits to be saved
+    with suppress(Exception), torch.no_grad():  # it may raise anything, and some need no logits to be saved
         return tuple(logits(network(windows)).shape)
     return None
 
@@ -272,19 +214,8 @@ README = "README.md"
 HUGGINGFACE_FILES = ("model.safetensors", "config.json", README)
 
 
-def _readme(description: Description, to: str) -> str:
-    """Return the README in Markdown."""
-    default, stated = Reading().to_plain(), description.reading.to_plain()
-    return _rendered(
-        "model_card.md",
-        card=description,
-        to=to,
-        offsets=[f"{offset:+d}" if offset else "0" for offset in description.offsets],
-        reading={name: value for name, value in stated.items() if value != default[name]},
-    )
-
-
-def _rendered(template: str, **values: Any) -> str:
+def _rendered(template: str, stated: dict[str, Any], **values: Any) -> str:
+    """Fill a template with what a network says about itself."""
     with needs_extra("export", "writing a model card"):
         import jinja2
     environment = jinja2.Environment(  # noqa: S701  # "plain" and "tojson" escape what comes from others
@@ -292,7 +223,16 @@ def _rendered(template: str, **values: Any) -> str:
     )
     environment.filters["plain"] = _plain
     text = Path(__file__).with_name(f"{template}.jinja").read_text(encoding="utf-8")
-    return environment.from_string(text).render(**values)
+    slices, default = stated["slices"], Reading().to_plain()
+    window = "1 slice" if slices == 1 else f"{slices} slices"
+    return environment.from_string(text).render(
+        **stated | values,
+        window=window,
+        name=stated["card"]["name"] or f"evenslice network for windows of {window}",
+        citations=(*stated["card"]["cite"], PAPER),
+        offsets=[stated["step"] * (place - slices // 2) for place in range(slices)],
+        reading={name: stated[name] for name, value in default.items() if stated[name] != value},
+    )
 
 
 def _plain(text: object) -> str:
@@ -306,45 +246,24 @@ def _plain(text: object) -> str:
 
 
 def write_huggingface(
-    model: nn.Module, folder: Path, description: Description, source: ModelSource | None
+    model: nn.Module, folder: Path, stated: dict[str, Any], source: ModelSource | None
 ) -> None:
     """Write the files of a model into an existing folder; ``load_network`` reads them.
 
     Raises:
         ModelError: the network has no record of ``neutralize``.
-        MissingExtraError: huggingface_hub is not installed.
     """
-    header = _header(description)
     if source is not None:
         source = replace(source, weights=Path(source.weights).name)  # without folders of this machine
     save_network(model, folder / "model.safetensors", source=source)
-    values = description.to_dict()
-    record, built = values["record"] or {}, values["source"] or {}
+    record, built = stated["record"] or {}, stated["source"] or {}
     first = {  # what people look for first
         "library_name": METADATA_KEY,
         **{name: built.get(name) for name in ("spec", "classes")},
         **{name: record.get(name) for name in ("strategy", "symmetrized")},
     }
-    (folder / "config.json").write_text(json_text(first | values), encoding="utf-8")
-    text = f"---\n{header}\n---\n\n{_readme(description, 'huggingface')}"
-    (folder / README).write_text(text, encoding="utf-8")
-
-
-def _header(description: Description) -> str:
-    """Return the metadata of the model card as YAML."""
-    with needs_extra("export", "writing a model card"):
-        from huggingface_hub import ModelCardData
-
-    card = description.card
-    data = ModelCardData(
-        license=card.license and card.license.strip().lower(),
-        library_name=METADATA_KEY,
-        tags=[METADATA_KEY, "2.5d", "volumes", f"image-{description.task}"],
-        pipeline_tag=f"image-{description.task}",
-        model_name=card.name,
-        authors=list(card.authors) or None,
-    )
-    return data.to_yaml()
+    (folder / "config.json").write_text(json_text(first | stated), encoding="utf-8")
+    (folder / README).write_text(_rendered("model_card.md", stated, to="huggingface"), encoding="utf-8")
 
 
 WEIGHTS, TEST_INPUT, TEST_OUTPUT = "weights.onnx", "test_input.npy", "test_output.npy"
@@ -352,7 +271,7 @@ BIOIMAGEIO_FILES = ("rdf.yaml", README, WEIGHTS, TEST_INPUT, TEST_OUTPUT)
 
 
 def write_bioimageio(
-    model: nn.Module, folder: Path, description: Description, tile: tuple[int, int] | None
+    model: nn.Module, folder: Path, stated: dict[str, Any], tile: tuple[int, int] | None
 ) -> WrittenOnnx:
     """Write a model for bioimage.io into an existing folder; its description is validated.
 
@@ -363,48 +282,48 @@ def write_bioimageio(
     """
     with needs_extra("export", "writing a model for bioimage.io"):
         import bioimageio.spec  # noqa: F401
-    written = write_onnx(model, folder / WEIGHTS, description.to_dict(), scaled=False, tile=tile)
-    low, high = description.reading.intensity or (0.0, 255.0)
-    noise = np.random.default_rng(0).random((1, description.slices, *written.window))
+    written = write_onnx(model, folder / WEIGHTS, stated, scaled=False, tile=tile)
+    low, high = stated["intensity"] or (0.0, 255.0)
+    noise = np.random.default_rng(0).random((1, stated["slices"], *written.window))
     voxels = (low + (high - low) * noise).astype(np.float32)
     np.save(folder / TEST_INPUT, voxels)
-    (output,) = open_session(folder / WEIGHTS).run(None, {INPUT: _preprocessed(voxels, description)})
+    (output,) = open_session(folder / WEIGHTS).run(None, {INPUT: _preprocessed(voxels, stated)})
     if output.ndim != 4:
         raise ModelError(
             f"the network {type(model).__name__} returns an output of shape {output.shape}; bioimage.io needs a map "
             f"(batch, classes, y, x): export it with {option('to', 'onnx')}"
         )
     np.save(folder / TEST_OUTPUT, output)
-    (folder / README).write_text(_readme(description, "bioimageio"), encoding="utf-8")
-    document = _validated(_document(description, written, output.shape[1]), folder)
+    (folder / README).write_text(_rendered("model_card.md", stated, to="bioimageio"), encoding="utf-8")
+    document = _validated(_document(stated, written, output.shape[1]), folder)
     (folder / "rdf.yaml").write_text(json_text(document), encoding="utf-8")  # JSON is YAML
     return written
 
 
-def _preprocessed(voxels: NDArray[np.float32], description: Description) -> NDArray[np.float32]:
+def _preprocessed(voxels: NDArray[np.float32], stated: dict[str, Any]) -> NDArray[np.float32]:
     """Compute what ``preprocessing`` of the description says."""
-    low, high = description.reading.intensity or np.percentile(voxels, Scaling.PERCENTILES).tolist()
-    mean, std = (by_slice(values).numpy() for values in (description.mean, description.std))
+    low, high = stated["intensity"] or np.percentile(voxels, Scaling.PERCENTILES).tolist()
+    mean, std = (by_slice(values).numpy() for values in (stated["mean"], stated["std"]))
     return np.asarray((Scaling(low, high)(voxels) - mean) / std, np.float32)
 
 
-def _document(description: Description, written: WrittenOnnx, channels: int) -> Any:
+def _document(stated: dict[str, Any], written: WrittenOnnx, channels: int) -> Any:
     """Return the description as plain values, as ``rdf.yaml`` holds it."""
     from bioimageio.spec.model.v0_5 import ModelDescr
 
     first = 1 if channels == 1 else 0  # the class of the first channel
-    values = description.reading.labels.label_values
+    values = stated["label_values"]
     text = _rendered(
         "rdf.json",
-        card=description,
+        stated,
         written=written,
         format_version=ModelDescr.implemented_format_version,
-        cite=[_citation(text) for text in description.citations],
+        cite=[_citation(text) for text in (*stated["card"]["cite"], PAPER)],
         classes=range(first, first + channels),
         values=values if values and len(values) == first + channels else None,
         percentiles=Scaling.PERCENTILES,
     )
-    return json.loads(text) | {"config": {"evenslice": description.to_dict() | {"scaled_in_graph": False}}}
+    return json.loads(text) | {"config": {"evenslice": stated | {"scaled_in_graph": False}}}
 
 
 def _citation(text: str) -> dict[str, str]:
@@ -548,24 +467,20 @@ def export(
         raise ConfigError(
             f"{option('model')}: a function, such as an ONNX file, cannot be exported; give the network that it came from"
         )
-    description = describe(replace(segmenter, source=source, crop=crop), card or ModelCard(), audits)
+    stated = describe(replace(segmenter, source=source, crop=crop), card or ModelCard(), audits)
     files, written = FORMATS[to], None
     own = [name for name in files if name != README]  # which two formats share
     with staged_folder(out, files, documents=own, force=force) as folder:
         if to == "huggingface":
-            write_huggingface(network, folder, description, source)
+            write_huggingface(network, folder, stated, source)
         elif to == "bioimageio":
-            written = write_bioimageio(network, folder, description, tile)
+            written = write_bioimageio(network, folder, stated, tile)
         else:
-            written = write_onnx(
-                network, folder / "network.onnx", description.to_dict(), scaled=True, tile=tile
-            )
+            written = write_onnx(network, folder / "network.onnx", stated, scaled=True, tile=tile)
     return Exported(
         Path(out),
         to,
         files,
-        description.slices,
-        description.mean,
-        description.std,
+        *(stated[name] for name in ("slices", "mean", "std")),
         *((written.tile, written.multiple, written.difference) if written else (None, None, None)),
     )

@@ -425,16 +425,9 @@ def _convert(
 
 def _difference(path: Path, given: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
     """Return by how much the outputs of a file differ from those of the network, relative to the largest."""
-    session, largest = open_session(path), 0.0
-    for windows, output in zip(given, wanted, strict=True):
-        (found,) = session.run(None, {INPUT: windows.numpy()})
-        if found.shape != output.shape:
-            raise ModelError(
-                f"for windows of shape {tuple(windows.shape)} its output has the shape {found.shape}"
-            )
-        error = float(np.abs(found - output.numpy()).max()) / max(float(output.abs().max()), 1e-12)
-        largest = max(largest, error if math.isfinite(error) else math.inf)
-    return largest
+    session = open_session(path)
+    found = [session.run(None, {INPUT: windows.numpy()})[0] for windows in given]
+    return _error([output.numpy() for output in wanted], found)
 
 
 SAME_CONVOLUTIONS = ("Conv2dSame", "SameConv2d")  # timm's and our own

@@ -20,12 +20,7 @@ from torch.nn import functional
 
 from evenslice._core import ModelError, map_ahead, option, reason
 from evenslice.inference.engine import EngineNetwork, wants_engine
-from evenslice.inference.ready_networks import (
-    SMALLER,
-    BlackBox,
-    ReadyNetwork,
-    to_device,
-)
+from evenslice.inference.ready_networks import BlackBox, ReadyNetwork, to_device
 from evenslice.networks import logits, predicted_classes
 from evenslice.volumes import WindowGrid, check_tile, read_in_runs
 
@@ -119,8 +114,6 @@ GPU_BATCH_PIXELS, LARGEST_GPU_BATCH = 2**23, 64
 
 DIFFERENCE = 1e-4
 """By how much answers of OpenVINO may differ from those of PyTorch, relative to the largest."""
-
-FEWER = f"{SMALLER} or {option('batch')}"
 
 
 @dataclass(frozen=True)
@@ -439,18 +432,18 @@ def _predict_planes(
     """Return the logits (planes, classes, y, x) of planes (planes, N, y, x), which have the extent of the tiles."""
     count, _, height, width = windows.shape
     what = f"{count} windows or their outputs, of {height} x {width} pixels, do not fit"
-    with network.reporting(what, FEWER):
-        planes = to_device(windows, network.device)
+    with network.reporting(what):
+        planes = to_device(windows, network.device, network.layout)
     if len(rows.tiles) == len(columns.tiles) == 1:
         return _run(network, planes)
     total = torch.zeros((), device=network.device)
     places = product(range(len(planes)), rows.tiles, columns.tiles)
     while chunk := list(islice(places, batch)):
-        with network.reporting(what, FEWER):
+        with network.reporting(what):
             tiles = torch.stack([planes[index, :, y, x] for index, (y, _), (x, _) in chunk])
-            tiles = tiles.contiguous(memory_format=torch.channels_last)
+            tiles = tiles.contiguous(memory_format=network.layout)
         parts = _run(network, tiles)
-        with network.reporting(what, FEWER):
+        with network.reporting(what):
             if total.ndim == 0:  # only now is the number of classes known
                 total = parts.new_zeros(count, parts.shape[1], height, width)
             for (index, (y, fade_y), (x, fade_x)), part in zip(chunk, parts, strict=True):
@@ -468,5 +461,5 @@ def _run(network: Network, windows: Tensor) -> Tensor:
     )
     if len(parts) == 1:
         return parts[0]
-    with network.reporting(f"the outputs of {len(windows)} windows do not fit", FEWER):
+    with network.reporting(f"the outputs of {len(windows)} windows do not fit"):
         return torch.cat(parts)

@@ -4,6 +4,9 @@ A network becomes a frozen copy on its device, in its precision, with the input 
 windows as a NumPy array (batch, slices, y, x), float32 in 0..1, and returns an array or a tensor of outputs, batch first. It
 has no gradients, so only occlusion can explain it. What a device refuses is told in one line, and batches are as large as its
 memory allows.
+
+In evaluation mode a batch norm is a fixed scale and shift, which the convolution before it applies at no cost. Which convolution
+that is comes from a test pass, and not from a list of architectures; a second one tells that the output is the same.
 """
 
 from __future__ import annotations
@@ -13,22 +16,19 @@ import io
 import logging
 import threading
 import warnings
+import weakref
 from collections.abc import Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from evenslice._core import (
-    ConfigError,
-    EvensliceError,
-    ModelError,
-    option,
-    reason,
-)
+from evenslice._core import ConfigError, EvensliceError, ModelError, option, reason
 from evenslice.inference.compute import choose_device, choose_dtype
 from evenslice.networks import (
     final_activation,
@@ -52,8 +52,10 @@ if TYPE_CHECKING:
     from evenslice.inference.compute import Compute
 
 
-def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
-    """Copy an array to a device, images (batch, channels, y, x) in channels-last layout.
+def to_device(
+    array: NDArray[Any], device: torch.device, layout: torch.memory_format = torch.channels_last
+) -> Tensor:
+    """Copy an array to a device, images (batch, channels, y, x) in this layout.
 
     A GPU copies it from pinned memory when it comes to that, and this process goes on meanwhile.
 
@@ -61,7 +63,7 @@ def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
         >>> to_device(np.zeros((2, 3, 4, 5)), torch.device("cpu")).stride()
         (60, 1, 15, 3)
     """
-    layout = torch.channels_last if array.ndim == 4 else torch.contiguous_format
+    layout = layout if array.ndim == 4 else torch.contiguous_format
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     if device.type != "cuda":
         return tensor.to(device, memory_format=layout)
@@ -80,8 +82,7 @@ OUT_OF_MEMORY = (
 )
 DEVICE_ERRORS = ("CUDA error", "HIP error", "cuDNN error")
 
-SMALLER = f"choose a smaller {option('tile')}"
-ELSEWHERE = f"end what else uses it, or choose {option('device', 'cpu')}"
+ADVICE = f"choose a smaller {option('tile')} or {option('batch')}, or end what else uses it"
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -112,16 +113,15 @@ def device_error(
         advice: what to do in that case.
 
     Example:
-        >>> print(device_error(torch.OutOfMemoryError(), what="the network does not fit", advice=SMALLER))
-        the memory of the device has run out: the network does not fit; choose a smaller tile
+        >>> print(device_error(torch.OutOfMemoryError(), what="the network does not fit", advice="end others"))
+        the memory of the device has run out: the network does not fit; end others
         >>> device_error(RuntimeError("expected 3 channels"), torch.device("cpu"))
     """
     if out_of_memory(error):
         either = ", or cuDNN cannot compute this there" if NO_ENGINE in str(error) else ""
         what = what or reason(error).rstrip(".")
         on_cpu = isinstance(error, MemoryError) or CPU_ALLOCATOR in str(error)
-        elsewhere = "or end what else uses it" if on_cpu else ELSEWHERE
-        advice = advice or f"{SMALLER} or {option('batch')}, {elsewhere}"
+        advice = advice or (ADVICE if on_cpu else f"{ADVICE}, or choose {option('device', 'cpu')}")
         return ModelError(f"the memory of the device has run out{either}: {what}; {advice}")
     failed = isinstance(error, RuntimeError) and any(part in str(error) for part in DEVICE_ERRORS)
     if device is None or not (failed or isinstance(error, torch.AcceleratorError)):
@@ -133,7 +133,7 @@ def device_error(
 
 
 @contextmanager
-def reporting_device_errors(device: torch.device, what: str, advice: str = ELSEWHERE) -> Iterator[None]:
+def reporting_device_errors(device: torch.device, what: str) -> Iterator[None]:
     """Turn what a device refuses in the block into one line, see ``device_error``.
 
     Raises:
@@ -143,7 +143,7 @@ def reporting_device_errors(device: torch.device, what: str, advice: str = ELSEW
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if refusal := device_error(error, device, what=what, advice=advice):
+        if refusal := device_error(error, device, what=what):
             raise refusal from error
         raise
 
@@ -190,7 +190,7 @@ class BatchSizes:
             try:
                 results.append(compute(part))
             except (RuntimeError, MemoryError) as error:  # the latter of a function, by NumPy
-                refusal = device_error(error, what="a single window does not fit into it", advice=SMALLER)
+                refusal = device_error(error, what="a single window does not fit into it")
                 if refusal is None:
                     raise
             else:
@@ -257,6 +257,42 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     return module.eval().requires_grad_(False).float()
 
 
+@contextmanager
+def watching_batch_norms(network: nn.Module) -> Iterator[dict[str, str]]:
+    """Note, while a network runs, which batch norm reads the output of which convolution: their names."""
+    convolutions: dict[str, str] = {}
+    last: tuple[str, Callable[[], Tensor | None]] = "", lambda: None
+
+    def note_convolution(name: str, _: nn.Module, __: Any, output: Tensor) -> None:
+        nonlocal last
+        last = name, weakref.ref(output)
+
+    def note_batch_norm(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs and inputs[0] is last[1]():
+            convolutions[name] = last[0]
+
+    hooks = []
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            hooks.append(module.register_forward_hook(partial(note_convolution, name)))
+        elif _without_batch_norm(module):
+            hooks.append(module.register_forward_pre_hook(partial(note_batch_norm, name)))
+    try:
+        yield convolutions
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _without_batch_norm(module: nn.Module) -> nn.Module | None:
+    """Return what a batch norm does beside its scale and shift; None for another module, or if hooks read its output."""
+    if module._forward_hooks or getattr(module, "running_mean", None) is None:  # noqa: SLF001
+        return None
+    if type(module).__name__ == "BatchNormAct2d":  # timm's, with the activation in it
+        return nn.Sequential(cast("nn.Module", module.drop), cast("nn.Module", module.act))
+    return nn.Identity() if type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm) else None
+
+
 FAR = 1e3
 """Windows of noise in -FAR..FAR drive a function that ends in a sigmoid to both of its ends."""
 
@@ -275,6 +311,7 @@ class ReadyModel(nn.Module):
         batches: how many windows go through it at once.
         dtype: its precision.
         engine: what runs it.
+        layout: of the windows that it reads without another copy.
         tile: the only size (y, x) of windows that it accepts; None if it accepts others.
         multiple: the number of which the size of windows must be a multiple.
     """
@@ -286,6 +323,7 @@ class ReadyModel(nn.Module):
     multiple = 32  # most networks behind functions need it
     dtype = torch.float32
     engine = "torch"
+    layout = torch.contiguous_format
 
     @property
     def device(self) -> torch.device:
@@ -300,9 +338,9 @@ class ReadyModel(nn.Module):
         """Return a window (1, slices, y, x) of noise on its device, to test it with."""
         return trial_windows(slices, tile).to(self.device)
 
-    def reporting(self, what: str, advice: str = SMALLER) -> AbstractContextManager[None]:
+    def reporting(self, what: str) -> AbstractContextManager[None]:
         """Turn what its device refuses in a block into one line, which says ``what`` does not fit if memory runs out."""
-        return reporting_device_errors(self.device, what, advice)
+        return reporting_device_errors(self.device, what)
 
     def prepare(self, slices: int, tile: tuple[int, int]) -> Any:
         """Run one test window.
@@ -363,6 +401,10 @@ def _within(output: Tensor) -> bool:
     return output.is_floating_point() and bool(((output >= 0) & (output <= 1)).all())
 
 
+TOLERANCE = 1e-4
+"""How much an output may change where batch norms are folded, relative to the largest."""
+
+
 class ReadyNetwork(ReadyModel):
     """A frozen copy of a network in evaluation mode that reads windows in 0..1; the original is left unchanged.
 
@@ -390,6 +432,7 @@ class ReadyNetwork(ReadyModel):
 
     mean: Tensor
     std: Tensor
+    layout = torch.channels_last
 
     def __init__(
         self,
@@ -480,6 +523,33 @@ class ReadyNetwork(ReadyModel):
             returned = self.module((windows - self.mean) / self.std)
             # Within autocast: the function may multiply tensors of both precisions.
             return returned if self.outputs is None else reduce_output(returned, self.outputs)
+
+    def prepare(self, slices: int, tile: tuple[int, int]) -> Any:
+        """Run one test window, see ``ReadyModel.prepare``; in float32, fold batch norms into the convolutions before them."""
+        if self.dtype != torch.float32:
+            return super().prepare(slices, tile)
+        with watching_batch_norms(self.module) as convolutions:
+            returned = super().prepare(slices, tile)
+        before: dict[str, nn.Module] = {}
+        for name, convolution in convolutions.items():
+            norm, reads = self.module.get_submodule(name), self.module.get_submodule(convolution)
+            before |= {name: norm, convolution: reads}
+            fused = fuse_conv_bn_eval(cast("nn.Conv2d", reads), cast("nn.BatchNorm2d", norm))
+            self.module.set_submodule(convolution, fused.requires_grad_(False))
+            self.module.set_submodule(name, cast("nn.Module", _without_batch_norm(norm)))
+        if before and not self._still_gives(logits(returned), slices, tile):
+            for name, module in before.items():
+                self.module.set_submodule(name, module)
+        return returned
+
+    def _still_gives(self, expected: Tensor, slices: int, tile: tuple[int, int]) -> bool:
+        """Return whether the changed network has the same output for the test window."""
+        try:
+            with torch.no_grad():
+                output = logits(self(self.trial(slices, tile)))
+        except Exception:  # noqa: BLE001  # the network may read its batch norms
+            return False
+        return bool((output - expected).abs().max() <= TOLERANCE * expected.abs().max())
 
     def _ends_in_sigmoid(self, _output: Tensor, windows: Tensor, /) -> bool:
         with torch.enable_grad():
@@ -620,15 +690,10 @@ def make_ready(
         'evenslice.inference.ready_networks:<lambda>'
     """
     WindowGrid.check(slices)
-    ready: ReadyNetwork | BlackBox
-    if isinstance(model, nn.Module):  # a network can be sent, as it can be copied
-        ready = ReadyNetwork(
-            model, slices=slices, device=compute.device, dtype=compute.dtype, outputs=outputs
-        )
-    else:
+    if not isinstance(model, nn.Module):
         compute.refuse("device", "dtype")  # a function chooses where and how to compute
-        ready = BlackBox(model, outputs=outputs)
-    return ready
+        return BlackBox(model, outputs=outputs)
+    return ReadyNetwork(model, slices=slices, device=compute.device, dtype=compute.dtype, outputs=outputs)
 
 
 @contextmanager

@@ -138,10 +138,7 @@ def working_in(root: Path, out: str | os.PathLike[str]) -> Iterator[None]:
         root.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
             root.mkdir()
-        try:
-            found = root.lstat()
-        except FileNotFoundError:  # the other process has just ended and removed it
-            raise OutputError(busy) from None
+        found = root.lstat()
     if not stat.S_ISDIR(found.st_mode) or (hasattr(os, "geteuid") and found.st_uid != os.geteuid()):
         raise OutputError(
             f"{root}: is not a folder of yours; remove it, or choose another one with {option('scratch')}"
@@ -165,6 +162,30 @@ def working_in(root: Path, out: str | os.PathLike[str]) -> Iterator[None]:
             root.rmdir()
 
 
+def plan_blocks(volume: Volume) -> list[Region]:
+    """Return all blocks of a volume, grouped by the part of the plane.
+
+    Raises:
+        VolumeError: there are too many.
+    """
+    depth, height, width = volume.shape
+    deepest = max(1, BLOCK_VOXELS // (min(height, LARGEST_REGION) * min(width, LARGEST_REGION)))
+    count = -(-depth // deepest)
+    total = count * -(-height // LARGEST_REGION) * -(-width // LARGEST_REGION)
+    if total > MOST_BLOCKS:
+        raise VolumeError(
+            f"{volume.path}: claims {volume.size:,} voxels, which are {total:,} blocks, and at most {MOST_BLOCKS:,} can be "
+            f"segmented at once; give a part ({option('region')}), or a coarser level"
+        )
+    rows, columns = (
+        [slice(start, min(start + LARGEST_REGION, length)) for start in range(0, length, LARGEST_REGION)]
+        for length in (height, width)
+    )
+    # Parts that differ by at most one, so that workers finish at about the same time.
+    parts = [slice(depth * part // count, depth * (part + 1) // count) for part in range(count)]
+    return [(z, y, x) for y, x, z in product(rows, columns, parts)]
+
+
 @dataclass(frozen=True)
 class Job:
     """Everything that a block needs; each worker gets it once.
@@ -174,6 +195,7 @@ class Job:
         identity: what tells the network from others (``describe_network``).
         values: the voxel value of each class; None for probabilities.
         root: the folder for unfinished work.
+        blocks: see ``plan_blocks``.
     """
 
     predictor: Predictor
@@ -183,47 +205,23 @@ class Job:
     classes: int
     values: tuple[int, ...] | None
     root: Path
-
-    @property
-    def staging(self) -> Path:
-        """The folder of this segmentation."""
-        return self.root / WORK
+    blocks: list[Region]
 
     @property
     def array(self) -> Path:
         """The array of labels (z, y, x), or probabilities (class, z, y, x), of the blocks done so far."""
-        return self.staging / "array.zarr"
+        return self.root / WORK / "array.zarr"
 
     @property
     def description(self) -> Path:
         """The file that says what must not change."""
-        return self.staging / "plan.json"
+        return self.root / WORK / "plan.json"
 
     @property
     def sides(self) -> tuple[int, int, int]:
         """The size of a chunk of the array."""
         _, height, width = self.volume.shape
         return 1, min(height, CHUNK), min(width, CHUNK)
-
-    @cached_property
-    def blocks(self) -> list[Region]:
-        """All blocks, grouped by the part of the plane."""
-        depth, height, width = self.volume.shape
-        deepest = max(1, BLOCK_VOXELS // (min(height, LARGEST_REGION) * min(width, LARGEST_REGION)))
-        count = -(-depth // deepest)
-        total = count * -(-height // LARGEST_REGION) * -(-width // LARGEST_REGION)
-        if total > MOST_BLOCKS:
-            raise VolumeError(
-                f"{self.volume.path}: claims {self.volume.size:,} voxels, which are {total:,} blocks, and at most "
-                f"{MOST_BLOCKS:,} can be segmented at once; give a part ({option('region')}), or a coarser level"
-            )
-        rows, columns = (
-            [slice(start, min(start + LARGEST_REGION, length)) for start in range(0, length, LARGEST_REGION)]
-            for length in (height, width)
-        )
-        # Parts that differ by at most one, so that workers finish at about the same time.
-        parts = [slice(depth * part // count, depth * (part + 1) // count) for part in range(count)]
-        return [(z, y, x) for y, x, z in product(rows, columns, parts)]
 
     def chunks(self, block: Region) -> Iterator[str]:
         """Yield the files with the voxels of a block."""
@@ -263,12 +261,10 @@ class Job:
         Raises:
             VolumeError: it has changed, or cannot be read any more.
         """
-        volume, (*_, content), stamp = (
-            copy(self.volume),
-            self.plan["volume"],
-            self.plan["modified"],
-        )  # opened anew
-        if volume.location is None or (fingerprint(volume) == content and stamp in (None, modified(volume))):
+        volume, plan = copy(self.volume), self.plan  # opened anew
+        if volume.location is None or (
+            fingerprint(volume) == plan["volume"][-1] and plan["modified"] in (None, modified(volume))
+        ):
             return
         clear(self.root)
         raise VolumeError(
@@ -353,11 +349,9 @@ def begin(job: Job, *, force: bool) -> None:
         from zarr.codecs import ZstdCodec
 
     plan = json_text(job.plan)
-    try:
+    with suppress(*UNREADABLE):  # as where a process was killed at its beginning
         if read_json(job.description) == json.loads(plan):
             return
-    except UNREADABLE:  # as where a process was killed at its beginning
-        pass
     if _is_begun(job.root) and not force:
         raise OutputError(
             f"{job.root}: holds an unfinished segmentation by another network, of another volume or with other "
@@ -365,8 +359,8 @@ def begin(job: Job, *, force: bool) -> None:
         )
     clear(job.root)
     channels = [] if job.values else [job.classes]
-    with reporting_write_errors(str(job.staging)):
-        job.staging.mkdir()
+    with reporting_write_errors(str(job.root)):
+        job.array.parent.mkdir()
         zarr.create_array(
             job.array,
             shape=(*channels, *job.volume.shape),
@@ -452,7 +446,7 @@ def _segment_blocks(blocks: Sequence[Region], job: Job) -> Iterator[Region]:
 
     def write(found: tuple[Any, NDArray[Any]]) -> None:
         place, voxels = found
-        with reporting_write_errors(str(job.staging)):
+        with reporting_write_errors(str(job.root)):
             array[place] = voxels
 
     # While a GPU computes a batch, this process compresses and writes the one before; otherwise, both need the processor.
@@ -593,19 +587,11 @@ def segment(
     values.check(classes)
     values.check_written()
     scaling = reading.fit_scaling(volume)
-    job = Job(
-        predictor=predictor,
-        identity=identity,
-        volume=volume,
-        scaling=scaling,
-        classes=classes,
-        values=None if probabilities else values.of_classes(classes),
-        root=root,
-    )
-    if job.blocks:  # which are too many of a volume that claims too much
-        predictor = predictor.with_engine(compute, volume, scaling, len(volume))
-    job = replace(job, predictor=predictor)
+    blocks = plan_blocks(volume)
+    predictor = predictor.with_engine(compute, volume, scaling, len(volume))
     predictor.tell_rounding(volume, scaling, compute.progress)
+    voxels = None if probabilities else values.of_classes(classes)
+    job = Job(predictor, identity, volume, scaling, classes, voxels, root, blocks)
     with working_in(job.root, out):
         begin(job, force=force)
         run_blocks(job, compute.workers, compute.scheduler, compute.progress)
@@ -625,9 +611,7 @@ def _write(job: Job, out: str | os.PathLike[str], *, force: bool, progress: bool
         )
     selects = [None] if job.values else [{"c": number} for number in range(job.classes)]
     channels = [open_volume(job.array, select=select) for select in selects]
-    held = HELD_BYTES // len(
-        channels
-    )  # along another axis, each slice shares its chunks with very many others
+    held = HELD_BYTES // len(channels)  # along another axis, each slice shares its chunks with many others
     turned = [open_volume(replace(channel, plane=job.volume.plane), plane="z") for channel in channels]
     turned = [read_in_runs(channel, len(channel), held) for channel in turned]
     like, total, written = open_volume(job.volume, plane="z"), job.volume.size * len(channels), 0

@@ -577,7 +577,7 @@ def csv_tables(audits: Sequence[AuditResult]) -> dict[str, str]:
     setting and a column for every audit. Undefined values are left empty.
     """
     lines = {"figures": _figure_lines, "windows": _window_lines, "run": _run_lines}
-    return {f"{name}.csv": csv_text(write(audits)) for name, write in lines.items()}
+    return {f"tables/{name}.csv": csv_text(write(audits)) for name, write in lines.items()}
 
 
 def _figure_lines(audits: Sequence[AuditResult]) -> Iterator[list[Any]]:

@@ -1,10 +1,8 @@
 """Results written as a self-contained HTML page, as figures (SVG) and as tables (CSV).
 
-    write_report(audits, "report.html")          # one page
-    write_audit_report(audits, folder)           # the page, its figures and its tables
-    write_study_report(results, "report.html")   # the page of a study, with its figures and tables beside it
-    write_survey_report(survey, "report.html")   # the page of a survey
-    write_volume_report(found, folder)           # the page of an audit of whole volumes, with its chart
+    write_report(audits, "report.html")          # one page, of audits or of a survey
+    write_report_files(found, folder)            # the page of any result, its figures and its tables
+    write_study_report(results, "report.html")   # the same for a study, in place of those of an earlier call
 
 Several audits (before and after, several strategies or methods) are shown side by side in the same figures and tables,
 each in one colour throughout. They may have different numbers of slices.
@@ -28,10 +26,14 @@ from evenslice.results import AuditResult, StressSummary, SurveyResult, VolumeAu
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
+    from typing import TypeAlias
 
+    from evenslice.report.pictures import Panel
     from evenslice.report.style import Drawing
     from evenslice.results import StudyResults
+
+    Drawn: TypeAlias = tuple[str, list[Drawing], dict[str, str]]
 
 # Versions before 0.3 wrote figures as PNG too, and more of them.
 AUDIT_FILES = (
@@ -42,7 +44,7 @@ AUDIT_FILES = (
     ),
     *(f"tables/{name}.csv" for name in ("figures", "windows", "run")),
 )
-"""Patterns of the files that ``write_audit_report`` writes, or wrote in earlier versions."""
+"""Patterns of the files that ``write_report_files`` writes of audits, or wrote in earlier versions."""
 
 STUDY_FILES = (
     *(
@@ -83,13 +85,13 @@ def html_of(result: Any) -> str:
     return study_tables.study_html(result)
 
 
-def write_report(audits: Sequence[AuditResult], path: str | os.PathLike[str]) -> Path:
-    """Write the report of one or more audits as a self-contained HTML file.
+def write_report(result: Sequence[AuditResult] | SurveyResult, path: str | os.PathLike[str]) -> Path:
+    """Write the report of one or more audits, or of a survey, as a self-contained HTML file.
 
-    The page needs no network and no other file; JavaScript is used only to step through the examples.
+    The page needs no network and no other file; JavaScript is used only to step through the examples of audits.
 
     Args:
-        audits: one or more, shown in this order.
+        result: one or more audits, shown in this order; or a survey of which at least one network was measured.
         path: the file to write; an existing file is replaced.
 
     Returns:
@@ -100,48 +102,31 @@ def write_report(audits: Sequence[AuditResult], path: str | os.PathLike[str]) ->
         OutputError: the file cannot be written.
         MissingExtraError: Jinja2 or Matplotlib is not installed.
     """
-    return _write_page(_draw_audits(audits)[0], path)
+    page = _draw(result)[0]
+    with staged_file(path, force=True) as beside:
+        beside.write_text(page, encoding="utf-8", errors="replace")
+    return Path(path)
 
 
-def write_audit_report(audits: Sequence[AuditResult], folder: Path) -> None:
-    """Write ``report.html``, ``figures`` with its charts and ``tables`` (see ``audit_tables.csv_tables``) into a folder.
+def write_report_files(
+    result: Sequence[AuditResult] | SurveyResult | VolumeAuditResult | StudyResults,
+    folder: Path,
+    name: str = "report.html",
+) -> None:
+    """Write the page of a result, ``figures`` with its charts as SVG, and its tables as CSV into an existing folder.
 
     Raises:
         ConfigError: there is no audit.
         MissingExtraError: Jinja2 or Matplotlib is not installed.
     """
-    page, charts = _draw_audits(audits)
-    _write_folder(folder, "report.html", page, charts, audit_tables.csv_tables(audits))
+    page, charts, tables = _draw(result)
+    from evenslice.report.style import settings, svg_text
 
-
-def _draw_audits(audits: Sequence[AuditResult]) -> tuple[str, list[Drawing]]:
-    """Return the page of audits, and its charts."""
-    if not audits:
-        raise ConfigError("the report needs one or more audits, got none")
-    need_report_extra("writing a report")
-    from evenslice.report.charts import audit_charts
-    from evenslice.report.pictures import image_names, window_panels
-    from evenslice.report.style import settings
-
-    script, panels = _template("audit.js"), window_panels(audits)
     with settings():
-        charts = audit_charts(audits)
-        page = _render(
-            "audit",
-            charts,
-            audits=audits,
-            found=audit_tables,
-            tables=[
-                *audit_tables.stress_tables(audits),
-                audit_tables.statistics_table(audits),
-                audit_tables.settings_table(audits),
-            ],
-            panels=panels,
-            images=image_names(panels),
-            script=script,
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
-        )
-    return page, charts
+        figures = {f"figures/{drawing.name}.svg": svg_text(drawing.figure) for drawing in charts}
+    for file, text in {name: page, **figures, **tables}.items():
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_text(text, encoding="utf-8", errors="replace", newline="")
 
 
 def write_study_report(results: StudyResults, path: str | os.PathLike[str]) -> Path:
@@ -163,100 +148,99 @@ def write_study_report(results: StudyResults, path: str | os.PathLike[str]) -> P
         MissingExtraError: Jinja2 or Matplotlib is not installed.
     """
     path = Path(path)
-    need_report_extra("the page of a study")
-    from evenslice.report.charts import study_charts
-    from evenslice.report.pictures import image_names, outlined_panels
-    from evenslice.report.style import settings
-
     patterns = (escape(path.name), *STUDY_FILES)
-    with settings(), staged_folder(path.parent, patterns, documents=("summary.json",), force=True) as beside:
-        charts, panels = study_charts(results), outlined_panels(results)
-        page = _render(
-            "study",
-            charts,
-            headline=study_tables.headline(results),
-            findings=study_tables.findings(results),
-            arms=study_tables.arm_tables(results),
-            panels=panels,
-            images=image_names(panels),
-            tables=study_tables.statistics_tables(results),
-            failed=study_tables.failed_table(results),
-            run=study_tables.settings_table(results),
-            config=results.config,
-        )
-        _write_folder(beside, path.name, page, charts, study_tables.csv_tables(results))
+    with staged_folder(path.parent, patterns, documents=("summary.json",), force=True) as beside:
+        write_report_files(results, beside, path.name)
     return path
 
 
-def write_survey_report(
-    survey: SurveyResult, path: str | os.PathLike[str], *, figures: Path | None = None
-) -> Path:
-    """Write the page of a survey as a self-contained HTML file.
-
-    The page needs no network, no other file and no JavaScript.
-
-    Args:
-        survey: the result of the survey; at least one network was measured.
-        path: the file to write; an existing file is replaced.
-        figures: a folder to make for its chart, ``balance.svg``.
-
-    Returns:
-        The path of the file.
-
-    Raises:
-        OutputError: the file cannot be written.
-        MissingExtraError: Jinja2 or Matplotlib is not installed.
-    """
-    need_report_extra("the page of a survey")
-    from evenslice.report.charts import balance_figure
+def _draw(result: Any) -> Drawn:
+    """Return the page of a result, its charts, and the texts of its tables by the names of their files."""
+    need_report_extra("writing a report")
     from evenslice.report.style import settings
 
     with settings():
-        charts = [balance_figure(survey)]
-        page = _render(
-            "survey",
-            charts,
-            headline=audit_tables.survey_headline(survey),
-            reading=audit_tables.SURVEY_READING,
-            networks=audit_tables.networks_table(survey),
-            failed=audit_tables.failed_networks_table(survey),
-            run=run_table(["Value"], [dict(flatten(asdict(survey.run)))]),
-        )
-    if figures is not None:
-        _write_figures(figures, charts)
-    return _write_page(page, path)
+        if isinstance(result, SurveyResult):
+            return _draw_survey(result)
+        if isinstance(result, VolumeAuditResult):
+            return _draw_volumes(result)
+        return _draw_audits(result) if isinstance(result, list | tuple) else _draw_study(result)
 
 
-def write_volume_report(result: VolumeAuditResult, folder: Path) -> None:
-    """Write ``report.html`` and its chart, ``figures/profile.svg``, of an audit of whole volumes into a folder.
+def _draw_audits(audits: Sequence[AuditResult]) -> Drawn:
+    from evenslice.report import charts, pictures
 
-    Raises:
-        MissingExtraError: Jinja2 or Matplotlib is not installed.
-    """
-    need_report_extra("the page of an audit of whole volumes")
-    from evenslice.report.charts import profile_figure
-    from evenslice.report.pictures import image_names, slice_panels
-    from evenslice.report.style import settings
+    if not audits:
+        raise ConfigError("the report needs one or more audits, got none")
+    script, drawings = _template("audit.js"), charts.audit_charts(audits)
+    page = _render(
+        "audit",
+        drawings,
+        pictures.window_panels(audits),
+        audits=audits,
+        found=audit_tables,
+        tables=[
+            *audit_tables.stress_tables(audits),
+            audit_tables.statistics_table(audits),
+            audit_tables.settings_table(audits),
+        ],
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+    )
+    return page, drawings, audit_tables.csv_tables(audits)
 
-    panels = slice_panels(result)
-    with settings():
-        charts = [profile_figure(result)]
-        page = _render(
-            "volumes",
-            charts,
-            result=result,
-            sentence=volume_tables.volume_sentence(result),
-            context=volume_tables.method_and_volumes(result),
-            tables=volume_tables.tables_of_volumes(result),
-            panels=panels,
-            images=image_names(panels),
-            run=run_table(
-                ["Value"],
-                [{name: text for name, text in flatten(result.to_dict()) if not name.startswith("axes")}],
-            ),
-        )
-    _write_texts(folder, {"report.html": page})
-    _write_figures(folder / "figures", charts)
+
+def _draw_study(results: StudyResults) -> Drawn:
+    from evenslice.report import charts, pictures
+
+    drawings = charts.study_charts(results)
+    page = _render(
+        "study",
+        drawings,
+        pictures.outlined_panels(results),
+        headline=study_tables.headline(results),
+        findings=study_tables.findings(results),
+        arms=study_tables.arm_tables(results),
+        tables=study_tables.statistics_tables(results),
+        failed=study_tables.failed_table(results),
+        run=study_tables.settings_table(results),
+        config=results.config,
+    )
+    return page, drawings, study_tables.csv_tables(results)
+
+
+def _draw_survey(survey: SurveyResult) -> Drawn:
+    from evenslice.report import charts
+
+    drawings = [charts.balance_figure(survey)]
+    page = _render(
+        "survey",
+        drawings,
+        headline=audit_tables.survey_headline(survey),
+        reading=audit_tables.SURVEY_READING,
+        networks=audit_tables.networks_table(survey),
+        failed=audit_tables.failed_networks_table(survey),
+        run=run_table(["Value"], [dict(flatten(asdict(survey.run)))]),
+    )
+    return page, drawings, {"survey.csv": audit_tables.survey_csv(survey)}
+
+
+def _draw_volumes(result: VolumeAuditResult) -> Drawn:
+    from evenslice.report import charts, pictures
+
+    drawings = [charts.profile_figure(result)]
+    settings = {name: text for name, text in flatten(result.to_dict()) if not name.startswith("axes")}
+    page = _render(
+        "volumes",
+        drawings,
+        pictures.slice_panels(result),
+        result=result,
+        sentence=volume_tables.volume_sentence(result),
+        context=volume_tables.method_and_volumes(result),
+        tables=volume_tables.tables_of_volumes(result),
+        run=run_table(["Value"], [settings]),
+    )
+    return page, drawings, {}
 
 
 def need_report_extra(what: str) -> None:
@@ -273,11 +257,11 @@ def need_report_extra(what: str) -> None:
             import_module(name)
 
 
-def _render(name: str, drawings: Sequence[Drawing], **values: Any) -> str:
+def _render(name: str, drawings: Sequence[Drawing], panels: Sequence[Panel] = (), **values: Any) -> str:
     """Fill a template of the package, which has a style sheet of its name; all inserted text is escaped."""
     import jinja2
 
-    from evenslice.report import style
+    from evenslice.report import pictures, style
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("evenslice.report"),
@@ -291,36 +275,11 @@ def _render(name: str, drawings: Sequence[Drawing], **values: Any) -> str:
         colour=style.colour_variable,
         tone=Table.tone,
         charts=[(drawing, style.inline_svg(drawing)) for drawing in drawings],
+        panels=panels,
+        images=pictures.image_names(panels),
         **values,
     )
 
 
 def _template(name: str) -> str:
     return (files("evenslice.report") / "templates" / name).read_text(encoding="utf-8")
-
-
-def _write_page(text: str, path: str | os.PathLike[str]) -> Path:
-    with staged_file(path, force=True) as beside:
-        beside.write_text(text, encoding="utf-8", errors="replace")
-    return Path(path)
-
-
-def _write_folder(
-    folder: Path, name: str, page: str, charts: Sequence[Drawing], tables: Mapping[str, str]
-) -> None:
-    _write_texts(folder, {name: page})
-    _write_figures(folder / "figures", charts)
-    _write_texts(folder / "tables", tables)
-
-
-def _write_figures(folder: Path, charts: Sequence[Drawing]) -> None:
-    from evenslice.report.style import settings, svg_text
-
-    with settings():
-        _write_texts(folder, {f"{drawing.name}.svg": svg_text(drawing.figure) for drawing in charts})
-
-
-def _write_texts(folder: Path, texts: Mapping[str, str]) -> None:
-    folder.mkdir(exist_ok=True)
-    for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8", errors="replace", newline="")

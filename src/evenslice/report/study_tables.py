@@ -21,6 +21,7 @@ from evenslice.report.tables import (
     html_table,
     interval,
     listed,
+    number,
     p_value,
     plain_table,
     run_table,
@@ -36,8 +37,13 @@ if TYPE_CHECKING:
     Arm = Any  # of a comparison on one data set, or over all
 
 POOLED_READING: Final = (
-    "Means over data sets have 95 % intervals from the variances within them (Welch and Satterthwaite). The p of a difference is "
-    "two-sided and adjusted by Holm's method."
+    "Means for these data sets, not for others; 95 % intervals from the variances within them (Welch and Satterthwaite){}. "
+    "The p of a difference is two-sided and adjusted by Holm's method."
+)
+CORRECTED: Final = ", corrected for the overlap of folds (Nadeau and Bengio)"
+HETEROGENEITY_READING: Final = (
+    "Mean differences on each data set. I²: the part of their scatter that chance does not explain; where it is large, the mean "
+    "over data sets stands for none of them."
 )
 PRIMARY_READING: Final = (
     "* Primary comparison, with a margin of {:g}: tested for superiority if it is not inferior, not adjusted."
@@ -126,6 +132,8 @@ def findings(results: StudyResults) -> list[str]:
     items: list[Comparison | PooledComparison] = [*shown_pooled(results.pooled), *results.comparisons]
     found = []
     for item in items[:1]:
+        several = len(getattr(item, "datasets", ()))
+        where = f" on these {several} data sets" if several > 1 else ""
         arms: list[Arm] = [arm for arm in item.arms if arm.differences]
         for arm in [arm for arm in arms if getattr(arm, "primary", False)] or arms[:MOST_FINDINGS]:
             runs = [
@@ -135,7 +143,7 @@ def findings(results: StudyResults) -> list[str]:
             tested = "too few runs to test it" if arm.outcome == "no test" else arm.outcome
             found.append(
                 f"{arm.arm}: largest pair bias {metric_text('largest_bias', arm)}, audits {audits}; {score_title(results.score)} "
-                f"{difference_text(results.score, arm, results.score)} beside {results.baseline}, {tested}."
+                f"{difference_text(results.score, arm, results.score)} beside {results.baseline}{where}, {tested}."
             )
     return found
 
@@ -161,7 +169,22 @@ def arm_tables(summary: StudySummary) -> list[Table]:
         ]
         note = _note(item, sets, summary.baseline) + interim
         tables.append(plain_table(item.title, ("arm", *columns), rows, note))
+        if isinstance(item, PooledComparison) and len(sets) > 1:
+            tables.append(_dataset_table(item, sets, summary))
     return [table for table in tables if table.rows]
+
+
+def _dataset_table(item: PooledComparison, sets: Sequence[Comparison], summary: StudySummary) -> Table:
+    """Return the differences of the main score on each data set beside their heterogeneity."""
+    rows = []
+    for pooled in item.arms:
+        alone: list[Arm] = [arm for found in sets for arm in found.arms if arm.arm == pooled.arm]
+        if len(alone) == len(sets) and pooled.differences:
+            cells = [difference_text(summary.score, arm, summary.score) for arm in alone]
+            spread = number(pooled.heterogeneity.get(summary.score, math.nan), 2)
+            rows.append(Row(pooled.arm, (spread, *cells), summary.arms.index(pooled.arm)))
+    title = f"{score_title(summary.score).capitalize()} minus {summary.baseline}, {item.architecture}"
+    return plain_table(title, ("arm", "I²", *(found.dataset for found in sets)), rows, HETEROGENEITY_READING)
 
 
 def tables_of_study(document: Mapping[str, Any]) -> list[Table]:
@@ -227,7 +250,8 @@ def _note(item: Comparison | PooledComparison, comparisons: Sequence[Comparison]
     if not any(arm.differences for arm in arms):
         sentence = f"No arm can be compared with {baseline}."
     if isinstance(item, Comparison):
-        return f"{sentence} Means over {item.unit}s, with 95 % intervals by Student's t."
+        corrected = CORRECTED if item.folds > 1 else ""
+        return f"{sentence} Means over {item.unit}s, with 95 % intervals by Student's t{corrected}."
     if item.missing:
         sentence += f" Without results so far, so nothing is tested: {listed(item.missing)}."
     few = [found.dataset for found in comparisons if len(item.datasets) > 1 and found.few_replicates]
@@ -237,7 +261,8 @@ def _note(item: Comparison | PooledComparison, comparisons: Sequence[Comparison]
             "cover in only 89 % of cases."
         )
     primary = [PRIMARY_READING.format(arm.margin) for arm in item.arms if arm.primary]
-    return " ".join([sentence, POOLED_READING, *primary])
+    corrected = CORRECTED if any(found.folds > 1 for found in comparisons) else ""
+    return " ".join([sentence, POOLED_READING.format(corrected), *primary])
 
 
 def _test(arm: Arm) -> str:
@@ -320,13 +345,13 @@ def verdicts(seen: Sequence[str]) -> str:
 
 
 def _share_group(item: Comparison) -> Group:
-    slices = max(len(arm.shares) for arm in item.arms)
+    half = max(len(arm.shares) // 2 for arm in item.arms)
+    by_arm = [
+        {index - len(arm.shares) // 2: share for index, share in enumerate(arm.shares)} for arm in item.arms
+    ]
     rows = [
-        Row(
-            f"slice {signed(index - slices // 2)}",
-            tuple(interval(arm.shares[index]) if index < len(arm.shares) else NOTHING for arm in item.arms),
-        )
-        for index in range(slices)
+        Row(f"slice {signed(offset)}", tuple(interval(shares.get(offset)) for shares in by_arm))
+        for offset in range(-half, half + 1 if any(by_arm) else -half)
     ]
     return Group(*SHARES, tuple(rows))
 
@@ -384,7 +409,8 @@ def study_html(document: Mapping[str, Any]) -> str:
 
 def csv_tables(results: StudyResults) -> dict[str, str]:
     """Return the text of each CSV file by name."""
-    return {"arms.csv": csv_text(_arm_lines(results)), "pooled.csv": csv_text(_pooled_lines(results))}
+    lines = {"arms": _arm_lines(results), "pooled": _pooled_lines(results)}
+    return {f"tables/{name}.csv": csv_text(rows) for name, rows in lines.items()}
 
 
 def _arm_lines(results: StudyResults) -> Iterator[list[Any]]:
@@ -424,3 +450,6 @@ def _pooled_lines(results: StudyResults) -> Iterator[list[Any]]:
             for name, p in tests.items():
                 if not math.isnan(p):
                     yield [*start, len(arm.compared), "p", f"{results.score}_{name}", p, None, None]
+            for name, part in arm.heterogeneity.items():
+                if not math.isnan(part):
+                    yield [*start, len(arm.compared), "heterogeneity", name, part, None, None]

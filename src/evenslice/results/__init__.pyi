@@ -19,7 +19,7 @@ from .intervals import (
 from .measurements import (
     Measurements as Measurements,
 )
-from .stress import Stress as Stress, StressSummary as StressSummary
+from .stress import Stress as Stress, StressSummary as StressSummary, nan_mean as nan_mean
 from .studies import (
     ExampleSlice as ExampleSlice,
     StudyResults as StudyResults,

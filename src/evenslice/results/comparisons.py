@@ -9,10 +9,9 @@ Fieller's interval. Every interval is clipped to the range of its quantity. Figu
 0.2 stand beside no others; see ``comparable``.
 
 Runs of one fold share their training and test data, so seeds within a fold say how much the training scatters, not how
-much the data do. With folds, a replicate is therefore the mean over the seeds of a fold; without, it is a seed. In a
-balanced design with an independent random effect of each fold, Student's t over these means is exact. Folds of one data
-set are not quite independent, as their training data overlap: intervals over them may be too narrow (Bengio and
-Grandvalet 2004; Nadeau and Bengio 2003, doi:10.1023/A:1024068626366).
+much the data do. With folds, a replicate is therefore the mean over the seeds of a fold; without, it is a seed. Folds of
+one data set are not independent, as their training data overlap: all intervals and tests over them have the correction of
+Nadeau and Bengio, see ``variance_of_mean``.
 
 A pooled mean is the mean over the data sets of their means, so each data set counts the same. The data sets are those
 of the study, not a sample of others: what varies are the replicates within each, folds or else seeds. Without a value
@@ -35,7 +34,15 @@ import numpy as np
 from scipy.special import stdtrit
 
 from evenslice.results import documents
-from evenslice.results.intervals import TAIL, UNKNOWN, Interval, PooledMean, holm, pool_means
+from evenslice.results.intervals import (
+    TAIL,
+    UNKNOWN,
+    Interval,
+    PooledMean,
+    holm,
+    pool_means,
+    variance_of_mean,
+)
 from evenslice.results.tolerances import Tolerances
 
 if TYPE_CHECKING:
@@ -51,7 +58,7 @@ if TYPE_CHECKING:
 
 
 Unit: TypeAlias = Literal["fold", "seed"]
-"""What counts as independent among the runs of an arm."""
+"""What a replicate is among the runs of an arm."""
 
 TASK_SCORES: Final = {
     "segmentation": ("dice", "iou", "hd95", "surface_dice", "adapted_rand_error", "variation_of_information"),
@@ -112,24 +119,24 @@ def run_name(run: RunRecord, *, folded: bool) -> str:
     return ", ".join([run["dataset"], run["architecture"], run["arm"], *fold, f"seed {run['seed']}"])
 
 
-def replicate_unit(runs: Iterable[RunRecord]) -> Unit:
-    """Return what counts as independent among runs on one data set: folds, if there are several, else seeds.
+def fold_count(runs: Iterable[RunRecord]) -> int:
+    """Return the number of folds of the data set of runs; 1 without folds, where seeds count as independent.
 
     Args:
         runs: each with its ``fold``, and with the number of ``folds`` of its data set where that is known: the runs of
             the other folds may have failed.
 
     Example:
-        >>> replicate_unit([{"fold": 0, "seed": 0}, {"fold": 1, "seed": 0}])
-        'fold'
-        >>> replicate_unit([{"seed": 0}, {"seed": 1}])
-        'seed'
-        >>> replicate_unit([{"fold": 0, "folds": 2, "seed": 0}, {"fold": 0, "folds": 2, "seed": 1}])
-        'fold'
+        >>> fold_count([{"fold": 0, "seed": 0}, {"fold": 1, "seed": 0}])
+        2
+        >>> fold_count([{"seed": 0}, {"seed": 1}])
+        1
+        >>> fold_count([{"fold": 0, "folds": 4, "seed": 0}, {"fold": 0, "folds": 4, "seed": 1}])
+        4
     """
     known = [*runs]
-    planned = max((run.get("folds", 1) for run in known), default=1)
-    return "fold" if planned > 1 or len(set(map(fold_of, known))) > 1 else "seed"
+    planned: list[int] = [run.get("folds", 1) for run in known]
+    return max(len(set(map(fold_of, known))), *planned, 1)
 
 
 def replicate_means(runs: Runs, values: ArrayLike, unit: Unit) -> NDArray[np.float64]:
@@ -138,7 +145,7 @@ def replicate_means(runs: Runs, values: ArrayLike, unit: Unit) -> NDArray[np.flo
     Args:
         runs: n runs, each with its ``fold`` and ``seed``.
         values: (n,) one value for each; NaN is left out.
-        unit: what counts as independent, from ``replicate_unit``.
+        unit: what a replicate is.
 
     Returns:
         One value for each fold, or seed, in the order of the runs; NaN where no run has a value.
@@ -287,6 +294,7 @@ class PooledArm(Arm):
         superior: whether it is; None where it is not tested, as non-inferiority does not hold.
         p_differs: of the two-sided test of a difference in it; NaN without a test.
         p_adjusted: the same by Holm's method, over all but the primary comparison, for which it is NaN.
+        heterogeneity: I^2 of the differences by name, see ``pool_means``; NaN where undefined.
     """
 
     datasets: tuple[str, ...]
@@ -296,6 +304,7 @@ class PooledArm(Arm):
     superior: bool | None = field(default=None, metadata={"key": "superiority/holds"})
     p_differs: float = field(default=math.nan, metadata={"key": "difference/p"})
     p_adjusted: float = field(default=math.nan, metadata={"key": "difference/p_adjusted"})
+    heterogeneity: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -307,12 +316,15 @@ class Comparison:
         architecture: name of the network.
         arms: the arms.
         unit: what its intervals say the mean is over: folds, or seeds without folds.
+        folds: the number of folds for whose overlap its intervals are corrected; 1 without, and in summaries of earlier
+            versions, whose intervals are too narrow.
     """
 
     dataset: str
     architecture: str
     arms: tuple[ArmSummary, ...]
     unit: Unit = "seed"
+    folds: int = 1
 
     @property
     def title(self) -> str:
@@ -376,14 +388,19 @@ class _Sample:
     """Runs of an arm on one data set, each beside that of the baseline with the same fold and seed if they are compared."""
 
     runs: Runs
-    unit: Unit
+    folds: int = 1
     baseline: Runs = ()
+
+    @property
+    def unit(self) -> Unit:
+        """What a replicate is among its runs."""
+        return "fold" if self.folds > 1 else "seed"
 
     def beside(self, others: Runs) -> _Sample:
         """Return the runs that the baseline has with the same fold and seed, compared with those."""
         known = {(fold_of(run), run["seed"]): run for run in others}
         pairs = [(run, known[place]) for run in self.runs if (place := (fold_of(run), run["seed"])) in known]
-        return _Sample([run for run, _ in pairs], self.unit, [other for _, other in pairs])
+        return _Sample([run for run, _ in pairs], self.folds, [other for _, other in pairs])
 
     def values(self, name: str) -> NDArray[np.float64]:
         """Return a metric of the runs, less that of those of the baseline."""
@@ -395,23 +412,25 @@ def _compare_arms(cells: Cells, plan: StudyPlan) -> tuple[Comparison, ...]:
     found = []
     for (dataset, architecture), here in cells.items():
         arms = tuple(_summarize_arm(arm, here, plan) for arm in dict.fromkeys(row["arm"] for row in here))
-        found.append(Comparison(dataset, architecture, arms, replicate_unit(here)))
+        sample = _Sample(here, fold_count(here))
+        found.append(Comparison(dataset, architecture, arms, sample.unit, sample.folds))
     return tuple(found)
 
 
 def _summarize_arm(arm: str, rows: Runs, plan: StudyPlan) -> ArmSummary:
     found, samples, pairs = _figures(arm, {"": rows}, METRICS, plan.margin, plan)
-    sample, pair = samples[""], pairs.get("", _Sample((), "seed"))
+    sample, pair = samples[""], pairs.get("", _Sample(()))
     known = [run for run in sample.runs if run["shares"]]
     columns = zip(*(run["shares"] for run in known), strict=True)
     shares = (replicate_means(known, values, sample.unit) for values in columns)
     biases = np.array([column(part, "largest_bias") for part in (pair.runs, pair.baseline)])
     biases[:, np.isnan(biases).any(axis=0)] = np.nan
+    own, baseline = (replicate_means(pair.runs, values, pair.unit) for values in biases)
     return ArmSummary(
         seeds=tuple(dict.fromkeys(run["seed"] for run in sample.runs)),
         folds=tuple(dict.fromkeys(map(fold_of, sample.runs))),
-        shares=tuple(Interval.of_mean(values, (0, 1)) for values in shares),
-        bias_removed=bias_removed(*(replicate_means(pair.runs, values, pair.unit) for values in biases)),
+        shares=tuple(Interval.of_mean(values, (0, 1), sample.folds) for values in shares),
+        bias_removed=bias_removed(own, baseline, pair.folds),
         **found,
     )
 
@@ -422,7 +441,7 @@ def _figures(
     """Return the fields of an ``Arm`` over data sets, its runs on each, and those that are compared with the baseline."""
     own, pairs = dict[str, _Sample](), dict[str, _Sample]()
     for name, rows in sets.items():
-        sample = _Sample([row for row in rows if row["arm"] == arm], replicate_unit(rows))
+        sample = _Sample([row for row in rows if row["arm"] == arm], fold_count(rows))
         pair = sample.beside([row for row in rows if row["arm"] == plan.baseline != arm])
         own |= {name: sample} if sample.runs else {}
         pairs |= {name: pair} if pair.runs else {}
@@ -447,11 +466,11 @@ def _means(names: Sequence[str], samples: Collection[_Sample], count: int) -> di
 def _pool(samples: Collection[_Sample], name: str, count: int) -> PooledMean:
     """Return the mean over data sets of a metric, or of its difference, if as many as counted have a value."""
     groups = [replicate_means(sample.runs, sample.values(name), sample.unit) for sample in samples]
-    known = [values for values in groups if not np.isnan(values).all()]
-    return pool_means(known if len(known) == count else ())
+    known = sum(not np.isnan(values).all() for values in groups)
+    return pool_means(groups, [sample.folds for sample in samples]) if known == count else pool_means(())
 
 
-def bias_removed(own: ArrayLike, baseline: ArrayLike) -> Interval:
+def bias_removed(own: ArrayLike, baseline: ArrayLike, folds: int = 1) -> Interval:
     """Return the part of the baseline's largest pair bias that an arm does not have, at most 1, with its 95 % interval.
 
     That is 1 - (mean of own) / (mean of baseline). The interval is Fieller's (1954, doi:10.1111/j.2517-6161.1954.tb00159.x)
@@ -460,6 +479,7 @@ def bias_removed(own: ArrayLike, baseline: ArrayLike) -> Interval:
     Args:
         own: (n,) largest absolute pair biases of the arm by replicate; those where either is NaN are left out.
         baseline: (n,) those of the baseline.
+        folds: number of folds, for whose overlap it is corrected; see ``variance_of_mean``.
 
     Returns:
         NaN with fewer than two replicates, or unless the interval of the baseline's mean lies above the audit's tolerance of
@@ -474,9 +494,9 @@ def bias_removed(own: ArrayLike, baseline: ArrayLike) -> Interval:
     pairs = np.array([own, baseline], dtype=np.float64)
     pairs = pairs[:, ~np.isnan(pairs).any(axis=0)]
     count = pairs.shape[1]
-    if not Interval.of_mean(pairs[1]).low > Tolerances.tolerance:
+    if not Interval.of_mean(pairs[1], folds=folds).low > Tolerances.tolerance:
         return UNKNOWN
-    (mean, expected), spread = pairs.mean(axis=1), np.cov(pairs) / count
+    (mean, expected), spread = pairs.mean(axis=1), np.cov(pairs) * variance_of_mean(count, folds)
     squared = float(stdtrit(count - 1, TAIL)) ** 2
     # The ends of Fieller's interval solve a r^2 - 2 b r + c = 0; a > 0, as the interval of the baseline excludes 0.
     a = expected**2 - squared * spread[1, 1]
@@ -536,7 +556,8 @@ def _pool_arm(arm: str, architecture: str, sets: Mapping[str, Runs], plan: Study
     if primary and found.get("holds"):
         found |= {"p_superior": main.p_above(), "superior": main.p_above() < TAIL}
     names = {"datasets": tuple(own), "compared": tuple(pairs), "primary": primary and bool(pairs)}
-    return found | names | {"p_differs": main.p_differs()}
+    spread = {name: _pool(pairs.values(), name, len(sets)).heterogeneity for name in POOLED} if pairs else {}
+    return found | names | {"p_differs": main.p_differs(), "heterogeneity": spread}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -133,7 +133,7 @@ class Stress:
         """
         dice, iou, by_class, influence = _scores(volume, hits, sizes)
         effects = _effects(volume, dice, influence, [(0, way) for way in range(hits.shape[1])])
-        means = _mean(dice).tolist(), _mean(iou).tolist(), map(tuple, _mean(by_class).tolist())
+        means = nan_mean(dice).tolist(), nan_mean(iou).tolist(), map(tuple, nan_mean(by_class).tolist())
         scores = [DisturbedScore(*way) for way in zip(*means, effects, strict=True)]
         firsts = range(2, hits.shape[1], 3)  # of before, after and both
         # The loss before less the loss after is the Dice after less the Dice before.
@@ -244,12 +244,12 @@ def _effects(
     error = np.sqrt(np.sum(each, axis=0)) / len(parts)
     if freedom < 1 or min(map(len, parts)) < 2:
         error, freedom = np.full_like(error, np.inf), 1
-    means = _mean(dice[:, one] - dice[:, other])  # the mean of the values, without their rounding
+    means = nan_mean(dice[:, one] - dice[:, other])  # the mean of the values, without their rounding
     rows = zip(means.tolist(), error.tolist(), strict=True)
     return tuple(PooledMean(*row, freedom).interval((-1.0, 1.0)) for row in rows)
 
 
-def _mean(values: Floats) -> Floats:
-    """Return the mean over volumes, of those that are defined."""
+def nan_mean(values: Floats) -> Floats:
+    """Return the mean over the first axis of the values that are not NaN; NaN where all are."""
     valid = ~np.isnan(values)
     return ratio(np.where(valid, values, 0).sum(axis=0), valid.sum(axis=0))

@@ -169,7 +169,8 @@ class StudyResults(StudySummary):
         """Return the mean over folds, or seeds, of a loss of an arm; see ``StressSummary.lost``."""
         runs = self.runs_of(comparison, arm)
         lost = [run.stress.lost(*which) if run.stress else math.nan for run in runs]
-        return Interval.of_mean(replicate_means([vars(run) for run in runs], lost, comparison.unit), (-1, 1))
+        means = replicate_means([vars(run) for run in runs], lost, comparison.unit)
+        return Interval.of_mean(means, (-1, 1), comparison.folds)
 
 
 def _find_run(base: Path, key: str) -> Path:

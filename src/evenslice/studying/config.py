@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -40,6 +41,10 @@ class Arm(Section):
     module; null for nowhere."""
     missing_slices: float | None = Field(default=None, ge=0, le=1)
     """Probability that a neighbouring slice is replaced by the middle slice; by default as in augmentation."""
+    slices: int | None = Field(default=None, ge=1)
+    """Odd number of slices in a window, at most that of the study, the default; 1 shows what neighbours are worth."""
+    steps: float = Field(default=1, gt=0)
+    """Steps of training, as a multiple of those of the data set."""
     network_of: str | None = Field(default=None, min_length=1)
     """Reuse this arm's trained network, symmetrized as given by symmetrize, instead of training one; all other
     options come from that arm."""
@@ -304,6 +309,9 @@ class StudyConfig(Section):
                 raise ValueError(
                     f"{arm.name}: seeds: {unknown[0]} is not one of the study's seeds; add it there"
                 )
+            most: float = info.data.get("slices") or math.inf  # which is wrong itself
+            if arm.slices is not None and arm.slices > most:
+                raise ValueError(f"{arm.name}: slices: {arm.slices}: the study has {most}; give it as many")
             if arm.network_of is None:
                 continue
             base = by_name.get(arm.network_of)

@@ -239,9 +239,9 @@ def _write_table(outcomes: Sequence[RunOutcome], config: StudyConfig, path: Path
         table = csv.DictWriter(file, (*first, *others, "key", "status", "error"), extrasaction="ignore")
         table.writeheader()
         for outcome in outcomes:
-            record = outcome.model_dump(exclude_unset=True) | dict(
-                zip(shares, outcome.shares or (), strict=False)
-            )
+            own = outcome.shares or ()
+            first_own = (len(shares) - len(own)) // 2  # an arm may have fewer slices
+            record = outcome.model_dump(exclude_unset=True) | dict(zip(shares[first_own:], own, strict=False))
             if outcome.status == "done":
                 record["definitions"] = outcome.definitions
             table.writerow(record)

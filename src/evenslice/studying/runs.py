@@ -190,13 +190,14 @@ def _train_config(
     model = {
         "spec": architecture.spec,
         "weights": weights,
-        "slices": study.slices,
+        "slices": arm.slices or study.slices,
         "step": study.step,
         "strategy": _strategy(arm, weights),
         "tie": arm.tie,
         "symmetrize": arm.symmetrize,
     }
     augmentation = study.augmentation.model_copy(update=changes)
+    training = training.model_copy(update={"steps": max(1, round(arm.steps * training.steps))})
     options = {"data": data, "model": model, "augmentation": augmentation, "training": training, "seed": seed}
     try:
         return load_config(options, TrainConfig)

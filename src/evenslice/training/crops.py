@@ -30,7 +30,7 @@ from evenslice.volumes import (
     hold_small,
     index_classes,
     open_labels,
-    open_several,
+    open_volumes,
     refuse_without_labels,
 )
 
@@ -445,7 +445,7 @@ class SliceWindows(CropDataset):
             raise ConfigError(
                 f"{option('foreground', foreground)}: has no effect without {missing}; give both"
             )
-        volumes, readings = open_several(volume, reading)
+        volumes, readings = open_volumes(volume, reading)
         values = readings[0].labels
         if labels is None:
             refuse_without_labels({"classes": classes})

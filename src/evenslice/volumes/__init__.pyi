@@ -21,7 +21,7 @@ from .opening import (
 from .reading import (
     LabelValues as LabelValues,
     Reading as Reading,
-    open_several as open_several,
+    open_volumes as open_volumes,
     refuse_without_labels as refuse_without_labels,
 )
 from .volume import (

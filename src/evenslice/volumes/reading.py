@@ -319,7 +319,7 @@ class Reading(LabelValues):
         return replace(self, **asdict(LabelValues()))
 
 
-def open_several(
+def open_volumes(
     volume: VolumeLike | Sequence[VolumeLike], reading: Reading | Sequence[Reading] | None
 ) -> tuple[list[Volume], list[Reading]]:
     """Open one volume or several, and return with them how each is read; by default as ``Reading()`` says.
@@ -331,7 +331,7 @@ def open_several(
 
     Example:
         >>> import numpy as np
-        >>> volumes, readings = open_several([np.zeros((3, 4, 5)), np.zeros((1, 2, 3))], Reading(step=2))
+        >>> volumes, readings = open_volumes([np.zeros((3, 4, 5)), np.zeros((1, 2, 3))], Reading(step=2))
         >>> [volume.shape for volume in volumes], [reading.step for reading in readings]
         ([(3, 4, 5), (1, 2, 3)], [2, 2])
     """

@@ -222,7 +222,7 @@ class Destination:
             MissingExtraError: a required package is not installed.
         """
         for volume in inputs:
-            for place, name in _places(volume):
+            for place, name in _own_files(volume):
                 if _overlap(self.location, place):
                     raise OutputError(
                         f"{self.path}: is or overlaps {name}, which is read; choose another name"
@@ -251,7 +251,7 @@ def _find_format(path: str, name: str) -> WriteFormat:
     raise OutputError(f"{path}: has no suffix of a format; use one of {', '.join(known)}")
 
 
-def _places(volume: Volume) -> Iterator[tuple[Path, str]]:
+def _own_files(volume: Volume) -> Iterator[tuple[Path, str]]:
     """Yield where a volume is, and the other files that a file of it refers to, each with its name for messages."""
     if not isinstance(volume.location, Path):
         return
