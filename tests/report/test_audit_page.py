@@ -97,7 +97,7 @@ def test_the_scaling_follows_the_verdict_unless_it_may_be_wrong(source, tmp_path
     audit = make_audit("a", PRETRAINED, run={"scaling": scaling, "assumed": False})
     shown = audit.to_html(tmp_path / "report.html").read_text(encoding="utf-8")
     warned = source == "recorded on a part"
-    assert (shown.index("Input: slices in 0 to 1") < shown.index("Biased in its")) == warned
+    assert (shown.index("minus mean 0.45, divided by std 0.226") < shown.index("Biased in its")) == warned
     assert ("setting warning" in shown) == warned
 
 
