@@ -211,3 +211,17 @@ def test_real_networks_answer_as_in_pytorch(spec):
     image = np.random.default_rng(0).random((3, 100, 128))
     labels = [segment(model, image, compute=Compute(engine=name, **QUICK)) for name in ("torch", "openvino")]
     assert np.mean(labels[0] != labels[1]) < 1e-3
+
+
+@pytest.mark.parametrize("tile", [None, (64, 64)])
+def test_windows_come_in_the_layout_that_it_reads(image, monkeypatch, tile):
+    found, forward = [], engine.EngineNetwork.forward
+
+    def noted(network, windows):
+        found.append(windows.is_contiguous())
+        return forward(network, windows)
+
+    monkeypatch.setattr(engine.EngineNetwork, "forward", noted)
+    segment(network(), image, tile=tile, compute=Compute(engine="openvino", progress=False, **QUICK))
+    assert len(found) > 2
+    assert all(found)
