@@ -2,13 +2,14 @@
 
     python studies/sweep.py --jobs 2                # goes on where it was; hours
     python studies/sweep.py --only 'timm:vit_*'     # those alone
-    python studies/sweep.py --way twin              # by "twin", or --way symmetrize
+    python studies/sweep.py --way twin              # by "twin", or --way symmetrize, or --way engine for OpenVINO
 
 Every network has random weights that are unequal by colour; it is neutralized for 3 and for 5 slices, and held to what
 that promises: by the strategy "uniform", or "mixer" where that fails; or by "twin"; or by "pretrained", and then
-symmetrized at its output. Each network has a process of its own, with limits on memory and time, so that one that crashes or
-hangs is a row of the results like any other. Each way has a CSV of its own; networks whose rows are deleted are checked
-again. ``fill_pages.py`` fills the table of docs/coverage.md from them.
+symmetrized at its output; or converted as it is. Each network has a process of its own, with limits on memory and time, so
+that one that crashes or hangs is a row of the results like any other. Each way has a CSV of its own; networks whose rows
+are deleted are checked again. They come in random order, so that those which are done are a sample. ``fill_pages.py`` fills
+the table of docs/coverage.md.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import random
 import subprocess
 import sys
 import time
@@ -37,8 +39,9 @@ RESULTS = {
     "uniform": FOLDER / "coverage.csv",
     "twin": FOLDER / "twin.csv",
     "symmetrize": FOLDER / "symmetrize.csv",
+    "engine": FOLDER / "engine.csv",
 }
-"""What the sweep does with a network: neutralize it by "uniform" or by "twin", or symmetrize it at its output."""
+"""What the sweep does with a network: neutralize it by "uniform" or by "twin", symmetrize it at its output, or convert it."""
 
 RESULT = (
     *("outcome", "mirror_error", "permutation_error", "gray_error", "seconds"),
@@ -46,11 +49,12 @@ RESULT = (
 )
 """Columns for each number of slices, as ``outcome_3``.
 
-``outcome`` is "ok" where the promise holds, "no place" where "twin" finds no activation to average behind, "failed" where
-not, and empty where nothing was tried; errors are those of the record; ``seconds`` are of one core, with the mixer where
-that was tried; ``precision`` is that of the numbers in which it held: "float32"; or "float64" where the network magnifies
-rounding too much, "float64, settled" where its batch norms needed the statistics of what they meet; ``mixer`` is the outcome
-of that strategy after a failure; ``note`` says what was done in place of what was asked for.
+``outcome`` is "ok" where the promise holds, or OpenVINO answers as PyTorch; "PyTorch" where that alone does; "no place"
+where "twin" finds no activation to average behind, "failed" where not, and empty where nothing was tried; errors are those of
+the record; ``seconds`` are of one core, with the mixer where that was tried; ``precision`` is that of the numbers in which it
+held: "float32"; or "float64" where the network magnifies rounding too much, "float64, settled" where its batch norms needed
+the statistics of what they meet; ``mixer`` is the outcome of that strategy after a failure; ``note`` says what was done in
+place of what was asked for, or by how much of the largest the answers of OpenVINO differ.
 """
 
 COLUMNS = (
@@ -122,12 +126,13 @@ def write_rows(rows: Iterable[Row], path: Path) -> None:
 def _chosen(options: argparse.Namespace) -> list[Network]:
     """Return the networks that are to be checked."""
     done = {(row["library"], row["name"]) for row in read_rows(options.results)}
-    return [
+    chosen = [
         network
         for network in all_networks()
         if (network.library, network.name) not in done
         and any(fnmatchcase(f"{network.library}:{network.name}", pattern) for pattern in options.only or "*")
     ]
+    return random.Random(0).sample(chosen, len(chosen))  # noqa: S311  # no secret
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import resource
 import sys
 import time
@@ -21,7 +22,9 @@ import evenslice
 from evenslice import EvensliceError
 
 # What is checked is a network as its library builds it, which no public name returns.
-from evenslice.networks import build_model, input_sizes
+from evenslice.inference import ReadyNetwork
+from evenslice.inference.engine import EngineNetwork
+from evenslice.networks import build_model, input_sizes, logits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +40,7 @@ ROUNDING = (
 """How errors begin for which rounding may be to blame."""
 NO_PLACE = "so the strategy 'twin' has no "  # single activation to average behind
 SMALL = 64  # pixels, of the image where a network can be built for it
+LARGER = 256  # which all networks take that are not built for one size
 REFUSES = "the network refuses images of"  # of any size, as the library built it
 NO_MEMORY = "allocate memory"
 TINY = 0.01  # a scale that hides what it scales from a check
@@ -53,7 +57,7 @@ def check_network(library: str, name: str, spec: str, way: str = "uniform") -> R
     row: Row = {"library": library, "name": name, "spec": spec, "checked": "network"}
     if sketch is not None and _is_too_large(sketch):
         millions = row["parameters"] = _millions(sketch)
-        if way == "symmetrize":  # which has to run all of it
+        if way in {"symmetrize", "engine"}:  # which have to run all of it
             return row | {"unbuilt": f"too large to run here, with {millions:.0f} million parameters"}
         results = {n: _result(lambda: _with_stem(sketch), n, way, check="stems") for n in SLICES}
         return row | {"checked": "stem"} | _columns(results)
@@ -62,6 +66,8 @@ def check_network(library: str, name: str, spec: str, way: str = "uniform") -> R
     except EvensliceError as error:
         return row | {"unbuilt": _line(error)}
     row["parameters"] = _millions(built)
+    if way == "engine":
+        return row | _columns({SLICES[0]: _converted(built)})
 
     def fresh() -> nn.Module:
         try:
@@ -74,6 +80,24 @@ def check_network(library: str, name: str, spec: str, way: str = "uniform") -> R
     if all(error.startswith(REFUSES) for error in errors) and not any(NO_MEMORY in error for error in errors):
         return row | {"unbuilt": errors[0]}
     return row | _columns(results)
+
+
+def _converted(built: nn.Module) -> Row:
+    """Run a network in OpenVINO and in PyTorch; the note is the relative difference."""
+    started, (only, multiple) = time.process_time(), input_sizes(built)
+    side = -(-LARGER // multiple) * multiple
+    network, error, difference = ReadyNetwork(built, slices=3, device="cpu"), "", math.inf
+    windows = torch.rand((2, 3, *(only or (side, side))), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = logits(network(windows))
+    try:
+        found = EngineNetwork.of(network, windows[:1])(windows)
+        difference = float((found - before).abs().max() / before.abs().max())
+    except Exception as failed:  # noqa: BLE001  # which is a finding
+        error = _line(failed)
+    spent = time.process_time() - started
+    outcome = "ok" if difference <= GRAY else "PyTorch"
+    return {"outcome": outcome, "error": error, "note": f"{difference:.1e}", "seconds": spent, "pixels": side}
 
 
 def _columns(results: dict[int, Row]) -> Row:
