@@ -33,7 +33,7 @@ def demo(
     ),
     output: options.Output,
 ) -> None:
-    """Audit a pretrained U-Net on real MRI before and after making it fair, then train it; some four minutes, offline."""
+    """Audit a pretrained U-Net on real MRI before and after making it fair, then train it; about three minutes, offline."""
     from evenslice._core import needs_extra, staged_folder
     from evenslice.cli.comparison import AUDITS, write_results
     from evenslice.report import AUDIT_FILES, need_report_extra
