@@ -311,7 +311,9 @@ class StudyConfig(Section):
                 )
             most: float = info.data.get("slices") or math.inf  # which is wrong itself
             if arm.slices is not None and arm.slices > most:
-                raise ValueError(f"{arm.name}: slices: {arm.slices}: the study has {most}; give it as many")
+                raise ValueError(
+                    f"{arm.name}: slices: {arm.slices}: more than the study's {most}; raise that"
+                )
             if arm.network_of is None:
                 continue
             base = by_name.get(arm.network_of)
