@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from matplotlib.cm import ScalarMappable
@@ -20,10 +20,10 @@ from matplotlib.ticker import MaxNLocator
 
 from evenslice.report import style
 from evenslice.report.audit_tables import stressed
-from evenslice.report.study_tables import shown_pooled
+from evenslice.report.study_tables import shown
 from evenslice.report.style import TALLEST, WIDTH, Drawing
 from evenslice.report.tables import MINUS, few_lines, one_line, signed
-from evenslice.results import Comparison, PooledComparison, Tolerances, score_title
+from evenslice.results import Tolerances, score_title
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -46,13 +46,10 @@ if TYPE_CHECKING:
     ]  # title, (filters, inputs, ky, kx), names of inputs
     Course = tuple[NDArray[np.float64], NDArray[np.float64]]
 
-Block: TypeAlias = Comparison | PooledComparison
-
 LEGEND: Final = 3  # names in a line
 MOST_TICKS: Final = 21
 NAMED_BARS: Final = 15  # that have room for their share above them
 FILTERS_SHOWN: Final = 8
-INPUTS_SHOWN: Final = 24
 IN_A_ROW: Final = 4  # stems
 KERNELS: Final = 2.6  # height of a row of stems in inches
 TITLE: Final = 70  # characters that fit above axes of the whole width
@@ -108,8 +105,6 @@ def shares_figure(audits: Sequence[AuditResult]) -> Drawing:
         axes.vlines(x, low, high, color=style.INK, linewidth=1.4)
     for slices in {len(audit.shares) for audit in audits}:
         axes.hlines(1 / slices, -slices / 2, slices / 2, color=style.QUIET, linestyle="--", linewidth=1)
-    half = max(len(audit.shares) // 2 for audit in audits)
-    axes.set_xticks(range(-half, half + 1))
     axes.xaxis.set_major_locator(MaxNLocator(MOST_TICKS, integer=True))  # labels that do not touch
     axes.xaxis.set_major_formatter(lambda offset, _: signed(round(offset)))
     if len(audits) > 1:
@@ -207,20 +202,20 @@ def _draw_kernels(blocks: Sequence[Kernels]) -> Figure:
 
 def _mosaic(kernels: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return filters (filters, inputs, ky, kx) as one picture, one row for each, with gaps of NaN between kernels."""
-    filters, inputs, ky, kx = kernels[:, :INPUTS_SHOWN].shape
+    filters, inputs, ky, kx = kernels.shape
     picture = np.full((filters, inputs, ky + 1, kx + 1), np.nan, dtype=np.float32)
-    picture[:, :, :ky, :kx] = kernels[:, :INPUTS_SHOWN]
+    picture[:, :, :ky, :kx] = kernels
     return picture.transpose(0, 2, 1, 3).reshape(filters * (ky + 1), inputs * (kx + 1))
 
 
 def _name_inputs(axes: Axes, kernels: NDArray[np.float32], names: Sequence[str]) -> None:
     """Name the inputs below their kernels, or say how many there are."""
-    total, width = kernels.shape[1], kernels.shape[3]
-    inputs = min(total, INPUTS_SHOWN)
+    inputs, width = kernels.shape[1], kernels.shape[3]
     places = [i * (width + 1) + (width - 1) / 2 for i in range(inputs)]
-    label = f"{total} inputs" if total == inputs else f"first {inputs} of {total} inputs"
-    named = bool(names) and total <= IN_A_ROW + 3
-    axes.set_xticks(places if named else [float(np.mean(places))], names if named else [label], fontsize=8)
+    named = bool(names) and inputs <= IN_A_ROW + 3
+    axes.set_xticks(
+        places if named else [float(np.mean(places))], names if named else [f"{inputs} inputs"], fontsize=8
+    )
     axes.set_yticks([])
     axes.tick_params(length=0)
     axes.grid(visible=False)
@@ -315,7 +310,7 @@ def forest_figure(results: StudyResults) -> Drawing:
 
     There is a block for all data sets together, if there are several, and one for each comparison.
     """
-    blocks: list[Block] = [*shown_pooled(results.pooled), *results.comparisons]
+    blocks = shown(results)
     arms: list[list[Any]] = [[*item.arms] for item in blocks]
     changes = [[arm.differences.get(results.score) for arm in block] for block in arms]
     biases = [[arm.metrics["largest_bias"] for arm in block] for block in arms]
