@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from evenslice._core import UNREADABLE, ConfigError, ModelError, option, read_bounded, reason
-from evenslice.inference.onnx_files import ONNX, load_onnx
+from evenslice._core import ConfigError, ModelError, option, read_bounded, reason
+from evenslice.inference.onnx_files import DAMAGED, ONNX, load_onnx
 from evenslice.networks import METADATA_KEY, read_metadata
 from evenslice.neutralizing import load_network, record_of, symmetrize as make_symmetric
 from evenslice.volumes import Reading, check_tile
@@ -157,7 +157,6 @@ def open_segmenter(
 
 
 MOST_METADATA = 2**24  # characters
-DAMAGED: tuple[type[Exception], ...] = (ConfigError, *UNREADABLE)
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
