@@ -658,16 +658,13 @@ def _check(network: OnnxNetwork, beside: Path) -> float:
 
 def _fitting_windows(network: OnnxNetwork) -> NDArray[np.float32]:
     """Return two windows of noise of a size that a network takes."""
-    random = np.random.default_rng(0)
-    *others, last = (
-        random.random((2, network.slices or 3, *(own or side for own in network.sides)), np.float32)
-        for side in SIDES
-    )
-    for windows in others:
+    *shapes, last = ((2, network.slices or 3, *(own or side for own in network.sides)) for side in SIDES)
+    for shape in shapes:
+        windows = np.random.default_rng(0).random(shape, np.float32)
         with suppress(ModelError):
             network(windows)
             return windows
-    return last
+    return np.random.default_rng(0).random(last, np.float32)
 
 
 def _run(network: OnnxNetwork, windows: NDArray[np.float32]) -> list[NDArray[Any]]:

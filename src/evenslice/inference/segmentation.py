@@ -23,7 +23,6 @@ import inspect
 import json
 import os
 import platform
-import re
 import shutil
 import stat
 import time
@@ -116,9 +115,8 @@ def unfinished_folder(out: str | os.PathLike[str], scratch: str | os.PathLike[st
         raise ConfigError(
             f"{option('scratch', scratch)}: lies in the output {out}, in whose place the result is to be; choose another folder"
         )
-    name = re.sub(r"[^A-Za-z0-9._]+", "-", str(target))[-100:]
     digest = hashlib.sha256(os.fsencode(str(target))).hexdigest()[:8]
-    return folder / f"evenslice-{name}-{digest}.unfinished"
+    return folder / f"evenslice-{target.name}-{digest}.unfinished"
 
 
 @contextmanager

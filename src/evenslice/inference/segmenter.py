@@ -61,17 +61,12 @@ class Segmenter:
         """Return it with its network averaged over each window and its mirror, in place, see ``evenslice.symmetrize``."""
         return replace(self, network=make_symmetric(self.network, at))
 
-    @property
-    def missing(self) -> tuple[str, ...]:
-        """The parts of the network that its file of weights lacks, so that they are random."""
-        return () if self.source is None else self.source.missing
-
     def need_all_weights(self) -> None:
         """Raise ModelError if the file of weights lacks parts of the network, so that its answers would be random."""
-        if self.source is not None and self.missing:
+        if self.source is not None and self.source.missing:
             raise ModelError(
-                f"{self.source.weights}: lacks the network's {', '.join(self.missing)}, so that its answers would be random; "
-                "give the weights of the whole network, or train it first"
+                f"{self.source.weights}: lacks the network's {', '.join(self.source.missing)}, so that its answers would be "
+                "random; give the weights of the whole network, or train it first"
             )
 
     def need_segmentation(self) -> None:
