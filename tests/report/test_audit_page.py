@@ -300,7 +300,7 @@ def kernels_of(audits):
     with style.settings():
         (drawing,) = charts.kernel_figures(audits)
     shown = [axes for axes in drawing.figure.axes if axes.images]
-    inputs = [[plain(label.get_text()) for label in axes.get_xticklabels()] for axes in shown]
+    inputs = [[plain(text.get_text()) for text in axes.texts] for axes in shown]
     titles = [axes.get_title(loc="left") for axes in shown]
     return titles, inputs, [axes.images[0].get_array() for axes in shown]
 

@@ -190,9 +190,8 @@ def _draw_kernels(blocks: Sequence[Kernels]) -> Figure:
         largest = np.sort(np.argsort(-energy, kind="stable")[:FILTERS_SHOWN])
         filters = chosen.setdefault(len(kernels), largest)
         axes.imshow(_mosaic(kernels[filters]), cmap=weights.cmap, norm=weights.norm, interpolation="none")
-        axes.set_axis_on()
         axes.set_title(one_line(title, 20), fontsize=9)
-        _name_inputs(axes, kernels, inputs)
+        _name_inputs(axes, kernels.shape[1], inputs)
     look: dict[str, Any] = {"location": "bottom", "shrink": 0.4, "aspect": 30, "extend": "both"}
     figure.colorbar(weights, ax=places.tolist(), label="weight", **look)
     return figure
@@ -203,21 +202,15 @@ def _mosaic(kernels: NDArray[np.float32]) -> NDArray[np.float32]:
     filters, inputs, ky, kx = kernels.shape
     picture = np.full((filters, inputs, ky + 1, kx + 1), np.nan, dtype=np.float32)
     picture[:, :, :ky, :kx] = kernels
-    return picture.transpose(0, 2, 1, 3).reshape(filters * (ky + 1), inputs * (kx + 1))
+    return picture.transpose(0, 2, 1, 3).reshape(filters * (ky + 1), inputs * (kx + 1))[:, :-1]
 
 
-def _name_inputs(axes: Axes, kernels: NDArray[np.float32], names: Sequence[str]) -> None:
+def _name_inputs(axes: Axes, inputs: int, names: Sequence[str]) -> None:
     """Name the inputs below their kernels, or say how many there are."""
-    inputs, width = kernels.shape[1], kernels.shape[3]
-    places = [i * (width + 1) + (width - 1) / 2 for i in range(inputs)]
-    named = bool(names) and inputs <= IN_A_ROW + 3
-    axes.set_xticks(
-        places if named else [float(np.mean(places))], names if named else [f"{inputs} inputs"], fontsize=8
-    )
-    axes.set_yticks([])
-    axes.tick_params(length=0)
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)
+    named = names if names and inputs <= IN_A_ROW + 3 else [f"{inputs} inputs"]
+    for number, name in enumerate(named):
+        look: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "va": "top", "fontsize": 8}
+        axes.text((number + 0.5) / len(named), -0.02, name, **look)
 
 
 @dataclass(frozen=True)
