@@ -16,7 +16,7 @@ from pages import HOSTILE, Page, plain, standing_alone
 from synthetic import make_stress
 from synthetic_study import ARMS, make_study
 
-from evenslice.report import charts, pictures, study_tables as tables, style
+from evenslice.report import charts, html_of, pictures, study_tables as tables, style
 from evenslice.results import StudyResults, StudySummary
 
 FEW = {name: ARMS[name] for name in ("pretrained", "uniform", "random")}
@@ -106,7 +106,7 @@ def test_rounding_does_not_hide_on_which_side_of_a_limit_a_figure_lies(pooled_re
         assert row["Dice minus pretrained"] == "-0.0075 [-0.0096, -0.0054]"
         assert row["not inferior?"] == "not inferior\np = 0.0249"
         assert row["largest |B|"] == "0.0561 [0.0498, 0.0624]"
-    assert "-0.0075 [-0.0096, -0.0054]" in plain(tables.study_html(summary))
+    assert "-0.0075 [-0.0096, -0.0054]" in plain(html_of(summary))
 
 
 def test_what_was_found_stands_first_and_one_seed_is_not_called_unknown(pooled_results, tmp_path):

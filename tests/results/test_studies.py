@@ -159,18 +159,12 @@ def test_a_wrong_summary_is_refused(folder, changes, entry):
     refuse(folder, "summary.json", entry)
 
 
-@pytest.mark.parametrize(
-    ("key", "reason"),
-    [
-        *product(("", "*", "../../etc", "0" * 65, "ABCDEF"), ("is not the key of a run",)),
-        ("0" * 12, "the folder runs/*-000000000000 is missing"),
-    ],
-)
-def test_a_key_cannot_lead_elsewhere(folder, key, reason):
+@pytest.mark.parametrize("key", ["", "*", "../../etc", "0" * 65, "ABCDEF", "0" * 12])
+def test_a_key_cannot_lead_elsewhere(folder, key):
     table = rows(folder)
     table[0]["key"] = key
     write_rows(folder, table)
-    refuse(folder, "results.csv", reason)
+    refuse(folder, "results.csv", f"no folder runs/*-KEY has the key {key!r}")
 
 
 @pytest.mark.parametrize(

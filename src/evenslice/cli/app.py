@@ -84,7 +84,13 @@ class _Command(TyperCommand):
             given, _, _ = self.make_parser(ctx).parse_args(words)
             for parameter in self.params:
                 if parameter.name in given and isinstance(ctx.params[parameter.name], Path):
-                    _check_path(parameter, given[parameter.name])
+                    if not given[parameter.name]:
+                        option = parameter.param_type_name == "option"
+                        name = parameter.opts[0] if option else parameter.metavar
+                        raise ConfigError(
+                            f"{name}: is empty; name a file or folder, or . for the current folder"
+                        )
+                    local_path(given[parameter.name], ConfigError)
         return rest
 
     def invoke(self, ctx: Any) -> Any:
@@ -100,14 +106,6 @@ class _Command(TyperCommand):
         if option is not None:
             option.rich_help_panel, option.metavar = "Output", ""
         return option
-
-
-def _check_path(parameter: Any, text: str) -> None:
-    """Raise ConfigError if the text of an option or argument cannot be a path of this machine."""
-    if not text:
-        name = parameter.opts[0] if parameter.param_type_name == "option" else parameter.metavar
-        raise ConfigError(f"{name}: is empty; name a file or folder, or . for the current folder")
-    local_path(text, ConfigError)
 
 
 for _command in (
@@ -141,10 +139,6 @@ def _root(
     ] = False,
 ) -> None:
     # `run` takes --debug from anywhere on the command line; it is declared here for the help.
-    if sys.flags.optimize > 1:
-        raise ConfigError(
-            "PYTHONOPTIMIZE or -OO: removes docstrings, which libraries of networks need; use 1 or -O"
-        )
     if memory_limit is not None and memory_limit < 0:
         raise ConfigError(f"--memory-limit {memory_limit:g}: must be at least 0")
     limit_memory(None if memory_limit is None else int(memory_limit * 2**30))
@@ -242,8 +236,11 @@ def _refusal(error: BaseException) -> str | None:
             return None
     if not isinstance(error, OSError):
         return None
-    if error.errno == errno.ENOENT and not _is_here():
-        return "the working directory: was removed; change to a folder that exists"
+    if error.errno == errno.ENOENT:
+        try:
+            Path.cwd()
+        except OSError:
+            return "the working directory: was removed; change to a folder that exists"
     if error.filename is not None and error.errno in HINTS:
         return f"{os.fsdecode(error.filename)}: {error.strerror}; {HINTS[error.errno]}"
     if error.errno in FULL:  # of an open file, such as standard output, for which the system gives no name
@@ -256,15 +253,6 @@ def _discard_stdout() -> None:
     """Send nowhere what standard output still holds, on which Python would fail when it ends."""
     with suppress(OSError, ValueError, AttributeError):  # it is no file of the system, or closed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _is_here() -> bool:
-    """Return whether the working directory exists."""
-    try:
-        Path.cwd()
-    except OSError:
-        return False
-    return True
 
 
 def _memory_refusal(error: Exception) -> str | None:

@@ -185,14 +185,11 @@ def audit(
     from evenslice.cli.comparison import AUDITS, audit_strategies, write_results
     from evenslice.report import AUDIT_FILES, need_report_extra
     from evenslice.training import find_network
-    from evenslice.volumes import refuse_without_labels
 
     labels = volumes.labels
     target: Any = explained.target  # the audit reads it
     if labels is None:
-        options.refuse_labels(reading)
-        volumes.refuse()
-        refuse_without_labels({"no_stress": None if sampling.stress else True})
+        volumes.refuse(reading, no_stress=None if sampling.stress else True)
     settled = {name: value for name, value in asdict(inputs).items() if name != "symmetrize"}
     settled["strategy"] = strategy
     found = find_network(source.run, source.model, source.weights, reading=reading, fixed=settled)
@@ -252,12 +249,15 @@ def _find_function(text: str) -> "Callable[..., Any]":
 
 def _tell_missing_weights(source: options.Source, audits: "list[Audit]") -> None:
     """Say which parts of the network were random or adapted."""
+    from evenslice.networks import ModelSource
+
     audited = audits[0].run.model
+    random, inputs = tuple(audited.get("random", ())), audited.get("inputs")
+    built = ModelSource("", audited["weights"], "", random=random, inputs=inputs)
     if source.weights is not None:
-        tell_untrained(source.weights, audited.get("random", ()))
-        tell_adapted(source.weights, audited.get("inputs"), len(audits[0].offsets))
+        tell_untrained(built)
+        tell_adapted(built, len(audits[0].offsets))
     tell_missing(
-        audited["weights"],
-        audited.get("random", ()),
+        built,
         "were random in this audit; for a verdict on trained answers, give the weights of the whole network",
     )

@@ -61,7 +61,6 @@ def audit_strategies(
     for name in filter(None, methods):
         check_known("method", name, METHODS)
     strategies, methods = [*dict.fromkeys(strategies)], [*dict.fromkeys(methods)]
-    several = (len(strategies) > 1, len(methods) > 1)
     audits = []
     for model, title, source in _networks(network, strategies, sampling.seed):
         lost = None
@@ -71,7 +70,9 @@ def audit_strategies(
             lost = found.stress if number == 0 else lost  # which no method changes
             scaling = _scaling(network, model, found.run.scaling)
             run = replace(found.run, model=found.run.model | source, scaling=scaling, command=command)
-            name = _name(title, run.method, several=several)
+            name = title if len(methods) == 1 else f"{title}, {run.method}"
+            if len(strategies) == 1 < len(methods) and title in ("pretrained", "audit"):
+                name = run.method
             audits.append(replace(found, name=name, stress=lost, run=run))
     return audits
 
@@ -161,12 +162,6 @@ def _load_onnx(network: Network, strategies: Sequence[str | tuple[float, ...]]) 
                 "that was exported to the file"
             )
     return load_onnx(network.weights, mean=network.mean, std=network.std)
-
-
-def _name(title: str, method: str, *, several: tuple[bool, bool]) -> str:
-    if several == (False, True) and title in ("pretrained", "audit"):
-        return method
-    return f"{title}, {method}" if several[1] else title
 
 
 def write_results(audits: Sequence[Audit], folder: Path) -> None:

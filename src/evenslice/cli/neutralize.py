@@ -82,8 +82,8 @@ def _write(given: dict[str, Any], reading: "Reading | None", out: Path, output: 
         model, record, source = load_network(**given)
         save_network(model, out, record=record, source=source, reading=reading, force=output.force)
     show(record.to_dict(), _table(record, out), json=output.json)
-    tell_untrained(source.weights, source.random)
-    tell_missing(source.weights, source.random, f"are random in {out}, so train it before using its output")
+    tell_untrained(source)
+    tell_missing(source, f"are random in {out}, so train it before using its output")
 
 
 def _symmetrize_onnx(weights: str, out: Path, given: dict[str, Any], output: options.Output) -> None:

@@ -290,8 +290,8 @@ class Source:
             loaded = found.load(inputs.symmetrize)
         loaded.need_all_weights()
         if self.weights is not None and loaded.source is not None:
-            tell_untrained(self.weights, loaded.source.random)
-            tell_adapted(self.weights, loaded.source.inputs, loaded.slices)
+            tell_untrained(loaded.source)
+            tell_adapted(loaded.source, loaded.slices)
         return loaded
 
 
@@ -361,13 +361,6 @@ LabelledReading = Annotated[dict[str, Any], Options(READ | LABELS, Reading)]
 AuditReading = Annotated[dict[str, Any], Options(READ | LABELS | OVERLAPPING, Reading)]
 
 
-def refuse_labels(given: dict[str, Any]) -> None:
-    """Raise ConfigError if an option of labels is given, as there are none to which it would apply."""
-    from evenslice.volumes import refuse_without_labels
-
-    refuse_without_labels({name: given.get(name) for name in LABELS})
-
-
 @dataclass(frozen=True, kw_only=True)
 class Opening:
     """How to read the axes of a volume."""
@@ -421,11 +414,12 @@ class LabelledOpening(Opening):
         ),
     ] = None
 
-    def refuse(self) -> None:
-        """Raise ConfigError if an option for labels is given, as there are none."""
+    def refuse(self, reading: dict[str, Any], **others: Any) -> None:
+        """Raise ConfigError if an option of labels is given, in the reading or besides, as there are none."""
         from evenslice.volumes import refuse_without_labels
 
-        refuse_without_labels({"label_axes": self.label_axes})
+        given = {name: reading.get(name) for name in LABELS}
+        refuse_without_labels(given | {"label_axes": self.label_axes} | others)
 
     def open_labels(self, path: str, *images: str) -> "Volume":
         """Open labels of images: by the axes given for labels, else those that their file states, else as the images.

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from evenslice import Audit, Survey, Volume
+    from evenslice.networks import ModelSource
 
 UNBOUNDED = 10_000  # columns, more than any table needs
 
@@ -39,36 +40,27 @@ def tell(*lines: str) -> None:
         typer.echo(printable(without_secrets(line)), err=True)
 
 
-def tell_missing(weights: str, random: Sequence[str], outcome: str) -> None:
-    """Say which parts of a network its file of weights lacks, if it does.
-
-    Args:
-        weights: the weights, as given.
-        random: the parts with random weights.
-        outcome: what follows from it, after "they".
-    """
-    from evenslice.networks import ModelSource
-
-    if missing := ModelSource("", weights, "", random=tuple(random)).missing:
-        tell(f"note: {weights} lacks parts of the network ({', '.join(missing)}); they {outcome}")
+def tell_missing(source: ModelSource, outcome: str) -> None:
+    """Say which parts of a network its file of weights lacks, if it does, and what follows from it, after "they"."""
+    if source.missing:
+        lacks = f"lacks parts of the network ({', '.join(source.missing)})"
+        tell(f"note: {source.weights} {lacks}; they {outcome}")
 
 
-def tell_untrained(weights: str, random: Sequence[str]) -> None:
+def tell_untrained(source: ModelSource) -> None:
     """Say which parts of a network are random because ``"imagenet"`` or ``"none"`` has no weights for them."""
-    from evenslice.networks import ModelSource
-
-    if parts := ModelSource("", weights, "", random=tuple(random)).untrained:
+    if parts := source.untrained:
         what = "the network is" if parts == ("*",) else f"parts of the network ({', '.join(parts)}) are"
-        tell(f"note: with --weights {weights}, {what} randomly initialized; train it before using its output")
-
-
-def tell_adapted(weights: str, inputs: int | None, slices: int) -> None:
-    """Say that a file of weights is for another number of slices, so that the network is not the one that was trained."""
-    from evenslice.networks import ModelSource
-
-    if ModelSource("", weights, "", inputs=inputs).made_for not in (None, slices):
         tell(
-            f"note: {weights} has {inputs} inputs; its first layer was adapted to {slices} slices: train it again"
+            f"note: with --weights {source.weights}, {what} randomly initialized; train it before using its output"
+        )
+
+
+def tell_adapted(source: ModelSource, slices: int) -> None:
+    """Say that a file of weights is for another number of slices, so that the network is not the one that was trained."""
+    if source.made_for not in (None, slices):
+        tell(
+            f"note: {source.weights} has {source.inputs} inputs; its first layer was adapted to {slices} slices: train it again"
         )
 
 

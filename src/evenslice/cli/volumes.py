@@ -152,13 +152,10 @@ def evaluate(
     output: options.Output,
 ) -> None:
     """Compare a network's answers with labels, and measure the cost of disturbed slices."""
-    from evenslice import ConfigError, evaluate as measure
+    from evenslice import evaluate as measure
 
     if labels is None:
-        options.refuse_labels(reading)
-        opening.refuse()
-        if measured.no_surfaces:
-            raise ConfigError("--no-surfaces: has no effect without --labels; give both or neither")
+        opening.refuse(reading, no_surfaces=measured.no_surfaces or None)
     opened = opening.open(volume)
     tell_missing_slices(opened)
     opened_labels = None if labels is None else opening.open_labels(labels, volume)

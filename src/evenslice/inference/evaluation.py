@@ -701,7 +701,6 @@ def evaluate(
             f"{option('stress_slices')}: has no effect without {option('stress')}; give both or neither"
         )
     most = whole_number("stress_slices", MOST_SLICES if stress_slices is None else stress_slices, least=1)
-    seed = whole_number("seed", seed, least=0)
     volume = reading.open(volume)
     stored = None if labels is None else open_labels(labels, [volume])[0]
     network = make_ready(segmenter.network, slices, compute)

@@ -160,13 +160,12 @@ def _test_scores(run: Path, record: Record) -> dict[str, float]:
     with suppress(ConfigError, *UNREADABLE):  # the run was not tested yet
         result = read_json(run / "result.json")
         if result["record"] == record.to_dict():
-            means = {name: _mean(result.get(name)) for name in SCORES}
-            return {score_title(name): value for name, value in means.items() if value is not None}
+            found = {score_title(name): result.get(name) for name in SCORES}
+            means = {
+                name: score["mean"] if isinstance(score, dict) else score for name, score in found.items()
+            }
+            return {name: mean for name, mean in means.items() if mean is not None}
     return {}
-
-
-def _mean(score: Any) -> Any:
-    return score["mean"] if isinstance(score, dict) else score
 
 
 def _refuse_other(audit: AuditResult, segmenter: Segmenter) -> None:

@@ -61,6 +61,7 @@ SYMMETRIZED = "symmetrized"
 """The entry in the metadata of a file that averages over a window and its mirror."""
 
 CPU = ("CPUExecutionProvider",)
+DAMAGED: tuple[type[Exception], ...] = (ConfigError, *UNREADABLE)  # what a reader of descriptions may raise
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 
 
@@ -211,8 +212,6 @@ def load_onnx(
         (5, (0.5,), (1, 2, 64, 64))
     """
     centre, spread = _values("mean", mean), _values("std", std)
-    if spread and not all(spread):
-        raise ConfigError(f"{option('std', list(spread))}: give no std of 0")
     if centre:
         check_mean(centre)
     names = (providers,) if isinstance(providers, str) else tuple(providers)
@@ -224,9 +223,15 @@ def _values(name: str, given: float | Sequence[float] | None) -> tuple[float, ..
         return None
     with suppress(TypeError, ValueError):
         values = np.atleast_1d(np.asarray(given, dtype=float))
-        if values.ndim == 1 and len(values) and np.isfinite(values).all():
+        if (
+            values.ndim == 1
+            and len(values)
+            and np.isfinite(values).all()
+            and (name == "mean" or values.all())
+        ):
             return tuple(values.tolist())
-    raise ConfigError(f"{option(name)}: is {given!r:.40}; give a finite number, or one for each slice")
+    wanted = "a finite number" + (" other than 0" if name == "std" else "")
+    raise ConfigError(f"{option(name)}: is {given!r:.40}; give {wanted}, or one for each slice")
 
 
 def _stated(
@@ -241,11 +246,9 @@ def _stated(
         )
     try:
         stated = dict(json.loads(text))
-        centre, spread = (tuple(float(value) for value in stated[name]) for name in ("mean", "std"))
-        if not (centre and spread and np.isfinite([*centre, *spread]).all() and min(spread) > 0):
-            raise ValueError(f"mean {stated['mean']!r:.40}, std {stated['std']!r:.40}")
-        return stated, centre, spread
-    except UNREADABLE as error:
+        centre, spread = _values("mean", stated["mean"]), _values("std", stated["std"])
+        return stated, centre or (0.0,), spread or (1.0,)
+    except DAMAGED as error:
         raise ModelError(
             f"{path}: the metadata of evenslice in it cannot be read ({reason(error)}); export the network again"
         ) from error
@@ -322,7 +325,6 @@ def write_onnx(
 
     Raises:
         ModelError: the network cannot be exported, or the file computes something else.
-        ConfigError: the network takes no windows of this size.
         MissingExtraError: onnxscript or onnxruntime is not installed.
     """
     with needs_extra("export", "writing an ONNX file"):
@@ -330,11 +332,7 @@ def write_onnx(
     scaling = (stated["mean"], stated["std"]) if scaled else ((0.0,), (1.0,))
     network, multiple, problem = WholeNetwork(model, *scaling), input_sizes(model)[1], ""
     generator = torch.Generator().manual_seed(0)
-    where = "the graph scales them itself" if scaled else "scale them by mean and std first"
-    metadata = {
-        METADATA_KEY: json_text({**stated, "scaled_in_graph": scaled}),
-        "input": f"windows of {stated['slices']} slices (batch, slices, y, x) in 0..1; {where}",
-    }
+    metadata = {METADATA_KEY: json_text({**stated, "scaled_in_graph": scaled})}
     for (y, x), free in _attempts(model, tile, multiple):
         shapes = [(1, stated["slices"], y, x)]
         if "batch" in free:
@@ -374,12 +372,7 @@ def _attempts(
     model: nn.Module, tile: tuple[int, int] | None, multiple: int
 ) -> Iterator[tuple[tuple[int, int], tuple[str, ...]]]:
     """Yield a size (y, x) of windows, and which of "batch" and "plane" stay free, most first."""
-    only, _ = input_sizes(model)
-    if tile is not None and only is not None and tile != only:
-        raise ConfigError(
-            f"{option('tile', list(tile))}: give {only[0]} x {only[1]}, the size that the network takes"
-        )
-    fixed = tile or only
+    fixed = tile or input_sizes(model)[0]
     if fixed is None:
         if not pads_by_size(model):
             side = math.ceil(SMALLEST_TILE / multiple) * multiple
@@ -453,13 +446,12 @@ class WholeNetwork(nn.Module):
     def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.network = frozen_copy(model).cpu()
-        self.scales = (mean, std) != ((0.0,), (1.0,))
         self.register_buffer("mean", by_slice(mean))
         self.register_buffer("std", by_slice(std))
 
     def forward(self, windows: Tensor) -> Tensor:
         """Return the logits of windows (batch, slices, y, x); a map gets the size of the windows, as in ``Predictor``."""
-        output = logits(self.network((windows - self.mean) / self.std if self.scales else windows)).float()
+        output = logits(self.network((windows - self.mean) / self.std)).float()
         if output.ndim == 4 and output.shape[2:] != windows.shape[2:]:
             output = functional.interpolate(
                 output, size=windows.shape[2:], mode="bilinear", align_corners=False
@@ -666,16 +658,13 @@ def _check(network: OnnxNetwork, beside: Path) -> float:
 
 def _fitting_windows(network: OnnxNetwork) -> NDArray[np.float32]:
     """Return two windows of noise of a size that a network takes."""
-    random = np.random.default_rng(0)
-    *others, last = (
-        random.random((2, network.slices or 3, *(own or side for own in network.sides)), np.float32)
-        for side in SIDES
-    )
-    for windows in others:
+    *shapes, last = ((2, network.slices or 3, *(own or side for own in network.sides)) for side in SIDES)
+    for shape in shapes:
+        windows = np.random.default_rng(0).random(shape, np.float32)
         with suppress(ModelError):
             network(windows)
             return windows
-    return last
+    return np.random.default_rng(0).random(last, np.float32)
 
 
 def _run(network: OnnxNetwork, windows: NDArray[np.float32]) -> list[NDArray[Any]]:

@@ -434,16 +434,13 @@ def _predict_planes(
     what = f"{count} windows or their outputs, of {height} x {width} pixels, do not fit"
     with network.reporting(what):
         planes = to_device(windows, network.device, network.layout)
-    if len(rows.tiles) == len(columns.tiles) == 1:
-        return _run(network, planes)
-    total = torch.zeros((), device=network.device)
-    places = product(range(len(planes)), rows.tiles, columns.tiles)
-    while chunk := list(islice(places, batch)):
-        with network.reporting(what):
+        if len(rows.tiles) == len(columns.tiles) == 1:
+            return _run(network, planes)
+        total = torch.zeros((), device=network.device)
+        places = product(range(len(planes)), rows.tiles, columns.tiles)
+        while chunk := list(islice(places, batch)):
             tiles = torch.stack([planes[index, :, y, x] for index, (y, _), (x, _) in chunk])
-            tiles = tiles.contiguous(memory_format=network.layout)
-        parts = _run(network, tiles)
-        with network.reporting(what):
+            parts = _run(network, tiles.contiguous(memory_format=network.layout))
             if total.ndim == 0:  # only now is the number of classes known
                 total = parts.new_zeros(count, parts.shape[1], height, width)
             for (index, (y, fade_y), (x, fade_x)), part in zip(chunk, parts, strict=True):

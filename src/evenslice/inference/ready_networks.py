@@ -71,12 +71,9 @@ def to_device(
     return tensor.pin_memory().to(device, non_blocking=True).contiguous(memory_format=layout)
 
 
-NO_ENGINE = "unable to find an engine"
-"""What PyTorch says where every algorithm of cuDNN fails: for want of memory as a rule, seldom as none suits the device."""
-
 CPU_ALLOCATOR = "DefaultCPUAllocator"
 OUT_OF_MEMORY = (
-    *(CPU_ALLOCATOR, NO_ENGINE),
+    *(CPU_ALLOCATOR, "unable to find an engine"),  # of cuDNN: for want of memory, as a rule
     *("out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED"),
     *("Failed to allocate memory for requested buffer", "is smaller than requested bytes"),  # of onnxruntime
 )
@@ -118,11 +115,10 @@ def device_error(
         >>> device_error(RuntimeError("expected 3 channels"), torch.device("cpu"))
     """
     if out_of_memory(error):
-        either = ", or cuDNN cannot compute this there" if NO_ENGINE in str(error) else ""
         what = what or reason(error).rstrip(".")
         on_cpu = isinstance(error, MemoryError) or CPU_ALLOCATOR in str(error)
         advice = advice or (ADVICE if on_cpu else f"{ADVICE}, or choose {option('device', 'cpu')}")
-        return ModelError(f"the memory of the device has run out{either}: {what}; {advice}")
+        return ModelError(f"the memory of the device has run out: {what}; {advice}")
     failed = isinstance(error, RuntimeError) and any(part in str(error) for part in DEVICE_ERRORS)
     if device is None or not (failed or isinstance(error, torch.AcceleratorError)):
         return None

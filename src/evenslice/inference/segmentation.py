@@ -23,7 +23,6 @@ import inspect
 import json
 import os
 import platform
-import re
 import shutil
 import stat
 import time
@@ -93,7 +92,6 @@ BLOCK_VOXELS = 2**20  # a full batch; little is lost with a block that is not fi
 MOST_BLOCKS = 2**21  # above which their list would be too long
 BATCH_VOXELS = 2**23  # that wait to be written, at most
 FEWEST_TASKS = 8  # and two for each worker: a few large ones would leave workers idle at the end
-LONGEST_NAME = 200  # bytes of the name of an output, of which a file system allows 255
 SEEN_LATE = 90.0  # seconds; NFS takes what it knows of a folder to be true for up to 60
 LOOK_SECONDS = 2.0
 WORK = "work"  # the folder in that for unfinished work
@@ -110,18 +108,15 @@ def unfinished_folder(out: str | os.PathLike[str], scratch: str | os.PathLike[st
         ConfigError: the folder is to be at an address, or in the output itself.
     """
     target = Destination.of(out).location
-    digest = hashlib.sha256(os.fsencode(str(target))).hexdigest()[:8]
     if scratch is None:
-        whole = os.fsencode(target.name)
-        short = whole if len(whole) <= LONGEST_NAME else whole[:150] + f"-{digest}".encode()
-        return target.parent / f".{os.fsdecode(short)}.unfinished"
+        return target.parent / f".{target.name}.unfinished"
     folder = local_path(scratch, ConfigError).absolute()
     if folder.resolve().is_relative_to(target.resolve()):
         raise ConfigError(
             f"{option('scratch', scratch)}: lies in the output {out}, in whose place the result is to be; choose another folder"
         )
-    name = re.sub(r"[^A-Za-z0-9._]+", "-", str(target))[-100:]
-    return folder / f"evenslice-{name}-{digest}.unfinished"
+    digest = hashlib.sha256(os.fsencode(str(target))).hexdigest()[:8]
+    return folder / f"evenslice-{target.name}-{digest}.unfinished"
 
 
 @contextmanager

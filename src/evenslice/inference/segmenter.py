@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from evenslice._core import UNREADABLE, ConfigError, ModelError, option, read_bounded, reason
-from evenslice.inference.onnx_files import ONNX, load_onnx
+from evenslice._core import ConfigError, ModelError, option, read_bounded, reason
+from evenslice.inference.onnx_files import DAMAGED, ONNX, load_onnx
 from evenslice.networks import METADATA_KEY, read_metadata
 from evenslice.neutralizing import load_network, record_of, symmetrize as make_symmetric
 from evenslice.volumes import Reading, check_tile
@@ -61,17 +61,12 @@ class Segmenter:
         """Return it with its network averaged over each window and its mirror, in place, see ``evenslice.symmetrize``."""
         return replace(self, network=make_symmetric(self.network, at))
 
-    @property
-    def missing(self) -> tuple[str, ...]:
-        """The parts of the network that its file of weights lacks, so that they are random."""
-        return () if self.source is None else self.source.missing
-
     def need_all_weights(self) -> None:
         """Raise ModelError if the file of weights lacks parts of the network, so that its answers would be random."""
-        if self.source is not None and self.missing:
+        if self.source is not None and self.source.missing:
             raise ModelError(
-                f"{self.source.weights}: lacks the network's {', '.join(self.missing)}, so that its answers would be random; "
-                "give the weights of the whole network, or train it first"
+                f"{self.source.weights}: lacks the network's {', '.join(self.source.missing)}, so that its answers would be "
+                "random; give the weights of the whole network, or train it first"
             )
 
     def need_segmentation(self) -> None:
@@ -157,7 +152,6 @@ def open_segmenter(
 
 
 MOST_METADATA = 2**24  # characters
-DAMAGED: tuple[type[Exception], ...] = (ConfigError, *UNREADABLE)
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 

@@ -120,7 +120,7 @@ class AuditWidget(JobWidget):
 
 def _note(network: Segmenter) -> str:
     """Say which parts of a network are random; empty if none is."""
-    random = network.missing or (() if network.source is None else network.source.untrained)
+    random = () if network.source is None else network.source.missing or network.source.untrained
     what = "The network is" if random == ("*",) else f"Parts of the network ({', '.join(random)}) are"
     return f"{what} random; train it before you use its answers." if random else ""
 

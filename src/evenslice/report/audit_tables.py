@@ -123,11 +123,6 @@ class Answer:
         return ASKS[self.question]
 
     @property
-    def name(self) -> str:
-        """The question, with the class and the pair."""
-        return f"{self.question} ({self.about})" if self.about else self.question
-
-    @property
     def value(self) -> str:
         """The figure with its 95 % interval in brackets."""
         return interval(self.found.figure if self.found else None, self.tolerance, -self.tolerance)
@@ -247,7 +242,7 @@ def audit_html(audit: AuditResult) -> str:
         [
             f'<p><span style="{style}">{escape(audit.verdict)}</span></p>',
             f"<p>{escape(verdict_sentence(audit))}</p>",
-            html_table(answer_table(audit)),
+            html_table(answer_table(audit, "")),
             *(f"<p>{escape(text)}</p>" for text in sentences if text),
         ]
     )
@@ -265,7 +260,7 @@ def verdict_sentence(audit: AuditResult) -> str:
         for item in decided
         if audit.verdict == "biased" and item.found
     ]
-    names = [item.name for item in decided]
+    names = [f"{item.question} ({item.about})" if item.about else item.question for item in decided]
     text = VERDICTS[audit.verdict].format(
         biased=listed(biases), decided=listed(names) or "nothing differs so far"
     )
@@ -354,44 +349,21 @@ def _values(values: Any) -> str:
 
 
 def networks_and_volumes(audits: Sequence[AuditResult]) -> str:
-    """Name the networks of audits, and their volumes with their sizes, three of each at most."""
-    names = dict.fromkeys(_network(audit.run.model) for audit in audits)
-    volumes = {
-        (volume.fingerprint, volume.path): short_path(volume.path)
-        + (f" ({' x '.join(map(str, volume.shape))} voxels)" if volume.shape else "")
-        for audit in audits
-        for volume in audit.run.volumes
-    }
-    parts = [_first([*names]), _first([*volumes.values()])]
-    return ", on ".join(filter(None, parts))
+    """Name the networks of audits and their volumes, three of each at most."""
+    networks = [_network(audit.run.model) for audit in audits]
+    volumes = [short_path(volume.path) for audit in audits for volume in audit.run.volumes]
+    return ", on ".join(filter(None, map(_first, (networks, volumes))))
 
 
 def _first(names: Sequence[str], most: int = 3) -> str:
-    more = [f"{len(names) - most} more"] if len(names) > most else []
-    return listed([*names[:most], *more])
+    named = [*dict.fromkeys(names)]
+    return listed(named[:most] + ([f"{len(named) - most} more"] if len(named) > most else []))
 
 
 def _network(model: dict[str, Any]) -> str:
     text = str(model.get("spec") or model.get("class") or "a network of unknown name")
     text += f", weights {model['weights']}" if model.get("weights") else ""
     return f"{text}, symmetrized" if model.get("symmetrized") else text
-
-
-@dataclass(frozen=True)
-class Statistic:
-    """One statistic of all audits.
-
-    Attributes:
-        key: its name in ``audit.json``.
-        offset: the slice or pair it belongs to; None for the whole window.
-        label: its name on the page.
-        values: one interval for each audit; None for an audit without it.
-    """
-
-    key: str
-    offset: int | None
-    label: str
-    values: tuple[Interval | None, ...]
 
 
 SHARES = (
@@ -418,25 +390,25 @@ EFFECT = (
 """Title, statistics with their labels, and meaning of a group."""
 
 GROUPS: tuple[tuple[str, dict[str, str], str], ...] = (
-    (SHARES[0], {"shares": "slice"}, SHARES[1]),
+    (SHARES[0], {"shares": "slice {}"}, SHARES[1]),
     (
         "Saliency: pair bias B, model part",
-        {"pairs": "k ="},
+        {"pairs": "k = {}"},
         f"How the network itself divides the saliency of the slices at {MINUS}k and +k: {MINUS}1 all to the one before, 0 fair.",
     ),
     (
         "Reliance: pair bias B",
-        {"reliance": "k ="},
+        {"reliance": "k = {}"},
         "The same for the change when a slice is replaced by the middle one.",
     ),
     (
         "Saliency: pair bias B, data part",
-        {"data_pairs": "k ="},
+        {"data_pairs": "k = {}"},
         "The contribution of the slices themselves. It changes sign when a window is reversed, and is not due to the network.",
     ),
     (
         "Distance between saliency distributions",
-        {"wasserstein": "k ="},
+        {"wasserstein": "k = {}"},
         f"Wasserstein-1 distance between the saliency of the slices at {MINUS}k and +k, in units of the mean saliency.",
     ),
     (
@@ -464,57 +436,48 @@ QUESTIONS = ("Saliency, B", "Reliance, B", "Answer, C", "Use, E")
 
 def statistics_table(audits: Sequence[AuditResult]) -> Table:
     """Return all statistics in groups of rows, one column for each audit."""
-    groups = (
-        Group(
-            title,
-            meaning,
-            tuple(row for row in (_figure_row(audits, item) for item in found) if _has_value(row)),
-        )
-        for title, meaning, found in _groups(audits)
-    )
+    found = [_statistics(audit) for audit in audits]
+    known = dict.fromkeys(key for figures in found for key in figures)
+    groups = []
+    for title, labels, meaning in GROUPS:
+        rows = []
+        for name, k in sorted((key for key in known if key[0] in labels), key=lambda key: key[1] or 0):
+            cells = [
+                _figure_cell(audit, name, figures.get((name, k)))
+                for audit, figures in zip(audits, found, strict=True)
+            ]
+            if not all(cell.startswith(NOTHING) for cell in cells):
+                label = labels[name].format(signed(k or 0) if name == "shares" else k)
+                rows.append(Row(label, tuple(cells)))
+        if rows:
+            groups.append(Group(title, meaning, tuple(rows)))
     return Table(
         "All statistics",
         ("Statistic", *(audit.name for audit in audits)),
-        tuple(group for group in groups if group.rows),
+        tuple(groups),
         "Estimates with their 95 % intervals.",
         tuple(range(len(audits))),
     )
 
 
-def _has_value(row: Row) -> bool:
-    return not all(cell.startswith(NOTHING) for cell in row.cells)
+def _statistics(audit: AuditResult) -> dict[tuple[str, int | None], Interval]:
+    """Return all statistics of an audit by their names in ``audit.json``, and the slice or pair that one is about."""
+    found: dict[tuple[str, int | None], Interval] = {}
+    for name in (name for _, labels, _ in GROUPS for name in labels):
+        value = getattr(audit.statistics, name)
+        first = -(len(audit.shares) // 2) if name == "shares" else 1
+        if isinstance(value, tuple):
+            found |= {(name, k): item for k, item in enumerate(value, start=first)}
+        else:
+            found[name, None] = value
+    return found
 
 
-def _figure_row(audits: Sequence[AuditResult], item: Statistic) -> Row:
-    """Format the values of a statistic so that it is seen on which side of the audit's tolerance they lie."""
-    cells = []
-    for audit, value in zip(audits, item.values, strict=True):
-        edge = tolerance_of(audit, JUDGED[item.key]) if item.key in JUDGED else None
-        cell = interval(value, *([] if edge is None else [-edge, edge]))
-        cells.append(cell if getattr(value, "judged", True) else f"{cell}\nnot judged")
-    return Row(item.label, tuple(cells))
-
-
-def _groups(audits: Sequence[AuditResult]) -> list[tuple[str, str, list[Statistic]]]:
-    """Return title, meaning and statistics of each group that has any."""
-    half = max(len(audit.shares) // 2 for audit in audits)
-    groups = (
-        (title, meaning, [row for key in rows for row in _statistics(audits, key, rows[key], half)])
-        for title, rows, meaning in GROUPS
-    )
-    return [group for group in groups if group[2]]
-
-
-def _statistics(audits: Sequence[AuditResult], key: str, label: str, half: int) -> Iterator[Statistic]:
-    """Yield a statistic, or one for each slice or pair that it is about."""
-    found = [getattr(audit.statistics, key) for audit in audits]
-    if not isinstance(found[0], tuple):
-        yield Statistic(key, None, label, tuple(found))
-        return
-    for k in range(-half, half + 1) if key == "shares" else range(1, half + 1):
-        at = [k + len(values) // 2 if key == "shares" else k - 1 for values in found]
-        row = [values[i] if 0 <= i < len(values) else None for values, i in zip(found, at, strict=True)]
-        yield Statistic(key, k, f"{label} {signed(k) if key == 'shares' else k}", tuple(row))
+def _figure_cell(audit: AuditResult, name: str, value: Interval | None) -> str:
+    """Format a statistic so that it is seen on which side of the audit's tolerance it lies."""
+    edge = tolerance_of(audit, JUDGED[name]) if name in JUDGED else None
+    cell = interval(value, *([] if edge is None else [-edge, edge]))
+    return cell if getattr(value, "judged", True) else f"{cell}\nnot judged"
 
 
 def part_tables(audits: Sequence[AuditResult]) -> list[Table]:
@@ -582,13 +545,10 @@ def csv_tables(audits: Sequence[AuditResult]) -> dict[str, str]:
 
 def _figure_lines(audits: Sequence[AuditResult]) -> Iterator[list[Any]]:
     yield ["audit", "figure", "offset", "estimate", "low", "high", "judged", "state", "class", "volume"]
-    rows = [row for _, _, found in _groups(audits) for row in found]
-    for index, audit in enumerate(audits):
-        for row in rows:
-            value = row.values[index]
-            if value is not None:
-                number = getattr(value, "class_number", None)
-                yield [audit.name, row.key, row.offset, *_figure_cells(value), number, None]
+    for audit in audits:
+        for (name, offset), value in _statistics(audit).items():
+            number = getattr(value, "class_number", None)
+            yield [audit.name, name, offset, *_figure_cells(value), number, None]
         for part, about in (
             *((item, [item.class_number, None]) for item in audit.statistics.classes),
             *((item, [None, item.volume + 1]) for item in audit.statistics.by_volume),
@@ -738,36 +698,32 @@ def tables_of_survey(survey: SurveyResult) -> list[Table]:
     return [table for table in (networks_table(survey), failed_networks_table(survey)) if table.rows]
 
 
-def survey_html(survey: SurveyResult) -> str:
-    """Return a survey in short as HTML, for notebooks."""
-    tables = "".join(map(html_table, tables_of_survey(survey)))
-    return f"<p><b>{escape(survey_headline(survey))}</b></p>{tables}"
+def survey_settings(survey: SurveyResult) -> Table:
+    """Return what was run."""
+    return run_table(["Value"], [dict(flatten(asdict(survey.run)))])
 
 
 def survey_csv(survey: SurveyResult) -> str:
-    """Return a survey as CSV, one row for each network."""
-    channels = max(len(item.energy) for item in survey.networks)
-    half = max(len(item.pairs) for item in survey.networks)
-    rows = [_survey_row(item, channels, half) for item in survey.networks]
-    return csv_text([[*rows[0]], *([*row.values()] for row in rows)])
+    """Return a survey as CSV, one row for each network; cells of channels and slices that it does not have are empty."""
+    rows = [_survey_row(item) for item in survey.networks]
+    names = dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row)
+    return csv_text([[*names], *([row.get(name) for name in names] for row in rows)])
 
 
-def _survey_row(item: SurveyedNetwork, channels: int, half: int) -> dict[str, Any]:
-    """Return the cells of a network by column; of channels and slices that it does not have, they are empty."""
-    energy, bias = dict(enumerate(item.energy, 1)), item.directional_bias
-    shares = dict(enumerate(item.shares, -(len(item.shares) // 2)))
-    pairs = dict(enumerate(item.pairs, 1))
+def _survey_row(item: SurveyedNetwork) -> dict[str, Any]:
+    """Return the cells of a network by column."""
+    bias = item.directional_bias
     return {
         **{name: getattr(item, name) for name in ("spec", "weights", "origin")},
         **{name: " ".join(getattr(item, name)) for name in ("random", "stems")},
         "verdict": item.verdict,
-        **{f"energy_{n}": energy.get(n) for n in range(1, channels + 1)},
+        **{f"energy_{n}": part for n, part in enumerate(item.energy, start=1)},
         "chromatic": item.chromatic,
-        **{f"share_{k}": shares[k].estimate if k in shares else None for k in range(-half, half + 1)},
+        **{f"share_{k}": share.estimate for k, share in enumerate(item.shares, -(len(item.shares) // 2))},
         "directional_bias": bias.estimate,
         "directional_bias_low": bias.low,
         "directional_bias_high": bias.high,
-        **{f"pair_{k}": pairs[k].estimate if k in pairs else None for k in range(1, half + 1)},
+        **{f"pair_{k}": pair.estimate for k, pair in enumerate(item.pairs, start=1)},
         **{name: getattr(item, name).estimate for name in ("mirror_error", "mirror_disagreement")},
         **{name: getattr(item, name) for name in ("windows", "draws", "seconds", "error")},
     }

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import chain
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from matplotlib.cm import ScalarMappable
@@ -20,10 +19,10 @@ from matplotlib.ticker import MaxNLocator
 
 from evenslice.report import style
 from evenslice.report.audit_tables import stressed
-from evenslice.report.study_tables import shown_pooled
+from evenslice.report.study_tables import shown
 from evenslice.report.style import TALLEST, WIDTH, Drawing
 from evenslice.report.tables import MINUS, few_lines, one_line, signed
-from evenslice.results import Comparison, PooledComparison, Tolerances, score_title
+from evenslice.results import Tolerances, score_title
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
         Interval,
         StressSummary,
         StudyResults,
-        SurveyedNetwork,
         SurveyResult,
         VolumeAuditResult,
     )
@@ -46,13 +44,10 @@ if TYPE_CHECKING:
     ]  # title, (filters, inputs, ky, kx), names of inputs
     Course = tuple[NDArray[np.float64], NDArray[np.float64]]
 
-Block: TypeAlias = Comparison | PooledComparison
-
 LEGEND: Final = 3  # names in a line
 MOST_TICKS: Final = 21
 NAMED_BARS: Final = 15  # that have room for their share above them
 FILTERS_SHOWN: Final = 8
-INPUTS_SHOWN: Final = 24
 IN_A_ROW: Final = 4  # stems
 KERNELS: Final = 2.6  # height of a row of stems in inches
 TITLE: Final = 70  # characters that fit above axes of the whole width
@@ -108,8 +103,6 @@ def shares_figure(audits: Sequence[AuditResult]) -> Drawing:
         axes.vlines(x, low, high, color=style.INK, linewidth=1.4)
     for slices in {len(audit.shares) for audit in audits}:
         axes.hlines(1 / slices, -slices / 2, slices / 2, color=style.QUIET, linestyle="--", linewidth=1)
-    half = max(len(audit.shares) // 2 for audit in audits)
-    axes.set_xticks(range(-half, half + 1))
     axes.xaxis.set_major_locator(MaxNLocator(MOST_TICKS, integer=True))  # labels that do not touch
     axes.xaxis.set_major_formatter(lambda offset, _: signed(round(offset)))
     if len(audits) > 1:
@@ -207,20 +200,20 @@ def _draw_kernels(blocks: Sequence[Kernels]) -> Figure:
 
 def _mosaic(kernels: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return filters (filters, inputs, ky, kx) as one picture, one row for each, with gaps of NaN between kernels."""
-    filters, inputs, ky, kx = kernels[:, :INPUTS_SHOWN].shape
+    filters, inputs, ky, kx = kernels.shape
     picture = np.full((filters, inputs, ky + 1, kx + 1), np.nan, dtype=np.float32)
-    picture[:, :, :ky, :kx] = kernels[:, :INPUTS_SHOWN]
+    picture[:, :, :ky, :kx] = kernels
     return picture.transpose(0, 2, 1, 3).reshape(filters * (ky + 1), inputs * (kx + 1))
 
 
 def _name_inputs(axes: Axes, kernels: NDArray[np.float32], names: Sequence[str]) -> None:
     """Name the inputs below their kernels, or say how many there are."""
-    total, width = kernels.shape[1], kernels.shape[3]
-    inputs = min(total, INPUTS_SHOWN)
+    inputs, width = kernels.shape[1], kernels.shape[3]
     places = [i * (width + 1) + (width - 1) / 2 for i in range(inputs)]
-    label = f"{total} inputs" if total == inputs else f"first {inputs} of {total} inputs"
-    named = bool(names) and total <= IN_A_ROW + 3
-    axes.set_xticks(places if named else [float(np.mean(places))], names if named else [label], fontsize=8)
+    named = bool(names) and inputs <= IN_A_ROW + 3
+    axes.set_xticks(
+        places if named else [float(np.mean(places))], names if named else [f"{inputs} inputs"], fontsize=8
+    )
     axes.set_yticks([])
     axes.tick_params(length=0)
     axes.grid(visible=False)
@@ -315,29 +308,28 @@ def forest_figure(results: StudyResults) -> Drawing:
 
     There is a block for all data sets together, if there are several, and one for each comparison.
     """
-    blocks: list[Block] = [*shown_pooled(results.pooled), *results.comparisons]
-    arms: list[list[Any]] = [[*item.arms] for item in blocks]
-    changes = [[arm.differences.get(results.score) for arm in block] for block in arms]
-    biases = [[arm.metrics["largest_bias"] for arm in block] for block in arms]
-    margin = max((arm.margin for block in arms for arm in block if arm.margin > 0), default=0.01)
-    high = 1.08 * reach(chain(*biases), 2 * Tolerances.tolerance)
-    change = 1.08 * reach(chain(*changes), 2 * margin, MARGINS_SHOWN * margin)
-    heights = [len(block) + 1.0 for block in arms]
+    blocks = shown(results)
+    arms: list[Any] = [arm for item in blocks for arm in item.arms]
+    margin = max((arm.margin for arm in arms if arm.margin > 0), default=0.01)
+    high = 1.08 * reach((arm.metrics["largest_bias"] for arm in arms), 2 * Tolerances.tolerance)
+    changes = (arm.differences.get(results.score) for arm in arms)
+    change = 1.08 * reach(changes, 2 * margin, MARGINS_SHOWN * margin)
+    heights = [len(item.arms) + 1.0 for item in blocks]
     figure = Figure(figsize=(WIDTH, 1.0 + ARM * sum(heights)), layout="constrained")
     grid = figure.subplots(len(blocks), 2, sharex="col", height_ratios=heights, squeeze=False)
-    for (left, right), item, own, cost, bias in zip(grid, blocks, arms, changes, biases, strict=True):
+    for (left, right), item in zip(grid, blocks, strict=True):
         left.set_title(one_line(item.title, TITLE))
         right.axvspan(0, Tolerances.tolerance, color=style.BAND, linewidth=0, zorder=0.5)
-        for row, arm in enumerate(own):
+        for row, arm in enumerate(item.arms):
             if arm.margin > 0:
-                left.plot(
-                    [-arm.margin] * 2, [row - 0.5, row + 0.5], color=style.INK, linestyle="--", linewidth=1
-                )
-            style.draw_interval(left, row, cost[row], results.arms.index(arm.arm), change)
-            style.draw_interval(right, row, bias[row], results.arms.index(arm.arm), high)
-        for axes in (left, right):
-            names = [few_lines(arm.arm, NAME) if axes is left else "" for arm in own]
-            style.name_rows(axes, range(len(own)), names, len(own) - 0.4)
+                ends = [row - 0.5, row + 0.5]
+                left.plot([-arm.margin] * 2, ends, color=style.INK, linestyle="--", linewidth=1)
+            index = results.arms.index(arm.arm)
+            style.draw_interval(left, row, arm.differences.get(results.score), index, change)
+            style.draw_interval(right, row, arm.metrics["largest_bias"], index, high)
+        names = [few_lines(arm.arm, NAME) for arm in item.arms]
+        for axes, shown_names in ((left, names), (right, [""] * len(names))):
+            style.name_rows(axes, range(len(names)), shown_names, len(names) - 0.4)
             axes.xaxis.set_major_locator(MaxNLocator(4))
     title = score_title(results.score).capitalize()
     grid[0, 0].set_xlim(-change, change)
@@ -435,13 +427,17 @@ def balance_figure(survey: SurveyResult) -> Drawing:
     networks = survey.measured[:MAX_NETWORKS]
     figure = Figure(figsize=(WIDTH, 1.5 + 0.42 * len(networks)), layout="constrained")
     energy, bias = figure.subplots(1, 2, sharey=True)
+    limit = 1.05 * reach((item.directional_bias for item in networks), 3 * Tolerances.tolerance)
+    bias.axvspan(-Tolerances.tolerance, Tolerances.tolerance, color=style.BAND, linewidth=0, zorder=0.5)
+    bias.axvline(0, color=style.QUIET, linewidth=1)
+    bias.set_xlim(-limit, limit)
     for y, item in enumerate(networks):
         starts = np.cumsum((0.0, *item.energy[:-1])).tolist()
         for channel, (start, part) in enumerate(zip(starts, item.energy, strict=True)):
             energy.barh(y, part, BAR, left=start, color=_colour(channel), edgecolor="none")
         above = energy.text(0, y - BAR / 2 - 0.06, one_line(item.spec, 60), fontsize=9, va="bottom", zorder=3)
         above.set_in_layout(False)  # it may reach into the other panel
-    _draw_biases(bias, networks)
+        style.draw_interval(bias, y, item.directional_bias, 0, limit)
     energy.set_ylim(len(networks) - 0.4, -0.85)
     energy.set_xlim(0, 1)
     energy.set_title("energy of the stem")
@@ -490,13 +486,3 @@ def profile_figure(result: VolumeAuditResult) -> Drawing:
 
 def _colour(channel: int) -> str:
     return style.audit_colour(CHANNEL_COLOURS[channel % len(CHANNEL_COLOURS)])
-
-
-def _draw_biases(axes: Axes, networks: Sequence[SurveyedNetwork]) -> None:
-    biases = [item.directional_bias for item in networks]
-    limit = 1.05 * reach(biases, 3 * Tolerances.tolerance)
-    axes.axvspan(-Tolerances.tolerance, Tolerances.tolerance, color=style.BAND, linewidth=0, zorder=0.5)
-    axes.axvline(0, color=style.QUIET, linewidth=1)
-    for y, bias in enumerate(biases):
-        style.draw_interval(axes, y, bias, 0, limit)
-    axes.set_xlim(-limit, limit)

@@ -11,22 +11,23 @@ each in one colour throughout. They may have different numbers of slices.
 from __future__ import annotations
 
 import base64
+import glob
 import hashlib
-from dataclasses import asdict
-from glob import escape
+from html import escape
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import ConfigError, needs_extra, staged_file, staged_folder
+from evenslice._core import needs_extra, staged_file, staged_folder
 from evenslice.report import audit_tables, study_tables, volume_tables
-from evenslice.report.tables import Table, flatten, run_table
+from evenslice.report.tables import Table, html_table
 from evenslice.results import AuditResult, StressSummary, SurveyResult, VolumeAuditResult
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
+    from types import ModuleType
     from typing import TypeAlias
 
     from evenslice.report.pictures import Panel
@@ -75,14 +76,16 @@ def tables_of(result: Any) -> list[Table]:
 
 
 def html_of(result: Any) -> str:
-    """Return an audit, a survey or the summary of a study in short as HTML, for notebooks and for labels of Qt."""
-    if isinstance(result, SurveyResult):
-        return audit_tables.survey_html(result)
+    """Return an audit, a survey, the summary of a study or an audit of whole volumes in short as HTML, for notebooks."""
     if isinstance(result, AuditResult):
         return audit_tables.audit_html(result)
-    if isinstance(result, VolumeAuditResult):
-        return volume_tables.volumes_html(result)
-    return study_tables.study_html(result)
+    if isinstance(result, SurveyResult):
+        sentence = audit_tables.survey_headline(result)
+    elif isinstance(result, VolumeAuditResult):
+        sentence = volume_tables.volume_sentence(result)
+    else:
+        sentence = study_tables.headline(result)
+    return f"<p><b>{escape(sentence)}</b></p>{''.join(map(html_table, tables_of(result)))}"
 
 
 def write_report(result: Sequence[AuditResult] | SurveyResult, path: str | os.PathLike[str]) -> Path:
@@ -98,7 +101,6 @@ def write_report(result: Sequence[AuditResult] | SurveyResult, path: str | os.Pa
         The path of the file.
 
     Raises:
-        ConfigError: there is no audit.
         OutputError: the file cannot be written.
         MissingExtraError: Jinja2 or Matplotlib is not installed.
     """
@@ -116,7 +118,6 @@ def write_report_files(
     """Write the page of a result, ``figures`` with its charts as SVG, and its tables as CSV into an existing folder.
 
     Raises:
-        ConfigError: there is no audit.
         MissingExtraError: Jinja2 or Matplotlib is not installed.
     """
     page, charts, tables = _draw(result)
@@ -148,7 +149,7 @@ def write_study_report(results: StudyResults, path: str | os.PathLike[str]) -> P
         MissingExtraError: Jinja2 or Matplotlib is not installed.
     """
     path = Path(path)
-    patterns = (escape(path.name), *STUDY_FILES)
+    patterns = (glob.escape(path.name), *STUDY_FILES)
     with staged_folder(path.parent, patterns, documents=("summary.json",), force=True) as beside:
         write_report_files(results, beside, path.name)
     return path
@@ -157,90 +158,24 @@ def write_study_report(results: StudyResults, path: str | os.PathLike[str]) -> P
 def _draw(result: Any) -> Drawn:
     """Return the page of a result, its charts, and the texts of its tables by the names of their files."""
     need_report_extra("writing a report")
-    from evenslice.report.style import settings
+    from evenslice.report import charts, pictures, style
 
-    with settings():
+    with style.settings():
         if isinstance(result, SurveyResult):
-            return _draw_survey(result)
+            drawings = [charts.balance_figure(result)]
+            page = _render("survey", audit_tables, result, drawings)
+            return page, drawings, {"survey.csv": audit_tables.survey_csv(result)}
         if isinstance(result, VolumeAuditResult):
-            return _draw_volumes(result)
-        return _draw_audits(result) if isinstance(result, list | tuple) else _draw_study(result)
-
-
-def _draw_audits(audits: Sequence[AuditResult]) -> Drawn:
-    from evenslice.report import charts, pictures
-
-    if not audits:
-        raise ConfigError("the report needs one or more audits, got none")
-    script, drawings = _template("audit.js"), charts.audit_charts(audits)
-    page = _render(
-        "audit",
-        drawings,
-        pictures.window_panels(audits),
-        audits=audits,
-        found=audit_tables,
-        tables=[
-            *audit_tables.stress_tables(audits),
-            audit_tables.statistics_table(audits),
-            audit_tables.settings_table(audits),
-        ],
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
-    )
-    return page, drawings, audit_tables.csv_tables(audits)
-
-
-def _draw_study(results: StudyResults) -> Drawn:
-    from evenslice.report import charts, pictures
-
-    drawings = charts.study_charts(results)
-    page = _render(
-        "study",
-        drawings,
-        pictures.outlined_panels(results),
-        headline=study_tables.headline(results),
-        findings=study_tables.findings(results),
-        arms=study_tables.arm_tables(results),
-        tables=study_tables.statistics_tables(results),
-        failed=study_tables.failed_table(results),
-        run=study_tables.settings_table(results),
-        config=results.config,
-    )
-    return page, drawings, study_tables.csv_tables(results)
-
-
-def _draw_survey(survey: SurveyResult) -> Drawn:
-    from evenslice.report import charts
-
-    drawings = [charts.balance_figure(survey)]
-    page = _render(
-        "survey",
-        drawings,
-        headline=audit_tables.survey_headline(survey),
-        reading=audit_tables.SURVEY_READING,
-        networks=audit_tables.networks_table(survey),
-        failed=audit_tables.failed_networks_table(survey),
-        run=run_table(["Value"], [dict(flatten(asdict(survey.run)))]),
-    )
-    return page, drawings, {"survey.csv": audit_tables.survey_csv(survey)}
-
-
-def _draw_volumes(result: VolumeAuditResult) -> Drawn:
-    from evenslice.report import charts, pictures
-
-    drawings = [charts.profile_figure(result)]
-    settings = {name: text for name, text in flatten(result.to_dict()) if not name.startswith("axes")}
-    page = _render(
-        "volumes",
-        drawings,
-        pictures.slice_panels(result),
-        result=result,
-        sentence=volume_tables.volume_sentence(result),
-        context=volume_tables.method_and_volumes(result),
-        tables=volume_tables.tables_of_volumes(result),
-        run=run_table(["Value"], [settings]),
-    )
-    return page, drawings, {}
+            drawings = [charts.profile_figure(result)]
+            page = _render("volumes", volume_tables, result, drawings, pictures.slice_panels(result))
+            return page, drawings, {}
+        if isinstance(result, list | tuple):
+            drawings = charts.audit_charts(result)
+            page = _render("audit", audit_tables, result, drawings, pictures.window_panels(result))
+            return page, drawings, audit_tables.csv_tables(result)
+        drawings = charts.study_charts(result)
+        page = _render("study", study_tables, result, drawings, pictures.outlined_panels(result))
+        return page, drawings, study_tables.csv_tables(result)
 
 
 def need_report_extra(what: str) -> None:
@@ -257,8 +192,10 @@ def need_report_extra(what: str) -> None:
             import_module(name)
 
 
-def _render(name: str, drawings: Sequence[Drawing], panels: Sequence[Panel] = (), **values: Any) -> str:
-    """Fill a template of the package, which has a style sheet of its name; all inserted text is escaped."""
+def _render(
+    name: str, found: ModuleType, result: Any, drawings: Sequence[Drawing], panels: Sequence[Panel] = ()
+) -> str:
+    """Fill a template of the package, which calls what a module found of the result; all inserted text is escaped."""
     import jinja2
 
     from evenslice.report import pictures, style
@@ -270,16 +207,16 @@ def _render(name: str, drawings: Sequence[Drawing], panels: Sequence[Panel] = ()
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    script = (files("evenslice.report") / "templates" / "audit.js").read_text(encoding="utf-8")
     return environment.get_template(f"{name}.html").render(
-        sheet=style.theme_sheet() + _template("base.css") + _template(f"{name}.css"),
+        found=found,
+        result=result,
+        theme=style.theme_sheet(),
         colour=style.colour_variable,
         tone=Table.tone,
         charts=[(drawing, style.inline_svg(drawing)) for drawing in drawings],
         panels=panels,
         images=pictures.image_names(panels),
-        **values,
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
     )
-
-
-def _template(name: str) -> str:
-    return (files("evenslice.report") / "templates" / name).read_text(encoding="utf-8")

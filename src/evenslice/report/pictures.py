@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from PIL import Image, ImageColor
-from scipy.ndimage import gaussian_filter, generate_binary_structure, maximum_filter, minimum_filter
+from scipy.ndimage import (
+    find_objects,
+    gaussian_filter,
+    generate_binary_structure,
+    maximum_filter,
+    minimum_filter,
+)
 
 from evenslice.report.style import AUDIT_COLOURS
 from evenslice.report.tables import percent, signed
@@ -32,8 +38,7 @@ LABELLED, PREDICTED, BOTH = (0, 194, 255), (255, 140, 26), (255, 255, 255)
 SMOOTHING: Final = 2.0  # standard deviation in pixels by which maps are smoothed before they are shown
 MAX_PIXELS: Final = 192  # longest side of a slice; larger ones are downscaled by averaging
 SIDE: Final = 192  # pixels along the longer side of outlines, at least
-ROOM: Final = 0.15  # around the foreground, of its longer side
-LEAST: Final = 24  # pixels of either side that are shown, at least
+ROOM, WIDE_ROOM = 12, 0.15  # pixels shown around the foreground, at least, and part of its longer side
 
 LINES: Final = {
     "gradient": "gradient: how sensitive the answer is to each pixel; it does not tell which slice holds the evidence",
@@ -286,19 +291,15 @@ def around_foreground(example: ExampleSlice) -> ExampleSlice:
         >>> labels = np.zeros((200, 100), np.uint8)
         >>> labels[80:120, 10:40] = 1
         >>> around_foreground(ExampleSlice(labels, labels, labels)).image.shape
-        (52, 42)
+        (64, 52)
     """
-    places = np.nonzero(example.labels)
-    if not len(places[0]):
+    boxes = find_objects((example.labels > 0).astype(np.uint8))
+    if not boxes:
         return example
-    ends = [(int(where.min()), int(where.max()) + 1) for where in places]
-    room = round(ROOM * max(high - low for low, high in ends))
-    kept = []
-    for (low, high), length in zip(ends, example.labels.shape, strict=True):
-        more = room + max(0, LEAST - (high - low + 2 * room) + 1) // 2
-        kept.append(slice(max(0, low - more), min(length, high + more)))
+    room = max(ROOM, round(WIDE_ROOM * max(part.stop - part.start for part in boxes[0])))
+    kept = tuple(slice(max(0, part.start - room), part.stop + room) for part in boxes[0])
     names = ("image", "labels", "predicted")
-    return replace(example, **{name: getattr(example, name)[tuple(kept)] for name in names})
+    return replace(example, **{name: getattr(example, name)[kept] for name in names})
 
 
 def outlines(example: ExampleSlice) -> NDArray[np.uint8]:

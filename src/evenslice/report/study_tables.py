@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import astuple
-from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
 from evenslice.report.audit_tables import EFFECT, SHARES
@@ -18,7 +17,6 @@ from evenslice.report.tables import (
     csv_text,
     difference,
     flatten,
-    html_table,
     interval,
     listed,
     number,
@@ -111,8 +109,9 @@ COMPARED: Final = {
 """What arms are compared with the baseline in."""
 
 
-def headline(summary: StudySummary) -> str:
-    """Say how much of a study is done, and what was compared."""
+def headline(document: Mapping[str, Any]) -> str:
+    """Say how much of a study is done, and what was compared, by its ``summary.json``."""
+    summary = StudySummary.read(document)
     compared = summary.comparisons
     counts = {
         "data set": {item.dataset for item in compared},
@@ -129,9 +128,8 @@ def headline(summary: StudySummary) -> str:
 
 def findings(results: StudyResults) -> list[str]:
     """Say in a sentence each what came of the primary comparison, else of the first arms that can be compared."""
-    items: list[Comparison | PooledComparison] = [*shown_pooled(results.pooled), *results.comparisons]
     found = []
-    for item in items[:1]:
+    for item in shown(results)[:1]:
         several = len(getattr(item, "datasets", ()))
         where = f" on these {several} data sets" if several > 1 else ""
         arms: list[Arm] = [arm for arm in item.arms if arm.differences]
@@ -150,15 +148,12 @@ def findings(results: StudyResults) -> list[str]:
 
 def arm_tables(summary: StudySummary) -> list[Table]:
     """Return a table of the arms over all data sets, where that says more, and one for each comparison."""
-    items: list[tuple[Comparison | PooledComparison, list[Comparison]]] = [
-        (item, [found for found in summary.comparisons if found.architecture == item.architecture])
-        for item in shown_pooled(summary.pooled)
-    ]
-    items += [(item, [item]) for item in summary.comparisons]
     interim = INTERIM_READING if summary.finished < summary.planned else ""
     tables = []
-    for item, sets in items:
+    for item in shown(summary):
         arms: Sequence[Arm] = item.arms
+        sets = [found for found in summary.comparisons if found.architecture == item.architecture]
+        sets = [item] if isinstance(item, Comparison) else sets
         columns = _arm_columns(item, sets, summary)
         lines = zip(*columns.values(), strict=True)
         rows = [
@@ -194,14 +189,15 @@ def tables_of_study(document: Mapping[str, Any]) -> list[Table]:
     return arm_tables(summary) + ([failed] if failed.rows else [])
 
 
-def shown_pooled(items: Sequence[PooledComparison]) -> list[PooledComparison]:
-    """Return the comparisons over all data sets that say more than those of single ones."""
-    return [
+def shown(summary: StudySummary) -> list[Comparison | PooledComparison]:
+    """Return the comparisons over all data sets that say more than those of single ones, and then these."""
+    pooled = [
         item
-        for item in items
+        for item in summary.pooled
         if any(arm.differences for arm in item.arms)
         and (len(item.datasets) > 1 or any(arm.primary for arm in item.arms))
     ]
+    return [*pooled, *summary.comparisons]
 
 
 def _arm_columns(
@@ -294,7 +290,6 @@ def difference_text(name: str, arm: Arm, tested: str) -> str:
 
 def statistics_tables(results: StudyResults) -> list[Table]:
     """Return every mean and difference, one column for each arm: over all data sets, and of each comparison."""
-    items: list[Comparison | PooledComparison] = [*shown_pooled(results.pooled), *results.comparisons]
     return [
         Table(
             f"All statistics: {item.title}",
@@ -302,7 +297,7 @@ def statistics_tables(results: StudyResults) -> list[Table]:
             tuple(statistics_groups(results, item)),
             colours=tuple(results.arms.index(arm.arm) for arm in item.arms),
         )
-        for item in items
+        for item in shown(results)
     ]
 
 
@@ -396,15 +391,6 @@ def settings_table(results: StudyResults) -> Table:
         for key, value in flatten({**run.circumstances, "created": day}):
             settings.setdefault(key, {})[value] = None
     return run_table(["All runs"], [{key: "; ".join(found) for key, found in settings.items()}])
-
-
-def study_html(document: Mapping[str, Any]) -> str:
-    """Return a ``summary.json`` in short as HTML, for notebooks: how many runs are done, and the tables of the arms."""
-    summary = StudySummary.read(document)
-    parts = [f"<p><b>{escape(headline(summary))}</b></p>"]
-    for table in arm_tables(summary):
-        parts += [f"<p>{escape(table.title)}</p>", html_table(table)]
-    return "".join(parts)
 
 
 def csv_tables(results: StudyResults) -> dict[str, str]:

@@ -71,15 +71,10 @@ SETTINGS: Final[dict[str, Any]] = {
     "axes.labelcolor": INK,
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "axes.titlecolor": INK,
     "axes.titlelocation": "left",
     "axes.titlesize": 10,
-    "figure.facecolor": "white",
-    "font.size": 10,
     "grid.color": GRID,
-    "grid.linewidth": 0.8,
     "legend.frameon": False,
-    "legend.labelcolor": INK,
     "svg.fonttype": "none",
     "svg.hashsalt": "evenslice",
     "text.color": INK,
@@ -187,15 +182,13 @@ def inline_svg(drawing: Drawing) -> Markup:
     """Return a figure as an SVG element that takes its colours and fonts from the page; call it inside ``settings()``.
 
     Args:
-        drawing: the figure; its name starts every identifier in the SVG, so that figures on one page cannot clash, and
-            identifiers that nothing refers to are left out.
+        drawing: the figure; its name starts every identifier in the SVG, so that figures on one page cannot clash.
     """
     text = svg_text(drawing.figure, transparent=True)
     text = text[text.index("<svg") :]
     # The figure's own style sheet would apply to the whole page; the page has the same rule for figures alone.
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, count=1, flags=re.DOTALL)
-    used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
-    text = _in_tags(partial(_restyled, name=drawing.name, used=used), text)
+    text = _in_tags(partial(_restyled, name=drawing.name), text)
     width, height = drawing.figure.get_size_inches() * 72
     tall = ' class="tall"' if height > TALL else ""
     label = escape(f"{drawing.title}. The numbers are in the tables below.")
@@ -205,9 +198,8 @@ def inline_svg(drawing: Drawing) -> Markup:
     return Markup(text)  # noqa: S704 - Matplotlib escapes what it is given to write, and the description is escaped here
 
 
-def _restyled(tag: str, name: str, used: set[str]) -> str:
+def _restyled(tag: str, name: str) -> str:
     """Return a tag of a figure with identifiers of its own, and the colours and fonts of the page."""
-    tag = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", tag)
     tag = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{name}-", tag)
     tag = re.sub(r"font: ([\d.]+px) [^;\"]+", r"font-size: \1", tag)
     for variable, (light, _) in THEME.items():

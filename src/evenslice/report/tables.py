@@ -110,8 +110,11 @@ def html_table(table: Table) -> str:
         opened = f"{tag} align=left" if tag == "th" else tag
         return f"<tr>{''.join(f'<{opened}>{escape(text)}&nbsp;&nbsp;</{tag}>' for text in cells)}</tr>"
 
+    if not table.rows:
+        return ""
+    title, note = (f"<p>{escape(text)}</p>" if text else "" for text in (table.title, table.note))
     lines = [line("td", (row.label, *row.cells)) for row in table.rows]
-    return f"<table>{line('th', table.columns)}{''.join(lines)}</table>" if lines else ""
+    return f"{title}<table>{line('th', table.columns)}{''.join(lines)}</table>{note}"
 
 
 def csv_text(lines: Iterable[Sequence[Any]]) -> str:
@@ -156,28 +159,27 @@ MINUS = "\N{MINUS SIGN}"
 """Precedes negative numbers; a hyphen is shorter and allows a line break."""
 
 SPACE = "\N{NO-BREAK SPACE}"
-MOST_DECIMALS = 6
+DECIMALS = (3, 4, 5, 6)
 ROUNDING = 1e-6  # of shares, most of which were computed in single precision
 LEVELS = (0.025, 0.05)  # below these, a one-sided and a two-sided p is significant
 
 
-def decimals(values: Iterable[float], limits: Iterable[float], least: int = 3) -> int:
-    """Return how many decimals show on which side of limits values lie: ``least``, or up to six where those would hide it.
+def decimals(values: Iterable[float], limits: Iterable[float]) -> int:
+    """Return how many decimals show on which side of limits values lie: three, or up to six where those would hide it.
 
     Example:
         >>> decimals([-0.0096, -0.0054], limits=[0, -0.02]), decimals([-0.0096, -0.0054], limits=[0, -0.01])
         (3, 4)
     """
-    return max((_decimals(value, limit, least) for value, limit in product(values, limits)), default=least)
 
+    def side(value: float, limit: float) -> int:
+        return (value > limit) - (value < limit)
 
-def _decimals(value: float, limit: float, least: int) -> int:
-    def side(shown: float) -> int:
-        return (shown > limit) - (shown < limit)
-
-    places = range(least, MOST_DECIMALS + 1)
-    fewest = (number for number in places if side(round(value, number)) == side(value))
-    return next(fewest, least)  # what is less than a millionth away lies at the limit
+    found = DECIMALS[0]
+    for value, limit in product(values, limits):
+        enough = (n for n in DECIMALS if side(round(value, n), limit) == side(value, limit))
+        found = max(found, next(enough, DECIMALS[0]))  # what is less than a millionth away lies at the limit
+    return found
 
 
 def number(value: float, places: int = 3) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from html import escape
 from typing import TYPE_CHECKING, Final
 
-from evenslice.report.tables import NOTHING, Row, Table, html_table, listed, number, plain_table
+from evenslice.report.tables import NOTHING, Row, Table, flatten, number, plain_table, run_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,11 +46,6 @@ def class_name(found: ClassChange) -> str:
     return "objects" if found.label is None else f"class {found.label}"
 
 
-def advice(result: VolumeAuditResult) -> str:
-    """Say what to do next."""
-    return ADVICE[result.verdict]
-
-
 def tables_of_volumes(result: VolumeAuditResult) -> list[Table]:
     """Return a table of verdicts by axis, of C by class, of objects, and of Dice, as far as they were measured."""
     known = {found.label: found for axis in result.axes for found in axis.classes}
@@ -87,7 +81,7 @@ def _axis_table(result: VolumeAuditResult) -> Table:
         for colour, axis in enumerate(result.axes)
     ]
     columns = ("flipped along", "verdict", "voxels that differ", "between two runs", "largest C")
-    return plain_table("By axis", columns, rows, advice(result))
+    return plain_table("By axis", columns, rows, ADVICE[result.verdict])
 
 
 def _by_class(result: VolumeAuditResult, title: str, cell: Callable[[ClassChange], str]) -> Table:
@@ -110,11 +104,7 @@ def _pair(found: ClassChange, name: str) -> str:
     return NOTHING if math.isnan(values[0]) else f"{number(values[0])}, {number(values[1])}"
 
 
-def volumes_html(result: VolumeAuditResult) -> str:
-    """Return the verdict, the table by axis and what to do as HTML, for notebooks."""
-    return f"<p><b>{escape(volume_sentence(result))}</b></p>{html_table(_axis_table(result))}<p>{escape(advice(result))}</p>"
-
-
-def method_and_volumes(result: VolumeAuditResult) -> str:
-    """Say which method answered about which volumes."""
-    return f"{result.method} on {listed([str(volume['path']) for volume in result.volumes])}"
+def settings_table(result: VolumeAuditResult) -> Table:
+    """Return what was run."""
+    settings = {name: text for name, text in flatten(result.to_dict()) if not name.startswith("axes")}
+    return run_table(["Value"], [settings])

@@ -146,10 +146,12 @@ class Stress:
 
     def summary(self) -> StressSummary:
         """Return the short form."""
-        losses = []
-        for loss in self.losses:
-            before, after, both = (side.dice for side in (loss.before, loss.after, loss.both))
-            losses.append(BriefLoss(loss.kind, loss.offset, before, after, both, loss.asymmetry))
+        losses = [
+            BriefLoss(
+                each.kind, each.offset, each.before.dice, each.after.dice, each.both.dice, each.asymmetry
+            )
+            for each in self.losses
+        ]
         return StressSummary(self.reference, self.slices, self.intact.dice, self.reversed.dice, tuple(losses))
 
 

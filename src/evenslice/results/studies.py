@@ -174,11 +174,9 @@ class StudyResults(StudySummary):
 
 
 def _find_run(base: Path, key: str) -> Path:
-    if not re.fullmatch(r"[0-9a-f]{1,64}", key):
-        raise ValueError(f"{key!r} is not the key of a run")
-    found = sorted(base.glob(f"*-{key}"))
+    found = sorted(base.glob(f"*-{key}")) if re.fullmatch(r"[0-9a-f]{1,64}", key) else []
     if not found:
-        raise ValueError(f"the folder {base.name}/*-{key} is missing")
+        raise ValueError(f"no folder {base.name}/*-KEY has the key {key!r}")
     return found[0]
 
 
