@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.style import context
 from study_results import NAMES, STUDIES, Study, outcomes, verdicts
 
-from evenslice.report.tables import MINUS, NOTHING, difference, interval, number
+from evenslice.report.tables import NOTHING, difference, interval, number
 from evenslice.results.intervals import Interval
 
 if TYPE_CHECKING:
@@ -197,14 +197,13 @@ def verdict_table(studies: Sequence[Study]) -> str:
 
 def survey_table(rows: Sequence[Mapping[str, str]]) -> str:
     """Return the surveyed networks as encoders of a U-Net."""
-    header = ("encoder", "red, green, blue", "shares of the slices", "directional bias", "reliance", "C")
+    header = ("encoder", "red, green, blue", "directional bias", "reliance", "C")
     return table(
         header,
         (
             [
                 row["network"],
                 _shares(row[name] for name in ("red", "green", "blue")),
-                _shares(row[f"share_{offset}"] for offset in (-1, 0, 1)),
                 interval(bounds(row, "directional_bias")),
                 interval(bounds(row, "reliance")),
                 f"{float(row['answer_change']):.2f}",
@@ -230,15 +229,14 @@ def library_table() -> str:
         [
             row["first_layer"],
             _shares(row["shares"].split()),
-            ", ".join(f"{float(bias):+.3g}".replace("+0", "0") for bias in row["pair_biases"].split()),
             row["mirror_error"],
             row["gray_error"],
         ]
         for row in read("peers.csv")
         if row["slices"] == "5" and row["first_layer"] not in ("shuffle", "equalize")
     )
-    header = ("first layer", "shares", "pair biases", "mirror error", "gray error")
-    return re.sub(r"(?<= )-(?=[01])", MINUS, table(header, rows))
+    header = ("first layer", "shares", "mirror error", "gray error")
+    return table(header, rows)
 
 
 def coverage_table() -> str:
