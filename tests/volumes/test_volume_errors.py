@@ -40,7 +40,7 @@ def save_nifti(path, array):
         (f"{'a' * 300}.h5:/x", "too long"),
         ("folder", "it holds the folders slices.zarr"),
         ("folder/slices.zarr", "is a folder without"),
-        ("file.zarr", "cannot be read as Zarr"),
+        ("file.zarr", "is not a Zarr array or group; check the path"),
         ("pipe.npy", "is a pipe"),
         ("a.tiif", r"'.tiif' files; did you mean '.tiff?'"),
         ("a.mp4", r"'.mp4' .*known: "),
