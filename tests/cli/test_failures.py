@@ -42,6 +42,10 @@ BAD = [
     ([*GOOD, "--intensity", "9", "2"], r"--intensity 9.0 2.0: the first must be below"),
     ([*GOOD, "--select", "t"], r"Invalid value for '--select': t: an axis and a whole number are needed"),
     ([*GOOD, "--label-values", "0,255"], r"--label-values: has no effect without --labels; give both"),
+    (
+        [*GOOD, "--label-values", "0", "255"],
+        r"\(255\); join the values of a list by commas: --label-values 0,255",
+    ),
     ([*GOOD, "--no-stress"], r"--no-stress: has no effect without --labels; give both"),
     ([*GOOD, "--seed", "-1"], r"--seed': -1 is not between 0 and 2\*\*32 - 1"),
     ([*GOOD, "--max-windows", "0"], r"error: --max-windows 0: must be at least 1"),

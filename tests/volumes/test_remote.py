@@ -364,7 +364,8 @@ def test_what_is_not_there(web, amazon):
         f"{amazon}/none",
         "s3://no-such-bucket-of-the-test/a",
     ):
-        fails(f"{address}.zarr", "cannot be read as Zarr")
+        fails(f"{address}.zarr", "is not a Zarr array or group, or the server forbids reading it")
+    fails(f"{web}/stack.tif", "download files of other formats")
     for name in ("none", "locked-none"):
         fails(f"precomputed://{web}/{name}", "no file 'info', or the server forbids reading it")
         fails(f"n5://{web}/{name}", "is not an N5 data set, or the server forbids reading it")

@@ -214,7 +214,9 @@ def _line(error: Exception) -> str | None:
         line = error.render(spelled_on_command_line)
         return f"{line} (--debug shows where)" if _is_from_own_code(error.__cause__) else line
     if isinstance(error, typer.TyperException):
-        return error.format_message()
+        message = error.format_message()
+        extra = "extra argument" in message
+        return f"{message}; join the values of a list by commas: --label-values 0,255" if extra else message
     return _refusal(error) or _memory_refusal(error)
 
 
