@@ -1,5 +1,6 @@
 """What a user's mistake, a refusal of the system or Ctrl-C ends with: one clear line, and an exit status."""
 
+import os
 import re
 import signal
 import subprocess
@@ -184,6 +185,12 @@ def test_debug_shows_the_traceback(run):
     assert (code, "Traceback" in err) == (2, True)
     assert err.splitlines()[-1].startswith("error: missing.tif")
     assert "--debug" not in err.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_python_without_docstrings_is_refused(process, folder):
+    done = process("info", "good.tif", cwd=folder, env=os.environ | {"PYTHONOPTIMIZE": "2"})
+    assert (done.returncode, "PYTHONOPTIMIZE" in done.stderr) == (2, True)
 
 
 @pytest.mark.slow

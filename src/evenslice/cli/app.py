@@ -139,6 +139,10 @@ def _root(
     ] = False,
 ) -> None:
     # `run` takes --debug from anywhere on the command line; it is declared here for the help.
+    if sys.flags.optimize > 1:
+        raise ConfigError(
+            "PYTHONOPTIMIZE or -OO: removes docstrings, which libraries of networks need; use 1 or -O"
+        )
     if memory_limit is not None and memory_limit < 0:
         raise ConfigError(f"--memory-limit {memory_limit:g}: must be at least 0")
     limit_memory(None if memory_limit is None else int(memory_limit * 2**30))
