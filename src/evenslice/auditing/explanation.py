@@ -155,7 +155,9 @@ def explain(
         raise ConfigError(f"{volume.path}: has no slice {z}; choose one of 0 to {len(volume) - 1}")
     network = make_ready(model, slices, compute)
     plane = volume.shape[1:]
-    mask = _check_region(region, plane)
+    mask = None if region is None else np.asarray(region, bool)
+    if mask is not None and (mask.shape != plane or not mask.any()):
+        raise ConfigError(f"{option('region')}: give a mask of shape {plane} with at least one pixel")
     tile = tile or segmenter.crop
     tile = check_tile(tile) if tile else network.accepted(_part_size(plane, network.multiple))
     inside = () if mask is None else np.nonzero(mask)
@@ -185,15 +187,6 @@ def explain(
         method=method,
         baseline=baseline,
     )
-
-
-def _check_region(region: ArrayLike | None, plane: tuple[int, int]) -> NDArray[np.bool_] | None:
-    if region is None:
-        return None
-    mask = np.asarray(region, bool)
-    if mask.shape != plane or not mask.any():
-        raise ConfigError(f"{option('region')}: give a mask of shape {plane} with at least one pixel")
-    return mask
 
 
 def _part_size(plane: tuple[int, int], multiple: int) -> tuple[int, int]:

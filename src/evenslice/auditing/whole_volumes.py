@@ -240,14 +240,11 @@ def _flip(array: NDArray[Any], axis: str) -> NDArray[Any]:
 
 def flip_back(answer: Classes, axis: str, swap: Mapping[int, int]) -> Classes:
     """Flip an answer to a flipped volume back, and let classes change places again."""
-    return _swap_classes(_flip(answer, axis), swap)
-
-
-def _swap_classes(answer: Classes, swap: Mapping[int, int]) -> Classes:
-    swapped = answer.copy()
+    turned = _flip(answer, axis)
+    back = turned.copy()
     for label, other in swap.items():
-        swapped[answer == label] = other
-    return swapped
+        back[turned == label] = other
+    return back
 
 
 def _ask(function: Method, stack: NDArray[Any], name: str) -> Classes:
@@ -414,7 +411,7 @@ def match_objects(intact: Classes, other: Classes) -> tuple[Classes, Any]:
     Example:
         >>> again, match = match_objects(np.array([[[1, 1, 2, 0, 3]]]), np.array([[[7, 7, 5, 5, 0]]]))
         >>> again.tolist(), match
-        ([[[1, 1, 4, 4, 0]]], ObjectMatch(partners=1, alone=(2, 1)))
+        ([[[1, 1, 5, 5, 0]]], ObjectMatch(partners=1, alone=(2, 1)))
     """
     ids, first = np.unique(intact, return_inverse=True)
     other_ids, second = np.unique(other, return_inverse=True)
@@ -426,8 +423,6 @@ def match_objects(intact: Classes, other: Classes) -> tuple[Classes, Any]:
     names = np.arange(len(other_ids)) + int(ids.max()) + 1
     names[other_ids == 0] = 0
     names[two[close]] = ids[one[close]]
-    alone = np.sort(names[names > ids.max()])
-    names = np.where(names > ids.max(), ids.max() + 1 + np.searchsorted(alone, names), names)
     partners = int(close.sum())
     match = AxisChange.Objects(
         partners=partners, alone=(int((ids != 0).sum()) - partners, int((other_ids != 0).sum()) - partners)

@@ -18,8 +18,13 @@ import torch
 from torch import nn
 
 from evenslice._core import ConfigError, needs_extra, option
-from evenslice.inference.ready_networks import BatchSizes, ReadyModel, ReadyNetwork, quiet_libraries
-from evenslice.networks import logits
+from evenslice.inference.ready_networks import (
+    BatchSizes,
+    ReadyModel,
+    ReadyNetwork,
+    WholeNetwork,
+    quiet_libraries,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -137,17 +142,6 @@ class EngineNetwork(ReadyModel):
         return core.compile_model(model, "CPU", options)
 
 
-class _Scores(nn.Module):
-    """Returns the scores of a network, as one tensor; hooks of the network count within another one alone."""
-
-    def __init__(self, network: ReadyNetwork) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, windows: Tensor) -> Tensor:
-        return logits(self.network(windows)).float()
-
-
 @torch.no_grad()
 def _convert(network: ReadyNetwork, windows: Tensor) -> tuple[bytes, bytes]:
     """Return the graph of a network and its weights."""
@@ -155,10 +149,9 @@ def _convert(network: ReadyNetwork, windows: Tensor) -> tuple[bytes, bytes]:
         import openvino
         from openvino.frontend import FrontEndManager
         from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+    whole = WholeNetwork(network.module, *(tuple(network.scaling[name]) for name in ("mean", "std")))
     with quiet_libraries():
-        traced = TorchScriptPythonDecoder(
-            _Scores(network), example_input=windows, trace_kwargs={"check_trace": False}
-        )
+        traced = TorchScriptPythonDecoder(whole, example_input=windows, trace_kwargs={"check_trace": False})
         front_end = FrontEndManager().load_by_framework("pytorch")
         model = front_end.convert(front_end.load(traced))
     model.reshape(openvino.PartialShape([-1, windows.shape[1], -1, -1]))

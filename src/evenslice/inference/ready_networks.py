@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils import convert_conv2d_weight_memory_format
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -251,6 +252,39 @@ def frozen_copy(model: nn.Module) -> nn.Module:
         ) from error
     untie(module)
     return module.eval().requires_grad_(False).float()
+
+
+class WholeNetwork(nn.Module):
+    """A frozen copy of a network in float32 on the CPU; ties are resolved into plain weights.
+
+    Args:
+        model: maps (batch, slices, y, x), with the scaling it expects, to anything with logits.
+        mean: what it subtracts from slices in 0..1 by itself; one value, or one for each slice.
+        std: what it divides them by afterwards, likewise.
+
+    Example:
+        >>> network = WholeNetwork(nn.Conv2d(3, 2, 4, stride=4), (0.5,), (0.25,))
+        >>> network(torch.rand(1, 3, 8, 8)).shape
+        torch.Size([1, 2, 8, 8])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.network = frozen_copy(model).cpu()
+        self.register_buffer("mean", by_slice(mean))
+        self.register_buffer("std", by_slice(std))
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """Return the logits of windows (batch, slices, y, x); a map gets the size of the windows, as in ``Predictor``."""
+        output = logits(self.network((windows - self.mean) / self.std)).float()
+        if output.ndim == 4 and output.shape[2:] != windows.shape[2:]:
+            output = functional.interpolate(
+                output, size=windows.shape[2:], mode="bilinear", align_corners=False
+            )
+        return output
 
 
 @contextmanager

@@ -89,7 +89,6 @@ if TYPE_CHECKING:
 CHUNK = 1024  # largest side of a chunk of the array, which is one slice deep
 LARGEST_REGION = 4 * CHUNK  # largest side of the part of a plane that is held at once
 BLOCK_VOXELS = 2**20  # a full batch; little is lost with a block that is not finished
-MOST_BLOCKS = 2**21  # above which their list would be too long
 BATCH_VOXELS = 2**23  # that wait to be written, at most
 FEWEST_TASKS = 8  # and two for each worker: a few large ones would leave workers idle at the end
 SEEN_LATE = 90.0  # seconds; NFS takes what it knows of a folder to be true for up to 60
@@ -158,20 +157,10 @@ def working_in(root: Path, out: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def plan_blocks(volume: Volume) -> list[Region]:
-    """Return all blocks of a volume, grouped by the part of the plane.
-
-    Raises:
-        VolumeError: there are too many.
-    """
+    """Return all blocks of a volume, grouped by the part of the plane."""
     depth, height, width = volume.shape
     deepest = max(1, BLOCK_VOXELS // (min(height, LARGEST_REGION) * min(width, LARGEST_REGION)))
     count = -(-depth // deepest)
-    total = count * -(-height // LARGEST_REGION) * -(-width // LARGEST_REGION)
-    if total > MOST_BLOCKS:
-        raise VolumeError(
-            f"{volume.path}: claims {volume.size:,} voxels, which are {total:,} blocks, and at most {MOST_BLOCKS:,} can be "
-            f"segmented at once; give a part ({option('region')}), or a coarser level"
-        )
     rows, columns = (
         [slice(start, min(start + LARGEST_REGION, length)) for start in range(0, length, LARGEST_REGION)]
         for length in (height, width)
