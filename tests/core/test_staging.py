@@ -175,25 +175,6 @@ def test_a_result_of_another_kind_is_kept_where_names_are_shared(tmp_path):
     write(tmp_path, *shared[2], force=False, **result)  # no name is shared
 
 
-@pytest.mark.parametrize(
-    "staged", [staging.staged_file, lambda path: staging.staged_folder(path, ["a.txt"], documents=[])]
-)
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [
-        ("https://me:pass@host/a", r"^https://\*\*\*@host/a: is an address"),
-        ("", "^the path is empty; name a"),
-    ],
-)
-def test_an_address_or_nothing_is_not_taken_for_the_name_of_a_folder(
-    tmp_path, monkeypatch, staged, path, message
-):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(OutputError, match=message), staged(path):
-        pass
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_file_where_a_folder_should_be_is_said_to_be_one(tmp_path):
     (tmp_path / "base.yaml").write_text("seed: 3")
     for out in (tmp_path / "base.yaml", tmp_path / "base.yaml" / "run"):

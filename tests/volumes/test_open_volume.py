@@ -237,16 +237,6 @@ def test_array_in_memory():
 # Zarr
 
 
-@pytest.mark.parametrize("options", [{"zarr_format": 2}, {"zarr_format": 3}, {"shards": (4, 32, 32)}])
-def test_zarr_round_trip(tmp_path, options):
-    path = tmp_path / "stack.zarr"
-    zarr.create_array(path, data=STACK, chunks=(2, 16, 16), **options)
-    volume = open_volume(path)
-    assert same(volume, STACK)
-    assert volume.chunks == (2, 16, 16)
-    assert volume.format == f"Zarr v{options.get('zarr_format', 3)}"
-
-
 def test_zarr_dimension_names(tmp_path):
     zarr.create_array(tmp_path / "stack.zarr", data=STACK.T, dimension_names=("x", "y", "z"))
     old = zarr.create_array(tmp_path / "old.zarr", data=STACK.T, zarr_format=2)
