@@ -1,4 +1,3 @@
-import errno
 import os
 import shutil
 import subprocess
@@ -11,42 +10,6 @@ from evenslice import OutputError
 from evenslice._core import staging
 
 PATTERNS = ("audit*.json", "figures/*.svg")
-
-
-@pytest.mark.parametrize("folder", [False, True])
-def test_an_output_appears_only_when_whole_and_is_replaced_only_by_force(folder, tmp_path):
-    path = tmp_path / "new" / "a"
-
-    def write(text, **options):
-        with staging.staged_file(path, folder=folder, **options) as beside:
-            if folder:
-                beside.mkdir()
-            (beside / "text" if folder else beside).write_text(text)
-            if text == "half":
-                raise RuntimeError
-        return (path / "text" if folder else path).read_text()
-
-    with pytest.raises(RuntimeError):
-        write("half")
-    assert list((tmp_path / "new").iterdir()) == []
-    assert write("old") == "old"
-    with pytest.raises(OutputError, match="exists; .*force"):
-        write("new")
-    with pytest.raises(RuntimeError):
-        write("half", force=True)
-    assert write("new", force=True) == "new"
-    assert [item.name for item in (tmp_path / "new").iterdir()] == ["a"]
-
-
-def test_a_file_that_appeared_meanwhile_is_replaced_only_by_force(tmp_path):
-    path = tmp_path / "a.txt"
-    with pytest.raises(OutputError, match="exists; .*force"), staging.staged_file(path) as beside:
-        beside.write_text("new")
-        path.write_text("of another process")
-    with pytest.raises(OutputError, match="No space left"), staging.staged_file(path, force=True):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert path.read_text() == "of another process"
-    assert os.listdir(tmp_path) == ["a.txt"]
 
 
 @pytest.mark.parametrize("path", ["", os.devnull])
