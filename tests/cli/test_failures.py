@@ -73,7 +73,20 @@ ADDRESS = "https://me:secret@127.0.0.1:9/x"
 EMPTY = "is empty; name a file or folder, or . for the current folder"
 ONLY_PATHS = "is an address, which is not supported here; name a path of this machine"
 
-BAD_PATHS = [
+EVALUATE = ["evaluate", *NETWORK, *GOOD]
+NO_SURFACES = "--no-surfaces: has no effect without --labels"
+
+BAD_COMMANDS = [
+    (["segment", *GOOD, "--out", "o.npy"], "give --run, or --model and --weights"),
+    (["segment", "--run", ".", *GOOD, "--out", "o.npy"], "holds no finished run of `evenslice train`"),
+    (EVALUATE, "nothing to compare the answers with; give --labels, or --stress"),
+    ([*EVALUATE, "--labels", "short_labels.tif"], "do not fit good.tif of shape (30, 48, 40)"),
+    ([*EVALUATE, "--labels", "labels.tif", "--label-values", "a"], "whole numbers are needed, such as 0,255"),
+    ([*EVALUATE, "--stress", "--no-surfaces"], NO_SURFACES),
+    (
+        ["evaluate", "--run", "run", *GOOD, "--stress", "--mean", "0"],
+        "--mean: the run run determines it; omit",
+    ),
     ([*AUDIT, *GOOD, "--out="], f"--out: {EMPTY}"),
     ([*SEGMENT, "--out", "o.npy", "--scratch", ""], f"--scratch: {EMPTY}"),
     (["segment", "--run", "", *GOOD, "--out", "o.npy"], f"--run: {EMPTY}"),
@@ -96,8 +109,8 @@ BAD_PATHS = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), BAD_PATHS)
-def test_a_path_that_cannot_be_used_is_one_clear_line(run, folder, tmp_path, arguments, message):
+@pytest.mark.parametrize(("arguments", "message"), BAD_COMMANDS)
+def test_a_command_that_cannot_be_followed_is_one_clear_line(run, folder, tmp_path, arguments, message):
     (tmp_path / "loop").symlink_to("loop")
     before = sorted(folder.iterdir())
     code, out, err = run(*(word.replace("LOOP", str(tmp_path / "loop")) for word in arguments))

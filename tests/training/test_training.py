@@ -362,17 +362,6 @@ def test_a_best_network_that_is_lost_is_not_replaced_by_the_last(
     assert run.network.read_bytes() == run.best.read_bytes()
 
 
-def test_a_damaged_network_is_written_again_from_its_checkpoint(copied, tiny_run):
-    run, config = copied
-    run.result.unlink()
-    run.network.write_bytes(b"cut")
-    with pytest.raises(ModelError, match=r"network\.safetensors"):
-        evenslice.train(config, run.path, resume=True)
-    run.network.unlink()
-    evenslice.train(config, run.path, resume=True)
-    assert same(RunFiles(run.path).read_weights(), RunFiles(tiny_run.path).read_weights())
-
-
 # Networks
 
 
