@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.style import context
-from study_results import NAMES, STUDIES, Study, outcomes
+from study_results import NAMES, STUDIES, Study, outcomes, verdicts
 
-from evenslice.report.tables import MINUS, NOTHING, difference, interval, number
+from evenslice.report.tables import NOTHING, difference, interval, number
 from evenslice.results.intervals import Interval
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def tables(studies: Sequence[Study]) -> dict[str, dict[str, str]]:
     return {
         "results.md": {
             "outcomes": table(("expected", "outcome"), outcomes(studies).items()),
+            "verdicts": verdict_table(studies),
             **{study.name: study_table(study) for study in studies},
         },
         "survey.md": {"networks": survey_table(read("survey.csv")), "libraries": library_table()},
@@ -142,23 +143,40 @@ def read(name: str) -> list[dict[str, str]]:
 
 
 def study_table(study: Study) -> str:
-    """Return what matters most of each arm over all data sets of a study, one a row; the primary comparison is in bold.
+    """Return what matters most of each arm of a study, one a row: over all data sets, then on each of several.
 
-    Of several data sets, a second table has the differences on each, and their heterogeneity.
+    The primary comparison is in bold, and so are differences on one data set whose interval excludes 0. Beside the chart of
+    ``price``, its table says what missing slices cost.
     """
     score = "Dice" if study.score == "dice" else "balanced accuracy"
-    header = ("arm", f"{score}, minus pretrained", "test", "pair bias", "audits", "lost")
-    networks = {arm.network for arm in study.pooled}
-    found = table(header, (_arm_row(arm, named=len(networks) > 1) for arm in study.pooled))
     sets = study.summary["pooled"][0]["datasets"]
-    if len(sets) == 1:
-        return found
-    rows = []
-    for arm in (arm for arm in study.pooled if arm.test):
-        alone = [_short(other.change) for other in study.alone if other.name == arm.name]
-        spread = arm.entry["heterogeneity"][study.score]
-        rows.append([arm.name, NOTHING if spread is None else number(spread, 2), *alone])
-    return found + "\n\n" + table((f"{score}, minus pretrained", "I²", *sets), rows)
+    more = ("I²", *sets) if len(sets) > 1 else ()
+    header = ("arm", f"{score}, minus pretrained", "test", "pair bias", "lost", *more)
+    named = len({arm.network for arm in study.pooled}) > 1
+    return table(header, (_arm_row(arm, named=named) for arm in study.pooled))
+
+
+def _arm_row(arm: Arm, *, named: bool) -> list[str]:
+    name = f"**{arm.name}**" if arm.entry.get("primary") else arm.name
+    score = arm.study.score
+    row = [
+        f"{arm.network.split()[0]}: {name}" if named else name,
+        arm.change_text if arm.test else number(arm.figure(score).estimate),
+        arm.judgement if arm.test else "",
+        number(arm.figure("largest_bias").estimate),
+        number(arm.figure("loss_both").estimate) if arm.study.name == "price" else "",
+    ]
+    alone = [other for other in arm.study.alone if other.name == arm.name]
+    if len(arm.datasets) == 1:
+        return row
+    if not arm.test:
+        return [*row, *[""] * (1 + len(alone))]
+    spread = arm.entry["heterogeneity"][score]
+    return [
+        *row,
+        NOTHING if spread is None else number(spread, 2),
+        *(_short(other.change) for other in alone),
+    ]
 
 
 def _short(change: Interval) -> str:
@@ -167,29 +185,25 @@ def _short(change: Interval) -> str:
     return text if change.low <= 0 <= change.high else f"**{text}**"
 
 
-def _arm_row(arm: Arm, *, named: bool) -> list[str]:
-    name = f"**{arm.name}**" if arm.entry.get("primary") else arm.name
-    baseline = number(arm.figure(arm.study.score).estimate)
-    return [
-        f"{arm.network.split()[0]}: {name}" if named else name,
-        arm.change_text if arm.test else baseline,
-        arm.judgement if arm.test else "",
-        number(arm.figure("largest_bias").estimate),
-        arm.verdicts,
-        number(arm.figure("loss_both").estimate),
-    ]
+def verdict_table(studies: Sequence[Study]) -> str:
+    """Return how many audits of all studies ended with each verdict."""
+    found = verdicts(studies)
+    words = sorted({word for counts in found.values() for word in counts})
+    return table(
+        ("start", *words),
+        ([start, *(str(counts[word]) for word in words)] for start, counts in found.items()),
+    )
 
 
 def survey_table(rows: Sequence[Mapping[str, str]]) -> str:
     """Return the surveyed networks as encoders of a U-Net."""
-    header = ("encoder", "red, green, blue", "shares of the slices", "directional bias", "reliance", "C")
+    header = ("encoder", "red, green, blue", "directional bias", "reliance", "C")
     return table(
         header,
         (
             [
                 row["network"],
                 _shares(row[name] for name in ("red", "green", "blue")),
-                _shares(row[f"share_{offset}"] for offset in (-1, 0, 1)),
                 interval(bounds(row, "directional_bias")),
                 interval(bounds(row, "reliance")),
                 f"{float(row['answer_change']):.2f}",
@@ -215,15 +229,14 @@ def library_table() -> str:
         [
             row["first_layer"],
             _shares(row["shares"].split()),
-            ", ".join(f"{float(bias):+.3g}".replace("+0", "0") for bias in row["pair_biases"].split()),
             row["mirror_error"],
             row["gray_error"],
         ]
         for row in read("peers.csv")
         if row["slices"] == "5" and row["first_layer"] not in ("shuffle", "equalize")
     )
-    header = ("first layer", "shares", "pair biases", "mirror error", "gray error")
-    return re.sub(r"(?<= )-(?=[01])", MINUS, table(header, rows))
+    header = ("first layer", "shares", "mirror error", "gray error")
+    return table(header, rows)
 
 
 def coverage_table() -> str:

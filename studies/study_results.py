@@ -108,10 +108,10 @@ class Arm:
         return [run for run in own if (run["architecture"], run["arm"]) == (self.network, self.name)]
 
     @property
-    def verdicts(self) -> str:
-        """How many audits ended with each verdict."""
-        counts = Counter(run["verdict"] for run in self.runs if run["verdict"])
-        return ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+    def start(self) -> str:
+        """The kind of its networks: symmetric by construction, or else by their first layer."""
+        built = any(self.how.get(name) for name in ("tie", "symmetrize")) or self.how["strategy"] == "twin"
+        return "tied, `twin` or symmetrized" if built else str(self.how["strategy"])
 
     @property
     def test(self) -> Mapping[str, Any]:
@@ -126,8 +126,8 @@ class Arm:
         if self.entry.get("superiority") and self.entry["superiority"]["holds"]:
             return "superior"
         if self.test["holds"]:
-            return "not inferior"
-        return "inferior" if self.change.high < -self.test["margin"] else "not settled"
+            return "non-inferior"
+        return "inferior" if self.change.high < -self.test["margin"] else "open"
 
     @property
     def change(self) -> Interval:
@@ -181,6 +181,14 @@ def lost(run: Mapping[str, str], kind: str) -> float:
     return float(intact) - float(disturbed) if intact and disturbed else math.nan
 
 
+def verdicts(studies: Iterable[Study]) -> dict[str, Counter[str]]:
+    """Count the verdicts of all audits, by the start of their networks."""
+    counts: dict[str, Counter[str]] = {}
+    for arm in (arm for study in studies for arm in study.pooled):
+        counts.setdefault(arm.start, Counter()).update(run["verdict"] for run in arm.runs if run["verdict"])
+    return counts
+
+
 # What was expected, held strictly against what was found.
 
 
@@ -191,7 +199,7 @@ def outcomes(studies: Sequence[Study]) -> dict[str, str]:
     uniform = [arm for arm in alone if arm.test and starts(arm, "uniform")]
     dice = [arm for arm in alone if arm.test and arm.study.score == "dice"]
     return {
-        "A uniform start removes 90 % of the largest pair bias left after training": judge(
+        "A uniform start removes 90 % of the largest pair bias left by training": judge(
             uniform, lambda arm: removed(arm).low >= 0.9, lambda arm: removed(arm).high < 0.9
         ),
         "and loses no more than 0.01 Dice": judge(

@@ -4,10 +4,10 @@ import json
 import os
 import pickle
 import shutil
-import time
 
 import pytest
 import torch
+from commands import wait_until
 from tiny_training import RunFiles, start, trained, training_options, tree
 
 import evenslice
@@ -153,9 +153,7 @@ def test_of_two_trainings_in_one_folder_the_second_is_told_so(inputs, command, u
     options, run = training_options(inputs, workers=2), RunFiles(tmp_path / "run")
     process = start(inputs, "train", options, run.path, SLOW="0.2")
     try:
-        while not run.last.exists():
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.05)
+        wait_until(run.last.exists, process)
         for arguments in ([], ["--resume"]):
             status, error = command("train", inputs / "train.yaml", "--out", run.path, *arguments)
             assert status == 2

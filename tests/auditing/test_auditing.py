@@ -158,11 +158,11 @@ def test_several_volumes_are_one_population(texture):
     assert alone.statistics.by_volume == ()
 
 
-def test_progress_shows_the_verdict_so_far_and_what_decides_it(texture, monkeypatch, capsys):
+def test_progress_shows_the_verdict_and_the_figures_so_far(texture, monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")  # taken for a terminal
     audit(Linear(3.0, 2.0, 1.0), texture, progress=True)
     shown = capsys.readouterr().err
-    assert "biased so far: saliency, reliance" in shown
+    assert "biased so far: saliency -0.50 \N{PLUS-MINUS SIGN} 0.00, reliance" in shown
 
 
 def test_examples_show_what_the_network_saw(texture):

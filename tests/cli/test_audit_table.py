@@ -1,13 +1,14 @@
-"""What the terminal says of audits: how they were made, the verdict and what decided it, and a table of the questions."""
+"""What the terminal says of audits: how they were made, the verdict and what decided it; and how tables fit its width."""
 
 import json
 from pathlib import Path
 
 import pytest
 from synthetic import PRETRAINED, UNIFORM, make_audit
+from synthetic_study import make_study
 
 from evenslice import load_audits
-from evenslice.cli.printing import show_audits
+from evenslice.cli.printing import show_audits, show_result
 
 WIDTH = 80
 
@@ -68,6 +69,23 @@ def test_a_narrow_terminal_breaks_lines_and_cuts_nothing(monkeypatch, capsys, wi
         return sorted("".join(text.replace("─", "").split()))
 
     assert printed(width) == printed(80)
+
+
+@pytest.mark.parametrize("width", [70, 80])
+def test_the_tables_of_a_study_are_not_cut_either(monkeypatch, capsys, tmp_path, width):
+    sets, arms = [("Lucchi++", "net")], {"pretrained": (-0.19, 0.0), "symmetrized at the encoder": (0.0, 0.0)}
+    made = make_study(tmp_path / "study", comparisons=sets, arms=arms, folds=(0, 1), size=24)
+    summary = json.loads((made / "summary.json").read_text())
+
+    def printed(columns):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        show_result(summary, summary, json=False)
+        text = capsys.readouterr().out
+        assert max(map(len, text.splitlines())) <= columns
+        assert "symmetrized" in text
+        return sorted("".join(text.replace("─", "").split()))
+
+    assert printed(width) == printed(300)
 
 
 def test_an_older_audit_is_labelled(shown):

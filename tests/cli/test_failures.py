@@ -1,5 +1,6 @@
 """What a user's mistake, a refusal of the system or Ctrl-C ends with: one clear line, and an exit status."""
 
+import os
 import re
 import signal
 import subprocess
@@ -42,6 +43,10 @@ BAD = [
     ([*GOOD, "--intensity", "9", "2"], r"--intensity 9.0 2.0: the first must be below"),
     ([*GOOD, "--select", "t"], r"Invalid value for '--select': t: an axis and a whole number are needed"),
     ([*GOOD, "--label-values", "0,255"], r"--label-values: has no effect without --labels; give both"),
+    (
+        [*GOOD, "--label-values", "0", "255"],
+        r"\(255\); join the values of a list by commas: --label-values 0,255",
+    ),
     ([*GOOD, "--no-stress"], r"--no-stress: has no effect without --labels; give both"),
     ([*GOOD, "--seed", "-1"], r"--seed': -1 is not between 0 and 2\*\*32 - 1"),
     ([*GOOD, "--max-windows", "0"], r"error: --max-windows 0: must be at least 1"),
@@ -68,7 +73,20 @@ ADDRESS = "https://me:secret@127.0.0.1:9/x"
 EMPTY = "is empty; name a file or folder, or . for the current folder"
 ONLY_PATHS = "is an address, which is not supported here; name a path of this machine"
 
-BAD_PATHS = [
+EVALUATE = ["evaluate", *NETWORK, *GOOD]
+NO_SURFACES = "--no-surfaces: has no effect without --labels"
+
+BAD_COMMANDS = [
+    (["segment", *GOOD, "--out", "o.npy"], "give --run, or --model and --weights"),
+    (["segment", "--run", ".", *GOOD, "--out", "o.npy"], "holds no finished run of `evenslice train`"),
+    (EVALUATE, "nothing to compare the answers with; give --labels, or --stress"),
+    ([*EVALUATE, "--labels", "short_labels.tif"], "do not fit good.tif of shape (30, 48, 40)"),
+    ([*EVALUATE, "--labels", "labels.tif", "--label-values", "a"], "whole numbers are needed, such as 0,255"),
+    ([*EVALUATE, "--stress", "--no-surfaces"], NO_SURFACES),
+    (
+        ["evaluate", "--run", "run", *GOOD, "--stress", "--mean", "0"],
+        "--mean: the run run determines it; omit",
+    ),
     ([*AUDIT, *GOOD, "--out="], f"--out: {EMPTY}"),
     ([*SEGMENT, "--out", "o.npy", "--scratch", ""], f"--scratch: {EMPTY}"),
     (["segment", "--run", "", *GOOD, "--out", "o.npy"], f"--run: {EMPTY}"),
@@ -91,8 +109,8 @@ BAD_PATHS = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), BAD_PATHS)
-def test_a_path_that_cannot_be_used_is_one_clear_line(run, folder, tmp_path, arguments, message):
+@pytest.mark.parametrize(("arguments", "message"), BAD_COMMANDS)
+def test_a_command_that_cannot_be_followed_is_one_clear_line(run, folder, tmp_path, arguments, message):
     (tmp_path / "loop").symlink_to("loop")
     before = sorted(folder.iterdir())
     code, out, err = run(*(word.replace("LOOP", str(tmp_path / "loop")) for word in arguments))
@@ -180,6 +198,12 @@ def test_debug_shows_the_traceback(run):
     assert (code, "Traceback" in err) == (2, True)
     assert err.splitlines()[-1].startswith("error: missing.tif")
     assert "--debug" not in err.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_python_without_docstrings_is_refused(process, folder):
+    done = process("info", "good.tif", cwd=folder, env=os.environ | {"PYTHONOPTIMIZE": "2"})
+    assert (done.returncode, "PYTHONOPTIMIZE" in done.stderr) == (2, True)
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """Arguments of a wrong kind: one clear error of evenslice each, and numbers of NumPy are numbers."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from evenslice import (
     ConfigError,
     EvensliceError,
     ModelError,
-    OutputError,
     Reading,
     Record,
     TrainConfig,
@@ -91,15 +89,6 @@ def test_an_audit_is_named_by_its_file(path):
         audit().save(path)
     with pytest.raises(ConfigError):
         evenslice.Audit.load(path)
-
-
-def test_nothing_takes_the_name_of_a_device(tmp_path, monkeypatch):
-    device = tmp_path / "null"  # the real one would be lost if this failed
-    device.touch()
-    monkeypatch.setattr(Path, "is_char_device", lambda self: self == device)
-    with pytest.raises(OutputError, match="is a device"):
-        audit().to_html(device)
-    assert device.stat().st_size == 0
 
 
 @pytest.mark.parametrize(

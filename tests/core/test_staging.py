@@ -1,4 +1,3 @@
-import errno
 import os
 import shutil
 import subprocess
@@ -11,42 +10,6 @@ from evenslice import OutputError
 from evenslice._core import staging
 
 PATTERNS = ("audit*.json", "figures/*.svg")
-
-
-@pytest.mark.parametrize("folder", [False, True])
-def test_an_output_appears_only_when_whole_and_is_replaced_only_by_force(folder, tmp_path):
-    path = tmp_path / "new" / "a"
-
-    def write(text, **options):
-        with staging.staged_file(path, folder=folder, **options) as beside:
-            if folder:
-                beside.mkdir()
-            (beside / "text" if folder else beside).write_text(text)
-            if text == "half":
-                raise RuntimeError
-        return (path / "text" if folder else path).read_text()
-
-    with pytest.raises(RuntimeError):
-        write("half")
-    assert list((tmp_path / "new").iterdir()) == []
-    assert write("old") == "old"
-    with pytest.raises(OutputError, match="exists; .*force"):
-        write("new")
-    with pytest.raises(RuntimeError):
-        write("half", force=True)
-    assert write("new", force=True) == "new"
-    assert [item.name for item in (tmp_path / "new").iterdir()] == ["a"]
-
-
-def test_a_file_that_appeared_meanwhile_is_replaced_only_by_force(tmp_path):
-    path = tmp_path / "a.txt"
-    with pytest.raises(OutputError, match="exists; .*force"), staging.staged_file(path) as beside:
-        beside.write_text("new")
-        path.write_text("of another process")
-    with pytest.raises(OutputError, match="No space left"), staging.staged_file(path, force=True):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert path.read_text() == "of another process"
-    assert os.listdir(tmp_path) == ["a.txt"]
 
 
 @pytest.mark.parametrize("path", ["", os.devnull])
@@ -173,25 +136,6 @@ def test_a_result_of_another_kind_is_kept_where_names_are_shared(tmp_path):
     assert set(found(tmp_path)) == set(shared[0])
     write(tmp_path, *shared[0], **survey)
     write(tmp_path, *shared[2], force=False, **result)  # no name is shared
-
-
-@pytest.mark.parametrize(
-    "staged", [staging.staged_file, lambda path: staging.staged_folder(path, ["a.txt"], documents=[])]
-)
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [
-        ("https://me:pass@host/a", r"^https://\*\*\*@host/a: is an address"),
-        ("", "^the path is empty; name a"),
-    ],
-)
-def test_an_address_or_nothing_is_not_taken_for_the_name_of_a_folder(
-    tmp_path, monkeypatch, staged, path, message
-):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(OutputError, match=message), staged(path):
-        pass
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_where_a_folder_should_be_is_said_to_be_one(tmp_path):

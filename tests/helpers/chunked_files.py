@@ -1,4 +1,4 @@
-"""N5 and Neuroglancer precomputed volumes, written by TensorStore or by hand, for tests."""
+"""N5, Neuroglancer precomputed and OME-Zarr volumes, written by TensorStore, zarr or by hand, for tests."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorstore
+import zarr
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,3 +93,31 @@ def first_chunk(path: Path) -> Path:
     """Return a file that holds a chunk, or several."""
     files = (file for file in sorted(path.rglob("*")) if file.is_file())
     return next(file for file in files if file.name not in ("info", "attributes.json"))
+
+
+def write_ome_zarr(
+    path: Path, version: str, axes: Any, levels: Any, scales: Any, image_scale: Any = None
+) -> None:
+    """Write an OME-Zarr image with zarr alone: metadata under "ome" since 0.5, at the top before."""
+    group = zarr.open_group(path, mode="w", zarr_format=3 if version == "0.5" else 2)
+    datasets = []
+    for number, (array, scale) in enumerate(zip(levels, scales, strict=True)):
+        group.create_array(f"s{number}", data=array, chunks=tuple(min(n, 16) for n in array.shape))
+        datasets.append(
+            {"path": f"s{number}", "coordinateTransformations": [{"type": "scale", "scale": scale}]}
+        )
+    image = {"axes": axes, "datasets": datasets, "name": "image"}
+    if image_scale:
+        image["coordinateTransformations"] = [{"type": "scale", "scale": image_scale}]
+    if version == "0.5":
+        group.attrs["ome"] = {"version": "0.5", "multiscales": [image]}
+    else:
+        group.attrs["multiscales"] = [{**image, "version": version}]
+
+
+def space(**units: str | None) -> list[dict[str, str]]:
+    """OME-Zarr axes: those with a unit are of space."""
+    return [
+        {"name": name, "type": "space", "unit": unit} if unit else {"name": name, "type": "channel"}
+        for name, unit in units.items()
+    ]

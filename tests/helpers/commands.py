@@ -97,6 +97,15 @@ class Command:
         return float(seconds), int(memory)
 
 
+def wait_until(condition, process, seconds=300):
+    """Wait until a condition holds, while a process runs."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def _remove(process, folder):
     process.kill()
     shutil.rmtree(folder, ignore_errors=True)

@@ -291,14 +291,6 @@ def test_a_network_with_another_setting_does_not_go_on(
     np.testing.assert_array_equal(segment(other, image, out, force=True), segment(other, image))
 
 
-def test_an_input_is_never_written_over(tmp_path, image):
-    with pytest.raises(OutputError, match=r"image\.npy"):
-        segment(network(), image, image, force=True)
-    assert np.load(image).shape == (20, 70, 90)
-    with pytest.raises(OutputError, match="has no suffix of a format"):
-        segment(network(), image, tmp_path / "labels.png")
-
-
 class Dying(nn.Module):
     """Kills the process that runs it, once."""
 
@@ -361,18 +353,6 @@ def test_an_interrupted_command_says_how_to_go_on_if_anything_is_finished(
     assert ("interrupted; repeat the command to resume" in done.stderr) == bool(finished)
     assert (str(kept) in done.stderr.replace("\n", "")) == bool(finished)
     assert kept.is_dir() == bool(finished)
-
-
-@pytest.mark.parametrize(
-    ("network", "message"),
-    [
-        ([], "give --run, or --model and --weights"),
-        (["--run", "."], "holds no finished run of `evenslice train`"),
-    ],
-)
-def test_a_run_and_a_network_exclude_each_other(image, command, network, message):
-    done = command("segment", *network, "--volume", image, "--out", "labels.npy")
-    assert (done.returncode, message in done.stderr) == (2, True), done.stderr
 
 
 @pytest.mark.parametrize(

@@ -151,8 +151,8 @@ def test_a_study_with_folds_begins_with_all_data_sets(pooled_folder, pooled_resu
     assert rows["uniform"]["not inferior?"].startswith("inferior\np ")
     assert rows["fair *"]["not inferior?"].startswith("not inferior\np ")
     assert rows["fair *"]["superior?"].startswith("superior\np ")
-    assert rows["fair *"]["p of a difference"] == "\N{EN DASH}"  # the primary comparison needs no adjustment
-    assert rows["uniform"]["p of a difference"].startswith("p ")
+    assert rows["fair *"]["p"] == "\N{EN DASH}"  # the primary comparison needs no adjustment
+    assert rows["uniform"]["p"].startswith("p ")
     assert {row["folds x seeds"] for row in cells_of(first).values()} == {"3 x 2"}
     assert "folds x seeds" not in pooled.columns  # all arms have the same
     groups = tables.statistics_groups(pooled_results, pooled_results.pooled[0])

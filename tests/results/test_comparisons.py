@@ -144,15 +144,6 @@ def test_corrected_intervals_cover_the_mean_of_correlated_folds(folds):
     assert covered(1) < 0.93
 
 
-@given(VALUES, st.integers(2, 9))
-def test_the_correction_is_that_of_nadeau_and_bengio(values, folds):
-    """Their formula by hand, for k folds: the variance (1 / n + 1 / (k - 1)) s^2, Student's t with n - 1."""
-    found = pool_means([values], [folds]).interval()
-    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1)
-    half *= math.sqrt(1 / len(values) + 1 / (folds - 1))
-    assert (found.high - found.low) / 2 == pytest.approx(half)
-
-
 @pytest.mark.parametrize(("folds", "factor"), [(4, 1 / 3 + 1 / 3), (1, 1 / 3)])
 def test_figures_of_a_study_are_corrected_for_the_folds_that_it_plans(folds, factor):
     """Of four folds, three are done; the same values of three seeds are independent."""

@@ -6,13 +6,12 @@ import json
 import re
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from commands import Command
+from commands import Command, wait_until
 from tiny_training import PAIR
 
 import evenslice
@@ -332,20 +331,12 @@ def test_mistakes_stop_a_study_before_its_first_run(inputs, tmp_path, change, ki
 # Processes
 
 
-def wait_for(condition, process, seconds=300):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-
-
 def test_a_killed_study_goes_on_where_it_was(inputs, done):
     (inputs / "killed.yaml").write_text(json.dumps(options(seeds=[0, 1])))
     environment = {"SLOW": "0.15", "PYTHONWARNINGS": "error"}
     process = Command("study", "killed.yaml", "--out", "killed", cwd=inputs, **environment)
     out, tried = inputs / "killed", []
-    wait_for(lambda: len(run_files(out)) == 1 and list(out.glob("runs/*/checkpoints/last.ckpt")), process)
+    wait_until(lambda: len(run_files(out)) == 1 and list(out.glob("runs/*/checkpoints/last.ckpt")), process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     (finished_run,) = run_files(out)

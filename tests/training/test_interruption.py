@@ -5,11 +5,10 @@ import os
 import re
 import shlex
 import signal
-import time
 
 import pytest
 import torch
-from commands import run_command
+from commands import run_command, wait_until
 from tiny_training import RunFiles, finish, run_options, start, start_anew, study_options, trained
 
 import evenslice
@@ -31,11 +30,9 @@ def config(tiny_run):
 
 def wait_for_step(process, run, step):
     """Wait until a run has logged a step."""
-    log, until = RunFiles(run).metrics, time.monotonic() + 300
-    while not log.exists() or not re.search(rf"^{step},.", log.read_text(), re.MULTILINE):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    log = RunFiles(run).metrics
+    logged = re.compile(rf"^{step},.", re.MULTILINE)
+    wait_until(lambda: log.exists() and logged.search(log.read_text()), process)
 
 
 @pytest.mark.attack
@@ -181,11 +178,7 @@ def test_a_study_with_workers_that_is_terminated_ends_in_order(tiny_inputs, tmp_
     options, out = study_options(tiny_inputs), tmp_path / "out"
     environment = {"SLOW": "0.1", "PYTHONPATH": str(tiny_inputs)}
     process = start(tiny_inputs, "study", options, out, "--workers", "2", **environment)
-    until = time.monotonic() + 300
-    while not list(out.glob("runs/*/log/metrics.csv")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    wait_until(lambda: list(out.glob("runs/*/log/metrics.csv")), process)
     os.kill(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=200)
     assert process.returncode == 143, errors

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from chunked_files import space, write_ome_zarr
 from volume_checks import STACK, fails, same
 
 from evenslice import ConfigError, open_volume
@@ -237,48 +238,12 @@ def test_array_in_memory():
 # Zarr
 
 
-@pytest.mark.parametrize("options", [{"zarr_format": 2}, {"zarr_format": 3}, {"shards": (4, 32, 32)}])
-def test_zarr_round_trip(tmp_path, options):
-    path = tmp_path / "stack.zarr"
-    zarr.create_array(path, data=STACK, chunks=(2, 16, 16), **options)
-    volume = open_volume(path)
-    assert same(volume, STACK)
-    assert volume.chunks == (2, 16, 16)
-    assert volume.format == f"Zarr v{options.get('zarr_format', 3)}"
-
-
 def test_zarr_dimension_names(tmp_path):
     zarr.create_array(tmp_path / "stack.zarr", data=STACK.T, dimension_names=("x", "y", "z"))
     old = zarr.create_array(tmp_path / "old.zarr", data=STACK.T, zarr_format=2)
     old.attrs["_ARRAY_DIMENSIONS"] = ["x", "y", "z"]
     for name in ("stack.zarr", "old.zarr"):
         assert same(open_volume(tmp_path / name), STACK)
-
-
-def write_ome_zarr(path, version, axes, levels, scales, image_scale=None):
-    """Write an OME-Zarr image with zarr alone: metadata under "ome" since 0.5, at the top before."""
-    group = zarr.open_group(path, mode="w", zarr_format=3 if version == "0.5" else 2)
-    datasets = []
-    for number, (array, scale) in enumerate(zip(levels, scales, strict=True)):
-        group.create_array(f"s{number}", data=array, chunks=tuple(min(n, 16) for n in array.shape))
-        datasets.append(
-            {"path": f"s{number}", "coordinateTransformations": [{"type": "scale", "scale": scale}]}
-        )
-    image = {"axes": axes, "datasets": datasets, "name": "image"}
-    if image_scale:
-        image["coordinateTransformations"] = [{"type": "scale", "scale": image_scale}]
-    if version == "0.5":
-        group.attrs["ome"] = {"version": "0.5", "multiscales": [image]}
-    else:
-        group.attrs["multiscales"] = [{**image, "version": version}]
-
-
-def space(**units):
-    """OME-Zarr axes: those with a unit are of space."""
-    return [
-        {"name": name, "type": "space", "unit": unit} if unit else {"name": name, "type": "channel"}
-        for name, unit in units.items()
-    ]
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])

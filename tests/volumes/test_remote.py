@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 import requests
 import zarr
-from chunked_files import PLAIN_SHARDS, SHARDS, write_n5, write_precomputed
+from chunked_files import PLAIN_SHARDS, SHARDS, space, write_n5, write_ome_zarr, write_precomputed
 from moto.server import ThreadedMotoServer
 from volume_checks import fails, same
 
@@ -82,19 +82,6 @@ def served(folder, handler=Handler, **more):
         server.server_close()
 
 
-def write_ome_zarr(path, version):
-    """Write an OME-Zarr image of two levels."""
-    group = zarr.open_group(path, mode="w", zarr_format=version)
-    datasets = []
-    for level, array in enumerate((IMAGE, IMAGE[:, ::2, ::2])):
-        group.create_array(str(level), data=array, chunks=(4, 16, 16))
-        scale = {"type": "scale", "scale": [40.0, 4.0 * 2**level, 4.0 * 2**level]}
-        datasets.append({"path": str(level), "coordinateTransformations": [scale]})
-    axes = [{"name": name, "type": "space", "unit": "nanometer"} for name in "zyx"]
-    image = [{"axes": axes, "datasets": datasets}]
-    group.attrs.update({"multiscales": image} if version == 2 else {"ome": {"multiscales": image}})
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("web") / "bucket"
@@ -105,7 +92,9 @@ def folder(tmp_path_factory):
     write_n5(path / "locked" / "s0", IMAGE, "gzip")
     zarr.create_array(path / "a.zarr", data=IMAGE, chunks=(4, 16, 16))
     for version in (2, 3):
-        write_ome_zarr(path / f"image-v{version}.zarr", version)
+        axes, scales = space(**dict.fromkeys("zyx", "nanometer")), [[40, 4, 4], [40, 8, 8]]
+        levels = IMAGE, IMAGE[:, ::2, ::2]
+        write_ome_zarr(path / f"image-v{version}.zarr", f"0.{version + 2}", axes, levels, scales)
         group = zarr.open_group(path / f"locked-v{version}.zarr", mode="w", zarr_format=version)
         group.create_array("0", data=IMAGE, chunks=(4, 16, 16))
     return path
@@ -164,7 +153,7 @@ def test_every_format_at_every_kind_of_address(request, where):
         ("file.n5/raw", IMAGE),
         ("a.zarr", IMAGE),
         ("image-v2.zarr", IMAGE),
-        ("image-v3.zarr/1", IMAGE[:, ::2, ::2]),
+        ("image-v3.zarr/s1", IMAGE[:, ::2, ::2]),
     ):
         volume = open_volume(f"{address}/{name}")
         assert np.array_equal(volume[...], expected)
@@ -364,7 +353,8 @@ def test_what_is_not_there(web, amazon):
         f"{amazon}/none",
         "s3://no-such-bucket-of-the-test/a",
     ):
-        fails(f"{address}.zarr", "cannot be read as Zarr")
+        fails(f"{address}.zarr", "is not a Zarr array or group, or the server forbids reading it")
+    fails(f"{web}/stack.tif", "download files of other formats")
     for name in ("none", "locked-none"):
         fails(f"precomputed://{web}/{name}", "no file 'info', or the server forbids reading it")
         fails(f"n5://{web}/{name}", "is not an N5 data set, or the server forbids reading it")

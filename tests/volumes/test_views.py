@@ -202,11 +202,12 @@ def test_a_file_of_labels_of_the_whole_image_gets_its_region(file, tmp_path, sto
             open_labels(labels, [part])
 
 
-class Bright(nn.Module):
-    """Finds bright voxels in the first slice of a window of three."""
-
-    def forward(self, x):
-        return torch.stack([0.5 - x[:, 0], x[:, 0] - 0.5], dim=1)
+def bright(classes=2, in_channels=3, of=1):
+    """Return a network, as a convolution, that finds bright voxels in a slice of a window of three."""
+    layer = nn.Conv2d(3, 2, 1).requires_grad_(False)
+    layer.weight.zero_()[:, of] = torch.tensor([-1.0, 1])[:, None, None]
+    layer.bias[:] = torch.tensor([0.5, -0.5])
+    return nn.Sequential(layer)
 
 
 def bright_before(volume):
@@ -219,7 +220,7 @@ def bright_before(volume):
 def test_segment_writes_a_region_in_the_order_of_the_file(file, tmp_path, plane, name):
     volume = open_volume(file, plane=plane, region=REGION)
     reading = Reading(intensity=(0, 200), label_values=[0, 7])
-    labels = segment(Bright(), volume, tmp_path / name, reading=reading)
+    labels = segment(bright(of=0), volume, tmp_path / name, reading=reading)
     assert labels.plane == "z"
     assert np.array_equal(labels[...], np.transpose(bright_before(volume), np.argsort(ORDERS[plane])) * 7)
     assert labels.spacing == pytest.approx((3.0, np.hypot(0.5, 0), 0.5), rel=0.05)
@@ -243,8 +244,8 @@ def test_an_audit_and_an_evaluation_along_another_axis():
     assert (found.run.volumes[0].path, found.run.volumes[0].shape) == ("<array> along y", (40, 32, 32))
     assert found.shares[2].estimate == pytest.approx(0.75)
     reading = Reading(intensity=(0, 1))
-    scores = evaluate(Bright(), volume, data > 0.5, reading=reading, surfaces=False)
-    assert scores.dice == evaluate(Bright(), turned, turned > 0.5, reading=reading, surfaces=False).dice
+    scores = evaluate(bright(of=0), volume, data > 0.5, reading=reading, surfaces=False)
+    assert scores.dice == evaluate(bright(of=0), turned, turned > 0.5, reading=reading, surfaces=False).dice
 
 
 def test_the_option(command, file):
@@ -255,15 +256,6 @@ def test_the_option(command, file):
         found = command("info", file, f"--region={wrong}")
         assert (found.returncode, found.stderr.count("\n")) == (2, 1)
         assert found.stderr.startswith("error: ")
-
-
-def bright(classes=2, in_channels=3):
-    """Return a network as a convolution, for the command line."""
-    layer = nn.Conv2d(3, 2, 1)
-    with torch.no_grad():
-        layer.weight[:] = torch.tensor([[0.0, -1, 0], [0, 1, 0]])[..., None, None]
-        layer.bias[:] = torch.tensor([0.5, -0.5])
-    return nn.Sequential(layer)
 
 
 @pytest.mark.slow

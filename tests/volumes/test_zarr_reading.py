@@ -44,7 +44,9 @@ def test_codecs_of_format_2(tmp_path, codec):
         path = tmp_path / f"{filters and filters[0].codec_id}.zarr"
         options = {"chunks": (2, 16, 16), "compressors": codec, "filters": filters, "zarr_format": 2}
         zarr.create_array(path, data=STACK, **options)
-        assert same(open_volume(path), STACK)
+        volume = open_volume(path)
+        assert same(volume, STACK)
+        assert (volume.chunks, volume.format) == ((2, 16, 16), "Zarr v2")
 
 
 def test_filters_that_widen_or_pack_voxels(tmp_path):

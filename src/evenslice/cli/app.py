@@ -139,6 +139,10 @@ def _root(
     ] = False,
 ) -> None:
     # `run` takes --debug from anywhere on the command line; it is declared here for the help.
+    if sys.flags.optimize > 1:
+        raise ConfigError(
+            "PYTHONOPTIMIZE or -OO: removes docstrings, which libraries of networks need; use 1 or -O"
+        )
     if memory_limit is not None and memory_limit < 0:
         raise ConfigError(f"--memory-limit {memory_limit:g}: must be at least 0")
     limit_memory(None if memory_limit is None else int(memory_limit * 2**30))
@@ -214,7 +218,9 @@ def _line(error: Exception) -> str | None:
         line = error.render(spelled_on_command_line)
         return f"{line} (--debug shows where)" if _is_from_own_code(error.__cause__) else line
     if isinstance(error, typer.TyperException):
-        return error.format_message()
+        message = error.format_message()
+        extra = "extra argument" in message
+        return f"{message}; join the values of a list by commas: --label-values 0,255" if extra else message
     return _refusal(error) or _memory_refusal(error)
 
 

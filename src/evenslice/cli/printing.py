@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from evenslice.networks import ModelSource
 
 UNBOUNDED = 10_000  # columns, more than any table needs
+LONGEST_WORD = 14  # that is not broken in a cell
+BESIDE = 2  # columns of space and line beside a cell
 
 
 def command_line(option: str | None = None) -> str:
@@ -114,21 +116,33 @@ def show(document: object, *items: RenderableType, json: bool) -> None:
 
 
 def _fitting(item: RenderableType, console: Console) -> RenderableType:
-    """Let a table that is too wide break the lines of its cells, which would be cut off."""
+    """Keep words whole in a table that is too wide; if even that is too wide, break the lines of its cells anywhere."""
     from rich.table import Table
 
-    if isinstance(item, Table) and sum(_least_widths(item, console)) > console.width:
-        for column in item.columns:
-            column.no_wrap, column.overflow, column.min_width = False, "fold", None
+    if not isinstance(item, Table):
+        return item
+    sizes = [*_widths(item, console)]
+
+    def shared(cap: int) -> list[int]:
+        return [max(least, min(most, cap)) for least, most in sizes]
+
+    caps = [cap for cap in range(console.width) if sum(shared(cap)) <= console.width]
+    for column, width in zip(item.columns, shared(max(caps, default=0)), strict=True):
+        if caps:
+            column.max_width = width - BESIDE
+        else:
+            column.no_wrap, column.overflow = False, "fold"
     return item
 
 
-def _least_widths(table: Table, console: Console) -> Iterator[int]:
-    """Yield the least width of each column, with the space beside it; Rich's own ignores that cells must not wrap."""
+def _widths(table: Table, console: Console) -> Iterator[tuple[int, int]]:
+    """Yield the width of each column with its words whole, and with its lines whole, and the space beside it."""
     unbounded = console.options.update(max_width=UNBOUNDED)
     for column in table.columns:
         sizes = [console.measure(cell, options=unbounded) for cell in (column.header, *column.cells)]
-        yield 2 + max(size.maximum if column.no_wrap else size.minimum for size in sizes)
+        most = max(size.maximum for size in sizes)
+        least = most if column.no_wrap else min(max(size.minimum for size in sizes), LONGEST_WORD)
+        yield BESIDE + least, BESIDE + most
 
 
 def _plain_console() -> Console:

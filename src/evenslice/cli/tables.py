@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from evenslice import Audit
 
-LONGEST_WORD = 14  # that is not broken in a cell
 TONE_STYLES = {"good": "green", "bad": "red", "open": "yellow", "": ""}
 
 
@@ -36,8 +35,6 @@ def rich_table(table: Table, *, breaks: bool = True) -> RichTable:
             row.label, *(Text.assemble(*map(_line, cell.splitlines(keepends=True))) for cell in cells)
         )
     for column in shown.columns:
-        words = " ".join(str(cell) for cell in (column.header, *column.cells)).split()
-        column.min_width = min(max(map(len, words), default=0), LONGEST_WORD)
         column.no_wrap = not breaks and any(" [" in str(cell) for cell in column.cells)
     shown.caption, shown.caption_justify = table.note or None, "left"
     return shown

@@ -2,6 +2,7 @@ from .compute import (
     Compute as Compute,
 )
 from .evaluation import (
+    count_ways as count_ways,
     evaluate_parts as evaluate_parts,
     measure_stress as measure_stress,
     surface_scores as surface_scores,

@@ -254,7 +254,7 @@ class Predictor:
         Raises:
             ConfigError, MissingExtraError: see ``wants_engine``.
         """
-        network, tile = self.network, cast("tuple[int, int]", self.tile)
+        network, tile = self.network, cast("tuple[int, int]", self.for_planes(volume.shape[1:]).tile)
         if not wants_engine(network, compute, windows * math.prod(volume.shape[1:])):
             return self
         exact = cast("ReadyNetwork", network).in_precision(torch.float32)

@@ -220,7 +220,7 @@ def _arm_columns(
         ],
         "not inferior?": [_test(arm) for arm in arms],
         "superior?": [superiority(arm) for arm in arms],
-        "p of a difference": [p_value(getattr(arm, "p_adjusted", math.nan)) for arm in arms],
+        "p": [p_value(getattr(arm, "p_adjusted", math.nan)) for arm in arms],
         "largest |B|": [metric_text("largest_bias", arm) for arm in arms],
         "part of it removed": [interval(getattr(arm, "bias_removed", None)) for arm in arms],
         "loss, both missing": [interval(arm.metrics.get("loss_both")) for arm in arms],

@@ -330,9 +330,18 @@ class Questions:
         return ("balanced", sum(uses, ())) if not uses or any(uses) else ("symmetric", ())
 
     def __str__(self) -> str:
-        """Return the verdict, and the questions that decided it or are open."""
-        verdict, decided = self.decision
-        return f"{verdict} so far" + (f": {', '.join(item.question for item in decided)}" if decided else "")
+        """Return the verdict, and of each question the figure that decides, with the half-width of its interval.
+
+        Where all windows read equal their mirrors, there is no figure to show.
+        """
+        figures = []
+        for item in self.evidence if self.different is None else ():
+            low, high = item.bounds()
+            for key in item.deciding(item.judged):
+                at = item.keys.index(key)
+                half = max(high[at] - item.estimate[at], item.estimate[at] - low[at])
+                figures.append(f"{item.question} {item.estimate[at]:.2f} \N{PLUS-MINUS SIGN} {half:.2f}")
+        return f"{self.decision[0]} so far" + (f": {', '.join(figures)}" if figures else "")
 
     def settled(self, precision: float | None = None) -> str:
         """Return why an audit may stop, "settled" or "precision reached"; empty if it has to go on.

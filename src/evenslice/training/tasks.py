@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from evenslice._core import progress_bar
-from evenslice.inference import Predictor, ReadyNetwork, evaluate_parts, to_device
+from evenslice.inference import Compute, Predictor, ReadyNetwork, count_ways, evaluate_parts, to_device
 from evenslice.networks import predicted_classes
 from evenslice.results import ratio
 from evenslice.training.crops import read_around
@@ -86,17 +86,21 @@ def final_scores(
     if config.training.task == "classification":
         found = evaluate_centres(network, parts, config, most=MOST_CENTRES, device=device, progress=progress)
         return {**found, "stress": None}
-    predictor = _predictor(network, config, device)
+    stressed, (volume, scaling) = stressed_slices(parts, config), (parts[0].volume, parts[0].scaling)
+    windows = sum(len(part.volume) for part in parts) + stressed * count_ways(config.model.slices)
+    compute = Compute(device=device, progress=progress)
+    predictor = _predictor(network, config, device).with_engine(compute, volume, scaling, windows)
     scores = evaluate_parts(
         predictor,
         parts,
         classes=config.data.classes,
         boundaries=config.data.boundaries or config.data.instances is not None,
-        stressed=stressed_slices(parts, config),
+        stressed=stressed,
         seed=config.seed,
         progress=progress,
     )
-    return {**scores.to_dict(), "stress": scores.stress and asdict(scores.stress.summary())}
+    stress = scores.stress and asdict(scores.stress.summary())
+    return {**scores.to_dict(), "stress": stress, "engine": predictor.network.engine}
 
 
 def _predictor(network: nn.Module, config: TrainConfig, device: str) -> Predictor:

@@ -108,6 +108,8 @@ def find_read_format(place: Place) -> ReadFormat:
         raise VolumeError("no such file or folder; check the path")
     if not path.is_file():
         raise VolumeError("is a pipe, a socket or a device; save its content as a file")
+    if not path.stat().st_size:
+        raise VolumeError("is an empty file; copy it again")
     name = path.name.lower()
     for file_format in READ_FORMATS:
         if name.endswith(file_format.suffixes):
@@ -117,7 +119,7 @@ def find_read_format(place: Place) -> ReadFormat:
     if kind := image_kind(path):
         raise VolumeError(f"is a single {kind} image; name the folder that holds all slices")
     suffix = path.suffix.lower()
-    known = [suffix for file_format in READ_FORMATS for suffix in file_format.suffixes]
+    known = [file_format.suffixes[0] for file_format in READ_FORMATS]
     raise VolumeError(
         f"{f'cannot read {suffix!r} files' if suffix else 'has no suffix that names a format'}; "
         f"{did_you_mean(suffix, known)}"

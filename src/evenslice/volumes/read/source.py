@@ -264,7 +264,7 @@ def reporting_read_errors(label: str, file_format: str) -> Iterator[None]:
     except Exception as error:
         # On damaged files, parsers raise nearly anything: struct.error, KeyError, ZeroDivisionError, MemoryError.
         raise VolumeError(
-            f"{label}: cannot be read as {file_format} ({reason(error)}); check that it is complete and undamaged"
+            f"{label}: cannot be read as {file_format} ({reason(error)}); check that its suffix is right and the file undamaged"
         ) from error
 
 
