@@ -400,7 +400,7 @@ def test_the_command_takes_a_reduction_and_workers(folder):
         (["--method", "gradient"], "use the method 'occlusion'"),
         (["--device", "cpu"], "--device cpu: has no effect"),
         (["--weights", "none"], "none: no such file"),
-        (["--outputs", "reducing"], "'reducing' names no function; write package.module:function"),
+        (["--outputs", "reducing"], "reducing: is module, not a function; write package.module:function"),
         (["--outputs", "reducing:negativ"], "did you mean 'negative'"),
         (["--outputs", "missing:function"], "missing:function: cannot be imported (ModuleNotFoundError"),
         (["--target", "labels"], "give them as --labels"),

@@ -233,9 +233,6 @@ def audit(
 
 def _find_function(text: str) -> "Callable[..., Any]":
     """Return the function that ``package.module:function`` names; the current directory is importable."""
-    path, colon, name = text.partition(":")
-    if not (path and colon and name):
-        raise ConfigError(f"{text!r} names no function; write package.module:function")
     try:
         function = import_object(text, text, ConfigError)
     except EvensliceError:
@@ -243,7 +240,9 @@ def _find_function(text: str) -> "Callable[..., Any]":
     except Exception as error:  # a user's module may raise anything
         raise ConfigError(f"{text}: cannot be imported ({type(error).__name__}: {reason(error)})") from error
     if not isinstance(function, FunctionType):
-        raise ConfigError(f"{text}: is {type(function).__name__}, not a function")
+        raise ConfigError(
+            f"{text}: is {type(function).__name__}, not a function; write package.module:function"
+        )
     return function
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from evenslice import Audit, Survey, Volume
+    from evenslice import Audit, Volume
     from evenslice.networks import ModelSource
 
 UNBOUNDED = 10_000  # columns, more than any table needs
@@ -177,22 +177,12 @@ def show_audits(audits: Sequence[Audit], out: Path | None, *, json: bool) -> Non
     )
 
 
-def show_result(document: object, result: object, *lines: str, json: bool) -> None:
-    """Print a result with its tables, and lines below them."""
+def show_result(document: object, result: object, *lines: str, out: Path | None = None, json: bool) -> None:
+    """Print a result with its tables, and lines below them; the last names the report, if the result is in a folder."""
     from evenslice.cli.tables import rich_table
     from evenslice.report import tables_of
 
-    show(document, *map(rich_table, tables_of(result)), *lines, json=json)
-
-
-def show_survey(survey: Survey, out: Path | None, *, json: bool) -> None:
-    """Print a survey."""
-    show_result(survey.to_dict(), survey, *_report(out), json=json)
-
-
-def show_study(summary: Mapping[str, Any], out: Path, *, json: bool) -> None:
-    """Print the summary of a study."""
-    show_result(summary, summary, f"results: {out / 'results.csv'}", *_report(out), json=json)
+    show(document, *map(rich_table, tables_of(result)), *lines, *_report(out), json=json)
 
 
 def _report(out: Path | None) -> list[str]:
