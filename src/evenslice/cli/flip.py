@@ -141,8 +141,8 @@ def flip(
     if merge is not None:
         voted = answers.vote()
         write_volume(open_volume(voted), merge, like=opened, labels=True, force=output.force)
-    lines = [f"report: {out / 'report.html'}", *([] if merge is None else [f"labels: {merge}"])]
-    show_result(found.to_dict(), found, *lines, json=output.json)
+    lines = [] if merge is None else [f"labels: {merge}"]
+    show_result(found.to_dict(), found, out, *lines, json=output.json)
     required.check({found.method: found.verdict})
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from evenslice import Audit, Survey, Volume
+    from evenslice import Audit, Volume
 
 UNBOUNDED = 10_000  # columns, more than any table needs
 LONGEST_WORD = 14  # that is not broken in a cell
@@ -127,30 +127,24 @@ def _fitting(item: RenderableType, console: Console) -> RenderableType:
     """Keep words whole in a table that is too wide; if even that is too wide, break the lines of its cells anywhere."""
     from rich.table import Table
 
-    if not isinstance(item, Table):
-        return item
-    sizes = [*_widths(item, console)]
-
-    def shared(cap: int) -> list[int]:
-        return [max(least, min(most, cap)) for least, most in sizes]
-
-    caps = [cap for cap in range(console.width) if sum(shared(cap)) <= console.width]
-    for column, width in zip(item.columns, shared(max(caps, default=0)), strict=True):
-        if caps:
-            column.max_width = width - BESIDE
-        else:
+    if isinstance(item, Table):
+        sizes, room = [*_widths(item, console)], console.width - BESIDE * len(item.columns)
+        caps = [
+            cap for cap in range(room) if sum(max(least, min(most, cap)) for least, most in sizes) <= room
+        ]
+        for column, (least, most) in zip(item.columns, sizes, strict=True):
             column.no_wrap, column.overflow = False, "fold"
+            column.max_width = max(least, min(most, caps[-1])) if caps else None
     return item
 
 
 def _widths(table: Table, console: Console) -> Iterator[tuple[int, int]]:
-    """Yield the width of each column with its words whole, and with its lines whole, and the space beside it."""
+    """Yield the width of each column with its words whole, and with its lines whole."""
     unbounded = console.options.update(max_width=UNBOUNDED)
     for column in table.columns:
         sizes = [console.measure(cell, options=unbounded) for cell in (column.header, *column.cells)]
         most = max(size.maximum for size in sizes)
-        least = most if column.no_wrap else min(max(size.minimum for size in sizes), LONGEST_WORD)
-        yield BESIDE + least, BESIDE + most
+        yield most if column.no_wrap else min(max(size.minimum for size in sizes), LONGEST_WORD), most
 
 
 def _plain_console() -> Console:
@@ -185,22 +179,12 @@ def show_audits(audits: Sequence[Audit], out: Path | None, *, json: bool) -> Non
     )
 
 
-def show_result(document: object, result: object, *lines: str, json: bool) -> None:
-    """Print a result with its tables, and lines below them."""
+def show_result(document: object, result: object, out: Path | None, *lines: str, json: bool) -> None:
+    """Print a result with its tables, where its report lies, and further lines."""
     from evenslice.cli.tables import rich_table
     from evenslice.report import tables_of
 
-    show(document, *map(rich_table, tables_of(result)), *lines, json=json)
-
-
-def show_survey(survey: Survey, out: Path | None, *, json: bool) -> None:
-    """Print a survey."""
-    show_result(survey.to_dict(), survey, *_report(out), json=json)
-
-
-def show_study(summary: Mapping[str, Any], out: Path, *, json: bool) -> None:
-    """Print the summary of a study."""
-    show_result(summary, summary, f"results: {out / 'results.csv'}", *_report(out), json=json)
+    show(document, *map(rich_table, tables_of(result)), *_report(out), *lines, json=json)
 
 
 def _report(out: Path | None) -> list[str]:

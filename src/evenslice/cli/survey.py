@@ -8,7 +8,7 @@ import typer
 
 from evenslice.cli import options
 from evenslice.cli.options import grouped
-from evenslice.cli.printing import command_line, quiet, show_audits, show_study, show_survey
+from evenslice.cli.printing import command_line, quiet, show_audits, show_result
 
 
 @grouped
@@ -68,7 +68,7 @@ def survey(
         )
         if folder is not None:
             found.write(folder)
-    show_survey(found, out, json=output.json)
+    show_result(found.to_dict(), found, out, json=output.json)
     if found.failed:
         raise typer.Exit(1)
 
@@ -101,11 +101,11 @@ def report(
     if (folder / "summary.json").is_file():
         results = StudyResults.load(folder)
         write_study_report(results, folder / "report.html")
-        show_study(results.document, folder, json=json)
+        show_result(results.document, results.document, folder, f"results: {folder}/results.csv", json=json)
     elif (folder / "survey.json").is_file():
         found = Survey.load(folder)
         found.save(folder, force=True)
-        show_survey(found, folder, json=json)
+        show_result(found.to_dict(), found, folder, json=json)
     else:
         audits = load_audits(folder)
         documents = (*AUDITS, *(f"*/{pattern}" for pattern in AUDITS))

@@ -8,7 +8,7 @@ import typer
 
 from evenslice.cli import options
 from evenslice.cli.options import grouped
-from evenslice.cli.printing import command_line, quiet, resumable, show, show_study, tell
+from evenslice.cli.printing import command_line, quiet, resumable, show, show_result, tell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -197,7 +197,7 @@ def study(
             on_start=lambda lines: tell(*lines),
             on_finished=lambda *progress: tell(_run_line(*progress, folded=folded)),
         )
-    show_study(summary, out, json=json)
+    show_result(summary, summary, out, f"results: {out / 'results.csv'}", json=json)
     if summary["failed"]:
         raise typer.Exit(1)
 
