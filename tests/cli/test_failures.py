@@ -45,7 +45,7 @@ BAD = [
     ([*GOOD, "--label-values", "0,255"], r"--label-values: has no effect without --labels; give both"),
     (
         [*GOOD, "--label-values", "0", "255"],
-        r"\(255\); join the values of a list by commas: --label-values 0,255",
+        r"\(255\); join the values of a list by commas: 0,255",
     ),
     ([*GOOD, "--no-stress"], r"--no-stress: has no effect without --labels; give both"),
     ([*GOOD, "--seed", "-1"], r"--seed': -1 is not between 0 and 2\*\*32 - 1"),

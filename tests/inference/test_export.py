@@ -20,7 +20,7 @@ import torch
 from commands import run_command
 from onnx_graphs import save
 from synthetic import make_audit
-from tiny_training import start, training_options, write_inputs
+from tiny_training import same, start, training_options, write_inputs
 from torch import nn
 from values import READING
 
@@ -323,25 +323,13 @@ def test_a_folder_for_hugging_face_comes_back_bit_for_bit(tmp_path):
     card = ModelCard(name="Small", license="CC-BY-4.0", authors=("A: <b>",), description="For | tests")
     export(network, tmp_path, to="huggingface", source=source, reading=Reading(step=2), card=card)
     windows = torch.from_numpy(noise(1, 5, 64, 64))
-    for back in (
-        load_network(str(tmp_path)),
-        load_network("timm:test_resnet", str(tmp_path)),
-    ):
+    for back in (load_network(str(tmp_path)), load_network("timm:test_resnet", str(tmp_path))):
         assert back.record == record
-        for (name, tensor), (other, expected) in zip(
-            back.model.state_dict().items(), network.state_dict().items(), strict=True
-        ):
-            assert name == other
-            assert torch.equal(tensor, expected)
+        assert same(back.model.state_dict(), network.state_dict())
         assert torch.equal(back.model(windows), network(windows))
     stated = json.loads((tmp_path / "config.json").read_text())
-    assert {name: stated[name] for name in ("spec", "slices", "strategy", "symmetrized", "step")} == {
-        "spec": "timm:test_resnet",
-        "slices": 5,
-        "strategy": "uniform",
-        "symmetrized": [""],
-        "step": 2,
-    }
+    said = [stated[name] for name in ("spec", "slices", "strategy", "symmetrized", "step")]
+    assert said == ["timm:test_resnet", 5, "uniform", [""], 2]
     loaded = hub.ModelCard.load(tmp_path / "README.md")
     assert (loaded.data.license, loaded.data.library_name) == ("cc-by-4.0", "evenslice")
     assert "For \\| tests" in loaded.text

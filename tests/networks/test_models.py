@@ -12,6 +12,7 @@ import torchvision
 from hypothesis import given, settings, strategies as st
 from planted import run
 from safetensors.torch import load_file, save_file
+from tiny_training import same
 from torch import nn
 
 from evenslice import MissingExtraError, ModelError
@@ -29,10 +30,6 @@ PLAIN = ((0.0,) * 3, (1.0,) * 3)
 def tiny():
     """A small classifier's state dict, other than what any seed draws."""
     return build_model(TINY, "none", seed=7).model.state_dict()
-
-
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 def save(state, path):

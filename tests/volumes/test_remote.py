@@ -353,8 +353,8 @@ def test_what_is_not_there(web, amazon):
         f"{amazon}/none",
         "s3://no-such-bucket-of-the-test/a",
     ):
-        fails(f"{address}.zarr", "is not a Zarr array or group, or the server forbids reading it")
-    fails(f"{web}/stack.tif", "download files of other formats")
+        fails(f"{address}.zarr", "cannot be read as Zarr .No group found.; check the address")
+    fails(f"{web}/stack.tif", "check the address, or download it")
     for name in ("none", "locked-none"):
         fails(f"precomputed://{web}/{name}", "no file 'info', or the server forbids reading it")
         fails(f"n5://{web}/{name}", "is not an N5 data set, or the server forbids reading it")

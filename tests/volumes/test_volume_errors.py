@@ -40,13 +40,13 @@ def save_nifti(path, array):
         (f"{'a' * 300}.h5:/x", "too long"),
         ("folder", "it holds the folders slices.zarr"),
         ("folder/slices.zarr", "is a folder without"),
-        ("file.zarr", "is not a Zarr array or group; check the path"),
-        ("pipe.npy", "is a pipe"),
+        ("file.zarr", "cannot be read as Zarr .No group found.; check its suffix and its content"),
+        ("pipe.npy", "or a pipe"),
         ("a.tiif", r"'.tiif' files; did you mean '.tiff?'"),
         ("a.mp4", r"'.mp4' .*known: "),
         ("a.JPG", "is a single JPEG image; name the folder that holds all slices"),
         ("a", "no suffix .*, .npy, .nrrd, .tif, .zarr"),
-        ("empty.tif", "is an empty file; copy it again"),
+        ("empty.tif", "is empty, or a pipe"),
     ],
 )
 def test_paths_of_no_volume(tmp_path, name, pattern):
@@ -75,7 +75,7 @@ CONTENTS = [PNG, b"z,y,x\n0,0,1\n", b"", bytes(range(128, 256)) * 9, bytes(128) 
 def test_misnamed(tmp_path, suffix):
     for content in [*CONTENTS, gzip.compress(PNG), b"II*\0" + bytes(range(200))]:
         (tmp_path / f"a.{suffix}").write_bytes(content)
-        fails(str(tmp_path / f"a.{suffix}"), r"cannot be read as|is truncated|contain no image|is an empty")
+        fails(str(tmp_path / f"a.{suffix}"), r"cannot be read as|is truncated|contain no image|is empty")
 
 
 # Truncated, changed and damaged

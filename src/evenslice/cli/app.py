@@ -219,8 +219,7 @@ def _line(error: Exception) -> str | None:
         return f"{line} (--debug shows where)" if _is_from_own_code(error.__cause__) else line
     if isinstance(error, typer.TyperException):
         message = error.format_message()
-        extra = "extra argument" in message
-        return f"{message}; join the values of a list by commas: --label-values 0,255" if extra else message
+        return message + "; join the values of a list by commas: 0,255" * ("extra argument" in message)
     return _refusal(error) or _memory_refusal(error)
 
 

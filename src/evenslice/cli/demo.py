@@ -61,7 +61,7 @@ def demo(
     show_result(
         {"audits": [audit.to_dict() for audit in audits], "training": trained.document},
         trained.document,
-        f"report: {training / 'report.html'}",
+        training,
         map_line,
         f"next, with your own network and file: {NEXT}",
         json=output.json,

@@ -119,30 +119,24 @@ def _fitting(item: RenderableType, console: Console) -> RenderableType:
     """Keep words whole in a table that is too wide; if even that is too wide, break the lines of its cells anywhere."""
     from rich.table import Table
 
-    if not isinstance(item, Table):
-        return item
-    sizes = [*_widths(item, console)]
-
-    def shared(cap: int) -> list[int]:
-        return [max(least, min(most, cap)) for least, most in sizes]
-
-    caps = [cap for cap in range(console.width) if sum(shared(cap)) <= console.width]
-    for column, width in zip(item.columns, shared(max(caps, default=0)), strict=True):
-        if caps:
-            column.max_width = width - BESIDE
-        else:
+    if isinstance(item, Table):
+        sizes, room = [*_widths(item, console)], console.width - BESIDE * len(item.columns)
+        caps = [
+            cap for cap in range(room) if sum(max(least, min(most, cap)) for least, most in sizes) <= room
+        ]
+        for column, (least, most) in zip(item.columns, sizes, strict=True):
             column.no_wrap, column.overflow = False, "fold"
+            column.max_width = max(least, min(most, caps[-1])) if caps else None
     return item
 
 
 def _widths(table: Table, console: Console) -> Iterator[tuple[int, int]]:
-    """Yield the width of each column with its words whole, and with its lines whole, and the space beside it."""
+    """Yield the width of each column with its words whole, and with its lines whole."""
     unbounded = console.options.update(max_width=UNBOUNDED)
     for column in table.columns:
         sizes = [console.measure(cell, options=unbounded) for cell in (column.header, *column.cells)]
         most = max(size.maximum for size in sizes)
-        least = most if column.no_wrap else min(max(size.minimum for size in sizes), LONGEST_WORD)
-        yield BESIDE + least, BESIDE + most
+        yield most if column.no_wrap else min(max(size.minimum for size in sizes), LONGEST_WORD), most
 
 
 def _plain_console() -> Console:

@@ -42,7 +42,7 @@ def rich_table(table: Table, *, breaks: bool = True) -> RichTable:
 
 def _line(line: str) -> tuple[str, str]:
     """Return a line of a cell and its style; figures lose their zeros."""
-    shown = without_zero(line) if re.match(r"[-+\[\d\N{MINUS SIGN}]", line) else line
+    shown = re.sub(r"\b0\.", ".", line) if re.match(r"[-+\[\d\N{MINUS SIGN}]", line) else line
     return printable(shown), TONE_STYLES[Table.tone(line)]
 
 
@@ -103,11 +103,6 @@ def info_table(info: Mapping[str, Any]) -> RichTable:
         "classes": ", ".join(f"{value}: {share:.2%}" for value, share in info["classes"] or ()) or None,
     }
     return facts(info["path"], rows)
-
-
-def without_zero(text: str) -> str:
-    """Remove the zeros before decimal points."""
-    return re.sub(r"\b0\.", ".", text)
 
 
 def _by_axis(values: Sequence[float]) -> str:

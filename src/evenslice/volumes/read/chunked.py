@@ -172,12 +172,7 @@ class ZarrSource(ArrayInChunks):
         level = place.level
         store = ChunkStore(place)
         with without_warnings():  # of codecs that other programs may not read
-            try:
-                node: Any = zarr.open(store, mode="r")
-            except zarr.errors.GroupNotFoundError:
-                remote = ", or the server forbids reading it; download files of other formats"
-                where = remote if isinstance(place.location, str) else "; check the path"
-                raise VolumeError(f"is not a Zarr array or group{where}") from None
+            node: Any = zarr.open(store, mode="r")
             if isinstance(node, zarr.Array):
                 array = pick_level([node], level)
                 # Of Zarr 3, or of xarray.

@@ -106,10 +106,8 @@ def find_read_format(place: Place) -> ReadFormat:
         return _format_of_chunks(place) or _format_of_files(path)
     if not path.exists():
         raise VolumeError("no such file or folder; check the path")
-    if not path.is_file():
-        raise VolumeError("is a pipe, a socket or a device; save its content as a file")
-    if not path.stat().st_size:
-        raise VolumeError("is an empty file; copy it again")
+    if not path.is_file() or not path.stat().st_size:
+        raise VolumeError("is empty, or a pipe, a socket or a device; give a file with voxels")
     name = path.name.lower()
     for file_format in READ_FORMATS:
         if name.endswith(file_format.suffixes):
@@ -119,10 +117,9 @@ def find_read_format(place: Place) -> ReadFormat:
     if kind := image_kind(path):
         raise VolumeError(f"is a single {kind} image; name the folder that holds all slices")
     suffix = path.suffix.lower()
-    known = [file_format.suffixes[0] for file_format in READ_FORMATS]
     raise VolumeError(
         f"{f'cannot read {suffix!r} files' if suffix else 'has no suffix that names a format'}; "
-        f"{did_you_mean(suffix, known)}"
+        f"{did_you_mean(suffix, [file_format.suffixes[0] for file_format in READ_FORMATS])}"
     )
 
 

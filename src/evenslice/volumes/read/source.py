@@ -263,9 +263,9 @@ def reporting_read_errors(label: str, file_format: str) -> Iterator[None]:
         raise type(error)(f"{label}: {message}") from error.__cause__
     except Exception as error:
         # On damaged files, parsers raise nearly anything: struct.error, KeyError, ZeroDivisionError, MemoryError.
-        raise VolumeError(
-            f"{label}: cannot be read as {file_format} ({reason(error)}); check that its suffix is right and the file undamaged"
-        ) from error
+        advice = "check the address, or download it" if "://" in label else "check its suffix and its content"
+        why = reason(error).partition(" in store ")[0]  # of which Zarr gives the address in memory
+        raise VolumeError(f"{label}: cannot be read as {file_format} ({why}); {advice}") from error
 
 
 @contextmanager
