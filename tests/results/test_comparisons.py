@@ -196,7 +196,7 @@ def test_arms_are_compared_seed_by_seed():
     assert baseline.differences == {}
     assert baseline.metrics["dice"].low < 0.75
     assert astuple(uniform.differences["dice"]) == pytest.approx((0.001,) * 3, abs=2e-4)
-    assert (uniform.holds, uniform.outcome, uniform.margin) == (True, "not inferior", 0.01)
+    assert (uniform.holds, uniform.outcome, uniform.margin) == (True, "non-inferior", 0.01)
     assert astuple(uniform.bias_removed) == pytest.approx((0.9, 0.9, 0.9))
     for share, expected in zip(uniform.shares, (0.3, 0.4, 0.3), strict=True):
         assert astuple(share) == pytest.approx((expected,) * 3)
@@ -205,8 +205,8 @@ def test_arms_are_compared_seed_by_seed():
 @pytest.mark.parametrize(
     ("differences", "outcome"),
     [
-        ((0.002, -0.001, 0.001), "not inferior"),
-        ((-0.02, 0.01, 0.0), "not settled"),
+        ((0.002, -0.001, 0.001), "non-inferior"),
+        ((-0.02, 0.01, 0.0), "open"),
         ((-0.03, -0.031, -0.032), "inferior"),
         ((0.1,), "no test"),
         ((0.0, 0.0), "no test"),

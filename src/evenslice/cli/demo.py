@@ -61,9 +61,9 @@ def demo(
     show_result(
         {"audits": [audit.to_dict() for audit in audits], "training": trained.document},
         trained.document,
-        training,
         map_line,
         f"next, with your own network and file: {NEXT}",
+        out=training,
         json=output.json,
     )
 

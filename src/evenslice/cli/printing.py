@@ -172,11 +172,11 @@ def show_audits(audits: Sequence[Audit], out: Path | None, *, json: bool) -> Non
 
 
 def show_result(document: object, result: object, *lines: str, out: Path | None = None, json: bool) -> None:
-    """Print a result with its tables, and lines below them; the last names the report, if the result is in a folder."""
+    """Print a result with its tables, where its report lies if the result is in a folder, and further lines."""
     from evenslice.cli.tables import rich_table
     from evenslice.report import tables_of
 
-    show(document, *map(rich_table, tables_of(result)), *lines, *_report(out), json=json)
+    show(document, *map(rich_table, tables_of(result)), *_report(out), *lines, json=json)
 
 
 def _report(out: Path | None) -> list[str]:

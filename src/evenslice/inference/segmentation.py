@@ -89,6 +89,7 @@ if TYPE_CHECKING:
 CHUNK = 1024  # largest side of a chunk of the array, which is one slice deep
 LARGEST_REGION = 4 * CHUNK  # largest side of the part of a plane that is held at once
 BLOCK_VOXELS = 2**20  # a full batch; little is lost with a block that is not finished
+MOST_VOXELS = 2**41  # of a volume; the list of its blocks would be too long
 BATCH_VOXELS = 2**23  # that wait to be written, at most
 FEWEST_TASKS = 8  # and two for each worker: a few large ones would leave workers idle at the end
 SEEN_LATE = 90.0  # seconds; NFS takes what it knows of a folder to be true for up to 60
@@ -157,8 +158,12 @@ def working_in(root: Path, out: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def plan_blocks(volume: Volume) -> list[Region]:
-    """Return all blocks of a volume, grouped by the part of the plane."""
+    """Return all blocks of a volume, grouped by the part of the plane; raise VolumeError if it is too large for that."""
     depth, height, width = volume.shape
+    if volume.size > MOST_VOXELS:
+        raise VolumeError(
+            f"{volume.path}: has {volume.size:,} voxels, too many at once; give a {option('region')}, or a coarser level"
+        )
     deepest = max(1, BLOCK_VOXELS // (min(height, LARGEST_REGION) * min(width, LARGEST_REGION)))
     count = -(-depth // deepest)
     rows, columns = (

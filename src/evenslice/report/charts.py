@@ -332,7 +332,7 @@ def forest_figure(results: StudyResults) -> Drawing:
     return Drawing(
         "forest",
         f"Cost in {score_title(results.score)} and remaining bias",
-        "Means with 95 % intervals; what lies beyond an axis is drawn at its end. An arm is not inferior if its whole interval "
+        "Means with 95 % intervals; what lies beyond an axis is drawn at its end. An arm is non-inferior if its whole interval "
         "lies right of the dashed line, its margin. The bias of a fair arm is 0; the tolerance of an audit is shaded.",
         figure,
     )

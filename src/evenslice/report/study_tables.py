@@ -44,7 +44,7 @@ HETEROGENEITY_READING: Final = (
     "over data sets stands for none of them."
 )
 PRIMARY_READING: Final = (
-    "* Primary comparison, with a margin of {:g}: tested for superiority if it is not inferior, not adjusted."
+    "* Primary comparison, with a margin of {:g}: tested for superiority if it is non-inferior, not adjusted."
 )
 INTERIM_READING: Final = (
     " Runs are missing, so every p is interim: 5 % holds for one look at the finished study."
@@ -218,7 +218,7 @@ def _arm_columns(
         f"{score} minus {summary.baseline}": [
             difference_text(summary.score, arm, summary.score) for arm in arms
         ],
-        "not inferior?": [_test(arm) for arm in arms],
+        "non-inferior?": [_test(arm) for arm in arms],
         "superior?": [superiority(arm) for arm in arms],
         "p": [p_value(getattr(arm, "p_adjusted", math.nan)) for arm in arms],
         "largest |B|": [metric_text("largest_bias", arm) for arm in arms],

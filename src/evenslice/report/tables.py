@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from evenslice.results import Interval
 
 TONES: Final = {
-    "good": ("symmetric", "balanced", "within", "not inferior", "superior"),
+    "good": ("symmetric", "balanced", "within", "non-inferior", "superior"),
     "bad": ("biased", "beyond", "inferior"),
-    "open": ("inconclusive", "open", "not settled"),
+    "open": ("inconclusive", "open"),
 }
 """The words that a verdict begins with, by how good it is."""
 

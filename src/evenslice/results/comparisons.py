@@ -3,7 +3,7 @@
 For each data set and architecture, every arm was run with several seeds, and perhaps on several folds of the data. A
 metric of an arm is the mean over its replicates, folds or else seeds, with Student's t interval. Two arms
 are compared run by run: runs with the same fold and seed see the same crops and start from the same random weights, unless
-the whole network is random. An arm is not inferior to the baseline when the 95 % interval of the difference in the main
+the whole network is random. An arm is non-inferior to the baseline when the 95 % interval of the difference in the main
 score, such as Dice, lies above minus the margin. What an arm removes of the baseline's bias is a ratio of means and has
 Fieller's interval. Every interval is clipped to the range of its quantity. Figures of audits by the definitions of version
 0.2 stand beside no others; see ``comparable``.
@@ -241,7 +241,7 @@ class Arm:
         differences: mean paired differences from the baseline by name; empty for the baseline and without common runs.
         margin: of the non-inferiority test of the main score: the loss that would matter; NaN without differences.
         p: of that test, one-sided; NaN without a test.
-        holds: whether the main score is not inferior; None without a test.
+        holds: whether the main score is non-inferior; None without a test.
         answer_of: what ``answer_change`` is a change of, "classes", "scores" or "both"; see ``answer_kind``.
     """
 
@@ -255,14 +255,14 @@ class Arm:
 
     @property
     def outcome(self) -> str:
-        """The outcome of the test of the main score: "not inferior", "inferior", "not settled" or "no test".
+        """The outcome of the test of the main score: "non-inferior", "inferior", "open" or "no test".
 
         An arm is inferior if the upper end of the interval of its difference, too, lies below minus the margin: the same
         test the other way round.
         """
         if self.holds is None:
             return "no test"
-        return "not inferior" if self.holds else "inferior" if self.p > 1 - TAIL else "not settled"
+        return "non-inferior" if self.holds else "inferior" if self.p > 1 - TAIL else "open"
 
 
 @dataclass(frozen=True, kw_only=True)
