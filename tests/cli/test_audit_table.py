@@ -79,7 +79,7 @@ def test_the_tables_of_a_study_are_not_cut_either(monkeypatch, capsys, tmp_path,
 
     def printed(columns):
         monkeypatch.setenv("COLUMNS", str(columns))
-        show_result(summary, summary, None, json=False)
+        show_result(summary, summary, json=False)
         text = capsys.readouterr().out
         assert max(map(len, text.splitlines())) <= columns
         assert "symmetrized" in text

@@ -218,7 +218,7 @@ def _arm_columns(
         f"{score} minus {summary.baseline}": [
             difference_text(summary.score, arm, summary.score) for arm in arms
         ],
-        "non-inferior?": [_test(arm) for arm in arms],
+        "test": [_test(arm) for arm in arms],
         "superior?": [superiority(arm) for arm in arms],
         "p": [p_value(getattr(arm, "p_adjusted", math.nan)) for arm in arms],
         "largest |B|": [metric_text("largest_bias", arm) for arm in arms],
