@@ -108,12 +108,6 @@ def watched(monkeypatch):
     return watched
 
 
-def test_a_volume_too_large_for_one_segmentation_is_refused_at_once():
-    huge = np.broadcast_to(np.uint8(0), (2**15, 2**14, 2**14))
-    with pytest.raises(VolumeError, match="voxels, too many at once; give a region"):
-        segment(network(), huge, reading=Reading(intensity=(0, 1)))
-
-
 def test_labels_are_those_of_the_network(tmp_path, image):
     model = network()
     labels = segment(model, image, tmp_path / "labels.npy")

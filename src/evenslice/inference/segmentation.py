@@ -162,7 +162,7 @@ def plan_blocks(volume: Volume) -> list[Region]:
     depth, height, width = volume.shape
     if volume.size > MOST_VOXELS:
         raise VolumeError(
-            f"{volume.path}: has {volume.size:,} voxels, too many at once; give a {option('region')}, or a coarser level"
+            f"{volume.path}: claims {volume.size:,} voxels, too many at once; give a {option('region')}, or a coarser level"
         )
     deepest = max(1, BLOCK_VOXELS // (min(height, LARGEST_REGION) * min(width, LARGEST_REGION)))
     count = -(-depth // deepest)
