@@ -242,7 +242,7 @@ def _extents(arm: str, comparisons: Sequence[Comparison]) -> str:
 def _note(item: Comparison | PooledComparison, comparisons: Sequence[Comparison], baseline: str) -> str:
     arms: Sequence[Arm] = item.arms
     margins = {arm.margin for arm in arms if arm.differences and not getattr(arm, "primary", False)}
-    sentence = f"Not inferior: no more than {min(margins):g} below {baseline}." if margins else ""
+    sentence = f"Non-inferior: no more than {min(margins):g} below {baseline}." if margins else ""
     if not any(arm.differences for arm in arms):
         sentence = f"No arm can be compared with {baseline}."
     if isinstance(item, Comparison):
