@@ -306,7 +306,8 @@ def test_a_file_that_does_not_do_is_refused(bad, name):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"std": 0}, "other than 0"),
+        ({"std": 0}, "above 0"),
+        ({"std": -1}, "above 0"),
         ({"mean": float("nan")}, "finite"),
         ({"mean": [123.7, 116.3, 103.5]}, "divide the mean and std of 8-bit values by 255"),
         ({"mean": [0.1, 0.2]}, "mean has 2 values"),

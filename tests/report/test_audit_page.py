@@ -25,7 +25,7 @@ from synthetic import (
 )
 
 import evenslice
-from evenslice.report import audit_tables as found, charts, style, tables as formatting
+from evenslice.report import audit_tables as found, charts, style, tables as formatting, write_report
 from evenslice.report.next_steps import next_step
 
 KNOWN = make_audit("known", PRETRAINED)
@@ -58,6 +58,12 @@ def audits():
 def folder(audits, tmp_path_factory):
     """The page, figures and tables."""
     return reported(audits, tmp_path_factory.mktemp("report"))
+
+
+def test_a_report_of_nothing_is_refused(tmp_path):
+    with pytest.raises(evenslice.ConfigError, match="one or more audits"):
+        write_report([], tmp_path / "report.html")
+    assert not any(tmp_path.iterdir())
 
 
 def reported(audits, folder):

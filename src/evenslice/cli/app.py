@@ -219,7 +219,9 @@ def _line(error: Exception) -> str | None:
         return f"{line} (--debug shows where)" if _is_from_own_code(error.__cause__) else line
     if isinstance(error, typer.TyperException):
         message = error.format_message()
-        return message + "; join the values of a list by commas: 0,255" * ("extra argument" in message)
+        if "extra argument" in message:
+            message += "; join the values of a list by commas: 0,255"
+        return message
     return _refusal(error) or _memory_refusal(error)
 
 

@@ -227,10 +227,10 @@ def _values(name: str, given: float | Sequence[float] | None) -> tuple[float, ..
             values.ndim == 1
             and len(values)
             and np.isfinite(values).all()
-            and (name == "mean" or values.all())
+            and (name == "mean" or values.min() > 0)
         ):
             return tuple(values.tolist())
-    wanted = "a finite number" + (" other than 0" if name == "std" else "")
+    wanted = "a finite number" + (" above 0" if name == "std" else "")
     raise ConfigError(f"{option(name)}: is {given!r:.40}; give {wanted}, or one for each slice")
 
 

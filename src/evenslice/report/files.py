@@ -19,7 +19,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import needs_extra, staged_file, staged_folder
+from evenslice._core import ConfigError, needs_extra, staged_file, staged_folder
 from evenslice.report import audit_tables, study_tables, volume_tables
 from evenslice.report.tables import Table, html_table
 from evenslice.results import AuditResult, StressSummary, SurveyResult, VolumeAuditResult
@@ -101,6 +101,7 @@ def write_report(result: Sequence[AuditResult] | SurveyResult, path: str | os.Pa
         The path of the file.
 
     Raises:
+        ConfigError: there is no audit.
         OutputError: the file cannot be written.
         MissingExtraError: Jinja2 or Matplotlib is not installed.
     """
@@ -170,6 +171,8 @@ def _draw(result: Any) -> Drawn:
             page = _render("volumes", volume_tables, result, drawings, pictures.slice_panels(result))
             return page, drawings, {}
         if isinstance(result, list | tuple):
+            if not result:
+                raise ConfigError("the report needs one or more audits, got none")
             drawings = charts.audit_charts(result)
             page = _render("audit", audit_tables, result, drawings, pictures.window_panels(result))
             return page, drawings, audit_tables.csv_tables(result)
