@@ -35,13 +35,11 @@ from shared import (
     KEPT,
     SHARED,
     clock,
-    compare,
     in_turn,
     load,
     make_parser,
     open_middle,
     seconds,
-    show,
     spread,
 )
 
@@ -109,7 +107,7 @@ def segment(options: argparse.Namespace) -> None:
     rows = in_turn(ways, options.rounds)
     for name, base in permutations(ways, 2):
         if base in ("bare PyTorch", "bare OpenVINO") or name.startswith("MONAI"):
-            show(f"{name} / {base}", [row[name] / row[base] for row in rows])
+            print(f"{name} / {base}: {spread([row[name] / row[base] for row in rows])}", flush=True)
 
 
 @torch.inference_mode()
@@ -203,7 +201,9 @@ def symmetrize(options: argparse.Namespace) -> None:
 
     for title, kind in (("pass", forward), ("training step", step)):
         for name in list(ways)[1:]:
-            compare(f"{title}, {name}", kind(name), kind("as built"), options.rounds)
+            runs = {way: partial(seconds, kind(way)) for way in (name, "as built")}
+            ratios = [row[name] / row["as built"] for row in in_turn(runs, options.rounds)]
+            print(f"{title}, {name}: {spread(ratios)}", flush=True)
 
 
 def training(options: argparse.Namespace) -> None:
@@ -244,7 +244,7 @@ def training(options: argparse.Namespace) -> None:
             step = (plain - begun) / (2 * steps)
             ratios.append(step / (seconds(bare) / steps))
             monitors.append((watched - plain) / 4 / (every * step))  # measured before, twice between, after
-    show("training step / bare step", ratios)
+    print(f"training step / bare step: {spread(ratios)}", flush=True)
     print(f"monitor / training, every {every} steps: {statistics.median(monitors):.2%}")
 
 
@@ -279,7 +279,7 @@ def workers(options: argparse.Namespace) -> None:
 
         for task in ("segment", "audit"):
             ratios = [spent(task, 1) / spent(task, 2) for _ in range(options.rounds)]
-            show(f"{task}, one worker / two", ratios)
+            print(f"{task}, one worker / two: {spread(ratios)}", flush=True)
 
 
 def real_volumes() -> list[Path]:

@@ -87,12 +87,6 @@ def seconds(run: Callable[[], object]) -> float:
     return clock() - start
 
 
-def compare(name: str, ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> None:
-    """Print the ratio of two times, which are measured alternately."""
-    rows = in_turn({"ours": partial(seconds, ours), "theirs": partial(seconds, theirs)}, rounds)
-    show(name, [row["ours"] / row["theirs"] for row in rows])
-
-
 def in_turn(ways: Mapping[str, Callable[[], float]], rounds: int) -> list[dict[str, float]]:
     """Return the seconds that each way takes, in each of several rounds; the first passes of a process are slower."""
     return [{name: way() for name, way in ways.items()} for _ in range(rounds + 1)][1:]
@@ -101,11 +95,6 @@ def in_turn(ways: Mapping[str, Callable[[], float]], rounds: int) -> list[dict[s
 def spread(ratios: Sequence[float]) -> str:
     """Return the median of ratios, the least and the largest."""
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-
-
-def show(name: str, ratios: Sequence[float]) -> None:
-    """Print the median of ratios, the least and the largest."""
-    print(f"{name}: {spread(ratios)}", flush=True)
 
 
 def mean(values: Iterable[float], bounds: tuple[float, float] = (-1, 1)) -> tuple[float, float, float]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.style import context
-from study_results import NAMES, STUDIES, Study, outcomes, verdicts
+from study_results import NAMES, STUDIES, Study, verdicts
 
 from evenslice.report.tables import NOTHING, difference, interval, number
 from evenslice.results.intervals import Interval
@@ -83,7 +83,6 @@ def tables(studies: Sequence[Study]) -> dict[str, dict[str, str]]:
     """Return every table by its page and name."""
     return {
         "results.md": {
-            "outcomes": table(("expected", "outcome"), outcomes(studies).items()),
             "verdicts": verdict_table(studies),
             **{study.name: study_table(study) for study in studies},
         },

@@ -57,6 +57,7 @@ BUDGET = {
     "most fields of a value": 12,
     "doors with **kwargs": 0,
     "lines of tests": 28000,
+    "lines of benchmarks and studies": 4000,
     "private imports of tests, %": 30,
     "words of docs": 30000,
     "words of README": 500,
@@ -183,15 +184,20 @@ def doors_with_kwargs() -> int:
     )
 
 
-def test_files() -> list[Path]:
-    """Return the modules of the tests."""
-    return sorted((ROOT / "tests").rglob("*.py"))
+def files(*folders: str) -> list[Path]:
+    """Return the Python files of some folders."""
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def lines(*folders: str) -> int:
+    """Return the number of lines of the Python files of some folders."""
+    return sum(len(path.read_text().splitlines()) for path in files(*folders))
 
 
 def private_imports() -> int:
     """Return the percentage of the names which tests import that are not imported from ``evenslice`` itself."""
     sources = []
-    for node in (node for path in test_files() for node in ast.walk(tree(path))):
+    for node in (node for path in files("tests") for node in ast.walk(tree(path))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "evenslice":
             sources += [node.module] * len(node.names)
         elif isinstance(node, ast.Import):
@@ -206,16 +212,16 @@ def words(*paths: Path) -> int:
 
 def measure() -> dict[str, int]:
     """Return every figure by its name."""
-    lines = {module: code_lines(path) for module, path in modules().items()}
+    code = {module: code_lines(path) for module, path in modules().items()}
     graph = import_graph(typing=False)
     pages = [path for path in (ROOT / "docs").rglob("*.md") if not {"_build", "api"} & {*path.parts}]
     return {
-        "code": sum(lines.values()),
+        "code": sum(code.values()),
         **{
-            f"code of {room}": sum(count for module, count in lines.items() if module.split(".")[1] == room)
+            f"code of {room}": sum(count for module, count in code.items() if module.split(".")[1] == room)
             for room in ROOMS
         },
-        "modules": len(lines),
+        "modules": len(code),
         "run-time imports": sum(map(len, graph.values())),
         "longest chain of imports": longest_chain(graph),
         "names between rooms": sum(len(exports(room)) for room in ROOMS),
@@ -223,7 +229,8 @@ def measure() -> dict[str, int]:
         "most fields of a value": most_fields(),
         "doors with **kwargs": doors_with_kwargs(),
         "raises": len(list(nodes(ast.Raise))),
-        "lines of tests": sum(len(path.read_text().splitlines()) for path in test_files()),
+        "lines of tests": lines("tests"),
+        "lines of benchmarks and studies": lines("benchmarks", "studies"),
         "private imports of tests, %": private_imports(),
         "words of docs": words(*pages),
         "words of README": words(ROOT / "README.md"),

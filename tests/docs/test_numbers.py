@@ -59,7 +59,7 @@ def recomputed(results, price):
             yield interval(larger.interval())
 
     def unequal(run):
-        return results.lost(run, "before") - results.lost(run, "after")
+        return results.lost("before", run) - results.lost("after", run)
 
     pooled = {arm.name: arm for arm in price.pooled}
     yield interval(pooled["pretrained"].mean(lambda run, _: unequal(run)).interval())
@@ -90,9 +90,9 @@ def test_intervals_that_are_said_to_include_0_do(results, studies):
             if arm.name != "pretrained" or "stress_before" not in arm.runs[0]:
                 continue
             sides = arm.mean(
-                lambda run, _: results.lost(run, "before") - results.lost(run, "after")
+                lambda run, _: results.lost("before", run) - results.lost("after", run)
             ).interval()
-            turned = arm.mean(lambda run, _: results.lost(run, "reversed")).interval()
+            turned = arm.mean(lambda run, _: results.lost("reversed", run)).interval()
             assert turned.low <= 0 <= turned.high
             if not sides.low <= 0 <= sides.high:
                 outside.append((name, arm.datasets[0]))

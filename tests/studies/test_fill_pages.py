@@ -1,4 +1,4 @@
-"""The tables of the pages are those that the results of the studies give, and expectations are judged strictly."""
+"""The tables of the pages are those that the results of the studies give."""
 
 import csv
 import dataclasses
@@ -21,12 +21,6 @@ def pages():
 @pytest.fixture(scope="module")
 def studies(pages):
     return [pages.Study.read(name) for name in pages.NAMES]
-
-
-@pytest.fixture(scope="module")
-def judging():
-    with script("study_results") as module:
-        yield module
 
 
 def test_every_table_on_the_pages_is_that_of_the_committed_results(pages, studies):
@@ -55,39 +49,9 @@ def test_figures_of_a_mean_over_runs_are_those_of_the_summary(studies):
     assert len(arms) == 7
     with script("study_results") as results:
         for arm in arms:
-            own = arm.mean(lambda run, _: results.lost(run, "both")).interval()
+            own = arm.mean(lambda run, _: results.lost("both", run)).interval()
             known = dataclasses.astuple(arm.figure("loss_both"))
             assert dataclasses.astuple(own) == pytest.approx(known, abs=1e-9)
-
-
-def test_an_expectation_is_refuted_by_one_and_confirmed_by_all(judging, studies):
-    first, *others = studies[0].alone
-    elsewhere = studies[1].alone
-    nothing = lambda _: False  # noqa: E731
-    everything = lambda _: True  # noqa: E731
-    assert judging.judge([first], everything, nothing) == "confirmed"
-    assert judging.judge([first, *others], everything, lambda arm: arm is first) == "refuted"
-    assert judging.judge([first, *others], lambda arm: arm is first, nothing) == "open"
-    named = judging.judge([first, *elsewhere], lambda arm: arm.study is studies[1], nothing)
-    assert named == "open; confirmed in `families`"
-
-
-def test_what_is_not_known_confirms_nothing(judging, studies):
-    arm = next(arm for arm in studies[0].pooled if arm.name == "twin")
-    unknown = dict.fromkeys(("estimate", "low", "high"))
-    blank = dataclasses.replace(
-        arm, entry={**arm.entry, "differences": {"dice": unknown}, "bias_removed": unknown}
-    )
-    assert judging.judge([blank], lambda arm: arm.change.high < 0, lambda arm: arm.change.low > 0) == "open"
-    assert judging.judge([blank], lambda arm: judging.removed(arm).low >= 0.9, lambda _: False) == "open"
-
-
-def test_the_best_of_several_is_tested_as_the_best_of_several(judging, studies):
-    arms = [arm for arm in studies[0].pooled if judging.costs_one_pass(arm.how)]
-    assert [arm.name for arm in arms] == ["twin", "mirror tied", "uniform", "center tied"]
-    (best,), (alone,) = (list(judging.best_of(found)) for found in (arms, arms[:1]))
-    assert best.p == pytest.approx(4 * alone.p)
-    assert alone.p == pytest.approx(arms[0].test["p"])  # as the summary has it
 
 
 def test_every_run_of_a_study_is_done_and_its_arms_are_in_its_configuration(studies):
