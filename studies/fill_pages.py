@@ -49,18 +49,10 @@ NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
 def fill(text: str, tables: Mapping[str, str]) -> str:
-    r"""Return a page with its tables in place.
+    """Return a page with its tables in place.
 
     Raises:
         ValueError: it has not exactly one place for each.
-
-    Example:
-        >>> print(fill("<!-- table: a -->\nold\n<!-- end -->", {"a": "| new |"}))
-        <!-- table: a -->
-        <BLANKLINE>
-        | new |
-        <BLANKLINE>
-        <!-- end -->
     """
     found = re.findall(r"^<!-- table: (.+) -->$", text, re.MULTILINE)
     if sorted(found) != sorted(tables):
