@@ -232,7 +232,7 @@ def library_table() -> str:
 
 def coverage_table() -> str:
     """Return how many networks of each library keep what each way promises, at 3 and at 5 slices; stems alone left out."""
-    swept = {way: read(f"sweep/{way}.csv") for way in ("coverage", "twin", "symmetrize")}
+    swept = {way: read(f"sweep/{way}.csv") for way in ("coverage", "twin", "symmetrize", "engine")}
     rows = []
     for library in (*LIBRARIES, "all"):
         cells = [library]
@@ -248,7 +248,8 @@ def coverage_table() -> str:
             if way == "twin":
                 cells.append(str(lacking))
         rows.append(cells)
-    return table(("library", "`uniform`", "`twin`", "no place for `twin`", "`symmetrize`"), rows)
+    header = ("library", "`uniform`", "`twin`", "no place for `twin`", "`symmetrize`", "in OpenVINO")
+    return table(header, rows)
 
 
 def draw(studies: Sequence[Study]) -> None:

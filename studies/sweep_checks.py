@@ -67,7 +67,7 @@ def check_network(library: str, name: str, spec: str, way: str = "uniform") -> R
         return row | {"unbuilt": _line(error)}
     row["parameters"] = _millions(built)
     if way == "engine":
-        return row | _columns({SLICES[0]: _converted(built)})
+        return row | _columns({SLICES[0]: _converted(built, SMALL if spec.endswith(f"={SMALL}") else LARGER)})
 
     def fresh() -> nn.Module:
         try:
@@ -82,12 +82,12 @@ def check_network(library: str, name: str, spec: str, way: str = "uniform") -> R
     return row | _columns(results)
 
 
-def _converted(built: nn.Module) -> Row:
-    """Run a network in OpenVINO and in PyTorch; the note is the relative difference."""
+def _converted(built: nn.Module, side: int) -> Row:
+    """Run a network in OpenVINO and in PyTorch, on images of about this side; the note is the relative difference."""
     started, (only, multiple) = time.process_time(), input_sizes(built)
-    side = -(-LARGER // multiple) * multiple
+    sizes = only if only and side != SMALL else (-(-side // multiple) * multiple,) * 2
     network, error, difference = ReadyNetwork(built, slices=3, device="cpu"), "", math.inf
-    windows = torch.rand((2, 3, *(only or (side, side))), generator=torch.Generator().manual_seed(0))
+    windows = torch.rand((2, 3, *sizes), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         before = logits(network(windows))
     try:
@@ -97,7 +97,13 @@ def _converted(built: nn.Module) -> Row:
         error = _line(failed)
     spent = time.process_time() - started
     outcome = "ok" if difference <= GRAY else "PyTorch"
-    return {"outcome": outcome, "error": error, "note": f"{difference:.1e}", "seconds": spent, "pixels": side}
+    return {
+        "outcome": outcome,
+        "error": error,
+        "note": f"{difference:.1e}",
+        "seconds": spent,
+        "pixels": sizes[0],
+    }
 
 
 def _columns(results: dict[int, Row]) -> Row:
