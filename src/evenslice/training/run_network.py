@@ -113,5 +113,5 @@ def _refuse_determined(run: Path, given: dict[str, Any]) -> None:
     for name, value in given.items():
         if value is not None:
             raise ConfigError(
-                f"{option(name)}: the run {run} determines it; omit it, or omit {option('run')}"
+                f"{option(name)}: the training in {run} determines it; omit it, or omit {option('run')}"
             )
