@@ -50,30 +50,22 @@ def test_import_brings_nothing_heavy(code, printed, tmp_path):
 
 PLAIN = """
 import sys
-
-for name in ("yaml", "lightning", "monai", "timm", "segmentation_models_pytorch", "torchvision", "zarr"):
+for name in ("yaml", "lightning", "monai", "timm", "segmentation_models_pytorch", "zarr"):
     sys.modules[name] = None
 import numpy as np
-import torch
 from evenslice.cli.app import run
-
 np.save("stack.npy", np.random.default_rng(0).random((8, 32, 32)))
-torch.save(torch.nn.Conv2d(3, 2, 1).state_dict(), "own.pt")
 open("own.py", "w").write("import torch\\ndef own(): return torch.nn.Conv2d(3, 2, 1)")
-network = ["--model", "own:own", "--weights", "own.pt", "--mean", "0", "--std", "1"]
-done = [
-    run(["audit", *network, "--volume", "stack.npy", "--max-windows", "6"]),
-    run(["evaluate", *network, "--volume", "stack.npy", "--stress"]),
-    run(["symmetrize", *network, "--out", "fair.safetensors"]),
-    run(["audit", "--model", "smp:Unet/resnet18", "--weights", "none", "--volume", "stack.npy"]),
-]
-print(done)
+own, volume = ["--model", "own:own", "--weights", "none"], ["--volume", "stack.npy"]
+done = [run(["audit", *own, *volume]), run(["evaluate", *own, *volume, "--stress"])]
+print(*done, run(["audit", "--model", "smp:Unet/resnet18", "--weights", "none", *volume]))
 """
 
 
 @pytest.mark.slow
 def test_an_own_network_on_an_array_needs_no_extra(tmp_path):
-    command = [sys.executable, "-c", PLAIN]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[0, 0, 0, 2]", done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN], check=True, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout.endswith("0 0 2\n"), done.stderr
     assert "evenslice[models]" in done.stderr
