@@ -33,7 +33,7 @@ def test_scaling_verdict_and_advice_stand_above_a_row_for_each_question(shown):
         text.index(part)
         for part in (
             "Input: slices in 0 to 1, minus mean 0.5",
-            "Classes were assumed to exclude each other",
+            "Classes were assumed to exclude each other; if they do not, give --overlapping.",
             "Biased in its gradient maps (z",
             "On this volume: 120 of 1683 windows read.",
             "Next: before training, evenslice neutralize --model smp:Unet/tu-tf_efficientnet_lite0 --weights imagenet",

@@ -85,7 +85,7 @@ BAD_COMMANDS = [
     ([*EVALUATE, "--stress", "--no-surfaces"], NO_SURFACES),
     (
         ["evaluate", "--run", "run", *GOOD, "--stress", "--mean", "0"],
-        "--mean: the run run determines it; omit",
+        "--mean: the training in run determines it; omit",
     ),
     ([*AUDIT, *GOOD, "--out="], f"--out: {EMPTY}"),
     ([*SEGMENT, "--out", "o.npy", "--scratch", ""], f"--scratch: {EMPTY}"),

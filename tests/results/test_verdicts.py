@@ -194,6 +194,8 @@ def test_windows_that_all_equal_their_mirrors_bound_the_part_that_may_differ():
     same = replace(mine, mirror_error=np.full(count, 1e-6))
     found = summarize(same, [MANY])
     assert (found.verdict, found.needed) == ("inconclusive", 59)
+    few = same.at(np.arange(10))
+    assert [summarize(few, [windows]).needed for windows in (38, 59, MANY)] == [38, 59, 59]
     assert found.different == pytest.approx(0.0503, abs=1e-3)
     more = same.at(np.r_[np.arange(count), 0])
     found = summarize(more, [MANY])

@@ -552,7 +552,7 @@ def test_what_a_run_determines_cannot_be_given(tiny_run, command, more):
     network = ("--run", tiny_run.path, "--model", "tiny_networks:tiny")
     done = command("audit", "--volume", volume, *network, *more)
     assert done.returncode == 2
-    assert f"{more[0]}: the run {tiny_run.path} determines it; omit it, or omit --run" in done.stderr
+    assert f"{more[0]}: the training in {tiny_run.path} determines it; omit it, or omit --run" in done.stderr
 
 
 def test_the_command_shows_what_came_out(tiny_run, command):

@@ -334,9 +334,8 @@ def _setting(audit: AuditResult) -> str:
         how = SCALINGS.get(str(run.scaling.get("source")), "")
         parts.append(f"Input: slices in 0 to 1, minus mean {mean}, divided by std {std}{how and f', {how}'}.")
     if run.assumed:
-        parts.append(
-            "Classes were assumed to exclude each other; if they do not, give the option overlapping."
-        )
+        typed = "--overlapping" if run.command else "Reading(overlapping=True)"
+        parts.append(f"Classes were assumed to exclude each other; if they do not, give {typed}.")
     if run.clamped:
         parts.append(f"{percent(run.clamped)} of the probabilities were clamped to [1e-6, 1 - 1e-6].")
     return " ".join(parts)

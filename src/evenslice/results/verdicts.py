@@ -365,7 +365,7 @@ class Questions:
     def needed(self) -> int | None:
         """How many windows would settle the open figures: one that seems beyond is enough, else all have to be within."""
         if self.different is not None:
-            return EQUAL_WINDOWS
+            return min(EQUAL_WINDOWS, self.evidence[0].fit.population)
         return max((item.needed() for item in self.tests), default=0) or None
 
     def answers(self, number: int | None = None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import ConfigError, load_config, option
+from evenslice._core import ConfigError, option
 from evenslice.inference import Segmenter, stated_reading
 from evenslice.networks import parse_specification
 from evenslice.neutralizing import load_network
@@ -84,9 +84,8 @@ def find_network(
         read = (stated or Reading()).with_given(given) if given else stated
         return NetworkSource(spec, weights, read, crop)
     _refuse_determined(run, {**(fixed or {}), "step": given.get("step"), "weights": weights})
-    from evenslice.training.config import (
-        TrainConfig,  # its extra may be missing, and other networks need none
-    )
+    from evenslice._core import load_config  # the extra of both may be missing, and other networks need none
+    from evenslice.training.config import TrainConfig
     from evenslice.training.run_folder import RunFolder
 
     files = RunFolder(run)
@@ -113,5 +112,5 @@ def _refuse_determined(run: Path, given: dict[str, Any]) -> None:
     for name, value in given.items():
         if value is not None:
             raise ConfigError(
-                f"{option(name)}: the run {run} determines it; omit it, or omit {option('run')}"
+                f"{option(name)}: the training in {run} determines it; omit it, or omit {option('run')}"
             )
