@@ -248,8 +248,7 @@ def coverage_table() -> str:
             if way == "twin":
                 cells.append(str(lacking))
         rows.append(cells)
-    header = ("library", "`uniform`", "`twin`", "no place for `twin`", "`symmetrize`", "in OpenVINO")
-    return table(header, rows)
+    return table(("library", "`uniform`", "`twin`", "no place for it", "`symmetrize`", "OpenVINO"), rows)
 
 
 def draw(studies: Sequence[Study]) -> None:

@@ -96,14 +96,8 @@ def _converted(built: nn.Module, side: int) -> Row:
     except Exception as failed:  # noqa: BLE001  # which is a finding
         error = _line(failed)
     spent = time.process_time() - started
-    outcome = "ok" if difference <= GRAY else "PyTorch"
-    return {
-        "outcome": outcome,
-        "error": error,
-        "note": f"{difference:.1e}",
-        "seconds": spent,
-        "pixels": sizes[0],
-    }
+    row = {"outcome": "ok" if difference <= GRAY else "PyTorch", "error": error, "note": f"{difference:.1e}"}
+    return row | {"seconds": spent, "pixels": sizes[0]}
 
 
 def _columns(results: dict[int, Row]) -> Row:
