@@ -38,8 +38,10 @@ def demo(
     from evenslice.cli.comparison import AUDITS, write_results
     from evenslice.report import AUDIT_FILES, need_report_extra
     from evenslice.results import StudyResults
+    from evenslice.volumes import mni152_path
 
-    need_report_extra("the demonstration")  # all before minutes of audits
+    mni152_path("t1")  # all before minutes of audits; its extra brings the other two
+    need_report_extra("the demonstration")
     with needs_extra("train", "the training part of the demonstration"):
         from evenslice import study
         from evenslice.studying import working_in_study
