@@ -50,7 +50,7 @@ def test_import_brings_nothing_heavy(code, printed, tmp_path):
 
 PLAIN = """
 import sys
-for name in ("yaml", "lightning", "monai", "timm", "segmentation_models_pytorch", "zarr"):
+for name in ("yaml", "lightning", "monai", "timm", "segmentation_models_pytorch", "zarr", "nilearn"):
     sys.modules[name] = None
 import numpy as np
 from evenslice.cli.app import run
@@ -58,7 +58,7 @@ np.save("stack.npy", np.random.default_rng(0).random((8, 32, 32)))
 open("own.py", "w").write("import torch\\ndef own(): return torch.nn.Conv2d(3, 2, 1)")
 own, volume = ["--model", "own:own", "--weights", "none"], ["--volume", "stack.npy"]
 done = [run(["audit", *own, *volume]), run(["evaluate", *own, *volume, "--stress"])]
-print(*done, run(["audit", "--model", "smp:Unet/resnet18", "--weights", "none", *volume]))
+print(*done, run(["audit", "--model", "smp:Unet/resnet18", "--weights", "none", *volume]), run(["demo"]))
 """
 
 
@@ -67,5 +67,6 @@ def test_an_own_network_on_an_array_needs_no_extra(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", PLAIN], check=True, cwd=tmp_path, capture_output=True, text=True
     )
-    assert done.stdout.endswith("0 0 2\n"), done.stderr
+    assert done.stdout.endswith("0 0 2 2\n"), done.stderr
     assert "evenslice[models]" in done.stderr
+    assert "evenslice[demo]" in done.stderr

@@ -38,8 +38,10 @@ def demo(
     from evenslice.cli.comparison import AUDITS, write_results
     from evenslice.report import AUDIT_FILES, need_report_extra
     from evenslice.results import StudyResults
+    from evenslice.volumes import mni152_path
 
-    need_report_extra("the demonstration")  # all before minutes of audits
+    mni152_path("t1")  # all before minutes of audits; its extra brings the other two
+    need_report_extra("the demonstration")
     with needs_extra("train", "the training part of the demonstration"):
         from evenslice import study
         from evenslice.studying import working_in_study
@@ -57,7 +59,7 @@ def demo(
             show_audits(audits, out, json=False)
         study(_configuration(out / LABELS, seed), training)
         trained = StudyResults.load(training)
-        map_line = _explain(training, out / MAP)
+        map_line = _explain(training, out, seed)
     show_result(
         {"audits": [audit.to_dict() for audit in audits], "training": trained.document},
         trained.document,
@@ -83,17 +85,19 @@ def _audits(seed: int) -> "list[Audit]":
     )
 
 
-def _explain(training: Path, page: Path) -> str:
+def _explain(training: Path, out: Path, seed: int) -> str:
     """Write the explanation of a slice by the network with the fair start, and say where."""
     from evenslice import explain
+    from evenslice._core import staged_folder
     from evenslice.training import find_network
     from evenslice.volumes import mni152
 
-    (run,) = (training / "runs").glob("*twin*")
+    run = next((training / "runs").glob(f"*-twin-0-{seed}-*"))  # fold 0; beside those of other seeds
     found = explain(find_network(run).load(), mni152(), EXPLAINED)
     head = '<meta charset=utf-8><meta name=viewport content="width=device-width"><style>body {font-family: sans-serif}</style>'
-    page.write_text(f"<!doctype html>{head}{found._repr_html_()}", encoding="utf-8")
-    return f"map of slice {EXPLAINED}, with the start twin: {page}"
+    with staged_folder(out, (MAP,), documents=(MAP,), force=True) as folder:  # and on the list of the folder
+        (folder / MAP).write_text(f"<!doctype html>{head}{found._repr_html_()}", encoding="utf-8")
+    return f"map of slice {EXPLAINED}, with the start twin: {out / MAP}"
 
 
 def _write_labels(path: Path) -> None:
