@@ -40,7 +40,7 @@ ROUNDING = (
 """How errors begin for which rounding may be to blame."""
 NO_PLACE = "so the strategy 'twin' has no "  # single activation to average behind
 SMALL = 64  # pixels, of the image where a network can be built for it
-LARGER = 256  # which all networks take that are not built for one size
+LARGER = 224  # which all networks take that are not built for one size
 REFUSES = "the network refuses images of"  # of any size, as the library built it
 NO_MEMORY = "allocate memory"
 TINY = 0.01  # a scale that hides what it scales from a check
