@@ -76,9 +76,8 @@ def test_of_a_fair_network_it_says_what_may_be_written():
     said, more = 'You may write: "symmetric on brain.nii.gz: {}', ' (120 of 1683 windows, evenslice 0.1.0)."'
     same = "B, C and E 0 in all windows read and, with 95\u00a0% confidence, in 97.6\u00a0% of all"
     assert next_step(audit).replace("95 %", "95\u00a0%") == said.format(same + more)
-    assert next_step(with_verdict(audit, "symmetric", different=0.0)) == said.format(
-        "B, C and E 0 in all windows" + more
-    )
+    everywhere = next_step(with_verdict(audit, "symmetric", different=0.0))
+    assert everywhere == said.format("B, C and E 0 in all windows" + more)
     measured = next_step(with_verdict(audit, "symmetric", different=None))
     assert measured == said.format("B within ±0.05, C 0 [0, 0], E 0 [0, 0]" + more)
     assert "may still favour a side" in next_step(with_verdict(audit, "balanced"))
