@@ -71,9 +71,8 @@ def _claim(audit: AuditResult) -> str:
     figures = f"B within ±{found.tolerance:g}, C {interval(found.answer_change)}, E {interval(found.mirror_mismatch)}"
     if found.different is not None:
         sure = threshold(1 - math.ceil(1000 * found.different) / 1000)
-        figures = f"B, C and E 0 in all windows read and, with 95 % confidence, in {sure} of all"
-    if found.different == 0:  # all were read
-        figures = "B, C and E 0 in all windows"
+        rest = f" read and, with 95 % confidence, in {sure} of all" if found.different else ""
+        figures = f"B, C and E 0 in all windows{rest}"
     caution = ""
     if audit.verdict == "balanced":
         caution = " Not that it is symmetric: a map at one place may still favour a side."
