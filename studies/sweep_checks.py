@@ -24,7 +24,8 @@ from evenslice import EvensliceError
 # What is checked is a network as its library builds it, which no public name returns.
 from evenslice.inference import ReadyNetwork
 from evenslice.inference.engine import EngineNetwork
-from evenslice.networks import build_model, input_sizes, logits
+from evenslice.inference.ready_networks import WholeNetwork
+from evenslice.networks import build_model, input_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,8 +89,9 @@ def _converted(built: nn.Module, side: int) -> Row:
     sizes = only if only and side != SMALL else (-(-side // multiple) * multiple,) * 2
     network, error, difference = ReadyNetwork(built, slices=3, device="cpu"), "", math.inf
     windows = torch.rand((2, 3, *sizes), generator=torch.Generator().manual_seed(0))
+    whole = WholeNetwork(built, *(tuple(network.scaling[name]) for name in ("mean", "std")))
     with torch.no_grad():
-        before = logits(network(windows))
+        before = whole(windows)
     try:
         found = EngineNetwork.of(network, windows[:1])(windows)
         difference = float((found - before).abs().max() / before.abs().max())
