@@ -7,10 +7,9 @@ OTHER_PYTHON ?= python3.13
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # One process for each core, with one thread each: several threads in several processes would wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8
-TESTS := --dist worksteal tests
-# The examples on a page or in a module follow one another, so one process runs them all.
-EXAMPLES := --dist loadfile src README.md docs
+# A process takes a whole file: the examples on a page or in a module follow one another.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
+EXAMPLES := src README.md docs
 
 # Some machines tell Python to keep no bytecode: each of the many processes that tests start would compile all it imports.
 unexport PYTHONDONTWRITEBYTECODE
@@ -46,22 +45,21 @@ $(STAMP): pyproject.toml
 
 # Attacks and the documentation site are left out by default (pyproject.toml).
 test: $(STAMP)
-	$(PYTEST) $(TESTS)
-	$(PYTEST) $(EXAMPLES)
+	$(PYTEST) tests $(EXAMPLES)
 
 test-fast: $(STAMP)
-	$(PYTEST) -m "not slow and not browser and not attack and not site" $(TESTS)
+	$(PYTEST) -m "not slow and not browser and not attack and not site" tests
 
 test-examples: $(STAMP)
 	$(PYTEST) $(EXAMPLES)
 
 # Before a release, and at the end of a piece of work.
 test-all: check test attack fuzz demo
-	$(PYTEST) -m site $(TESTS)
+	$(PYTEST) -m site tests
 	$(MAKE) PYTHON=$(OTHER_PYTHON) VENV=.venv-other test-fast
 
 attack: $(STAMP)
-	$(PYTEST) -m attack $(TESTS)
+	$(PYTEST) -m attack tests
 
 check: $(STAMP)
 	$(BIN)/ruff check .
