@@ -406,8 +406,9 @@ def tables(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
         )
     found["all sizes"] = _by_size(groups.get((*main[0], "pretrained"), []))
     seeds = sorted({len(group) for group in groups.values()})
+    trained = sum(row["arm"] in ARMS for row in rows)  # "output" is none
     found["planted state"] = (
-        f"**State: {len(rows)} of {len(list(cells(5)))} trainings, {' or '.join(map(str, seeds))} seeds of five each.**"
+        f"**State: {trained} of {len(list(cells(5)))} trainings, {' or '.join(map(str, seeds))} seeds of five each.**"
     )
     primary = []
     for (marks, background, family, arm), group in groups.items():
