@@ -248,7 +248,8 @@ def coverage_table() -> str:
             if way == "twin":
                 cells.append(str(lacking))
         rows.append(cells)
-    return table(("library", "`uniform`", "`twin`", "no place for it", "`symmetrize`", "OpenVINO"), rows)
+    header = ("library", "`uniform`", "`twin`", "no place for `twin`", "`symmetrize`", "OpenVINO")
+    return table(header, rows)
 
 
 def draw(studies: Sequence[Study]) -> None:

@@ -53,12 +53,16 @@ def test_a_demonstration_can_be_repeated(quick, cli, monkeypatch, tmp_path):
     for seed in (0, 1):
         (tmp_path / f"runs/net-twin-0-{seed}-4e74").mkdir(parents=True)
     monkeypatch.setattr(demo, "_explain", lambda _, *others: EXPLAIN(tmp_path, *others))
-    monkeypatch.setattr("evenslice.training.find_network", lambda _: SimpleNamespace(load=lambda: None))
+    asked = []
+    monkeypatch.setattr(
+        "evenslice.training.find_network", lambda run: SimpleNamespace(load=lambda: asked.append(run.name))
+    )
     monkeypatch.setattr("evenslice.explain", lambda *_: SimpleNamespace(_repr_html_=lambda: "a map"))
     for more in ([], ["--force", "--seed", 1]):
         status, _, err = cli("demo", "--out", tmp_path / "out", *more)
         assert status == 0, err
         assert (tmp_path / "out/explanation.html").read_text().endswith("a map")
+    assert asked == ["net-twin-0-0-4e74", "net-twin-0-1-4e74"]
 
 
 def test_nothing_is_replaced_that_no_demonstration_left(quick, cli, tmp_path):
