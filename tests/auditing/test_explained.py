@@ -61,6 +61,7 @@ def test_the_numbers_of_classes_do_not_matter(method, order):
     assert_equal_rows(rows(after(model, lambda z: z[:, order]), method=method), expected, order)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["gradient", "occlusion"])
 @given(constant=st.floats(-50, 50), offset=st.sampled_from([0, 1, 2]), factor=st.floats(-20, 20))
 @settings(max_examples=4)
@@ -91,6 +92,7 @@ def test_a_margin_that_reads_one_side_is_not_hidden_by_a_term_of_all_logits():
     assert {item.question for item in found.statistics.decided_by} == {"saliency", "reliance", "answer"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("classes", "head", "assumed"),
     [

@@ -36,6 +36,7 @@ def test_precision_asks_for_narrow_intervals_on_top(blocks):
         assert (item.high - item.low) / 2 <= half / 1.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "windows", "stopped"),
     [

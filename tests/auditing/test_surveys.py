@@ -175,6 +175,7 @@ def test_those_that_lean_most_come_first_and_failures_last(survey):
     assert found.networks[3].energy == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("slices", "shares", "pairs", "verdict"),
     [(5, [0.5, 0, 0, 0.5, 0], [1, -1], "biased"), (1, [1], [], "not applicable")],  # R G B R G

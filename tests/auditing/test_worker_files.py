@@ -39,6 +39,7 @@ def audit(file, monkeypatch, meanwhile):
     return evenslice.audit(nn.Conv2d(3, 2, 3, padding=1), file, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("happens", [lambda _: None, later])
 def test_the_same_file_or_a_copy_is_read(file, monkeypatch, happens):
     assert audit(file, monkeypatch, happens).windows == 40

@@ -49,6 +49,7 @@ def test_json_stands_alone_on_standard_output(quick, cli, tmp_path):
     assert np.unique(labels[90]).tolist() == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_demonstration_can_be_repeated(quick, cli, monkeypatch, tmp_path):
     for seed in (0, 1):
         (tmp_path / f"runs/net-twin-0-{seed}-4e74").mkdir(parents=True)

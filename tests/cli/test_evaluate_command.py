@@ -77,6 +77,7 @@ def test_labels_are_optional_under_stress(evaluate, options, said):
     assert said in out
 
 
+@pytest.mark.slow
 def test_an_onnx_file(evaluate, images):
     weights = [
         ("kernel", np.array([0, 0, 1], np.float32).reshape(1, 3, 1, 1)),

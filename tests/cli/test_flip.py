@@ -8,6 +8,8 @@ import nibabel
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 import sys, nibabel, numpy as np
 image = nibabel.load(sys.argv[1])

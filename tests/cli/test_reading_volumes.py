@@ -53,6 +53,7 @@ def test_a_symmetrized_run_reads_volumes_as_the_run_does(trained, tmp_path, cli)
     assert found["step"] == 2
 
 
+@pytest.mark.slow
 def test_the_run_does_not_say_what_the_target_labels_ignores(trained, tmp_path, cli):
     labels = np.where(np.random.default_rng(0).random((32, 14, 32)) > 0.5, 255, 0).astype(np.uint8)
     np.save(tmp_path / "labels.npy", labels)

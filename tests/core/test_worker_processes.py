@@ -14,6 +14,8 @@ from pretended_workers import PretendedWorkers
 from evenslice import ConfigError, EvensliceError
 from evenslice._core import map_tasks, open_workers, workers as module
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def cluster():
@@ -31,7 +33,6 @@ def cluster():
         yield found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -84,7 +85,6 @@ def surroundings(_):
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
-@pytest.mark.slow
 def test_processes_have_numbers_and_share_the_cores_that_are_left_to_this_one(monkeypatch):
     """As SLURM, a container or taskset leave it fewer than the machine has."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -107,7 +107,6 @@ def die(item):
     return item
 
 
-@pytest.mark.slow
 def test_the_end_of_processes_that_are_killed_and_of_those_that_nobody_waits_for(capfd):
     with (
         open_workers(workers=2) as workers,
@@ -136,7 +135,6 @@ if __name__ == "__main__" or sys.argv[1:] == ["unguarded"]:
 """
 
 
-@pytest.mark.slow
 def test_a_script_without_a_guard_is_told_so(tmp_path):
     """Its processes begin by running the script."""
     (tmp_path / "script.py").write_text(SCRIPT)
@@ -148,7 +146,6 @@ def test_a_script_without_a_guard_is_told_so(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs Linux")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-@pytest.mark.slow
 def test_processes_end_with_one_that_is_ended(number, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
@@ -174,7 +171,6 @@ def _at_home(process):
     return Elsewhere()
 
 
-@pytest.mark.slow
 def test_all_items_get_what_they_have_in_common_or_one_line_that_says_why_not(capfd):
     with open_workers(workers=1) as workers:
         assert dict(map_tasks(pow, [2, 3], workers, common=10)) == {2: 1024, 3: 59049}
@@ -189,7 +185,6 @@ def test_all_items_get_what_they_have_in_common_or_one_line_that_says_why_not(ca
 # A cluster of the user's own
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_loss_of_the_scheduler_is_told_in_one_line(cluster):
     with pytest.raises(EvensliceError, match="^the scheduler was lost; start the command again"):
@@ -198,7 +193,6 @@ def test_the_loss_of_the_scheduler_is_told_in_one_line(cluster):
                 cluster.close()
 
 
-@pytest.mark.slow
 def test_a_cluster_may_have_no_workers_yet_which_is_said_once(cluster, monkeypatch, capsys):
     monkeypatch.setattr(module, "LOOK_SECONDS", 0.1)
     cluster.scale(0)

@@ -72,6 +72,7 @@ def prose(kind):
     return " ".join(value.__doc__ or "" for value in values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pages", "docstrings", "help"])
 def test_the_english_is_as_plain_as_a_native_editor_would_have_it(kind):
     words = prose(kind).split()

@@ -15,6 +15,8 @@ from values import by_name
 
 from evenslice import Compute, TrainConfig, audit, evaluate, explain, neutralize, segment, symmetrize
 
+pytestmark = pytest.mark.slow
+
 VOLUME = np.random.default_rng(0).random((10, 64, 64), np.float32)
 LABELS = (VOLUME > 0.5).astype(np.uint8)
 OPTIONS = {"dtype": "float32", "progress": False}
@@ -89,7 +91,6 @@ def test_the_pretended_gpu_refuses_tensors_of_the_cpu():
         assert (there.cpu() + torch.ones(2, 2)).numpy().sum() == 8
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -153,7 +154,6 @@ def test_a_change_leaves_a_network_on_its_device(change):
     assert torch.allclose(on_cpu, on_gpu, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_a_training_step_and_the_monitor():
     from evenslice.training.lightning_parts import TrainingModule, measure_bias
 
@@ -172,7 +172,6 @@ def test_a_training_step_and_the_monitor():
     assert_alike(on_gpu, on_cpu)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["audit", "segment", "evaluate"])
 def test_the_command_line_passes_its_device_on(tmp_path, command, name):
     (tmp_path / "device_networks.py").write_text(NETWORKS)

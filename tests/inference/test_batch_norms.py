@@ -7,6 +7,8 @@ from torch import nn
 from evenslice import load_network
 from evenslice.inference import ReadyNetwork
 
+pytestmark = pytest.mark.slow
+
 
 def trained(network):
     """Give batch norms statistics and weights that change what passes through them."""

@@ -40,6 +40,7 @@ NO_ENGINE = RuntimeError("GET was unable to find an engine to execute this compu
 """What PyTorch raises where no algorithm of cuDNN gets the memory that it needs."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tile", [None, (16, 24)])
 @pytest.mark.parametrize(
     ("most", "error"),

@@ -64,6 +64,7 @@ class Named(nn.Module):
         return {"aux": x, "out": self.inner(x)[..., ::2, ::2]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [network(), symmetrize(network()), Named(network())])
 def test_it_gives_the_labels_and_scores_of_pytorch(model, image, compiled):
     found = {

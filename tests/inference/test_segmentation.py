@@ -143,6 +143,7 @@ def test_progress_ends_at_its_total_with_resolution_levels_too(tmp_path):
     assert (written[0][0], written[-1]) == (0, (labels.size, labels.size))
 
 
+@pytest.mark.slow
 def test_blocks_and_regions_change_nothing(image, request):
     model = network(kernel=5)
     right = segment(model, image, tile=(48, 32))
@@ -176,6 +177,7 @@ def decoded(monkeypatch):
     return chunks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("region", [None, np.s_[3:36, :, :]])
 @pytest.mark.parametrize(("workers", "times"), [(None, 1), (2, 2)])
 def test_chunks_of_many_slices_are_decoded_once_or_by_two_workers(
@@ -242,6 +244,7 @@ def test_labels_get_the_values_asked_for(image):
             segment(network(), image, reading=Reading(label_values=values))
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_with_the_blocks_that_are_left(
     tmp_path, image, small_blocks, stop_after, watched
 ):
@@ -271,6 +274,7 @@ class Shifted(nn.Module):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "setting"),
     [

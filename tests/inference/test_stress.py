@@ -107,6 +107,7 @@ def test_the_pooled_dice_is_that_of_the_slices_that_were_disturbed(most):
         assert found.stress.intact.dice == found.dice
 
 
+@pytest.mark.slow
 def test_the_interval_is_that_of_the_difference_over_slices():
     image, labels = blobs(depth=60)
     loss = stressed(linear(0.7, 0.2, 0.1), image, labels).losses[0]

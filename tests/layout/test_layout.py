@@ -10,6 +10,8 @@ from scripts import script
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "evenslice"
+
+pytestmark = pytest.mark.slow
 with script("size") as size:
     ROOMS = size.ROOMS
 
@@ -24,7 +26,6 @@ def test_the_folder_lists_the_twelve_packages_and_nothing_else_but_what_python_w
     assert len(ROOMS) == 12
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("room", ROOMS)
 def test_every_export_exists_and_no_module_hides_it(room):
     package = importlib.import_module(f"evenslice.{room}")

@@ -49,6 +49,7 @@ def test_every_network_of_monai_builds_from_its_name(name):
     assert next(p for p in model.parameters() if p.ndim == 4).shape[1] in (source.inputs, 768)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "size", "shape"),
     [
@@ -87,6 +88,7 @@ def test_networks_of_transformers_compute(name, size, shape):
     assert scores(f"transformers:{name}", size).shape == shape
 
 
+@pytest.mark.slow
 def test_queries_of_mask2former_agree_with_its_own_processor():
     spec = "transformers:mask2former?num_queries=6&decoder_layers=2&encoder_layers=1&hidden_dim=32&feature_size=32"
     backbone = "{'model_type':'swin','depths':[1,1,1,1],'embed_dim':24,'out_features':['stage1','stage2','stage3','stage4']}"
@@ -212,6 +214,7 @@ def test_a_file_of_transformers_names_some_layers_as_in_older_versions(name, tmp
 # Specifications that mean nothing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "weights", "message"),
     [

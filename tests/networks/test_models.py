@@ -145,7 +145,10 @@ def test_seed_decides_random_parts_and_leaves_the_global_state():
     [
         *((SMALL, None, 2), (SMALL, 4, 4), (TINY, None, 1000), (TINY, 3, 3)),
         *(("torchvision:squeezenet1_1", 3, 3), ("torchvision:lraspp_mobilenet_v3_large", None, 21)),
-        *(("monai:UNet", None, 2), ("monai:resnet10", 5, 5)),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("monai:UNet", None, 2), ("monai:resnet10", 5, 5))
+        ),
     ],
 )
 def test_classes(spec, classes, outputs):
@@ -340,6 +343,7 @@ def test_torchvision_encoder_keeps_its_positions_where_other_classes_are_asked_f
     assert (model.encoder.pos_embedding.shape[1], source.random) == (17, ("heads",))
 
 
+@pytest.mark.slow
 def test_weights_of_monai_and_of_a_detectors_backbone(download):
     donor = build_model("monai:EfficientNetBN?model_name=efficientnet-b0", "none", classes=1000).model
     download(donor.state_dict())

@@ -227,6 +227,7 @@ def test_a_network_whose_mixer_was_changed_again_comes_back(tmp_path, inputs):
 # The command
 
 
+@pytest.mark.slow
 def test_neutralize_leaves_files_alone(tmp_path, command):
     path, out = tmp_path / "w.safetensors", tmp_path / "out.safetensors"
     save_file(timm.create_model("test_resnet").state_dict(), path)
@@ -317,6 +318,7 @@ def test_file_that_lacks_a_part(saved):
 # How a network reads volumes
 
 
+@pytest.mark.slow
 def test_how_a_network_reads_volumes_comes_back(tmp_path, saved, command):
     path, again, reading = tmp_path / "model.safetensors", tmp_path / "again.safetensors", Reading(**READING)
     write(path, reading=Reading(**READING | {"step": np.int64(2)}))

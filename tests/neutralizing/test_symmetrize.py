@@ -254,6 +254,7 @@ def test_calls_are_counted_in_each_thread():
     caller.join(20)
 
 
+@pytest.mark.slow
 def test_a_network_with_a_cut_is_one_graph():
     model, images = neutralize_twin(encoded()).eval(), windows()
     expected = run(model, images)
@@ -300,6 +301,7 @@ def test_a_symmetrized_network_is_saved_surveyed_and_loaded(tmp_path):
 # What cannot be symmetrized
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("at", "message"),
     [

@@ -369,6 +369,7 @@ def test_charts_are_svg_and_the_style_of_matplotlib_stays(audits, folder, tmp_pa
     assert {path.name for path in (folder / "figures").iterdir()} == names - {"stress.svg"}
 
 
+@pytest.mark.slow
 def test_tables_hold_every_figure_and_every_window(audits, folder):
     figures, windows, run = (
         read(folder / "tables" / f"{name}.csv") for name in ("figures", "windows", "run")

@@ -19,6 +19,8 @@ from synthetic_study import ARMS, make_study
 from evenslice.report import charts, html_of, pictures, study_tables as tables, style
 from evenslice.results import StudyResults, StudySummary
 
+pytestmark = pytest.mark.slow
+
 FEW = {name: ARMS[name] for name in ("pretrained", "uniform", "random")}
 FAILED = {
     "dataset": "Lucchi++",
@@ -125,7 +127,6 @@ def test_what_was_found_stands_first_and_one_seed_is_not_called_unknown(pooled_r
 # All data sets.
 
 
-@pytest.mark.slow
 def test_a_study_with_folds_begins_with_all_data_sets(pooled_folder, pooled_results):
     pooled, apart, first, _ = tables.arm_tables(pooled_results)
     assert (pooled.title, first.title) == ("2 of 2 data sets, net", "Lucchi++, net")
@@ -189,7 +190,6 @@ def test_only_summaries_that_correct_for_the_overlap_of_folds_say_so(pooled_resu
 # The page.
 
 
-@pytest.mark.slow
 def test_the_page_stands_alone_and_shows_everything(results, folder):
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "script" not in standing_alone(page).tags
@@ -210,7 +210,6 @@ def test_the_page_stands_alone_and_shows_everything(results, folder):
     assert len(page) < 500_000
 
 
-@pytest.mark.slow
 def test_hostile_text_stays_text(tmp_path):
     failed = dict.fromkeys(("dataset", "architecture", "arm", "error"), HOSTILE) | {"seed": 3}
     arms = {HOSTILE: (-0.2, 0.0), "=1+1": (0.0, 0.01)}
@@ -228,7 +227,6 @@ def test_hostile_text_stays_text(tmp_path):
         assert not [cell for row in read(table) for cell in row.values() if cell.startswith(("=", "@"))]
 
 
-@pytest.mark.slow
 def test_without_runs_or_one_of_the_baseline_there_is_nothing_to_compare(tmp_path):
     nothing = Page(draw(make(tmp_path / "nothing", comparisons=(), failed=[FAILED])))
     assert "0 of 1 run done, 1 failed." in " ".join(" ".join(nothing.text).split())
@@ -275,7 +273,6 @@ def test_the_forest_shows_means_and_margins_of_each_block(pooled_results):
     np.testing.assert_allclose(drawn, means)
 
 
-@pytest.mark.slow
 def test_the_bias_is_followed_during_training(results, tmp_path):
     drawing = charts.learning_figure(results)
     shares = [results.runs[0].curves[f"share_{k}"] for k in (-1, 1)]
@@ -358,7 +355,6 @@ def test_charts_and_tables_lie_beside_the_page(results, folder):
 # The command.
 
 
-@pytest.mark.slow
 def test_the_report_command_draws_the_page_of_a_study_anew(tmp_path, capsys):
     folder = make(tmp_path)
     assert Page(draw(folder)).ids

@@ -131,6 +131,7 @@ def equicorrelated(random, *, folds, times):
     return math.sqrt(1 / folds) * common + math.sqrt(1 - 1 / folds) * own
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folds", [2, 4, 10])
 def test_corrected_intervals_cover_the_mean_of_correlated_folds(folds):
     """In one data set exactly, as mean and variance are independent; without the correction, far less often."""
@@ -227,6 +228,7 @@ def test_an_arm_is_not_inferior_if_the_interval_lies_above_the_margin(difference
 # The bias that is removed.
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.floats(0, 0.3), st.floats(0.15, 0.25)), min_size=3, max_size=6))
 def test_the_ends_of_the_interval_are_on_the_edge_of_a_t_test(seeds):
     own, baseline = np.array(seeds).T

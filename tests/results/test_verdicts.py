@@ -69,6 +69,7 @@ def share_rows(draw, count=6):
     return raw / raw.sum(axis=1, keepdims=True)
 
 
+@pytest.mark.slow
 @given(share_rows())
 @settings(max_examples=30)
 def test_a_mirror_symmetric_network_has_no_model_part_whatever_the_data(shares):
@@ -85,6 +86,7 @@ def test_a_mirror_symmetric_network_has_no_model_part_whatever_the_data(shares):
     )
 
 
+@pytest.mark.slow
 @given(share_rows())
 @settings(max_examples=30)
 def test_figures_lie_in_their_range_and_inside_their_interval(shares):

@@ -5,6 +5,8 @@ import torch
 from scripts import script as load_script
 from torch import nn
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def script():
@@ -23,7 +25,6 @@ def colours(script, built):
     return built[0].get_submodule(script.STEM).weight.detach()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("slices", [3, 5, 7])
 def test_timm_and_smp_repeat_the_colours(script, built, colours, slices):
     model, weights = built

@@ -9,10 +9,6 @@ from torch import nn
 
 import evenslice
 
-pytest.importorskip("monai")
-pytest.importorskip("segmentation_models_pytorch")
-pytest.importorskip("transformers")
-
 STUDIES = Path(__file__).parents[2] / "studies"
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(STUDIES)
@@ -31,6 +27,8 @@ SAMPLE = [
 
 @pytest.fixture(scope="module")
 def networks():
+    for library in ("monai", "segmentation_models_pytorch", "transformers"):
+        pytest.importorskip(library)
     return {f"{network.library}:{network.name}": network for network in sweep_networks.all_networks()}
 
 
@@ -107,6 +105,7 @@ def test_promise_kept_only_to_the_rounding_of_the_network_is_a_failure(
     assert made(chaotic, way)["outcome_3"] == outcome
 
 
+@pytest.mark.slow
 def test_failure_is_a_row_with_its_reason(networks, made, monkeypatch):
     def refuse(model, slices, *, strategy="uniform", **_):
         raise evenslice.ModelError(f"the layer stem (Conv2d) will not, with {slices} slices, by {strategy}")
@@ -129,6 +128,7 @@ def test_too_large_a_network_is_checked_at_its_stem(networks, monkeypatch):
     assert row["unbuilt"].startswith("too large to run here")
 
 
+@pytest.mark.slow
 def test_the_list_names_every_network_once(networks):
     import timm
     from torchvision import models as zoo

@@ -46,6 +46,7 @@ def test_numbers_of_objects_are_whole(value, shown):
         boundaries(numbers)[2]
 
 
+@pytest.mark.slow
 @given(
     arrays(np.uint8, (2, 5, 6), elements=st.integers(0, 3)),
     st.tuples(*(st.tuples(st.integers(0, n - 1), st.integers(1, n)) for n in (2, 5, 6))),

@@ -143,7 +143,8 @@ def fresh_connections(monkeypatch):
     monkeypatch.setattr(f"{FILES}.PAUSE", 0.01)
 
 
-@pytest.mark.parametrize("where", ["web", pytest.param("amazon", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["web", "amazon"])
 def test_every_format_at_every_kind_of_address(request, where):
     address = request.getfixturevalue(where)
     for name, expected in (
@@ -420,6 +421,7 @@ def test_a_server_is_given_the_time_that_it_asks_for(web, monkeypatch):
     assert 1 <= asked[1][0] - asked[0][0] < 1.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("status", "requests"), [(503, 5), (400, 1), (403, 1)])
 def test_a_request_that_keeps_failing_is_an_error(web, status, requests, monkeypatch):
     volume = open_volume(f"{web}/a.zarr")

@@ -92,6 +92,7 @@ def test_natural_order_is_that_of_numbers(tmp_path):
         assert [file.stem for file in files] == names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "missing"),
     [
