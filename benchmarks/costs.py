@@ -142,25 +142,12 @@ def engines(options: argparse.Namespace) -> None:
 
 
 def labels(options: argparse.Namespace) -> None:
-    """Count the voxels of real volumes that OpenVINO labels otherwise than PyTorch, and tell how close their best scores are."""
-    ready = ReadyNetwork(load(strategy="uniform"), slices=3, device="cpu")
+    """Count the voxels of real volumes that OpenVINO labels otherwise than PyTorch."""
+    network = load(strategy="uniform")
     for path in [Path(options.volume)] if options.volume else real_volumes():
-        volume = evenslice.open_volume(path)
-        scaling = evenslice.Reading().fit_scaling(volume)
-        exact = Predictor(ready, 3).for_planes(volume.shape[1:])
-        fast = replace(exact, network=EngineNetwork.of(ready, ready.trial(3, exact.tile or (64, 64))))
-        changed, margin, largest = 0, 0.0, 0.0
-        for (_, one), (_, two) in zip(
-            exact.predict(volume, scaling), fast.predict(volume, scaling), strict=True
-        ):
-            other = one.argmax(0) != two.argmax(0)
-            best = one.topk(2, dim=0).values
-            changed, largest = changed + int(other.sum()), max(largest, float(one.abs().max()))
-            margin = max([margin, *(best[0] - best[1])[other].tolist()])
-        print(
-            f"{path.name}: {changed} of {volume.size:,} voxels, margin {margin / largest:.1e} of the largest score",
-            flush=True,
-        )
+        ways = (replace(QUIET, engine=engine) for engine in ("torch", "openvino"))
+        one, other = (evenslice.segment(network, path, compute=way) for way in ways)
+        print(f"{path.name}: {np.count_nonzero(one != other)} of {one.size:,} voxels", flush=True)
 
 
 def symmetrize(options: argparse.Namespace) -> None:

@@ -54,13 +54,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "everything": ("decoder", "last", "middle", "first", "stem"),
     "the stem alone": ("stem",),
 }
-BETWEEN = ("... and the first third: all but the stem", "the stem alone")  # the stages redrawn in every way
-WAYS = {
-    "permuted": "its own values, permuted",
-    "kernels": "the same, but batch norms keep their weights",
-    "normal": "normals of its mean and standard deviation",
-    "new": "as in a new layer (He et al. 2015)",
-}
+BETWEEN = ("... and the first third: all but the stem", "the stem alone")  # the stages of more draws
 
 
 def scaled(model: nn.Module) -> Network:
@@ -88,9 +82,6 @@ def draw_windows(volume: evenslice.Volume, slices: int, count: int) -> tuple[Ten
     return torch.from_numpy(np.stack(found)), torch.from_numpy(np.stack(strangers))
 
 
-# Attribution.
-
-
 def attribution(model: nn.Module, windows: Tensor, method: str) -> Floats:
     """Return what each pixel does to the log-odds of the predicted classes, (batch, N, y, x)."""
     options: dict[str, Any] = {} if method == "gradient" else {"baseline": "gray"}
@@ -111,9 +102,6 @@ def pair_bias(values: Floats) -> Floats:
     values, half = np.nan_to_num(values), values.shape[1] // 2
     after, before = values[:, half + 1 :], values[:, :half][:, ::-1]
     return np.asarray((after - before) / np.maximum(after + before, 1e-300))
-
-
-# Parameters redrawn.
 
 
 def split_layers(model: nn.Module, window: Tensor) -> dict[str, list[nn.Module]]:
@@ -143,7 +131,7 @@ def split_layers(model: nn.Module, window: Tensor) -> dict[str, list[nn.Module]]
     return {name: [layer for unit in part for layer in unit] for name, part in parts.items()}
 
 
-def redraw(model: nn.Module, stage: str, windows: Tensor, *, seed: int, way: str = "permuted") -> nn.Module:
+def redraw(model: nn.Module, stage: str, windows: Tensor, *, seed: int) -> nn.Module:
     """Return a copy of a network in which the parameters of a stage are redrawn.
 
     The layers are redrawn from the top down, so a seed means the same parameters in every cumulative stage.
@@ -156,8 +144,9 @@ def redraw(model: nn.Module, stage: str, windows: Tensor, *, seed: int, way: str
     norms = [norm for norm in norms if norm.running_mean.any()]
     with torch.no_grad():
         for layer in layers:
-            if way != "kernels" or not isinstance(layer, nn.BatchNorm2d):
-                _redraw_layer(layer, way, generator)
+            for parameter in layer.parameters(recurse=False):
+                order = torch.randperm(parameter.numel(), generator=generator)
+                parameter.copy_(parameter.flatten()[order].view_as(parameter))
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.momentum = None  # the plain mean over all batches
@@ -168,23 +157,6 @@ def redraw(model: nn.Module, stage: str, windows: Tensor, *, seed: int, way: str
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return model.eval()
-
-
-def _redraw_layer(layer: Any, way: str, generator: torch.Generator) -> None:
-    if way == "new" and isinstance(layer, nn.BatchNorm2d):
-        layer.reset_parameters()
-    elif way == "new":
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
-        if layer.bias is not None:
-            layer.bias.zero_()
-    else:
-        for parameter in layer.parameters(recurse=False):
-            if way == "normal":
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(parameter.mean() + parameter.std(correction=0) * noise)
-            else:
-                order = torch.randperm(parameter.numel(), generator=generator)
-                parameter.copy_(parameter.flatten()[order].view_as(parameter))
 
 
 def measure_stage(model: nn.Module, volume: evenslice.Volume, stage: str, seed: int) -> dict[str, Any]:
@@ -203,20 +175,16 @@ def measure_stage(model: nn.Module, volume: evenslice.Volume, stage: str, seed: 
     return rows
 
 
-def compare_ways(model: nn.Module, volume: evenslice.Volume) -> dict[str, list[float]]:
-    """Return the mean pair bias by gradient of each draw, for the stages of ``BETWEEN`` and every way to redraw."""
+def draw_more(model: nn.Module, volume: evenslice.Volume) -> dict[str, list[float]]:
+    """Return the mean pair bias by gradient of each of twice as many draws, for the stages of ``BETWEEN``."""
     windows, _ = draw_windows(volume, 3, STATISTICS)
     both = torch.cat([windows[:MAPS], windows[:MAPS].flip(1)])
 
-    def bias(stage: str, way: str, seed: int) -> float:
-        drawn = redraw(model, stage, windows, seed=seed, way=way)
+    def bias(stage: str, seed: int) -> float:
+        drawn = redraw(model, stage, windows, seed=seed)
         return float(pair_bias(shares(attribution(drawn, both, "gradient"))).mean())
 
-    return {
-        f"{stage}, {way}": [bias(stage, way, seed) for seed in range(2 * DRAWS)]
-        for stage in BETWEEN
-        for way in WAYS
-    }
+    return {stage: [bias(stage, seed) for seed in range(2 * DRAWS)] for stage in BETWEEN}
 
 
 def measure_replacements(
@@ -267,9 +235,6 @@ def right_signs(found: dict[str, Any], method: str, kind: str) -> tuple[float, f
     return mean(_each_pair(rates), (0, 1))
 
 
-# Tables.
-
-
 def cell(value: Sequence[float]) -> str:
     """Format an estimate and its interval with two decimals."""
     if np.isnan(value[0]):
@@ -300,7 +265,7 @@ def measure_all(
 ) -> dict[str, str]:
     """Measure every network, which ``load`` returns for a name and a number of slices, and return all tables."""
     staged: list[list[str]] = []
-    ways: list[list[str]] = []
+    draws: list[list[str]] = []
     replacements: dict[tuple[str, int], dict[str, Any]] = {}
     for name in names:
         model = load(name, slices=3)
@@ -313,11 +278,9 @@ def measure_all(
             for stage, parts in STAGES.items()
         }
         staged += stage_rows(name, stages)
-        drawn = cache.get(f"{name}, ways", partial(compare_ways, model, volume))
-        for key, values in drawn.items():
-            stage, way = key.rsplit(", ", 1)
+        for stage, values in cache.get(f"{name}, more draws", partial(draw_more, model, volume)).items():
             each = " ".join(map(_number, sorted(values)))
-            ways.append([name, stage.rpartition(": ")[2], WAYS[way], cell(mean(values)), each])
+            draws.append([name, stage.rpartition(": ")[2], cell(mean(values)), each])
         for slices in (3, 5):
             of = partial(measure_replacements, load(name, slices=slices), volume, slices)
             replacements[name, slices] = cache.get(f"{name}, replaced slices of {slices}", of)
@@ -325,7 +288,7 @@ def measure_all(
     header = ["network", "redrawn", *biases, "gradient, each draw", "reliance, each draw"]
     return {
         "stages": table(header, staged),
-        "ways": table(["network", "redrawn", "from", "B by gradient", "each draw"], ways),
+        "draws": table(["network", "redrawn", "B by gradient", "each draw"], draws),
         **replacement_tables(replacements),
     }
 

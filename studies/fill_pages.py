@@ -1,4 +1,4 @@
-"""Fill the tables of README.md, docs/results.md, survey.md and coverage.md from the results kept in this folder, and a chart.
+"""Fill the tables of README.md, docs/results.md, survey.md and coverage.md from the results kept in this folder.
 
     python studies/fill_pages.py
 
@@ -8,15 +8,11 @@ A table stands between the lines ``<!-- table: NAME -->`` and ``<!-- end -->``; 
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.style import context
 from study_results import NAMES, STUDIES, Study, verdicts
 
 from evenslice.report.tables import NOTHING, difference, interval, number
@@ -29,23 +25,6 @@ if TYPE_CHECKING:
 
 DOCS = STUDIES.parent / "docs"
 LIBRARIES = ("timm", "torchvision", "smp", "monai", "transformers")
-WIDTH = 10.0  # inches
-QUIET = "#59636e"
-COLOURS = ("#0072b2", "#c24e00", "#00815d")  # after Okabe and Ito
-MARKERS = "osD"
-STYLE: dict[str, Any] = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": QUIET,
-    "axes.grid": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "font.size": 10,
-    "grid.color": "#d8dee4",
-    "legend.frameon": False,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "evenslice",
-}
-NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
 def fill(text: str, tables: Mapping[str, str]) -> str:
@@ -231,17 +210,13 @@ def library_table() -> str:
 
 
 def coverage_table() -> str:
-    """Return how many networks of each library keep what each way promises, at 3 and at 5 slices; stems alone left out."""
+    """Return how many networks of each library keep what each way promises, at 3 and at 5 slices."""
     swept = {way: read(f"sweep/{way}.csv") for way in ("coverage", "twin", "symmetrize", "engine")}
     rows = []
     for library in (*LIBRARIES, "all"):
         cells = [library]
         for way, found in swept.items():
-            whole = [
-                row
-                for row in found
-                if library in ("all", row["library"]) and row["checked"] == "network" and not row["unbuilt"]
-            ]
+            whole = [row for row in found if library in ("all", row["library"]) and not row["unbuilt"]]
             kept = sum(row["outcome_3"] == "ok" and row["outcome_5"] in ("ok", "") for row in whole)
             lacking = sum("no place" in (row["outcome_3"], row["outcome_5"]) for row in whole)
             cells.append(f"{kept} of {len(whole)}" if whole else NOTHING)
@@ -252,40 +227,6 @@ def coverage_table() -> str:
     return table(header, rows)
 
 
-def draw(studies: Sequence[Study]) -> None:
-    """Write the chart of the study of the price, a small SVG file whose text stays text, the same bytes for the same numbers."""
-    price, buffer = next(study for study in studies if study.name == "price"), io.StringIO()
-    with context(STYLE, after_reset=True):
-        missing_chart(price.pooled).savefig(buffer, format="svg", metadata=NO_METADATA)
-    text = re.sub(r"(\d\.\d\d)\d+", r"\1", re.sub(r">\n +<", ">\n<", buffer.getvalue()))
-    (DOCS / "results" / "price-missing.svg").write_text(text, encoding="utf-8")
-
-
-def missing_chart(arms: Sequence[Arm]) -> Figure:
-    """Draw the Dice that each arm loses when neighbours of the middle slice are missing."""
-    figure = Figure(figsize=(WIDTH, 1.2 + 0.48 * len(arms)), layout="constrained")
-    axes = figure.subplots()
-    missing = {"before": "the slice before", "after": "the slice after", "both": "both neighbours"}
-    for index, (kind, label) in enumerate(missing.items()):
-        found = [arm.figure(f"loss_{kind}") for arm in arms]
-        axes.errorbar(
-            [item.estimate for item in found],
-            [place + 0.22 * (index - 1) for place in range(len(arms))],
-            xerr=np.transpose([(item.estimate - item.low, item.high - item.estimate) for item in found]),
-            fmt=MARKERS[index],
-            color=COLOURS[index],
-            capsize=2,
-            label=f"{label} missing",
-        )
-    axes.axvline(0, color=QUIET, linewidth=1)
-    axes.set_yticks(range(len(arms)), [arm.name for arm in arms])
-    axes.invert_yaxis()
-    axes.grid(visible=False, axis="y")
-    axes.set_xlabel("Dice lost")
-    figure.legend(loc="outside upper left", ncols=3)
-    return figure
-
-
 def main() -> None:
     """Fill every page."""
     studies = [Study.read(name) for name in NAMES]
@@ -293,7 +234,6 @@ def main() -> None:
         path = DOCS / page
         path.write_text(fill(path.read_text(encoding="utf-8"), found), encoding="utf-8")
         print(path)
-    draw(studies)
 
 
 if __name__ == "__main__":

@@ -61,9 +61,6 @@ def _smp_network(weights: Path, slices: int) -> nn.Module:
     return network
 
 
-# The rules.
-
-
 def peer_rules(model: nn.Module, weights: Path) -> list[Rule]:
     """Return the rules of other libraries.
 
@@ -116,9 +113,6 @@ def monai_stem(model: nn.Module, slices: int) -> Tensor:
 def _weight(layer: Any) -> Tensor:
     weight: Tensor = layer.weight.detach().clone()
     return weight
-
-
-# What is measured.
 
 
 def candidates(model: nn.Module, rules: Sequence[Rule], slices: int) -> Iterator[tuple[str, nn.Module]]:

@@ -58,11 +58,10 @@ place of what was asked for, or by how much of the largest the answers of OpenVI
 """
 
 COLUMNS = (
-    *("library", "name", "spec", "parameters", "pixels", "checked", "unbuilt"),
+    *("library", "name", "spec", "parameters", "pixels", "unbuilt"),
     *(f"{name}_{slices}" for slices in SLICES for name in RESULT),
 )
-"""``parameters`` in millions; ``pixels`` along y; ``checked`` is "network", or "stem" where that is too large to run;
-``unbuilt`` says why the library cannot build or run the network, so that nothing could be tried."""
+"""``parameters`` in millions; ``pixels`` along y; ``unbuilt`` says why nothing could be tried."""
 
 CHECKS = Path(__file__).parent / "sweep_checks.py"
 
@@ -81,7 +80,7 @@ def check(network: Network, way: str, timeout: float) -> Row:
     failed = {
         f"{name}_{n}": value for n in SLICES for name, value in (("outcome", "failed"), ("error", reason))
     }
-    return {**network._asdict(), "checked": "network", **failed}
+    return {**network._asdict(), **failed}
 
 
 def sweep(networks: Sequence[Network], options: argparse.Namespace) -> None:

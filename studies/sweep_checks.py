@@ -10,7 +10,6 @@ import sys
 import time
 import warnings
 from contextlib import suppress
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,21 +46,17 @@ NO_MEMORY = "allocate memory"
 TINY = 0.01  # a scale that hides what it scales from a check
 COLOURS = (0.5, 2.0, 0.2)  # by what the colours of a stem are scaled, so that they are far from equal
 MEMORY = 10 * 2**30  # bytes of address space of a process
-LARGEST = 400.0  # million parameters, above which the stem alone is checked
+LARGEST = 400.0  # million parameters of a network that is run
 WORK = 200.0  # the same for an image of 224 x 224 pixels; the fewer, the larger the only image that the network takes
-STEM = 2_000_000  # values that a stem has at most
 
 
 def check_network(library: str, name: str, spec: str, way: str = "uniform") -> Row:
     """Build one network, change it for every number of slices in one of `sweep.RESULTS`, and return its row."""
     spec, sketch = _smallest(spec)
-    row: Row = {"library": library, "name": name, "spec": spec, "checked": "network"}
+    row: Row = {"library": library, "name": name, "spec": spec}
     if sketch is not None and _is_too_large(sketch):
         millions = row["parameters"] = _millions(sketch)
-        if way in {"symmetrize", "engine"}:  # which have to run all of it
-            return row | {"unbuilt": f"too large to run here, with {millions:.0f} million parameters"}
-        results = {n: _result(lambda: _with_stem(sketch), n, way, check="stems") for n in SLICES}
-        return row | {"checked": "stem"} | _columns(results)
+        return row | {"unbuilt": f"too large to run here, with {millions:.0f} million parameters"}
     try:
         built = _built(spec)
     except EvensliceError as error:
@@ -147,21 +142,6 @@ def _built(spec: str) -> nn.Module:
     return unequal(build_model(spec, "none").model)
 
 
-def _with_stem(sketch: nn.Module) -> nn.Module:
-    """Return a copy of a network without weights in which all layers that may be its stem have some."""
-    model, generator = copy.deepcopy(sketch), torch.Generator().manual_seed(0)
-    for module in model.modules():
-        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        if 0 < sum(tensor.numel() for tensor in own) <= STEM:
-            module.to_empty(device="cpu", recurse=False)
-            for tensor in chain(module.parameters(recurse=False), module.buffers(recurse=False)):
-                tensor.data.zero_()
-                if tensor.is_floating_point():
-                    values = torch.randn(tensor.shape, generator=generator) * 0.1 + (tensor.ndim == 1)
-                    tensor.data.copy_(values)
-    return unequal(model)
-
-
 def unequal(model: nn.Module) -> nn.Module:
     """Make a network's colours and statistics as unequal as training does, in place, and its zeros alive."""
     generator = torch.Generator().manual_seed(0)
@@ -192,16 +172,16 @@ def _is_tiny_scale(name: str, parameter: nn.Parameter) -> bool:
     return not shift and parameter.numel() > 0 and bool(0 <= parameter.min() == parameter.max() <= TINY)
 
 
-def _result(fresh: Callable[[], nn.Module], slices: int, way: str, **options: Any) -> Row:
+def _result(fresh: Callable[[], nn.Module], slices: int, way: str) -> Row:
     started = time.process_time()
-    result = _attempt(fresh, slices, way, **options)
+    result = _attempt(fresh, slices, way)
     if way == "uniform" and result["outcome"] == "failed":
-        mixed = _attempt(fresh, slices, "mixer", **options)
+        mixed = _attempt(fresh, slices, "mixer")
         result |= {"mixer": mixed["outcome"], "mixer_error": mixed["error"]}
     return result | {"seconds": time.process_time() - started}
 
 
-def _attempt(fresh: Callable[[], nn.Module], slices: int, way: str, **options: Any) -> Row:
+def _attempt(fresh: Callable[[], nn.Module], slices: int, way: str) -> Row:
     """Change a network; where it breaks its promise, once more in double precision, and once more settled.
 
     There are networks that make a rounding error a thousand times as large, random ones above all.
@@ -214,7 +194,7 @@ def _attempt(fresh: Callable[[], nn.Module], slices: int, way: str, **options: A
                 _settle(model, sizes[-1])
             hook = lambda _, given: sizes.extend(image.shape[-2] for image in given[:1])  # noqa: E731
             with model.register_forward_pre_hook(hook):
-                record, note = _changed(model, slices, way, settled=settled, **options)
+                record, note = _changed(model, slices, way, settled=settled)
         except Exception as error:  # noqa: BLE001  # what is no ModelError is a finding too
             outcome = "no place" if way == "twin" and NO_PLACE in str(error) else "failed"
             result = {"outcome": outcome, "error": _line(error)}
@@ -226,13 +206,13 @@ def _attempt(fresh: Callable[[], nn.Module], slices: int, way: str, **options: A
     return result | {"pixels": sizes[-1] if sizes else None}
 
 
-def _changed(model: nn.Module, slices: int, way: str, *, settled: bool, **options: Any) -> tuple[Any, str]:
+def _changed(model: nn.Module, slices: int, way: str, *, settled: bool) -> tuple[Any, str]:
     """Neutralize or symmetrize a network; return its record, and a note.
 
     One that cannot be given any slices is symmetrized as it was built, for as many as it has; the record is None for others.
     """
     if way != "symmetrize":
-        return evenslice.neutralize(model, slices, strategy=way, **options), ""
+        return evenslice.neutralize(model, slices, strategy=way), ""
     note = ""
     try:
         evenslice.neutralize(model, slices, strategy="pretrained")

@@ -3,23 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from planted import Weighted as Linear
 from torch import nn
 from values import by_name
 
 import evenslice
 from evenslice import ConfigError, ModelError, VolumeError
-
-
-class Linear(nn.Module):
-    """Two classes whose logits are +-sum_k w_k x_k: the shares are |w| / sum |w|, whatever the data."""
-
-    def __init__(self, *weights):
-        super().__init__()
-        self.weights = nn.Parameter(torch.tensor(weights).view(1, -1, 1, 1))
-
-    def forward(self, windows):
-        logit = (self.weights * windows).sum(1, keepdim=True)
-        return torch.cat([logit, -logit], dim=1)
 
 
 class Squares(Linear):

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from scripts import script
+import study_results as results
 
 from evenslice.report.tables import interval
 
@@ -29,24 +29,18 @@ PAGES = [
 
 
 @pytest.fixture(scope="module")
-def results():
-    with script("study_results") as module:
-        yield module
-
-
-@pytest.fixture(scope="module")
-def studies(results):
+def studies():
     return {name: results.Study.read(name) for name in results.NAMES}
 
 
 @pytest.fixture(scope="module")
-def known(results, studies):
+def known(studies):
     """All that may be quoted, as one text."""
     texts = [text for study in studies.values() for text in results.quotable(study)]
-    return plain("\n".join([*texts, *recomputed(results, studies["price"])]))
+    return plain("\n".join([*texts, *recomputed(studies["price"])]))
 
 
-def recomputed(results, price):
+def recomputed(price):
     """Yield what the text says beyond the figures of arms.
 
     By how much C is larger than from a uniform start, for each data set; by how much more a missing slice before costs a
@@ -82,7 +76,7 @@ def test_intervals_in_the_text_are_those_of_the_studies(page, known):
     assert [interval for interval in quoted(page.read_text()) if interval not in known] == []
 
 
-def test_intervals_that_are_said_to_include_0_do(results, studies):
+def test_intervals_that_are_said_to_include_0_do(studies):
     """What a reversed stack costs, and, but for one, what a missing slice before costs beyond one after."""
     outside = []
     for name, study in studies.items():

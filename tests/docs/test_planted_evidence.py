@@ -1,16 +1,16 @@
 """The benchmark of planted evidence: what it plants, how it counts, and that its page holds its results."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import planted_evidence as planted
 import pytest
 import torch
-import which_neighbour
+import trained
 
 ROOT = Path(__file__).parents[2]
 CSVS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "planted-evidence.md"
 
 
 @pytest.fixture
@@ -49,16 +49,33 @@ def test_a_network_that_reads_one_neighbour_is_right_on_that_side_alone(volume):
     assert [estimate for estimate, *_ in planted.pointing(rows, "gradient")] == [1, 0, 1]
 
 
-def test_the_page_holds_the_tables_of_the_results():
-    text = PAGE.read_text()
+def test_a_network_that_reads_the_slice_before_changes_along_z_alone(monkeypatch, tmp_path):
+    network = torch.nn.Conv2d(3, 2, 1).requires_grad_(False)
+    network.weight.zero_()[1, 0] = 1.0
+    network.bias.copy_(torch.tensor([0.5, 0.0]))
+    monkeypatch.setattr(trained.evenslice, "load_network", lambda _: SimpleNamespace(model=network))
+    stack = np.random.default_rng(0).random((6, 40, 35))
+    bright = stack > np.percentile(stack, (0.5, 99.5)).mean()
+    for name, voxels in (("image", stack), ("labels", bright.astype(np.uint8))):
+        np.save(tmp_path / f"{name}.npy", voxels)
+    pair = {name: str(tmp_path / f"{name}.npy") for name in ("image", "labels")}
+    found = trained.order(tmp_path, [pair], "own", tmp_path)
+    before, after = bright[[1, 0, 1, 2, 3, 4]], bright[[1, 2, 3, 4, 5, 4]]
+    overlap = (before & after).sum() / (before | after).sum()
+    assert found["change"] == pytest.approx([1 - overlap, 0, 0], abs=1e-4)
+    assert found["seeds"] == 0
+
+
+def test_pages_hold_the_tables_of_the_results():
     tables = planted.tables(planted.read_lines(planted.RESULTS))
-    tables |= which_neighbour.tables(planted.read_lines(which_neighbour.RESULTS))
+    tables |= trained.tables(planted.read_lines(trained.RESULTS))
     for name, table in tables.items():
         if name.startswith("all"):  # a CSV file
             assert len(table.splitlines()) - 1 == len(
                 (CSVS / f"planted-{name.replace(' ', '-')}.csv").read_text().splitlines()
             )
             continue
+        text = (ROOT / "docs" / trained.PAGES.get(name, planted.PAGE.name)).read_text()
         found = text.split(f"<!-- {name} -->")[1].split(f"<!-- end of {name} -->")[0]
         assert found.strip() == table, name
 

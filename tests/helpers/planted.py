@@ -39,6 +39,18 @@ def unequal(model, seed=0):
     return model.eval()
 
 
+class Weighted(nn.Module):
+    """Two classes whose logits are +-sum_k w_k x_k: the shares are |w| / sum |w|, whatever the data."""
+
+    def __init__(self, *weights):
+        super().__init__()
+        self.weights = nn.Parameter(torch.tensor(weights).view(1, -1, 1, 1))
+
+    def forward(self, windows):
+        logit = (self.weights * windows).sum(1, keepdim=True)
+        return torch.cat([-logit, logit], dim=1)
+
+
 class Wired(nn.Module):
     """A network of parts whose forward pass is a function of the network and its input."""
 

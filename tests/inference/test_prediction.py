@@ -7,6 +7,7 @@ import pytest
 import torch
 import zarr
 from hypothesis import given, strategies as st
+from planted import Weighted
 from torch import nn
 
 from evenslice import ModelError, Scaling, VolumeError, open_volume, segment
@@ -14,18 +15,6 @@ from evenslice.inference import BlackBox, Predictor, ReadyNetwork, prediction
 from evenslice.volumes.read.chunked import ZarrSource
 
 ONE = Scaling(0, 1)
-
-
-class Weighted(nn.Module):
-    """Two classes: +-sum_k w_k x_k at each pixel."""
-
-    def __init__(self, *weights):
-        super().__init__()
-        self.weights = nn.Parameter(torch.tensor(weights).view(1, -1, 1, 1))
-
-    def forward(self, windows):
-        logit = (self.weights * windows).sum(1, keepdim=True)
-        return torch.cat([-logit, logit], dim=1)
 
 
 class Applied(nn.Module):

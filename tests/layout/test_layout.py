@@ -6,14 +6,14 @@ import re
 from pathlib import Path
 
 import pytest
-from scripts import script
+import size
+import write_modules
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "evenslice"
 
 pytestmark = pytest.mark.slow
-with script("size") as size:
-    ROOMS = size.ROOMS
+ROOMS = size.ROOMS
 
 
 def room_of(module):
@@ -73,7 +73,6 @@ def test_no_circle_of_files():
 
 
 def test_every_module_says_what_it_holds_and_one_page_lists_it():
-    with script("write_modules") as module:
-        text = module.PAGE.read_text()
-        assert module.page(text) == text, "run make modules"
-        assert "|  |" not in module.table()
+    text = write_modules.PAGE.read_text()
+    assert write_modules.page(text) == text, "run make modules"
+    assert "|  |" not in write_modules.table()

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from scripts import script
+import size
 
 HELD = json.loads((Path(__file__).parent / "size.json").read_text())
 
@@ -13,8 +13,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def measured():
-    with script("size") as module:
-        return module.measure()
+    return size.measure()
 
 
 @pytest.mark.parametrize("name", sorted(HELD))

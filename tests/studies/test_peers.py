@@ -1,32 +1,26 @@
 """studies/peers.py runs the real rules of other libraries: what they do is known in closed form."""
 
+import peers as script
 import pytest
 import torch
-from scripts import script as load_script
 from torch import nn
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def script():
-    with load_script("peers") as module:
-        yield module
-
-
-@pytest.fixture(scope="module")
-def built(script, tmp_path_factory):
+def built(tmp_path_factory):
     """The U-Net of all rows, and the weights of its encoder as a file."""
     return script.build(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")
-def colours(script, built):
+def colours(built):
     return built[0].get_submodule(script.STEM).weight.detach()
 
 
 @pytest.mark.parametrize("slices", [3, 5, 7])
-def test_timm_and_smp_repeat_the_colours(script, built, colours, slices):
+def test_timm_and_smp_repeat_the_colours(built, colours, slices):
     model, weights = built
     right = colours[:, [k % 3 for k in range(slices)]] * (3 / slices)
     for stem in [
@@ -35,7 +29,7 @@ def test_timm_and_smp_repeat_the_colours(script, built, colours, slices):
         assert torch.allclose(stem, right, rtol=1e-6)
 
 
-def test_monai_leaves_a_stem_of_another_width_random(script, built, colours):
+def test_monai_leaves_a_stem_of_another_width_random(built, colours):
     model, _ = built
     assert torch.equal(script.monai_stem(model, 3), colours)
     drawn = script.monai_stem(model, 5)
@@ -45,7 +39,7 @@ def test_monai_leaves_a_stem_of_another_width_random(script, built, colours):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fastai uses torch.jit.script
 @pytest.mark.parametrize("slices", [3, 5])
-def test_fastai_keeps_three_and_sets_the_others_to_zero(script, built, colours, slices):
+def test_fastai_keeps_three_and_sets_the_others_to_zero(built, colours, slices):
     pytest.importorskip("fastai", reason="the dependency group peers is not installed")
     stem = script.fastai_stem(built[0], slices)
     assert torch.equal(stem[:, :3], colours)
@@ -62,7 +56,7 @@ def constant(*values):
     return torch.tensor(values)[None, :, None, None].expand(1, -1, 4, 4)
 
 
-def test_gray_error_in_closed_form(script):
+def test_gray_error_in_closed_form():
     network, window = conv(1.0, 2.0, 4.0), constant(1.0, 2.0, 3.0)
     # gray 2: 14 where the colours give 6
     assert script.gray_error(network, conv(1.0, 1.0, 1.0), window) == pytest.approx(8 / 14)

@@ -6,18 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from scripts import script
+import run_archive as archive
 from synthetic_study import make_study
 
 from evenslice.results.studies import StudyResults
 
 STUDIES = Path(__file__).parents[2] / "studies"
-
-
-@pytest.fixture(scope="module")
-def archive():
-    with script("run_archive") as module:
-        yield module
 
 
 def contents(folder):
@@ -26,7 +20,7 @@ def contents(folder):
     }
 
 
-def test_what_is_unpacked_is_what_was_packed(archive, tmp_path):
+def test_what_is_unpacked_is_what_was_packed(tmp_path):
     study = make_study(tmp_path / "made-up", size=24)
     before = contents(study / "runs")
     first = archive.pack(study).read_bytes()
@@ -49,7 +43,7 @@ def test_what_is_unpacked_is_what_was_packed(archive, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["classification", "cuts", "families", "five-slices", "price", "stress"])
-def test_the_archives_of_the_repository_hold_every_run_of_their_summaries(archive, name, tmp_path):
+def test_the_archives_of_the_repository_hold_every_run_of_their_summaries(name, tmp_path):
     study = Path(shutil.copytree(STUDIES / name, tmp_path / name, ignore=shutil.ignore_patterns("runs")))
     shutil.copy(STUDIES / f"{name}.yaml", study / "config.yaml")
     archive.unpack(study)

@@ -4,8 +4,8 @@ import csv
 import sys
 
 import pytest
+import survey as script
 import torch
-from scripts import script as load_script
 from torchvision.models import mobilenet_v2
 
 import evenslice
@@ -21,14 +21,8 @@ def network(third=3.0):
 """
 
 
-@pytest.fixture(scope="module")
-def script():
-    with load_script("survey") as module:
-        yield module
-
-
 @pytest.mark.slow
-def test_the_weights_of_the_tracker_fit_torchvision(script, tmp_path, monkeypatch):
+def test_the_weights_of_the_tracker_fit_torchvision(tmp_path, monkeypatch):
     """A package laid out as the real one, with random weights under other names."""
     network = mobilenet_v2().features.state_dict()
     state = {f"old.{name}": torch.rand(tensor.shape).to(tensor.dtype) for name, tensor in network.items()}
@@ -43,7 +37,7 @@ def test_the_weights_of_the_tracker_fit_torchvision(script, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-def test_each_network_that_is_there_gives_a_row(script, tmp_path, monkeypatch):
+def test_each_network_that_is_there_gives_a_row(tmp_path, monkeypatch):
     (tmp_path / "leaning_networks.py").write_text(LEANING)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(script, "WINDOWS", 4)

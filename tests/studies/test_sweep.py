@@ -1,20 +1,15 @@
 """The sweep over every network of every library: a sample of it, and what it does with the worst."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import sweep
+import sweep_checks
+import sweep_networks
 from planted import Wired
 from torch import nn
 
 import evenslice
-
-STUDIES = Path(__file__).parents[2] / "studies"
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(STUDIES)
-    import sweep
-    import sweep_checks
-    import sweep_networks
 
 SAMPLE = [
     ("timm:tresnet_m", "uniform"),  # space to depth
@@ -120,11 +115,9 @@ def test_failure_is_a_row_with_its_reason(networks, made, monkeypatch):
 
 
 @pytest.mark.slow
-def test_too_large_a_network_is_checked_at_its_stem(networks, monkeypatch):
+def test_too_large_a_network_is_not_tried(networks, monkeypatch):
     monkeypatch.setattr(sweep_checks, "LARGEST", 0.1)
     row = sweep_checks.check_network(*networks["timm:test_convnext"])
-    assert (row["checked"], row["outcome_3"], row["outcome_5"]) == ("stem", "ok", "ok")
-    row = sweep_checks.check_network(*networks["timm:test_convnext"], "symmetrize")
     assert row["unbuilt"].startswith("too large to run here")
 
 

@@ -1,0 +1,275 @@
+"""What do trained networks make of the order of slices? Part of docs/planted-evidence.md and docs/explanation/does-it-matter.md.
+
+    python benchmarks/trained.py --scratch FOLDER [--shared FOLDER] [--seeds 2] [--only TEXT] [--docs]
+
+Trains U-Nets on EfficientNet-Lite0 on four data sets for 300 steps. Each training takes some six minutes on one core; what
+is done is kept, in FOLDER and in trained.jsonl.
+
+"neighbour", of pretrained starts: three measures say which neighbour a network leans on over whole test windows: the
+gradient, integrated gradients from the middle slice, and replacement by the middle slice (reliance). The test is the Dice
+that is lost when that neighbour is missing.
+
+"order", registered on 1 December 2026 before its first run: the test volumes are flipped along z, y and x. The change along
+an axis is 1 - IoU of the answers to a volume and to the flipped one, of the foreground class that changes most. Primary
+comparison: of pretrained starts, the change along z less the mean of those along y and x; mean over the data sets, whose
+seeds are averaged, with Student's interval. Above 0, answers depend on the order of slices more than on a side in the
+plane; an interval around 0 leaves it open. Described, not tested: the other starts; the change between two seeds; mean Dice
+of the intact volume and of the average over each flip, which takes twice the time along any axis (does an average along z
+gain more?); the Dice lost without both neighbours; and networks of Lucchi++ on other tissue (CDeep3M).
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from shared import ROOT, SHARED, SPEC, insert_tables, make_parser, mean, read_lines, table
+
+import evenslice
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+PAGES = {"which neighbour": "planted-evidence.md", "order of slices": "explanation/does-it-matter.md"}
+RESULTS = Path(__file__).parent / "trained.jsonl"
+WINDOWS = {"gradient": 200, "integrated_gradients": 40}
+"""How many windows are read; integrated gradients take thirty times as long."""
+MEASURES = (*WINDOWS, "reliance")
+ARMS = ("pretrained", "twin", "uniform")
+AXES = "zyx"
+OTHER = "CDeep3M"
+"""Other tissue, on which networks of Lucchi++ are tested, too."""
+
+MULTIPLE = 32  # pixels, which the network halves five times
+QUIET = evenslice.Compute(progress=False)
+
+
+def pair(image: Path, labels: Path, *slices: int) -> dict[str, Any]:
+    """Return an entry of a configuration."""
+    return {"image": str(image), "labels": str(labels)} | ({"slices": list(slices)} if slices else {})
+
+
+def data_sets(data: Path) -> dict[str, dict[str, Any]]:
+    """Return the data of each configuration: what its README says is for training, and for testing."""
+    lucchi, isbi, fib, cdeep = (
+        data / name for name in ("lucchi_pp", "isbi2012", "fib25_medulla", "cdeep3m_mito")
+    )
+    images = sorted((data / "msd_hippocampus" / "images").glob("*.nii*"))
+    hippocampus = [pair(path, data / "msd_hippocampus" / "labels" / path.name) for path in images]
+    return {
+        "Lucchi++": {
+            "train": [pair(lucchi / "train_image.tif", lucchi / "train_mito.tif")],
+            "test": [pair(lucchi / "test_image.tif", lucchi / "test_mito.tif", 0, 32)],
+        },
+        "ISBI 2012": {
+            "train": [pair(isbi / "image.tif", isbi / "membrane.tif", 0, 24)],
+            "test": [pair(isbi / "image.tif", isbi / "membrane.tif", 25, 30)],
+        },
+        "FIB-25": {
+            "train": [pair(fib / "image.tif", fib / "boundary.tif", 0, 180)],
+            "test": [pair(fib / "image.tif", fib / "boundary.tif", 190, 222)],
+        },
+        "hippocampus": {"classes": 3, "train": hippocampus[:45], "test": hippocampus[45:]},
+        OTHER: {
+            "test": [
+                pair(cdeep / f"{part}_image.tif", cdeep / f"{part}_mito.tif") for part in ("train", "val")
+            ]
+        },
+    }
+
+
+def train(folder: Path, name: str, data: dict[str, Any], arm: str, seed: int) -> None:
+    """Train a network in a folder, once."""
+    training = {"steps": 300, "batch": 8, "validate_every": 300, "stress": False, "dtype": "float32"}
+    config = {
+        "data": {"name": name, **data},
+        "model": {"spec": SPEC, "weights": "imagenet", "strategy": arm},
+        "training": {**training, "crop": [64, 64] if name == "hippocampus" else [128, 128]},
+        "seed": seed,
+    }
+    if not (folder / "result.json").exists():
+        evenslice.train(config, out=folder, progress=False)
+
+
+def open_pairs(pairs: Sequence[dict[str, Any]]) -> tuple[list[evenslice.Volume], list[evenslice.Volume]]:
+    """Open images and labels."""
+    regions = [(slice(*item.get("slices", (None,))), slice(None), slice(None)) for item in pairs]
+    images, labels = (
+        [evenslice.open_volume(item[of], region=region) for item, region in zip(pairs, regions, strict=True)]
+        for of in ("image", "labels")
+    )
+    return images, labels
+
+
+def neighbour(folder: Path, test: list[dict[str, Any]]) -> dict[str, Any]:
+    """Audit a trained network by both methods, and measure what a missing neighbour costs."""
+    network = evenslice.load_network(str(folder / "network.safetensors")).model
+    volumes, labels = open_pairs(test)
+    found: dict[str, Any] = {}
+    for method, windows in WINDOWS.items():
+        audit = evenslice.audit(
+            network,
+            volumes,
+            method=method,
+            labels=labels if method == "gradient" else None,
+            sampling=evenslice.Sampling(min_windows=windows, max_windows=windows),
+            compute=QUIET,
+        )
+        found[method] = _interval(audit.saliency[0])
+        if audit.stress is not None:
+            missing = _missing(audit)
+            found["reliance"] = _interval(audit.reliance[0])
+            found["dice"] = [audit.stress.intact, missing.before, missing.after]
+            found["dearer"] = _interval(missing.asymmetry)
+    return found
+
+
+def _missing(audit: Any) -> Any:
+    """Return what missing neighbours of the middle slice cost."""
+    return next(loss for loss in audit.stress.losses if (loss.kind, loss.offset) == ("missing", 1))
+
+
+def _interval(figure: Any) -> list[float]:
+    return [round(float(value), 4) for value in (figure.estimate, figure.low, figure.high)]
+
+
+def probabilities(network: Any, volume: evenslice.Volume, scratch: Path) -> Iterator[Array]:
+    """Yield the probabilities (class, z, y, x) of a volume, then those of its flips, flipped back.
+
+    All are scaled alike; planes are centred in multiples of what the network takes, so that padding favours no side.
+    """
+    stack, scaling = volume[...], evenslice.Reading().fit_scaling(volume)
+    reading = evenslice.Reading(intensity=(scaling.low, scaling.high))
+    extra = [(-side % MULTIPLE) for side in stack.shape[1:]]
+    width = [(0, 0), *((n // 2, n - n // 2) for n in extra)]
+    place = tuple(slice(low, low + side) for (low, _), side in zip(width, stack.shape, strict=True))
+    padded = np.pad(stack, width, "reflect")
+    for axis in (None, *range(3)):
+        given = padded if axis is None else np.ascontiguousarray(np.flip(padded, axis))
+        file = scratch / "probabilities.npy"
+        evenslice.segment(
+            network, given, file, probabilities=True, force=True, reading=reading, compute=QUIET
+        )
+        found = np.load(file)
+        yield (found if axis is None else np.flip(found, axis + 1))[:, *place]
+
+
+def order(folder: Path, test: list[dict[str, Any]], data: str, first: Path) -> dict[str, Any]:
+    """Measure how the answers of a trained network change by flips and from those of the first seed, and what averages gain."""
+    network = evenslice.load_network(str(folder / "network.safetensors")).model
+    answers: list[list[Array]] = []  # of each way, a volume each: intact, three flips, three averages
+    images, labels = open_pairs(test)
+    for volume in images:
+        intact, *flipped = probabilities(network, volume, folder)
+        averages = [(intact + other) / 2 for other in flipped]
+        answers.append([part.argmax(0).astype(np.uint8) for part in (intact, *flipped, *averages)])
+    ways = [np.concatenate([answer.ravel() for answer in way]) for way in zip(*answers, strict=True)]
+    np.save(folder / f"{data}.npy", ways[0])
+    truth = np.concatenate([part[...].ravel() for part in labels])
+    few = evenslice.Sampling(min_windows=40, max_windows=40)
+    audit = evenslice.audit(network, images, labels=labels, sampling=few, compute=QUIET)
+    return {
+        "change": [_change(ways[0], other) for other in ways[1:4]],
+        "seeds": _change(ways[0], np.load(first / f"{data}.npy")),
+        "dice": [round(float(np.mean(_dice(way, truth))), 4) for way in (ways[0], *ways[4:])],
+        "lost": round(audit.stress.intact - _missing(audit).both, 4),
+    }
+
+
+def _dice(one: Array, other: Array) -> list[float]:
+    """Return the Dice of each class but 0."""
+    classes = range(1, int(max(one.max(), other.max())) + 1)
+    sizes = [((one == n).sum() + (other == n).sum(), ((one == n) & (other == n)).sum()) for n in classes]
+    return [2 * float(both) / float(total) for total, both in sizes if total]
+
+
+def _change(one: Array, other: Array) -> float:
+    """Return 1 - IoU of the class that differs most."""
+    return round(1 - min(dice / (2 - dice) for dice in _dice(one, other)), 4)
+
+
+def tables(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """Return the tables of the pages."""
+    neighbours, orders = ([row for row in rows if row["measure"] == name] for name in ("neighbour", "order"))
+    found = {"which neighbour": neighbour_table(neighbours)}
+    return found | ({"order of slices": order_table(orders)} if orders else {})
+
+
+def neighbour_table(rows: list[dict[str, Any]]) -> str:
+    """Return which neighbour each measure names, and how often it is the one whose loss costs more."""
+    body, right = [], dict.fromkeys(MEASURES, 0)
+    for row in rows:
+        intact, before, after = row["dice"]
+        for name in MEASURES:
+            right[name] += (row[name][0] > 0) == (row["dearer"][0] < 0)
+        figures = ["{:+.3f} [{:+.3f}, {:+.3f}]".format(*row[name]) for name in MEASURES]
+        body.append(
+            [f"{row['data']}, {row['seed']}", *figures, f"{intact:.3f}", f"{before:.3f}", f"{after:.3f}"]
+        )
+    counts = [f"{right[name]} of {len(rows)}" for name in MEASURES]
+    body.append(["right about the costlier loss", *counts, "", "", ""])
+    asked = ("gradient", "integrated gradients from the middle", "replacement")
+    return table(["data, seed", *asked, "Dice", "z-1 missing", "z+1 missing"], body)
+
+
+def order_table(rows: list[dict[str, Any]]) -> str:
+    """Return the changes of each start on each data set, means over seeds, and below all the primary comparison."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["data"], row["arm"]), []).append(row)
+    body, along = [], list[float]()
+    for (data, arm), group in groups.items():
+        change, dice = (np.mean([row[name] for row in group], axis=0) for name in ("change", "dice"))
+        seeds = [row["seeds"] for row in group if row["seed"]]
+        if arm == "pretrained" and data != OTHER:
+            along.append(change[0] - change[1:].mean())
+        cells = [*change, np.mean(seeds) if seeds else np.nan, *dice]
+        body.append([f"{data}, {arm}", *("" if np.isnan(value) else f"{value:.3f}" for value in cells)])
+    primary = "{:.3f} [{:.3f}, {:.3f}]".format(*mean(along)) if along else ""
+    body.append(["pretrained, z less y and x", primary, *[""] * 7])
+    averages = [f"averaged over {axis}" for axis in AXES]
+    return table(["data, start", *(f"flip of {axis}" for axis in AXES), "seed", "Dice", *averages], body)
+
+
+def main() -> None:
+    """Train and measure what is missing, or write the tables."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--shared", type=Path, default=SHARED, help="folder with data and weights")
+    parser.add_argument("--scratch", type=Path, help="where trained networks are kept")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--only", default="", help="what the description of a measure contains")
+    parser.add_argument("--docs", action="store_true", help="write the tables of the pages, train nothing")
+    options = parser.parse_args()
+    known = read_lines(RESULTS)
+    if options.docs:
+        for name, text in tables(known).items():
+            insert_tables(ROOT / "docs" / PAGES[name], {name: text})
+        return
+    if options.scratch is None:
+        parser.error("--scratch: say where to keep trained networks")
+    sets = data_sets(options.shared.resolve() / "data")
+    done = {tuple(row[name] for name in ("measure", "data", "arm", "seed")) for row in known}
+    for seed, arm, name in product(range(options.seeds), ARMS, [name for name in sets if name != OTHER]):
+        first, folder = (options.scratch / f"{name}-{arm}-{n}".replace(" ", "-") for n in (0, seed))
+        asked = [("order", of) for of in (name, *([OTHER] if name == "Lucchi++" else []))]
+        for measure, of in [*asked, *([("neighbour", name)] if arm == "pretrained" else [])]:
+            if (measure, of, arm, seed) in done or options.only not in f"{measure} {of} {arm} {seed}":
+                continue
+            train(folder, name, sets[name], arm, seed)
+            test = sets[of]["test"]
+            found = neighbour(folder, test) if measure == "neighbour" else order(folder, test, of, first)
+            row = {"measure": measure, "data": of, "arm": arm, "seed": seed, **found}
+            with RESULTS.open("a") as file:
+                file.write(f"{json.dumps(row)}\n")
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
