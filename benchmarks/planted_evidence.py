@@ -405,17 +405,14 @@ def tables(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
             ["method", *arms], [row for row in body if row[0] in ON_PAGE[key[0]]]
         )
     found["all sizes"] = _by_size(groups.get((*main[0], "pretrained"), []))
-    seeds = sorted({len(group) for group in groups.values()})
     trained = sum(row["arm"] in ARMS for row in rows)  # "output" is none
-    found["planted state"] = (
-        f"**State: {trained} of {len(list(cells(5)))} trainings, {' or '.join(map(str, seeds))} seeds of five each.**"
-    )
-    primary = []
-    for (marks, background, family, arm), group in groups.items():
-        if (marks, arm) == ("intensity", "pretrained"):
+    found["planted state"] = f"**{trained} of {len(list(cells(5)))} trainings are done.**"
+    families = []
+    for (marks, background, family, arm), group in sorted(groups.items(), key=lambda item: item[0][-1]):
+        if marks == "intensity" and arm in ("pretrained", "twin"):
             parts = [_difference(group, name) for name in PRIMARY]
-            primary.append([f"{family}, {background}", str(len(group)), _answered(group), *parts])
-    found["planted families"] = table(["network, background", "seeds", "answered right", *PRIMARY], primary)
+            families.append([f"{family}, {background}: {arm}", str(len(group)), _answered(group), *parts])
+    found["planted families"] = table(["network, background", "seeds", "answered right", *PRIMARY], families)
     known = [row for row in rows if (row["background"], row["family"]) == main[0][1:]]
     tried = [row["amplitudes"] for row in known if "amplitudes" in row]
     means = {name: np.mean([item[name] for item in tried], axis=0) for name in map(str, AMPLITUDES) if tried}

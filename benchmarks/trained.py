@@ -124,16 +124,17 @@ def neighbour(folder: Path, test: list[dict[str, Any]]) -> dict[str, Any]:
         )
         found[method] = _interval(audit.saliency[0])
         if audit.stress is not None:
-            missing = _missing(audit)
+            intact, missing = _missing(audit)
             found["reliance"] = _interval(audit.reliance[0])
-            found["dice"] = [audit.stress.intact, missing.before, missing.after]
+            found["dice"] = [intact, missing.before, missing.after]
             found["dearer"] = _interval(missing.asymmetry)
     return found
 
 
-def _missing(audit: Any) -> Any:
-    """Return what missing neighbours of the middle slice cost."""
-    return next(loss for loss in audit.stress.losses if (loss.kind, loss.offset) == ("missing", 1))
+def _missing(audit: Any) -> tuple[float, Any]:
+    """Return the intact Dice, and what missing neighbours of the middle slice make of it."""
+    losses = {(loss.kind, loss.offset): loss for loss in audit.stress.losses}
+    return audit.stress.intact, losses["missing", 1]
 
 
 def _interval(figure: Any) -> list[float]:
@@ -167,19 +168,19 @@ def order(folder: Path, test: list[dict[str, Any]], data: str, first: Path) -> d
     answers: list[list[Array]] = []  # of each way, a volume each: intact, three flips, three averages
     images, labels = open_pairs(test)
     for volume in images:
-        intact, *flipped = probabilities(network, volume, folder)
-        averages = [(intact + other) / 2 for other in flipped]
-        answers.append([part.argmax(0).astype(np.uint8) for part in (intact, *flipped, *averages)])
+        whole, *flipped = probabilities(network, volume, folder)
+        averages = [(whole + other) / 2 for other in flipped]
+        answers.append([part.argmax(0).astype(np.uint8) for part in (whole, *flipped, *averages)])
     ways = [np.concatenate([answer.ravel() for answer in way]) for way in zip(*answers, strict=True)]
     np.save(folder / f"{data}.npy", ways[0])
     truth = np.concatenate([part[...].ravel() for part in labels])
     few = evenslice.Sampling(min_windows=40, max_windows=40)
-    audit = evenslice.audit(network, images, labels=labels, sampling=few, compute=QUIET)
+    intact, missing = _missing(evenslice.audit(network, images, labels=labels, sampling=few, compute=QUIET))
     return {
         "change": [_change(ways[0], other) for other in ways[1:4]],
         "seeds": _change(ways[0], np.load(first / f"{data}.npy")),
         "dice": [round(float(np.mean(_dice(way, truth))), 4) for way in (ways[0], *ways[4:])],
-        "lost": round(audit.stress.intact - _missing(audit).both, 4),
+        "lost": round(intact - missing.both, 4),
     }
 
 
