@@ -231,12 +231,14 @@ def order_table(rows: list[dict[str, Any]]) -> str:
         seeds = [row["seeds"] for row in group if row["seed"]]
         if arm == "pretrained" and data != OTHER:
             along.append(change[0] - change[1:].mean())
-        cells = [*change, np.mean(seeds) if seeds else np.nan, *dice]
+        lost = np.mean([row["lost"] for row in group])
+        cells = [*change, np.mean(seeds) if seeds else np.nan, *dice, lost]
         body.append([f"{data}, {arm}", *("" if np.isnan(value) else f"{value:.3f}" for value in cells)])
     primary = "{:.3f} [{:.3f}, {:.3f}]".format(*mean(along)) if along else ""
-    body.append(["pretrained, z less y and x", primary, *[""] * 7])
+    body.append(["pretrained, z less y and x", primary, *[""] * 8])
     averages = [f"averaged over {axis}" for axis in AXES]
-    return table(["data, start", *(f"flip of {axis}" for axis in AXES), "seed", "Dice", *averages], body)
+    flips = [f"flip of {axis}" for axis in AXES]
+    return table(["data, start", *flips, "seed", "Dice", *averages, "lost"], body)
 
 
 def main() -> None:
