@@ -57,7 +57,11 @@ def tables(studies: Sequence[Study]) -> dict[str, dict[str, str]]:
             "verdicts": verdict_table(studies),
             **{study.name: study_table(study) for study in studies},
         },
-        "survey.md": {"networks": survey_table(read("survey.csv")), "libraries": library_table()},
+        "survey.md": {
+            "networks": survey_table("encoder", "encoder"),
+            "trained": survey_table("trained", "network"),
+            "libraries": library_table(),
+        },
         "coverage.md": {"coverage": coverage_table()},
         "../README.md": {"remedies": remedies_table(studies)},
     }
@@ -165,9 +169,9 @@ def verdict_table(studies: Sequence[Study]) -> str:
     )
 
 
-def survey_table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Return the surveyed networks as encoders of a U-Net."""
-    header = ("encoder", "red, green, blue", "directional bias", "reliance", "C")
+def survey_table(kind: str, title: str) -> str:
+    """Return the surveyed networks of a kind: as encoders of a U-Net, or with what they were trained for."""
+    header = (title, "red, green, blue", "directional bias", "reliance", "C")
     return table(
         header,
         (
@@ -178,8 +182,8 @@ def survey_table(rows: Sequence[Mapping[str, str]]) -> str:
                 interval(bounds(row, "reliance")),
                 f"{float(row['answer_change']):.2f}",
             ]
-            for row in rows
-            if row["kind"] == "encoder"
+            for row in read("survey.csv")
+            if row["kind"] == kind
         ),
     )
 

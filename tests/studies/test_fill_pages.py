@@ -42,7 +42,11 @@ def test_every_run_of_a_study_is_done_and_its_arms_are_in_its_configuration(stud
 
 def test_the_survey_says_of_its_networks_what_its_rows_say():
     with (DOCS.parent / "studies" / "survey.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["kind"] == "encoder"]
+        every = list(csv.DictReader(file))
+    rows, trained = ([row for row in every if row["kind"] == kind] for kind in ("encoder", "trained"))
+    assert [
+        float(row["directional_bias_high"]) < 0 < float(row["red"]) - float(row["blue"]) for row in trained
+    ] == [True] * 3
     leaning = [
         row for row in rows if float(row["directional_bias_low"]) * float(row["directional_bias_high"]) > 0
     ]
@@ -52,6 +56,16 @@ def test_the_survey_says_of_its_networks_what_its_rows_say():
     chromatic = [float(row["chromatic"]) for row in rows]
     assert (min(chromatic), max(chromatic)) == (0.20, 0.55)
     assert min(redder, key=lambda name: abs(redder[name])) == "EfficientNet-Lite2"
+
+
+def test_the_survey_says_of_the_network_of_ct_what_its_rows_say():
+    with (DOCS.parent / "studies" / "survey-ct.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    text = (DOCS / "survey.md").read_text().replace("\N{MINUS SIGN}", "-")
+    assert [row["axis"] for row in rows] == ["z", "y", "x"]
+    assert f"pair bias of {rows[0]['taps']} along z" in text
+    for row in rows:
+        assert f"{row['gradient']} [{row['gradient_low']}, {row['gradient_high']}]" in text
 
 
 def test_the_survey_says_of_random_draws_what_their_rows_say():
