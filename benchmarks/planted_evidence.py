@@ -11,6 +11,10 @@ slice with the mark, less with the mark in z+1 than in z-1 (EfficientNet-Lite0, 
 microscopy); mean over seeds with Student's interval. The gradient is that of the log-odds of the predicted class, over
 the pixels of the disk, its absolute values summed over each slice. Everything else is described, not tested.
 
+Registered on 1 December 2026, before their first runs, with the same comparison for each: "difference", where all slices have a
+mark of one random brightness, and one neighbour differs from it, so that no slice alone tells the class; and "five", windows of
+five slices with the mark in any of the four neighbours, where chance is a quarter, and both slices before count as z-1.
+
 Each training takes about two minutes on one core. Results are appended to planted-evidence.jsonl as they come, seed by
 seed; a run that is started again goes on where the file ends.
 """
@@ -51,6 +55,9 @@ RESULTS = Path(__file__).parent / "planted-evidence.jsonl"
 SIDE, STEPS, BATCH, TESTED = 64, 300, 8, 48
 SIZES = (4, 7, 10)
 """Sides of the square marks that are brighter or darker, in pixels; marks of texture are twice as large."""
+
+LEVEL = 0.25
+"""How much brighter or darker all marks of a window may be whose difference tells."""
 
 AMPLITUDE, AMPLITUDES = 0.15, (0.03, 0.06, 0.1, 0.15, 0.25)
 """How much brighter or darker marks are in training, and in the test of what a gradient points at."""
@@ -95,10 +102,9 @@ PRIMARY = (
 HARD = ("disks answered right", *PRIMARY)
 ON_PAGE = {
     "intensity": ("disks answered right", *METHODS, "integrated gradients from the middle, smoothed"),
-    "texture": HARD,
-    "both": HARD,
+    **dict.fromkeys(("texture", "both", "difference", "five"), HARD),
 }
-"""Rows of the tables on the page; the CSV files have all."""
+"""Rows of the tables on the page, for each kind of marks; the CSV files have all."""
 
 SHOWN = ("pretrained", "output", "encoder", "twin", "uniform", "random")
 
@@ -108,8 +114,8 @@ class Cell:
     """One training.
 
     Attributes:
-        marks: "intensity" (brighter or darker), "texture" (shifted or blurred), or "both": intensity tells the class, and
-            a mark of texture lies in the other neighbour.
+        marks: "intensity" (brighter or darker), "texture" (shifted or blurred), "both": intensity tells the class, and
+            a mark of texture lies in the other neighbour; "difference" or "five".
         background: "EM" or "MRI".
         family: a key of ``shared.FAMILIES``.
         arm: a key of ``ARMS``.
@@ -122,13 +128,23 @@ class Cell:
     arm: str
     seed: int
 
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The neighbours that may hold the mark."""
+        return sides_of(self.marks)
+
+
+def sides_of(marks: str) -> tuple[int, ...]:
+    """Return the offsets of the neighbours in a window."""
+    return (-2, -1, 1, 2) if marks == "five" else (-1, 1)
+
 
 def cells(seeds: int) -> Iterator[Cell]:
     """Yield all trainings, one seed after the other."""
     for seed in range(seeds):
         for background, family, arm in product(("EM", "MRI"), ("EfficientNet-Lite0", "MobileNetV1"), ARMS):
             yield Cell("intensity", background, family, arm, seed)
-        for marks, arm in product(("texture", "both"), ARMS):
+        for marks, arm in product([*ON_PAGE][1:], ARMS):
             yield Cell(marks, "EM", "EfficientNet-Lite0", arm, seed)
         for arm in ("pretrained", "encoder", "twin"):
             yield Cell("intensity", "EM", "VGG16", arm, seed)
@@ -138,11 +154,11 @@ class Planted(NamedTuple):
     """Windows with planted evidence.
 
     Attributes:
-        windows: (m, 3, y, x) in 0..1.
+        windows: (m, N, y, x) in 0..1.
         labels: (m, y, x): 0 outside of the disk, else its class.
         disks: (m, y, x) the disk.
         marked: (m, y, x) where the mark lies.
-        sides: (m,) -1 or 1, the slice of the mark.
+        sides: (m,) the offset of the slice with the mark.
     """
 
     windows: Tensor
@@ -157,9 +173,11 @@ class Planter:
 
     def __init__(self, volume: NDArray[np.float32], marks: str, amplitude: float = AMPLITUDE) -> None:
         self.volume, self.marks, self.amplitude = volume, marks, amplitude
+        self.sides = sides_of(marks)
+        self.slices = len(self.sides) + 1
 
     def draw(self, rng: np.random.Generator, count: int, *, tested: bool = False) -> Planted:
-        """Draw windows; tested ones all have a mark, and each comes twice: with its mark in z-1, then in z+1."""
+        """Draw windows; tested ones all have a mark, and each comes with it in every neighbour, from the first to the last."""
         found = []
         for number in range(count):
             window, (y, x) = self._background(rng), rng.uniform(18, SIDE - 18, 2)
@@ -172,40 +190,44 @@ class Planter:
             reach = max(radius - size / 2**0.5, 0) / 2**0.5
             y, x = (round(place + rng.uniform(-reach, reach) - size / 2) for place in (y, x))
             kind = 1 + number // len(SIZES) % 2 if tested else int(rng.choice((1, 2, 3), p=(0.4, 0.4, 0.2)))
-            other, marked = int(rng.choice((1, 2))), np.zeros((SIDE, SIDE), bool)
+            other: float = (
+                rng.uniform(-LEVEL, LEVEL) if self.marks == "difference" else int(rng.choice((1, 2)))
+            )
+            marked = np.zeros((SIDE, SIDE), bool)
             part = np.s_[max(y, 0) : y + size, max(x, 0) : x + size]
             marked[part] = True
             found += [
                 (self._mark(window, part, side, kind, other), disk * kind, disk, marked, side)
-                for side in ((-1, 1) if tested else (int(rng.choice((-1, 1))),))
+                for side in (self.sides if tested else (int(rng.choice(self.sides)),))
             ]
         return Planted(*(torch.from_numpy(np.stack(each)) for each in zip(*found, strict=True)))
 
     def _background(self, rng: np.random.Generator) -> NDArray[np.float32]:
-        """Return a window (3, y, x) in .25..0.75 that is not mostly empty."""
+        """Return a window (N, y, x) in .25..0.75 that is not mostly empty."""
+        sides = (self.slices, SIDE, SIDE)
         while True:
-            z, y, x = (
-                int(rng.integers(0, size)) for size in np.subtract(self.volume.shape, (2, SIDE - 1, SIDE - 1))
-            )
-            window = self.volume[z : z + 3, y : y + SIDE, x : x + SIDE]
+            z, y, x = (int(rng.integers(0, size + 1)) for size in np.subtract(self.volume.shape, sides))
+            window = self.volume[z : z + self.slices, y : y + SIDE, x : x + SIDE]
             if (window > 0.05).mean() > 0.9:
                 return 0.25 + 0.5 * window
 
     def _mark(
-        self, window: NDArray[np.float32], part: tuple[slice, ...], side: int, kind: int, other: int
+        self, window: NDArray[np.float32], part: tuple[slice, ...], side: int, kind: int, other: float
     ) -> NDArray[np.float32]:
         """Put a mark of a kind into the neighbour on a side: 1 and 2 are opposites, 3 is none."""
-        marked = window.copy()
+        marked, middle = window.copy(), self.slices // 2
         if self.marks == "texture":
-            _texture(marked[1 + side], part, kind)
+            _texture(marked[middle + side], part, kind)
         elif kind < 3:
-            marked[1 + side][part] += self.amplitude if kind == 1 else -self.amplitude
+            marked[middle + side][part] += self.amplitude if kind == 1 else -self.amplitude
         if self.marks == "both":
-            _texture(marked[1 - side], part, other)
+            _texture(marked[middle - side], part, other)
+        elif self.marks == "difference":
+            marked[:, *part] += np.float32(other)
         return marked.clip(0, 1)
 
 
-def _texture(plane: NDArray[np.float32], part: tuple[slice, ...], kind: int) -> None:
+def _texture(plane: NDArray[np.float32], part: tuple[slice, ...], kind: float) -> None:
     """Blur (1) or shift (2) a part of a plane, in place."""
     if kind == 1:
         plane[part] = gaussian_filter(plane, 3)[part]
@@ -226,7 +248,13 @@ def train(cell: Cell, shared: Path, volume: NDArray[np.float32]) -> nn.Module:
     """Train a network on planted evidence."""
     spec = {"VGG16": SMALL_VGG16}.get(cell.family)
     network = load_family(
-        cell.family, spec, shared=shared, slices=3, classes=4, seed=cell.seed, **ARMS[cell.arm]
+        cell.family,
+        spec,
+        shared=shared,
+        slices=1 + len(cell.sides),
+        classes=4,
+        seed=cell.seed,
+        **ARMS[cell.arm],
     )
     planter, rng = Planter(volume, cell.marks), np.random.default_rng(cell.seed)
     network.train()
@@ -280,11 +308,14 @@ def point(
 
 
 def _named(sums: Tensor, sides: Tensor) -> dict[str, Any]:
-    """Say in which windows the slice of the mark has the larger sum, and the mean pair bias for each side of the mark."""
-    before, after = sums[:, 0], sums[:, 2]
+    """Say in which windows the slice of the mark has the largest sum of all neighbours, and the mean pair bias for each side."""
+    middle = sums.shape[1] // 2
+    before, after = sums[:, :middle].sum(1), sums[:, middle + 1 :].sum(1)
     bias = (after - before) / (after.abs() + before.abs()).clamp(min=1e-30)
-    biases = [round(float(bias[sides == side].numpy().mean()), 4) for side in (-1, 1)]
-    return {"right": _digits(bias * sides > 0), "bias": biases}
+    biases = [round(float(bias[sides == side].numpy().mean()), 4) for side in np.unique(sides)]
+    rows, others = torch.arange(len(sums)), sums.clone()
+    others[:, middle] = others[rows, middle + sides] = -torch.inf
+    return {"right": _digits(sums[rows, middle + sides] > others.amax(1)), "bias": biases}
 
 
 def _digits(flags: Tensor) -> str:
@@ -376,15 +407,17 @@ def draw(shared: Path) -> None:
     figure.savefig(PICTURE, metadata={"Date": None})
 
 
-def pointing(rows: Sequence[dict[str, Any]], method: str) -> list[tuple[float, float, float]]:
-    """Return how often a method is right with the mark in z-1, in z+1, and the first less the second; means over seeds."""
-    before, after = _right(rows, method).mean(1).T
-    return [mean(part) for part in (before, after, before - after)]
+def pointing(rows: Sequence[dict[str, Any]], method: str) -> tuple[list[float], tuple[float, float, float]]:
+    """Return how often a method is right with the mark in each neighbour, and before less after with its interval, over seeds."""
+    each = _right(rows, method).mean(1)
+    before, after = np.split(each, 2, axis=1)
+    return each.mean(0).tolist(), mean(before.mean(1) - after.mean(1))
 
 
 def _right(rows: Sequence[dict[str, Any]], method: str) -> NDArray[np.int64]:
-    """Return whether a method is right: (rows, windows, 2), with the mark in z-1 and in z+1."""
-    return np.array([[*map(int, row[method]["right"])] for row in rows]).reshape(len(rows), -1, 2)
+    """Return whether a method is right: (rows, windows, neighbours), with the mark in each of these."""
+    sides = len(sides_of(rows[0]["marks"]))
+    return np.array([[*map(int, row[method]["right"])] for row in rows]).reshape(len(rows), -1, sides)
 
 
 def tables(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
@@ -392,7 +425,9 @@ def tables(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["marks"], row["background"], row["family"], row["arm"]), []).append(row)
-    main = [(marks, "EM", "EfficientNet-Lite0") for marks in ("intensity", "texture", "both")]
+    main = [
+        (marks, "EM", "EfficientNet-Lite0") for marks in ON_PAGE if any(row["marks"] == marks for row in rows)
+    ]
     ways = ("at the mark", "smoothed", "net")
     asked = [*METHODS, *(f"{method}, {way}" for method in LOOKED_AT for way in ways)]
     found = {}
@@ -405,8 +440,6 @@ def tables(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
             ["method", *arms], [row for row in body if row[0] in ON_PAGE[key[0]]]
         )
     found["all sizes"] = _by_size(groups.get((*main[0], "pretrained"), []))
-    trained = sum(row["arm"] in ARMS for row in rows)  # "output" is none
-    found["planted state"] = f"**{trained} of {len(list(cells(5)))} trainings are done.**"
     families = []
     for (marks, background, family, arm), group in sorted(groups.items(), key=lambda item: item[0][-1]):
         if marks == "intensity" and arm in ("pretrained", "twin"):
@@ -440,12 +473,11 @@ def _answered(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _sides(rows: Sequence[dict[str, Any]], method: str) -> str:
-    (before, *_), (after, *_), _ = pointing(rows, method)
-    return f"{before:.2f} / {after:.2f}"
+    return " / ".join(f"{part:.2f}" for part in pointing(rows, method)[0])
 
 
 def _difference(rows: Sequence[dict[str, Any]], method: str) -> str:
-    *_, (less, low, high) = pointing(rows, method)
+    _, (less, low, high) = pointing(rows, method)
     interval = f" [{low:.2f}, {high:.2f}]" if len(rows) > 1 else ""
     return f"{_sides(rows, method)}; {less:.2f}{interval}"
 

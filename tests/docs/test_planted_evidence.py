@@ -9,6 +9,8 @@ import pytest
 import torch
 import trained
 
+import evenslice
+
 ROOT = Path(__file__).parents[2]
 CSVS = ROOT / "benchmarks" / "results"
 
@@ -18,7 +20,7 @@ def volume():
     return np.random.default_rng(0).uniform(0.3, 0.7, (6, 80, 90)).astype(np.float32)
 
 
-@pytest.mark.parametrize("marks", ["intensity", "texture", "both"])
+@pytest.mark.parametrize("marks", ["intensity", "texture", "both", "difference"])
 def test_each_tested_window_comes_twice_and_only_its_mark_moves(volume, marks):
     found = planted.Planter(volume, marks).draw(np.random.default_rng(1), 6, tested=True)
     before, after = found.windows[::2].numpy(), found.windows[1::2].numpy()
@@ -29,7 +31,7 @@ def test_each_tested_window_comes_twice_and_only_its_mark_moves(volume, marks):
     assert not np.array_equal(before, after)
     assert found.disks.numpy()[found.marked.numpy()].mean() > 0.9
     assert sorted(set(found.labels.unique().tolist())) == [0, 1, 2]
-    for pair in range(6 if marks == "intensity" else 0):
+    for pair in range(6 if marks in ("intensity", "difference") else 0):
         mark, sign = found.marked[2 * pair].numpy(), 1 if found.labels[2 * pair].max() == 1 else -1
         for side in (0, 2):
             moved = (before[pair] - after[pair])[side][mark]
@@ -45,8 +47,32 @@ def test_a_network_that_reads_one_neighbour_is_right_on_that_side_alone(volume):
     found = planted.point(network, tested)
     for name in (*planted.METHODS, "gradient, at the mark", "integrated gradients from the middle, smoothed"):
         assert found[name]["right"] == "10" * 6, name
-    rows = [{"answered": found["answered"], "gradient": found["gradient"]}] * 2
-    assert [estimate for estimate, *_ in planted.pointing(rows, "gradient")] == [1, 0, 1]
+    rows = [{"marks": "intensity", "gradient": found["gradient"]}] * 2
+    assert planted.pointing(rows, "gradient") == ([1, 0], (1, 1, 1))
+
+
+def test_of_five_slices_the_mark_lies_in_each_neighbour_in_turn(volume):
+    found = planted.Planter(volume, "five").draw(np.random.default_rng(1), 3, tested=True)
+    assert found.sides.tolist() == [-2, -1, 1, 2] * 3
+    changed = found.windows.reshape(3, 4, 5, -1).diff(dim=1).any(-1)
+    assert changed[:, 0].tolist() == [[True, True, False, False, False]] * 3
+    sums = torch.tensor([[5.0, 4, 9, 3, 2]] * 4)
+    named = planted._named(sums, torch.tensor([-2, -1, 1, 2]))
+    assert named == {"right": "1000", "bias": [pytest.approx(-4 / 14, abs=1e-4)] * 4}
+
+
+def test_an_object_is_left_in_one_neighbour_alone(monkeypatch, tmp_path):
+    network = torch.nn.Conv2d(3, 2, 1).requires_grad_(False)
+    network.weight.zero_()[1, 0] = 1.0
+    monkeypatch.setattr(trained.evenslice, "load_network", lambda _: SimpleNamespace(model=network))
+    stack = np.full((5, 160, 160), 0.5, np.float32)
+    stack[:, 70:90, 72:90] = 1
+    for name, voxels in (("image", stack), ("labels", (stack > 0.5).astype(np.uint8))):
+        np.save(tmp_path / f"{name}.npy", voxels)
+    found = trained.erased(tmp_path, [{name: str(tmp_path / f"{name}.npy") for name in ("image", "labels")}])
+    assert [found[name] for name in ("gradient", "occlusion by the middle")] == [["111", "000"]] * 2
+    window, _, place = next(trained.find_objects(*map(evenslice.open_volume, (stack, stack > 0.5))))
+    assert trained.erase(window[0], place) == pytest.approx(0.5, abs=1e-4)
 
 
 def test_a_network_that_reads_the_slice_before_changes_along_z_alone(monkeypatch, tmp_path):
@@ -83,8 +109,6 @@ def test_pages_hold_the_tables_of_the_results():
 def test_the_primary_comparison_is_what_the_page_says():
     rows = planted.read_lines(planted.RESULTS)
     cell = {"marks": "intensity", "background": "EM", "family": "EfficientNet-Lite0", "arm": "pretrained"}
-    (before, *_), (after, *_), _ = planted.pointing(
-        [row for row in rows if cell.items() <= row.items()], "gradient"
-    )
+    (before, after), _ = planted.pointing([row for row in rows if cell.items() <= row.items()], "gradient")
     assert before > 0.95
     assert after < 0.05
