@@ -200,17 +200,10 @@ def _shares(parts: Iterable[str]) -> str:
 def library_table() -> str:
     """Return what each first layer for five slices does before any training."""
     rows = (
-        [
-            row["first_layer"],
-            _shares(row["shares"].split()),
-            row["mirror_error"],
-            row["gray_error"],
-        ]
+        [row["first_layer"], _shares(row["shares"].split()), row["mirror_error"], row["gray_error"]]
         for row in read("peers.csv")
-        if row["slices"] == "5" and row["first_layer"] not in ("shuffle", "equalize")
     )
-    header = ("first layer", "shares", "mirror error", "gray error")
-    return table(header, rows)
+    return table(("first layer", "shares", "mirror error", "gray error"), rows)
 
 
 def coverage_table() -> str:

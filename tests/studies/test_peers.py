@@ -3,7 +3,6 @@
 import peers as script
 import pytest
 import torch
-from torch import nn
 
 pytestmark = pytest.mark.slow
 
@@ -23,10 +22,9 @@ def colours(built):
 def test_timm_and_smp_repeat_the_colours(built, colours, slices):
     model, weights = built
     right = colours[:, [k % 3 for k in range(slices)]] * (3 / slices)
-    for stem in [
-        rule(slices) for library, rule in script.peer_rules(model, weights) if library in ("timm", "smp")
-    ]:
-        assert torch.allclose(stem, right, rtol=1e-6)
+    rules = script.peer_rules(model, weights)
+    for library in ("timm", "smp"):
+        assert torch.allclose(rules[library](slices), right, rtol=1e-6)
 
 
 def test_monai_leaves_a_stem_of_another_width_random(built, colours):
@@ -46,21 +44,7 @@ def test_fastai_keeps_three_and_sets_the_others_to_zero(built, colours, slices):
     assert stem[:, 3:].abs().sum() == 0
 
 
-def conv(*weights):
-    layer = nn.Conv2d(len(weights), 1, 1, bias=False)
-    layer.weight.data = torch.tensor(weights).view(1, -1, 1, 1)
-    return layer
-
-
-def constant(*values):
-    return torch.tensor(values)[None, :, None, None].expand(1, -1, 4, 4)
-
-
 def test_gray_error_in_closed_form():
-    network, window = conv(1.0, 2.0, 4.0), constant(1.0, 2.0, 3.0)
-    # gray 2: 14 where the colours give 6
-    assert script.gray_error(network, conv(1.0, 1.0, 1.0), window) == pytest.approx(8 / 14)
-    five = conv(*[3 / 5] * 5)
-    assert script.gray_error(five, conv(1.0, 1.0, 1.0), constant(9.0, 9, 2, 9, 9)) == pytest.approx(
-        0, abs=1e-6
-    )
+    colours = torch.tensor([1.0, 2, 4]).view(1, 3, 1, 1)
+    assert script.gray_error(colours[:, [0, 1, 2, 0, 1]] * 3 / 5, colours) == pytest.approx(1 / 7)  # 6 for 7
+    assert script.gray_error(torch.full((1, 5, 1, 1), 7 / 5), colours) == pytest.approx(0, abs=1e-6)
