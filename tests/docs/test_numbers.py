@@ -113,6 +113,19 @@ def test_the_claims_page_says_what_the_results_say(studies):
         gradient = next(row for row in csv.DictReader(file) if row["method"] == "gradient")
     for start in ("pretrained", "uniform", "twin"):
         assert plain(gradient[start]) in page, start
+    rows = [
+        json.loads(line) for line in (ROOT / "benchmarks" / "planted-evidence.jsonl").read_text().splitlines()
+    ]
+    cell = {"marks": "intensity", "background": "EM", "family": "EfficientNet-Lite0"}
+    leans = {
+        start: [
+            abs(sum(row["gradient"]["bias"]) / 2)
+            for row in rows
+            if {**cell, "arm": start}.items() <= row.items()
+        ]
+        for start in ("pretrained", "uniform")
+    }
+    assert all(f"by {sum(each) / len(each):.3f}".replace("0.", ".") in page for each in leans.values())
     arms = {arm.name: arm.figure("largest_bias").estimate for arm in studies["classification"].pooled}
     found = f"{arms['uniform']:.3f} of a pair bias of {arms['pretrained']:.3f}".replace("0.", ".")
     assert found in page
