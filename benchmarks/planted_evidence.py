@@ -97,14 +97,10 @@ PRIMARY = (
     "integrated gradients from the middle, smoothed",
     "occlusion by the middle",
 )
-"""Methods of the table that compares other encoders and backgrounds."""
+"""Methods of the tables on the page."""
 
-HARD = ("disks answered right", *PRIMARY)
-ON_PAGE = {
-    "intensity": ("disks answered right", *METHODS, "integrated gradients from the middle, smoothed"),
-    **dict.fromkeys(("texture", "both", "difference", "five"), HARD),
-}
-"""Rows of the tables on the page, for each kind of marks; the CSV files have all."""
+KINDS = ("intensity", "texture", "both", "difference", "five")
+"""Of marks. The page has a table of each with the rows of ``PRIMARY``; the CSV files have all."""
 
 SHOWN = ("pretrained", "output", "encoder", "twin", "uniform", "random")
 
@@ -144,7 +140,7 @@ def cells(seeds: int) -> Iterator[Cell]:
     for seed in range(seeds):
         for background, family, arm in product(("EM", "MRI"), ("EfficientNet-Lite0", "MobileNetV1"), ARMS):
             yield Cell("intensity", background, family, arm, seed)
-        for marks, arm in product([*ON_PAGE][1:], ARMS):
+        for marks, arm in product(KINDS[1:], ARMS):
             yield Cell(marks, "EM", "EfficientNet-Lite0", arm, seed)
         for arm in ("pretrained", "encoder", "twin"):
             yield Cell("intensity", "EM", "VGG16", arm, seed)
@@ -426,7 +422,7 @@ def tables(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     for row in rows:
         groups.setdefault((row["marks"], row["background"], row["family"], row["arm"]), []).append(row)
     main = [
-        (marks, "EM", "EfficientNet-Lite0") for marks in ON_PAGE if any(row["marks"] == marks for row in rows)
+        (marks, "EM", "EfficientNet-Lite0") for marks in KINDS if any(row["marks"] == marks for row in rows)
     ]
     ways = ("at the mark", "smoothed", "net")
     asked = [*METHODS, *(f"{method}, {way}" for method in LOOKED_AT for way in ways)]
@@ -436,14 +432,14 @@ def tables(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
         body = [["disks answered right", *(_answered(groups[*key, arm]) for arm in arms)]]
         body += [[name, *(_sides(groups[*key, arm], name) for arm in arms)] for name in asked]
         found[f"all {key[0]}"] = table(["method", *arms], body)
-        found[f"planted {key[0]}"] = table(
-            ["method", *arms], [row for row in body if row[0] in ON_PAGE[key[0]]]
-        )
+        shown = [row for row in body if row[0] in ("disks answered right", *PRIMARY)]
+        found[f"planted {key[0]}"] = table(["method", *arms], shown)
     found["all sizes"] = _by_size(groups.get((*main[0], "pretrained"), []))
     families = []
     for (marks, background, family, arm), group in sorted(groups.items(), key=lambda item: item[0][-1]):
         if marks == "intensity" and arm in ("pretrained", "twin"):
-            parts = [_difference(group, name) for name in PRIMARY]
+            shown_by = (_difference, _difference, _sides, _sides)
+            parts = [way(group, name) for way, name in zip(shown_by, PRIMARY, strict=True)]
             families.append([f"{family}, {background}: {arm}", str(len(group)), _answered(group), *parts])
     found["planted families"] = table(["network, background", "seeds", "answered right", *PRIMARY], families)
     known = [row for row in rows if (row["background"], row["family"]) == main[0][1:]]

@@ -288,7 +288,7 @@ def neighbour_table(rows: list[dict[str, Any]]) -> str:
         intact, before, after = row["dice"]
         for name in MEASURES:
             right[name] += (row[name][0] > 0) == (row["dearer"][0] < 0)
-        figures = ["{:+.3f} [{:+.3f}, {:+.3f}]".format(*row[name]) for name in MEASURES]
+        figures = [f"{row[name][0]:+.3f}" for name in MEASURES]
         body.append(
             [f"{row['data']}, {row['seed']}", *figures, f"{intact:.3f}", f"{before:.3f}", f"{after:.3f}"]
         )
