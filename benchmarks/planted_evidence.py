@@ -440,8 +440,8 @@ def tables(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
         if marks == "intensity" and arm in ("pretrained", "twin"):
             shown_by = (_difference, _difference, _sides, _sides)
             parts = [way(group, name) for way, name in zip(shown_by, PRIMARY, strict=True)]
-            families.append([f"{family}, {background}: {arm}", str(len(group)), _answered(group), *parts])
-    found["planted families"] = table(["network, background", "seeds", "answered right", *PRIMARY], families)
+            families.append([f"{family}, {background}: {arm}", _answered(group), *parts])
+    found["planted families"] = table(["network, background", "answered right", *PRIMARY], families)
     known = [row for row in rows if (row["background"], row["family"]) == main[0][1:]]
     tried = [row["amplitudes"] for row in known if "amplitudes" in row]
     means = {name: np.mean([item[name] for item in tried], axis=0) for name in map(str, AMPLITUDES) if tried}
