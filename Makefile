@@ -82,7 +82,7 @@ demo: $(STAMP)
 benchmarks: $(STAMP)
 	for cost in segment engines labels symmetrize training workers memory verdict; do $(BIN)/python benchmarks/costs.py $$cost; done
 	$(BIN)/python benchmarks/calibration.py --censuses runs/censuses
-	$(BIN)/python benchmarks/sanity.py
+	$(BIN)/python benchmarks/sanity.py --scratch runs/trained
 
 fuzz: $(STAMP)
 	EVENSLICE_FUZZ=2000 $(PYTEST) --timeout 0 -m "attack or not attack" -k damaged tests/volumes/test_fuzz_volumes.py

@@ -126,6 +126,11 @@ def test_the_claims_page_says_what_the_results_say(studies):
         for start in ("pretrained", "uniform")
     }
     assert all(f"by {sum(each) / len(each):.3f}".replace("0.", ".") in page for each in leans.values())
+    for start in ("pretrained", "uniform"):
+        shares = (
+            pooled[start].mean(lambda run, _, n=n: float(run[f"share_{n}"])).interval() for n in (-1, 0, 1)
+        )
+        assert " ".join(f"{share.estimate:.2f}"[1:] for share in shares) in page
     arms = {arm.name: arm.figure("largest_bias").estimate for arm in studies["classification"].pooled}
     found = f"{arms['uniform']:.3f} of a pair bias of {arms['pretrained']:.3f}".replace("0.", ".")
     assert found in page
