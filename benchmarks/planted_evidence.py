@@ -125,11 +125,6 @@ class Cell:
     arm: str
     seed: int
 
-    @property
-    def sides(self) -> tuple[int, ...]:
-        """The neighbours that may hold the mark."""
-        return sides_of(self.marks)
-
 
 def sides_of(marks: str) -> tuple[int, ...]:
     """Return the offsets of the neighbours in a window."""
@@ -248,7 +243,7 @@ def train(cell: Cell, shared: Path, volume: NDArray[np.float32]) -> nn.Module:
         cell.family,
         spec,
         shared=shared,
-        slices=1 + len(cell.sides),
+        slices=1 + len(sides_of(cell.marks)),
         classes=4,
         seed=cell.seed,
         **ARMS[cell.arm],

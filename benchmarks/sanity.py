@@ -300,6 +300,7 @@ def main() -> None:
         "--docs", action="store_true", help="write the tables of the page and benchmarks/results"
     )
     options = parser.parse_args()
+    options.scratch.mkdir(parents=True, exist_ok=True)
     cases = find_cases(options.scratch, options.shared)
     tables = measure_all(cases, Cache(options.scratch / "sanity.json"))
     for name, lines in tables.items():

@@ -123,7 +123,7 @@ def test_the_claims_page_says_what_the_results_say(studies):
             for row in rows
             if {**cell, "arm": start}.items() <= row.items()
         ]
-        for start in ("pretrained", "uniform")
+        for start in ("pretrained", "uniform", "twin")
     }
     assert all(f"by {sum(each) / len(each):.3f}".replace("0.", ".") in page for each in leans.values())
     for start in ("pretrained", "uniform"):
