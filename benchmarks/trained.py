@@ -22,12 +22,15 @@ stack of Lucchi++ is erased from the middle slice and from one neighbour, which 
 other neighbour alone holds it. Methods explain the log-odds of mitochondria over its pixels: which neighbour do they name?
 Primary comparison: for the gradient of pretrained starts, the part that is right with the object left in z-1 less that in
 z+1; mean over objects, whose seeds are averaged, with Student's interval. Above 0, it names z-1 wherever the object is.
-Described, not tested: the other starts and methods, and which part of the object is still answered as mitochondria.
+Described, not tested: the other starts and methods, and which part of the object is still answered as mitochondria; and, added
+on 1 December 2026 before their first runs, pretrained starts that are symmetrized afterwards ("output") or before training
+("encoder"), trained with missing slices, or without reversed windows. Chance is half of the objects.
 """
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +42,7 @@ from shared import ROOT, SHARED, SPEC, insert_tables, make_parser, mean, read_li
 import evenslice
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -54,7 +57,19 @@ RESULTS = Path(__file__).parent / "trained.jsonl"
 WINDOWS = {"gradient": 200, "integrated_gradients": 40}
 """How many windows are read; integrated gradients take thirty times as long."""
 MEASURES = (*WINDOWS, "reliance")
-ARMS = ("pretrained", "twin", "uniform")
+ARMS: dict[str, dict[str, Any]] = {name: {"strategy": name} for name in ("pretrained", "twin", "uniform")}
+"""Starts, by options of the model."""
+
+OF_OBJECTS: dict[str, dict[str, Any]] = {
+    "pretrained": ARMS["pretrained"],
+    "output": ARMS["pretrained"],
+    "encoder": ARMS["pretrained"] | {"symmetrize": "encoder"},
+    "missing slices": ARMS["pretrained"] | {"missing_slices": 0.2},
+    "without z-flip": ARMS["pretrained"] | {"z_flip": False},
+    **ARMS,
+}
+"""The same of networks that are asked about erased objects; "output" is the pretrained one, symmetrized afterwards."""
+
 AXES = "zyx"
 OTHER = "CDeep3M"
 """Other tissue, on which networks of Lucchi++ are tested, too."""
@@ -110,9 +125,13 @@ def data_sets(data: Path) -> dict[str, dict[str, Any]]:
 def train(folder: Path, name: str, data: dict[str, Any], arm: str, seed: int) -> None:
     """Train a network in a folder, once."""
     training = {"steps": 300, "batch": 8, "validate_every": 300, "stress": False, "dtype": "float32"}
+    given = OF_OBJECTS[arm]
+    augmentation = {key: given[key] for key in ("z_flip", "missing_slices") if key in given}
+    model = {key: value for key, value in given.items() if key not in augmentation}
     config = {
         "data": {"name": name, **data},
-        "model": {"spec": SPEC, "weights": "imagenet", "strategy": arm},
+        "model": {"spec": SPEC, "weights": "imagenet", **model},
+        "augmentation": augmentation,
         "training": {**training, "crop": [64, 64] if name == "hippocampus" else [128, 128]},
         "seed": seed,
     }
@@ -130,9 +149,8 @@ def open_pairs(pairs: Sequence[dict[str, Any]]) -> tuple[list[evenslice.Volume],
     return images, labels
 
 
-def neighbour(folder: Path, test: list[dict[str, Any]]) -> dict[str, Any]:
+def neighbour(network: Any, test: list[dict[str, Any]]) -> dict[str, Any]:
     """Audit a trained network by both methods, and measure what a missing neighbour costs."""
-    network = evenslice.load_network(str(folder / "network.safetensors")).model
     volumes, labels = open_pairs(test)
     found: dict[str, Any] = {}
     for method, windows in WINDOWS.items():
@@ -184,9 +202,8 @@ def probabilities(network: Any, volume: evenslice.Volume, scratch: Path) -> Iter
         yield (found if axis is None else np.flip(found, axis + 1))[:, *place]
 
 
-def order(folder: Path, test: list[dict[str, Any]], data: str, first: Path) -> dict[str, Any]:
+def order(network: Any, test: list[dict[str, Any]], data: str, folder: Path, first: Path) -> dict[str, Any]:
     """Measure how the answers of a trained network change by flips and from those of the first seed, and what averages gain."""
-    network = evenslice.load_network(str(folder / "network.safetensors")).model
     answers: list[list[Array]] = []  # of each way, a volume each: intact, three flips, three averages
     images, labels = open_pairs(test)
     for volume in images:
@@ -230,14 +247,13 @@ def erase(plane: Array, place: Array) -> Array:
     return np.where(place, around, plane)
 
 
-def erased(folder: Path, test: list[dict[str, Any]]) -> dict[str, Any]:
+def erased(network: Any, test: list[dict[str, Any]]) -> dict[str, Any]:
     """Ask methods which neighbour holds an object that is erased from the other one and from the middle slice.
 
     Returns:
         With the object left in z-1 and then in z+1: for each method one digit an object, whether it is right; and "seen", the
         mean part of the object's pixels that are still answered as objects.
     """
-    network = evenslice.load_network(str(folder / "network.safetensors")).model
     (volume, *_), (labels, *_) = open_pairs(test)
     scaling = evenslice.Reading().fit_scaling(volume)
     options: dict[str, Any] = {"reading": evenslice.Reading(intensity=(scaling.low, scaling.high))}
@@ -256,7 +272,7 @@ def erased(folder: Path, test: list[dict[str, Any]]) -> dict[str, Any]:
     return right | {"seen": [round(float(np.mean(part)), 4) for part in seen]}
 
 
-MEASURED = {"neighbour": neighbour, "erased": erased}
+MEASURED: dict[str, Callable[..., dict[str, Any]]] = {"neighbour": neighbour, "erased": erased}
 
 
 def _dice(one: Array, other: Array) -> list[float]:
@@ -300,22 +316,23 @@ def neighbour_table(rows: list[dict[str, Any]]) -> str:
 
 def erased_table(rows: list[dict[str, Any]]) -> str:
     """Return how often methods name the neighbour that holds the object, by start, and below all the primary comparison."""
-    groups = {arm: [row for row in rows if row["arm"] == arm] for arm in ARMS}
+    groups = {arm: [row for row in rows if row["arm"] == arm] for arm in OF_OBJECTS}
+    groups = {arm: group for arm, group in groups.items() if group}
 
     def right(name: str, arm: str) -> Array:
         """Return (seeds, sides, objects)."""
         return np.array([[[*map(int, part)] for part in row[name]] for row in groups[arm]])
 
     sides = "{:.2f} / {:.2f}".format
-    body = [[name, *(sides(*right(name, arm).mean((0, 2))) for arm in ARMS)] for name in ASKED]
-    seen = (np.mean([row["seen"] for row in groups[arm]], axis=0) for arm in ARMS)
+    body = [[name, *(sides(*right(name, arm).mean((0, 2))) for arm in groups)] for name in ASKED]
+    seen = (np.mean([row["seen"] for row in group], axis=0) for group in groups.values())
     before, after = right("gradient", "pretrained").mean(0)
     primary = "{:.2f} [{:.2f}, {:.2f}]".format(*mean(before - after))
     body += [
         ["object still found", *(sides(*part) for part in seen)],
-        ["gradient, z-1 less z+1", primary, "", ""],
+        ["gradient, z-1 less z+1", primary, *[""] * (len(groups) - 1)],
     ]
-    return table(["method", *ARMS], body)
+    return table(["method", *groups], body)
 
 
 def order_table(rows: list[dict[str, Any]]) -> str:
@@ -360,17 +377,21 @@ def main() -> None:
         parser.error("--scratch: say where to keep trained networks")
     sets = data_sets(options.shared.resolve() / "data")
     done = {tuple(row[name] for name in ("measure", "data", "arm", "seed")) for row in known}
-    for seed, arm, name in product(range(options.seeds), ARMS, [name for name in sets if name != OTHER]):
-        first, folder = (options.scratch / f"{name}-{arm}-{n}".replace(" ", "-") for n in (0, seed))
-        asked = [("order", of) for of in (name, *([OTHER] if name == "Lucchi++" else []))]
+    trained_on = [name for name in sets if name != OTHER]
+    for seed, arm, name in product(range(options.seeds), OF_OBJECTS, trained_on):
+        start = "pretrained" if arm == "output" else arm
+        first, folder = (options.scratch / f"{name}-{start}-{n}".replace(" ", "-") for n in (0, seed))
+        asked = [("order", of) for of in (name, *([OTHER] if name == "Lucchi++" else [])) if arm in ARMS]
         asked += [("neighbour", name)] if arm == "pretrained" else []
         asked += [("erased", name)] if name == "Lucchi++" else []
         for measure, of in asked:
             if (measure, of, arm, seed) in done or options.only not in f"{measure} {of} {arm} {seed}":
                 continue
-            train(folder, name, sets[name], arm, seed)
-            test = sets[of]["test"]
-            found = order(folder, test, of, first) if measure == "order" else MEASURED[measure](folder, test)
+            train(folder, name, sets[name], start, seed)
+            network = evenslice.load_network(str(folder / "network.safetensors")).model
+            network = evenslice.symmetrize(network) if arm == "output" else network
+            compared = partial(order, data=of, folder=folder, first=first)
+            found = MEASURED.get(measure, compared)(network, sets[of]["test"])
             row = {"measure": measure, "data": of, "arm": arm, "seed": seed, **found}
             with RESULTS.open("a") as file:
                 file.write(f"{json.dumps(row)}\n")

@@ -1,7 +1,6 @@
 """The benchmark of planted evidence: what it plants, how it counts, and that its page holds its results."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import planted_evidence as planted
@@ -61,31 +60,29 @@ def test_of_five_slices_the_mark_lies_in_each_neighbour_in_turn(volume):
     assert named == {"right": "1000", "bias": [pytest.approx(-4 / 14, abs=1e-4)] * 4}
 
 
-def test_an_object_is_left_in_one_neighbour_alone(monkeypatch, tmp_path):
+def test_an_object_is_left_in_one_neighbour_alone(tmp_path):
     network = torch.nn.Conv2d(3, 2, 1).requires_grad_(False)
     network.weight.zero_()[1, 0] = 1.0
-    monkeypatch.setattr(trained.evenslice, "load_network", lambda _: SimpleNamespace(model=network))
     stack = np.full((5, 160, 160), 0.5, np.float32)
     stack[:, 70:90, 72:90] = 1
     for name, voxels in (("image", stack), ("labels", (stack > 0.5).astype(np.uint8))):
         np.save(tmp_path / f"{name}.npy", voxels)
-    found = trained.erased(tmp_path, [{name: str(tmp_path / f"{name}.npy") for name in ("image", "labels")}])
+    found = trained.erased(network, [{name: str(tmp_path / f"{name}.npy") for name in ("image", "labels")}])
     assert [found[name] for name in ("gradient", "occlusion by the middle")] == [["111", "000"]] * 2
     window, _, place = next(trained.find_objects(*map(evenslice.open_volume, (stack, stack > 0.5))))
     assert trained.erase(window[0], place) == pytest.approx(0.5, abs=1e-4)
 
 
-def test_a_network_that_reads_the_slice_before_changes_along_z_alone(monkeypatch, tmp_path):
+def test_a_network_that_reads_the_slice_before_changes_along_z_alone(tmp_path):
     network = torch.nn.Conv2d(3, 2, 1).requires_grad_(False)
     network.weight.zero_()[1, 0] = 1.0
     network.bias.copy_(torch.tensor([0.5, 0.0]))
-    monkeypatch.setattr(trained.evenslice, "load_network", lambda _: SimpleNamespace(model=network))
     stack = np.random.default_rng(0).random((6, 40, 35))
     bright = stack > np.percentile(stack, (0.5, 99.5)).mean()
     for name, voxels in (("image", stack), ("labels", bright.astype(np.uint8))):
         np.save(tmp_path / f"{name}.npy", voxels)
     pair = {name: str(tmp_path / f"{name}.npy") for name in ("image", "labels")}
-    found = trained.order(tmp_path, [pair], "own", tmp_path)
+    found = trained.order(network, [pair], "own", tmp_path, tmp_path)
     before, after = bright[[1, 0, 1, 2, 3, 4]], bright[[1, 2, 3, 4, 5, 4]]
     overlap = (before & after).sum() / (before | after).sum()
     assert found["change"] == pytest.approx([1 - overlap, 0, 0], abs=1e-4)
