@@ -101,7 +101,7 @@ PRIMARY = (
 """Methods of the tables on the page."""
 
 KINDS = ("intensity", "texture", "both", "difference", "five")
-"""Of marks. The page has a table of each with the rows of ``PRIMARY``; the CSV files have all."""
+"""Of marks. The page shows the methods of ``PRIMARY``, by all starts for the first kind, by three for the others."""
 
 SHOWN = ("pretrained", "output", "encoder", "twin", "uniform", "random")
 
@@ -424,13 +424,21 @@ def tables(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     asked = [*METHODS, *(f"{method}, {way}" for method in LOOKED_AT for way in ways)]
     found = {}
     for key in main:
-        arms = [arm for arm in SHOWN if (*key, arm) in groups]
-        body = [["disks answered right", *(_answered(groups[*key, arm]) for arm in arms)]]
-        body += [[name, *(_sides(groups[*key, arm], name) for arm in arms)] for name in asked]
-        found[f"all {key[0]}"] = table(["method", *arms], body)
-        shown = [row for row in body if row[0] in ("disks answered right", *PRIMARY)]
-        found[f"planted {key[0]}"] = table(["method", *arms], shown)
-    found["all sizes"] = _by_size(groups.get((*main[0], "pretrained"), []))
+        body = [["disks answered right", *(_answered(groups[*key, arm]) for arm in SHOWN)]]
+        body += [[name, *(_sides(groups[*key, arm], name) for arm in SHOWN)] for name in asked]
+        found[f"all {key[0]}"] = table(["method", *SHOWN], body)
+        if key == main[0]:
+            shown = [row for row in body if row[0] in ("disks answered right", *PRIMARY)]
+            found["planted intensity"] = table(["method", *SHOWN], shown)
+    others = {
+        f"{key[0]}: {arm}": groups[*key, arm]
+        for key, arm in product(main[1:], ("pretrained", "output", "twin"))
+    }
+    body = [
+        [name, _answered(group), *(_sides(group, way) for way in PRIMARY)] for name, group in others.items()
+    ]
+    found["planted kinds"] = table(["marks: start", "answered right", *PRIMARY], body)
+    found["all sizes"] = _by_size(groups[*main[0], "pretrained"])
     families = []
     for (marks, background, family, arm), group in sorted(groups.items(), key=lambda item: item[0][-1]):
         if marks == "intensity" and arm in ("pretrained", "twin"):
