@@ -147,7 +147,7 @@ def test_levels_and_channels_of_precomputed(tmp_path):
     coarse = open_volume(tmp_path, level=1)
     assert same(coarse, IMAGE[:, ::2, ::2])
     assert coarse.spacing == (40, 8, 8)
-    fails(str(tmp_path), "levels 0 to 1", ConfigError, level=2)
+    fails(str(tmp_path), "coarsest level is 1", ConfigError, level=2)
     write_precomputed(tmp_path / "both", np.stack([IMAGE, IMAGE[::-1]]))
     fails(str(tmp_path / "both"), "pick one of axis C with select={'c': 0}")
     assert same(open_volume(tmp_path / "both", select={"c": 1}), IMAGE[::-1])

@@ -332,7 +332,7 @@ def pick_level(levels: Sequence[Any], level: int) -> Any:
         ConfigError: there is none of this number.
     """
     if not 0 <= level < len(levels):
-        raise ConfigError(f"has no {option('level', level)}; it has levels 0 to {len(levels) - 1}")
+        raise ConfigError(f"has no {option('level', level)}; its coarsest level is {len(levels) - 1}")
     return levels[level]
 
 
