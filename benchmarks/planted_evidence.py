@@ -400,16 +400,16 @@ def draw(shared: Path) -> None:
 
 
 def pointing(rows: Sequence[dict[str, Any]], method: str) -> tuple[list[float], tuple[float, float, float]]:
-    """Return how often a method is right with the mark in each neighbour, and before less after with its interval, over seeds."""
+    """Return how often a method is right with the mark before and after, and before less after with its interval, over seeds."""
     each = _right(rows, method).mean(1)
-    before, after = np.split(each, 2, axis=1)
-    return each.mean(0).tolist(), mean(before.mean(1) - after.mean(1))
+    return each.mean(0).tolist(), mean(each[:, 0] - each[:, 1])
 
 
-def _right(rows: Sequence[dict[str, Any]], method: str) -> NDArray[np.int64]:
-    """Return whether a method is right: (rows, windows, neighbours), with the mark in each of these."""
+def _right(rows: Sequence[dict[str, Any]], method: str) -> NDArray[np.float64]:
+    """Return in which part of the places a method is right: (rows, windows, 2), with the mark before and after the middle."""
     sides = len(sides_of(rows[0]["marks"]))
-    return np.array([[*map(int, row[method]["right"])] for row in rows]).reshape(len(rows), -1, sides)
+    right = np.array([[*map(int, row[method]["right"])] for row in rows], float)
+    return np.asarray(right.reshape(len(rows), -1, 2, sides // 2).mean(-1))
 
 
 def tables(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
@@ -442,10 +442,10 @@ def tables(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     families = []
     for (marks, background, family, arm), group in sorted(groups.items(), key=lambda item: item[0][-1]):
         if marks == "intensity" and arm in ("pretrained", "twin"):
-            shown_by = (_difference, _difference, _sides, _sides)
-            parts = [way(group, name) for way, name in zip(shown_by, PRIMARY, strict=True)]
+            parts = [*(_difference(group, name) for name in LOOKED_AT), _sides(group, PRIMARY[-1])]
             families.append([f"{family}, {background}: {arm}", _answered(group), *parts])
-    found["planted families"] = table(["network, background", "answered right", *PRIMARY], families)
+    asked_of = (*LOOKED_AT, PRIMARY[-1])
+    found["planted families"] = table(["network, background", "answered right", *asked_of], families)
     known = [row for row in rows if (row["background"], row["family"]) == main[0][1:]]
     tried = [row["amplitudes"] for row in known if "amplitudes" in row]
     means = {name: np.mean([item[name] for item in tried], axis=0) for name in map(str, AMPLITUDES) if tried}
