@@ -435,7 +435,8 @@ def tables(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
         for key, arm in product(main[1:], ("pretrained", "output", "twin"))
     }
     body = [
-        [name, _answered(group), *(_sides(group, way) for way in PRIMARY)] for name, group in others.items()
+        [name, _answered(group), _difference(group, PRIMARY[0]), *(_sides(group, way) for way in PRIMARY[1:])]
+        for name, group in others.items()
     ]
     found["planted kinds"] = table(["marks: start", "answered right", *PRIMARY], body)
     found["all sizes"] = _by_size(groups[*main[0], "pretrained"])
