@@ -299,19 +299,15 @@ def tables(rows: list[dict[str, Any]]) -> dict[str, str]:
 
 def neighbour_table(rows: list[dict[str, Any]]) -> str:
     """Return which neighbour each measure names, and how often it is the one whose loss costs more."""
-    body, right = [], dict.fromkeys(MEASURES, 0)
-    for row in rows:
-        intact, before, after = row["dice"]
-        for name in MEASURES:
-            right[name] += (row[name][0] > 0) == (row["dearer"][0] < 0)
-        figures = [f"{row[name][0]:+.3f}" for name in MEASURES]
-        body.append(
-            [f"{row['data']}, {row['seed']}", *figures, f"{intact:.3f}", f"{before:.3f}", f"{after:.3f}"]
-        )
-    counts = [f"{right[name]} of {len(rows)}" for name in MEASURES]
-    body.append(["right about the costlier loss", *counts, "", "", ""])
+    body = []
+    for data in dict.fromkeys(row["data"] for row in rows):
+        of = [row for row in rows if row["data"] == data]
+        leans = [f"{np.mean([row[name][0] for row in of]):+.3f}" for name in MEASURES]
+        body.append([data, *leans, *(f"{part:.3f}" for part in np.mean([row["dice"] for row in of], axis=0))])
+    right = [sum((row[name][0] > 0) == (row["dearer"][0] < 0) for row in rows) for name in MEASURES]
+    body.append(["right about the costlier loss", *(f"{n} of {len(rows)}" for n in right), "", "", ""])
     asked = ("gradient", "integrated gradients from the middle", "replacement")
-    return table(["data, seed", *asked, "Dice", "z-1 missing", "z+1 missing"], body)
+    return table(["data", *asked, "Dice", "z-1 missing", "z+1 missing"], body)
 
 
 def erased_table(rows: list[dict[str, Any]]) -> str:
