@@ -313,7 +313,6 @@ def neighbour_table(rows: list[dict[str, Any]]) -> str:
 def erased_table(rows: list[dict[str, Any]]) -> str:
     """Return how often methods name the neighbour that holds the object, by start, and below all the primary comparison."""
     groups = {arm: [row for row in rows if row["arm"] == arm] for arm in OF_OBJECTS}
-    groups = {arm: group for arm, group in groups.items() if group}
 
     def right(name: str, arm: str) -> Array:
         """Return (seeds, sides, objects)."""
