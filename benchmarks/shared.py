@@ -139,16 +139,15 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def insert_tables(page: Path, tables: dict[str, str]) -> None:
-    """Insert tables into a page, each between its two markers, ``<!-- name -->`` and ``<!-- end of name -->``.
+    """Insert tables into a page, each between ``<!-- table: NAME -->`` and ``<!-- end -->``.
 
     Raises:
-        ValueError: the page lacks the markers of one.
+        ValueError: the page has no place for one.
     """
     text = page.read_text(encoding="utf-8")
     for name, new in tables.items():
-        start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-        before, rest = text.split(start)
-        text = f"{before}{start}\n{new}\n{end}{rest.split(end)[1]}"
+        before, rest = text.split(f"<!-- table: {name} -->")
+        text = f"{before}<!-- table: {name} -->\n\n{new}\n\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
     page.write_text(text, encoding="utf-8")
 
 

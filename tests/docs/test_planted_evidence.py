@@ -99,7 +99,7 @@ def test_pages_hold_the_tables_of_the_results():
             )
             continue
         text = (ROOT / "docs" / trained.PAGES.get(name, planted.PAGE.name)).read_text()
-        found = text.split(f"<!-- {name} -->")[1].split(f"<!-- end of {name} -->")[0]
+        found = text.split(f"<!-- table: {name} -->")[1].split("<!-- end -->")[0]
         assert found.strip() == table, name
 
 
