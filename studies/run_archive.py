@@ -1,6 +1,6 @@
 """The finished runs of the project's studies, kept as one file a study: what resuming it and its report need of each run.
 
-    python studies/run_archive.py unpack    # studies/*/runs.zip to the folders studies/*/runs
+    python studies/run_archive.py unpack    # studies/*/runs.tar.xz to the folders studies/*/runs
     python studies/run_archive.py pack      # and back, after a study has grown
 
 A resumed study looks for ``runs/RUN/run.json``; its report reads ``log/metrics.csv``, what disturbed slices cost, and
@@ -11,18 +11,17 @@ entry ``stress`` is kept as ``stress.json``. Networks and checkpoints stay out o
 from __future__ import annotations
 
 import argparse
+import io
 import json
-import zipfile
+import tarfile
 from pathlib import Path
 from typing import Any
 
 STUDIES = Path(__file__).parent
-ARCHIVE = "runs.zip"
+ARCHIVE = "runs.tar.xz"
 STRESS = "stress.json"
 KEPT = ("run.json", "log/metrics.csv")
 PICTURE = "example.npz"
-EPOCH = (1980, 1, 1, 0, 0, 0)
-"""The same time for every file, so that the same runs give the same bytes."""
 
 
 def pack(study: Path) -> Path:
@@ -43,9 +42,11 @@ def pack(study: Path) -> Path:
     for path in [run / PICTURE for run in runs if (run / PICTURE).is_file()][:1]:
         kept[path.relative_to(study).as_posix()] = path.read_bytes()
     beside = archive.with_suffix(".new")
-    with zipfile.ZipFile(beside, "w") as file:
+    with tarfile.open(beside, "w:xz", preset=9) as file:
         for name, content in kept.items():
-            file.writestr(zipfile.ZipInfo(name, EPOCH), content, zipfile.ZIP_DEFLATED, 9)
+            entry = tarfile.TarInfo(name)  # without time and owner: the same runs give the same bytes
+            entry.size = len(content)
+            file.addfile(entry, io.BytesIO(content))
     beside.replace(archive)
     return archive
 
@@ -57,10 +58,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 def unpack(study: Path) -> Path:
     """Write the runs of a study's archive to its folder ``runs``, which is returned; existing files stay as they are."""
-    with zipfile.ZipFile(study / ARCHIVE) as file:
-        for entry in file.infolist():
-            if not (study / entry.filename).exists():
-                file.extract(entry, study)
+    with tarfile.open(study / ARCHIVE) as file:
+        missing = [entry for entry in file if not (study / entry.name).exists()]
+        file.extractall(study, missing, filter="data")
     return study / "runs"
 
 

@@ -53,4 +53,4 @@ def test_the_archives_of_the_repository_hold_every_run_of_their_summaries(name, 
     with (study / "results.csv").open(newline="") as file:
         shown = {row["key"] for row in csv.DictReader(file)}
     assert shown == {json.loads(path.read_text())["key"] for path in (study / "runs").glob("*/run.json")}
-    assert sum(path.stat().st_size for path in STUDIES.glob("*/runs.zip")) < 4_000_000
+    assert sum(path.stat().st_size for path in STUDIES.glob("*/runs.tar.xz")) < 2_000_000
