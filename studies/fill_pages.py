@@ -69,8 +69,10 @@ def tables(studies: Sequence[Study]) -> dict[str, dict[str, str]]:
 
 def remedies_table(studies: Sequence[Study]) -> str:
     """Return what to take in each of four cases, with the figure of the study of the price or of whole volumes."""
-    (price,) = (study for study in studies if study.name == "price")
+    price, short = (study for study in studies if study.name in ("price", "short"))
     arms = {arm.name: arm for arm in price.pooled}
+    (hurried,) = (arm.change_text for arm in short.pooled if arm.name == "twin")
+    dice = f"{arms['twin'].change_text} beside a pretrained start from 600 steps (after 200: {hurried})"
     alone, prepared = (
         interval(arms[name].figure("loss_both")) for name in ("pretrained", "pretrained with missing slices")
     )
@@ -87,7 +89,7 @@ def remedies_table(studies: Sequence[Study]) -> str:
         (
             "are about to train",
             '`strategy="twin"`, the default of `train`',
-            f"symmetric whatever is learned; Dice {arms['twin'].change_text} beside a pretrained start (600 or 1,200 steps)",
+            f"always symmetric; Dice {dice}",
         ),
         (
             "have a trained network",
@@ -160,8 +162,8 @@ def _short(change: Interval) -> str:
 
 
 def verdict_table(studies: Sequence[Study]) -> str:
-    """Return how many audits of all studies ended with each verdict."""
-    found = verdicts(studies)
+    """Return how many audits of all studies ended with each verdict; those of ``short`` read too few windows for one."""
+    found = verdicts(study for study in studies if study.name != "short")
     words = sorted({word for counts in found.values() for word in counts})
     return table(
         ("start", *words),

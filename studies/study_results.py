@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from evenslice.results.intervals import PooledMean
 
 STUDIES = Path(__file__).parent
-NAMES = ("price", "families", "classification", "stress", "cuts", "five-slices", "default-crops")
+NAMES = ("price", "short", "families", "classification", "cuts", "five-slices", "default-crops")
 
 
 def read_interval(entry: Mapping[str, float | None]) -> Interval:
