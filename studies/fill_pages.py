@@ -72,7 +72,7 @@ def remedies_table(studies: Sequence[Study]) -> str:
     price, short = (study for study in studies if study.name in ("price", "short"))
     arms = {arm.name: arm for arm in price.pooled}
     (hurried,) = (arm.change_text for arm in short.pooled if arm.name == "twin")
-    dice = f"{arms['twin'].change_text} beside a pretrained start from 600 steps (after 200: {hurried})"
+    dice = f"{arms['twin'].change_text} beside a pretrained start (600 or 1,200 steps; after 200: {hurried})"
     alone, prepared = (
         interval(arms[name].figure("loss_both")) for name in ("pretrained", "pretrained with missing slices")
     )
@@ -162,7 +162,7 @@ def _short(change: Interval) -> str:
 
 
 def verdict_table(studies: Sequence[Study]) -> str:
-    """Return how many audits of all studies ended with each verdict; those of ``short`` read too few windows for one."""
+    """Return how many audits of all studies ended with each verdict; those of ``short`` read too few windows."""
     found = verdicts(study for study in studies if study.name != "short")
     words = sorted({word for counts in found.values() for word in counts})
     return table(
