@@ -1,6 +1,8 @@
 """What do trained networks make of the order of slices? Part of docs/planted-evidence.md and docs/explanation/does-it-matter.md.
 
-    python benchmarks/trained.py --scratch FOLDER [--shared FOLDER] [--seeds 2] [--only TEXT] [--docs]
+    python benchmarks/trained.py --scratch FOLDER [--shared FOLDER] [--seeds 2] [--only TEXT]
+    python benchmarks/trained.py --scratch FOLDER --study studies/compute
+    python benchmarks/trained.py --docs
 
 Trains U-Nets on EfficientNet-Lite0 on four data sets for 300 steps. Each training takes some six minutes on one core; what
 is done is kept, in FOLDER and in trained.jsonl.
@@ -16,6 +18,11 @@ seeds are averaged, with Student's interval. Above 0, answers depend on the orde
 plane; an interval around 0 leaves it open. Described, not tested: the other starts; the change between two seeds; mean Dice
 of the intact volume and of the average over each flip, which takes twice the time along any axis (does an average along z
 gain more?); the Dice lost without both neighbours; and networks of Lucchi++ on other tissue (CDeep3M).
+
+"flips", registered on 2 December 2026 before its first row: the same of the networks "pretrained for longer" of a study in
+folds, ``studies/compute``, right after their training. Primary comparison: the mean Dice of the averages over y and over x,
+less that of the average over z, all for twice the time; mean over the data sets and folds, whose seeds are averaged, with the
+correction for overlapping folds. Above 0, a flip in the plane gains more than the symmetry of slices does.
 
 "erased", registered on 1 December 2026 after a trial with six objects: evidence in real sections. A mitochondrion of the test
 stack of Lucchi++ is erased from the middle slice and from one neighbour, which take the brightness around it, so that the
@@ -71,6 +78,7 @@ OF_OBJECTS: dict[str, dict[str, Any]] = {
 """The same of networks that are asked about erased objects; "output" is the pretrained one, symmetrized afterwards."""
 
 AXES = "zyx"
+LONGER = "pretrained for longer"
 OTHER = "CDeep3M"
 """Other tissue, on which networks of Lucchi++ are tested, too."""
 
@@ -202,25 +210,55 @@ def probabilities(network: Any, volume: evenslice.Volume, scratch: Path) -> Iter
         yield (found if axis is None else np.flip(found, axis + 1))[:, *place]
 
 
-def order(network: Any, test: list[dict[str, Any]], data: str, folder: Path, first: Path) -> dict[str, Any]:
-    """Measure how the answers of a trained network change by flips and from those of the first seed, and what averages gain."""
+def flips(network: Any, test: list[dict[str, Any]], scratch: Path) -> tuple[Array, dict[str, Any]]:
+    """Return the answers of a trained network; how flips change them, and the Dice of them and of averages over each flip."""
     answers: list[list[Array]] = []  # of each way, a volume each: intact, three flips, three averages
     images, labels = open_pairs(test)
     for volume in images:
-        whole, *flipped = probabilities(network, volume, folder)
+        whole, *flipped = probabilities(network, volume, scratch)
         averages = [(whole + other) / 2 for other in flipped]
         answers.append([part.argmax(0).astype(np.uint8) for part in (whole, *flipped, *averages)])
     ways = [np.concatenate([answer.ravel() for answer in way]) for way in zip(*answers, strict=True)]
-    np.save(folder / f"{data}.npy", ways[0])
     truth = np.concatenate([part[...].ravel() for part in labels])
+    return ways[0], {
+        "change": [_change(ways[0], other) for other in ways[1:4]],
+        "dice": [round(float(np.mean(_dice(way, truth))), 4) for way in (ways[0], *ways[4:])],
+    }
+
+
+def order(network: Any, test: list[dict[str, Any]], data: str, folder: Path, first: Path) -> dict[str, Any]:
+    """Measure how the answers of a trained network change by flips and from those of the first seed, and what averages gain."""
+    whole, found = flips(network, test, folder)
+    np.save(folder / f"{data}.npy", whole)
+    images, labels = open_pairs(test)
     few = evenslice.Sampling(min_windows=40, max_windows=40)
     intact, missing = _missing(evenslice.audit(network, images, labels=labels, sampling=few, compute=QUIET))
-    return {
-        "change": [_change(ways[0], other) for other in ways[1:4]],
-        "seeds": _change(ways[0], np.load(first / f"{data}.npy")),
-        "dice": [round(float(np.mean(_dice(way, truth))), 4) for way in (ways[0], *ways[4:])],
-        "lost": round(intact - missing.both, 4),
-    }
+    seeds = _change(whole, np.load(first / f"{data}.npy"))
+    return found | {"seeds": seeds, "lost": round(intact - missing.both, 4)}
+
+
+def measure_study(study: Path, scratch: Path) -> None:
+    """Measure flips of the networks "pretrained for longer" that a study has kept and that have no row yet."""
+    for file in sorted(study.glob("runs/*/run.json")):
+        run = json.loads(file.read_text(encoding="utf-8"))
+        row = {"measure": "flips", "data": run["dataset"]} | {
+            name: run[name] for name in ("arm", "fold", "seed")
+        }
+        known = [{name: other.get(name) for name in row} for other in read_lines(RESULTS)]
+        network = file.parent / "network.safetensors"
+        if run["arm"] != LONGER or not network.exists() or row in known:
+            continue
+        data = evenslice.load_config(file.parent / "config.yaml", evenslice.TrainConfig).data
+        files = [(item, data.root / item.image.path, data.root / item.labels.path) for item in data.test]
+        test = [pair(image, labels, *(item.slices or ())) for item, image, labels in files]
+        _, found = flips(evenslice.load_network(str(network)).model, test, scratch)
+        _write(row | found)
+
+
+def _write(row: dict[str, Any]) -> None:
+    with RESULTS.open("a") as file:
+        file.write(f"{json.dumps(row)}\n")
+    print(row, flush=True)
 
 
 def find_objects(volume: evenslice.Volume, labels: evenslice.Volume) -> Iterator[tuple[Array, Array, Array]]:
@@ -361,6 +399,7 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, help="where trained networks are kept")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--only", default="", help="what the description of a measure contains")
+    parser.add_argument("--study", type=Path, help="measure flips of the networks of this study alone")
     parser.add_argument("--docs", action="store_true", help="write the tables of the pages, train nothing")
     options = parser.parse_args()
     known = read_lines(RESULTS)
@@ -370,8 +409,11 @@ def main() -> None:
         return
     if options.scratch is None:
         parser.error("--scratch: say where to keep trained networks")
+    if options.study is not None:
+        measure_study(options.study, options.scratch)
+        return
     sets = data_sets(options.shared.resolve() / "data")
-    done = {tuple(row[name] for name in ("measure", "data", "arm", "seed")) for row in known}
+    done = {tuple(row.get(name) for name in ("measure", "data", "arm", "seed")) for row in known}
     trained_on = [name for name in sets if name != OTHER]
     for seed, arm, name in product(range(options.seeds), OF_OBJECTS, trained_on):
         start = "pretrained" if arm == "output" else arm
@@ -387,10 +429,7 @@ def main() -> None:
             network = evenslice.symmetrize(network) if arm == "output" else network
             compared = partial(order, data=of, folder=folder, first=first)
             found = MEASURED.get(measure, compared)(network, sets[of]["test"])
-            row = {"measure": measure, "data": of, "arm": arm, "seed": seed, **found}
-            with RESULTS.open("a") as file:
-                file.write(f"{json.dumps(row)}\n")
-            print(row, flush=True)
+            _write({"measure": measure, "data": of, "arm": arm, "seed": seed, **found})
 
 
 if __name__ == "__main__":
