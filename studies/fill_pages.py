@@ -7,13 +7,12 @@ A table stands between the lines ``<!-- table: NAME -->`` and ``<!-- end -->``; 
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
 from typing import TYPE_CHECKING
 
-from study_results import NAMES, STUDIES, Study, verdicts
+from study_results import NAMES, STUDIES, Study, read_rows, verdicts
 
 from evenslice.report.tables import NOTHING, difference, interval, number
 from evenslice.results.intervals import Interval
@@ -74,7 +73,8 @@ def remedies_table(studies: Sequence[Study]) -> str:
     (hurried,) = (arm.change_text for arm in short.pooled if arm.name == "twin")
     dice = f"{arms['twin'].change_text} beside a pretrained start (600 or 1,200 steps; after 200: {hurried})"
     alone, prepared = (
-        interval(arms[name].figure("loss_both")) for name in ("pretrained", "pretrained with missing slices")
+        interval(arms[name].entry.metrics["loss_both"])
+        for name in ("pretrained", "pretrained with missing slices")
     )
     lines = (STUDIES.parent / "benchmarks" / "whole-volumes.jsonl").read_text(encoding="utf-8").splitlines()
     whole = {found["method"]: found["rows"][0]["dice"][0] for found in map(json.loads, lines)}
@@ -112,47 +112,37 @@ def remedies_table(studies: Sequence[Study]) -> str:
     )
 
 
-def read(name: str) -> list[dict[str, str]]:
-    """Return the rows of a CSV of this folder."""
-    with (STUDIES / name).open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 def study_table(study: Study) -> str:
     """Return what matters most of each arm of a study, one a row: over all data sets, then on each of several.
 
     The primary comparison is in bold, and so are differences on one data set whose interval excludes 0. Beside the chart of
     ``price``, its table says what missing slices cost.
     """
-    score = "Dice" if study.score == "dice" else "balanced accuracy"
-    sets = study.summary["pooled"][0]["datasets"]
+    score = "Dice" if study.summary.score == "dice" else "balanced accuracy"
+    sets = study.summary.pooled[0].datasets
     more = ("I²", *sets) if len(sets) > 1 else ()
-    header = ("arm", f"{score}, minus pretrained", "test", "pair bias", "lost", *more)
+    header = ("arm", f"{score}, minus {study.summary.baseline}", "test", "pair bias", "lost", *more)
     named = len({arm.network for arm in study.pooled}) > 1
     return table(header, (_arm_row(arm, named=named) for arm in study.pooled))
 
 
 def _arm_row(arm: Arm, *, named: bool) -> list[str]:
-    name = f"**{arm.name}**" if arm.entry.get("primary") else arm.name
-    score = arm.study.score
+    entry, metrics = arm.entry, arm.entry.metrics
+    name = f"**{arm.name}**" if entry.primary else arm.name
+    score = arm.study.summary.score
     row = [
         f"{arm.network.split()[0]}: {name}" if named else name,
-        arm.change_text if arm.test else number(arm.figure(score).estimate),
-        arm.judgement if arm.test else "",
-        number(arm.figure("largest_bias").estimate),
-        number(arm.figure("loss_both").estimate) if arm.study.name == "price" else "",
+        arm.change_text if entry.differences else number(metrics[score].estimate),
+        arm.judgement if entry.differences else "",
+        number(metrics["largest_bias"].estimate),
+        number(metrics["loss_both"].estimate) if arm.study.name == "price" else "",
     ]
     alone = [other for other in arm.study.alone if other.name == arm.name]
     if len(arm.datasets) == 1:
         return row
-    if not arm.test:
+    if not entry.differences:
         return [*row, *[""] * (1 + len(alone))]
-    spread = arm.entry["heterogeneity"][score]
-    return [
-        *row,
-        NOTHING if spread is None else number(spread, 2),
-        *(_short(other.change) for other in alone),
-    ]
+    return [*row, number(entry.heterogeneity[score], 2), *(_short(other.change) for other in alone)]
 
 
 def _short(change: Interval) -> str:
@@ -184,7 +174,7 @@ def survey_table(kind: str, title: str) -> str:
                 interval(bounds(row, "reliance")),
                 f"{float(row['answer_change']):.2f}",
             ]
-            for row in read("survey.csv")
+            for row in read_rows(STUDIES / "survey.csv")
             if row["kind"] == kind
         ),
     )
@@ -203,14 +193,17 @@ def library_table() -> str:
     """Return what each first layer for five slices does before any training."""
     rows = (
         [row["first_layer"], _shares(row["shares"].split()), row["mirror_error"], row["gray_error"]]
-        for row in read("peers.csv")
+        for row in read_rows(STUDIES / "peers.csv")
     )
     return table(("first layer", "shares", "mirror error", "gray error"), rows)
 
 
 def coverage_table() -> str:
     """Return how many networks of each library keep what each way promises, at 3 and at 5 slices."""
-    swept = {way: read(f"sweep/{way}.csv") for way in ("coverage", "twin", "symmetrize", "engine")}
+    swept = {
+        way: read_rows(STUDIES / "sweep" / f"{way}.csv")
+        for way in ("coverage", "twin", "symmetrize", "engine")
+    }
     rows = []
     for library in (*LIBRARIES, "all"):
         cells = [library]

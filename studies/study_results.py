@@ -11,10 +11,10 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import yaml
 
 from evenslice.report.tables import NOTHING, difference, interval
+from evenslice.results.comparisons import StudySummary, replicate_means
 from evenslice.results.intervals import UNKNOWN, Interval, pool_means
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ STUDIES = Path(__file__).parent
 NAMES = ("price", "short", "families", "classification", "cuts", "five-slices", "default-crops")
 
 
-def read_interval(entry: Mapping[str, float | None]) -> Interval:
-    """Return the interval of an entry of a summary, where null stands for NaN."""
-    values = (entry[name] for name in ("estimate", "low", "high"))
-    return Interval(*(math.nan if value is None else value for value in values))
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 @dataclass(frozen=True)
@@ -38,62 +38,42 @@ class Study:
 
     name: str
     config: Mapping[str, Any]
-    summary: Mapping[str, Any]
+    summary: StudySummary
     runs: list[dict[str, str]]
 
     @classmethod
     def read(cls, name: str, folder: Path = STUDIES) -> Study:
         """Read a study from the folder that holds all."""
-        with (folder / name / "results.csv").open(newline="", encoding="utf-8") as file:
-            runs = list(csv.DictReader(file))
         config = yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
         summary = json.loads((folder / name / "summary.json").read_text(encoding="utf-8"))
-        return cls(name, config, summary, runs)
-
-    @property
-    def score(self) -> str:
-        """The main score of its task."""
-        task = self.config.get("training", {}).get("task")
-        return "balanced_accuracy" if task == "classification" else "dice"
+        return cls(name, config, StudySummary.read(summary), read_rows(folder / name / "results.csv"))
 
     @cached_property
     def pooled(self) -> list[Arm]:
         """Each arm over all data sets, for each network."""
-        return [Arm(self, item, entry) for item in self.summary["pooled"] for entry in item["arms"]]
+        items = [(item, entry) for item in self.summary.pooled for entry in item.arms]
+        return [Arm(self, item.architecture, item.datasets, entry) for item, entry in items]
 
     @cached_property
     def alone(self) -> list[Arm]:
         """Each arm on each data set, for each network."""
-        return [Arm(self, item, entry) for item in self.summary["comparisons"] for entry in item["arms"]]
+        items = [(item, entry) for item in self.summary.comparisons for entry in item.arms]
+        return [Arm(self, item.architecture, (item.dataset,), entry) for item, entry in items]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm of a study, on one data set or over all: an entry of the summary, and the comparison that it stands in."""
+    """One arm of a study with one network, on one data set or over all, and its entry of the summary."""
 
     study: Study
-    comparison: Mapping[str, Any]
-    entry: Mapping[str, Any]
+    network: str
+    datasets: tuple[str, ...]
+    entry: Any
 
     @property
     def name(self) -> str:
         """Its name in the configuration."""
-        return str(self.entry["arm"])
-
-    @property
-    def network(self) -> str:
-        """The name of its network."""
-        return str(self.comparison["architecture"])
-
-    @property
-    def datasets(self) -> list[str]:
-        """Those that it is about."""
-        return list(self.comparison.get("datasets") or [self.comparison["dataset"]])
-
-    @property
-    def how(self) -> Mapping[str, Any]:
-        """How the configuration starts and trains it."""
-        return next(item for item in self.study.config["arms"] if item["name"] == self.name)
+        return str(self.entry.arm)
 
     @property
     def runs(self) -> list[dict[str, str]]:
@@ -104,60 +84,43 @@ class Arm:
     @property
     def start(self) -> str:
         """The kind of its networks: symmetric by construction, or else by their first layer."""
-        built = any(self.how.get(name) for name in ("tie", "symmetrize")) or self.how["strategy"] == "twin"
-        return "tied, `twin` or symmetrized" if built else str(self.how["strategy"])
-
-    @property
-    def test(self) -> Mapping[str, Any]:
-        """Its test of non-inferiority; empty for the baseline."""
-        return self.entry["non_inferiority"] if self.entry.get("differences") else {}
+        how = next(item for item in self.study.config["arms"] if item["name"] == self.name)
+        built = any(how.get(name) for name in ("tie", "symmetrize")) or how["strategy"] == "twin"
+        return "tied, `twin` or symmetrized" if built else str(how["strategy"])
 
     @property
     def judgement(self) -> str:
-        """The outcome of that test, in words; "superior" where the primary comparison is."""
-        if not self.test or self.test["holds"] is None:
+        """The outcome of its test over all data sets, in words; "superior" where the primary comparison is."""
+        if not self.entry.differences or self.entry.holds is None:
             return NOTHING
-        if self.entry.get("superiority") and self.entry["superiority"]["holds"]:
-            return "superior"
-        if self.test["holds"]:
-            return "non-inferior"
-        return "inferior" if self.change.high < -self.test["margin"] else "open"
+        return "superior" if self.entry.superior else str(self.entry.outcome)
 
     @property
     def change(self) -> Interval:
         """The difference of its score from the baseline's."""
-        return self.difference(self.study.score)
+        return self.difference(self.study.summary.score)
 
     @property
     def change_text(self) -> str:
         """That difference, with as many digits as show on which side of the margin it lies."""
-        return difference(self.change, -self.test["margin"]) if self.test else NOTHING
-
-    def figure(self, name: str) -> Interval:
-        """Return a figure of the summary."""
-        return read_interval(self.entry["figures"][name])
+        return difference(self.change, -self.entry.margin) if self.entry.differences else NOTHING
 
     def difference(self, name: str) -> Interval:
         """Return the difference of a figure from the baseline's; NaN for the baseline itself."""
-        found = (self.entry.get("differences") or {}).get(name)
-        return UNKNOWN if found is None else read_interval(found)
+        found: Interval = self.entry.differences.get(name, UNKNOWN)
+        return found
 
     def mean(self, value: Callable[[Mapping[str, str], Mapping[str, str]], float]) -> PooledMean:
         """Return the mean, over data sets and replicates, of a value of each run beside the baseline's of the same place."""
-        baseline = {
-            _place(run): run
-            for run in self.study.runs
-            if run["architecture"] == self.network and run["arm"] == self.study.summary["baseline"]
-        }
-        groups = []
+        named = (self.network, self.study.summary.baseline)
+        runs = [run for run in self.study.runs if (run["architecture"], run["arm"]) == named]
+        baseline = {_place(run): run for run in runs}
         folds = {item["name"]: item.get("folds", 1) for item in self.study.config["datasets"]}
+        groups = []
         for dataset in self.datasets:
-            replicates: dict[str, list[float]] = {}
-            for run in self.runs:
-                if run["dataset"] == dataset and _place(run) in baseline:
-                    own = replicates.setdefault(run["fold" if folds[dataset] > 1 else "seed"], [])
-                    own.append(value(run, baseline[_place(run)]))
-            groups.append([float(np.mean(values)) for values in replicates.values()])
+            own = [run for run in self.runs if run["dataset"] == dataset and _place(run) in baseline]
+            values = [value(run, baseline[_place(run)]) for run in own]
+            groups.append(replicate_means(own, values, "fold" if folds[dataset] > 1 else "seed"))
         return pool_means(groups, [folds[dataset] for dataset in self.datasets])
 
 
@@ -182,10 +145,9 @@ def verdicts(studies: Iterable[Study]) -> dict[str, Counter[str]]:
 def quotable(study: Study) -> Iterator[str]:
     """Yield every figure of a study as pages may quote it, with its interval."""
     for arm in (*study.pooled, *study.alone):
-        for name in arm.entry["figures"]:
-            yield interval(arm.figure(name), *([0.05] if name == "largest_bias" else []))
+        for name, found in arm.entry.metrics.items():
+            yield interval(found, *([0.05] if name == "largest_bias" else []))
             yield difference(arm.difference(name))
         yield arm.change_text
         for kind in ("before", "after", "both", "reversed"):
             yield interval(arm.mean(partial(lost, kind)).interval())
-        yield interval(arm.mean(lambda run, _: lost("before", run) - lost("after", run)).interval())

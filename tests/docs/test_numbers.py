@@ -122,11 +122,11 @@ def test_the_claims_page_says_what_the_results_say(studies):
             pooled[start].mean(lambda run, _, n=n: float(run[f"share_{n}"])).interval() for n in (-1, 0, 1)
         )
         assert " ".join(f"{share.estimate:.2f}"[1:] for share in shares) in page
-    arms = {arm.name: arm.figure("largest_bias").estimate for arm in studies["classification"].pooled}
+    arms = {arm.name: arm.entry.metrics["largest_bias"].estimate for arm in studies["classification"].pooled}
     found = f"{arms['uniform']:.3f} of a pair bias of {arms['pretrained']:.3f}".replace("0.", ".")
     assert found in page
     mixed = [arm.datasets[0] for arm in studies["price"].alone if arm.name == "uniform" and _above(arm)]
-    assert (mixed, len(studies["price"].summary["comparisons"])) == (["ISBI 2012", "FIB-25"], 4)
+    assert (mixed, len(studies["price"].summary.comparisons)) == (["ISBI 2012", "FIB-25"], 4)
 
 
 def _above(arm):

@@ -25,18 +25,18 @@ def test_every_table_on_the_pages_is_that_of_the_committed_results(studies):
 
 def test_figures_of_a_mean_over_runs_are_those_of_the_summary(studies):
     """Losses over all data sets stand in both: pooled here from the runs, and in the summary of the study."""
-    arms = [arm for study in studies for arm in study.pooled if arm.name == study.summary["baseline"]]
+    arms = [arm for study in studies for arm in study.pooled if arm.name == study.summary.baseline]
     arms = [arm for arm in arms if any(run.get("stress_both") for run in arm.runs)]
     assert len(arms) == 6
     for arm in arms:
         own = arm.mean(lambda run, _: results.lost("both", run)).interval()
-        known = dataclasses.astuple(arm.figure("loss_both"))
+        known = dataclasses.astuple(arm.entry.metrics["loss_both"])
         assert dataclasses.astuple(own) == pytest.approx(known, abs=1e-9)
 
 
 def test_every_run_of_a_study_is_done_and_its_arms_are_in_its_configuration(studies):
     for study in studies:
-        assert study.summary["finished"] == study.summary["planned"] == len(study.runs)
+        assert study.summary.finished == study.summary.planned == len(study.runs)
         assert {run["arm"] for run in study.runs} == {item["name"] for item in study.config["arms"]}
 
 
