@@ -3,7 +3,7 @@
     python benchmarks/calibration.py --censuses FOLDER           # reads all windows of each network once (an hour a core)
     python benchmarks/calibration.py --censuses FOLDER --docs    # then draws audits, and writes their tables
 
-A census reads every window of a volume, so its figures are exact. Audits are then drawn from it as audits draw windows, a
+A census reads every window of a volume, so its figures are exact. Audits are then drawn from it as audits draw windows, two
 thousand times each: how often does a 95 % interval hold the census's figure, and how often is a verdict wrong? Networks
 of which ``--runs`` holds the run folders were trained; the others are as built. Volumes and trained networks that are not
 at hand are left out. Interrupted, it goes on where it was.
@@ -292,7 +292,7 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--censuses", type=Path, required=True, help="folder of censuses and results")
     parser.add_argument("--runs", type=Path, help="folder of run folders")
-    parser.add_argument("--audits", type=int, default=1000)
+    parser.add_argument("--audits", type=int, default=2000)
     parser.add_argument(
         "--docs", action="store_true", help="write the tables to benchmarks/results and docs/calibration.md"
     )

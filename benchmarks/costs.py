@@ -5,7 +5,7 @@
     python benchmarks/costs.py labels                   # how many voxels of real volumes OpenVINO labels otherwise
     python benchmarks/costs.py symmetrize               # passes and training steps at each cut, of those as built
     python benchmarks/costs.py training                 # a step of `evenslice train`, of a bare one; and its monitor
-    python benchmarks/costs.py workers                  # `segment` and `audit` on one worker of a Dask cluster, of two
+    python benchmarks/costs.py workers                  # `segment` on one worker of a Dask cluster, of two
     python benchmarks/costs.py memory                   # the peak of segmenting large planes
     python benchmarks/costs.py verdict                  # seconds and windows until a default audit is settled
 
@@ -32,13 +32,14 @@ import numpy as np
 import torch
 import zarr
 from captum.attr import Saliency
-from shared import KEPT, SHARED, clock, in_turn, load, make_parser, open_middle, seconds, spread
+from shared import KEPT, SHARED, clock, in_turn, load, make_parser, seconds, spread
 
 import evenslice
 
 # Passes are timed and logits compared, for which there is no public name.
 from evenslice.inference import Predictor, ReadyNetwork
 from evenslice.inference.engine import EngineNetwork
+from evenslice.volumes import mni152
 
 if TYPE_CHECKING:
     import argparse
@@ -57,13 +58,19 @@ ENGINES = {
 QUIET = evenslice.Compute(device="cpu", progress=False)
 
 
+def open_given(options: argparse.Namespace) -> evenslice.Volume:
+    """Open the volume of the command line, by default the MNI152 template."""
+    return evenslice.open_volume(options.volume) if options.volume else mni152()
+
+
 def segment(options: argparse.Namespace) -> None:
     """Compare segmenting slices, file to file, with bare passes of as many tiles, and with MONAI's inferer as documented.
 
     That has batches of four tiles, which overlap by a quarter. What OpenVINO takes to convert a network and to check it is left
     out.
     """
-    volume, tile, device = open_middle(options.volume, options.slices), options.tile, options.device
+    volume, tile, device = open_given(options), options.tile, options.device
+    volume = evenslice.open_volume(volume[: options.slices])
     network, batch = load(strategy="uniform").to(device), max(1, min(16, 2**17 // tile**2))
     places = [math.ceil(max(length - tile, 0) / (tile - tile // 8)) + 1 for length in volume.shape[1:]]
     tiles = torch.split(torch.rand(len(volume) * math.prod(places), 3, tile, tile, device=device), batch)
@@ -236,10 +243,10 @@ def workers(options: argparse.Namespace) -> None:
         "distributed.nanny.pre-spawn-environ": {**threads, **KEPT},
         "distributed.worker.profile.enabled": False,
     }
-    model, volume = load(), open_middle(options.volume)
+    model, volume = load(), open_given(options)
     with tempfile.TemporaryDirectory() as folder, dask.config.set(settings):
 
-        def spent(task: str, count: int) -> float:
+        def spent(count: int) -> float:
             alone = {"threads_per_worker": 1, "memory_limit": None, "dashboard_address": None}
             with LocalCluster(n_workers=count, **alone) as cluster:
                 address = cluster.scheduler_address
@@ -248,16 +255,11 @@ def workers(options: argparse.Namespace) -> None:
                 segmented = partial(evenslice.segment, model, out=out, compute=compute, force=True)
                 segmented(volume[: 8 * count])
                 start = time.perf_counter()
-                if task == "segment":
-                    segmented(volume)
-                else:
-                    sampling = evenslice.Sampling(min_windows=400, max_windows=400)
-                    evenslice.audit(model, volume, sampling=sampling, compute=compute)
+                segmented(volume)
                 return time.perf_counter() - start
 
-        for task in ("segment", "audit"):
-            ratios = [spent(task, 1) / spent(task, 2) for _ in range(options.rounds)]
-            print(f"{task}, one worker / two: {spread(ratios)}", flush=True)
+        ratios = [spent(1) / spent(2) for _ in range(options.rounds)]
+        print(f"one worker / two: {spread(ratios)}", flush=True)
 
 
 def real_volumes() -> list[Path]:

@@ -1,6 +1,6 @@
 """Does a map name the slice that holds the evidence? Networks trained where the answer is planted; docs/planted-evidence.md.
 
-    python benchmarks/planted_evidence.py --shared FOLDER [--seeds 5] [--only TEXT] [--docs]
+    python benchmarks/planted_evidence.py [--only TEXT] [--picture] [--docs]
 
 On real backgrounds, a disk is in all three slices of a window. Its class is told by a small mark in the slice before or
 in the slice after: of two opposite kinds (class 1 or 2), or absent (class 3). A network learns it; then every method of
@@ -21,8 +21,6 @@ seed; a run that is started again goes on where the file ends.
 
 from __future__ import annotations
 
-import json
-import time
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -31,7 +29,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
-from shared import ROOT, SHARED, insert_tables, load_family, make_parser, mean, read_lines, table, write_csvs
+from shared import (
+    ROOT,
+    SHARED,
+    append_line,
+    insert_tables,
+    load_family,
+    make_parser,
+    mean,
+    read_lines,
+    table,
+    write_csvs,
+)
 from torch import nn
 
 import evenslice
@@ -52,7 +61,7 @@ if TYPE_CHECKING:
 PAGE = ROOT / "docs" / "planted-evidence.md"
 PICTURE = PAGE.with_suffix(".svg")
 RESULTS = Path(__file__).parent / "planted-evidence.jsonl"
-SIDE, STEPS, BATCH, TESTED = 64, 300, 8, 48
+SIDE, STEPS, BATCH, TESTED, SEEDS = 64, 300, 8, 48, 5
 SIZES = (4, 7, 10)
 """Sides of the square marks that are brighter or darker, in pixels; marks of texture are twice as large."""
 
@@ -130,9 +139,9 @@ def sides_of(marks: str) -> tuple[int, ...]:
     return (-2, -1, 1, 2) if marks == "five" else (-1, 1)
 
 
-def cells(seeds: int) -> Iterator[Cell]:
+def cells() -> Iterator[Cell]:
     """Yield all trainings, one seed after the other."""
-    for seed in range(seeds):
+    for seed in range(SEEDS):
         for background, family, arm in product(("EM", "MRI"), ("EfficientNet-Lite0", "MobileNetV1"), ARMS):
             yield Cell("intensity", background, family, arm, seed)
         for marks, arm in product(KINDS[1:], ARMS):
@@ -226,22 +235,21 @@ def _texture(plane: NDArray[np.float32], part: tuple[slice, ...], kind: float) -
         plane[part] = np.roll(plane, (9, 9), axis=(0, 1))[part]
 
 
-def backgrounds(shared: Path) -> dict[str, Volumes]:
+def backgrounds() -> dict[str, Volumes]:
     """Return volumes in 0..1, by their kind."""
-    paths = [shared / "data" / "lucchi_pp" / f"{part}_image.tif" for part in ("train", "test")]
+    paths = [SHARED / "data" / "lucchi_pp" / f"{part}_image.tif" for part in ("train", "test")]
     first, last = (np.asarray(evenslice.open_volume(path)[:], np.float32) / 255 for path in paths)
     mri = np.asarray(mni152()[:], np.float32)
     mri = mri / mri.max()
     return {"EM": (first, last), "MRI": (mri[40:100], mri[110:140])}
 
 
-def train(cell: Cell, shared: Path, volume: NDArray[np.float32]) -> nn.Module:
+def train(cell: Cell, volume: NDArray[np.float32]) -> nn.Module:
     """Train a network on planted evidence."""
     spec = {"VGG16": SMALL_VGG16}.get(cell.family)
     network = load_family(
         cell.family,
         spec,
-        shared=shared,
         slices=1 + len(sides_of(cell.marks)),
         classes=4,
         seed=cell.seed,
@@ -334,14 +342,10 @@ def saturate(network: nn.Module, volume: NDArray[np.float32]) -> dict[str, list[
     return found
 
 
-def run(cell: Cell, shared: Path, volumes: Volumes) -> list[dict[str, Any]]:
+def run(cell: Cell, volumes: Volumes) -> list[dict[str, Any]]:
     """Train a network and ask all methods; of a pretrained start, symmetrized at its output afterwards, too."""
-    started = time.process_time()
-    network = train(cell, shared, volumes[0])
-    trained = time.process_time()
-    tested = draw_tested(volumes[1], cell.marks)
-    rows = [asdict(cell) | {"seconds": [round(trained - started)]} | point(network, tested)]
-    rows[0]["seconds"].append(round(time.process_time() - trained))
+    network, tested = train(cell, volumes[0]), draw_tested(volumes[1], cell.marks)
+    rows = [asdict(cell) | point(network, tested)]
     if cell.arm in ("twin", "encoder") and cell.marks == "intensity":
         rows[0]["amplitudes"] = saturate(network, volumes[1])
     if cell.arm == "pretrained" and cell.family != "VGG16":
@@ -349,13 +353,13 @@ def run(cell: Cell, shared: Path, volumes: Volumes) -> list[dict[str, Any]]:
     return rows
 
 
-def draw(shared: Path) -> None:
+def draw() -> None:
     """Draw the tested window with a large mark in z+1 whose gradient is the median one, and what two networks' maps say of it."""
     import matplotlib.pyplot as plt
 
-    volumes = backgrounds(shared)["EM"]
+    volumes = backgrounds()["EM"]
     pretrained, twin = (
-        train(Cell("intensity", "EM", "EfficientNet-Lite0", arm, 0), shared, volumes[0])
+        train(Cell("intensity", "EM", "EfficientNet-Lite0", arm, 0), volumes[0])
         for arm in ("pretrained", "twin")
     )
     tested = draw_tested(volumes[1], "intensity")
@@ -483,14 +487,11 @@ def _difference(rows: Sequence[dict[str, Any]], method: str) -> str:
 def main() -> None:
     """Train what is missing, or write the tables."""
     parser = make_parser(__doc__)
-    parser.add_argument("--shared", type=Path, default=SHARED, help="folder with data and weights")
-    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", default="", help="cells whose description contains this")
-    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--picture", action="store_true", help="draw the picture of the page")
     parser.add_argument("--docs", action="store_true", help="write the tables of the page, train nothing")
     options = parser.parse_args()
-    known = read_lines(options.results)
+    known = read_lines(RESULTS)
     if options.docs:
         found = tables(known)
         insert_tables(PAGE, {name: text for name, text in found.items() if name.startswith("planted")})
@@ -498,18 +499,16 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     if options.picture:
-        draw(options.shared)
+        draw()
         return
     done = {Cell(**{name: row[name] for name in Cell.__annotations__}) for row in known}
-    volumes = backgrounds(options.shared)
-    for cell in cells(options.seeds):
+    volumes = backgrounds()
+    for cell in cells():
         if cell in done or options.only not in " ".join(map(str, asdict(cell).values())):
             continue
-        rows = run(cell, options.shared, volumes[cell.background])
-        with options.results.open("a") as file:
-            file.write("".join(f"{json.dumps(row)}\n" for row in rows))
-        sides = ", ".join(f"{name} {_sides(rows[:1], name)}" for name in METHODS)
-        print(*asdict(cell).values(), f"answered {_answered(rows[:1])}: {sides}", flush=True)
+        rows = run(cell, volumes[cell.background])
+        for row in rows:
+            append_line(RESULTS, row)
 
 
 if __name__ == "__main__":

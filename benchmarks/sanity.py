@@ -28,7 +28,6 @@ from scipy.stats import spearmanr
 from shared import (
     FAMILIES,
     ROOT,
-    SHARED,
     Cache,
     insert_tables,
     load_family,
@@ -79,14 +78,14 @@ BETWEEN = ("and the first third: all but the stem", "the stem alone")
 """Stages that are drawn twice as often: does the bias come from the stem?"""
 
 
-def find_cases(scratch: Path, shared: Path) -> Mapping[str, Case]:
+def find_cases(scratch: Path) -> Mapping[str, Case]:
     """Return what is checked, by name."""
     voxels = mni152()[:].astype(np.float32)
     voxels += np.random.default_rng(0).normal(0, NOISE * voxels.max(), voxels.shape)
-    template, sets = evenslice.open_volume(voxels), data_sets(shared / "data")
+    template, sets = evenslice.open_volume(voxels), data_sets()
 
     def built(name: str) -> tuple[nn.Module, evenslice.Volume]:
-        return load_family(name, SMALL_VGG16 if name == "VGG16" else None, shared=shared), template
+        return load_family(name, SMALL_VGG16 if name == "VGG16" else None), template
 
     def trained(name: str) -> tuple[nn.Module, evenslice.Volume]:
         network = evenslice.load_network(str(files[name])).model.eval()
@@ -295,13 +294,12 @@ def main() -> None:
     """Print the tables, and write them to the page and to benchmarks/results."""
     parser = make_parser(__doc__)
     parser.add_argument("--scratch", type=Path, required=True, help="folder of trained networks and results")
-    parser.add_argument("--shared", type=Path, default=SHARED, help="folder with data and weights")
     parser.add_argument(
         "--docs", action="store_true", help="write the tables of the page and benchmarks/results"
     )
     options = parser.parse_args()
     options.scratch.mkdir(parents=True, exist_ok=True)
-    cases = find_cases(options.scratch, options.shared)
+    cases = find_cases(options.scratch)
     tables = measure_all(cases, Cache(options.scratch / "sanity.json"))
     for name, lines in tables.items():
         print(f"\n{name}\n\n{lines}")

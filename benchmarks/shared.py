@@ -8,17 +8,16 @@ import json
 import os
 import statistics
 import time
+from dataclasses import astuple
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from scipy.stats import t as student
 
 import evenslice
-from evenslice.volumes import mni152
+from evenslice.results import Interval
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -50,26 +49,16 @@ def make_parser(text: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
-def load_family(
-    name: str, spec: str | None = None, weights: str | None = None, shared: Path = SHARED, **options: Any
-) -> nn.Module:
+def load_family(name: str, spec: str | None = None, weights: str | None = None, **options: Any) -> nn.Module:
     """Return a network of ``FAMILIES`` with its pretrained weights; or another one that takes them, or with others."""
     own, packaged = FAMILIES[name]
-    file = packaged if packaged == "imagenet" else str(shared / "weights" / packaged)
+    file = packaged if packaged == "imagenet" else str(SHARED / "weights" / packaged)
     model: nn.Module = evenslice.load_network(spec or own, weights or file, **options).model
     return model.eval()
 
 
 load = partial(load_family, "EfficientNet-Lite0")
 """Return the network of the demonstration for three slices."""
-
-
-def open_middle(path: str | None, slices: int | None = None) -> evenslice.Volume:
-    """Open a volume, by default the MNI152 template; of it so many slices around the middle, by default all."""
-    volume = evenslice.open_volume(path) if path else mni152()
-    count = min(slices or len(volume), len(volume))
-    first = (len(volume) - count) // 2
-    return evenslice.open_volume(volume[first : first + count])
 
 
 def clock() -> float:
@@ -98,38 +87,37 @@ def spread(ratios: Sequence[float]) -> str:
 
 
 def mean(values: Iterable[float], bounds: tuple[float, float] = (-1, 1)) -> tuple[float, float, float]:
-    """Return a mean with Student's 95 % interval; NaN values are left out, and one value alone says nothing but itself."""
-    known = np.array([value for value in values if not np.isnan(value)])
-    if len(known) < 2:
-        return (float(known.mean()), *bounds) if len(known) else (np.nan, np.nan, np.nan)
-    half = student.ppf(0.975, len(known) - 1) * known.std(ddof=1) / len(known) ** 0.5
-    low, high = np.clip([known.mean() - half, known.mean() + half], *bounds)
-    return float(known.mean()), float(low), float(high)
+    """Return a mean with Student's 95 % interval; NaN values are left out."""
+    return astuple(Interval.of_mean([*values], bounds))
 
 
 class Cache:
-    """What is measured, saved to a file as it is found if one is given, so that a later run goes on there."""
+    """What is measured, saved to a file as it is found, so that a later run goes on there."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.known: dict[str, Any] = {}
-        if path is not None and path.exists():
-            self.known = json.loads(path.read_text(encoding="utf-8"))
+        self.known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     def get(self, key: str, measure: Callable[[], Any]) -> Any:
         """Return what is known, or measure it."""
         if key not in self.known:
             started = time.monotonic()
             self.known[key] = measure()
-            if self.path is not None:
-                print(f"{key}: {time.monotonic() - started:.0f} s", flush=True)
-                self.path.write_text(json.dumps(self.known, indent=1), encoding="utf-8")
+            print(f"{key}: {time.monotonic() - started:.0f} s", flush=True)
+            self.path.write_text(json.dumps(self.known, indent=1), encoding="utf-8")
         return self.known[key]
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the JSON documents of a file, one a line; none if there is no file."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def append_line(path: Path, row: dict[str, Any]) -> None:
+    """Add a JSON document to such a file, and print it."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"{json.dumps(row)}\n")
+    print(row, flush=True)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

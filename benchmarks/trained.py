@@ -1,8 +1,6 @@
 """What do trained networks make of the order of slices? Part of docs/planted-evidence.md and docs/explanation/does-it-matter.md.
 
-    python benchmarks/trained.py --scratch FOLDER [--shared FOLDER] [--seeds 2] [--only TEXT]
-    python benchmarks/trained.py --scratch FOLDER --study studies/compute
-    python benchmarks/trained.py --docs
+    python benchmarks/trained.py [--scratch FOLDER] [--only TEXT] [--study studies/compute] [--docs]
 
 Trains U-Nets on EfficientNet-Lite0 on four data sets for 300 steps. Each training takes some six minutes on one core; what
 is done is kept, in FOLDER and in trained.jsonl.
@@ -44,7 +42,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.ndimage import binary_dilation, gaussian_filter, label
-from shared import ROOT, SHARED, SPEC, insert_tables, make_parser, mean, read_lines, table
+from shared import ROOT, SHARED, SPEC, append_line, insert_tables, make_parser, mean, read_lines, table
 
 import evenslice
 
@@ -60,7 +58,9 @@ PAGES = {
     "erased objects": "planted-evidence.md",
     "order of slices": "explanation/does-it-matter.md",
 }
+DATA = SHARED.resolve() / "data"
 RESULTS = Path(__file__).parent / "trained.jsonl"
+SEEDS = 2
 WINDOWS = {"gradient": 200, "integrated_gradients": 40}
 """How many windows are read; integrated gradients take thirty times as long."""
 MEASURES = (*WINDOWS, "reliance")
@@ -101,13 +101,13 @@ def pair(image: Path, labels: Path, *slices: int) -> dict[str, Any]:
     return {"image": str(image), "labels": str(labels)} | ({"slices": list(slices)} if slices else {})
 
 
-def data_sets(data: Path) -> dict[str, dict[str, Any]]:
+def data_sets() -> dict[str, dict[str, Any]]:
     """Return the data of each configuration: what its README says is for training, and for testing."""
     lucchi, isbi, fib, cdeep = (
-        data / name for name in ("lucchi_pp", "isbi2012", "fib25_medulla", "cdeep3m_mito")
+        DATA / name for name in ("lucchi_pp", "isbi2012", "fib25_medulla", "cdeep3m_mito")
     )
-    images = sorted((data / "msd_hippocampus" / "images").glob("*.nii*"))
-    hippocampus = [pair(path, data / "msd_hippocampus" / "labels" / path.name) for path in images]
+    images = sorted((DATA / "msd_hippocampus" / "images").glob("*.nii*"))
+    hippocampus = [pair(path, DATA / "msd_hippocampus" / "labels" / path.name) for path in images]
     return {
         "Lucchi++": {
             "train": [pair(lucchi / "train_image.tif", lucchi / "train_mito.tif")],
@@ -249,16 +249,11 @@ def measure_study(study: Path, scratch: Path) -> None:
         if run["arm"] != LONGER or not network.exists() or row in known:
             continue
         data = evenslice.load_config(file.parent / "config.yaml", evenslice.TrainConfig).data
-        files = [(item, data.root / item.image.path, data.root / item.labels.path) for item in data.test]
-        test = [pair(image, labels, *(item.slices or ())) for item, image, labels in files]
+        root = data.root or Path()
+        files = [(root / item.image.path, root / item.labels.path, item.slices or ()) for item in data.test]
+        test = [pair(image, labels, *slices) for image, labels, slices in files]
         _, found = flips(evenslice.load_network(str(network)).model, test, scratch)
-        _write(row | found)
-
-
-def _write(row: dict[str, Any]) -> None:
-    with RESULTS.open("a") as file:
-        file.write(f"{json.dumps(row)}\n")
-    print(row, flush=True)
+        append_line(RESULTS, row | found)
 
 
 def find_objects(volume: evenslice.Volume, labels: evenslice.Volume) -> Iterator[tuple[Array, Array, Array]]:
@@ -395,9 +390,9 @@ def order_table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Train and measure what is missing, or write the tables."""
     parser = make_parser(__doc__)
-    parser.add_argument("--shared", type=Path, default=SHARED, help="folder with data and weights")
-    parser.add_argument("--scratch", type=Path, help="where trained networks are kept")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument(
+        "--scratch", type=Path, default=Path("runs/trained"), help="where trained networks are kept"
+    )
     parser.add_argument("--only", default="", help="what the description of a measure contains")
     parser.add_argument("--study", type=Path, help="measure flips of the networks of this study alone")
     parser.add_argument("--docs", action="store_true", help="write the tables of the pages, train nothing")
@@ -407,15 +402,13 @@ def main() -> None:
         for name, text in tables(known).items():
             insert_tables(ROOT / "docs" / PAGES[name], {name: text})
         return
-    if options.scratch is None:
-        parser.error("--scratch: say where to keep trained networks")
     if options.study is not None:
         measure_study(options.study, options.scratch)
         return
-    sets = data_sets(options.shared.resolve() / "data")
+    sets = data_sets()
     done = {tuple(row.get(name) for name in ("measure", "data", "arm", "seed")) for row in known}
     trained_on = [name for name in sets if name != OTHER]
-    for seed, arm, name in product(range(options.seeds), OF_OBJECTS, trained_on):
+    for seed, arm, name in product(range(SEEDS), OF_OBJECTS, trained_on):
         start = "pretrained" if arm == "output" else arm
         first, folder = (options.scratch / f"{name}-{start}-{n}".replace(" ", "-") for n in (0, seed))
         asked = [("order", of) for of in (name, *([OTHER] if name == "Lucchi++" else [])) if arm in ARMS]
@@ -429,7 +422,7 @@ def main() -> None:
             network = evenslice.symmetrize(network) if arm == "output" else network
             compared = partial(order, data=of, folder=folder, first=first)
             found = MEASURED.get(measure, compared)(network, sets[of]["test"])
-            _write({"measure": measure, "data": of, "arm": arm, "seed": seed, **found})
+            append_line(RESULTS, {"measure": measure, "data": of, "arm": arm, "seed": seed, **found})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Does the answer of a whole-volume method depend on which way round the stack is? The table of docs/whole-volumes.md.
 
-    python benchmarks/whole_volumes.py --scratch FOLDER [--shared FOLDER] [--only TEXT] [--docs]
+    python benchmarks/whole_volumes.py [--scratch FOLDER] [--only TEXT] [--docs]
 
 Real methods on real data: 3-D networks by MONAI and nnU-Net, watershed and random walker of scikit-image, a propagation
 through z by optical flow, and cellpose's stitching of slices. nnU-Net and cellpose run if they are installed. What is done is
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from scipy.ndimage import binary_opening, distance_transform_edt, gaussian_filter, label
-from shared import ROOT, SHARED, insert_tables, make_parser, read_lines, table
+from shared import ROOT, SHARED, append_line, insert_tables, make_parser, read_lines, table
 from skimage.feature import peak_local_max
 from skimage.filters import threshold_otsu
 from skimage.registration import optical_flow_ilk
@@ -46,26 +46,19 @@ AXES = ("z", "y", "x")
 STEPS, BATCH, SIDE = 400, 8, 32
 """Of the training of MONAI's network, on crops of SIDE cubed."""
 
-NNUNET_BATCH = 2
+NNUNET_BATCH, NNUNET_TRAINER = 2, "nnUNetTrainer_1epoch"
 
 
-def mitochondria(shared: Path) -> tuple[Array, Array]:
+def mitochondria() -> tuple[Array, Array]:
     """Return a crop of Lucchi++'s test stack, and its labels."""
-    folder, place = shared / "data" / "lucchi_pp", np.s_[0:41, 96:288, 96:288]
+    folder, place = SHARED / "data" / "lucchi_pp", np.s_[0:41, 96:288, 96:288]
     image, labels = (evenslice.open_volume(folder / f"test_{name}.tif")[place] for name in ("image", "mito"))
     return image, labels
 
 
-def neurons(shared: Path) -> tuple[Array, None]:
-    """Return a crop of FIB-25's test stack, whose boundaries separate neurons."""
-    return np.asarray(
-        evenslice.open_volume(shared / "data" / "fib25_medulla" / "image.tif")[200:232, 40:168, 40:168]
-    ), None
-
-
-def cases(shared: Path, part: slice) -> list[tuple[Path, Path]]:
+def cases(part: slice) -> list[tuple[Path, Path]]:
     """Return image and labels of cases of the hippocampus."""
-    folder = shared / "data" / "msd_hippocampus"
+    folder = SHARED / "data" / "msd_hippocampus"
     names = sorted(path.name for path in (folder / "images").glob("*.nii*"))[part]
     return [(folder / "images" / name, folder / "labels" / name) for name in names]
 
@@ -120,12 +113,12 @@ def stitch(stack: Array) -> Array:
 
 
 def normalised(path: Path) -> Array:
-    """Return an image of the hippocampus with mean 0 and standard deviation 1, (z, y, x), padded to multiples of 8."""
+    """Return an image of the hippocampus with mean 0 and standard deviation 1, (z, y, x)."""
     stack = np.asarray(evenslice.open_volume(path)[...], np.float32)
     return np.asarray((stack - stack.mean()) / stack.std())
 
 
-def train_monai(shared: Path, file: Path, *, flips: bool) -> torch.nn.Module:
+def train_monai(file: Path, *, flips: bool) -> torch.nn.Module:
     """Train a 3-D U-Net on the hippocampus, with or without flips along all axes, once."""
     from monai.losses import DiceCELoss
     from monai.networks.nets import UNet
@@ -139,7 +132,7 @@ def train_monai(shared: Path, file: Path, *, flips: bool) -> torch.nn.Module:
         return network.eval()
     pairs = [
         (normalised(image), np.asarray(evenslice.open_volume(labels)[...]))
-        for image, labels in cases(shared, TRAINED)
+        for image, labels in cases(TRAINED)
     ]
     padded = [[np.pad(part, [(0, max(0, SIDE - n)) for n in part.shape]) for part in pair] for pair in pairs]
     random, loss = np.random.default_rng(0), DiceCELoss(softmax=True, to_onehot_y=True)
@@ -175,34 +168,24 @@ def predict_monai(network: torch.nn.Module, stack: Array) -> Array:
 def audit(
     function: Callable[[Array], Any], volumes: Any, labels: Any = None, **options: Any
 ) -> list[dict[str, Any]]:
-    """Audit a function along all axes; return the rows of the table."""
+    """Audit a function along all axes.
+
+    Returns:
+        What the table shows of each axis: the change of the class that changes most, and mean Dice of the foreground by side.
+    """
     started = time.monotonic()
     found = evenslice.audit_volume(function, volumes, labels=labels, axes=AXES, **options)
-    return rows_of(found.to_dict(), (time.monotonic() - started) / (2 + len(AXES)))
-
-
-def rows_of(document: dict[str, Any], seconds: float) -> list[dict[str, Any]]:
-    """Return what the table shows of an audit: the class that changes most, and mean Dice of the foreground by side."""
-    rows = []
-    for axis in document["axes"]:
-        judged = [one for one in axis["classes"] if one["voxels"] >= 100 and one["label"] != 0]
-        dice = np.array([one["dice"] for one in judged], float)
-        rows.append(
-            {
-                "axis": axis["axis"],
-                "verdict": axis["verdict"],
-                "change": max(one["change"] for one in judged),
-                "alone": None
-                if axis["objects"] is None
-                else [sum(axis["objects"]["alone"]), axis["objects"]["partners"]],
-                "dice": dice.mean(axis=0).tolist(),
-                "seconds": round(seconds, 2),
-            }
-        )
+    seconds, rows = (time.monotonic() - started) / (2 + len(AXES)), []
+    for axis in found.axes:
+        judged = [one for one in axis.classes if one.judged and one.label != 0]
+        row = {"axis": axis.axis, "verdict": axis.verdict, "change": max(one.change for one in judged)}
+        row["alone"] = axis.objects and [sum(axis.objects.alone), axis.objects.partners]
+        row["dice"] = np.mean([one.dice for one in judged], axis=0).tolist()
+        rows.append(row | {"seconds": round(seconds, 2)})
     return rows
 
 
-def nnunet(shared: Path, scratch: Path, *, trainer: str, mirroring: bool) -> list[dict[str, Any]]:
+def nnunet(scratch: Path, *, mirroring: bool) -> list[dict[str, Any]]:
     """Train nnU-Net for an epoch by its own commands, once, and flip test cases by its own prediction."""
     folders = {name: scratch / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     tools = Path(sys.executable).parent
@@ -219,7 +202,7 @@ def nnunet(shared: Path, scratch: Path, *, trainer: str, mirroring: bool) -> lis
         shutil.rmtree(data, ignore_errors=True)
         for place in ("imagesTr", "labelsTr"):
             (data / place).mkdir(parents=True)
-        for image, labels in cases(shared, TRAINED):
+        for image, labels in cases(TRAINED):
             name = image.name.removesuffix(".nii.gz")
             shutil.copy(image, data / "imagesTr" / f"{name}_0000.nii.gz")
             shutil.copy(labels, data / "labelsTr" / f"{name}.nii.gz")
@@ -235,16 +218,16 @@ def nnunet(shared: Path, scratch: Path, *, trainer: str, mirroring: bool) -> lis
         changed = json.loads(plans.read_text())
         changed["configurations"]["3d_fullres"]["batch_size"] = NNUNET_BATCH
         plans.write_text(json.dumps(changed))
-    if not list(folders["nnUNet_results"].glob(f"*/{trainer}__*/fold_0/checkpoint_final.pth")):
-        run([tools / "nnUNetv2_train", "4", "3d_fullres", "0", "-tr", trainer, "-device", "cpu"])
+    if not list(folders["nnUNet_results"].glob(f"*/{NNUNET_TRAINER}__*/fold_0/checkpoint_final.pth")):
+        run([tools / "nnUNetv2_train", "4", "3d_fullres", "0", "-tr", NNUNET_TRAINER, "-device", "cpu"])
     command = (
-        f"nnUNetv2_predict -i {{input_folder}} -o {{output_folder}} -d 4 -c 3d_fullres -f 0 -tr {trainer} -device cpu "
-        f"-npp 0 -nps 0 {'' if mirroring else '--disable_tta'}"
+        f"nnUNetv2_predict -i {{input_folder}} -o {{output_folder}} -d 4 -c 3d_fullres -f 0 -tr {NNUNET_TRAINER} "
+        f"-device cpu -npp 0 -nps 0 {'' if mirroring else '--disable_tta'}"
     )
     files, seconds = list[Path](), list[float]()
-    pairs = cases(shared, NNUNET_TESTED)
+    pairs = cases(NNUNET_TESTED)
     for image, _ in pairs:
-        out = scratch / f"{trainer}-{mirroring}" / image.name
+        out = scratch / f"{NNUNET_TRAINER}-{mirroring}" / image.name
         words = ["--volume", image, "--out", out, "--force", "--command", command]
         names = ["--input-name", "case_0000.nii.gz", "--output-name", "case.nii.gz"]
         turned = [word for axis in AXES for word in ("--axis", axis)]
@@ -258,17 +241,18 @@ def nnunet(shared: Path, scratch: Path, *, trainer: str, mirroring: bool) -> lis
     return [{**row, "seconds": round(float(np.mean(seconds)), 2)} for row in rows]
 
 
-def clients(shared: Path, scratch: Path) -> dict[str, Callable[[], list[dict[str, Any]]]]:
+def clients(scratch: Path) -> dict[str, Callable[[], list[dict[str, Any]]]]:
     """Return what to run, by name."""
 
     def monai(*, flips: bool, both: bool = False) -> list[dict[str, Any]]:
-        network = train_monai(shared, scratch / f"monai-{flips}.pt", flips=flips)
+        network = train_monai(scratch / f"monai-{flips}.pt", flips=flips)
         predict = partial(predict_monai, network)
-        images, labels = map(list, zip(*cases(shared, TESTED), strict=True))
+        images, labels = map(list, zip(*cases(TESTED), strict=True))
         return audit(evenslice.symmetrize_volume(predict, AXES) if both else predict, images, labels)
 
-    stack, truth = mitochondria(shared)
-    cells, _ = neurons(shared)
+    stack, truth = mitochondria()
+    neurons = evenslice.open_volume(SHARED / "data" / "fib25_medulla" / "image.tif")
+    cells = neurons[200:232, 40:168, 40:168]
     both = evenslice.symmetrize_volume(follow)
     return {
         "optical flow from the first slice": lambda: audit(follow, stack, truth),
@@ -279,12 +263,8 @@ def clients(shared: Path, scratch: Path) -> dict[str, Callable[[], list[dict[str
         "MONAI 3-D U-Net, trained without flips": lambda: monai(flips=False),
         "MONAI 3-D U-Net, trained with flips": lambda: monai(flips=True),
         "the same, averaged over all flips (symmetrize_volume)": lambda: monai(flips=True, both=True),
-        "nnU-Net v2 without mirroring (--disable_tta)": lambda: nnunet(
-            shared, scratch, trainer="nnUNetTrainer_1epoch", mirroring=False
-        ),
-        "nnU-Net v2, mirroring in prediction (its default)": lambda: nnunet(
-            shared, scratch, trainer="nnUNetTrainer_1epoch", mirroring=True
-        ),
+        "nnU-Net v2 without mirroring (--disable_tta)": lambda: nnunet(scratch, mirroring=False),
+        "nnU-Net v2, mirroring in prediction (its default)": lambda: nnunet(scratch, mirroring=True),
     }
 
 
@@ -311,21 +291,17 @@ def fill_page() -> None:
 def main() -> None:
     """Run what is left, and write the table."""
     parser = make_parser(__doc__)
-    parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--scratch", type=Path, default=Path("whole-volumes"))
     parser.add_argument("--only", default="")
     parser.add_argument("--docs", action="store_true", help="only write the table")
     arguments = parser.parse_args()
     arguments.scratch.mkdir(exist_ok=True)
     known = {found["method"] for found in read_lines(RESULTS)}
-    todo = {} if arguments.docs else clients(arguments.shared, arguments.scratch.absolute())
+    todo = {} if arguments.docs else clients(arguments.scratch.absolute())
     for name, run in todo.items():
         if name in known or arguments.only not in name:
             continue
-        rows = run()
-        with RESULTS.open("a") as file:
-            file.write(json.dumps({"method": name, "rows": rows}) + "\n")
-        print(name, *((row["axis"], row["verdict"], round(row["change"], 3)) for row in rows), flush=True)
+        append_line(RESULTS, {"method": name, "rows": run()})
     fill_page()
 
 

@@ -20,7 +20,6 @@ import json
 import random
 import subprocess
 import sys
-import time
 from fnmatch import fnmatchcase
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -85,19 +84,12 @@ def check(network: Network, way: str, timeout: float) -> Row:
 
 def sweep(networks: Sequence[Network], options: argparse.Namespace) -> None:
     """Check networks in several processes, and add a row for each to the results as it is done."""
-    started = time.monotonic()
     with ThreadPool(options.jobs) as pool:
         rows = pool.imap_unordered(lambda network: check(network, options.way, options.timeout), networks)
         for done, row in enumerate(rows, start=1):
             write_rows([*read_rows(options.results), row], options.results)
-            pace = (time.monotonic() - started) / done
-            print(f"[{done}/{len(networks)}, {pace:.1f} s each] {_said(row)}", flush=True)
-
-
-def _said(row: Row) -> str:
-    outcomes = [f"{n}: {row.get(f'outcome_{n}') or 'not tried'}" for n in SLICES]
-    why = row.get("unbuilt") or row.get("error_3") or row.get("error_5") or ""
-    return f"{row['library']}:{row['name']} {'; '.join(outcomes)} {why}"
+            told = [row.get(name) for name in ("outcome_3", "outcome_5", "unbuilt", "error_3", "error_5")]
+            print(f"{done} of {len(networks)}: {row['spec']}", *filter(None, told), flush=True)
 
 
 def read_rows(path: Path) -> list[Row]:
