@@ -52,6 +52,7 @@ from evenslice.inference import (
     ReadyNetwork,
     Segmenter,
     as_segmenter,
+    count_ways,
     make_ready,
     measure_stress,
     to_device,
@@ -144,8 +145,7 @@ class Audit(AuditResult):
         """
         return write_report([self], path)
 
-    def _repr_html_(self) -> str:  # in a notebook
-        return html_of(self)
+    _repr_html_ = html_of  # in a notebook
 
 
 @torch.inference_mode(mode=False)  # what is made in it can be trained, and explained
@@ -281,8 +281,7 @@ def audit(
         lost = measure_stress(
             Predictor(network, slices, read.step, asked, compute.batch),
             stressed,
-            most_slices=STRESSED_SLICES,
-            most_windows=sampling.max_windows,
+            most_slices=min(STRESSED_SLICES, max(1, sampling.max_windows // count_ways(slices))),
             seed=sampling.seed,
             progress=compute.progress,
         ).summary()

@@ -79,10 +79,8 @@ class WindowSample:
 
     def next_look(self, read: int) -> int:
         """Return the number of windows after which an audit that has read some looks at what it knows."""
-        look = next_look(max(read, min(self.sampling.min_windows, self.limit) - 1))
-        if read < self.sampling.min_windows < look:
-            look = self.sampling.min_windows
-        return min(look, self.limit)
+        least = min(self.sampling.min_windows, self.limit)
+        return least if read < least else min(next_look(read), self.limit)
 
     def batches(self, size: int) -> Iterator[NDArray[np.int64]]:
         """Yield the places of the windows in batches of at most ``size``.

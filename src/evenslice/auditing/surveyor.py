@@ -93,8 +93,7 @@ class Survey(SurveyResult):
         """
         return write_report(self, path)
 
-    def _repr_html_(self) -> str:  # in a notebook
-        return html_of(self)
+    _repr_html_ = html_of  # in a notebook
 
     def save(self, folder: str | os.PathLike[str], *, force: bool = False) -> None:
         """Write ``survey.json``, ``survey.csv``, ``report.html`` and its figure into a folder.
@@ -180,17 +179,14 @@ def survey(  # all but the networks have defaults and names
     if not all(isinstance(item, str) for item in listed):
         raise ConfigError("networks are surveyed by name, such as timm:resnet18; give text, or a list of it")
     pairs = _paired(listed, weights)
-    windows, draws, seed = (
-        whole_number(name, value, least)
-        for name, value, least in (("windows", windows, 2), ("draws", draws, 1), ("seed", seed, 0))
-    )
+    windows, draws = whole_number("windows", windows, 2), whole_number("draws", draws, 1)
+    sampling = Sampling(min_windows=windows, max_windows=windows, seed=seed)
     compute.refuse("engine", "workers", "scheduler")
     compute.place()  # raises if it is not there, of which otherwise every network would tell
     if slices is not None:
         find_strategy("pretrained", slices)  # raises if the number of slices is not valid
     shown = mni152() if volume is None else open_volume(volume)
-    network = {"slices": slices, "mean": mean, "std": std, "seed": seed}
-    sampling = Sampling(min_windows=windows, max_windows=windows, seed=seed)
+    network = {"slices": slices, "mean": mean, "std": std, "seed": sampling.seed}
     found: list[SurveyedNetwork] = []
     shared: dict[str, Any] = {}
     with progress_bar("survey", len(pairs), "networks", show=compute.progress) as advance:
@@ -210,7 +206,7 @@ def survey(  # all but the networks have defaults and names
             slices=slices,
             windows=windows,
             draws=draws,
-            seed=seed,
+            seed=sampling.seed,
             **shared,
             command=command,
             created=dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),

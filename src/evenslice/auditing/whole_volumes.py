@@ -64,8 +64,7 @@ class VolumeAudit(VolumeAuditResult):
     FILES = ("flip.json", "report.html", "figures/profile.svg")
     """Names of the files that ``save`` writes."""
 
-    def _repr_html_(self) -> str:  # in a notebook
-        return html_of(self)
+    _repr_html_ = html_of  # in a notebook
 
     def save(self, folder: str | os.PathLike[str], *, force: bool = False) -> None:
         """Write ``flip.json``, ``report.html`` and its chart into a folder, which is created if missing.
@@ -313,12 +312,14 @@ def _compare(
 
 def _compare_axis(answers: Sequence[VolumeAnswers], axis: str, *, instances: bool) -> AxisChange:
     """Compare the answers to volumes that were flipped along one axis."""
-    matches: list[Any] = []
+    counts: list[int] = []  # of partners, and of objects alone in either answer
     flipped = [item.flipped[axis] for item in answers]
     again = [item.intact if item.again is None else item.again for item in answers]
     if instances:
-        flipped, matches = _match_all(answers, flipped)
-        again, _ = _match_all(answers, again)
+        pairs = [match_objects(item.intact, other) for item, other in zip(answers, flipped, strict=True)]
+        flipped = [other for other, _ in pairs]
+        counts = np.sum([found for _, found in pairs], axis=0).tolist()
+        again = [match_objects(item.intact, other)[0] for item, other in zip(answers, again, strict=True)]
     items = [
         replace(item, again=one, flipped={axis: other})
         for item, one, other in zip(answers, again, flipped, strict=True)
@@ -332,12 +333,7 @@ def _compare_axis(answers: Sequence[VolumeAnswers], axis: str, *, instances: boo
         differing=sum(int(found.sum()) for found in differing),
         repeat_differing=sum(int((item.intact != item.again).sum()) for item in items),
         classes=tuple(_compare_class(items, axis, label, repeated=repeated) for label in labels),
-        objects=None
-        if not instances
-        else AxisChange.Objects(
-            partners=sum(one.partners for one in matches),
-            alone=(sum(one.alone[0] for one in matches), sum(one.alone[1] for one in matches)),
-        ),
+        objects=AxisChange.Objects(partners=counts[0], alone=(counts[1], counts[2])) if counts else None,
         profiles=tuple(_profile(item, axis, place) for item in items),
         worst=tuple(_worst(items, differing, axis)),
     )
@@ -393,12 +389,7 @@ def _scores(
     return 2 * hits / sizes if sizes else float("nan"), sum(known) / len(known) if known else float("nan")
 
 
-def _match_all(answers: Sequence[VolumeAnswers], others: Sequence[Any]) -> tuple[list[Classes], list[Any]]:
-    found = [match_objects(item.intact, other) for item, other in zip(answers, others, strict=True)]
-    return [other for other, _ in found], [match for _, match in found]
-
-
-def match_objects(intact: Classes, other: Classes) -> tuple[Classes, Any]:
+def match_objects(intact: Classes, other: Classes) -> tuple[Classes, tuple[int, int, int]]:
     """Give objects the ids of their partners, those whose IoU is above .5, of which each has at most one.
 
     Args:
@@ -406,12 +397,13 @@ def match_objects(intact: Classes, other: Classes) -> tuple[Classes, Any]:
         other: those of the second answer.
 
     Returns:
-        The second answer with the ids of the first; objects without a partner get new ids. And how many there are.
+        The second answer with the ids of the first; objects without a partner get new ids. And the numbers of partners, and
+        of objects alone in the first and in the second.
 
     Example:
-        >>> again, match = match_objects(np.array([[[1, 1, 2, 0, 3]]]), np.array([[[7, 7, 5, 5, 0]]]))
-        >>> again.tolist(), match
-        ([[[1, 1, 5, 5, 0]]], ObjectMatch(partners=1, alone=(2, 1)))
+        >>> again, counts = match_objects(np.array([[[1, 1, 2, 0, 3]]]), np.array([[[7, 7, 5, 5, 0]]]))
+        >>> again.tolist(), counts
+        ([[[1, 1, 5, 5, 0]]], (1, 2, 1))
     """
     ids, first = np.unique(intact, return_inverse=True)
     other_ids, second = np.unique(other, return_inverse=True)
@@ -424,10 +416,8 @@ def match_objects(intact: Classes, other: Classes) -> tuple[Classes, Any]:
     names[other_ids == 0] = 0
     names[two[close]] = ids[one[close]]
     partners = int(close.sum())
-    match = AxisChange.Objects(
-        partners=partners, alone=(int((ids != 0).sum()) - partners, int((other_ids != 0).sum()) - partners)
-    )
-    return names[second].reshape(other.shape), match
+    alone, other_alone = (int((found != 0).sum()) - partners for found in (ids, other_ids))
+    return names[second].reshape(other.shape), (partners, alone, other_alone)
 
 
 def _profile(item: VolumeAnswers, axis: str, place: int) -> tuple[float, ...]:

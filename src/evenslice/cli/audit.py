@@ -36,21 +36,14 @@ ENOUGH = {"symmetric": ("symmetric",), "balanced": ("symmetric", "balanced")}
 
 
 TOLERANCES = {
-    "tolerance": options.measurement(
-        "Largest pair bias B, of saliency or reliance, that counts as equal.", metavar="X"
-    ),
-    "answer_tolerance": options.measurement(
-        "Largest answer change C that counts as the same answer.", metavar="X"
-    ),
-    "mismatch_tolerance": options.measurement(
-        "Largest mirror mismatch E that counts as equal use.", metavar="X"
-    ),
-    "judged_share": options.measurement(
-        "Judge pairs that get at least this share of the saliency (of K > 2 pairs, 2/K of it).", metavar="X"
-    ),
-    "judged_class": options.measurement(
-        "Judge classes that cover at least this part of the pixels, and the two largest.", metavar="X"
-    ),
+    name: options.measurement(text, metavar="X")
+    for name, text in {
+        "tolerance": "Largest pair bias B, of saliency or reliance, that counts as equal.",
+        "answer_tolerance": "Largest answer change C that counts as the same answer.",
+        "mismatch_tolerance": "Largest mirror mismatch E that counts as equal use.",
+        "judged_share": "Judge pairs that get at least this share of the saliency (of K > 2 pairs, 2/K of it).",
+        "judged_class": "Judge classes that cover at least this part of the pixels, and the two largest.",
+    }.items()
 }
 SAMPLING = {
     "precision": options.measurement(

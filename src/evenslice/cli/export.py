@@ -1,6 +1,6 @@
 """evenslice export: hand a network on to other programs."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from evenslice import Audit, ModelCard
+    from evenslice import Audit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,27 +22,16 @@ class Card:
 
     name: Annotated[str | None, options.output("Name of the network.", metavar="NAME")] = None
     description: Annotated[str | None, options.output("Purpose of the network.", metavar="TEXT")] = None
-    author: Annotated[list[str] | None, options.output("Author; repeat for more.", metavar="NAME")] = None
-    license_id: Annotated[
-        str | None,
-        options.output("License, as an SPDX identifier such as CC-BY-4.0.", "--license", metavar="ID"),
+    authors: Annotated[
+        list[str] | None, options.output("Author; repeat for more.", "--author", metavar="NAME")
+    ] = None
+    license: Annotated[
+        str | None, options.output("License, as an SPDX identifier such as CC-BY-4.0.", metavar="ID")
     ] = None
     cite: Annotated[
         list[str] | None,
         options.output("Reference with a DOI or an address; repeat for more.", metavar="TEXT"),
     ] = None
-
-    def to_model_card(self) -> "ModelCard":
-        """Return the card that ``evenslice.export`` takes."""
-        from evenslice import ModelCard
-
-        return ModelCard(
-            name=self.name,
-            description=self.description,
-            authors=tuple(self.author or ()),
-            license=self.license_id,
-            cite=tuple(self.cite or ()),
-        )
 
 
 @grouped
@@ -81,7 +70,7 @@ def export(
 
     The export records how to read volumes and labels: from the options, else from the run or the file of weights.
     """
-    from evenslice import export as write_network
+    from evenslice import ModelCard, export as write_network
 
     with quiet(output.json):
         audits = _audits(source.run, audit, symmetrized=inputs.symmetrize is not None)
@@ -91,7 +80,7 @@ def export(
             out,
             to=to,
             tile=tile,
-            card=card.to_model_card(),
+            card=ModelCard(**asdict(card)),
             audits=audits,
             force=output.force,
         )

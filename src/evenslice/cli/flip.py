@@ -13,7 +13,6 @@ from evenslice.cli.printing import command_line, quiet, resumable, show_result, 
 
 if TYPE_CHECKING:
     from evenslice import Volume
-    from evenslice.auditing import Program, VolumeAnswers
 
 
 def parse_swap(text: str) -> options.AxisEntry:
@@ -131,7 +130,12 @@ def flip(
     if merge is not None:
         Destination.of(merge).check(opened, force=output.force)
     with quiet(output.json), resumable("finished answers are kept; repeat the command to go on"):
-        answers = _collect(asked, opened, out, axes, swap, labels, output, repeat=not compared.no_repeat)
+        if asked.answers is None:
+            repeat = not compared.no_repeat
+            intact, again, flipped = _run_program(asked, opened, out, axes, output, repeat=repeat)
+        else:
+            intact, again, flipped = asked.answers[0], None, {axes[0]: asked.answers[1]}
+        answers = VolumeAnswers.of_files(opened, intact, flipped, again=again, swap=swap, labels=labels)
     found = answers.audit(
         method=asked.command or "answers made elsewhere", instances=compared.instances, command=command_line()
     )
@@ -146,38 +150,11 @@ def flip(
     required.check({found.method: found.verdict})
 
 
-def _collect(
-    asked: Asked,
-    volume: "Volume",
-    out: Path,
-    axes: list[str],
-    swap: dict[int, int],
-    labels: str | None,
-    output: options.Output,
-    *,
-    repeat: bool,
-) -> "VolumeAnswers":
-    """Return the answers to a volume and to the flipped ones, which a program gives or the user has."""
-    from evenslice import EvensliceError
-    from evenslice.auditing import VolumeAnswers
-
-    if asked.answers is not None:
-        return VolumeAnswers.of_files(
-            volume, asked.answers[0], {axes[0]: asked.answers[1]}, swap=swap, labels=labels
-        )
-    program = _program(asked, volume, out, output)
-    try:
-        intact, again, flipped = program.answer_all(
-            volume, axes, repeat=repeat, ignore_orientation=asked.ignore_orientation
-        )
-    except EvensliceError as error:
-        tell(*getattr(error, "__notes__", ()))  # the last lines of the program
-        raise
-    return VolumeAnswers.of_files(volume, intact, flipped, again=again, swap=swap, labels=labels)
-
-
-def _program(asked: Asked, volume: "Volume", out: Path, output: options.Output) -> "Program":
-    from evenslice import OutputError
+def _run_program(
+    asked: Asked, volume: "Volume", out: Path, axes: list[str], output: options.Output, *, repeat: bool
+) -> tuple[str, str | None, dict[str, str]]:
+    """Return the files of a program's answers to a volume, to it again, and to the flipped ones by axis."""
+    from evenslice import EvensliceError, OutputError
     from evenslice.auditing import Program
     from evenslice.volumes import Destination
 
@@ -189,4 +166,9 @@ def _program(asked: Asked, volume: "Volume", out: Path, output: options.Output) 
     except OutputError:
         suffix = ".nii.gz"
     names = asked.input_name or f"volume{suffix}", asked.output_name or f"answer{suffix}"
-    return Program.parse(str(asked.command), out, *names, force=output.force)
+    program = Program.parse(str(asked.command), out, *names, force=output.force)
+    try:
+        return program.answer_all(volume, axes, repeat=repeat, ignore_orientation=asked.ignore_orientation)
+    except EvensliceError as error:
+        tell(*getattr(error, "__notes__", ()))  # the last lines of the program
+        raise

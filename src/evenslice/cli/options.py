@@ -90,14 +90,9 @@ STRATEGIES = (
     "pretrained", "uniform", "center", "profile", "mirror", "twin", "shuffle", "equalize", "mixer", "reinit", "random",
 )  # fmt: skip
 TARGETS = ("auto", "predicted", "labels", "sum")
-TIES = ("mirror", "uniform")
 OUTPUT = "output"
 CUTS = (OUTPUT, "encoder")
 PLANES = ("z", "y", "x")
-OTHERS = ("error", "background")
-INSTANCES = ("sparse", "dense")
-DTYPES = ("auto", "bfloat16", "float16", "float32")
-ENGINES = ("auto", "openvino", "torch")
 
 MODEL_HELP = (
     "Network: smp:DECODER/ENCODER, timm:NAME, torchvision:NAME, monai:NAME, transformers:NAME (a hub name, "
@@ -194,7 +189,7 @@ Tie = Annotated[
     network(
         "Average the kernels of opposite slices (mirror) or of all slices (uniform), and keep them so in training.",
         metavar="TIE",
-        autocompletion=lambda: TIES,
+        autocompletion=lambda: ("mirror", "uniform"),
     ),
 ]
 Seed = Annotated[int, computing("Random seed.", metavar="N", callback=check_seed)]
@@ -333,7 +328,7 @@ LABELS: dict[str, Any] = {
     "other_labels": volume(
         "Take other label values as error or as background, class 0 (default: as saved, else error).",
         metavar="WHAT",
-        autocompletion=lambda: OTHERS,
+        autocompletion=lambda: ("error", "background"),
     ),
     "ignore_label": volume(
         "Leave voxels of this label value out of scores (default: as saved).",
@@ -343,7 +338,7 @@ LABELS: dict[str, Any] = {
         "Labels number objects; their boundaries become class 1. sparse: 0 is background. dense: 0 lies between objects "
         "and is boundary (default: as saved, else labels are classes).",
         metavar="KIND",
-        autocompletion=lambda: INSTANCES,
+        autocompletion=lambda: ("sparse", "dense"),
     ),
 }
 """The meaning of each value in labels."""
@@ -495,7 +490,7 @@ PASSES: dict[str, Any] = {
     "dtype": computing(
         "Compute in float32 (auto), bfloat16 or float16 (on a GPU only); all but audits say how many labels that changes.",
         metavar="TYPE",
-        autocompletion=lambda: DTYPES,
+        autocompletion=lambda: ("auto", "bfloat16", "float16", "float32"),
     ),
     "batch": computing("Windows per forward pass (default: chosen for speed).", metavar="N"),
 }
@@ -508,7 +503,7 @@ ENGINE = computing(
     "Engine on a CPU: torch, openvino, or auto (openvino, if installed, for convolutional networks and work worth the "
     "seconds of a conversion).",
     metavar="NAME",
-    autocompletion=lambda: ENGINES,
+    autocompletion=lambda: ("auto", "openvino", "torch"),
 )
 WHOLE: dict[str, Any] = PASSES | {"engine": ENGINE}
 """What runs whole volumes."""

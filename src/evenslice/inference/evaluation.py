@@ -285,12 +285,6 @@ def _objects_dict(objects: Floats) -> dict[str, Any]:
 KINDS = ("missing", "blank", "noisy", "shifted")
 """What becomes of a slice: the middle slice in its place; 0, the darkest intensity; noise added; or a translation."""
 
-NOISE = 0.1
-"""Standard deviation of the noise of noisy slices, where intensities are scaled to 0..1."""
-
-SHIFT = 8
-"""Pixels by which shifted slices are translated along x; their first column is repeated."""
-
 
 def disturbances(slices: int) -> list[tuple[str, int]]:
     """Return the kind and the offset k of each three ways in which windows of N slices are disturbed.
@@ -358,7 +352,9 @@ class StressTest:
         yield list(window[::-1])
         middle = self.slices // 2
         random = np.random.default_rng([self.seed, volume, z])
-        noise = [NOISE * random.standard_normal(window[middle].shape, dtype=np.float32) for _ in range(2)]
+        noise = [
+            Stress.noise * random.standard_normal(window[middle].shape, dtype=np.float32) for _ in range(2)
+        ]
         for kind, k in disturbances(self.slices):
             before, after = (self._slice(kind, window, middle + side * k, noise[0]) for side in (-1, 1))
             other = self._slice(kind, window, middle + k, noise[1])
@@ -375,7 +371,7 @@ class StressTest:
         if kind == "noisy":
             noisy: Plane = np.clip(plane + noise, 0, 1)  # as the scaling clips voxels
             return noisy
-        shift = min(SHIFT, plane.shape[1] - 1)
+        shift = min(Stress.shift, plane.shape[1] - 1)
         return np.pad(plane[:, : plane.shape[1] - shift], [(0, 0), (shift, 0)], mode="edge")
 
     def answers(
@@ -429,8 +425,6 @@ class StressTest:
             counts[:, 1],
             disturbances(self.slices),
             reference="labels" if labelled else "intact answer",
-            noise=NOISE,
-            shift=SHIFT,
         )
 
 
@@ -440,7 +434,6 @@ def measure_stress(
     *,
     classes: int | None = None,
     most_slices: int | None = MOST_SLICES,
-    most_windows: int | None = None,
     seed: int = 0,
     progress: bool | None = None,
 ) -> Stress:
@@ -451,7 +444,6 @@ def measure_stress(
         volumes: one or more (z, y, x), each with its scaling to 0..1, and with the class of each voxel or None.
         classes: C; by default as many as the network returns, at least 2.
         most_slices: disturb the windows of at most this many slices, spread evenly over the volumes; None for all.
-        most_windows: and of so few that all ways of showing their windows are no more than these, but of one slice.
         seed: random seed of the noise.
         progress: show a progress bar on standard error; by default one on a terminal, and lines elsewhere.
 
@@ -475,9 +467,6 @@ def measure_stress(
     """
     if classes is None:
         classes = predictor.for_planes(volumes[0][0].shape[1:]).prepare()
-    if most_windows is not None:
-        fewer = max(1, most_windows // count_ways(predictor.slices))
-        most_slices = min(most_slices or fewer, fewer)
     depths = [len(volume) for volume, *_ in volumes]
     test = StressTest(predictor, classes, depths, most=most_slices, seed=seed)
     centres = [sorted(chosen) for chosen in test.chosen]

@@ -104,7 +104,7 @@ class ModelCard:
     def __post_init__(self) -> None:
         for name in ("authors", "cite"):
             given = getattr(self, name)  # a string's parts are its letters
-            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
+            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given or ()))
 
 
 def describe(segmenter: Segmenter, card: ModelCard, audits: Sequence[AuditResult]) -> dict[str, Any]:

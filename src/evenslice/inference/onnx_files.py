@@ -90,7 +90,7 @@ class OnnxNetwork:
         std: tuple[float, ...] | None,
         providers: tuple[str, ...],
     ) -> None:
-        self.path, self.providers = path, providers
+        self.path, self.name, self.providers = path, path.name, providers
         self._given = mean, std
         self._session = open_session(path, providers)
         said = self._session.get_modelmeta().custom_metadata_map
@@ -162,11 +162,6 @@ class OnnxNetwork:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return OnnxNetwork, (self.path, *self._given, self.providers)
-
-    @property
-    def name(self) -> str:
-        """The name of the file."""
-        return self.path.name
 
     @property
     def origin(self) -> str:

@@ -113,16 +113,6 @@ class Answer:
     figures: tuple[Found, ...]
 
     @property
-    def symbol(self) -> str:
-        """The letter of the figure: B, C or E."""
-        return SYMBOLS[self.question]
-
-    @property
-    def asks(self) -> str:
-        """The question in words."""
-        return ASKS[self.question]
-
-    @property
     def value(self) -> str:
         """The figure with its 95 % interval in brackets."""
         return interval(self.found.figure if self.found else None, self.tolerance, -self.tolerance)
@@ -132,7 +122,7 @@ class Answer:
         """The state with the tolerance."""
         if self.state not in ("within", "beyond", "open"):
             return {"unknown": "as in version 0.2"}.get(self.state, self.state)
-        edge = f"{'±' if self.symbol == 'B' else ''}{self.tolerance:g}"
+        edge = f"{'±' if SYMBOLS[self.question] == 'B' else ''}{self.tolerance:g}"
         return f"open ({edge})" if self.state == "open" else f"{self.state} {edge}"
 
 
@@ -208,7 +198,7 @@ def _of_part(part: Any, question: str) -> list[Found]:
     """List the figures on a question of all pixels, of a class, or of a volume."""
     if question == "answer":
         return [Found(part.answer_change)]
-    of_use = getattr(part.mirror_mismatch, "pairs", ())
+    of_use = part.mirror_mismatch.pairs
     pairs = {"saliency": part.pairs, "reliance": part.reliance}.get(question, of_use)
     found = [Found(pair, offset=k) for k, pair in enumerate(pairs, start=1)]
     return [Found(part.mirror_mismatch), *found] if question == "use" else found
@@ -226,7 +216,7 @@ def answer_table(audit: AuditResult, title: str = "four questions") -> Table:
     rows = [
         Row(
             f"{item.question} *" if item.decided else item.question,
-            (item.symbol, item.value, item.about, item.verdict),
+            (SYMBOLS[item.question], item.value, item.about, item.verdict),
         )
         for item in four_answers(audit)
     ]
@@ -448,8 +438,7 @@ def statistics_table(audits: Sequence[AuditResult]) -> Table:
             if not all(cell.startswith(NOTHING) for cell in cells):
                 label = labels[name].format(signed(k or 0) if name == "shares" else k)
                 rows.append(Row(label, tuple(cells)))
-        if rows:
-            groups.append(Group(title, meaning, tuple(rows)))
+        groups.append(Group(title, meaning, tuple(rows)))
     return Table(
         "All statistics",
         ("Statistic", *(audit.name for audit in audits)),
@@ -491,7 +480,7 @@ def part_tables(audits: Sequence[AuditResult]) -> list[Table]:
         for index, audit in enumerate(audits)
         for item in audit.statistics.by_volume
     ]
-    tables = [
+    return [
         plain_table(
             "Each judged class",
             ("Class", "Pixels", *QUESTIONS),
@@ -506,7 +495,6 @@ def part_tables(audits: Sequence[AuditResult]) -> list[Table]:
             "The figures of all predicted pixels of each volume, which decide nothing by themselves.",
         ),
     ]
-    return [table for table in tables if table.rows]
 
 
 def _volume_name(audit: AuditResult, number: int) -> str:

@@ -22,7 +22,7 @@ from evenslice.report.audit_tables import stressed
 from evenslice.report.study_tables import shown
 from evenslice.report.style import TALLEST, WIDTH, Drawing
 from evenslice.report.tables import MINUS, few_lines, one_line, signed
-from evenslice.results import Tolerances, score_title
+from evenslice.results import Tolerances, nan_mean, score_title
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -267,11 +267,11 @@ def _draw_block(axes: Axes, items: Sequence[StressItem], rows: Sequence[tuple[st
     """Draw a line for each item in a group for each kind and offset: from the loss at -k to that at +k."""
     for row, (kind, offset) in enumerate(rows):
         for place, item in enumerate(items):
-            ends = []
-            for side in ("before", "after"):
-                values = [summary.lost(kind, offset, side) for summary in item.summaries]
-                known = [value for value in values if not math.isnan(value)]
-                ends.append(float(np.mean(known)) if known else math.nan)
+            lost = [
+                [summary.lost(kind, offset, side) for side in ("before", "after")]
+                for summary in item.summaries
+            ]
+            ends = nan_mean(np.array(lost)).tolist()
             y, look = row * (len(items) + 1) + place, style.look(item.index)
             axes.plot(ends, [y, y], color=look["color"], linewidth=1.5)
             for end, fill in zip(ends, (look["color"], "none"), strict=True):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass, replace
-from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,8 +14,7 @@ from scipy.ndimage import (
     find_objects,
     gaussian_filter,
     generate_binary_structure,
-    maximum_filter,
-    minimum_filter,
+    morphological_gradient,
 )
 
 from evenslice.report.style import AUDIT_COLOURS
@@ -58,27 +56,18 @@ IN_PLACE: Final = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A slice (y, x) uint8 under a layer (y, x, 4) uint8 of colour and opacity, and its label."""
+    """A slice under a layer of colour and opacity, as data URIs; its label, and its height, where its width is 100."""
 
     label: str
-    image: NDArray[np.uint8]
-    layer: NDArray[np.uint8]
+    image_uri: str
+    layer_uri: str
+    height: float
 
-    @property
-    def height(self) -> float:
-        """Height in units of which the width has 100."""
-        height, width = self.image.shape
-        return 100.0 * float(height) / float(width)
-
-    @cached_property
-    def image_uri(self) -> str:
-        """The slice as a data URI."""
-        return data_uri(self.image)
-
-    @cached_property
-    def layer_uri(self) -> str:
-        """The layer as a data URI."""
-        return data_uri(self.layer)
+    @classmethod
+    def of(cls, label: str, image: NDArray[np.uint8], layer: NDArray[np.uint8]) -> Picture:
+        """Make a picture of a slice (y, x) and a layer (y, x, 4)."""
+        height, width = image.shape
+        return cls(label, data_uri(image), data_uri(layer), 100.0 * height / width)
 
 
 @dataclass(frozen=True)
@@ -164,7 +153,7 @@ def _coloured(
     top = max(float(np.quantile(np.abs(maps), 0.995)) for maps in shrunk)
     return [
         tuple(
-            Picture(
+            Picture.of(
                 f"{signed(k)}: {percent(share)}",
                 _shrink(image),
                 _colour(layer / top if top > 0 else layer),
@@ -240,7 +229,7 @@ def outlined_panels(results: StudyResults) -> list[Panel]:
             run = next((run for run in results.runs_of(item, arm.arm) if run.example is not None), None)
             if run is not None and run.example is not None:
                 example = around_foreground(run.example)
-                picture = Picture("", example.image, outlines(example))
+                picture = Picture.of("", example.image, outlines(example))
                 strips.append(Strip(arm.arm, results.arms.index(arm.arm), (picture,)))
         if strips:
             panels.append(Panel(item.title, tuple(strips), ""))
@@ -262,7 +251,7 @@ def slice_panels(result: VolumeAuditResult) -> list[Panel]:
             image = _shrink(found.image)
             size = image.shape[::-1]
             pictures = [
-                Picture(
+                Picture.of(
                     label, image, np.asarray(Image.fromarray(layer).resize(size, Image.Resampling.NEAREST))
                 )
                 for label, layer in layers.items()
@@ -317,5 +306,4 @@ def outlines(example: ExampleSlice) -> NDArray[np.uint8]:
 
 def _boundaries(classes: NDArray[Any]) -> NDArray[np.bool_]:
     """Mark the pixels on both sides of each class boundary."""
-    cross = generate_binary_structure(2, 1)
-    return np.asarray(maximum_filter(classes, footprint=cross) != minimum_filter(classes, footprint=cross))
+    return np.asarray(morphological_gradient(classes, footprint=generate_binary_structure(2, 1)) != 0)

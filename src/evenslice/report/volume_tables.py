@@ -48,15 +48,14 @@ def class_name(found: ClassChange) -> str:
 
 def tables_of_volumes(result: VolumeAuditResult) -> list[Table]:
     """Return a table of verdicts by axis, of C by class, of objects, and of Dice, as far as they were measured."""
-    known = {found.label: found for axis in result.axes for found in axis.classes}
-    labelled = any(not math.isnan(found.dice[0]) for found in known.values())
+    labelled = any(not math.isnan(found.dice[0]) for axis in result.axes for found in axis.classes)
     tables = [_axis_table(result), _by_class(result, "C = 1 - IoU by class", _change_cell)]
-    if any(axis.objects for axis in result.axes):
-        rows = [
-            Row(axis.axis, (f"{axis.objects.partners:,}", *(f"{count:,}" for count in axis.objects.alone)))
-            for axis in result.axes
-            if axis.objects
-        ]
+    rows = [
+        Row(axis.axis, (f"{axis.objects.partners:,}", *(f"{count:,}" for count in axis.objects.alone)))
+        for axis in result.axes
+        if axis.objects
+    ]
+    if rows:
         columns = ("flipped along", "objects with a partner", "without, intact", "without, flipped")
         tables.append(plain_table("Objects", columns, rows, "Partners have an IoU above .5."))
     for name, title in SCORES.items() if labelled else ():

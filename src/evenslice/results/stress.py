@@ -83,22 +83,22 @@ class Stress:
     Attributes:
         reference: "labels" or "intact answer".
         slices: number of slices whose windows were disturbed.
-        noise: standard deviation of the noise of noisy slices, where 1 is the range of the scaled intensities.
-        shift: pixels by which shifted slices are translated along x.
         intact: the score of the intact windows on the same slices; its loss is 0.
         reversed: that of the reversed windows.
         losses: one for each kind and each k.
         blank: the scaled intensity of blank slices.
+        noise: standard deviation of the noise of noisy slices, where 1 is the range of the scaled intensities.
+        shift: pixels by which shifted slices are translated along x; their first column is repeated.
     """
 
     reference: str
     slices: int
-    noise: float
-    shift: int
     intact: DisturbedScore
     reversed: DisturbedScore
     losses: tuple[Loss, ...]
     blank: float = 0.0
+    noise: float = 0.1
+    shift: int = 8
 
     @classmethod
     def of_counts(
@@ -109,8 +109,6 @@ class Stress:
         kinds: Sequence[tuple[str, int]],
         *,
         reference: str,
-        noise: float = 0.0,
-        shift: int = 0,
     ) -> Self:
         """Compute the cost of disturbed slices, from how n slices were answered in v ways, for C classes.
 
@@ -121,8 +119,6 @@ class Stress:
             sizes: (n, v, C) pixels of a class in the reference plus those in the answer.
             kinds: the kind and the offset k of each three ways.
             reference: "labels" or "intact answer".
-            noise: to be recorded.
-            shift: to be recorded.
 
         Example: the slice before is worth half of the hits, that after nothing.
             >>> hits = np.array([[[9, 4], [9, 4], [9, 2], [9, 4], [9, 2]]] * 3)
@@ -142,7 +138,7 @@ class Stress:
             Loss(kind, offset, scores[first], scores[first + 1], scores[first + 2], asymmetry)
             for (kind, offset), first, asymmetry in zip(kinds, firsts, asymmetries, strict=True)
         )
-        return cls(reference, len(volume), noise, shift, scores[0], scores[1], losses)
+        return cls(reference, len(volume), scores[0], scores[1], losses)
 
     def summary(self) -> StressSummary:
         """Return the short form."""

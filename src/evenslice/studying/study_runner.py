@@ -212,14 +212,14 @@ def _not_applied(runs: Sequence[Run], outcomes: Mapping[str, RunOutcome]) -> tup
 
 
 def _some(runs: Sequence[Run]) -> str:
-    return "; ".join(run_name(run.labels, folded=True) for run in runs)
+    shown = [run_name(run.labels, folded=True) for run in runs[:3]]
+    return "; ".join([*shown, f"and {len(runs) - 3} more"] if len(runs) > 3 else shown)
 
 
 class _ShownSummary(dict[str, Any]):
     """A summary that a notebook shows as tables."""
 
-    def _repr_html_(self) -> str:
-        return html_of(self)
+    _repr_html_ = html_of
 
 
 def _check_data(config: StudyConfig, runs: Sequence[Run]) -> DataFiles:
