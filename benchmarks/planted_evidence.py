@@ -32,7 +32,7 @@ from scipy.ndimage import gaussian_filter
 from shared import (
     ROOT,
     SHARED,
-    append_line,
+    append_lines,
     insert_tables,
     load_family,
     make_parser,
@@ -506,9 +506,7 @@ def main() -> None:
     for cell in cells():
         if cell in done or options.only not in " ".join(map(str, asdict(cell).values())):
             continue
-        rows = run(cell, volumes[cell.background])
-        for row in rows:
-            append_line(RESULTS, row)
+        append_lines(RESULTS, *run(cell, volumes[cell.background]))
 
 
 if __name__ == "__main__":

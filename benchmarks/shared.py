@@ -113,11 +113,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def append_line(path: Path, row: dict[str, Any]) -> None:
-    """Add a JSON document to such a file, and print it."""
+def append_lines(path: Path, *rows: dict[str, Any]) -> None:
+    """Add JSON documents to such a file, all or none, and print what names the first."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(f"{json.dumps(row)}\n")
-    print(row, flush=True)
+        file.write("".join(f"{json.dumps(row)}\n" for row in rows))
+    print(*(value for value in rows[0].values() if isinstance(value, str | int)), flush=True)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.ndimage import binary_dilation, gaussian_filter, label
-from shared import ROOT, SHARED, SPEC, append_line, insert_tables, make_parser, mean, read_lines, table
+from shared import ROOT, SHARED, SPEC, append_lines, insert_tables, make_parser, mean, read_lines, table
 
 import evenslice
 
@@ -253,7 +253,7 @@ def measure_study(study: Path, scratch: Path) -> None:
         files = [(root / item.image.path, root / item.labels.path, item.slices or ()) for item in data.test]
         test = [pair(image, labels, *slices) for image, labels, slices in files]
         _, found = flips(evenslice.load_network(str(network)).model, test, scratch)
-        append_line(RESULTS, row | found)
+        append_lines(RESULTS, row | found)
 
 
 def find_objects(volume: evenslice.Volume, labels: evenslice.Volume) -> Iterator[tuple[Array, Array, Array]]:
@@ -422,7 +422,7 @@ def main() -> None:
             network = evenslice.symmetrize(network) if arm == "output" else network
             compared = partial(order, data=of, folder=folder, first=first)
             found = MEASURED.get(measure, compared)(network, sets[of]["test"])
-            append_line(RESULTS, {"measure": measure, "data": of, "arm": arm, "seed": seed, **found})
+            append_lines(RESULTS, {"measure": measure, "data": of, "arm": arm, "seed": seed, **found})
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from scipy.ndimage import binary_opening, distance_transform_edt, gaussian_filter, label
-from shared import ROOT, SHARED, append_line, insert_tables, make_parser, read_lines, table
+from shared import ROOT, SHARED, append_lines, insert_tables, make_parser, read_lines, table
 from skimage.feature import peak_local_max
 from skimage.filters import threshold_otsu
 from skimage.registration import optical_flow_ilk
@@ -301,7 +301,7 @@ def main() -> None:
     for name, run in todo.items():
         if name in known or arguments.only not in name:
             continue
-        append_line(RESULTS, {"method": name, "rows": run()})
+        append_lines(RESULTS, {"method": name, "rows": run()})
     fill_page()
 
 
