@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from shared import ROOT, SHARED, Cache, insert_tables, load_family, make_parser, table, write_csvs
+from shared import SHARED, Cache, insert_tables, load_family, make_parser, table, write_csvs
 
 import evenslice
 
@@ -304,7 +304,7 @@ def main() -> None:
         print(f"\n{name}\n\n{text}")
     if options.docs:
         write_csvs("calibration", tables)
-        insert_tables(ROOT / "docs" / "calibration.md", {"calibration coverage": tables["coverage"]})
+        insert_tables({"calibration coverage": tables["coverage"]})
 
 
 if __name__ == "__main__":

@@ -58,8 +58,7 @@ if TYPE_CHECKING:
     Volumes = tuple[NDArray[np.float32], NDArray[np.float32]]
     """To train and to test on."""
 
-PAGE = ROOT / "docs" / "planted-evidence.md"
-PICTURE = PAGE.with_suffix(".svg")
+PICTURE = ROOT / "docs" / "planted-evidence.svg"
 RESULTS = Path(__file__).parent / "planted-evidence.jsonl"
 SIDE, STEPS, BATCH, TESTED, SEEDS = 64, 300, 8, 48, 5
 SIZES = (4, 7, 10)
@@ -494,7 +493,7 @@ def main() -> None:
     known = read_lines(RESULTS)
     if options.docs:
         found = tables(known)
-        insert_tables(PAGE, {name: text for name, text in found.items() if name.startswith("planted")})
+        insert_tables({name: text for name, text in found.items() if name.startswith("planted")})
         write_csvs("planted", {name: text for name, text in found.items() if name.startswith("all")})
         return
     torch.set_num_threads(1)

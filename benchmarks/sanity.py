@@ -27,7 +27,6 @@ from planted_evidence import SMALL_VGG16
 from scipy.stats import spearmanr
 from shared import (
     FAMILIES,
-    ROOT,
     Cache,
     insert_tables,
     load_family,
@@ -304,8 +303,7 @@ def main() -> None:
     for name, lines in tables.items():
         print(f"\n{name}\n\n{lines}")
     if options.docs:
-        page = {"sanity stages": tables.pop("sanity stages")}
-        insert_tables(ROOT / "docs" / "calibration.md", page)
+        insert_tables({"sanity stages": tables.pop("sanity stages")})
         write_csvs("sanity", tables)
 
 

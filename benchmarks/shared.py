@@ -126,17 +126,25 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in chain([header, rule], rows))
 
 
-def insert_tables(page: Path, tables: dict[str, str]) -> None:
-    """Insert tables into a page, each between ``<!-- table: NAME -->`` and ``<!-- end -->``.
+def fill(tables: Mapping[str, str]) -> dict[Path, str]:
+    """Return the pages that have places for tables, each between ``<!-- table: NAME -->`` and ``<!-- end -->``, filled.
 
     Raises:
-        ValueError: the page has no place for one.
+        ValueError: there is not exactly one place for a table.
     """
-    text = page.read_text(encoding="utf-8")
+    pages = dict[Path, str]()
     for name, new in tables.items():
-        before, rest = text.split(f"<!-- table: {name} -->")
-        text = f"{before}<!-- table: {name} -->\n\n{new}\n\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
-    page.write_text(text, encoding="utf-8")
+        mark = f"<!-- table: {name} -->"
+        (page,) = (path for path in (ROOT / "docs").rglob("*.md") if mark in path.read_text(encoding="utf-8"))
+        before, rest = pages.get(page, page.read_text(encoding="utf-8")).split(mark)
+        pages[page] = f"{before}{mark}\n\n{new}\n\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
+    return pages
+
+
+def insert_tables(tables: Mapping[str, str]) -> None:
+    """Insert tables into the pages that have places for them."""
+    for page, text in fill(tables).items():
+        page.write_text(text, encoding="utf-8")
 
 
 def write_csvs(prefix: str, tables: dict[str, str], folder: Path = RESULTS) -> None:

@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.ndimage import binary_dilation, gaussian_filter, label
-from shared import ROOT, SHARED, SPEC, append_lines, insert_tables, make_parser, mean, read_lines, table
+from shared import SHARED, SPEC, append_lines, insert_tables, make_parser, mean, read_lines, table
 
 import evenslice
 
@@ -53,11 +53,6 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-PAGES = {
-    "which neighbour": "planted-evidence.md",
-    "erased objects": "planted-evidence.md",
-    "order of slices": "explanation/does-it-matter.md",
-}
 DATA = SHARED.resolve() / "data"
 RESULTS = Path(__file__).parent / "trained.jsonl"
 SEEDS = 2
@@ -399,8 +394,7 @@ def main() -> None:
     options = parser.parse_args()
     known = read_lines(RESULTS)
     if options.docs:
-        for name, text in tables(known).items():
-            insert_tables(ROOT / "docs" / PAGES[name], {name: text})
+        insert_tables(tables(known))
         return
     if options.study is not None:
         measure_study(options.study, options.scratch)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from scipy.ndimage import binary_opening, distance_transform_edt, gaussian_filter, label
-from shared import ROOT, SHARED, append_lines, insert_tables, make_parser, read_lines, table
+from shared import SHARED, append_lines, insert_tables, make_parser, read_lines, table
 from skimage.feature import peak_local_max
 from skimage.filters import threshold_otsu
 from skimage.registration import optical_flow_ilk
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-PAGE = ROOT / "docs" / "whole-volumes.md"
 RESULTS = Path(__file__).parent / "whole-volumes.jsonl"
 AXES = ("z", "y", "x")
 STEPS, BATCH, SIDE = 400, 8, 32
@@ -268,10 +267,10 @@ def clients(scratch: Path) -> dict[str, Callable[[], list[dict[str, Any]]]]:
     }
 
 
-def fill_page() -> None:
-    """Write the table, a row for each method."""
+def tables(lines: list[dict[str, Any]]) -> dict[str, str]:
+    """Return the table of the page, a row for each method."""
     body = []
-    for found in read_lines(RESULTS):
+    for found in lines:
         rows, first = found["rows"], found["rows"][0]
         cells = [f"{row['verdict']}, {row['change']:.3f}" for row in rows]
         alone = "" if first["alone"] is None else "{} of {}".format(first["alone"][0], sum(first["alone"]))
@@ -285,7 +284,7 @@ def fill_page() -> None:
         "Dice: intact, z, y, x",
         "s",
     ]
-    insert_tables(PAGE, {"clients": table(header, body)})
+    return {"clients": table(header, body)}
 
 
 def main() -> None:
@@ -302,7 +301,7 @@ def main() -> None:
         if name in known or arguments.only not in name:
             continue
         append_lines(RESULTS, {"method": name, "rows": run()})
-    fill_page()
+    insert_tables(tables(read_lines(RESULTS)))
 
 
 if __name__ == "__main__":

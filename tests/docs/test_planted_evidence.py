@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 import planted_evidence as planted
 import pytest
+import shared
 import torch
 import trained
+import whole_volumes
 
 import evenslice
 
-ROOT = Path(__file__).parents[2]
-CSVS = ROOT / "benchmarks" / "results"
+CSVS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
 @pytest.fixture
@@ -89,22 +90,19 @@ def test_a_network_that_reads_the_slice_before_changes_along_z_alone(tmp_path):
     assert found["seeds"] == 0
 
 
-def test_pages_hold_the_tables_of_the_results():
-    tables = planted.tables(planted.read_lines(planted.RESULTS))
-    tables |= trained.tables(planted.read_lines(trained.RESULTS))
-    for name, table in tables.items():
-        if name.startswith("all"):  # a CSV file
-            assert len(table.splitlines()) - 1 == len(
-                (CSVS / f"planted-{name.replace(' ', '-')}.csv").read_text().splitlines()
-            )
-            continue
-        text = (ROOT / "docs" / trained.PAGES.get(name, planted.PAGE.name)).read_text()
-        found = text.split(f"<!-- table: {name} -->")[1].split("<!-- end -->")[0]
-        assert found.strip() == table, name
+@pytest.mark.parametrize("script", [planted, trained, whole_volumes], ids=lambda script: script.__name__)
+def test_pages_hold_the_tables_of_the_results(script):
+    tables = script.tables(shared.read_lines(script.RESULTS))
+    csvs = {name: tables.pop(name) for name in list(tables) if name.startswith("all")}
+    for page, text in shared.fill(tables).items():
+        assert page.read_text() == text, page
+    for name, table in csvs.items():
+        file = CSVS / f"planted-{name.replace(' ', '-')}.csv"
+        assert len(table.splitlines()) - 1 == len(file.read_text().splitlines())
 
 
 def test_the_primary_comparison_is_what_the_page_says():
-    rows = planted.read_lines(planted.RESULTS)
+    rows = shared.read_lines(planted.RESULTS)
     cell = {"marks": "intensity", "background": "EM", "family": "EfficientNet-Lite0", "arm": "pretrained"}
     (before, after), _ = planted.pointing([row for row in rows if cell.items() <= row.items()], "gradient")
     assert before > 0.95
