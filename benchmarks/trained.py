@@ -45,11 +45,16 @@ from scipy.ndimage import binary_dilation, gaussian_filter, label
 from shared import SHARED, SPEC, append_lines, insert_tables, make_parser, mean, read_lines, table
 
 import evenslice
+from evenslice.report.tables import difference
+from evenslice.results.comparisons import replicate_means
+from evenslice.results.intervals import pool_means
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
+
+    from evenslice.results.intervals import Interval
 
     Array = NDArray[Any]
 
@@ -73,7 +78,7 @@ OF_OBJECTS: dict[str, dict[str, Any]] = {
 """The same of networks that are asked about erased objects; "output" is the pretrained one, symmetrized afterwards."""
 
 AXES = "zyx"
-LONGER = "pretrained for longer"
+LONGER, FOLDS = "pretrained for longer", 4
 OTHER = "CDeep3M"
 """Other tissue, on which networks of Lucchi++ are tested, too."""
 
@@ -317,11 +322,12 @@ def _change(one: Array, other: Array) -> float:
 
 def tables(rows: list[dict[str, Any]]) -> dict[str, str]:
     """Return the tables of the pages."""
-    of = {name: [row for row in rows if row["measure"] == name] for name in ("neighbour", "order", "erased")}
+    measures = ("neighbour", "order", "erased", "flips")
+    of = {name: [row for row in rows if row["measure"] == name] for name in measures}
     return {
         "which neighbour": neighbour_table(of["neighbour"]),
         "erased objects": erased_table(of["erased"]),
-        "order of slices": order_table(of["order"]),
+        "order of slices": order_table(of["order"], of["flips"]),
     }
 
 
@@ -358,8 +364,8 @@ def erased_table(rows: list[dict[str, Any]]) -> str:
     return table(["method", *groups], body)
 
 
-def order_table(rows: list[dict[str, Any]]) -> str:
-    """Return the changes of each start, means over seeds and then data sets, and below all the primary comparison."""
+def order_table(rows: list[dict[str, Any]], in_study: list[dict[str, Any]]) -> str:
+    """Return the changes of each start and of the networks of a study, means over data sets, and the primary comparisons."""
     means, along = dict[tuple[str, str], list[list[float]]](), list[float]()
     for arm, data in dict.fromkeys((row["arm"], row["data"]) for row in rows):
         group = [row for row in rows if (row["arm"], row["data"]) == (arm, data)]
@@ -378,8 +384,22 @@ def order_table(rows: list[dict[str, Any]]) -> str:
         for (of, arm), values in sorted(means.items(), key=lambda item: item[0][0] == OTHER)
     ]
     body.append(["pretrained, z less y and x", "{:.3f} [{:.3f}, {:.3f}]".format(*mean(along)), *[""] * 8])
+    means_in_folds, gain = in_folds(in_study)
+    body.append([LONGER, *(f"{value:.3f}" for value in means_in_folds), "", ""])
+    body.append([f"{LONGER}, averaged over y and x less z", *[""] * 5, difference(gain), *[""] * 3])
     flips, averages = ([f"{way} {axis}" for axis in AXES] for way in ("flip of", "averaged over"))
     return table(["data, start", *flips, "Dice", *averages, "seed", "lost"], body)
+
+
+def in_folds(rows: list[dict[str, Any]]) -> tuple[Array, Interval]:
+    """Return the mean changes and Dice of networks in folds, and what averages over y and x gain beside the one over z."""
+    groups = []
+    for data in dict.fromkeys(row["data"] for row in rows):
+        of = [row for row in rows if row["data"] == data]
+        gains = [np.mean(row["dice"][2:]) - row["dice"][1] for row in of]
+        groups.append(replicate_means(of, gains, "fold"))
+    means = np.mean([[*row["change"], *row["dice"]] for row in rows], axis=0)
+    return means, pool_means(groups, [FOLDS] * len(groups)).interval()
 
 
 def main() -> None:

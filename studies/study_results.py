@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from evenslice.results.intervals import PooledMean
 
 STUDIES = Path(__file__).parent
-NAMES = ("price", "short", "families", "classification", "cuts", "five-slices", "default-crops")
+NAMES = ("price", "short", "compute", "families", "classification", "cuts", "five-slices", "default-crops")
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -110,9 +110,11 @@ class Arm:
         found: Interval = self.entry.differences.get(name, UNKNOWN)
         return found
 
-    def mean(self, value: Callable[[Mapping[str, str], Mapping[str, str]], float]) -> PooledMean:
-        """Return the mean, over data sets and replicates, of a value of each run beside the baseline's of the same place."""
-        named = (self.network, self.study.summary.baseline)
+    def mean(
+        self, value: Callable[[Mapping[str, str], Mapping[str, str]], float], beside: str | None = None
+    ) -> PooledMean:
+        """Return the mean, over data sets and replicates, of a value of each run beside that of the baseline or another arm."""
+        named = (self.network, beside or self.study.summary.baseline)
         runs = [run for run in self.study.runs if (run["architecture"], run["arm"]) == named]
         baseline = {_place(run): run for run in runs}
         folds = {item["name"]: item.get("folds", 1) for item in self.study.config["datasets"]}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import study_results as results
 
-from evenslice.report.tables import interval
+from evenslice.report.tables import difference, interval
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -37,7 +37,7 @@ def studies():
 def known(studies):
     """All that may be quoted, as one text."""
     texts = [text for study in studies.values() for text in results.quotable(study)]
-    return plain("\n".join([*texts, *recomputed(studies["price"])]))
+    return plain("\n".join([*texts, *recomputed(studies["price"]), *neighbours(studies["compute"])]))
 
 
 def recomputed(price):
@@ -59,6 +59,13 @@ def recomputed(price):
     yield interval(pooled["pretrained"].mean(lambda run, _: unequal(run)).interval())
     less = pooled["symmetrized at the output"].mean(lambda run, other: unequal(other) - unequal(run))
     yield interval(less.interval())
+
+
+def neighbours(compute):
+    """Yield what networks of one slice score less than pretrained ones of three, on each data set and over all."""
+    for arm in (arm for arm in (*compute.alone, *compute.pooled) if arm.name == "one slice"):
+        less = arm.mean(lambda run, other: float(run["dice"]) - float(other["dice"]), "pretrained")
+        yield difference(less.interval())
 
 
 def plain(text):

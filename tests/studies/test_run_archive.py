@@ -42,7 +42,9 @@ def test_what_is_unpacked_is_what_was_packed(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["classification", "cuts", "families", "five-slices", "price", "short"])
+@pytest.mark.parametrize(
+    "name", ["classification", "compute", "cuts", "families", "five-slices", "price", "short"]
+)
 def test_the_archives_of_the_repository_hold_every_run_of_their_summaries(name, tmp_path):
     study = Path(shutil.copytree(STUDIES / name, tmp_path / name, ignore=shutil.ignore_patterns("runs")))
     shutil.copy(STUDIES / f"{name}.yaml", study / "config.yaml")
