@@ -1,13 +1,16 @@
 """Every number that README and pages quote of the project's studies is one that their committed results give."""
 
 import csv
+import dataclasses
 import json
 import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
+import shared
 import study_results as results
+import trained
 
 from evenslice.report.tables import difference, interval
 
@@ -37,7 +40,16 @@ def studies():
 def known(studies):
     """All that may be quoted, as one text."""
     texts = [text for study in studies.values() for text in results.quotable(study)]
-    return plain("\n".join([*texts, *recomputed(studies["price"]), *neighbours(studies["compute"])]))
+    return plain(
+        "\n".join(
+            [
+                *texts,
+                *recomputed(studies["price"]),
+                *beside_compute(studies["compute"]),
+                *fewer_steps(studies["short"]),
+            ]
+        )
+    )
 
 
 def recomputed(price):
@@ -61,11 +73,23 @@ def recomputed(price):
     yield interval(less.interval())
 
 
-def neighbours(compute):
-    """Yield what networks of one slice score less than pretrained ones of three, on each data set and over all."""
+def gain(run, other):
+    return float(run["dice"]) - float(other["dice"])
+
+
+def beside_compute(compute):
+    """Yield what one slice scores beside three, on each data set and over all, and what averages over y and x gain beside z."""
     for arm in (arm for arm in (*compute.alone, *compute.pooled) if arm.name == "one slice"):
-        less = arm.mean(lambda run, other: float(run["dice"]) - float(other["dice"]), "pretrained")
-        yield difference(less.interval())
+        yield difference(arm.mean(gain, "pretrained").interval())
+    rows = [row for row in shared.read_lines(trained.RESULTS) if row["measure"] == "flips"]
+    yield from (write(trained.in_folds(rows)[1]) for write in (interval, difference))
+
+
+def fewer_steps(short):
+    """Yield what `twin` scores beside pretrained after 100 steps."""
+    runs = results.read_rows(ROOT / "studies" / "short" / "steps.csv")
+    (twin,) = (arm for arm in dataclasses.replace(short, runs=runs).pooled if arm.name == "twin")
+    yield difference(twin.mean(gain).interval())
 
 
 def plain(text):
