@@ -434,18 +434,17 @@ def tables(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
         f"{key[0]}: {arm}": groups[*key, arm]
         for key, arm in product(main[1:], ("pretrained", "output", "twin"))
     }
+    asked_of = (*LOOKED_AT, PRIMARY[-1])
     body = [
-        [name, _answered(group), _difference(group, PRIMARY[0]), *(_sides(group, way) for way in PRIMARY[1:])]
-        for name, group in others.items()
+        [name, _answered(group), *(_sides(group, way) for way in asked_of)] for name, group in others.items()
     ]
-    found["planted kinds"] = table(["marks: start", "answered right", *PRIMARY], body)
+    found["planted kinds"] = table(["marks: start", "answered right", *asked_of], body)
     found["all sizes"] = _by_size(groups[*main[0], "pretrained"])
     families = []
     for (marks, background, family, arm), group in sorted(groups.items(), key=lambda item: item[0][-1]):
         if marks == "intensity" and arm in ("pretrained", "twin"):
-            parts = [*(_difference(group, name) for name in LOOKED_AT), _sides(group, PRIMARY[-1])]
+            parts = (_difference(group, asked_of[0]), *(_sides(group, name) for name in asked_of[1:]))
             families.append([f"{family}, {background}: {arm}", _answered(group), *parts])
-    asked_of = (*LOOKED_AT, PRIMARY[-1])
     found["planted families"] = table(["network, background", "answered right", *asked_of], families)
     known = [row for row in rows if (row["background"], row["family"]) == main[0][1:]]
     tried = [row["amplitudes"] for row in known if "amplitudes" in row]

@@ -77,7 +77,6 @@ OF_OBJECTS: dict[str, dict[str, Any]] = {
 }
 """The same of networks that are asked about erased objects; "output" is the pretrained one, symmetrized afterwards."""
 
-AXES = "zyx"
 LONGER, FOLDS = "pretrained for longer", 4
 OTHER = "CDeep3M"
 """Other tissue, on which networks of Lucchi++ are tested, too."""
@@ -369,37 +368,40 @@ def order_table(rows: list[dict[str, Any]], in_study: list[dict[str, Any]]) -> s
     means, along = dict[tuple[str, str], list[list[float]]](), list[float]()
     for arm, data in dict.fromkeys((row["arm"], row["data"]) for row in rows):
         group = [row for row in rows if (row["arm"], row["data"]) == (arm, data)]
-        change, dice = (np.mean([row[name] for row in group], axis=0) for name in ("change", "dice"))
+        figures = np.mean([in_plane(row) for row in group], axis=0)
         others = [
             float(np.mean([row[name] for row in group if row["seed"] or name == "lost"]))
             for name in ("seeds", "lost")
         ]
-        means.setdefault((data if data == OTHER else "four data sets", arm), []).append(
-            [*change, *dice, *others]
-        )
+        means.setdefault((data if data == OTHER else "four data sets", arm), []).append([*figures, *others])
         if (arm, data == OTHER) == ("pretrained", False):
-            along.append(change[0] - change[1:].mean())
+            along.append(figures[0] - figures[1])
     body = [
         [f"{of}, {arm}", *(f"{value:.3f}" for value in np.mean(values, axis=0))]
         for (of, arm), values in sorted(means.items(), key=lambda item: item[0][0] == OTHER)
     ]
-    body.append(["pretrained, z less y and x", "{:.3f} [{:.3f}, {:.3f}]".format(*mean(along)), *[""] * 8])
-    means_in_folds, gain = in_folds(in_study)
-    body.append([LONGER, *(f"{value:.3f}" for value in means_in_folds), "", ""])
-    body.append([f"{LONGER}, averaged over y and x less z", *[""] * 5, difference(gain), *[""] * 3])
-    flips, averages = ([f"{way} {axis}" for axis in AXES] for way in ("flip of", "averaged over"))
+    body.append(["pretrained, z less y and x", "{:.3f} [{:.3f}, {:.3f}]".format(*mean(along)), *[""] * 6])
+    found = np.mean([in_plane(row) for row in in_study], axis=0)
+    body.append([f"in folds, {LONGER}", *(f"{value:.3f}" for value in found), "", ""])
+    body.append(["averaged over y or x, less z", *[""] * 4, difference(in_folds(in_study)), "", ""])
+    flips, averages = ([f"{way} {axis}" for axis in ("z", "y or x")] for way in ("flip of", "averaged over"))
     return table(["data, start", *flips, "Dice", *averages, "seed", "lost"], body)
 
 
-def in_folds(rows: list[dict[str, Any]]) -> tuple[Array, Interval]:
-    """Return the mean changes and Dice of networks in folds, and what averages over y and x gain beside the one over z."""
+def in_plane(row: dict[str, Any]) -> list[float]:
+    """Return the changes by a flip of z and of y or x; the Dice intact, averaged over z, and over y or x."""
+    change, dice = row["change"], row["dice"]
+    return [change[0], np.mean(change[1:]), *dice[:2], np.mean(dice[2:])]
+
+
+def in_folds(rows: list[dict[str, Any]]) -> Interval:
+    """Return what averages over y and x gain beside that over z; mean over data sets and folds."""
     groups = []
     for data in dict.fromkeys(row["data"] for row in rows):
         of = [row for row in rows if row["data"] == data]
         gains = [np.mean(row["dice"][2:]) - row["dice"][1] for row in of]
         groups.append(replicate_means(of, gains, "fold"))
-    means = np.mean([[*row["change"], *row["dice"]] for row in rows], axis=0)
-    return means, pool_means(groups, [FOLDS] * len(groups)).interval()
+    return pool_means(groups, [FOLDS] * len(groups)).interval()
 
 
 def main() -> None:

@@ -40,56 +40,40 @@ def studies():
 def known(studies):
     """All that may be quoted, as one text."""
     texts = [text for study in studies.values() for text in results.quotable(study)]
-    return plain(
-        "\n".join(
-            [
-                *texts,
-                *recomputed(studies["price"]),
-                *beside_compute(studies["compute"]),
-                *fewer_steps(studies["short"]),
-            ]
-        )
-    )
+    return plain("\n".join([*texts, *recomputed(studies)]))
 
 
-def recomputed(price):
+def recomputed(studies):
     """Yield what the text says beyond the figures of arms.
 
     By how much C is larger than from a uniform start, for each data set; by how much more a missing slice before costs a
     pretrained start than one after, over all data sets; and how much less of that the same networks show, symmetrized at the
-    output.
+    output. What one slice scores beside three; `twin` beside pretrained after 100 steps; averages over y and x beside z.
     """
-    for arm in price.alone:
-        if arm.name == "uniform":
-            larger = arm.mean(lambda run, other: float(other["answer_change"]) - float(run["answer_change"]))
-            yield interval(larger.interval())
+
+    def gain(name):
+        return lambda run, other: float(run[name]) - float(other[name])
 
     def unequal(run):
         return results.lost("before", run) - results.lost("after", run)
 
+    price, compute, short = (studies[name] for name in ("price", "compute", "short"))
+    for arm in price.alone:
+        if arm.name == "uniform":
+            yield interval(arm.mean(lambda run, other: gain("answer_change")(other, run)).interval())
     pooled = {arm.name: arm for arm in price.pooled}
     yield interval(pooled["pretrained"].mean(lambda run, _: unequal(run)).interval())
     less = pooled["symmetrized at the output"].mean(lambda run, other: unequal(other) - unequal(run))
     yield interval(less.interval())
-
-
-def gain(run, other):
-    return float(run["dice"]) - float(other["dice"])
-
-
-def beside_compute(compute):
-    """Yield what one slice scores beside three, on each data set and over all, and what averages over y and x gain beside z."""
     for arm in (arm for arm in (*compute.alone, *compute.pooled) if arm.name == "one slice"):
-        yield difference(arm.mean(gain, "pretrained").interval())
-    rows = [row for row in shared.read_lines(trained.RESULTS) if row["measure"] == "flips"]
-    yield from (write(trained.in_folds(rows)[1]) for write in (interval, difference))
-
-
-def fewer_steps(short):
-    """Yield what `twin` scores beside pretrained after 100 steps."""
-    runs = results.read_rows(ROOT / "studies" / "short" / "steps.csv")
+        yield difference(arm.mean(gain("dice"), "pretrained").interval())
+    runs = [
+        run for run in results.read_rows(results.STUDIES / "short" / "steps.csv") if run["steps"] == "100"
+    ]
     (twin,) = (arm for arm in dataclasses.replace(short, runs=runs).pooled if arm.name == "twin")
-    yield difference(twin.mean(gain).interval())
+    yield difference(twin.mean(gain("dice")).interval())
+    flips = [row for row in shared.read_lines(trained.RESULTS) if row["measure"] == "flips"]
+    yield from (write(trained.in_folds(flips)) for write in (interval, difference))
 
 
 def plain(text):
@@ -133,21 +117,12 @@ def test_the_claims_page_says_what_the_results_say(studies):
     assert f"none of {len(uniform)} networks is symmetric" in page
     with (ROOT / "benchmarks" / "results" / "planted-all-intensity.csv").open() as file:
         gradient = next(row for row in csv.DictReader(file) if row["method"] == "gradient")
+    rows = shared.read_lines(ROOT / "benchmarks" / "planted-evidence.jsonl")
+    cell = {"marks": "intensity", "background": "EM", "family": "EfficientNet-Lite0"}
     for start in ("pretrained", "uniform", "twin"):
         assert plain(gradient[start]) in page, start
-    rows = [
-        json.loads(line) for line in (ROOT / "benchmarks" / "planted-evidence.jsonl").read_text().splitlines()
-    ]
-    cell = {"marks": "intensity", "background": "EM", "family": "EfficientNet-Lite0"}
-    leans = {
-        start: [
-            abs(sum(row["gradient"]["bias"]) / 2)
-            for row in rows
-            if {**cell, "arm": start}.items() <= row.items()
-        ]
-        for start in ("pretrained", "uniform", "twin")
-    }
-    assert all(f"by {sum(each) / len(each):.3f}".replace("0.", ".") in page for each in leans.values())
+        own = [row["gradient"]["bias"] for row in rows if {**cell, "arm": start}.items() <= row.items()]
+        assert f"by {sum(abs(sum(bias) / 2) for bias in own) / len(own):.3f}".replace("0.", ".") in page
     for start in ("pretrained", "uniform"):
         shares = (
             pooled[start].mean(lambda run, _, n=n: float(run[f"share_{n}"])).interval() for n in (-1, 0, 1)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import run_archive as archive
+from study_results import NAMES
 from synthetic_study import make_study
 
 from evenslice.results.studies import StudyResults
@@ -42,9 +43,7 @@ def test_what_is_unpacked_is_what_was_packed(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["classification", "compute", "cuts", "families", "five-slices", "price", "short"]
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_archives_of_the_repository_hold_every_run_of_their_summaries(name, tmp_path):
     study = Path(shutil.copytree(STUDIES / name, tmp_path / name, ignore=shutil.ignore_patterns("runs")))
     shutil.copy(STUDIES / f"{name}.yaml", study / "config.yaml")
