@@ -30,7 +30,7 @@ RESULTS = Path(__file__).parent / "peers.csv"
 NETWORK = "tf_efficientnet_lite0"
 STEM = "encoder.model.conv_stem"
 SLICES = 5
-STRATEGIES = ("uniform", "mirror")
+STRATEGIES = ("uniform",)
 SAMPLING = evenslice.Sampling(tile=(192, 192), min_windows=24, max_windows=24)
 
 
