@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from chunk_server import serving
+from commands import wait_until
 from torch import nn
 from values import by_name
 
@@ -62,13 +63,7 @@ def document(found):
 
 
 def reading():
-    """The threads that still read after a moment."""
-    until = time.monotonic() + 10
-    while (found := [it for it in threading.enumerate() if it.name == "evenslice reading ahead"]) and (
-        time.monotonic() < until
-    ):
-        time.sleep(0.01)
-    return found
+    return any(it.name == "evenslice reading ahead" for it in threading.enumerate())
 
 
 def test_a_volume_that_cannot_be_read_is_the_same_error_and_ends_the_reading(monkeypatch):
@@ -80,7 +75,7 @@ def test_a_volume_that_cannot_be_read_is_the_same_error_and_ends_the_reading(mon
         with pytest.raises(VolumeError, match="the disk is gone") as caught:
             audit(volume, network)
         messages.append(str(caught.value))
-        assert not reading()
+        wait_until(lambda: not reading(), seconds=10)
         assert len(volume.threads) == 11
     assert messages[0] == messages[1]
 
@@ -96,7 +91,7 @@ def test_what_ends_the_network_ends_the_reading(error):
 
     with pytest.raises((error, evenslice.ModelError)):
         audit(volume, Network(fail), precision=1e-9)
-    assert not reading()
+    wait_until(lambda: not reading(), seconds=10)
     seen = len(volume.threads)
     time.sleep(0.1)
     assert len(volume.threads) == seen

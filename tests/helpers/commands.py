@@ -84,10 +84,7 @@ class Command:
     def communicate(self, timeout=240):
         """Wait until it and all processes that it has started have ended, and return what they wrote to both streams."""
         self.wait(timeout)
-        until = time.monotonic() + timeout
-        while left := members(self.pid):
-            assert time.monotonic() < until, f"these processes go on: {left}"
-            time.sleep(0.02)
+        wait_until(lambda: not members(self.pid), seconds=timeout)
         out, error = (path.read_bytes().decode() for path in self._files[:2])
         return out, error
 
@@ -97,11 +94,11 @@ class Command:
         return float(seconds), int(memory)
 
 
-def wait_until(condition, process, seconds=300):
-    """Wait until a condition holds, while a process runs."""
+def wait_until(condition, process=None, seconds=300):
+    """Wait until a condition holds, while a process runs if one is given."""
     end = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, process.communicate()
+        assert process is None or process.poll() is None, process.communicate()
         assert time.monotonic() < end
         time.sleep(0.02)
 
