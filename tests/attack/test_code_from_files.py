@@ -101,15 +101,20 @@ STATED = [
 ]
 
 
+@pytest.mark.parametrize("study", [False, True])
 @pytest.mark.parametrize("spec", STATED)
-def test_a_configuration_has_no_function_of_an_installed_package_called(folder, spec):
+def test_a_configuration_has_no_function_of_an_installed_package_called(folder, spec, study):
     data = {
         "train": [{"image": "image.npy", "labels": "labels.npy"}],
         "test": [{"image": "other.npy", "labels": "other_labels.npy"}],
     }
     model = {"spec": spec.format(mine=folder), "weights": "none"}
     with pytest.raises(ModelError, match="is not a module of your own"):
-        evenslice.train({"data": data, "model": model}, "run")
+        if study:
+            names = {"arms": [{"name": "pretrained"}], "architectures": [{"name": "b", **model}]}
+            evenslice.study({"seeds": [0], **names, "datasets": [{"name": "c", **data}]}, "out")
+        else:
+            evenslice.train({"data": data, "model": model}, "run")
     assert not Path("ran").exists()
 
 

@@ -15,7 +15,7 @@ from commands import Command, wait_until
 from tiny_training import PAIR
 
 import evenslice
-from evenslice import ConfigError, StudyConfig, VolumeError, load_config
+from evenslice import ConfigError, ModelError, StudyConfig, VolumeError, load_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_pages")]
 
@@ -314,6 +314,7 @@ SAME = {"strategy": "mirror", "tie": "mirror"}
             ConfigError,
             "nosuch.pt: no such weights file",
         ),
+        ({"architecture": {"spec": "smp:Unett/resnet18"}}, ModelError, "^architectures: 'small': .*'Unet'"),
         ({"slices": 4}, ConfigError, "model.*slices: 4: a window has an odd number"),
         (
             {"arms": [{"name": n, **SAME} for n in ("pretrained", "b")]},

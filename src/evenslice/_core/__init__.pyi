@@ -13,6 +13,7 @@ from .errors import (
     VolumeError as VolumeError,
     check_known as check_known,
     did_you_mean as did_you_mean,
+    errors_at as errors_at,
     needs_extra as needs_extra,
     option as option,
     printable as printable,

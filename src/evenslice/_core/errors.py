@@ -24,7 +24,7 @@ import zipfile
 import zlib
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -146,10 +146,6 @@ class EvensliceError(Exception):
         line = printable(" ".join(without_secrets("".join(parts)).splitlines()))
         return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
 
-    def within(self, place: str, spelling: Spelling) -> Self:
-        """Return the same error, prefixed by its place in a configuration, and with the spelling of options used there."""
-        return type(self)(f"{place}: {self.render(spelling)}")
-
 
 class VolumeError(EvensliceError):
     """A volume cannot be opened, read or scaled.
@@ -214,6 +210,15 @@ class MissingExtraError(EvensliceError, ImportError):
         Traceback (most recent call last):
         evenslice.MissingExtraError: reading a TIFF volume needs the package 'no_such_package'; install it with: ...
     """
+
+
+@contextmanager
+def errors_at(place: str, spelling: Spelling = spelled_in_configuration) -> Iterator[None]:
+    """Prefix errors by their place in a configuration, and spell options as they are written there."""
+    try:
+        yield
+    except EvensliceError as error:
+        raise type(error)(f"{place}: {error.render(spelling)}") from error
 
 
 def printable(text: str) -> str:

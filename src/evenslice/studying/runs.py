@@ -20,9 +20,9 @@ from evenslice._core import (
     ConfigError,
     EvensliceError,
     ModelError,
+    errors_at,
     load_config,
     module_file,
-    spelled_in_configuration,
 )
 from evenslice.networks import parse_specification
 from evenslice.neutralizing import read_saved
@@ -199,10 +199,8 @@ def _train_config(
     augmentation = study.augmentation.model_copy(update=changes)
     training = training.model_copy(update={"steps": max(1, round(arm.steps * training.steps))})
     options = {"data": data, "model": model, "augmentation": augmentation, "training": training, "seed": seed}
-    try:
+    with errors_at(f"datasets: {data.name!r}, arms: {arm.name!r}"):
         return load_config(options, TrainConfig)
-    except ConfigError as error:
-        raise ConfigError(f"datasets: {data.name!r}, arms: {arm.name!r}: {error}") from error
 
 
 def _strategy(arm: Arm, weights: str) -> str | tuple[float, ...]:
@@ -387,8 +385,5 @@ def _files(data: StudyData, pair: LabelledFiles) -> frozenset[tuple[Any, ...]]:
 
 def _length(data: StudyData, part: _Part) -> int:
     """Return the number of slices of the image of a pair; only its header is read."""
-    try:
+    with errors_at(f"datasets: {data.name!r}: pairs[{part.number}].image"):
         return len(data.open(part.pair.image))
-    except EvensliceError as error:
-        place = f"datasets: {data.name!r}: pairs[{part.number}].image"
-        raise error.within(place, spelled_in_configuration) from error

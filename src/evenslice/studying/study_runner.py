@@ -31,6 +31,7 @@ from evenslice._core import (
     ModelError,
     OutputError,
     VolumeError,
+    errors_at,
     is_locked,
     load_config,
     local_path,
@@ -45,7 +46,7 @@ from evenslice._core import (
 )
 from evenslice.auditing import Sampling, audit
 from evenslice.inference import Compute, Predictor, ReadyNetwork
-from evenslice.networks import predicted_classes
+from evenslice.networks import build_model, parse_specification, predicted_classes
 from evenslice.neutralizing import load_network, symmetrize
 from evenslice.report import html_of, need_report_extra, write_study_report
 from evenslice.results import AuditResult, ExampleSlice, StudyResults, run_name
@@ -123,6 +124,7 @@ def study(
         ConfigError: the data do not fit the configuration, or differ from the data of finished runs; two arms are
             equal; or the scheduler does not answer. An error in a single run is recorded with it, and the others
             continue.
+        ModelError: a network cannot be built.
         VolumeError: a data set cannot be used.
         OutputError: the folder cannot be written, another study works in it, or it holds other files of these names; or
             a worker has another folder at its path.
@@ -223,7 +225,7 @@ class _ShownSummary(dict[str, Any]):
 
 
 def _check_data(config: StudyConfig, runs: Sequence[Run]) -> DataFiles:
-    """Report errors in the files of runs, or options that do not fit them, before the first of them.
+    """Report errors in the networks and files of runs, or options that do not fit them, before the first of them.
 
     Returns:
         The fingerprints of the data, by the name of the data set and the fold.
@@ -234,6 +236,10 @@ def _check_data(config: StudyConfig, runs: Sequence[Run]) -> DataFiles:
             raise ConfigError(
                 f"{run_name(run.labels, folded=False)}: weights: {weights}: no such weights file; check the path"
             )
+    for spec, name in {run.config.model.spec: run.architecture for run in runs}.items():
+        with errors_at(f"architectures: {name!r}"):
+            parse_specification(spec, stated_in_file=True)
+            build_model(spec, "none")
     folded = {data.name for data in config.datasets if data.folds is not None}
     found = {}
     for (name, fold), group in _by_data(runs).items():
@@ -439,10 +445,8 @@ def _derive(run: Run, base: Run, folder: Path, progress: bool | None) -> Mapping
     files = RunFolder(trained)
     loaded = load_network(run.config.model.spec, str(files.network))
     at = run.config.model.symmetrize or "output"
-    try:
+    with errors_at(f"symmetrize: {at}"):
         network = symmetrize(loaded.model, at=at)
-    except EvensliceError as error:
-        raise error.within(f"symmetrize: {at}", spelled_in_configuration) from error
     return retest(network, loaded.source, run.config, folder, trained=files, progress=progress)
 
 
@@ -493,7 +497,7 @@ def _audit(
 ) -> AuditResult:
     options, chosen = run.config.training, run.audit
     reading = run.config.reading.without_labels()
-    try:
+    with errors_at("audit"):
         found = audit(
             network,
             [part.volume for part in parts],
@@ -515,8 +519,6 @@ def _audit(
             ),
             compute=Compute(device=options.device, dtype=chosen.dtype, batch=chosen.batch, progress=progress),
         )
-    except EvensliceError as error:
-        raise error.within("audit", spelled_in_configuration) from error
     return replace(found, name=run.arm)
 
 

@@ -11,14 +11,13 @@ another part.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import ConfigError, EvensliceError, spelled_in_configuration
+from evenslice._core import ConfigError, errors_at
 from evenslice.training.config import SPLITS
 from evenslice.volumes import (
     LabelledVolume,
@@ -34,7 +33,7 @@ from evenslice.volumes import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -147,9 +146,9 @@ class _Draft:
 
 
 def _open_pair(config: DataConfig, split: str, place: str, pair: LabelledFiles) -> _Draft:
-    with _at(f"{place}.image"):
+    with errors_at(f"{place}.image"):
         volume = config.open(pair.image, spacing=pair.spacing, unit=pair.unit)
-    with _at(f"{place}.labels"):
+    with errors_at(f"{place}.labels"):
         (labels,) = open_labels(config.open(pair.labels), [volume])
     start, stop = pair.slices or (0, len(volume))
     if not 0 <= start < stop <= len(volume):
@@ -159,15 +158,6 @@ def _open_pair(config: DataConfig, split: str, place: str, pair: LabelledFiles) 
         )
     origins = (stored_image(volume), stored_image(labels))
     return _Draft(split, place, pair.image.path, *origins, volume, labels, start, stop)
-
-
-@contextmanager
-def _at(place: str) -> Iterator[None]:
-    """Add the place in the configuration to errors."""
-    try:
-        yield
-    except EvensliceError as error:
-        raise error.within(place, spelled_in_configuration) from error
 
 
 def _check_ranges(drafts: Sequence[_Draft], model: ModelConfig) -> None:
@@ -266,7 +256,7 @@ def _with_classes(draft: _Draft, config: DataConfig, seed: int) -> _Draft:
     }[draft.split]
     labels = config.label_options.class_volume(draft.labels, config.classes)
     background = config.label_options.background_volume(draft.labels)
-    with _at(f"{draft.place}.labels"):
+    with errors_at(f"{draft.place}.labels"):
         counts, positions = index_classes(labels, config.classes, keep=keep, seed=seed)
     return replace(draft, labels=labels, background=background, counts=counts, positions=positions)
 
@@ -296,7 +286,7 @@ def _fit_scalings(drafts: Sequence[_Draft], config: DataConfig, seed: int) -> li
     largest = {draft.origin: draft for draft in sorted(drafts, key=len) if draft.split == "train"}
     scalings = {}
     for draft in drafts:
-        with _at(f"{draft.place}.image"):
+        with errors_at(f"{draft.place}.image"):
             Scaling(0, 1, config.fill).check(draft.volume)
             if draft.origin not in largest or draft is largest[draft.origin]:
                 reading = Reading(intensity=config.intensity, fill=config.fill)

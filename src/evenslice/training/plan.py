@@ -8,13 +8,19 @@ Nothing is written.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from evenslice._core import ConfigError, EvensliceError, ModelError, reason, spelled_in_configuration
+from evenslice._core import (
+    ConfigError,
+    EvensliceError,
+    ModelError,
+    errors_at,
+    reason,
+    spelled_in_configuration,
+)
 from evenslice.inference import Compute, Predictor, ReadyNetwork
 from evenslice.networks import final_activation, input_sizes, keep_generators, parse_specification
 from evenslice.neutralizing import load_network
@@ -23,7 +29,7 @@ from evenslice.training.losses import output_channels, task_logits
 from evenslice.volumes import Scaling, missing_slices
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from torch import Tensor, nn
 
@@ -127,18 +133,14 @@ def resolve(config: TrainConfig) -> Plan:
     return Plan(config, machine, data, network, record, source)
 
 
-@contextmanager
-def at_model() -> Iterator[None]:
+def at_model() -> AbstractContextManager[None]:
     """Add the place in the configuration to errors about the network, and spell options as they are written there."""
 
     def spelled(name: str, value: Any) -> str:
         path = {"classes": "data.classes", "seed": "seed"}.get(name, f"model.{name}")
         return spelled_in_configuration(path, value)
 
-    try:
-        yield
-    except EvensliceError as error:
-        raise error.within("model", spelled) from error
+    return errors_at("model", spelled)
 
 
 def _check_network(network: nn.Module, config: TrainConfig, channels: int) -> None:
