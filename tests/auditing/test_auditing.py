@@ -238,7 +238,7 @@ def test_a_blank_volume_alone_is_refused(texture):
     [
         ({"slices": 4}, ConfigError, "slices=4"),
         ({"slices": 51}, VolumeError, "a window of 51 needs 51"),
-        ({"slices": 5}, ModelError, "rejects windows of shape"),
+        ({"slices": 5}, ModelError, "rejects windows of 5 slices of"),
         ({"precision": 0}, ConfigError, "precision=0"),
         ({"seed": 2**63}, ConfigError, "seed="),
         ({"method": "saliencey"}, ConfigError, "method='saliencey'"),

@@ -137,7 +137,7 @@ class Stated:
         (Stated(), {"slices": 3}, ConfigError, "slices=3: Stated takes 5; leave slices out"),
         (Stated(), {"tile": (8, 8)}, ConfigError, "leave tile out"),
         ("network.onnx", {}, ModelError, "str is not a network; give a torch.nn.Module, or a function"),
-        (fails, {}, ModelError, r"rejects windows of shape \(1, 3, 32, 32\): KeyError: 'weights'"),
+        (fails, {}, ModelError, r"rejects windows of 3 slices of 32 x 32 \(KeyError: 'weights'"),
         (lambda _: np.array(["a"]), {}, ModelError, "returns an array of type <U1"),
         (lambda windows: windows.mean(), {}, ModelError, r"returns \(\) for a batch of \d+"),
         (lambda windows: squares(windows) * np.nan, {}, ModelError, "returns NaN"),

@@ -18,6 +18,7 @@ from .errors import (
     option as option,
     printable as printable,
     reason as reason,
+    reporting_errors as reporting_errors,
     spelled_in_configuration as spelled_in_configuration,
     spelled_on_command_line as spelled_on_command_line,
     whole_number as whole_number,

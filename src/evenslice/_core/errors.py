@@ -221,6 +221,24 @@ def errors_at(place: str, spelling: Spelling = spelled_in_configuration) -> Iter
         raise type(error)(f"{place}: {error.render(spelling)}") from error
 
 
+@contextmanager
+def reporting_errors(kind: type[EvensliceError], what: str, advice: str = "") -> Iterator[None]:
+    """Report whatever the code of a user or of a library raises as an error of evenslice, whose own pass.
+
+    Example:
+        >>> with reporting_errors(ModelError, "the network fails", "; correct it"):
+        ...     1 / 0
+        Traceback (most recent call last):
+        evenslice.ModelError: the network fails (ZeroDivisionError: division by zero); correct it
+    """
+    try:
+        yield
+    except EvensliceError:
+        raise
+    except Exception as error:
+        raise kind(f"{what} ({type(error).__name__}: {reason(error)}){advice}") from error
+
+
 def printable(text: str) -> str:
     r"""Return text with a question mark in place of every character that is not seen.
 

@@ -33,7 +33,7 @@ from evenslice._core.errors import (
     needs_extra,
     option,
     printable,
-    reason,
+    reporting_errors,
     whole_number,
 )
 from evenslice._core.import_paths import imports_from_here
@@ -235,13 +235,12 @@ def map_tasks(
 
 
 def _pickled(common: Any) -> bytes:
-    try:
+    advice = (
+        f"; define it, and what it uses, at the top level of a module, or leave {option('workers')} and "
+        f"{option('scheduler')} out"
+    )
+    with reporting_errors(ConfigError, "a function cannot be sent to workers", advice):
         return bytes(dumps(common))
-    except Exception as error:  # __reduce__ may raise anything
-        raise ConfigError(
-            f"a function cannot be sent to workers ({type(error).__name__}: {reason(error)}); define it, and what it uses, "
-            f"at the top level of a module, or leave {option('workers')} and {option('scheduler')} out"
-        ) from error
 
 
 def _outcome(future: Future[Result], workers: Workers) -> Result | Exception:
@@ -428,11 +427,10 @@ class _Shared:
         """Return the object, or raise ConfigError if it cannot be unpickled here."""
         with _LOADING:
             if self._item is None:
-                try:
+                advice = (
+                    "; your own code must be in a module that every worker can import, and they need the same packages as "
+                    "this process"
+                )
+                with reporting_errors(ConfigError, "the workers cannot load what they are sent", advice):
                     self._item = loads(self._pickled)  # noqa: S301  # of the command's own
-                except Exception as error:  # unpickling may raise anything
-                    raise ConfigError(
-                        f"the workers cannot load what they are sent ({type(error).__name__}: {reason(error)}); your own code "
-                        "must be in a module that every worker can import, and they need the same packages as this process"
-                    ) from error
             return self._item

@@ -19,15 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
-from evenslice._core import (
-    ConfigError,
-    EvensliceError,
-    ModelError,
-    check_known,
-    option,
-    reason,
-    staged_folder,
-)
+from evenslice._core import ConfigError, ModelError, check_known, option, reporting_errors, staged_folder
 from evenslice.inference import surface_scores
 from evenslice.networks import function_name
 from evenslice.report import html_of, write_report_files
@@ -252,14 +244,8 @@ def _ask(function: Method, stack: NDArray[Any], name: str) -> Classes:
 
 
 def _call(function: Method, stack: NDArray[Any], name: str) -> Any:
-    try:
+    with reporting_errors(ModelError, f"{function_name(function)}: fails on {name}"):
         return function(stack.copy())
-    except EvensliceError:
-        raise
-    except Exception as error:  # a user's function may raise anything
-        raise ModelError(
-            f"{function_name(function)}: fails on {name} ({type(error).__name__}: {reason(error)})"
-        ) from error
 
 
 def as_classes(answer: Any, shape: tuple[int, ...], name: str) -> Classes:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evenslice import ConfigError, EvensliceError, Sampling, Tolerances
-from evenslice._core import check_known, import_object, reason
+from evenslice import ConfigError, Sampling, Tolerances
+from evenslice._core import check_known, import_object, reporting_errors
 from evenslice.auditing import METHODS
 from evenslice.cli import options
 from evenslice.cli.options import Options, check_seed, grouped, parse_values
@@ -226,12 +226,8 @@ def audit(
 
 def _find_function(text: str) -> "Callable[..., Any]":
     """Return the function that ``package.module:function`` names; the current directory is importable."""
-    try:
+    with reporting_errors(ConfigError, f"{text}: cannot be imported"):
         function = import_object(text, text, ConfigError)
-    except EvensliceError:
-        raise
-    except Exception as error:  # a user's module may raise anything
-        raise ConfigError(f"{text}: cannot be imported ({type(error).__name__}: {reason(error)})") from error
     if not isinstance(function, FunctionType):
         raise ConfigError(
             f"{text}: is {type(function).__name__}, not a function; write package.module:function"

@@ -38,9 +38,9 @@ def demo(
     from evenslice.cli.comparison import AUDITS, write_results
     from evenslice.report import AUDIT_FILES, need_report_extra
     from evenslice.results import StudyResults
-    from evenslice.volumes import mni152_path
+    from evenslice.volumes import mni152
 
-    mni152_path("t1")  # all before minutes of audits; its extra brings the other two
+    mni152()  # all before minutes of audits; its extra brings the other two
     need_report_extra("the demonstration")
     with needs_extra("train", "the training part of the demonstration"):
         from evenslice import study
@@ -117,9 +117,9 @@ def _configuration(labels: Path, seed: int) -> dict[str, Any]:
 
     Its steps are so few that what was learned from photographs counts; after twice as many, a random start is as good.
     """
-    from evenslice.volumes import mni152_path
+    from evenslice.volumes import mni152
 
-    pair = {"image": str(mni152_path("t1")), "labels": str(labels.absolute())}
+    pair = {"image": mni152().path, "labels": str(labels.absolute())}
     return {
         "seeds": [seed],
         "training": {

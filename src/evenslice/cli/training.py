@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from evenslice import TrainConfig
-    from evenslice.studying import RunOutcome
 
 TEST_SCORES = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1", "dice": "Dice", "iou": "IoU"}
 """Scores of the test that have a value for each class."""
@@ -195,24 +194,10 @@ def study(
             workers=cluster.workers,
             scheduler=cluster.scheduler,
             on_start=lambda lines: tell(*lines),
-            on_finished=lambda *progress: tell(_run_line(*progress, folded=folded)),
+            on_finished=lambda outcome, count, total: tell(
+                f"{count}/{total} {outcome.line(folded=outcome.dataset in folded)}"
+            ),
         )
     show_result(summary, summary, f"results: {out / 'results.csv'}", out=out, json=json)
     if summary["failed"]:
         raise typer.Exit(1)
-
-
-def _run_line(outcome: "RunOutcome", count: int, total: int, *, folded: list[str]) -> str:
-    """Return the result of a run of a study in one line, with its fold if its data set is among those that have any."""
-    from evenslice.results import TASK_SCORES, run_name, score_title
-
-    place = f"{count}/{total} {run_name(vars(outcome), folded=outcome.dataset in folded)}"
-    if outcome.status == "failed":
-        return f"{place}: failed: {outcome.error}"
-    scores = [(getattr(outcome, names[0]), score_title(names[0]), ".3f") for names in TASK_SCORES.values()]
-    figures = " ".join(
-        f"{title} {value:{form}}"
-        for value, title, form in (*scores, (outcome.directional_bias, "D_m", "+z.4f"))
-        if value is not None
-    )
-    return f"{place}: {figures}, trained in {outcome.seconds:.0f} s"

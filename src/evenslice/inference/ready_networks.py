@@ -29,7 +29,7 @@ from torch.nn import functional
 from torch.nn.utils import convert_conv2d_weight_memory_format
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from evenslice._core import ConfigError, EvensliceError, ModelError, option, reason
+from evenslice._core import ConfigError, EvensliceError, ModelError, option, reason, reporting_errors
 from evenslice.inference.compute import choose_device, choose_dtype
 from evenslice.networks import (
     final_activation,
@@ -382,19 +382,15 @@ class ReadyModel(nn.Module):
             ModelError: it rejects the window or fails, memory runs out, or its output contains no logits, or NaN.
             ConfigError: the device fails, or a function states that it takes other windows.
         """
-        try:
-            with (
-                torch.no_grad(),
-                self.reporting(f"a window of {slices} slices of {tile[0]} x {tile[1]} does not fit"),
-            ):
-                returned = self(self.trial(slices, tile))
-        except EvensliceError:
-            raise
-        except Exception as error:  # a network or a function may raise anything
-            raise ModelError(
-                f"{self.name}: rejects windows of shape {(1, slices, *tile)}: {type(error).__name__}: {reason(error)}; "
-                f"correct it, give as many slices as it takes, or choose another {option('tile')} or {option('dtype')}"
-            ) from error
+        size = f"{slices} slices of {tile[0]} x {tile[1]}"
+        others = f"another {option('tile')} or {option('dtype')}"
+        advice = f"; correct it, give as many slices as it takes, or choose {others}"
+        with (
+            reporting_errors(ModelError, f"{self.name}: rejects windows of {size}", advice),
+            self.reporting(f"a window of {size} does not fit"),
+            torch.no_grad(),
+        ):
+            returned = self(self.trial(slices, tile))
         output = logits(returned)
         if output.is_floating_point() and bool(output.isnan().any()):
             raise ModelError(f"{self.name}: returns NaN for a window of noise in 0..1; check its weights")

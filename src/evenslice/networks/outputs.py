@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from evenslice._core import EvensliceError, ModelError, option, reason
+from evenslice._core import ModelError, option, reporting_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -133,15 +133,10 @@ def reduce_output(returned: Any, function: Callable[[Any], Any]) -> Any:
         tensor([1.])
     """
     name = option("outputs", function_name(function))
-    try:
+    with reporting_errors(
+        ModelError, f"{name} fails on what the network returned, {type(returned).__name__}"
+    ):
         output = function(returned)
-    except EvensliceError:
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"{name} fails on what the network returned, {type(returned).__name__}: "
-            f"{type(error).__name__}: {reason(error)}"
-        ) from error
     if not hasattr(output, "__array__"):
         raise ModelError(f"{name} returns {type(output).__name__}; it must return a tensor, batch first")
     return output

@@ -37,7 +37,7 @@ from torch.nn import functional
 from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 
-from evenslice._core import ConfigError, EvensliceError, ModelError, option, reason
+from evenslice._core import ConfigError, EvensliceError, ModelError, option, reason, reporting_errors
 from evenslice.networks import input_sizes
 from evenslice.neutralizing.running import (
     exact_evaluation,
@@ -253,15 +253,8 @@ def trace(model: nn.Module, image: Tensor, *, activations: bool = False) -> Trac
                 module.inplace = False  # which hides an activation of a view from the graph
                 stack.callback(setattr, module, "inplace", True)
         parts = stack.enter_context(recorded_parts(model))
-        try:
-            # A clone, since a network may change its input in place.
-            output = run_network(model, image.clone())
-        except EvensliceError:
-            raise
-        except Exception as error:
-            raise ModelError(
-                f"the network fails where gradients are recorded ({type(error).__name__}: {reason(error)})"
-            ) from error
+        with reporting_errors(ModelError, "the network fails where gradients are recorded"):
+            output = run_network(model, image.clone())  # a network may change its input in place
     readers = tracer.readers(output)
     if not readers:
         raise ModelError(

@@ -1,2 +1,1 @@
-from .run_outcomes import RunOutcome as RunOutcome
 from .study_runner import working_in_study as working_in_study

@@ -16,7 +16,15 @@ from evenslice._core import (
     remove_leftovers,
     staged_file,
 )
-from evenslice.results import TASK_SCORES, AuditResult, ExampleSlice, StudyPlan, StudySummary
+from evenslice.results import (
+    TASK_SCORES,
+    AuditResult,
+    ExampleSlice,
+    StudyPlan,
+    StudySummary,
+    run_name,
+    score_title,
+)
 from evenslice.training import RunFolder
 
 with needs_extra("train", "a study"):
@@ -131,6 +139,19 @@ class RunOutcome(BaseModel):
         with staged_file(path, force=True) as beside:
             beside.write_text(text, encoding="utf-8")
         return self.model_validate_json(text)
+
+    def line(self, *, folded: bool) -> str:
+        """Return the result in one line, with the fold if the data set has several."""
+        place = run_name(vars(self), folded=folded)
+        if self.status == "failed":
+            return f"{place}: failed: {self.error}"
+        scores = [(getattr(self, names[0]), score_title(names[0]), ".3f") for names in TASK_SCORES.values()]
+        figures = " ".join(
+            f"{title} {value:{form}}"
+            for value, title, form in (*scores, (self.directional_bias, "D_m", "+z.4f"))
+            if value is not None
+        )
+        return f"{place}: {figures}, trained in {self.seconds:.0f} s"
 
 
 def damaged_files(folder: Path) -> set[Path]:

@@ -15,10 +15,10 @@ import torch
 
 from evenslice._core import (
     ConfigError,
-    EvensliceError,
     ModelError,
     errors_at,
     reason,
+    reporting_errors,
     spelled_in_configuration,
 )
 from evenslice.inference import Compute, Predictor, ReadyNetwork
@@ -183,16 +183,11 @@ def _scores(
         ModelError: it rejects the window, which is one of ``what``, or fails otherwise.
     """
     spec = config.model.spec
-    try:
-        return task_logits(network, _blank(1, config.model.slices, size), config.training.task)
-    except EvensliceError:
-        raise
-    except ABOUT_INPUT as error:
-        raise ModelError(f"{spec}: rejects {what} ({reason(error)}); {advice}") from error
-    except Exception as error:  # anything, as in any code
-        raise ModelError(
-            f"{spec}: fails in its forward pass ({type(error).__name__}: {reason(error)}); correct it"
-        ) from error
+    with reporting_errors(ModelError, f"{spec}: fails in its forward pass", "; correct it"):
+        try:
+            return task_logits(network, _blank(1, config.model.slices, size), config.training.task)
+        except ABOUT_INPUT as error:
+            raise ModelError(f"{spec}: rejects {what} ({reason(error)}); {advice}") from error
 
 
 def _check_batch(network: nn.Module, config: TrainConfig) -> None:

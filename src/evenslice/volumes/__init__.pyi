@@ -14,7 +14,6 @@ from .labels import (
 from .opening import (
     VolumeLike as VolumeLike,
     mni152 as mni152,
-    mni152_path as mni152_path,
     open_volume as open_volume,
     stated_axes as stated_axes,
 )

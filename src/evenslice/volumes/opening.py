@@ -360,20 +360,7 @@ def mni152(name: Literal["t1", "gm", "wm"] = "t1") -> Volume:
         >>> volume.shape, volume.spacing
         ((189, 233, 197), (1.0, 1.0, 1.0))
     """
-    return open_volume(mni152_path(name))
-
-
-def mni152_path(name: str) -> Path:
-    """Return the path of a map of the template; see ``mni152``.
-
-    Raises:
-        MissingExtraError: nilearn is not installed.
-
-    Example:
-        >>> mni152_path("gm").name
-        'mni_icbm152_gm_tal_nlin_sym_09a_converted.nii.gz'
-    """
     with needs_extra("demo", "the demonstration volume"):
         import nilearn
     folder = Path(str(nilearn.__file__)).parent / "datasets" / "data"
-    return folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz"
+    return open_volume(folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz")
