@@ -14,7 +14,7 @@ EXAMPLES := src README.md docs
 # Some machines tell Python to keep no bytecode: each of the many processes that tests start would compile all it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install test test-fast test-all test-examples attack check format docs demo benchmarks fuzz results modules sweep size clean
+.PHONY: help install test test-fast test-all test-examples attack check format docs demo benchmarks fuzz results sweep size clean
 
 help:
 	@echo "make demo        audit a pretrained network before and after it was made fair (offline)"
@@ -28,8 +28,7 @@ help:
 	@echo "make docs        the documentation site, in docs/_build/html; its tutorials are run"
 	@echo "make benchmarks  speed, memory, calibration and sanity checks (long)"
 	@echo "make fuzz        open damaged volumes of every kind by the thousand (long)"
-	@echo "make results     the tables of docs/results.md, survey.md and coverage.md, from what the studies found"
-	@echo "make modules     the tables of modules in src/README.md, from their docstrings"
+	@echo "make results     the tables of pages, from what the studies found, and of src/README.md, from docstrings"
 	@echo "make size        the weight of the project beside its budget"
 	@echo "make sweep       neutralize every network of every library; goes on where it was (hours)"
 
@@ -89,9 +88,6 @@ fuzz: $(STAMP)
 
 results: $(STAMP)
 	$(BIN)/python studies/fill_pages.py
-
-modules: $(STAMP)
-	$(BIN)/python studies/write_modules.py
 
 size: $(STAMP)
 	$(BIN)/python studies/size.py

@@ -1,5 +1,7 @@
 """Fill the tables of README.md, docs/results.md, survey.md and coverage.md from the results kept in this folder.
 
+Those of src/README.md are filled from the first line of the docstrings of modules.
+
     python studies/fill_pages.py
 
 A table stands between the lines ``<!-- table: NAME -->`` and ``<!-- end -->``; all other text is written by hand.
@@ -7,11 +9,14 @@ A table stands between the lines ``<!-- table: NAME -->`` and ``<!-- end -->``; 
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import re
+import tomllib
 from typing import TYPE_CHECKING
 
+from size import PACKAGE, ROOT, modules, tree
 from study_results import NAMES, STUDIES, Study, read_rows, verdicts
 
 from evenslice.report.tables import NOTHING, difference, interval, number
@@ -19,10 +24,11 @@ from evenslice.results.intervals import Interval
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from study_results import Arm
 
-DOCS = STUDIES.parent / "docs"
+DOCS = ROOT / "docs"
 LIBRARIES = ("timm", "torchvision", "smp", "monai", "transformers")
 
 
@@ -63,6 +69,7 @@ def tables(studies: Sequence[Study]) -> dict[str, dict[str, str]]:
         },
         "coverage.md": {"coverage": coverage_table()},
         "../README.md": {"remedies": remedies_table(studies)},
+        "../src/README.md": {"modules": module_tables()},
     }
 
 
@@ -76,7 +83,7 @@ def remedies_table(studies: Sequence[Study]) -> str:
         interval(arms[name].entry.metrics["loss_both"])
         for name in ("pretrained", "pretrained with missing slices")
     )
-    lines = (STUDIES.parent / "benchmarks" / "whole-volumes.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "benchmarks" / "whole-volumes.jsonl").read_text(encoding="utf-8").splitlines()
     whole = {found["method"]: found["rows"][0]["dice"][0] for found in map(json.loads, lines)}
     before, after = (
         number(whole[name])
@@ -220,6 +227,27 @@ def coverage_table() -> str:
         rows.append(cells)
     header = ("library", "`uniform`", "`twin`", "no place for `twin`", "`symmetrize`", "OpenVINO")
     return table(header, rows)
+
+
+def module_tables() -> str:
+    """Return a table of the modules of each package, from the highest to the lowest, as pyproject.toml lists them."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (contract,) = project["tool"]["importlinter"]["contracts"]
+    parts = []
+    for name in "|".join(contract["layers"]).replace(" ", "").split("|"):
+        room = PACKAGE / name
+        own = sorted(path for path in modules().values() if room in path.parents)
+        if own:
+            rows = [(f"`{path.relative_to(room).as_posix()}`", _first_line(path)) for path in own]
+            title = f"**`{name}/`** {_first_line(room / '__init__.py')}"
+            parts += [title, table(("module", "what it holds"), rows)]
+    return "\n\n".join(parts)
+
+
+def _first_line(path: Path) -> str:
+    """Return the first sentence or paragraph of a module's docstring, whichever is shorter, in one line."""
+    text = ast.get_docstring(tree(path)) or ""
+    return " ".join(text.partition("\n\n")[0].split()).replace("|", "\\|")
 
 
 def main() -> None:
