@@ -165,7 +165,7 @@ def study(
             if not RunFolder(run.base.folder(base)).network.exists():
                 outcomes.pop(run.base.key, None)
         waiting = [run for run in runs if run.key not in outcomes]
-        data = _check_data(config, waiting)
+        data = _check_inputs(config, waiting)
         _check_unchanged(runs, data, base)
         for run in waiting[:1]:
             run.folder(base).mkdir(parents=True, exist_ok=True)  # from now on, it is the folder of a study
@@ -224,7 +224,7 @@ class _ShownSummary(dict[str, Any]):
     _repr_html_ = html_of
 
 
-def _check_data(config: StudyConfig, runs: Sequence[Run]) -> DataFiles:
+def _check_inputs(config: StudyConfig, runs: Sequence[Run]) -> DataFiles:
     """Report errors in the networks and files of runs, or options that do not fit them, before the first of them.
 
     Returns:
