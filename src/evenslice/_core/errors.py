@@ -214,7 +214,14 @@ class MissingExtraError(EvensliceError, ImportError):
 
 @contextmanager
 def errors_at(place: str, spelling: Spelling = spelled_in_configuration) -> Iterator[None]:
-    """Prefix errors by their place in a configuration, and spell options as they are written there."""
+    """Prefix errors by their place in a configuration, and spell options as they are written there.
+
+    Example:
+        >>> with errors_at("data"):
+        ...     raise ConfigError(f"{option('fill', 'x')}: give a number")
+        Traceback (most recent call last):
+        evenslice.ConfigError: data: fill: x: give a number
+    """
     try:
         yield
     except EvensliceError as error:
