@@ -87,7 +87,7 @@ fuzz: $(STAMP)
 	EVENSLICE_FUZZ=2000 $(PYTEST) --timeout 0 -m "attack or not attack" -k damaged tests/volumes/test_fuzz_volumes.py
 
 results: $(STAMP)
-	$(BIN)/python studies/fill_pages.py
+	PYTHONPATH=benchmarks $(BIN)/python studies/fill_pages.py
 
 size: $(STAMP)
 	$(BIN)/python studies/size.py

@@ -1,7 +1,7 @@
 """How often the intervals and verdicts of an audit are right, in audits drawn from censuses of real networks.
 
     python benchmarks/calibration.py --censuses FOLDER           # reads all windows of each network once (an hour a core)
-    python benchmarks/calibration.py --censuses FOLDER --docs    # then draws audits, and writes their tables
+    python benchmarks/calibration.py --censuses FOLDER --keep    # then draws audits, and writes their tables
 
 A census reads every window of a volume, so its figures are exact. Audits are then drawn from it as audits draw windows, two
 thousand times each: how often does a 95 % interval hold the census's figure, and how often is a verdict wrong? Networks
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from shared import SHARED, Cache, insert_tables, load_family, make_parser, table, write_csvs
+from shared import SHARED, Cache, load_family, make_parser, table, write_csvs
 
 import evenslice
 
@@ -288,23 +288,20 @@ def summarize(censuses: dict[str, Census], audits: int, known: Cache) -> dict[st
 
 
 def main() -> None:
-    """Take censuses, draw audits, print the tables, and write them to the page."""
+    """Take censuses, draw audits, print the tables, and write them to benchmarks/results."""
     parser = make_parser(__doc__)
     parser.add_argument("--censuses", type=Path, required=True, help="folder of censuses and results")
     parser.add_argument("--runs", type=Path, help="folder of run folders")
     parser.add_argument("--audits", type=int, default=2000)
-    parser.add_argument(
-        "--docs", action="store_true", help="write the tables to benchmarks/results and docs/calibration.md"
-    )
+    parser.add_argument("--keep", action="store_true", help="write the tables to benchmarks/results")
     options = parser.parse_args()
     paths = {cell.name: take_census(cell, options.censuses, options.runs) for cell in CELLS}
     censuses = {name: Census.load(path) for name, path in paths.items() if path is not None}
     tables = summarize(censuses, options.audits, Cache(options.censuses / "results.json"))
     for name, text in tables.items():
         print(f"\n{name}\n\n{text}")
-    if options.docs:
+    if options.keep:
         write_csvs("calibration", tables)
-        insert_tables({"calibration coverage": tables["coverage"]})
 
 
 if __name__ == "__main__":

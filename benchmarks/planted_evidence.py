@@ -1,6 +1,6 @@
 """Does a map name the slice that holds the evidence? Networks trained where the answer is planted; docs/planted-evidence.md.
 
-    python benchmarks/planted_evidence.py [--only TEXT] [--picture] [--docs]
+    python benchmarks/planted_evidence.py [--only TEXT] [--picture]
 
 On real backgrounds, a disk is in all three slices of a window. Its class is told by a small mark in the slice before or
 in the slice after: of two opposite kinds (class 1 or 2), or absent (class 3). A network learns it; then every method of
@@ -33,13 +33,11 @@ from shared import (
     ROOT,
     SHARED,
     append_lines,
-    insert_tables,
     load_family,
     make_parser,
     mean,
     read_lines,
     table,
-    write_csvs,
 )
 from torch import nn
 
@@ -414,46 +412,63 @@ def _right(rows: Sequence[dict[str, Any]], method: str) -> NDArray[np.float64]:
     return np.asarray(right.reshape(len(rows), -1, 2, sides // 2).mean(-1))
 
 
-def tables(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Return the tables of the page, and whole ones, which become CSV files: their names start with "all"."""
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["marks"], row["background"], row["family"], row["arm"]), []).append(row)
-    main = [(marks, "EM", "EfficientNet-Lite0") for marks in KINDS]
-    ways = ("at the mark", "smoothed", "net")
-    asked = [*METHODS, *(f"{method}, {way}" for method in LOOKED_AT for way in ways)]
-    found = {}
-    for key in main:
-        body = [["disks answered right", *(_answered(groups[*key, arm]) for arm in SHOWN)]]
-        body += [[name, *(_sides(groups[*key, arm], name) for arm in SHOWN)] for name in asked]
-        found[f"all {key[0]}"] = table(["method", *SHOWN], body)
-        if key == main[0]:
-            shown = [row for row in body if row[0] in ("disks answered right", *PRIMARY)]
-            found["planted intensity"] = table(["method", *SHOWN], shown)
+MAIN = [(marks, "EM", "EfficientNet-Lite0") for marks in KINDS]
+"""Marks, background and family of the trainings of every start."""
+
+
+def tables() -> dict[str, str]:
+    """Return the tables of the page."""
+    groups = _groups()
+    asked = (*LOOKED_AT, PRIMARY[-1])
     others = {
         f"{key[0]}: {arm}": groups[*key, arm]
-        for key, arm in product(main[1:], ("pretrained", "output", "twin"))
+        for key, arm in product(MAIN[1:], ("pretrained", "output", "twin"))
     }
-    asked_of = (*LOOKED_AT, PRIMARY[-1])
-    body = [
-        [name, _answered(group), *(_sides(group, way) for way in asked_of)] for name, group in others.items()
+    kinds = [
+        [name, _answered(group), *(_sides(group, way) for way in asked)] for name, group in others.items()
     ]
-    found["planted kinds"] = table(["marks: start", "answered right", *asked_of], body)
-    found["all sizes"] = _by_size(groups[*main[0], "pretrained"])
     families = []
     for (marks, background, family, arm), group in sorted(groups.items(), key=lambda item: item[0][-1]):
         if marks == "intensity" and arm in ("pretrained", "twin"):
-            parts = (_difference(group, asked_of[0]), *(_sides(group, name) for name in asked_of[1:]))
+            parts = (_difference(group, asked[0]), *(_sides(group, name) for name in asked[1:]))
             families.append([f"{family}, {background}: {arm}", _answered(group), *parts])
-    found["planted families"] = table(["network, background", "answered right", *asked_of], families)
-    known = [row for row in rows if (row["background"], row["family"]) == main[0][1:]]
-    tried = [row["amplitudes"] for row in known if "amplitudes" in row]
-    means = {name: np.mean([item[name] for item in tried], axis=0) for name in map(str, AMPLITUDES) if tried}
-    found["planted amplitudes"] = table(
-        ["amplitude of the mark", "disks answered right", "gradient", "gradient, at the mark"],
-        [[name, *(f"{value:.2f}" for value in values)] for name, values in means.items()],
-    )
-    return found
+    tried = [row["amplitudes"] for arm in ("twin", "encoder") for row in groups[*MAIN[0], arm]]
+    means = {name: np.mean([item[name] for item in tried], axis=0) for name in map(str, AMPLITUDES)}
+    return {
+        "planted intensity": _by_start(groups, MAIN[0], PRIMARY),
+        "planted families": table(["network, background", "answered right", *asked], families),
+        "planted kinds": table(["marks: start", "answered right", *asked], kinds),
+        "planted amplitudes": table(
+            ["amplitude of the mark", "disks answered right", "gradient", "gradient, at the mark"],
+            [[name, *(f"{value:.2f}" for value in values)] for name, values in means.items()],
+        ),
+    }
+
+
+def whole_tables() -> dict[str, str]:
+    """Return the tables of all methods, which become CSV files."""
+    groups, ways = _groups(), ("at the mark", "smoothed", "net")
+    asked = [*METHODS, *(f"{method}, {way}" for method in LOOKED_AT for way in ways)]
+    found = {f"all {key[0]}": _by_start(groups, key, asked) for key in MAIN}
+    return found | {"all sizes": _by_size(groups[*MAIN[0], "pretrained"])}
+
+
+def _groups() -> dict[tuple[str, ...], list[dict[str, Any]]]:
+    """Return the results of all seeds, by marks, background, family and start."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in read_lines(RESULTS):
+        groups.setdefault((row["marks"], row["background"], row["family"], row["arm"]), []).append(row)
+    return groups
+
+
+def _by_start(
+    groups: dict[tuple[str, ...], list[dict[str, Any]]], key: tuple[str, ...], asked: Sequence[str]
+) -> str:
+    """Return how often methods are right, by start."""
+    starts = [groups[*key, arm] for arm in SHOWN]
+    body = [["disks answered right", *map(_answered, starts)]]
+    body += [[name, *(_sides(group, name) for group in starts)] for name in asked]
+    return table(["method", *SHOWN], body)
 
 
 def _by_size(rows: Sequence[dict[str, Any]]) -> str:
@@ -483,23 +498,16 @@ def _difference(rows: Sequence[dict[str, Any]], method: str) -> str:
 
 
 def main() -> None:
-    """Train what is missing, or write the tables."""
+    """Train what is missing, or draw the picture."""
     parser = make_parser(__doc__)
     parser.add_argument("--only", default="", help="cells whose description contains this")
     parser.add_argument("--picture", action="store_true", help="draw the picture of the page")
-    parser.add_argument("--docs", action="store_true", help="write the tables of the page, train nothing")
     options = parser.parse_args()
-    known = read_lines(RESULTS)
-    if options.docs:
-        found = tables(known)
-        insert_tables({name: text for name, text in found.items() if name.startswith("planted")})
-        write_csvs("planted", {name: text for name, text in found.items() if name.startswith("all")})
-        return
     torch.set_num_threads(1)
     if options.picture:
         draw()
         return
-    done = {Cell(**{name: row[name] for name in Cell.__annotations__}) for row in known}
+    done = {Cell(**{name: row[name] for name in Cell.__annotations__}) for row in read_lines(RESULTS)}
     volumes = backgrounds()
     for cell in cells():
         if cell in done or options.only not in " ".join(map(str, asdict(cell).values())):

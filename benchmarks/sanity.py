@@ -1,6 +1,6 @@
 """Sanity checks of attribution, on networks as built and trained ones; docs/calibration.md says what follows.
 
-    python benchmarks/sanity.py --scratch FOLDER [--docs]    # FOLDER as in trained.py, whose networks it holds
+    python benchmarks/sanity.py --scratch FOLDER [--keep]    # FOLDER as in trained.py, whose networks it holds
 
 1. Parameter randomisation from the top down (Adebayo et al. 2018, arXiv 1810.03292). The parameters of a U-Net are
    redrawn cumulatively, from the output layer down to the stem, and those of the stem alone. How do the pair bias, the
@@ -25,16 +25,7 @@ import numpy as np
 import torch
 from planted_evidence import SMALL_VGG16
 from scipy.stats import spearmanr
-from shared import (
-    FAMILIES,
-    Cache,
-    insert_tables,
-    load_family,
-    make_parser,
-    mean,
-    table,
-    write_csvs,
-)
+from shared import FAMILIES, Cache, load_family, make_parser, mean, table, write_csvs
 from torch import nn
 from trained import data_sets, open_pairs
 
@@ -261,9 +252,8 @@ def cell(value: Sequence[float]) -> str:
 
 
 def measure_all(cases: Mapping[str, Case], cache: Cache) -> dict[str, str]:
-    """Measure every case, and return all tables; that on the page is "sanity stages"."""
+    """Measure every case, and return all tables."""
     staged, signs = list[list[str]](), list[list[str]]()
-    columns: dict[str, list[str]] = {stage: [] for stage in STAGES}
     for name, case in cases.items():
         for stage, parts in STAGES.items():
             draws = [
@@ -275,7 +265,6 @@ def measure_all(cases: Mapping[str, Case], cache: Cache) -> dict[str, str]:
             ]
             each = " ".join(number(draw[FIGURES[0]][0]) for draw in draws)
             staged.append([name, stage, *map(cell, figures), each])
-            columns[stage].append(cell(figures[0]) if stage in BETWEEN else number(figures[0][0]))
         found = cache.get(f"{name}, replaced slices", partial(measure_replacements, case))
         leans = {column: pair_bias(values) for column, values in found.items()}
         for kind, title in REPLACEMENTS.items():
@@ -283,27 +272,23 @@ def measure_all(cases: Mapping[str, Case], cache: Cache) -> dict[str, str]:
             signs.append([name, title, *right])
     methods = [method.replace("_", " ") for method in METHODS]
     return {
-        "sanity stages": table(["redrawn", *cases], [[stage, *cells] for stage, cells in columns.items()]),
         "stages": table(["network", "redrawn", *FIGURES, "gradient, each draw"], staged),
         "signs": table(["network", "replaced by", *methods], signs),
     }
 
 
 def main() -> None:
-    """Print the tables, and write them to the page and to benchmarks/results."""
+    """Print the tables, and write them to benchmarks/results."""
     parser = make_parser(__doc__)
     parser.add_argument("--scratch", type=Path, required=True, help="folder of trained networks and results")
-    parser.add_argument(
-        "--docs", action="store_true", help="write the tables of the page and benchmarks/results"
-    )
+    parser.add_argument("--keep", action="store_true", help="write the tables to benchmarks/results")
     options = parser.parse_args()
     options.scratch.mkdir(parents=True, exist_ok=True)
     cases = find_cases(options.scratch)
     tables = measure_all(cases, Cache(options.scratch / "sanity.json"))
     for name, lines in tables.items():
         print(f"\n{name}\n\n{lines}")
-    if options.docs:
-        insert_tables({"sanity stages": tables.pop("sanity stages")})
+    if options.keep:
         write_csvs("sanity", tables)
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: their network, ratios of times, what long ones keep, and the tables that they write."""
+"""What the benchmarks share: their network, ratios of times, what long ones keep, and tables."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import statistics
 import time
 from dataclasses import astuple
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 import evenslice
+from evenslice.report.tables import NOTHING
 from evenslice.results import Interval
 
 if TYPE_CHECKING:
@@ -121,30 +121,11 @@ def append_lines(path: Path, *rows: dict[str, Any]) -> None:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table in Markdown."""
-    rule = ["---"] * len(header)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in chain([header, rule], rows))
-
-
-def fill(tables: Mapping[str, str]) -> dict[Path, str]:
-    """Return the pages that have places for tables, each between ``<!-- table: NAME -->`` and ``<!-- end -->``, filled.
-
-    Raises:
-        ValueError: there is not exactly one place for a table.
-    """
-    pages = dict[Path, str]()
-    for name, new in tables.items():
-        mark = f"<!-- table: {name} -->"
-        (page,) = (path for path in (ROOT / "docs").rglob("*.md") if mark in path.read_text(encoding="utf-8"))
-        before, rest = pages.get(page, page.read_text(encoding="utf-8")).split(mark)
-        pages[page] = f"{before}{mark}\n\n{new}\n\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
-    return pages
-
-
-def insert_tables(tables: Mapping[str, str]) -> None:
-    """Insert tables into the pages that have places for them."""
-    for page, text in fill(tables).items():
-        page.write_text(text, encoding="utf-8")
+    """Return a table in Markdown; columns without any value are left out."""
+    cells = [list(row) for row in rows]
+    kept = [n for n in range(len(header)) if {row[n] for row in cells} - {NOTHING, ""}]
+    lines = [[line[n] for n in kept] for line in (header, ["---"] * len(header), *cells)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def write_csvs(prefix: str, tables: dict[str, str], folder: Path = RESULTS) -> None:

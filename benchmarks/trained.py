@@ -1,6 +1,6 @@
 """What do trained networks make of the order of slices? Part of docs/planted-evidence.md and docs/explanation/does-it-matter.md.
 
-    python benchmarks/trained.py [--scratch FOLDER] [--only TEXT] [--study studies/compute] [--docs]
+    python benchmarks/trained.py [--scratch FOLDER] [--only TEXT] [--study studies/compute]
 
 Trains U-Nets on EfficientNet-Lite0 on four data sets for 300 steps. Each training takes some six minutes on one core; what
 is done is kept, in FOLDER and in trained.jsonl.
@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.ndimage import binary_dilation, gaussian_filter, label
-from shared import SHARED, SPEC, append_lines, insert_tables, make_parser, mean, read_lines, table
+from shared import SHARED, SPEC, append_lines, make_parser, mean, read_lines, table
 
 import evenslice
 from evenslice.report.tables import difference
@@ -319,9 +319,9 @@ def _change(one: Array, other: Array) -> float:
     return round(1 - min(dice / (2 - dice) for dice in _dice(one, other)), 4)
 
 
-def tables(rows: list[dict[str, Any]]) -> dict[str, str]:
+def tables() -> dict[str, str]:
     """Return the tables of the pages."""
-    measures = ("neighbour", "order", "erased", "flips")
+    rows, measures = read_lines(RESULTS), ("neighbour", "order", "erased", "flips")
     of = {name: [row for row in rows if row["measure"] == name] for name in measures}
     return {
         "which neighbour": neighbour_table(of["neighbour"]),
@@ -405,24 +405,21 @@ def in_folds(rows: list[dict[str, Any]]) -> Interval:
 
 
 def main() -> None:
-    """Train and measure what is missing, or write the tables."""
+    """Train and measure what is missing."""
     parser = make_parser(__doc__)
     parser.add_argument(
         "--scratch", type=Path, default=Path("runs/trained"), help="where trained networks are kept"
     )
     parser.add_argument("--only", default="", help="what the description of a measure contains")
     parser.add_argument("--study", type=Path, help="measure flips of the networks of this study alone")
-    parser.add_argument("--docs", action="store_true", help="write the tables of the pages, train nothing")
     options = parser.parse_args()
-    known = read_lines(RESULTS)
-    if options.docs:
-        insert_tables(tables(known))
-        return
     if options.study is not None:
         measure_study(options.study, options.scratch)
         return
     sets = data_sets()
-    done = {tuple(row.get(name) for name in ("measure", "data", "arm", "seed")) for row in known}
+    done = {
+        tuple(row.get(name) for name in ("measure", "data", "arm", "seed")) for row in read_lines(RESULTS)
+    }
     trained_on = [name for name in sets if name != OTHER]
     for seed, arm, name in product(range(SEEDS), OF_OBJECTS, trained_on):
         start = "pretrained" if arm == "output" else arm

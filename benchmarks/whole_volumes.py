@@ -1,6 +1,6 @@
 """Does the answer of a whole-volume method depend on which way round the stack is? The table of docs/whole-volumes.md.
 
-    python benchmarks/whole_volumes.py [--scratch FOLDER] [--only TEXT] [--docs]
+    python benchmarks/whole_volumes.py [--scratch FOLDER] [--only TEXT]
 
 Real methods on real data: 3-D networks by MONAI and nnU-Net, watershed and random walker of scikit-image, a propagation
 through z by optical flow, and cellpose's stitching of slices. nnU-Net and cellpose run if they are installed. What is done is
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from scipy.ndimage import binary_opening, distance_transform_edt, gaussian_filter, label
-from shared import SHARED, append_lines, insert_tables, make_parser, read_lines, table
+from shared import SHARED, append_lines, make_parser, read_lines, table
 from skimage.feature import peak_local_max
 from skimage.filters import threshold_otsu
 from skimage.registration import optical_flow_ilk
@@ -267,10 +267,10 @@ def clients(scratch: Path) -> dict[str, Callable[[], list[dict[str, Any]]]]:
     }
 
 
-def tables(lines: list[dict[str, Any]]) -> dict[str, str]:
+def method_table() -> str:
     """Return the table of the page, a row for each method."""
     body = []
-    for found in lines:
+    for found in read_lines(RESULTS):
         rows, first = found["rows"], found["rows"][0]
         cells = [f"{row['verdict']}, {row['change']:.3f}" for row in rows]
         alone = "" if first["alone"] is None else "{} of {}".format(first["alone"][0], sum(first["alone"]))
@@ -284,24 +284,20 @@ def tables(lines: list[dict[str, Any]]) -> dict[str, str]:
         "Dice: intact, z, y, x",
         "s",
     ]
-    return {"clients": table(header, body)}
+    return table(header, body)
 
 
 def main() -> None:
-    """Run what is left, and write the table."""
+    """Run what is left."""
     parser = make_parser(__doc__)
     parser.add_argument("--scratch", type=Path, default=Path("whole-volumes"))
     parser.add_argument("--only", default="")
-    parser.add_argument("--docs", action="store_true", help="only write the table")
     arguments = parser.parse_args()
     arguments.scratch.mkdir(exist_ok=True)
     known = {found["method"] for found in read_lines(RESULTS)}
-    todo = {} if arguments.docs else clients(arguments.scratch.absolute())
-    for name, run in todo.items():
-        if name in known or arguments.only not in name:
-            continue
-        append_lines(RESULTS, {"method": name, "rows": run()})
-    insert_tables(tables(read_lines(RESULTS)))
+    for name, run in clients(arguments.scratch.absolute()).items():
+        if name not in known and arguments.only in name:
+            append_lines(RESULTS, {"method": name, "rows": run()})
 
 
 if __name__ == "__main__":

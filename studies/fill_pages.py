@@ -1,8 +1,8 @@
-"""Fill the tables of README.md, docs/results.md, survey.md and coverage.md from the results kept in this folder.
+"""Fill the tables of README.md and docs from the results kept in this folder and in benchmarks.
 
 Those of src/README.md are filled from the first line of the docstrings of modules.
 
-    python studies/fill_pages.py
+    make results
 
 A table stands between the lines ``<!-- table: NAME -->`` and ``<!-- end -->``; all other text is written by hand.
 """
@@ -10,12 +10,16 @@ A table stands between the lines ``<!-- table: NAME -->`` and ``<!-- end -->``; 
 from __future__ import annotations
 
 import ast
-import json
 import math
 import re
 import tomllib
 from typing import TYPE_CHECKING
 
+import planted_evidence
+import sanity
+import trained
+import whole_volumes
+from shared import RESULTS, read_lines, table, write_csvs
 from size import PACKAGE, ROOT, modules, tree
 from study_results import NAMES, STUDIES, Study, read_rows, verdicts
 
@@ -47,16 +51,9 @@ def fill(text: str, tables: Mapping[str, str]) -> str:
     return text
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table in Markdown; columns without any value are left out."""
-    cells = [list(row) for row in rows]
-    kept = [n for n in range(len(header)) if {row[n] for row in cells} - {NOTHING, ""}]
-    lines = [[line[n] for n in kept] for line in (header, ["---"] * len(header), *cells)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def tables(studies: Sequence[Study]) -> dict[str, dict[str, str]]:
     """Return every table by its page and name."""
+    planted, order = planted_evidence.tables(), trained.tables()
     return {
         "results.md": {
             "verdicts": verdict_table(studies),
@@ -68,6 +65,11 @@ def tables(studies: Sequence[Study]) -> dict[str, dict[str, str]]:
             "libraries": library_table(),
         },
         "coverage.md": {"coverage": coverage_table()},
+        "calibration.md": {"calibration coverage": calibration_table(), "sanity stages": stage_table()},
+        "planted-evidence.md": planted
+        | {name: order[name] for name in ("erased objects", "which neighbour")},
+        "explanation/does-it-matter.md": {"order of slices": order["order of slices"]},
+        "whole-volumes.md": {"clients": whole_volumes.method_table()},
         "../README.md": {"remedies": remedies_table(studies)},
         "../src/README.md": {"modules": module_tables()},
     }
@@ -83,8 +85,8 @@ def remedies_table(studies: Sequence[Study]) -> str:
         interval(arms[name].entry.metrics["loss_both"])
         for name in ("pretrained", "pretrained with missing slices")
     )
-    lines = (ROOT / "benchmarks" / "whole-volumes.jsonl").read_text(encoding="utf-8").splitlines()
-    whole = {found["method"]: found["rows"][0]["dice"][0] for found in map(json.loads, lines)}
+    methods = read_lines(whole_volumes.RESULTS)
+    whole = {found["method"]: found["rows"][0]["dice"][0] for found in methods}
     before, after = (
         number(whole[name])
         for name in (
@@ -229,6 +231,23 @@ def coverage_table() -> str:
     return table(header, rows)
 
 
+def calibration_table() -> str:
+    """Return how often intervals hold the figures of censuses."""
+    rows = read_rows(RESULTS / "calibration-coverage.csv")
+    return table(list(rows[0]), (list(row.values()) for row in rows))
+
+
+def stage_table() -> str:
+    """Return the pair bias of the gradient after each stage of redrawing, of each network."""
+    rows, name = read_rows(RESULTS / "sanity-stages.csv"), sanity.FIGURES[0]
+    networks = list(dict.fromkeys(row["network"] for row in rows))
+    cells: dict[str, list[str]] = {stage: [] for stage in sanity.STAGES}
+    for row in rows:
+        shown = row[name] if row["redrawn"] in sanity.BETWEEN else row[name].partition(" [")[0]
+        cells[row["redrawn"]].append(shown)
+    return table(["redrawn", *networks], ([stage, *found] for stage, found in cells.items()))
+
+
 def module_tables() -> str:
     """Return a table of the modules of each package, from the highest to the lowest, as pyproject.toml lists them."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -257,6 +276,7 @@ def main() -> None:
         path = DOCS / page
         path.write_text(fill(path.read_text(encoding="utf-8"), found), encoding="utf-8")
         print(path)
+    write_csvs("planted", planted_evidence.whole_tables())
 
 
 if __name__ == "__main__":

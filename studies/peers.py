@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import torch
-from survey import write_csv
+from study_results import write_rows
 
 import evenslice
 from evenslice.volumes import mni152
@@ -145,7 +145,7 @@ def main() -> None:
             rows.append(row(name, changed, colours))
         evenslice.neutralize(model, SLICES, strategy="uniform")
         rows.append(row("uniform", model, colours))
-    write_csv(RESULTS, rows)
+    write_rows(RESULTS, rows, rows[0])
 
 
 if __name__ == "__main__":

@@ -27,9 +27,22 @@ NAMES = ("price", "short", "compute", "families", "classification", "cuts", "fiv
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV."""
+    """Return the rows of a CSV; none where there is no file."""
+    if not path.exists():
+        return []
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> None:
+    """Write a CSV anew."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".new")
+    with beside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    beside.replace(path)
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ Networks whose weights are not there are left out. Draws that are in the file of
 from __future__ import annotations
 
 import argparse
-import csv
 import tempfile
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from study_results import read_rows, write_rows
 from survey_functions import FACES, FOCUS, package_file
 
 import evenslice
@@ -148,12 +148,12 @@ def draw_null(networks: Sequence[Pretrained], out: Path) -> None:
     sources = {
         network.encoder: network._replace(weights="none", source="none") for network in reversed(networks)
     }
-    known = list(csv.DictReader(out.open(newline="", encoding="utf-8"))) if out.exists() else []
+    known = read_rows(out)
     done = {(row["spec"], row["seed"]) for row in known}
     for seed, network in product(range(DRAWS), reversed(sources.values())):
         if (network.encoder, str(seed)) not in done:
             known += [{"seed": str(seed), **row} for row in rows("encoder", [network], draws=1, seed=seed)]
-            write_csv(out, known)
+            write_rows(out, known, known[0])
 
 
 def main() -> None:
@@ -168,16 +168,8 @@ def main() -> None:
             draw_null(find_networks(None, Path(scratch)), NULL)
             return
         there = [item for item in find_networks(options.shared, Path(scratch)) if item.weights is not None]
-        write_csv(options.out, [row for kind in KINDS for row in rows(kind, there)])
-
-
-def write_csv(path: Path, rows: Sequence[dict[str, str]]) -> None:
-    """Write rows with the same columns to a CSV."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    print(path)
+        found = [row for kind in KINDS for row in rows(kind, there)]
+        write_rows(options.out, found, found[0])
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from survey import write_csv
+from study_results import write_rows
 from torch import Tensor, nn
 
 from evenslice.results import Interval
@@ -76,7 +76,7 @@ def main() -> None:
         figures = {"taps": pair_bias(taps.transpose(1, 2), axis), "gradient": mean.estimate}
         figures |= {"gradient_low": mean.low, "gradient_high": mean.high}
         rows.append({"axis": AXES[axis]} | {name: f"{value:.3f}" for name, value in figures.items()})
-    write_csv(RESULTS, rows)
+    write_rows(RESULTS, rows, rows[0])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ the table of docs/coverage.md.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import random
 import subprocess
@@ -25,10 +24,11 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from study_results import read_rows, write_rows
 from sweep_networks import Network, all_networks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     Row = dict[str, Any]
 
@@ -87,31 +87,16 @@ def sweep(networks: Sequence[Network], options: argparse.Namespace) -> None:
     with ThreadPool(options.jobs) as pool:
         rows = pool.imap_unordered(lambda network: check(network, options.way, options.timeout), networks)
         for done, row in enumerate(rows, start=1):
-            write_rows([*read_rows(options.results), row], options.results)
+            add_row(options.results, row)
             told = [row.get(name) for name in ("outcome_3", "outcome_5", "unbuilt", "error_3", "error_5")]
             print(f"{done} of {len(networks)}: {row['spec']}", *filter(None, told), flush=True)
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Read the rows that there are, none where there is no file."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def write_rows(rows: Iterable[Row], path: Path) -> None:
-    """Write the file anew, sorted; of a network that is there twice, the later row."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    found = {(row["library"], row["name"].lower(), row["name"]): row for row in rows}
-    beside = path.with_suffix(".new")
-    with beside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for _, row in sorted(found.items()):
-            cells = {name: f"{cell:.4g}" if isinstance(cell, float) else cell for name, cell in row.items()}
-            writer.writerow(cells)
-    beside.replace(path)
+def add_row(path: Path, row: Row) -> None:
+    """Add the row of a network to the results, which are sorted, in the place of an earlier one."""
+    cells = {name: f"{cell:.4g}" if isinstance(cell, float) else cell for name, cell in row.items()}
+    found = {(row["library"], row["name"].lower(), row["name"]): row for row in (*read_rows(path), cells)}
+    write_rows(path, [row for _, row in sorted(found.items())], COLUMNS)
 
 
 def _chosen(options: argparse.Namespace) -> list[Network]:

@@ -1,4 +1,4 @@
-"""The tables of the pages are those that the results of the studies give."""
+"""The tables of the pages are those that the results of studies and benchmarks give."""
 
 import csv
 import dataclasses
@@ -20,7 +20,7 @@ def studies():
 def test_every_table_on_the_pages_is_that_of_the_committed_results(studies):
     for page, tables in pages.tables(studies).items():
         text = (DOCS / page).read_text(encoding="utf-8")
-        assert pages.fill(text, tables) == text, f"{page}: run studies/fill_pages.py"
+        assert pages.fill(text, tables) == text, f"{page}: run make results"
 
 
 def test_figures_of_a_mean_over_runs_are_those_of_the_summary(studies):
