@@ -80,7 +80,7 @@ def remedies_table(studies: Sequence[Study]) -> str:
     price, short = (study for study in studies if study.name in ("price", "short"))
     arms = {arm.name: arm for arm in price.pooled}
     (hurried,) = (arm.change_text for arm in short.pooled if arm.name == "twin")
-    dice = f"{arms['twin'].change_text} beside a pretrained start (600 or 1,200 steps; after 200: {hurried})"
+    dice = f"{arms['twin'].change_text} beside a pretrained start (from 600 steps; after 200: {hurried})"
     alone, prepared = (
         interval(arms[name].entry.metrics["loss_both"])
         for name in ("pretrained", "pretrained with missing slices")

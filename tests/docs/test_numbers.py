@@ -49,7 +49,7 @@ def recomputed(studies):
 
     By how much C is larger than from a uniform start, for each data set; by how much more a missing slice before costs a
     pretrained start than one after, over all data sets; and how much less of that the same networks show, symmetrized at the
-    output. What one slice loses beside three of two starts; `twin` after 100 and 400 steps; averages over y or x beside z.
+    output. What one slice loses beside three of two starts; `twin` after 100, 400 and 2,400 steps; averages over y or x beside z.
     """
 
     def gain(name):
@@ -73,7 +73,7 @@ def recomputed(studies):
     (one,) = (arm for arm in both.pooled if arm.name == "one slice")
     yield interval(one.mean(lambda run, other: gain("dice")(other, run), "uniform").interval())
     rows = results.read_rows(results.STUDIES / "short" / "steps.csv")
-    for steps in ("100", "400"):
+    for steps in ("100", "400", "2400"):
         runs = [run for run in rows if run["steps"] == steps]
         (twin,) = (arm for arm in dataclasses.replace(short, runs=runs).pooled if arm.name == "twin")
         yield difference(twin.mean(gain("dice")).interval())
