@@ -140,6 +140,7 @@ def test_a_linear_network_gives_its_weights_back(survey, name, options, energy, 
         assert found.directional_bias.estimate == pytest.approx(0.5, abs=1e-6)
     if name == "leaning":
         assert (found.verdict, found.answer_of) == ("biased", "classes")
+        assert found.decided_by == ("saliency", "reliance", "answer")
         assert 0.3 < found.reliance[0].estimate < 1
         assert found.answer_change.estimate > 0.05
 
@@ -268,11 +269,14 @@ def test_what_is_written_says_the_same_and_is_drawn_again(survey, tmp_path, caps
     rows = list(csv.DictReader((tmp_path / "survey.csv").read_text().splitlines()))
     figures = [float(rows[1]["energy_3"]), float(rows[1]["share_-1"]), float(rows[0]["directional_bias"])]
     assert figures == pytest.approx([9 / 14, 1 / 6, -1])
+    assert rows[1]["decided_by"] == "saliency reliance answer"
+    assert float(rows[1]["answer_change"]) == found.networks[1].answer_change.estimate
     assert rows[2]["energy_1"] == rows[2]["share_0"] == rows[2]["mirror_error"] == ""
     assert "by design" in rows[2]["error"]
     with pytest.raises(OutputError, match="holds another result"):
         found.save(tmp_path)
     page = (tmp_path / "report.html").read_text()
+    assert page.count("by saliency, reliance, answer") == 2
     for name in ("report.html", "survey.csv"):
         (tmp_path / name).unlink()
     monkeypatch.setattr(sys, "argv", ["evenslice", "report", str(tmp_path)])

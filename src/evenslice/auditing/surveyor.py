@@ -99,8 +99,8 @@ class Survey(SurveyResult):
         """Write ``survey.json``, ``survey.csv``, ``report.html`` and its figure into a folder.
 
         ``survey.csv`` has a row for each network. ``energy_1`` .. ``energy_C`` belong to the channels in their order, which is
-        red, green and blue for a network trained on photographs; ``share_-1`` and ``pair_1`` to offsets. Undefined values are
-        left empty.
+        red, green and blue for a network trained on photographs; ``share_-1``, ``pair_1`` and ``reliance_1`` to offsets.
+        Undefined values are left empty.
 
         Args:
             folder: where to write; it is created if missing.
@@ -285,7 +285,11 @@ def _survey_one(
 def _statistics(audits: Sequence[Audit]) -> dict[str, Any]:
     """Return the means over audits of the same network, whose random parts were drawn for each."""
     verdicts = {found.verdict for found in audits}
-    values: dict[str, Any] = {"verdict": verdicts.pop() if len(verdicts) == 1 else "inconclusive"}
+    decided = dict.fromkeys(item.question for found in audits for item in found.statistics.decided_by)
+    values: dict[str, Any] = {
+        "verdict": verdicts.pop() if len(verdicts) == 1 else "inconclusive",
+        "decided_by": tuple(decided),
+    }
     for name, bounds in BOUNDS.items():
         several = [getattr(found.statistics, name) for found in audits]
         values[name] = (

@@ -635,7 +635,7 @@ def stress_table(stress: StressSummary, network: str = "") -> Table:
 
 SURVEY_READING: Final = (
     f"Directional bias D_m: {MINUS}1 if all attention goes to the slices before the middle, 0 if the network is fair, 1 if all "
-    "goes to those after. Energy: share of each channel (red, green, "
+    "goes to those after. C: how much the answer changes when a window is reversed. Energy: share of each channel (red, green, "
     "blue) in the sum of squares of the stem's kernels, with the network's normalisation folded in. Chromatic: the part of that "
     "energy to which a gray image does not contribute. Shares: share of each slice in the attribution. Mirror error: change of "
     "the output when a window is reversed, relative to its largest value."
@@ -656,9 +656,9 @@ def networks_table(survey: SurveyResult) -> Table:
         Row(
             item.spec,
             (
-                item.verdict
-                + ("\nall random" if item.random == ("*",) else "\npartly random" if item.random else ""),
+                "\n".join(filter(None, (item.verdict, *_remarks(item)))),
                 difference(item.directional_bias),
+                number(item.answer_change.estimate, 2),
                 " ".join(map(number, item.energy)),
                 number(item.chromatic),
                 " ".join(number(share.estimate) for share in item.shares),
@@ -667,10 +667,18 @@ def networks_table(survey: SurveyResult) -> Table:
         )
         for item in survey.measured
     ]
-    columns = ("network", "verdict", "D_m", "energy", "chromatic", "shares", "mirror error")
+    columns = ("network", "verdict", "D_m", "C", "energy", "chromatic", "shares", "mirror error")
     draws = max((item.draws for item in survey.measured), default=1)
     note = f"Networks with random parts: means over {draws} draws." if draws > 1 else ""
     return plain_table("Colour balance and slice bias", columns, rows, note)
+
+
+def _remarks(item: SurveyedNetwork) -> Iterator[str]:
+    """Yield what decided the verdict of a network, or is open, and whether it has random parts."""
+    if item.decided_by:
+        yield f"{'not settled: ' if item.verdict == 'inconclusive' else 'by '}{', '.join(item.decided_by)}"
+    if item.random:
+        yield "all random" if item.random == ("*",) else "partly random"
 
 
 def failed_networks_table(survey: SurveyResult) -> Table:
@@ -704,6 +712,7 @@ def _survey_row(item: SurveyedNetwork) -> dict[str, Any]:
         **{name: getattr(item, name) for name in ("spec", "weights", "origin")},
         **{name: " ".join(getattr(item, name)) for name in ("random", "stems")},
         "verdict": item.verdict,
+        "decided_by": " ".join(item.decided_by),
         **{f"energy_{n}": part for n, part in enumerate(item.energy, start=1)},
         "chromatic": item.chromatic,
         **{f"share_{k}": share.estimate for k, share in enumerate(item.shares, -(len(item.shares) // 2))},
@@ -711,6 +720,10 @@ def _survey_row(item: SurveyedNetwork) -> dict[str, Any]:
         "directional_bias_low": bias.low,
         "directional_bias_high": bias.high,
         **{f"pair_{k}": pair.estimate for k, pair in enumerate(item.pairs, start=1)},
-        **{name: getattr(item, name).estimate for name in ("mirror_error", "mirror_disagreement")},
+        **{f"reliance_{k}": pair.estimate for k, pair in enumerate(item.reliance, start=1)},
+        **{
+            name: getattr(item, name).estimate
+            for name in ("answer_change", "mirror_error", "mirror_disagreement")
+        },
         **{name: getattr(item, name) for name in ("windows", "draws", "seconds", "error")},
     }

@@ -334,6 +334,7 @@ class SurveyedNetwork:
         energy: (C,) share of each channel in the energy of the stems, 0..1; see ``evenslice.auditing.surveyor``.
         chromatic: part of that energy to which a gray image does not contribute, 0..1.
         verdict: of the audit of every draw; "inconclusive" if they differ.
+        decided_by: the questions that decided these verdicts, or are open, such as "saliency"; empty in surveys of version 0.2.
         shares: (N,) share of each slice in the saliency.
         pairs: (K,) pair biases of the saliency.
         reliance: (K,) those of the reliance; empty in surveys of version 0.2, where the answer change is unknown too.
@@ -356,6 +357,7 @@ class SurveyedNetwork:
     energy: tuple[float, ...] = ()
     chromatic: float = math.nan
     verdict: str = ""
+    decided_by: tuple[str, ...] = ()
     shares: tuple[Interval, ...] = field(default=(), metadata=documents.SLICES)
     pairs: tuple[Interval, ...] = field(default=(), metadata=documents.PAIRS)
     reliance: tuple[Interval, ...] = field(default=(), metadata=documents.PAIRS)
