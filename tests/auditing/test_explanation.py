@@ -84,7 +84,8 @@ def test_a_region_alone_is_explained_and_in_view():
     assert found.origin == (0, LARGEST_PART)
     assert found.maps.shape == (3, 8, LARGEST_PART)
     assert np.argwhere(found.maps[2]).tolist() == [[3, 1000 - LARGEST_PART]]
-    assert explain(weighted(1.0, 1.0, 1.0), volume, 2, slices=3, at=(4, 10)).origin == (0, 0)
+    options = {"at": (4, 10), "target": "sum", "reading": Reading(overlapping=True)}
+    assert explain(weighted(1.0, 1.0, 1.0), volume, 2, slices=3, **options).origin == (0, 0)
 
 
 def test_a_function_is_explained_by_replacement_like_the_network_it_runs(volume):
@@ -142,6 +143,7 @@ def test_in_a_notebook_it_is_a_picture_with_its_method(volume):
         ({"at": (20, 0)}, r"at=\[20, 0\]: .* give a pixel of 20 x 30"),
         ({"region": np.ones((4, 4))}, r"region: give a mask of shape \(20, 30\)"),
         ({"region": np.zeros((20, 30))}, "region: give a mask"),
+        ({"region": np.eye(20, 30, 25), "at": (19, 0), "tile": (8, 8)}, "region: no pixel lies in the"),
         ({"method": "gradient", "baseline": "gray"}, "baseline='gray': gradient has none"),
         ({"baseline": "grey"}, "baseline='grey': did you mean 'gray'"),
         ({"target": 7}, "the network only has the classes 0 to 1"),

@@ -126,7 +126,9 @@ def test_answers_of_another_program_are_replaced_only_by_force_and_what_is_the_u
     other = shlex.join([sys.executable, str(tmp_path / "program; touch x.py"), "{input}", "{output}", "fast"])
     done = flip(EVEN, "--no-repeat", program=other)
     assert "holds the answer to another volume or command" in done.stderr
-    assert flip(EVEN, "--no-repeat", "--force", program=other).returncode == 0
+    assert flip(EVEN, "--no-repeat", "--force", "--input-name", "case.nii.gz", program=other).returncode == 0
+    inputs = tmp_path / "out" / "intact" / "input"  # of which a program may read all
+    assert [path.name for path in inputs.iterdir()] == ["case.nii.gz"]
     (tmp_path / "out" / "again").mkdir()
     (tmp_path / "out" / "again" / "mine").touch()
     assert "holds the answer" in flip(EVEN, "--force", program=other).stderr

@@ -164,13 +164,19 @@ def explain(
     y, x = corner_of("at", at or [int(where.min() + where.max()) // 2 for where in inside], tile, plane)
     grid = WindowGrid(volume, reading.fit_scaling(volume), slices, tile, reading.step, edge="reflect")
     returned = network.prepare(slices, tile)
-    understood = understand(network, returned, grid, parse_target(str(target)), reading.overlapping)
+    target = parse_target(str(target))
+    overlapping = None if target == "sum" else reading.overlapping
+    understood = understand(network, returned, grid, target, overlapping)
     method, baseline = choose_method(model, method, baseline, gradient=understood.gradient)
     window = torch.from_numpy(grid.read(z, y, x))[None].to(network.device)
     inner = (..., slice(min(tile[0], plane[0] - y)), slice(min(tile[1], plane[1] - x)))
     counted = None
     if mask is not None:  # the tile may reach beyond the plane
         padded = np.pad(mask, [(0, side) for side in tile])[y : y + tile[0], x : x + tile[1]]
+        if not padded.any():
+            raise ConfigError(
+                f"{option('region')}: no pixel lies in the explained part; move it with {option('at')}"
+            )
         counted = torch.from_numpy(padded)[None].to(network.device)
     score = Score(network, understood, region=counted)
     found = attribute(score, window, method=method, baseline=baseline)

@@ -115,7 +115,7 @@ class Program:
             if output.exists() and (place / PLAN).read_text(encoding="utf-8") == plan:
                 return output
         with reporting_write_errors(place):
-            for part in ("output", "unfinished"):
+            for part in ("input", "output", "unfinished"):
                 shutil.rmtree(place / part, ignore_errors=True)
             (place / "unfinished").mkdir(parents=True)
             (place / PLAN).write_text(plan, encoding="utf-8")

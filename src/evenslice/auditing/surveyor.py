@@ -338,7 +338,7 @@ def colour_balance(kernels: Sequence[NDArray[Any]]) -> tuple[tuple[float, ...], 
 
     Args:
         kernels: the effective kernels of each stem, (filters, C, ...), from ``Record.kernels`` or
-            ``evenslice.neutralizing.folding.effective_kernels``; all with the same C.
+            ``evenslice.neutralizing.rewriting.effective_kernels``; all with the same C.
 
     Raises:
         ModelError: the stems have different numbers of channels, or their kernels are all 0 or not finite.

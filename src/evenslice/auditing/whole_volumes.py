@@ -183,8 +183,8 @@ def audit_volume(
             deterministic.
 
     Raises:
-        ModelError: the function fails on a volume or a flipped one, or returns another shape.
-        VolumeError: a volume cannot be read, or labels have another shape.
+        ModelError: the function fails on a volume or a flipped one, or returns another shape; or labels have another shape.
+        VolumeError: a volume cannot be read.
         ConfigError: an axis is unknown, or classes cannot be swapped.
 
     Example: a method that carries the first slice through the stack.
@@ -483,7 +483,10 @@ def _average(
     """Return the mean of real answers, or all whole ones."""
     if not axes:
         answer = as_array(_call(function, stack, "the volume"))
-        return answer if answer.dtype.kind == "f" else [answer.astype(np.int64)]
+        if answer.dtype.kind == "f":
+            return answer
+        scores = answer.ndim == 4 and len(answer) > 1
+        return answer.astype(np.float64) if scores else [answer.astype(np.int64)]
     # Mean within mean, for sums of two do not depend on their order: so rounding makes no difference.
     one, other = (_average(function, part, axes[1:], swap) for part in (stack, _flip(stack, axes[0])))
     if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):

@@ -143,8 +143,8 @@ def _root(
         raise ConfigError(
             "PYTHONOPTIMIZE or -OO: removes docstrings, which libraries of networks need; use 1 or -O"
         )
-    if memory_limit is not None and memory_limit < 0:
-        raise ConfigError(f"--memory-limit {memory_limit:g}: must be at least 0")
+    if memory_limit is not None and not 0 <= memory_limit < float("inf"):
+        raise ConfigError(f"--memory-limit {memory_limit:g}: must be a number of at least 0")
     limit_memory(None if memory_limit is None else int(memory_limit * 2**30))
 
 

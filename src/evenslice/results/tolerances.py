@@ -16,7 +16,7 @@ class Tolerances:
         tolerance: the largest absolute pair bias B_k, of saliency or reliance, that counts as equal.
         answer_tolerance: the largest part C of an answer that may change when the window is reversed.
         mismatch_tolerance: the largest mirror mismatch E of a network that uses opposite slices in the same way.
-        judged_share: smallest part of the saliency with which a pair is judged; see ``least_attention``.
+        judged_share: smallest part of the saliency with which a pair is judged.
         judged_class: smallest part of the pixels with which a class is judged; the two largest always are.
 
     Raises:

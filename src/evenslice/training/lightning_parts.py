@@ -36,7 +36,7 @@ from evenslice._core import (
 )
 from evenslice.auditing import parse_target, slice_shares
 from evenslice.networks import METADATA_KEY
-from evenslice.results import Measurements, ratio, score_title
+from evenslice.results import Measurements, score_title
 from evenslice.training.losses import TaskLoss, task_logits
 from evenslice.training.run_folder import refuse_changed
 
@@ -52,12 +52,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-    from numpy.typing import NDArray
 
     from evenslice.training.config import TrainConfig
     from evenslice.training.run_folder import RunFolder
 
-    Floats = NDArray[np.float64]
 
 OPTIONS = "evenslice_options"  # with which the run of a checkpoint began
 LOG_EVERY = 10  # steps; a row of the log holds their mean loss
@@ -548,18 +546,6 @@ def bias_columns(slices: int) -> tuple[str, ...]:
     """
     half = slices // 2
     return (*(f"share_{k}" for k in range(-half, half + 1)), "directional_bias", "asymmetry", "imbalance")
-
-
-def _shares(attribution: Tensor) -> Floats:
-    """Return the shares (batch, N) of the slices in an attribution (batch, N, y, x); NaN where it is 0."""
-    sums = attribution.abs().cpu().double().sum(dim=(2, 3)).numpy()
-    return ratio(sums, sums.sum(axis=1, keepdims=True))
-
-
-def _mean(values: Floats) -> Floats:
-    """Return the mean over windows whose shares are not NaN; NaN if there are none."""
-    kept = values[~np.isnan(values.reshape(len(values), -1)).any(axis=1)]
-    return kept.mean(axis=0) if len(kept) else np.full(values.shape[1:], np.nan)
 
 
 @contextmanager
