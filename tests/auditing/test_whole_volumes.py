@@ -190,6 +190,11 @@ def test_the_repair_is_exactly_symmetric(seed, axes, whole):
         np.testing.assert_array_equal(answer, expected)
 
 
+def test_scores_of_whole_numbers_are_averaged():
+    fair = symmetrize_volume(lambda stack: np.stack([0 * stack, 9 * stack]).astype(np.uint8), swap={0: 1})
+    assert np.array_equal(fair(BLOBS), np.stack([4.5 * BLOBS] * 2))
+
+
 def test_the_document_and_the_page(tmp_path):
     found = audit_volume(rising, STACK, axes=("z", "x"), labels=rising(STACK))
     found.save(tmp_path)
