@@ -195,6 +195,19 @@ def test_scores_of_whole_numbers_are_averaged():
     assert np.array_equal(fair(BLOBS), np.stack([4.5 * BLOBS] * 2))
 
 
+def test_class_numbers_are_voted_on_whatever_their_type_and_only_scores_change_places():
+    rising = lambda stack: np.cumsum(np.ones_like(stack), axis=0)  # noqa: E731
+    voted = symmetrize_volume(rising, swap={1: 2})(np.ones((2, 1, 1)))
+    assert voted.dtype == np.float64
+    assert voted.ravel().tolist() == [1, 2]
+    for method in (lambda stack: stack, lambda stack: np.stack([stack, -stack])):
+        with pytest.raises(ConfigError, match="swap=.* scores of all these classes"):
+            symmetrize_volume(method, swap={1: 2})(STACK)
+    for method in (lambda stack: stack[1:], str):
+        with pytest.raises(ModelError, match="the answer to the volume: is "):
+            symmetrize_volume(method)(STACK)
+
+
 def test_the_document_and_the_page(tmp_path):
     found = audit_volume(rising, STACK, axes=("z", "x"), labels=rising(STACK))
     found.save(tmp_path)

@@ -377,15 +377,35 @@ def test_what_is_refused_leaves_nothing_beside_the_output(tmp_path, model, optio
     assert not list(tmp_path.iterdir())
 
 
+class Scaled:
+    __slots__ = ("_by", "_calls")
+
+    def __init__(self, factor):
+        self._by, self._calls = factor, 0
+
+    def __call__(self, windows):
+        self._calls += 1
+        return self._by * windows[:, :2]
+
+
+def enclosed(factor):
+    return lambda windows: factor * windows[:, :2]
+
+
+def keyword(factor):
+    return lambda windows, *, by=factor: by * windows[:, :2]
+
+
+def filled(factor):
+    return partial(lambda by, windows: by * windows[:, :2], factor)
+
+
+@pytest.mark.parametrize(
+    "scaling", [enclosed, keyword, filled, Scaled, lambda factor: Scaled(factor).__call__]
+)
 def test_the_segmentation_of_a_function_is_resumed_by_the_same_function_alone(
-    tmp_path, image, monkeypatch, stop_after, watched
+    tmp_path, image, monkeypatch, stop_after, watched, scaling
 ):
-    def scaling(factor):
-        def scaled(windows):
-            return factor * windows[:, :2]
-
-        return scaled
-
     monkeypatch.setattr(segmentation, "BLOCK_VOXELS", 2 * 70 * 90)
     stop_after(4, scaling(1.0), image, tmp_path / "labels.npy")
     with pytest.raises(OutputError, match="unfinished segmentation by another network"):

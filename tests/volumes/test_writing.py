@@ -258,6 +258,14 @@ def test_slabs_cover_each_voxel_once(data, tmp_path_factory):
 def test_a_model_of_another_shape_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"\(6, 33, 40\).*\(5, 33, 40\)"):
         write_volume(open_volume(LABELS), tmp_path / "a.tif", like=open_volume(LABELS[1:]))
+        write_volume(open_volume(LABELS), tmp_path / "a.tif", like=open_volume(LABELS[1:]))
+    for wrong in (LABELS[1:], LABELS.astype(np.float64)):
+        with pytest.raises(
+            ConfigError, match=r"alike, and are float64.* and uint|alike, and are uint.*\(5.* and uint"
+        ):
+            write_volume(channels_of([LABELS, wrong]), tmp_path / "a.tif")
+    with pytest.raises(ConfigError, match="an opened volume"):
+        write_volume([], tmp_path / "a.tif")
     assert not list(tmp_path.iterdir())
 
 

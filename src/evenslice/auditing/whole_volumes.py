@@ -15,6 +15,7 @@ import datetime as dt
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress, product
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
@@ -204,19 +205,16 @@ def audit_volume(
     answers = []
     for volume, truth in zip(opened, truths, strict=True):
         stack = volume[...]
+
+        def ask(axis: str = "", stack: NDArray[Any] = stack, path: str = volume.path) -> Classes:
+            return as_classes(_ask(function, stack, path, axis), stack.shape, path)
+
         answers.append(
             VolumeAnswers(
                 volume=volume,
-                intact=_ask(function, stack, volume.path),
-                again=_ask(function, stack, volume.path) if repeat else None,
-                flipped={
-                    axis: flip_back(
-                        _ask(function, _flip(stack, axis), f"{volume.path} flipped along {axis}"),
-                        axis,
-                        swapped,
-                    )
-                    for axis in axes
-                },
+                intact=ask(),
+                again=ask() if repeat else None,
+                flipped={axis: flip_back(ask(axis), axis, swapped) for axis in axes},
                 labels=None if truth is None else as_classes(open_volume(truth), volume.shape, "the labels"),
                 swap=swapped,
             )
@@ -224,28 +222,30 @@ def audit_volume(
     return _compare(answers, method=function_name(function), instances=instances)
 
 
-def _flip(array: NDArray[Any], axis: str) -> NDArray[Any]:
-    """Return a flipped copy of an array whose last axes are z, y and x."""
-    return np.ascontiguousarray(np.flip(array, "zyx".index(axis) - 3))
+def _flip(array: NDArray[Any], axes: str) -> NDArray[Any]:
+    """Return a copy of an array whose last axes are z, y and x, flipped along some of them."""
+    return np.flip(array, tuple("zyx".index(axis) - 3 for axis in axes)).copy()
 
 
-def flip_back(answer: Classes, axis: str, swap: Mapping[int, int]) -> Classes:
-    """Flip an answer to a flipped volume back, and let classes change places again."""
-    turned = _flip(answer, axis)
+def flip_back(answer: NDArray[Any], axes: str, swap: Mapping[int, int]) -> NDArray[Any]:
+    """Flip an answer to a flipped volume back, and let classes, or their scores, change places again."""
+    turned = _flip(answer, axes)
+    if len(axes) % 2 == 0:
+        return turned
+    if turned.ndim == 4:
+        return turned[[swap.get(label, label) for label in range(len(turned))]]
     back = turned.copy()
     for label, other in swap.items():
         back[turned == label] = other
     return back
 
 
-def _ask(function: Method, stack: NDArray[Any], name: str) -> Classes:
-    """Return the classes that a function answers for a copy of a stack, which it may change."""
-    return as_classes(_call(function, stack, name), stack.shape, f"the answer to {name}")
-
-
-def _call(function: Method, stack: NDArray[Any], name: str) -> Any:
+def _ask(function: Method, stack: NDArray[Any], path: str, axes: str = "") -> NDArray[Any]:
+    """Return the answer of a function to a copy of a stack, flipped along some axes, which it may change."""
+    name = f"{path} flipped along {axes}" if axes else path
     with reporting_errors(ModelError, f"{function_name(function)}: fails on {name}"):
-        return function(stack.copy())
+        answer = as_array(function(_flip(stack, axes)))
+    return _checked(answer, stack.shape, f"the answer to {name}")
 
 
 def as_classes(answer: Any, shape: tuple[int, ...], name: str) -> Classes:
@@ -263,18 +263,26 @@ def as_classes(answer: Any, shape: tuple[int, ...], name: str) -> Classes:
         >>> as_classes([[[0.2, 0.7]]], (1, 1, 2), "it").tolist(), as_classes([[[0.0, 7.0]]], (1, 1, 2), "it").tolist()
         ([[[0, 1]]], [[[0, 7]]])
     """
+    array = _checked(answer, shape, name)
+    array = array.argmax(axis=0) if array.ndim == 4 else array
+    return (array if _is_whole(array) else array > 0.5).astype(np.int64)
+
+
+def _checked(answer: Any, shape: tuple[int, ...], name: str) -> NDArray[Any]:
+    """Return an answer as an array (z, y, x), or (classes, z, y, x) of two or more, as ``as_classes`` expects it."""
     array = as_array(answer)
-    if array.ndim == 4 and array.shape[1:] == shape and len(array) > 1 and np.isfinite(array).all():
-        return np.asarray(array.argmax(axis=0))
     array = array[0] if array.ndim == 4 and len(array) == 1 else array
-    if array.shape != shape or array.dtype.kind not in "biuf" or not np.isfinite(array).all():
+    fits = array.ndim in (3, 4) and array.shape[-3:] == shape and array.size > 0
+    if not fits or array.dtype.kind not in "biuf" or not np.isfinite(array).all():
         raise ModelError(
             f"{name}: is {array.dtype} of shape {array.shape}, or not finite; a volume of shape {tuple(shape)} needs class "
             "numbers, object ids or probabilities of that shape, or scores (classes, z, y, x)"
         )
-    if array.dtype.kind == "f" and not np.array_equal(array, np.round(array)):
-        array = array > 0.5
-    return array.astype(np.int64)
+    return array
+
+
+def _is_whole(array: NDArray[Any]) -> bool:
+    return array.dtype.kind != "f" or np.array_equal(array, np.round(array))
 
 
 def as_array(answer: Any) -> NDArray[Any]:
@@ -452,8 +460,8 @@ def symmetrize_volume(
     """Return a function whose answer does not depend on which way round a volume is.
 
     It runs the function on the volume and all its flips along the axes (2, 4 or 8 runs), flips the answers back, and
-    returns the mean of probabilities or scores, or the class with most votes; see ``vote`` for ties. A deterministic
-    function becomes exactly symmetric. Objects are not supported, because ids have no mean.
+    returns the mean of probabilities or scores, or, where all answers are class numbers, the one with most votes; see
+    ``vote`` for ties. A deterministic function becomes exactly symmetric. Objects are not supported: ids have no mean.
 
     Args:
         function: as for ``audit_volume``.
@@ -461,7 +469,8 @@ def symmetrize_volume(
         swap: classes that change places in a mirror.
 
     Raises:
-        ConfigError: see ``audit_volume``.
+        ConfigError: see ``audit_volume``; the function returned also raises it of swapped classes without scores, and
+            ModelError as ``audit_volume`` does.
 
     Example:
         >>> rising = lambda stack: np.cumsum(stack, axis=0)
@@ -469,35 +478,27 @@ def symmetrize_volume(
         [1.375, 1.0, 1.125]
     """
     swapped = VolumeAnswers.check(axes, swap)
+    flips = ["".join(compress(axes, chosen)) for chosen in product((False, True), repeat=len(axes))]
 
     def symmetrized(stack: ArrayLike) -> NDArray[Any]:
-        found = _average(function, np.asarray(stack), tuple(axes), swapped)
-        return found if isinstance(found, np.ndarray) else vote(found, swapped)
+        answers = [_ask(function, np.asarray(stack), "the volume", flip) for flip in flips]
+        whole = all(answer.ndim == 3 and _is_whole(answer) for answer in answers)
+        scores = min(len(answer) if answer.ndim == 4 else 0 for answer in answers)
+        if not whole and (
+            len({answer.shape for answer in answers}) > 1 or max(swapped, default=-1) >= scores
+        ):
+            raise ConfigError(
+                f"{option('swap', dict(swap or {}))}: the answers have the shapes {[a.shape for a in answers]}, and need "
+                "scores of all these classes, or class numbers"
+            )
+        back = [flip_back(answer, flip, swapped) for answer, flip in zip(answers, flips, strict=True)]
+        if whole:
+            return vote(back, swapped).astype(np.result_type(*answers))
+        while len(back) > 1:  # sums of two do not depend on their order: so rounding makes no difference
+            back = [(one + other) / 2.0 for one, other in zip(back[::2], back[1::2], strict=True)]
+        return back[0]
 
     return symmetrized
-
-
-def _average(
-    function: Method, stack: NDArray[Any], axes: tuple[str, ...], swap: Mapping[int, int]
-) -> NDArray[Any] | list[Classes]:
-    """Return the mean of real answers, or all whole ones."""
-    if not axes:
-        answer = as_array(_call(function, stack, "the volume"))
-        if answer.dtype.kind == "f":
-            return answer
-        scores = answer.ndim == 4 and len(answer) > 1
-        return answer.astype(np.float64) if scores else [answer.astype(np.int64)]
-    # Mean within mean, for sums of two do not depend on their order: so rounding makes no difference.
-    one, other = (_average(function, part, axes[1:], swap) for part in (stack, _flip(stack, axes[0])))
-    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
-        back = _flip(other, axes[0])
-        if back.ndim == 4:
-            back = back[[swap.get(label, label) for label in range(len(back))]]
-        return np.asarray((one + back) / 2)
-    return [
-        *cast("list[Classes]", one),
-        *(flip_back(answer, axes[0], swap) for answer in cast("list[Classes]", other)),
-    ]
 
 
 def vote(answers: Sequence[Classes], swap: Mapping[int, int] | None = None) -> Classes:

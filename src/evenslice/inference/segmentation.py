@@ -304,13 +304,9 @@ def _parts(value: Any, seen: dict[int, Any]) -> Iterator[str]:
     seen[id(value)] = value
     yield f"{type(value).__module__} {type(value).__qualname__}"
     if isinstance(value, dict):
-        # A private whole number may count the calls.
-        lasting = float | complex | np.ndarray | np.generic | torch.Tensor
-        kept = [
-            item for item in value.items() if not str(item[0]).startswith("_") or isinstance(item[1], lasting)
-        ]
-    elif isinstance(value, list | tuple):
-        kept = list(enumerate(value))
+        kept = [item for item in value.items() if not str(item[0]).startswith("_") or _lasts(item[1])]
+    elif isinstance(value, list | tuple | set | frozenset):
+        kept = list(enumerate(value if isinstance(value, list | tuple) else sorted(value, key=repr)))
     elif isinstance(value, torch.nn.Module):
         yield value.extra_repr()
         kept = [*value.named_parameters(recurse=False), *value.named_buffers(recurse=False)]
@@ -320,8 +316,10 @@ def _parts(value: Any, seen: dict[int, Any]) -> Iterator[str]:
         function = getattr(value, "__func__", value)  # of a method
         with suppress(OSError, TypeError):  # a builtin has no source
             yield inspect.getsource(function if inspect.isroutine(function) else type(function))
-        names = ("__dict__", "__self__", "__defaults__")
+        # Of a partial function, and of any; a module, which is the __self__ of a builtin, has no state of its own.
+        names = ("func", "args", "keywords", "__defaults__", "__kwdefaults__")
         kept = [(name, getattr(value, name, None)) for name in names]
+        kept += [("state", _state(value)), ("of", _state(getattr(value, "__self__", None)))]
         with suppress(ValueError, TypeError):  # an object, or a variable that is not set yet
             kept.append(("enclosed", inspect.getclosurevars(function).nonlocals))
     else:
@@ -329,6 +327,18 @@ def _parts(value: Any, seen: dict[int, Any]) -> Iterator[str]:
     for name, item in kept:
         yield str(name)
         yield from _parts(item, seen)
+
+
+def _state(value: Any) -> Any:
+    """Return the attributes of an object, with those in slots."""
+    with suppress(Exception):  # its class may have a method of its own, or forbid it
+        return None if inspect.ismodule(value) else value.__getstate__()
+
+
+def _lasts(value: Any) -> bool:
+    """Return whether a private attribute stays as it is: a whole number may count the calls, and a dictionary keep them."""
+    lasting = (float, complex, str, bytes, tuple, np.ndarray, np.generic, torch.Tensor)
+    return isinstance(value, lasting) or callable(value)
 
 
 def begin(job: Job, *, force: bool) -> None:

@@ -20,7 +20,7 @@ from .outputs import (
 from .running import (
     answers_alone as answers_alone,
     full_precision as full_precision,
-    keep_depthwise_exact as keep_depthwise_exact,
+    keep_convolutions_exact as keep_convolutions_exact,
     keep_generators as keep_generators,
     require_network as require_network,
 )

@@ -271,22 +271,23 @@ def _calls(
 LARGEST_FAST = 3  # largest kernel size for which the gradient of the weights is fast
 
 
-def keep_depthwise_exact(network: nn.Module) -> None:
-    """Make depthwise convolutions whose gradient is slow in bfloat16 run in float32 on a CPU under autocast, in place.
+def keep_convolutions_exact(network: nn.Module) -> None:
+    """Make convolutions whose gradient is slow, or wrong, in bfloat16 run in float32 on a CPU under autocast, in place.
 
-    No parameter is renamed. Freeze weights that are not trained first: whether a weight is trained is decided here.
+    Slow are some depthwise ones. Of images smaller than the kernel or the stride, torch 2.13 returns gradients that are not
+    finite. No parameter is renamed. Freeze weights that are not trained first: whether a weight is trained is decided here.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(4, 4, 3, stride=2, groups=4, bias=False))
-        >>> keep_depthwise_exact(network)
+        >>> keep_convolutions_exact(network)
         >>> with torch.autocast("cpu", dtype=torch.bfloat16):
         ...     output = network(torch.full((1, 4, 3, 3), 1.001))
         >>> bool((output - 1.001 * network[0].weight.sum((1, 2, 3)).view(1, -1, 1, 1)).abs().max() < 1e-6)
         True
     """
     for module in network.modules():
-        if isinstance(module, nn.Conv2d) and _is_slow(module) and "forward" not in vars(module):
-            vars(module)["forward"] = partial(_exact_forward, module)
+        if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1 and "forward" not in vars(module):
+            vars(module)["forward"] = partial(_exact_forward, module, slow=_is_slow(module))
 
 
 def _is_slow(convolution: nn.Conv2d) -> bool:
@@ -295,10 +296,11 @@ def _is_slow(convolution: nn.Conv2d) -> bool:
     return depthwise and (strided or (large and convolution.weight.requires_grad))
 
 
-def _exact_forward(convolution: nn.Conv2d, pixels: Tensor) -> Tensor:
-    """Run a convolution in the precision of its weights if a gradient may follow."""
+def _exact_forward(convolution: nn.Conv2d, pixels: Tensor, *, slow: bool) -> Tensor:
+    """Run a slow convolution, or one of a small image, in the precision of its weights if a gradient may follow."""
     forward = type(convolution).forward
-    if torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled():
+    small = min(pixels.shape[-2:]) < max(*convolution.kernel_size, *convolution.stride)
+    if not (slow or small) or (torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled()):
         return forward(convolution, pixels)
     with torch.autocast("cpu", enabled=False):
         return forward(convolution, pixels.to(convolution.weight.dtype)).to(pixels.dtype)

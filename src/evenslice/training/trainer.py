@@ -45,7 +45,7 @@ from evenslice._core import (
     without_secrets,
 )
 from evenslice.inference import device_error
-from evenslice.networks import keep_depthwise_exact, keep_generators, parse_specification
+from evenslice.networks import keep_convolutions_exact, keep_generators, parse_specification
 from evenslice.neutralizing import load_network, record_of, save_network
 from evenslice.results import TASK_SCORES
 from evenslice.training.config import TrainConfig
@@ -249,7 +249,7 @@ def fit(plan: Plan, run: RunFolder, *, interruption: Interruption, progress: boo
     config, network, device = plan.config, plan.network, plan.machine.device
     convert_conv2d_weight_memory_format(network.train(), torch.channels_last)
     if device.type == "cpu":
-        keep_depthwise_exact(network)
+        keep_convolutions_exact(network)
     kind = CentredCrops if config.training.task == "classification" else CropDataset
     crops = kind(
         plan.data.train,

@@ -126,7 +126,7 @@ def write_volume(
         VolumeError: the volume cannot be read.
         OutputError: the suffix is unknown, the output exists and may not be replaced, it overlaps an input, or it
             cannot be written; then nothing is left there.
-        ConfigError: ``like`` has another shape.
+        ConfigError: ``like`` has another shape, channels differ in shape or data type, or there is none.
         MissingExtraError: a package that writes the format is not installed.
 
     Example:
@@ -144,9 +144,14 @@ def write_volume(
         [0, 1, 2, 3]
     """
     channels = (volume,) if isinstance(volume, Volume) else tuple(volume)
+    if not channels or not all(isinstance(channel, Volume) for channel in channels):
+        raise ConfigError(f"{path}: write an opened volume, or a list of them as channels")
     first, model = channels[0], like or channels[0]
     if model.shape != first.shape:
         raise ConfigError(f"{path}: its shape is {first.shape} and that of {model.path} {model.shape}")
+    kinds = {f"{channel.dtype} of shape {channel.shape}" for channel in channels}
+    if len(kinds) > 1:
+        raise ConfigError(f"{path}: channels have to be alike, and are {' and '.join(sorted(kinds))}")
     destination = Destination.of(path)
     destination.check(*channels, model, force=force)
     stacked = not isinstance(volume, Volume)

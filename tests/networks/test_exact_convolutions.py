@@ -1,13 +1,14 @@
-"""Depthwise convolutions that keep to float32 where their gradient would be slow in bfloat16."""
+"""Convolutions that keep to float32 where their gradient would be slow, or wrong, in bfloat16."""
 
 import pickle
 
 import cloudpickle
+import pytest
 import torch
 from timm.layers import Conv2dSame
 from torch import nn
 
-from evenslice.networks import keep_depthwise_exact
+from evenslice.networks import keep_convolutions_exact
 
 
 def depthwise():
@@ -25,8 +26,8 @@ def depthwise():
 
 def test_only_slow_depthwise_convolutions_keep_to_float32_and_only_for_a_gradient():
     plain, kept, pixels = depthwise(), depthwise(), torch.rand(1, 8, 15, 15)
-    keep_depthwise_exact(kept)
-    keep_depthwise_exact(kept)  # done once
+    keep_convolutions_exact(kept)
+    keep_convolutions_exact(kept)  # done once
     assert plain.state_dict().keys() == kept.state_dict().keys()
     for number, layer in enumerate(kept):
         given = pixels[:, : layer.in_channels]
@@ -41,10 +42,27 @@ def test_only_slow_depthwise_convolutions_keep_to_float32_and_only_for_a_gradien
 
 def test_a_network_whose_depthwise_convolutions_are_exact_has_the_same_gradients_and_can_be_sent():
     pixels, kept = torch.rand(2, 3, 32, 32), depthwise()
-    keep_depthwise_exact(kept)
+    keep_convolutions_exact(kept)
     sent, plain = pickle.loads(cloudpickle.dumps(kept)), depthwise()  # noqa: S301  # our own
     assert torch.equal(sent(pixels), plain(pixels))
     for network in (kept, plain):
         network(pixels).square().sum().backward()
     for a, b in zip(kept.parameters(), plain.parameters(), strict=True):
         assert torch.equal(a.grad, b.grad) if a.requires_grad else a.grad is b.grad is None
+
+
+@pytest.mark.parametrize(("side", "stride"), [((1, 1), 2), ((8, 1), 4), ((2, 2), 4)])
+def test_gradients_of_images_smaller_than_kernel_or_stride_are_right(side, stride):
+    torch.manual_seed(0)
+    network, pixels = nn.Sequential(nn.Conv2d(64, 64, 3, stride=stride, padding=1)), torch.randn(2, 64, *side)
+    network(pixels).square().sum().backward()
+    expected = network[0].weight.grad.clone()
+    keep_convolutions_exact(network)
+    for _ in range(5):  # of memory that is not initialized, some may happen to be 0
+        network.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = network(pixels)
+        output.square().sum().backward()
+        assert torch.allclose(
+            network[0].weight.grad, expected, rtol=0.05, atol=0.05 * float(expected.abs().max())
+        )
