@@ -21,6 +21,7 @@ from evenslice import (
     VolumeError,
     evaluate,
     load_onnx,
+    open_segmenter,
     segment,
     symmetrize,
 )
@@ -310,6 +311,7 @@ def test_a_file_that_does_not_do_is_refused(bad, name):
         ({"std": -1}, "above 0"),
         ({"mean": float("nan")}, "finite"),
         ({"mean": [123.7, 116.3, 103.5]}, "divide the mean and std of 8-bit values by 255"),
+        ({"std": 255}, "divide the mean and std of 8-bit values by 255"),
         ({"mean": [0.1, 0.2]}, "mean has 2 values"),
         ({"providers": ["ToasterExecutionProvider"]}, "provider 'ToasterExecutionProvider'"),
     ],
@@ -317,6 +319,19 @@ def test_a_file_that_does_not_do_is_refused(bad, name):
 def test_a_wrong_option_of_a_file_is_refused(file, options, message):
     with pytest.raises(ConfigError, match=message):
         load_onnx(file, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strategy": "center"}, "strategy: an ONNX network states its own"),
+        ({"weights": None}, "weights: name the ONNX file"),
+        ({"reading": {"steps": 2}}, "reading='steps': .*step"),
+    ],
+)
+def test_an_onnx_file_is_opened_with_options_that_it_has(file, options, message):
+    with pytest.raises(ConfigError, match=message):
+        open_segmenter("onnx", **{"weights": str(file)} | options)
 
 
 class Full:

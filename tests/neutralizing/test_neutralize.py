@@ -378,7 +378,8 @@ def test_networks_that_are_refused(build, slices, message):
         ),
         *({"mean": mean} for mean in ([0.1, 0.2], math.inf)),
         *({"std": std} for std in ([0.1, None, 0.1], [1, 1, 0])),
-        {"mean": 127.5, "std": 64},  # of 8-bit values
+        {"mean": 127.5},  # of 8-bit values
+        {"std": 64},
         {"size": 128},
         {"tie": "uniform", "strategy": "center"},
         {"tie": "mirror", "strategy": "twin"},

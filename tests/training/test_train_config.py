@@ -45,7 +45,7 @@ def message(load):
     return message
 
 
-def test_a_few_lines_are_a_whole_configuration(load, printed, tmp_path):
+def test_a_few_lines_are_a_whole_configuration(load, printed, tmp_path, monkeypatch):
     config = load(DATA + "training: {steps: 500}")
     assert (config.training.steps, config.training.batch) == (500, 8)
     assert (config.model.strategy, config.seed) == ("twin", 0)
@@ -55,6 +55,10 @@ def test_a_few_lines_are_a_whole_configuration(load, printed, tmp_path):
     config = load(more + "model: {weights: net.safetensors}\ntraining: {task: classification}")
     assert (config.data.root, config.data.classes) == (tmp_path / "sub", 3)
     assert config.model.weights == str(tmp_path / "net.safetensors")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load(DATA + "model: {weights: ~/net.safetensors}").model.weights == config.model.weights
+    assert load(more.replace("sub", "~no-such-user/sub")).data.root == tmp_path / "~no-such-user" / "sub"
+    load(more + "model: {weights: net.safetensors}\ntraining: {task: classification}")
     text = printed()
     assert yaml.safe_load(text)["training"]["loss"] == "ce"  # which follows from the task
     assert load(text) == config

@@ -75,6 +75,7 @@ class Compared:
             "Classes that change places in a mirror, such as 3:4 for left and right; repeat for several.",
             metavar="C:C",
             parser=parse_swap,
+            callback=options.given_once,
         ),
     ] = None
     instances: Annotated[
@@ -117,6 +118,15 @@ def flip(
 
     if (asked.command is None) == (asked.answers is None):
         raise ConfigError("nothing to compare, or too much: give either --command or --answers")
+    for_programs = (
+        asked.input_name,
+        asked.output_name,
+        asked.ignore_orientation or compared.no_repeat or None,
+    )
+    if asked.answers and any(given is not None for given in for_programs):
+        raise ConfigError(
+            "--answers: --input-name, --output-name, --ignore-orientation and --no-repeat are for --command"
+        )
     axes = compared.axis or ["z"]
     swap = VolumeAnswers.check(axes, {int(entry.axis): entry.place for entry in compared.swap or ()})
     if (asked.answers or merge) and len(axes) > 1:

@@ -135,6 +135,13 @@ class AxisEntry(NamedTuple):
     place: int
 
 
+def given_once(entries: list[AxisEntry] | None) -> list[AxisEntry] | None:
+    """Check that no axis, or class, is given twice, of which one would count."""
+    if entries and len({entry.axis for entry in entries}) < len(entries):
+        raise typer.BadParameter("each may be given once")
+    return entries
+
+
 def parse_selection(text: str) -> AxisEntry:
     """Read AXIS=INDEX."""
     axis, _, index = text.partition("=")
@@ -373,6 +380,7 @@ class Opening:
             "Select one entry of an axis, such as t=0; repeat for further axes.",
             metavar="AXIS=N",
             parser=parse_selection,
+            callback=given_once,
         ),
     ] = None
     level: Annotated[

@@ -44,7 +44,7 @@ from evenslice._core import (
     staged_file,
 )
 from evenslice.inference.ready_networks import WholeNetwork, out_of_memory, quiet_libraries
-from evenslice.networks import METADATA_KEY, check_mean, input_sizes
+from evenslice.networks import METADATA_KEY, check_scaling, input_sizes
 
 if TYPE_CHECKING:
     import os
@@ -207,8 +207,6 @@ def load_onnx(
         (5, (0.5,), (1, 2, 64, 64))
     """
     centre, spread = _values("mean", mean), _values("std", std)
-    if centre:
-        check_mean(centre)
     names = (providers,) if isinstance(providers, str) else tuple(providers)
     return OnnxNetwork(local_path(path, ModelError).absolute(), centre, spread, names)
 
@@ -224,6 +222,7 @@ def _values(name: str, given: float | Sequence[float] | None) -> tuple[float, ..
             and np.isfinite(values).all()
             and (name == "mean" or values.min() > 0)
         ):
+            check_scaling(name, values.tolist())
             return tuple(values.tolist())
     wanted = "a finite number" + (" above 0" if name == "std" else "")
     raise ConfigError(f"{option(name)}: is {given!r:.40}; give {wanted}, or one for each slice")

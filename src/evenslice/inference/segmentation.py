@@ -524,7 +524,7 @@ def segment(
         volume: the volume to segment; one that was opened with another ``plane`` is segmented along that axis, and
             the output is written in the order of the file.
         out: the output file, or OME-Zarr folder; the suffix gives the format, see
-            ``evenslice.volumes.write.writer``. By default nothing is written, and the labels are an array in memory.
+            ``evenslice.volumes.write.writer``. By default the labels are an array in memory, and nothing stays to resume.
         slices: N, odd; by default from the network's record, the function or the segmenter, else 3.
         probabilities: write the probability of each class, float32 (class, z, y, x), instead of labels: the softmax of the
             logits, or the sigmoid of a single one.
@@ -532,7 +532,7 @@ def segment(
         scratch: where to create the staging folder; by default beside the output.
         force: overwrite existing output, and discard an interrupted run with other options.
         reading: how to read the volume, by default the segmenter's. Of its options of labels, only ``label_values``
-            count: integers of at least 0, written for the classes.
+            count: integers of at least 0, written for the classes; of overlapping ones, that of the largest logit.
         compute: where and how the network runs; workers of a scheduler must reach the volume and the staging folder by the
             same paths.
 
@@ -566,9 +566,9 @@ def segment(
     if out is None:
         if probabilities:
             raise ConfigError(f"{option('probabilities')}: are written to a file; give {option('out')}")
-        with TemporaryDirectory() as folder:
+        with TemporaryDirectory(dir=scratch) as folder:
             path = f"{folder}/labels.npy"
-            segment(segmenter, volume, path, tile=tile, scratch=scratch, compute=compute)
+            segment(segmenter, volume, path, tile=tile, compute=compute)
             return np.load(path)
     values = LabelValues(label_values=reading.label_values)
     if probabilities and reading.overlapping:

@@ -70,7 +70,8 @@ class Segmenter:
             )
 
     def need_segmentation(self) -> None:
-        """Raise ConfigError if the run trained a classifier."""
+        """Raise ConfigError if the run trained a classifier, or ModelError if parts of the network are random."""
+        self.need_all_weights()
         if self.task != "segmentation":
             raise ConfigError(
                 f"{option('run')}: the run {self.run} trained a classifier of crops, which gives no map of classes; "
@@ -137,6 +138,8 @@ def open_segmenter(
         >>> open_segmenter("timm:test_resnet", "none", reading={"step": 2}).reading.step
         2
     """
+    if spec == ONNX and weights is None:
+        raise ConfigError(f"{option('weights')}: name the ONNX file")
     stated, crop = stated_reading(spec, weights)
     read = reading if isinstance(reading, Reading) else (stated or Reading()).with_given(reading or {})
     if spec != ONNX:
@@ -145,9 +148,10 @@ def open_segmenter(
             spec, weights, **built, mean=mean, std=std, symmetrize=symmetrize
         )
         return Segmenter(model, record.slices, read, source, crop=crop)
-    if classes is not None:
-        raise ConfigError(f"{option('classes')}: an ONNX network states its own; omit the option")
-    found = as_segmenter(load_onnx(weights or "", mean=mean, std=std), slices, read)
+    for name, given, usual in (("classes", classes, None), ("strategy", strategy, "pretrained")):
+        if given != usual:
+            raise ConfigError(f"{option(name)}: an ONNX network states its own; omit the option")
+    found = as_segmenter(load_onnx(str(weights), mean=mean, std=std), slices, read)
     return found if symmetrize is None else found.symmetrized(symmetrize)
 
 

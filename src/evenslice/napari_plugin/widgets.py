@@ -143,7 +143,6 @@ class SegmentWidget(JobWidget):
 
         def work() -> tuple[NDArray[Any], str]:
             network = load()
-            network.need_all_weights()
             segment(network, volume, Path(folder.name) / "labels.npy")
             labels = np.load(Path(folder.name) / "labels.npy", mmap_mode="r+")
             largest = max(int(plane.max()) for plane in labels)

@@ -1,6 +1,6 @@
 from .inputs import (
     StemKernels as StemKernels,
-    check_mean as check_mean,
+    check_scaling as check_scaling,
     input_sizes as input_sizes,
     normalization as normalization,
 )

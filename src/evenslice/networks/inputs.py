@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-LARGEST_MEAN = 10  # on a scale of 0..1, with room for a narrow range of wide intensities
+LARGEST_SCALING = 10  # on a scale of 0..1, with room for a narrow range of wide intensities
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
@@ -87,11 +87,11 @@ def normalization(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...
     return None
 
 
-def check_mean(values: Sequence[float]) -> None:
-    """Raise ConfigError if means that a user states are those of 8-bit values: slices are scaled to 0..1 first."""
-    if max(values) > LARGEST_MEAN:
+def check_scaling(name: str, values: Sequence[float]) -> None:
+    """Raise ConfigError if the mean or std that a user states is that of 8-bit values: slices are scaled to 0..1 first."""
+    if max(values) > LARGEST_SCALING:
         raise ConfigError(
-            f"{option('mean', list(values))}: slices are scaled to 0..1 first; divide the mean and std of 8-bit values by 255"
+            f"{option(name, list(values))}: slices are scaled to 0..1 first; divide the mean and std of 8-bit values by 255"
         )
 
 

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from evenslice._core import ConfigError, option
-from evenslice.networks import check_mean, keep_generators, normalization, require_network
+from evenslice.networks import check_scaling, keep_generators, normalization, require_network
 from evenslice.neutralizing.averages import change_image
 from evenslice.neutralizing.record import forget_ties
 from evenslice.neutralizing.running import random_image
@@ -122,8 +122,9 @@ def find_scaling(
         stated = (_average(stated[0]),), (_average(stated[1]),)
     means = _one_each("mean", stated[0] if mean is None else mean, channels)
     stds = _one_each("std", stated[1] if std is None else std, channels)
-    if mean is not None:
-        check_mean(means)
+    for name, given, values in (("mean", mean, means), ("std", std, stds)):
+        if given is not None:
+            check_scaling(name, values)
     if min(stds) <= 0:
         raise ConfigError(f"{option('std')} has to be positive, not {std}")
     return ChannelScaling(means, stds)

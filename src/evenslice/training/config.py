@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -122,6 +123,11 @@ class NnunetFolder(_Place):
     """Which image of each case to read, counted from 0."""
 
 
+def _from_home(path: str | Path) -> Path:
+    """Return a path with ~ replaced, or as it is if no such user is known, where ``Path.expanduser`` fails."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
 class _NnunetOptions(Section):
     """Reads the options that such a folder stands for, so that errors have its place."""
 
@@ -131,8 +137,8 @@ class _NnunetOptions(Section):
     @field_validator("nnunet")
     @classmethod
     def _options(cls, given: NnunetFolder, info: ValidationInfo) -> Any:
-        root = config_folder(info) / info.data.get("root", Path()).expanduser()
-        folder = (root / given.path.expanduser()).absolute()
+        root = config_folder(info) / _from_home(info.data.get("root", "."))
+        folder = (root / _from_home(given.path)).absolute()
         try:
             return {**_nnunet_options(folder, given.channel), "root": folder}
         except ConfigError as error:
@@ -185,7 +191,7 @@ class DataConfig(Section):
     @field_validator("root")
     @classmethod
     def _beside_file(cls, root: Path | None, info: ValidationInfo) -> Path | None:
-        return None if root is None else config_folder(info) / root.expanduser()
+        return None if root is None else config_folder(info) / _from_home(root)
 
     @field_validator("label_values", "instances", "ignore_label")
     @classmethod
@@ -215,7 +221,7 @@ class DataConfig(Section):
         """Return the path or the address of a file of the data set."""
         if "://" in file.path:
             return file.path
-        return (self.root or Path()) / Path(file.path).expanduser()
+        return (self.root or Path()) / _from_home(file.path)
 
     def open(
         self, file: VolumeFile, *, spacing: Sequence[float] | None = None, unit: str | None = None
@@ -279,7 +285,7 @@ class DataConfig(Section):
 def _beside_file(weights: str, info: ValidationInfo) -> str:
     if weights in ("imagenet", "none"):
         return weights
-    beside = config_folder(info) / weights
+    beside = config_folder(info) / _from_home(weights)
     try:
         found = (file for file in (beside, beside / "model.safetensors") if file.is_file())
         return str(next(found, weights))

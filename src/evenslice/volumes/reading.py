@@ -302,6 +302,8 @@ class Reading(LabelValues):
         Example:
             >>> Reading(step=2, label_values=[0, 5]).with_given({"instances": "dense"}).label_values
         """
+        for name in given:
+            check_known("reading", name, [entry.name for entry in fields(self)])
         stated = {name: value for name, value in given.items() if value is not None}
         if "instances" in stated:
             stated = {"label_values": None, "other_labels": "error", **stated}
