@@ -139,7 +139,8 @@ def rows(
             ("mirror_error", item.mirror_error),
         ):
             numbers |= {name: value.estimate, f"{name}_low": value.low, f"{name}_high": value.high}
-        found.append(row | {name: f"{number:.3f}" for name, number in numbers.items()})
+        judged = {"verdict": item.verdict, "decided_by": " ".join(item.decided_by)}
+        found.append(row | judged | {name: f"{number:.3f}" for name, number in numbers.items()})
     return sorted(found, key=lambda row: -abs(float(row["directional_bias"])))
 
 
