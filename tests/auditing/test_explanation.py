@@ -147,6 +147,7 @@ def test_in_a_notebook_it_is_a_picture_with_its_method(volume):
         ({"method": "gradient", "baseline": "gray"}, "baseline='gray': gradient has none"),
         ({"baseline": "grey"}, "baseline='grey': did you mean 'gray'"),
         ({"target": 7}, "the network only has the classes 0 to 1"),
+        ({"target": "labels"}, "target='labels': no labels are read"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(volume, options, said):

@@ -177,7 +177,7 @@ def audit(
             the audit is wrong. Or any function, such as one from ``load_onnx``; see ``evenslice.inference.BlackBox``
             for its input. Or either in a ``Segmenter``.
         volume: a volume, an array (z, y, x), a path, or several of these; several volumes are treated as independent
-            samples, and none may be given twice.
+            samples, and no file may be given twice.
         labels: class maps of the volumes' shapes. With them, the audit also measures the cost of disturbed slices,
             unless windows have one slice: the ``stress`` of the result. The target "labels" needs them.
         slices: N, odd; by default from the network's record, the function or the segmenter, else 3.
@@ -185,7 +185,8 @@ def audit(
             default "gradient". Functions have no gradient, so the question is skipped. "occlusion" needs none, and
             measures the use of slices by replacing them.
         baseline: "middle" (a window whose slices all are the middle one) or "gray" (the window's mean), the reference
-            of "integrated_gradients" (default "middle") and "occlusion" (default "gray").
+            of "integrated_gradients" (default "middle") and "occlusion" (default "gray"); without a method, of the
+            examples' maps.
         target: the output to explain: the log-odds of the class that is "predicted", of a class number or of the
             "labels", or the "sum" of all outputs. "auto" is "predicted" if the output has classes (two or four
             dimensions, or whole numbers that are class numbers), else "sum"; ``run.target`` of the result says which.

@@ -122,7 +122,7 @@ def explain(
         method: the attribution method, one of ``evenslice.auditing.METHODS``.
         baseline: "middle" or "gray", the reference of "integrated_gradients" and "occlusion"; by default the middle
             slice in place of all, but gray if you ask for occlusion by name.
-        target: the output to explain, as for ``evenslice.audit``.
+        target: the output to explain, as for ``evenslice.audit`` but for "labels".
         region: (y, x) of the volume's plane, true at the pixels whose answer is explained; by default all.
         at: (y, x) of the centre of the explained part of the plane, if it is not the whole plane; by default the
             centre of the region, or of the plane.
@@ -165,6 +165,8 @@ def explain(
     grid = WindowGrid(volume, reading.fit_scaling(volume), slices, tile, reading.step, edge="reflect")
     returned = network.prepare(slices, tile)
     target = parse_target(str(target))
+    if target == "labels":
+        raise ConfigError(f"{option('target', target)}: no labels are read here; choose 'predicted' or a class number")
     overlapping = None if target == "sum" else reading.overlapping
     understood = understand(network, returned, grid, target, overlapping)
     method, baseline = choose_method(model, method, baseline, gradient=understood.gradient)
