@@ -93,10 +93,7 @@ def test_results_that_grow_or_are_no_files_are_refused(audit, tmp_path, kind):
 
 @pytest.mark.parametrize(
     ("part", "value", "words"),
-    [
-        ("record", {"slices": 999_999_999}, "at most 1001"),
-        ("source", {"classes": 10**9}, "has more than"),
-    ],
+    [("record", {"slices": 999_999_999}, "at most 1001"), ("source", {"classes": 10**9}, "has more than")],
 )
 def test_records_with_huge_numbers_are_refused(tmp_path, part, value, words):
     model, _, source = load_network(SPEC, "none", strategy="uniform")

@@ -106,10 +106,7 @@ def test_an_audit_of_100_tb_reads_its_sample_and_its_windows_and_no_more():
             server.asked.clear()
             tracemalloc.start()
             found = audit(
-                address,
-                tile=(32, 32) if address is TEXTURE else (64, 64),
-                max_windows=16,
-                precision=1e-9,
+                address, tile=(32, 32) if address is TEXTURE else (64, 64), max_windows=16, precision=1e-9
             )
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()

@@ -31,10 +31,7 @@ BAD = [
         [*GOOD, "--weights", "none", "--model", "my_networks:with_inputs"],
         r"my_networks:with_inputs\?name=value",
     ),
-    (
-        [*GOOD, "--weights", "none", "--model", "my_networks:with_inputs?inputs=4"],
-        r"to have 4 channels",
-    ),
+    ([*GOOD, "--weights", "none", "--model", "my_networks:with_inputs?inputs=4"], r"to have 4 channels"),
     ([*GOOD, "--weights", "."], r"\.: is a folder; name the file of weights"),
     ([*GOOD, "--weights", "other.pt"], r"other.pt.*0\.weight"),
     ([*GOOD, "--weights", "pickled.pt"], r"pickled.pt.*pickle"),
@@ -43,10 +40,7 @@ BAD = [
     ([*GOOD, "--intensity", "9", "2"], r"--intensity 9.0 2.0: the first must be below"),
     ([*GOOD, "--select", "t"], r"Invalid value for '--select': t: an axis and a whole number are needed"),
     ([*GOOD, "--label-values", "0,255"], r"--label-values: has no effect without --labels; give both"),
-    (
-        [*GOOD, "--label-values", "0", "255"],
-        r"\(255\); join the values of a list by commas: 0,255",
-    ),
+    ([*GOOD, "--label-values", "0", "255"], r"\(255\); join the values of a list by commas: 0,255"),
     ([*GOOD, "--no-stress"], r"--no-stress: has no effect without --labels; give both"),
     ([*GOOD, "--seed", "-1"], r"--seed': -1 is not between 0 and 2\*\*32 - 1"),
     ([*GOOD, "--max-windows", "0"], r"error: --max-windows 0: must be at least 1"),

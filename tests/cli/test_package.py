@@ -35,10 +35,7 @@ HEAVY = ["torch", "numpy", "scipy", "matplotlib", "timm", "zarr"]
             (f"import sys; import {name}; print(*[m for m in {HEAVY} if m in sys.modules])", "")
             for name in ("evenslice", "evenslice.cli.app", "evenslice._core.errors")
         ),
-        (
-            EARLY,
-            "2",
-        ),  # a mistake in a study is told before the libraries of training are imported
+        (EARLY, "2"),  # a mistake in a study is told before the libraries of training are imported
     ],
 )
 def test_import_brings_nothing_heavy(code, printed, tmp_path):

@@ -9,13 +9,7 @@ import pytest
 import tifffile
 from values import READING
 
-from evenslice import (
-    ConfigError,
-    EvensliceError,
-    Reading,
-    open_segmenter,
-    open_volume,
-)
+from evenslice import ConfigError, EvensliceError, Reading, open_segmenter, open_volume
 from evenslice.cli.options import LabelledOpening
 from evenslice.volumes import write_volume
 

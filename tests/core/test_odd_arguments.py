@@ -8,14 +8,7 @@ from torch import nn
 from values import by_name
 
 import evenslice
-from evenslice import (
-    ConfigError,
-    EvensliceError,
-    ModelError,
-    Reading,
-    Record,
-    TrainConfig,
-)
+from evenslice import ConfigError, EvensliceError, ModelError, Reading, Record, TrainConfig
 
 VOLUME = np.random.default_rng(0).random((12, 32, 32), np.float32)
 LABELS = (VOLUME > 0.5).astype(np.uint8)

@@ -142,10 +142,7 @@ def test_a_file_where_a_folder_should_be_is_said_to_be_one(tmp_path):
     (tmp_path / "base.yaml").write_text("seed: 3")
     for out in (tmp_path / "base.yaml", tmp_path / "base.yaml" / "run"):
         for context in (staging.staged_folder(out, ["*"], documents=[]), staging.locked_folder(out, "")):
-            with (
-                pytest.raises(OutputError, match=r"base\.yaml.* is, or lies in, a file"),
-                context,
-            ):
+            with pytest.raises(OutputError, match=r"base\.yaml.* is, or lies in, a file"), context:
                 pass
 
 

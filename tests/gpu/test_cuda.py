@@ -18,17 +18,7 @@ from tiny_training import dice_of_trainings
 from torch import nn
 from values import by_name
 
-from evenslice import (
-    Compute,
-    Reading,
-    Scaling,
-    audit,
-    evaluate,
-    neutralize,
-    open_volume,
-    segment,
-    symmetrize,
-)
+from evenslice import Compute, Reading, Scaling, audit, evaluate, neutralize, open_volume, segment, symmetrize
 from evenslice.inference import Predictor, ReadyNetwork, to_device
 
 pytestmark = pytest.mark.cuda

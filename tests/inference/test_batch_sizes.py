@@ -44,13 +44,7 @@ NO_ENGINE = RuntimeError("GET was unable to find an engine to execute this compu
 @pytest.mark.parametrize("tile", [None, (16, 24)])
 @pytest.mark.parametrize(
     ("most", "error"),
-    [
-        (1, torch.OutOfMemoryError),
-        (3, RuntimeError),
-        (5, MemoryError),
-        (2, NO_MEMORY),
-        (2, NO_ENGINE),
-    ],
+    [(1, torch.OutOfMemoryError), (3, RuntimeError), (5, MemoryError), (2, NO_MEMORY), (2, NO_ENGINE)],
 )
 def test_a_prediction_goes_on_in_smaller_batches_with_results_equal_but_for_rounding(
     tmp_path, most, error, tile

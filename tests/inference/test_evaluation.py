@@ -10,15 +10,7 @@ from scipy import ndimage
 from torch import nn
 from values import by_name
 
-from evenslice import (
-    Compute,
-    ConfigError,
-    ModelError,
-    OutputError,
-    VolumeError,
-    evaluate,
-    open_volume,
-)
+from evenslice import Compute, ConfigError, ModelError, OutputError, VolumeError, evaluate, open_volume
 
 IMAGE = ndimage.gaussian_filter(np.random.default_rng(0).random((20, 48, 40)), (0.7, 2, 2)).astype(np.float32)
 IMAGE = (IMAGE - IMAGE.min()) / np.ptp(IMAGE)

@@ -491,10 +491,7 @@ def test_a_run_in_each_format_gives_the_labels_of_segment_by_its_own_library(fol
     monkeypatch.syspath_prepend(folder)
     volume = (noise(7, 64, 96) * 255).astype(np.uint8)
     run, spec = ["--run", "run", "--model", "tiny_networks:tiny"], "tiny_networks:tiny"
-    network, reading = (
-        load_network(spec, "run/network.safetensors").model,
-        Reading(intensity=(0, 255)),
-    )
+    network, reading = (load_network(spec, "run/network.safetensors").model, Reading(intensity=(0, 255)))
     labels = np.asarray(segment(network, volume, reading=reading))
     voxels = np.stack([volume[np.abs([z - 1, z, 6 - abs(5 - z)])] for z in range(7)]).astype(np.float32)
 
@@ -563,13 +560,7 @@ def test_what_an_exported_network_says_of_volumes_is_read_back(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
-    [
-        {"step": 0},
-        {"plane": ["z"]},
-        {"intensity": ["a", "b"]},
-        {"label_values": 3},
-        {"crop": [0, 5]},
-    ],
+    [{"step": 0}, {"plane": ["z"]}, {"intensity": ["a", "b"]}, {"label_values": 3}, {"crop": [0, 5]}],
 )
 def test_a_damaged_description_of_an_exported_network_is_refused(tmp_path, changes):
     network, _, source = load_network("timm:test_resnet", "none")

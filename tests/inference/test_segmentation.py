@@ -99,9 +99,7 @@ def watched(monkeypatch):
     def watched():
         begun = []
         monkeypatch.setattr(
-            segmentation,
-            "_segment_blocks",
-            lambda blocks, job: begun.extend(blocks) or work(blocks, job),
+            segmentation, "_segment_blocks", lambda blocks, job: begun.extend(blocks) or work(blocks, job)
         )
         return begun
 

@@ -10,16 +10,7 @@ import planted
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from planted import (
-    IMAGENET,
-    Wired,
-    assert_symmetric,
-    by_pickle,
-    difference,
-    run,
-    unchanged,
-    unequal,
-)
+from planted import IMAGENET, Wired, assert_symmetric, by_pickle, difference, run, unchanged, unequal
 from torch import nn
 
 from evenslice import ConfigError, ModelError, Record, neutralize, record_of, save_network, symmetrize, untie

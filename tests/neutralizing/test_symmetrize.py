@@ -405,10 +405,7 @@ class SmallBatch(nn.Module):
 def test_a_network_whose_answers_depend_on_the_batch_or_on_chance_is_refused(layer, message, change):
     torch.manual_seed(0)
     model = encoded(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), layer, nn.ReLU()))
-    with (
-        unchanged(model),
-        pytest.raises(ModelError, match=message),
-    ):
+    with unchanged(model), pytest.raises(ModelError, match=message):
         change(model)
 
 
@@ -660,8 +657,5 @@ def test_twin_averages_where_the_activation_is_used_twice(path, more, cut, check
 )
 def test_twin_names_the_way_out_where_it_cannot_average(path, message):
     model = Wired(path, **copy.deepcopy(STEM), silu=nn.SiLU())
-    with (
-        unchanged(model),
-        pytest.raises(ModelError, match=rf"{message}.*'mirror'.*\(symmetrize='output'\)"),
-    ):
+    with unchanged(model), pytest.raises(ModelError, match=rf"{message}.*'mirror'.*\(symmetrize='output'\)"):
         neutralize(model, 5, strategy="twin")

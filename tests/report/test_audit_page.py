@@ -14,15 +14,7 @@ import numpy as np
 import pytest
 from commands import call
 from pages import HOSTILE, Page, plain, standing_alone
-from synthetic import (
-    CYCLIC,
-    PRETRAINED,
-    UNIFORM,
-    make_audit,
-    make_stress,
-    save_audits,
-    with_statistics,
-)
+from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit, make_stress, save_audits, with_statistics
 
 import evenslice
 from evenslice.report import audit_tables as found, charts, style, tables as formatting, write_report

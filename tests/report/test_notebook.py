@@ -39,10 +39,7 @@ def test_an_audit_says_its_verdict_first_and_answers_four_questions():
 
 def test_the_text_of_results_is_escaped():
     run = {"scaling": {"mean": 0, "std": 1, "source": "stated"}, "method": HOSTILE}
-    for shown in (
-        make_audit("audit", PRETRAINED, run=run),
-        Survey((network(HOSTILE, 0.0, error=HOSTILE),)),
-    ):
+    for shown in (make_audit("audit", PRETRAINED, run=run), Survey((network(HOSTILE, 0.0, error=HOSTILE),))):
         assert "<img" not in shown._repr_html_()
         assert "&lt;img" in shown._repr_html_()
 

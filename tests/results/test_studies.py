@@ -169,10 +169,7 @@ def test_a_key_cannot_lead_elsewhere(folder, key):
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
-    [
-        ({"verdict": None}, "verdict: None"),
-        ({"definitions": "new"}, "definitions: 'new'"),
-    ],
+    [({"verdict": None}, "verdict: None"), ({"definitions": "new"}, "definitions: 'new'")],
 )
 def test_a_wrong_record_is_refused(folder, changes, reason):
     change(run_folder(folder) / "run.json", **changes)

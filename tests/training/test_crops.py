@@ -12,14 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from values import by_name
 
-from evenslice import (
-    AugmentationConfig,
-    ConfigError,
-    Reading,
-    SliceWindows,
-    VolumeError,
-    neutralize,
-)
+from evenslice import AugmentationConfig, ConfigError, Reading, SliceWindows, VolumeError, neutralize
 
 OFF = {"flips": False, "rotations": False, "z_flip": False, "intensity": False}
 PLAIN = Reading(intensity=(0, 1))

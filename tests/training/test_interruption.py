@@ -122,7 +122,7 @@ def test_a_test_that_is_interrupted_is_done_by_the_resumed_run(config, undisturb
         with pytest.raises(KeyboardInterrupt, match="interrupted at its test"):
             evenslice.train(config, tmp_path / "run", progress=False)
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        *("config.yaml", "data.json", "log", "checkpoints", "network.safetensors"),
+        *("config.yaml", "data.json", "log", "checkpoints", "network.safetensors")
     }
     evenslice.train(config, tmp_path / "run", resume=True, progress=False)
     assert trained(tmp_path / "run") == undisturbed

@@ -53,8 +53,7 @@ def fit(network, *callbacks, **options):
     shape = tuple(callbacks[0].windows.shape[1:]) if callbacks else (3, 16, 16)
     generator = torch.Generator().manual_seed(0)
     data = TensorDataset(
-        torch.rand(10, *shape, generator=generator),
-        torch.randint(2, (10, *shape[1:]), generator=generator),
+        torch.rand(10, *shape, generator=generator), torch.randint(2, (10, *shape[1:]), generator=generator)
     )
     switches = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     options |= {"accelerator": "cpu", "max_epochs": 1, "log_every_n_steps": 1} | dict.fromkeys(

@@ -544,8 +544,7 @@ def test_a_training_is_the_same_from_a_path_a_dict_and_an_object(tiny_run, tmp_p
 
 
 @pytest.mark.parametrize(
-    "more",
-    [["--step", "1"], ["--slices", "5"], ["--strategy", "uniform"], ["--weights", "none"]],
+    "more", [["--step", "1"], ["--slices", "5"], ["--strategy", "uniform"], ["--weights", "none"]]
 )
 def test_what_a_run_determines_cannot_be_given(tiny_run, command, more):
     volume = tiny_run.folder / "image.npy"

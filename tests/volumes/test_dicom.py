@@ -8,11 +8,7 @@ import pytest
 import SimpleITK
 from dicom_files import AXIAL, change, dataset, enhanced, save, write_series
 from pydicom.data import get_testdata_file
-from pydicom.uid import (
-    RTDoseStorage,
-    SurfaceSegmentationStorage,
-    generate_uid,
-)
+from pydicom.uid import RTDoseStorage, SurfaceSegmentationStorage, generate_uid
 from volume_checks import STACK, fails, same
 
 from evenslice import ConfigError, MissingExtraError, VolumeError, open_volume
@@ -196,8 +192,7 @@ def test_frames_without_places(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm", "JPEG2000.dcm", "MR_small_RLE.dcm"],
+    "name", ["MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm", "JPEG2000.dcm", "MR_small_RLE.dcm"]
 )
 def test_every_compression_that_clinics_use(tmp_path, name):
     file = pydicom.dcmread(get_testdata_file(name))

@@ -62,11 +62,7 @@ def test_tiff_written_page_by_page_is_one_stack_however_pages_are_compressed(tmp
         for number, page in enumerate(STACK):
             rows = 7 if number % 2 and len(ways) > 1 else None
             writer.write(
-                page,
-                contiguous=False,
-                metadata=None,
-                compression=ways[number % len(ways)],
-                rowsperstrip=rows,
+                page, contiguous=False, metadata=None, compression=ways[number % len(ways)], rowsperstrip=rows
             )
     volume = open_volume(tmp_path / "a.tif")
     assert same(volume, STACK)

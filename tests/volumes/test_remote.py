@@ -309,8 +309,7 @@ def test_addresses_of_google(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "address",
-    ["https://me:pa55word@host/a", "https://host/a?sig=pa55word", "n5://s3://bucket/a.n5#pa55word"],
+    "address", ["https://me:pa55word@host/a", "https://host/a?sig=pa55word", "n5://s3://bucket/a.n5#pa55word"]
 )
 def test_secrets_in_an_address_are_not_repeated(address):
     with pytest.raises(VolumeError, match="contains a password, a query or a fragment") as caught:

@@ -14,10 +14,7 @@ from torch import nn
 
 import evenslice
 from evenslice import ConfigError, Reading, SliceWindows, VolumeError, evaluate, open_volume, segment
-from evenslice.volumes import (
-    open_labels,
-    read_in_runs,
-)
+from evenslice.volumes import open_labels, read_in_runs
 from evenslice.volumes.volume import map_voxels, run_end
 
 STACK = np.random.default_rng(0).integers(0, 200, (12, 40, 48), dtype=np.uint8)

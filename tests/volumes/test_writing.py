@@ -97,8 +97,7 @@ def channels_of(array):
 @pytest.mark.slow
 @every_format
 @pytest.mark.parametrize(
-    "dtype",
-    ["bool", "uint8", "int16", "uint32", "int64", "uint64", "float16", "float64"],
+    "dtype", ["bool", "uint8", "int16", "uint32", "int64", "uint64", "float16", "float64"]
 )
 def test_every_format_keeps_every_value_and_the_spacing(name, dtype, tmp_path):
     array = (LABELS > 1) if dtype == "bool" else LABELS.astype(dtype) * np.dtype(dtype).type(63)

@@ -166,7 +166,9 @@ def explain(
     returned = network.prepare(slices, tile)
     target = parse_target(str(target))
     if target == "labels":
-        raise ConfigError(f"{option('target', target)}: no labels are read here; choose 'predicted' or a class number")
+        raise ConfigError(
+            f"{option('target', target)}: no labels are read here; choose 'predicted' or a class number"
+        )
     overlapping = None if target == "sum" else reading.overlapping
     understood = understand(network, returned, grid, target, overlapping)
     method, baseline = choose_method(model, method, baseline, gradient=understood.gradient)
