@@ -509,9 +509,14 @@ def test_a_mistake_is_one_line_before_anything_is_written(folder, tmp_path, case
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_is_no_longer_finite_ends_the_run(folder, tmp_path):
-    with pytest.raises(ModelError, match=r"the loss is nan at step 10; lower training.learning_rate"):
-        evenslice.train(make_config(folder, model__spec="trainable:diverging"), tmp_path / "run")
+@pytest.mark.parametrize("validate_every", [20, 3])
+def test_a_loss_that_is_no_longer_finite_ends_the_run(folder, tmp_path, validate_every):
+    more = {"validate_every": validate_every, "monitor_every": validate_every}
+    config = make_config(
+        folder, model__spec="trainable:diverging", **{f"training__{k}": more[k] for k in more}
+    )
+    with pytest.raises(ModelError, match=r"the loss is nan at step (10|3); lower training.learning_rate"):
+        evenslice.train(config, tmp_path / "run")
 
 
 @pytest.mark.parametrize(

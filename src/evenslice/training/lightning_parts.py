@@ -155,19 +155,17 @@ class TrainingModule(LightningModule):
         torch.manual_seed(int(state.generate_state(1)[0]))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002  # Lightning's
-        """Log the mean loss every ``LOG_EVERY`` steps."""
+        """Log the mean loss every ``LOG_EVERY`` steps, and before a validation, which a network that diverged would fail.
+
+        If the training is interrupted in between, losses wait in the checkpoint, so that the resumed run has the same log as
+        an uninterrupted one.
+        """
         self._losses.append(outputs["loss"].detach().float())
-        if self.global_step % LOG_EVERY == 0:
+        if self.global_step % LOG_EVERY == 0 or self.trainer.is_last_batch:
             self._log_losses()
 
     def on_train_epoch_end(self) -> None:
-        """Log the remaining losses, and end the training after its last step.
-
-        If it was interrupted in the middle of an epoch, the losses wait in the checkpoint, so that the resumed run has the
-        same log as an uninterrupted one.
-        """
-        if self.trainer.is_last_batch:
-            self._log_losses()
+        """End the training after its last step."""
         self.trainer.should_stop |= self.global_step >= self.config.training.steps
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
