@@ -495,7 +495,7 @@ def symmetrize_volume(
         if whole:
             return vote(back, swapped).astype(np.result_type(*answers))
         while len(back) > 1:  # sums of two do not depend on their order: so rounding makes no difference
-            back = [(one + other) / 2.0 for one, other in zip(back[::2], back[1::2], strict=True)]
+            back = [one / 2 + other / 2 for one, other in zip(back[::2], back[1::2], strict=True)]
         return back[0]
 
     return symmetrized
