@@ -430,13 +430,13 @@ def tables() -> dict[str, str]:
     families = []
     for (marks, background, family, arm), group in sorted(groups.items(), key=lambda item: item[0][-1]):
         if marks == "intensity" and arm in ("pretrained", "twin"):
-            parts = (_difference(group, asked[0]), *(_sides(group, name) for name in asked[1:]))
+            parts = (_difference(group, asked[0]), _sides(group, asked[1]))
             families.append([f"{family}, {background}: {arm}", _answered(group), *parts])
     tried = [row["amplitudes"] for arm in ("twin", "encoder") for row in groups[*MAIN[0], arm]]
     means = {name: np.mean([item[name] for item in tried], axis=0) for name in map(str, AMPLITUDES)}
     return {
         "planted intensity": _by_start(groups, MAIN[0], PRIMARY),
-        "planted families": table(["network, background", "answered right", *asked], families),
+        "planted families": table(["network, background", "answered right", *LOOKED_AT], families),
         "planted kinds": table(["marks: start", "answered right", *asked], kinds),
         "planted amplitudes": table(
             ["amplitude of the mark", "disks answered right", "gradient", "gradient, at the mark"],

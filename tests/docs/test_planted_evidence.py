@@ -98,3 +98,6 @@ def test_the_primary_comparison_is_what_the_page_says():
     (before, after), _ = planted.pointing([row for row in rows if cell.items() <= row.items()], "gradient")
     assert before > 0.95
     assert after < 0.05
+    groups, families = planted._groups(), ("EfficientNet-Lite0", "MobileNetV1")
+    said = [planted._answered(groups["intensity", "MRI", family, "uniform"]) for family in families]
+    assert "`uniform` answers {} and {} right".format(*said) in planted.PICTURE.with_suffix(".md").read_text()
