@@ -92,7 +92,7 @@ def test_the_repair_and_answers_made_elsewhere(flip, command, tmp_path):
         "--json",
     )
     done = command(*given, "--labels", merged)
-    assert "--answers: --input-name" in command(*given, "--no-repeat").stderr
+    assert "--no-repeat: has no effect without --command" in command(*given, "--no-repeat").stderr
     found = json.loads(done.stdout)["axes"][0]
     assert found["verdict"] == "biased"
     assert found["classes"][1]["dice"][0] == pytest.approx(
@@ -110,7 +110,7 @@ def test_failures_are_one_line_after_the_last_lines_of_the_program(flip):
         "writes no answer.nii.gz"
         in flip(EVEN, program=f"{sys.executable} -c 'pass' {{input}} {{output}}").stderr
     )
-    assert "each may be given once" in flip(EVEN, "--swap", "1:2", "--swap", "1:3").stderr
+    assert "1 is given twice" in flip(EVEN, "--swap", "1:2", "--swap", "1:3").stderr
     for program, message in (
         ("no-such-program {input} {output}", "cannot be run"),
         ("a {input}", "names no {output}"),

@@ -375,6 +375,15 @@ def test_what_is_refused_leaves_nothing_beside_the_output(tmp_path, model, optio
     assert not list(tmp_path.iterdir())
 
 
+class Predicting(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.register_buffer("factor", torch.tensor(factor))
+
+    def predict(self, windows):
+        return self.factor.numpy() * windows[:, :2]
+
+
 class Scaled:
     __slots__ = ("_by", "_calls")
 
@@ -399,7 +408,7 @@ def filled(factor):
 
 
 @pytest.mark.parametrize(
-    "scaling", [enclosed, keyword, filled, Scaled, lambda factor: Scaled(factor).__call__]
+    "scaling", [enclosed, keyword, filled, Scaled, lambda factor: Predicting(factor).predict]
 )
 def test_the_segmentation_of_a_function_is_resumed_by_the_same_function_alone(
     tmp_path, image, monkeypatch, stop_after, watched, scaling

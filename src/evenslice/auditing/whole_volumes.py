@@ -15,7 +15,6 @@ import datetime as dt
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import compress, product
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
@@ -207,7 +206,8 @@ def audit_volume(
         stack = volume[...]
 
         def ask(axis: str = "", stack: NDArray[Any] = stack, path: str = volume.path) -> Classes:
-            return as_classes(_ask(function, stack, path, axis), stack.shape, path)
+            given, name = (_flip(stack, axis), f"{path} flipped along {axis}") if axis else (stack, path)
+            return _to_classes(_ask(function, given, name))
 
         answers.append(
             VolumeAnswers(
@@ -222,16 +222,14 @@ def audit_volume(
     return _compare(answers, method=function_name(function), instances=instances)
 
 
-def _flip(array: NDArray[Any], axes: str) -> NDArray[Any]:
-    """Return a copy of an array whose last axes are z, y and x, flipped along some of them."""
-    return np.flip(array, tuple("zyx".index(axis) - 3 for axis in axes)).copy()
+def _flip(array: NDArray[Any], axis: str) -> NDArray[Any]:
+    """Return a flipped copy of an array whose last axes are z, y and x."""
+    return np.ascontiguousarray(np.flip(array, "zyx".index(axis) - 3))
 
 
-def flip_back(answer: NDArray[Any], axes: str, swap: Mapping[int, int]) -> NDArray[Any]:
+def flip_back(answer: NDArray[Any], axis: str, swap: Mapping[int, int]) -> NDArray[Any]:
     """Flip an answer to a flipped volume back, and let classes, or their scores, change places again."""
-    turned = _flip(answer, axes)
-    if len(axes) % 2 == 0:
-        return turned
+    turned = _flip(answer, axis)
     if turned.ndim == 4:
         return turned[[swap.get(label, label) for label in range(len(turned))]]
     back = turned.copy()
@@ -240,11 +238,10 @@ def flip_back(answer: NDArray[Any], axes: str, swap: Mapping[int, int]) -> NDArr
     return back
 
 
-def _ask(function: Method, stack: NDArray[Any], path: str, axes: str = "") -> NDArray[Any]:
-    """Return the answer of a function to a copy of a stack, flipped along some axes, which it may change."""
-    name = f"{path} flipped along {axes}" if axes else path
+def _ask(function: Method, stack: NDArray[Any], name: str) -> NDArray[Any]:
+    """Return the answer of a function to a copy of a stack, which it may change."""
     with reporting_errors(ModelError, f"{function_name(function)}: fails on {name}"):
-        answer = as_array(function(_flip(stack, axes)))
+        answer = as_array(function(stack.copy()))
     return _checked(answer, stack.shape, f"the answer to {name}")
 
 
@@ -263,7 +260,10 @@ def as_classes(answer: Any, shape: tuple[int, ...], name: str) -> Classes:
         >>> as_classes([[[0.2, 0.7]]], (1, 1, 2), "it").tolist(), as_classes([[[0.0, 7.0]]], (1, 1, 2), "it").tolist()
         ([[[0, 1]]], [[[0, 7]]])
     """
-    array = _checked(answer, shape, name)
+    return _to_classes(_checked(answer, shape, name))
+
+
+def _to_classes(array: NDArray[Any]) -> Classes:
     array = array.argmax(axis=0) if array.ndim == 4 else array
     return (array if _is_whole(array) else array > 0.5).astype(np.int64)
 
@@ -460,8 +460,8 @@ def symmetrize_volume(
     """Return a function whose answer does not depend on which way round a volume is.
 
     It runs the function on the volume and all its flips along the axes (2, 4 or 8 runs), flips the answers back, and
-    returns the mean of probabilities or scores, or, where all answers are class numbers, the one with most votes; see
-    ``vote`` for ties. A deterministic function becomes exactly symmetric. Objects are not supported: ids have no mean.
+    returns the mean of probabilities or scores, or, where all answers are whole numbers (z, y, x), the class with most
+    votes; see ``vote`` for ties. A deterministic function becomes exactly symmetric. Objects have no mean.
 
     Args:
         function: as for ``audit_volume``.
@@ -469,8 +469,8 @@ def symmetrize_volume(
         swap: classes that change places in a mirror.
 
     Raises:
-        ConfigError: see ``audit_volume``; the function returned also raises it of swapped classes without scores, and
-            ModelError as ``audit_volume`` does.
+        ConfigError: see ``audit_volume``; or, from the function returned, classes without scores are to be swapped.
+        ModelError: from the function returned, as for ``audit_volume``.
 
     Example:
         >>> rising = lambda stack: np.cumsum(stack, axis=0)
@@ -478,27 +478,44 @@ def symmetrize_volume(
         [1.375, 1.0, 1.125]
     """
     swapped = VolumeAnswers.check(axes, swap)
-    flips = ["".join(compress(axes, chosen)) for chosen in product((False, True), repeat=len(axes))]
 
     def symmetrized(stack: ArrayLike) -> NDArray[Any]:
-        answers = [_ask(function, np.asarray(stack), "the volume", flip) for flip in flips]
-        whole = all(answer.ndim == 3 and _is_whole(answer) for answer in answers)
-        scores = min(len(answer) if answer.ndim == 4 else 0 for answer in answers)
-        if not whole and (
-            len({answer.shape for answer in answers}) > 1 or max(swapped, default=-1) >= scores
-        ):
-            raise ConfigError(
-                f"{option('swap', dict(swap or {}))}: the answers have the shapes {[a.shape for a in answers]}, and need "
-                "scores of all these classes, or class numbers"
-            )
-        back = [flip_back(answer, flip, swapped) for answer, flip in zip(answers, flips, strict=True)]
-        if whole:
-            return vote(back, swapped).astype(np.result_type(*answers))
-        while len(back) > 1:  # sums of two do not depend on their order: so rounding makes no difference
-            back = [one / 2 + other / 2 for one, other in zip(back[::2], back[1::2], strict=True)]
-        return back[0]
+        found = _combine(function, np.asarray(stack), tuple(axes), swapped)
+        return vote(found, swapped) if isinstance(found, list) else found
 
     return symmetrized
+
+
+def _combine(
+    function: Method, stack: NDArray[Any], axes: tuple[str, ...], swap: Mapping[int, int]
+) -> NDArray[Any] | list[Classes]:
+    """Return all answers to a volume and its flips, flipped back, if they are class numbers; else their mean."""
+    if not axes:
+        answer = _ask(function, stack, "the volume")
+        if answer.ndim == 3 and _is_whole(answer):
+            return [answer.astype(np.int64)]
+        if swap and (answer.ndim == 3 or len(answer) <= max(swap)):
+            raise ConfigError(
+                f"{option('swap', dict(swap))}: needs class numbers, or scores (classes, z, y, x) of these classes"
+            )
+        return answer
+    one, other = (_combine(function, part, axes[1:], swap) for part in (stack, _flip(stack, axes[0])))
+    if isinstance(one, list) and isinstance(other, list):
+        return [*one, *(flip_back(answer, axes[0], swap) for answer in other)]
+    one, other = _mean(one), flip_back(_mean(other), axes[0], swap)
+    if one.shape != other.shape:
+        raise ModelError(
+            f"{function_name(function)}: returns {one.shape} for a volume and {other.shape} for a flipped one"
+        )
+    return one / 2 + other / 2
+
+
+def _mean(answers: NDArray[Any] | list[Classes]) -> NDArray[Any]:
+    """Return the mean; mean within mean, for sums of two do not depend on their order: so rounding makes no difference."""
+    if not isinstance(answers, list):
+        return answers
+    half = len(answers) // 2
+    return _mean(answers[:half]) / 2 + _mean(answers[half:]) / 2 if half else answers[0]
 
 
 def vote(answers: Sequence[Classes], swap: Mapping[int, int] | None = None) -> Classes:

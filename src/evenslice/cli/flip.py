@@ -118,15 +118,15 @@ def flip(
 
     if (asked.command is None) == (asked.answers is None):
         raise ConfigError("nothing to compare, or too much: give either --command or --answers")
-    for_programs = (
-        asked.input_name,
-        asked.output_name,
-        asked.ignore_orientation or compared.no_repeat or None,
-    )
-    if asked.answers and any(given is not None for given in for_programs):
-        raise ConfigError(
-            "--answers: --input-name, --output-name, --ignore-orientation and --no-repeat are for --command"
-        )
+    of_programs = {
+        "--input-name": asked.input_name,
+        "--output-name": asked.output_name,
+        "--ignore-orientation": asked.ignore_orientation,
+        "--no-repeat": compared.no_repeat,
+    }
+    for name, given in of_programs.items():
+        if given and asked.answers:
+            raise ConfigError(f"{name}: has no effect without --command")
     axes = compared.axis or ["z"]
     swap = VolumeAnswers.check(axes, {int(entry.axis): entry.place for entry in compared.swap or ()})
     if (asked.answers or merge) and len(axes) > 1:

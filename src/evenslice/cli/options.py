@@ -136,9 +136,10 @@ class AxisEntry(NamedTuple):
 
 
 def given_once(entries: list[AxisEntry] | None) -> list[AxisEntry] | None:
-    """Check that no axis, or class, is given twice, of which one would count."""
-    if entries and len({entry.axis for entry in entries}) < len(entries):
-        raise typer.BadParameter("each may be given once")
+    """Check that no axis, or class, is given twice, as only the last would count."""
+    for number, entry in enumerate(entries or ()):
+        if entry.axis in [other.axis for other in (entries or ())[:number]]:
+            raise typer.BadParameter(f"{entry.axis} is given twice; give each once")
     return entries
 
 

@@ -264,8 +264,8 @@ class Job:
 def describe_network(network: ReadyNetwork | BlackBox) -> list[str]:
     """Return what tells a network from others, so that a segmentation is resumed by the one that began it.
 
-    Networks are known by their layers, settings and weights; functions by their names, their source and the plain values that
-    they enclose. A change elsewhere, as in a function that they call, is not noticed.
+    Networks are known by their layers, settings and weights; functions by their names, their source, their attributes and
+    what they enclose. A change elsewhere, as in a function that they call, is not noticed.
 
     Example:
         >>> def bright(windows):
@@ -319,7 +319,9 @@ def _parts(value: Any, seen: dict[int, Any]) -> Iterator[str]:
         # Of a partial function, and of any; a module, which is the __self__ of a builtin, has no state of its own.
         names = ("func", "args", "keywords", "__defaults__", "__kwdefaults__")
         kept = [(name, getattr(value, name, None)) for name in names]
-        kept += [("state", _state(value)), ("of", _state(getattr(value, "__self__", None)))]
+        owner = getattr(value, "__self__", None)
+        whole = callable(owner) or isinstance(owner, dict | np.ndarray | torch.Tensor)
+        kept += [("state", _state(value)), ("of", owner if whole else _state(owner))]
         with suppress(ValueError, TypeError):  # an object, or a variable that is not set yet
             kept.append(("enclosed", inspect.getclosurevars(function).nonlocals))
     else:
@@ -331,13 +333,13 @@ def _parts(value: Any, seen: dict[int, Any]) -> Iterator[str]:
 
 def _state(value: Any) -> Any:
     """Return the attributes of an object, with those in slots."""
-    with suppress(Exception):  # its class may have a method of its own, or forbid it
-        return None if inspect.ismodule(value) else value.__getstate__()
+    with suppress(TypeError):  # an object of C
+        return None if inspect.ismodule(value) else object.__getstate__(value)  # not by a method of its class
 
 
 def _lasts(value: Any) -> bool:
     """Return whether a private attribute stays as it is: a whole number may count the calls, and a dictionary keep them."""
-    lasting = (float, complex, str, bytes, tuple, np.ndarray, np.generic, torch.Tensor)
+    lasting = (float, complex, str, bytes, np.ndarray, np.generic, torch.Tensor)
     return isinstance(value, lasting) or callable(value)
 
 
@@ -519,12 +521,12 @@ def segment(
             else by the mean and std that its library states for pretrained weights, else not at all. Or any function
             with such an output (logits, not class numbers or probabilities), such as one from ``load_onnx``; see
             ``evenslice.inference.BlackBox`` for its input. An interrupted run recognizes a function by its name, its
-            Python code, and its attribute ``origin``, such as a digest; other changes go unnoticed. Or either in a
-            ``Segmenter``.
+            Python code, what it encloses, its attributes (private whole numbers, tuples, lists and dicts may change),
+            and among them ``origin``, such as a digest; other changes go unnoticed. Or either in a ``Segmenter``.
         volume: the volume to segment; one that was opened with another ``plane`` is segmented along that axis, and
             the output is written in the order of the file.
         out: the output file, or OME-Zarr folder; the suffix gives the format, see
-            ``evenslice.volumes.write.writer``. By default the labels are an array in memory, and nothing stays to resume.
+            ``evenslice.volumes.write.writer``. By default the labels are an array in memory; give ``scratch`` to resume.
         slices: N, odd; by default from the network's record, the function or the segmenter, else 3.
         probabilities: write the probability of each class, float32 (class, z, y, x), instead of labels: the softmax of the
             logits, or the sigmoid of a single one.
@@ -542,7 +544,8 @@ def segment(
 
     Raises:
         VolumeError: the volume cannot be read, has too few slices, is constant or not finite, or changes meanwhile.
-        ModelError: the network rejects the windows, or does not return a map of logits.
+        ModelError: the network rejects the windows, or does not return a map of logits; or parts of it are random, as its
+            file of weights lacks them.
         OutputError: the output exists, is an input, cannot be written, or is being written by another process.
         ConfigError: an option is out of range or has no effect, or the scheduler does not answer.
         EvensliceError: worker processes do not start, or one was killed.
@@ -566,9 +569,9 @@ def segment(
     if out is None:
         if probabilities:
             raise ConfigError(f"{option('probabilities')}: are written to a file; give {option('out')}")
-        with TemporaryDirectory(dir=scratch) as folder:
+        with TemporaryDirectory() as folder:
             path = f"{folder}/labels.npy"
-            segment(segmenter, volume, path, tile=tile, compute=compute)
+            segment(segmenter, volume, path, tile=tile, scratch=scratch, force=force, compute=compute)
             return np.load(path)
     values = LabelValues(label_values=reading.label_values)
     if probabilities and reading.overlapping:

@@ -274,8 +274,8 @@ LARGEST_FAST = 3  # largest kernel size for which the gradient of the weights is
 def keep_convolutions_exact(network: nn.Module) -> None:
     """Make convolutions whose gradient is slow, or wrong, in bfloat16 run in float32 on a CPU under autocast, in place.
 
-    Slow are some depthwise ones. Of images smaller than the kernel or the stride, torch 2.13 returns gradients that are not
-    finite. No parameter is renamed. Freeze weights that are not trained first: whether a weight is trained is decided here.
+    Slow are some depthwise ones. With a stride, those of images smaller than it or the kernel are not finite in torch
+    2.13. No parameter is renamed. Freeze weights that are not trained first: whether a weight is trained is decided here.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(4, 4, 3, stride=2, groups=4, bias=False))
@@ -286,7 +286,9 @@ def keep_convolutions_exact(network: nn.Module) -> None:
         True
     """
     for module in network.modules():
-        if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1 and "forward" not in vars(module):
+        if not isinstance(module, nn.Conv2d) or "forward" in vars(module):
+            continue
+        if max(module.stride) > 1 or _is_slow(module):
             vars(module)["forward"] = partial(_exact_forward, module, slow=_is_slow(module))
 
 
@@ -296,11 +298,12 @@ def _is_slow(convolution: nn.Conv2d) -> bool:
     return depthwise and (strided or (large and convolution.weight.requires_grad))
 
 
-def _exact_forward(convolution: nn.Conv2d, pixels: Tensor, *, slow: bool) -> Tensor:
+def _exact_forward(convolution: nn.Conv2d, pixels: Tensor, *more: Any, slow: bool, **named: Any) -> Any:
     """Run a slow convolution, or one of a small image, in the precision of its weights if a gradient may follow."""
     forward = type(convolution).forward
     small = min(pixels.shape[-2:]) < max(*convolution.kernel_size, *convolution.stride)
-    if not (slow or small) or (torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled()):
-        return forward(convolution, pixels)
+    unneeded = torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled()
+    if more or named or unneeded or not (slow or small):
+        return forward(convolution, pixels, *more, **named)
     with torch.autocast("cpu", enabled=False):
         return forward(convolution, pixels.to(convolution.weight.dtype)).to(pixels.dtype)

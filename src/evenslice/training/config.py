@@ -288,7 +288,7 @@ def _beside_file(weights: str, info: ValidationInfo) -> str:
     beside = config_folder(info) / _from_home(weights)
     try:
         found = (file for file in (beside, beside / "model.safetensors") if file.is_file())
-        return str(next(found, weights))
+        return str(next(found, os.path.expanduser(weights)))  # noqa: PTH111
     except OSError as error:
         raise ValueError(f"cannot be read ({error.strerror}); name a file that can") from error
 
