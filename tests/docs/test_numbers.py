@@ -49,7 +49,7 @@ def recomputed(studies):
 
     By how much C is larger than from a uniform start, for each data set; by how much more a missing slice before costs a
     pretrained start than one after, over all data sets; and how much less of that the same networks show, symmetrized at the
-    output. What one slice loses beside three of two starts; `twin` after 100, 400 and 2,400 steps; averages over y or x beside z.
+    output. What one slice loses beside three of two starts; starts after other steps; averages over y or x beside z.
     """
 
     def gain(name):
@@ -75,8 +75,8 @@ def recomputed(studies):
     rows = results.read_rows(results.STUDIES / "short" / "steps.csv")
     for steps in ("100", "400", "2400"):
         runs = [run for run in rows if run["steps"] == steps]
-        (twin,) = (arm for arm in dataclasses.replace(short, runs=runs).pooled if arm.name == "twin")
-        yield difference(twin.mean(gain("dice")).interval())
+        arms = dataclasses.replace(short, runs=runs).pooled
+        yield from (difference(arm.mean(gain("dice")).interval()) for arm in arms if arm.name != "pretrained")
     flips = [row for row in shared.read_lines(trained.RESULTS) if row["measure"] == "flips"]
     yield from (write(trained.in_folds(flips)) for write in (interval, difference))
 
