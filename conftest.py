@@ -19,10 +19,12 @@ docstrings = Sybil(
 )
 
 
-def _take_signals_back(_namespace: object) -> None:
+def _take_signals_back(_namespace: object = None) -> None:
     """Undo what importing dask_jobqueue does: it takes Ctrl-C over for the whole process."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+_take_signals_back()  # a shell lets what it starts in the background ignore Ctrl-C, which some tests send
 
 pages = Sybil(
     teardown=_take_signals_back,
