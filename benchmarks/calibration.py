@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from shared import SHARED, Cache, load_family, make_parser, table, write_csvs
+from shared import SHARED, load_family, make_parser, remember, table, write_csvs
 
 import evenslice
 
@@ -88,16 +88,15 @@ def take_census(cell: Cell, folder: Path, runs: Path | None) -> Path | None:
         return path
     source = SHARED / "data" / cell.volume
     volumes = sorted(source.glob("images/*.nii.gz"))[-15:] if source.is_dir() else [source]
-    name = cell.network.removeprefix("run:")
-    trained = runs / name / "network.safetensors" if runs and name != cell.network else None
-    if not volumes or not all(item.exists() for item in (*volumes, *([trained] if trained else []))):
+    trained = cell.network.startswith("run:")
+    file = (runs or Path()) / cell.network.removeprefix("run:") / "network.safetensors"
+    if not volumes or not all(item.exists() for item in (*volumes, *([file] if trained else []))):
         return None
-    if trained:
-        model = evenslice.load_network(str(trained), **cell.how).model
-    elif name == cell.network:
-        model = load_family(name, **cell.how)
-    else:
-        return None
+    model = (
+        evenslice.load_network(str(file), **cell.how).model
+        if trained
+        else load_family(cell.network, **cell.how)
+    )
     opened = [evenslice.open_volume(item) for item in volumes]
     if cell.region:
         whole = opened[0].shape
@@ -250,16 +249,18 @@ def _name(key: Decision) -> str:
 intervals.resamples = lru_cache(maxsize=32)(intervals.resamples.__wrapped__)
 
 
-def summarize(censuses: dict[str, Census], audits: int, known: Cache) -> dict[str, str]:
+def summarize(censuses: dict[str, Census], audits: int, known: Path) -> dict[str, str]:
     """Draw audits from every census and return the tables."""
     failed, rows, hardest = [], [], []
     by_question: dict[str, list[float]] = defaultdict(list)
     stopped: dict[str, list[float]] = defaultdict(list)
     for name, census in censuses.items():
         key = f"{name}, {audits} audits"
-        rates = known.get(f"coverage: {key}", partial(coverage, census, audits))
-        found = known.get(f"whole audits: {key}", partial(verdicts, census, audits))
-        edge = known.get(f"at the tolerance and half of it: {key}", partial(at_tolerance, census, audits))
+        rates = remember(known, f"coverage: {key}", partial(coverage, census, audits))
+        found = remember(known, f"whole audits: {key}", partial(verdicts, census, audits))
+        edge = remember(
+            known, f"at the tolerance and half of it: {key}", partial(at_tolerance, census, audits)
+        )
         hardest.append([name, *(f"{edge[column]:.1%}" if column in edge else "" for column in EDGES)])
         for figure, rate in rates.items():
             by_question[figure.split()[0]].append(rate["covered"])
@@ -297,7 +298,7 @@ def main() -> None:
     options = parser.parse_args()
     paths = {cell.name: take_census(cell, options.censuses, options.runs) for cell in CELLS}
     censuses = {name: Census.load(path) for name, path in paths.items() if path is not None}
-    tables = summarize(censuses, options.audits, Cache(options.censuses / "results.json"))
+    tables = summarize(censuses, options.audits, options.censuses / "results.jsonl")
     for name, text in tables.items():
         print(f"\n{name}\n\n{text}")
     if options.keep:

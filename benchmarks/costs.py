@@ -286,21 +286,16 @@ def verdict(options: argparse.Namespace) -> None:
         "| network | volume | verdict | windows | seconds | Captum |\n| --- | --- | --- | --- | --- | --- |"
     )
     for name, network in networks.items():
+        saliency = Saliency(lambda given, network=network: network(given).amax(1).sum((1, 2)))
         for path in real_volumes():
             begun = time.process_time()
             found = evenslice.audit(network, path, compute=QUIET)
             spent = time.process_time() - begun
             part = torch.rand(1, 3, *found.run.tile, requires_grad=True)
-            each = statistics.median(seconds(partial(captum_map, network, part)) for _ in range(9))
+            each = statistics.median(seconds(partial(saliency.attribute, part)) for _ in range(9))
             cells = (name, path.relative_to(SHARED / "data").as_posix(), found.verdict, str(found.windows))
             every = each * len(evenslice.open_volume(path))
             print("| " + " | ".join([*cells, f"{spent:.1f}", f"{every:.1f}"]) + " |", flush=True)
-
-
-def captum_map(network: nn.Module, window: torch.Tensor) -> torch.Tensor:
-    """Return Captum's Saliency of a window, for the predicted classes."""
-    found: torch.Tensor = Saliency(lambda given: network(given).amax(1).sum((1, 2))).attribute(window)
-    return found
 
 
 def memory(_options: argparse.Namespace) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from planted_evidence import SMALL_VGG16
 from scipy.stats import spearmanr
-from shared import FAMILIES, Cache, load_family, make_parser, mean, table, write_csvs
+from shared import FAMILIES, load_family, make_parser, mean, remember, table, write_csvs
 from torch import nn
 from trained import data_sets, open_pairs
 
@@ -40,14 +40,14 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
     Network = Callable[[Tensor], Tensor]
-    Case = Callable[[], tuple[nn.Module, evenslice.Volume]]
-    """Returns a network for three slices, and the volume that it is shown."""
+    Case = tuple[nn.Module, evenslice.Volume]
+    """A network for three slices, and the volume that it is shown."""
 
 MINUS = "\N{MINUS SIGN}"
 NOISE = 0.01  # of the range of the template, like that of a scan
 WINDOWS, DRAWS, REPLACED = 16, 4, 32  # of each audit; of each stage; windows with replaced slices
 TILE = 96  # pixels
-BATCH, STATISTICS, MAPS = 4, 16, 6  # windows at a time; for batch norms; whose maps are compared
+STATISTICS, MAPS = 16, 6  # windows for batch norms; whose maps are compared
 FIGURES = ("B of the gradient", "B of the reliance", "E", "gradient maps")
 METHODS = ("gradient", "integrated_gradients", "occlusion")
 REPLACEMENTS = {"middle": "middle slice", "gray": "mean gray", "stranger": "another place"}
@@ -68,26 +68,20 @@ BETWEEN = ("and the first third: all but the stem", "the stem alone")
 """Stages that are drawn twice as often: does the bias come from the stem?"""
 
 
-def find_cases(scratch: Path) -> Mapping[str, Case]:
+def find_cases(scratch: Path) -> dict[str, Case]:
     """Return what is checked, by name."""
     voxels = mni152()[:].astype(np.float32)
     voxels += np.random.default_rng(0).normal(0, NOISE * voxels.max(), voxels.shape)
     template, sets = evenslice.open_volume(voxels), data_sets()
-
-    def built(name: str) -> tuple[nn.Module, evenslice.Volume]:
-        return load_family(name, SMALL_VGG16 if name == "VGG16" else None), template
-
-    def trained(name: str) -> tuple[nn.Module, evenslice.Volume]:
-        network = evenslice.load_network(str(files[name])).model.eval()
-        return network, open_pairs(sets[name]["test"][:1])[0][0]
-
-    files = {
-        name: scratch / f"{name}-pretrained-0".replace(" ", "-") / "network.safetensors" for name in TRAINED
-    }
-    found: dict[str, Case] = {
-        f"trained on {name}": partial(trained, name) for name in TRAINED if files[name].exists()
-    }
-    return found | {name: partial(built, name) for name in FAMILIES}
+    found: dict[str, Case] = {}
+    for name in TRAINED:
+        file = scratch / f"{name}-pretrained-0".replace(" ", "-") / "network.safetensors"
+        if file.exists():
+            network = evenslice.load_network(str(file)).model.eval()
+            found[f"trained on {name}"] = network, open_pairs(sets[name]["test"][:1])[0][0]
+    for name in FAMILIES:
+        found[name] = load_family(name, SMALL_VGG16 if name == "VGG16" else None), template
+    return found
 
 
 def scaled(model: nn.Module) -> Network:
@@ -132,7 +126,7 @@ def pair_bias(sizes: Sequence[Floats] | Floats) -> Floats:
 def split_layers(model: nn.Module, window: Tensor) -> dict[str, list[nn.Module]]:
     """Split the layers of a neutralized network into the parts that ``STAGES`` names, each in the order in which they run.
 
-    A batch norm belongs to the layer before it; without an ``encoder``, the last layer is the decoder.
+    A batch norm belongs to the layer before it.
     """
     names = {module: name for name, module in model.named_modules() if list(module.parameters(recurse=False))}
     order: dict[nn.Module, None] = {}
@@ -149,7 +143,6 @@ def split_layers(model: nn.Module, window: Tensor) -> dict[str, list[nn.Module]]
     stem = [unit for unit in units if record and names[unit[0]] in record.stems]
     body = [unit for unit in units if unit not in stem]
     top = [unit for unit in body if not names[unit[0]].startswith("encoder.")]
-    top = top if hasattr(model, "encoder") else body[-1:]
     inner = [unit for unit in body if unit not in top]
     thirds = [[inner[i] for i in part] for part in np.array_split(np.arange(len(inner)), 3)]
     parts = dict(zip(("stem", "decoder", "first", "middle", "last"), (stem, top, *thirds), strict=True))
@@ -172,32 +165,25 @@ def redraw(model: nn.Module, stage: str, windows: Tensor, *, seed: int) -> nn.Mo
             for parameter in layer.parameters(recurse=False):
                 order = torch.randperm(parameter.numel(), generator=generator)
                 parameter.copy_(parameter.flatten()[order].view_as(parameter))
-        momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.momentum = None  # the plain mean over all batches
             norm.reset_running_stats()
             norm.train()
         for given in (windows, windows.flip(1)) if norms else ():  # which favour no direction
             scaled(model)(given)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
     return model.eval()
 
 
 def measure_stage(case: Case, stage: str, seed: int) -> dict[str, list[float]]:
     """Audit a network after a stage, and compare its maps with those of the network before."""
-    model, volume = case()
+    model, volume = case
     windows, _ = draw_windows(volume, STATISTICS)
     drawn = redraw(model, stage, windows, seed=seed)
     sampling = evenslice.Sampling(tile=(TILE, TILE), min_windows=WINDOWS, max_windows=WINDOWS)
     compute = evenslice.Compute(device="cpu", progress=False)
     found = evenslice.audit(drawn, volume, slices=3, sampling=sampling, compute=compute)
-    figures = {
-        "B of the gradient": found.saliency[0],
-        "B of the reliance": found.reliance[0],
-        "E": found.mismatch,
-    }
-    rows = {name: [item.estimate, item.low, item.high] for name, item in figures.items()}
+    figures = zip(FIGURES[:3], (found.saliency[0], found.reliance[0], found.mismatch), strict=True)
+    rows = {name: [item.estimate, item.low, item.high] for name, item in figures}
     maps = (np.abs(attribution(one, windows[:MAPS], "gradient")) for one in (model, drawn))
     likeness = [spearmanr(one, other, axis=None).statistic for one, other in zip(*maps, strict=True)]
     return rows | {"gradient maps": list(mean(likeness))}
@@ -208,16 +194,13 @@ def measure_replacements(case: Case) -> dict[str, list[list[float]]]:
 
     The change is the root mean square of that of the logits.
     """
-    model, volume = case()
+    model, volume = case
     windows, strangers = draw_windows(volume, REPLACED)
     network, rows = scaled(model), dict[str, list[Any]]()
     for given, others in ((windows, strangers), (windows.flip(1), strangers.flip(1))):
-        for batch, other in zip(torch.split(given, BATCH), torch.split(others, BATCH), strict=True):
-            for method in METHODS:
-                sums = np.abs(attribution(model, batch, method)).sum((2, 3))
-                rows.setdefault(method, []).extend(sums.tolist())
-            for name, values in _changes(network, batch, other).items():
-                rows.setdefault(name, []).extend(values.tolist())
+        sums = {method: np.abs(attribution(model, given, method)).sum((2, 3)) for method in METHODS}
+        for name, values in (sums | _changes(network, given, others)).items():
+            rows.setdefault(name, []).extend(values.tolist())
     return rows
 
 
@@ -235,40 +218,33 @@ def _changes(network: Network, windows: Tensor, strangers: Tensor) -> dict[str, 
     return found
 
 
-def each_pair(values: NDArray[Any]) -> Floats:
-    """Return the means over each window and its mirror, which stand in two halves."""
-    return np.asarray(values.reshape(2, -1).mean(0), np.float64)
-
-
-def number(value: float) -> str:
-    """Write a number with two decimals."""
-    return f"{round(value, 2) + 0.0:.2f}".replace("-", MINUS)
-
-
 def cell(value: Sequence[float]) -> str:
     """Write an estimate and its interval."""
-    estimate, low, high = map(number, value)
-    return f"{estimate} [{low}, {high}]"
+    estimate, low, high = value
+    return f"{estimate:z.2f} [{low:z.2f}, {high:z.2f}]".replace("-", MINUS)
 
 
-def measure_all(cases: Mapping[str, Case], cache: Cache) -> dict[str, str]:
+def measure_all(cases: Mapping[str, Case], kept: Path) -> dict[str, str]:
     """Measure every case, and return all tables."""
     staged, signs = list[list[str]](), list[list[str]]()
     for name, case in cases.items():
         for stage, parts in STAGES.items():
             draws = [
-                cache.get(f"{name}, {stage}, {seed}", partial(measure_stage, case, stage, seed))
+                remember(kept, f"{name}, {stage}, {seed}", partial(measure_stage, case, stage, seed))
                 for seed in range(DRAWS * (1 + (stage in BETWEEN)) if parts else 1)
             ]
             figures = [
                 mean(draw[figure][0] for draw in draws) if parts else draws[0][figure] for figure in FIGURES
             ]
-            each = " ".join(number(draw[FIGURES[0]][0]) for draw in draws)
+            each = " ".join(f"{draw[FIGURES[0]][0]:z.2f}" for draw in draws).replace("-", MINUS)
             staged.append([name, stage, *map(cell, figures), each])
-        found = cache.get(f"{name}, replaced slices", partial(measure_replacements, case))
+        found = remember(kept, f"{name}, replaced slices", partial(measure_replacements, case))
         leans = {column: pair_bias(values) for column, values in found.items()}
         for kind, title in REPLACEMENTS.items():
-            right = (cell(mean(each_pair(leans[method] * leans[kind] > 0), (0, 1))) for method in METHODS)
+            hits = (leans[method] * leans[kind] > 0 for method in METHODS)
+            right = (
+                cell(mean(each.reshape(2, -1).mean(0), (0, 1))) for each in hits
+            )  # a window and its mirror
             signs.append([name, title, *right])
     methods = [method.replace("_", " ") for method in METHODS]
     return {
@@ -285,9 +261,9 @@ def main() -> None:
     options = parser.parse_args()
     options.scratch.mkdir(parents=True, exist_ok=True)
     cases = find_cases(options.scratch)
-    tables = measure_all(cases, Cache(options.scratch / "sanity.json"))
-    for name, lines in tables.items():
-        print(f"\n{name}\n\n{lines}")
+    tables = measure_all(cases, options.scratch / "sanity.jsonl")
+    for name, text in tables.items():
+        print(f"\n{name}\n\n{text}")
     if options.keep:
         write_csvs("sanity", tables)
 

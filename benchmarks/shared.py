@@ -36,6 +36,7 @@ FAMILIES = {
 }
 """Pretrained networks: specifications, and weights, which are files in a folder of ``SHARED`` for some."""
 
+
 KEPT = {
     "MALLOC_MMAP_THRESHOLD_": 1073741824,
     "MALLOC_TRIM_THRESHOLD_": 1099511627776,
@@ -91,23 +92,6 @@ def mean(values: Iterable[float], bounds: tuple[float, float] = (-1, 1)) -> tupl
     return astuple(Interval.of_mean([*values], bounds))
 
 
-class Cache:
-    """What is measured, saved to a file as it is found, so that a later run goes on there."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-    def get(self, key: str, measure: Callable[[], Any]) -> Any:
-        """Return what is known, or measure it."""
-        if key not in self.known:
-            started = time.monotonic()
-            self.known[key] = measure()
-            print(f"{key}: {time.monotonic() - started:.0f} s", flush=True)
-            self.path.write_text(json.dumps(self.known, indent=1), encoding="utf-8")
-        return self.known[key]
-
-
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the JSON documents of a file, one a line; none if there is no file."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -118,6 +102,15 @@ def append_lines(path: Path, *rows: dict[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write("".join(f"{json.dumps(row)}\n" for row in rows))
     print(*(value for value in rows[0].values() if isinstance(value, str | int)), flush=True)
+
+
+def remember(path: Path, key: str, measure: Callable[[], Any]) -> Any:
+    """Return what such a file knows under a key, or measure it and add it."""
+    known = {row["key"]: row["found"] for row in read_lines(path)}
+    if key not in known:
+        known[key] = measure()
+        append_lines(path, {"key": key, "found": known[key]})
+    return known[key]
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

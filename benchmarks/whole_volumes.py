@@ -48,13 +48,6 @@ STEPS, BATCH, SIDE = 400, 8, 32
 NNUNET_BATCH, NNUNET_TRAINER = 2, "nnUNetTrainer_1epoch"
 
 
-def mitochondria() -> tuple[Array, Array]:
-    """Return a crop of Lucchi++'s test stack, and its labels."""
-    folder, place = SHARED / "data" / "lucchi_pp", np.s_[0:41, 96:288, 96:288]
-    image, labels = (evenslice.open_volume(folder / f"test_{name}.tif")[place] for name in ("image", "mito"))
-    return image, labels
-
-
 def cases(part: slice) -> list[tuple[Path, Path]]:
     """Return image and labels of cases of the hippocampus."""
     folder = SHARED / "data" / "msd_hippocampus"
@@ -249,7 +242,8 @@ def clients(scratch: Path) -> dict[str, Callable[[], list[dict[str, Any]]]]:
         images, labels = map(list, zip(*cases(TESTED), strict=True))
         return audit(evenslice.symmetrize_volume(predict, AXES) if both else predict, images, labels)
 
-    stack, truth = mitochondria()
+    folder, place = SHARED / "data" / "lucchi_pp", np.s_[0:41, 96:288, 96:288]
+    stack, truth = (evenslice.open_volume(folder / f"test_{name}.tif")[place] for name in ("image", "mito"))
     neurons = evenslice.open_volume(SHARED / "data" / "fib25_medulla" / "image.tif")
     cells = neurons[200:232, 40:168, 40:168]
     both = evenslice.symmetrize_volume(follow)

@@ -1,4 +1,4 @@
-"""Fill the tables of README.md and docs from the results kept in this folder and in benchmarks.
+"""Fill the tables of docs from the results kept in this folder and in benchmarks.
 
 Those of src/README.md are filled from the first line of the docstrings of modules.
 
@@ -13,15 +13,16 @@ import ast
 import math
 import re
 import tomllib
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import planted_evidence
 import sanity
 import trained
 import whole_volumes
-from shared import RESULTS, read_lines, table, write_csvs
+from shared import RESULTS, table, write_csvs
 from size import PACKAGE, ROOT, modules, tree
-from study_results import NAMES, STUDIES, Study, read_rows, verdicts
+from study_results import NAMES, STUDIES, Study, read_rows
 
 from evenslice.report.tables import NOTHING, difference, interval, number
 from evenslice.results.intervals import Interval
@@ -54,6 +55,7 @@ def fill(text: str, tables: Mapping[str, str]) -> str:
 def tables(studies: Sequence[Study]) -> dict[str, dict[str, str]]:
     """Return every table by its page and name."""
     planted, order = planted_evidence.tables(), trained.tables()
+    coverage = read_rows(RESULTS / "calibration-coverage.csv")
     return {
         "results.md": {
             "verdicts": verdict_table(studies),
@@ -65,60 +67,16 @@ def tables(studies: Sequence[Study]) -> dict[str, dict[str, str]]:
             "libraries": library_table(),
         },
         "coverage.md": {"coverage": coverage_table()},
-        "calibration.md": {"calibration coverage": calibration_table(), "sanity stages": stage_table()},
+        "calibration.md": {
+            "calibration coverage": table(list(coverage[0]), (list(row.values()) for row in coverage)),
+            "sanity stages": stage_table(),
+        },
         "planted-evidence.md": planted
         | {name: order[name] for name in ("erased objects", "which neighbour")},
         "explanation/does-it-matter.md": {"order of slices": order["order of slices"]},
         "whole-volumes.md": {"clients": whole_volumes.method_table()},
-        "../README.md": {"remedies": remedies_table(studies)},
         "../src/README.md": {"modules": module_tables()},
     }
-
-
-def remedies_table(studies: Sequence[Study]) -> str:
-    """Return what to take in each of four cases, with the figure of the study of the price or of whole volumes."""
-    price, short = (study for study in studies if study.name in ("price", "short"))
-    arms = {arm.name: arm for arm in price.pooled}
-    (hurried,) = (arm.change_text for arm in short.pooled if arm.name == "twin")
-    dice = f"{arms['twin'].change_text} beside a pretrained start (from 600 steps; after 200: {hurried})"
-    alone, prepared = (
-        interval(arms[name].entry.metrics["loss_both"])
-        for name in ("pretrained", "pretrained with missing slices")
-    )
-    methods = read_lines(whole_volumes.RESULTS)
-    whole = {found["method"]: found["rows"][0]["dice"][0] for found in methods}
-    before, after = (
-        number(whole[name])
-        for name in (
-            "MONAI 3-D U-Net, trained with flips",
-            "the same, averaged over all flips (symmetrize_volume)",
-        )
-    )
-    rows = (
-        (
-            "are about to train",
-            '`strategy="twin"`, the default of `train`',
-            f"always symmetric; Dice {dice}",
-        ),
-        (
-            "have a trained network",
-            "`evenslice.symmetrize`",
-            f"symmetric, Dice {arms['symmetrized at the output'].change_text}, for 2.4 times the time",
-        ),
-        (
-            "may lose slices",
-            "`missing_slices` in training",
-            f"slices without both neighbours lose {prepared} Dice, not {alone}",
-        ),
-        (
-            "use a whole-volume method",
-            "`evenslice flip`, `symmetrize_volume`",
-            f"[symmetric](docs/whole-volumes.md); Dice {after}, not {before}, of one 3-D network on 15 hippocampi",
-        ),
-    )
-    return table(
-        ("you", "take", "result on [these four data sets](docs/results.md#price) (95 % intervals)"), rows
-    )
 
 
 def study_table(study: Study) -> str:
@@ -139,10 +97,11 @@ def _arm_row(arm: Arm, *, named: bool) -> list[str]:
     entry, metrics = arm.entry, arm.entry.metrics
     name = f"**{arm.name}**" if entry.primary else arm.name
     score = arm.study.summary.score
+    outcome = NOTHING if entry.holds is None else "superior" if entry.superior else str(entry.outcome)
     row = [
         f"{arm.network.split()[0]}: {name}" if named else name,
         arm.change_text if entry.differences else number(metrics[score].estimate),
-        arm.judgement if entry.differences else "",
+        outcome if entry.differences else "",
         number(metrics["largest_bias"].estimate),
         number(metrics["loss_both"].estimate) if arm.study.name == "price" else "",
     ]
@@ -151,7 +110,11 @@ def _arm_row(arm: Arm, *, named: bool) -> list[str]:
         return row
     if not entry.differences:
         return [*row, *[""] * (1 + len(alone))]
-    return [*row, number(entry.heterogeneity[score], 2), *(_short(other.change) for other in alone)]
+    return [
+        *row,
+        number(entry.heterogeneity[score], 2),
+        *(_short(other.difference(score)) for other in alone),
+    ]
 
 
 def _short(change: Interval) -> str:
@@ -165,7 +128,9 @@ def verdict_table(studies: Sequence[Study]) -> str:
 
     Half of the runs of ``compute`` are those of ``price``.
     """
-    found = verdicts(study for study in studies if study.name not in ("short", "compute"))
+    found: dict[str, Counter[str]] = {}
+    for arm in (arm for study in studies if study.name not in ("short", "compute") for arm in study.pooled):
+        found.setdefault(arm.start, Counter()).update(run["verdict"] for run in arm.runs if run["verdict"])
     words = sorted({word for counts in found.values() for word in counts})
     return table(
         ("start", *words),
@@ -229,12 +194,6 @@ def coverage_table() -> str:
         rows.append(cells)
     header = ("library", "`uniform`", "`twin`", "no place for `twin`", "`symmetrize`", "OpenVINO")
     return table(header, rows)
-
-
-def calibration_table() -> str:
-    """Return how often intervals hold the figures of censuses."""
-    rows = read_rows(RESULTS / "calibration-coverage.csv")
-    return table(list(rows[0]), (list(row.values()) for row in rows))
 
 
 def stage_table() -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -102,21 +101,10 @@ class Arm:
         return "tied, `twin` or symmetrized" if built else str(how["strategy"])
 
     @property
-    def judgement(self) -> str:
-        """The outcome of its test over all data sets, in words; "superior" where the primary comparison is."""
-        if not self.entry.differences or self.entry.holds is None:
-            return NOTHING
-        return "superior" if self.entry.superior else str(self.entry.outcome)
-
-    @property
-    def change(self) -> Interval:
-        """The difference of its score from the baseline's."""
-        return self.difference(self.study.summary.score)
-
-    @property
     def change_text(self) -> str:
         """That difference, with as many digits as show on which side of the margin it lies."""
-        return difference(self.change, -self.entry.margin) if self.entry.differences else NOTHING
+        found = self.difference(self.study.summary.score)
+        return difference(found, -self.entry.margin) if self.entry.differences else NOTHING
 
     def difference(self, name: str) -> Interval:
         """Return the difference of a figure from the baseline's; NaN for the baseline itself."""
@@ -147,14 +135,6 @@ def lost(kind: str, run: Mapping[str, str], _: Mapping[str, str] | None = None) 
     """Return the Dice that a run loses with the slice before, after, or both missing, or with the stack reversed."""
     intact, disturbed = run.get("stress_intact"), run.get(f"stress_{kind}")
     return float(intact) - float(disturbed) if intact and disturbed else math.nan
-
-
-def verdicts(studies: Iterable[Study]) -> dict[str, Counter[str]]:
-    """Count the verdicts of all audits, by the start of their networks."""
-    counts: dict[str, Counter[str]] = {}
-    for arm in (arm for study in studies for arm in study.pooled):
-        counts.setdefault(arm.start, Counter()).update(run["verdict"] for run in arm.runs if run["verdict"])
-    return counts
 
 
 def quotable(study: Study) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import resource
@@ -10,6 +9,7 @@ import sys
 import time
 import warnings
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -65,13 +65,7 @@ def check_network(library: str, name: str, spec: str, way: str = "uniform") -> R
     if way == "engine":
         return row | _columns({SLICES[0]: _converted(built, SMALL if spec.endswith(f"={SMALL}") else LARGER)})
 
-    def fresh() -> nn.Module:
-        try:
-            return copy.deepcopy(built)
-        except (RuntimeError, TypeError):  # it cannot be copied
-            return _built(spec)
-
-    results = {n: _result(fresh, n, way) for n in SLICES}
+    results = {n: _result(partial(_built, spec), n, way) for n in SLICES}
     errors = [result["error"] for result in results.values()]
     if all(error.startswith(REFUSES) for error in errors) and not any(NO_MEMORY in error for error in errors):
         return row | {"unbuilt": errors[0]}

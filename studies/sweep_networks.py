@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from itertools import product
+from typing import NamedTuple
 
 
 class Network(NamedTuple):
@@ -84,44 +82,29 @@ _TRANSFORMERS = {
 
 def all_networks() -> list[Network]:
     """Return every network of the sweep, in the order of the libraries."""
-    return [*_timm(), *_torchvision(), *_smp(), *_monai(), *_transformers()]
-
-
-def _timm() -> Iterator[Network]:
+    import segmentation_models_pytorch as smp
     import timm
-
-    yield from (Network("timm", name, f"timm:{name}") for name in timm.list_models())
-
-
-def _torchvision() -> Iterator[Network]:
     from torchvision import models as zoo
 
-    for name in [*zoo.list_models(module=zoo), *zoo.list_models(module=zoo.segmentation)]:
-        yield Network("torchvision", name, f"torchvision:{name}")
-    for name in zoo.list_models(module=zoo.detection):
-        arguments = next(value for key, value in _DETECTORS.items() if name.startswith(key))
-        yield Network("torchvision", name, f"torchvision:{name}?{arguments}")
-
-
-def _smp() -> Iterator[Network]:
-    import segmentation_models_pytorch as smp
-
-    for decoder in smp.MODEL_ARCHITECTURES_MAPPING.values():
-        for encoder in ENCODERS:
-            name = f"{decoder.__name__}/{encoder}"
-            yield Network("smp", name, f"smp:{name}")
-
-
-def _monai() -> Iterator[Network]:
     from evenslice.networks.libraries import NETWORKS  # as they are reached by specification alone
 
-    for name in NETWORKS:
-        small = {"ViT": "?img_size=64", "ViTAutoEnc": "?img_size=64", "UNETR": "?img_size=64"}.get(name, "")
-        yield Network("monai", name, f"monai:{name}{small}")
-    for encoder in ("efficientnet-b4", "resnet18"):
-        yield Network("monai", f"FlexibleUNet/{encoder}", f"monai:FlexibleUNet/{encoder}")
-
-
-def _transformers() -> Iterator[Network]:
-    for name, configuration in _TRANSFORMERS.items():
-        yield Network("transformers", name, f"transformers:{configuration}")
+    plain = [*zoo.list_models(module=zoo), *zoo.list_models(module=zoo.segmentation)]
+    detectors = {
+        name: next(f"{name}?{value}" for key, value in _DETECTORS.items() if name.startswith(key))
+        for name in zoo.list_models(module=zoo.detection)
+    }
+    decoders = (decoder.__name__ for decoder in smp.MODEL_ARCHITECTURES_MAPPING.values())
+    flexible = ("FlexibleUNet/efficientnet-b4", "FlexibleUNet/resnet18")
+    small = dict.fromkeys(("ViT", "ViTAutoEnc", "UNETR"), "?img_size=64")
+    found = {
+        "timm": {name: name for name in timm.list_models()},
+        "torchvision": {name: name for name in plain} | detectors,
+        "smp": {name: name for name in map("/".join, product(decoders, ENCODERS))},
+        "monai": {name: name + small.get(name, "") for name in (*NETWORKS, *flexible)},
+        "transformers": _TRANSFORMERS,
+    }
+    return [
+        Network(library, name, f"{library}:{spec}")
+        for library, specs in found.items()
+        for name, spec in specs.items()
+    ]

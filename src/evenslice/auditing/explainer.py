@@ -70,20 +70,16 @@ def compare_answers(answers: Tensor, count: int) -> dict[str, Floats]:
         >>> found["changed"].tolist(), found["union"].tolist(), found["mirror_disagreement"].tolist()
         ([[0.25, 0.25]], [[0.75, 0.5]], [0.25])
     """
-    half = len(answers) // 2
-    given, mirrored = answers.reshape(2, half, -1)
-    if answers.dtype == torch.bool:
-        given, mirrored = (part.reshape(half, answers.shape[1], -1)[:, :count] for part in (given, mirrored))
-        one, other, both = (as_numpy(part.float().mean(2)) for part in (given, mirrored, given & mirrored))
-        differ = as_numpy((given != mirrored).any(1).float().mean(1))
-    else:
-        same = given == mirrored
-        ones = torch.ones_like(same, dtype=torch.float32)
-        one, other, both = (
-            class_sums(weight, numbers, count)[:, 1:] / given.shape[1]
-            for numbers, weight in ((given, ones), (mirrored, ones), (given, same.float()))
-        )
-        differ = as_numpy((~same).float().mean(1))
+    half, overlap = len(answers) // 2, answers.dtype == torch.bool
+    kept = answers[:, :count] if overlap else answers
+    given, mirrored = kept.reshape(2, half, *kept.shape[1:2] * overlap, -1)
+    same, every = given == mirrored, torch.ones_like(given)
+    weights = (given, mirrored, given & mirrored) if overlap else (every, every, same)
+    one, other, both = (
+        class_sums(weight.float(), numbers, count)[:, 1:] / given.shape[-1]
+        for numbers, weight in zip((given, mirrored, given), weights, strict=True)
+    )
+    differ = as_numpy((~(same.all(1) if overlap else same)).float().mean(1))
     union = one + other - both
     return {
         "pixels": (one + other) / 2,
@@ -467,20 +463,13 @@ class _Pass:
         values = self.score.map(self.output, self.classes)
         left = torch.ones_like(values.detach(), dtype=torch.bool)
         for group, chosen in self._chosen():
-            mask = self._mask(group - 1, torch.cat([chosen, chosen])).reshape(values.shape)
+            only = torch.where(chosen, group - 1, -1)
+            classes = cast("Tensor", replace(self.score, only=torch.cat([only, only])).classes(self.output))
+            mask = (classes if self.overlap else classes >= 0).reshape(values.shape)
             left &= ~mask
             yield group, (values * mask).sum()
         if bool(left.any()) and not self.overlap:
             yield 0, (values * left).sum()
-
-    def _mask(self, number: int, chosen: Tensor) -> Tensor:
-        """Return the pixels of a class in chosen windows."""
-        classes = cast("Tensor", self.classes)
-        rows = chosen.view(-1, *(1,) * (classes.ndim - 1))
-        if self.overlap:
-            numbers = torch.arange(classes.shape[1], device=classes.device)
-            return classes & rows & (numbers == number).view(-1, *(1,) * (classes.ndim - 2))
-        return (classes.clamp(max=self.count - 1) == number) & rows
 
     def _reduce(self, attribution: Tensor) -> tuple[Floats, Floats, Floats]:
         """Return sums (m, 2, N), mismatch and outer (m, K) of attributions (2m, N, y, x) in the order of the input."""

@@ -348,15 +348,10 @@ def colour_balance(kernels: Sequence[NDArray[Any]]) -> tuple[tuple[float, ...], 
         ((0.2, 0.8), 0.9)
     """
     stems = [np.asarray(stem, dtype=np.float64).reshape(*stem.shape[:2], -1) for stem in kernels]
-    counts = {stem.shape[1] for stem in stems}
-    if len(counts) != 1:
-        raise ModelError(
-            f"the stems read {' and '.join(map(str, sorted(counts))) or 'no'} channels; they must all read the same"
-        )
     by_channel = sum(np.square(stem).sum(axis=(0, 2)) for stem in stems)
     total = float(np.sum(by_channel))
     if not (np.isfinite(total) and total > 0):
         raise ModelError("the kernels of the stems are all 0 or not finite; check the weights of the network")
     gray = sum(float(np.square(stem.sum(axis=1)).sum()) for stem in stems)
     # Rounding may take the chromatic part below 0.
-    return tuple((by_channel / total).tolist()), max(0.0, 1 - gray / (counts.pop() * total))
+    return tuple((by_channel / total).tolist()), max(0.0, 1 - gray / (len(by_channel) * total))

@@ -84,14 +84,7 @@ def _networks(
     if network.spec == ONNX:
         onnx = _load_onnx(network, strategies)
         source = {"spec": ONNX, "weights": network.weights, "origin": onnx.origin}
-        if network.symmetrize is None:
-            yield onnx, "audit", source
-        else:
-            yield (
-                symmetrize(onnx, network.symmetrize),
-                "symmetrized",
-                source | {"symmetrized": network.symmetrize},
-            )
+        yield _averaged(network, onnx, ("audit", "symmetrized"), source)
         return
     for strategy in strategies:
         try:
@@ -130,10 +123,16 @@ def _plain(
         restore_average(model)
     except ModelError:
         raise error from error.__cause__
+    return _averaged(network, model, ("as built", "as built, symmetrized"), source.to_dict())
+
+
+def _averaged(
+    network: Network, model: Any, titles: tuple[str, str], source: dict[str, Any]
+) -> tuple[Any, str, dict[str, Any]]:
+    """Return a network, its title and what it was built from, symmetrized if that was asked for."""
     if network.symmetrize is None:
-        return model, "as built", source.to_dict()
-    made = symmetrize(model, network.symmetrize)
-    return made, "as built, symmetrized", source.to_dict() | {"symmetrized": network.symmetrize}
+        return model, titles[0], source
+    return symmetrize(model, network.symmetrize), titles[1], source | {"symmetrized": network.symmetrize}
 
 
 def _title(strategy: str | tuple[float, ...], record: Record, source: ModelSource) -> str:
