@@ -90,6 +90,7 @@ def test_an_audit_is_named_by_its_file(path):
         (lambda: segment("x.tif", step=object()), "step: "),
         (lambda: evenslice.load_network("timm:test_resnet", "none", seed=1.5), "seed: "),
         (lambda: audit(dtype=["float32"]), "'float32'"),
+        (lambda: audit(stress="no"), "stress='no': must be True or False"),
         (lambda: evenslice.survey(None), "no network given"),
         (lambda: evenslice.survey([network()]), "are surveyed by name"),
         (lambda: evaluate(label_values={1, 8}), "give a value for each class"),

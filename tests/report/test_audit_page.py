@@ -178,7 +178,8 @@ def test_fair_networks_say_how_many_windows_can_differ_and_what_was_not_judged(a
 
 
 def test_the_terminal_is_told_the_verdict_its_extent_and_what_to_do(audits):
-    lines = [*found.audit_lines([audits[0], make_audit("two", UNIFORM, volumes=2)])]
+    lines, steps = found.audit_lines([audits[0], make_audit("two", UNIFORM, volumes=2)])
+    assert steps == [next_step(audits[0])]
     assert [(name, word, tone) for name, word, _, tone in lines[1:3]] == [
         ("pretrained: ", "Biased", "bad"),
         ("two: ", "Symmetric:", "good"),

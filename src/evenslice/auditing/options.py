@@ -47,6 +47,8 @@ class Sampling:
     stress: bool = True
 
     def __post_init__(self) -> None:
+        if not isinstance(self.stress, bool):
+            raise ConfigError(f"{option('stress', self.stress)}: must be True or False")
         if self.precision is not None:
             precision: Any = self.precision
             if not (isinstance(precision, Real) and float(precision) > 0):

@@ -148,10 +148,14 @@ class Required:
 
     def check(self, verdicts: "Mapping[str, str]") -> None:
         """End with status 1 if a verdict, by name, is less than required."""
-        enough = ENOUGH.get(self.require or "", tuple(verdicts.values()))
-        missed = [f"{name} is {verdict}" for name, verdict in verdicts.items() if verdict not in enough]
-        tell(*(f"--require {self.require}: {line}" for line in missed))
-        if missed or (self.fail_on_bias and "biased" in verdicts.values()):
+        missed = []
+        for name, verdict in verdicts.items():
+            if self.fail_on_bias and verdict == "biased":
+                missed.append(f"--fail-on-bias: {name} is {verdict}")
+            if self.require is not None and verdict not in ENOUGH[self.require]:
+                missed.append(f"--require {self.require}: {name} is {verdict}")
+        tell(*missed)
+        if missed:
             raise typer.Exit(1)
 
 

@@ -155,17 +155,15 @@ def _plain_console() -> Console:
 def show_audits(audits: Sequence[Audit], out: Path | None, *, json: bool) -> None:
     """Print audits: in JSON the only one or a list of them.
 
-    For people, lines above a table of the answers of each say how the audits were made, the verdicts, and what to do; what lost
-    slices cost follows, where labels were given.
+    For people, lines above a table of the answers of each say how the audits were made, and the verdicts; what lost slices cost
+    follows, where labels were given, and what to do.
     """
-    from evenslice.cli.tables import rich_table, verdict_lines
-    from evenslice.report import tables_of
+    from evenslice.cli.tables import audit_parts
 
     documents = [audit.to_dict() for audit in audits]
     show(
         documents[0] if len(documents) == 1 else documents,
-        *verdict_lines(audits),
-        *(rich_table(table, breaks=False) for table in tables_of([*audits])),
+        *audit_parts(audits),
         *_report(out),
         json=json,
     )

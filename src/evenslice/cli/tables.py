@@ -11,7 +11,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from evenslice._core import printable
-from evenslice.report import Table, audit_lines
+from evenslice.report import Table, audit_lines, tables_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -46,11 +46,13 @@ def _line(line: str) -> tuple[str, str]:
     return printable(shown), TONE_STYLES[Table.tone(line)]
 
 
-def verdict_lines(audits: Sequence[Audit]) -> Iterator[Text | str]:
-    """Yield how audits were made, for each its verdict with what decided it and its extent, and what to type next."""
-    for name, verdict, text, found in audit_lines(audits):
-        styled = Text.assemble(printable(name), (verdict, f"bold {TONE_STYLES[found]}"), printable(text))
-        yield text if text.startswith("Next: ") else styled
+def audit_parts(audits: Sequence[Audit]) -> Iterator[Text | RichTable | str]:
+    """Yield how audits were made, for each its verdict with what decided it and its extent, the tables, and what to type next."""
+    above, below = audit_lines(audits)
+    for name, verdict, text, tone in above:
+        yield Text.assemble(printable(name), (verdict, f"bold {TONE_STYLES[tone]}"), printable(text))
+    yield from (rich_table(table, breaks=False) for table in tables_of([*audits]))
+    yield from below
 
 
 def new_table(title: str, columns: Sequence[str], *rows: Sequence[str]) -> RichTable:

@@ -22,7 +22,12 @@ WITHIN_RANGE = (
     *("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "AliasBackward0", "CloneBackward0"),
     *("SqueezeBackward0", "SqueezeBackward1", "UnsqueezeBackward0", "PermuteBackward0", "TransposeBackward0"),
     *("SelectBackward0", "SliceBackward0", "ToCopyBackward0", "UpsampleBilinear2DBackward0"),
-    *("AddBackward0", "DivBackward0"),  # the mean over window and mirror
+    *(
+        "AddBackward0",
+        "DivBackward0",
+        "MulBackward0",
+    ),  # the mean over window and mirror; a product of probabilities
+    *("ClampBackward1", "ClampMinBackward0", "ClampMaxBackward0", "HardtanhBackward0"),
 )
 """What autograd calls operations that leave probabilities within 0..1, or may do so."""
 

@@ -286,19 +286,20 @@ def extent_sentence(audit: AuditResult) -> str:
     return f"On {volumes}: {audit.windows}{f' of {there}' if there else ''} windows read."
 
 
-def audit_lines(audits: Sequence[AuditResult]) -> Iterator[tuple[str, str, str, str]]:
-    """Yield what a terminal says of audits: lines of a name, a verdict, more text, and the tone of the verdict.
+def audit_lines(audits: Sequence[AuditResult]) -> tuple[list[tuple[str, str, str, str]], list[str]]:
+    """Return what a terminal says above the answers of audits, and what to do next, which it says below.
 
-    First how they were made, then for each its verdict with what decided it and its extent.
+    Lines above are a name, a verdict, more text, and the tone of the verdict: first how the audits were made, then for each its
+    verdict with what decided it and its extent.
     """
-    yield from (("", "", line, "") for line in setting_lines(audits))
+    above = [("", "", line, "") for line in setting_lines(audits)]
     for audit in audits:
         word, rest = verdict_sentence(audit).split(maxsplit=1)
         name = f"{audit.name}: " if len(audits) > 1 else ""
-        yield name, word, f" {rest} {extent_sentence(audit)}", Table.tone(audit.verdict)
+        above.append((name, word, f" {rest} {extent_sentence(audit)}", Table.tone(audit.verdict)))
     fair = ("symmetric", "balanced") if len(audits) > 1 else ()
-    steps = [next_step(audit) for audit in audits if audit.verdict not in fair]
-    yield from (("", "", line, "") for line in dict.fromkeys(steps) if line)
+    steps = dict.fromkeys(next_step(audit) for audit in audits if audit.verdict not in fair)
+    return above, [line for line in steps if line]
 
 
 def setting_lines(audits: Sequence[AuditResult]) -> list[str]:
