@@ -106,7 +106,7 @@ def test_a_function_is_explained_by_replacement_like_the_network_it_runs(volume)
 
 @pytest.mark.slow
 def test_saved_exported_and_symmetrized_forms_are_explained_alike(tmp_path):
-    network, _, source = evenslice.load_network("smp:Unet/tu-tf_efficientnet_lite0", "none", slices=3)
+    network, _, source = evenslice.load_network("smp:Unet/tu-test_resnet", "none", slices=3)
     evenslice.save_network(network, tmp_path / "n.safetensors", source=source)
     loaded = evenslice.load_network(str(tmp_path / "n.safetensors")).model
     plane = np.random.default_rng(1).random((5, 32, 32)).astype(np.float32)
