@@ -91,15 +91,17 @@ def test_strategies_and_methods_stand_side_by_side(run, tmp_path):
         (["--weights", "none"], "as built"),
         (["--model", "timm:test_resnet", "--weights", "none"], "random weights"),
         ([*network("AlongZ"), "--slices", "5"], "as built"),  # whose first layer cannot be found
+        ([*network("AlongZ"), "--slices", "5", "--mean", "0.5"], "as built"),
     ],
 )
 def test_an_audit_is_named_after_what_was_audited(options, name, run):
     code, out, err = run(*SHORT, *options)
     assert code == 0, err
     found = json.loads(out)
-    found = found[0] if isinstance(found, list) else found
     assert found["name"] == name
     assert found["model"].get("symmetrized") == ("output" if "symmetrized" in name else None)
+    given = (found["scaling"]["source"], found["scaling"]["mean"]) == ("given", [0.5])
+    assert given == ("--mean" in options)
 
 
 @pytest.mark.parametrize("name", ["report.html", "tables/run.csv"])

@@ -101,9 +101,9 @@ def _networks(
 def _scaling(network: Network, model: Any, scaling: dict[str, Any] | None) -> dict[str, Any] | None:
     """Say where the scaling of a network comes from that was neutralized here, and not recorded before."""
     record = None if network.spec == ONNX else record_of(model)
-    if record is None or not record.kernels:
-        return scaling
     given = network.mean is not None or network.std is not None
+    if not given and (record is None or not record.kernels):
+        return scaling
     source = "given" if given else "assumed" if normalization(model) is None else "stated"
     return {**(scaling or {}), "source": source}
 
@@ -111,18 +111,22 @@ def _scaling(network: Network, model: Any, scaling: dict[str, Any] | None) -> di
 def _plain(
     network: Network, strategy: str | tuple[float, ...], seed: int, error: ModelError
 ) -> tuple[nn.Module, str, dict[str, Any]]:
-    """Return a network as it was built, without a record, where its stems cannot be found and nothing was to be done to them.
+    """Return a network as it was built, scaled as stated, where its stems cannot be found and nothing was to be done to them.
 
     Raises:
         ModelError: ``error``, as something was, or as the network cannot be built either.
     """
-    if strategy != "pretrained" or any(item is not None for item in (network.tie, network.mean, network.std)):
+    if strategy != "pretrained" or network.tie is not None:
         raise error
+    model: Any
     try:
         model, source = build_model(network.spec, network.weights, classes=network.classes, seed=seed)
         restore_average(model)
     except ModelError:
         raise error from error.__cause__
+    if network.mean or network.std:
+        mean, std = normalization(model) or ((0.0,), (1.0,))
+        model.pretrained_cfg = {"mean": network.mean or mean, "std": network.std or std}
     return _averaged(network, model, ("as built", "as built, symmetrized"), source.to_dict())
 
 
