@@ -45,7 +45,8 @@ from evenslice.neutralizing.rewriting import (
     Request,
     find_scaling,
     mix,
-    shape_stems,
+    open_path,
+    set_width,
     tie_stem,
 )
 from evenslice.neutralizing.running import exact_evaluation
@@ -236,13 +237,14 @@ def _shape_stems(
             raise ModelError(
                 f"{weights}: was saved with the stems {', '.join(record.stems)}, but {source.spec} has {', '.join(names)}"
             )
-        shaped = shape_stems(model, stems, record.slices, undo)
-        for stem, _ in shaped:
+        items, _, layouts = open_path(model, stems, record.slices, undo)
+        for stem, layout in zip(items, layouts, strict=True):
+            set_width(stem.module, layout.index.numel())
             # A normalization may have been folded into a bias that the library's network does not have.
             layer, name = stem.module, f"{stem.name}.bias" if stem.name else "bias"
             if layer.bias is None and name in state:
                 layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))
-        return shaped
+        return tuple(zip(items, layouts, strict=True))
 
 
 def save_network(

@@ -370,23 +370,6 @@ def _fill(planned: StemPlan) -> None:
         add_constant(stem, missing)
 
 
-def shape_stems(
-    model: nn.Module, stems: Stems, slices: int, undo: ExitStack
-) -> tuple[tuple[Stem, Layout], ...]:
-    """Give the stems of a network the shapes that `rewrite` gives them, but no values.
-
-    Returns:
-        The stems, each with which slice its features come from.
-
-    Raises:
-        ModelError: see `open_path`.
-    """
-    items, _, layouts = open_path(model, stems, slices, undo)
-    for stem, layout in zip(items, layouts, strict=True):
-        set_width(stem.module, layout.index.numel())
-    return tuple(zip(items, layouts, strict=True))
-
-
 def mix(model: nn.Module, scaling: ChannelScaling, slices: int, tie: str | None, undo: ExitStack) -> StemPlan:
     """Put a slice mixer in front of a network, in place.
 
