@@ -14,6 +14,9 @@ import math
 import re
 import tomllib
 from collections import Counter
+from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import planted_evidence
@@ -60,6 +63,7 @@ def tables(studies: Sequence[Study]) -> dict[str, dict[str, str]]:
         "results.md": {
             "verdicts": verdict_table(studies),
             **{study.name: study_table(study) for study in studies},
+            "steps": steps_table(next(study for study in studies if study.name == "short")),
         },
         "survey.md": {
             "networks": survey_table("encoder", "encoder"),
@@ -115,6 +119,20 @@ def _arm_row(arm: Arm, *, named: bool) -> list[str]:
         number(entry.heterogeneity[score], 2),
         *(_short(other.difference(score)) for other in alone),
     ]
+
+
+def steps_table(short: Study) -> str:
+    """Return the differences in Dice from a pretrained start after other numbers of steps; one fold gives no interval."""
+    arms, rows = [arm for arm in short.pooled if arm.entry.differences], list[list[str]]()
+    for steps, runs in groupby(read_rows(STUDIES / "short" / "steps.csv"), itemgetter("steps")):
+        study = replace(short, runs=list(runs))
+        changes = (replace(arm, study=study).mean(_more_dice).interval() for arm in arms)
+        rows.append([f"{int(steps):,}", *map(difference, changes)])
+    return table(("steps", *(arm.name for arm in arms)), rows)
+
+
+def _more_dice(run: Mapping[str, str], other: Mapping[str, str]) -> float:
+    return float(run["dice"]) - float(other["dice"])
 
 
 def _short(change: Interval) -> str:
