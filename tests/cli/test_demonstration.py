@@ -1,51 +1,53 @@
-"""The demonstration: its folder and its seed; what it computes takes minutes, and is tested with its parts."""
+"""The demonstration: its folder, its seed, and the whole of it with few windows and steps."""
 
 import json
-import sys
+from dataclasses import make_dataclass
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import rich
 
-from evenslice import open_volume
+from evenslice import Sampling, open_volume
 from evenslice.cli import demo
 
-CLASSES = (189, 233, 197)
 EXPLAIN = demo._explain
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Audit and train nothing, but let libraries talk; note the folders of trainings."""
+    """Audit and train nothing; note the folders of trainings."""
     trained = []
-
-    def talk(*_, **__):
-        sys.stdout.write("a library talks\n")
-        return []
-
-    def study(config, folder):
-        talk()
-        trained.append((config["seeds"], folder))
-
-    monkeypatch.setattr(demo, "_audits", talk)
-    monkeypatch.setattr(demo, "_explain", lambda *_: "map of a slice")
+    monkeypatch.setattr(demo, "_audits", lambda _: [])
     monkeypatch.setattr("evenslice.cli.comparison.write_results", lambda *_: None)
-    monkeypatch.setattr("evenslice.study", study)
-    result = SimpleNamespace(document={"finished": 3})
-    monkeypatch.setattr("evenslice.results.StudyResults.load", lambda _: result)
+    monkeypatch.setattr("evenslice.study", lambda _, folder: trained.append(folder))
+    monkeypatch.setattr("evenslice.results.StudyResults.load", lambda _: SimpleNamespace(document={}))
     monkeypatch.setattr("evenslice.report.tables_of", lambda _: ())
     return trained
 
 
 @pytest.mark.slow
-def test_json_stands_alone_on_standard_output(quick, cli, tmp_path):
+def test_json_stands_alone_on_standard_output(cli, monkeypatch, tmp_path):
+    def short(*given):
+        rich.print("a library talks")
+        options = configuration(*given)
+        options["training"] |= {"steps": 1, "validate_every": 1, "monitor_every": 1, "stress": False}
+        for part, slices in (("train", [30, 50]), ("test", [108, 111])):
+            options["datasets"][0][part][0]["slices"] = slices
+        return options | {"arms": options["arms"][:2], "audit": {"max_windows": 1}}
+
+    configuration = demo._configuration
+    few = make_dataclass("Few", [("max_windows", int, 2)], bases=(Sampling,), frozen=True, kw_only=True)
+    monkeypatch.setattr("evenslice.Sampling", few)
+    monkeypatch.setattr(demo, "_configuration", short)
+    monkeypatch.setattr(demo, "STRATEGIES", ("twin",))
     status, out, err = cli("demo", "--json", "--seed", 7, "--out", tmp_path)
-    assert status == 0, err
-    assert json.loads(out) == {"audits": [], "training": {"finished": 3}}
-    assert err.count("a library talks") == 2
-    assert quick == [([7], tmp_path / "training")]
+    assert (status, "a library talks" in err) == (0, True), err
+    found = json.loads(out)
+    assert [audit["verdict"] for audit in found["audits"]] == ["inconclusive"]
+    assert (found["training"]["finished"], found["training"]["failed"]) == (2, [])
     labels = open_volume(tmp_path / "labels.nii.gz")
-    assert labels.shape == CLASSES
+    assert labels.shape == (189, 233, 197)
     assert np.unique(labels[90]).tolist() == [0, 1, 2]
 
 

@@ -102,7 +102,7 @@ def _scaling(network: Network, model: Any, scaling: dict[str, Any] | None) -> di
     """Say where the scaling of a network comes from that was neutralized here, and not recorded before."""
     record = None if network.spec == ONNX else record_of(model)
     given = network.mean is not None or network.std is not None
-    if not given and (record is None or not record.kernels):
+    if network.spec == ONNX or not (given or (record is not None and record.kernels)):
         return scaling
     source = "given" if given else "assumed" if normalization(model) is None else "stated"
     return {**(scaling or {}), "source": source}
