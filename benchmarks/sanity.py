@@ -241,10 +241,8 @@ def measure_all(cases: Mapping[str, Case], kept: Path) -> dict[str, str]:
         found = remember(kept, f"{name}, replaced slices", partial(measure_replacements, case))
         leans = {column: pair_bias(values) for column, values in found.items()}
         for kind, title in REPLACEMENTS.items():
-            hits = (leans[method] * leans[kind] > 0 for method in METHODS)
-            right = (
-                cell(mean(each.reshape(2, -1).mean(0), (0, 1))) for each in hits
-            )  # a window and its mirror
+            agree = ((leans[method] * leans[kind] > 0).reshape(2, -1) for method in METHODS)
+            right = (cell(mean(pairs.mean(0), (0, 1))) for pairs in agree)  # of a window and its mirror
             signs.append([name, title, *right])
     methods = [method.replace("_", " ") for method in METHODS]
     return {

@@ -36,7 +36,6 @@ FAMILIES = {
 }
 """Pretrained networks: specifications, and weights, which are files in a folder of ``SHARED`` for some."""
 
-
 KEPT = {
     "MALLOC_MMAP_THRESHOLD_": 1073741824,
     "MALLOC_TRIM_THRESHOLD_": 1099511627776,

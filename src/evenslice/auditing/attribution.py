@@ -227,6 +227,11 @@ class Score:
         """Return the class to explain at each pixel of an output, (batch, y, x) or (batch,); None for scores.
 
         Of classes that overlap, (batch, classes, ...) whether each is explained. With ``only``, others are -1, or False.
+
+        Example: class 399 is one of those from 256 on, which are explained together.
+            >>> output = torch.nn.functional.one_hot(torch.tensor([399, 7])).float()
+            >>> Score(torch.nn.Identity(), only=torch.tensor([256, 256])).classes(output).tolist()
+            [399, -1]
         """
         found = self._all_classes(output)
         if found is None or self.only is None:
@@ -235,7 +240,7 @@ class Score:
         if found.dtype == torch.bool:
             numbers = torch.arange(found.shape[1], device=found.device)
             return found & (numbers.view(-1, *(1,) * (found.ndim - 2)) == only)
-        return torch.where(found == only, found, -1)
+        return torch.where(found.clamp(max=MOST_CLASSES) == only, found, -1)
 
     def answers(self, output: Tensor) -> Tensor | None:
         """Return the answer at each pixel, in the form of ``classes``: what is predicted, whatever is explained."""

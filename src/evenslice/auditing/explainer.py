@@ -70,16 +70,20 @@ def compare_answers(answers: Tensor, count: int) -> dict[str, Floats]:
         >>> found["changed"].tolist(), found["union"].tolist(), found["mirror_disagreement"].tolist()
         ([[0.25, 0.25]], [[0.75, 0.5]], [0.25])
     """
-    half, overlap = len(answers) // 2, answers.dtype == torch.bool
-    kept = answers[:, :count] if overlap else answers
-    given, mirrored = kept.reshape(2, half, *kept.shape[1:2] * overlap, -1)
-    same, every = given == mirrored, torch.ones_like(given)
-    weights = (given, mirrored, given & mirrored) if overlap else (every, every, same)
-    one, other, both = (
-        class_sums(weight.float(), numbers, count)[:, 1:] / given.shape[-1]
-        for numbers, weight in zip((given, mirrored, given), weights, strict=True)
-    )
-    differ = as_numpy((~(same.all(1) if overlap else same)).float().mean(1))
+    half = len(answers) // 2
+    given, mirrored = answers.reshape(2, half, -1)
+    if answers.dtype == torch.bool:
+        given, mirrored = (part.reshape(half, answers.shape[1], -1)[:, :count] for part in (given, mirrored))
+        one, other, both = (as_numpy(part.float().mean(2)) for part in (given, mirrored, given & mirrored))
+        differ = as_numpy((given != mirrored).any(1).float().mean(1))
+    else:
+        same = given == mirrored
+        ones = torch.ones_like(same, dtype=torch.float32)
+        one, other, both = (
+            class_sums(weight, numbers, count)[:, 1:] / given.shape[1]
+            for numbers, weight in ((given, ones), (mirrored, ones), (given, same.float()))
+        )
+        differ = as_numpy((~same).float().mean(1))
     union = one + other - both
     return {
         "pixels": (one + other) / 2,

@@ -341,7 +341,7 @@ def colour_balance(kernels: Sequence[NDArray[Any]]) -> tuple[tuple[float, ...], 
             ``evenslice.neutralizing.rewriting.effective_kernels``; all with the same C.
 
     Raises:
-        ModelError: the stems have different numbers of channels, or their kernels are all 0 or not finite.
+        ModelError: their kernels are all 0 or not finite.
 
     Example: one filter that subtracts twice the second channel from the first.
         >>> colour_balance([np.array([[1.0, -2.0]])])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, replace
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from evenslice import ConfigError, ModelError, load_network, load_onnx, record_of, symmetrize
 from evenslice._core import check_known, option
 from evenslice.auditing import METHODS
 from evenslice.inference import ONNX
-from evenslice.networks import build_model, normalization
+from evenslice.networks import build_model, check_scaling, normalization
 from evenslice.neutralizing import find_strategy, restore_average
 from evenslice.report import write_report_files
 
@@ -84,7 +85,7 @@ def _networks(
     if network.spec == ONNX:
         onnx = _load_onnx(network, strategies)
         source = {"spec": ONNX, "weights": network.weights, "origin": onnx.origin}
-        yield _averaged(network, onnx, ("audit", "symmetrized"), source)
+        yield _symmetrized(network, onnx, ("audit", "symmetrized"), source)
         return
     for strategy in strategies:
         try:
@@ -111,7 +112,7 @@ def _scaling(network: Network, model: Any, scaling: dict[str, Any] | None) -> di
 def _plain(
     network: Network, strategy: str | tuple[float, ...], seed: int, error: ModelError
 ) -> tuple[nn.Module, str, dict[str, Any]]:
-    """Return a network as it was built, scaled as stated, where its stems cannot be found and nothing was to be done to them.
+    """Return a network as it was built, scaled as given, where its stems cannot be found and nothing was to be done to them.
 
     Raises:
         ModelError: ``error``, as something was, or as the network cannot be built either.
@@ -126,11 +127,18 @@ def _plain(
         raise error from error.__cause__
     if network.mean or network.std:
         mean, std = normalization(model) or ((0.0,), (1.0,))
-        model.pretrained_cfg = {"mean": network.mean or mean, "std": network.std or std}
-    return _averaged(network, model, ("as built", "as built, symmetrized"), source.to_dict())
+        mean, std = tuple(network.mean or mean), tuple(network.std or std)
+        check_scaling("mean", mean)
+        check_scaling("std", std)
+        if min(std) <= 0:
+            raise ConfigError(f"{option('std')} has to be positive, not {network.std}")
+        if len(mean) != len(std):
+            mean, std = (fmean(mean),), (fmean(std),)
+        model.pretrained_cfg = {"mean": mean, "std": std}
+    return _symmetrized(network, model, ("as built", "as built, symmetrized"), source.to_dict())
 
 
-def _averaged(
+def _symmetrized(
     network: Network, model: Any, titles: tuple[str, str], source: dict[str, Any]
 ) -> tuple[Any, str, dict[str, Any]]:
     """Return a network, its title and what it was built from, symmetrized if that was asked for."""

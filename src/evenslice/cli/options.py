@@ -7,7 +7,7 @@ and is decorated with ``grouped``; a new field of a group is then an option of e
 # Typer and `grouped` read the annotations here and in the commands when they run, so they are not postponed.
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from functools import partial, wraps
 from inspect import Parameter, Signature, signature
@@ -460,17 +460,27 @@ class LabelledOpening(Opening):
         """Open labels or, as they may lack the other axes of the image, those with z, y and x alone."""
         from evenslice import EvensliceError
 
-        fewer = axes
-        if axes is not None and axes != self.label_axes:
-            fewer = "".join(axis for axis in axes if axis.lower() in "zyx")
-        failed = []
-        for names, select in ((axes, self.select), (fewer, None)):
-            for level, region in ((self.level, self.region), (self.level, None), (0, None)):
-                try:
-                    return replace(self, axes=names, select=select, level=level, region=region).open(path)
-                except EvensliceError as error:
-                    failed.append(error)
-        raise failed[0]
+        try:
+            return _open_fitting(replace(self, axes=axes), path)
+        except EvensliceError:
+            if axes is not None and axes != self.label_axes:
+                axes = "".join(axis for axis in axes if axis.lower() in "zyx")
+            with suppress(EvensliceError):
+                return _open_fitting(replace(self, axes=axes, select=None), path)
+            raise
+
+
+def _open_fitting(opening: Opening, path: str) -> "Volume":
+    """Open labels at the level and in the region of the image, or whole if their file has no such level or region."""
+    from evenslice import ConfigError
+
+    try:
+        return opening.open(path)
+    except ConfigError:
+        for level in (opening.level, 0):
+            with suppress(ConfigError):
+                return replace(opening, level=level, region=None).open(path)
+        raise
 
 
 def _spelled_for_labels(name: str, value: Any) -> str:

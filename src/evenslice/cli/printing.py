@@ -155,8 +155,8 @@ def _plain_console() -> Console:
 def show_audits(audits: Sequence[Audit], out: Path | None, *, json: bool) -> None:
     """Print audits: in JSON the only one or a list of them.
 
-    For people, lines above a table of the answers of each say how the audits were made, and the verdicts; what lost slices cost
-    follows, where labels were given, and what to do.
+    For people, lines above a table of the answers of each say how the audits were made, and the verdicts. What lost slices cost,
+    where labels were given, and what to do next stand below.
     """
     from evenslice.cli.tables import audit_parts
 

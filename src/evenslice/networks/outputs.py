@@ -22,12 +22,8 @@ WITHIN_RANGE = (
     *("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "AliasBackward0", "CloneBackward0"),
     *("SqueezeBackward0", "SqueezeBackward1", "UnsqueezeBackward0", "PermuteBackward0", "TransposeBackward0"),
     *("SelectBackward0", "SliceBackward0", "ToCopyBackward0", "UpsampleBilinear2DBackward0"),
-    *(
-        "AddBackward0",
-        "DivBackward0",
-        "MulBackward0",
-    ),  # the mean over window and mirror; a product of probabilities
-    *("ClampBackward1", "ClampMinBackward0", "ClampMaxBackward0", "HardtanhBackward0"),
+    *("AddBackward0", "DivBackward0"),  # the mean over window and mirror
+    *("MulBackward0", "ClampBackward1", "ClampMinBackward0", "ClampMaxBackward0", "HardtanhBackward0"),
 )
 """What autograd calls operations that leave probabilities within 0..1, or may do so."""
 
@@ -93,11 +89,16 @@ def predicted_classes(output: Tensor, dim: int) -> Tensor:
 def final_activation(output: Tensor) -> str | None:
     """Return "sigmoid" or "softmax" if it is the last operation that made an output, as far as autograd has recorded it.
 
+    Other numbers than those from 0 to 1, as after scaling, are no probabilities: then None.
+
     Example:
         >>> score = torch.nn.functional.conv2d(torch.rand(1, 3, 4, 4), torch.rand(2, 3, 1, 1, requires_grad=True))
         >>> final_activation(score), final_activation(score.sigmoid()[:, 1:]), final_activation(score.softmax(1))
         (None, 'sigmoid', 'softmax')
+        >>> final_activation(10 * score.sigmoid())
     """
+    if output.grad_fn is None or bool((output - 0.5).abs().max() > 0.51):  # beyond 0 and 1, rounding aside
+        return None
     return next((name for name, steps in ACTIVATIONS.items() if _comes_from(output.grad_fn, steps)), None)
 
 
