@@ -18,7 +18,7 @@ from torch import nn
 from evenslice._core import progress_bar
 from evenslice.inference import Compute, Predictor, ReadyNetwork, count_ways, evaluate_parts, to_device
 from evenslice.networks import predicted_classes
-from evenslice.results import ratio
+from evenslice.results import nan_mean, ratio
 from evenslice.training.crops import read_around
 from evenslice.training.losses import task_logits
 from evenslice.volumes import WindowGrid
@@ -139,8 +139,8 @@ def classification_scores(confusion: NDArray[np.int64]) -> dict[str, Any]:
     f1 = ratio(2 * found, confusion.sum(axis=0) + confusion.sum(axis=1))
     return {
         "accuracy": float(ratio(found.sum(), confusion.sum())),
-        "balanced_accuracy": {"mean": _mean(recall), "per_class": recall.tolist()},
-        "macro_f1": {"mean": _mean(f1), "per_class": f1.tolist()},
+        "balanced_accuracy": {"mean": float(nan_mean(recall)), "per_class": recall.tolist()},
+        "macro_f1": {"mean": float(nan_mean(f1)), "per_class": f1.tolist()},
         "confusion": confusion.tolist(),
     }
 
@@ -262,8 +262,3 @@ def _some_voxels(part: LabelledVolume, label: int) -> NDArray[np.int64]:
         known = next((positions for positions in found if len(positions)), known)
     chosen = np.linspace(0, len(known) - 1, min(len(known), OF_MISSED)).astype(int)
     return np.asarray(known[chosen])
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else math.nan
