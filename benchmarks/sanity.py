@@ -10,14 +10,16 @@
 2. Faithfulness. Each neighbour in a window is replaced by something else. Do the shares of the attribution tell which
    replacement changes the output more?
 
-Networks as built see the MNI152 template with noise; U-Nets of trained.py from a pretrained start, the first volume of
-their test. Trained networks that are not there are left out. Results are kept in FOLDER, and a second run goes on there.
+Networks as built see the MNI152 template with noise; U-Nets of trained.py (seed 0), the first volume of their test.
+Trained networks that are not there are left out. Results are kept in FOLDER, and a second run goes on there. Hippocampi,
+and the starts `twin` and `uniform`, were added on 4 December 2026, before their first run, to be described.
 """
 
 from __future__ import annotations
 
 import copy
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +29,7 @@ from planted_evidence import SMALL_VGG16
 from scipy.stats import spearmanr
 from shared import FAMILIES, load_family, make_parser, mean, remember, table, write_csvs
 from torch import nn
-from trained import data_sets, open_pairs
+from trained import ARMS, data_sets, open_pairs
 
 import evenslice
 from evenslice.volumes import mni152
@@ -46,14 +48,11 @@ if TYPE_CHECKING:
 MINUS = "\N{MINUS SIGN}"
 NOISE = 0.01  # of the range of the template, like that of a scan
 WINDOWS, DRAWS, REPLACED = 16, 4, 32  # of each audit; of each stage; windows with replaced slices
-TILE = 96  # pixels
+TILE = 96  # pixels, or the side of a smaller plane
 STATISTICS, MAPS = 16, 6  # windows for batch norms; whose maps are compared
 FIGURES = ("B of the gradient", "B of the reliance", "E", "gradient maps")
 METHODS = ("gradient", "integrated_gradients", "occlusion")
 REPLACEMENTS = {"middle": "middle slice", "gray": "mean gray", "stranger": "another place"}
-TRAINED = ("Lucchi++", "ISBI 2012", "FIB-25")
-"""Data sets whose planes are larger than ``TILE``."""
-
 STAGES: dict[str, tuple[str, ...]] = {
     "nothing": (),
     "output layer and decoder": ("decoder",),
@@ -74,11 +73,12 @@ def find_cases(scratch: Path) -> dict[str, Case]:
     voxels += np.random.default_rng(0).normal(0, NOISE * voxels.max(), voxels.shape)
     template, sets = evenslice.open_volume(voxels), data_sets()
     found: dict[str, Case] = {}
-    for name in TRAINED:
-        file = scratch / f"{name}-pretrained-0".replace(" ", "-") / "network.safetensors"
+    for arm, name in product(ARMS, sets):
+        file = scratch / f"{name}-{arm}-0".replace(" ", "-") / "network.safetensors"
         if file.exists():
             network = evenslice.load_network(str(file)).model.eval()
-            found[f"trained on {name}"] = network, open_pairs(sets[name]["test"][:1])[0][0]
+            start = "" if arm == "pretrained" else f"{arm}, "
+            found[f"{start}trained on {name}"] = network, open_pairs(sets[name]["test"][:1])[0][0]
     for name in FAMILIES:
         found[name] = load_family(name, SMALL_VGG16 if name == "VGG16" else None), template
     return found
@@ -97,15 +97,16 @@ def draw_windows(volume: evenslice.Volume, count: int) -> tuple[Tensor, Tensor]:
     voxels = np.asarray(volume[:], np.float32)
     low, high = np.percentile(voxels, (0.5, 99.5))
     voxels = ((voxels - low) / (high - low)).clip(0, 1).astype(np.float32)
-    room = np.subtract(voxels.shape[1:], TILE - 1)
+    tile = min(TILE, *voxels.shape[1:])
+    room = np.subtract(voxels.shape[1:], tile - 1)
     found, strangers = [], []
     for _ in range(count):
         z = int(rng.integers(1, len(voxels) - 1))
         elsewhere = [k for k in range(len(voxels)) if abs(k - z) > 1]
         places = [(k, *rng.integers(0, room)) for k in rng.choice(elsewhere, 3)]
         y, x = rng.integers(0, room)
-        found.append(voxels[z - 1 : z + 2, y : y + TILE, x : x + TILE])
-        strangers.append(np.stack([voxels[k, v : v + TILE, u : u + TILE] for k, v, u in places]))
+        found.append(voxels[z - 1 : z + 2, y : y + tile, x : x + tile])
+        strangers.append(np.stack([voxels[k, v : v + tile, u : u + tile] for k, v, u in places]))
     return torch.from_numpy(np.stack(found)), torch.from_numpy(np.stack(strangers))
 
 
@@ -179,7 +180,9 @@ def measure_stage(case: Case, stage: str, seed: int) -> dict[str, list[float]]:
     model, volume = case
     windows, _ = draw_windows(volume, STATISTICS)
     drawn = redraw(model, stage, windows, seed=seed)
-    sampling = evenslice.Sampling(tile=(TILE, TILE), min_windows=WINDOWS, max_windows=WINDOWS)
+    sampling = evenslice.Sampling(
+        tile=(windows.shape[2], windows.shape[3]), min_windows=WINDOWS, max_windows=WINDOWS
+    )
     compute = evenslice.Compute(device="cpu", progress=False)
     found = evenslice.audit(drawn, volume, slices=3, sampling=sampling, compute=compute)
     figures = zip(FIGURES[:3], (found.saliency[0], found.reliance[0], found.mismatch), strict=True)
