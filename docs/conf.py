@@ -16,7 +16,6 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "myst_nb",
-    "sphinx_design",
     "sphinx_copybutton",
     "evenslice_reference",
 ]
@@ -32,7 +31,7 @@ nitpick_ignore_regex = [
 ]
 
 # Markdown as GitHub shows it, with links to headings.
-myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist"]
+myst_enable_extensions = ["attrs_inline", "deflist"]
 myst_heading_anchors = 4
 suppress_warnings = ["myst-nb.lexer"]  # of notebooks that were not executed
 

@@ -123,12 +123,22 @@ def _arm_row(arm: Arm, *, named: bool) -> list[str]:
 
 def steps_table(short: Study) -> str:
     """Return the differences in Dice from a pretrained start after other numbers of steps; one fold gives no interval."""
-    arms, rows = [arm for arm in short.pooled if arm.entry.differences], list[list[str]]()
+    rows, sets = list[list[str]](), short.pooled[0].datasets
     for steps, runs in groupby(read_rows(STUDIES / "short" / "steps.csv"), itemgetter("steps")):
         study = replace(short, runs=list(runs))
-        changes = (replace(arm, study=study).mean(_more_dice).interval() for arm in arms)
-        rows.append([f"{int(steps):,}", *map(difference, changes)])
-    return table(("steps", *(arm.name for arm in arms)), rows)
+        for arm in (arm for arm in study.pooled if arm.entry.differences):
+            found = arm.mean(_more_dice)
+            alone = (other.mean(_more_dice).interval() for other in study.alone if other.name == arm.name)
+            heterogeneity = number(found.heterogeneity, 2)
+            rows.append(
+                [
+                    f"{int(steps):,}: {arm.name}",
+                    difference(found.interval()),
+                    heterogeneity,
+                    *map(_short, alone),
+                ]
+            )
+    return table(("steps: arm", "Dice, minus pretrained", "I²", *sets), rows)
 
 
 def _more_dice(run: Mapping[str, str], other: Mapping[str, str]) -> float:
@@ -138,7 +148,7 @@ def _more_dice(run: Mapping[str, str], other: Mapping[str, str]) -> float:
 def _short(change: Interval) -> str:
     """Return a difference, in bold if its interval excludes 0."""
     text = difference(Interval(change.estimate, math.nan, math.nan))
-    return text if change.low <= 0 <= change.high else f"**{text}**"
+    return f"**{text}**" if change.low > 0 or change.high < 0 else text
 
 
 def verdict_table(studies: Sequence[Study]) -> str:

@@ -59,7 +59,7 @@ def recomputed(studies):
         return results.lost("before", run) - results.lost("after", run)
 
     price, compute, short = (studies[name] for name in ("price", "compute", "short"))
-    for arm in price.alone:
+    for arm in (*price.alone, *studies["default-crops"].alone):
         if arm.name == "uniform":
             yield interval(arm.mean(lambda run, other: gain("answer_change")(other, run)).interval())
     pooled = {arm.name: arm for arm in price.pooled}
@@ -70,8 +70,8 @@ def recomputed(studies):
         less = arm.mean(gain("dice"), "pretrained").interval()
         yield from (difference(less), interval(Interval(-less.estimate, -less.high, -less.low)))
     both = dataclasses.replace(compute, runs=[*compute.runs, *price.runs])
-    (one,) = (arm for arm in both.pooled if arm.name == "one slice")
-    yield interval(one.mean(lambda run, other: gain("dice")(other, run), "uniform").interval())
+    for arm in (arm for arm in (*both.alone, *both.pooled) if arm.name == "one slice"):
+        yield interval(arm.mean(lambda run, other: gain("dice")(other, run), "uniform").interval())
     rows = results.read_rows(results.STUDIES / "short" / "steps.csv")
     for steps in ("100", "400", "2400"):
         runs = [run for run in rows if run["steps"] == steps]
