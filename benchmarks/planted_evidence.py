@@ -13,7 +13,9 @@ the pixels of the disk, its absolute values summed over each slice. Everything e
 
 Registered on 1 December 2026, before their first runs, with the same comparison for each: "difference", where all slices have a
 mark of one random brightness, and one neighbour differs from it, so that no slice alone tells the class; and "five", windows of
-five slices with the mark in any of the four neighbours, where chance is a quarter, and both slices before count as z-1.
+five slices with the mark in any of the four neighbours, where chance is a quarter, and both slices before count as z-1. On
+4 December 2026, likewise: "unequal", where the other neighbour has a mark, too, a third as strong, brighter or darker at random,
+and the stronger one tells the class.
 
 Each training takes about two minutes on one core. Results are appended to planted-evidence.jsonl as they come, seed by
 seed; a run that is started again goes on where the file ends.
@@ -117,7 +119,7 @@ class Cell:
 
     Attributes:
         marks: "intensity" (brighter or darker), "texture" (shifted or blurred), "both": intensity tells the class, and
-            a mark of texture lies in the other neighbour; "difference" or "five".
+            a mark of texture lies in the other neighbour; "difference", "five" or "unequal".
         background: "EM" or "MRI".
         family: a key of ``shared.FAMILIES``.
         arm: a key of ``ARMS``.
@@ -141,7 +143,7 @@ def cells() -> Iterator[Cell]:
     for seed in range(SEEDS):
         for background, family, arm in product(("EM", "MRI"), ("EfficientNet-Lite0", "MobileNetV1"), ARMS):
             yield Cell("intensity", background, family, arm, seed)
-        for marks, arm in product(KINDS[1:], ARMS):
+        for marks, arm in product((*KINDS[1:], "unequal"), ARMS):
             yield Cell(marks, "EM", "EfficientNet-Lite0", arm, seed)
         for arm in ("pretrained", "encoder", "twin"):
             yield Cell("intensity", "EM", "VGG16", arm, seed)
@@ -219,6 +221,8 @@ class Planter:
             marked[middle + side][part] += self.amplitude if kind == 1 else -self.amplitude
         if self.marks == "both":
             _texture(marked[middle - side], part, other)
+        elif self.marks == "unequal":
+            marked[middle - side][part] += self.amplitude / 3 * (1 if other == 1 else -1)
         elif self.marks == "difference":
             marked[:, *part] += np.float32(other)
         return marked.clip(0, 1)
