@@ -6,6 +6,8 @@
     python studies/survey.py --shared FOLDER    # FOLDER/weights holds mobilenetv1_100 and vgg16_features (.safetensors)
     python studies/survey.py --null             # studies/survey-null.csv: the same architectures, drawn at random as a whole
 
+Of networks that come with their weights alone, the null has the same kernels, each in random order (added on 4 December 2026).
+
 Networks whose weights are not there are left out. Draws that are in the file of the null are not repeated.
 """
 
@@ -147,13 +149,18 @@ def rows(
 def draw_null(networks: Sequence[Pretrained], out: Path) -> None:
     """Survey random draws of the architectures of some networks, and add a row for each that is not in the file yet."""
     sources = {
-        network.encoder: network._replace(weights="none", source="none") for network in reversed(networks)
+        network.encoder or network.trained: network._replace(
+            weights="none", source="none", trained=network.trained.replace(":", ":drawn_")
+        )
+        for network in reversed(networks)
+        if network.encoder or network.weights
     }
     known = read_rows(out)
     done = {(row["spec"], row["seed"]) for row in known}
     for seed, network in product(range(DRAWS), reversed(sources.values())):
-        if (network.encoder, str(seed)) not in done:
-            known += [{"seed": str(seed), **row} for row in rows("encoder", [network], draws=1, seed=seed)]
+        if (network.encoder or network.trained, str(seed)) not in done:
+            kind = "encoder" if network.encoder else "trained"
+            known += [{"seed": str(seed), **row} for row in rows(kind, [network], draws=1, seed=seed)]
             write_rows(out, known, known[0])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 FACES = Path("node_modules/@vladmandic/face-api/model")
 FOCUS = "models/vit_s_focus.onnx"
@@ -151,3 +152,17 @@ def face_recognition() -> nn.Module:
     last.load_state_dict({"weight": found["fc"].T})
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), last, nn.Unflatten(1, (128, 1))]
     return Scaled(*layers, mean=[122.782 / 255, 117.001 / 255, 104.298 / 255], std=[1.0])
+
+
+def drawn(build: Callable[[], nn.Module]) -> nn.Module:
+    """Return a network in which the values of each kernel are in random order."""
+    network = build()
+    for kernel in network.state_dict().values():
+        if kernel.ndim > 1 and kernel.is_floating_point():
+            kernel.copy_(kernel.flatten()[torch.randperm(kernel.numel())].view_as(kernel))
+    return network
+
+
+drawn_focus, drawn_face_detector, drawn_face_recognition = (
+    partial(drawn, build) for build in (focus, face_detector, face_recognition)
+)
