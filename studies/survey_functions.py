@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -163,6 +162,16 @@ def drawn(build: Callable[[], nn.Module]) -> nn.Module:
     return network
 
 
-drawn_focus, drawn_face_detector, drawn_face_recognition = (
-    partial(drawn, build) for build in (focus, face_detector, face_recognition)
-)
+def drawn_focus() -> nn.Module:
+    """Return ``focus`` with drawn kernels."""
+    return drawn(focus)
+
+
+def drawn_face_detector() -> nn.Module:
+    """Return ``face_detector`` with drawn kernels."""
+    return drawn(face_detector)
+
+
+def drawn_face_recognition() -> nn.Module:
+    """Return ``face_recognition`` with drawn kernels."""
+    return drawn(face_recognition)
