@@ -107,8 +107,8 @@ PRIMARY = (
 )
 """Methods of the tables on the page."""
 
-KINDS = ("intensity", "texture", "both", "difference", "five")
-"""Of marks. The page shows the methods of ``PRIMARY``, by all starts for the first kind, by three for the others."""
+KINDS = ("intensity", "texture", "both", "difference", "unequal", "five")
+"""Of marks. The page shows the methods of ``PRIMARY``, by all starts for the first kind, by two for the others."""
 
 SHOWN = ("pretrained", "output", "encoder", "twin", "uniform", "random")
 
@@ -143,7 +143,7 @@ def cells() -> Iterator[Cell]:
     for seed in range(SEEDS):
         for background, family, arm in product(("EM", "MRI"), ("EfficientNet-Lite0", "MobileNetV1"), ARMS):
             yield Cell("intensity", background, family, arm, seed)
-        for marks, arm in product((*KINDS[1:], "unequal"), ARMS):
+        for marks, arm in product(KINDS[1:], ARMS):
             yield Cell(marks, "EM", "EfficientNet-Lite0", arm, seed)
         for arm in ("pretrained", "encoder", "twin"):
             yield Cell("intensity", "EM", "VGG16", arm, seed)
@@ -424,10 +424,7 @@ def tables() -> dict[str, str]:
     """Return the tables of the page."""
     groups = _groups()
     asked = (*LOOKED_AT, PRIMARY[-1])
-    others = {
-        f"{key[0]}: {arm}": groups[*key, arm]
-        for key, arm in product(MAIN[1:], ("pretrained", "output", "twin"))
-    }
+    others = {f"{key[0]}: {arm}": groups[*key, arm] for key, arm in product(MAIN[1:], ("pretrained", "twin"))}
     kinds = [
         [name, _answered(group), *(_sides(group, way) for way in asked)] for name, group in others.items()
     ]
