@@ -225,8 +225,9 @@ def coverage_table() -> str:
 
 
 def stage_table() -> str:
-    """Return the pair bias of the gradient after each stage of redrawing, of each network."""
+    """Return the pair bias of the gradient after each stage of redrawing, of each network from a pretrained start."""
     rows, name = read_rows(RESULTS / "sanity-stages.csv"), sanity.FIGURES[0]
+    rows = [row for row in rows if not row["network"].startswith(("twin", "uniform"))]
     networks = list(dict.fromkeys(row["network"] for row in rows))
     cells: dict[str, list[str]] = {stage: [] for stage in sanity.STAGES}
     for row in rows:
