@@ -5,7 +5,8 @@
 
 A ResNet-152 whose kernels were inflated along z, and trained on CT of the chest, is shown blocks of the MNI152 template (MRI)
 and their flips. For each axis: the pair bias of the outer taps of its kernels, by the sum of squares over all convolutions; and
-that of the gradient of the features in the middle of a block, mean over blocks and flips with Student's interval.
+that of the gradient of the features in the middle of a block, mean over blocks and flips with Student's interval. The null (added
+on 4 December 2026) is the same network with the values of each kernel in random order, five times, shown the same blocks.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from study_results import write_rows
+from survey_functions import drawn
 from torch import Tensor, nn
 
 from evenslice.results import Interval
@@ -27,6 +29,7 @@ RESULTS = Path(__file__).parent / "survey-ct.csv"
 AXES = "zyx"
 BLOCKS, SIDES = 8, (33, 65, 65)  # odd after every stride of the network, so that features have a middle
 BORDER = 20  # of the template, which is empty
+DRAWS = 5
 
 
 def load() -> nn.Module:
@@ -55,12 +58,9 @@ def gradient(network: nn.Module, block: Tensor) -> Tensor:
     return torch.autograd.grad(middle.abs().sum(), given)[0].abs()
 
 
-def main() -> None:
-    """Measure, and write the CSV."""
-    network, rng, found = load(), np.random.default_rng(0), []
-    voxels = np.asarray(mni152()[:], np.float32)
-    low, high = np.percentile(voxels, (0.5, 99.5))
-    volume = torch.from_numpy(((voxels - low) / (high - low)).clip(0, 1).astype(np.float32))
+def measure(network: nn.Module, volume: Tensor) -> list[dict[str, str]]:
+    """Return the row of each axis."""
+    rng, found = np.random.default_rng(0), []
     for _ in range(BLOCKS):
         first = rng.integers(BORDER, np.subtract(volume.shape, SIDES) - BORDER).tolist()
         block = volume[*(slice(at, at + side) for at, side in zip(first, SIDES, strict=True))]
@@ -76,7 +76,19 @@ def main() -> None:
         figures = {"taps": pair_bias(taps.transpose(1, 2), axis), "gradient": mean.estimate}
         figures |= {"gradient_low": mean.low, "gradient_high": mean.high}
         rows.append({"axis": AXES[axis]} | {name: f"{value:.3f}" for name, value in figures.items()})
-    write_rows(RESULTS, rows, rows[0])
+    return rows
+
+
+def main() -> None:
+    """Measure, and write the CSV."""
+    voxels, rows = np.asarray(mni152()[:], np.float32), list[dict[str, str | int | None]]()
+    low, high = np.percentile(voxels, (0.5, 99.5))
+    volume = torch.from_numpy(((voxels - low) / (high - low)).clip(0, 1).astype(np.float32))
+    for draw in (None, *range(DRAWS)):
+        torch.manual_seed(draw or 0)
+        network = load() if draw is None else drawn(load)
+        rows += [{"draw": draw, **row} for row in measure(network, volume)]
+        write_rows(RESULTS, rows, rows[0])
 
 
 if __name__ == "__main__":
