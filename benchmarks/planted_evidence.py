@@ -31,16 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
-from shared import (
-    ROOT,
-    SHARED,
-    append_lines,
-    load_family,
-    make_parser,
-    mean,
-    read_lines,
-    table,
-)
+from shared import ROOT, SHARED, append_lines, load_family, make_parser, mean, read_lines, table
 from torch import nn
 
 import evenslice
@@ -249,12 +240,7 @@ def train(cell: Cell, volume: NDArray[np.float32]) -> nn.Module:
     """Train a network on planted evidence."""
     spec = {"VGG16": SMALL_VGG16}.get(cell.family)
     network = load_family(
-        cell.family,
-        spec,
-        slices=1 + len(sides_of(cell.marks)),
-        classes=4,
-        seed=cell.seed,
-        **ARMS[cell.arm],
+        cell.family, spec, slices=1 + len(sides_of(cell.marks)), classes=4, seed=cell.seed, **ARMS[cell.arm]
     )
     planter, rng = Planter(volume, cell.marks), np.random.default_rng(cell.seed)
     network.train()

@@ -36,11 +36,7 @@ FAMILIES = {
 }
 """Pretrained networks: specifications, and weights, which are files in a folder of ``SHARED`` for some."""
 
-KEPT = {
-    "MALLOC_MMAP_THRESHOLD_": 1073741824,
-    "MALLOC_TRIM_THRESHOLD_": 1099511627776,
-    "MALLOC_ARENA_MAX": 1,
-}
+KEPT = {"MALLOC_MMAP_THRESHOLD_": 1073741824, "MALLOC_TRIM_THRESHOLD_": 1099511627776, "MALLOC_ARENA_MAX": 1}
 """The environment that keeps the memory which tensors leave; docs/speed.md."""
 
 

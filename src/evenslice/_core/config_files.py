@@ -19,14 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-from evenslice._core.errors import (
-    UNREADABLE,
-    ConfigError,
-    did_you_mean,
-    needs_extra,
-    reason,
-    without_secrets,
-)
+from evenslice._core.errors import UNREADABLE, ConfigError, did_you_mean, needs_extra, reason, without_secrets
 from evenslice._core.files import local_path, read_bounded
 
 with needs_extra("train", "a configuration"):

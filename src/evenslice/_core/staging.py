@@ -110,11 +110,7 @@ def _make_beside(path: Path) -> Path:
 
 @contextmanager
 def staged_folder(
-    path: str | os.PathLike[str],
-    results: Sequence[str],
-    *,
-    documents: Sequence[str],
-    force: bool = False,
+    path: str | os.PathLike[str], results: Sequence[str], *, documents: Sequence[str], force: bool = False
 ) -> Iterator[Path]:
     """Yield an empty folder for results, which move to their final folder when the block ends without an error.
 

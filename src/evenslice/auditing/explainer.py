@@ -94,12 +94,7 @@ def compare_answers(answers: Tensor, count: int) -> dict[str, Floats]:
 
 
 def compare_outputs(
-    values: Tensor,
-    tile: Sequence[int],
-    *,
-    scores: bool,
-    numbers: bool = False,
-    outputs: Tensor | None = None,
+    values: Tensor, tile: Sequence[int], *, scores: bool, numbers: bool = False, outputs: Tensor | None = None
 ) -> dict[str, Floats]:
     """Compare what is explained of m windows with that of their mirrors, which follow them.
 

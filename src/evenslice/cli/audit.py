@@ -137,8 +137,7 @@ class Required:
     require: Annotated[
         str | None,
         options.measurement(
-            "Exit with status 1 unless every verdict is at least this: symmetric or balanced.",
-            metavar="V",
+            "Exit with status 1 unless every verdict is at least this: symmetric or balanced.", metavar="V"
         ),
     ] = None
 

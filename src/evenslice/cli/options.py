@@ -184,10 +184,7 @@ output = partial(_option, "Output")
 def strategy(more: str = "") -> Any:
     """Return the option of a strategy, a name or the weights of a profile, with more help."""
     return network(
-        f"{STRATEGY_HELP}{more}.",
-        metavar="S",
-        parser=parse_strategy,
-        autocompletion=lambda: STRATEGIES,
+        f"{STRATEGY_HELP}{more}.", metavar="S", parser=parse_strategy, autocompletion=lambda: STRATEGIES
     )
 
 
@@ -308,8 +305,7 @@ class Network(TiedInput):
 
 READ: dict[str, Any] = {
     "step": network(
-        "Take every n-th slice into a window (default: as saved, else 1: adjacent slices).",
-        metavar="N",
+        "Take every n-th slice into a window (default: as saved, else 1: adjacent slices).", metavar="N"
     ),
     "plane": volume(
         "Axis along which slices are stacked: z, y or x (default: as saved, else z).",
@@ -321,17 +317,14 @@ READ: dict[str, Any] = {
         metavar="LOW HIGH",
     ),
     "fill": volume(
-        "Replace NaN and infinity by this voxel value (default: as saved, else refuse them).",
-        metavar="X",
+        "Replace NaN and infinity by this voxel value (default: as saved, else refuse them).", metavar="X"
     ),
 }
 """How volumes are read."""
 
 LABELS: dict[str, Any] = {
     "label_values": volume(
-        "Label value of each class (default: as saved, else 0,1,2 ...).",
-        metavar="V,V",
-        parser=parse_values,
+        "Label value of each class (default: as saved, else 0,1,2 ...).", metavar="V,V", parser=parse_values
     ),
     "other_labels": volume(
         "Take other label values as error or as background, class 0 (default: as saved, else error).",
@@ -339,8 +332,7 @@ LABELS: dict[str, Any] = {
         autocompletion=lambda: ("error", "background"),
     ),
     "ignore_label": volume(
-        "Leave voxels of this label value out of scores (default: as saved).",
-        metavar="V",
+        "Leave voxels of this label value out of scores (default: as saved).", metavar="V"
     ),
     "instances": volume(
         "Labels number objects; their boundaries become class 1. sparse: 0 is background. dense: 0 lies between objects "
@@ -413,8 +405,7 @@ class LabelledOpening(Opening):
     label_axes: Annotated[
         str | None,
         volume(
-            "Axes of the label file as stored (default: as the file states, else as --axes).",
-            metavar="AXES",
+            "Axes of the label file as stored (default: as the file states, else as --axes).", metavar="AXES"
         ),
     ] = None
 

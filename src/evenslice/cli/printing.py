@@ -161,12 +161,7 @@ def show_audits(audits: Sequence[Audit], out: Path | None, *, json: bool) -> Non
     from evenslice.cli.tables import audit_parts
 
     documents = [audit.to_dict() for audit in audits]
-    show(
-        documents[0] if len(documents) == 1 else documents,
-        *audit_parts(audits),
-        *_report(out),
-        json=json,
-    )
+    show(documents[0] if len(documents) == 1 else documents, *audit_parts(audits), *_report(out), json=json)
 
 
 def show_result(document: object, result: object, *lines: str, out: Path | None = None, json: bool) -> None:

@@ -39,15 +39,13 @@ def train(
         ),
     ] = None,
     out: Annotated[
-        Path | None,
-        options.output("Folder for the run: log, checkpoints, network, scores.", metavar="RUN"),
+        Path | None, options.output("Folder for the run: log, checkpoints, network, scores.", metavar="RUN")
     ] = None,
     resume: Annotated[
         bool, options.output("Resume the run in the folder; its configuration may be left out.", "--resume")
     ] = False,
     print_config: Annotated[
-        bool,
-        options.output("Print the configuration with all options and exit.", "--print-config"),
+        bool, options.output("Print the configuration with all options and exit.", "--print-config")
     ] = False,
     json: options.Json = False,
 ) -> None:
@@ -80,11 +78,7 @@ def train(
     notes = [f"note: nothing to resume in {out}; starting"] if fresh else []
     with quiet(json), resumable(f"resume it with: {command_line('--resume')}"):
         result = run_training(
-            settings,
-            out,
-            resume=resume,
-            command=command_line(),
-            on_start=lambda lines: tell(*notes, *lines),
+            settings, out, resume=resume, command=command_line(), on_start=lambda lines: tell(*notes, *lines)
         )
     if result:  # of several processes, only the first has one
         show(result, _run_table(result, out), *_next_step(settings, out), json=json)
@@ -164,8 +158,7 @@ def study(
     cluster: options.Cluster,
     out: Annotated[Path | None, options.output("Folder for runs, results and report.", metavar="DIR")] = None,
     print_config: Annotated[
-        bool,
-        options.output("Print a configuration to start from and exit.", "--print-config"),
+        bool, options.output("Print a configuration to start from and exit.", "--print-config")
     ] = False,
     json: options.Json = False,
 ) -> None:

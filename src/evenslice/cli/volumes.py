@@ -69,8 +69,7 @@ def segment(
     out: Annotated[
         str,
         options.output(
-            "File for the labels: .tif, .nii.gz, .ome.zarr, .h5:/path, .mha, .nrrd or .npy.",
-            metavar="PATH",
+            "File for the labels: .tif, .nii.gz, .ome.zarr, .h5:/path, .mha, .nrrd or .npy.", metavar="PATH"
         ),
     ],
     probabilities: Annotated[
@@ -139,8 +138,7 @@ def evaluate(
     labels: Annotated[
         str | None,
         options.volume(
-            "Class labels of the volume (default, with --stress: the intact answer).",
-            metavar="PATH",
+            "Class labels of the volume (default, with --stress: the intact answer).", metavar="PATH"
         ),
     ] = None,
     reading: options.LabelledReading,

@@ -452,9 +452,7 @@ def _predict_planes(
 def _run(network: Network, windows: Tensor) -> Tensor:
     """Return the logits (batch, classes, y, x) of windows (batch, N, y, x), however many go into the memory at once."""
     parts = network.batches.run(
-        lambda part: class_logits(network, windows[part]),
-        len(windows),
-        (network.dtype, *windows.shape[1:]),
+        lambda part: class_logits(network, windows[part]), len(windows), (network.dtype, *windows.shape[1:])
     )
     if len(parts) == 1:
         return parts[0]

@@ -542,10 +542,7 @@ class ReadyNetwork(ReadyModel):
         return returned
 
     def _run(self, windows: Tensor, dtype: torch.dtype) -> Any:
-        with (
-            full_precision(),
-            torch.autocast(self.device.type, dtype=dtype, enabled=dtype.itemsize < 4),
-        ):
+        with full_precision(), torch.autocast(self.device.type, dtype=dtype, enabled=dtype.itemsize < 4):
             returned = self.module((windows - self.mean) / self.std)
             # Within autocast: the function may multiply tensors of both precisions.
             return returned if self.outputs is None else reduce_output(returned, self.outputs)
@@ -605,12 +602,7 @@ class BlackBox(ReadyModel):
 
     engine = "function"
 
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        *,
-        outputs: Callable[[Any], Any] | None = None,
-    ) -> None:
+    def __init__(self, function: Callable[..., Any], *, outputs: Callable[[Any], Any] | None = None) -> None:
         super().__init__()
         if not callable(function):
             raise ModelError(

@@ -159,12 +159,7 @@ ADVICE = {
 
 
 def answers_alone(
-    answer: Answer,
-    windows: Tensor,
-    *,
-    name: str,
-    limits: tuple[float, float],
-    model: nn.Module | None = None,
+    answer: Answer, windows: Tensor, *, name: str, limits: tuple[float, float], model: nn.Module | None = None
 ) -> tuple[Mapping[Any, Tensor], Mapping[Any, Tensor]]:
     """Return the answers to two windows, each in a batch of its own, which depend on nothing but the window.
 

@@ -360,10 +360,7 @@ def _named_in(file: Path) -> str:
 
 
 def _metadata(
-    record: Record,
-    source: ModelSource | None,
-    reading: Reading | None,
-    run: Mapping[str, str] | None,
+    record: Record, source: ModelSource | None, reading: Reading | None, run: Mapping[str, str] | None
 ) -> str:
     """Return the metadata of a network's file; the arguments are those of ``save_network``."""
     document: dict[str, Any] = {"format": FORMAT, "version": version("evenslice"), "record": record.to_dict()}

@@ -163,11 +163,7 @@ def find_stems(
 
 
 def accepted_input(
-    model: nn.Module,
-    channels: Iterable[int] = (),
-    size: tuple[int, int] | None = None,
-    *,
-    dry: bool = False,
+    model: nn.Module, channels: Iterable[int] = (), size: tuple[int, int] | None = None, *, dry: bool = False
 ) -> tuple[int, tuple[int, int]]:
     """Return the first number of channels and in-plane size of those tried in turn that a network accepts.
 

@@ -10,12 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from PIL import Image, ImageColor
-from scipy.ndimage import (
-    find_objects,
-    gaussian_filter,
-    generate_binary_structure,
-    morphological_gradient,
-)
+from scipy.ndimage import find_objects, gaussian_filter, generate_binary_structure, morphological_gradient
 
 from evenslice.report.style import AUDIT_COLOURS
 from evenslice.report.tables import percent, signed
@@ -154,9 +149,7 @@ def _coloured(
     return [
         tuple(
             Picture.of(
-                f"{signed(k)}: {percent(share)}",
-                _shrink(image),
-                _colour(layer / top if top > 0 else layer),
+                f"{signed(k)}: {percent(share)}", _shrink(image), _colour(layer / top if top > 0 else layer)
             )
             for k, share, image, layer in zip(own, map_shares(maps), images, heat, strict=True)
         )
@@ -198,11 +191,7 @@ def _colour(heat: NDArray[np.float64]) -> NDArray[np.uint8]:
 
 
 def explanation_html(
-    title: str,
-    caption: str,
-    offsets: tuple[int, ...],
-    images: NDArray[np.uint8],
-    maps: NDArray[np.float32],
+    title: str, caption: str, offsets: tuple[int, ...], images: NDArray[np.uint8], maps: NDArray[np.float32]
 ) -> str:
     """Return a window (N, y, x) and its maps as pictures for a notebook."""
     (pictures,) = _coloured([(images, maps)], [offsets])

@@ -102,13 +102,7 @@ class Stress:
 
     @classmethod
     def of_counts(
-        cls,
-        volume: Counts,
-        hits: Counts,
-        sizes: Counts,
-        kinds: Sequence[tuple[str, int]],
-        *,
-        reference: str,
+        cls, volume: Counts, hits: Counts, sizes: Counts, kinds: Sequence[tuple[str, int]], *, reference: str
     ) -> Self:
         """Compute the cost of disturbed slices, from how n slices were answered in v ways, for C classes.
 

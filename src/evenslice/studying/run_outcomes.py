@@ -8,14 +8,7 @@ import math
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from evenslice._core import (
-    UNREADABLE,
-    json_text,
-    needs_extra,
-    read_bounded,
-    remove_leftovers,
-    staged_file,
-)
+from evenslice._core import UNREADABLE, json_text, needs_extra, read_bounded, remove_leftovers, staged_file
 from evenslice.results import (
     TASK_SCORES,
     AuditResult,

@@ -16,14 +16,7 @@ from itertools import pairwise, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import (
-    ConfigError,
-    EvensliceError,
-    ModelError,
-    errors_at,
-    load_config,
-    module_file,
-)
+from evenslice._core import ConfigError, EvensliceError, ModelError, errors_at, load_config, module_file
 from evenslice.networks import parse_specification
 from evenslice.neutralizing import read_saved
 from evenslice.studying.run_outcomes import LABELS, RunOutcome, damaged_files

@@ -311,8 +311,7 @@ def working_in_study(out: Path) -> Iterator[None]:
             are not a study's, or their runs are kept elsewhere.
     """
     with locked_folder(
-        out,
-        f"{out}: another `evenslice study` is at work in it; wait for it, or choose another folder",
+        out, f"{out}: another `evenslice study` is at work in it; wait for it, or choose another folder"
     ):
         runs = [run for run in (out / "runs").glob("*/") if _RUN.fullmatch(run.name)]
         found = [out / name for name in STUDY_FILES if (out / name).exists()]
