@@ -106,14 +106,16 @@ def test_failures_are_one_line_after_the_last_lines_of_the_program(flip):
     assert done.stderr.splitlines()[:2] == ["read (20, 24, 12)", "no such model"]
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert "ends with status 1 on the volume intact" in done.stderr
-    assert (
-        "writes no answer.nii.gz"
-        in flip(EVEN, program=f"{sys.executable} -c 'pass' {{input}} {{output}}").stderr
-    )
-    assert "1 is given twice" in flip(EVEN, "--swap", "1:2", "--swap", "1:3").stderr
+    for words, message in (
+        ("--swap 1:2 --swap 1:3", "1 is given twice"),
+        ("--swap 1:1", "--swap 1:1: give each class one other"),
+        ("--axis t", "--axis t: known: x, y, z"),
+    ):
+        assert message in flip(EVEN, *words.split()).stderr
     for program, message in (
         ("no-such-program {input} {output}", "cannot be run"),
         ("a {input}", "names no {output}"),
+        (f"{sys.executable} -c 'pass' {{input}} {{output}}", "writes no answer.nii.gz"),
     ):
         done = flip(EVEN, program=program)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)

@@ -77,7 +77,7 @@ def _plain(value: Any) -> Any:
 
 def spelled_in_python(name: str, value: Any) -> str:
     """Spell an option as a Python argument."""
-    name = "axes" if name == "label_axes" else name  # of `open_volume`, with which labels are opened, too
+    name = "axes" if name in ("label_axes", "axis") else name  # as `open_volume` and `audit_volume` call them
     return name if value is None else f"{name}={value!r}"
 
 
@@ -94,7 +94,7 @@ def spelled_on_command_line(name: str, value: Any) -> str:
     """
     flag = f"--{name.replace('_', '-')}"
     if isinstance(value, dict):
-        return " ".join(f"{flag} {key}={item}" for key, item in value.items())
+        return " ".join(f"{flag} {key}{':' if name == 'swap' else '='}{item}" for key, item in value.items())
     words = value if isinstance(value, list) else [] if value is None else [value]
     if name in _OF_ANY_LENGTH and words:
         words = [",".join(map(str, words))]

@@ -23,7 +23,6 @@ from evenslice._core import (
     UNREADABLE,
     ConfigError,
     ModelError,
-    check_known,
     json_text,
     local_path,
     option,
@@ -197,7 +196,6 @@ def flip_volume(volume: Volume, axis: str, *, ignore_orientation: bool = False) 
             orientation does; by default it follows, so that every voxel keeps its place in the patient.
 
     Raises:
-        ConfigError: it is no axis.
         VolumeError: the volume cannot be read.
 
     Example:
@@ -205,7 +203,6 @@ def flip_volume(volume: Volume, axis: str, *, ignore_orientation: bool = False) 
         >>> flip_volume(volume, "z")[...].tolist()
         [[[4, 5]], [[2, 3]], [[0, 1]]]
     """
-    check_known("axis", axis, ["z", "y", "x"])
     place = "zyx".index(axis)
     flipped = open_volume(np.flip(volume[...], place), spacing=volume.spacing, unit=volume.unit)
     affine = volume.affine

@@ -102,9 +102,9 @@ class VolumeAnswers:
             ConfigError: an axis is unknown, or there is none; a class changes places with two, or with itself.
         """
         if not axes or isinstance(axes, str) or len(set(axes)) < len(axes):
-            raise ConfigError(f"{option('axes', axes)}: give one or more of z, y and x, each once")
+            raise ConfigError(f"{option('axis', axes)}: give one or more of z, y and x, each once")
         for axis in axes:
-            check_known("axes", axis, ["z", "y", "x"])
+            check_known("axis", axis, ["z", "y", "x"])
         both = dict(swap or {})
         for one, other in list(both.items()):
             if one == other or both.setdefault(other, one) != one:
