@@ -121,12 +121,7 @@ def estimates(intervals):
         ("leaning", {}, (1 / 14, 4 / 14, 9 / 14), 1),  # 1 + 2 - 3 = 0: a gray image is invisible to it
         ("classifier", {}, (1 / 14, 4 / 14, 9 / 14), 1 - 36 / 42),
         ("normalizing", {}, (4 / 21, 16 / 21, 1 / 21), 1 - 49 / 63),  # a scaling inside the network counts
-        (
-            "fair",
-            {"std": [0.5, 0.25, 1.0]},
-            (4 / 21, 16 / 21, 1 / 21),
-            1 - 49 / 63,
-        ),  # and one that the user states
+        ("fair", {"std": [0.5, 0.25, 1.0]}, (4 / 21, 16 / 21, 1 / 21), 1 - 49 / 63),  # and one that is stated
         ("two_stems", {}, (1 / 11, 1 / 11, 9 / 11), 1 - 17 / 33),
     ],
 )

@@ -12,9 +12,8 @@ from evenslice import ConfigError, ModelError, audit_volume, symmetrize_volume
 
 RANDOM = np.random.default_rng(0)
 STACK = RANDOM.random((12, 24, 20)).astype(np.float32)
-BLOBS = (
-    np.kron(np.indices((3, 3, 2)).sum(axis=0) % 2, np.ones((4, 8, 10))) > 0
-)  # boxes of 320 voxels, some beside others
+# Boxes of 320 voxels, some beside others.
+BLOBS = np.kron(np.indices((3, 3, 2)).sum(axis=0) % 2, np.ones((4, 8, 10))) > 0
 
 
 def rising(stack):

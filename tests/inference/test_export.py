@@ -524,9 +524,7 @@ def test_a_run_in_each_format_gives_the_labels_of_segment_by_its_own_library(fol
     assert audited["volumes"][0]["intensity"] == [0, 255]
     command(folder, "export", *run, "--to", "huggingface", "--out", "with-audit", "--audit", "audited")
     assert f"| {audited['verdict']}" in Path("with-audit/README.md").read_text()
-    shutil.copytree(
-        "audited", "run", dirs_exist_ok=True
-    )  # those beside the network of a run are shown unasked
+    shutil.copytree("audited", "run", dirs_exist_ok=True)  # audits in the folder of a run are shown unasked
     command(folder, "export", *run, "--to", "huggingface", "--out", "with-its-own")
     assert f"| {audited['verdict']}" in Path("with-its-own/README.md").read_text()
 

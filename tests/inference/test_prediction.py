@@ -165,10 +165,7 @@ def test_a_coarse_output_is_resized():
 @pytest.mark.parametrize(
     ("network", "fits"),
     [
-        (
-            nn.Conv2d(3, 2, 9),
-            False,
-        ),  # stretched over the window, no pixel but the middle would be where it belongs
+        (nn.Conv2d(3, 2, 9), False),  # stretched over the window, no pixel but the middle would be in place
         (nn.Conv2d(3, 2, 9, padding=8), False),
         (nn.Conv2d(3, 2, 3, stride=2), True),  # a stride leaves one pixel out of many at most
         (nn.Conv2d(3, 2, 3, stride=4), True),

@@ -163,9 +163,8 @@ def test_a_study_without_stress_has_no_such_columns(inputs):
     evenslice.study(options(), out, on_start=said.extend)  # losses are asked for now
     runs = "blobs, small, pretrained, fold 0, seed 0; blobs, small, tied, fold 0, seed 0"
     assert said == [f"training.stress: these finished runs were tested without it, and stay so: {runs}"]
-    assert (
-        evenslice.study(options(audit={"max_windows": 9}), out)["finished"] == 2
-    )  # nor do they fail where audited again
+    audited = evenslice.study(options(audit={"max_windows": 9}), out)
+    assert audited["finished"] == 2  # nor do they fail where audited again
     assert [result["stress"] for result in results(out)] == [None, None]
 
 

@@ -143,9 +143,7 @@ def test_missing_slices_are_replaced_by_the_middle_slice(noise):
     whole = crops(noise, length=300, augmentation=OFF)
     lossy = crops(noise, length=300, augmentation=OFF | {"missing_slices": 0.3})
     lost = []
-    for i in range(
-        300
-    ):  # all else is as it was: arms of a study that differ in lost slices see the same crops
+    for i in range(300):  # all else is as it was: arms that differ in lost slices see the same crops
         (before, labels), (after, kept) = whole[i], lossy[i]
         assert torch.equal(labels, kept)
         assert torch.equal(before[1], after[1])

@@ -289,9 +289,8 @@ def test_a_finished_run_is_not_taken_for_one_of_other_options_or_data(
     (run, config), data, said = copied, tmp_path / "data", []
     data.mkdir()
     moved = config.model_copy(update={"data": config.data.model_copy(update={"root": data})})
-    assert (
-        evenslice.train(moved, run.path, resume=True, on_start=said.append) == run.read_result()
-    )  # the files are gone
+    result = evenslice.train(moved, run.path, resume=True, on_start=said.append)
+    assert result == run.read_result()  # the files are gone
     assert said == [(f"note: the run in {run.path} is finished; nothing is trained or tested again",)]
     shutil.copy(tiny_run.folder / "image.npy", data)
     np.save(data / "labels.npy", 1 - np.load(tiny_run.folder / "labels.npy"))

@@ -93,9 +93,7 @@ def test_voxel_sizes_of_tiff(tmp_path, options, name, compression):
     tifffile.imwrite(tmp_path / "stack.tif", STACK, **options, compression=compression)
     volume = open_volume(tmp_path / "stack.tif")
     assert same(volume, STACK)
-    assert volume.spacing == pytest.approx(
-        (50, 5, 4)
-    )  # of OME in several units, the default is the micrometre
+    assert volume.spacing == pytest.approx((50, 5, 4))  # in OME, the default unit is the micrometre
     assert (volume.unit, volume.format) == ("nm", name)
 
 

@@ -244,9 +244,8 @@ def audit(
     grids = [
         WindowGrid(
             item,
-            way.fit_scaling(
-                item, seed=sampling.seed, blank=len(volumes) > 1
-            ),  # all windows of one would be the same
+            # All windows of a blank volume would be the same.
+            way.fit_scaling(item, seed=sampling.seed, blank=len(volumes) > 1),
             slices,
             tile,
             read.step,

@@ -145,9 +145,7 @@ class OnnxNetwork:
         try:
             outputs = [np.asarray(output) for output in self._session.run(None, {self._input: given})]
         except Exception as error:
-            if out_of_memory(
-                RuntimeError(error)
-            ):  # for which audits and segmentations take fewer windows at once
+            if out_of_memory(RuntimeError(error)):  # audits and segmentations then take fewer windows at once
                 raise torch.OutOfMemoryError(f"{self.path}: {reason(error)}") from error
             raise ModelError(
                 f"{self.path}: rejects windows of shape {given.shape}: {reason(error)}"
@@ -581,9 +579,7 @@ def _average(model: Any, network: OnnxNetwork) -> None:
         )
         constants[half] = np.array(0.5, TYPES[kind])
         nodes += [
-            make_node(
-                "Mul", [f"{INNER}{output.name}", half], [halves]
-            ),  # the sum may overflow in half precision
+            make_node("Mul", [f"{INNER}{output.name}", half], [halves]),  # the sum may overflow in float16
             make_node("Split", [halves], ends, axis=0, **parts),
             make_node("Add", ends, [output.name]),
         ]

@@ -147,9 +147,7 @@ def _only_size(model: nn.Module) -> tuple[int, int] | None:
     for module in model.modules():
         if hasattr(module, "strict_img_size"):  # timm's patch embeddings
             return _pair(getattr(module, "img_size", None)) if module.strict_img_size else None
-        if hasattr(module, "seq_length") and hasattr(
-            module, "image_size"
-        ):  # torchvision's vision transformers
+        if hasattr(module, "seq_length") and hasattr(module, "image_size"):  # torchvision's transformers
             return _pair(module.image_size)
     # The outermost decides: a network of any size may hold, as a part, one that alone takes one size.
     outermost = next(filter(_reads_images, model.modules()), None)

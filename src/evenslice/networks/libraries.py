@@ -309,9 +309,7 @@ def _build_monai(specification: Specification, pretrained: bool) -> Built:
     builder = getattr(nets, name)
     known = _parameters(builder)
     arguments |= _own_arguments(specification, known, arguments)
-    if (
-        pretrained and variant not in url_map
-    ):  # MONAI has no other weights for 2-D images, or only pickled ones
+    if pretrained and variant not in url_map:  # MONAI has no other weights for 2-D images, or pickled ones
         raise specification.error(
             "evenslice reads imagenet weights from MONAI for efficientnet-b0 to -b7 only, as in"
             " monai:FlexibleUNet/efficientnet-b0; give a weights file, or none"

@@ -237,9 +237,8 @@ def _write_table(outcomes: Sequence[RunOutcome], config: StudyConfig, path: Path
     other_task = {name for names in TASK_SCORES.values() for name in names} - {*scores}
     metrics = [name for name, entry in RunOutcome.model_fields.items() if entry.annotation == float | None]
     first = (*LABELS, *scores[:2], "directional_bias", "asymmetry", "imbalance", *shares, "seconds")
-    measured = any(
-        "stress_intact" in outcome.model_dump(exclude_unset=True) for outcome in outcomes
-    )  # not by earlier versions
+    # Earlier versions did not measure it.
+    measured = any("stress_intact" in outcome.model_dump(exclude_unset=True) for outcome in outcomes)
     others = (
         "verdict",
         *(name for name in metrics if name not in {*first, *other_task, *STRESS_COLUMNS}),

@@ -658,9 +658,8 @@ class Interruption(Checkpoint):
             Stopped: a signal came.
         """
         del pl_module
-        first = (
-            trainer.is_global_zero
-        )  # which alone writes, beside the name, so that the last one is not lost
+        # The first process alone writes, beside the name, so that the last checkpoint is not lost.
+        first = trainer.is_global_zero
         with staged_file(self._path, force=True) if first else nullcontext(self._path) as beside:
             trainer.save_checkpoint(beside)
         self._note_step(trainer)

@@ -106,10 +106,8 @@ _VERBOSE = ("lightning.pytorch", "lightning.fabric", "mlflow", "alembic")
 _IGNORED: tuple[tuple[str, type[Warning]], ...] = (
     (r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning),  # Lightning's use of PyTorch
     (r"", PossibleUserWarning),  # Lightning's advice, such as to use more workers
-    (
-        r"Total length of `(DataLoader|CombinedLoader)` across ranks is zero",
-        UserWarning,
-    ),  # a run that has no step left
+    # of a run that has no step left
+    (r"Total length of `(DataLoader|CombinedLoader)` across ranks is zero", UserWarning),
     # In float16, the first steps may be left out until the scale of the loss suits.
     (r"Detected call of `lr_scheduler.step\(\)` before `optimizer.step\(\)`", UserWarning),
     (r"Be aware that when using `ckpt_path`", UserWarning),  # a checkpoint of version 0.1 or 0.2
