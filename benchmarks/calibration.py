@@ -82,11 +82,8 @@ def take_census(cell: Cell, folder: Path, runs: Path | None) -> Path | None:
     volumes = sorted(source.glob("images/*.nii.gz"))[-15:] if source.is_dir() else [source]
     trained = cell.network.startswith("run:")
     file = (runs or Path()) / cell.network.removeprefix("run:") / "network.safetensors"
-    if (
-        (trained and runs is None)
-        or not volumes
-        or not all(item.exists() for item in (*volumes, *([file] if trained else [])))
-    ):
+    needed = [*volumes, *([file] if trained else [])]
+    if (trained and runs is None) or not volumes or not all(item.exists() for item in needed):
         return None
     model = (
         evenslice.load_network(str(file), **cell.how).model

@@ -181,12 +181,8 @@ def nnunet(scratch: Path, *, mirroring: bool) -> list[dict[str, Any]]:
     """Train nnU-Net for an epoch by its own commands, once, and flip test cases by its own prediction."""
     folders = {name: scratch / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     tools = Path(sys.executable).parent
-    environment = {
-        **os.environ,
-        "PATH": f"{tools}:{os.environ['PATH']}",
-        "nnUNet_n_proc_DA": "1",
-        **{k: str(v) for k, v in folders.items()},
-    }
+    environment = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}", "nnUNet_n_proc_DA": "1"}
+    environment |= {name: str(folder) for name, folder in folders.items()}
     run = partial(subprocess.run, env=environment, check=True, stdout=subprocess.DEVNULL)
     data = folders["nnUNet_raw"] / "Dataset004_Hippocampus"
     plans = folders["nnUNet_preprocessed"] / data.name / "nnUNetPlans.json"
@@ -199,13 +195,8 @@ def nnunet(scratch: Path, *, mirroring: bool) -> list[dict[str, Any]]:
             shutil.copy(image, data / "imagesTr" / f"{name}_0000.nii.gz")
             shutil.copy(labels, data / "labelsTr" / f"{name}.nii.gz")
         classes = {"background": 0, "anterior": 1, "posterior": 2}
-        described = {
-            "channel_names": {"0": "MRI"},
-            "labels": classes,
-            "numTraining": 45,
-            "file_ending": ".nii.gz",
-        }
-        (data / "dataset.json").write_text(json.dumps(described))
+        described = {"channel_names": {"0": "MRI"}, "labels": classes, "file_ending": ".nii.gz"}
+        (data / "dataset.json").write_text(json.dumps(described | {"numTraining": 45}))
         run([tools / "nnUNetv2_plan_and_preprocess", "-d", "4", "-c", "3d_fullres", "-np", "1"])
         changed = json.loads(plans.read_text())
         changed["configurations"]["3d_fullres"]["batch_size"] = NNUNET_BATCH
