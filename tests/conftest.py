@@ -17,6 +17,11 @@ settings.load_profile("evenslice")
 SHARED = Path(os.environ.get("EVENSLICE_SHARED", Path(__file__).parents[2] / "shared"))
 
 
+def pytest_runtest_setup():
+    """Let every test draw the same random weights: others might, for once, round to what no network should."""
+    torch.manual_seed(0)
+
+
 def _folder(name):
     folder = SHARED / name
     if not folder.is_dir():

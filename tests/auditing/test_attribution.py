@@ -31,7 +31,6 @@ def test_a_network_that_reads_one_slice_gives_it_everything(method, read):
 @pytest.mark.parametrize("method", METHODS)
 def test_the_attribution_of_the_mirror_is_the_mirror(method):
     """With the same random draws for a window and its mirror, as a bias of a symmetric network shows otherwise."""
-    torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(5, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 2, 1)).requires_grad_(
         False
     )
@@ -43,7 +42,6 @@ def test_the_attribution_of_the_mirror_is_the_mirror(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_keeps_the_contract_in_any_thread(method):
-    torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.GELU(), nn.Conv2d(4, 3, 1))
     volume = noise(depth=3, size=12)
     state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002

@@ -116,7 +116,6 @@ def test_one_slice_has_nothing_to_judge(texture):
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_audit_bit_for_bit(texture):
-    torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
     first, again = (audit(network, texture, seed=5, method="smoothgrad") for _ in range(2))
     volatile = ("created", "seconds")
@@ -202,7 +201,6 @@ def test_labels_as_target(texture):
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_the_mode_of_the_caller_changes_nothing(mode, texture, tmp_path):
     """Not even for a network that was built in inference mode, or a function that returns arrays."""
-    torch.manual_seed(0)
     with mode():
         model = nn.Sequential(
             nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)

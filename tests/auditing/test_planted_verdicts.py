@@ -220,7 +220,6 @@ def test_functions_of_whole_numbers(function, target, verdict, answer):
 
 @pytest.mark.parametrize("options", [{"strategy": "uniform"}, {"strategy": "pretrained", "tie": "mirror"}])
 def test_networks_that_are_fair_by_construction_are_symmetric(options):
-    torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 3, padding=1))
     evenslice.neutralize(network, slices=3, mean=0.5, std=0.5, **options)
     found = audit_formula(network, noise(depth=30))
@@ -233,7 +232,6 @@ def test_networks_that_are_fair_by_construction_are_symmetric(options):
 def test_a_network_made_symmetric_is_so_after_59_windows_at_most(make):
     import timm
 
-    torch.manual_seed(0)
     network = timm.create_model("test_resnet", num_classes=2).eval()
     if make == "twin":
         evenslice.neutralize(network, slices=3, strategy="twin", mean=0.5, std=0.5)
@@ -251,7 +249,6 @@ def test_a_network_made_symmetric_is_so_after_59_windows_at_most(make):
 )
 def test_networks_without_a_stem_that_can_be_found(kind):
     """They are not neutralized, only audited."""
-    torch.manual_seed(0)
     if kind == "compiled":
         network = torch.compile(nn.Conv2d(3, 2, 3, padding=1), backend="eager")
     elif kind == "linear":

@@ -5,7 +5,6 @@ from itertools import product
 
 import numpy as np
 import pytest
-import torch
 from formulas import audit_formula, noise
 from hypothesis import given, settings, strategies as st
 from torch import nn
@@ -102,7 +101,6 @@ def test_the_size_of_a_batch_does_not_matter():
 
 @pytest.mark.slow
 def test_a_cluster_finds_what_one_process_finds():
-    torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 3, padding=1))
     one, many = (
         audit_formula(network, noise(depth=60, size=16), precision=0.02, workers=workers)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from formulas import alternating, audit_formula, decided, noise, two_classes, weighted
 from torch import nn
 
@@ -71,7 +70,6 @@ def test_all_windows_of_a_small_stack_decide_without_width():
 @pytest.mark.slow
 def test_the_size_of_the_tile_leaves_out_what_lacks_its_surroundings():
     """At the borders of a tile, zeros stand in for what lies beyond; where the plane ends, they do in any tile."""
-    torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 5, padding=2), nn.ReLU(), nn.Conv2d(4, 2, 5, padding=2))
     volume = noise(depth=6, size=160)
     whole = audit_formula(network, volume, tile=(160, 160))

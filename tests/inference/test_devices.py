@@ -130,7 +130,6 @@ def test_bfloat16_is_chosen_for_training_alone_by_the_gpu_that_is_named(capabili
 
 def test_labels_are_those_of_float32_and_what_less_would_cost_is_said(monkeypatch, capsys):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 2, 1)).requires_grad_(False)
     volume = np.random.default_rng(0).random((4, 64, 64))
     default, exact, half = (

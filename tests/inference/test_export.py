@@ -198,7 +198,6 @@ def test_an_onnx_file_with_damaged_metadata_is_refused(tmp_path, text):
 @pytest.mark.slow
 def test_padding_that_depends_on_the_size_is_exported_for_every_size(tmp_path):
     timm_layers = pytest.importorskip("timm.layers")
-    torch.manual_seed(0)
     network = nn.Sequential(
         nn.Conv2d(3, 4, 1), timm_layers.Conv2dSame(4, 4, 3, stride=2), nn.Upsample(scale_factor=2)
     ).eval()

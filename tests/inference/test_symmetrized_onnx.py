@@ -6,7 +6,6 @@ import re
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import TensorProto, helper
 from onnx_graphs import save
 from torch import nn
@@ -127,7 +126,6 @@ def test_several_outputs_that_others_use_and_graphs_inside_nodes(tmp_path, first
 
 @pytest.mark.slow
 def test_an_exported_network_keeps_its_description(tmp_path, symmetrized):
-    torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(5, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
     evenslice.neutralize(model, slices=5, mean=0.5, std=0.25, strategy="center")
     evenslice.export(model, tmp_path / "exported", to="onnx", reading=evenslice.Reading(step=2))

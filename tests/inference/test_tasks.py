@@ -97,7 +97,6 @@ def shares(found):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_planted_shares_come_through_the_default_target(texture, task):
-    torch.manual_seed(0)
     build, outputs, target = TASKS[task]
     found = audit(Mixed(build()), texture, outputs=outputs)
     np.testing.assert_allclose(shares(found), EXPECTED, atol=1e-5)

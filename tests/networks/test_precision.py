@@ -58,7 +58,6 @@ def test_a_setting_that_only_a_newer_switch_has_comes_back():
 
 def test_an_audit_does_not_depend_on_it(chosen):
     """On processors with bfloat16, "medium" otherwise rounds what a linear layer computes."""
-    torch.manual_seed(0)
     layer = nn.Sequential(nn.Conv2d(3, 64, 8, stride=8), nn.Flatten(2), nn.Linear(64, 256))
     volume = np.random.default_rng(0).random((6, 64, 64), np.float32)
     options = {"sampling": Sampling(max_windows=4), "compute": Compute(device="cpu", progress=False)}

@@ -160,7 +160,6 @@ def test_pretrained_at_three_slices_changes_no_weight():
 def test_torchvision_transform_input_is_folded_and_switched_off(slices):
     from torchvision.models import get_model
 
-    torch.manual_seed(0)
     model = unequal(get_model("inception_v3", weights=None, transform_input=True, init_weights=False))
     gray = torch.rand(1, 1, 96, 96)
     before = run(model, gray.expand(-1, 3, -1, -1))

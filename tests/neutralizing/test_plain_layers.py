@@ -46,7 +46,6 @@ COMPUTED = {
 
 @pytest.fixture(params=COMPUTED)
 def computed(request):
-    torch.manual_seed(0)
     return COMPUTED[request.param]().eval()
 
 

@@ -89,7 +89,6 @@ def test_a_tie_holds_through_training_and_untie_changes_nothing(build, strategy,
 
 
 def test_without_a_tie_the_symmetry_drifts():
-    torch.manual_seed(0)
     model = planted.conv_bias()
     neutralize(model, 5)
     train(model)
@@ -124,7 +123,6 @@ def test_mirror_tie_at_three_slices_by_hand():
     [(planted.conv_norm, "uniform", "mirror"), (Luma, "mixer", None), (Luma, "mixer", "mirror")],
 )
 def test_a_tied_or_mixed_network_can_be_copied(build, strategy, tie):
-    torch.manual_seed(0)
     model = build()
     neutralize(model, 5, strategy=strategy, tie=tie)
     twin, images = (copy.deepcopy if tie else by_pickle)(model), windows(5)
