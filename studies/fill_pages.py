@@ -154,15 +154,14 @@ def _short(change: Interval) -> str:
 def verdict_table(studies: Sequence[Study]) -> str:
     """Return how many audits of all studies ended with each verdict; those of ``short`` read too few windows.
 
-    Half of the runs of ``compute`` are those of ``price``.
+    Studies share runs, each of which counts once.
     """
-    found: dict[str, Counter[str]] = {}
-    for arm in (arm for study in studies if study.name not in ("short", "compute") for arm in study.pooled):
-        found.setdefault(arm.start, Counter()).update(run["verdict"] for run in arm.runs if run["verdict"])
-    words = sorted({word for counts in found.values() for word in counts})
+    arms = [arm for study in studies if study.name != "short" for arm in study.pooled]
+    found = Counter({run["key"]: (arm.start, run["verdict"]) for arm in arms for run in arm.runs}.values())
+    words = sorted({word for _, word in found} - {"not applicable"})  # as for one slice
+    starts = dict.fromkeys(start for start, _ in found)
     return table(
-        ("start", *words),
-        ([start, *(str(counts[word]) for word in words)] for start, counts in found.items()),
+        ("start", *words), ([start, *(str(found[start, word]) for word in words)] for start in starts)
     )
 
 

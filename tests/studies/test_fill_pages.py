@@ -33,6 +33,15 @@ def test_figures_of_a_mean_over_runs_are_those_of_the_summary(studies):
         assert dataclasses.astuple(own) == pytest.approx(known, abs=1e-9)
 
 
+def test_a_run_that_studies_share_has_one_verdict_and_counts_once(studies):
+    runs = [run for study in studies if study.name != "short" for run in study.runs]
+    judged = {(run["key"], run["verdict"]) for run in runs if run["verdict"] != "not applicable"}
+    counts = [
+        int(cell) for part in pages.verdict_table(studies).split("|") if (cell := part.strip()).isdigit()
+    ]
+    assert sum(counts) == len(judged) == len({key for key, _ in judged}) < len(runs)
+
+
 def test_every_run_of_a_study_is_done_and_its_arms_are_in_its_configuration(studies):
     for study in studies:
         assert study.summary.finished == study.summary.planned == len(study.runs)
