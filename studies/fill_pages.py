@@ -152,13 +152,13 @@ def _short(change: Interval) -> str:
 
 
 def verdict_table(studies: Sequence[Study]) -> str:
-    """Return how many audits of all studies ended with each verdict; those of ``short`` read too few windows.
+    """Return how many audits by version 0.2 ended with each verdict; later ones audited what ``short`` and ``compute`` added.
 
     Studies share runs, each of which counts once.
     """
-    arms = [arm for study in studies if study.name != "short" for arm in study.pooled]
+    arms = [arm for study in studies if study.name not in ("short", "compute") for arm in study.pooled]
     found = Counter({run["key"]: (arm.start, run["verdict"]) for arm in arms for run in arm.runs}.values())
-    words = sorted({word for _, word in found} - {"not applicable"})  # as for one slice
+    words = sorted({word for _, word in found})
     starts = dict.fromkeys(start for start, _ in found)
     return table(
         ("start", *words), ([start, *(str(found[start, word]) for word in words)] for start in starts)

@@ -18,7 +18,7 @@ SHARED = Path(os.environ.get("EVENSLICE_SHARED", Path(__file__).parents[2] / "sh
 
 
 def pytest_runtest_setup():
-    """Let every test draw the same random weights: others might, for once, round to what no network should."""
+    """Seed every test, so that none fails for the weights that it happens to draw."""
     torch.manual_seed(0)
 
 
